@@ -1,0 +1,118 @@
+"""Commands: what can happen to an account, as plain tuples of one shape.
+
+    (op, user_id, a, b, c, key, request_id, message)
+
+`op` is one of the constants below; `a`, `b`, `c` are int64; the rest is bytes (UTF-8 where it is text). Unused
+numbers are 0, unused bytes are empty, so that two calls with the same parameters are equal tuples: that is what
+idempotency compares. The doors parse and range-check everything into this form; the ledger checks only what depends
+on state. The table:
+
+    op                  a                     b                   c                key               message
+    TOP_UP              amount nanos                                                                 message
+    SET_RATE            nanos per hour        rate_seq or -1      min_runway or -1 resource          message
+    CHANGE_RATE         signed nanos per hour                                      resource          message
+    DEBIT               amount nanos          mode                                                   message
+    SET_CREDIT_LIMIT    limit nanos, 0 too
+    HOLD                amount nanos          ttl_ns, 0 = none
+    CAPTURE             amount nanos                                               hold_id
+    RELEASE                                                                        hold_id
+    ADJUST              signed nanos                                                                 reason
+    SET_THRESHOLDS      how many                                                   packed thresholds
+    CLOSE
+
+Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
+THRESHOLD (a = kind, b = value). Delivery commands tell the ledger what became of a cutoff or a restore call: `a` is
+the cutoff's seq, message the error of a failed attempt. `rate_seq` and `min_runway_ns` are 0 or more, in nanoseconds
+the latter; `ttl_ns` is 1 or more.
+"""
+
+import struct
+from typing import Final
+
+Command = tuple[int, bytes, int, int, int, bytes, bytes, bytes]
+
+TOP_UP: Final = 1
+SET_RATE: Final = 2
+CHANGE_RATE: Final = 3
+DEBIT: Final = 4
+SET_CREDIT_LIMIT: Final = 5
+HOLD: Final = 6
+CAPTURE: Final = 7
+RELEASE: Final = 8
+ADJUST: Final = 9
+SET_THRESHOLDS: Final = 10
+CLOSE: Final = 11
+
+EXHAUST: Final = 32
+HOLD_EXPIRED: Final = 33
+THRESHOLD: Final = 34
+
+CUTOFF_STARTED: Final = 48
+CUTOFF_DELIVERED: Final = 49
+CUTOFF_FAILED: Final = 50
+RESTORE_STARTED: Final = 51
+RESTORE_DELIVERED: Final = 52
+RESTORE_FAILED: Final = 53
+CUTOFF_RELEASED: Final = 54
+CUTOFF_RETRY: Final = 55
+
+# What history calls each operation. From outside they carry the procedure's own name.
+NAMES: Final[dict[int, str]] = {
+    TOP_UP: "top_up",
+    SET_RATE: "set_rate",
+    CHANGE_RATE: "change_rate",
+    DEBIT: "debit",
+    SET_CREDIT_LIMIT: "set_credit_limit",
+    HOLD: "hold",
+    CAPTURE: "capture",
+    RELEASE: "release",
+    ADJUST: "adjust",
+    SET_THRESHOLDS: "set_thresholds",
+    CLOSE: "close_account",
+    EXHAUST: "exhaust",
+    HOLD_EXPIRED: "hold_expired",
+    THRESHOLD: "threshold",
+    CUTOFF_STARTED: "cutoff_started",
+    CUTOFF_DELIVERED: "cutoff_delivered",
+    CUTOFF_FAILED: "cutoff_failed",
+    RESTORE_STARTED: "restore_started",
+    RESTORE_DELIVERED: "restore_delivered",
+    RESTORE_FAILED: "restore_failed",
+    CUTOFF_RELEASED: "cutoff_released",
+    CUTOFF_RETRY: "cutoff_retry",
+}
+
+# Modes of a debit (field b).
+STRICT: Final = 0
+PARTIAL: Final = 1
+FORCE: Final = 2
+MODES: Final[dict[str, int]] = {"strict": STRICT, "partial": PARTIAL, "force": FORCE}
+
+# Kinds of a threshold.
+BY_AMOUNT: Final = 0  # available <= value nanos
+BY_RUNWAY: Final = 1  # runway <= value ns
+
+# Limits that the doors check; the journal's tails hold them.
+USER_ID_BYTES_MAX: Final = 128
+REQUEST_ID_BYTES_MAX: Final = 64
+RESOURCE_BYTES_MAX: Final = 128
+MESSAGE_BYTES_MAX: Final = 1024
+HOLD_ID_BYTES_MAX: Final = 80
+THRESHOLDS_MAX: Final = 16
+
+_THRESHOLD = struct.Struct("<Bq")
+
+
+def pack_thresholds(thresholds: list[tuple[int, int]]) -> bytes:
+    """`[(kind, value)]`, value >= 0, as the `key` of SET_THRESHOLDS: sorted and without doubles, so that equal sets
+    are equal bytes.
+    """
+    ordered = sorted(set(thresholds))
+    assert len(ordered) <= THRESHOLDS_MAX
+    return b"".join(_THRESHOLD.pack(kind, value) for kind, value in ordered)
+
+
+def unpack_thresholds(packed: bytes) -> list[tuple[int, int]]:
+    """What `pack_thresholds` packed: `[(kind, value)]`, sorted."""
+    assert len(packed) % _THRESHOLD.size == 0
+    return [(kind, value) for kind, value in _THRESHOLD.iter_unpack(packed)]

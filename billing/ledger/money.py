@@ -1,0 +1,130 @@
+"""Amounts and rates: from what a client sent to exact integers, and back to text.
+
+An amount is an integer of nanos (10**-9 of a coin), or a decimal string of coins with at most 9 digits after the
+point. A float is taken only where it is a whole number of at most 2**53 (JavaScript clients send large integers so)
+and then means nanos as an integer does; a bool is never a number. Rates come as an amount per second, minute or hour
+and are held as nanos per hour, so that hourly price lists lose nothing.
+
+The unit inside is the nano-per-hour for one nanosecond: `NANO` of them are one nano. A balance is one Python integer
+of it. Nothing here or behind it computes money in floating point.
+"""
+
+import re
+from typing import Final
+
+from billing.ledger.errors import Refused
+
+NANO: Final = 3600 * 10**9  # internal units per nano: ns per hour
+COIN_NANOS: Final = 10**9
+INT64_MAX: Final = 2**63 - 1
+FLOAT_WHOLE_MAX: Final = 2**53  # up to here a float holds each whole number exactly
+
+PER_HOUR: Final[dict[bytes, int]] = {b"second": 3600, b"minute": 60, b"hour": 1}
+
+_DECIMAL = re.compile(rb"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?")
+
+
+def parse_amount(value: object) -> int:
+    """An amount above zero, in nanos. Refused `INVALID_AMOUNT` for anything else, also above 2**63-1."""
+    if type(value) is int and 0 < value <= INT64_MAX:
+        return value
+    nanos = _nanos(value, "INVALID_AMOUNT", "amount")
+    if nanos <= 0:
+        raise Refused("INVALID_AMOUNT", "amount must be above zero")
+    return nanos
+
+
+def parse_limit(value: object) -> int:
+    """An amount of zero or more, in nanos (a credit limit, a threshold). Refused `INVALID_AMOUNT`."""
+    nanos = _nanos(value, "INVALID_AMOUNT", "amount")
+    if nanos < 0:
+        raise Refused("INVALID_AMOUNT", "amount must not be negative")
+    return nanos
+
+
+def parse_signed_amount(value: object) -> int:
+    """An amount of either sign but not zero, in nanos. Refused `INVALID_AMOUNT`."""
+    nanos = _nanos(value, "INVALID_AMOUNT", "amount")
+    if nanos == 0:
+        raise Refused("INVALID_AMOUNT", "amount must not be zero")
+    return nanos
+
+
+def parse_rate(value: object, per: object = b"second") -> int:
+    """A rate of zero or more, in nanos per hour; `per` is second, minute or hour.
+
+    Refused `INVALID_RATE` where it is no amount or negative, `LIMIT_EXCEEDED` where it is more than 2**63-1 nanos an
+    hour.
+    """
+    factor = _factor(per)
+    nanos = _nanos(value, "INVALID_RATE", "rate")
+    if nanos < 0:
+        raise Refused("INVALID_RATE", "rate must not be negative")
+    rate = nanos * factor
+    if rate > INT64_MAX:
+        raise Refused(
+            "LIMIT_EXCEEDED", "rate must be at most 2**63-1 nanos per hour", {"limit_nanos_per_hour": INT64_MAX}
+        )
+    return rate
+
+
+def parse_delta(value: object, per: object = b"second") -> int:
+    """A change of a rate, signed, zero allowed, in nanos per hour. Refused `INVALID_RATE` or `LIMIT_EXCEEDED` as
+    `parse_rate`.
+    """
+    delta = _nanos(value, "INVALID_RATE", "delta") * _factor(per)
+    if delta > INT64_MAX:
+        raise Refused(
+            "LIMIT_EXCEEDED", "rate must be at most 2**63-1 nanos per hour", {"limit_nanos_per_hour": INT64_MAX}
+        )
+    if delta < -INT64_MAX:
+        raise Refused("INVALID_RATE", "delta lies below any rate there can be")
+    return delta
+
+
+def format_coins(nanos: int) -> str:
+    """Nanos as a decimal string of coins without needless zeros: `12_500_000_000` is `"12.5"`. `parse_signed_amount`
+    reads it back.
+    """
+    coins, rest = divmod(abs(nanos), COIN_NANOS)
+    text = f"{coins}.{rest:09}".rstrip("0").rstrip(".") if rest else str(coins)
+    return "-" + text if nanos < 0 else text
+
+
+def floor_nanos(total: int) -> int:
+    """Internal units as nanos for showing: the floor, also below zero."""
+    return total // NANO
+
+
+def _factor(per: object) -> int:
+    name = per.encode("utf-8", "replace") if type(per) is str else per
+    factor = PER_HOUR.get(name) if type(name) is bytes else None
+    if factor is None:
+        raise Refused("INVALID_RATE", "per must be second, minute or hour")
+    return factor
+
+
+def _nanos(value: object, error: str, field: str) -> int:
+    if type(value) is str:
+        value = value.encode("utf-8", "replace")
+    if type(value) is int:
+        nanos = value
+    elif type(value) is bytes:
+        match = _DECIMAL.fullmatch(value)
+        if match is None:
+            raise Refused(
+                error,
+                f"{field} must be an integer of nanos, or a decimal string of coins, at most 9 digits after the point",
+            )
+        sign, coins, fraction = match.groups()
+        nanos = int(coins) * COIN_NANOS + (int(fraction.ljust(9, b"0")) if fraction else 0)
+        nanos = -nanos if sign == b"-" else nanos
+    elif type(value) is float:
+        if not value.is_integer() or abs(value) > FLOAT_WHOLE_MAX:
+            raise Refused(error, f"{field} as a float must be a whole number of at most 2**53")
+        nanos = int(value)
+    else:
+        raise Refused(error, f"{field} must be an integer of nanos or a decimal string of coins")
+    if abs(nanos) > INT64_MAX:
+        raise Refused(error, f"{field} must be at most 2**63-1 nanos")
+    return nanos
