@@ -1,0 +1,121 @@
+"""The wires between processes: frames on a unix socket or a socket pair.
+
+A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Decoding a frame is one call on bytes whose
+length is known, so what a broken peer can make us allocate is bounded by what it sent. Everything that is sent in one
+turn of the loop leaves as one write.
+
+Two kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), and the
+supervisor talks with each worker over a socket pair that the worker inherits (`Wire` alone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+import msgspec
+
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024  # a peer that does not read for that long is cut off
+_LENGTH = struct.Struct("<I")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgpack.unpackb  # arrays come as tuples; its limits are the length of the frame
+
+
+class FrameError(Exception):
+    """The peer sent what is no frame."""
+
+
+class FrameDecoder:
+    """Bytes in, decoded frames out; no I/O."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """The frames that `data` completes; raises FrameError."""
+        buffer = self._buffer
+        buffer += data
+        offset, size = 0, len(buffer)
+        try:
+            while size - offset >= 4:
+                (length,) = _LENGTH.unpack_from(buffer, offset)
+                if length > FRAME_BYTES_MAX:
+                    raise FrameError(f"a frame of {length} bytes")
+                if size - offset - 4 < length:
+                    break
+                try:
+                    frame = _decode(buffer[offset + 4 : offset + 4 + length], use_list=False, strict_map_key=False)
+                except (ValueError, msgpack.UnpackException) as error:
+                    raise FrameError(f"a frame that is no MessagePack: {error}") from None
+                offset += 4 + length
+                yield frame
+        finally:
+            del buffer[:offset]
+
+
+def frame_of(message: Any) -> bytes:
+    """A message as one frame."""
+    body = _encode(message)
+    if len(body) > FRAME_BYTES_MAX:
+        raise FrameError(f"a message of {len(body)} bytes")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Wire(asyncio.Protocol):
+    """Frames over a stream; `on_frame` gets each message, `on_closed` comes once."""
+
+    def __init__(
+        self, on_frame: Callable[[Wire, Any], None], on_closed: Callable[[Wire], None], on_open: Callable[[Wire], None]
+    ) -> None:
+        self._decoder = FrameDecoder()
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._on_open = on_open
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something that is sent now has a chance to arrive."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        self._transport = transport
+        self._on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._decoder.feed(data):
+                self._on_frame(self, frame)
+        except FrameError:
+            self.close()
+
+    def pause_writing(self) -> None:
+        """The peer has not read 64 MiB: it hangs. It is cut off, and what was asked of it is answered as unknown."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._on_closed(self)
+
+    def send(self, message: Any) -> None:
+        """Sends one message; silently nothing where the wire is closed (`on_closed` has said so)."""
+        if self._transport is not None:
+            self._transport.write(frame_of(message))
+
+    def close(self) -> None:
+        """Closes after what was sent has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def socket_address(directory_fd: int, name: str) -> str:
+    """A path to a unix socket in an open directory, short enough for the 107 bytes a socket address has."""
+    return f"/proc/self/fd/{directory_fd}/{name}"
+

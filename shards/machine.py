@@ -1,0 +1,60 @@
+"""What a bucket's content must be able to do, for a shard to keep it alive.
+
+A shard knows buckets, records and instants; it never looks inside a bucket. An application gives it a `Machine`: a
+deterministic state machine per bucket. The same state and the same command at the same instant give the same outcome,
+byte for byte, and `replay` checks just that. A machine reads no clock, touches no file and waits for nothing.
+
+Outputs are collected in two lists that the shard drains: `records` (what the journal must hold before anybody may know)
+and `notices` (what is to be told outside once that is so).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+Command = tuple[Any, ...]
+Record = tuple[int, bytes]  # (bucket id, body); the body belongs to the machine
+Notice = tuple[Any, ...]  # (kind, depends_ns, bucket id, …); depends_ns: see `Shard.take_early`
+
+
+class Machine(Protocol):
+    """The content of all buckets of one shard."""
+
+    records: list[Record]
+    notices: list[Notice]
+
+    def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
+        """Carries out a command at its instant and returns the reply; a refusal is a reply, too."""
+
+    def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
+        """Answers a query about one bucket; may first record what time has made due."""
+
+    def survey(self, query: Command, now_ns: int) -> object:
+        """Answers a query about all buckets here; the answer is plain data that can be merged with other shards'."""
+
+    def due(self, now_ns: int, limit: int) -> bool:
+        """Carries out what time has made due, at most `limit` steps; True when more is due."""
+
+    def next_due_ns(self) -> int:
+        """The coming instant at which `due` has something to do; -1 when there is none."""
+
+    def replay(self, bucket_id: int, body: bytes) -> None:
+        """Applies a record again; raises when something else comes out than the record says."""
+
+    def arm(self, bucket_id: int) -> None:
+        """Lets time pass in a bucket that was created, loaded or replayed, from now on."""
+
+    def create(self, bucket_id: int) -> None:
+        """Makes an empty bucket."""
+
+    def dump(self, bucket_id: int) -> bytes:
+        """The whole bucket as one block; equal states give equal bytes."""
+
+    def load(self, bucket_id: int, block: bytes) -> None:
+        """Makes the bucket that `dump` wrote; its timers stay still until `arm`."""
+
+    def drop(self, bucket_id: int) -> None:
+        """Forgets a bucket."""
+
+    def last_instant_ns(self) -> int:
+        """The latest instant any bucket has seen; 0 when none has."""

@@ -1,0 +1,299 @@
+"""One shard without I/O: requests in, a `Ready` out.
+
+A shard is a journal and the buckets in it. This is the part of it that computes; it owns no socket, file or clock.
+Whoever drives it has five duties, in this order:
+
+    1 append   `ready.payload` to the journal
+    2 sync     it (`append` of the journal's seam does both)
+    3 tell     the shard: `synced(ready)`
+    4 send     the replies and notices of that `ready`
+    5 re-arm   the timer for `next_due_ns()`
+
+**Invariant: sync, then speak.** What a reply or a notice tells is in the journal, durably, before it leaves. Reads wait
+with the others: a read may have seen what is not durable yet. At most one `Ready` is out at a time, so one sync serves
+all that arrived meanwhile (group commit), and a later batch is never written before an earlier one is durable.
+
+One kind of notice may leave earlier (`take_early`): one that time alone caused follows, by replay, from the records
+before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
+command, so "stamped before the first command not yet durable" decides it.
+
+A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind u8 | bucket u16 | generation u32`
+(little-endian) and a body:
+
+    ENTRY  1   body: what the machine recorded
+    OWN    2   body: empty; this shard serves the bucket at this generation from here on
+    LEAVE  3   body: empty; this shard has given the bucket away
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from shards.machine import Command, Machine, Notice
+
+ENTRY = 1
+OWN = 2
+LEAVE = 3
+
+ENVELOPE = struct.Struct("<BHI")
+LENGTH = struct.Struct("<I")
+BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
+_LENGTHS = [LENGTH.pack(length) for length in range(1024)]
+
+
+class Caller(Protocol):
+    """Where a reply goes: a client's connection, or a link to another worker."""
+
+    def answer(self, token: object, reply: object) -> None:
+        """Encodes a reply into the caller's buffer; nothing leaves yet."""
+
+    def flush(self) -> None:
+        """What was answered may leave now."""
+
+
+class WrongBucket(NamedTuple):
+    """The reply where this shard does not serve the bucket (at that generation)."""
+
+    bucket_id: int
+    shard_id: int
+
+
+Reply = tuple[Caller, object, object]  # caller, token, reply
+
+
+class Ready(NamedTuple):
+    """What must become durable, and what may leave once it is."""
+
+    sequence: int
+    payload: bytes  # empty where nothing was recorded: then nothing has to be appended
+    records: int
+    replies: list[Reply]
+    notices: list[Notice]
+
+
+class _Batch(NamedTuple):
+    payload: bytes
+    records: int
+    replies: list[Reply]
+    notices: list[Notice]
+    from_ns: int  # instant of its first command, -1 where it has none
+
+
+class Corrupt(Exception):
+    """A batch whose checksum held does not parse, or contradicts what this shard holds."""
+
+
+def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The records of a batch: (kind, bucket id, generation, body)."""
+    if len(payload) < 4:
+        raise Corrupt(f"a batch of {len(payload)} bytes")
+    (count,) = LENGTH.unpack_from(payload)
+    offset = 4
+    for _ in range(count):
+        (length,) = LENGTH.unpack_from(payload, offset)
+        offset += 4
+        if length < ENVELOPE.size or offset + length > len(payload):
+            raise Corrupt(f"a record of {length} bytes at {offset} of {len(payload)}")
+        kind, bucket_id, generation = ENVELOPE.unpack_from(payload, offset)
+        yield kind, bucket_id, generation, payload[offset + ENVELOPE.size : offset + length]
+        offset += length
+    if offset != len(payload):
+        raise Corrupt(f"{len(payload) - offset} bytes behind the last record")
+
+
+class Shard:
+    """The buckets of one shard; see the module's text for the duties of its driver."""
+
+    def __init__(self, shard_id: int, machine: Machine) -> None:
+        self.shard_id = shard_id
+        self.machine = machine
+        self.held: dict[int, int] = {}  # bucket id -> generation
+        self._prefix: dict[int, bytes] = {}  # bucket id -> envelope of its entries
+        self._own_records: list[tuple[int, int, int]] = []  # (kind, bucket, generation) of this layer
+        self._replies: list[Reply] = []
+        self._sealed: deque[_Batch] = deque()
+        self._open_from_ns = -1  # instant of the first command in the open batch
+        self._flight_from_ns = -1  # the same of the batch that is being synced
+        self._sequence = 0
+        self._in_flight = False
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def receive(self, caller: Caller, token: object, bucket_id: int, command: Command, now_ns: int) -> None:
+        """Applies a command at once; its reply comes with the next Ready."""
+        if bucket_id not in self.held:
+            self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
+            return
+        if self._open_from_ns < 0:
+            self._open_from_ns = now_ns
+        machine = self.machine
+        self._replies.append((caller, token, machine.apply(bucket_id, command, now_ns)))
+        if len(machine.records) >= BATCH_RECORDS_MAX:
+            self._seal()
+
+    def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
+        """Applies a command that nobody waits for (the outcome of an attempt); returns what came of it."""
+        if bucket_id not in self.held:
+            return WrongBucket(bucket_id, self.shard_id)
+        if self._open_from_ns < 0:
+            self._open_from_ns = now_ns
+        return self.machine.apply(bucket_id, command, now_ns)
+
+    def read(self, caller: Caller, token: object, bucket_id: int, query: Command, now_ns: int) -> None:
+        """Answers a query with the next Ready."""
+        if bucket_id not in self.held:
+            self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
+            return
+        self._replies.append((caller, token, self.machine.read(bucket_id, query, now_ns)))
+
+    def survey(self, caller: Caller, token: object, query: Command, now_ns: int) -> None:
+        """Answers a query about all buckets of this shard with the next Ready."""
+        self._replies.append((caller, token, self.machine.survey(query, now_ns)))
+
+    def reply_with_next(self, caller: Caller, token: object, reply: object) -> None:
+        """Lets a reply made elsewhere leave with the next Ready: when all that was applied before is durable."""
+        self._replies.append((caller, token, reply))
+
+    def tick(self, now_ns: int, limit: int) -> bool:
+        """Carries out what time has made due; True when the limit cut it short."""
+        return self.machine.due(now_ns, limit)
+
+    def next_due_ns(self) -> int:
+        """The coming instant at which `tick` has something to do; -1 when there is none."""
+        return self.machine.next_due_ns()
+
+    # -- ownership --------------------------------------------------------------------------------------------------
+
+    def adopt(self, bucket_id: int, generation: int) -> None:
+        """Makes an empty bucket of this shard; recorded, and armed at once."""
+        assert bucket_id not in self.held, f"bucket {bucket_id} is held already"
+        self.machine.create(bucket_id)
+        self._hold(bucket_id, generation)
+        self._own_records.append((OWN, bucket_id, generation))
+        self.machine.arm(bucket_id)
+
+    def _hold(self, bucket_id: int, generation: int) -> None:
+        self.held[bucket_id] = generation
+        self._prefix[bucket_id] = ENVELOPE.pack(ENTRY, bucket_id, generation)
+
+    # -- the Ready --------------------------------------------------------------------------------------------------
+
+    def take_early(self) -> list[Notice]:
+        """Notices that need no sync of their own, because all that determined them is durable.
+
+        A notice's second field, depends_ns, is the instant of the last command that determined it.
+        """
+        notices = self.machine.notices
+        if not notices:
+            return []
+        if self._flight_from_ns >= 0:
+            first = self._flight_from_ns
+        elif self._sealed:
+            first = self._sealed[0].from_ns
+        else:
+            first = self._open_from_ns
+        if first < 0:
+            self.machine.notices = []
+            return notices
+        early = [notice for notice in notices if notice[1] < first]
+        if early:
+            self.machine.notices = [notice for notice in notices if notice[1] >= first]
+        return early
+
+    def take_ready(self) -> Ready | None:
+        """What came since the last one, a batch at most; None when there is nothing, or while one is out."""
+        if self._in_flight:
+            return None
+        if not self._sealed:
+            machine = self.machine
+            if not (machine.records or self._replies or self._own_records or machine.notices):
+                return None
+            self._seal()
+        batch = self._sealed.popleft()
+        self._sequence += 1
+        self._flight_from_ns = batch.from_ns
+        self._in_flight = True
+        return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices)
+
+    def _seal(self) -> None:
+        """Closes the open batch; what comes from now on is in the next."""
+        machine = self.machine
+        records = machine.records
+        payload = b""
+        count = len(records) + len(self._own_records)
+        if count:
+            parts = [LENGTH.pack(count)]
+            for kind, bucket_id, generation in self._own_records:
+                parts.append(_LENGTHS[ENVELOPE.size])
+                parts.append(ENVELOPE.pack(kind, bucket_id, generation))
+            prefix = self._prefix
+            for bucket_id, body in records:
+                length = len(body) + 7
+                parts.append(_LENGTHS[length] if length < 1024 else LENGTH.pack(length))
+                parts.append(prefix[bucket_id])
+                parts.append(body)
+            payload = b"".join(parts)
+            machine.records = []
+            self._own_records = []
+        self._sealed.append(_Batch(payload, count, self._replies, machine.notices, self._open_from_ns))
+        self._replies = []
+        machine.notices = []
+        self._open_from_ns = -1
+
+    def synced(self, ready: Ready) -> None:
+        """The batch of `ready` is durable; its replies and notices may leave."""
+        assert self._in_flight and ready.sequence == self._sequence, "an answer for a batch that is not out"
+        self._in_flight = False
+        self._flight_from_ns = -1
+
+    # -- recovery and snapshots -------------------------------------------------------------------------------------
+
+    def replay(self, payload: bytes, skip: frozenset[int] = frozenset()) -> int:
+        """Applies a batch from the journal again; buckets in `skip` hold it already. Returns how many records."""
+        count = 0
+        machine, held = self.machine, self.held
+        for kind, bucket_id, generation, body in split_batch(payload):
+            count += 1
+            if bucket_id in skip:
+                continue
+            if kind == ENTRY:
+                if held.get(bucket_id) != generation:
+                    raise Corrupt(
+                        f"an entry of bucket {bucket_id} at generation {generation}, "
+                        f"while this shard holds {held.get(bucket_id, 'none')}"
+                    )
+                machine.replay(bucket_id, body)
+            elif kind == OWN:
+                if bucket_id in held:
+                    raise Corrupt(f"bucket {bucket_id} is taken over twice")
+                machine.create(bucket_id)
+                self._hold(bucket_id, generation)
+            elif kind == LEAVE:
+                machine.drop(bucket_id)
+                held.pop(bucket_id, None)
+                self._prefix.pop(bucket_id, None)
+            else:
+                raise Corrupt(f"a record of unknown kind {kind}")
+        return count
+
+    def arm_all(self) -> None:
+        """After recovery: lets time pass in every bucket."""
+        for bucket_id in self.held:
+            self.machine.arm(bucket_id)
+
+    def dump(self, bucket_ids: Iterable[int]) -> Iterator[bytes]:
+        """One chunk per bucket: the envelope of its ownership, then the machine's block."""
+        for bucket_id in bucket_ids:
+            yield ENVELOPE.pack(OWN, bucket_id, self.held[bucket_id]) + self.machine.dump(bucket_id)
+
+    def load(self, chunk: bytes) -> int:
+        """Takes in one chunk that `dump` wrote; returns the bucket id."""
+        kind, bucket_id, generation = ENVELOPE.unpack_from(chunk)
+        if kind != OWN or bucket_id in self.held:
+            raise Corrupt(f"a snapshot chunk of kind {kind} for bucket {bucket_id}")
+        self.machine.load(bucket_id, chunk[ENVELOPE.size :])
+        self._hold(bucket_id, generation)
+        return int(bucket_id)
