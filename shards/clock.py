@@ -1,0 +1,365 @@
+"""Time: the only module of the daemon that reads a clock.
+
+Theory. Three clocks are at hand. *Wall time* says which day it is, but is stepped by operators, NTP and broken
+batteries. The *boot clock* (CLOCK_BOOTTIME) only goes forward, at the pace of wall time and through a suspend, but
+starts at nothing in each boot. *Billing time*, which everything else here means by "now", is a function of the boot
+clock alone:
+
+    billing(boot)  =  billing_ns + elapsed + corrected(elapsed)          elapsed = boot - boot_ns >= 0
+    corrected      =  +- min(|correction_ns|, elapsed * slew_ppm // 10**6), with the sign of correction_ns
+
+One such line with one bend in it is an `Anchor`. It needs nobody to end it: once the correction is worked off, it runs
+at the pace of the boot clock. The supervisor compares billing time with wall time about once a second (`Steering`)
+and, when they have come apart, makes the next anchor. That one begins on the line of the one before it, at a *stated
+boot instant a little ahead*, so that every process of the daemon, told in time, bends at the same nanosecond.
+
+Invariants: billing time never goes back, never jumps, and departs from the boot clock by at most `slew_ppm`; a step of
+the wall clock is a value in a report and changes nobody's balance by more than the slew. Conversion from a billing
+instant to the boot instant of an alarm rounds up, so that nothing that waits for an instant is woken before it.
+
+It never decides what happens at an instant, and nothing in its pure half (`Anchor` to `restart`) reads a clock: the
+reading half at the end of the file passes instants in.
+
+A recorded anchor is 48 bytes, little endian:
+
+    "BCA1" | slew_ppm u32 | boot_id 16 bytes | boot_ns i64 | billing_ns i64 | correction_ns i64
+
+For example Anchor(boot_ns=1, billing_ns=2, correction_ns=-1, slew_ppm=500) of the boot 00010203...0f:
+
+    42434131 f4010000 000102030405060708090a0b0c0d0e0f 0100000000000000 0200000000000000 ffffffffffffffff
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+SLEW_PPM_MAX = 500
+SLEW_LEAD_NS = 1_000_000_000  # from making an anchor to its effect: time to record it and to tell every worker
+SLEW_LEAD_NS_MAX = 10_000_000_000
+DEAD_BAND_NS = 1_000_000  # billing time this near to wall time is left alone
+STEP_NS_MIN = 10_000_000  # wall time that moves this much against the boot clock between two looks has been stepped
+BEHIND_NS_MAX = 5_000_000_000  # a new boot's wall time this far behind the journal is alarming
+INSTANT_NS_MAX = 2**63 - 1
+
+_MILLION = 10**6
+_RECORD = struct.Struct("<4sI16sqqq")
+_MAGIC = b"BCA1"
+RECORD_BYTES = _RECORD.size
+
+
+class AnchorDamaged(ValueError):
+    """Recorded bytes that are no anchor."""
+
+
+class Anchor(NamedTuple):
+    """One line of the map from boot to billing time: four plain integers, passed between processes as they are."""
+
+    boot_ns: int  # takes effect here
+    billing_ns: int  # what billing time is there
+    correction_ns: int  # signed; what is to be worked off from there on
+    slew_ppm: int  # how fast: 0..500 nanoseconds of correction in a millisecond of elapsed time
+
+    def at(self, boot_ns: int) -> int:
+        """Billing instant at a boot instant >= self.boot_ns (before that: the line prolonged without slew)."""
+        elapsed_ns = boot_ns - self.boot_ns
+        return self.billing_ns + elapsed_ns + self.corrected_ns(elapsed_ns)
+
+    def corrected_ns(self, elapsed_ns: int) -> int:
+        """The signed part of the correction that is worked off `elapsed_ns` after the anchor took effect."""
+        if elapsed_ns <= 0 or not self.correction_ns:
+            return 0
+        reach_ns = elapsed_ns * self.slew_ppm // _MILLION
+        if self.correction_ns > 0:
+            return min(reach_ns, self.correction_ns)
+        return max(-reach_ns, self.correction_ns)
+
+    def boot_of(self, billing_ns: int) -> int:
+        """First boot instant >= self.boot_ns with billing time >= `billing_ns`: the exact inverse, rounded up."""
+        wanted_ns = billing_ns - self.billing_ns
+        if wanted_ns <= 0:
+            return self.boot_ns
+        correction_ns, ppm = self.correction_ns, self.slew_ppm
+        if not correction_ns or not ppm:
+            return self.boot_ns + wanted_ns
+        end_ns = -(-abs(correction_ns) * _MILLION // ppm)  # elapsed when the correction is complete
+        if correction_ns > 0:  # elapsed + floor(elapsed*ppm/M) >= wanted
+            elapsed_ns = -(-wanted_ns * _MILLION // (_MILLION + ppm))
+        else:  # elapsed - floor(elapsed*ppm/M) = ceil(elapsed*(M-ppm)/M) >= wanted
+            elapsed_ns = (wanted_ns - 1) * _MILLION // (_MILLION - ppm) + 1
+        if elapsed_ns > end_ns:
+            elapsed_ns = wanted_ns - correction_ns
+        return self.boot_ns + elapsed_ns
+
+    def check(self) -> Anchor:
+        """Itself, when every field is in range; AssertionError otherwise."""
+        assert 0 <= self.slew_ppm <= SLEW_PPM_MAX, f"an anchor slews by {self.slew_ppm} ppm"
+        assert 0 <= self.boot_ns <= INSTANT_NS_MAX, f"out of range: {self}"
+        assert 0 <= self.billing_ns <= INSTANT_NS_MAX, f"out of range: {self}"
+        assert abs(self.correction_ns) <= INSTANT_NS_MAX, f"out of range: {self}"
+        return self
+
+
+def encode_anchor(anchor: Anchor, boot_id: bytes) -> bytes:
+    """The 48 bytes to record; boot_id: 16 bytes. To be durable before the anchor takes effect."""
+    assert len(boot_id) == 16, "a boot_id has 16 bytes"
+    boot_ns, billing_ns, correction_ns, slew_ppm = anchor.check()
+    return _RECORD.pack(_MAGIC, slew_ppm, boot_id, boot_ns, billing_ns, correction_ns)
+
+
+def decode_anchor(record: bytes) -> tuple[Anchor, bytes]:
+    """(anchor, boot_id) out of recorded bytes; raises AnchorDamaged."""
+    if len(record) != _RECORD.size or record[:4] != _MAGIC:
+        raise AnchorDamaged(f"no anchor: {len(record)} bytes beginning with {record[:4]!r}")
+    _, slew_ppm, boot_id, boot_ns, billing_ns, correction_ns = _RECORD.unpack(record)
+    try:
+        return Anchor(boot_ns, billing_ns, correction_ns, slew_ppm).check(), boot_id
+    except AssertionError as error:
+        raise AnchorDamaged(str(error)) from None
+
+
+class BillingClock:
+    """The map as one process follows it: the anchor in effect and, at most, the one to come.
+
+    Instants given out by `at` never decrease, even where an anchor arrives after it should have taken effect.
+    """
+
+    __slots__ = ("_coming", "_current", "_last_ns", "_switch_ns")
+
+    def __init__(self, anchor: Anchor) -> None:
+        self._current = anchor.check()
+        self._coming: Anchor | None = None
+        self._switch_ns = INSTANT_NS_MAX
+        self._last_ns = 0
+
+    @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        """The anchor in effect and the one to come, if any: what a process that starts now follows, in order."""
+        return (self._current,) if self._coming is None else (self._current, self._coming)
+
+    @property
+    def last_ns(self) -> int:
+        """The latest billing instant given out; 0 before the first."""
+        return self._last_ns
+
+    def at(self, boot_ns: int) -> int:
+        """Billing instant at `boot_ns`, never less than one given out before."""
+        if boot_ns >= self._switch_ns:
+            self._switch()
+        now_ns = self._current.at(boot_ns)
+        if now_ns < self._last_ns:
+            return self._last_ns
+        self._last_ns = now_ns
+        return now_ns
+
+    def ahead(self, boot_ns: int) -> int:
+        """Billing instant at a coming boot instant, as far as is known now; changes nothing."""
+        if self._coming is not None and boot_ns >= self._switch_ns:
+            return self._coming.at(boot_ns)
+        return self._current.at(boot_ns)
+
+    def boot_of(self, billing_ns: int) -> int:
+        """First boot instant at which billing time is at least `billing_ns`, as far as is known now.
+
+        To be asked again after `follow`: an anchor that slows billing down puts it off.
+        """
+        if self._coming is not None and billing_ns > self._coming.billing_ns:
+            return self._coming.boot_of(billing_ns)
+        return self._current.boot_of(billing_ns)
+
+    def follow(self, anchor: Anchor) -> None:
+        """Takes the next anchor, which has to begin on the line followed so far; one that is not newer is ignored."""
+        newest = self._coming or self._current
+        if anchor == newest or anchor.boot_ns < newest.boot_ns:
+            return
+        anchor.check()
+        if self._coming is not None:
+            self._switch()
+        assert anchor.billing_ns == self._current.at(anchor.boot_ns), f"{anchor} is not on the line of {self._current}"
+        self._coming, self._switch_ns = anchor, anchor.boot_ns
+
+    def _switch(self) -> None:
+        assert self._coming is not None
+        self._current, self._coming, self._switch_ns = self._coming, None, INSTANT_NS_MAX
+
+
+class Steered(NamedTuple):
+    """What one look at the wall clock showed."""
+
+    anchor: Anchor | None  # to be recorded, then followed by every process; None: nothing to correct
+    offset_ns: int  # wall time minus billing time
+    step_ns: int  # by how much the wall clock was stepped since the look before; 0: it was not
+
+
+class Steering:
+    """Keeps billing time near wall time, for the one process that decides (the supervisor)."""
+
+    def __init__(self, clock: BillingClock, slew_ppm_max: int = SLEW_PPM_MAX, lead_ns: int = SLEW_LEAD_NS) -> None:
+        assert 0 < slew_ppm_max <= SLEW_PPM_MAX
+        assert 0 < lead_ns <= SLEW_LEAD_NS_MAX
+        self.clock = clock
+        self.slew_ppm_max = slew_ppm_max
+        self.lead_ns = lead_ns
+        self._wall_minus_boot_ns: int | None = None
+
+    def steer(self, boot_ns: int, wall_ns: int) -> Steered:
+        """One look at both clocks, read together. `self.clock` follows the anchor that it returns already."""
+        wall_minus_boot_ns = wall_ns - boot_ns
+        step_ns = 0 if self._wall_minus_boot_ns is None else wall_minus_boot_ns - self._wall_minus_boot_ns
+        self._wall_minus_boot_ns = wall_minus_boot_ns
+        if abs(step_ns) < STEP_NS_MIN:
+            step_ns = 0
+
+        offset_ns = wall_ns - self.clock.at(boot_ns)
+        anchors = self.clock.anchors
+        if len(anchors) == 2:  # the last correction has not even begun
+            return Steered(None, offset_ns, step_ns)
+        current = anchors[0]
+        left_ns = current.correction_ns - current.corrected_ns(boot_ns - current.boot_ns)
+        if abs(offset_ns - left_ns) <= DEAD_BAND_NS:
+            return Steered(None, offset_ns, step_ns)
+        effect_ns = boot_ns + self.lead_ns
+        billing_ns = current.at(effect_ns)
+        anchor = Anchor(effect_ns, billing_ns, wall_minus_boot_ns + effect_ns - billing_ns, self.slew_ppm_max)
+        self.clock.follow(anchor)
+        return Steered(anchor, offset_ns, step_ns)
+
+
+class Restart(NamedTuple):
+    """Where billing time begins in this life of the daemon."""
+
+    anchor: Anchor
+    same_boot: bool  # the recorded map went on counting
+    behind_ns: int  # how far wall time lies behind the last journalled instant, in a new boot; 0: it does not
+    alarm: bool  # it lies so far behind that somebody should look
+
+
+def restart(recorded: tuple[Anchor, bytes] | None, last_ns: int, boot_id: bytes, boot_ns: int, wall_ns: int) -> Restart:
+    """The first anchor of a life, out of what the last one left: its newest recorded anchor with that one's boot_id,
+    and the last instant in any journal (0: none). Within one boot the recorded map goes on and wall time has no say;
+    in another boot it is wall time, never less than the last instant.
+    """
+    assert 0 <= last_ns <= INSTANT_NS_MAX
+    if recorded is not None:
+        anchor, recorded_boot_id = recorded
+        # It may have been recorded and not reached yet; one further ahead than any lead comes from some other clock.
+        if recorded_boot_id == boot_id and anchor.boot_ns - boot_ns <= SLEW_LEAD_NS_MAX:
+            if boot_ns < anchor.boot_ns or anchor.at(boot_ns) < last_ns:
+                anchor = Anchor(boot_ns, max(anchor.at(boot_ns), last_ns), 0, 0)
+            return Restart(anchor, True, 0, False)
+    behind_ns = max(0, last_ns - wall_ns)
+    return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False, behind_ns, behind_ns > BEHIND_NS_MAX)
+
+
+# --- The reading half ---
+
+_BOOTTIME = time.CLOCK_BOOTTIME
+_clock_gettime_ns = time.clock_gettime_ns
+
+
+def boot_now_ns() -> int:
+    """Nanoseconds of this boot, suspends included. Also what durations are measured with."""
+    return _clock_gettime_ns(_BOOTTIME)
+
+
+def wall_now_ns() -> int:
+    """Nanoseconds since the Unix epoch by the wall clock: for steering and for what is shown, never for billing."""
+    return time.time_ns()
+
+
+def paired_now() -> tuple[int, int]:
+    """(boot_ns, wall_ns) read as one: of five tries, the one that nothing came between."""
+    best_ns, pair = INSTANT_NS_MAX, (0, 0)
+    for _ in range(5):
+        before_ns = boot_now_ns()
+        wall_ns = wall_now_ns()
+        after_ns = boot_now_ns()
+        if after_ns - before_ns < best_ns:
+            best_ns, pair = after_ns - before_ns, ((before_ns + after_ns) // 2, wall_ns)
+    return pair
+
+
+def boot_id() -> bytes:
+    """The 16 bytes by which the kernel names this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return bytes.fromhex(file.read().strip().replace("-", ""))
+
+
+def now_of(clock: BillingClock) -> Callable[[], int]:
+    """The function by which a process asks for the billing instant it is now."""
+    at, read = clock.at, boot_now_ns
+
+    def now_ns() -> int:
+        return at(read())
+
+    return now_ns
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _Itimerspec(ctypes.Structure):
+    _fields_ = (("it_interval", _Timespec), ("it_value", _Timespec))
+
+
+_TFD_TIMER_ABSTIME = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_timerfd_create = _libc.timerfd_create
+_timerfd_create.argtypes = (ctypes.c_int, ctypes.c_int)
+_timerfd_settime = _libc.timerfd_settime
+_timerfd_settime.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Itimerspec), ctypes.c_void_p)
+
+
+class Alarm:
+    """A file descriptor that becomes readable at a boot instant: for `loop.add_reader`, because event loops count only
+    milliseconds. It is a timerfd on CLOCK_BOOTTIME, set to absolute instants: never early, also not after a suspend.
+    To be closed.
+    """
+
+    def __init__(self) -> None:
+        self._fd: int = _timerfd_create(_BOOTTIME, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create: " + os.strerror(ctypes.get_errno()))
+        self._spec = _Itimerspec()
+        self._pointer = ctypes.pointer(self._spec)
+        self.armed_ns = -1  # boot instant it is set for; -1: not set
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def arm(self, boot_ns: int) -> None:
+        """Sets it for a boot instant, which replaces the one before; an instant that has passed fires at once."""
+        if boot_ns != self.armed_ns:
+            self._set(max(boot_ns, 1))  # 0 would disarm
+            self.armed_ns = boot_ns
+
+    def disarm(self) -> None:
+        if self.armed_ns != -1:
+            self._set(0)
+            self.armed_ns = -1
+
+    def acknowledge(self) -> bool:
+        """Makes the descriptor unreadable again; whether it had fired. It is not armed then."""
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:
+            return False
+        self.armed_ns = -1
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _set(self, boot_ns: int) -> None:
+        assert self._fd >= 0, "the alarm is closed"
+        value = self._spec.it_value
+        value.tv_sec, value.tv_nsec = divmod(boot_ns, 1_000_000_000)
+        if _timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._pointer, None) < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_settime: " + os.strerror(ctypes.get_errno()))
