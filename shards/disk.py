@@ -1,0 +1,284 @@
+"""The disk: the only module that touches files. Everything that must survive goes through `Disk`.
+
+`RealDisk` is the operating system. Tests put a simulated disk in its place that forgets, tears and fails. The protocol
+is small on purpose: each method is one system call that can fail or be the last one before a crash, and says nothing
+about durability but what POSIX promises: data after `fsync` or `fdatasync`, names after `fsync_dir`.
+
+Errors are plain OSError (errno matters: ENOSPC and EDQUOT mean full, everything else means broken). Nothing here
+retries. File handles are small ints that mean nothing outside the disk that gave them. New files are 0600, new
+directories 0700, and no handle is inherited by a child, except that a lock lives as long as any process holds it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from typing import Protocol
+
+__all__ = [
+    "DirectoryRefused",
+    "Disk",
+    "RealDisk",
+    "is_full",
+    "private_directory",
+    "read_all",
+    "read_file",
+    "write_all",
+    "write_file",
+]
+
+READ_BYTES = 1 << 20
+NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
+
+
+class DirectoryRefused(Exception):
+    """A data directory is not fit for one: open to other users, not a directory, or on a network file system."""
+
+
+class Disk(Protocol):
+    """What a disk can do. Paths are as the operating system takes them; all lengths and offsets are bytes."""
+
+    def create(self, path: str) -> int:
+        """A new empty file for reading and writing; FileExistsError if there is one."""
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        """An existing file for reading, or for both; FileNotFoundError if there is none."""
+
+    def close(self, handle: int) -> None:
+        """Give the handle back. Promises nothing about durability."""
+
+    def pwrite(self, handle: int, data: bytes, offset: int) -> int:
+        """Write at the offset; the number of bytes written, which may be fewer than given (see write_all)."""
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        """Read at the offset; fewer bytes only at the end of the file."""
+
+    def size(self, handle: int) -> int:
+        """Length of the file."""
+
+    def allocate(self, handle: int, length: int) -> None:
+        """Make the file at least this long, zero-filled, its blocks reserved: writing there needs no more room."""
+
+    def truncate(self, handle: int, length: int) -> None:
+        """Cut the file to this length."""
+
+    def fdatasync(self, handle: int) -> None:
+        """The file's data, and its length if that changed, are on the medium."""
+
+    def fsync(self, handle: int) -> None:
+        """The file's data and attributes are on the medium. Not its name: see fsync_dir."""
+
+    def fsync_dir(self, path: str) -> None:
+        """All names created, renamed or removed in this directory until now are on the medium."""
+
+    def drop_cache(self, handle: int) -> None:
+        """Ask that the next read of this (synced) file come from the medium. A wish, not a promise."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomically, replacing the target; within one directory."""
+
+    def unlink(self, path: str) -> None:
+        """Remove the name."""
+
+    def exists(self, path: str) -> bool:
+        """Whether the name is there."""
+
+    def listdir(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+
+    def mkdir(self, path: str) -> None:
+        """A new directory, 0700; FileExistsError if there is one."""
+
+    def mode(self, path: str) -> int:
+        """st_mode of what is there, type and permission bits."""
+
+    def lock(self, path: str) -> int:
+        """Take the lock that this file stands for (made if absent) and hold it until the handle is closed.
+
+        BlockingIOError if another handle anywhere holds it, an orphaned child's included.
+        """
+
+    def free_bytes(self, path: str) -> int:
+        """Room left for this user on the file system of this path."""
+
+    def filesystem(self, path: str) -> str:
+        """Type of the file system of this path, such as "ext4" or "tmpfs"; "" if it cannot be told."""
+
+    def boot_id(self) -> bytes:
+        """16 bytes that differ after each start of the machine: the caches that held unsynced writes are gone."""
+
+
+class RealDisk:
+    """The operating system's files (Linux)."""
+
+    def create(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        return os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def pwrite(self, handle: int, data: bytes, offset: int) -> int:
+        return os.pwrite(handle, data, offset)
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        return os.pread(handle, length, offset)
+
+    def size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def allocate(self, handle: int, length: int) -> None:
+        os.posix_fallocate(handle, 0, length)
+
+    def truncate(self, handle: int, length: int) -> None:
+        os.ftruncate(handle, length)
+
+    def fdatasync(self, handle: int) -> None:
+        os.fdatasync(handle)
+
+    def fsync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def fsync_dir(self, path: str) -> None:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def drop_cache(self, handle: int) -> None:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def listdir(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(path, 0o700)
+
+    def mode(self, path: str) -> int:
+        return os.stat(path).st_mode
+
+    def lock(self, path: str) -> int:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    def free_bytes(self, path: str) -> int:
+        room = os.statvfs(path)
+        return room.f_bavail * room.f_frsize
+
+    def filesystem(self, path: str) -> str:
+        where = os.path.realpath(path)
+        found, longest = "", -1
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:  # proc(5): … (5) mount point … "-" (9) type …
+                fields = line.split(" ")
+                point = _unescaped(fields[4])
+                inside = where == point or where.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= longest:
+                    found, longest = fields[fields.index("-") + 1], len(point)
+        return found
+
+    def boot_id(self) -> bytes:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+            return bytes.fromhex(source.read().strip().replace("-", ""))
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the error means that there is no room (ENOSPC, or a quota), rather than that the disk is broken."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_all(disk: Disk, handle: int, data: bytes, offset: int) -> None:
+    """Write all of the data at the offset, going on after short writes. OSError: how much was written is not known."""
+    written = disk.pwrite(handle, data, offset)
+    while written < len(data):
+        more = disk.pwrite(handle, data[written:], offset + written)
+        if more <= 0:
+            raise OSError(errno.EIO, "a write made no progress")
+        written += more
+
+
+def read_all(disk: Disk, handle: int) -> bytes:
+    """The whole content of an open file."""
+    parts = []
+    offset, size = 0, disk.size(handle)
+    while offset < size:
+        part = disk.pread(handle, min(READ_BYTES, size - offset), offset)
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def read_file(disk: Disk, path: str) -> bytes:
+    """The whole content of a file; FileNotFoundError if there is none."""
+    handle = disk.open(path)
+    try:
+        return read_all(disk, handle)
+    finally:
+        disk.close(handle)
+
+
+def write_file(disk: Disk, path: str, data: bytes) -> None:
+    """Replace a small file atomically and durably: after return the new content stands, after a crash old or new.
+
+    OSError: the old content still stands, unless the very last step (making the new name durable) failed.
+    """
+    temporary = path + ".tmp"
+    if disk.exists(temporary):
+        disk.unlink(temporary)
+    handle = disk.create(temporary)
+    try:
+        write_all(disk, handle, data, 0)
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+    disk.rename(temporary, path)
+    disk.fsync_dir(os.path.dirname(path) or ".")
+
+
+def private_directory(disk: Disk, path: str) -> list[str]:
+    """Make sure that this directory exists, durably, for this user alone. Returns warnings for an operator.
+
+    Its parent must exist. Raises DirectoryRefused when others may enter it or it lies on a network file system.
+    """
+    if not disk.exists(path):
+        disk.mkdir(path)
+        disk.fsync_dir(os.path.dirname(path.rstrip("/")) or ".")
+    mode = disk.mode(path)
+    if not stat.S_ISDIR(mode):
+        raise DirectoryRefused(f"{path} is not a directory")
+    if mode & 0o077:
+        raise DirectoryRefused(f"{path} is open to other users (mode {mode & 0o777:04o}); it must be 0700")
+    kind = disk.filesystem(path)
+    if kind in NETWORK_FILESYSTEMS:
+        raise DirectoryRefused(f"{path} is on {kind}: neither its locks nor its syncs can be relied on")
+    if kind in ("tmpfs", "ramfs"):
+        return [f"{path} is on {kind}: everything in it is gone when the machine stops"]
+    return []
+
+
+def _unescaped(field: str) -> str:
+    """A mountinfo field: blanks and backslashes come as three octal digits (proc(5))."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field
