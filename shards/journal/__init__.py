@@ -36,16 +36,16 @@ __all__ = [
     "Fenced",
     "Gap",
     "Journal",
+    "JournalError",
     "Opened",
     "Snapshot",
-    "StorageError",
     "Torn",
     "Unavailable",
     "Unknown",
 ]
 
 
-class StorageError(Exception):
+class JournalError(Exception):
     """Something is wrong with the journal. The class says what may be done about it, the rest is evidence.
 
     file: the file concerned, or "". offset: byte offset in it, or -1. position: batch concerned, or -1.
@@ -71,33 +71,33 @@ class StorageError(Exception):
         return f"{self.message} ({', '.join(evidence)})" if evidence else self.message
 
 
-class Fenced(StorageError):
+class Fenced(JournalError):
     """Another owner holds or has taken this shard. Nothing was written. Terminal for this journal object."""
 
 
-class Unavailable(StorageError):
+class Unavailable(JournalError):
     """Surely not written, and nothing is broken: no room, or the backend cannot be reached. Try again later."""
 
 
-class Unknown(StorageError):
+class Unknown(JournalError):
     """The disk failed under a call: what was asked may or may not be there. Terminal: reopen and look."""
 
 
-class Gap(StorageError):
+class Gap(JournalError):
     """Batches that must be there are missing as a whole: a file is gone, or was replaced by an older one."""
 
 
-class Torn(StorageError):
+class Torn(JournalError):
     """The last batch is unfinished and was never answered. `open` settles this itself and mentions it in `warnings`;
     it is raised only by readers that may change nothing."""
 
 
-class Corrupt(StorageError):
+class Corrupt(JournalError):
     """Bytes that had been durable are damaged. Nothing was changed; a person has to look."""
 
 
 class Opened(NamedTuple):
-    """What `open` found: the epoch of this ownership (from 1, higher than any before) and the last position (0: none)."""
+    """What `open` found: the epoch of this ownership (from 1, above any before) and the last position (0: none)."""
 
     epoch: int
     head: int
@@ -157,8 +157,8 @@ class Journal(Protocol):
     def save_snapshot(self, position: int, chunks: Iterable[bytes]) -> None:
         """Store a snapshot atomically: on return it is durable and read back; before, the older ones stand untouched.
 
-        `position`: everything up to it is contained in the chunks, 0 <= position <= head, and not lower than that of the
-        last one saved. A chunk may already hold effects of later batches (it says so itself, above this seam) but must
+        `position`: everything up to it is contained in the chunks; 0 <= position <= head, and not lower than that of
+        the last one saved. A chunk may already hold effects of later batches (it says so itself, above this seam) but must
         not be yielded before `append` has returned for all that it holds. Chunks are taken one at a time, so the
         iterator may wait. If it raises, nothing is stored and the exception passes through.
         Raises Unavailable (no room, nothing stored), Unknown (terminal), ValueError (position).
