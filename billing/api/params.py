@@ -1,0 +1,117 @@
+"""Parameters as clients of many languages send them, and the exact values they become.
+
+The decoder hands over texts as bytes (str, raw and bin look alike), maps as tuples of pairs, arrays as lists; another
+door may hand over str and dict. Each function here takes one such value and returns the canonical one, or raises
+`Refused` with the name that the contract fixes. A message names the field and the range it may have; it never repeats
+what the client sent, except the name of an unknown option where that is a plain word.
+
+A bool is never a number. A float is a number only where it is whole and at most 2**53 in size, because JavaScript
+clients send large integers so.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from billing.ledger.commands import REQUEST_ID_BYTES_MAX, USER_ID_BYTES_MAX
+from billing.ledger.errors import Refused
+from billing.ledger.money import FLOAT_WHOLE_MAX, INT64_MAX
+
+Pairs = Sequence[tuple[object, object]]
+
+_OPTION_NAME_SHOWN_MAX: Final = 32
+
+
+def user_id_of(value: object) -> bytes:
+    """A user id: UTF-8 of 1-128 bytes, or a non-negative integer as its decimal digits. Refused `INVALID_USER_ID`."""
+    if type(value) is str:
+        value = value.encode("utf-8", "surrogatepass")
+    elif type(value) is int and value >= 0:
+        value = b"%d" % value
+    if type(value) is not bytes or not 0 < len(value) <= USER_ID_BYTES_MAX or not _is_utf8(value):
+        raise Refused(
+            "INVALID_USER_ID",
+            f"user_id must be UTF-8 text of 1 to {USER_ID_BYTES_MAX} bytes or a non-negative integer",
+        )
+    return value
+
+
+def request_id_of(value: object) -> bytes:
+    """A request id: any 1-64 bytes. Refused `INVALID_PARAMS`."""
+    if type(value) is str:
+        value = value.encode("utf-8", "surrogatepass")
+    if type(value) is not bytes or not 0 < len(value) <= REQUEST_ID_BYTES_MAX:
+        raise invalid(f"request_id must be text or bytes of 1 to {REQUEST_ID_BYTES_MAX} bytes")
+    return value
+
+
+def text_of(value: object, field: str, bytes_min: int, bytes_max: int) -> bytes:
+    """UTF-8 text of `bytes_min` to `bytes_max` bytes. Refused `INVALID_PARAMS`."""
+    if type(value) is str:
+        value = value.encode("utf-8", "surrogatepass")
+    if type(value) is not bytes or not bytes_min <= len(value) <= bytes_max or not _is_utf8(value):
+        raise invalid(f"{field} must be UTF-8 text of {bytes_min} to {bytes_max} bytes")
+    return value
+
+
+def whole_of(value: object, field: str, low: int, high: int = INT64_MAX) -> int:
+    """An integer from `low` to `high`, both included. Refused `INVALID_PARAMS`."""
+    if type(value) is float and value.is_integer() and abs(value) <= FLOAT_WHOLE_MAX:
+        value = int(value)
+    if type(value) is not int or not low <= value <= high:
+        raise invalid(f"{field} must be an integer from {low} to {_shown(high)}")
+    return value
+
+
+def array_of(value: object, field: str, length_max: int) -> list[object]:
+    """An array of at most `length_max` values. Refused `INVALID_PARAMS`."""
+    if type(value) is not list or len(value) > length_max:
+        raise invalid(f"{field} must be an array of at most {length_max} values")
+    return value
+
+
+def pairs_of(value: object, field: str = "options") -> Pairs:
+    """The pairs of a map, keys as bytes, none twice; nil is an empty map. Refused `INVALID_PARAMS`."""
+    if value is None:
+        return ()
+    if type(value) is dict:
+        value = tuple(
+            (key.encode("utf-8", "surrogatepass") if type(key) is str else key, item) for key, item in value.items()
+        )
+    if type(value) is not tuple:
+        raise invalid(f"{field} must be a map")
+    if len(value) > 1:
+        try:
+            twice = len({key for key, _ in value}) < len(value)
+        except TypeError:  # a key that is itself an array: no option has such a name
+            raise invalid(f"{field} must be a map with texts as keys") from None
+        if twice:
+            raise invalid(f"{field} must not name anything twice")
+    return value
+
+
+def unknown_option(name: object, known: Sequence[str]) -> Refused:
+    """The refusal of an option that the method does not have; names it where it is a plain word."""
+    shown = "an option without a plain name"
+    if type(name) is bytes and len(name) <= _OPTION_NAME_SHOWN_MAX and name.replace(b"_", b"a").isalnum():
+        shown = name.decode("ascii")
+    allowed = f"options are {', '.join(known)}" if known else "there are no options"
+    return invalid(f"unknown option: {shown}; {allowed}")
+
+
+def invalid(message: str) -> Refused:
+    """`INVALID_PARAMS` with a message that says what was expected."""
+    return Refused("INVALID_PARAMS", message)
+
+
+def _is_utf8(value: bytes) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _shown(number: int) -> str:
+    return "2**63-1" if number == INT64_MAX else str(number)
