@@ -1,0 +1,261 @@
+"""The timing wheel: which accounts fall due, exactly and in order, at a cost that does not grow with their number.
+
+It holds *filings*. A filing is a promise to look at an account (a `ref`) in time for one instant. What the coming
+instant of an account is, only the owner knows; the wheel asks for it (`due_of`) when a filing comes up. Therefore
+nothing is ever cancelled:
+
+- an instant that moves **later** needs nothing: the filing comes up too early and is moved on;
+- one that moves **earlier** than the live filing gets a new filing, and the old one is *stale*: when it comes up,
+  `due_of` answers -1 and it is dropped;
+- so re-arming is, for the owner, one comparison of the coming instant with `filed_ns`, the place of its live filing.
+
+**Places.** Near instants (less than two slots of level 0 away) lie in an exact heap. All others lie in slots, plain
+arrays of 8 bytes a filing, without any order inside. A slot of level L is `2**(20 + 8 * L)` ns wide, six levels reach
+over 2**63 ns, and a filing goes to the level where its instant is between 2 and 512 slots ahead. A slot is opened one
+whole width *before* it begins, and its filings go to lower levels or to the heap: a slot with a million filings can be
+opened in slices of bounded size, and the heap goes on firing meanwhile. Of several slots that may be opened, the one
+that begins first comes first.
+
+**Invariants.** A ref is returned only at or after its exact instant, in the order of the instants; every live filing is
+asked for before the instant it was made for; a live filing is never lost. `position_ns`, the latest instant the
+wheel was advanced to, never goes back.
+
+**Bounds.** An owner driven to and fro leaves stale filings behind in far slots. When more filings have been added than
+a sweep can excuse, the slots are swept in slices and stale filings are dropped, so the wheel holds at most a constant
+multiple of the live ones. To tell two filings of one ref in one slot apart, `filed_ns` is not the bare beginning of the
+slot but up to 65,535 ns after it (never after the instant itself); those 16 bits are kept beside the ref, which thus
+has 48.
+
+It never reads a clock, never calls the owner but through the two functions given to `advance`, and knows no money.
+
+Worked example, position 0: an instant of 10 ms (10_000_000 ns) is between 2 and 512 slots of 1_048_576 ns ahead, so it
+is filed at level 0 in the slot that begins at 9_437_184. `advance(8_388_608)` opens that slot and puts the instant into
+the heap; `advance(9_999_999)` returns nothing; `advance(10_000_000)` returns the ref.
+"""
+
+from array import array
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Final
+
+REF_MAX: Final = 2**48 - 1
+DUE_NS_MAX: Final = 2**63 - 1
+
+_REF_BITS: Final = 48
+_SALT_MASK: Final = 2**16 - 1
+_SLOT_BITS: Final = 20  # a slot of level 0 is 2**20 ns wide, about a millisecond
+_LEVEL_BITS: Final = 8
+_LEVELS: Final = 6
+_NEAR_NS: Final = 2 << _SLOT_BITS  # nearer than this: exact heap
+_WIDTHS_NS: Final = tuple(1 << (_SLOT_BITS + _LEVEL_BITS * level) for level in range(_LEVELS))
+_BEGIN_MASKS: Final = tuple(-width_ns for width_ns in _WIDTHS_NS)
+_KEY_BITS: Final = 3  # a slot is known by `begin_ns << 3 | level`
+_NEVER_NS: Final = 2**64
+
+# More than base * factor + spare filings start a sweep; base is what was left after the last one.
+_SWEEP_FACTOR: Final = 3
+_SWEEP_SPARE: Final = 65_536
+# A slice and the pause after it: 256,000 filings a second, more than commands can leave behind, at 8 % of a core.
+_SWEEP_SLICE: Final = 256
+_SWEEP_PAUSE_NS: Final = 1_000_000
+
+DueOf = Callable[[int, int], int]
+Moved = Callable[[int, int], object]
+
+
+class Wheel:
+    """Filings of refs (0 ≤ ref ≤ `REF_MAX`) under instants (0 ≤ due_ns ≤ `DUE_NS_MAX`), seen from `now_ns` ≥ 0."""
+
+    __slots__ = (
+        "_begins",
+        "_filings",
+        "_near",
+        "_next_open_ns",
+        "_position_ns",
+        "_salt",
+        "_slots",
+        "_sweep_at_ns",
+        "_sweep_base",
+        "_sweep_from",
+        "_sweep_keys",
+    )
+
+    def __init__(self, now_ns: int) -> None:
+        assert now_ns >= 0, now_ns
+        self._position_ns = now_ns
+        self._near: list[int] = []  # heap of due_ns << 48 | ref
+        self._slots: dict[int, array[int]] = {}  # slot key -> salt << 48 | ref, in no order
+        self._begins: list[list[int]] = [[] for _ in range(_LEVELS)]  # per level a heap of begin_ns
+        self._next_open_ns = _NEVER_NS  # the earliest instant at which some slot may be opened
+        self._filings = 0
+        self._salt = 0
+        self._sweep_at_ns = now_ns  # not before this instant comes the next slice of a sweep
+        self._sweep_base = 0
+        self._sweep_keys: list[int] = []  # slots still to be swept; the last one is being swept
+        self._sweep_from = 0  # what lies before this index in it was found live
+
+    def __len__(self) -> int:
+        """The number of filings held, stale ones included."""
+        return self._filings
+
+    @property
+    def position_ns(self) -> int:
+        """The latest instant the wheel was advanced to."""
+        return self._position_ns
+
+    def insert(self, ref: int, due_ns: int) -> int:
+        """Files `ref` under `due_ns`; returns `filed_ns` ≤ max(due_ns, 0), the place to remember as its live filing.
+
+        An earlier filing of the same ref becomes stale by that: from now on `due_of(ref, its filed_ns)` is -1. An
+        instant that has passed already comes up at the next `advance`.
+        """
+        assert 0 <= ref <= REF_MAX, ref
+        assert 0 <= due_ns <= DUE_NS_MAX, due_ns
+        self._filings += 1
+        ahead_ns = due_ns - self._position_ns
+        if ahead_ns < _NEAR_NS:
+            heappush(self._near, due_ns << _REF_BITS | ref)
+            return due_ns
+        level = (ahead_ns.bit_length() - _SLOT_BITS - 2) >> 3
+        begin_ns = due_ns & _BEGIN_MASKS[level]
+        slot = self._slots.get(begin_ns << _KEY_BITS | level)
+        if slot is None:
+            slot = self._add_slot(level, begin_ns)
+        self._salt = salt = (self._salt + 1) & _SALT_MASK
+        filed_ns = begin_ns + salt
+        if filed_ns > due_ns:
+            filed_ns = due_ns
+            salt = due_ns - begin_ns
+        slot.append(salt << _REF_BITS | ref)
+        return filed_ns
+
+    def next_due_ns(self) -> int:
+        """When `advance` should be called next: at once if this is not after now; -1 when nothing is filed."""
+        next_ns = self._next_open_ns
+        if self._near:
+            next_ns = min(next_ns, self._near[0] >> _REF_BITS)
+        if self._sweep_owed():
+            next_ns = min(next_ns, self._sweep_at_ns)
+        return -1 if next_ns == _NEVER_NS else next_ns
+
+    def advance(self, now_ns: int, due_of: DueOf, moved: Moved, limit: int) -> list[int]:
+        """Moves on to `now_ns` and returns refs that are due, in the order of their instants.
+
+        `due_of(ref, filed_ns)` answers the coming instant of ref (≥ filed_ns); or -1 if that is not its live filing; or
+        -1 if nothing is coming, and then the owner forgets the live filing in the same moment, for it is gone.
+        `moved(ref, filed_ns)` tells the owner the new place of the live filing. The live filing of a returned ref is
+        spent: the owner forgets it, then inserts the next coming instant if there is one, before it calls again.
+        Neither function may call the wheel.
+
+        At most `limit` ≥ 1 filings are touched, so that one call is short. Whether something is left to do now is
+        told by `next_due_ns`, not by an empty list.
+        """
+        if now_ns > self._position_ns:
+            self._position_ns = now_ns
+        fired: list[int] = []
+        budget = limit
+        while budget > 0:
+            level, begin_ns = self._openable(now_ns)
+            budget = self._fire(min(now_ns, begin_ns - 1), due_of, moved, budget, fired)
+            if level < 0 or budget <= 0:
+                break
+            budget -= self._open(level, begin_ns, due_of, moved, budget)
+        if budget > 0 and self._position_ns >= self._sweep_at_ns and self._sweep_owed():
+            self._sweep(due_of, min(budget, _SWEEP_SLICE))
+        return fired
+
+    def _fire(self, until_ns: int, due_of: DueOf, moved: Moved, budget: int, fired: list[int]) -> int:
+        """Takes what is due at or before `until_ns` out of the heap; returns what is left of the budget."""
+        near = self._near
+        bound = (until_ns + 1) << _REF_BITS
+        last = -1
+        while budget > 0 and near and near[0] < bound:
+            entry = heappop(near)
+            budget -= 1
+            self._filings -= 1
+            if entry == last:  # filed to and fro under one instant: the same filing twice
+                continue
+            last = entry
+            ref = entry & REF_MAX
+            filed_ns = entry >> _REF_BITS
+            due_ns = due_of(ref, filed_ns)
+            if due_ns == filed_ns:
+                fired.append(ref)
+            elif due_ns >= 0:
+                assert due_ns > filed_ns, (ref, due_ns, filed_ns)
+                moved(ref, self.insert(ref, due_ns))
+        return budget
+
+    def _open(self, level: int, begin_ns: int, due_of: DueOf, moved: Moved, limit: int) -> int:
+        """Moves up to `limit` filings of a slot to where they belong now; returns how much work that was (≥ 1)."""
+        slot = self._slots[begin_ns << _KEY_BITS | level]
+        first = max(0, len(slot) - limit)
+        entries = slot[first:]
+        del slot[first:]
+        self._filings -= len(entries)
+        insert = self.insert
+        for entry in entries:
+            ref = entry & REF_MAX
+            filed_ns = begin_ns + (entry >> _REF_BITS)
+            due_ns = due_of(ref, filed_ns)
+            if due_ns >= 0:
+                assert due_ns >= filed_ns, (ref, due_ns, filed_ns)
+                moved(ref, insert(ref, due_ns))
+        if not slot:
+            del self._slots[begin_ns << _KEY_BITS | level]
+            heappop(self._begins[level])
+            self._next_open_ns = min(
+                (begins[0] - width_ns for begins, width_ns in zip(self._begins, _WIDTHS_NS, strict=True) if begins),
+                default=_NEVER_NS,
+            )
+        return max(1, len(entries))
+
+    def _openable(self, now_ns: int) -> tuple[int, int]:
+        """Level and begin of the slot to open now, the one that begins first; (-1, never) if none may be opened."""
+        level_first, begin_first_ns = -1, _NEVER_NS
+        if self._next_open_ns <= now_ns:
+            for level, begins in enumerate(self._begins):
+                if begins and begins[0] < begin_first_ns and begins[0] - _WIDTHS_NS[level] <= now_ns:
+                    level_first, begin_first_ns = level, begins[0]
+        return level_first, begin_first_ns
+
+    def _add_slot(self, level: int, begin_ns: int) -> "array[int]":
+        slot = self._slots[begin_ns << _KEY_BITS | level] = array("Q")
+        heappush(self._begins[level], begin_ns)
+        self._next_open_ns = min(self._next_open_ns, begin_ns - _WIDTHS_NS[level])
+        return slot
+
+    def _sweep_owed(self) -> bool:
+        return bool(self._sweep_keys) or self._filings > self._sweep_base * _SWEEP_FACTOR + _SWEEP_SPARE
+
+    def _sweep(self, due_of: DueOf, limit: int) -> None:
+        """Looks at up to `limit` filings in slots and drops the stale ones; a round looks at every slot there was."""
+        if not self._sweep_keys:
+            self._sweep_keys = list(self._slots)
+            self._sweep_from = 0
+        while limit > 0 and self._sweep_keys:
+            slot = self._slots.get(self._sweep_keys[-1], _NO_SLOT)
+            begin_ns = self._sweep_keys[-1] >> _KEY_BITS
+            index = self._sweep_from
+            end = min(len(slot), index + limit)
+            limit -= max(1, end - index)
+            while index < end:
+                entry = slot[index]
+                if due_of(entry & REF_MAX, begin_ns + (entry >> _REF_BITS)) >= 0:
+                    index += 1
+                else:  # the last one takes its place
+                    self._filings -= 1
+                    end -= 1
+                    last = slot.pop()
+                    if index < len(slot):
+                        slot[index] = last
+            self._sweep_from = index
+            if index >= len(slot):
+                self._sweep_keys.pop()
+                self._sweep_from = 0
+        if not self._sweep_keys:
+            self._sweep_base = self._filings
+        self._sweep_at_ns = self._position_ns + _SWEEP_PAUSE_NS
+
+
+_NO_SLOT: Final = array("Q")
