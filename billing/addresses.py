@@ -1,0 +1,67 @@
+"""Addresses written in a configuration: where to listen, and what to call.
+
+Invariant: a URL that passes is safe to put a user id into. Its scheme, host and port are fixed, it carries no user
+name, password, fragment or hidden character, and `{user_id}` is the only placeholder and stands behind the host.
+
+It never resolves a name or opens a socket.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+
+
+class Listen(NamedTuple):
+    """A TCP address to listen on; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def parse_listen(text: str) -> Listen:
+    """`host:port` or `[v6]:port`; raises ValueError that says what is expected."""
+    match = _LISTEN.fullmatch(text)
+    if match is None or int(match[3]) > 65_535:
+        raise ValueError(f'expected "host:port", port 0 to 65535, an IPv6 host in brackets, got {text!r}')
+    return Listen(match[1] or match[2], int(match[3]))
+
+
+def check_listen(text: str) -> str:
+    """Itself if it is empty or an address to listen on; raises ValueError."""
+    if text:
+        parse_listen(text)
+    return text
+
+
+def check_url(text: str) -> str:
+    """Itself if it is empty or a URL to be called with a user id; raises ValueError."""
+    if not text:
+        return text
+    if not text.isascii() or any(character <= " " or character in '\x7f"<>\\^`|' for character in text):
+        raise ValueError(f"expected a URL of printable ASCII, percent-encoded otherwise, got {text!r}")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"expected a URL, got {text!r}: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise ValueError(f'expected "http://host/path" or "https://host/path", got {text!r}')
+    if "@" in parts.netloc:
+        raise ValueError("expected a URL without user name and password")
+    if "#" in text:
+        raise ValueError(f"expected a URL without #fragment, got {text!r}")
+    if "{" in parts.netloc or "{" in (rest := text.replace("{user_id}", "")) or "}" in rest:
+        raise ValueError(f"expected no placeholder but {{user_id}}, and it in the path or the query, got {text!r}")
+    return text
