@@ -93,9 +93,8 @@ class BucketMap:
                 if shard_id not in self.weights:
                     raise MapConflict(f"bucket {bucket_id} assigned to unknown shard {shard_id}")
                 if generation != self.generation[bucket_id] + 1:
-                    raise MapConflict(
-                        f"bucket {bucket_id} is at generation {self.generation[bucket_id]}, the record says {generation}"
-                    )
+                    known = self.generation[bucket_id]
+                    raise MapConflict(f"bucket {bucket_id} is at generation {known}, the record says {generation}")
                 self.owner[bucket_id] = shard_id
                 self.generation[bucket_id] = generation
             case ("pin", int(bucket_id)):

@@ -4,13 +4,16 @@ A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Deco
 length is known, so what a broken peer can make us allocate is bounded by what it sent. Everything that is sent in one
 turn of the loop leaves as one write.
 
-Two kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), and the
-supervisor talks with each worker over a socket pair that the worker inherits (`Wire` alone).
+Two kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), and
+the supervisor talks with each worker over a socket pair that the worker inherits (`Wire` alone).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,7 +118,30 @@ class Wire(asyncio.Protocol):
             self._transport.close()
 
 
-def socket_address(directory_fd: int, name: str) -> str:
-    """A path to a unix socket in an open directory, short enough for the 107 bytes a socket address has."""
-    return f"/proc/self/fd/{directory_fd}/{name}"
+class SocketDirectory:
+    """Unix sockets by name in a directory whose path may be longer than the 107 bytes a socket address has."""
 
+    def __init__(self, path: str) -> None:
+        self._handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def address(self, name: str) -> str:
+        """What to connect to, from this process."""
+        return f"/proc/self/fd/{self._handle}/{name}"
+
+    def listen(self, name: str) -> socket.socket:
+        """A listening socket in place of whatever an earlier process left under that name."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._handle)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(self.address(name))
+            listener.listen(64)
+            listener.setblocking(False)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+
+    def close(self) -> None:
+        """Gives the directory back."""
+        os.close(self._handle)

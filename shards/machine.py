@@ -5,7 +5,7 @@ deterministic state machine per bucket. The same state and the same command at t
 byte for byte, and `replay` checks just that. A machine reads no clock, touches no file and waits for nothing.
 
 Outputs are collected in two lists that the shard drains: `records` (what the journal must hold before anybody may know)
-and `notices` (what is to be told outside once that is so).
+and `notices` (what is to be told outside once that is so). The shard empties these lists; they stay the same objects.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Machine(Protocol):
 
     def replay(self, bucket_id: int, body: bytes) -> None:
         """Applies a record again; raises when something else comes out than the record says."""
+
+    def start(self, now_ns: int) -> None:
+        """Recovery is over, and this is the instant; comes once, before the first `arm`, `apply`, `read` or `due`."""
 
     def arm(self, bucket_id: int) -> None:
         """Lets time pass in a bucket that was created, loaded or replayed, from now on."""

@@ -6,9 +6,10 @@ encoded for the client, so that passing on costs A no second encoding. Requests 
 the same wire, and B applies a wire's frames in order: the order of a connection is kept.
 
     request frame   [(number, kind, msgid, mode, bucket id, payload), …]
-    answer frame    [number, answer, number, answer, …]     answer: bytes for the client | (WRONG,) | any object (SURVEY)
+    answer frame    [number, answer, number, answer, …]
+    answer          bytes for the client | (WRONG,) | any object (to a SURVEY)
 
-`number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; its answer is for A to merge).
+`number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers).
 A request is passed on once, never twice: B does not pass on, it says WRONG, and only to a link.
 
 **Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent was not applied, what was sent

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from shards.machine import Command, Machine, Notice
@@ -40,6 +40,7 @@ LEAVE = 3
 
 ENVELOPE = struct.Struct("<BHI")
 LENGTH = struct.Struct("<I")
+POSITION = struct.Struct("<q")
 BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
 _LENGTHS = [LENGTH.pack(length) for length in range(1024)]
 
@@ -112,6 +113,7 @@ class Shard:
         self.machine = machine
         self.held: dict[int, int] = {}  # bucket id -> generation
         self._prefix: dict[int, bytes] = {}  # bucket id -> envelope of its entries
+        self._loaded_at: dict[int, int] = {}  # during recovery: bucket id -> position its snapshot part was taken at
         self._own_records: list[tuple[int, int, int]] = []  # (kind, bucket, generation) of this layer
         self._replies: list[Reply] = []
         self._sealed: deque[_Batch] = deque()
@@ -195,12 +197,9 @@ class Shard:
             first = self._sealed[0].from_ns
         else:
             first = self._open_from_ns
-        if first < 0:
-            self.machine.notices = []
-            return notices
-        early = [notice for notice in notices if notice[1] < first]
+        early = [notice for notice in notices if notice[1] < first] if first >= 0 else notices[:]
         if early:
-            self.machine.notices = [notice for notice in notices if notice[1] >= first]
+            notices[:] = [notice for notice in notices if notice[1] >= first] if first >= 0 else []
         return early
 
     def take_ready(self) -> Ready | None:
@@ -208,8 +207,7 @@ class Shard:
         if self._in_flight:
             return None
         if not self._sealed:
-            machine = self.machine
-            if not (machine.records or self._replies or self._own_records or machine.notices):
+            if not self.has_more():
                 return None
             self._seal()
         batch = self._sealed.popleft()
@@ -217,6 +215,12 @@ class Shard:
         self._flight_from_ns = batch.from_ns
         self._in_flight = True
         return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices)
+
+    def has_more(self) -> bool:
+        """Whether a Ready could be taken, were none out."""
+        return bool(
+            self._sealed or self.machine.records or self._replies or self._own_records or self.machine.notices
+        )
 
     def _seal(self) -> None:
         """Closes the open batch; what comes from now on is in the next."""
@@ -236,28 +240,32 @@ class Shard:
                 parts.append(prefix[bucket_id])
                 parts.append(body)
             payload = b"".join(parts)
-            machine.records = []
+            records.clear()
             self._own_records = []
-        self._sealed.append(_Batch(payload, count, self._replies, machine.notices, self._open_from_ns))
+        self._sealed.append(_Batch(payload, count, self._replies, machine.notices[:], self._open_from_ns))
         self._replies = []
-        machine.notices = []
+        machine.notices.clear()
         self._open_from_ns = -1
 
     def synced(self, ready: Ready) -> None:
         """The batch of `ready` is durable; its replies and notices may leave."""
-        assert self._in_flight and ready.sequence == self._sequence, "an answer for a batch that is not out"
+        assert self._in_flight, "an answer while no batch is out"
+        assert ready.sequence == self._sequence, "an answer for a batch that is not out"
         self._in_flight = False
         self._flight_from_ns = -1
 
     # -- recovery and snapshots -------------------------------------------------------------------------------------
 
-    def replay(self, payload: bytes, skip: frozenset[int] = frozenset()) -> int:
-        """Applies a batch from the journal again; buckets in `skip` hold it already. Returns how many records."""
+    def replay(self, position: int, payload: bytes) -> int:
+        """Applies the batch at `position` of the journal again; returns how many records it has.
+
+        A bucket that came from a snapshot part taken at or behind `position` holds its records already.
+        """
         count = 0
-        machine, held = self.machine, self.held
+        machine, held, loaded = self.machine, self.held, self._loaded_at
         for kind, bucket_id, generation, body in split_batch(payload):
             count += 1
-            if bucket_id in skip:
+            if position <= loaded.get(bucket_id, -1):
                 continue
             if kind == ENTRY:
                 if held.get(bucket_id) != generation:
@@ -279,21 +287,29 @@ class Shard:
                 raise Corrupt(f"a record of unknown kind {kind}")
         return count
 
-    def arm_all(self) -> None:
-        """After recovery: lets time pass in every bucket."""
+    def serve(self, now_ns: int) -> None:
+        """Ends the recovery: time passes in every bucket from here on."""
+        self._loaded_at.clear()
+        self.machine.start(now_ns)
         for bucket_id in self.held:
             self.machine.arm(bucket_id)
 
-    def dump(self, bucket_ids: Iterable[int]) -> Iterator[bytes]:
-        """One chunk per bucket: the envelope of its ownership, then the machine's block."""
-        for bucket_id in bucket_ids:
-            yield ENVELOPE.pack(OWN, bucket_id, self.held[bucket_id]) + self.machine.dump(bucket_id)
+    def dump(self, bucket_id: int, position: int) -> bytes:
+        """A bucket as one part of a snapshot; it holds all its records up to `position` and none after.
 
-    def load(self, chunk: bytes) -> int:
-        """Takes in one chunk that `dump` wrote; returns the bucket id."""
-        kind, bucket_id, generation = ENVELOPE.unpack_from(chunk)
+        So it is called when the open batch is empty: right after `take_ready`.
+        """
+        assert not self.machine.records, "a part of a snapshot must not hold what no batch has"
+        block = self.machine.dump(bucket_id)
+        return ENVELOPE.pack(OWN, bucket_id, self.held[bucket_id]) + POSITION.pack(position) + block
+
+    def load(self, part: bytes) -> int:
+        """Takes in one part that `dump` wrote; returns its bucket id."""
+        kind, bucket_id, generation = ENVELOPE.unpack_from(part)
+        (position,) = POSITION.unpack_from(part, ENVELOPE.size)
         if kind != OWN or bucket_id in self.held:
-            raise Corrupt(f"a snapshot chunk of kind {kind} for bucket {bucket_id}")
-        self.machine.load(bucket_id, chunk[ENVELOPE.size :])
+            raise Corrupt(f"a part of a snapshot of kind {kind} for bucket {bucket_id}")
+        self.machine.load(bucket_id, part[ENVELOPE.size + POSITION.size :])
         self._hold(bucket_id, generation)
+        self._loaded_at[bucket_id] = position
         return int(bucket_id)

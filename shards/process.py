@@ -1,0 +1,366 @@
+"""A worker process from its first message to its last: recover, serve, drain.
+
+The supervisor spawns it (never forks) with one inherited socket, the control wire, and the sockets it is to listen on.
+Messages are tuples, the first field says which:
+
+    supervisor → worker                                worker → supervisor
+    ("begin", Begin as a dict)                         ("progress", done, total)        entries replayed
+    ("serve", [anchor, …])                             ("recovered", last_instant_ns, entries, [warning, …])
+    ("anchor", anchor)                                 ("serving", info dict)
+    ("answer", number, reply)                          ("ask", number, operation)
+    ("figures", number)                                ("figures", number, dict)
+    ("stop",)                                          ("failed", exit code, text)
+
+**Recovery**: open the journal (which fences an older owner), load the newest good snapshot, replay what came after it
+through the same code that made it, compare what this shard then holds with what the map says it owns, and stop with 65
+where they differ: a shard restored from an older backup, or emptied, is not served. Only then are clocks, timers and
+sockets touched. A shard that the map has never seen serve (`founded` is false) makes its buckets.
+
+When the control wire closes, the supervisor is gone: the worker answers what is in flight, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import uvloop
+
+from shards.buckets import BucketMap
+from shards.clock import Anchor, BillingClock, boot_now_ns
+from shards.committer import Committer
+from shards.disk import Disk, RealDisk
+from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Unavailable
+from shards.journal.file import FileJournal
+from shards.links import SocketDirectory, Wire
+from shards.machine import Command
+from shards.shard import Corrupt as ShardCorrupt
+from shards.shard import Shard
+from shards.worker import Application, Settings, Worker
+
+EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
+LOCK_WAIT_S = 10.0  # an orphan of the last life gets this long to end
+RECOVERY_SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
+HEARTBEAT_S = 0.5
+
+
+class Begin(NamedTuple):
+    """What a worker is told first."""
+
+    shard_id: int
+    directory: str  # of the data
+    founded: bool  # the map has seen this shard serve before
+    bucket_map: bytes
+    peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
+    listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct"
+    journal: dict[str, Any]
+    settings: tuple[float, float]
+    configuration: bytes  # the application's own, opaque here
+
+
+class Hosted(Application, Protocol):
+    """An application as a process needs it: besides what the worker asks, doors that open and close."""
+
+    async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
+        """Starts answering and telling."""
+
+    async def stop_listening(self) -> None:
+        """No new connections, no new requests; what is in flight goes on."""
+
+    async def close(self) -> None:
+        """Closes connections after what was answered has left, and stops telling."""
+
+    def replay_failed(self, error: BaseException) -> bool:
+        """Whether an error of the machine means damaged data rather than a bug."""
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator, as plain data."""
+
+    def route(self, bucket_map: BucketMap) -> object:
+        """What a smart client is told of who owns what."""
+
+
+class Damaged(Exception):
+    """What is stored contradicts what must be; exit code 65."""
+
+
+def journal_of(directory: str, disk: Disk, now_ns: Callable[[], int], settings: dict[str, Any]) -> Journal:
+    """The journal that the configuration names."""
+    if settings["kind"] != "file":
+        raise ValueError(f"journal.kind {settings['kind']!r} is not known")
+    return FileJournal(
+        directory,
+        disk,
+        sync=settings["sync"],
+        segment_bytes=settings["segment_bytes"],
+        sync_interval_ns=settings["sync_interval_ns"],
+        now_ns=now_ns,
+    )
+
+
+async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> int:
+    """Brings a shard to where its journal ends; returns how many records were replayed."""
+    start = 1
+    snapshot = journal.load_snapshot()
+    last_ns = boot_now_ns()
+    if snapshot is not None:
+        start = snapshot.position + 1
+        for count, part in enumerate(snapshot.chunks):
+            shard.load(part)
+            if boot_now_ns() - last_ns > RECOVERY_SLICE_NS:
+                progress(count, 0)
+                await asyncio.sleep(0)
+                last_ns = boot_now_ns()
+    records = 0
+    head = journal.head
+    for position, payload in journal.replay(start):
+        records += shard.replay(position, payload)
+        if boot_now_ns() - last_ns > RECOVERY_SLICE_NS:
+            progress(position - start + 1, head - start + 1)
+            await asyncio.sleep(0)
+            last_ns = boot_now_ns()
+    return records
+
+
+def check_ownership(shard: Shard, owned: dict[int, int], founded: bool, is_new: bool) -> None:
+    """Compares what the journal holds with what the map says; raises Damaged. `owned`: bucket id -> generation."""
+    if not founded and is_new:
+        return
+    for bucket_id, generation in owned.items():
+        held = shard.held.get(bucket_id)
+        if held is None:
+            raise Damaged(
+                f"shard {shard.shard_id} owns bucket {bucket_id} by the map, but its own data does not have it: "
+                "an older backup, or a directory that was emptied"
+            )
+        if held != generation:
+            raise Damaged(
+                f"shard {shard.shard_id} holds bucket {bucket_id} at generation {held}, the map says {generation}: "
+                "an older backup"
+            )
+    for bucket_id, generation in shard.held.items():
+        if bucket_id not in owned:
+            raise Damaged(
+                f"shard {shard.shard_id} holds bucket {bucket_id} at generation {generation}, "
+                "which the map gives to another"
+            )
+
+
+class Process:
+    """One worker process."""
+
+    def __init__(self, control: socket.socket, build: Callable[[Begin], Hosted]) -> None:
+        self._control = control
+        self._build = build
+        self._wire: Wire | None = None
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._ended = asyncio.Event()
+        self._exit_code = 0
+        self._asked: dict[int, tuple[Any, Any]] = {}
+        self._number = 0
+        self._clock: BillingClock | None = None
+        self._worker: Worker | None = None
+        self._application: Hosted | None = None
+
+    async def run(self) -> int:
+        """Runs until told to stop; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C: the supervisor decides
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        _, wire = await loop.create_connection(
+            lambda: Wire(self._on_message, self._on_control_lost, lambda _: None), sock=self._control
+        )
+        self._wire = wire
+        begin_task = loop.create_task(self._serve())
+        ended_task = loop.create_task(self._ended.wait())
+        await asyncio.wait({begin_task, ended_task}, return_when=asyncio.FIRST_COMPLETED)
+        if begin_task.done():
+            await self._finished(begin_task)
+        else:
+            self._messages.put_nowait(("stop",))
+            await asyncio.wait({begin_task}, timeout=60)
+            await self._finished(begin_task)
+        ended_task.cancel()
+        wire.close()
+        await asyncio.sleep(0)
+        return self._exit_code
+
+    async def _finished(self, task: asyncio.Task[None]) -> None:
+        try:
+            await task
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends the process with the exit code that the error asks for; nothing is answered any more."""
+        if self._exit_code:
+            return
+        self._exit_code = exit_code_of(error, self._application)
+        if self._wire is not None:
+            self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
+        self._ended.set()
+        if self._exit_code == EXIT_BUG:
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "the worker ends on a bug", "exception": error})
+        # What is not durable must not be answered by an orderly shutdown: end now, the journal knows.
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, os._exit, self._exit_code)
+
+    def _on_control_lost(self, wire: Wire) -> None:
+        self._ended.set()
+
+    def _on_message(self, wire: Wire, message: Any) -> None:
+        kind = message[0]
+        if kind == "anchor" and self._clock is not None:
+            self._clock.follow(Anchor(*message[1]))
+            if self._worker is not None:
+                self._worker.follow_clock()
+        elif kind == "answer":
+            asked = self._asked.pop(message[1], None)
+            if asked is not None and self._worker is not None and self._application is not None:
+                self._worker.reply(asked[0], asked[1], message[2])
+        elif kind == "figures":
+            wire.send(("figures", message[1], self._figures()))
+        elif kind == "stop":
+            self._messages.put_nowait(message)
+            self._ended.set()
+        else:
+            self._messages.put_nowait(message)
+
+    def _ask(self, caller: Any, token: Any, operation: Command) -> None:
+        assert self._wire is not None
+        self._number += 1
+        self._asked[self._number] = (caller, token)
+        self._wire.send(("ask", self._number, operation))
+
+    def _figures(self) -> dict[str, Any]:
+        worker, application = self._worker, self._application
+        if worker is None or application is None:
+            return {}
+        return {
+            "buckets": len(worker.shard.held),
+            "generations": list(worker.shard.held.items()),
+            "journal_bytes": worker.journal.stored_bytes,
+            "batches": worker.batches,
+            "records": worker.records,
+            **application.figures(),
+        }
+
+    async def _serve(self) -> None:
+        begin = Begin(**(await self._messages.get())[1])
+        wire = self._wire
+        assert wire is not None
+        loop = asyncio.get_running_loop()
+        disk = RealDisk()
+        directory = f"{begin.directory}/shard-{begin.shard_id}"
+        journal = journal_of(directory, disk, self._stamp_ns, begin.journal)
+        application = self._application = self._build(begin)
+        shard = Shard(begin.shard_id, application.machine)
+        head = await self._open_journal(journal, begin.shard_id)
+        is_new = head == 0 and not begin.founded
+        records = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
+        bucket_map = BucketMap.decode(begin.bucket_map)
+        owned = bucket_map.ownership_of(begin.shard_id)
+        check_ownership(shard, owned, begin.founded, is_new)
+        wire.send(("recovered", application.machine.last_instant_ns(), records, journal.warnings))
+
+        message = await self._messages.get()
+        if message[0] != "serve":
+            journal.close()
+            return
+        self._clock = BillingClock(Anchor(*message[1][0]))
+        for anchor in message[1][1:]:
+            self._clock.follow(Anchor(*anchor))
+        committer = Committer(f"journal-{begin.shard_id}", loop)
+        worker = self._worker = Worker(
+            shard,
+            journal,
+            committer,
+            self._clock,
+            bucket_map,
+            application,
+            Settings(*begin.settings),
+            self._ask,
+            self._fail,
+        )
+        worker.route = lambda: application.route(worker.map)
+        shard.serve(worker.now_ns())
+        if is_new:
+            for bucket_id, generation in owned.items():
+                shard.adopt(bucket_id, generation)
+            ready = shard.take_ready()
+            if ready is not None:
+                await committer.call(journal.append, ready.payload)
+                shard.synced(ready)
+        sockets = SocketDirectory(f"{begin.directory}/run")
+        server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))
+        worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})
+        listeners = [(kind, socket.socket(fileno=descriptor)) for kind, descriptor in begin.listeners]
+        await application.open(worker, listeners)
+        wire.send(("serving", {"pid": os.getpid(), "accounts": application.figures().get("accounts", 0)}))
+        worker.wake()
+
+        while (await self._messages.get())[0] != "stop":
+            continue
+        await application.stop_listening()
+        await worker.quiesce()
+        await application.close()
+        if wire.is_open:
+            await self._snapshot(worker, journal, committer)
+        server.close()
+        worker.close()
+        await committer.call(journal.close)
+        committer.close()
+        sockets.close()
+
+    async def _snapshot(self, worker: Worker, journal: Journal, committer: Committer) -> None:
+        """A clean stop leaves a snapshot, so that a new version starts from state and not from old commands."""
+        shard = worker.shard
+        position = journal.head
+        parts = (shard.dump(bucket_id, position) for bucket_id in sorted(shard.held))
+        with contextlib.suppress(Unavailable):  # no room: the journal alone is enough
+            await committer.call(journal.save_snapshot, position, parts)
+            await committer.call(journal.trim, position)
+
+    async def _open_journal(self, journal: Journal, shard_id: int) -> int:
+        """Opens it; an orphan of an earlier life that still holds it gets some time to end."""
+        deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
+        while True:
+            try:
+                return journal.open(shard_id, f"pid {os.getpid()}").head
+            except Fenced:
+                if boot_now_ns() > deadline_ns:
+                    raise
+                await asyncio.sleep(0.1)
+
+    def _stamp_ns(self) -> int:
+        return self._clock.at(boot_now_ns()) if self._clock is not None else 0
+
+
+def exit_code_of(error: BaseException, application: Hosted | None) -> int:
+    """The exit code that an error ends a worker with."""
+    if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
+        return EXIT_DAMAGED
+    if application is not None and application.replay_failed(error):
+        return EXIT_DAMAGED
+    if isinstance(error, JournalError | OSError):
+        return EXIT_DISK
+    return EXIT_BUG
+
+
+def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
+    """The main function of a worker process."""
+    control = socket.socket(fileno=control_descriptor)
+    control.setblocking(False)
+
+    async def main() -> int:
+        return await Process(control, build).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())

@@ -1,0 +1,121 @@
+"""What the supervisor knows durably: who owns which bucket, which shards have served, and the anchor of billing time.
+
+A small journal of its own (`map/` in the data directory) holds it as records, plain lists:
+
+    ["create", …] ["assign", …] ["pin", …] …   see `shards.buckets.BucketMap`
+    ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
+    ["anchor", 48 bytes]                        see `shards.clock`
+    ["map", block]                              the whole map, in snapshots only
+
+A record is durable before it is applied, and applied before anybody acts on it. Opening this journal takes the lock of
+the data directory: one daemon at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shards.buckets import HASH_NAME, BucketMap
+from shards.clock import Anchor, decode_anchor, encode_anchor
+from shards.committer import Committer
+from shards.disk import Disk, private_directory
+from shards.journal.file import FileJournal
+
+SEGMENT_BYTES = 1024 * 1024
+SNAPSHOT_EVERY_RECORDS = 512
+
+
+class Conflict(Exception):
+    """The configuration does not fit the data directory; nothing was started. Exit code 78."""
+
+
+class Registry:
+    """The map and its journal. `open` first; `record` from then on."""
+
+    def __init__(self, data_dir: str, disk: Disk, now_ns: Callable[[], int]) -> None:
+        self.map = BucketMap()
+        self.founded: set[int] = set()
+        self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
+        self._data_dir = data_dir
+        self._disk = disk
+        self._journal = FileJournal(f"{data_dir}/map", disk, sync="always", segment_bytes=SEGMENT_BYTES, now_ns=now_ns)
+        self._committer: Committer | None = None
+        self._since_snapshot = 0
+
+    def open(self, bucket_count: int, workers: int) -> list[str]:
+        """Reads what is there, or founds the data directory; returns warnings.
+
+        Raises Conflict where the configuration asks for other buckets or shards than the directory has,
+        DirectoryRefused, and the journal's errors (Fenced: another daemon runs on it).
+        """
+        warnings = private_directory(self._disk, self._data_dir)
+        private_directory(self._disk, f"{self._data_dir}/run")
+        journal = self._journal
+        journal.open(0, f"pid {os.getpid()}")
+        warnings += journal.warnings
+        start = 1
+        snapshot = journal.load_snapshot()
+        if snapshot is not None:
+            start = snapshot.position + 1
+            self._apply_all(b"".join(snapshot.chunks))
+        for _, payload in journal.replay(start):
+            self._apply_all(payload)
+        if not self.map.bucket_count:
+            payload = msgspec.msgpack.encode([["create", bucket_count, HASH_NAME, list(range(1, workers + 1))]])
+            journal.append(payload)
+            self._apply_all(payload)
+        elif bucket_count != self.map.bucket_count:
+            raise Conflict(
+                f"shards.bucket_count: the data directory was made with {self.map.bucket_count} buckets, "
+                f"the configuration says {bucket_count}; the number is fixed for the life of the data"
+            )
+        elif self.map.hash_name != HASH_NAME:
+            raise Conflict(f"the data directory hashes with {self.map.hash_name}, this version with {HASH_NAME}")
+        elif workers != len(self.map.weights):
+            raise Conflict(
+                f"shards.workers: the data directory has {len(self.map.weights)} shards, "
+                f"the configuration says {workers}"
+            )
+        return warnings
+
+    def use(self, committer: Committer) -> None:
+        """From here on, records are written on this thread."""
+        self._committer = committer
+
+    def _apply_all(self, payload: bytes) -> None:
+        for record in msgspec.msgpack.decode(payload):
+            self._apply(record)
+
+    def _apply(self, record: Any) -> None:
+        match record:
+            case ["map", bytes(block)]:
+                self.map = BucketMap.decode(block)
+            case ["founded", int(shard_id)]:
+                self.founded.add(shard_id)
+            case ["anchor", bytes(block)]:
+                self.anchor = decode_anchor(block)
+            case _:
+                self.map.apply(record)
+
+    async def record(self, *records: list[Any]) -> None:
+        """Makes records durable as one batch, then applies them. Raises the journal's errors."""
+        assert self._committer is not None
+        payload = msgspec.msgpack.encode(records)
+        position = await self._committer.call(self._journal.append, payload)
+        self._apply_all(payload)
+        self._since_snapshot += len(records)
+        if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS:
+            self._since_snapshot = 0
+            state: list[Any] = [["map", self.map.encode()], *(["founded", shard_id] for shard_id in self.founded)]
+            if self.anchor is not None:
+                state.append(["anchor", encode_anchor(*self.anchor)])
+            await self._committer.call(self._journal.save_snapshot, position, [msgspec.msgpack.encode(state)])
+            await self._committer.call(self._journal.trim, position)
+
+    def close(self) -> None:
+        """Gives the data directory back."""
+        self._journal.close()

@@ -1,0 +1,423 @@
+"""The supervisor: it owns the map, the clock's anchor and the worker processes, and serves no request itself.
+
+**What it keeps durable** is in `shards.registry`; a record there is durable before anybody acts on it.
+
+**Processes.** It is given the listening sockets, spawns one worker per shard (spawn, never fork), and restarts one
+that dies: at once, then after 0.2, 0.5, 1, 2, 5 and at most 10 s; a worker that served for a minute starts the row
+anew. One that ends with 65 (damaged data) or 74 (disk failure) is *held*: starting it again would not mend the disk.
+The others serve on. The supervisor's own end is the end of the workers: their control wires close.
+
+**Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
+these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Any, NamedTuple
+
+from shards.buckets import BucketMap
+from shards.clock import BillingClock, Steering, boot_id, boot_now_ns, encode_anchor, paired_now, restart
+from shards.committer import Committer
+from shards.disk import RealDisk
+from shards.links import Wire
+from shards.machine import Command
+from shards.process import EXIT_DAMAGED, EXIT_DISK
+from shards.registry import Registry
+
+log = logging.getLogger("shards.supervisor")
+
+RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+STABLE_NS = 60_000_000_000  # a worker that served for that long is restarted at once again
+STEER_INTERVAL_S = 1.0
+STOP_TIMEOUT_S = 60.0
+FIGURES_TIMEOUT_S = 1.0
+
+
+class Settings(NamedTuple):
+    """What the supervisor needs of the configuration."""
+
+    data_dir: str
+    workers: int
+    bucket_count: int
+    slew_ppm_max: int
+    journal: dict[str, Any]  # passed on to the workers' journals
+    worker: tuple[float, float]  # fields of shards.worker.Settings
+    direct_host: str  # host of the port that each worker has for itself; "" for none
+
+
+class WorkerState:
+    """What the supervisor knows of one worker."""
+
+    def __init__(self, shard_id: int) -> None:
+        self.shard_id = shard_id
+        self.state = "starting"  # starting | recovering | recovered | serving | down | held
+        self.reason = ""
+        self.pid = 0
+        self.wire: Wire | None = None
+        self.process: asyncio.subprocess.Process | None = None
+        self.starts = 0
+        self.failures = 0
+        self.serving_since_ns = 0
+        self.last_instant_ns = 0
+        self.progress = (0, 0)
+        self.figures: dict[str, Any] = {}
+        self.direct: socket.socket | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """One running daemon; `run` returns its exit code."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        command: list[str],
+        configuration: bytes,
+        listeners: list[tuple[str, socket.socket]],
+    ) -> None:
+        """`command` starts a worker, to which the number of its control descriptor is appended."""
+        self.settings = settings
+        self.registry = Registry(
+            settings.data_dir, RealDisk(), lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
+        )
+        self.workers: dict[int, WorkerState] = {}
+        self.exit_code = 0
+        self.clock: BillingClock | None = None
+        self.clock_offset_ns = 0
+        self.clock_steps = 0
+        self._command = command
+        self._configuration = configuration
+        self._listeners = listeners
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._figures_number = 0
+        self._figures_waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def map(self) -> BucketMap:
+        """Who owns which bucket."""
+        return self.registry.map
+
+    # -- state that others look at ----------------------------------------------------------------------------------
+
+    def ready_reasons(self) -> list[str]:
+        """Why not every bucket is served; empty when each is."""
+        reasons = []
+        for shard_id in sorted(self.map.weights):
+            worker = self.workers.get(shard_id)
+            if worker is None:
+                reasons.append(f"shard {shard_id}: no worker")
+            elif worker.state == "recovering":
+                done, total = worker.progress
+                share = f" {100 * done // total} %" if total else ""
+                reasons.append(f"shard {shard_id}: recovering{share}")
+            elif worker.state != "serving":
+                reasons.append(f"shard {shard_id}: {worker.state}{': ' + worker.reason if worker.reason else ''}")
+        return reasons
+
+    async def wait_changed(self) -> None:
+        """Returns when some worker's state has changed."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    # -- the life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
+        loop = asyncio.get_running_loop()
+        for warning in self.registry.open(self.settings.bucket_count, self.settings.workers):
+            log.warning("%s", warning)
+        committer = Committer("map", loop)
+        self.registry.use(committer)
+        try:
+            for shard_id in sorted(self.map.weights):
+                worker = self.workers[shard_id] = WorkerState(shard_id)
+                if self.settings.direct_host:
+                    worker.direct = _listen_direct(self.settings.direct_host)
+                worker.task = loop.create_task(self._keep(worker))
+            self._spawn(self._begin_time())
+            await self._stopping.wait()
+            await self._stop_workers()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            committer.close()
+            self.registry.close()
+        return self.exit_code
+
+    def stop(self) -> None:
+        """Begins the orderly end."""
+        self._stopping.set()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+
+        def done(finished: asyncio.Task[Any]) -> None:
+            self._tasks.discard(finished)
+            if not finished.cancelled() and finished.exception() is not None:
+                log.critical("the supervisor ends on a bug", exc_info=finished.exception())
+                self.exit_code = 70
+                self.stop()
+
+        task.add_done_callback(done)
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    async def _begin_time(self) -> None:
+        """Waits until every worker knows the last instant of its journal, then anchors billing time and steers it."""
+        while any(worker.state in ("starting", "recovering") for worker in self.workers.values()):
+            await self.wait_changed()
+        last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
+        boot_ns, wall_ns = paired_now()
+        begun = restart(self.registry.anchor, last_ns, boot_id(), boot_ns, wall_ns)
+        if begun.alarm:
+            log.error(
+                "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "
+                "check the clock of this host",
+                begun.behind_ns / 1e9,
+            )
+        await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id())])
+        self.clock = BillingClock(begun.anchor)
+        for worker in self.workers.values():
+            self._send_serve(worker)
+        steering = Steering(self.clock, self.settings.slew_ppm_max)
+        while True:
+            await asyncio.sleep(STEER_INTERVAL_S)
+            steered = steering.steer(*paired_now())
+            self.clock_offset_ns = steered.offset_ns
+            if steered.step_ns:
+                self.clock_steps += 1
+                log.warning(
+                    "the wall clock was stepped by %.3f s; billing time is bent towards it by at most %d ppm",
+                    steered.step_ns / 1e9,
+                    self.settings.slew_ppm_max,
+                )
+            if steered.anchor is not None:
+                await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id())])
+                for worker in self.workers.values():
+                    if worker.wire is not None:
+                        worker.wire.send(("anchor", tuple(steered.anchor)))
+
+    def _send_serve(self, worker: WorkerState) -> None:
+        if self.clock is not None and worker.state == "recovered" and worker.wire is not None:
+            worker.wire.send(("serve", [tuple(anchor) for anchor in self.clock.anchors]))
+
+    # -- workers ----------------------------------------------------------------------------------------------------
+
+    async def _keep(self, worker: WorkerState) -> None:
+        """Keeps one worker alive until the end."""
+        while not self._stopping.is_set():
+            code = await self._run_once(worker)
+            if self._stopping.is_set():
+                return
+            if code in (EXIT_DAMAGED, EXIT_DISK):
+                self._set_state(worker, "held", worker.reason or f"ended with {code}")
+                log.error("shard %d is held, exit code %d: %s", worker.shard_id, code, worker.reason)
+                if self.exit_code == 0:
+                    self.exit_code = code
+                if all(other.state == "held" for other in self.workers.values()):
+                    self.stop()
+                return
+            if worker.serving_since_ns and boot_now_ns() - worker.serving_since_ns > STABLE_NS:
+                worker.failures = 0
+            delay_s = RESTART_DELAYS_S[min(worker.failures, len(RESTART_DELAYS_S) - 1)]
+            worker.failures += 1
+            worker.serving_since_ns = 0
+            self._set_state(worker, "down", worker.reason or f"ended with {code}, restarted in {delay_s:g} s")
+            log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s or 0.001)
+
+    async def _run_once(self, worker: WorkerState) -> int:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        inherited = list(self._listeners)
+        if worker.direct is not None:
+            inherited.append(("direct", worker.direct))
+        descriptors = [theirs.fileno(), *(listener.fileno() for _, listener in inherited)]
+        worker.starts += 1
+        worker.reason = ""
+        worker.progress = (0, 0)
+        try:
+            process = worker.process = await asyncio.create_subprocess_exec(
+                *self._command, str(theirs.fileno()), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL
+            )
+        except OSError as error:
+            ours.close()
+            worker.reason = f"cannot be started: {error}"
+            return 70
+        finally:
+            theirs.close()
+        worker.pid = process.pid
+        _, wire = await loop.create_connection(
+            lambda: Wire(lambda _, message: self._on_message(worker, message), lambda _: None, lambda _: None),
+            sock=ours,
+        )
+        worker.wire = wire
+        self._set_state(worker, "recovering")
+        wire.send(("begin", self._begin_of(worker, inherited)))
+        code = await process.wait()
+        await asyncio.sleep(0)  # a last message may still be in the socket
+        wire.close()
+        worker.wire = None
+        worker.pid = 0
+        for number, future in list(self._figures_waiting.items()):
+            if number % 65536 == worker.shard_id and not future.done():
+                future.set_result({})
+        return code
+
+    def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> dict[str, Any]:
+        return {
+            "shard_id": worker.shard_id,
+            "directory": self.settings.data_dir,
+            "founded": worker.shard_id in self.registry.founded,
+            "bucket_map": self.map.encode(),
+            "peers": {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights},
+            "listeners": [(kind, listener.fileno()) for kind, listener in inherited],
+            "journal": self.settings.journal,
+            "settings": tuple(self.settings.worker),
+            "configuration": self._configuration,
+        }
+
+    def _set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
+        worker.state = state
+        worker.reason = reason
+        self._changed.set()
+
+    def _on_message(self, worker: WorkerState, message: Any) -> None:
+        match message:
+            case ("progress", done, total):
+                worker.progress = (done, total)
+                log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
+            case ("recovered", last_instant_ns, records, warnings):
+                worker.last_instant_ns = last_instant_ns
+                for warning in warnings:
+                    log.warning("shard %d: %s", worker.shard_id, warning)
+                log.info("shard %d recovered, %d records replayed", worker.shard_id, records)
+                self._set_state(worker, "recovered")
+                self._send_serve(worker)
+            case ("serving", info):
+                self._spawn(self._on_serving(worker, info))
+            case ("figures", number, figures):
+                worker.figures = figures
+                future = self._figures_waiting.pop(number, None)
+                if future is not None and not future.done():
+                    future.set_result(figures)
+            case ("ask", number, operation):
+                self._spawn(self._answer(worker, number, operation))
+            case ("failed", _, text):
+                worker.reason = text
+                log.error("shard %d: %s", worker.shard_id, text)
+
+    async def _on_serving(self, worker: WorkerState, info: dict[str, Any]) -> None:
+        if worker.shard_id not in self.registry.founded:
+            await self.registry.record(["founded", worker.shard_id])
+        worker.serving_since_ns = boot_now_ns()
+        worker.figures = info
+        self._set_state(worker, "serving")
+        log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
+
+    async def figures_of(self, worker: WorkerState) -> dict[str, Any]:
+        """A worker's own counters; empty where it does not answer."""
+        if worker.wire is None or worker.state != "serving":
+            return {}
+        self._figures_number += 1
+        number = self._figures_number * 65536 + worker.shard_id
+        future = self._figures_waiting[number] = asyncio.get_running_loop().create_future()
+        worker.wire.send(("figures", number))
+        try:
+            return await asyncio.wait_for(future, FIGURES_TIMEOUT_S)
+        except TimeoutError:
+            self._figures_waiting.pop(number, None)
+            return {}
+
+    async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
+        reply = await self.operate(operation)
+        if worker.wire is not None:
+            worker.wire.send(("answer", number, reply))
+
+    async def operate(self, operation: Command) -> object:
+        """Carries out an operator's wish that concerns the whole daemon; the reply is plain data.
+
+        A refusal is the map {"refused": name, "message": text}.
+        """
+        match operation:
+            case ("shards_info",):
+                return await self._shards_info()
+            case ("buckets_info",):
+                return await self._buckets_info()
+            case ("pin_bucket" | "unpin_bucket" as name, int(bucket_id)):
+                if not 1 <= bucket_id <= self.map.bucket_count:
+                    return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{self.map.bucket_count}")
+                await self.registry.record([name.removesuffix("_bucket"), bucket_id])
+                return {"bucket_id": bucket_id, "pinned": bucket_id in self.map.pinned}
+            case _:
+                return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
+
+    async def _shards_info(self) -> list[dict[str, Any]]:
+        workers = [self.workers[shard_id] for shard_id in sorted(self.workers)]
+        figures = await asyncio.gather(*(self.figures_of(worker) for worker in workers))
+        return [
+            {
+                "shard_id": worker.shard_id,
+                "worker_pid": worker.pid or None,
+                "state": worker.state,
+                "reason": worker.reason,
+                "buckets": len(self.map.buckets_of(worker.shard_id)),
+                "accounts": figure.get("accounts"),
+                "armed": figure.get("armed"),
+                "pending_cutoffs": figure.get("pending_cutoffs"),
+                "journal_bytes": figure.get("journal_bytes"),
+                "weight": self.map.weights.get(worker.shard_id, 0),
+            }
+            for worker, figure in zip(workers, figures, strict=True)
+        ]
+
+    async def _buckets_info(self) -> list[dict[str, Any]]:
+        workers = [self.workers[shard_id] for shard_id in sorted(self.workers)]
+        figures = await asyncio.gather(*(self.figures_of(worker) for worker in workers))
+        accounts: dict[int, int] = {}
+        for figure in figures:
+            accounts.update(figure.get("bucket_accounts", ()))
+        bucket_map = self.map
+        return [
+            {
+                "bucket_id": bucket_id,
+                "shard_id": bucket_map.owner[bucket_id],
+                "state": "pinned" if bucket_id in bucket_map.pinned else "active",
+                "generation": bucket_map.generation[bucket_id],
+                "accounts": accounts.get(bucket_id, 0),
+            }
+            for bucket_id in range(1, bucket_map.bucket_count + 1)
+        ]
+
+    async def _stop_workers(self) -> None:
+        for worker in self.workers.values():
+            if worker.wire is not None:
+                worker.wire.send(("stop",))
+        tasks = [worker.task for worker in self.workers.values() if worker.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+            for worker in self.workers.values():
+                if worker.task in late and worker.process is not None:
+                    log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
+                    worker.process.kill()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def refusal(name: str, message: str) -> dict[str, str]:
+    """A refusal as plain data, for the application to make an error of."""
+    return {"refused": name, "message": message}
+
+
+def _listen_direct(host: str) -> socket.socket:
+    listener = socket.create_server((host, 0), backlog=1024)
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,354 @@
+"""The worker: the asynchronous shell around one shard.
+
+Its whole duty, once per turn of the loop (`_pump`) and once per batch that the disk has taken (`_on_synced`):
+
+    1 append   what the shard recorded to the journal           (on the committer's thread)
+    2 sync     it                                               (the same call)
+    3 tell     the shard that it is durable
+    4 send     the replies and notices that waited for it
+    5 re-arm   the timer for the shard's next instant
+
+Requests that arrive while a batch is being synced are applied at once and wait in the next batch; so the disk sets the
+pace of answers, never the pace of commands. No `await` stands between reading state and changing it: requests are
+applied in the protocol's callback, and all of this file but the start is plain functions.
+
+All requests of one turn of the loop carry one instant, read once. What time makes due is carried out in slices of
+`TICK_ENTRIES_MAX`, between which requests are answered.
+
+It is also the `Gate` that doors see: `submit`, `read`, `operate`; it serves its own buckets and passes the rest on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from shards.buckets import BucketMap, bucket_id_of
+from shards.clock import Alarm, BillingClock, boot_now_ns
+from shards.committer import Committer
+from shards.journal import Journal
+from shards.journal import Unavailable as JournalUnavailable
+from shards.links import Wire
+from shards.machine import Command, Machine, Notice
+from shards.router import COMMAND, READ, SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
+from shards.shard import Ready, Shard
+
+TICK_ENTRIES_MAX = 256
+ROOM_RETRY_S = 1.0  # how often a full disk is asked again
+
+
+class Application(Protocol):
+    """What an application gives the worker."""
+
+    machine: Machine
+    surveys: frozenset[str]  # operations that every shard answers and `merge` joins
+
+    def encode(self, msgid: int, mode: int, reply: object) -> bytes:
+        """A whole reply as a client of that mode reads it; also of the reply types of `shards`."""
+
+    def merge(self, operation: Command, parts: list[Any]) -> object:
+        """One reply out of all shards' answers to a survey."""
+
+    def tell(self, notices: list[Notice]) -> None:
+        """Takes what is to be told outside; all that it tells is durable."""
+
+
+class Settings(NamedTuple):
+    """What a worker needs of the configuration."""
+
+    idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
+    sync_interval_s: float  # for a journal that syncs by interval
+
+
+class Worker:
+    """One shard, served. Made after recovery; `start` opens the links."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal,
+        committer: Committer,
+        clock: BillingClock,
+        bucket_map: BucketMap,
+        application: Application,
+        settings: Settings,
+        ask_supervisor: Callable[[Any, Any, Command], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.shard = shard
+        self.shard_id = shard.shard_id
+        self.journal = journal
+        self.committer = committer
+        self.clock = clock
+        self.map = bucket_map
+        self.application = application
+        self.settings = settings
+        self.links: dict[int, PeerLink] = {}
+        self._ask_supervisor = ask_supervisor
+        self._fail = fail
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm()
+        self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
+        self._scheduled = False
+        self._writing = False
+        self._stopping = False
+        self._no_room = ""  # why new commands are refused, where the disk is full
+        self._barrier_due = False
+        self._barrier_timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._peers: dict[Wire, PeerCaller] = {}
+        self._after_sync: list[Callable[[], None]] = []
+        self.batches = 0
+        self.records = 0
+        self.last_sync_boot_ns = boot_now_ns()
+        self._loop.add_reader(self._alarm.fileno(), self._on_alarm)
+
+    # -- the gate: what doors call ----------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """The billing instant of this turn of the loop."""
+        if not self._now_ns:
+            self._now_ns = self.clock.at(boot_now_ns())
+        return self._now_ns
+
+    def bucket_of(self, key: bytes) -> int:
+        """The bucket a key hashes to."""
+        return bucket_id_of(key, self.map.bucket_count)
+
+    def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
+        """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
+        owner = self.map.owner[bucket_id]
+        if owner == self.shard_id:
+            if self._no_room:
+                self.shard.reply_with_next(caller, token, Unavailable(owner, self._no_room, "no"))
+            else:
+                self.shard.receive(caller, token, bucket_id, command, self._now_ns or self.now_ns())
+        else:
+            self.links[owner].ask(caller, token, COMMAND, bucket_id, command)
+        if not self._scheduled:
+            self._schedule()
+
+    def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
+        """Answers a query about one bucket, here or at its owner."""
+        owner = self.map.owner[bucket_id]
+        if owner == self.shard_id:
+            self.shard.read(caller, token, bucket_id, query, self._now_ns or self.now_ns())
+        else:
+            self.links[owner].ask(caller, token, READ, bucket_id, query)
+        if not self._scheduled:
+            self._schedule()
+
+    def operate(self, caller: Any, token: Any, operation: Command) -> None:
+        """Answers a question about the whole daemon, or carries out an operator's wish."""
+        name = operation[0]
+        if name == "route":
+            self.shard.reply_with_next(caller, token, self.route())
+        elif name in self.application.surveys:
+            self._survey(caller, token, operation)
+        else:
+            self._ask_supervisor(caller, token, operation)
+        if not self._scheduled:
+            self._schedule()
+
+    def reply(self, caller: Any, token: Any, reply: object) -> None:
+        """Lets a reply made elsewhere leave with the next batch."""
+        self.shard.reply_with_next(caller, token, reply)
+        if not self._scheduled:
+            self._schedule()
+
+    def report(self, bucket_id: int, command: Command) -> object:
+        """Applies a command that no client waits for: what became of something told outside."""
+        outcome = self.shard.apply(bucket_id, command, self._now_ns or self.now_ns())
+        if not self._scheduled:
+            self._schedule()
+        return outcome
+
+    route: Callable[[], object]  # set by the process: the map as a smart client reads it
+
+    def _survey(self, caller: Any, token: Any, operation: Command) -> None:
+        def done(parts: list[Any] | Unavailable) -> None:
+            self.reply(caller, token, parts if isinstance(parts, Unavailable) else merge(operation, parts))
+
+        merge = self.application.merge
+        survey = Survey(1 + len(self.links), done)
+        self.shard.survey(survey, None, operation, self.now_ns())
+        for link in self.links.values():
+            link.ask(survey, None, SURVEY, 0, operation)
+
+    # -- the pump ---------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        try:
+            self._turn()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _turn(self) -> None:
+        shard = self.shard
+        self._now_ns = 0
+        for link in self.links.values():
+            link.flush()
+        due_ns = shard.next_due_ns()
+        if 0 <= due_ns <= self.now_ns() and not self._stopping and shard.tick(self._now_ns, TICK_ENTRIES_MAX):
+            self._schedule()
+        early = shard.take_early()
+        if early:
+            self.application.tell(early)
+        if not self._writing:
+            ready = shard.take_ready()
+            if ready is not None:
+                for caller, token, reply in ready.replies:
+                    caller.answer(token, reply)
+                if ready.payload:
+                    self._append(ready)
+                else:
+                    self._release(ready)
+                    if shard.has_more():
+                        self._schedule()
+            else:
+                self._idle.set()
+        self._now_ns = 0
+        self._rearm()
+
+    def _append(self, ready: Ready) -> None:
+        self._writing = True
+        self._idle.clear()
+        self.committer.submit(
+            lambda position, error: self._on_synced(ready, position, error), self.journal.append, ready.payload
+        )
+
+    def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
+        if error is not None:
+            if isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
+                self._no_room = str(error)
+                self._loop.call_later(ROOM_RETRY_S, self._append, ready)
+            else:
+                self._fail(error)
+            return
+        self._no_room = ""
+        self._writing = False
+        self.batches += 1
+        self.records += ready.records
+        self.last_sync_boot_ns = boot_now_ns()
+        self._release(ready)
+        self._barrier_due = True
+        if self._barrier_timer is None and self.settings.idle_barrier_s:
+            self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
+        self._pump()
+
+    def _release(self, ready: Ready) -> None:
+        self.shard.synced(ready)
+        for caller in {reply[0] for reply in ready.replies}:
+            caller.flush()
+        if ready.notices:
+            self.application.tell(ready.notices)
+        if self._after_sync:
+            waiting, self._after_sync = self._after_sync, []
+            for function in waiting:
+                function()
+
+    def _on_barrier_time(self) -> None:
+        self._barrier_timer = None
+        if self._writing or self._stopping:
+            return  # the next commit is the proof
+        if self._barrier_due:
+            self._barrier_due = False
+            self._writing = True
+            self.committer.submit(self._on_barrier, self.journal.idle_barrier)
+
+    def _on_barrier(self, _: Any, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, JournalUnavailable):
+            self._fail(error)
+            return
+        self._writing = False
+        self._pump()
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _rearm(self) -> None:
+        due_ns = self.shard.next_due_ns()
+        if due_ns < 0:
+            return
+        boot_ns = self.clock.boot_of(due_ns)
+        armed_ns = self._alarm.armed_ns
+        if armed_ns < 0 or boot_ns < armed_ns:
+            self._alarm.arm(boot_ns)
+
+    def _on_alarm(self) -> None:
+        self._alarm.acknowledge()
+        if not self._stopping:
+            self._pump()
+
+    def wake(self) -> None:
+        """Carries out what became due while nobody served, and sets the timer."""
+        if not self._scheduled:
+            self._schedule()
+
+    def follow_clock(self) -> None:
+        """After a new anchor: the same billing instant may lie at another boot instant now."""
+        self._alarm.disarm()
+        self._rearm()
+
+    # -- peers ------------------------------------------------------------------------------------------------------
+
+    def open_links(self, paths: dict[int, str]) -> None:
+        """Connects to the other workers: shard id -> path of its socket."""
+        for shard_id, path in paths.items():
+            if shard_id != self.shard_id and shard_id not in self.links:
+                self.links[shard_id] = PeerLink(shard_id, path, self.reply, self._on_stray)
+                self.links[shard_id].open()
+
+    def _on_stray(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
+        self.reply(caller, token, Unavailable(self.map.owner[bucket_id], "the bucket is changing its owner", "no"))
+
+    def peer_wire(self) -> Wire:
+        """A protocol for another worker that connected to this one."""
+        return Wire(self._on_peer_frame, self._on_peer_closed, self._on_peer_open)
+
+    def _on_peer_open(self, wire: Wire) -> None:
+        self._peers[wire] = PeerCaller(wire, self.application.encode)
+
+    def _on_peer_closed(self, wire: Wire) -> None:
+        self._peers.pop(wire, None)
+
+    def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
+        if self._no_room:
+            for number, kind, msgid, mode, _, _ in frame:
+                refusal = Unavailable(self.shard_id, self._no_room, "no")
+                self.shard.reply_with_next(self._peers[wire], (number, kind, msgid, mode), refusal)
+        else:
+            receive_frame(self.shard, self._peers[wire], frame, self._now_ns or self.now_ns())
+        if not self._scheduled:
+            self._schedule()
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    async def quiesce(self) -> None:
+        """No more time-caused work; returns when all that was applied is durable and answered."""
+        self._stopping = True
+        if self._barrier_timer is not None:
+            self._barrier_timer.cancel()
+        while self._writing or self.shard.has_more() or self._scheduled:
+            self._idle.clear()
+            if not self._writing:
+                self._pump()
+            await asyncio.wait_for(self._idle.wait(), timeout=60)
+
+    def close(self) -> None:
+        """Closes links and timer; the journal is the process's to close."""
+        self._loop.remove_reader(self._alarm.fileno())
+        self._alarm.close()
+        for link in self.links.values():
+            link.close()
+        for wire in list(self._peers):
+            wire.close()
+
+
+
