@@ -94,7 +94,7 @@ def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     (count,) = LENGTH.unpack_from(payload)
     offset = 4
     for _ in range(count):
-        (length,) = LENGTH.unpack_from(payload, offset)
+        (length,) = LENGTH.unpack_from(payload, offset) if offset + 4 <= len(payload) else (0,)
         offset += 4
         if length < ENVELOPE.size or offset + length > len(payload):
             raise Corrupt(f"a record of {length} bytes at {offset} of {len(payload)}")

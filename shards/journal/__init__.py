@@ -158,8 +158,8 @@ class Journal(Protocol):
         """Store a snapshot atomically: on return it is durable and read back; before, the older ones stand untouched.
 
         `position`: everything up to it is contained in the chunks; 0 <= position <= head, and not lower than that of
-        the last one saved. A chunk may already hold effects of later batches (it says so itself, above this seam) but must
-        not be yielded before `append` has returned for all that it holds. Chunks are taken one at a time, so the
+        the last one saved. A chunk may already hold effects of later batches (it says so itself, above this seam) but
+        must not be yielded before `append` has returned for all that it holds. Chunks are taken one at a time, so the
         iterator may wait. If it raises, nothing is stored and the exception passes through.
         Raises Unavailable (no room, nothing stored), Unknown (terminal), ValueError (position).
         """

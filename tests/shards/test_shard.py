@@ -1,0 +1,195 @@
+"""The shard without I/O: sync, then speak; what time caused may speak earlier; replay makes the same shard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shards.shard import BATCH_RECORDS_MAX, Corrupt, Shard, WrongBucket, split_batch
+from tests.shards.counters import Counters
+
+
+class Ear:
+    """A caller that notes what it is told and when it is let go."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, Any]] = []
+
+    def answer(self, token: object, reply: object) -> None:
+        self.heard.append((token, reply))
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+
+def new_shard(*bucket_ids: int) -> Shard:
+    shard = Shard(1, Counters())
+    shard.serve(0)
+    for bucket_id in bucket_ids:
+        shard.adopt(bucket_id, 1)
+    ready = shard.take_ready()
+    if ready is not None:
+        shard.synced(ready)
+    return shard
+
+
+def test_a_reply_comes_with_the_batch_that_holds_its_record() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "a", 7, ("add", "x", 5), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    assert ready.replies == [(ear, "a", 5)]
+    assert [body for _, _, _, body in split_batch(ready.payload)] == [b'[100, ["add", "x", 5], 5]']
+
+
+def test_one_batch_is_out_at_a_time_and_all_that_came_meanwhile_is_in_the_next() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, 1, 7, ("add", "x", 1), 100)
+    first = shard.take_ready()
+    assert first is not None
+    for token in (2, 3, 4):
+        shard.receive(ear, token, 7, ("add", "x", 1), 101)
+    assert shard.take_ready() is None
+    shard.synced(first)
+    second = shard.take_ready()
+    assert second is not None
+    assert [token for _, token, _ in second.replies] == [2, 3, 4]
+    assert second.records == 3
+
+
+def test_a_read_leaves_no_earlier_than_what_it_may_have_seen() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "write", 7, ("add", "x", 1), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    shard.read(ear, "read", 7, ("get", "x"), 100)
+    assert shard.take_ready() is None  # the write it saw is not durable
+    shard.synced(ready)
+    later = shard.take_ready()
+    assert later is not None
+    assert later.payload == b""
+    assert later.replies == [(ear, "read", 1)]
+
+
+def test_a_bucket_of_another_shard_is_refused_and_nothing_is_recorded() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "a", 8, ("add", "x", 5), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    assert ready.payload == b""
+    assert ready.replies == [(ear, "a", WrongBucket(8, 1))]
+
+
+def test_what_time_caused_leaves_without_a_sync_once_its_cause_is_durable() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    shard.synced(ready)
+    shard.tick(500, 10)
+    assert shard.take_early() == [("fired", 100, 7, "x")]
+    record = shard.take_ready()
+    assert record is not None
+    assert record.notices == []
+
+
+def test_what_time_caused_waits_while_its_cause_is_not_durable() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    shard.tick(500, 10)
+    assert shard.take_early() == []
+    shard.synced(ready)
+    assert shard.take_early() == [("fired", 100, 7, "x")]
+
+
+def test_another_users_command_in_flight_does_not_hold_it_back() -> None:
+    shard, ear = new_shard(7, 8), Ear()
+    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    shard.synced(ready)
+    shard.receive(ear, "b", 8, ("add", "y", 1), 400)
+    assert shard.take_ready() is not None
+    shard.tick(500, 10)
+    assert shard.take_early() == [("fired", 100, 7, "x")]
+
+
+def test_a_notice_that_a_command_caused_waits_for_the_commands_sync() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "a", 7, ("tell", "x"), 100)
+    assert shard.take_early() == []
+    ready = shard.take_ready()
+    assert ready is not None
+    assert ready.notices == [("told", 100, 7, "x")]
+
+
+def test_a_batch_is_closed_at_its_limit() -> None:
+    shard, ear = new_shard(7), Ear()
+    for token in range(BATCH_RECORDS_MAX + 10):
+        shard.receive(ear, token, 7, ("add", "x", 1), 100)
+    sizes = []
+    while (ready := shard.take_ready()) is not None:
+        sizes.append((ready.records, len(ready.replies)))
+        shard.synced(ready)
+    assert sizes == [(BATCH_RECORDS_MAX, BATCH_RECORDS_MAX), (10, 10)]
+
+
+def test_replay_of_the_batches_makes_the_same_shard() -> None:
+    shard, ear, journal = Shard(1, Counters()), Ear(), []
+    shard.serve(0)
+    for bucket_id in (3, 4):
+        shard.adopt(bucket_id, 1)
+    for step in range(50):
+        shard.receive(ear, step, 3 + step % 2, ("add", f"n{step % 5}", step), step)
+        ready = shard.take_ready()
+        assert ready is not None
+        journal.append(ready.payload)
+        shard.synced(ready)
+    again = Shard(1, Counters())
+    assert sum(again.replay(position, payload) for position, payload in enumerate(journal, 1)) == 52
+    assert again.held == shard.held
+    for bucket_id in (3, 4):
+        assert again.machine.dump(bucket_id) == shard.machine.dump(bucket_id)
+
+
+def test_a_part_of_a_snapshot_skips_the_records_that_it_holds() -> None:
+    shard, ear, journal = Shard(1, Counters()), Ear(), []
+    shard.serve(0)
+    for bucket_id in (3, 4):
+        shard.adopt(bucket_id, 1)
+    parts = []
+    for step in range(20):
+        shard.receive(ear, step, 3 + step % 2, ("add", "n", 1), step)
+        ready = shard.take_ready()
+        assert ready is not None
+        journal.append(ready.payload)
+        if step == 9:
+            parts.append(shard.dump(3, len(journal)))
+        if step == 14:
+            parts.append(shard.dump(4, len(journal)))
+        shard.synced(ready)
+    again = Shard(1, Counters())
+    assert [again.load(part) for part in parts] == [3, 4]
+    for position in range(10, 21):
+        again.replay(position, journal[position - 1])
+    for bucket_id in (3, 4):
+        assert again.machine.dump(bucket_id) == shard.machine.dump(bucket_id)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x01\x00\x00\x00",
+        b"\x01\x00\x00\x00\x03\x00\x00\x00abc",
+        b"\x00\x00\x00\x00x",
+        b"\x01\x00\x00\x00\x07\x00\x00\x00\x63\x01\x00\x01\x00\x00\x00",
+        b"\x01\x00\x00\x00\x07\x00\x00\x00\x01\x01\x00\x01\x00\x00\x00",
+    ],
+)
+def test_a_batch_that_does_not_parse_is_damage(payload: bytes) -> None:
+    with pytest.raises(Corrupt):
+        Shard(1, Counters()).replay(1, payload)
