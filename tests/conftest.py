@@ -1,0 +1,63 @@
+"""What all tests share: where they keep data, which ports they take, and how Hypothesis chooses its examples.
+
+Data directories are private (0700) and on a real disk, because on a tmpfs a durability test proves nothing; and their
+paths are short, because those of unix sockets must be.
+
+Hypothesis runs *derandomized* unless told otherwise: the same commit tests the same examples, so that a red suite is
+red again for whoever looks at it. `HYPOTHESIS_PROFILE=explore` draws new examples, twenty times as many, and prints
+how to repeat a failure; what it finds becomes an `@example` or a test of its own. Neither has deadlines: no test
+judges speed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).parents[1]
+IN_MEMORY = {"tmpfs", "ramfs"}
+
+settings.register_profile("commit", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "explore", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "commit"))
+
+
+def filesystem_of(path: Path) -> str:
+    """The type of the file system that holds `path`, as /proc/self/mounts names it."""
+    mounts = [line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+    above = [(len(fields[1]), fields[2]) for fields in mounts if path.resolve().is_relative_to(fields[1])]
+    return max(above)[1]
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """An empty private directory on a real disk, removed afterwards."""
+    homes = [Path(tempfile.gettempdir()), Path("/var/tmp"), REPOSITORY]
+    home = next(home for home in homes if filesystem_of(home) not in IN_MEMORY and os.access(home, os.W_OK))
+    with tempfile.TemporaryDirectory(prefix="billing-", dir=home) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives loopback TCP ports that nobody listens on, each another one."""
+    given: set[int] = set()
+
+    def find() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if port not in given:
+                given.add(port)
+                return port
+
+    return find
