@@ -1,7 +1,8 @@
 """The table of procedures: one for every door, and the only place where a procedure is born.
 
 Each row says what a procedure is called, what it takes, what kind it is, which role may call it and, in one line, what
-it does; its parser is the function of the same name in `calls`. The kind tells a door where the parsed tuple goes:
+it does; its parser is the function of the same name in `calls` or `questions`. The kind tells a door where the parsed
+tuple goes:
 
     command    a change of one account: a `Command`, to the owner of the user's bucket; answered once durable
     query      a question about one account: `(name, user_id, …)`, to the owner of the user's bucket
@@ -15,7 +16,7 @@ Deny by default: a role may call what names it here and nothing else, `admin` ma
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from billing.api import calls
+from billing.api import calls, questions
 from billing.ledger.errors import Refused
 
 COMMAND: Final = "command"
@@ -148,11 +149,11 @@ _ROWS: Final = (
         (USER_ID, Field("amount", "integer of nanos, or decimal string of coins; 0 allowed")),
         (REQUEST_ID,),
     ),
-    _row(QUERY, READ, calls.get_account, "everything about the account now", (USER_ID,)),
+    _row(QUERY, READ, questions.get_account, "everything about the account now", (USER_ID,)),
     _row(
         OPERATION,
         READ,
-        calls.accounts,
+        questions.accounts,
         "accounts in order of user_id, a page",
         (),
         (AFTER, LIMIT),
@@ -161,7 +162,7 @@ _ROWS: Final = (
     _row(
         QUERY,
         READ,
-        calls.history,
+        questions.history,
         "the account's entries, newest first",
         (USER_ID,),
         (LIMIT, Field("before", "entry_id")),
@@ -215,43 +216,43 @@ _ROWS: Final = (
     _row(
         LOCAL,
         ANYONE,
-        calls.hello,
+        questions.hello,
         "signs in; errors = map asks for structured errors on this connection",
         (),
         (Field("token", "text"), Field("errors", "map or string")),
     ),
-    _row(LOCAL, ANYONE, calls.ping, "answers pong"),
-    _row(LOCAL, READ, calls.server_info, "version and limits"),
-    _row(LOCAL, READ, calls.methods, "this table"),
-    _row(LOCAL, READ, calls.bucket_id, "the bucket a user hashes to", (USER_ID,)),
-    _row(OPERATION, READ, calls.route, "which shard owns each bucket, and where it listens", (), (), LISTING_WEIGHT),
-    _row(OPERATION, READ, calls.buckets_info, "each bucket's owner, state and size", (), (), LISTING_WEIGHT),
-    _row(OPERATION, READ, calls.shards_info, "each shard's process, buckets and load"),
+    _row(LOCAL, ANYONE, questions.ping, "answers pong"),
+    _row(LOCAL, READ, questions.server_info, "version and limits"),
+    _row(LOCAL, READ, questions.methods, "this table"),
+    _row(LOCAL, READ, questions.bucket_id, "the bucket a user hashes to", (USER_ID,)),
+    _row(OPERATION, READ, questions.route, "who owns each bucket, and where to call", (), (), LISTING_WEIGHT),
+    _row(OPERATION, READ, questions.buckets_info, "each bucket's owner, state and size", (), (), LISTING_WEIGHT),
+    _row(OPERATION, READ, questions.shards_info, "each shard's process, buckets and load"),
     _row(
         OPERATION,
         ADMIN,
-        calls.move_bucket,
+        questions.move_bucket,
         "moves a bucket to a shard; answers when the target serves",
         (BUCKET_ID, Field("shard_id", "integer")),
     ),
-    _row(OPERATION, ADMIN, calls.pin_bucket, "keeps the rebalancer off a bucket", (BUCKET_ID,)),
-    _row(OPERATION, ADMIN, calls.unpin_bucket, "lets the rebalancer move a bucket again", (BUCKET_ID,)),
-    _row(OPERATION, ADMIN, calls.rebalance, "moves buckets until the load is even"),
+    _row(OPERATION, ADMIN, questions.pin_bucket, "keeps the rebalancer off a bucket", (BUCKET_ID,)),
+    _row(OPERATION, ADMIN, questions.unpin_bucket, "lets the rebalancer move a bucket again", (BUCKET_ID,)),
+    _row(OPERATION, ADMIN, questions.rebalance, "moves buckets until the load is even"),
     _row(
         OPERATION,
         READ,
-        calls.pending_cutoffs,
+        questions.pending_cutoffs,
         "what is owed to the cutoff URL",
         (),
         (AFTER, LIMIT),
         LISTING_WEIGHT,
     ),
-    _row(QUERY, ADMIN, calls.retry_cutoff, "tries an account's owed cutoff at once", (USER_ID,)),
-    _row(OPERATION, ADMIN, calls.release_cutoffs, "lets the cutoffs go that a start held back"),
+    _row(QUERY, ADMIN, questions.retry_cutoff, "tries an account's owed cutoff at once", (USER_ID,)),
+    _row(OPERATION, ADMIN, questions.release_cutoffs, "lets the cutoffs go that a start held back"),
     _row(
         OPERATION,
         READ,
-        calls.forecast,
+        questions.forecast,
         "coming exhaustions, soonest first",
         (),
         (Field("within_ns", "integer"), LIMIT),

@@ -69,6 +69,39 @@ def array_of(value: object, field: str, length_max: int) -> list[object]:
     return value
 
 
+def array_params(params: object, count: int, expected: str) -> list[object]:
+    """`params` as an array; nil is an empty one. `expected` names the `count` required ones for the refusal."""
+    if params is None:
+        return []
+    if type(params) is not list:
+        raise _arity(count, expected)
+    return params
+
+
+def two_and_options(values: list[object], expected: str) -> tuple[object, object, object]:
+    """Two required parameters and the options, nil where there are none."""
+    if len(values) == 2:
+        return values[0], values[1], None
+    if len(values) != 3:
+        raise _arity(2, expected)
+    return values[0], values[1], values[2]
+
+
+def split_params(params: object, count: int, expected: str) -> tuple[list[object], object]:
+    """`count` required parameters and the options, nil where there are none."""
+    values = array_params(params, count, expected)
+    if len(values) == count:
+        return values, None
+    if len(values) != count + 1:
+        raise _arity(count, expected)
+    return values[:count], values[count]
+
+
+def _arity(count: int, expected: str) -> Exception:
+    takes = f"params must be an array of {expected}" if count else "params must be an empty array"
+    return invalid(f"{takes}, and then at most a map of options")
+
+
 def pairs_of(value: object, field: str = "options") -> Pairs:
     """The pairs of a map, keys as bytes, none twice; nil is an empty map. Refused `INVALID_PARAMS`."""
     if value is None:

@@ -1,0 +1,137 @@
+"""Who may do what: the roles of a connection.
+
+A `Guard` is asked twice: when a connection opens (`greet`), and when it signs in with a token (`sign_in`). It answers a
+`Grant`, or None: then the connection may call nothing but what needs no role. Deny by default: a role allows the
+procedures that name it in the table of methods, `admin` all of them.
+
+Without tokens, whoever reaches the daemon over loopback or its unix socket may do everything: the machine's own users
+and the socket's file mode are the limit. With tokens, everybody over TCP has to sign in, and of those over the unix
+socket everybody but root and the daemon's own user.
+
+The tokens file holds no token, only hashes. Its grammar, a line each (`#` begins a comment line, empty lines are free):
+
+    name ":" role {"," role} ":" sha256 of the token in hex
+    metering:charge,read:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+
+This module opens no file; whoever makes a `Guard` hands it the text.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import re
+import socket
+import struct
+from asyncio import BaseTransport
+from typing import Final, NamedTuple
+
+from billing.api.methods import ADMIN, ROLES
+
+TOKENS_MAX: Final = 1_000
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_UCRED = struct.Struct("3i")  # pid, uid, gid
+
+
+class Grant(NamedTuple):
+    """What a connection may do, and under which name."""
+
+    name: str
+    roles: frozenset[str]
+
+
+class _Token(NamedTuple):
+    digest: bytes
+    grant: Grant
+
+
+class TokensError(ValueError):
+    """The tokens file is not what it should be; the text says on which line."""
+
+
+class Guard:
+    """Decides by a fixed set of tokens; the same for all connections of a worker."""
+
+    def __init__(self, tokens_text: str | None = None) -> None:
+        """`tokens_text`: the content of the tokens file, None where none is configured. Raises TokensError."""
+        self._tokens = None if tokens_text is None else _parse(tokens_text)
+
+    def greet(self, transport: BaseTransport) -> Grant | None:
+        """What a connection may do before it signs in."""
+        if _is_unix(transport):
+            if self._tokens is None:
+                return Grant("local", frozenset({ADMIN}))
+            uid = _peer_uid(transport)
+            return Grant(f"uid-{uid}", frozenset({ADMIN})) if uid in (0, os.geteuid()) else None
+        if self._tokens is None and _is_loopback(transport):
+            return Grant("local", frozenset({ADMIN}))
+        return None
+
+    def sign_in(self, token: bytes) -> Grant | None:
+        """What the bearer of `token` may do; None for an unknown one."""
+        digest = hashlib.sha256(token).digest()
+        found = None
+        for known in self._tokens or ():
+            if hmac.compare_digest(known.digest, digest):
+                found = known.grant
+        return found
+
+
+def _parse(text: str) -> tuple[_Token, ...]:
+    tokens: list[_Token] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = line.strip().split(":")
+        if len(parts) != 3:
+            raise TokensError(f"line {number}: expected name:role,role:sha256")
+        name, roles_text, digest = parts
+        roles = frozenset(role.strip() for role in roles_text.split(","))
+        if not _NAME.fullmatch(name):
+            raise TokensError(f"line {number}: expected a name of 1 to 64 letters, digits or ._-")
+        if not roles <= ROLES:
+            raise TokensError(f"line {number}: expected roles out of {', '.join(sorted(ROLES))}")
+        if not _SHA256.fullmatch(digest):
+            raise TokensError(f"line {number}: expected the SHA-256 of the token as 64 lower-case hex digits")
+        if any(token.digest == bytes.fromhex(digest) for token in tokens):
+            raise TokensError(f"line {number}: this token is in the file twice")
+        tokens.append(_Token(bytes.fromhex(digest), Grant(name, roles)))
+    if not tokens:
+        raise TokensError("expected at least one token: with none nobody could sign in")
+    if len(tokens) > TOKENS_MAX:
+        raise TokensError(f"expected at most {TOKENS_MAX} tokens")
+    return tuple(tokens)
+
+
+def _socket_of(transport: BaseTransport) -> socket.socket | None:
+    found: socket.socket | None = transport.get_extra_info("socket")
+    return found
+
+
+def _is_unix(transport: BaseTransport) -> bool:
+    connected = _socket_of(transport)
+    return connected is not None and connected.family == socket.AF_UNIX
+
+
+def _peer_uid(transport: BaseTransport) -> int:
+    """The user of the process at the other end of a unix socket; -1 where the kernel does not say."""
+    connected = _socket_of(transport)
+    if connected is None:
+        return -1
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(credentials)[1]
+    return uid
+
+
+def _is_loopback(transport: BaseTransport) -> bool:
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple) or not peer:
+        return False
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -1,0 +1,161 @@
+"""What all connections of a worker share: the gate behind them, the limits, the decoders, and one clock.
+
+A `Door` knows who is connected and ends those who are past a deadline. Deadlines cost nothing until they run: a
+connection asks to be watched when there is one, and `sweep`, once a second, looks at those watched. So a deadline is
+kept to a second, and an idle connection is looked at by nobody.
+
+It reads no clock: a monotonic one is passed in.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+from billing.api.auth import Guard
+from billing.api.methods import Parser, command_parsers
+from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
+from billing.api.wire import ARRAY_LENGTH_MAX, BUFFER_BYTES_MAX, MAP_LENGTH_MAX, TEXT_BYTES_MAX, make_unpacker
+from billing.ledger.commands import MESSAGE_BYTES_MAX, REQUEST_ID_BYTES_MAX, RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
+
+SECOND_NS: Final = 1_000_000_000
+SWEEP_INTERVAL_S: Final = 1.0
+UNPACKERS_KEPT_MAX: Final = 64
+
+
+class Gate(Protocol):
+    """What a door needs of the worker behind it. The caller is a connection, or stands for one; see `msgpack_rpc`."""
+
+    def bucket_of(self, key: bytes, /) -> int:
+        """The bucket a user hashes to."""
+
+    def submit(self, caller: Any, token: Any, bucket_id: int, command: Any, /) -> None:
+        """Carries out a command; its reply comes to `caller` once it is durable."""
+
+    def read(self, caller: Any, token: Any, bucket_id: int, query: Any, /) -> None:
+        """Answers a question about one account."""
+
+    def operate(self, caller: Any, token: Any, operation: Any, /) -> None:
+        """Answers a question about the whole daemon, or carries out an operator's wish."""
+
+
+class Client(Protocol):
+    """What a door needs of a connection."""
+
+    def check_deadlines(self, now_ns: int) -> bool:
+        """Ends itself if one has passed; whether there is still one to watch."""
+
+    def end(self, last_words: bytes) -> None:
+        """Reads nothing more, and closes once everything asked for is answered."""
+
+    def abort(self) -> None:
+        """Closes at once."""
+
+
+class Limits(NamedTuple):
+    """The bounds of a door and of each of its connections."""
+
+    in_flight_max: int = 4096
+    frame_bytes_max: int = BUFFER_BYTES_MAX
+    frame_deadline_ns: int = 10 * SECOND_NS  # for an unfinished frame
+    write_buffer_bytes_max: int = 256 * 1024
+    write_stall_ns: int = 30 * SECOND_NS  # how long a client may leave more than that unread
+    handshake_bytes_max: int = 4096  # of an unfinished frame before sign-in
+    handshake_deadline_ns: int = 5 * SECOND_NS
+    handshakes_max: int = 64
+    connections_max: int = 16_384
+    linger_ns: int = 2 * SECOND_NS  # how long a closed connection stays for its last words to be read
+
+
+LIMITS: Final = Limits()
+
+
+class Door:
+    """All connections of one worker: `loop.create_server(lambda: Connection(door), …)`."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        guard: Guard,
+        clock: Callable[[], int],
+        server_info: Callable[[], dict[str, object]],
+        limits: Limits = LIMITS,
+    ) -> None:
+        """`clock`: monotonic nanoseconds, above 0. `server_info`: what that procedure answers, `limits` aside."""
+        self.gate = gate
+        self.guard = guard
+        self.clock = clock
+        self.limits = limits
+        self.connections: set[Client] = set()
+        self.handshakes = 0  # connections that have not signed in
+        self.refusals = 0  # requests that the door itself refused
+        self.drops = 0  # connections ended for garbage, a limit or a deadline
+        self._server_info = server_info
+        self._watched: set[Client] = set()
+        self._unpackers: list[Any] = []
+        self._parsers: dict[frozenset[str], dict[bytes, Parser]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Sweeps once a second from now on, until `close`."""
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_INTERVAL_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.start()
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Ends the connections that are past a deadline."""
+        now_ns = self.clock()
+        for client in list(self._watched):
+            if not client.check_deadlines(now_ns):
+                self._watched.discard(client)
+
+    def watch(self, client: Client) -> None:
+        """Lets `sweep` look at a connection from now on."""
+        self._watched.add(client)
+
+    def drain(self) -> None:
+        """Reads nothing more; each connection is closed once what it asked for is answered."""
+        for client in list(self.connections):
+            client.end(b"")
+
+    def close(self) -> None:
+        """Ends everything at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for client in list(self.connections):
+            client.abort()
+
+    def server_info(self) -> dict[str, object]:
+        """The reply of the procedure of that name."""
+        limits: dict[str, object] = {
+            "in_flight_max": self.limits.in_flight_max,
+            "frame_bytes_max": self.limits.frame_bytes_max,
+            "text_bytes_max": TEXT_BYTES_MAX,
+            "array_length_max": ARRAY_LENGTH_MAX,
+            "map_length_max": MAP_LENGTH_MAX,
+            "user_id_bytes_max": USER_ID_BYTES_MAX,
+            "request_id_bytes_max": REQUEST_ID_BYTES_MAX,
+            "resource_bytes_max": RESOURCE_BYTES_MAX,
+            "message_bytes_max": MESSAGE_BYTES_MAX,
+            "history_rows_max": HISTORY_ROWS_MAX,
+            "page_rows_max": PAGE_ROWS_MAX,
+        }
+        return {**self._server_info(), "limits": limits}
+
+    def parsers_of(self, roles: frozenset[str]) -> dict[bytes, Parser]:
+        """The commands that `roles` may call; one dict for all connections of these roles."""
+        found = self._parsers.get(roles)
+        if found is None:
+            found = self._parsers[roles] = command_parsers(roles)
+        return found
+
+    def lend_unpacker(self) -> Any:
+        """A decoder that stands between two frames."""
+        return self._unpackers.pop() if self._unpackers else make_unpacker()
+
+    def take_back(self, unpacker: Any) -> None:
+        """A decoder that stands between two frames again."""
+        if len(self._unpackers) < UNPACKERS_KEPT_MAX:
+            self._unpackers.append(unpacker)

@@ -1,0 +1,103 @@
+"""MessagePack-RPC as bytes, without I/O: what may be decoded, and how replies look.
+
+    request       [0, msgid, method, params]
+    response      [1, msgid, error, result]
+    notification  [2, method, params]
+
+There is no length prefix, so the decoder's own limits are the limits of a frame. Texts, raw and bin all come out as
+bytes; arrays as lists; maps as tuples of pairs, so that a key that comes twice is seen and no key is ever hashed.
+
+An error is by default one string, `"NAME: message"`; on a connection that asked for it, a map. Worked example, `ping`
+with msgid 1 and its answer:
+
+    94 00 01 a4 "ping" 90        94 01 01 c0 a4 "pong"
+"""
+
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from billing.ledger.errors import Refused
+from shards.router import Unavailable
+from shards.shard import WrongBucket
+
+REQUEST: Final = 0
+RESPONSE: Final = 1
+NOTIFICATION: Final = 2
+MSGID_MAX: Final = 2**32 - 1
+
+# How a connection wants its errors (`mode`).
+ERRORS_AS_STRING: Final = 0
+ERRORS_AS_MAP: Final = 1
+
+# What the decoder holds back for an unfinished token is below this; slices of half of it therefore always fit.
+BUFFER_BYTES_MAX: Final = 64 * 1024
+SLICE_BYTES_MAX: Final = 32 * 1024
+TEXT_BYTES_MAX: Final = 4 * 1024
+ARRAY_LENGTH_MAX: Final = 64
+MAP_LENGTH_MAX: Final = 32
+
+# What the decoder raises at bytes that are no acceptable MessagePack. After it the decoder is of no further use.
+DECODE_ERRORS: Final = (ValueError, msgpack.UnpackException)
+
+_encoder: Final = msgspec.msgpack.Encoder()
+encode: Final = _encoder.encode
+encode_into: Final = _encoder.encode_into
+
+
+def make_unpacker() -> Any:
+    """A streaming decoder with the door's limits. It prefers memory in small steps: most connections are idle."""
+    return msgpack.Unpacker(
+        raw=True,
+        strict_map_key=False,  # keys are not hashed at all, see object_pairs_hook
+        object_pairs_hook=tuple,
+        read_size=4096,
+        max_buffer_size=BUFFER_BYTES_MAX,
+        max_str_len=TEXT_BYTES_MAX,
+        max_bin_len=TEXT_BYTES_MAX,
+        max_array_len=ARRAY_LENGTH_MAX,
+        max_map_len=MAP_LENGTH_MAX,
+        max_ext_len=0,
+    )
+
+
+def refusal_of(error: Exception) -> Refused:
+    """What one of `DECODE_ERRORS` is called on the wire."""
+    if "exceeds max" in str(error):
+        return Refused(
+            "FRAME_TOO_LARGE",
+            f"a text may have {TEXT_BYTES_MAX} bytes, an array {ARRAY_LENGTH_MAX} values, a map {MAP_LENGTH_MAX}; "
+            "extension types are not taken",
+        )
+    return Refused("PROTOCOL_ERROR", "this is no MessagePack")
+
+
+def encode_reply(msgid: int | None, mode: int, reply: object) -> bytes:
+    """A whole response. `reply` is a result, or a `Refused`, or what `shards` replies where a bucket's owner cannot be
+    asked (`Unavailable`, `WrongBucket`).
+    """
+    kind = type(reply)
+    if kind is Refused:
+        error = reply.as_map() if mode == ERRORS_AS_MAP else str(reply)  # type: ignore[attr-defined]
+        return encode((RESPONSE, msgid, error, None))
+    if kind is Unavailable or kind is WrongBucket:
+        return encode_reply(msgid, mode, refused_by_shards(reply))
+    return encode((RESPONSE, msgid, None, reply))
+
+
+def refused_by_shards(reply: object) -> Refused:
+    """The replies of `shards` that are no results, under their names here."""
+    if isinstance(reply, Unavailable):
+        return Refused(
+            "UNAVAILABLE",
+            f"shard {reply.shard_id}: {reply.reason}",
+            {"shard_id": reply.shard_id},
+            applied=reply.applied,
+        )
+    assert isinstance(reply, WrongBucket)
+    return Refused(
+        "WRONG_BUCKET",
+        f"bucket {reply.bucket_id} is not served by shard {reply.shard_id}",
+        {"bucket_id": reply.bucket_id, "shard_id": reply.shard_id},
+    )
