@@ -18,7 +18,7 @@ import asyncio
 from typing import Any, Final, cast
 
 from billing.api.auth import Grant
-from billing.api.door import Door
+from billing.api.door import Door, Limits
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, describe, find
 from billing.api.outlet import Outlet, Proxy
 from billing.api.wire import (
@@ -32,6 +32,8 @@ from billing.api.wire import (
     refusal_of,
 )
 from billing.ledger.errors import Refused
+
+__all__ = ["Connection", "Door", "Limits"]
 
 _NO_RPC: Final = "expected [0, msgid, method, params] with a msgid of 32 bits unsigned, or [2, method, params]"
 
