@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from billing.addresses import parse_listen
-from billing.config import PATH, PUBLIC, SECRET, Config, declared, expected
+from billing.config import PATH, PUBLIC, SECRET, Config, declared, expected, value_text
 
 EXIT_CONFIG = 78
 ENVIRONMENT_PREFIX = "BILLING_"
@@ -82,6 +82,17 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
     if faults:
         raise ConfigError(sorted(faults, key=lambda fault: fault.path))
     return Loaded(config, sources, file)
+
+
+def as_effective(loaded: Loaded) -> str:
+    """Every key with its value and, in a comment, where that came from; itself a configuration file."""
+    lines = [f"# {loaded.file or 'no file'}, BILLING_SECTION__KEY, and defaults, as they take effect"]
+    for path, _ in declared():
+        section, key = path.split(".")
+        if f"[{section}]" not in lines:
+            lines += ["", f"[{section}]"]
+        lines.append(f"{key} = {value_text(loaded.config, section, key)}  # {loaded.sources[path]}")
+    return "\n".join(lines) + "\n"
 
 
 def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,143 @@
+"""The command line. `billing --help` is there at once, because no command is imported before it is called.
+
+Commands that need little stand here and import what they need when they run. All others stand in modules of their own,
+which export `COMMANDS: dict[str, click.Command]`, and are named in `LAZY` with their one line of help; a test holds
+the two equal.
+
+Exit codes: 0 done, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug, 2 a call that makes no sense, 1 a
+command that says no.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import click
+
+from billing import __version__
+
+EXIT_BUG = 70
+
+
+class Lazy(NamedTuple):
+    """A command that stands elsewhere."""
+
+    module: str  # exports COMMANDS
+    help: str
+
+
+LAZY: dict[str, Lazy] = {}
+
+# An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:
+# what was never imported cannot have been raised.
+ENDINGS: tuple[tuple[str, str, int, str], ...] = (
+    ("billing.config_load", "ConfigError", 78, "the configuration cannot be run:\n"),
+    ("shards.journal", "Corrupt", 65, "the data are damaged: "),
+    ("shards.journal", "Gap", 65, "the data are damaged: "),
+    ("shards.journal", "Torn", 65, "the data are damaged: "),
+    ("shards.journal", "JournalError", 74, "the disk failed: "),
+)
+
+
+class Group(click.Group):
+    """A group that also has the commands in `LAZY`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *LAZY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in LAZY:
+            return super().get_command(ctx, cmd_name)
+        command = import_module(LAZY[cmd_name].module).COMMANDS[cmd_name]
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, lazy.help) for name, lazy in LAZY.items()]
+        rows += [(name, found.get_short_help_str(90)) for name, found in self.commands.items() if not found.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows))
+
+
+config_option = click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration file; without one, the defaults. BILLING_SECTION__KEY overrides either.",
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def root() -> None:
+    """Prepaid billing by the second: balances, the exact instants at which they run out, and the calls that follow."""
+
+
+@root.command()
+@config_option
+def serve(file: Path | None) -> None:
+    """Runs the daemon in the foreground until SIGTERM."""
+    from billing import serve as daemon
+
+    sys.exit(daemon.serve(file))
+
+
+@root.command(hidden=True)
+@click.argument("control", type=int)
+def worker(control: int) -> None:
+    """A worker process, started by the daemon with the descriptor of its control wire."""
+    from billing import serve as daemon
+
+    sys.exit(daemon.work(control))
+
+
+@root.group()
+def config() -> None:
+    """Checks and shows the configuration."""
+
+
+@config.command()
+@config_option
+def check(file: Path | None) -> None:
+    """Says everything that is wrong with it, and exits with 78; or that nothing is."""
+    from billing.config_load import load
+
+    load(file, os.environ)
+    click.echo(f"{file or 'the default configuration'} can be run")
+
+
+@config.command()
+@config_option
+def show(file: Path | None) -> None:
+    """Prints every key as it takes effect, and where its value comes from, as a file that can be used."""
+    from billing.config_load import as_effective, load
+
+    click.echo(as_effective(load(file, os.environ)), nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line (that of the process by default) and exits with its code."""
+    try:
+        root.main(arguments, prog_name="billing")
+    except Exception as error:
+        code, text = ending_of(error)
+        if code == EXIT_BUG:
+            traceback.print_exc()
+        print(f"billing: {text}{error}", file=sys.stderr)
+        sys.exit(code)
+    raise AssertionError("click exits by itself")
+
+
+def ending_of(error: Exception) -> tuple[int, str]:
+    """The exit code of a command that `error` ended, and what is said before its text."""
+    for module, name, code, text in ENDINGS:
+        if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
+            return code, text
+    return EXIT_BUG, f"this is a bug: {type(error).__name__}: "

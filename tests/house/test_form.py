@@ -1,0 +1,95 @@
+"""Form: every file opens with its theory, can be read in one go, has a name that says something, and is finished."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+
+import pytest
+
+from tests.house.source import ALL, REPOSITORY, ROOMS, Module, imports, module_of, modules
+
+LINES_MAX = 400
+EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "base", "misc", "tools", "stuff"}
+UNFINISHED = re.compile(
+    "|".join(rf"\b{one}{two}\b" for one, two in (("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")))
+)
+MOCKS = {"unittest.mock", "mock", "pytest_mock", "doublex", "flexmock"}
+REPLACERS = {"monkeypatch", "mocker"}
+
+
+def unfinished(module: Module) -> Iterator[str]:
+    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING) and UNFINISHED.search(token.string):
+            yield f"{module.path}:{token.start[0]} {token.string}"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Raise) and node.exc is not None and "NotImplemented" in ast.unparse(node.exc):
+            yield f"{module.path}:{node.lineno} {ast.unparse(node)}"
+
+
+def replacements(module: Module) -> Iterator[str]:
+    """Where a test puts something else in the place of our own: it fakes the world instead."""
+    for line, name in imports(module):
+        if any(name == mock or name.startswith(mock + ".") for mock in MOCKS):
+            yield f"{module.path}:{line} imports {name}"
+    for node in ast.walk(module.tree):
+        name = getattr(node, "arg", None) or getattr(node, "id", None) or getattr(node, "attr", None)
+        if name in REPLACERS | {"MonkeyPatch"}:
+            yield f"{module.path}:{getattr(node, 'lineno', 0)} {name}"
+
+
+def test_every_module_opens_with_a_docstring():
+    silent = [module.path for module in modules(*ALL) if not (ast.get_docstring(module.tree) or "").strip()]
+    assert [path for path in silent if path.startswith(ROOMS) or (REPOSITORY / path).stat().st_size] == []
+
+
+def test_every_module_can_be_read_in_one_go():
+    lines = {module.path: module.text.count("\n") for module in modules(*ALL)}
+    assert {path: count for path, count in lines.items() if count > LINES_MAX} == {}
+
+
+def test_every_name_says_something():
+    names = {module.path: re.split("[/_.]", module.path.lower()) for module in modules(*ALL)}
+    assert [path for path, words in names.items() if EMPTY_NAMES & set(words)] == []
+
+
+def test_nothing_is_left_for_later():
+    assert [where for module in modules(*ALL) for where in unfinished(module)] == []
+
+
+def test_tests_put_nothing_in_the_place_of_our_own():
+    assert [where for module in modules("tests", "benchmarks") for where in replacements(module)] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_folder_of_a_room_is_a_package(room):
+    folders = {path.parent for path in (REPOSITORY / room).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_assertions_are_never_switched_off():
+    """Invariants are asserted in production: nothing in the project starts Python with -O."""
+    switched = re.compile(r"python[0-9.]*\s+(-\w\s+)*-O|PYTHONOPTIMIZE=")
+    names = ["Makefile", ".ci/run", "pyproject.toml"]
+    assert [name for name in names if switched.search((REPOSITORY / name).read_text())] == []
+
+
+@pytest.mark.parametrize("text", ["# TO-DO: x", "x = 'FIX-ME'", "def f():\n    raise NotImplementedError"])
+def test_the_rule_of_finished_work_sees(text):
+    assert list(unfinished(module_of("x.py", text.replace("-", ""))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from unittest import mock",
+        "from unittest.mock import patch",
+        "def test(monkeypatch): pass",
+        "import pytest\npytest.MonkeyPatch()",
+    ],
+)
+def test_the_rule_of_mocks_sees(text):
+    assert list(replacements(module_of("x.py", text)))

@@ -1,0 +1,166 @@
+"""Who may import whom: the picture of the house, as a table, and nothing stands outside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.house.source import ROOMS, Module, imports, is_below, module_of, modules, uses
+
+# What each room of `billing` may import of `billing`, beside itself. Modules at the top are rooms of their own.
+MAY_IMPORT: dict[str, set[str]] = {
+    "ledger": set(),
+    "expirationd": {"ledger", "config"},
+    "history": {"ledger"},
+    "api": {"ledger", "config"},
+    "ops": {"ledger", "expirationd", "history", "api", "config", "config_load", "addresses"},
+    "loadtest": {"ledger", "api", "ops", "config", "config_load", "addresses"},
+    "addresses": set(),
+    "config": {"addresses"},
+    "config_load": {"addresses", "config"},
+    "machine": {"ledger", "expirationd"},
+}
+ANYTHING = {"serve", "application", "cli", "__main__", "billing"}  # where the parts are joined
+
+# Modules that compute and do nothing else. Those of the ledger have the standard library only.
+PURE = (
+    "billing.ledger",
+    "billing.expirationd.wheel",
+    "billing.machine",
+    "shards.buckets",
+    "shards.machine",
+    "shards.shard",
+    "shards.journal.record",
+    "shards.move",
+    "shards.rebalancer",
+)
+IMPURE = {
+    *("asyncio", "time", "datetime", "os", "io", "sys", "socket", "select", "selectors", "signal", "random", "secrets"),
+    *("uuid", "logging", "warnings", "msgpack", "threading", "multiprocessing", "concurrent", "subprocess", "queue"),
+    *(
+        "pathlib",
+        "tempfile",
+        "shutil",
+        "mmap",
+        "sqlite3",
+        "fcntl",
+        "ctypes",
+        "urllib",
+        "http",
+        "ssl",
+        "locale",
+        "uvloop",
+    ),
+    *("aiohttp", "click", "rich"),
+}
+IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__", "globals", "id", "hash"}
+
+
+def room_of(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def wrong_directions(module: Module) -> Iterator[str]:
+    for line, name in imports(module):
+        where = f"{module.path}:{line} imports {name}"
+        if is_below(module.name, "shards") and is_below(name, "billing"):
+            yield where
+        elif is_below(module.name, "billing") and is_below(name, "billing") and name.count("."):
+            here, there = room_of(module.name), room_of(name)
+            if here not in ANYTHING and there not in {here, "__version__"} | MAY_IMPORT.get(here, set()):
+                yield where
+
+
+def impurities(module: Module) -> Iterator[str]:
+    if not any(is_below(module.name, pure) for pure in PURE):
+        return
+    from_outside = is_below(module.name, "billing.ledger")
+    for line, name in imports(module):
+        top = name.split(".")[0]
+        if top in IMPURE or (
+            from_outside and top not in sys.stdlib_module_names and not is_below(name, "billing.ledger")
+        ):
+            yield f"{module.path}:{line} imports {name}"
+    for line, name in uses(module):
+        if name in IMPURE_BUILTINS:
+            yield f"{module.path}:{line} uses {name}"
+
+
+def test_imports_go_one_way():
+    assert [where for module in modules(*ROOMS) for where in wrong_directions(module)] == []
+
+
+def test_what_computes_does_nothing_else():
+    assert [where for module in modules(*ROOMS) for where in impurities(module)] == []
+
+
+def test_every_room_stands_in_the_table():
+    rooms = {room_of(module.name) for module in modules("billing")} - ANYTHING
+    assert rooms <= set(MAY_IMPORT)
+
+
+def test_every_pure_module_that_is_named_and_exists_is_found():
+    found = {module.name for module in modules(*ROOMS)}
+    assert {"billing.ledger", "shards.buckets", "shards.shard"} <= found & set(PURE)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("shards/x.py", "import billing"),
+        ("shards/x.py", "def f():\n    from billing.ledger import money"),
+        ("billing/ledger/x.py", "from billing.api import methods"),
+        ("billing/ledger/x.py", "from ..api import methods"),
+        ("billing/ledger/x.py", "from .. import config"),
+        ("billing/api/x.py", "import billing.ops.metrics"),
+        ("billing/history/x.py", "from billing import config"),
+        ("billing/machine.py", "from billing.serve import run"),
+    ],
+)
+def test_the_rule_of_directions_sees(path, text):
+    assert list(wrong_directions(module_of(path, text)))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("shards/journal/x.py", "from shards.disk import Disk"),
+        ("billing/api/x.py", "from billing.ledger.errors import Refused\nfrom . import methods"),
+        ("billing/machine.py", "from billing.expirationd.wheel import Wheel\nimport shards.machine"),
+        ("billing/ops/x.py", "from billing import __version__"),
+    ],
+)
+def test_the_rule_of_directions_allows(path, text):
+    assert not list(wrong_directions(module_of(path, text)))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("billing/ledger/x.py", "import asyncio"),
+        ("billing/ledger/x.py", "from time import time_ns"),
+        ("billing/ledger/x.py", "import msgspec"),
+        ("billing/ledger/x.py", "import shards.buckets"),
+        ("billing/ledger/x.py", "def f():\n    import os.path"),
+        ("shards/buckets.py", "import socket"),
+        ("shards/buckets.py", "print('x')"),
+        ("billing/ledger/x.py", "hash(b'x')"),  # differs from one process to the next
+    ],
+)
+def test_the_rule_of_purity_sees(path, text):
+    assert list(impurities(module_of(path, text)))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("billing/ledger/x.py", "import struct\nfrom billing.ledger import money\nfrom . import errors"),
+        ("shards/buckets.py", "import msgspec"),
+        ("shards/worker.py", "import asyncio"),
+    ],
+)
+def test_the_rule_of_purity_allows(path, text):
+    assert not list(impurities(module_of(path, text)))

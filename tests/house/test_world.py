@@ -1,0 +1,167 @@
+"""One module reads clocks, one touches files: whoever needs either is handed it, or its instants.
+
+Where something else must touch a file after all, it stands in `FILES` with what it may do and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.house.source import ROOMS, Module, imports, is_below, module_of, modules, uses
+
+CLOCK = "shards/clock.py"
+DISK = "shards/disk.py"
+
+# path -> (what it may use, why)
+FILES: dict[str, tuple[set[str], str]] = {
+    CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
+    "shards/links.py": ({"os.open", "os.unlink"}, "the directory of the workers' unix sockets"),
+    "billing/serve.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
+    "billing/config_load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
+}
+
+DATE_CALLS = {"now", "utcnow", "today"}
+OS_CALLS = {
+    *("open", "fdopen", "read", "readv", "pread", "preadv", "write", "writev", "pwrite", "pwritev", "sendfile"),
+    *("fsync", "fdatasync", "sync", "truncate", "ftruncate", "posix_fallocate", "rename", "renames", "replace", "link"),
+    *(
+        "symlink",
+        "unlink",
+        "remove",
+        "removedirs",
+        "rmdir",
+        "mkdir",
+        "makedirs",
+        "mkfifo",
+        "mknod",
+        "listdir",
+        "scandir",
+    ),
+    *("walk", "fwalk", "stat", "lstat", "fstat", "statvfs", "fstatvfs", "access", "chmod", "chown", "fchmod", "fchown"),
+    *("utime", "lseek", "readlink", "copy_file_range", "memfd_create", "lockf"),
+    *("path.exists", "path.lexists", "path.isfile", "path.isdir", "path.islink", "path.getsize", "path.getmtime"),
+}
+PATH_CALLS = {"read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "rglob", "touch", "open_binary"}
+FILE_MODULES = {
+    "shutil",
+    "tempfile",
+    "mmap",
+    "sqlite3",
+    "fileinput",
+    "glob",
+    "fcntl",
+    "shelve",
+    "dbm",
+    "importlib.resources",
+}
+
+
+def clock_reads(module: Module) -> Iterator[str]:
+    if module.path == CLOCK:
+        return
+    for line, name in imports(module):
+        if is_below(name, "time"):
+            yield f"{module.path}:{line} imports {name}"
+    for line, name in uses(module):
+        *origin, last = name.split(".")
+        of_date = last in DATE_CALLS and origin and origin[-1] in ("datetime", "date")
+        if of_date or (last == "time" and origin and origin[-1].endswith(("loop", "()"))):
+            yield f"{module.path}:{line} uses {name}"
+
+
+def file_touches(module: Module) -> Iterator[tuple[str, str]]:
+    """(what is used, where)"""
+    for line, name in imports(module):
+        for forbidden in FILE_MODULES:
+            if is_below(name, forbidden):
+                yield forbidden, f"{module.path}:{line} imports {name}"
+        if name.startswith("os.") and name.removeprefix("os.") in OS_CALLS:
+            yield name, f"{module.path}:{line} imports {name}"
+    for line, name in uses(module):
+        origin, _, last = name.rpartition(".")
+        touches = name in ("open", "io.open", "os.path.exists") or last in PATH_CALLS
+        if touches or (name.startswith("os.") and name.removeprefix("os.") in OS_CALLS) or origin == "Path.open":
+            yield name, f"{module.path}:{line} uses {name}"
+
+
+def test_one_module_reads_clocks():
+    assert [where for module in modules(*ROOMS) for where in clock_reads(module)] == []
+
+
+def test_one_module_touches_files():
+    assert [
+        where
+        for module in modules(*ROOMS)
+        for name, where in file_touches(module)
+        if module.path != DISK and name not in FILES.get(module.path, (set(), ""))[0]
+    ] == []
+
+
+def test_every_exception_is_used_and_says_why():
+    found = {module.path: module for module in modules(*ROOMS)}
+    for path, (allowed, why) in FILES.items():
+        assert why, path
+        assert allowed == {name for name, _ in file_touches(found[path])} & allowed, path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import time",
+        "from time import monotonic",
+        "def f(loop):\n    return loop.time()",
+        "import asyncio\nasyncio.get_running_loop().time()",
+        "from datetime import datetime\ndatetime.now()",
+        "import datetime\ndatetime.datetime.utcnow()",
+        "from datetime import date\nread = date.today",
+    ],
+)
+def test_the_rule_of_clocks_sees(text):
+    assert list(clock_reads(module_of("billing/x.py", text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from shards.clock import boot_now_ns\nboot_now_ns()",
+        "from datetime import UTC, datetime\ndatetime.fromtimestamp(0, UTC)",
+        "time = 5\nprint(time)",
+        "import asyncio\nasyncio.timeout(5)",
+    ],
+)
+def test_the_rule_of_clocks_allows(text):
+    assert not list(clock_reads(module_of("billing/x.py", text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "open('x')",
+        "with open('x') as file: pass",
+        "import os\nos.open('x', 0)",
+        "import os\nwrite = os.write",
+        "from os import fsync",
+        "import os\nos.path.exists('x')",
+        "from pathlib import Path\nPath('x').read_text()",
+        "import shutil",
+        "from tempfile import mkdtemp",
+        "import sqlite3",
+    ],
+)
+def test_the_rule_of_files_sees(text):
+    assert list(file_touches(module_of("billing/x.py", text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(disk):\n    disk.open('x')\n    disk.rename('a', 'b')",
+        "import os\nos.getpid()\nos.path.join('a', 'b')\nos.close(3)",
+        "import os\nos.open = None",
+        "from pathlib import Path\nPath('x').parent",
+    ],
+)
+def test_the_rule_of_files_allows(text):
+    assert not list(file_touches(module_of("billing/x.py", text)))
