@@ -125,16 +125,17 @@ def decode_anchor(record: bytes) -> tuple[Anchor, bytes]:
 class BillingClock:
     """The map as one process follows it: the anchor in effect and, at most, the one to come.
 
-    Instants given out by `at` never decrease, even where an anchor arrives after it should have taken effect.
+    Instants given out by `at` never decrease, even where an anchor arrives after it should have taken effect, and are
+    never less than `last_ns`: the last instant that this process finds in its journal.
     """
 
     __slots__ = ("_coming", "_current", "_last_ns", "_switch_ns")
 
-    def __init__(self, anchor: Anchor) -> None:
+    def __init__(self, anchor: Anchor, last_ns: int = 0) -> None:
         self._current = anchor.check()
         self._coming: Anchor | None = None
         self._switch_ns = INSTANT_NS_MAX
-        self._last_ns = 0
+        self._last_ns = last_ns
 
     @property
     def anchors(self) -> tuple[Anchor, ...]:
