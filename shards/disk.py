@@ -29,7 +29,6 @@ __all__ = [
     "write_file",
 ]
 
-READ_BYTES = 1 << 20
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
 
 
@@ -218,15 +217,14 @@ def write_all(disk: Disk, handle: int, data: bytes, offset: int) -> None:
 
 def read_all(disk: Disk, handle: int) -> bytes:
     """The whole content of an open file."""
-    parts = []
-    offset, size = 0, disk.size(handle)
-    while offset < size:
-        part = disk.pread(handle, min(READ_BYTES, size - offset), offset)
+    size = disk.size(handle)
+    data = disk.pread(handle, size, 0)
+    while len(data) < size:  # one read takes at most 2 GiB
+        part = disk.pread(handle, size - len(data), len(data))
         if not part:
             break
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
+        data += part
+    return data
 
 
 def read_file(disk: Disk, path: str) -> bytes:

@@ -4,8 +4,8 @@ A group commit is the unit: one batch is one write, one checksum, all or nothing
 
     segment   = block, { batch, zero padding to a multiple of `align` }, zeros to `length`
     block     = 4096 bytes: "BWAL", version u16 (1), checksum u8 (1: CRC-32C), 0 u8, shard u32, salt u64,
-                segment_id u64, first_position u64, length u64 (of the file), prev_chain u32, align u32, epoch u64, created_ns i64,
-                boot_id 16 bytes, owner 64 bytes (UTF-8, zero-padded), zeros, and at 4092 crc u32 of the 4092 before it
+                segment_id u64, first_position u64, length u64 (of the file), prev_chain u32, align u32, epoch u64,
+                created_ns i64, boot_id 16 bytes, owner 64 bytes (UTF-8, zero-padded), zeros; last crc u32 of all before
     batch     = header, payload, "\\xb1END"
     header    = "\\xb1BAT", hcrc u32, chain u32, length u32, position u64, flags u32, prev_chain u32, durable u64,
                 segment_id u32 (its low half), time_ns i64
@@ -13,7 +13,7 @@ A group commit is the unit: one batch is one write, one checksum, all or nothing
     chain     = CRC-32C of the payload, going on from prev_chain; the chain before position 1 is 0
     flags     = bit 0: an idle barrier. No payload, and the position of the batch before it.
     manifest  = 72 bytes: "BMAN", version u16 (1), clean u16, shard u32, prev_chain u32, epoch u64, segment_id u64,
-                first_position u64, head u64, head_chain u32, zeros, and at 68 crc u32 of the 68 before it
+                first_position u64, head u64, head_chain u32, zeros, and last crc u32 of all before
 
 What each part is for:
 
@@ -114,6 +114,7 @@ class Batch(NamedTuple):
     flags: int
     durable: int
     time_ns: int
+    prev_chain: int
     chain: int
     payload_at: int
     payload_end: int
@@ -213,7 +214,7 @@ def walk(data: bytes, header: SegmentHeader) -> Iterator[Batch]:
             return
         if crc32c(view[payload_at:payload_end], chain) != next_chain:
             return
-        yield Batch(offset, position, flags, durable, time_ns, next_chain, payload_at, payload_end)
+        yield Batch(offset, position, flags, durable, time_ns, chain, next_chain, payload_at, payload_end)
         chain = next_chain
         following = position + 1
         offset = (payload_end + 3 + align) // align * align
@@ -227,9 +228,9 @@ def later_proof(data: bytes, header: SegmentHeader, after: int) -> int:
     seed, low_id = salt_seed(header.salt), header.segment_id & 0xFFFFFFFF
     offset = data.find(_BATCH_MAGIC, after + 1)
     while 0 <= offset <= len(data) - HEADER_BYTES:
-        _, hcrc, chain, _, position, flags, _, durable, segment_id, time_ns = _BATCH.unpack_from(data, offset)
+        _, hcrc, chain, _, position, flags, prev_chain, durable, segment_id, time_ns = _BATCH.unpack_from(data, offset)
         if hcrc == crc32c(data[offset + 8 : offset + HEADER_BYTES], seed) and segment_id == low_id:
-            found = Batch(offset, position, flags, durable, time_ns, chain, 0, 0)
+            found = Batch(offset, position, flags, durable, time_ns, prev_chain, chain, 0, 0)
             if is_proof(found):
                 return offset
         offset = data.find(_BATCH_MAGIC, offset + 1)

@@ -8,8 +8,8 @@
               head's; the digest is BLAKE2b-128 of all bytes before it; the footer's crc is over the footer before it.
 
 `chain` is the journal's chain at `position`, so a snapshot can only be continued by the log it was taken from.
-`reached` is the last durable position when the snapshot was finished: chunks may hold effects up to there, so a log that
-ends earlier has lost something.
+`reached` is the last durable position when the snapshot was finished: chunks may hold effects up to there, so a log
+that ends earlier has lost something.
 
 A snapshot comes to be under a temporary name: written, synced, read back from the medium and compared, and only then
 given its name. Long writes are synced piece by piece, so that the journal's own syncs never wait behind a large one.
@@ -59,7 +59,7 @@ class Checked(NamedTuple):
 
     name: str
     head: Head
-    count: int
+    chunk_count: int
     reached: int
     length: int
 
@@ -188,7 +188,7 @@ class Reader:
         if _U32.unpack(footer[-4:])[0] != crc32c(footer[:-4]):
             raise Malformed(f"the checksum of the footer at offset {at} is wrong")
         self._digest.update(footer[:_DIGEST_AT])
-        if digest != self._digest.digest() or count != self.count or length != self.size != at + _FOOTER_BYTES:
+        if digest != self._digest.digest() or count != self.count or not length == self.size == at + _FOOTER_BYTES:
             raise Malformed("its digest, count or length is wrong")
 
     def _read(self, at: int, length: int) -> bytes:

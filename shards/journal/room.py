@@ -1,0 +1,142 @@
+"""Room on the disk, got before it is needed: the next segment, and ballast to drop when nothing else is left.
+
+A full disk must strike between segments, never in the middle of a commit. So each segment is a file whose blocks were
+all reserved and synced before its first use, and the next one is prepared ahead under the name `spare`. Only
+`prepare` and `dress` can fail for want of room, and both leave the journal as it was. `install` makes the spare the
+live segment in two steps, each durable before the next:
+
+    1  the spare gets its segment's name     (its content was synced before, so a named segment is always whole)
+    2  the new manifest replaces the old     (from here on, losing that segment is noticed)
+
+A crash between them leaves a segment that holds nothing anybody was answered; the next opening goes on from it.
+
+The ballast is a file that only takes room. Opening drops it when it finds the disk full, so that a journal can be
+opened, read and trimmed even then; it is made again when there is room.
+"""
+
+from __future__ import annotations
+
+from shards.disk import Disk, is_full, write_all
+from shards.journal.record import BLOCK_BYTES, Manifest, pack_manifest
+from shards.journal.recovery import MANIFEST, TEMPORARY
+
+SPARE = "spare"
+BALLAST = "ballast"
+
+
+class Room:
+    """The files of a journal directory that hold no batch yet."""
+
+    def __init__(self, disk: Disk, directory: str, segment_bytes: int, ballast_bytes: int) -> None:
+        assert segment_bytes >= 2 * BLOCK_BYTES
+        self._disk = disk
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._ballast_bytes = ballast_bytes
+        self._spare = -1
+        self._spare_bytes = 0
+        self._ballast = False
+
+    @property
+    def spare_bytes(self) -> int:
+        """Length of the spare; 0 when there is none."""
+        return self._spare_bytes
+
+    def sweep(self) -> None:
+        """Remove what an earlier life left unfinished; to be called once, before anything else. OSError."""
+        for name in self._disk.listdir(self._directory):
+            if name == SPARE or name.endswith(TEMPORARY):
+                self._disk.unlink(f"{self._directory}/{name}")
+        self._ballast = self._disk.exists(f"{self._directory}/{BALLAST}")
+
+    def prepare(self, length: int = 0) -> None:
+        """Make sure that there is a spare of at least this length (0: the usual one). OSError, is_full among others."""
+        length = max(length, self._segment_bytes)
+        if self._spare_bytes >= length:
+            return
+        self._forget()
+        path = f"{self._directory}/{SPARE}"
+        handle = self._disk.create(path)
+        try:
+            self._disk.allocate(handle, length)
+            self._disk.fsync(handle)
+        except OSError as error:
+            self._disk.close(handle)
+            if is_full(error):
+                self._disk.unlink(path)
+            raise
+        self._spare, self._spare_bytes = handle, length
+
+    def dress(self, content: bytes, manifest: Manifest) -> None:
+        """Write the content (first block and perhaps batches) into the spare and the manifest beside the old one.
+
+        Changes nothing that counts. OSError, is_full among others; may be called again then.
+        """
+        write_all(self._disk, self._spare, content, 0)
+        self._disk.fdatasync(self._spare)
+        self._write_manifest(manifest)
+
+    def install(self, name: str) -> int:
+        """Make the dressed spare the live segment of this name; its handle. OSError: not known how far it came."""
+        self._disk.rename(f"{self._directory}/{SPARE}", f"{self._directory}/{name}")
+        self._disk.fsync_dir(self._directory)
+        self._replace_manifest()
+        handle, self._spare, self._spare_bytes = self._spare, -1, 0
+        return handle
+
+    def mark(self, manifest: Manifest) -> None:
+        """Replace the manifest alone. OSError: the old one stands, or the new one."""
+        self._write_manifest(manifest)
+        self._replace_manifest()
+
+    def take_ballast(self) -> None:
+        """Make the ballast if there is none. OSError, is_full among others."""
+        if self._ballast or not self._ballast_bytes:
+            return
+        path = f"{self._directory}/{BALLAST}"
+        handle = self._disk.create(path)
+        try:
+            self._disk.allocate(handle, self._ballast_bytes)
+        except OSError as error:
+            if is_full(error):
+                self._disk.unlink(path)
+            raise
+        finally:
+            self._disk.close(handle)
+        self._ballast = True
+
+    def drop_ballast(self) -> bool:
+        """Give the ballast's room to others; whether there was any. OSError."""
+        if not self._ballast:
+            return False
+        self._disk.unlink(f"{self._directory}/{BALLAST}")
+        self._disk.fsync_dir(self._directory)
+        self._ballast = False
+        return True
+
+    def close(self) -> None:
+        """Give the spare's handle back; the next opening sweeps the file away."""
+        if self._spare >= 0:
+            handle, self._spare, self._spare_bytes = self._spare, -1, 0
+            self._disk.close(handle)
+
+    def _forget(self) -> None:
+        if self._spare >= 0:
+            self.close()
+            self._disk.unlink(f"{self._directory}/{SPARE}")
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        path = f"{self._directory}/{MANIFEST}{TEMPORARY}"
+        if self._disk.exists(path):
+            self._disk.unlink(path)
+        handle = self._disk.create(path)
+        try:
+            write_all(self._disk, handle, pack_manifest(manifest), 0)
+            self._disk.fsync(handle)
+        finally:
+            self._disk.close(handle)
+
+    def _replace_manifest(self) -> None:
+        path = f"{self._directory}/{MANIFEST}"
+        self._disk.rename(path + TEMPORARY, path)
+        self._disk.fsync_dir(self._directory)
