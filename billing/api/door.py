@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from billing.api.auth import Guard
 from billing.api.methods import Parser, command_parsers
 from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
-from billing.api.wire import ARRAY_LENGTH_MAX, BUFFER_BYTES_MAX, MAP_LENGTH_MAX, TEXT_BYTES_MAX, make_unpacker
+from billing.api.wire import ARRAY_LENGTH_MAX, FRAME_BYTES_MAX, MAP_LENGTH_MAX, TEXT_BYTES_MAX, make_unpacker
 from billing.ledger.commands import MESSAGE_BYTES_MAX, REQUEST_ID_BYTES_MAX, RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
 
 SECOND_NS: Final = 1_000_000_000
@@ -55,7 +55,7 @@ class Limits(NamedTuple):
     """The bounds of a door and of each of its connections."""
 
     in_flight_max: int = 4096
-    frame_bytes_max: int = BUFFER_BYTES_MAX
+    frame_bytes_max: int = FRAME_BYTES_MAX
     frame_deadline_ns: int = 10 * SECOND_NS  # for an unfinished frame
     write_buffer_bytes_max: int = 256 * 1024
     write_stall_ns: int = 30 * SECOND_NS  # how long a client may leave more than that unread

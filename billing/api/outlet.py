@@ -14,6 +14,7 @@ A client that leaves more than `write_buffer_bytes_max` of replies unread is not
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from billing.api.auth import Grant
@@ -24,7 +25,7 @@ from billing.ledger.errors import Refused
 PROMPT_BYTES_MAX: Final = 64 * 1024  # the door's own replies are written when there are this many, or the read ends
 
 
-class Outlet(asyncio.Protocol):
+class Outlet(asyncio.Protocol, ABC):
     """What the gate answers. The token of an answer is the msgid of the request."""
 
     __slots__ = (
@@ -130,13 +131,13 @@ class Outlet(asyncio.Protocol):
         if self._transport is not None and self._ending is None:
             self._read_on()
 
+    @abstractmethod
     def _read_on(self) -> None:
         """May decode what was held back, and read again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget_input(self) -> None:
         """Will not decode any more."""
-        raise NotImplementedError
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -31,9 +31,8 @@ MSGID_MAX: Final = 2**32 - 1
 ERRORS_AS_STRING: Final = 0
 ERRORS_AS_MAP: Final = 1
 
-# What the decoder holds back for an unfinished token is below this; slices of half of it therefore always fit.
-BUFFER_BYTES_MAX: Final = 64 * 1024
-SLICE_BYTES_MAX: Final = 32 * 1024
+FRAME_BYTES_MAX: Final = 64 * 1024
+SLICE_BYTES_MAX: Final = 32 * 1024  # the decoder is given no more at a time, and emptied before it is given the next
 TEXT_BYTES_MAX: Final = 4 * 1024
 ARRAY_LENGTH_MAX: Final = 64
 MAP_LENGTH_MAX: Final = 32
@@ -53,7 +52,7 @@ def make_unpacker() -> Any:
         strict_map_key=False,  # keys are not hashed at all, see object_pairs_hook
         object_pairs_hook=tuple,
         read_size=4096,
-        max_buffer_size=BUFFER_BYTES_MAX,
+        max_buffer_size=FRAME_BYTES_MAX + SLICE_BYTES_MAX,
         max_str_len=TEXT_BYTES_MAX,
         max_bin_len=TEXT_BYTES_MAX,
         max_array_len=ARRAY_LENGTH_MAX,

@@ -1,0 +1,189 @@
+"""What lies outside the room of the doors: a worker behind them that writes down what it is asked, a clock that is
+set by hand, and a client that speaks in literal bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgpack
+
+from billing.api.auth import Guard
+from billing.api.door import Door, Limits
+from billing.api.msgpack_rpc import Connection
+from shards.buckets import bucket_id_of
+
+SECOND_NS = 1_000_000_000
+
+
+class Clock:
+    """A monotonic clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000 * SECOND_NS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_ns += int(seconds * SECOND_NS)
+
+
+class Gate:
+    """A worker that carries out nothing: it writes down every request, and answers each in the next turn of the loop
+    (as after a sync), or when `release` is called. `replies` may name another reply for a request.
+    """
+
+    def __init__(self, bucket_count: int = 3000) -> None:
+        self.bucket_count = bucket_count
+        self.asked: list[tuple[str, Any]] = []
+        self.waiting: list[tuple[Any, Any, object]] = []
+        self.holds_back = False
+        self.replies: dict[str, object] = {}
+
+    def bucket_of(self, key: bytes) -> int:
+        return bucket_id_of(key, self.bucket_count)
+
+    def submit(self, caller: Any, token: Any, bucket_id: int, command: Any) -> None:
+        assert bucket_id == self.bucket_of(command[1])
+        self._ask("submit", caller, token, command, {"user_id": command[1].decode(), "bucket_id": bucket_id})
+
+    def read(self, caller: Any, token: Any, bucket_id: int, query: Any) -> None:
+        assert bucket_id == self.bucket_of(query[1])
+        self._ask("read", caller, token, query, [] if query[0] == "history" else {"bucket_id": bucket_id})
+
+    def operate(self, caller: Any, token: Any, operation: Any) -> None:
+        self._ask("operate", caller, token, operation, [])
+
+    def _ask(self, kind: str, caller: Any, token: Any, what: Any, reply: object) -> None:
+        self.asked.append((kind, what))
+        self.waiting.append((caller, token, self.replies.get(str(what[0]), reply)))
+        if len(self.waiting) == 1 and not self.holds_back:
+            asyncio.get_running_loop().call_soon(self.release)
+
+    def release(self, count: int | None = None) -> None:
+        """Answers the oldest `count` requests, or all."""
+        leaving = self.waiting[:count]
+        del self.waiting[:count]
+        for caller, token, reply in leaving:
+            caller.answer(token, reply)
+        for caller in {caller for caller, _, _ in leaving}:
+            caller.flush()
+
+    @property
+    def commands(self) -> list[Any]:
+        return [what for kind, what in self.asked if kind == "submit"]
+
+
+class Wire:
+    """A client of raw bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._unpacker = msgpack.Unpacker(raw=False, strict_map_key=False)
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def reply(self) -> Any:
+        """The next whole message; raises EOFError where the connection is closed first."""
+        async with asyncio.timeout(10):
+            while True:
+                for message in self._unpacker:
+                    return message
+                data = await self.reader.read(65_536)
+                if not data:
+                    raise EOFError
+                self._unpacker.feed(data)
+
+    async def replies(self, count: int) -> list[Any]:
+        return [await self.reply() for _ in range(count)]
+
+    async def ask(self, data: bytes) -> Any:
+        self.send(data)
+        return await self.reply()
+
+    async def call(self, method: str, *params: Any, msgid: int = 7) -> Any:
+        """(error, result) of one call."""
+        answer = await self.ask(msgpack.packb([0, msgid, method, list(params)]))
+        assert answer[:2] == [1, msgid]
+        return answer[2], answer[3]
+
+    async def is_closed(self) -> bool:
+        """Whether the other side has closed, everything it said being read."""
+        try:
+            async with asyncio.timeout(10):
+                return await self.reader.read(1) == b""
+        except ConnectionError:
+            return True
+
+    async def alive(self) -> bool:
+        return (await self.call("ping", msgid=4_000_000_000)) == (None, "pong")
+
+
+class House:
+    """A door on a loopback socket, with the world around it."""
+
+    def __init__(self, limits: Limits, guard: Guard) -> None:
+        self.gate = Gate()
+        self.clock = Clock()
+        self.door = Door(self.gate, guard, self.clock, lambda: {"name": "billing", "version": "0"}, limits)
+        self.server: asyncio.Server | None = None
+        self.address: Any = None
+        self._wires: list[Wire] = []
+
+    async def connect(self, *, receive_bytes: int = 0) -> Wire:
+        """A client; with `receive_bytes` its kernel takes little more than that before it is read."""
+        if isinstance(self.address, str):
+            reader, writer = await asyncio.open_unix_connection(self.address)
+        elif receive_bytes:
+            plain = socket.socket()
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            plain.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(plain, self.address)
+            reader, writer = await asyncio.open_connection(sock=plain, limit=1024)
+        else:
+            reader, writer = await asyncio.open_connection(*self.address)
+        wire = Wire(reader, writer)
+        self._wires.append(wire)
+        return wire
+
+    async def settle(self) -> None:
+        """Lets both ends carry out what was sent."""
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+
+    async def until(self, holds: Any) -> None:
+        """Waits until `holds()` is true."""
+        async with asyncio.timeout(10):
+            while not holds():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        for wire in self._wires:
+            wire.writer.close()
+        self.door.close()
+        if self.server is not None:
+            self.server.close()
+
+
+@asynccontextmanager
+async def open_house(limits: Limits | None = None, guard: Guard | None = None, path: str = "") -> AsyncIterator[House]:
+    """A house on a free loopback port, or on a unix socket at `path`."""
+    house = House(limits or Limits(), guard or Guard())
+    loop = asyncio.get_running_loop()
+    if path:
+        house.server = await loop.create_unix_server(lambda: Connection(house.door), path)
+        house.address = path
+    else:
+        house.server = await loop.create_server(lambda: Connection(house.door), "127.0.0.1", 0)
+        house.address = house.server.sockets[0].getsockname()[:2]
+    try:
+        yield house
+    finally:
+        house.close()
