@@ -143,7 +143,7 @@ class WheelIsASortedList(RuleBasedStateMachine):
             assert wake_ns == -1
 
 
-WheelIsASortedList.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+WheelIsASortedList.TestCase.settings = settings(stateful_step_count=40)
 TestWheelIsASortedList: Any = WheelIsASortedList.TestCase
 
 

@@ -1,0 +1,85 @@
+"""Signatures in the manner of Standard Webhooks: how a receiver knows that a call came from this daemon. Pure.
+
+    signed content     <webhook-id> "." <webhook-timestamp> "." <content>
+    header             webhook-signature: v1,<base64 of HMAC-SHA256(secret, signed content)>
+
+`content` of a POST is its body, of a GET (which has none) the request target as it stands in the request line:
+path and query, percent-encoded. `webhook-timestamp` is seconds since the Unix epoch, in decimal. While a secret is
+being changed, both are valid: one signature each stands in the header, separated by a space, and a receiver accepts
+the call if any of them is right.
+
+A secrets file holds one secret a line, the current one first, `SECRETS_MAX` at most: base64, usually with the prefix
+`whsec_`, of 24 to 64 bytes. Empty lines and lines beginning with `#` do not count.
+
+Worked example (secret `whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw`, id `u1-3-1700000000000000000`, timestamp 1700000000):
+
+    u1-3-1700000000000000000.1700000000./cutoff?user_id=u1
+    v1,NwnZs2z1XCFVoZc40fIqdEzpnF6YCV13S2/a+GOYfC4=
+
+It reads no file and no clock, and secrets appear in no message of it.
+"""
+
+import binascii
+import hmac
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import Final
+
+SECRETS_MAX: Final = 2
+SECRET_BYTES_MIN: Final = 24
+SECRET_BYTES_MAX: Final = 64
+TOLERANCE_S: Final = 300  # how far a receiver lets webhook-timestamp be from its own time
+
+_PREFIX: Final = "whsec_"
+
+
+def parse_secrets(text: str) -> tuple[bytes, ...]:
+    """Secrets of a secrets file, the current one first; raises ValueError that names the line, never its content."""
+    secrets = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        try:
+            secret = b64decode(line.removeprefix(_PREFIX), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError(f"line {number}: expected base64, with or without {_PREFIX} before it") from None
+        if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+            raise ValueError(
+                f"line {number}: expected {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes in base64, got {len(secret)}"
+            )
+        secrets.append(secret)
+    if not 1 <= len(secrets) <= SECRETS_MAX:
+        raise ValueError(f"expected 1 to {SECRETS_MAX} secrets, one a line, got {len(secrets)}")
+    return tuple(secrets)
+
+
+def sign(secrets: Sequence[bytes], webhook_id: bytes, timestamp_s: int, content: bytes) -> bytes:
+    """The value of `webhook-signature`: one signature for each secret, in their order."""
+    signed = b"%b.%d.%b" % (webhook_id, timestamp_s, content)
+    return b" ".join([b"v1," + b64encode(hmac.digest(secret, signed, "sha256")) for secret in secrets])
+
+
+def verify(
+    secrets: Sequence[bytes],
+    webhook_id: bytes,
+    timestamp: bytes,
+    signature: bytes,
+    content: bytes,
+    now_s: int,
+    tolerance_s: int = TOLERANCE_S,
+) -> bool:
+    """Whether a call is genuine and recent: the three headers as received, `now_s` the receiver's time.
+
+    Signatures of other versions than v1 are ignored. Compares in constant time.
+    """
+    if not timestamp.isdigit() or len(timestamp) > 12 or abs(now_s - int(timestamp)) > tolerance_s:
+        return False
+    given = [part[3:] for part in signature.split(b" ") if part.startswith(b"v1,")]
+    signed = b"%b.%b.%b" % (webhook_id, timestamp, content)
+    right = False
+    for secret in secrets:
+        expected = b64encode(hmac.digest(secret, signed, "sha256"))
+        for one in given:
+            right |= hmac.compare_digest(one, expected)
+    return right

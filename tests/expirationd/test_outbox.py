@@ -1,0 +1,363 @@
+"""The outbox in virtual time: schedule, order, breaker, held items; and under Hypothesis, nothing lost or doubled."""
+
+import heapq
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK, Item, Outbox, Pace
+
+S = 10**9
+MS = 10**6
+Answer = tuple[int, int, int]  # outcome, how long it takes, Retry-After (-1: none)
+
+
+class World:
+    """A ledger that knows what is owed, an endpoint that answers, and a clock that jumps from event to event."""
+
+    def __init__(self, pace: Pace | None = None, lanes: int = 1) -> None:
+        self.outbox = Outbox(pace or Pace(jitter=0.0), lanes, random.Random(1))
+        self.now_ns = 0
+        self.owed: dict[tuple[int, bytes], list[tuple[str, int, int]]] = {}  # kind, seq, exhausted_at_ns
+        self.lane_of = {"cutoff": 0, "restore": lanes - 1}
+        self.answer: Callable[[Item], Answer] = lambda item: (OK, MS, -1)
+        self.attempts: list[tuple[int, bytes, str, int]] = []  # when, user, kind, seq
+        self.held: set[tuple[int, bytes]] = set()
+        self._results: list[tuple[int, int, Item, int, int]] = []
+        self._count = 0
+
+    def owe(self, user_id: bytes, seq: int = 1, since_ns: int | None = None, kind: str = "cutoff") -> None:
+        since_ns = self.now_ns if since_ns is None else since_ns
+        self.owed.setdefault((1, user_id), []).append((kind, seq, since_ns))
+        self.outbox.owe(1, user_id, since_ns, self.lane_of[kind])
+
+    def send_what_is_due(self) -> None:
+        while (item := self.outbox.take(self.now_ns)) is not None:
+            key = (item.bucket_id, item.user_id)
+            events = self.owed.get(key)
+            if not events:
+                self.outbox.forget(item)
+                continue
+            if key in self.held:
+                self.outbox.park(item)
+                continue
+            kind, seq, since_ns = events[0]
+            if self.outbox.begin(item, (kind, seq), self.lane_of[kind], since_ns, self.now_ns):
+                self.attempts.append((self.now_ns, item.user_id, kind, seq))
+                outcome, latency_ns, retry_after_ns = self.answer(item)
+                self._count += 1
+                result = (self.now_ns + latency_ns, self._count, item, outcome, retry_after_ns)
+                heapq.heappush(self._results, result)
+
+    def run(self, until_ns: int) -> None:
+        while True:
+            self.send_what_is_due()
+            wake_ns = self.outbox.next_wake_ns(self.now_ns)
+            coming = [at_ns for at_ns in (wake_ns, self._results[0][0] if self._results else -1) if at_ns >= 0]
+            if not coming or min(coming) > until_ns:
+                self.now_ns = max(self.now_ns, until_ns)
+                return
+            self.now_ns = min(coming)
+            while self._results and self._results[0][0] <= self.now_ns:
+                _, _, item, outcome, retry_after_ns = heapq.heappop(self._results)
+                if outcome == OK:
+                    self.owed[item.bucket_id, item.user_id].pop(0)
+                self.outbox.finish(item, outcome, self.now_ns, retry_after_ns)
+
+    def gaps(self, user_id: bytes) -> list[float]:
+        instants = [at_ns for at_ns, user, _, _ in self.attempts if user == user_id]
+        return [round((late - early) / S, 3) for early, late in pairwise(instants)]
+
+
+def test_one_success_and_it_is_forgotten() -> None:
+    world = World()
+    world.owe(b"u")
+    world.run(S)
+    assert world.attempts == [(0, b"u", "cutoff", 1)]
+    assert len(world.outbox) == 0
+    assert world.outbox.next_wake_ns(world.now_ns) == -1
+
+
+def test_the_schedule_of_retries() -> None:
+    """An endpoint that lives but refuses: the breaker stays open, the item follows its own schedule without end."""
+    world = World()
+    world.answer = lambda item: (ANSWERED, 0, -1)
+    world.owe(b"u")
+    world.run(200 * S)
+    assert world.gaps(b"u") == [0.2, 0.5, 1, 2, 4, 8, 15, 30, 30, 30, 30, 30]
+
+
+def test_jitter_keeps_within_its_share_and_differs() -> None:
+    world = World(Pace(jitter=0.1))
+    world.answer = lambda item: (ANSWERED, 0, -1)
+    world.owe(b"u")
+    world.run(1000 * S)
+    late = world.gaps(b"u")[8:]
+    assert all(27 <= gap <= 33 for gap in late)
+    assert len(set(late)) > 10
+
+
+def test_a_closed_keep_alive_connection_costs_no_wait_but_only_once() -> None:
+    world = World()
+    world.answer = lambda item: (DROPPED, 0, -1)
+    world.owe(b"u")
+    world.run(2 * S)
+    assert world.gaps(b"u")[:3] == [0, 0.5, 1]
+
+
+def test_what_was_superseded_is_not_sent() -> None:
+    world = World(Pace(concurrency=1))
+    world.owe(b"first")
+    world.owe(b"second")
+    world.owed[1, b"second"].clear()
+    world.run(S)
+    assert [user for _, user, _, _ in world.attempts] == [b"first"]
+    assert len(world.outbox) == 0
+
+
+def test_two_events_of_one_account_go_one_after_the_other() -> None:
+    world = World()
+    world.owe(b"u", seq=1)
+    world.owe(b"u", seq=2)
+    world.run(S)
+    assert world.attempts == [(0, b"u", "cutoff", 1), (MS, b"u", "cutoff", 2)]
+
+
+def test_a_restore_owed_while_the_cutoff_flies_follows_it_at_once() -> None:
+    world = World(lanes=2)
+    world.answer = lambda item: (FAILED if item.lane == 0 else OK, 100 * MS, -1)
+    world.owe(b"u")
+    world.run(50 * MS)
+    world.owed[1, b"u"].clear()
+    world.owe(b"u", seq=1, kind="restore")
+    world.run(S)
+    assert world.attempts == [(0, b"u", "cutoff", 1), (100 * MS, b"u", "restore", 1)]
+    assert len(world.outbox) == 0
+
+
+def test_being_reported_again_and_again_does_not_shorten_the_wait() -> None:
+    world = World()
+    world.answer = lambda item: (ANSWERED, 0, -1)
+    world.owe(b"u")
+    for _ in range(50):
+        world.run(world.now_ns + 10 * MS)
+        world.outbox.owe(1, b"u", 0)
+    assert len(world.attempts) == 2  # at 0 and 0.2 s; the next one is due at 0.7 s
+
+
+def test_a_new_event_begins_at_once_and_an_operator_may_ask_for_it() -> None:
+    world = World()
+    world.answer = lambda item: (ANSWERED, 0, -1)
+    world.owe(b"u")
+    world.run(10 * S)
+    world.owed[1, b"u"].clear()
+    world.owe(b"u", seq=2)
+    world.run(10 * S)
+    assert world.attempts[-1] == (10 * S, b"u", "cutoff", 2)
+    world.run(11 * S)
+    before = len(world.attempts)
+    world.outbox.owe(1, b"u", 0, urgent=True)
+    world.run(11 * S)
+    assert len(world.attempts) == before + 1
+
+
+def test_an_event_still_owed_after_its_success_is_not_sent_in_a_loop() -> None:
+    world = World()
+    world.owe(b"u", seq=1)
+    world.owed[1, b"u"].append(("cutoff", 1, 0))
+    world.run(100 * MS)
+    assert len(world.attempts) == 1
+    world.run(S)
+    assert len(world.attempts) == 2
+
+
+def test_concurrency_is_never_exceeded_and_the_oldest_goes_first() -> None:
+    world = World(Pace(concurrency=3))
+    for number in range(10):
+        world.owe(b"%d" % number, since_ns=-number)
+    world.send_what_is_due()
+    assert world.outbox.in_flight == 3
+    assert world.outbox.next_wake_ns(0) == -1
+    world.run(S)
+    assert [user for _, user, _, _ in world.attempts] == [b"%d" % number for number in reversed(range(10))]
+
+
+def test_a_dead_endpoint_is_probed_once_a_second_then_drained_oldest_first() -> None:
+    """Gone for 24 hours with 20,000 pending: one probe a second, nothing lost, all out as soon as it is back."""
+    day_ns = 24 * 3600 * S
+    world = World(Pace(concurrency=64))
+    world.answer = lambda item: (OK, MS, -1) if world.now_ns >= day_ns else (FAILED, 0, -1)
+    for number in range(20_000):
+        world.owe(b"%d" % number, since_ns=number)
+    world.run(day_ns - 1)
+    assert 86_400 <= len(world.attempts) <= 86_470  # those in flight when it died, then one a second
+    instants = [at_ns for at_ns, _, _, _ in world.attempts[64:]]
+    assert all(late - early >= S for early, late in pairwise(instants))
+    assert len(world.outbox) == 20_000
+    world.attempts.clear()
+    world.run(day_ns + 2 * S)
+    assert len(world.outbox) == 0
+    drained = [int(user) for _, user, _, _ in world.attempts]
+    assert sorted(drained) == list(range(20_000))
+    assert drained[1:] == sorted(drained[1:])
+
+
+def test_users_saved_while_the_endpoint_is_dead_cost_no_probe() -> None:
+    world = World(Pace(failures_max=1))
+    world.answer = lambda item: (OK if world.now_ns >= 10 * S else FAILED, 0, -1)
+    for number in range(1000):
+        world.owe(b"%d" % number)
+    world.run(5 * S)
+    for number in range(900):
+        world.owed[1, b"%d" % number].clear()
+    world.run(11 * S)
+    assert len(world.outbox) == 0
+    assert len([at_ns for at_ns, _, _, _ in world.attempts if at_ns >= 10 * S]) == 100
+
+
+def test_a_dead_lane_does_not_hold_up_the_other() -> None:
+    world = World(Pace(failures_max=2), lanes=2)
+    world.answer = lambda item: (OK if item.lane == 1 else FAILED, 0, -1)
+    for number in range(10):
+        world.owe(b"c%d" % number)
+    world.run(S // 2)
+    assert world.outbox.lanes[0].shut
+    world.owe(b"r", kind="restore")
+    world.run(S // 2)
+    assert world.attempts[-1] == (S // 2, b"r", "restore", 1)
+    world.owed[1, b"c9"].clear()
+    world.owe(b"c9", kind="restore")  # filed under the dead lane so far
+    world.run(S // 2)
+    assert world.attempts[-1] == (S // 2, b"c9", "restore", 1)
+
+
+def test_what_goes_to_another_lane_than_expected_finds_it() -> None:
+    world = World(Pace(failures_max=1), lanes=2)
+    world.answer = lambda item: (OK, 0, -1)
+    world.owed[1, b"u"] = [("restore", 1, 0)]
+    world.outbox.owe(1, b"u", 0)  # reported as a cutoff
+    world.run(S)
+    assert world.attempts == [(0, b"u", "restore", 1)]
+
+
+def test_retry_after_shuts_the_whole_lane_for_so_long_but_not_longer_than_allowed() -> None:
+    world = World(Pace(retry_after_max_ns=20 * S))
+    answers = iter([(ANSWERED, 0, 3 * S), (FAILED, 0, 3600 * S)])
+    world.answer = lambda item: next(answers, (OK, 0, -1))
+    world.owe(b"a")
+    world.run(S)
+    world.owe(b"b")
+    world.run(100 * S)
+    assert [at_ns for at_ns, _, _, _ in world.attempts] == [0, 3 * S, 3 * S, 23 * S]
+    assert len(world.outbox) == 0
+
+
+def test_held_items_wait_for_release_and_then_go_oldest_first() -> None:
+    world = World(Pace(concurrency=1))
+    for number in range(200):
+        world.owed[1, b"%d" % number] = [("cutoff", 1, -number)]
+        world.outbox.hold(1, b"%d" % number, -number)
+    world.run(S)
+    assert world.attempts == []
+    assert world.outbox.held == 200
+    world.owe(b"new")
+    world.run(S)
+    assert [user for _, user, _, _ in world.attempts] == [b"new"]
+    assert world.outbox.release() == 200
+    world.run(2 * S)
+    assert [int(user) for _, user, _, _ in world.attempts[1:]] == list(reversed(range(200)))
+    assert world.outbox.held == 0
+    assert len(world.outbox) == 0
+
+
+def test_what_the_ledger_holds_is_parked_until_it_lets_go() -> None:
+    world = World()
+    world.held.add((1, b"u"))
+    world.owe(b"u")
+    world.run(S)
+    world.outbox.release()
+    world.run(2 * S)
+    assert world.attempts == []
+    assert world.outbox.held == 1
+    world.held.clear()
+    world.outbox.owe(1, b"u", 0)
+    world.run(2 * S)
+    assert len(world.attempts) == 1
+    assert world.outbox.held == 0
+
+
+class NothingIsLostOrDoubled(RuleBasedStateMachine):
+    """Random reports, answers and waits. The ledger here delivers each event once; the outbox must ask until then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox(Pace(concurrency=3, failures_max=2), 2, random.Random(7))
+        self.now_ns = 0
+        self.seq = 0
+        self.owed: dict[bytes, list[tuple[int, int]]] = {}  # user -> (seq, lane)
+        self.flying: dict[bytes, tuple[Item, int]] = {}
+        self.not_before: dict[tuple[bytes, int], int] = {}
+
+    users = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
+
+    @rule(user=users, lane=st.integers(0, 1), hint=st.integers(0, 1))
+    def event(self, user: bytes, lane: int, hint: int) -> None:
+        self.seq += 1
+        self.owed.setdefault(user, []).append((self.seq, lane))
+        self.outbox.owe(1, user, self.now_ns, hint)
+
+    @rule(user=users)
+    def superseded(self, user: bytes) -> None:
+        if user not in self.flying:
+            self.owed.pop(user, None)
+
+    @rule(user=users)
+    def reported_again(self, user: bytes) -> None:
+        self.outbox.owe(1, user, self.now_ns)
+
+    @rule(step_ns=st.sampled_from([0, 1, 100 * MS, S, 40 * S]))
+    def wait(self, step_ns: int) -> None:
+        self.now_ns += step_ns
+
+    @rule()
+    def take(self) -> None:
+        item = self.outbox.take(self.now_ns)
+        if item is None:
+            return
+        assert item.user_id not in self.flying
+        events = self.owed.get(item.user_id)
+        if not events:
+            self.outbox.forget(item)
+            return
+        seq, lane = events[0]
+        if self.outbox.begin(item, seq, lane, 0, self.now_ns):
+            assert self.now_ns >= self.not_before.get((item.user_id, seq), 0)
+            self.flying[item.user_id] = item, seq
+
+    @rule(user=users, outcome=st.sampled_from([OK, OK, ANSWERED, FAILED, DROPPED]), retry_after_s=st.integers(-1, 2))
+    def finish(self, user: bytes, outcome: int, retry_after_s: int) -> None:
+        if user in self.flying:
+            item, seq = self.flying.pop(user)
+            if outcome == OK:
+                self.owed[user].pop(0)
+            elif outcome != DROPPED and not self.outbox.lanes[item.lane].shut:
+                self.not_before[user, seq] = self.now_ns + (200 * MS if retry_after_s <= 0 else retry_after_s * S)
+            self.outbox.finish(item, outcome, self.now_ns, retry_after_s * S if retry_after_s >= 0 else -1)
+            if any(lane.shut for lane in self.outbox.lanes) or outcome in (OK, ANSWERED):
+                self.not_before.clear()  # a lane that opens lets everything in it go at once
+
+    @invariant()
+    def what_is_owed_is_known_and_wakes_somebody(self) -> None:
+        assert self.outbox.in_flight == len(self.flying) <= 3
+        known = {user for user in (b"a", b"b", b"c", b"d", b"e") if (1, user) in self.outbox}
+        assert {user for user, events in self.owed.items() if events} <= known
+        if known - set(self.flying) and len(self.flying) < 3 and not any(lane.probe for lane in self.outbox.lanes):
+            wake_ns = self.outbox.next_wake_ns(self.now_ns)
+            assert self.now_ns <= wake_ns <= self.now_ns + 40 * S
+
+
+TestNothingIsLostOrDoubled: Any = NothingIsLostOrDoubled.TestCase
