@@ -119,7 +119,7 @@ class Journal(Protocol):
 
     @property
     def last_time_ns(self) -> int:
-        """Time stamp of the last batch, or of the last opening, in ns of the clock passed in; never decreases."""
+        """Time stamp of the last batch, in ns of the clock passed in; never decreases; 0 before the first."""
 
     @property
     def stored_bytes(self) -> int:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from shards.disk import Disk, is_full, private_directory, write_all
+from shards.disk import Disk, is_full, private_directory
 from shards.journal import (
     Corrupt,
     Fenced,
@@ -35,17 +35,14 @@ from shards.journal import (
     Unknown,
     snapshot,
 )
+from shards.journal.live import Live, length_for
 from shards.journal.record import (
     BARRIER,
-    BLOCK_BYTES,
     FIRST_CHAIN,
-    OVERHEAD_BYTES,
     OWNER_BYTES_MAX,
     Malformed,
     Manifest,
     SegmentHeader,
-    aligned,
-    pack_batch,
     pack_block,
     salt_seed,
 )
@@ -64,6 +61,8 @@ ROOM_RETRY_NS = 1_000_000_000
 
 class FileJournal:
     """See `shards.journal.Journal`. Not open until `open` returned; after an error of `open` it may be called again."""
+
+    _live: Live  # from `open` on
 
     def __init__(
         self,
@@ -88,21 +87,15 @@ class FileJournal:
         if sync not in SYNC_MODES:
             raise ValueError(f"sync must be one of {SYNC_MODES}, not {sync!r}")
         assert len(boot_id) == 16
-        self._directory = directory
-        self._disk = disk
-        self._now_ns = now_ns
-        self._salt = salt
-        self._boot_id = boot_id
-        self._sync = sync
-        self._always = sync == "always"
-        self._sync_interval_ns = sync_interval_ns
+        self._directory, self._disk, self._now_ns, self._salt, self._boot_id = directory, disk, now_ns, salt, boot_id
+        self._sync, self._always, self._sync_interval_ns = sync, sync == "always", sync_interval_ns
         self._align = align_bytes
         self._room = Room(disk, directory, segment_bytes, ballast_bytes)
         self._warnings: list[str] = []
         self._ended: JournalError | None = JournalError("the journal is not open", file=directory)
         self._lock = -1
         self._exchange = threading.Lock()  # held while the live segment is exchanged, or used by another thread
-        self._handle = -1
+        self._handle = -1  # of the live segment
         self._shard = 0
         self._owner = b""
         self._epoch = 0
@@ -110,8 +103,7 @@ class FileJournal:
         self._shelf = Shelf(disk, directory)
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_CHAINS)  # (position, chain)
         self._head = self._durable = self._barrier = 0
-        self._chain = self._seed = self._segment_id = 0
-        self._offset = self._limit = self._ahead = 0
+        self._chain = FIRST_CHAIN
         self._last_time_ns = self._synced_ns = self._room_asked_ns = 0
 
     @property
@@ -125,7 +117,7 @@ class FileJournal:
     @property
     def stored_bytes(self) -> int:
         sealed = sum(segment.size for segment in self._segments[:-1])
-        return sealed + self._offset + self._shelf.stored_bytes
+        return sealed + (self._live.offset if self._segments else 0) + self._shelf.stored_bytes
 
     @property
     def warnings(self) -> list[str]:
@@ -165,11 +157,11 @@ class FileJournal:
             self._with_ballast(lambda: keep_torn(self._disk, self._directory, name, self._now_ns()))
             self._warnings.append(f"cut off a torn tail that nobody was answered: {log.torn}; a copy is kept beside it")
         self._epoch = found.epoch + 1
-        self._last_time_ns = max(log.last_time_ns, self._now_ns())
+        self._last_time_ns = log.last_time_ns
         self._segments = list(found.segments)
         salt = self._salt()
         body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)
-        self._with_ballast(lambda: self._room.prepare(self._length_for(len(body))))
+        self._with_ballast(lambda: self._room.prepare(length_for(len(body), self._align)))
         self._with_ballast(lambda: self._begin(salt, log.durable + 1, log.durable_chain, body))
         self._head = self._durable = self._barrier = log.head
         self._chain = log.chain
@@ -197,20 +189,19 @@ class FileJournal:
         if not 0 < len(payload) <= PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload has 1 to {PAYLOAD_BYTES_MAX} bytes, not {len(payload)}")
         now_ns = self._now_ns()
-        end = self._offset + OVERHEAD_BYTES + len(payload)
-        if end > self._limit:
-            self._switch(OVERHEAD_BYTES + len(payload))
-        elif end > self._ahead and not self._room.spare_bytes and now_ns >= self._room_asked_ns + ROOM_RETRY_NS:
+        if not self._live.fits(len(payload)):
+            self._switch(len(payload))
+        elif self._live.is_filling and now_ns >= self._room_asked_ns + ROOM_RETRY_NS:
             self._room_asked_ns = now_ns
             self._make_room()
         position = self._head + 1
         if now_ns > self._last_time_ns:
             self._last_time_ns = now_ns
-        chain, data = pack_batch(
-            self._seed, self._segment_id, self._chain, position, 0, self._durable, self._last_time_ns, payload
-        )
         sync = self._always or (self._sync == "interval" and now_ns - self._synced_ns >= self._sync_interval_ns)
-        self._put(data, position, sync)
+        try:
+            chain = self._live.put(self._chain, position, 0, self._durable, self._last_time_ns, payload, sync)
+        except OSError as error:
+            raise self._end("writing a batch", error, position) from error
         self._head, self._chain = position, chain
         self._recent.append((position, chain))
         if sync:
@@ -223,39 +214,27 @@ class FileJournal:
         if self._barrier < self._head and self._sync != "never":
             if self._durable < self._head:
                 self._sync_live()
-            barrier = pack_batch(
-                self._seed, self._segment_id, self._chain, self._head, BARRIER, self._head, self._last_time_ns, b""
-            )[1]
-            self._put(barrier, self._head, True)
-            self._barrier = self._head
+            head = self._barrier = self._head
+            try:
+                self._live.put(self._chain, head, BARRIER, head, self._last_time_ns, b"", True)
+            except OSError as error:
+                raise self._end("writing a barrier", error, head) from error
         self._make_room()
-
-    def _put(self, data: bytes, position: int, sync: bool) -> None:
-        """Write at the end of the live segment; terminal when that fails."""
-        try:
-            written = self._disk.pwrite(self._handle, data, self._offset)
-            if written < len(data):
-                write_all(self._disk, self._handle, data[written:], self._offset + written)
-            if sync:
-                self._disk.fdatasync(self._handle)
-        except OSError as error:
-            raise self._end("writing a batch", error, self._offset, position) from error
-        self._offset = aligned(self._offset + len(data), self._align)
 
     def _sync_live(self) -> None:
         """Make all that was written durable; from the thread that appends."""
         try:
-            self._disk.fdatasync(self._handle)
+            self._live.sync()
         except OSError as error:
-            raise self._end("syncing", error) from error
+            raise self._end("syncing", error, self._head) from error
         self._durable, self._synced_ns = self._head, self._now_ns()
 
-    def _switch(self, need: int) -> None:
-        """Begin the next segment, with room for a batch of this size. Raises Unavailable: nothing has changed."""
+    def _switch(self, payload_bytes: int) -> None:
+        """Begin the next segment, with room for such a payload. Raises Unavailable: nothing has changed."""
         if self._durable < self._head:  # only the newest segment may hold what is not durable
             self._sync_live()
         try:
-            self._room.prepare(self._length_for(need))
+            self._room.prepare(length_for(payload_bytes, self._align))
             self._begin(self._salt(), self._head + 1, self._chain, b"")
         except OSError as error:
             raise self._failure("beginning a new segment", error) from error
@@ -265,27 +244,21 @@ class FileJournal:
         segment_id, length = self._next_segment_id(), self._room.spare_bytes
         header = SegmentHeader(
             self._shard, salt, segment_id, first_position, length, prev_chain, self._align, self._epoch,
-            self._last_time_ns, self._boot_id, self._owner,
+            self._now_ns(), self._last_time_ns, self._boot_id, self._owner,
         )  # fmt: skip
         self._room.dress(pack_block(header) + body, self._manifest(header, clean=0))
         name = segment_name(segment_id)
         try:
             handle = self._room.install(name)
+            segment = Segment(name, header, length)
             with self._exchange:
                 older, self._handle = self._handle, handle
+                self._live = Live(self._disk, handle, segment, len(body))
                 if older >= 0:
                     self._disk.close(older)
         except OSError as error:
             raise self._end(f"beginning {name}", error) from error
-        self._segments.append(Segment(name, header, length))
-        self._seed, self._segment_id = salt_seed(salt), segment_id
-        self._offset = aligned(BLOCK_BYTES + len(body), self._align)
-        self._limit = length - self._align - OVERHEAD_BYTES  # behind each batch there is room for a barrier
-        self._ahead = self._limit - self._limit // 4
-
-    def _length_for(self, content_bytes: int) -> int:
-        """Length of a segment that holds this much behind its first block, and barriers."""
-        return aligned(BLOCK_BYTES + content_bytes + 2 * (self._align + OVERHEAD_BYTES), BLOCK_BYTES)
+        self._segments.append(segment)
 
     def _next_segment_id(self) -> int:
         return self._segments[-1].header.segment_id + 1 if self._segments else 1
@@ -357,8 +330,7 @@ class FileJournal:
             raise self._ended
         if position > self._shelf.newest:
             raise ValueError(f"position {position} lies beyond the newest snapshot, {self._shelf.newest}")
-        limit = min(position, self._shelf.fallback)
-        trimmed = False
+        limit, trimmed = min(position, self._shelf.fallback), False
         try:
             while len(self._segments) > 1 and self._segments[1].header.first_position - 1 <= limit:
                 self._disk.unlink(f"{self._directory}/{self._segments[0].name}")
@@ -366,6 +338,7 @@ class FileJournal:
                 trimmed = True
             if trimmed:
                 self._disk.fsync_dir(self._directory)
+                self._room.want_ballast()
         except OSError as error:
             raise self._end("trimming", error) from error
 
@@ -374,7 +347,7 @@ class FileJournal:
         with self._exchange:
             head = self._head
             if not self._always:
-                self._disk.fdatasync(self._handle)
+                self._live.sync()
         return head
 
     def _chain_at(self, position: int) -> int:
@@ -416,8 +389,9 @@ class FileJournal:
             return Unavailable(f"no room for {doing}: {error.strerror}", file=self._directory)
         return self._end(doing, error)
 
-    def _end(self, doing: str, error: Exception, offset: int = -1, position: int = -1) -> JournalError:
+    def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:
         """The disk failed: from now on every call says so."""
-        file = f"{self._directory}/{self._segments[-1].name}" if offset >= 0 else self._directory
+        name, offset = (self._live.segment.name, self._live.offset) if position >= 0 else ("", -1)
+        file = f"{self._directory}/{name}"
         self._ended = Unknown(f"the disk failed while {doing}: {error}", file=file, offset=offset, position=position)
         return self._ended

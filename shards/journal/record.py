@@ -5,7 +5,8 @@ A group commit is the unit: one batch is one write, one checksum, all or nothing
     segment   = block, { batch, zero padding to a multiple of `align` }, zeros to `length`
     block     = 4096 bytes: "BWAL", version u16 (1), checksum u8 (1: CRC-32C), 0 u8, shard u32, salt u64,
                 segment_id u64, first_position u64, length u64 (of the file), prev_chain u32, align u32, epoch u64,
-                created_ns i64, boot_id 16 bytes, owner 64 bytes (UTF-8, zero-padded), zeros; last crc u32 of all before
+                created_ns i64, last_time_ns i64 (of the batch before), boot_id 16 bytes, owner 64 bytes (UTF-8,
+                zero-padded), zeros, and last crc u32 of all before
     batch     = header, payload, "\\xb1END"
     header    = "\\xb1BAT", hcrc u32, chain u32, length u32, position u64, flags u32, prev_chain u32, durable u64,
                 segment_id u32 (its low half), time_ns i64
@@ -27,11 +28,11 @@ What each part is for:
 - The manifest is replaced before the first batch of a new segment is answered, so a lost newest segment is noticed.
   `clean` is 1 after a clean stop; then `head` and `head_chain` say where the sequence ends.
 
-Example: the first 160 bytes of a segment, and its first batch, "hello", position 1:
+Example: the first 168 bytes of a segment, and its first batch, "hello", position 1:
 
     4257414c 0100 01 00 07000000 8877665544332211 0100000000000000  BWAL v1 crc32c, shard 7, salt, segment 1
     0100000000000000 0020000000000000 00000000 00020000             first position 1, 8192 bytes, chain 0, align 512
-    0100000000000000 008819975989f717                               epoch 1, created_ns 1727000000000002048
+    0100000000000000 008819975989f717 0000000000000000              epoch 1, created_ns 1727000000000002048, no batch
     000102030405060708090a0b0c0d0e0f 776f726b65722d37 00…           boot id, owner "worker-7"; crc cc632ec5
 
     b1424154 2956bcf0 4cbb719a 05000000 0100000000000000            hcrc, chain, 5 bytes, position 1
@@ -56,7 +57,7 @@ MANIFEST_BYTES = 72
 BARRIER = 1  # flag
 FIRST_CHAIN = 0
 
-_BLOCK = struct.Struct("<4sHBxIQQQQIIQq16s64s")
+_BLOCK = struct.Struct("<4sHBxIQQQQIIQqq16s64s")
 _BATCH = struct.Struct("<4sIIIQIIQIq")
 _BATCH_TAIL = struct.Struct("<IIQIIQIq")  # the header from `chain` on: what hcrc is over
 _MANIFEST = struct.Struct("<4sHHIIQQQQI16x")
@@ -89,6 +90,7 @@ class SegmentHeader(NamedTuple):
     align: int
     epoch: int
     created_ns: int
+    last_time_ns: int  # of the batch before the first
     boot_id: bytes
     owner: bytes
 

@@ -77,10 +77,8 @@ class Found(NamedTuple):
     epoch: int  # highest ever; 0: nothing is there
     segments: list[Segment]  # ascending
     log: Log
-    snapshot: snapshot.Checked | None  # the newest good one
-    snapshots: list[str]  # names of those to keep, ascending, `snapshot` last
-    damaged: list[str]  # names of newer snapshots that are not good
-    clean: bool
+    snapshots: list[str]  # names of those to keep, ascending, the last one whole
+    damaged: list[str]  # names of newer ones that are not
 
 
 def segment_name(segment_id: int) -> str:
@@ -100,8 +98,9 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
     kept, good, damaged = _choose_snapshot(disk, directory, names, shard)
     if not segments and (kept or damaged):
         raise Gap("there are snapshots, but no segment and no manifest", file=directory)
+    clean = manifest is not None and bool(manifest.clean)
     try:
-        log = read_log(disk, directory, segments, good, boot_id, clean=manifest is not None and bool(manifest.clean))
+        log = read_log(disk, directory, segments, good, boot_id, clean=clean)
     except Gap as gap:
         if not damaged:
             raise
@@ -109,7 +108,6 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
         raise Corrupt(
             f"the snapshot is damaged: {reason}; going without it: {gap}", file=f"{directory}/{name}"
         ) from gap
-    clean = manifest is not None and bool(manifest.clean)
     if manifest is not None and clean and (log.head, log.chain) != (manifest.head, manifest.head_chain):
         raise Corrupt(
             f"it was closed at position {manifest.head}, but the log ends otherwise at {log.head}",
@@ -119,7 +117,7 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
         )
     epochs = [segment.header.epoch for segment in segments]
     epoch = max([manifest.epoch if manifest is not None else 0, *epochs])
-    return Found(epoch, segments, log, good, kept, [name for name, _ in damaged], clean)
+    return Found(epoch, segments, log, kept, [name for name, _ in damaged])
 
 
 def read_log(
@@ -208,7 +206,7 @@ def _read_live(
     header = segment.header
     if len(data) != header.length:
         raise Corrupt(f"the file has {len(data)} bytes, but was made with {header.length}", file=path, offset=len(data))
-    head, chain, time_ns, end = header.first_position - 1, header.prev_chain, header.created_ns, BLOCK_BYTES
+    head, chain, time_ns, end = header.first_position - 1, header.prev_chain, header.last_time_ns, BLOCK_BYTES
     durable, durable_chain, durable_end = head, chain, end
     unproven: list[Batch] = []
     _check_base(path, base, head, chain, 0)

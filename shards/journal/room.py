@@ -11,10 +11,12 @@ live segment in two steps, each durable before the next:
 A crash between them leaves a segment that holds nothing anybody was answered; the next opening goes on from it.
 
 The ballast is a file that only takes room. Opening drops it when it finds the disk full, so that a journal can be
-opened, read and trimmed even then; it is made again when there is room.
+opened, read and trimmed even then; it is made again after trimming, or by the next opening that finds room.
 """
 
 from __future__ import annotations
+
+import threading
 
 from shards.disk import Disk, is_full, write_all
 from shards.journal.record import BLOCK_BYTES, Manifest, pack_manifest
@@ -36,6 +38,8 @@ class Room:
         self._spare = -1
         self._spare_bytes = 0
         self._ballast = False
+        self._ballast_wanted = True
+        self._ballast_lock = threading.Lock()  # snapshots drop it from their own thread
 
     @property
     def spare_bytes(self) -> int:
@@ -48,6 +52,7 @@ class Room:
             if name == SPARE or name.endswith(TEMPORARY):
                 self._disk.unlink(f"{self._directory}/{name}")
         self._ballast = self._disk.exists(f"{self._directory}/{BALLAST}")
+        self._ballast_wanted = True
 
     def prepare(self, length: int = 0) -> None:
         """Make sure that there is a spare of at least this length (0: the usual one). OSError, is_full among others."""
@@ -90,29 +95,36 @@ class Room:
         self._replace_manifest()
 
     def take_ballast(self) -> None:
-        """Make the ballast if there is none. OSError, is_full among others."""
-        if self._ballast or not self._ballast_bytes:
-            return
-        path = f"{self._directory}/{BALLAST}"
-        handle = self._disk.create(path)
-        try:
-            self._disk.allocate(handle, self._ballast_bytes)
-        except OSError as error:
-            if is_full(error):
-                self._disk.unlink(path)
-            raise
-        finally:
-            self._disk.close(handle)
-        self._ballast = True
+        """Make the ballast if there is none, unless its room was needed. OSError, is_full among others."""
+        with self._ballast_lock:
+            if self._ballast or not self._ballast_wanted or not self._ballast_bytes:
+                return
+            path = f"{self._directory}/{BALLAST}"
+            handle = self._disk.create(path)
+            try:
+                self._disk.allocate(handle, self._ballast_bytes)
+            except OSError as error:
+                if is_full(error):
+                    self._disk.unlink(path)
+                raise
+            finally:
+                self._disk.close(handle)
+            self._ballast = True
 
     def drop_ballast(self) -> bool:
-        """Give the ballast's room to others; whether there was any. OSError."""
-        if not self._ballast:
-            return False
-        self._disk.unlink(f"{self._directory}/{BALLAST}")
-        self._disk.fsync_dir(self._directory)
-        self._ballast = False
-        return True
+        """Give the ballast's room to others, until `want_ballast`; whether there was any. OSError."""
+        with self._ballast_lock:
+            self._ballast_wanted = False
+            if not self._ballast:
+                return False
+            self._disk.unlink(f"{self._directory}/{BALLAST}")
+            self._ballast = False
+            self._disk.fsync_dir(self._directory)
+            return True
+
+    def want_ballast(self) -> None:
+        """Room was made, so the ballast may have some again."""
+        self._ballast_wanted = True
 
     def close(self) -> None:
         """Give the spare's handle back; the next opening sweeps the file away."""
