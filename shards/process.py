@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def journal_of(directory: str, disk: Disk, now_ns: Callable[[], int], settings: 
         segment_bytes=settings["segment_bytes"],
         sync_interval_ns=settings["sync_interval_ns"],
         now_ns=now_ns,
+        salt=lambda: secrets.randbits(64),
+        boot_id=disk.boot_id(),
     )
 
 

@@ -14,6 +14,7 @@ the data directory: one daemon at a time.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,14 @@ class Registry:
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
         self._data_dir = data_dir
         self._disk = disk
-        self._journal = FileJournal(f"{data_dir}/map", disk, sync="always", segment_bytes=SEGMENT_BYTES, now_ns=now_ns)
+        self._journal = FileJournal(
+            f"{data_dir}/map",
+            disk,
+            segment_bytes=SEGMENT_BYTES,
+            now_ns=now_ns,
+            salt=lambda: secrets.randbits(64),
+            boot_id=disk.boot_id(),
+        )
         self._committer: Committer | None = None
         self._since_snapshot = 0
 

@@ -1,0 +1,1 @@
+"""Measurements: one command each; they print figures and never judge. See RESULTS.md."""

@@ -1,0 +1,1 @@
+"""What operators meet: the admin server, the receiver for trying, the demo, and what prints."""

@@ -1,0 +1,129 @@
+"""The real daemon as a child process, for tests and benchmarks: start, wait until ready, kill, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Daemon:
+    """`billing serve` on a configuration of its own. Settings are `"section.key": value`."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        self.directory = directory
+        self.rpc_port = free_port()
+        self.admin_port = free_port()
+        self.address = f"127.0.0.1:{self.rpc_port}"
+        self.log = directory / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        keys: dict[str, object] = {
+            "daemon.data_dir": str(directory / "data"),
+            "rpc.listen": self.address,
+            "admin.listen": f"127.0.0.1:{self.admin_port}",
+            "journal.segment_bytes": 4 * 1024 * 1024,
+            **{key.replace("__", "."): value for key, value in settings.items()},
+        }
+        sections: dict[str, list[str]] = {}
+        for path, value in keys.items():
+            section, key = path.split(".")
+            text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+            sections.setdefault(section, []).append(f"{key} = {text}")
+        self.config = directory / "config.toml"
+        self.config.write_text(
+            "".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
+        )
+
+    def start(self, wait_s: float = 20.0) -> Daemon:
+        """Starts it and waits until every bucket is served."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "billing", "serve", "--config", str(self.config)], stderr=log, stdout=log
+            )
+        self.wait_ready(wait_s)
+        return self
+
+    def wait_ready(self, wait_s: float = 20.0) -> None:
+        """Returns when /readyz says 200; raises with the log where it does not."""
+        deadline = time.monotonic() + wait_s
+        reason = "no answer"
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log.read_text()}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=1) as answer:
+                    if answer.status == 200:
+                        return
+            except urllib.error.HTTPError as error:
+                reason = error.read().decode()
+            except OSError as error:
+                reason = str(error)
+            time.sleep(0.02)
+        raise AssertionError(f"not ready after {wait_s} s: {reason}\n{self.log.read_text()}")
+
+    def worker_pids(self) -> list[int]:
+        """The processes that this daemon's main process started, ascending."""
+        assert self.process is not None
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError):
+                    stat = Path(f"/proc/{name}/stat").read_text()
+                    if int(stat.rsplit(")", 1)[1].split()[1]) == self.process.pid:
+                        found.append(int(name))
+        return sorted(found)
+
+    def cpu_seconds(self) -> float:
+        """CPU that all processes of the daemon have used until now."""
+        assert self.process is not None
+        ticks = 0
+        for pid in (self.process.pid, *self.worker_pids()):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def kill(self, pid: int | None = None) -> None:
+        """kill −9 of one process, or of the main process and all its workers."""
+        assert self.process is not None
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            return
+        for one in (self.process.pid, *self.worker_pids()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+    def stop(self, wait_s: float = 30.0) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(wait_s)
+        finally:
+            if self.process.poll() is None:
+                self.kill()
+            self.process = None
+
+    def __enter__(self) -> Daemon:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
