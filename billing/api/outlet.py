@@ -152,7 +152,7 @@ class Outlet(asyncio.Protocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.connections.discard(self)
-        if self._grant is None:
+        if self._grant is None and self._ending is None:
             self._door.handshakes -= 1
         self._transport = None
         self._forget_input()
@@ -168,6 +168,8 @@ class Outlet(asyncio.Protocol, ABC):
         """Reads nothing more; once everything asked for is answered, says `last_words` and closes."""
         if self._ending is not None or self._transport is None:
             return
+        if self._grant is None:
+            self._door.handshakes -= 1
         self._ending = last_words
         self._ending_since_ns = self._door.clock()
         self._forget_input()

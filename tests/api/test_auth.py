@@ -1,0 +1,161 @@
+"""Who may do what: tokens, roles, and what a connection may do before it has signed in."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgpack
+import pytest
+
+from billing.api.auth import Grant, Guard, TokensError
+from billing.api.door import Limits
+from billing.api.methods import METHODS
+from tests.api.outside import open_house
+from tests.api.test_methods import RIGHT
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+TOKENS = f"""
+# who may call
+metering:charge,read:{digest("meter")}
+shop:top_up:{digest("shop")}
+root:admin:{digest("root")}
+"""
+
+
+def test_a_token_is_known_by_its_hash():
+    guard = Guard(TOKENS)
+    assert guard.sign_in(b"meter") == Grant("metering", frozenset({"charge", "read"}))
+    assert guard.sign_in(b"shop") == Grant("shop", frozenset({"top_up"}))
+    assert guard.sign_in(b"") is None
+    assert guard.sign_in(digest("meter").encode()) is None
+    assert Guard().sign_in(b"meter") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("metering:charge", "line 1"),
+        (f"\nmetering:charge:{digest('x')}:more", "line 2"),
+        (f"metering::{digest('x')}", "line 1"),
+        (f"metering:charge,god:{digest('x')}", "line 1"),
+        (f":charge:{digest('x')}", "line 1"),
+        (f"me ter:charge:{digest('x')}", "line 1"),
+        (f"metering:anyone:{digest('x')}", "line 1"),
+        ("metering:charge:meter", "line 1"),
+        (f"metering:charge:{digest('x').upper()}", "line 1"),
+        (f"a:charge:{digest('x')}\nb:read:{digest('x')}", "line 2"),
+        ("", "at least one"),
+        ("# nobody", "at least one"),
+    ],
+)
+def test_a_faulty_tokens_file_says_where(text, line):
+    with pytest.raises(TokensError, match=line):
+        Guard(text)
+
+
+async def test_loopback_without_tokens_may_do_everything(house):
+    wire = await house.connect()
+    assert (await wire.call("adjust", "u", 5, "why"))[0] is None
+    assert await wire.call("hello") == (None, {"name": "local", "roles": ["admin"], "errors": "string"})
+
+
+async def test_a_unix_socket_without_tokens_may_do_everything(data_dir):
+    async with open_house(path=str(data_dir / "rpc.sock")) as house:
+        assert (await (await house.connect()).call("adjust", "u", 5, "why"))[0] is None
+
+
+async def test_the_daemons_own_user_needs_no_token_on_the_unix_socket(data_dir):
+    async with open_house(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as house:
+        wire = await house.connect()
+        assert (await wire.call("adjust", "u", 5, "why"))[0] is None
+        assert house.door.handshakes == 0
+
+
+async def test_with_tokens_nothing_but_hello_and_ping_before_sign_in():
+    async with open_house(guard=Guard(TOKENS)) as house:
+        wire = await house.connect()
+        for name, row in METHODS.items():
+            if name not in {"hello", "ping"}:
+                error, _ = await wire.call(name, *(RIGHT[field.name] for field in row.required))
+                assert error == "UNAUTHENTICATED: sign in first: hello({token})"
+        assert (await wire.call("nobody"))[0].startswith("UNAUTHENTICATED: ")
+        assert (await wire.call("hello"))[0].startswith("UNAUTHENTICATED: ")
+        assert (await wire.call("ping")) == (None, "pong")
+        wire.send(msgpack.packb([2, "top_up", ["u", 5]]))
+        assert await wire.alive()
+        assert house.gate.asked == []
+
+
+@pytest.mark.parametrize("token", ["meter", "shop", "root"])
+async def test_each_method_is_open_to_the_roles_that_may_call_it_and_to_no_other(token):
+    roles = {"meter": {"charge", "read"}, "shop": {"top_up"}, "root": {"charge", "read", "top_up", "admin"}}[token]
+    async with open_house(guard=Guard(TOKENS)) as house:
+        wire = await house.connect()
+        assert (await wire.call("hello", {"token": token}))[0] is None
+        for name, row in METHODS.items():
+            if name == "hello":
+                continue
+            error, _ = await wire.call(name, *(RIGHT[field.name] for field in row.required))
+            if row.role in roles | {"anyone"}:
+                assert error is None
+            else:
+                assert error == f"FORBIDDEN: {name} needs the role {row.role}"
+
+
+async def test_a_sign_in_and_what_follows_may_come_in_one_read():
+    async with open_house(guard=Guard(TOKENS)) as house:
+        wire = await house.connect()
+        calls = [msgpack.packb([0, 0, "hello", [{"token": "shop", "errors": "map"}]])]
+        calls += [msgpack.packb([0, msgid, "top_up", ["u", msgid]]) for msgid in range(1, 2000)]
+        wire.send(b"".join(calls))
+        replies = await wire.replies(2000)
+        assert replies[0][3] == {"name": "shop", "roles": ["top_up"], "errors": "map"}
+        assert [reply[:3] for reply in replies] == [[1, msgid, None] for msgid in range(2000)]
+        assert house.door.handshakes == 0
+
+
+async def test_a_wrong_token_is_one_guess():
+    async with open_house(guard=Guard(TOKENS)) as house:
+        wire = await house.connect()
+        wire.send(msgpack.packb([0, 5, "hello", [{"token": "wrong", "errors": "map"}]]))
+        wire.send(msgpack.packb([0, 6, "hello", [{"token": "root"}]]))
+        reply = await wire.reply()
+        assert reply[:2] == [1, 5]
+        assert reply[2]["name"] == "UNAUTHENTICATED"
+        assert await wire.is_closed()
+
+
+async def test_before_sign_in_a_frame_may_have_4_kib():
+    async with open_house(guard=Guard(TOKENS)) as house:
+        wire = await house.connect()
+        wire.send(b"\x94\x00\x01\xa5hello\x91\x81\xa5token\xc6\x00\x00\x20\x00" + b"x" * 5000)
+        assert (await wire.reply())[2].startswith("FRAME_TOO_LARGE: ")
+        assert await wire.is_closed()
+
+
+async def test_a_sign_in_has_a_deadline():
+    async with open_house(guard=Guard(TOKENS)) as house:
+        late, early = await house.connect(), await house.connect()
+        assert (await early.call("hello", {"token": "meter"}))[0] is None
+        assert await late.alive()
+        house.clock.pass_s(5)
+        house.door.sweep()
+        assert (await late.reply())[2] == "UNAUTHENTICATED: no sign-in in time"
+        assert await late.is_closed()
+        assert await early.alive()
+
+
+async def test_only_so_many_may_be_signing_in_at_once():
+    async with open_house(Limits(handshakes_max=2), Guard(TOKENS)) as house:
+        first, second = await house.connect(), await house.connect()
+        assert await first.alive()
+        assert await second.alive()
+        third = await house.connect()
+        assert (await third.reply())[2].startswith("TOO_MANY_CONNECTIONS: ")
+        assert (await first.call("hello", {"token": "meter"}))[0] is None
+        fourth = await house.connect()
+        assert (await fourth.call("hello", {"token": "meter"}))[0] is None

@@ -1,0 +1,349 @@
+"""The table of procedures: it has what the contract names, and says of itself exactly what it takes."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+
+from billing.api.methods import (
+    ADMIN,
+    ANYONE,
+    CHARGE,
+    COMMAND,
+    METHODS,
+    READ,
+    ROLES,
+    TOP_UP,
+    allowed,
+    command_parsers,
+    describe,
+    parse,
+)
+from billing.ledger import commands
+from billing.ledger.commands import pack_thresholds
+from billing.ledger.errors import Refused
+
+HOUR = 3600
+LAST = 2**63 - 1
+
+# What the contract's table of procedures names: required parameters and options.
+CONTRACT = {
+    "top_up": (["user_id", "amount"], {"request_id", "message"}),
+    "set_rate": (
+        ["user_id", "rate"],
+        {"per", "resource", "rate_seq", "min_runway_ns", "request_id", "message"},
+    ),
+    "change_rate": (["user_id", "delta"], {"per", "resource", "request_id", "message"}),
+    "debit": (["user_id", "amount"], {"mode", "request_id", "message"}),
+    "set_credit_limit": (["user_id", "amount"], {"request_id"}),
+    "get_account": (["user_id"], set()),
+    "accounts": ([], {"after", "limit"}),
+    "history": (["user_id"], {"limit", "before"}),
+    "hold": (["user_id", "amount"], {"ttl_ns", "request_id"}),
+    "capture": (["user_id", "hold_id", "amount"], {"request_id"}),
+    "release": (["user_id", "hold_id"], {"request_id"}),
+    "adjust": (["user_id", "amount", "reason"], {"request_id"}),
+    "set_thresholds": (["user_id", "thresholds"], {"request_id"}),
+    "close_account": (["user_id"], {"request_id"}),
+    "hello": ([], {"token", "errors"}),
+    "ping": ([], set()),
+    "server_info": ([], set()),
+    "methods": ([], set()),
+    "bucket_id": (["user_id"], set()),
+    "route": ([], set()),
+    "buckets_info": ([], set()),
+    "shards_info": ([], set()),
+    "move_bucket": (["bucket_id", "shard_id"], set()),
+    "pin_bucket": (["bucket_id"], set()),
+    "unpin_bucket": (["bucket_id"], set()),
+    "rebalance": ([], set()),
+    "pending_cutoffs": ([], {"after", "limit"}),
+    "retry_cutoff": (["user_id"], set()),
+    "release_cutoffs": ([], set()),
+    "forecast": ([], {"within_ns", "limit"}),
+}
+
+# A value of each parameter and option that is right, as the wire's decoder hands it over.
+RIGHT: dict[str, object] = {
+    "user_id": b"u",
+    "amount": 5,
+    "rate": 5,
+    "delta": -5,
+    "hold_id": b"h1",
+    "reason": b"a mistake",
+    "thresholds": [{"amount": 5}],
+    "bucket_id": 477,
+    "shard_id": 1,
+    "request_id": b"r1",
+    "message": b"hello",
+    "per": b"hour",
+    "resource": b"vm-1",
+    "rate_seq": 3,
+    "min_runway_ns": 9,
+    "mode": b"force",
+    "ttl_ns": 9,
+    "after": b"u",
+    "limit": 7,
+    "before": 9,
+    "token": b"secret",
+    "errors": b"map",
+    "within_ns": 9,
+}
+
+
+def body(name: str, *params: object) -> tuple:
+    return parse(name, list(params)).body
+
+
+def refusal(name: str, *params: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        parse(name, list(params))
+    return caught.value
+
+
+def test_the_table_is_the_contracts():
+    table = {
+        name: ([field.name for field in row.required], {field.name for field in row.options})
+        for name, row in METHODS.items()
+    }
+    assert table == CONTRACT
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_procedure_takes_what_its_row_says_and_nothing_else(name):
+    row = METHODS[name]
+    required = [RIGHT[field.name] for field in row.required]
+    plain = parse(name, required)
+    assert plain.method is row
+    assert parse(name.encode(), [*required, ()]).body == plain.body
+    assert parse(name, [*required, None]).body == plain.body
+    for field in row.options:
+        given = parse(name, [*required, ((field.name.encode(), RIGHT[field.name]),)]).body
+        assert given != plain.body, f"{name} takes {field.name} and forgets it"
+        assert parse(name, [*required, {field.name: RIGHT[field.name]}]).body == given
+        assert parse(name, [*required, {field.name: None}]).body == plain.body
+    every = tuple((field.name.encode(), RIGHT[field.name]) for field in row.options)
+    assert parse(name, [*required, every]).body[0] == plain.body[0]
+    for field_name in RIGHT.keys() - {field.name for field in row.options}:
+        error = refusal(name, *required, ((field_name.encode(), RIGHT[field_name]),))
+        assert error.name == "INVALID_PARAMS"
+        assert f"unknown option: {field_name};" in error.message
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_wrong_arity_says_what_is_expected(name):
+    row = METHODS[name]
+    required = [RIGHT[field.name] for field in row.required]
+    wrong = [[*required, (), ()], {"a": 1}, b"abc", 5, True]
+    if required:
+        wrong += [required[:-1], None, ()]
+    for params in wrong:
+        with pytest.raises(Refused) as caught:
+            parse(name, params)
+        assert caught.value.name == "INVALID_PARAMS"
+        assert all(field.name in caught.value.message for field in row.required)
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.kind == COMMAND])
+def test_commands_are_canonical(name):
+    """Eight fields of fixed types, whichever options came, so that equal calls are equal tuples."""
+    row = METHODS[name]
+    required = [RIGHT[field.name] for field in row.required]
+    for options in ((), tuple((field.name.encode(), RIGHT[field.name]) for field in row.options)):
+        command = parse(name, [*required, options]).body
+        assert [type(field) for field in command] == [int, bytes, int, int, int, bytes, bytes, bytes]
+        assert commands.NAMES[command[0]] == name
+        assert all(-(2**63) <= number < 2**63 for number in command[2:5])
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [
+        (("top_up", b"u", 5), (commands.TOP_UP, b"u", 5, 0, 0, b"", b"", b"")),
+        (("top_up", "ü", b"12.5"), (commands.TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"", b"")),
+        (("top_up", 2**64 - 1, 5.0), (commands.TOP_UP, b"18446744073709551615", 5, 0, 0, b"", b"", b"")),
+        (("top_up", 0, LAST), (commands.TOP_UP, b"0", LAST, 0, 0, b"", b"", b"")),
+        (("set_rate", b"u", 0), (commands.SET_RATE, b"u", 0, -1, -1, b"", b"", b"")),
+        (("set_rate", b"u", 7), (commands.SET_RATE, b"u", 7 * HOUR, -1, -1, b"", b"", b"")),
+        (("set_rate", b"u", b"0.5"), (commands.SET_RATE, b"u", 500_000_000 * HOUR, -1, -1, b"", b"", b"")),
+        (("set_rate", b"u", 7, {"per": "minute"}), (commands.SET_RATE, b"u", 420, -1, -1, b"", b"", b"")),
+        (("set_rate", b"u", 7, {"per": b"hour"}), (commands.SET_RATE, b"u", 7, -1, -1, b"", b"", b"")),
+        (
+            ("set_rate", b"u", LAST // HOUR, {"rate_seq": 0, "min_runway_ns": 5e9}),
+            (commands.SET_RATE, b"u", LAST // HOUR * HOUR, 0, 5_000_000_000, b"", b"", b""),
+        ),
+        (
+            ("change_rate", b"u", -7, {"per": "hour", "resource": "vm"}),
+            (commands.CHANGE_RATE, b"u", -7, 0, 0, b"vm", b"", b""),
+        ),
+        (("debit", b"u", 5), (commands.DEBIT, b"u", 5, commands.STRICT, 0, b"", b"", b"")),
+        (("debit", b"u", 5, {"mode": "partial"}), (commands.DEBIT, b"u", 5, commands.PARTIAL, 0, b"", b"", b"")),
+        (("debit", b"u", 5, {"mode": b"force"}), (commands.DEBIT, b"u", 5, commands.FORCE, 0, b"", b"", b"")),
+        (("set_credit_limit", b"u", 0), (commands.SET_CREDIT_LIMIT, b"u", 0, 0, 0, b"", b"", b"")),
+        (("hold", b"u", 5, {"ttl_ns": 9}), (commands.HOLD, b"u", 5, 9, 0, b"", b"", b"")),
+        (("capture", b"u", b"h", 5), (commands.CAPTURE, b"u", 5, 0, 0, b"h", b"", b"")),
+        (("release", b"u", b"h"), (commands.RELEASE, b"u", 0, 0, 0, b"h", b"", b"")),
+        (("adjust", b"u", -5, b"why"), (commands.ADJUST, b"u", -5, 0, 0, b"", b"", b"why")),
+        (("close_account", b"u", {"request_id": b"\xff"}), (commands.CLOSE, b"u", 0, 0, 0, b"", b"\xff", b"")),
+        (
+            ("set_thresholds", b"u", [{"runway_ns": 9}, {"amount": "1"}, {"amount": 10**9}]),
+            (commands.SET_THRESHOLDS, b"u", 2, 0, 0, pack_thresholds([(0, 10**9), (1, 9)]), b"", b""),
+        ),
+        (("set_thresholds", b"u", []), (commands.SET_THRESHOLDS, b"u", 0, 0, 0, b"", b"", b"")),
+    ],
+)
+def test_what_a_call_becomes(call, command):
+    assert body(*call) == command
+
+
+@pytest.mark.parametrize(
+    ("call", "question"),
+    [
+        (("get_account", 42), ("get_account", b"42")),
+        (("history", b"u"), ("history", b"u", 100, LAST)),
+        (("history", b"u", {"limit": 1000, "before": 7}), ("history", b"u", 1000, 7)),
+        (("accounts",), ("accounts", b"", 1000)),
+        (("accounts", {"after": "", "limit": 1}), ("accounts", b"", 1)),
+        (("accounts", {"after": 42}), ("accounts", b"42", 1000)),
+        (("pending_cutoffs",), ("pending_cutoffs", b"", 1000)),
+        (("forecast",), ("forecast", LAST, 1000)),
+        (("forecast", {"within_ns": 5, "limit": 6}), ("forecast", 5, 6)),
+        (("retry_cutoff", b"u"), ("retry_cutoff", b"u")),
+        (("release_cutoffs",), ("release_cutoffs",)),
+        (("route",), ("route",)),
+        (("move_bucket", 477, 0), ("move_bucket", 477, 0)),
+        (("pin_bucket", 1), ("pin_bucket", 1)),
+        (("hello",), ("hello", b"", "")),
+        (("hello", {"token": "t", "errors": "string"}), ("hello", b"t", "string")),
+        (("bucket_id", b"1"), ("bucket_id", b"1")),
+    ],
+)
+def test_what_a_question_becomes(call, question):
+    assert body(*call) == question
+
+
+@pytest.mark.parametrize(
+    "user_id", [b"", "", b"x" * 129, "ü" * 65, -1, 1.0, True, False, None, [], (), b"\xff", b"\xc3", "\ud800"]
+)
+@pytest.mark.parametrize("name", ["top_up", "set_rate", "debit", "get_account", "release"])
+def test_what_is_no_user_id(name, user_id):
+    required = [RIGHT[field.name] for field in METHODS[name].required]
+    assert refusal(name, user_id, *required[1:]).name == "INVALID_USER_ID"
+
+
+def test_the_longest_user_id_counts_bytes():
+    assert parse("debit", ["ü" * 64, 1]).user_id == ("ü" * 64).encode()
+    assert parse("debit", [b"x" * 128, 1]).user_id == b"x" * 128
+
+
+@pytest.mark.parametrize(
+    "amount", [0, -1, 0.5, 2.0**53 + 2, float("nan"), float("inf"), True, None, b"", b"1e3", 2**63]
+)
+@pytest.mark.parametrize("name", ["top_up", "debit", "hold"])
+def test_what_is_no_amount(name, amount):
+    assert refusal(name, b"u", amount).name == "INVALID_AMOUNT"
+
+
+@pytest.mark.parametrize(
+    ("rate", "name"),
+    [
+        (-1, "INVALID_RATE"),
+        (True, "INVALID_RATE"),
+        (0.5, "INVALID_RATE"),
+        (b"fast", "INVALID_RATE"),
+        (LAST // HOUR + 1, "LIMIT_EXCEEDED"),
+        (LAST, "LIMIT_EXCEEDED"),
+    ],
+)
+def test_what_is_no_rate(rate, name):
+    assert refusal("set_rate", b"u", rate).name == name
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (("top_up", b"u", 5, {"request_id": b""}), "request_id"),
+        (("top_up", b"u", 5, {"request_id": b"x" * 65}), "request_id"),
+        (("top_up", b"u", 5, {"request_id": 7}), "request_id"),
+        (("top_up", b"u", 5, {"message": b"x" * 1025}), "message"),
+        (("top_up", b"u", 5, {"message": b"\xff"}), "message"),
+        (("top_up", b"u", 5, {"message": 7}), "message"),
+        (("set_rate", b"u", 5, {"resource": b"x" * 129}), "resource"),
+        (("set_rate", b"u", 5, {"rate_seq": -1}), "rate_seq"),
+        (("set_rate", b"u", 5, {"rate_seq": True}), "rate_seq"),
+        (("set_rate", b"u", 5, {"rate_seq": 2**63}), "rate_seq"),
+        (("set_rate", b"u", 5, {"min_runway_ns": 0.5}), "min_runway_ns"),
+        (("debit", b"u", 5, {"mode": b"gently"}), "mode"),
+        (("debit", b"u", 5, {"mode": 1}), "mode"),
+        (("hold", b"u", 5, {"ttl_ns": 0}), "ttl_ns"),
+        (("capture", b"u", 7, 5), "hold_id"),
+        (("release", b"u", b""), "hold_id"),
+        (("adjust", b"u", 5, b""), "reason"),
+        (("adjust", b"u", 5, None), "reason"),
+        (("history", b"u", {"limit": 0}), "limit"),
+        (("history", b"u", {"limit": 1001}), "limit"),
+        (("history", b"u", {"before": -1}), "before"),
+        (("set_thresholds", b"u", [{"amount": 5}] * 17), "thresholds"),
+        (("set_thresholds", b"u", {"amount": 5}), "thresholds"),
+        (("set_thresholds", b"u", [{}]), "threshold"),
+        (("set_thresholds", b"u", [{"amount": 5, "runway_ns": 5}]), "threshold"),
+        (("set_thresholds", b"u", [{"balance": 5}]), "threshold"),
+        (("set_thresholds", b"u", [5]), "threshold"),
+        (("set_thresholds", b"u", [None]), "threshold"),
+        (("move_bucket", 0, 1), "bucket_id"),
+        (("move_bucket", 1, -1), "shard_id"),
+        (("move_bucket", b"1", 1), "bucket_id"),
+        (("hello", {"token": b"x" * 513}), "token"),
+        (("hello", {"token": 5}), "token"),
+        (("hello", {"errors": []}), "errors"),
+    ],
+)
+def test_what_is_out_of_range_is_named(call, field):
+    error = refusal(*call)
+    assert error.name == "INVALID_PARAMS"
+    assert field in error.message
+
+
+def test_an_option_that_comes_twice_is_refused():
+    error = refusal("top_up", b"u", 5, ((b"message", b"a"), (b"message", b"b")))
+    assert (error.name, error.message) == ("INVALID_PARAMS", "options must not name anything twice")
+
+
+@pytest.mark.parametrize("name", ["nobody", b"nobody", b"\xff", 5, None, [], ()])
+def test_there_is_no_such_method(name):
+    with pytest.raises(Refused, match="UNKNOWN_METHOD"):
+        parse(name, [])
+
+
+def test_each_role_may_call_what_names_it_and_admin_everything():
+    for row in METHODS.values():
+        assert row.role in ROLES | {ANYONE}
+        assert allowed(row, frozenset({ADMIN}))
+        assert allowed(row, frozenset()) == (row.name in {"hello", "ping"})
+        for role in ROLES - {ADMIN}:
+            assert allowed(row, frozenset({role})) == (row.role in {role, ANYONE})
+    assert set(command_parsers(frozenset({TOP_UP}))) == {b"top_up"}
+    assert set(command_parsers(frozenset({CHARGE}))) == {
+        *(b"set_rate", b"change_rate", b"debit"),
+        *(b"hold", b"capture", b"release"),
+    }
+    assert command_parsers(frozenset({READ})) == {}
+    assert len(command_parsers(frozenset({ADMIN}))) == 11
+
+
+def test_money_moves_and_operators_act_only_with_a_role_for_it():
+    by_role = {role: {name for name, row in METHODS.items() if row.role == role} for role in (ADMIN, READ)}
+    assert by_role[ADMIN] == {
+        *("adjust", "set_credit_limit", "set_thresholds", "close_account", "retry_cutoff", "release_cutoffs"),
+        *("move_bucket", "pin_bucket", "unpin_bucket", "rebalance"),
+    }
+    assert not any(METHODS[name].kind == COMMAND for name in by_role[READ])
+
+
+def test_the_self_description_travels():
+    described = msgpack.unpackb(msgpack.packb(describe()))
+    assert [row["name"] for row in described] == list(METHODS)
+    top_up = described[0]
+    assert top_up["params"][1] == {"name": "amount", "type": "integer of nanos above 0, or decimal string of coins"}
+    assert {option["name"] for option in top_up["options"]} == {"request_id", "message"}
+    assert all(row["doc"] and row["kind"] and row["role"] for row in described)
