@@ -1,0 +1,225 @@
+"""The verdict: what the daemon should have done, computed independently and compared with what it did.
+
+Theory. An account is fully determined by the commands that were answered and the instants (`at_ns`) of the answers.
+`Account` is the contract's arithmetic written down a second time, with `fractions.Fraction` and sharing no code with
+the ledger: money is a fraction of nanos, a rate a fraction of nanos per nanosecond, and the exhaustion instant is
+
+    E  =  settled + ceil(available / rate)        the first nanosecond at which what was spent is >= what there was
+
+Time comes before commands: a command at t first lets happen what falls due at E <= t. At E what is left is taken, the
+account is exhausted and nothing accrues until available rises above zero. A cutoff is expected at each E, at each
+command that brings available from above zero to zero or below, and for each rate line raised from zero while exhausted.
+
+`judge` holds the expected cutoffs against the GETs that arrived:
+
+    missing   expected and never received
+    early     received before its instant
+    false     received and not expected: another user, number or instant, or one that was told to be superseded
+    doubled   received again under the same event_id; allowed, since delivery is at least once, but counted
+
+A cutoff that a top-up overtook is not owed any more. Only the daemon knows whether its first attempt had begun, and it
+tells in the reply to the call that restored; what it calls superseded is not expected, and must then not arrive.
+
+It never reads a clock and never asks the daemon anything: replies and arrivals are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from math import ceil, floor
+from typing import Final, NamedTuple
+
+HOUR_NS: Final = 3600 * 10**9
+INSTANT_NS_MAX: Final = 2**63 - 1  # a coming exhaustion beyond it is told as nil
+ACTIVE: Final = "active"
+EXHAUSTED: Final = "exhausted"
+SUPERSEDED: Final = "superseded"
+
+
+class Expected(NamedTuple):
+    """A cutoff that should be called: the `seq`-th of its account, for the instant `at_ns`."""
+
+    user_id: str
+    seq: int
+    at_ns: int
+
+
+class Arrival(NamedTuple):
+    """A GET as the receiver saw it; `arrived_ns` in billing time."""
+
+    user_id: str
+    event_id: str
+    seq: int
+    exhausted_at_ns: int
+    arrived_ns: int
+
+
+class View(NamedTuple):
+    """What a reply should say of an account at an instant. Names as in replies."""
+
+    state: str
+    balance_nanos: int
+    rate_nanos_per_hour: int
+    exhausts_at_ns: int | None
+    exhaustion_seq: int
+
+
+class Account:
+    """One account by the contract's rules; instants must not decrease from call to call."""
+
+    __slots__ = ("available", "cutoffs", "exhausted", "lifted", "lines", "rate", "settled_ns", "superseded", "user_id")
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        self.available = Fraction(0)  # nanos
+        self.rate = Fraction(0)  # nanos per nanosecond, the sum of the lines
+        self.lines: dict[str, int] = {}  # resource -> nanos per hour, without those at zero
+        self.exhausted = True  # until the first top-up
+        self.settled_ns = 0
+        self.cutoffs: list[Expected] = []
+        self.lifted = 0  # cutoffs there were when available last rose above zero
+        self.superseded: list[range] = []  # numbers; the last of each is not owed, those before it perhaps not
+
+    def settle(self, at_ns: int) -> None:
+        """Lets time pass up to an instant, with the exhaustion that falls due until then. AssertionError if it lies
+        before the last one.
+        """
+        assert at_ns >= self.settled_ns, f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}"
+        if not self.exhausted and self.rate:
+            due_ns = self._due_ns()
+            if due_ns <= at_ns:
+                self.available = Fraction(0)
+                self._exhaust(due_ns)
+            else:
+                self.available -= self.rate * (at_ns - self.settled_ns)
+        self.settled_ns = at_ns
+
+    def top_up(self, at_ns: int, amount_nanos: int, cutoff_status: str = "") -> None:
+        """`cutoff_status` is what the reply said of the cutoff when the account was restored by it."""
+        self.settle(at_ns)
+        self.available += amount_nanos
+        if self.exhausted and self.available > 0:
+            self.exhausted = False
+            if cutoff_status == SUPERSEDED:
+                self.superseded.append(range(self.lifted + 1, len(self.cutoffs) + 1))
+            self.lifted = len(self.cutoffs)
+
+    def set_rate(self, at_ns: int, nanos_per_hour: int, resource: str = "") -> None:
+        self.settle(at_ns)
+        before = self.lines.pop(resource, 0)
+        if nanos_per_hour:
+            self.lines[resource] = nanos_per_hour
+        self.rate += Fraction(nanos_per_hour - before, HOUR_NS)
+        if self.exhausted and nanos_per_hour > before == 0:
+            self._exhaust(at_ns)
+
+    def change_rate(self, at_ns: int, delta_nanos_per_hour: int, resource: str = "") -> None:
+        self.settle(at_ns)
+        self.set_rate(at_ns, self.lines.get(resource, 0) + delta_nanos_per_hour, resource)
+
+    def debit(self, at_ns: int, amount_nanos: int, mode: str = "strict") -> int:
+        """An answered one (a refused one changes nothing); the nanos taken, as a floor."""
+        self.settle(at_ns)
+        taken = Fraction(amount_nanos)
+        if mode == "partial":
+            taken = min(taken, max(self.available, Fraction(0)))
+        assert mode == "force" or taken <= self.available, (
+            f"{self.user_id}: a debit at {at_ns} should have been refused"
+        )
+        self.available -= taken
+        if not self.exhausted and self.available <= 0:
+            self._exhaust(at_ns)
+        return floor(taken)
+
+    def view(self) -> View:
+        """As of the instant settled to."""
+        due_ns = None if self.exhausted or not self.rate else self._due_ns()
+        return View(
+            EXHAUSTED if self.exhausted else ACTIVE,
+            floor(self.available),
+            sum(self.lines.values()),
+            due_ns if due_ns is None or due_ns <= INSTANT_NS_MAX else None,
+            len(self.cutoffs),
+        )
+
+    def _due_ns(self) -> int:
+        return self.settled_ns + ceil(self.available / self.rate)
+
+    def _exhaust(self, at_ns: int) -> None:
+        self.exhausted = True
+        self.cutoffs.append(Expected(self.user_id, len(self.cutoffs) + 1, at_ns))
+
+
+def differences(user_id: str, what: str, expected: View, reply: Mapping[str, object]) -> list[str]:
+    """One line per field of a reply that is not as it should be."""
+    return [
+        f"{user_id}: {what} at {reply.get('at_ns')} answered {name} {reply.get(name)!r}, expected {value!r}"
+        for name, value in zip(View._fields, expected, strict=True)
+        if reply.get(name) != value
+    ]
+
+
+class Verdict(NamedTuple):
+    """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only."""
+
+    expected: int
+    received: int
+    missing: list[Expected]
+    early: list[Arrival]
+    false: list[Arrival]
+    doubled: int
+    superseded: int
+    lateness_ns: list[int]
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing or self.early or self.false)
+
+
+def judge(accounts: Iterable[Account], arrivals: Iterable[Arrival]) -> Verdict:
+    """Holds what was expected against what arrived; of repeated arrivals the first counts.
+
+    Of the cutoffs that one top-up overtook, those before the newest may have gone out or not: one request is under way
+    at a time, oldest first.
+    """
+    owed: dict[tuple[str, int], Expected] = {}
+    droppable: set[tuple[str, int]] = set()
+    superseded = 0
+    for account in accounts:
+        for cutoff in account.cutoffs:
+            owed[account.user_id, cutoff.seq] = cutoff
+        for overtaken in account.superseded:
+            del owed[account.user_id, overtaken[-1]]
+            droppable.update((account.user_id, seq) for seq in overtaken[:-1])
+            superseded += 1
+    early: list[Arrival] = []
+    false: list[Arrival] = []
+    lateness_ns: list[int] = []
+    first: dict[tuple[str, int], str] = {}
+    doubled = 0
+    for arrival in sorted(arrivals, key=lambda each: each.arrived_ns):
+        key = arrival.user_id, arrival.seq
+        cutoff_of = owed.get(key)
+        if cutoff_of is None or cutoff_of.at_ns != arrival.exhausted_at_ns:
+            false.append(arrival)
+        elif key in first:
+            doubled += 1
+            if first[key] != arrival.event_id:  # the same event must keep its name
+                false.append(arrival)
+        else:
+            first[key] = arrival.event_id
+            lateness_ns.append(arrival.arrived_ns - cutoff_of.at_ns)
+            if arrival.arrived_ns < cutoff_of.at_ns:
+                early.append(arrival)
+    unseen = [cutoff for key, cutoff in owed.items() if key not in first]
+    missing = [cutoff for cutoff in unseen if (cutoff.user_id, cutoff.seq) not in droppable]
+    superseded += len(unseen) - len(missing)
+    lateness_ns.sort()
+    return Verdict(len(first) + len(missing), len(first), missing, early, false, doubled, superseded, lateness_ns)
+
+
+def percentile(ordered: list[int], share: float) -> int:
+    """The smallest value that at least this share of the (sorted, not empty) values does not exceed."""
+    assert 0 < share <= 1, share
+    return ordered[max(0, ceil(len(ordered) * Fraction(str(share))) - 1)]
