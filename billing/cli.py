@@ -32,7 +32,9 @@ class Lazy(NamedTuple):
     help: str
 
 
-LAZY: dict[str, Lazy] = {}
+LAZY: dict[str, Lazy] = {
+    "journal": Lazy("billing.ops.journal_dump", "Looks into the files of a journal."),
+}
 
 # An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:
 # what was never imported cannot have been raised.
