@@ -1,0 +1,302 @@
+"""Delivery: the thin asynchronous shell around the outbox that sends cutoffs and restores.
+
+The outbox says which account is next, the ledger says what is owed for it (`owed`, right before the request is
+written, with no `await` between), `request` makes the bytes, `endpoint` exchanges them, and what became of it is told
+back (`report`). A fixed number of sender coroutines take one item after the other: no task per request.
+
+**Order of an attempt.** 1 take an item. 2 Ask what is owed; nothing: done. 3 Have a connection; if it had to be opened,
+ask again. 4 Report STARTED. 5 Write. 6 Status and headers: report DELIVERED or FAILED, finish the item. 7 Let the rest
+of the answer pass. Where no connection comes about, nothing was started: FAILED alone is reported, and the account may
+still be saved without anybody having been told.
+
+**What the caller promises.** `report` changes what `owed` answers before it returns. Whoever makes something owed calls
+`notify`. **What it promises:** no request before `notify`, none that `owed` does not name at that moment, one in flight
+per account, the same event_id on every attempt, and another attempt until a 2xx. It holds no truth: what was in flight
+when the process died is owed in the ledger still.
+
+It never decides what is owed, and never reads a clock but through `now_ns`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from billing.expirationd.endpoint import Endpoint, Limits, Line, Unreachable, Verdict
+from billing.expirationd.outbox import DROPPED, FAILED, OK, Item, Outbox, Pace
+from billing.expirationd.request import GetTemplate
+
+if TYPE_CHECKING:
+    import ssl
+
+CUTOFF: Final = "cutoff"
+RESTORE: Final = "restore"
+
+STARTED: Final = "started"
+DELIVERED: Final = "delivered"
+FAILED_ATTEMPT: Final = "failed"
+
+Owed = tuple[str, str, int, int, int, bool]  # kind, event_id, seq, exhausted_at_ns, attempts, held
+OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
+Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
+
+_UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
+_LATE_S: Final = 0.001
+
+log = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """What delivery needs of the configuration. URLs as `billing.addresses.check_url` takes them; times in seconds."""
+
+    url: str
+    restore_url: str = ""
+    secrets: tuple[bytes, ...] = ()
+    concurrency: int = 64
+    timeout_s: float = 10.0
+    connect_timeout_s: float = 3.0
+    body_s: float = 1.0
+    answer_bytes_max: int = 4096
+    warm: int = 8
+    idle_s: float = 30.0
+    pace: Pace = Pace()
+    tls: ssl.SSLContext | None = None
+
+
+class Delivery:
+    """Sends what is owed. Made inside a running loop.
+
+    `now_ns` reads billing time anew at each call; `failed` takes what must end the process (a broken invariant).
+    """
+
+    def __init__(
+        self,
+        owed: OwedOf,
+        report: Report,
+        settings: Settings,
+        now_ns: Callable[[], int],
+        rng: random.Random,
+        failed: Callable[[BaseException], object],
+    ) -> None:
+        self._owed = owed
+        self._report = report
+        self._settings = settings
+        self._now_ns = now_ns
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._templates = {CUTOFF: GetTemplate(settings.url, settings.secrets)}
+        self._lanes = {CUTOFF: 0}
+        self._origins = [self._templates[CUTOFF].origin]
+        if settings.restore_url:
+            self._templates[RESTORE] = GetTemplate(settings.restore_url, settings.secrets)
+            origin = self._templates[RESTORE].origin
+            if origin not in self._origins:
+                self._origins.append(origin)
+            self._lanes[RESTORE] = self._origins.index(origin)
+        pace = settings.pace._replace(concurrency=settings.concurrency)
+        self.outbox = Outbox(pace, len(self._origins), rng)
+        self.endpoints: list[Endpoint] = []
+        self.started = self.delivered = self.failures = self.dropped = 0
+        self.last_error = ""
+        self._senders: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._running = False
+        self._quiet: asyncio.Event = asyncio.Event()
+        self._shut = [False] * len(self._origins)
+
+    # -- what the caller tells --------------------------------------------------------------------------------------
+
+    def notify(
+        self, bucket_id: int, user_id: bytes, kind: str = CUTOFF, since_ns: int = -1, urgent: bool = False
+    ) -> None:
+        """Something became owed for this account, or may have. `since_ns` is its E where known (-1: now); `urgent`:
+        an operator wants it now, whatever failed before."""
+        since_ns = self._now_ns() if since_ns < 0 else since_ns
+        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(kind, 0), urgent)
+        self._rouse()
+
+    def hold(self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF) -> None:
+        """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
+        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(kind, 0))
+
+    def release(self) -> int:
+        """Sends everything held, oldest first; returns how many accounts that concerns."""
+        released = self.outbox.release()
+        self._rouse()
+        return released
+
+    def start(self) -> None:
+        """Opens warm connections and begins to send."""
+        settings = self._settings
+        limits = Limits(
+            connect_timeout_s=settings.connect_timeout_s,
+            timeout_s=settings.timeout_s,
+            body_s=settings.body_s,
+            answer_bytes_max=settings.answer_bytes_max,
+            connections_max=settings.concurrency + settings.warm,
+            warm=settings.warm,
+            idle_s=settings.idle_s,
+        )
+        self.endpoints = [Endpoint(origin, limits, self._now_ns, settings.tls) for origin in self._origins]
+        for endpoint in self.endpoints:
+            endpoint.start()
+        self._running = True
+        self._rouse()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Begins nothing new and waits for what is in flight; True if nothing is any more."""
+        self._running = False
+        if self.outbox.in_flight:
+            self._quiet.clear()
+            try:
+                await asyncio.wait_for(self._quiet.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    async def close(self) -> None:
+        """Ends at once. What is in flight stays owed: whether it arrived is unknown."""
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for sender in self._senders:
+            sender.cancel()
+        await asyncio.gather(*self._senders, return_exceptions=True)
+        for endpoint in self.endpoints:
+            await endpoint.close()
+
+    # -- senders ----------------------------------------------------------------------------------------------------
+
+    def _rouse(self) -> None:
+        """Sees to it that somebody takes what can be taken now, or that the timer rings when it can."""
+        if not self._running:
+            return
+        if not self._idle and len(self._senders) >= self._settings.concurrency:
+            return  # all are at work, and each looks for more when it is done
+        now_ns = self._now_ns()
+        wake_ns = self.outbox.next_wake_ns(now_ns)
+        if wake_ns < 0:
+            return
+        if wake_ns > now_ns:
+            if self._timer is None or wake_ns < self._timer_ns:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer_ns = wake_ns
+                self._timer = self._loop.call_later((wake_ns - now_ns) / 1e9 + _LATE_S, self._on_timer)
+            return
+        if self._idle:
+            waiter = self._idle.pop()
+            if not waiter.done():
+                waiter.set_result(None)
+        else:
+            sender = self._loop.create_task(self._send())
+            self._senders.add(sender)
+            sender.add_done_callback(self._on_sender_done)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._rouse()
+
+    def _on_sender_done(self, sender: asyncio.Task[None]) -> None:
+        self._senders.discard(sender)
+        if not sender.cancelled() and (error := sender.exception()) is not None:
+            self._failed(error)
+
+    async def _send(self) -> None:
+        unsent = 0
+        while True:
+            item = self.outbox.take(self._now_ns()) if self._running else None
+            if item is None:
+                self._rouse()
+                waiter = self._loop.create_future()
+                self._idle.append(waiter)
+                await waiter
+                continue
+            self._rouse()
+            if await self._attempt(item):
+                unsent = 0
+            else:
+                unsent += 1
+                if unsent >= _UNSENT_MAX:
+                    unsent = 0
+                    await asyncio.sleep(0)
+
+    async def _attempt(self, item: Item) -> bool:
+        """One item, from `take` to `finish`; False if it turned out that there is nothing to send."""
+        bucket_id, user_id = item.bucket_id, item.user_id
+        line: Line | None = None
+        while True:
+            owed = self._owed(bucket_id, user_id)
+            now_ns = self._now_ns()
+            if owed is None:
+                self.outbox.forget(item)
+                return self._unsent(line)
+            kind, event_id, seq, exhausted_at_ns, _, held = owed
+            if held:
+                self.outbox.park(item)
+                return self._unsent(line)
+            if not self.outbox.begin(item, (kind, seq), self._lanes[kind], exhausted_at_ns, now_ns):
+                return self._unsent(line)
+            endpoint = self.endpoints[self._lanes[kind]]
+            if line is not None and line.endpoint is not endpoint:
+                self._unsent(line)
+                line = None
+            if line is not None or (line := endpoint.spare()) is not None:
+                break
+            try:
+                line = await endpoint.connect()
+            except Unreachable as error:
+                self._told(item, kind, seq, (FAILED, str(error), -1))
+                return True
+        self.started += 1
+        self._report(kind, bucket_id, user_id, seq, STARTED, "")
+        request = self._templates[kind].request(user_id, event_id, seq, exhausted_at_ns, now_ns // 10**9)
+        settled = False
+        try:
+            self._told(item, kind, seq, await endpoint.exchange(line, request))
+            settled = endpoint.settle(line)
+            if not settled:
+                settled = True
+                await endpoint.drain(line)
+        finally:
+            if not settled:
+                line.payload = None
+                endpoint.settle(line)
+        return True
+
+    def _unsent(self, line: Line | None) -> bool:
+        if line is not None:
+            line.endpoint.keep(line)
+        self._when_quiet()
+        return False
+
+    def _told(self, item: Item, kind: str, seq: int, verdict: Verdict) -> None:
+        """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
+        outcome, error, retry_after_ns = verdict
+        if outcome == OK:
+            self.delivered += 1
+            self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
+        else:
+            self.failures += 1
+            self.dropped += outcome == DROPPED
+            self.last_error = error
+            self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
+        self.outbox.finish(item, outcome, self._now_ns(), retry_after_ns)
+        shut = self.outbox.lanes[item.lane].shut
+        if shut != self._shut[item.lane]:
+            self._shut[item.lane] = shut
+            origin = self._origins[item.lane]
+            if shut:
+                log.warning("%s does not answer (%s): probing it, %d owed", origin, error, len(self.outbox))
+            else:
+                log.warning("%s answers again: sending, %d owed", origin, len(self.outbox))
+        self._when_quiet()
+
+    def _when_quiet(self) -> None:
+        if not self._running and not self.outbox.in_flight:
+            self._quiet.set()
