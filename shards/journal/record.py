@@ -33,7 +33,7 @@ Example: the first 168 bytes of a segment, and its first batch, "hello", positio
     4257414c 0100 01 00 07000000 8877665544332211 0100000000000000  BWAL v1 crc32c, shard 7, salt, segment 1
     0100000000000000 0020000000000000 00000000 00020000             first position 1, 8192 bytes, chain 0, align 512
     0100000000000000 008819975989f717 0000000000000000              epoch 1, created_ns 1727000000000002048, no batch
-    000102030405060708090a0b0c0d0e0f 776f726b65722d37 00…           boot id, owner "worker-7"; crc cc632ec5
+    000102030405060708090a0b0c0d0e0f 776f726b65722d37 00…           boot id, owner "worker-7"; crc e6f2ec45
 
     b1424154 2956bcf0 4cbb719a 05000000 0100000000000000            hcrc, chain, 5 bytes, position 1
     00000000 00000000 0000000000000000 01000000 018819975989f717    no flags, chain 0, durable 0, segment 1, time_ns

@@ -1,0 +1,439 @@
+"""The contract of a journal as tests: every backend passes them, through the seam alone.
+
+A backend's test module derives a class from `JournalContract` and gives it a fixture `backend`, a `Backend`. Nothing
+here knows of files, segments or offsets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Protocol
+
+import pytest
+
+from shards.journal import Fenced, Gap, Journal, JournalError, Unavailable
+
+OWNER = "worker-7 pid 4711"
+
+
+class Backend(Protocol):
+    """One storage, processes that come and go, and one machine under them."""
+
+    can_lose_power: bool
+    can_fill: bool
+
+    def journal(self, sync: str = "always") -> Journal:
+        """A new journal object in a new process; earlier ones live on until `kill`."""
+
+    def kill(self) -> None:
+        """Ends all processes, as kill -9 does."""
+
+    def lose_power(self) -> None:
+        """Ends all processes and everything that was not durable."""
+
+    def fill(self) -> None:
+        """There is no room any more."""
+
+    def free(self) -> None:
+        """There is room again."""
+
+    def step_clock(self, by_ns: int) -> None:
+        """Turns the clock that stamps batches."""
+
+
+def content(journal: Journal) -> tuple[int, list[bytes] | None, list[tuple[int, bytes]]]:
+    """All that a journal says of the past: snapshot position (-1: none), its chunks, the batches behind it."""
+    snapshot = journal.load_snapshot()
+    if snapshot is None:
+        return -1, None, list(journal.replay(1))
+    return snapshot.position, list(snapshot.chunks), list(journal.replay(snapshot.position + 1))
+
+
+def payload_of(position: int, size: int = 40) -> bytes:
+    return (b"%d " % position * size)[:size]
+
+
+class JournalContract:
+    """See the module. Each test is one sentence of `shards.journal`."""
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def test_a_new_journal_is_empty_and_its_first_epoch_is_1(self, backend):
+        journal = backend.journal()
+        assert journal.open(7, OWNER) == (1, 0)
+        assert journal.head == 0
+        assert content(journal) == (-1, None, [])
+
+    def test_each_opening_raises_the_epoch(self, backend):
+        for epoch in range(1, 6):
+            journal = backend.journal()
+            assert journal.open(7, OWNER).epoch == epoch
+            if epoch % 2:
+                journal.close()
+            else:
+                backend.kill()
+
+    def test_of_two_owners_one_is_fenced(self, backend):
+        older, newer = backend.journal(), backend.journal()
+        older.open(7, "older")
+        older.append(b"one")
+        try:
+            newer.open(7, "newer")
+        except Fenced:
+            assert older.append(b"two") == 2
+            older.close()
+            assert newer.open(7, "newer") == (2, 2)
+        else:
+            with pytest.raises(Fenced):
+                older.append(b"two")
+            with pytest.raises(Fenced):
+                older.append(b"two")
+        assert newer.append(b"three") == newer.head
+
+    def test_an_owner_that_was_killed_holds_nothing(self, backend):
+        backend.journal().open(7, "older")
+        backend.kill()
+        assert backend.journal().open(7, "newer").epoch == 2
+
+    def test_a_name_that_is_too_long_is_refused_before_anything_happens(self, backend):
+        journal = backend.journal()
+        with pytest.raises(ValueError, match="64"):
+            journal.open(7, "x" * 65)
+        assert journal.open(7, "x" * 64).epoch == 1
+
+    @pytest.mark.parametrize("call", ["append", "idle_barrier", "replay", "load_snapshot", "save_snapshot", "trim"])
+    def test_nothing_works_before_open_or_after_close(self, backend, call):
+        arguments = {"append": (b"x",), "replay": (1,), "save_snapshot": (0, []), "trim": (0,)}.get(call, ())
+        journal = backend.journal()
+        with pytest.raises(JournalError):
+            getattr(journal, call)(*arguments)
+        journal.open(7, OWNER)
+        journal.close()
+        with pytest.raises(JournalError):
+            getattr(journal, call)(*arguments)
+        journal.close()
+
+    # -- the sequence ------------------------------------------------------------------------------------------------
+
+    def test_positions_count_from_1_without_a_gap(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        assert [journal.append(payload_of(number)) for number in range(1, 50)] == list(range(1, 50))
+        assert journal.head == 49
+
+    def test_replay_yields_what_was_appended_from_any_position(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        sizes = [1, 2, 511, 512, 513, 5000, 40, 40_000, 3, 100]  # some larger than what a backend puts in one piece
+        batches = [(number, payload_of(number, size)) for number, size in enumerate(sizes, 1)]
+        for position, payload in batches:
+            assert journal.append(payload) == position
+        for start in range(1, len(batches) + 2):
+            assert list(journal.replay(start)) == batches[start - 1 :]
+        backend.kill()
+        journal = backend.journal()
+        assert journal.open(7, OWNER).head == len(batches)
+        for start in range(1, len(batches) + 2):
+            assert list(journal.replay(start)) == batches[start - 1 :]
+
+    def test_payloads_may_look_like_anything(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        payloads = [b"\0", b"\0" * 3000, b"\xff" * 600, b"\xb1BAT" * 200, b"\xb1END", bytes(range(256)) * 5]
+        for payload in payloads:
+            journal.append(payload)
+        backend.kill()
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        assert [payload for _, payload in journal.replay(1)] == payloads
+
+    def test_an_empty_payload_is_refused(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        with pytest.raises(ValueError, match="payload"):
+            journal.append(b"")
+        assert journal.append(b"x") == 1
+
+    @pytest.mark.parametrize("start", [-1, 0, 5, 100])
+    def test_replay_of_what_is_not_there_is_a_gap(self, backend, start):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        for _ in range(3):
+            journal.append(b"x")
+        with pytest.raises(Gap):
+            list(journal.replay(start))
+        assert list(journal.replay(4)) == []
+
+    def test_barriers_are_invisible(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        journal.idle_barrier()
+        for number in range(1, 6):
+            assert journal.append(payload_of(number)) == number
+            for _ in range(number):
+                journal.idle_barrier()
+        assert list(journal.replay(1)) == [(number, payload_of(number)) for number in range(1, 6)]
+        backend.kill()
+        journal = backend.journal()
+        assert journal.open(7, OWNER).head == 5
+        journal.idle_barrier()
+        assert [position for position, _ in journal.replay(1)] == [1, 2, 3, 4, 5]
+
+    def test_time_stamps_never_decrease(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        assert journal.last_time_ns == 0
+        journal.append(b"x")
+        first = journal.last_time_ns
+        assert first > 0
+        backend.step_clock(-3_600_000_000_000)
+        journal.append(b"x")
+        assert journal.last_time_ns == first
+        backend.kill()
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        assert journal.last_time_ns == first
+        backend.step_clock(7_200_000_000_000)
+        journal.append(b"x")
+        assert journal.last_time_ns > first
+
+    # -- durability --------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("sync", ["always", "interval", "never"])
+    @pytest.mark.parametrize("barrier", [False, True])
+    @pytest.mark.parametrize("end", ["close", "kill"])
+    def test_what_was_answered_is_there_after_the_process_ended(self, backend, sync, barrier, end):
+        expected = []
+        for life in range(4):
+            journal = backend.journal(sync)
+            assert journal.open(7, OWNER) == (life + 1, len(expected))
+            assert content(journal) == (-1, None, expected)
+            for _ in range(5):
+                payload = payload_of(len(expected) + 1, 300)
+                expected.append((journal.append(payload), payload))
+            if barrier:
+                journal.idle_barrier()
+            journal.close() if end == "close" else backend.kill()
+
+    @pytest.mark.parametrize("barrier", [False, True])
+    def test_what_was_answered_is_there_after_a_loss_of_power(self, backend, barrier):
+        if not backend.can_lose_power:
+            pytest.skip("the power of this machine cannot be cut")
+        expected = []
+        for life in range(20):
+            journal = backend.journal()
+            assert journal.open(7, OWNER) == (life + 1, len(expected))
+            assert content(journal) == (-1, None, expected)
+            for _ in range(life % 4):
+                payload = payload_of(len(expected) + 1, 100 * life + 1)
+                expected.append((journal.append(payload), payload))
+            if barrier:
+                journal.idle_barrier()
+            backend.lose_power()
+
+    @pytest.mark.parametrize("sync", ["interval", "never"])
+    def test_the_weaker_modes_lose_only_the_end_and_only_with_the_power(self, backend, sync):
+        if not backend.can_lose_power:
+            pytest.skip("the power of this machine cannot be cut")
+        for _ in range(20):
+            journal = backend.journal(sync)
+            head = journal.open(7, OWNER).head
+            before = list(journal.replay(1))
+            written = before + [(head + number, payload_of(head + number, 200)) for number in range(1, 9)]
+            for _, payload in written[head:]:
+                journal.append(payload)
+            backend.lose_power()
+            journal = backend.journal(sync)
+            kept = journal.open(7, OWNER).head
+            assert head <= kept <= len(written)
+            assert list(journal.replay(1)) == written[:kept]
+            journal.close()
+
+    # -- room --------------------------------------------------------------------------------------------------------
+
+    def test_without_room_nothing_is_written_and_with_room_it_goes_on(self, backend):
+        if not backend.can_fill:
+            pytest.skip("the disk of this machine cannot be filled")
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        expected = [(journal.append(b"first"), b"first")]
+        backend.fill()
+        refused = 0
+        while not refused and len(expected) < 10_000:
+            payload = payload_of(len(expected) + 1, 500)
+            try:
+                expected.append((journal.append(payload), payload))
+            except Unavailable:
+                refused += 1
+        assert refused
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                journal.append(payload_of(0, 500))
+        journal.idle_barrier()
+        assert list(journal.replay(1)) == expected
+        backend.free()
+        for number in range(len(expected) + 1, len(expected) + 40):
+            expected.append((journal.append(payload_of(number, 500)), payload_of(number, 500)))
+        backend.kill()
+        journal = backend.journal()
+        assert journal.open(7, OWNER).head == len(expected)
+        assert list(journal.replay(1)) == expected
+
+    def test_without_room_a_snapshot_is_not_stored_and_the_journal_goes_on(self, backend):
+        if not backend.can_fill:
+            pytest.skip("the disk of this machine cannot be filled")
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        journal.append(b"x")
+        journal.save_snapshot(1, [b"small"])
+        backend.fill()
+        with pytest.raises(Unavailable):
+            journal.save_snapshot(1, [b"large" * 20_000])
+        assert content(journal) == (1, [b"small"], [])
+        backend.free()
+        assert journal.append(b"y") == 2
+        journal.save_snapshot(2, [b"large" * 20_000])
+        assert content(journal) == (2, [b"large" * 20_000], [])
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("chunks", [[], [b""], [b"a"], [b"", b"a" * 10_000, b"", b"\0"], [b"x"] * 300])
+    def test_a_snapshot_comes_back_as_it_was_saved(self, backend, chunks):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        assert journal.load_snapshot() is None
+        for number in range(1, 8):
+            journal.append(payload_of(number))
+        journal.save_snapshot(5, iter(chunks))
+        expected = (5, chunks, [(6, payload_of(6)), (7, payload_of(7))])
+        assert content(journal) == expected
+        backend.kill()
+        journal = backend.journal()
+        assert journal.open(7, OWNER).head == 7
+        assert content(journal) == expected
+
+    def test_the_newest_snapshot_counts(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        for number in range(1, 30):
+            journal.append(payload_of(number))
+            journal.save_snapshot(number, [b"as of %d" % number])
+            assert content(journal) == (number, [b"as of %d" % number], [])
+        journal.save_snapshot(29, [b"the same once more"])
+        with pytest.raises(ValueError, match="28"):
+            journal.save_snapshot(28, [b"older"])
+        with pytest.raises(ValueError, match="30"):
+            journal.save_snapshot(30, [b"of what is not there"])
+        assert content(journal) == (29, [b"the same once more"], [])
+        backend.kill()
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        assert content(journal) == (29, [b"the same once more"], [])
+        assert journal.append(b"next") == 30
+
+    def test_a_snapshot_before_the_first_batch(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        journal.save_snapshot(0, [b"empty buckets"])
+        backend.kill()
+        journal = backend.journal()
+        assert journal.open(7, OWNER).head == 0
+        assert content(journal) == (0, [b"empty buckets"], [])
+
+    def test_batches_go_on_while_a_snapshot_is_made(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        for number in range(1, 20):
+            journal.append(payload_of(number, 300))
+
+        def chunks() -> Iterator[bytes]:
+            for number in range(20, 80):
+                journal.append(payload_of(number, 300))
+                yield b"bucket as of %d" % number
+
+        journal.save_snapshot(10, chunks())
+        expected = (
+            10,
+            [b"bucket as of %d" % number for number in range(20, 80)],
+            [(number, payload_of(number, 300)) for number in range(11, 80)],
+        )
+        assert content(journal) == expected
+        backend.kill()
+        journal = backend.journal()
+        assert journal.open(7, OWNER).head == 79
+        assert content(journal) == expected
+
+    def test_a_snapshot_whose_chunks_fail_leaves_no_trace(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        journal.append(b"x")
+        journal.save_snapshot(0, [b"good"])
+
+        def chunks() -> Iterator[bytes]:
+            yield b"bad" * 1000
+            raise KeyError("the bucket is gone")
+
+        before = journal.stored_bytes
+        with pytest.raises(KeyError):
+            journal.save_snapshot(1, chunks())
+        assert journal.stored_bytes == before
+        assert content(journal) == (0, [b"good"], [(1, b"x")])
+        journal.save_snapshot(1, [b"better"])
+        assert content(journal) == (1, [b"better"], [])
+
+    def test_trimming_forgets_nothing_that_is_needed(self, backend):
+        journal = backend.journal()
+        journal.open(7, OWNER)
+        with pytest.raises(ValueError, match="snapshot"):
+            journal.trim(1)
+        sizes = []
+        for number in range(1, 400):
+            assert journal.append(payload_of(number, 300)) == number
+            if number % 40 == 0:
+                journal.save_snapshot(number - 5, [b"as of %d" % number])
+                with pytest.raises(ValueError, match="snapshot"):
+                    journal.trim(number)
+                journal.trim(number - 5)
+                sizes.append(journal.stored_bytes)
+        assert max(sizes[3:]) < 2 * min(sizes[3:]), "what is stored does not grow without end"
+        expected = (355, [b"as of 360"], [(number, payload_of(number, 300)) for number in range(356, 400)])
+        assert content(journal) == expected
+        with pytest.raises(Gap):
+            list(journal.replay(1))
+        for end in (journal.close, backend.kill):
+            end()
+            journal = backend.journal()
+            assert journal.open(7, OWNER).head == 399
+            assert content(journal) == expected
+
+    # -- all of it ---------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(self, backend, seed):
+        rng = random.Random(seed)
+        journal, batches, snapshot, opened = backend.journal(), [], (-1, None), 0
+        ends = ["close", "kill", *(["power"] if backend.can_lose_power else [])]
+        for _ in range(150):
+            if not opened:
+                journal = backend.journal()
+                assert journal.open(7, OWNER).head == len(batches)
+                assert content(journal) == (*snapshot, batches[max(snapshot[0], 0) :])
+                opened = 1
+            match rng.choices(["append", "barrier", "snapshot", "trim", "end"], [60, 12, 8, 8, 12])[0]:
+                case "append":
+                    payload = rng.randbytes(rng.choice([1, 30, 500, 3000]))
+                    batches.append((journal.append(payload), payload))
+                    assert batches[-1][0] == len(batches)
+                case "barrier":
+                    journal.idle_barrier()
+                case "snapshot":
+                    position = rng.randint(max(snapshot[0], len(batches) - 3, 0), len(batches))
+                    snapshot = position, [rng.randbytes(rng.randrange(900)) for _ in range(rng.randrange(5))]
+                    journal.save_snapshot(*snapshot)
+                case "trim":
+                    if snapshot[0] >= 0:
+                        journal.trim(rng.randint(0, snapshot[0]))
+                case "end":
+                    {"close": journal.close, "kill": backend.kill, "power": backend.lose_power}[rng.choice(ends)]()
+                    opened = 0

@@ -1,0 +1,404 @@
+"""A disk that forgets: what was synced is kept apart from what was not, and a loss of power shows the difference.
+
+`Medium` is the disk of one machine, `SimDisk` one process's way to it (an implementation of `shards.disk.Disk`).
+
+What a loss of power may do (`Medium.lose_power`, all drawn from the random generator given):
+- each write since the last sync of its file is kept, lost, or kept in some of its 512-byte sectors only, in any order;
+  where a sector is lost, what was synced there before stands again (zeros where nothing was);
+- each name created, renamed or removed since the last sync of its directory is so or is not so, one by one.
+
+What a kill may do (`SimDisk.kill`): nothing but close the process's handles and free its locks; the cache stays.
+
+What can be injected, at the n-th call of a process (`SimDisk.calls` counts them; `fired` says whether it came to it):
+- an error; if it hits a sync, what was to be synced stays visible but is lost for good, and later syncs succeed
+- a write that is short, and goes on when called again
+- the end of the process, before the call, or in the middle of a write.
+
+A test that wants bytes to rot changes them with `Medium.flip` or `Medium.replace`: on the medium and in the cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+SECTOR_BYTES = 512
+
+
+class Crashed(BaseException):
+    """The process that made this call is no more. Not an Exception: nothing that it would have done happens."""
+
+
+class Node:
+    """A file: what reads see, what is on the medium, and what is on its way there."""
+
+    __slots__ = ("content", "pending", "stable")
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = bytearray(content)
+        self.stable = bytearray(content)
+        self.pending: list[tuple[int, bytes] | int] = []  # (offset, data) written, or a new length
+
+    def synced(self) -> None:
+        for change in self.pending:
+            _apply(self.stable, change)
+        self.pending.clear()
+
+    def lose_power(self, rng: random.Random) -> None:
+        for change in self.pending:
+            fate = rng.randrange(4)
+            if fate == 0:
+                continue
+            if isinstance(change, int) or fate == 1:
+                _apply(self.stable, change)
+            else:
+                for piece in _sectors(*change):
+                    if rng.random() < 0.5:
+                        _apply(self.stable, piece)
+        self.pending.clear()
+        self.content = bytearray(self.stable)
+
+
+class Directory:
+    """Names: as they look, as they are on the medium, and the changes in between."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Node] = {}
+        self.stable: dict[str, Node] = {}
+        self.pending: list[Callable[[dict[str, Node]], None]] = []
+
+    def change(self, how: Callable[[dict[str, Node]], None]) -> None:
+        how(self.names)
+        self.pending.append(how)
+
+    def synced(self) -> None:
+        for how in self.pending:
+            how(self.stable)
+        self.pending.clear()
+
+    def lose_power(self, rng: random.Random) -> None:
+        for how in self.pending:
+            if rng.random() < 0.5:
+                how(self.stable)
+        self.pending.clear()
+        self.names = dict(self.stable)
+        for node in {id(node): node for node in self.names.values()}.values():
+            node.lose_power(rng)
+
+
+class Medium:
+    """The disk of one machine. `capacity_bytes`: what all files together may hold; None: without end."""
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        self.directories: dict[str, Directory] = {"/": Directory()}
+        self.modes: dict[str, int] = {"/": 0o700}
+        self.capacity_bytes = capacity_bytes
+        self.locks: dict[str, object] = {}
+        self.boots = 1
+
+    def lose_power(self, rng: random.Random) -> None:
+        """Everything that runs ends; what was not synced is at the mercy of `rng`. Directories themselves stay."""
+        for path in sorted(self.directories):
+            self.directories[path].lose_power(rng)
+        self.locks.clear()
+        self.boots += 1
+
+    def node(self, path: str) -> Node:
+        """The file of this name."""
+        where, name = os.path.split(path)
+        node = self.directories[where].names.get(name) if where in self.directories else None
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        return node
+
+    def flip(self, path: str, bit: int) -> None:
+        """Turn one bit over, on the medium and in the cache."""
+        node = self.node(path)
+        for data in (node.content, node.stable):
+            data[bit >> 3] ^= 1 << (bit & 7)
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other bytes into this file, made if absent, on the medium and in the cache."""
+        where, name = os.path.split(path)
+        node = Node(content)
+        self.directories[where].names[name] = node
+        self.directories[where].stable[name] = node
+
+    def remove(self, path: str) -> None:
+        """The file is gone, on the medium too."""
+        where, name = os.path.split(path)
+        del self.directories[where].names[name]
+        self.directories[where].stable.pop(name, None)
+
+    def copy(self) -> Medium:
+        """Another medium with the same files, as if all of this one were synced."""
+        other = Medium(self.capacity_bytes)
+        other.boots, other.modes = self.boots, dict(self.modes)
+        for path, directory in self.directories.items():
+            other.directories[path] = Directory()
+            for name, node in directory.names.items():
+                other.replace(os.path.join(path, name), bytes(node.content))
+        return other
+
+    def used_bytes(self) -> int:
+        return sum(len(node.content) for directory in self.directories.values() for node in directory.names.values())
+
+
+class Fault(NamedTuple):
+    """What is to happen at the `call`-th call: an errno, or "short", "kill", "power"; `sticky`: at later ones too."""
+
+    call: int
+    what: int | str
+    sticky: bool = False
+
+
+class SimDisk:
+    """One process's way to the medium."""
+
+    def __init__(self, medium: Medium, rng: random.Random, fault: Fault | None = None) -> None:
+        self.medium = medium
+        self.calls = 0
+        self.trace: list[str] = []  # the calls so far, "write segment-0000000001"
+        self.fired = 0
+        self._rng = rng
+        self._fault = fault
+        self._boot = medium.boots
+        self._dead = False
+        self._handles: dict[int, tuple[str, Node]] = {}
+        self._next_handle = 3
+
+    def kill(self) -> None:
+        """The process ends; the machine goes on."""
+        self._dead = True
+        self._handles.clear()
+        for path in [path for path, holder in self.medium.locks.items() if holder is self]:
+            del self.medium.locks[path]
+
+    # -- what can go wrong -------------------------------------------------------------------------------------------
+
+    def _enter(self, call: str, path: str) -> int | str:
+        """Count the call; 0, or what is to go wrong in it. Raises Crashed."""
+        if self._dead or self._boot != self.medium.boots:
+            raise Crashed("a process that is no more")
+        self.calls += 1
+        self.trace.append(f"{call} {os.path.basename(path)}")
+        fault = self._fault
+        if fault is None or not (self.calls == fault.call or (fault.sticky and self.calls > fault.call)):
+            return 0
+        self.fired += 1
+        if fault.what in ("kill", "power") and call != "write":
+            self._end(fault.what)
+        return fault.what
+
+    def _end(self, how: int | str) -> None:
+        if how == "power":
+            self.medium.lose_power(self._rng)
+        self.kill()
+        raise Crashed(how)
+
+    def _plain(self, call: str, path: str) -> None:
+        """Enter a call that either fails and does nothing, or is done."""
+        wrong = self._enter(call, path)
+        if isinstance(wrong, int) and wrong:
+            raise OSError(wrong, os.strerror(wrong), path)
+
+    def _changing(self, call: str, path: str, how: Callable[[dict[str, Node]], None]) -> None:
+        """Change a directory. A broken disk (EIO) may have done it all the same; a full one has not."""
+        wrong = self._enter(call, path)
+        broken = isinstance(wrong, int) and wrong != 0
+        if not broken or (wrong == errno.EIO and self._rng.random() < 0.5):
+            self._directory(os.path.dirname(path)).change(how)
+        if broken:
+            raise OSError(int(wrong), os.strerror(int(wrong)), path)
+
+    def _directory(self, path: str) -> Directory:
+        if path not in self.medium.directories:
+            raise FileNotFoundError(errno.ENOENT, "no such directory", path)
+        return self.medium.directories[path]
+
+    def _room(self, more: int, path: str) -> None:
+        capacity = self.medium.capacity_bytes
+        if capacity is not None and more > 0 and self.medium.used_bytes() + more > capacity:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def _handle(self, path: str, node: Node) -> int:
+        self._next_handle += 1
+        self._handles[self._next_handle] = path, node
+        return self._next_handle
+
+    # -- the disk ----------------------------------------------------------------------------------------------------
+
+    def create(self, path: str) -> int:
+        name = os.path.basename(path)
+        if name in self._directory(os.path.dirname(path)).names:
+            raise FileExistsError(errno.EEXIST, "it exists", path)
+        node = Node()
+
+        def link(names: dict[str, Node]) -> None:
+            names[name] = node
+
+        self._changing("create", path, link)
+        return self._handle(path, node)
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        self._plain("open", path)
+        return self._handle(path, self.medium.node(path))
+
+    def close(self, handle: int) -> None:
+        if self._dead or self._boot != self.medium.boots:
+            raise Crashed("a process that is no more")
+        path, _ = self._handles.pop(handle)
+        if self.medium.locks.get(path) is self:
+            del self.medium.locks[path]
+
+    def pwrite(self, handle: int, data: bytes, offset: int) -> int:
+        path, node = self._handles[handle]
+        wrong = self._enter("write", path)
+        self._room(offset + len(data) - len(node.content), path)
+        length = len(data)
+        if wrong:
+            length = length // 2 if wrong == "short" else self._rng.randrange(length + 1)
+        if wrong == errno.ENOSPC:
+            length = 0
+        self._put(node, offset, bytes(data[:length]))
+        if wrong in ("kill", "power"):
+            self._end(wrong)
+        if isinstance(wrong, int) and wrong:
+            raise OSError(wrong, os.strerror(wrong), path)
+        return length
+
+    def _put(self, node: Node, offset: int, data: bytes) -> None:
+        if data:
+            _apply(node.content, (offset, data))
+            node.pending.append((offset, data))
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        path, node = self._handles[handle]
+        self._plain("read", path)
+        return bytes(node.content[offset : offset + length])
+
+    def size(self, handle: int) -> int:
+        return len(self._handles[handle][1].content)
+
+    def allocate(self, handle: int, length: int) -> None:
+        path, node = self._handles[handle]
+        self._plain("allocate", path)
+        self._room(length - len(node.content), path)
+        if len(node.content) < length:
+            _apply(node.content, length)
+            node.pending.append(length)
+
+    def truncate(self, handle: int, length: int) -> None:
+        path, node = self._handles[handle]
+        self._plain("truncate", path)
+        _apply(node.content, length)
+        node.pending.append(length)
+
+    def fdatasync(self, handle: int) -> None:
+        self._sync("fdatasync", handle)
+
+    def fsync(self, handle: int) -> None:
+        self._sync("fsync", handle)
+
+    def _sync(self, call: str, handle: int) -> None:
+        path, node = self._handles[handle]
+        wrong = self._enter(call, path)
+        if isinstance(wrong, int) and wrong:
+            node.pending.clear()  # still to be read, never to be on the medium, and nobody will be told again
+            raise OSError(wrong, os.strerror(wrong), path)
+        node.synced()
+
+    def fsync_dir(self, path: str) -> None:
+        directory = self._directory(path)
+        wrong = self._enter("fsync_dir", path)
+        if isinstance(wrong, int) and wrong:
+            directory.pending.clear()
+            raise OSError(wrong, os.strerror(wrong), path)
+        directory.synced()
+
+    def drop_cache(self, handle: int) -> None:
+        self._plain("drop_cache", self._handles[handle][0])
+
+    def rename(self, source: str, target: str) -> None:
+        node = self.medium.node(source)
+        old, new = os.path.basename(source), os.path.basename(target)
+
+        def move(names: dict[str, Node]) -> None:
+            if names.get(old) is node:
+                del names[old]
+            names[new] = node
+
+        self._changing("rename", source, move)
+
+    def unlink(self, path: str) -> None:
+        node, name = self.medium.node(path), os.path.basename(path)
+
+        def remove(names: dict[str, Node]) -> None:
+            if names.get(name) is node:
+                del names[name]
+
+        self._changing("unlink", path, remove)
+
+    def exists(self, path: str) -> bool:
+        where, name = os.path.split(path.rstrip("/"))
+        return path in self.medium.directories or name in self._directory(where).names
+
+    def listdir(self, path: str) -> list[str]:
+        self._plain("listdir", path)
+        return sorted(self._directory(path).names)
+
+    def mkdir(self, path: str) -> None:
+        self._plain("mkdir", path)
+        if path in self.medium.directories:
+            raise FileExistsError(errno.EEXIST, "it exists", path)
+        self.medium.directories[path] = Directory()
+        self.medium.modes[path] = 0o700
+
+    def mode(self, path: str) -> int:
+        return stat.S_IFDIR | self.medium.modes[path] if path in self.medium.modes else stat.S_IFREG | 0o600
+
+    def lock(self, path: str) -> int:
+        self._plain("lock", path)
+        if path in self.medium.locks:
+            raise BlockingIOError(errno.EWOULDBLOCK, "locked", path)
+        self.medium.locks[path] = self
+        directory, name = self._directory(os.path.dirname(path)), os.path.basename(path)
+        node = directory.names.setdefault(name, Node())
+        return self._handle(path, node)
+
+    def free_bytes(self, path: str) -> int:
+        capacity = self.medium.capacity_bytes
+        return (1 << 40 if capacity is None else capacity) - self.medium.used_bytes()
+
+    def filesystem(self, path: str) -> str:
+        return "simulated"
+
+    def boot_id(self) -> bytes:
+        return self.medium.boots.to_bytes(16, "big")
+
+
+def _apply(data: bytearray, change: tuple[int, bytes] | int) -> None:
+    if isinstance(change, int):
+        if change < len(data):
+            del data[change:]
+        else:
+            data.extend(bytes(change - len(data)))
+        return
+    offset, written = change
+    if offset > len(data):
+        data.extend(bytes(offset - len(data)))
+    data[offset : offset + len(written)] = written
+
+
+def _sectors(offset: int, data: bytes) -> list[tuple[int, bytes]]:
+    """The parts of a write that lie in one sector each."""
+    pieces, at = [], 0
+    while at < len(data):
+        length = SECTOR_BYTES - (offset + at) % SECTOR_BYTES
+        pieces.append((offset + at, data[at : at + length]))
+        at += length
+    return pieces
