@@ -30,6 +30,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK
+from shards.clock import boot_now_ns
 
 if TYPE_CHECKING:
     import ssl
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 _NO_ROUNDING_S: Final = 1e9  # ClientTimeout.ceil_threshold: times above it are rounded up to whole seconds
 _TEND_S: Final = 1.0
+_TICK_S: Final = 0.001  # the resolution of the loop's timers
+_SECOND_NS: Final = 10**9
 _INFORMATIONAL_MAX: Final = 8  # 1xx answers before the real one
-_RECENTLY_S: Final = 1.0
+_RECENTLY_NS: Final = 10**9
 _RETRY_AFTER_S_MAX: Final = 10**9
 
 Verdict = tuple[int, str, int]  # outcome, error ("" for OK), Retry-After in ns (-1: none)
@@ -67,10 +70,10 @@ class Line:
     """One connection, and what is known of it."""
 
     __slots__ = (
-        "busy_until_s",
+        "busy_until_ns",
         "connection",
         "endpoint",
-        "idle_since_s",
+        "idle_since_ns",
         "late",
         "payload",
         "protocol",
@@ -78,15 +81,15 @@ class Line:
         "used",
     )
 
-    def __init__(self, endpoint: Endpoint, connection: Connection, protocol: ResponseHandler, now_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, connection: Connection, protocol: ResponseHandler, now_ns: int) -> None:
         self.endpoint = endpoint
         self.connection = connection
         self.protocol = protocol
         assert connection.transport is not None
         self.transport: asyncio.Transport = connection.transport
         self.payload: StreamReader | None = None
-        self.idle_since_s = now_s
-        self.busy_until_s = 0.0
+        self.idle_since_ns = now_ns
+        self.busy_until_ns = 0
         self.late = False  # its deadline passed and it was aborted
         self.used = False
 
@@ -121,10 +124,10 @@ class Endpoint:
         self._idle: list[Line] = []
         self._busy: set[Line] = set()
         self._deadline: asyncio.TimerHandle | None = None
-        self._deadline_s = 0.0
+        self._deadline_ns = 0
         self._tend: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
-        self._warm_at_s = 0.0
+        self._warm_at_ns = 0
         self._warm_failures = 0
         self.connects = 0
         self.closed = False
@@ -173,14 +176,14 @@ class Endpoint:
         self.connects += 1
         protocol = connection.protocol
         assert protocol is not None
-        return Line(self, connection, protocol, self._loop.time())
+        return Line(self, connection, protocol, boot_now_ns())
 
     def keep(self, line: Line) -> None:
         """Gives back a connection on which nothing was written."""
         if self.closed:
             line.connection.close()
             return
-        line.idle_since_s = self._loop.time()
+        line.idle_since_ns = boot_now_ns()
         self._idle.append(line)
 
     # -- one exchange -----------------------------------------------------------------------------------------------
@@ -281,60 +284,62 @@ class Endpoint:
 
     def _distrust_idle(self) -> None:
         """What closed one idle connection probably closed the others that have been idle as well."""
-        before_s = self._loop.time() - _RECENTLY_S
+        before_ns = boot_now_ns() - _RECENTLY_NS
         for line in self._idle:
-            if line.idle_since_s < before_s:
+            if line.idle_since_ns < before_ns:
                 line.connection.close()
-        self._idle = [line for line in self._idle if line.idle_since_s >= before_s]
+        self._idle = [line for line in self._idle if line.idle_since_ns >= before_ns]
 
     def _retry_after_ns(self, text: str) -> int:
         """Of the header's value, seconds or a date (RFC 9110, section 10.2.3); -1 if it is neither."""
         text = text.strip()
         if text.isascii() and text.isdigit():
-            return min(int(text[:10]), _RETRY_AFTER_S_MAX) * 10**9
+            return min(int(text[:10]), _RETRY_AFTER_S_MAX) * _SECOND_NS
         try:
-            return max(0, int(parsedate_to_datetime(text).timestamp()) * 10**9 - self._now_ns())
+            return max(0, int(parsedate_to_datetime(text).timestamp()) * _SECOND_NS - self._now_ns())
         except (ValueError, TypeError, OverflowError):
             return -1
 
     def _allow(self, line: Line, seconds: float) -> None:
         """From now on the line is aborted unless it is settled within `seconds`."""
-        line.busy_until_s = until_s = self._loop.time() + seconds
+        line.busy_until_ns = until_ns = boot_now_ns() + int(seconds * _SECOND_NS)
         self._busy.add(line)
-        if self._deadline is None or self._deadline_s > until_s:
-            self._arm(until_s)
+        if self._deadline is None or self._deadline_ns > until_ns:
+            self._arm(until_ns)
 
-    def _arm(self, at_s: float) -> None:
+    def _arm(self, at_ns: int) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline_s = at_s
-        self._deadline = self._loop.call_at(at_s, self._on_deadline)
+        self._deadline_ns = at_ns
+        wait_s = max(0, at_ns - boot_now_ns()) / _SECOND_NS + _TICK_S
+        self._deadline = self._loop.call_later(wait_s, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._deadline = None
-        now_s = self._loop.time()
-        next_s = 0.0
+        now_ns = boot_now_ns()
+        next_ns = 0
         for line in self._busy:
             if line.late:
                 continue
-            if line.busy_until_s <= now_s:
+            if line.busy_until_ns <= now_ns:
                 line.late = True
                 line.transport.abort()
-            elif not next_s or line.busy_until_s < next_s:
-                next_s = line.busy_until_s
-        if next_s:
-            self._arm(next_s)
+            elif not next_ns or line.busy_until_ns < next_ns:
+                next_ns = line.busy_until_ns
+        if next_ns:
+            self._arm(next_ns)
 
     def _on_tend(self) -> None:
-        now_s = self._loop.time()
+        now_ns = boot_now_ns()
+        idle_ns = int(self.limits.idle_s * _SECOND_NS)
         fresh = []
         for line in self._idle:
-            if line.usable() and now_s - line.idle_since_s < self.limits.idle_s:
+            if line.usable() and now_ns - line.idle_since_ns < idle_ns:
                 fresh.append(line)
             else:
                 line.connection.close()
         self._idle = fresh
-        if self.connections < self.limits.warm and self._warming is None and now_s >= self._warm_at_s:
+        if self.connections < self.limits.warm and self._warming is None and now_ns >= self._warm_at_ns:
             self._warming = self._loop.create_task(self._warm())
         self._tend = self._loop.call_later(_TEND_S, self._on_tend)
 
@@ -345,7 +350,7 @@ class Endpoint:
             self._warm_failures = 0
         except Unreachable:
             self._warm_failures = min(self._warm_failures + 1, 5)
-            self._warm_at_s = self._loop.time() + 2.0**self._warm_failures
+            self._warm_at_ns = boot_now_ns() + (1 << self._warm_failures) * _SECOND_NS
         finally:
             self._warming = None
 
