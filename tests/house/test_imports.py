@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"addresses"},
     "config_load": {"addresses", "config"},
     "machine": {"ledger", "expirationd"},
+    "client": {"api"},
 }
 ANYTHING = {"serve", "application", "cli", "__main__", "billing"}  # where the parts are joined
 

@@ -1,0 +1,337 @@
+"""A client for services and tools in Python: pipelined, reconnecting, one method per procedure.
+
+    async with Client("127.0.0.1:3311") as client:
+        account = await client.top_up("user_01", "12.5", request_id="invoice-4711")
+
+Calls made at once travel together, and their answers come in any order. A refusal is raised as its class of
+`billing.api.errors`. Where a connection is lost, or no answer comes in `timeout_s`, that is `Unavailable`, and
+`applied` says whether the call may have had its effect.
+
+**A call is repeated only where that is harmless:** with a `request_id`, which makes it take effect once however often
+it arrives, or where it only reads. Then it is repeated until `timeout_s` is over; otherwise never.
+
+Who sends a hundred thousand commands a second uses `send` and `flush`: a callback per command, no task or future.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
+
+from billing.api.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, Connection, Link, OnReply
+from billing.api.errors import BillingError, Unavailable
+from billing.api.methods import LOCAL, METHODS, READ
+
+TIMEOUT_S: Final = 30.0
+
+UserId = str | int
+Amount = int | str  # nanos, or a decimal string of coins
+Account = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+_ONLY_READS = frozenset(name for name, row in METHODS.items() if row.role == READ or row.kind == LOCAL)
+
+
+class Client:
+    """A client of one daemon. Usable from one event loop; any number of calls at once."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """`address`: `host:port` or `unix:/path`. `timeout_s`: for a call, unless it names its own. Raises ValueError
+        for an address that is none.
+        """
+        self.timeout_s = timeout_s
+        self._link = Link(address, token=token, jitter=jitter)
+        self._jitter = jitter
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def connect(self, timeout_s: float | None = None) -> None:
+        """Waits for the first connection; without it, the first call waits. Raises BillingError."""
+        seconds = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                await self._link.connected()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise self._no_answer(seconds, False) from None
+
+    def close(self) -> None:
+        """Ends the connection; calls that are not answered raise `Unavailable`."""
+        self._link.close()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for their reply."""
+        connection = self._link.connection
+        return 0 if connection is None else connection.pending
+
+    # -- for many commands at once ----------------------------------------------------------------------------------
+
+    def send(self, method: str, params: Sequence[Any], on_reply: OnReply) -> None:
+        """Asks without waiting; `on_reply(error, result)` is called exactly once, later. Where there is no connection
+        the error is `Unavailable`, applied "no". It leaves with `flush`, or at the end of this turn of the loop.
+        """
+        connection = self._link.connection
+        if connection is None:
+            asyncio.get_running_loop().call_soon(on_reply, Unavailable(self._link.why_not()), None)
+        else:
+            connection.send(method, params, on_reply)
+
+    def flush(self) -> None:
+        """Lets what was sent leave now."""
+        if self._link.connection is not None:
+            self._link.connection.flush()
+
+    # -- one call ---------------------------------------------------------------------------------------------------
+
+    async def call(self, method: str, *params: Any, timeout_s: float | None = None, **options: Any) -> Any:
+        """The result of any procedure; options that are None are not sent. Raises BillingError."""
+        given = {name: value for name, value in options.items() if value is not None}
+        arguments: list[Any] = [*params, given] if given else list(params)
+        repeatable = "request_id" in given or method in _ONLY_READS
+        seconds = self.timeout_s if timeout_s is None else timeout_s
+        pause_s = BACKOFF_FIRST_S
+        unknown = False  # whether an attempt may have had its effect
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                while True:
+                    unknown_before = unknown
+                    try:
+                        connection = await self._link.connected()
+                        unknown = True
+                        return await _ask(connection, method, arguments)
+                    except BillingError as error:
+                        unknown = unknown_before or error.applied == "unknown"
+                        if not (repeatable and error.retry) or self._link.closed:
+                            raise
+                    await asyncio.sleep(pause_s * (1 + self._jitter()))
+                    pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise self._no_answer(seconds, unknown) from None
+
+    def _no_answer(self, seconds: float, unknown: bool) -> Unavailable:
+        why = "" if self._link.connection is not None else f": {self._link.why_not()}"
+        return Unavailable(f"no answer within {seconds:g} s{why}", applied="unknown" if unknown else "no")
+
+    # -- accounts ---------------------------------------------------------------------------------------------------
+
+    async def top_up(
+        self, user_id: UserId, amount: Amount, *, request_id: str | bytes | None = None, message: str | None = None
+    ) -> Account:
+        """Adds money; creates the account if it is new."""
+        result: Account = await self.call("top_up", user_id, amount, request_id=request_id, message=message)
+        return result
+
+    async def set_rate(
+        self,
+        user_id: UserId,
+        rate: Amount,
+        *,
+        per: str | None = None,
+        resource: str | None = None,
+        rate_seq: int | None = None,
+        min_runway_ns: int | None = None,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
+    ) -> Account:
+        """Sets the rate of one rate line, per second unless `per` says minute or hour."""
+        result: Account = await self.call(
+            "set_rate",
+            user_id,
+            rate,
+            per=per,
+            resource=resource,
+            rate_seq=rate_seq,
+            min_runway_ns=min_runway_ns,
+            request_id=request_id,
+            message=message,
+        )
+        return result
+
+    async def change_rate(
+        self,
+        user_id: UserId,
+        delta: Amount,
+        *,
+        per: str | None = None,
+        resource: str | None = None,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
+    ) -> Account:
+        """Adds to a rate line, or takes from it."""
+        result: Account = await self.call(
+            "change_rate", user_id, delta, per=per, resource=resource, request_id=request_id, message=message
+        )
+        return result
+
+    async def debit(
+        self,
+        user_id: UserId,
+        amount: Amount,
+        *,
+        mode: str | None = None,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
+    ) -> Account:
+        """A one-off charge; `mode` is strict, partial or force."""
+        result: Account = await self.call("debit", user_id, amount, mode=mode, request_id=request_id, message=message)
+        return result
+
+    async def set_credit_limit(
+        self, user_id: UserId, amount: Amount, *, request_id: str | bytes | None = None
+    ) -> Account:
+        """How far below zero available money reaches."""
+        result: Account = await self.call("set_credit_limit", user_id, amount, request_id=request_id)
+        return result
+
+    async def get_account(self, user_id: UserId) -> Account:
+        """Everything about the account now."""
+        result: Account = await self.call("get_account", user_id)
+        return result
+
+    async def accounts(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
+        """Accounts in order of user_id, a page; the next one is `after` its last."""
+        result: Rows = await self.call("accounts", after=after, limit=limit)
+        return result
+
+    async def history(self, user_id: UserId, *, limit: int | None = None, before: int | None = None) -> Rows:
+        """Entries, newest first; the next page is `before` the last entry_id."""
+        result: Rows = await self.call("history", user_id, limit=limit, before=before)
+        return result
+
+    async def hold(
+        self, user_id: UserId, amount: Amount, *, ttl_ns: int | None = None, request_id: str | bytes | None = None
+    ) -> Account:
+        """Reserves money; the reply has `hold_id`."""
+        result: Account = await self.call("hold", user_id, amount, ttl_ns=ttl_ns, request_id=request_id)
+        return result
+
+    async def capture(
+        self, user_id: UserId, hold_id: str, amount: Amount, *, request_id: str | bytes | None = None
+    ) -> Account:
+        """Takes part or all of a hold and frees the rest."""
+        result: Account = await self.call("capture", user_id, hold_id, amount, request_id=request_id)
+        return result
+
+    async def release(self, user_id: UserId, hold_id: str, *, request_id: str | bytes | None = None) -> Account:
+        """Gives a hold back."""
+        result: Account = await self.call("release", user_id, hold_id, request_id=request_id)
+        return result
+
+    async def adjust(
+        self, user_id: UserId, amount: Amount, reason: str, *, request_id: str | bytes | None = None
+    ) -> Account:
+        """A correction of either sign, booked as such."""
+        result: Account = await self.call("adjust", user_id, amount, reason, request_id=request_id)
+        return result
+
+    async def set_thresholds(
+        self, user_id: UserId, thresholds: Sequence[dict[str, Amount]], *, request_id: str | bytes | None = None
+    ) -> Account:
+        """When to send low-balance notices: maps of either `amount` or `runway_ns`."""
+        result: Account = await self.call("set_thresholds", user_id, list(thresholds), request_id=request_id)
+        return result
+
+    async def close_account(self, user_id: UserId, *, request_id: str | bytes | None = None) -> Account:
+        """Closes an account at rate 0, with no debt, hold or owed cutoff."""
+        result: Account = await self.call("close_account", user_id, request_id=request_id)
+        return result
+
+    # -- the daemon -------------------------------------------------------------------------------------------------
+
+    async def ping(self) -> str:
+        """Whether the daemon answers."""
+        result: str = await self.call("ping")
+        return result
+
+    async def server_info(self) -> dict[str, Any]:
+        """Version and limits."""
+        result: dict[str, Any] = await self.call("server_info")
+        return result
+
+    async def methods(self) -> Rows:
+        """The table of procedures."""
+        result: Rows = await self.call("methods")
+        return result
+
+    async def bucket_id(self, user_id: UserId) -> int:
+        """The bucket a user hashes to."""
+        result: int = await self.call("bucket_id", user_id)
+        return result
+
+    async def route(self) -> Any:
+        """Who owns each bucket, and where to call."""
+        return await self.call("route")
+
+    async def buckets_info(self) -> Rows:
+        """Owner, state and size of each bucket."""
+        result: Rows = await self.call("buckets_info")
+        return result
+
+    async def shards_info(self) -> Rows:
+        """Process, buckets and load of each shard."""
+        result: Rows = await self.call("shards_info")
+        return result
+
+    async def move_bucket(self, bucket_id: int, shard_id: int) -> Any:
+        """Moves a bucket; answers when the target serves."""
+        return await self.call("move_bucket", bucket_id, shard_id)
+
+    async def pin_bucket(self, bucket_id: int) -> Any:
+        """Keeps the rebalancer off a bucket."""
+        return await self.call("pin_bucket", bucket_id)
+
+    async def unpin_bucket(self, bucket_id: int) -> Any:
+        """Lets the rebalancer move a bucket again."""
+        return await self.call("unpin_bucket", bucket_id)
+
+    async def rebalance(self) -> Any:
+        """Moves buckets until the load is even."""
+        return await self.call("rebalance")
+
+    async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
+        """What is owed to the cutoff URL."""
+        result: Rows = await self.call("pending_cutoffs", after=after, limit=limit)
+        return result
+
+    async def retry_cutoff(self, user_id: UserId) -> Any:
+        """Tries an account's owed cutoff at once."""
+        return await self.call("retry_cutoff", user_id)
+
+    async def release_cutoffs(self) -> Any:
+        """Lets the cutoffs go that a start held back."""
+        return await self.call("release_cutoffs")
+
+    async def forecast(self, *, within_ns: int | None = None, limit: int | None = None) -> Any:
+        """Coming exhaustions, soonest first."""
+        return await self.call("forecast", within_ns=within_ns, limit=limit)
+
+
+async def _ask(connection: Connection, method: str, params: list[Any]) -> Any:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def on_reply(error: BillingError | None, result: Any) -> None:
+        if future.done():  # the call has timed out or was cancelled
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    connection.send(method, params, on_reply)
+    return await future
