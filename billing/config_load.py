@@ -5,10 +5,10 @@ Theory. Values come, later ones winning, from the declaration (`billing.config`)
 folder of the configuration file, or to the working directory if there is none, wherever they are set.
 
 Invariant: what `load` gives out can be run. Unknown keys are faults, and so are wrong types, combinations that cannot
-be meant, and named files that are missing or that too many can read. All faults are found in one go and told in one
-`ConfigError`: each with its path, the source of its value, and what is expected.
+be meant, and named files that are missing, that too many can read, or that do not hold what they should. All faults
+are found in one go and told in one `ConfigError`: each with its path, the source of its value, and what is expected.
 
-It creates nothing and never writes; the one file it reads is the one it is given.
+It creates nothing, never writes, and repeats no secret in what it says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import reprlib
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from billing.config import PATH, PUBLIC, SECRET, Config, declared, expected, val
 EXIT_CONFIG = 78
 ENVIRONMENT_PREFIX = "BILLING_"
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
+NAMED_FILE_CHARACTERS_MAX = 2**20
 
 
 class Fault(NamedTuple):
@@ -76,9 +77,13 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
     config = _validate(tables, sources, faults)
     wrong = {fault.path for fault in faults}
     if str(file) not in wrong:  # otherwise too little is known
-        for paths, text in (*_combinations(config), *_files(config)):
-            if wrong.isdisjoint(paths):
-                faults.append(Fault(paths[0], sources[paths[0]], text))
+        faults += [
+            Fault(paths[0], sources[paths[0]], text)
+            for paths, text in (*_combinations(config), *_files(config))
+            if wrong.isdisjoint(paths)
+        ]
+        wrong = {fault.path for fault in faults}
+        faults += [Fault(path, sources[path], text) for path, text in _contents(config, wrong)]
     if faults:
         raise ConfigError(sorted(faults, key=lambda fault: fault.path))
     return Loaded(config, sources, file)
@@ -211,3 +216,39 @@ def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (path,), f"expected a file that this user can read, got {name}"
         elif SECRET in field.metadata and mode & 0o026:
             yield (path,), f"expected mode 0600 or 0640, since it is secret: {name} has {mode & 0o777:04o}"
+
+
+def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong in the files that are named, as the parts that use them read them; imported where needed only."""
+    rpc, secret_file = config.rpc, config.cutoff.secret_file
+    if rpc.tokens_file and "rpc.tokens_file" not in wrong:
+        from billing.api.auth import Guard
+
+        yield from _parsed("rpc.tokens_file", rpc.tokens_file, Guard)
+    if secret_file and "cutoff.secret_file" not in wrong:
+        from billing.expirationd.signature import parse_secrets
+
+        yield from _parsed("cutoff.secret_file", secret_file, parse_secrets)
+    if rpc.tls_cert and not wrong & {"rpc.tls_cert", "rpc.tls_key"}:
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(rpc.tls_cert, rpc.tls_key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            yield "rpc.tls_cert", f"expected a certificate and, in rpc.tls_key, its key without a password: {error}"
+        if rpc.tls_client_ca and "rpc.tls_client_ca" not in wrong:
+            try:
+                context.load_verify_locations(rpc.tls_client_ca)
+            except (OSError, ValueError) as error:
+                yield "rpc.tls_client_ca", f"expected certificates in PEM: {error}"
+
+
+def _parsed(path: str, name: str, parse: Callable[[str], object]) -> Iterator[tuple[str, str]]:
+    try:
+        with open(name, encoding="utf-8") as opened:
+            parse(opened.read(NAMED_FILE_CHARACTERS_MAX))
+    except UnicodeDecodeError:
+        yield path, f"{name}: expected text in UTF-8"
+    except (OSError, ValueError) as error:
+        yield path, f"{name}: {error}"

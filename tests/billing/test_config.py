@@ -116,7 +116,7 @@ def test_later_sources_win_and_are_told(write):
 
 
 def test_relative_paths_are_relative_to_the_folder_of_the_file(write):
-    write("secret", "secret.txt")
+    write(SECRET, "secret.txt")
     file = write(
         '[daemon]\ndata_dir = "../data"\n[rpc]\nunix_socket = "run/rpc.sock"\n[cutoff]\nsecret_file = "secret.txt"\n'
     )
@@ -200,9 +200,27 @@ def test_loopback_needs_no_guard(write, listen):
     assert load(write(f'[rpc]\nlisten = "{listen}"'), {}).config.rpc.listen == listen
 
 
+TOKENS = "metering:charge,read:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+CERTIFICATE = """
+-----BEGIN CERTIFICATE-----
+MIIBNDCB56ADAgECAhQo29EdguSzE6ni33knkjeskqcdZjAFBgMrZXAwDzENMAsG
+A1UEAwwEdGVzdDAgFw0yNjExMjMwOTMzNDdaGA8yMTI2MTAzMDA5MzM0N1owDzEN
+MAsGA1UEAwwEdGVzdDAqMAUGAytlcAMhAJqSc1uWg53Ng4FodEyylbViiIr8ncmA
+03ST3YjxLsP9o1MwUTAdBgNVHQ4EFgQUO7bD+KSoWTvHRGAByZbavOaX6hkwHwYD
+VR0jBBgwFoAUO7bD+KSoWTvHRGAByZbavOaX6hkwDwYDVR0TAQH/BAUwAwEB/zAF
+BgMrZXADQQD4R+I9RLiA8j3drfJ77Xj+Qg3VxgXTiUjGK/2bxHS1EIGx/8jRib1y
+nrq9p1NhUcsM5W31hmWuBatFLKvscYAD
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEICVz7Nr+Ywa3VP3Rh+lT0X674CCO/r/ai6IBttIAW8X0
+-----END PRIVATE KEY-----
+"""
+
+
 def test_beyond_loopback_tokens_or_client_certificates_are_needed(write):
-    write("token", "tokens")
-    write("pem", "pem")
+    write(TOKENS, "tokens")
+    write(CERTIFICATE, "pem")
     assert load(write('[rpc]\nlisten = "0.0.0.0:1"\ntokens_file = "tokens"'), {})
     tls = 'tls_cert = "pem"\ntls_key = "pem"\n'
     assert load(write(f'[rpc]\nlisten = "0.0.0.0:1"\n{tls}tls_client_ca = "pem"'), {})
@@ -213,7 +231,7 @@ def test_beyond_loopback_tokens_or_client_certificates_are_needed(write):
     ("mode", "fine"), [(0o600, True), (0o400, True), (0o640, True), (0o644, False), (0o620, False)]
 )
 def test_a_secret_is_readable_by_few(write, mode, fine):
-    write("secret", "secret", mode)
+    write(SECRET, "secret", mode)
     file = write('[cutoff]\nsecret_file = "secret"')
     if fine:
         assert load(file, {}).config.cutoff.secret_file == str(file.parent / "secret")
@@ -222,8 +240,28 @@ def test_a_secret_is_readable_by_few(write, mode, fine):
         assert f"{mode:04o}" in fault.expected
 
 
+def test_what_stands_in_the_named_files_is_looked_at_and_never_repeated(write):
+    write("metering:charge:hunter2", "tokens")
+    write("hunter2", "secret")
+    write(CERTIFICATE.partition("-----BEGIN PRIVATE")[0], "certificate")
+    write("hunter2", "key")
+    tls = 'tls_cert = "certificate"\ntls_key = "key"\ntls_client_ca = "key"\n'
+    file = write(f'[rpc]\ntokens_file = "tokens"\n{tls}[cutoff]\nsecret_file = "secret"\n')
+    faults = faults_of(file)
+    assert [fault.path for fault in faults] == [
+        "cutoff.secret_file",
+        "rpc.tls_cert",
+        "rpc.tls_client_ca",
+        "rpc.tokens_file",
+    ]
+    assert "line 1" in faults[0].expected
+    assert "hunter2" not in str(faults)
+    (file.parent / "secret").write_bytes(b"\xff\xfe")
+    assert "UTF-8" in faults_of(file)[0].expected
+
+
 def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write):
-    write("pem", "pem")
+    write(CERTIFICATE, "pem")
     faults = faults_of(write('[rpc]\ntls_cert = 7\ntls_key = "pem"\nunix_socket = 5\nlisten = ""'))
     assert [fault.path for fault in faults] == ["rpc.tls_cert", "rpc.unix_socket"]
 
