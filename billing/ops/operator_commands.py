@@ -1,0 +1,149 @@
+"""The operator's commands: `billing shards`, `billing buckets …`, `billing cutoffs …`, `billing forecast` and the like.
+
+A group called without a command lists what it is about.
+"""
+
+from __future__ import annotations
+
+import click
+
+from billing.ops.calling import DURATION, Target, ask, target_options
+from billing.ops.showing import show
+
+_limit = click.option("--limit", type=int, help="How many at most.  [1000]")
+
+
+@click.command()
+@target_options
+def shards(target: Target) -> None:
+    """Lists the shards: process, buckets, accounts, load."""
+    show(target, ask(target, "shards_info"))
+
+
+@click.group(invoke_without_command=True)
+@target_options
+@click.pass_context
+def buckets(context: click.Context, target: Target) -> None:
+    """Lists the buckets and their owners, or moves and pins them."""
+    if context.invoked_subcommand is None:
+        show(target, ask(target, "buckets_info"))
+
+
+@buckets.command("of")
+@click.argument("user")
+@target_options
+def bucket_of(target: Target, user: str) -> None:
+    """Tells the bucket that USER is in."""
+    show(target, ask(target, "bucket_id", user))
+
+
+@buckets.command()
+@target_options
+def route(target: Target) -> None:
+    """Tells who owns each bucket, as clients are told."""
+    show(target, ask(target, "route"))
+
+
+@buckets.command()
+@click.argument("bucket", type=int)
+@click.argument("shard", type=int)
+@target_options
+def move(target: Target, bucket: int, shard: int) -> None:
+    """Moves BUCKET to SHARD, and waits until it serves."""
+    show(target, ask(target, "move_bucket", bucket, shard))
+
+
+@buckets.command()
+@click.argument("bucket", type=int)
+@target_options
+def pin(target: Target, bucket: int) -> None:
+    """Keeps the rebalancer off BUCKET."""
+    show(target, ask(target, "pin_bucket", bucket))
+
+
+@buckets.command()
+@click.argument("bucket", type=int)
+@target_options
+def unpin(target: Target, bucket: int) -> None:
+    """Lets the rebalancer move BUCKET again."""
+    show(target, ask(target, "unpin_bucket", bucket))
+
+
+@buckets.command()
+@target_options
+def rebalance(target: Target) -> None:
+    """Moves buckets until the load is even."""
+    show(target, ask(target, "rebalance"))
+
+
+@click.group(invoke_without_command=True)
+@click.option("--after", metavar="USER", help="Starts behind this user.")
+@_limit
+@target_options
+@click.pass_context
+def cutoffs(context: click.Context, target: Target, after: str | None, limit: int | None) -> None:
+    """Lists the cutoffs that are owed, or tries and releases them."""
+    if context.invoked_subcommand is None:
+        show(target, ask(target, "pending_cutoffs", after=after, limit=limit))
+
+
+@cutoffs.command()
+@click.argument("user")
+@target_options
+def retry(target: Target, user: str) -> None:
+    """Tries the cutoff that is owed for USER at once."""
+    show(target, ask(target, "retry_cutoff", user))
+
+
+@cutoffs.command()
+@target_options
+def release(target: Target) -> None:
+    """Lets the cutoffs go that the start of the daemon held back."""
+    show(target, ask(target, "release_cutoffs"))
+
+
+@click.command()
+@click.option("--within", "within_ns", type=DURATION, help="Only those that come this soon.")
+@_limit
+@target_options
+def forecast(target: Target, within_ns: int | None, limit: int | None) -> None:
+    """Lists the exhaustions that are coming, soonest first."""
+    show(target, ask(target, "forecast", within_ns=within_ns, limit=limit))
+
+
+@click.command()
+@target_options
+def methods(target: Target) -> None:
+    """Lists the procedures of the daemon, and what they take."""
+    described = ask(target, "methods")
+    if not target.as_json:
+        described = [
+            {
+                "method": row["name"],
+                "takes": ", ".join(field["name"] for field in row["params"]) or "-",
+                "options": ", ".join(field["name"] for field in row["options"]) or "-",
+                "role": row["role"],
+                "does": row["doc"],
+            }
+            for row in described
+        ]
+    show(target, described)
+
+
+@click.command()
+@target_options
+def ping(target: Target) -> None:
+    """Asks whether the daemon answers."""
+    show(target, ask(target, "ping"))
+
+
+@click.command()
+@target_options
+def info(target: Target) -> None:
+    """Shows the daemon's version and limits."""
+    show(target, ask(target, "server_info"))
+
+
+COMMANDS: dict[str, click.Command] = {
+    str(command.name): command for command in (shards, buckets, cutoffs, forecast, methods, ping, info)
+}
