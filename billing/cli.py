@@ -33,7 +33,35 @@ class Lazy(NamedTuple):
 
 
 LAZY: dict[str, Lazy] = {
+    "top-up": Lazy("billing.ops.account_commands", "Adds AMOUNT coins to USER; opens the account if it is new."),
+    "set-rate": Lazy("billing.ops.account_commands", "Sets how fast USER's money is being spent: RATE coins a second."),
+    "change-rate": Lazy(
+        "billing.ops.account_commands", "Adds DELTA coins a second to a rate of USER; below zero it is refused."
+    ),
+    "debit": Lazy("billing.ops.account_commands", "Takes AMOUNT coins from USER once."),
+    "account": Lazy("billing.ops.account_commands", "Shows everything about USER now."),
+    "accounts": Lazy("billing.ops.account_commands", "Lists accounts in order of their user ids."),
+    "history": Lazy("billing.ops.account_commands", "Lists what happened to USER, newest first."),
+    "credit-limit": Lazy("billing.ops.account_commands", "Sets how far below zero USER may go: AMOUNT coins."),
+    "hold": Lazy("billing.ops.account_commands", "Reserves AMOUNT coins of USER; the reply names the hold."),
+    "capture": Lazy("billing.ops.account_commands", "Takes AMOUNT coins of a hold of USER and frees the rest."),
+    "release": Lazy("billing.ops.account_commands", "Gives a hold of USER back."),
+    "adjust": Lazy("billing.ops.account_commands", "Corrects USER's balance by AMOUNT coins, with a REASON."),
+    "thresholds": Lazy(
+        "billing.ops.account_commands", "Sets when notices about USER's low balance are sent; without options, never."
+    ),
+    "close": Lazy("billing.ops.account_commands", "Closes USER's account and pays out the rest."),
+    "shards": Lazy("billing.ops.operator_commands", "Lists the shards: process, buckets, accounts, load."),
+    "buckets": Lazy("billing.ops.operator_commands", "Lists the buckets and their owners, or moves and pins them."),
+    "cutoffs": Lazy("billing.ops.operator_commands", "Lists the cutoffs that are owed, or tries and releases them."),
+    "forecast": Lazy("billing.ops.operator_commands", "Lists the exhaustions that are coming, soonest first."),
+    "methods": Lazy("billing.ops.operator_commands", "Lists the procedures of the daemon, and what they take."),
+    "ping": Lazy("billing.ops.operator_commands", "Asks whether the daemon answers."),
+    "info": Lazy("billing.ops.operator_commands", "Shows the daemon's version and limits."),
     "journal": Lazy("billing.ops.journal_dump", "Looks into the files of a journal."),
+    "receiver": Lazy(
+        "billing.ops.receiver_command", "Takes cutoff calls for trying and measuring, and says how late they came."
+    ),
 }
 
 # An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:

@@ -19,6 +19,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
     "shards/links.py": ({"os.open", "os.unlink"}, "the directory of the workers' unix sockets"),
     "billing/serve.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
+    "billing/ops/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/config_load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
 }
 
