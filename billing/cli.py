@@ -1,8 +1,8 @@
 """The command line. `billing --help` is there at once, because no command is imported before it is called.
 
 Commands that need little stand here and import what they need when they run. All others stand in modules of their own,
-which export `COMMANDS: dict[str, click.Command]`, and are named in `LAZY` with their one line of help; a test holds
-the two equal.
+which export `COMMANDS: dict[str, click.Command]`, and are named in `ELSEWHERE` with their one line of help; a test
+holds the two equal.
 
 Exit codes: 0 done, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug, 2 a call that makes no sense, 1 a
 command that says no.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -25,43 +25,46 @@ from billing import __version__
 EXIT_BUG = 70
 
 
-class Lazy(NamedTuple):
-    """A command that stands elsewhere."""
+# Module -> its commands, each with its one line of help.
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "billing.ops.account_commands": {
+        "top-up": "Adds AMOUNT coins to USER; opens the account if it is new.",
+        "set-rate": "Sets how fast USER's money is being spent: RATE coins a second.",
+        "change-rate": "Adds DELTA coins a second to a rate of USER; below zero it is refused.",
+        "debit": "Takes AMOUNT coins from USER once.",
+        "account": "Shows everything about USER now.",
+        "accounts": "Lists accounts in order of their user ids.",
+        "history": "Lists what happened to USER, newest first.",
+        "credit-limit": "Sets how far below zero USER may go: AMOUNT coins.",
+        "hold": "Reserves AMOUNT coins of USER; the reply names the hold.",
+        "capture": "Takes AMOUNT coins of a hold of USER and frees the rest.",
+        "release": "Gives a hold of USER back.",
+        "adjust": "Corrects USER's balance by AMOUNT coins, with a REASON.",
+        "thresholds": "Sets when notices about USER's low balance are sent; without options, never.",
+        "close": "Closes USER's account and pays out the rest.",
+    },
+    "billing.ops.operator_commands": {
+        "shards": "Lists the shards: process, buckets, accounts, load.",
+        "buckets": "Lists the buckets and their owners, or moves and pins them.",
+        "cutoffs": "Lists the cutoffs that are owed, or tries and releases them.",
+        "forecast": "Lists the exhaustions that are coming, soonest first.",
+        "methods": "Lists the procedures of the daemon, and what they take.",
+        "ping": "Asks whether the daemon answers.",
+        "info": "Shows the daemon's version and limits.",
+    },
+    "billing.ops.demo": {"demo": "Starts a daemon of its own and shows what it does, with three users."},
+    "billing.ops.receiver_command": {
+        "receiver": "Takes cutoff calls for trying and measuring, and says how late they came.",
+    },
+    "billing.ops.journal_dump": {"journal": "Looks into the files of a journal."},
+}
+MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in commands}
 
-    module: str  # exports COMMANDS
-    help: str
-
-
-LAZY: dict[str, Lazy] = {
-    "top-up": Lazy("billing.ops.account_commands", "Adds AMOUNT coins to USER; opens the account if it is new."),
-    "set-rate": Lazy("billing.ops.account_commands", "Sets how fast USER's money is being spent: RATE coins a second."),
-    "change-rate": Lazy(
-        "billing.ops.account_commands", "Adds DELTA coins a second to a rate of USER; below zero it is refused."
-    ),
-    "debit": Lazy("billing.ops.account_commands", "Takes AMOUNT coins from USER once."),
-    "account": Lazy("billing.ops.account_commands", "Shows everything about USER now."),
-    "accounts": Lazy("billing.ops.account_commands", "Lists accounts in order of their user ids."),
-    "history": Lazy("billing.ops.account_commands", "Lists what happened to USER, newest first."),
-    "credit-limit": Lazy("billing.ops.account_commands", "Sets how far below zero USER may go: AMOUNT coins."),
-    "hold": Lazy("billing.ops.account_commands", "Reserves AMOUNT coins of USER; the reply names the hold."),
-    "capture": Lazy("billing.ops.account_commands", "Takes AMOUNT coins of a hold of USER and frees the rest."),
-    "release": Lazy("billing.ops.account_commands", "Gives a hold of USER back."),
-    "adjust": Lazy("billing.ops.account_commands", "Corrects USER's balance by AMOUNT coins, with a REASON."),
-    "thresholds": Lazy(
-        "billing.ops.account_commands", "Sets when notices about USER's low balance are sent; without options, never."
-    ),
-    "close": Lazy("billing.ops.account_commands", "Closes USER's account and pays out the rest."),
-    "shards": Lazy("billing.ops.operator_commands", "Lists the shards: process, buckets, accounts, load."),
-    "buckets": Lazy("billing.ops.operator_commands", "Lists the buckets and their owners, or moves and pins them."),
-    "cutoffs": Lazy("billing.ops.operator_commands", "Lists the cutoffs that are owed, or tries and releases them."),
-    "forecast": Lazy("billing.ops.operator_commands", "Lists the exhaustions that are coming, soonest first."),
-    "methods": Lazy("billing.ops.operator_commands", "Lists the procedures of the daemon, and what they take."),
-    "ping": Lazy("billing.ops.operator_commands", "Asks whether the daemon answers."),
-    "info": Lazy("billing.ops.operator_commands", "Shows the daemon's version and limits."),
-    "journal": Lazy("billing.ops.journal_dump", "Looks into the files of a journal."),
-    "receiver": Lazy(
-        "billing.ops.receiver_command", "Takes cutoff calls for trying and measuring, and says how late they came."
-    ),
+# How `--help` groups them; all others stand under the last title.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Accounts": tuple(ELSEWHERE["billing.ops.account_commands"]),
+    "Operation": ("serve", "config", "journal", *ELSEWHERE["billing.ops.operator_commands"]),
+    "Trying and measuring": ("demo", "receiver"),
 }
 
 # An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:
@@ -76,23 +79,26 @@ ENDINGS: tuple[tuple[str, str, int, str], ...] = (
 
 
 class Group(click.Group):
-    """A group that also has the commands in `LAZY`."""
+    """A group that also has the commands in `ELSEWHERE`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *LAZY})
+        return sorted({*super().list_commands(ctx), *MODULE_OF})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in LAZY:
+        if cmd_name not in MODULE_OF:
             return super().get_command(ctx, cmd_name)
-        command = import_module(LAZY[cmd_name].module).COMMANDS[cmd_name]
+        command = import_module(MODULE_OF[cmd_name]).COMMANDS[cmd_name]
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, lazy.help) for name, lazy in LAZY.items()]
-        rows += [(name, found.get_short_help_str(90)) for name, found in self.commands.items() if not found.hidden]
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(rows))
+        texts = {name: text for commands in ELSEWHERE.values() for name, text in commands.items()}
+        texts |= {name: found.get_short_help_str(90) for name, found in self.commands.items() if not found.hidden}
+        for title, names in SECTIONS.items():
+            if title == list(SECTIONS)[-1]:
+                names = (*names, *sorted(texts))
+            with formatter.section(title):
+                formatter.write_dl([(name, texts.pop(name)) for name in dict.fromkeys(names) if name in texts])
 
 
 config_option = click.option(
