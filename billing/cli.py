@@ -53,6 +53,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "info": "Shows the daemon's version and limits.",
     },
     "billing.ops.demo": {"demo": "Starts a daemon of its own and shows what it does, with three users."},
+    "billing.loadtest.replay": {
+        "replay": "Drives a daemon with the virtual machines of a trace and checks every cutoff.",
+    },
     "billing.ops.receiver_command": {
         "receiver": "Takes cutoff calls for trying and measuring, and says how late they came.",
     },
@@ -64,7 +67,7 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": tuple(ELSEWHERE["billing.ops.account_commands"]),
     "Operation": ("serve", "config", "journal", *ELSEWHERE["billing.ops.operator_commands"]),
-    "Trying and measuring": ("demo", "receiver"),
+    "Trying and measuring": ("demo", "receiver", "replay"),
 }
 
 # An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:
