@@ -30,11 +30,17 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Final, NamedTuple
 
+from billing.ops.arrivals import Arrival
+
 HOUR_NS: Final = 3600 * 10**9
 INSTANT_NS_MAX: Final = 2**63 - 1  # a coming exhaustion beyond it is told as nil
 ACTIVE: Final = "active"
 EXHAUSTED: Final = "exhausted"
 SUPERSEDED: Final = "superseded"
+
+
+class Impossible(Exception):
+    """Answers that no account could have given in this order."""
 
 
 class Expected(NamedTuple):
@@ -43,16 +49,6 @@ class Expected(NamedTuple):
     user_id: str
     seq: int
     at_ns: int
-
-
-class Arrival(NamedTuple):
-    """A GET as the receiver saw it; `arrived_ns` in billing time."""
-
-    user_id: str
-    event_id: str
-    seq: int
-    exhausted_at_ns: int
-    arrived_ns: int
 
 
 class View(NamedTuple):
@@ -82,10 +78,11 @@ class Account:
         self.superseded: list[range] = []  # numbers; the last of each is not owed, those before it perhaps not
 
     def settle(self, at_ns: int) -> None:
-        """Lets time pass up to an instant, with the exhaustion that falls due until then. AssertionError if it lies
-        before the last one.
+        """Lets time pass up to an instant, with the exhaustion that falls due until then. Impossible if it lies before
+        the last one.
         """
-        assert at_ns >= self.settled_ns, f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}"
+        if at_ns < self.settled_ns:
+            raise Impossible(f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}")
         if not self.exhausted and self.rate:
             due_ns = self._due_ns()
             if due_ns <= at_ns:
@@ -119,14 +116,13 @@ class Account:
         self.set_rate(at_ns, self.lines.get(resource, 0) + delta_nanos_per_hour, resource)
 
     def debit(self, at_ns: int, amount_nanos: int, mode: str = "strict") -> int:
-        """An answered one (a refused one changes nothing); the nanos taken, as a floor."""
+        """An answered one (a refused one changes nothing); the nanos taken, as a floor. Impossible beyond available."""
         self.settle(at_ns)
         taken = Fraction(amount_nanos)
         if mode == "partial":
             taken = min(taken, max(self.available, Fraction(0)))
-        assert mode == "force" or taken <= self.available, (
-            f"{self.user_id}: a debit at {at_ns} should have been refused"
-        )
+        if mode != "force" and taken > self.available:
+            raise Impossible(f"{self.user_id}: a debit at {at_ns} should have been refused")
         self.available -= taken
         if not self.exhausted and self.available <= 0:
             self._exhaust(at_ns)
