@@ -103,7 +103,7 @@ def replay(
     receiver: str | None,
     own: bool | None,
 ) -> None:
-    """Drives a daemon with the machines of a trace and judges every cutoff."""
+    """Drives a daemon with the virtual machines of a trace and checks every cutoff."""
     if own and (address or receiver):
         raise click.UsageError("--own starts a daemon and a receiver; it takes no --address or --receiver")
     token = token_file.read().strip() if token_file is not None else None
@@ -173,7 +173,7 @@ async def _target(options: Options, stack: contextlib.AsyncExitStack) -> tuple[s
     address = options.address or config.rpc.listen
     receiver = options.receiver or receiver_address(config)
     if not answers(receiver):
-        command = [sys.executable, "-m", "billing", "receiver", "--listen", receiver]
+        command = [sys.executable, "-m", "billing", "receiver", "--quiet", "--listen", receiver]
         child = Child("billing receiver", command, os.environ)
         stack.push_async_callback(child.end)
         await child.start()
