@@ -79,8 +79,13 @@ class Door:
         clock: Callable[[], int],
         server_info: Callable[[], dict[str, object]],
         limits: Limits = LIMITS,
+        fail: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        """`clock`: monotonic nanoseconds, above 0. `server_info`: what that procedure answers, `limits` aside."""
+        """`clock`: monotonic nanoseconds, above 0. `server_info`: what that procedure answers, `limits` aside. `fail`
+        is told what the gate raised, which is always a broken invariant; left to the event loop, it would end nothing
+        but the connection whose request met it.
+        """
+        self.fail = fail
         self.gate = gate
         self.guard = guard
         self.clock = clock

@@ -140,7 +140,11 @@ class Connection(Outlet):
                     return False
                 continue
             self.in_flight += 1
-            submit(self, msgid, bucket_of(command[1]), command)
+            try:
+                submit(self, msgid, bucket_of(command[1]), command)
+            except BaseException as error:
+                self._door.fail(error)
+                raise
         return False
 
     def _take_other(self, frame: object) -> bool:
@@ -182,12 +186,16 @@ class Connection(Outlet):
         if msgid is None or weight > 1:
             caller = Proxy(self, weight, msgid is not None)
         self.in_flight += weight
-        if method.kind == COMMAND:
-            gate.submit(caller, msgid or 0, gate.bucket_of(body[1]), body)
-        elif method.kind == QUERY:
-            gate.read(caller, msgid or 0, gate.bucket_of(body[1]), body)
-        else:
-            gate.operate(caller, msgid or 0, body)
+        try:
+            if method.kind == COMMAND:
+                gate.submit(caller, msgid or 0, gate.bucket_of(body[1]), body)
+            elif method.kind == QUERY:
+                gate.read(caller, msgid or 0, gate.bucket_of(body[1]), body)
+            else:
+                gate.operate(caller, msgid or 0, body)
+        except BaseException as error:
+            self._door.fail(error)
+            raise
         return True
 
     def _local(self, name: str, body: tuple[Any, ...]) -> object:

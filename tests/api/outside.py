@@ -44,6 +44,7 @@ class Gate:
         self.waiting: list[tuple[Any, Any, object]] = []
         self.holds_back = False
         self.replies: dict[str, object] = {}
+        self.broken: BaseException | None = None  # raised instead of carrying anything out
 
     def bucket_of(self, key: bytes) -> int:
         return bucket_id_of(key, self.bucket_count)
@@ -60,6 +61,8 @@ class Gate:
         self._ask("operate", caller, token, operation, [])
 
     def _ask(self, kind: str, caller: Any, token: Any, what: Any, reply: object) -> None:
+        if self.broken is not None:
+            raise self.broken
         self.asked.append((kind, what))
         self.waiting.append((caller, token, self.replies.get(str(what[0]), reply)))
         if len(self.waiting) == 1 and not self.holds_back:
@@ -132,7 +135,10 @@ class House:
     def __init__(self, limits: Limits, guard: Guard) -> None:
         self.gate = Gate()
         self.clock = Clock()
-        self.door = Door(self.gate, guard, self.clock, lambda: {"name": "billing", "version": "0"}, limits)
+        self.bugs: list[BaseException] = []
+        self.door = Door(
+            self.gate, guard, self.clock, lambda: {"name": "billing", "version": "0"}, limits, self.bugs.append
+        )
         self.server: asyncio.Server | None = None
         self.address: Any = None
         self._wires: list[Wire] = []
