@@ -115,7 +115,9 @@ class OwnDaemon:
             environment = {**self._environ, **_as_environment(settings)}
             self.config = load(self._file, environment).config
             billing = [sys.executable, "-m", "billing"]
-            await self._start("billing receiver", [*billing, "receiver", "--quiet", "--listen", self.cutoff], environment)
+            await self._start(
+                "billing receiver", [*billing, "receiver", "--quiet", "--listen", self.cutoff], environment
+            )
             config = ["--config", str(self._file)] if self._file else []
             await self._start("billing serve", [*billing, "serve", *config], environment)
             await self._ready()
