@@ -50,7 +50,7 @@ from shards.journal.recovery import Found, examine, segment_name, written_anew
 from shards.journal.replay import Segment, batches, chain_at, covering
 from shards.journal.room import Room
 from shards.journal.shelf import Shelf
-from shards.journal.tidy import drop_replaced, keep_torn, set_aside
+from shards.journal.tidy import drop_replaced, drop_unfinished, keep_torn, set_aside
 
 LOCK = "lock"
 SYNC_MODES = ("always", "interval", "never")
@@ -159,6 +159,7 @@ class FileJournal:
         self._epoch = found.epoch + 1
         self._last_time_ns = log.last_time_ns
         self._segments = list(found.segments)
+        drop_unfinished(self._disk, self._directory, found)
         salt = self._salt()
         body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)
         self._with_ballast(lambda: self._room.prepare(length_for(len(body), self._align)))

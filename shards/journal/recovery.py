@@ -17,12 +17,13 @@ Zeros to the end of the segment are the end of the log. Which bytes belong to a 
 it ends where the next begins, so what recovery wrote anew counts and what stands behind that in the old file does not.
 
 Batches at the end that nothing proves durable (`suspects`) were read from a cache that may know more than the disk.
-They are handed to the caller, who must write them anew before anybody is told of them.
+They are handed to the caller, who must write them anew before anybody is told of them. What proves: a later batch, for
+those before it; the manifest, for the name of the segment that it names. A segment newer than that one is the work of
+an opening or a switch that did not come to its end; all in it is suspect, even though it looks whole.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 from shards.disk import Disk, read_file
@@ -52,10 +53,12 @@ PREFIX = "segment-"
 
 
 class Suspect(NamedTuple):
-    """A batch that is there, but perhaps only in a cache."""
+    """A batch that is there, but perhaps only in a cache: its payload lies in `data` from `start` to `end`."""
 
     time_ns: int
-    payload: bytes
+    data: bytes
+    start: int
+    end: int
 
 
 class Log(NamedTuple):
@@ -75,7 +78,9 @@ class Found(NamedTuple):
     """All that opening needs to know."""
 
     epoch: int  # highest ever; 0: nothing is there
-    segments: list[Segment]  # ascending
+    segments: list[Segment]  # those that hold the log, ascending
+    replaced: list[Segment]  # those of which a newer one took over everything
+    named: int  # id of the one in the manifest; 0: none
     log: Log
     snapshots: list[str]  # names of those to keep, ascending, the last one whole
     damaged: list[str]  # names of newer ones that are not
@@ -92,15 +97,17 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
     segments = [_open_segment(disk, directory, name, shard) for name in names if _is_segment(name)]
     manifest = _open_manifest(disk, directory, shard) if MANIFEST in names else None
     _check_manifest(disk, directory, manifest, segments)
-    for older, newer in pairwise(segments):
-        if older.header.first_position > newer.header.first_position:
-            raise Corrupt(f"it begins before its predecessor {older.name}", file=f"{directory}/{newer.name}", offset=0)
+    holding: list[Segment] = []
+    for segment in reversed(segments):
+        if not holding or segment.header.first_position < holding[0].header.first_position:
+            holding.insert(0, segment)
     kept, good, damaged = _choose_snapshot(disk, directory, names, shard)
     if not segments and (kept or damaged):
         raise Gap("there are snapshots, but no segment and no manifest", file=directory)
     clean = manifest is not None and bool(manifest.clean)
+    named = manifest.segment_id if manifest is not None else 0
     try:
-        log = read_log(disk, directory, segments, good, boot_id, clean=clean)
+        log = read_log(disk, directory, holding, named, good, boot_id, clean=clean)
     except Gap as gap:
         if not damaged:
             raise
@@ -115,13 +122,20 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
             offset=log.live_end,
             position=log.head + 1,
         )
-    epochs = [segment.header.epoch for segment in segments]
-    epoch = max([manifest.epoch if manifest is not None else 0, *epochs])
-    return Found(epoch, segments, log, kept, [name for name, _ in damaged])
+    epoch = max(manifest.epoch if manifest is not None else 0, *(segment.header.epoch for segment in segments), 0)
+    replaced = [segment for segment in segments if segment not in holding]
+    return Found(epoch, holding, replaced, named, log, kept, [name for name, _ in damaged])
 
 
 def read_log(
-    disk: Disk, directory: str, segments: list[Segment], base: snapshot.Checked | None, boot_id: bytes, *, clean: bool
+    disk: Disk,
+    directory: str,
+    segments: list[Segment],
+    named: int,
+    base: snapshot.Checked | None,
+    boot_id: bytes,
+    *,
+    clean: bool,
 ) -> Log:
     """Read from the base on (None: from position 1) to the head. Raises Corrupt, Gap; OSError."""
     start = base.head.position + 1 if base is not None else 1
@@ -131,24 +145,32 @@ def read_log(
     if index < 0:
         first = segments[0].header.first_position
         raise Gap(f"positions {start} to {first - 1} are missing", file=directory, position=start)
+    unnamed = [segment for segment in segments if segment.header.segment_id > named]
+    index = min(index, len(segments) - len(unnamed)) if unnamed else index
     head, chain = segments[index].header.first_position - 1, segments[index].header.prev_chain
     if base is None and chain != FIRST_CHAIN:
         raise Corrupt("the first segment does not begin a chain", file=f"{directory}/{segments[index].name}", offset=0)
-    last = len(segments) - 1
+    suspects: list[Suspect] = []
     log = None
-    for number in range(index, last + 1):
+    for number in range(index, len(segments)):
         segment = segments[number]
-        if number < last and segments[number + 1].header.first_position == segment.header.first_position:
-            continue  # written anew by a later opening
         path = f"{directory}/{segment.name}"
         if segment.header.prev_chain != chain or segment.header.first_position != head + 1:
             raise Corrupt("it does not go on from the segment before it", file=path, offset=0, position=head + 1)
         data = read_file(disk, path)
-        if number < last:
-            head, chain = _read_sealed(path, data, segment, segments[number + 1], base)
+        is_named = segment.header.segment_id <= named
+        if number + 1 < len(segments):
+            head, chain, batches = _read_sealed(path, data, segment, segments[number + 1], base)
+            if not is_named:
+                suspects += batches
         else:
-            log = _read_live(path, data, segment, base, boot_id, clean)
+            log = _read_live(path, data, segment, base, boot_id, clean, is_named)
     assert log is not None
+    if unnamed:
+        header = unnamed[0].header
+        log = log._replace(
+            durable=header.first_position - 1, durable_chain=header.prev_chain, suspects=suspects + log.suspects
+        )
     if base is not None and log.head < base.reached:
         raise Corrupt(
             f"the log ends at position {log.head}, but {base.name} was finished when {base.reached} was durable",
@@ -167,8 +189,9 @@ def written_anew(log: Log, seed: int, segment_id: int, align: int) -> bytes:
     if not log.suspects:
         return b""
     parts, position, chain, time_ns = [], log.durable, log.durable_chain, 0
-    for time_ns, payload in log.suspects:
+    for time_ns, source, start, end in log.suspects:
         position += 1
+        payload = source[start:end]
         chain, data = pack_batch(seed, segment_id, chain, position, 0, log.durable, time_ns, payload)
         parts.append(data.ljust(aligned(len(data), align), b"\0"))
     assert (position, chain) == (log.head, log.chain), "what is written anew is not what was read"
@@ -178,17 +201,20 @@ def written_anew(log: Log, seed: int, segment_id: int, align: int) -> bytes:
 
 def _read_sealed(
     path: str, data: bytes, segment: Segment, following: Segment, base: snapshot.Checked | None
-) -> tuple[int, int]:
-    """(last position, its chain) of a segment that another one follows: every batch up to there must be good."""
+) -> tuple[int, int, list[Suspect]]:
+    """(last position, its chain, the batches) of a segment that another one follows: all up to there must be good."""
     header = segment.header
     until = following.header.first_position - 1
     position, chain, end = header.first_position - 1, header.prev_chain, BLOCK_BYTES
+    batches = []
     _check_base(path, base, position, chain, 0)
     for batch in walk(data, header):
         if batch.position > until:
             break
         position, chain, end = batch.position, batch.chain, aligned(batch.end, header.align)
-        _check_base(path, base, position, chain, batch.offset)
+        if not batch.flags & BARRIER:
+            batches.append(batch)
+            _check_base(path, base, position, chain, batch.offset)
     if position < until:
         neighbours = following.header.segment_id == header.segment_id + 1
         if not neighbours and used_end(data, end) == end:
@@ -196,11 +222,11 @@ def _read_sealed(
                 f"positions {position + 1} to {until} are missing before {following.name}", file=path, position=until
             )
         raise Corrupt("no good batch where one was written", file=path, offset=end, position=position + 1)
-    return position, chain
+    return position, chain, [Suspect(batch.time_ns, data, batch.payload_at, batch.payload_end) for batch in batches]
 
 
 def _read_live(
-    path: str, data: bytes, segment: Segment, base: snapshot.Checked | None, boot_id: bytes, clean: bool
+    path: str, data: bytes, segment: Segment, base: snapshot.Checked | None, boot_id: bytes, clean: bool, is_named: bool
 ) -> Log:
     """The newest segment: batches, then zeros or a torn tail."""
     header = segment.header
@@ -211,7 +237,7 @@ def _read_live(
     unproven: list[Batch] = []
     _check_base(path, base, head, chain, 0)
     for batch in walk(data, header):
-        if batch.durable > durable:
+        if is_named and batch.durable > durable:
             while unproven and unproven[0].position <= batch.durable:
                 proven = unproven.pop(0)
                 durable_chain, durable_end = proven.chain, aligned(proven.end, header.align)
@@ -226,11 +252,11 @@ def _read_live(
     torn = None
     if used_end(data, end) > end:
         torn = _judge_tail(path, data, header, end, head + 1, same_boot=header.boot_id == boot_id, clean=clean)
-    if clean:
+    if clean and is_named:
         durable, durable_chain, durable_end = head, chain, end
         unproven = []
     assert durable == head - len(unproven), (durable, head, len(unproven))
-    suspects = [Suspect(batch.time_ns, data[batch.payload_at : batch.payload_end]) for batch in unproven]
+    suspects = [Suspect(batch.time_ns, data, batch.payload_at, batch.payload_end) for batch in unproven]
     return Log(head, chain, durable, durable_chain, time_ns, suspects, durable_end, torn)
 
 

@@ -25,13 +25,28 @@ def set_aside(disk: Disk, directory: str, damaged: list[str]) -> list[str]:
     return [f"passed over a damaged snapshot, kept as {directory}/{name}.damaged" for name in damaged]
 
 
+def drop_unfinished(disk: Disk, directory: str, found: Found) -> None:
+    """Remove segments of openings that did not come to their end, so that trying over and over takes no room. OSError.
+
+    Each is replaced by a newer one, whose name must be durable first. The one that the manifest names stays for now.
+    """
+    unfinished = [segment for segment in found.replaced if segment.header.segment_id != found.named]
+    if unfinished:
+        disk.fsync_dir(directory)
+    for segment in unfinished:
+        disk.unlink(f"{directory}/{segment.name}")
+
+
 def drop_replaced(disk: Disk, directory: str, segments: list[Segment], found: Found) -> None:
     """Remove segments of which the newest one took over everything; cut what it took over off the one before. OSError.
 
     `segments`, the new one last, is brought up to date. The rest of the blocks reserved for the older one go too.
     """
+    for segment in found.replaced:
+        if segment.header.segment_id == found.named:
+            disk.unlink(f"{directory}/{segment.name}")
     first_position = segments[-1].header.first_position
-    while len(segments) > 1 and segments[-2].header.first_position == first_position:
+    while len(segments) > 1 and segments[-2].header.first_position >= first_position:
         disk.unlink(f"{directory}/{segments[-2].name}")
         del segments[-2]
     if len(segments) > 1 and segments[-2].name == found.segments[-1].name:

@@ -333,6 +333,9 @@ class SimDisk:
             names[new] = node
 
         self._changing("rename", source, move)
+        for handle, (_, held) in self._handles.items():
+            if held is node:
+                self._handles[handle] = target, node
 
     def unlink(self, path: str) -> None:
         node, name = self.medium.node(path), os.path.basename(path)
@@ -367,7 +370,13 @@ class SimDisk:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked", path)
         self.medium.locks[path] = self
         directory, name = self._directory(os.path.dirname(path)), os.path.basename(path)
-        node = directory.names.setdefault(name, Node())
+        node = directory.names.get(name, Node())
+
+        def link(names: dict[str, Node]) -> None:
+            names[name] = node
+
+        if name not in directory.names:
+            directory.change(link)
         return self._handle(path, node)
 
     def free_bytes(self, path: str) -> int:
