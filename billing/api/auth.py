@@ -5,8 +5,9 @@ A `Guard` is asked twice: when a connection opens (`greet`), and when it signs i
 procedures that name it in the table of methods, `admin` all of them.
 
 Without tokens, whoever reaches the daemon over loopback or its unix socket may do everything: the machine's own users
-and the socket's file mode are the limit. With tokens, everybody over TCP has to sign in, and of those over the unix
-socket everybody but root and the daemon's own user.
+and the socket's file mode are the limit; so may whoever shows a certificate of `rpc.tls_client_ca`. With tokens,
+everybody over TCP has to sign in, except that a certificate whose common name is in the tokens file has the roles of
+that line; and of those over the unix socket everybody but root and the daemon's own user.
 
 The tokens file holds no token, only hashes. Its grammar, a line each (`#` begins a comment line, empty lines are free):
 
@@ -65,9 +66,12 @@ class Guard:
                 return Grant("local", frozenset({ADMIN}))
             uid = _peer_uid(transport)
             return Grant(f"uid-{uid}", frozenset({ADMIN})) if uid in (0, os.geteuid()) else None
-        if self._tokens is None and _is_loopback(transport):
-            return Grant("local", frozenset({ADMIN}))
-        return None
+        certified = _certified_name(transport)
+        if self._tokens is None:
+            if certified is not None:
+                return Grant(certified, frozenset({ADMIN}))
+            return Grant("local", frozenset({ADMIN})) if _is_loopback(transport) else None
+        return next((token.grant for token in self._tokens if token.grant.name == certified), None)
 
     def sign_in(self, token: bytes) -> Grant | None:
         """What the bearer of `token` may do; None for an unknown one."""
@@ -95,8 +99,8 @@ def _parse(text: str) -> tuple[_Token, ...]:
             raise TokensError(f"line {number}: expected roles out of {', '.join(sorted(ROLES))}")
         if not _SHA256.fullmatch(digest):
             raise TokensError(f"line {number}: expected the SHA-256 of the token as 64 lower-case hex digits")
-        if any(token.digest == bytes.fromhex(digest) for token in tokens):
-            raise TokensError(f"line {number}: this token is in the file twice")
+        if any(token.digest == bytes.fromhex(digest) or token.grant.name == name for token in tokens):
+            raise TokensError(f"line {number}: this token or this name is in the file twice")
         tokens.append(_Token(bytes.fromhex(digest), Grant(name, roles)))
     if not tokens:
         raise TokensError("expected at least one token: with none nobody could sign in")
@@ -123,6 +127,16 @@ def _peer_uid(transport: BaseTransport) -> int:
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     uid: int = _UCRED.unpack(credentials)[1]
     return uid
+
+
+def _certified_name(transport: BaseTransport) -> str | None:
+    """The common name of the client's certificate, which the TLS layer has verified; None where there is none."""
+    certificate = transport.get_extra_info("peercert") or {}
+    for part in certificate.get("subject", ()):
+        for name, value in part:
+            if name == "commonName":
+                return str(value)
+    return None
 
 
 def _is_loopback(transport: BaseTransport) -> bool:

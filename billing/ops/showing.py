@@ -19,6 +19,7 @@ from billing.ops.calling import Target
 
 SECOND_NS = 10**9
 WIDTH_OF_A_PIPE = 240
+LIST_SHOWN_MAX = 64  # a longer one within a map is only counted; --json has it all
 
 _HIDDEN = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
 _NEVER = {"exhausts_at_ns": "never", "runway_ns": "without end"}
@@ -66,6 +67,8 @@ def value_of(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{label_of(str(key))} {value_of(str(key), item)}" for key, item in value.items())
     if isinstance(value, list):
+        if len(value) > LIST_SHOWN_MAX:
+            return f"{len(value)} values"
         return "; ".join(value_of(name, item) for item in value) or "-"
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
 

@@ -48,6 +48,7 @@ def test_a_token_is_known_by_its_hash():
         ("metering:charge:meter", "line 1"),
         (f"metering:charge:{digest('x').upper()}", "line 1"),
         (f"a:charge:{digest('x')}\nb:read:{digest('x')}", "line 2"),
+        (f"a:charge:{digest('x')}\na:read:{digest('y')}", "line 2"),
         ("", "at least one"),
         ("# nobody", "at least one"),
     ],
@@ -55,6 +56,37 @@ def test_a_token_is_known_by_its_hash():
 def test_a_faulty_tokens_file_says_where(text, line):
     with pytest.raises(TokensError, match=line):
         Guard(text)
+
+
+class Peer:
+    """A transport, as far as it says who is there."""
+
+    def __init__(self, host: str, common_name: str = "") -> None:
+        subject = ((("countryName", "DE"),), (("commonName", common_name),))
+        self._known = {"peername": (host, 5), "peercert": {"subject": subject} if common_name else {}}
+
+    def get_extra_info(self, name: str) -> object:
+        return self._known.get(name)
+
+
+@pytest.mark.parametrize(
+    ("peer", "tokens", "grant"),
+    [
+        (Peer("127.0.0.1"), None, Grant("local", frozenset({"admin"}))),
+        (Peer("127.9.9.9"), None, Grant("local", frozenset({"admin"}))),
+        (Peer("::1"), None, Grant("local", frozenset({"admin"}))),
+        (Peer("::ffff:127.0.0.1"), None, Grant("local", frozenset({"admin"}))),
+        (Peer("192.0.2.1"), None, None),
+        (Peer("fe80::1%lo"), None, None),
+        (Peer("::ffff:192.0.2.1"), None, None),
+        (Peer("127.0.0.1"), TOKENS, None),
+        (Peer("192.0.2.1", "shop"), None, Grant("shop", frozenset({"admin"}))),
+        (Peer("192.0.2.1", "shop"), TOKENS, Grant("shop", frozenset({"top_up"}))),
+        (Peer("192.0.2.1", "stranger"), TOKENS, None),
+    ],
+)
+def test_what_a_connection_may_do_before_it_signs_in(peer, tokens, grant):
+    assert Guard(tokens).greet(peer) == grant
 
 
 async def test_loopback_without_tokens_may_do_everything(house):
