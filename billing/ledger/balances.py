@@ -1,0 +1,114 @@
+"""Commands that move money: top_up, debit, adjust, set_credit_limit, and the holds.
+
+Each takes a working copy settled to the command's instant, checks everything, and only then changes it. What follows
+from the change (exhaustion, restoring, thresholds) is the ledger's business and the same for all.
+"""
+
+from typing import Final
+
+from billing.ledger.account import Account, No
+from billing.ledger.commands import FORCE, STRICT, Command
+from billing.ledger.entry import LIMITS, hold_id
+from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.money import INT64_MAX, NANO
+
+HOLDS_MAX: Final = 1000  # open ones an account
+
+_HOLDS: Final = LIMITS.index("holds")
+_OPEN_HOLDS: Final = LIMITS.index("open_holds")
+
+
+def top_up(account: Account, command: Command) -> None:
+    """Adds money."""
+    balance = account.balance + command[2] * NANO
+    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
+    account.balance = balance
+
+
+def debit(account: Account, command: Command) -> None:
+    """`strict` takes all or is refused; `partial` takes what there is, down to the fraction of a nano; `force` takes
+    all.
+    """
+    _, _, amount_nanos, mode, _, _, _, _ = command
+    amount = amount_nanos * NANO
+    available = account.available
+    if amount > available and mode != FORCE:
+        if mode == STRICT:
+            raise No("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
+        amount = max(available, 0)
+    balance = account.balance - amount
+    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
+    account.balance = balance
+
+
+def adjust(account: Account, command: Command) -> None:
+    """Corrects the balance by a signed amount; may go below."""
+    balance = account.balance + command[2] * NANO
+    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
+    account.balance = balance
+
+
+def set_credit_limit(account: Account, command: Command) -> None:
+    """Sets how far below zero available money reaches."""
+    limit_nanos = command[2]
+    account.check_bounds(account.balance, limit_nanos, account.holds_nanos)
+    account.credit_limit_nanos = limit_nanos
+    if limit_nanos:
+        account.need_extra()
+
+
+def hold(account: Account, command: Command) -> None:
+    """Reserves money, refused beyond what is available; with a time to live it is given back at that instant."""
+    _, _, amount_nanos, ttl_ns, _, _, request_id, _ = command
+    available = account.available
+    if amount_nanos * NANO > available:
+        raise No("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
+    holds_nanos = account.holds_nanos + amount_nanos
+    if holds_nanos > INT64_MAX:
+        raise No("LIMIT_EXCEEDED", _HOLDS)
+    name = hold_id(request_id, account.entry_id + 1)
+    open_holds = account.extra.holds if account.extra is not None else {}
+    if name in open_holds:  # its request_id was let go before the hold was
+        raise No("REQUEST_ID_CONFLICT")
+    if len(open_holds) >= HOLDS_MAX:
+        raise No("LIMIT_EXCEEDED", _OPEN_HOLDS)
+    expires_ns = account.settled_ns + ttl_ns if ttl_ns else NEVER_NS
+    if expires_ns > INT64_MAX:
+        expires_ns = NEVER_NS
+    extra = account.need_extra()
+    extra.holds[name] = (amount_nanos, expires_ns)
+    extra.next_expiry_ns = min(extra.next_expiry_ns, expires_ns)
+    account.holds_nanos = holds_nanos
+
+
+def capture(account: Account, command: Command) -> None:
+    """Takes at most the hold, and frees the rest of it."""
+    _, _, amount_nanos, _, _, name, _, _ = command
+    extra = _extra_with(account, name)
+    held_nanos = extra.holds[name][0]
+    balance = account.balance - min(amount_nanos, held_nanos) * NANO
+    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos - held_nanos)
+    account.balance = balance
+    free(account, extra, name)
+
+
+def release(account: Account, command: Command) -> None:
+    """Gives a hold back."""
+    name = command[5]
+    free(account, _extra_with(account, name), name)
+
+
+def free(account: Account, extra: Extra, name: bytes) -> None:
+    """Ends a hold: its money is available again."""
+    amount_nanos, expires_ns = extra.holds.pop(name)
+    account.holds_nanos -= amount_nanos
+    assert account.holds_nanos >= 0
+    if expires_ns == extra.next_expiry_ns:
+        extra.next_expiry_ns = min((expires for _, expires in extra.holds.values()), default=NEVER_NS)
+
+
+def _extra_with(account: Account, name: bytes) -> Extra:
+    extra = account.extra
+    if extra is None or name not in extra.holds:
+        raise No("UNKNOWN_HOLD")
+    return extra

@@ -1,0 +1,141 @@
+"""A bucket as one block of bytes: for snapshots and moves. Equal states give equal bytes.
+
+Columns go as blocks, not account by account. Grammar, little-endian; a part is `u32 length, bytes`:
+
+    block   = "BOOK" version u16, bucket_id u32, pending_cutoffs u32, part*10 parts   = totals        5 numbers of 32
+    bytes, signed, in internal units: top_ups, debits, accrued, adjustments, paid_out
+              lengths       u8 for each row: of its user_id, 0 where the row is free users         the user_ids, one
+              behind the other rows          as they are in memory free          u32 each: the free rows, the last one
+              is used first extra slots   u32 each, rising extras        u32 length and bytes each, as `Extra.pack`
+              tombstones    each user_id (u8 length), settled_ns, entry_id i64, exhaustion_seq u32, u32 count of quiet
+              lines,
+                            each (rate_seq, since_ns i64, u8 length, resource); in order of closing
+              fading        the user_ids (u8 length) in order
+              request ids   u32 length and bytes each: the stored entries, oldest first
+
+Example: the empty bucket 7 is "BOOK", 0100, 07000000, 00000000, a0000000 and 160 zeros, then nine empty parts of
+00000000.
+
+It reads what it wrote: a block comes from a snapshot or a move, whose checksums have been proved, so a fault in it is
+a bug (or another version) and raises ValueError or AssertionError. What is not state (where an account is filed in
+the wheel, what is presumed) is not in it.
+"""
+
+import struct
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Final
+
+from billing.ledger.book import ROW, Book, Tombstone, Totals, shared_slots
+from billing.ledger.extra import unpack as unpack_extra
+
+VERSION: Final = 1
+
+_HEAD = struct.Struct("<4sHII")
+_MAGIC: Final = b"BOOK"
+_U32 = struct.Struct("<I")
+_TOMBSTONE = struct.Struct("<qqII")
+_QUIET = struct.Struct("<qqB")
+_TOTAL_BYTES: Final = 32
+
+
+def dump(book: Book) -> bytes:
+    """The book as a block."""
+    slots = sorted(book.extras)
+    parts = [
+        b"".join(getattr(book.totals, name).to_bytes(_TOTAL_BYTES, "little", signed=True) for name in Totals.NAMES),
+        bytes(map(len, book.users)),
+        b"".join(book.users),
+        bytes(book.rows),
+        struct.pack(f"<{len(book.free)}I", *book.free),
+        struct.pack(f"<{len(slots)}I", *slots),
+        _join(book.extras[slot].pack() for slot in slots),
+        b"".join(_pack_tombstone(user_id, tombstone) for user_id, tombstone in book.closed.items()),
+        b"".join(bytes((len(user_id),)) + user_id for user_id in book.fading),
+        _join(book.ids),
+    ]
+    return _HEAD.pack(_MAGIC, VERSION, book.bucket_id, book.pending_cutoffs) + _join(parts)
+
+
+def load(bucket_id: int, dumped: bytes) -> Book:
+    """The book of a block; time stands still in it."""
+    magic, version, of_bucket, pending_cutoffs = _HEAD.unpack_from(dumped)
+    if (magic, version, of_bucket) != (_MAGIC, VERSION, bucket_id):
+        raise ValueError(f"not a block of bucket {bucket_id} in version {VERSION}: {magic!r} {version} {of_bucket}")
+    totals, lengths, users, rows, free, extra_slots, extras, tombstones, fading, ids = _split(dumped, _HEAD.size)
+    book = Book(bucket_id)
+    book.pending_cutoffs = pending_cutoffs
+    for number, name in enumerate(Totals.NAMES):
+        raw = totals[number * _TOTAL_BYTES : (number + 1) * _TOTAL_BYTES]
+        setattr(book.totals, name, int.from_bytes(raw, "little", signed=True))
+    ends = list(accumulate(lengths))
+    book.users = [users[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    book.slots = {
+        user_id: slot for slot, user_id in zip(shared_slots(len(lengths)), book.users, strict=True) if user_id
+    }
+    book.rows = bytearray(rows)
+    book.armed_ns = array("Q", bytes(8 * len(lengths)))
+    book.free = [slot for (slot,) in _U32.iter_unpack(free)]
+    book.extras = {
+        slot: unpack_extra(packed)
+        for (slot,), packed in zip(_U32.iter_unpack(extra_slots), _split(extras), strict=True)
+    }
+    book.closed = dict(_unpack_tombstones(tombstones))
+    book.fading.extend(_names(fading))
+    for packed in _split(ids):
+        book.ids.restore(packed)
+    assert len(rows) == len(lengths) * ROW.size, "a block with rows for other accounts"
+    assert len(book.slots) + len(book.free) == len(lengths), "a row is neither used nor free"
+    return book
+
+
+def _join(parts: Iterable[bytes]) -> bytes:
+    pieces = []
+    for part in parts:
+        pieces.append(_U32.pack(len(part)))
+        pieces.append(part)
+    return b"".join(pieces)
+
+
+def _split(joined: bytes, at: int = 0) -> Iterator[bytes]:
+    """What `_join` joined, from `at` on."""
+    while at < len(joined):
+        end = at + _U32.size + _U32.unpack_from(joined, at)[0]
+        if end > len(joined):
+            raise ValueError("a part of a block ends behind it")
+        yield joined[at + _U32.size : end]
+        at = end
+
+
+def _names(joined: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(joined):
+        end = at + 1 + joined[at]
+        yield joined[at + 1 : end]
+        at = end
+
+
+def _pack_tombstone(user_id: bytes, tombstone: Tombstone) -> bytes:
+    settled_ns, entry_id, exhaustion_seq, quiet = tombstone
+    return (
+        bytes((len(user_id),))
+        + user_id
+        + _TOMBSTONE.pack(settled_ns, entry_id, exhaustion_seq, len(quiet))
+        + b"".join(_QUIET.pack(rate_seq, since_ns, len(resource)) + resource for resource, rate_seq, since_ns in quiet)
+    )
+
+
+def _unpack_tombstones(joined: bytes) -> Iterator[tuple[bytes, Tombstone]]:
+    at = 0
+    while at < len(joined):
+        end = at + 1 + joined[at]
+        user_id = joined[at + 1 : end]
+        settled_ns, entry_id, exhaustion_seq, count = _TOMBSTONE.unpack_from(joined, end)
+        at = end + _TOMBSTONE.size
+        quiet = []
+        for _ in range(count):
+            rate_seq, since_ns, length = _QUIET.unpack_from(joined, at)
+            at += _QUIET.size + length
+            quiet.append((joined[at - length : at], rate_seq, since_ns))
+        yield user_id, Tombstone(settled_ns, entry_id, exhaustion_seq, tuple(quiet))

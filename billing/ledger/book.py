@@ -1,0 +1,135 @@
+"""A book: the accounts of one bucket, as columns.
+
+Every account is one row of 48 bytes in a bytearray: one `unpack_from` reads it, one `pack_into` writes it, it fills
+less than a cache line, and the garbage collector has nothing to walk. Beside it stand the place of its live filing in
+the timing wheel (8 bytes), its user_id, and the index from user_id to row. What few accounts have is an `Extra`. With
+its user_id and the index an account takes about 170 bytes.
+
+A closed account leaves a tombstone: the numbers that must go on rising if it is opened again, and the rate_seqs of
+its lines for as long as a late retry of a rate could hurt. Its row is wiped and used again.
+
+`ref = bucket_id << 32 | slot` names an account for the wheel. `armed_ns[slot]` is where its live filing is:
+`NEVER_NS` if there is none, 0 in a book whose time stands still (loaded, replayed, about to be moved away): there
+nothing is ever filed, because no instant is below 0.
+
+The totals are sums over all entries ever made in the bucket, in internal units; `audit` holds them against the
+balances.
+"""
+
+import struct
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from itertools import chain
+from typing import Final, NamedTuple
+
+from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.requests import RequestIds
+
+# settled_ns, balance nanos and frac, rate (nanos per hour), entry_id, exhaustion_seq, flags
+ROW: Final = struct.Struct("<qqqqqII")
+BLANK: Final = bytes(ROW.size)
+
+# Flags of a row.
+EXHAUSTED: Final = 1
+HAS_EXTRA: Final = 2
+ACCRUING: Final = 4  # the exhaustion that lasts goes on below zero
+
+SLOT_BITS: Final = 32
+
+_SLOTS: Final = tuple(range(1 << 14))  # row numbers shared by all books
+
+
+def shared_slots(count: int) -> Iterable[int]:
+    """0, 1, ... count - 1, as objects shared by all books where they are many."""
+    return chain(_SLOTS[:count], range(len(_SLOTS), count))
+
+
+class Tombstone(NamedTuple):
+    """What outlives a closed account, beside its request ids."""
+
+    settled_ns: int
+    entry_id: int
+    exhaustion_seq: int
+    quiet: tuple[tuple[bytes, int, int], ...]  # (resource, rate_seq, since_ns), oldest first
+
+
+class Totals:
+    """Sums over all entries of one bucket, in internal units, each 0 or more but `adjustments`."""
+
+    NAMES: Final = ("top_ups", "debits", "accrued", "adjustments", "paid_out")
+    __slots__ = NAMES
+
+    def __init__(self) -> None:
+        self.top_ups = 0
+        self.debits = 0  # captures of holds included
+        self.accrued = 0
+        self.adjustments = 0
+        self.paid_out = 0  # on closing
+
+    def balance(self) -> int:
+        """What all balances of the bucket must add up to."""
+        return self.top_ups - self.debits - self.accrued + self.adjustments - self.paid_out
+
+
+class Book:
+    """The accounts of one bucket and what belongs to them. Only the ledger changes it."""
+
+    __slots__ = (
+        "armed_ns",
+        "awake",
+        "bucket_id",
+        "closed",
+        "extras",
+        "fading",
+        "free",
+        "ids",
+        "pending_cutoffs",
+        "rows",
+        "slots",
+        "totals",
+        "users",
+    )
+
+    def __init__(self, bucket_id: int) -> None:
+        self.bucket_id = bucket_id
+        self.slots: dict[bytes, int] = {}
+        self.users: list[bytes] = []  # b"" where the slot is free
+        self.rows = bytearray()
+        self.armed_ns: array[int] = array("Q")
+        self.awake = False  # time passes: coming instants are filed
+        self.free: list[int] = []
+        self.extras: dict[int, Extra] = {}
+        self.closed: dict[bytes, Tombstone] = {}
+        self.fading: deque[bytes] = deque()  # closed accounts whose tombstones hold rate_seqs, in order of closing
+        self.ids = RequestIds()
+        self.totals = Totals()
+        self.pending_cutoffs = 0
+
+    def open_slot(self, user_id: bytes) -> int:
+        """A blank row for a user who has none."""
+        assert user_id, "a free row has no user"
+        assert user_id not in self.slots, "an account is opened once"
+        if self.free:
+            slot = self.free.pop()
+            self.users[slot] = user_id
+        else:
+            slot = len(self.users)
+            assert slot < 1 << SLOT_BITS
+            if slot < len(_SLOTS):
+                slot = _SLOTS[slot]
+            self.users.append(user_id)
+            self.rows += BLANK
+            self.armed_ns.append(0)
+        self.slots[user_id] = slot
+        self.armed_ns[slot] = NEVER_NS if self.awake else 0
+        return slot
+
+    def close_slot(self, user_id: bytes) -> None:
+        """Wipes the row of a user, whose filing in the wheel, if any, is stale from now on."""
+        slot = self.slots.pop(user_id)
+        self.users[slot] = b""
+        self.rows[slot * ROW.size : (slot + 1) * ROW.size] = BLANK
+        self.armed_ns[slot] = 0
+        self.extras.pop(slot, None)
+        self.free.append(slot)

@@ -1,0 +1,68 @@
+"""Opening and closing accounts.
+
+An account begins with its first top_up. It is closed only at rate 0, with no debt, no hold and no owed call; the rest
+of its money is paid out as an entry. What outlives it is its tombstone: entry_id, exhaustion_seq and the rate_seqs of
+its lines (and, in the bucket, its request ids). A later top_up opens it again, and the numbers go on rising.
+"""
+
+from billing.ledger import cutoffs
+from billing.ledger.account import Account, No
+from billing.ledger.book import Book, Tombstone
+from billing.ledger.entry import OBSTACLES
+from billing.ledger.rates import QUIET_NS
+
+_RATE, _DEBT, _HOLD, _CUTOFF = range(len(OBSTACLES))
+
+
+def open_account(book: Book, user_id: bytes, at_ns: int) -> Account:
+    """A working copy of a new account, or of a closed one come to life: no money, no rate. Not before its last
+    instant.
+    """
+    account = Account(book, book.open_slot(user_id), user_id)
+    account.settled_ns = at_ns
+    tombstone = book.closed.pop(user_id, None)
+    if tombstone is not None:
+        account.settled_ns = max(at_ns, tombstone.settled_ns)
+        account.entry_id = tombstone.entry_id
+        account.exhaustion_seq = tombstone.exhaustion_seq
+        quiet = {
+            resource: (rate_seq, since_ns)
+            for resource, rate_seq, since_ns in tombstone.quiet
+            if since_ns + QUIET_NS > account.settled_ns
+        }
+        if quiet:
+            account.need_extra().quiet = quiet
+    return account
+
+
+def check_closable(account: Account) -> None:
+    """Refuses `ACCOUNT_NOT_CLOSABLE` with the first obstacle there is."""
+    extra = account.extra
+    if account.rate:
+        raise No("ACCOUNT_NOT_CLOSABLE", _RATE)
+    if account.balance < 0:
+        raise No("ACCOUNT_NOT_CLOSABLE", _DEBT)
+    if extra is not None and extra.holds:
+        raise No("ACCOUNT_NOT_CLOSABLE", _HOLD)
+    if cutoffs.owed(account) is not None:
+        raise No("ACCOUNT_NOT_CLOSABLE", _CUTOFF)
+
+
+def bury(account: Account) -> None:
+    """Frees the row and leaves the tombstone; tombstones whose rate_seqs nobody needs any more become smaller."""
+    book, at_ns = account.book, account.settled_ns
+    quiet = account.extra.quiet if account.extra is not None else {}
+    kept = tuple(
+        (resource, seq, since_ns) for resource, (seq, since_ns) in quiet.items() if since_ns + QUIET_NS > at_ns
+    )
+    book.close_slot(account.user_id)
+    book.closed[account.user_id] = Tombstone(at_ns, account.entry_id, account.exhaustion_seq, kept)
+    if kept:
+        book.fading.append(account.user_id)
+    while book.fading:
+        oldest = book.closed.get(book.fading[0])
+        if oldest is not None and oldest.quiet:
+            if oldest.settled_ns + QUIET_NS > at_ns:
+                break
+            book.closed[book.fading[0]] = oldest._replace(quiet=())
+        book.fading.popleft()

@@ -1,0 +1,167 @@
+"""Owed cutoffs: what is still to be told to the cutoff URL, and to the restore URL after it.
+
+A cutoff is made by each downward crossing of available and by each line raised from zero on an exhausted account. It
+is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded, recorded and not
+sent (again). A delivered one becomes effective when the account's rate is zero. What may have reached the outside is
+remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a restore; without a
+restore URL nothing is ever owed back. After a start, cutoffs that were pending before count as attempted, because the
+record that an attempt began is written but not waited for.
+
+`report` takes what delivery tells and refuses `UNKNOWN_CUTOFF` for what the account no longer owes: the attempt is
+then not made. It changes no money and settles nothing. Right before each attempt delivery asks `owed`, so only the
+newest state is ever sent.
+"""
+
+from typing import Final, NamedTuple
+
+from billing.ledger import commands as ops
+from billing.ledger.account import Account, No
+from billing.ledger.commands import Command
+from billing.ledger.entry import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, event_id
+from billing.ledger.extra import Cutoff, Extra
+
+CUTOFFS_MAX: Final = 64  # undelivered ones an account; beyond that the oldest is folded into the newer ones
+
+
+class Owed(NamedTuple):
+    """The one call that is owed for an account now."""
+
+    kind: str  # "cutoff" or "restore"
+    event_id: str
+    seq: int
+    exhausted_at_ns: int
+    attempts: int
+    released: bool
+
+
+def cross(account: Account, at_ns: int) -> None:
+    """Makes a cutoff owed at this instant."""
+    extra = account.need_extra()
+    account.exhaustion_seq += 1
+    if extra.cutoffs and extra.cutoffs[-1].status != PENDING:
+        extra.cutoffs.pop()
+    extra.cutoffs.append(Cutoff(account.exhaustion_seq, at_ns))
+    account.book.pending_cutoffs += 1
+    if len(extra.cutoffs) > CUTOFFS_MAX:
+        extra.cutoffs.pop(0)
+        account.book.pending_cutoffs -= 1
+
+
+def may_have_begun(extra: Extra) -> bool:
+    """Whether an attempt that nobody recorded may have been made before the last start."""
+    return any(cutoff.status == PENDING and cutoff.seq <= extra.presumed_seq for cutoff in extra.cutoffs)
+
+
+def lift(account: Account, presumed: bool, restores: bool) -> list[int]:
+    """Available rose above zero: supersedes what is pending and returns its seqs; `off_seq` tells what may have begun.
+
+    `presumed`: `may_have_begun` said so. `restores`: there is a restore URL.
+    """
+    extra = account.extra
+    assert extra is not None, "an exhausted account has had a cutoff"
+    assert extra.cutoffs, "an exhausted account has had a cutoff"
+    superseded = []
+    for cutoff in extra.cutoffs:
+        if cutoff.status == PENDING:
+            cutoff.status = SUPERSEDED
+            superseded.append(cutoff.seq)
+    if presumed:
+        extra.off_seq = max(extra.off_seq, superseded[-1])
+    del extra.cutoffs[:-1]
+    account.book.pending_cutoffs -= len(superseded)
+    if not restores:
+        extra.on_seq = extra.off_seq
+    extra.restore_attempts = 0
+    extra.restore_error = b""
+    return superseded
+
+
+def rest(account: Account) -> None:
+    """The rate is zero: what was delivered has had its effect."""
+    extra = account.extra
+    if extra is not None and extra.cutoffs and extra.cutoffs[-1].status == DELIVERED:
+        extra.cutoffs[-1].status = EFFECTIVE
+
+
+def owed(account: Account) -> Owed | None:
+    """The call that is owed now: the oldest pending cutoff, or on an active account the restore."""
+    extra = account.extra
+    if extra is None or not extra.cutoffs:
+        return None
+    latest = extra.cutoffs[-1]
+    if account.exhausted:
+        if extra.cutoffs[0].status != PENDING:
+            return None
+        c = extra.cutoffs[0]
+        name = event_id(account.user_id, c.seq, c.exhausted_at_ns)
+        return Owed("cutoff", name, c.seq, c.exhausted_at_ns, c.attempts, c.released)
+    if extra.off_seq > extra.on_seq:
+        name = event_id(account.user_id, latest.seq, latest.exhausted_at_ns) + ":restore"
+        return Owed("restore", name, extra.off_seq, latest.exhausted_at_ns, extra.restore_attempts, True)
+    return None
+
+
+def report(account: Account, command: Command) -> None:
+    """Takes one report of delivery or one order of an operator about the cutoff or restore of seq `a`."""
+    op, _, seq, operator, _, _, _, error = command
+    extra = account.extra
+    if extra is None:
+        raise No("UNKNOWN_CUTOFF")
+    if op in (ops.RESTORE_STARTED, ops.RESTORE_FAILED, ops.RESTORE_DELIVERED):
+        _report_restore(account, extra, op, seq, error)
+        return
+    cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
+    if cutoff is None:
+        raise No("UNKNOWN_CUTOFF")
+    if op == ops.CUTOFF_DELIVERED:
+        _delivered(account, extra, cutoff)
+    elif op == ops.CUTOFF_FAILED:
+        cutoff.last_error = error
+    elif op == ops.CUTOFF_RETRY:
+        _again(account, extra, cutoff, bool(operator))
+    elif cutoff.status != PENDING:
+        raise No("UNKNOWN_CUTOFF")
+    elif op == ops.CUTOFF_STARTED:
+        cutoff.attempts += 1
+        extra.off_seq = max(extra.off_seq, seq)
+    else:
+        assert op == ops.CUTOFF_RELEASED, f"no report {op}"
+        cutoff.released = True
+
+
+def _delivered(account: Account, extra: Extra, cutoff: Cutoff) -> None:
+    if cutoff.status in (DELIVERED, EFFECTIVE):
+        raise No("UNKNOWN_CUTOFF")
+    if cutoff.status == PENDING:
+        account.book.pending_cutoffs -= 1
+    cutoff.last_error = b""
+    extra.off_seq = max(extra.off_seq, cutoff.seq)
+    if cutoff is not extra.cutoffs[-1]:
+        extra.cutoffs.remove(cutoff)
+    else:
+        cutoff.status = EFFECTIVE if account.exhausted and account.rate == 0 else DELIVERED
+
+
+def _again(account: Account, extra: Extra, cutoff: Cutoff, operator: bool) -> None:
+    """A delivered cutoff is sent once more: by verification while machines still run, by an operator in any case."""
+    done = (DELIVERED, EFFECTIVE) if operator else (DELIVERED,)
+    runs = operator or account.rate > 0
+    if not account.exhausted or cutoff is not extra.cutoffs[-1] or cutoff.status not in done or not runs:
+        raise No("UNKNOWN_CUTOFF")
+    cutoff.status = PENDING
+    account.book.pending_cutoffs += 1
+
+
+def _report_restore(account: Account, extra: Extra, op: int, seq: int, error: bytes) -> None:
+    if seq > extra.off_seq or seq <= extra.on_seq:
+        raise No("UNKNOWN_CUTOFF")
+    if op == ops.RESTORE_DELIVERED:
+        extra.on_seq = seq
+        extra.restore_attempts = 0
+        extra.restore_error = b""
+    elif op == ops.RESTORE_FAILED:
+        extra.restore_error = error
+    elif account.exhausted:
+        raise No("UNKNOWN_CUTOFF")
+    else:
+        extra.restore_attempts += 1

@@ -1,0 +1,50 @@
+"""What time causes: a hold's expiry, the exhaustion, a threshold's crossing. In this order at one instant.
+
+`coming_ns` is the one instant an account is armed for: the nearest of the three. An exhausted account has only
+expiries coming.
+
+At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
+rest ran out. In the rare case that even with it nothing is left in that nanosecond, the expiry's own entry is the one
+that crosses.
+"""
+
+from billing.ledger import commands as ops
+from billing.ledger.account import Account
+from billing.ledger.balances import free
+from billing.ledger.commands import Command
+from billing.ledger.extra import Extra
+from billing.ledger.thresholds import above, next_crossing_ns
+
+
+def coming_ns(account: Account) -> int:
+    """The instant at which time next causes something; may lie beyond 2**63-1; NEVER_NS if nothing is coming."""
+    runs_out_ns = account.runs_out_ns()
+    extra = account.extra
+    if extra is None:
+        return runs_out_ns
+    return min(runs_out_ns, extra.next_expiry_ns, next_crossing_ns(account))
+
+
+def step(account: Account, due_ns: int, accrue: bool) -> tuple[Command, int]:
+    """Settles a working copy to its coming instant; returns what happens then, and what accrued."""
+    extra = account.extra
+    user_id = account.user_id
+    if extra is not None and extra.next_expiry_ns == due_ns:
+        name, amount_nanos = _expiring(extra)
+        free(account, extra, name)
+        accrued = account.settle(due_ns, accrue)
+        return (ops.HOLD_EXPIRED, user_id, amount_nanos, 0, 0, name, b"", b""), accrued
+    if account.runs_out_ns() == due_ns:
+        accrued = account.settle(due_ns, accrue)
+        return (ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b""), accrued
+    armed = above(account)
+    accrued = account.settle(due_ns, accrue)
+    still = above(account)
+    kind, value = next(threshold for threshold in armed if threshold not in still)
+    return (ops.THRESHOLD, user_id, kind, value, 0, b"", b"", b""), accrued
+
+
+def _expiring(extra: Extra) -> tuple[bytes, int]:
+    """Of the holds that expire next the one with the lowest id, and its amount in nanos."""
+    name = min(name for name, (_, expires_ns) in extra.holds.items() if expires_ns == extra.next_expiry_ns)
+    return name, extra.holds[name][0]

@@ -1,0 +1,188 @@
+"""What few accounts have: credit limit, holds, named rate lines, thresholds, cutoffs, overrun.
+
+A plain account (one unnamed rate line, never exhausted) is a row of its `Book` and nothing else. As soon as it has
+anything rarer it gets an `Extra` beside the row, and loses it again when nothing of it is left. An `Extra` holds
+state, it decides nothing.
+
+**Rate lines.** `lines` is None while the account has only the unnamed line: its rate is then the row's. Otherwise it
+maps each resource whose rate is above zero to (rate, rate_seq), rate_seq -1 if none was ever given. A line at zero
+that has a rate_seq is kept in `quiet`, resource to (rate_seq, since_ns), oldest first, so that a late retry of an old
+rate stays harmless; a line at zero without one has nothing to remember.
+
+**Cutoffs.** `cutoffs` is in order of seq and holds those still to be delivered, and always the latest one, whatever
+became of it. `off_seq` is the highest seq of which an attempt was started, `on_seq` the highest one made good by a
+restore: the machines may be off while off_seq > on_seq.
+
+Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds, cutoffs, each as often as the head
+says, then restore_error.
+"""
+
+import struct
+from typing import Final
+
+from billing.ledger.entry import PENDING
+from billing.ledger.money import NANO
+
+NEVER_NS: Final = 2**64 - 1  # no such instant is coming; above every instant there is
+
+_HEAD = struct.Struct("<qqqqIIIBIIIBBH")
+_LINE = struct.Struct("<qqB")  # of lines: rate, rate_seq; of quiet ones: rate_seq, since_ns; then the resource
+_HOLD = struct.Struct("<qQB")  # amount_nanos, expires_ns; then the hold_id
+_THRESHOLD = struct.Struct("<Bq")
+_CUTOFF = struct.Struct("<IqIBBH")  # then the last error
+
+
+class Cutoff:
+    """One downward crossing and what became of telling it. `status` is one of `entry.STATUS_NAMES`."""
+
+    __slots__ = ("attempts", "exhausted_at_ns", "last_error", "released", "seq", "status")
+
+    def __init__(self, seq: int, exhausted_at_ns: int) -> None:
+        self.seq = seq
+        self.exhausted_at_ns = exhausted_at_ns
+        self.status = PENDING
+        self.attempts = 0
+        self.last_error = b""
+        self.released = False  # an operator let it go after it was held back at a start
+
+
+class Extra:
+    """The rare part of one account. Money in nanos, `overrun` in internal units."""
+
+    __slots__ = (
+        "credit_limit_nanos",
+        "cutoffs",
+        "holds",
+        "holds_nanos",
+        "lines",
+        "next_expiry_ns",
+        "off_seq",
+        "on_seq",
+        "overrun",
+        "presumed_seq",
+        "quiet",
+        "restore_attempts",
+        "restore_error",
+        "thresholds",
+    )
+
+    def __init__(self) -> None:
+        self.credit_limit_nanos = 0
+        self.holds: dict[bytes, tuple[int, int]] = {}  # hold_id -> (amount_nanos, expires_ns)
+        self.holds_nanos = 0
+        self.next_expiry_ns = NEVER_NS
+        self.lines: dict[bytes, tuple[int, int]] | None = None
+        self.quiet: dict[bytes, tuple[int, int]] = {}
+        self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
+        self.cutoffs: list[Cutoff] = []
+        self.off_seq = 0
+        self.on_seq = 0
+        self.restore_attempts = 0
+        self.restore_error = b""
+        self.overrun = 0
+        self.presumed_seq = 0  # not state: cutoffs up to this one may have been attempted before the last start
+
+    def is_empty(self) -> bool:
+        """Nothing here that a plain row does not say."""
+        return not (
+            self.credit_limit_nanos
+            or self.holds
+            or self.lines is not None
+            or self.quiet
+            or self.thresholds
+            or self.cutoffs
+            or self.overrun
+            or self.off_seq
+        )
+
+    def pending(self) -> list[Cutoff]:
+        """The cutoffs still to be delivered, oldest first."""
+        return [cutoff for cutoff in self.cutoffs if cutoff.status == PENDING]
+
+    def pack(self) -> bytes:
+        """All of it that is state."""
+        lines = {} if self.lines is None else self.lines
+        overrun_nanos, overrun_frac = divmod(self.overrun, NANO)
+        parts = [
+            _HEAD.pack(
+                self.credit_limit_nanos,
+                self.holds_nanos,
+                overrun_nanos,
+                overrun_frac,
+                self.off_seq,
+                self.on_seq,
+                self.restore_attempts,
+                self.lines is not None,
+                len(lines),
+                len(self.quiet),
+                len(self.holds),
+                len(self.thresholds),
+                len(self.cutoffs),
+                len(self.restore_error),
+            )
+        ]
+        for table in (lines, self.quiet):
+            parts += [_LINE.pack(first, second, len(name)) + name for name, (first, second) in table.items()]
+        parts += [_HOLD.pack(amount, expires, len(name)) + name for name, (amount, expires) in self.holds.items()]
+        parts += [_THRESHOLD.pack(kind, value) for kind, value in self.thresholds]
+        parts += [
+            _CUTOFF.pack(c.seq, c.exhausted_at_ns, c.attempts, c.status, c.released, len(c.last_error)) + c.last_error
+            for c in self.cutoffs
+        ]
+        parts.append(self.restore_error)
+        return b"".join(parts)
+
+
+def unpack(packed: bytes) -> Extra:
+    """What `Extra.pack` packed."""
+    extra = Extra()
+    (
+        extra.credit_limit_nanos,
+        extra.holds_nanos,
+        overrun_nanos,
+        overrun_frac,
+        extra.off_seq,
+        extra.on_seq,
+        extra.restore_attempts,
+        has_lines,
+        line_count,
+        quiet_count,
+        hold_count,
+        threshold_count,
+        cutoff_count,
+        error_len,
+    ) = _HEAD.unpack_from(packed)
+    extra.overrun = overrun_nanos * NANO + overrun_frac
+    at = _HEAD.size
+    lines, at = _unpack_table(_LINE, packed, at, line_count)
+    extra.lines = lines if has_lines else None
+    extra.quiet, at = _unpack_table(_LINE, packed, at, quiet_count)
+    extra.holds, at = _unpack_table(_HOLD, packed, at, hold_count)
+    extra.next_expiry_ns = min((expires for _, expires in extra.holds.values()), default=NEVER_NS)
+    thresholds_end = at + threshold_count * _THRESHOLD.size
+    extra.thresholds = tuple((kind, value) for kind, value in _THRESHOLD.iter_unpack(packed[at:thresholds_end]))
+    at = thresholds_end
+    for _ in range(cutoff_count):
+        seq, exhausted_at_ns, attempts, status, released, length = _CUTOFF.unpack_from(packed, at)
+        at += _CUTOFF.size
+        cutoff = Cutoff(seq, exhausted_at_ns)
+        cutoff.attempts, cutoff.status, cutoff.released = attempts, status, bool(released)
+        cutoff.last_error = packed[at : at + length]
+        at += length
+        extra.cutoffs.append(cutoff)
+    extra.restore_error = packed[at : at + error_len]
+    assert at + error_len == len(packed), "the parts of an account's extra do not fill it"
+    return extra
+
+
+def _unpack_table(
+    layout: struct.Struct, packed: bytes, at: int, count: int
+) -> tuple[dict[bytes, tuple[int, int]], int]:
+    """`count` times two numbers and a name, from `at` on; the table and where it ends."""
+    table: dict[bytes, tuple[int, int]] = {}
+    for _ in range(count):
+        first, second, length = layout.unpack_from(packed, at)
+        at += layout.size
+        table[packed[at : at + length]] = (first, second)
+        at += length
+    return table, at

@@ -1,0 +1,377 @@
+"""The ledger: the only place where accounts change.
+
+A state machine without I/O. `apply(bucket_id, at_ns, command)` first lets happen what time has made due for the
+account, each at its exact instant, then the command, and appends one packed entry per change to `records`. What
+became owed to the outside is appended to `notices`. The caller drains both. Same state and same command, same
+outcome, byte for byte; `replay` is the same code again and compares.
+
+Order at one instant: a hold's expiry, then the exhaustion, then thresholds; then the command; and behind any change
+the thresholds that it crossed.
+
+What time costs: nothing is done while time passes. An account is looked at when a command comes, or when its coming
+instant (the nearest of hold expiry, exhaustion, threshold) comes up in the caller's wheel. `arm(ref, due_ns) ->
+filed_ns` is only called where the coming instant lies before the live filing.
+
+`_carry_out` is the fast path and written for it: a plain account (no `Extra`, active) that stays so needs one unpack,
+integers, one pack, one record. Everything else goes the plain way through `Account`; the model test holds both to the
+same rules.
+
+A refusal changes nothing. It is recorded as an entry if it has a request_id, because a retry must be refused alike,
+and if it is a debit, because somebody may have asked to be told.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
+from billing.ledger import commands as ops
+from billing.ledger.account import BALANCE_MAX, Account, No
+from billing.ledger.book import ROW, SLOT_BITS, Book
+from billing.ledger.clerk import Arm, Clerk
+from billing.ledger.commands import Command
+from billing.ledger.cutoffs import Owed
+from billing.ledger.entry import (
+    FIXED,
+    OPENED,
+    PRESUMED,
+    REFUSED,
+    REPLAYED,
+    RULE_ACCRUE,
+    RULE_RESTORE,
+    Entry,
+    EntryTuple,
+    refused,
+    unpack,
+)
+from billing.ledger.errors import Refused
+from billing.ledger.extra import NEVER_NS
+from billing.ledger.money import INT64_MAX, NANO
+
+_HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
+    ops.TOP_UP: balances.top_up,
+    ops.SET_RATE: rates.set_rate,
+    ops.CHANGE_RATE: rates.change_rate,
+    ops.DEBIT: balances.debit,
+    ops.SET_CREDIT_LIMIT: balances.set_credit_limit,
+    ops.HOLD: balances.hold,
+    ops.CAPTURE: balances.capture,
+    ops.RELEASE: balances.release,
+    ops.ADJUST: balances.adjust,
+    ops.SET_THRESHOLDS: thresholds.set_thresholds,
+}
+_BY_TIME: Final = (ops.EXHAUST, ops.HOLD_EXPIRED, ops.THRESHOLD)
+_REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
+
+_SLOT_MASK: Final = (1 << SLOT_BITS) - 1
+
+_ROW_SIZE: Final = ROW.size
+_read_row: Final = ROW.unpack_from
+_write_row: Final = ROW.pack_into
+_pack_fixed: Final = FIXED.pack
+
+
+class Rules(NamedTuple):
+    """What the configuration decides about the ledger."""
+
+    accrue: bool  # an exhaustion goes on below zero
+    request_ids_per_bucket: int  # kept at most, 1 or more
+    restore: bool  # there is a restore URL
+
+
+class ReplayDifference(Exception):
+    """Replay came to another entry than the journal holds. The message shows both."""
+
+    def __init__(self, recorded: bytes, replayed: bytes | None) -> None:
+        self.recorded = Entry._make(unpack(recorded))
+        self.replayed = None if replayed is None else Entry._make(unpack(replayed))
+        super().__init__(f"the journal holds {self.recorded}, replay made {self.replayed}")
+
+
+class Ledger:
+    """All accounts of the buckets that are here. `records` and `notices` stay the same lists; the caller empties
+    them.
+    """
+
+    def __init__(self, rules: Rules, arm: Arm) -> None:
+        assert rules.request_ids_per_bucket >= 1
+        self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
+        self._clerk = Clerk(self._own_flags, rules.request_ids_per_bucket, arm)
+        self.books: dict[int, Book] = {}
+        self.records = self._clerk.records  # (bucket_id, packed entry)
+        self.notices = self._clerk.notices
+        self._ahead: list[tuple[int, bytes]] = []  # in replay: entries made, not yet seen in the journal
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def apply(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
+        """Carries out a command stamped `at_ns`; returns its entry, or the stored one of its request_id (REPLAYED).
+
+        Raises `Refused`, which has changed nothing. KeyError for a bucket that is not here: a bug of the caller.
+        """
+        book = self.books[bucket_id]
+        request_id = command[6]
+        if request_id:
+            packed = book.ids.find(command[1], request_id, at_ns)
+            if packed is not None:
+                return self._again(bucket_id, packed, command)
+        return self._carry_out(book, at_ns, command)
+
+    def _again(self, bucket_id: int, packed: bytes, command: Command) -> EntryTuple:
+        """The first answer once more, or a conflict."""
+        op, flags, *rest = unpack(packed)
+        stored = (op, flags | REPLAYED, *rest)
+        if Entry._make(stored).command != command:
+            raise Refused("REQUEST_ID_CONFLICT", "this request_id was used with other parameters or another method")
+        if flags & REFUSED:
+            raise refused(stored, bucket_id)
+        return stored
+
+    def _carry_out(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
+        """The fast path; whatever is not plain goes to `_change`."""
+        op, user_id, a, b, c, key, request_id, message = command
+        slot = book.slots.get(user_id)
+        if slot is None or op > ops.DEBIT:
+            return self._change(book, at_ns, command)
+        settled_ns, nanos, frac, rate, entry_id, seq, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
+        if at_ns < settled_ns:
+            at_ns = settled_ns
+        spent = rate * (at_ns - settled_ns)
+        balance = nanos * NANO + frac - spent
+        if row_flags or balance <= 0:
+            return self._change(book, at_ns, command)
+        if op == ops.TOP_UP:
+            amount_nanos = a
+            balance += a * NANO
+        elif op == ops.DEBIT:
+            amount_nanos = -a
+            balance -= a * NANO
+        elif op == ops.SET_RATE and b == c == -1 and not key:
+            amount_nanos = 0
+            rate = a
+        else:
+            return self._change(book, at_ns, command)
+        if not 0 < balance <= BALANCE_MAX:
+            return self._change(book, at_ns, command)
+        # The account was active and stays so, and nothing fell due before the command.
+        clerk = self._clerk
+        nanos, frac = divmod(balance, NANO)
+        spent_nanos, spent_frac = divmod(spent, NANO)
+        entry_id += 1
+        runs_out_ns = -1
+        if rate:
+            runs_out_ns = at_ns - (-balance // rate)
+            if runs_out_ns > INT64_MAX:
+                runs_out_ns = -1
+            elif runs_out_ns < book.armed_ns[slot]:
+                book.armed_ns[slot] = clerk.arm(book.bucket_id << SLOT_BITS | slot, runs_out_ns)
+        _write_row(book.rows, slot * _ROW_SIZE, at_ns, nanos, frac, rate, entry_id, seq, 0)
+        totals = book.totals
+        totals.accrued += spent
+        if amount_nanos > 0:
+            totals.top_ups += amount_nanos * NANO
+        else:
+            totals.debits -= amount_nanos * NANO
+        flags = clerk.flags
+        packed = (
+            _pack_fixed(
+                op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
+                0, 0, runs_out_ns, seq, 0, 0, len(user_id), len(key), len(request_id), len(message), 0,
+            )
+            + user_id + key + request_id + message
+        )  # fmt: skip
+        clerk.records.append((book.bucket_id, packed))
+        if request_id:
+            book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
+        return (
+            op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
+            0, 0, runs_out_ns, seq, 0, 0, user_id, key, request_id, message, b"",
+        )  # fmt: skip
+
+    def _change(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
+        """The plain way: time first, then the command, then what follows from it."""
+        op, user_id = command[0], command[1]
+        slot = book.slots.get(user_id)
+        if slot is None:
+            return self._open(book, at_ns, command)
+        account = Account(book, slot, user_id)
+        at_ns = max(at_ns, account.settled_ns)
+        self._clerk.pass_time(account, at_ns)
+        if op in _REPORTS:
+            return self._clerk.report(account, at_ns, command)
+        accrued = account.settle(at_ns, False)
+        before = account.balance
+        armed = thresholds.above(account)
+        try:
+            if op == ops.CLOSE:
+                closing.check_closable(account)
+                return self._clerk.close(account, command, accrued)
+            _HANDLERS[op](account, command)
+        except No as no:
+            raise self._clerk.refuse(account, command, no) from None
+        entry = self._clerk.conclude(account, command, before, accrued, armed, at_ns)
+        self._clerk.rearm(account)
+        return entry
+
+    def _open(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
+        """An account begins with its first top_up."""
+        if command[0] != ops.TOP_UP:
+            raise Refused("UNKNOWN_ACCOUNT", "there is no such account")
+        account = closing.open_account(book, command[1], at_ns)
+        balances.top_up(account, command)
+        return self._clerk.conclude(account, command, 0, 0, [], account.settled_ns, OPENED)
+
+    # -- replay and buckets --------------------------------------------------------------------------------------------
+
+    def replay(self, bucket_id: int, packed: bytes) -> None:
+        """Applies a recorded entry again. Raises ReplayDifference unless the same comes out, byte for byte."""
+        if not self._ahead:
+            self._make_again(self.books[bucket_id], packed)
+        made = self._ahead.pop(0) if self._ahead else None
+        if made != (bucket_id, packed):
+            raise ReplayDifference(packed, None if made is None else made[1])
+
+    def replayed(self) -> None:
+        """Replay is over: everything that was made again was also in the journal."""
+        if self._ahead:
+            raise ReplayDifference(b"", self._ahead[0][1])
+
+    def _make_again(self, book: Book, packed: bytes) -> None:
+        """Fills `_ahead` with the entry of a record and those that its change made behind it, by the rules of its
+        time.
+        """
+        assert not self.records, "replay begins with drained records"
+        entry = Entry._make(unpack(packed))
+        clerk = self._clerk
+        clerk.flags = entry.flags & (RULE_ACCRUE | RULE_RESTORE)
+        clerk.presumed = entry.flags & PRESUMED != 0
+        try:
+            if entry.op not in _BY_TIME:
+                self._carry_out(book, entry.at_ns, entry.command)
+            elif entry.user_id in book.slots:
+                clerk.pass_one(Account(book, book.slots[entry.user_id], entry.user_id), entry.at_ns)
+        except Refused:
+            pass  # what the record says, too, or else there is no entry to compare it with
+        finally:
+            clerk.flags = self._own_flags
+            clerk.presumed = None
+        self._ahead = self.records[:]
+        self.records.clear()
+        self.notices.clear()
+
+    def presume_attempted(self, bucket_id: int) -> None:
+        """After recovery: what is pending may have been attempted, since nobody waited for the record that says so."""
+        for extra in self.books[bucket_id].extras.values():
+            pending = extra.pending()
+            if pending:
+                extra.presumed_seq = pending[-1].seq
+
+    def create(self, bucket_id: int) -> None:
+        """An empty bucket, in which time stands still until `wake`."""
+        assert bucket_id not in self.books, f"bucket {bucket_id} is here already"
+        self.books[bucket_id] = Book(bucket_id)
+
+    def dump(self, bucket_id: int) -> bytes:
+        """The whole bucket as one block; equal states give equal bytes. Asserts conservation first."""
+        audit.check(self.books[bucket_id])
+        return block.dump(self.books[bucket_id])
+
+    def load(self, bucket_id: int, dumped: bytes) -> None:
+        """Makes the bucket that `dump` wrote; time stands still in it until `wake`. ValueError for another one's
+        block.
+        """
+        assert bucket_id not in self.books, f"bucket {bucket_id} is here already"
+        self.books[bucket_id] = block.load(bucket_id, dumped)
+
+    def drop(self, bucket_id: int) -> None:
+        """Forgets a bucket. Its filings in the wheel are stale."""
+        del self.books[bucket_id]
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def tick(self, ref: int, now_ns: int) -> None:
+        """The wheel took `ref` out: lets happen what is due for that account, and files it again."""
+        book = self.books.get(ref >> SLOT_BITS)
+        slot = ref & _SLOT_MASK
+        if book is None or not book.awake or slot >= len(book.users) or not book.users[slot]:
+            return
+        book.armed_ns[slot] = NEVER_NS
+        account = Account(book, slot, book.users[slot])
+        while self._clerk.pass_one(account, now_ns):
+            pass
+        self._clerk.rearm(account)
+
+    def next_due_ns(self, ref: int, filed_ns: int) -> int:
+        """For the wheel: the coming instant of the account; -1 when the filing is not its live one, or nothing is
+        coming.
+        """
+        book = self.books.get(ref >> SLOT_BITS)
+        slot = ref & _SLOT_MASK
+        if book is None or slot >= len(book.users) or book.armed_ns[slot] != filed_ns or not book.users[slot]:
+            return -1
+        due_ns = due.coming_ns(Account(book, slot, book.users[slot]))
+        if due_ns > INT64_MAX:
+            book.armed_ns[slot] = NEVER_NS
+            return -1
+        return due_ns
+
+    def moved(self, ref: int, filed_ns: int) -> None:
+        """The wheel moved the live filing of an account."""
+        self.books[ref >> SLOT_BITS].armed_ns[ref & _SLOT_MASK] = filed_ns
+
+    def wake(self, bucket_id: int) -> None:
+        """Time passes in this bucket from now on: every account with a coming instant is filed."""
+        book = self.books[bucket_id]
+        book.awake = True
+        for slot, user_id in enumerate(book.users):
+            if user_id:
+                book.armed_ns[slot] = NEVER_NS
+                self._clerk.rearm(Account(book, slot, user_id))
+
+    def still(self, bucket_id: int) -> None:
+        """Time stands still in this bucket: all filings are stale, none is made."""
+        book = self.books[bucket_id]
+        book.awake = False
+        book.armed_ns = array("Q", bytes(8 * len(book.users)))
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def view(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, object]:
+        """`get_account`: everything about the account at `at_ns`; what was due until then happens first, as entries."""
+        account = self._account(bucket_id, user_id)
+        at_ns = max(at_ns, account.settled_ns)
+        self._clerk.pass_time(account, at_ns)
+        account.settle(at_ns, False)
+        return views.account_map(account, bucket_id)
+
+    def owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
+        """The call that is owed to the outside for this account now; None also for an account that is not here."""
+        book = self.books.get(bucket_id)
+        slot = book.slots.get(user_id) if book is not None else None
+        return None if book is None or slot not in book.extras else cutoffs.owed(Account(book, slot, user_id))
+
+    def owed_in(self, bucket_id: int) -> Iterator[tuple[bytes, Owed]]:
+        """Every account of a bucket to which a call is owed, with the call. Nothing may change meanwhile."""
+        return views.owed_in(self.books[bucket_id])
+
+    def pending_cutoffs(self, bucket_id: int) -> list[dict[str, object]]:
+        """The rows of `pending_cutoffs` of one bucket."""
+        return views.pending_cutoffs(self.books[bucket_id])
+
+    def retry_cutoff(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, object]:
+        """An operator's order: what is owed is noticed again, a cutoff that was delivered becomes owed once more."""
+        account = self._account(bucket_id, user_id)
+        self._clerk.pass_time(account, max(at_ns, account.settled_ns))
+        call = cutoffs.owed(account)
+        if call is not None:
+            self.notices.append((call.kind, at_ns, bucket_id, user_id, call.seq))
+        else:
+            self.apply(bucket_id, at_ns, (ops.CUTOFF_RETRY, user_id, account.exhaustion_seq, 1, 0, b"", b"", b""))
+        return self.view(bucket_id, user_id, at_ns)
+
+    def _account(self, bucket_id: int, user_id: bytes) -> Account:
+        book = self.books[bucket_id]
+        slot = book.slots.get(user_id)
+        if slot is None:
+            raise Refused("UNKNOWN_ACCOUNT", "there is no such account")
+        return Account(book, slot, user_id)

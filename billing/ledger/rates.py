@@ -1,0 +1,114 @@
+"""Commands about the rate: set_rate and change_rate. The account's rate is the sum of its lines.
+
+A rate report is a fact and is accepted also on an exhausted account, unless the caller asks for admission with
+min_runway_ns: then it is refused if the money would not last that long, and never lasts on an exhausted account,
+whatever was asked for. `rate_seq` is per line; one that is not newer is `STALE_RATE`. A line at zero is forgotten
+after 7 days with its rate_seq; at once if it has none, for then there is nothing to remember.
+"""
+
+from typing import Final
+
+from billing.ledger.account import Account, No
+from billing.ledger.commands import Command
+from billing.ledger.entry import LIMITS
+from billing.ledger.extra import Extra
+from billing.ledger.money import INT64_MAX
+
+LINES_MAX: Final = 10_000  # an account, quiet ones included
+QUIET_NS: Final = 7 * 24 * 3600 * 10**9
+
+_RATE: Final = LIMITS.index("rate")
+_LINES: Final = LIMITS.index("rate_lines")
+
+
+def set_rate(account: Account, command: Command) -> None:
+    """Sets one line to `a` nanos per hour; `b` is its rate_seq, `c` min_runway_ns, -1 where not given."""
+    _, _, rate, rate_seq, min_runway_ns, resource, _, _ = command
+    old_rate, old_seq = line(account, resource)
+    if rate_seq >= 0:
+        if rate_seq <= old_seq:
+            raise No("STALE_RATE", old_seq)
+        old_seq = rate_seq
+    _set_line(account, resource, old_rate, rate, old_seq, min_runway_ns)
+
+
+def change_rate(account: Account, command: Command) -> None:
+    """Adds `a` nanos per hour, signed, to one line; its rate_seq stays."""
+    _, _, delta, _, _, resource, _, _ = command
+    old_rate, old_seq = line(account, resource)
+    if old_rate + delta < 0:
+        raise No("INVALID_RATE", old_rate)
+    _set_line(account, resource, old_rate, old_rate + delta, old_seq, -1)
+
+
+def line(account: Account, resource: bytes) -> tuple[int, int]:
+    """(rate, rate_seq) of one line as the account knows it at the instant it is settled to; (0, -1) if it does not."""
+    extra = account.extra
+    if extra is None:
+        return (0, -1) if resource else (account.rate, -1)
+    if extra.lines is None:
+        if not resource and account.rate:
+            return account.rate, -1
+    elif resource in extra.lines:
+        return extra.lines[resource]
+    if resource in extra.quiet:
+        rate_seq, since_ns = extra.quiet[resource]
+        if since_ns + QUIET_NS > account.settled_ns:
+            return 0, rate_seq
+    return 0, -1
+
+
+def forget_old(extra: Extra, at_ns: int) -> None:
+    """Forgets the lines that have been at zero for 7 days."""
+    old = []
+    for resource, (_, since_ns) in extra.quiet.items():
+        if since_ns + QUIET_NS > at_ns:
+            break
+        old.append(resource)
+    for resource in old:
+        del extra.quiet[resource]
+
+
+def _set_line(account: Account, resource: bytes, old_rate: int, rate: int, rate_seq: int, min_runway_ns: int) -> None:
+    total = account.rate - old_rate + rate
+    if total > INT64_MAX:
+        raise No("LIMIT_EXCEEDED", _RATE)
+    if min_runway_ns >= 0 and total > 0:
+        runway_ns = -(-account.available // total)
+        if runway_ns <= 0 or runway_ns < min_runway_ns:
+            raise No("INSUFFICIENT_RUNWAY", max(runway_ns, 0))
+    remembers = rate > 0 or rate_seq >= 0
+    if remembers and not _has_room(account, resource):
+        raise No("LIMIT_EXCEEDED", _LINES)
+    if account.extra is not None or (remembers and (resource or rate_seq >= 0)):  # else the row says it all
+        extra = account.need_extra()
+        forget_old(extra, account.settled_ns)
+        _put(account, extra, resource, rate, rate_seq)
+    account.rate = total
+    account.raised = rate > 0 and old_rate == 0
+
+
+def _has_room(account: Account, resource: bytes) -> bool:
+    """Whether the account may have this line: it has it already, or fewer than `LINES_MAX`."""
+    extra = account.extra
+    if extra is None:
+        return True
+    lines = extra.lines if extra.lines is not None else ({b"": (0, 0)} if account.rate else {})
+    if resource in lines or len(lines) + len(extra.quiet) < LINES_MAX:
+        return True
+    remembered = {name for name, (_, since_ns) in extra.quiet.items() if since_ns + QUIET_NS > account.settled_ns}
+    return resource in remembered or len(lines) + len(remembered) < LINES_MAX
+
+
+def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: int) -> None:
+    lines = extra.lines
+    if lines is None:
+        lines = {b"": (account.rate, -1)} if account.rate else {}
+    extra.quiet.pop(resource, None)
+    lines.pop(resource, None)
+    if rate > 0:
+        lines[resource] = (rate, rate_seq)
+    elif rate_seq >= 0:
+        extra.quiet[resource] = (rate_seq, account.settled_ns)
+    plain = not lines or (len(lines) == 1 and lines.get(b"", (0, 0))[1] < 0)
+    extra.lines = None if plain else lines

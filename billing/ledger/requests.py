@@ -1,0 +1,74 @@
+"""Request ids: the stored first answers that make a retry harmless. One store a bucket.
+
+The value of an id is the packed entry that its first call made, refusals included, so an id lives in the same journal
+record as its effect. Ids are scoped to the user. They are kept 7 days by the entries' instants, and at most a stated
+number a bucket; the oldest goes first. What goes before its 7 days is counted in `evicted_early`.
+
+Finding changes nothing: an id that is too old is simply not found, and goes when the next one is put. So the store
+follows from the entries alone, and replay makes the same one.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from billing.ledger.entry import FIXED, unpack
+
+KEPT_NS: Final = 7 * 24 * 3600 * 10**9
+
+_AT_NS = struct.Struct("<q")
+_AT_NS_OFFSET: Final = struct.calcsize("<BHHqqq")
+assert FIXED.size > _AT_NS_OFFSET
+
+_LENGTHS: Final = tuple(bytes((length,)) for length in range(256))
+
+
+class RequestIds:
+    """The stored answers of one bucket, oldest first."""
+
+    __slots__ = ("_order", "_packed", "evicted_early")
+
+    def __init__(self) -> None:
+        self._packed: dict[bytes, bytes] = {}
+        self._order: deque[bytes] = deque()
+        self.evicted_early = 0  # since this process began; not state
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The packed entries, oldest first."""
+        return (self._packed[key] for key in self._order)
+
+    def find(self, user_id: bytes, request_id: bytes, at_ns: int) -> bytes | None:
+        """The packed entry of that id, if its 7 days are not over at `at_ns`."""
+        packed = self._packed.get(_LENGTHS[len(user_id)] + user_id + request_id)
+        return packed if packed is None or _instant(packed) + KEPT_NS > at_ns else None
+
+    def put(self, user_id: bytes, request_id: bytes, packed: bytes, at_ns: int, ids_max: int) -> None:
+        """Keeps the entry that was just made at `at_ns`; lets go what is too old or too much."""
+        stored, order = self._packed, self._order
+        while order and _instant(stored[order[0]]) + KEPT_NS <= at_ns:
+            del stored[order.popleft()]
+        key = _LENGTHS[len(user_id)] + user_id + request_id
+        if key in stored:  # too old, but behind one that is not: only where instants of a bucket came out of order
+            order.remove(key)
+        stored[key] = packed
+        order.append(key)
+        while len(order) > ids_max:
+            del stored[order.popleft()]
+            self.evicted_early += 1
+        assert len(order) == len(stored), "an id is in the order and not in the store, or the other way round"
+
+    def restore(self, packed: bytes) -> None:
+        """Appends an entry that another store of the same bucket held."""
+        *_, user_id, _key, request_id, _message, _note = unpack(packed)
+        key = _LENGTHS[len(user_id)] + user_id + request_id
+        self._packed[key] = packed
+        self._order.append(key)
+
+
+def _instant(packed: bytes) -> int:
+    at_ns: int = _AT_NS.unpack_from(packed, _AT_NS_OFFSET)[0]
+    return at_ns

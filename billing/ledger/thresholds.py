@@ -1,0 +1,59 @@
+"""Thresholds: when an account's owner wants to be told that money or time is getting short.
+
+A threshold is (kind, value): available <= value nanos, or runway <= value ns, where runway is the time to E; none is
+coming at rate 0, and on an exhausted account it is zero. It fires once for each downward crossing, whatever caused
+it, and is armed again above. Because it fires in the very nanosecond in which it is crossed, *armed* and *above* are
+the same thing and nothing needs to be remembered: what is above before a change and not above after it has fired.
+
+It follows what an operator expects: one that is set while the account is below it already does not fire (the reply of
+set_thresholds shows what is available) until the account has been above; setting the same thresholds again neither
+fires nor re-arms anything.
+
+Crossings that time causes have exact instants, as E has. Those that fall on E are fired behind the exhaustion.
+"""
+
+from billing.ledger.account import Account
+from billing.ledger.commands import BY_AMOUNT, Command, unpack_thresholds
+from billing.ledger.extra import NEVER_NS
+from billing.ledger.money import NANO
+
+Threshold = tuple[int, int]
+
+
+def set_thresholds(account: Account, command: Command) -> None:
+    """Replaces all thresholds of the account."""
+    thresholds = tuple(unpack_thresholds(command[5]))
+    if thresholds or account.extra is not None:
+        account.need_extra().thresholds = thresholds
+
+
+def above(account: Account) -> list[Threshold]:
+    """The account's thresholds that could fire: those it is above of, in order."""
+    if account.extra is None:
+        return []
+    return [threshold for threshold in account.extra.thresholds if _is_above(account, threshold)]
+
+
+def next_crossing_ns(account: Account) -> int:
+    """The first instant at which time crosses a threshold; may lie beyond 2**63-1; NEVER_NS if none is coming."""
+    extra, rate, available = account.extra, account.rate, account.available
+    if extra is None or rate == 0 or available <= 0:
+        return NEVER_NS
+    runs_out_ns = account.runs_out_ns()
+    nearest_ns = NEVER_NS
+    for kind, value in extra.thresholds:
+        if kind == BY_AMOUNT:
+            crossing_ns = account.settled_ns - ((value * NANO - available) // rate)
+        else:
+            crossing_ns = runs_out_ns - value
+        if crossing_ns > account.settled_ns:  # else it is not above
+            nearest_ns = min(nearest_ns, crossing_ns)
+    return nearest_ns
+
+
+def _is_above(account: Account, threshold: Threshold) -> bool:
+    kind, value = threshold
+    available = account.available
+    if kind == BY_AMOUNT:
+        return available > value * NANO
+    return available > 0 and (account.rate == 0 or account.runs_out_ns() - account.settled_ns > value)

@@ -1,0 +1,89 @@
+"""What replies show of accounts beyond an entry's own answer: get_account, and what is owed."""
+
+from collections.abc import Iterator
+
+from billing.ledger import cutoffs
+from billing.ledger.account import Account
+from billing.ledger.book import Book
+from billing.ledger.commands import BY_AMOUNT
+from billing.ledger.cutoffs import Owed
+from billing.ledger.entry import PENDING, cutoff_map, event_id, text
+from billing.ledger.extra import NEVER_NS, Cutoff, Extra
+from billing.ledger.money import INT64_MAX, NANO
+
+
+def account_map(account: Account, bucket_id: int) -> dict[str, object]:
+    """Everything about an account, from a working copy settled to the instant of the question."""
+    balance_nanos = account.balance // NANO
+    at_ns = account.settled_ns
+    runs_out_ns = account.runs_out_ns()
+    coming = runs_out_ns <= INT64_MAX
+    extra = account.extra if account.extra is not None else Extra()
+    return {
+        "user_id": account.user_id.decode(),
+        "bucket_id": bucket_id,
+        "state": "exhausted" if account.exhausted else "active",
+        "balance_nanos": balance_nanos,
+        "credit_limit_nanos": account.credit_limit_nanos,
+        "available_nanos": balance_nanos + account.credit_limit_nanos - account.holds_nanos,
+        "rate_nanos_per_hour": account.rate,
+        "rate_nanos_per_second": account.rate // 3600,
+        "exhausts_at_ns": runs_out_ns if coming else None,
+        "runway_ns": runs_out_ns - at_ns if coming else None,
+        "exhaustion_seq": account.exhaustion_seq,
+        "entry_id": account.entry_id,
+        "at_ns": at_ns,
+        "replayed": False,
+        "rates": _rates(account, extra),
+        "cutoff": _cutoff_map(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
+        "overrun_nanos": account.overrun // NANO,
+        "holds_nanos": account.holds_nanos,
+        "holds": [
+            {
+                "hold_id": text(name),
+                "amount_nanos": amount_nanos,
+                "expires_at_ns": expires_ns if expires_ns != NEVER_NS else None,
+            }
+            for name, (amount_nanos, expires_ns) in extra.holds.items()
+        ],
+        "thresholds": [
+            {"amount_nanos": value} if kind == BY_AMOUNT else {"runway_ns": value} for kind, value in extra.thresholds
+        ],
+    }
+
+
+def owed_in(book: Book) -> Iterator[tuple[bytes, Owed]]:
+    """Every account of a bucket to which a call is owed, with the call."""
+    for slot in book.extras:
+        user_id = book.users[slot]
+        call = cutoffs.owed(Account(book, slot, user_id))
+        if call is not None:
+            yield user_id, call
+
+
+def pending_cutoffs(book: Book) -> list[dict[str, object]]:
+    """The rows of `pending_cutoffs` of one bucket."""
+    return [
+        {
+            "user_id": book.users[slot].decode(),
+            "event_id": event_id(book.users[slot], cutoff.seq, cutoff.exhausted_at_ns),
+            "seq": cutoff.seq,
+            "exhausted_at_ns": cutoff.exhausted_at_ns,
+            "attempts": cutoff.attempts,
+            "last_error": text(cutoff.last_error) if cutoff.last_error else None,
+        }
+        for slot, extra in book.extras.items()
+        for cutoff in extra.cutoffs
+        if cutoff.status == PENDING
+    ]
+
+
+def _rates(account: Account, extra: Extra) -> dict[str, int]:
+    """Nanos per hour of each line above zero, by resource."""
+    if extra.lines is None:
+        return {"": account.rate} if account.rate else {}
+    return {resource.decode(): rate for resource, (rate, _) in extra.lines.items()}
+
+
+def _cutoff_map(user_id: bytes, c: Cutoff) -> dict[str, object]:
+    return cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error)
