@@ -1,0 +1,87 @@
+"""Faults of the trial receiver: the ways in which an endpoint misbehaves, each by one name.
+
+    slow=MS      answers after so many milliseconds            redirect     302 to /elsewhere
+    status=CODE  answers so; status=429:3 with Retry-After 3   reset        the connection is reset
+    refuse       nobody listens                                flap=S       S seconds well, S seconds refused, ...
+    hang         never answers                                 lost         takes the call, closes without a word
+    hang-body    status and headers, then nothing              drip         one byte a second; drip=MS: each MS
+    endless      a body without end                            gzip-bomb    10 KiB that would unpack to 10 MiB
+
+`refuse` and `flap` concern the whole receiver; all others concern single calls, a share of them if one is given. In
+each case the call that came is recorded first: what a fault takes away is the answer.
+"""
+
+import zlib
+from functools import cache
+from typing import Final, NamedTuple
+
+BOMB_BYTES: Final = 10 * 2**20
+ENDLESS_CHUNK: Final = b"x" * 65_536
+DRIP_MS: Final = 1000
+
+_NAMES: Final = {
+    "slow": "required",
+    "status": "required",
+    "refuse": "",
+    "hang": "",
+    "hang-body": "",
+    "drip": "optional",
+    "endless": "",
+    "gzip-bomb": "",
+    "redirect": "",
+    "reset": "",
+    "flap": "required",
+    "lost": "",
+}
+
+
+class Fault(NamedTuple):
+    """`value`: milliseconds of slow and drip, the code of status, seconds of flap."""
+
+    name: str
+    value: float = 0.0
+    retry_after_s: int = -1
+
+
+def parse_fault(text: str) -> Fault:
+    """A fault as written on a command line; raises ValueError that says what is expected."""
+    name, _, value = text.partition("=")
+    wanted = _NAMES.get(name)
+    if wanted is None or (wanted == "required" and not value) or (wanted == "" and value):
+        raise ValueError(f"expected one of {', '.join(_NAMES)} (slow=MS, status=CODE, flap=S), got {text!r}")
+    if name == "drip" and not value:
+        return Fault(name, DRIP_MS)
+    if not value:
+        return Fault(name)
+    number, colon, retry_after = value.partition(":")
+    try:
+        fault = Fault(name, float(number), int(retry_after) if colon else -1)
+    except ValueError:
+        raise ValueError(f"expected a number behind {name}=, got {text!r}") from None
+    if colon and name != "status":
+        raise ValueError(f"only status= has a Retry-After, got {text!r}")
+    if name == "status" and not (fault.value.is_integer() and 200 <= fault.value <= 599):
+        raise ValueError(f"expected a status between 200 and 599, got {text!r}")
+    if not 0 < fault.value < 86_400_000:
+        raise ValueError(f"expected a number above 0, got {text!r}")
+    return fault
+
+
+def answer(status: int, body: bytes = b"ok", headers: bytes = b"") -> bytes:
+    """A whole answer that keeps the connection open; `headers` end with CRLF each."""
+    return b"HTTP/1.1 %d %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        status,
+        b"OK" if status == 200 else b"-",
+        len(body),
+        headers,
+        body,
+    )
+
+
+@cache
+def bomb() -> bytes:
+    """An answer of some 10 KiB that a trusting client unpacks to `BOMB_BYTES`."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    zeros = bytes(65_536)
+    packed = b"".join(packer.compress(zeros) for _ in range(BOMB_BYTES // len(zeros))) + packer.flush()
+    return answer(200, packed, b"Content-Encoding: gzip\r\n")

@@ -1,0 +1,166 @@
+"""What surrounds delivery in its tests: a desk that knows what is owed and writes down what it is told.
+
+It does for cutoffs what the ledger does, in a few lines: an exhaustion owes a cutoff, a top-up takes back what was not
+started and owes a restore for what was. The sockets are real.
+"""
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from billing.expirationd.delivery import Delivery, Owed, Settings
+from billing.expirationd.outbox import Pace
+from billing.ops.receiver import Receiver
+from shards.clock import wall_now_ns
+
+MS = 10**6
+QUICK = Pace(
+    waits_ns=(20 * MS, 40 * MS, 60 * MS),
+    repeat_ns=60 * MS,
+    failures_max=4,
+    probe_ns=50 * MS,
+    retry_after_max_ns=300 * MS,
+)
+LONG_S = 20.0  # after which a test that waits is broken
+
+
+class Desk:
+    """Owed cutoffs and restores by user, and every report in order."""
+
+    def __init__(self) -> None:
+        self.cutoffs: dict[bytes, list[int]] = {}  # user -> seqs not delivered, oldest first
+        self.restores: dict[bytes, int] = {}
+        self.instants: dict[tuple[bytes, int], int] = {}
+        self.reports: list[tuple[str, bytes, int, str, str]] = []  # kind, user, seq, outcome, error
+        self.started: set[tuple[bytes, int]] = set()
+        self.held: set[bytes] = set()
+        self.broken: list[BaseException] = []
+        self.seq = 0
+        self._told = asyncio.Event()
+
+    def exhaust(self, delivery: Delivery, user: bytes) -> int:
+        self.seq += 1
+        self.instants[user, self.seq] = wall_now_ns()
+        self.cutoffs.setdefault(user, []).append(self.seq)
+        delivery.notify(1, user)
+        return self.seq
+
+    def top_up(self, delivery: Delivery, user: bytes) -> None:
+        for seq in self.cutoffs.pop(user, []):
+            if (user, seq) in self.started:
+                self.restores[user] = seq
+        if user in self.restores:
+            delivery.notify(1, user, "restore")
+
+    def owed(self, bucket_id: int, user: bytes) -> Owed | None:
+        if user in self.restores:
+            kind, seq = "restore", self.restores[user]
+        elif self.cutoffs.get(user):
+            kind, seq = "cutoff", self.cutoffs[user][0]
+        else:
+            return None
+        instant_ns = self.instants[user, seq]
+        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, user in self.held
+
+    def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+        self.reports.append((kind, user, seq, outcome, error))
+        if outcome == "started" and kind == "cutoff":
+            self.started.add((user, seq))
+        if outcome == "delivered" and kind == "restore":
+            self.restores.pop(user, None)
+        elif outcome == "delivered" and seq in self.cutoffs.get(user, []):
+            self.cutoffs[user].remove(seq)
+        self._told.set()
+
+    def failed(self, error: BaseException) -> None:
+        self.broken.append(error)
+        self._told.set()
+
+    def nothing_owed(self) -> bool:
+        return not self.restores and not any(self.cutoffs.values())
+
+    def outcomes(self, user: bytes) -> list[str]:
+        return [outcome for _, who, _, outcome, _ in self.reports if who == user]
+
+    def errors(self) -> list[str]:
+        return [error for _, _, _, outcome, error in self.reports if outcome == "failed"]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for something to be so; fails after `LONG_S`."""
+        async with asyncio.timeout(LONG_S):
+            while not condition():
+                self._told.clear()
+                try:
+                    await asyncio.wait_for(self._told.wait(), 0.01)
+                except TimeoutError:
+                    continue
+
+
+def settings(url: str, **changes: Any) -> Settings:
+    quick = Settings(
+        url,
+        concurrency=4,
+        timeout_s=0.3,
+        connect_timeout_s=0.5,
+        body_s=0.05,
+        warm=1,
+        pace=QUICK,
+    )
+    return quick._replace(**changes)
+
+
+@asynccontextmanager
+async def sending(desk: Desk, made: Settings) -> AsyncIterator[Delivery]:
+    """A delivery that runs; at the end, it must not have failed."""
+    delivery = Delivery(desk.owed, desk.report, made, wall_now_ns, random.Random(1), desk.failed)
+    delivery.start()
+    try:
+        yield delivery
+    finally:
+        await delivery.close()
+    assert desk.broken == []
+
+
+@asynccontextmanager
+async def receiving(**options: Any) -> AsyncIterator[Receiver]:
+    """A receiver that listens on a free port."""
+    receiver = Receiver(**options)
+    await receiver.start()
+    try:
+        yield receiver
+    finally:
+        await receiver.close()
+
+
+class Raw:
+    """An endpoint that sends the given bytes for each request, whatever they are, and keeps what it was sent."""
+
+    def __init__(self, *answers: bytes, close: bool = False) -> None:
+        self.answers = list(answers)
+        self.close_after = close
+        self.requests: list[bytes] = []
+        self.url = ""
+
+    async def __aenter__(self) -> "Raw":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, family=socket.AF_INET)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
+                await writer.drain()
+                if self.close_after:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()

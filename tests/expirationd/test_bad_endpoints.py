@@ -1,0 +1,290 @@
+"""Endpoints that misbehave, over real sockets: every owed cutoff arrives in the end, at a bounded cost."""
+
+import asyncio
+import random
+import ssl
+import tracemalloc
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from billing.ops.faults import BOMB_BYTES, Fault
+from shards.clock import wall_now_ns
+from tests.expirationd.desk import QUICK, Desk, Raw, receiving, sending, settings
+
+TLS = Path(__file__).parent / "tls"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault("reset"), "connection lost before an answer"),
+        (Fault("lost"), "connection lost before an answer"),
+        (Fault("hang"), "no answer within 0.3 s"),
+        (Fault("drip", 50), "no answer within 0.3 s"),
+        (Fault("slow", 2000), "no answer within 0.3 s"),
+        (Fault("redirect"), "status 302"),
+        (Fault("status", 404), "status 404"),
+        (Fault("status", 410), "status 410"),
+        (Fault("status", 429), "status 429"),
+        (Fault("status", 500), "status 500"),
+        (Fault("status", 503), "status 503"),
+    ],
+)
+async def test_no_success_is_tried_again_with_the_same_event_until_it_is_one(fault: Fault, error: str) -> None:
+    desk = Desk()
+    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: len(desk.errors()) >= 3)
+        assert error in desk.errors()
+        assert set(desk.errors()) <= {error, "connection was closed while idle"}
+        receiver.fault = None
+        await desk.until(desk.nothing_owed)
+        assert len({(call.event_id, call.seq, call.exhausted_at_ns) for call in receiver.calls}) == 1
+        assert {call.path for call in receiver.calls} == {"/"}
+        assert desk.outcomes(b"u")[-2:] == ["started", "delivered"]
+        assert desk.outcomes(b"u").count("started") == len(receiver.calls)
+
+
+@pytest.mark.parametrize("name", ["hang-body", "endless", "gzip-bomb"])
+async def test_2xx_is_success_whatever_its_body_does(name: str) -> None:
+    desk = Desk()
+    async with receiving(fault=Fault(name)) as receiver:
+        tracemalloc.start()
+        async with sending(desk, settings(receiver.url)) as delivery:
+            for number in range(12):
+                desk.exhaust(delivery, b"u%d" % number)
+            await desk.until(desk.nothing_owed)
+            assert desk.errors() == []
+            assert len(receiver.calls) == 12
+            if name != "gzip-bomb":
+                assert receiver.connects >= 12  # none of these connections is used again
+            await desk.until(lambda: delivery.endpoints[0].connections <= 1)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < BOMB_BYTES / 2  # not one of them was unpacked, and of what is endless little was taken
+
+
+async def test_refused_starts_no_attempt_so_a_top_up_still_saves_the_user() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("refuse")) as receiver:
+        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
+        async with sending(desk, made) as delivery:
+            desk.exhaust(delivery, b"saved")
+            desk.exhaust(delivery, b"cut")
+            await desk.until(lambda: len(desk.errors()) >= 6)
+            assert set(desk.errors()) == {"connection refused"}
+            assert desk.started == set()
+            desk.top_up(delivery, b"saved")
+            await receiver.listen(True)
+            await desk.until(desk.nothing_owed)
+            assert [(call.user_id, call.path) for call in receiver.calls] == [("cut", "/off")]
+
+
+async def test_a_name_that_does_not_resolve() -> None:
+    desk = Desk()
+    async with sending(desk, settings("http://nowhere.invalid/", connect_timeout_s=5.0)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: len(desk.errors()) >= 1)
+        assert desk.errors()[0] in ("the name does not resolve", "no connection within 5 s")
+        assert desk.started == set()
+
+
+async def test_a_dead_endpoint_is_probed_and_its_backlog_drained_when_it_is_back() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("status", 503)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        for number in range(500):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(lambda: delivery.outbox.lanes[0].shut)
+        before = len(receiver.calls)
+        await desk.until(lambda: len(receiver.calls) >= before + 3)
+        assert len(receiver.calls) < 30  # probes, not 500 users
+        assert len(delivery.outbox) == 500
+        receiver.fault = None
+        await desk.until(desk.nothing_owed)
+        acknowledged = [call.user_id for call in receiver.calls if call.answered == "200"]
+        assert sorted(acknowledged) == sorted(f"u{number}" for number in range(500))
+
+
+async def test_retry_after_is_kept_up_to_its_limit() -> None:
+    desk = Desk()
+    async with (
+        receiving(fault=Fault("status", 429, 3600)) as receiver,
+        sending(desk, settings(receiver.url)) as delivery,
+    ):
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: len(desk.errors()) == 1)
+        receiver.fault = None
+        desk.exhaust(delivery, b"other")
+        await desk.until(desk.nothing_owed)
+        first, *later = receiver.calls
+        assert all(call.arrived_ns - first.arrived_ns >= QUICK.retry_after_max_ns for call in later)
+
+
+async def test_a_flapping_endpoint_gets_everything_in_the_end() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("flap", 0.15)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        count = 0
+        while not desk.errors() or count < 300:
+            for _ in range(30):
+                desk.exhaust(delivery, b"u%d" % count)
+                count += 1
+            await desk.until(lambda: delivery.outbox.in_flight < 4 or bool(desk.errors()))
+            await asyncio.sleep(0.01)
+        await desk.until(desk.nothing_owed)
+        assert {call.user_id for call in receiver.calls} == {f"u{number}" for number in range(count)}
+
+
+@pytest.mark.parametrize(
+    "name", ["lost", "reset", "hang", "drip=80", "status=500", "status=404", "hang-body", "endless"]
+)
+async def test_a_share_of_faults_harms_only_the_calls_that_meet_them(name: str) -> None:
+    desk = Desk()
+    what, _, value = name.partition("=")
+    fault = Fault(what, float(value or 0))
+    async with (
+        receiving(fault=fault, fault_share=0.2, rng=random.Random(3)) as receiver,
+        sending(desk, settings(receiver.url)) as delivery,
+    ):
+        for number in range(60):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(desk.nothing_owed)
+        well = [call for call in receiver.calls if call.answered == "200" or what in ("hang-body", "endless")]
+        assert sorted(call.user_id for call in well) == sorted(f"u{number}" for number in range(60))
+
+
+async def test_a_connection_closed_while_idle_is_tried_again_at_once_and_counted() -> None:
+    """The close arrives only after the request was written: nobody can know, so it is another attempt."""
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=0)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        receiver.fault = Fault("lost")
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: bool(desk.errors()))
+        receiver.fault = None
+        await desk.until(desk.nothing_owed)
+        assert desk.errors() == ["connection was closed while idle"]
+        assert [call.seq for call in receiver.calls] == [1, 2, 2]
+        assert (delivery.started, delivery.dropped) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "host", "error"),
+    [
+        ("valid.pem", "localhost", ""),
+        ("expired.pem", "localhost", "TLS: certificate has expired"),
+        ("valid.pem", "127.0.0.1", ""),
+    ],
+)
+async def test_tls(certificate: str, host: str, error: str) -> None:
+    desk = Desk()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(TLS / certificate)
+    trust = ssl.create_default_context(cafile=str(TLS / certificate))
+    async with receiving(tls=server) as receiver:
+        url = f"https://{host}:{receiver.port}/off"
+        async with sending(desk, settings(url, tls=trust, connect_timeout_s=5.0)) as delivery:
+            desk.exhaust(delivery, b"u")
+            if error:
+                await desk.until(lambda: bool(desk.errors()))
+                assert set(desk.errors()) == {error}
+                assert receiver.calls == []
+            else:
+                await desk.until(desk.nothing_owed)
+                assert desk.errors() == []
+
+
+async def test_a_certificate_that_nobody_trusts_is_refused() -> None:
+    desk = Desk()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(TLS / "valid.pem")
+    async with (
+        receiving(tls=server) as receiver,
+        sending(desk, settings(receiver.url, connect_timeout_s=5.0)) as delivery,
+    ):
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: bool(desk.errors()))
+        assert desk.errors()[0].startswith("TLS: ")
+        assert receiver.calls == []
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (OK, ""),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", ""),
+        (b"HTTP/1.1 299 Fine\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", ""),
+        (b"HTTP/1.0 200 OK\r\n\r\nuntil the end", ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK, ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000, ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20 + OK, "too many informational answers"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "status 101"),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", "status 304"),
+        (b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n", "status 999"),
+        (b"220 mail.example ESMTP\r\n", "malformed answer"),
+        (b"\x16\x03\x01\x02\x00 not http", "malformed answer"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000 + b"\r\n\r\n", "malformed answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "malformed answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", "connection lost before an answer"),
+        (b"", "connection lost before an answer"),
+    ],
+)
+async def test_answers_byte_by_byte(answer: bytes, error: str) -> None:
+    """What follows decides nothing about it: the second user is cut off, whatever the first answer left behind."""
+    desk = Desk()
+    async with Raw(answer, close=True) as raw, sending(desk, settings(raw.url)) as delivery:
+        desk.exhaust(delivery, b"first")
+        await desk.until(lambda: bool(desk.errors()) or desk.nothing_owed())
+        assert desk.errors()[:1] == ([error] if error else [])
+        raw.answers = [OK]
+        desk.exhaust(delivery, b"second")
+        await desk.until(desk.nothing_owed)
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one() -> None:
+    desk = Desk()
+    twice = OK + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    async with Raw(twice, b"HTTP/1.1 404 No\r\n\r\n") as raw, sending(desk, settings(raw.url)) as delivery:
+        desk.exhaust(delivery, b"first")
+        await desk.until(desk.nothing_owed)
+        desk.exhaust(delivery, b"second")
+        await desk.until(lambda: bool(desk.errors()))
+        assert desk.outcomes(b"second")[:2] == ["started", "failed"]
+
+
+async def test_cookies_are_not_kept() -> None:
+    desk = Desk()
+    answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: session=1; Path=/\r\nContent-Length: 0\r\n\r\n"
+    async with Raw(answer) as raw, sending(desk, settings(raw.url)) as delivery:
+        for _ in range(2):
+            desk.exhaust(delivery, b"u")
+            await desk.until(desk.nothing_owed)
+        assert len(raw.requests) == 2
+        assert b"ookie" not in b"".join(raw.requests)
+
+
+@pytest.mark.parametrize(
+    ("value", "least_ns"),
+    [
+        ("1", 300_000_000),
+        (formatdate((wall_now_ns() + 3600 * 10**9) / 1e9, usegmt=True), 300_000_000),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("soon", 0),
+        ("-5", 0),
+        ("9" * 500, 300_000_000),
+    ],
+)
+async def test_retry_after_in_all_its_forms(value: str, least_ns: int) -> None:
+    desk = Desk()
+    refusal = f"HTTP/1.1 503 Later\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n".encode()
+    async with Raw(refusal, OK) as raw, sending(desk, settings(raw.url)) as delivery:
+        before_ns = wall_now_ns()
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        assert wall_now_ns() - before_ns >= least_ns
+        assert len(raw.requests) == 2

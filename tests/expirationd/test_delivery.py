@@ -1,0 +1,216 @@
+"""Delivery to an endpoint that behaves: what arrives, in which order, and what never does."""
+
+import asyncio
+import os
+import socket
+
+from billing.expirationd.signature import parse_secrets
+from billing.ops.faults import Fault
+from tests.expirationd.desk import Desk, receiving, sending, settings
+
+SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+
+
+async def test_a_cutoff_arrives_signed_and_never_early() -> None:
+    desk = Desk()
+    async with (
+        receiving(secrets=SECRETS) as receiver,
+        sending(desk, settings(receiver.url, secrets=SECRETS)) as delivery,
+    ):
+        desk.exhaust(delivery, "üser/1".encode())
+        await desk.until(desk.nothing_owed)
+        (call,) = receiver.calls
+        assert (call.method, call.user_id, call.seq, call.answered) == ("GET", "üser/1", 1, "200")
+        assert call.event_id == f"üser/1-1-{call.exhausted_at_ns}"
+        assert call.lateness_us >= 0
+        assert desk.outcomes("üser/1".encode()) == ["started", "delivered"]
+        await desk.until(lambda: len(delivery.outbox) == 0)
+
+
+async def test_without_the_secret_nothing_is_accepted() -> None:
+    desk = Desk()
+    async with receiving(secrets=SECRETS) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: len(desk.errors()) >= 2)
+        assert set(desk.errors()) == {"status 401"}
+        assert receiver.stats()["acknowledged"] == 0
+
+
+async def test_many_at_once_arrive_once_each_over_a_bounded_number_of_connections() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, concurrency=16, warm=4)) as delivery:
+        for number in range(3000):
+            desk.exhaust(delivery, b"u%d" % number)
+        assert delivery.outbox.in_flight == 0  # nothing is written in the call that reports it
+        await desk.until(desk.nothing_owed)
+        assert sorted(call.user_id for call in receiver.calls) == sorted(f"u{number}" for number in range(3000))
+        assert receiver.connects <= 20
+        assert desk.errors() == []
+        assert (delivery.started, delivery.delivered) == (3000, 3000)
+
+
+async def test_connections_are_warm_before_anything_is_owed_and_are_replaced_when_closed() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=3)) as delivery:
+        await desk.until(lambda: len(receiver.connections) == 3)
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        assert receiver.connects == 3
+        for connection in list(receiver.connections):
+            connection.transport.close()
+        await desk.until(lambda: len(receiver.connections) == 3 and receiver.connects == 6)
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        assert desk.errors() == []
+
+
+async def test_a_connection_idle_for_long_is_replaced_before_it_is_used() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=1, idle_s=0.1)) as delivery:
+        await desk.until(lambda: receiver.connects >= 2)
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+
+
+async def test_a_user_saved_before_the_first_attempt_is_never_called() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.exhaust(delivery, b"saved")
+        desk.top_up(delivery, b"saved")
+        desk.exhaust(delivery, b"other")
+        await desk.until(lambda: desk.nothing_owed() and len(delivery.outbox) == 0)
+        assert [call.user_id for call in receiver.calls] == ["other"]
+        assert desk.outcomes(b"saved") == []
+
+
+async def test_a_user_saved_while_the_connection_is_being_opened_is_never_called() -> None:
+    """A full backlog lets the connection come about only when somebody accepts; by then nothing is owed any more."""
+    desk = Desk()
+    with socket.socket() as server, socket.socket() as first, socket.socket() as second:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for client in (first, second):
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        async with sending(desk, settings(url, warm=0, connect_timeout_s=10.0)) as delivery:
+            desk.exhaust(delivery, b"u")
+            await desk.until(lambda: delivery.outbox.in_flight == 1)
+            desk.top_up(delivery, b"u")
+            server.settimeout(10)
+            accepted = [(await asyncio.to_thread(server.accept))[0] for _ in range(2)]
+            await desk.until(lambda: len(delivery.outbox) == 0)
+            assert desk.reports == []
+            assert delivery.endpoints[0].connects == 1
+            for connection in accepted:
+                connection.close()
+
+
+async def test_a_restore_follows_the_cutoff_it_belongs_to_and_both_are_never_in_flight_at_once() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("slow", 100)) as receiver:
+        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
+        async with sending(desk, made) as delivery:
+            desk.exhaust(delivery, b"u")
+            await desk.until(lambda: desk.outcomes(b"u") == ["started"])
+            desk.top_up(delivery, b"u")
+            await desk.until(desk.nothing_owed)
+            assert [(call.path, call.seq) for call in receiver.calls] == [("/off", 1), ("/on", 1)]
+            assert desk.outcomes(b"u") == ["started", "delivered", "started", "delivered"]
+
+
+async def test_restores_go_to_an_endpoint_of_their_own_while_that_of_cutoffs_is_dead() -> None:
+    desk = Desk()
+    async with (
+        receiving(fault=Fault("status", 500)) as dead,
+        receiving() as alive,
+        sending(desk, settings(dead.url, restore_url=alive.url + "/on/{user_id}")) as delivery,
+    ):
+        for number in range(10):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(lambda: delivery.outbox.lanes[0].shut)
+        users = sorted({user for user, _ in desk.started})
+        for user in users:
+            desk.top_up(delivery, user)
+        await desk.until(lambda: not desk.restores)
+        assert sorted(call.path for call in alive.calls) == [f"/on/{user.decode()}" for user in users]
+
+
+async def test_two_cutoffs_of_one_account_arrive_in_their_order() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("slow", 20)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        for _ in range(5):
+            desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        assert [call.seq for call in receiver.calls] == [1, 2, 3, 4, 5]
+
+
+async def test_held_cutoffs_wait_for_release() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.held.update((b"a", b"b"))
+        desk.exhaust(delivery, b"a")
+        desk.exhaust(delivery, b"b")
+        desk.exhaust(delivery, b"free")
+        await desk.until(lambda: delivery.outbox.held == 2)
+        await desk.until(lambda: [call.user_id for call in receiver.calls] == ["free"])
+        desk.held.clear()
+        assert delivery.release() == 2
+        await desk.until(desk.nothing_owed)
+
+
+async def test_drain_waits_for_what_is_in_flight_and_begins_nothing_new() -> None:
+    desk = Desk()
+    async with (
+        receiving(fault=Fault("slow", 100)) as receiver,
+        sending(desk, settings(receiver.url, concurrency=2)) as delivery,
+    ):
+        for number in range(6):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(lambda: delivery.outbox.in_flight == 2)
+        assert await delivery.drain(10.0)
+        desk.exhaust(delivery, b"late")
+        await asyncio.sleep(0.2)
+        assert (delivery.started, delivery.delivered) == (2, 2)
+        assert len(receiver.calls) == 2
+
+
+async def test_closing_in_the_middle_reports_nothing_for_what_is_in_flight() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("hang")) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: len(receiver.calls) == 1)
+        assert not await delivery.drain(0.01)
+        await delivery.close()
+        assert desk.outcomes(b"u") == ["started"]
+        await desk.until(lambda: not receiver.connections)
+
+
+async def test_a_broken_invariant_of_the_caller_is_told_and_not_swallowed() -> None:
+    desk = Desk()
+
+    def broken(bucket_id: int, user: bytes) -> None:
+        raise AssertionError("the books are wrong")
+
+    desk.owed = broken  # type: ignore[method-assign]
+    async with receiving() as receiver:
+        async with sending(desk, settings(receiver.url)) as delivery:
+            delivery.notify(1, b"u")
+            await desk.until(lambda: bool(desk.broken))
+            assert str(desk.broken.pop()) == "the books are wrong"
+        assert receiver.calls == []
+
+
+async def test_proxies_of_the_environment_are_ignored() -> None:
+    desk = Desk()
+    before = os.environ.get("http_proxy")
+    os.environ["http_proxy"] = "http://127.0.0.1:1"
+    try:
+        async with receiving() as receiver, sending(desk, settings(receiver.url)) as delivery:
+            desk.exhaust(delivery, b"u")
+            await desk.until(desk.nothing_owed)
+            assert len(receiver.calls) == 1
+    finally:
+        del os.environ["http_proxy"]
+        if before is not None:
+            os.environ["http_proxy"] = before
