@@ -278,15 +278,17 @@ class Delivery:
     def _told(self, item: Item, kind: str, seq: int, verdict: Verdict) -> None:
         """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
         outcome, error, retry_after_ns = verdict
+        more = True
         if outcome == OK:
             self.delivered += 1
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
+            more = self._owed(item.bucket_id, item.user_id) is not None
         else:
             self.failures += 1
             self.dropped += outcome == DROPPED
             self.last_error = error
             self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
-        self.outbox.finish(item, outcome, self._now_ns(), retry_after_ns)
+        self.outbox.finish(item, outcome, self._now_ns(), retry_after_ns, more)
         shut = self.outbox.lanes[item.lane].shut
         if shut != self._shut[item.lane]:
             self._shut[item.lane] = shut

@@ -7,11 +7,11 @@ is what the ledger then names (its kind and number). A *lane* is one endpoint wi
     owe -> READY -> take -> FLYING -> begin, then finish      the answer of the ledger sends the item on its way,
              ^                |    -> forget                  or nothing is owed any more,
              |                |    -> park -> release         or it is held until an operator lets it go
-             +- WAITING <- finish (failed), or begin (too soon, or its lane is shut)
+             +- WAITING <- finish (failed), or begin (too soon)
 
 **Invariants.** At most one item an account, so at most one request in flight for it. At most `concurrency` items fly.
-No item is lost: it leaves only by `forget`. An event that failed n times is not begun again before the n-th wait of
-the schedule is over, however often the account is reported; a new event begins at once.
+No item is lost: it leaves only when the ledger owes nothing. An event that failed n times is not begun again before
+the n-th wait of the schedule is over, however often the account is reported; a new event begins at once.
 
 **Order.** Of what is ready the oldest `since_ns` (the exhaustion instant, once known) goes first, over all lanes.
 
@@ -223,8 +223,8 @@ class Outbox:
         self.in_flight -= 1
         self._park(item)
 
-    def finish(self, item: Item, outcome: int, now_ns: int, retry_after_ns: int = -1) -> None:
-        """What became of the attempt. After OK the account is asked for once more: there may be a next event."""
+    def finish(self, item: Item, outcome: int, now_ns: int, retry_after_ns: int = -1, more: bool = True) -> None:
+        """What became of the attempt. `more` after OK: something is owed for the account still, or may be."""
         assert item.state == FLYING, item.state
         pace = self.pace
         lane = self.lanes[item.lane]
@@ -245,9 +245,12 @@ class Outbox:
             pause_ns = min(retry_after_ns, pace.retry_after_max_ns)
             lane.not_before_ns = max(lane.not_before_ns, now_ns + pause_ns)
             wait_ns = max(wait_ns, pause_ns)
-        if outcome == OK:  # were the same event owed again at once, it would wait like after a failure
-            item.failures, item.due_ns = 1, now_ns + self._wait_ns(0)
-            self._make_ready(item)
+        if outcome == OK:
+            if more:  # if that is the same event again, it waits like after a failure
+                item.failures, item.due_ns = 1, now_ns + self._wait_ns(0)
+                self._make_ready(item)
+            else:
+                del self._items[item.bucket_id, item.user_id]
             return
         item.failures += 1
         item.due_ns = now_ns + wait_ns

@@ -64,9 +64,10 @@ class World:
             self.now_ns = min(coming)
             while self._results and self._results[0][0] <= self.now_ns:
                 _, _, item, outcome, retry_after_ns = heapq.heappop(self._results)
+                events = self.owed[item.bucket_id, item.user_id]
                 if outcome == OK:
-                    self.owed[item.bucket_id, item.user_id].pop(0)
-                self.outbox.finish(item, outcome, self.now_ns, retry_after_ns)
+                    events.pop(0)
+                self.outbox.finish(item, outcome, self.now_ns, retry_after_ns, bool(events))
 
     def gaps(self, user_id: bytes) -> list[float]:
         instants = [at_ns for at_ns, user, _, _ in self.attempts if user == user_id]
@@ -346,7 +347,8 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
                 self.owed[user].pop(0)
             elif outcome != DROPPED and not self.outbox.lanes[item.lane].shut:
                 self.not_before[user, seq] = self.now_ns + (200 * MS if retry_after_s <= 0 else retry_after_s * S)
-            self.outbox.finish(item, outcome, self.now_ns, retry_after_s * S if retry_after_s >= 0 else -1)
+            retry_after_ns = retry_after_s * S if retry_after_s >= 0 else -1
+            self.outbox.finish(item, outcome, self.now_ns, retry_after_ns, bool(self.owed.get(user)))
             if any(lane.shut for lane in self.outbox.lanes) or outcome in (OK, ANSWERED):
                 self.not_before.clear()  # a lane that opens lets everything in it go at once
 

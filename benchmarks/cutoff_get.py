@@ -1,0 +1,245 @@
+"""What a cutoff's GET costs: CPU microseconds in the sending process, by several ways of using aiohttp.
+
+From top to bottom: `session.get` as everybody writes it; the same session with everything optional switched off;
+aiohttp's request and response classes without a session; a held aiohttp connection and its parser (what delivery
+does); a bare protocol on a keep-alive socket (the floor of the loop). Then delivery as a whole: outbox, what is owed,
+the bytes, the exchange and both reports, unsigned and signed.
+
+The receiver is `billing receiver` in a process of its own. Each way sends `--count` GETs over `--connections` kept-open
+connections, and a tenth as many over a single one (where waking up for each answer is what costs).
+
+    python benchmarks/cutoff_get.py [--count 20000] [--connections 64]
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import uvloop
+from yarl import URL
+
+from billing.expirationd.delivery import Delivery, Owed, Settings
+from billing.expirationd.request import GetTemplate
+from billing.ops.receiver import run_receiver
+
+E = 1_700_000_000_000_000_000
+HEADERS = {"webhook-id": "e", "webhook-timestamp": "1700000000", "Cache-Control": "no-store"}
+One = Callable[[int], Awaitable[None]]
+
+
+class LeanRequest(aiohttp.ClientRequest):
+    """Without Accept, Accept-Encoding and User-Agent."""
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        return None
+
+
+def check(status: int) -> None:
+    assert status == 200, status
+
+
+class Ways:
+    """Each way of sending: an `open` that returns `one`, which sends one GET."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.loop = asyncio.get_running_loop()
+        self.template = GetTemplate(base + "/off")
+        self.cleanup: list[Callable[[], Awaitable[None]]] = []
+
+    def url(self, number: int) -> str:
+        return f"{self.base}/off?user_id=user_{number}&event_id=e&seq=3&exhausted_at_ns={E}"
+
+    def plain(self) -> One:
+        session = aiohttp.ClientSession()
+        self.cleanup.append(session.close)
+
+        async def one(number: int) -> None:
+            async with session.get(self.url(number), headers=HEADERS) as answer:
+                await answer.read()
+                check(answer.status)
+
+        return one
+
+    def tuned(self) -> One:
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+            request_class=LeanRequest,
+        )
+        self.cleanup.append(session.close)
+
+        async def one(number: int) -> None:
+            url = URL(self.url(number), encoded=True)
+            async with session.get(url, headers=HEADERS, allow_redirects=False) as answer:
+                check(answer.status)
+
+        return one
+
+    def classes(self) -> One:
+        connector = aiohttp.TCPConnector(limit=0)
+        self.cleanup.append(connector.close)
+        timeout = aiohttp.ClientTimeout(total=None)
+
+        async def one(number: int) -> None:
+            url = URL(self.url(number), encoded=True)
+            request = LeanRequest("GET", url, headers=HEADERS, loop=self.loop)
+            connection = await connector.connect(request, [], timeout)
+            assert connection.protocol is not None
+            connection.protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            answer = await request.send(connection)
+            await answer.start(connection)
+            check(answer.status)
+            answer.release()
+
+        return one
+
+    def held(self) -> One:
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=None)
+        free = []
+
+        async def one(number: int) -> None:
+            if free:
+                connection = free.pop()
+            else:
+                request = aiohttp.ClientRequest("GET", URL(self.base), loop=self.loop)
+                connection = await connector.connect(request, [], timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            connection.transport.write(self.template.request(b"user_%d" % number, "e", 3, E, 1_700_000_000))
+            message, _ = await protocol.read()
+            check(message.code)
+            free.append(connection)
+
+        async def close() -> None:
+            for connection in free:
+                connection.close()
+            await connector.close()
+
+        self.cleanup.append(close)
+        return one
+
+    def bare(self) -> One:
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                self.transport = transport
+
+            def data_received(self, data: bytes) -> None:
+                self.answer.set_result(data)
+
+        free = []
+        where = URL(self.base)
+
+        async def one(number: int) -> None:
+            if free:
+                protocol = free.pop()
+            else:
+                _, protocol = await self.loop.create_connection(Protocol, where.host, where.port)
+            protocol.answer = self.loop.create_future()
+            protocol.transport.write(self.template.request(b"user_%d" % number, "e", 3, E, 1_700_000_000))
+            assert (await protocol.answer).startswith(b"HTTP/1.1 200")
+            free.append(protocol)
+
+        async def close() -> None:
+            for protocol in free:
+                protocol.transport.close()
+
+        self.cleanup.append(close)
+        return one
+
+    def delivery(self, secrets: tuple[bytes, ...] = ()) -> One:
+        waiting: dict[bytes, asyncio.Future[None]] = {}
+
+        def owed(bucket_id: int, user_id: bytes) -> Owed | None:
+            return ("cutoff", "e", 3, E, 0, False) if user_id in waiting else None
+
+        def report(kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+            if outcome == "delivered":
+                waiting.pop(user_id).set_result(None)
+            else:
+                assert outcome == "started", error
+
+        def failed(error: BaseException) -> None:
+            raise error
+
+        made = Settings(self.base + "/off", secrets=secrets)
+        delivery = Delivery(owed, report, made, time.time_ns, random.Random(1), failed)
+        delivery.start()
+        self.cleanup.append(delivery.close)
+
+        async def one(number: int) -> None:
+            user_id = b"user_%d" % number
+            waiting[user_id] = future = self.loop.create_future()
+            delivery.notify(1, user_id, since_ns=E)
+            await future
+
+        return one
+
+
+async def cost_us(one: One, count: int, connections: int) -> tuple[float, float]:
+    """(CPU, elapsed) microseconds a GET."""
+    numbers = iter(range(count))
+
+    async def sender() -> None:
+        for number in numbers:
+            await one(number)
+
+    await asyncio.gather(*(one(-1 - number) for number in range(connections)))  # opens the connections
+    cpu, elapsed = time.process_time_ns(), time.perf_counter_ns()
+    await asyncio.gather(*(sender() for _ in range(connections)))
+    return (time.process_time_ns() - cpu) / 1000 / count, (time.perf_counter_ns() - elapsed) / 1000 / count
+
+
+async def measure(port: int, count: int, connections: int) -> None:
+    ways = Ways(f"http://127.0.0.1:{port}")
+    table: list[tuple[str, Callable[[], One]]] = [
+        ("session.get", ways.plain),
+        ("session.get, all optional off", ways.tuned),
+        ("request and response classes", ways.classes),
+        ("held connection and parser", ways.held),
+        ("bare protocol", ways.bare),
+        ("delivery, all included", ways.delivery),
+        ("delivery, signed", lambda: ways.delivery((b"s" * 32,))),
+    ]
+    print(f"{'us of CPU a GET (elapsed)':<34}{connections:>6} connections{'one':>19}")
+    for name, opened in table:
+        one = opened()
+        cpu, elapsed = await cost_us(one, count, connections)
+        cpu_one, elapsed_one = await cost_us(one, count // 10, 1)
+        print(f"{name:<34}{cpu:8.1f} ({elapsed:6.1f}){cpu_one:12.1f} ({elapsed_one:6.1f})")
+        while ways.cleanup:
+            await ways.cleanup.pop()()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--connections", type=int, default=64)
+    options = parser.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=receive, args=(theirs,))
+    process.start()
+    try:
+        port = int(mine.recv().rsplit(":", 1)[1])
+        uvloop.run(measure(port, options.count, options.connections))
+    finally:
+        process.terminate()
+        process.join()
+
+
+def receive(pipe) -> None:  # type: ignore[no-untyped-def]
+    """The receiver's process."""
+    run_receiver(port=0, quiet=True, out=pipe.send)
+
+
+if __name__ == "__main__":
+    main()
