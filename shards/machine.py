@@ -47,6 +47,9 @@ class Machine(Protocol):
     def arm(self, bucket_id: int) -> None:
         """Lets time pass in a bucket that was created, loaded or replayed, from now on."""
 
+    def disarm(self, bucket_id: int) -> None:
+        """Lets time stand still in a bucket: nothing of it comes due until `arm`."""
+
     def create(self, bucket_id: int) -> None:
         """Makes an empty bucket."""
 
@@ -58,6 +61,3 @@ class Machine(Protocol):
 
     def drop(self, bucket_id: int) -> None:
         """Forgets a bucket."""
-
-    def last_instant_ns(self) -> int:
-        """The latest instant any bucket has seen; 0 when none has."""

@@ -59,6 +59,7 @@ class Begin(NamedTuple):
     bucket_map: bytes
     peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
     listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct"
+    direct: dict[int, str]  # shard id -> "host:port" that only its worker answers
     journal: dict[str, Any]
     settings: tuple[float, float]
     configuration: bytes  # the application's own, opaque here
@@ -75,6 +76,9 @@ class Hosted(Application, Protocol):
 
     async def close(self) -> None:
         """Closes connections after what was answered has left, and stops telling."""
+
+    def reply_of(self, plain: object) -> object:
+        """What the supervisor answered, as a reply for clients."""
 
     def replay_failed(self, error: BaseException) -> bool:
         """Whether an error of the machine means damaged data rather than a bug."""
@@ -227,7 +231,7 @@ class Process:
         elif kind == "answer":
             asked = self._asked.pop(message[1], None)
             if asked is not None and self._worker is not None and self._application is not None:
-                self._worker.reply(asked[0], asked[1], message[2])
+                self._worker.reply(asked[0], asked[1], self._application.reply_of(message[2]))
         elif kind == "figures":
             wire.send(("figures", message[1], self._figures()))
         elif kind == "stop":
@@ -271,13 +275,13 @@ class Process:
         bucket_map = BucketMap.decode(begin.bucket_map)
         owned = bucket_map.ownership_of(begin.shard_id)
         check_ownership(shard, owned, begin.founded, is_new)
-        wire.send(("recovered", application.machine.last_instant_ns(), records, journal.warnings))
+        wire.send(("recovered", journal.last_time_ns, records, journal.warnings))
 
         message = await self._messages.get()
         if message[0] != "serve":
             journal.close()
             return
-        self._clock = BillingClock(Anchor(*message[1][0]))
+        self._clock = BillingClock(Anchor(*message[1][0]), journal.last_time_ns)
         for anchor in message[1][1:]:
             self._clock.follow(Anchor(*anchor))
         committer = Committer(f"journal-{begin.shard_id}", loop)

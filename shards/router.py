@@ -23,10 +23,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from shards.links import Wire
-from shards.shard import Shard, WrongBucket
+from shards.shard import COMMAND, READ, Shard, WrongBucket
 
-COMMAND = 0
-READ = 1
 SURVEY = 2
 WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused

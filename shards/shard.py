@@ -20,9 +20,12 @@ command, so "stamped before the first command not yet durable" decides it.
 A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind u8 | bucket u16 | generation u32`
 (little-endian) and a body:
 
-    ENTRY  1   body: what the machine recorded
-    OWN    2   body: empty; this shard serves the bucket at this generation from here on
-    LEAVE  3   body: empty; this shard has given the bucket away
+    ENTRY     1   body: what the machine recorded
+    OWN       2   body: empty; the bucket is made, empty, at this generation
+    LEAVE     3   body: empty; this shard has given the bucket away, or a move to it came to nothing
+    RECEIVED  4   body: the whole bucket as the machine dumps it, moved here at this generation
+
+Whether a bucket that is held is also served is not the shard's to decide: the map says who owns it (`shards.move`).
 """
 
 from __future__ import annotations
@@ -37,10 +40,14 @@ from shards.machine import Command, Machine, Notice
 ENTRY = 1
 OWN = 2
 LEAVE = 3
+RECEIVED = 4
 
 ENVELOPE = struct.Struct("<BHI")
 LENGTH = struct.Struct("<I")
 POSITION = struct.Struct("<q")
+COMMAND = 0  # what a request is: a change of one bucket,
+READ = 1  # or a question about one bucket
+WAITING_MAX = 4096  # requests that wait for a bucket on its way out; more are answered with Moving
 BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
 _LENGTHS = [LENGTH.pack(length) for length in range(1024)]
 
@@ -55,6 +62,12 @@ class Caller(Protocol):
         """What was answered may leave now."""
 
 
+class Moving(NamedTuple):
+    """The reply where too many requests wait for a bucket that is being moved."""
+
+    bucket_id: int
+
+
 class WrongBucket(NamedTuple):
     """The reply where this shard does not serve the bucket (at that generation)."""
 
@@ -63,6 +76,7 @@ class WrongBucket(NamedTuple):
 
 
 Reply = tuple[Caller, object, object]  # caller, token, reply
+Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
 
 
 class Ready(NamedTuple):
@@ -73,6 +87,11 @@ class Ready(NamedTuple):
     records: int
     replies: list[Reply]
     notices: list[Notice]
+
+
+class _Frozen(NamedTuple):
+    generation: int
+    waiting: list[Waiting]
 
 
 class _Batch(NamedTuple):
@@ -114,7 +133,9 @@ class Shard:
         self.held: dict[int, int] = {}  # bucket id -> generation
         self._prefix: dict[int, bytes] = {}  # bucket id -> envelope of its entries
         self._loaded_at: dict[int, int] = {}  # during recovery: bucket id -> position its snapshot part was taken at
-        self._own_records: list[tuple[int, int, int]] = []  # (kind, bucket, generation) of this layer
+        self._own_records: list[tuple[int, int, int, bytes]] = []  # (kind, bucket, generation, body) of this layer
+        self._frozen: dict[int, _Frozen] = {}  # buckets on their way out
+        self._arrived: dict[int, int] = {}  # bucket id -> generation: moved here, but not yet decided
         self._replies: list[Reply] = []
         self._sealed: deque[_Batch] = deque()
         self._open_from_ns = -1  # instant of the first command in the open batch
@@ -127,7 +148,7 @@ class Shard:
     def receive(self, caller: Caller, token: object, bucket_id: int, command: Command, now_ns: int) -> None:
         """Applies a command at once; its reply comes with the next Ready."""
         if bucket_id not in self.held:
-            self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
+            self._elsewhere(caller, token, COMMAND, bucket_id, command)
             return
         if self._open_from_ns < 0:
             self._open_from_ns = now_ns
@@ -147,9 +168,18 @@ class Shard:
     def read(self, caller: Caller, token: object, bucket_id: int, query: Command, now_ns: int) -> None:
         """Answers a query with the next Ready."""
         if bucket_id not in self.held:
-            self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
+            self._elsewhere(caller, token, READ, bucket_id, query)
             return
         self._replies.append((caller, token, self.machine.read(bucket_id, query, now_ns)))
+
+    def _elsewhere(self, caller: Caller, token: object, kind: int, bucket_id: int, payload: Command) -> None:
+        frozen = self._frozen.get(bucket_id)
+        if frozen is None:
+            self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
+        elif len(frozen.waiting) < WAITING_MAX:
+            frozen.waiting.append((caller, token, kind, payload))
+        else:
+            self._replies.append((caller, token, Moving(bucket_id)))
 
     def survey(self, caller: Caller, token: object, query: Command, now_ns: int) -> None:
         """Answers a query about all buckets of this shard with the next Ready."""
@@ -174,8 +204,57 @@ class Shard:
         assert bucket_id not in self.held, f"bucket {bucket_id} is held already"
         self.machine.create(bucket_id)
         self._hold(bucket_id, generation)
-        self._own_records.append((OWN, bucket_id, generation))
+        self._own_records.append((OWN, bucket_id, generation, b""))
         self.machine.arm(bucket_id)
+
+    def freeze(self, bucket_id: int) -> None:
+        """Source: from here on no command and no instant changes the bucket; requests for it wait."""
+        self._frozen[bucket_id] = _Frozen(self.held.pop(bucket_id), [])
+        self.machine.disarm(bucket_id)
+
+    def thaw(self, bucket_id: int, now_ns: int) -> None:
+        """Source: the move came to nothing; what waited is carried out, in order."""
+        generation, waiting = self._frozen.pop(bucket_id)
+        self.held[bucket_id] = generation
+        self.machine.arm(bucket_id)
+        for caller, token, kind, payload in waiting:
+            (self.receive if kind == COMMAND else self.read)(caller, token, bucket_id, payload, now_ns)
+
+    def leave(self, bucket_id: int) -> list[Waiting]:
+        """Source: the bucket is another's; forgets it and hands over what waited, in order."""
+        frozen = self._frozen.pop(bucket_id, None)
+        generation = self.held.pop(bucket_id) if frozen is None else frozen.generation
+        self._own_records.append((LEAVE, bucket_id, generation, b""))
+        self._prefix.pop(bucket_id, None)
+        self.machine.drop(bucket_id)
+        return [] if frozen is None else frozen.waiting
+
+    def take_in(self, bucket_id: int, generation: int, block: bytes) -> None:
+        """Target: stores a moved bucket, which stays still until `activate`."""
+        assert bucket_id not in self.held, f"bucket {bucket_id} is here already"
+        assert bucket_id not in self._arrived, f"bucket {bucket_id} is here already"
+        self.machine.load(bucket_id, block)
+        self._arrived[bucket_id] = generation
+        self._own_records.append((RECEIVED, bucket_id, generation, block))
+
+    def activate(self, bucket_id: int) -> None:
+        """Target: the bucket is this shard's; serves it and lets time pass in it."""
+        self._hold(bucket_id, self._arrived.pop(bucket_id))
+        self.machine.arm(bucket_id)
+
+    def reject(self, bucket_id: int) -> None:
+        """Target: the move came to nothing; forgets what it stored."""
+        generation = self._arrived.pop(bucket_id)
+        self._own_records.append((LEAVE, bucket_id, generation, b""))
+        self.machine.drop(bucket_id)
+
+    def is_arriving(self, bucket_id: int) -> bool:
+        """Whether the bucket is stored here and not decided yet."""
+        return bucket_id in self._arrived
+
+    def is_frozen(self, bucket_id: int) -> bool:
+        """Whether the bucket is on its way out."""
+        return bucket_id in self._frozen
 
     def _hold(self, bucket_id: int, generation: int) -> None:
         self.held[bucket_id] = generation
@@ -230,9 +309,10 @@ class Shard:
         count = len(records) + len(self._own_records)
         if count:
             parts = [LENGTH.pack(count)]
-            for kind, bucket_id, generation in self._own_records:
-                parts.append(_LENGTHS[ENVELOPE.size])
+            for kind, bucket_id, generation, body in self._own_records:
+                parts.append(LENGTH.pack(ENVELOPE.size + len(body)))
                 parts.append(ENVELOPE.pack(kind, bucket_id, generation))
+                parts.append(body)
             prefix = self._prefix
             for bucket_id, body in records:
                 length = len(body) + 7
@@ -278,6 +358,11 @@ class Shard:
                 if bucket_id in held:
                     raise Corrupt(f"bucket {bucket_id} is taken over twice")
                 machine.create(bucket_id)
+                self._hold(bucket_id, generation)
+            elif kind == RECEIVED:
+                if bucket_id in held:
+                    raise Corrupt(f"bucket {bucket_id} is taken over twice")
+                machine.load(bucket_id, body)
                 self._hold(bucket_id, generation)
             elif kind == LEAVE:
                 machine.drop(bucket_id)

@@ -139,6 +139,7 @@ class Supervisor:
                 worker = self.workers[shard_id] = WorkerState(shard_id)
                 if self.settings.direct_host:
                     worker.direct = _listen_direct(self.settings.direct_host)
+            for worker in self.workers.values():
                 worker.task = loop.create_task(self._keep(worker))
             self._spawn(self._begin_time())
             await self._stopping.wait()
@@ -171,7 +172,7 @@ class Supervisor:
 
     async def _begin_time(self) -> None:
         """Waits until every worker knows the last instant of its journal, then anchors billing time and steers it."""
-        while any(worker.state in ("starting", "recovering") for worker in self.workers.values()):
+        while any(worker.state not in ("recovered", "held") for worker in self.workers.values()):
             await self.wait_changed()
         last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
         boot_ns, wall_ns = paired_now()
@@ -281,6 +282,11 @@ class Supervisor:
             "bucket_map": self.map.encode(),
             "peers": {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights},
             "listeners": [(kind, listener.fileno()) for kind, listener in inherited],
+            "direct": {
+                other.shard_id: "{}:{}".format(*other.direct.getsockname()[:2])
+                for other in self.workers.values()
+                if other.direct is not None
+            },
             "journal": self.settings.journal,
             "settings": tuple(self.settings.worker),
             "configuration": self._configuration,

@@ -31,8 +31,8 @@ from shards.journal import Journal
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links import Wire
 from shards.machine import Command, Machine, Notice
-from shards.router import COMMAND, READ, SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
-from shards.shard import Ready, Shard
+from shards.router import SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
+from shards.shard import COMMAND, READ, Ready, Shard
 
 TICK_ENTRIES_MAX = 256
 ROOM_RETRY_S = 1.0  # how often a full disk is asked again
@@ -86,7 +86,7 @@ class Worker:
         self.settings = settings
         self.links: dict[int, PeerLink] = {}
         self._ask_supervisor = ask_supervisor
-        self._fail = fail
+        self.fail = fail
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm()
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
@@ -111,6 +111,10 @@ class Worker:
         if not self._now_ns:
             self._now_ns = self.clock.at(boot_now_ns())
         return self._now_ns
+
+    def fresh_now_ns(self) -> int:
+        """The billing instant, read anew."""
+        return self.clock.at(boot_now_ns())
 
     def bucket_of(self, key: bytes) -> int:
         """The bucket a key hashes to."""
@@ -187,7 +191,7 @@ class Worker:
         try:
             self._turn()
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
             raise
 
     def _turn(self) -> None:
@@ -230,7 +234,7 @@ class Worker:
                 self._no_room = str(error)
                 self._loop.call_later(ROOM_RETRY_S, self._append, ready)
             else:
-                self._fail(error)
+                self.fail(error)
             return
         self._no_room = ""
         self._writing = False
@@ -265,7 +269,7 @@ class Worker:
 
     def _on_barrier(self, _: Any, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, JournalUnavailable):
-            self._fail(error)
+            self.fail(error)
             return
         self._writing = False
         self._pump()

@@ -23,7 +23,8 @@ What holds for every backend (the contract suite of `tests/journal/contract.py` 
 Nothing above this seam knows of files, segments or offsets; the errors carry them as evidence for people only.
 
 Threads: `append` and `idle_barrier` belong to one thread, which they block (the GIL is free meanwhile). `save_snapshot`
-and `trim` may run in one other thread at the same time. Everything else is called while none of these is.
+and `trim` may run in one other thread at the same time, `first`, `replay` and its iterator in a third one, as long as
+nothing is trimmed that the iterator has yet to yield. Everything else is called while none of these is.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ class Journal(Protocol):
         """Position of the last batch; 0 when there is none."""
 
     @property
+    def first(self) -> int:
+        """Position of the oldest batch that can be replayed; head + 1 when there is none."""
+
+    @property
     def last_time_ns(self) -> int:
         """Time stamp of the last batch, in ns of the clock passed in; never decreases; 0 before the first."""
 
@@ -149,7 +154,7 @@ class Journal(Protocol):
         """
 
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """(position, payload) from position `start` (>= 1) to the head, contiguous, every link verified.
+        """(position, payload) from position `start` (>= 1) to the head at this call, contiguous, every link verified.
 
         Raises Gap (start was trimmed, or lies beyond head + 1), Corrupt, Unknown (read error).
         """

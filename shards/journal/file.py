@@ -24,17 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from shards.disk import Disk, is_full, private_directory
-from shards.journal import (
-    Corrupt,
-    Fenced,
-    Gap,
-    JournalError,
-    Opened,
-    Snapshot,
-    Unavailable,
-    Unknown,
-    snapshot,
-)
+from shards.journal import Corrupt, Fenced, Gap, JournalError, Opened, Snapshot, Unavailable, Unknown, snapshot
 from shards.journal.live import Live, length_for
 from shards.journal.record import (
     BARRIER,
@@ -47,7 +37,7 @@ from shards.journal.record import (
     salt_seed,
 )
 from shards.journal.recovery import Found, examine, segment_name, written_anew
-from shards.journal.replay import Segment, batches, chain_at, covering
+from shards.journal.replay import Segment, batches, chain_at, reaching
 from shards.journal.room import Room
 from shards.journal.shelf import Shelf
 from shards.journal.tidy import drop_replaced, drop_unfinished, keep_torn, set_aside
@@ -109,6 +99,10 @@ class FileJournal:
     @property
     def head(self) -> int:
         return self._head
+
+    @property
+    def first(self) -> int:
+        return self._segments[0].header.first_position if self._segments else 1
 
     @property
     def last_time_ns(self) -> int:
@@ -244,8 +238,8 @@ class FileJournal:
         """Make the spare the live segment. OSError: nothing has changed yet. Unknown: the disk failed midway."""
         segment_id, length = self._next_segment_id(), self._room.spare_bytes
         header = SegmentHeader(
-            self._shard, salt, segment_id, first_position, length, prev_chain, self._align, self._epoch,
-            self._now_ns(), self._last_time_ns, self._boot_id, self._owner,
+            int(self._always), self._shard, salt, segment_id, first_position, length, prev_chain, self._align,
+            self._epoch, self._now_ns(), self._last_time_ns, self._boot_id, self._owner,
         )  # fmt: skip
         self._room.dress(pack_block(header) + body, self._manifest(header, clean=0))
         name = segment_name(segment_id)
@@ -284,14 +278,15 @@ class FileJournal:
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
         if self._ended is not None:
             raise self._ended
-        index = covering(self._segments, start)
-        if start < 1 or index < 0 or start > self._head + 1:
-            raise Gap(f"position {start} is not in the log, which ends at {self._head}", file=self._directory)
-        return self._replay(self._segments[index:], start)
+        head = self._head  # read first: what is appended from now on is not looked for
+        segments = reaching(self._segments[:], start, head)
+        if not segments:
+            raise Gap(f"position {start} is not in the log, which ends at {head}", file=self._directory)
+        return self._replay(segments, start, head)
 
-    def _replay(self, segments: list[Segment], start: int) -> Iterator[tuple[int, bytes]]:
+    def _replay(self, segments: list[Segment], start: int, head: int) -> Iterator[tuple[int, bytes]]:
         try:
-            yield from batches(self._disk, self._directory, segments, start, self._head)
+            yield from batches(self._disk, self._directory, segments, start, head)
         except OSError as error:
             raise self._end("reading", error) from error
 

@@ -3,7 +3,7 @@
 A group commit is the unit: one batch is one write, one checksum, all or nothing. All integers are little-endian.
 
     segment   = block, { batch, zero padding to a multiple of `align` }, zeros to `length`
-    block     = 4096 bytes: "BWAL", version u16 (1), checksum u8 (1: CRC-32C), 0 u8, shard u32, salt u64,
+    block     = 4096 bytes: "BWAL", version u16 (1), checksum u8 (1: CRC-32C), sync u8 (1: always), shard u32, salt u64,
                 segment_id u64, first_position u64, length u64 (of the file), prev_chain u32, align u32, epoch u64,
                 created_ns i64, last_time_ns i64 (of the batch before), boot_id 16 bytes, owner 64 bytes (UTF-8,
                 zero-padded), zeros, and last crc u32 of all before
@@ -30,10 +30,10 @@ What each part is for:
 
 Example: the first 168 bytes of a segment, and its first batch, "hello", position 1:
 
-    4257414c 0100 01 00 07000000 8877665544332211 0100000000000000  BWAL v1 crc32c, shard 7, salt, segment 1
+    4257414c 0100 01 01 07000000 8877665544332211 0100000000000000  BWAL v1 crc32c always, shard 7, salt, segment 1
     0100000000000000 0020000000000000 00000000 00020000             first position 1, 8192 bytes, chain 0, align 512
     0100000000000000 008819975989f717 0000000000000000              epoch 1, created_ns 1727000000000002048, no batch
-    000102030405060708090a0b0c0d0e0f 776f726b65722d37 00…           boot id, owner "worker-7"; crc e6f2ec45
+    000102030405060708090a0b0c0d0e0f 776f726b65722d37 00…           boot id, owner "worker-7"; crc 507d78f4
 
     b1424154 2956bcf0 4cbb719a 05000000 0100000000000000            hcrc, chain, 5 bytes, position 1
     00000000 00000000 0000000000000000 01000000 018819975989f717    no flags, chain 0, durable 0, segment 1, time_ns
@@ -57,7 +57,7 @@ MANIFEST_BYTES = 72
 BARRIER = 1  # flag
 FIRST_CHAIN = 0
 
-_BLOCK = struct.Struct("<4sHBxIQQQQIIQqq16s64s")
+_BLOCK = struct.Struct("<4sHBBIQQQQIIQqq16s64s")
 _BATCH = struct.Struct("<4sIIIQIIQIq")
 _BATCH_TAIL = struct.Struct("<IIQIIQIq")  # the header from `chain` on: what hcrc is over
 _MANIFEST = struct.Struct("<4sHHIIQQQQI16x")
@@ -81,6 +81,7 @@ class Malformed(Exception):
 class SegmentHeader(NamedTuple):
     """What stands in the first block of a segment."""
 
+    sync: int  # 1: each batch is synced before the next is written; 0: not so
     shard: int
     salt: int
     segment_id: int
@@ -240,13 +241,13 @@ def later_proof(data: bytes, header: SegmentHeader, after: int) -> int:
 
 
 def claimed_end(data: bytes, header: SegmentHeader, offset: int) -> int:
-    """Where the batch that begins at `offset` would end by its header; the end of the header if that is not good."""
+    """Where the batch that begins at `offset` ends by its header; -1 if that is not good."""
     tail = data[offset + 8 : offset + HEADER_BYTES]
     if len(tail) == _BATCH_TAIL.size and data[offset : offset + 4] == _BATCH_MAGIC:
         hcrc = _U32.unpack_from(data, offset + 4)[0]
         if hcrc == crc32c(tail, salt_seed(header.salt)):
             return offset + OVERHEAD_BYTES + int(_BATCH_TAIL.unpack(tail)[1])
-    return offset + HEADER_BYTES
+    return -1
 
 
 def used_end(data: bytes, start: int) -> int:

@@ -6,7 +6,8 @@ was ever answered. Everything else that is not right was durable once, and is re
 batch begins:
 
 1. A good header anywhere behind it whose batch was written only after a sync of all before it (`record.is_proof`; under
-   sync=always that is each one), or a following segment: corrupt.
+   sync=always that is each one; there, anything behind the end of a batch whose header is good will do), or a
+   following segment: corrupt.
 2. The journal was closed cleanly: corrupt.
 3. The machine has not been started anew since, so the kernel still has every byte that was written, and what stands
    there is not simply cut short (the rest zeros): corrupt.
@@ -32,6 +33,7 @@ from shards.journal.record import (
     BARRIER,
     BLOCK_BYTES,
     FIRST_CHAIN,
+    HEADER_BYTES,
     Batch,
     Malformed,
     Manifest,
@@ -270,8 +272,10 @@ def _judge_tail(
         raise Corrupt(reason, file=path, offset=offset, position=position)
     if clean:
         raise Corrupt("something stands behind the end of a log that was closed", file=path, offset=offset)
-    end = used_end(data, offset)
-    if same_boot and end >= claimed_end(data, header, offset):
+    end, claimed = used_end(data, offset), claimed_end(data, header, offset)
+    if header.sync and 0 <= claimed < end:
+        raise Corrupt("the batch is damaged: more was written behind it", file=path, offset=offset, position=position)
+    if same_boot and end >= (claimed if claimed >= 0 else offset + HEADER_BYTES):
         reason = "the last batch is damaged, not cut short, and the machine has been up since it was written"
         raise Corrupt(reason, file=path, offset=offset, position=position)
     return Torn(f"{end - offset} bytes of an unfinished batch", file=path, offset=offset, position=position)

@@ -31,6 +31,14 @@ def covering(segments: list[Segment], position: int) -> int:
     return index
 
 
+def reaching(segments: list[Segment], start: int, head: int) -> list[Segment]:
+    """The segments in which `start` to `head` lie, a later one not; none if `start` is not in the log."""
+    index = covering(segments, start)
+    if index < 0 or not 1 <= start <= head + 1:
+        return []
+    return [segment for segment in segments[index:] if segment.header.first_position <= max(start, head)]
+
+
 def batches(disk: Disk, directory: str, segments: list[Segment], start: int, head: int) -> Iterator[tuple[int, bytes]]:
     """(position, payload) from `start` to `head`; `start` must lie in the first segment. Raises Corrupt, OSError."""
     for number, segment in enumerate(segments):

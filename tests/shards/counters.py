@@ -20,6 +20,7 @@ class Counters:
         self.notices: list[Notice] = []
         self.buckets: dict[int, dict[str, Any]] = {}
         self.now_ns = 0
+        self.awake: set[int] = set()
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
         outcome = self._step(bucket_id, command, now_ns)
@@ -60,7 +61,7 @@ class Counters:
         )
 
     def due(self, now_ns: int, limit: int) -> bool:
-        coming = [one for one in self._coming() if one[0] <= now_ns]
+        coming = [one for one in self._coming() if one[0] <= now_ns and one[2] in self.awake]
         for due_ns, since_ns, bucket_id, name in coming[:limit]:
             outcome = self._step(bucket_id, ("fire", name), due_ns)
             self.records.append((bucket_id, json.dumps([due_ns, ["fire", name], outcome]).encode()))
@@ -68,7 +69,7 @@ class Counters:
         return len(coming) > limit
 
     def next_due_ns(self) -> int:
-        coming = self._coming()
+        coming = [one for one in self._coming() if one[2] in self.awake]
         return coming[0][0] if coming else -1
 
     def replay(self, bucket_id: int, body: bytes) -> None:
@@ -80,6 +81,10 @@ class Counters:
 
     def arm(self, bucket_id: int) -> None:
         assert bucket_id in self.buckets
+        self.awake.add(bucket_id)
+
+    def disarm(self, bucket_id: int) -> None:
+        self.awake.remove(bucket_id)
 
     def create(self, bucket_id: int) -> None:
         self.buckets[bucket_id] = {}
@@ -92,6 +97,4 @@ class Counters:
 
     def drop(self, bucket_id: int) -> None:
         del self.buckets[bucket_id]
-
-    def last_instant_ns(self) -> int:
-        return 0
+        self.awake.discard(bucket_id)

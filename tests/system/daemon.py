@@ -55,7 +55,12 @@ class Daemon:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "billing", "serve", "--config", str(self.config)], stderr=log, stdout=log
             )
-        self.wait_ready(wait_s)
+        try:
+            self.wait_ready(wait_s)
+        except AssertionError:
+            if self.process.poll() is None:
+                self.kill()
+            raise
         return self
 
     def wait_ready(self, wait_s: float = 20.0) -> None:

@@ -1,0 +1,232 @@
+"""What runs in a worker process beside the shard: the machine, the doors, and the delivery of cutoffs.
+
+This is the application that `shards.process` hosts. It gives the worker its state machine, encodes replies for clients,
+merges the answers of all shards where a question concerns the whole daemon, and turns what became owed into calls:
+the worker tells it notices only once all that they tell is durable, and what became of a call goes back to the ledger as
+a command, through the journal like every other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+from typing import Any
+
+from billing import __version__
+from billing.api.auth import Guard
+from billing.api.door import Door, Limits
+from billing.api.msgpack_rpc import Connection
+from billing.api.wire import encode_reply
+from billing.config import Config
+from billing.expirationd.delivery import CUTOFF, DELIVERED, FAILED_ATTEMPT, RESTORE, STARTED, Delivery, Owed, Settings
+from billing.expirationd.signature import parse_secrets
+from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import ReplayDifference, Rules
+from billing.machine import SURVEYS, BillingMachine
+from shards.buckets import BucketMap
+from shards.clock import boot_now_ns
+from shards.disk import RealDisk, read_file
+from shards.machine import Command, Notice
+from shards.process import Begin
+from shards.worker import Worker
+
+DRAIN_DELIVERY_S = 2.0
+
+_REPORTS = {
+    (CUTOFF, STARTED): ops.CUTOFF_STARTED,
+    (CUTOFF, DELIVERED): ops.CUTOFF_DELIVERED,
+    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,
+    (RESTORE, STARTED): ops.RESTORE_STARTED,
+    (RESTORE, DELIVERED): ops.RESTORE_DELIVERED,
+    (RESTORE, FAILED_ATTEMPT): ops.RESTORE_FAILED,
+}
+
+
+def build(begin: Begin) -> Billing:
+    """The application of one worker process."""
+    return Billing(Config.from_json(begin.configuration), begin)
+
+
+class Billing:
+    """Implements `shards.process.Hosted`."""
+
+    surveys = SURVEYS
+
+    def __init__(self, config: Config, begin: Begin) -> None:
+        self.config = config
+        self.machine = BillingMachine(
+            Rules(
+                accrue=config.cutoff.after_exhaustion == "accrue",
+                request_ids_per_bucket=config.ledger.request_ids_per_bucket,
+                restore=bool(config.cutoff.restore_url),
+            )
+        )
+        self._begin = begin
+        self._disk = RealDisk()
+        self._worker: Worker | None = None
+        self._door: Door | None = None
+        self._delivery: Delivery | None = None
+        self._servers: list[asyncio.Server] = []
+
+    # -- what the worker asks ---------------------------------------------------------------------------------------
+
+    def encode(self, msgid: int, mode: int, reply: object) -> bytes:
+        """A whole reply as bytes."""
+        return encode_reply(msgid, mode, reply)
+
+    def merge(self, operation: Command, parts: list[Any]) -> object:
+        """One reply out of all shards' answers."""
+        return self.machine.merge(operation, parts)
+
+    def tell(self, notices: list[Notice]) -> None:
+        """What became owed goes to the outbox, which asks the ledger what exactly, right before it sends."""
+        delivery = self._delivery
+        assert delivery is not None, "told before it was opened"
+        for kind, since_ns, bucket_id, user_id, _ in notices:
+            if kind in (CUTOFF, RESTORE):
+                delivery.notify(bucket_id, user_id, kind, since_ns)
+
+    def reply_of(self, plain: object) -> object:
+        """What the supervisor answered, as a reply."""
+        if isinstance(plain, dict) and "refused" in plain:
+            return Refused(plain["refused"], plain["message"])
+        return plain
+
+    def replay_failed(self, error: BaseException) -> bool:
+        """Whether a replay came to another result than the journal has."""
+        return isinstance(error, ReplayDifference)
+
+    def route(self, bucket_map: BucketMap) -> object:
+        """Owner and generation of every bucket (index 0 is bucket 1), and where each shard can be reached."""
+        return {
+            "bucket_count": bucket_map.bucket_count,
+            "hash": bucket_map.hash_name,
+            "shards": [
+                {"shard_id": shard_id, "address": self._begin.direct.get(shard_id)} for shard_id in bucket_map.weights
+            ],
+            "owners": bucket_map.owner.tolist()[1:],
+            "generations": bucket_map.generation.tolist()[1:],
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator."""
+        delivery, door = self._delivery, self._door
+        return {
+            **self.machine.figures(),
+            "connections": 0 if door is None else len(door.connections),
+            "cutoffs_started": 0 if delivery is None else delivery.started,
+            "cutoffs_delivered": 0 if delivery is None else delivery.delivered,
+            "cutoffs_failed": 0 if delivery is None else delivery.failures,
+            "cutoffs_held": 0 if delivery is None else delivery.outbox.held,
+        }
+
+    # -- the life ---------------------------------------------------------------------------------------------------
+
+    async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
+        """Opens the doors, and takes up what was owed when the last life ended."""
+        loop = asyncio.get_running_loop()
+        self._worker = worker
+        self._delivery = Delivery(
+            self._owed,
+            self._report,
+            self._delivery_settings(),
+            worker.fresh_now_ns,
+            random.Random(),
+            worker.fail,
+        )
+        self._delivery.start()
+        self._take_up()
+        rpc = self.config.rpc
+        tokens = read_file(self._disk, rpc.tokens_file).decode() if rpc.tokens_file else None
+        door = self._door = Door(
+            worker,
+            Guard(tokens),
+            boot_now_ns,
+            self._server_info,
+            Limits(connections_max=rpc.connections_max),
+        )
+        door.start()
+        tls = _tls_context(self.config)
+        for kind, listener in listeners:
+            if kind == "unix":
+                server = await loop.create_unix_server(lambda: Connection(door), sock=listener)
+            else:
+                server = await loop.create_server(lambda: Connection(door), sock=listener, ssl=tls)
+            self._servers.append(server)
+
+    def _take_up(self) -> None:
+        """Everything that is owed from before: at once, or held where it is more than an operator wants unasked."""
+        assert self._delivery is not None
+        owed = list(self.machine.owed())
+        overdue = sum(1 for _, _, kind, _ in owed if kind == CUTOFF)
+        hold = 0 <= self.config.cutoff.hold_above < overdue
+        for bucket_id, user_id, kind, since_ns in owed:
+            if hold and kind == CUTOFF:
+                self._delivery.hold(bucket_id, user_id, since_ns, kind)
+            else:
+                self._delivery.notify(bucket_id, user_id, kind, since_ns)
+
+    async def stop_listening(self) -> None:
+        """No new connections; what was asked is still answered."""
+        for server in self._servers:
+            server.close()
+        if self._delivery is not None:
+            await self._delivery.drain(DRAIN_DELIVERY_S)
+        if self._door is not None:
+            self._door.drain()
+
+    async def close(self) -> None:
+        """Ends the connections and the delivery."""
+        if self._delivery is not None:
+            await self._delivery.close()
+        if self._door is not None:
+            self._door.close()
+
+    # -- delivery ---------------------------------------------------------------------------------------------------
+
+    def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
+        return self.machine.ledger.owed(bucket_id, user_id)
+
+    def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+        assert self._worker is not None
+        op = _REPORTS[kind, outcome]
+        self._worker.report(bucket_id, (op, user_id, seq, 0, 0, b"", b"", error.encode()[:255]))
+
+    def _delivery_settings(self) -> Settings:
+        cutoff = self.config.cutoff
+        secrets = parse_secrets(read_file(self._disk, cutoff.secret_file).decode()) if cutoff.secret_file else ()
+        return Settings(
+            url=cutoff.url,
+            restore_url=cutoff.restore_url,
+            secrets=tuple(secrets),
+            concurrency=cutoff.concurrency,
+            timeout_s=cutoff.timeout_s,
+            connect_timeout_s=cutoff.connect_timeout_s,
+        )
+
+    def _server_info(self) -> dict[str, object]:
+        assert self._worker is not None
+        return {
+            "version": __version__,
+            "shard_id": self._worker.shard_id,
+            "shards": len(self._worker.map.weights),
+            "bucket_count": self._worker.map.bucket_count,
+            "now_ns": self._worker.now_ns(),
+            "journal_sync": self.config.journal.sync,
+            "after_exhaustion": self.config.cutoff.after_exhaustion,
+        }
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    if not config.rpc.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(config.rpc.tls_cert, config.rpc.tls_key)
+    if config.rpc.tls_client_ca:
+        context.load_verify_locations(config.rpc.tls_client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,0 +1,162 @@
+"""Where the two rooms meet: ledger and timing wheel, as the content of a shard's buckets.
+
+A shard asks for a `shards.machine.Machine`; this is one. Commands go to the ledger, which is the only thing that changes
+money; the wheel remembers when to look at which account. The ledger tells (through `_file`) where the coming instant of
+an account is to be filed; when a filing comes up, the wheel asks the ledger whether it is still meant.
+
+During recovery the ledger works as ever but nothing is filed: timers are made by `start` and `arm`, once, from the state
+that replay ended with. What became due meanwhile comes up at once, with its true instant.
+
+It never reads a clock, touches no file and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from billing.expirationd.wheel import Wheel
+from billing.ledger.entry import answer
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import Ledger, Rules
+from shards.machine import Command, Notice, Record
+
+SURVEYS = frozenset({"accounts", "pending_cutoffs"})
+
+
+class BillingMachine:
+    """All accounts of one shard."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.ledger = Ledger(rules, self._file)
+        self.records: list[Record] = self.ledger.records
+        self.notices: list[Notice] = self.ledger.notices
+        self._wheel: Wheel | None = None
+
+    # -- commands and queries ---------------------------------------------------------------------------------------
+
+    def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
+        """A reply map, or the refusal."""
+        try:
+            return answer(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
+        except Refused as refusal:
+            return refusal
+
+    def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
+        """`("get_account", user_id)` or `("retry_cutoff", user_id)`; a reply map, or the refusal."""
+        name, user_id = query[0], query[1]
+        try:
+            if name == "get_account":
+                return self.ledger.view(bucket_id, user_id, now_ns)
+            if name == "retry_cutoff":
+                return self.ledger.retry_cutoff(bucket_id, user_id, now_ns)
+        except Refused as refusal:
+            return refusal
+        return Refused("UNKNOWN_METHOD", f"{name} is not served by this version")
+
+    def survey(self, query: Command, now_ns: int) -> object:
+        """This shard's part of an answer about the whole daemon; plain data."""
+        match query:
+            case ("accounts", bytes(after), int(limit)):
+                users = chain.from_iterable(book.slots for book in self.ledger.books.values())
+                return heapq.nsmallest(limit, (user_id for user_id in users if user_id > after))
+            case ("pending_cutoffs", bytes(after), int(limit)):
+                rows = chain.from_iterable(
+                    self.ledger.pending_cutoffs(bucket_id)
+                    for bucket_id, book in self.ledger.books.items()
+                    if book.pending_cutoffs
+                )
+                return heapq.nsmallest(limit, (row for row in rows if _user(row) > after), key=_user)
+        raise AssertionError(f"no survey {query[0]}")
+
+    def merge(self, operation: Command, parts: list[Any]) -> object:
+        """One answer out of all shards' parts."""
+        match operation:
+            case ("accounts", _, int(limit)):
+                return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, chain.from_iterable(parts))]
+            case ("pending_cutoffs", _, int(limit)):
+                return heapq.nsmallest(limit, chain.from_iterable(parts), key=_user)
+        raise AssertionError(f"no survey {operation[0]}")
+
+    def owed(self) -> Iterator[tuple[int, bytes, str, int]]:
+        """All that is owed to the outside: (bucket id, user id, kind, exhaustion instant)."""
+        for bucket_id, book in self.ledger.books.items():
+            if book.extras:
+                yield from self.owed_in(bucket_id)
+
+    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int]]:
+        """The same of one bucket."""
+        for user_id, call in self.ledger.owed_in(bucket_id):
+            yield bucket_id, user_id, call.kind, call.exhausted_at_ns
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator; O(buckets)."""
+        books = self.ledger.books
+        return {
+            "accounts": sum(len(book.slots) for book in books.values()),
+            "armed": 0 if self._wheel is None else len(self._wheel),
+            "pending_cutoffs": sum(book.pending_cutoffs for book in books.values()),
+            "bucket_accounts": [(bucket_id, len(book.slots)) for bucket_id, book in books.items()],
+        }
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def due(self, now_ns: int, limit: int) -> bool:
+        """Carries out what time has made due, in the order of the instants."""
+        wheel, ledger = self._wheel, self.ledger
+        assert wheel is not None, "time passes before start"
+        for ref in wheel.advance(now_ns, ledger.next_due_ns, ledger.moved, limit):
+            ledger.tick(ref, now_ns)
+        return 0 <= wheel.next_due_ns() <= now_ns
+
+    def next_due_ns(self) -> int:
+        """When `due` has something to do; -1 for never."""
+        return -1 if self._wheel is None else self._wheel.next_due_ns()
+
+    def _file(self, ref: int, due_ns: int) -> int:
+        assert self._wheel is not None, "something is armed before start"
+        return self._wheel.insert(ref, due_ns)
+
+    def start(self, now_ns: int) -> None:
+        """Recovery is over; timers are made from here on. What was pending may have been attempted unrecorded."""
+        self.ledger.replayed()
+        self._wheel = Wheel(now_ns)
+        for bucket_id in self.ledger.books:
+            self.ledger.presume_attempted(bucket_id)
+
+    def arm(self, bucket_id: int) -> None:
+        """Lets time pass in a bucket."""
+        self.ledger.wake(bucket_id)
+
+    def disarm(self, bucket_id: int) -> None:
+        """Lets time stand still in a bucket."""
+        self.ledger.still(bucket_id)
+
+    # -- recovery and moves -----------------------------------------------------------------------------------------
+
+    def replay(self, bucket_id: int, body: bytes) -> None:
+        """Applies a recorded entry again and compares."""
+        self.ledger.replay(bucket_id, body)
+
+    def create(self, bucket_id: int) -> None:
+        """An empty bucket."""
+        self.ledger.create(bucket_id)
+
+    def dump(self, bucket_id: int) -> bytes:
+        """A bucket as one block."""
+        return self.ledger.dump(bucket_id)
+
+    def load(self, bucket_id: int, block: bytes) -> None:
+        """The bucket of a block."""
+        self.ledger.load(bucket_id, block)
+
+    def drop(self, bucket_id: int) -> None:
+        """Forgets a bucket."""
+        self.ledger.drop(bucket_id)
+
+
+def _user(row: dict[str, Any]) -> bytes:
+    user_id: str = row["user_id"]
+    return user_id.encode()

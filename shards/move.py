@@ -1,0 +1,144 @@
+"""The move of one bucket from shard to shard, as a state machine without I/O.
+
+    supervisor                     source                              target
+    move_out ────────────────────> lets calls in flight end,
+                                   freezes the bucket (no command,
+                                   no timer), waits until all of it
+                                   is durable, dumps it
+             <──────────── payload
+    move_in  ─────────────────────────────────────────────────────────> stores payload and digest durably, disarmed
+             <────────────────────────────────────────────────── stored
+    COMMIT: one record, durable
+    map      ────────────────────> gives up what it has,               activates, arms: what is overdue fires with
+             ─────────────────────  passes on what waited, garbage      its true instant
+             <──────────────────────────────────────────── served
+
+**The COMMIT record decides, and nothing else.** Before it every trouble (a process that ends, a refusal, too long a
+wait) aborts to the source, which goes on as if nothing had been; after it there is only forward: a target that dies
+finds the payload in its own journal, a source that dies finds in the map that the bucket is no longer its own. Nobody
+ever concludes anything from a peer's silence but the supervisor, and it only before COMMIT.
+
+**Generations fence.** The source's copy has generation g, the stored payload g + 1. A message that carries another
+move's number is ignored, so a late or doubled one changes nothing.
+
+`Move` is the supervisor's side: events in, actions out. What source and target do is in `shards.shard` and
+`shards.worker`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+MOVE_TIMEOUT_NS = 10_000_000_000  # until COMMIT; then the move is aborted
+
+
+class Send(NamedTuple):
+    """A message to a shard's worker."""
+
+    shard_id: int
+    message: tuple[Any, ...]
+
+
+class Commit(NamedTuple):
+    """The record that decides; to be made durable, applied to the map, told to all workers, then `on_committed`."""
+
+    record: list[Any]
+
+
+class Ended(NamedTuple):
+    """The move is over. `error` is empty where the target serves."""
+
+    error: str
+
+
+Action = Send | Commit | Ended
+
+PREPARING, STORING, COMMITTING, COMMITTED, ENDED = "preparing", "storing", "committing", "committed", "ended"
+
+
+def digest_of(block: bytes) -> bytes:
+    """What source and target agree on."""
+    return hashlib.blake2b(block, digest_size=16).digest()
+
+
+class Move:
+    """One move, from the supervisor's side."""
+
+    def __init__(
+        self, number: int, bucket_id: int, source: int, target: int, generation: int, now_ns: int
+    ) -> None:
+        """`generation`: of the source's ownership. `now_ns`: any clock that the calls of `on_time` use, too."""
+        self.number = number
+        self.bucket_id = bucket_id
+        self.source = source
+        self.target = target
+        self.generation = generation
+        self.state = PREPARING
+        self.reason = "the source lets its calls in flight end"
+        self._deadline_ns = now_ns + MOVE_TIMEOUT_NS
+        self._digest = b""
+
+    def start(self) -> list[Action]:
+        """The first message."""
+        return [Send(self.source, ("move_out", self.number, self.bucket_id, self.generation))]
+
+    def on_message(self, shard_id: int, message: tuple[Any, ...]) -> list[Action]:
+        """A message of a worker: ("payload", number, block, digest) | ("stored", number, digest) | ("served", number)
+        | ("unmoved", number, reason). Messages of other moves and of other states are ignored.
+        """
+        kind, number = message[0], message[1]
+        if number != self.number:
+            return []
+        if kind == "payload" and shard_id == self.source and self.state == PREPARING:
+            block, digest = message[2], message[3]
+            if digest_of(block) != digest:
+                return self.abort("the payload was damaged on its way from the source")
+            self.state, self.reason, self._digest = STORING, "the target stores the payload", digest
+            return [Send(self.target, ("move_in", self.number, self.bucket_id, self.generation + 1, block, digest))]
+        if kind == "stored" and shard_id == self.target and self.state == STORING:
+            if message[2] != self._digest:
+                return self.abort("the target stored something else")
+            self.state, self.reason = COMMITTING, "the decision is being recorded"
+            return [Commit(["assign", self.bucket_id, self.target, self.generation + 1])]
+        if kind == "served" and shard_id == self.target and self.state == COMMITTED:
+            self.state = ENDED
+            return [Ended("")]
+        if kind == "unmoved" and self.state in (PREPARING, STORING):
+            return self.abort(str(message[2]))
+        return []
+
+    def on_committed(self) -> list[Action]:
+        """The COMMIT record is durable and applied."""
+        assert self.state == COMMITTING, self.state
+        self.state, self.reason = COMMITTED, "the target takes over"
+        return []
+
+    def on_down(self, shard_id: int) -> list[Action]:
+        """A worker's process has ended."""
+        if shard_id in (self.source, self.target) and self.state in (PREPARING, STORING):
+            return self.abort(f"the worker of shard {shard_id} went away")
+        return []
+
+    def on_serving(self, shard_id: int) -> list[Action]:
+        """A worker serves by the present map."""
+        if shard_id == self.target and self.state == COMMITTED:
+            self.state = ENDED
+            return [Ended("")]
+        return []
+
+    def on_time(self, now_ns: int) -> list[Action]:
+        """Time has passed."""
+        if now_ns >= self._deadline_ns and self.state in (PREPARING, STORING):
+            return self.abort(f"took too long while {self.reason}")
+        return []
+
+    def abort(self, reason: str) -> list[Action]:
+        """Before COMMIT: back to the source."""
+        assert self.state in (PREPARING, STORING), f"a move is not aborted while {self.state}"
+        self.state = ENDED
+        return [
+            Send(self.target, ("move_abort", self.number, self.bucket_id)),
+            Send(self.source, ("move_abort", self.number, self.bucket_id)),
+            Ended(reason),
+        ]
