@@ -10,6 +10,7 @@ import pytest
 from shards.disk import RealDisk
 from shards.journal.file import FileJournal
 from tests.journal.contract import JournalContract
+from tests.journal.contract_beside import BesideContract
 from tests.journal.rig import START_NS, Rig, file_journal
 
 
@@ -106,13 +107,13 @@ class RealFiles:
         self.now_ns += by_ns
 
 
-class TestFileJournalOnASimulatedDisk(JournalContract):
+class TestFileJournalOnASimulatedDisk(JournalContract, BesideContract):
     @pytest.fixture
     def backend(self):
         return SimulatedFiles()
 
 
-class TestFileJournalOnTheRealDisk(JournalContract):
+class TestFileJournalOnTheRealDisk(JournalContract, BesideContract):
     @pytest.fixture
     def backend(self, data_dir):
         files = RealFiles(data_dir)
