@@ -39,7 +39,7 @@ STARTED: Final = "started"
 DELIVERED: Final = "delivered"
 FAILED_ATTEMPT: Final = "failed"
 
-Owed = tuple[str, str, int, int, int, bool]  # kind, event_id, seq, exhausted_at_ns, attempts, held
+Owed = tuple[str, str, int, int, int, bool]  # kind, event_id, seq, exhausted_at_ns, and two that only others read
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
 
@@ -236,10 +236,7 @@ class Delivery:
             if owed is None:
                 self.outbox.forget(item)
                 return self._unsent(line)
-            kind, event_id, seq, exhausted_at_ns, _, held = owed
-            if held:
-                self.outbox.park(item)
-                return self._unsent(line)
+            kind, event_id, seq, exhausted_at_ns, _, _ = owed
             if not self.outbox.begin(item, (kind, seq), self._lanes[kind], exhausted_at_ns, now_ns):
                 return self._unsent(line)
             endpoint = self.endpoints[self._lanes[kind]]

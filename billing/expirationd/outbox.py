@@ -4,10 +4,12 @@ An *item* says that something is owed for one account, never what: that is asked
 attempt, so what was superseded meanwhile simply turns out not to be owed, and there is nothing to cancel. An *event*
 is what the ledger then names (its kind and number). A *lane* is one endpoint with its own breaker.
 
-    owe -> READY -> take -> FLYING -> begin, then finish      the answer of the ledger sends the item on its way,
-             ^                |    -> forget                  or nothing is owed any more,
-             |                |    -> park -> release         or it is held until an operator lets it go
-             +- WAITING <- finish (failed), or begin (too soon)
+    hold -> PARKED --release--+
+                              v
+    owe ------------------> READY --take--> FLYING --forget-->            nothing is owed (any more)
+                              ^                |
+                              |                +--begin, then finish-->   delivered, and nothing more is owed
+                              +---- WAITING <--+                          finish (failed), or begin (too soon)
 
 **Invariants.** At most one item an account, so at most one request in flight for it. At most `concurrency` items fly.
 No item is lost: it leaves only when the ledger owes nothing. An event that failed n times is not begun again before
@@ -150,7 +152,9 @@ class Outbox:
         key = (bucket_id, user_id)
         if key not in self._items:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
-            self._park(item)
+            item.state = PARKED
+            self._held += 1
+            self._place(self._parked, since_ns, item)
 
     def release(self) -> int:
         """Lets everything held go, oldest first; returns how many accounts that concerns."""
@@ -162,7 +166,7 @@ class Outbox:
     # -- one attempt ------------------------------------------------------------------------------------------------
 
     def take(self, now_ns: int) -> Item | None:
-        """The item to attempt now, if any. It flies until `forget`, `park`, a refused `begin` or `finish`."""
+        """The item to attempt now, if any. It flies until `forget`, a refused `begin` or `finish`."""
         if self.in_flight >= self.pace.concurrency:
             return None
         self._move(now_ns)
@@ -215,13 +219,6 @@ class Outbox:
         self._unsent(item)
         self.in_flight -= 1
         del self._items[item.bucket_id, item.user_id]
-
-    def park(self, item: Item) -> None:
-        """The ledger holds it back."""
-        assert item.state == FLYING, item.state
-        self._unsent(item)
-        self.in_flight -= 1
-        self._park(item)
 
     def finish(self, item: Item, outcome: int, now_ns: int, retry_after_ns: int = -1, more: bool = True) -> None:
         """What became of the attempt. `more` after OK: something is owed for the account still, or may be."""
@@ -314,11 +311,6 @@ class Outbox:
     def _make_wait(self, item: Item) -> None:
         item.state = WAITING
         self._place(self.lanes[item.lane].waiting, item.due_ns, item)
-
-    def _park(self, item: Item) -> None:
-        item.state = PARKED
-        self._held += 1
-        self._place(self._parked, item.since_ns, item)
 
     def _place(self, queue: _Queue, at_ns: int, item: Item) -> None:
         self._serial += 1

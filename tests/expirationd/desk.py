@@ -36,7 +36,6 @@ class Desk:
         self.instants: dict[tuple[bytes, int], int] = {}
         self.reports: list[tuple[str, bytes, int, str, str]] = []  # kind, user, seq, outcome, error
         self.started: set[tuple[bytes, int]] = set()
-        self.held: set[bytes] = set()
         self.broken: list[BaseException] = []
         self.seq = 0
         self._told = asyncio.Event()
@@ -63,7 +62,7 @@ class Desk:
         else:
             return None
         instant_ns = self.instants[user, seq]
-        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, user in self.held
+        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, False
 
     def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
         self.reports.append((kind, user, seq, outcome, error))

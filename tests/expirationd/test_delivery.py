@@ -148,15 +148,16 @@ async def test_two_cutoffs_of_one_account_arrive_in_their_order() -> None:
 async def test_held_cutoffs_wait_for_release() -> None:
     desk = Desk()
     async with receiving() as receiver, sending(desk, settings(receiver.url)) as delivery:
-        desk.held.update((b"a", b"b"))
-        desk.exhaust(delivery, b"a")
-        desk.exhaust(delivery, b"b")
+        for user in (b"a", b"b"):
+            desk.cutoffs[user] = [1]
+            desk.instants[user, 1] = 5
+            delivery.hold(1, user, 5)
         desk.exhaust(delivery, b"free")
-        await desk.until(lambda: delivery.outbox.held == 2)
-        await desk.until(lambda: [call.user_id for call in receiver.calls] == ["free"])
-        desk.held.clear()
+        await desk.until(lambda: not desk.cutoffs[b"free"])
+        assert [call.user_id for call in receiver.calls] == ["free"]
         assert delivery.release() == 2
         await desk.until(desk.nothing_owed)
+        assert delivery.outbox.held == 0
 
 
 async def test_drain_waits_for_what_is_in_flight_and_begins_nothing_new() -> None:

@@ -26,7 +26,6 @@ class World:
         self.lane_of = {"cutoff": 0, "restore": lanes - 1}
         self.answer: Callable[[Item], Answer] = lambda item: (OK, MS, -1)
         self.attempts: list[tuple[int, bytes, str, int]] = []  # when, user, kind, seq
-        self.held: set[tuple[int, bytes]] = set()
         self._results: list[tuple[int, int, Item, int, int]] = []
         self._count = 0
 
@@ -41,9 +40,6 @@ class World:
             events = self.owed.get(key)
             if not events:
                 self.outbox.forget(item)
-                continue
-            if key in self.held:
-                self.outbox.park(item)
                 continue
             kind, seq, since_ns = events[0]
             if self.outbox.begin(item, (kind, seq), self.lane_of[kind], since_ns, self.now_ns):
@@ -275,20 +271,17 @@ def test_held_items_wait_for_release_and_then_go_oldest_first() -> None:
     assert len(world.outbox) == 0
 
 
-def test_what_the_ledger_holds_is_parked_until_it_lets_go() -> None:
+def test_a_held_account_with_a_new_event_is_held_no_longer() -> None:
     world = World()
-    world.held.add((1, b"u"))
-    world.owe(b"u")
+    world.owed[1, b"u"] = [("cutoff", 1, 0)]
+    world.outbox.hold(1, b"u", 0)
     world.run(S)
-    world.outbox.release()
-    world.run(2 * S)
-    assert world.attempts == []
-    assert world.outbox.held == 1
-    world.held.clear()
-    world.outbox.owe(1, b"u", 0)
-    world.run(2 * S)
-    assert len(world.attempts) == 1
+    world.owed[1, b"u"].clear()
+    world.owe(b"u", seq=2)
+    world.run(S)
+    assert world.attempts == [(S, b"u", "cutoff", 2)]
     assert world.outbox.held == 0
+    assert world.outbox.release() == 0
 
 
 class NothingIsLostOrDoubled(RuleBasedStateMachine):
