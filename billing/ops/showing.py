@@ -23,7 +23,13 @@ LIST_SHOWN_MAX = 64  # a longer one within a map is only counted; --json has it 
 
 _HIDDEN = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
 _NEVER = {"exhausts_at_ns": "never", "runway_ns": "without end"}
-_LABELS = {"user_id": "user", "request_id": "request", "entry_id": "entry", "exhaustion_seq": "exhaustions"}
+_LABELS = {
+    "user_id": "user",
+    "request_id": "request",
+    "entry_id": "entry",
+    "exhaustion_seq": "exhaustions",
+    "holds_nanos": "held",
+}
 
 
 def instant(at_ns: int) -> str:
@@ -64,6 +70,9 @@ def value_of(name: str, value: Any) -> str:
         return _number_of(name, value)
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, Mapping) and name == "rates":  # per rate line, by resource
+        lines = (f"{resource or '(default)'} {format_coins(rate)} per hour" for resource, rate in value.items())
+        return "; ".join(lines) or "-"
     if isinstance(value, Mapping):
         return ", ".join(f"{label_of(str(key))} {value_of(str(key), item)}" for key, item in value.items())
     if isinstance(value, list):
@@ -80,7 +89,7 @@ def _number_of(name: str, value: int) -> str:
         return f"{format_coins(value)} per second"
     if name.endswith("_nanos"):
         return format_coins(value)
-    if name.endswith("at_ns"):
+    if name.endswith("at_ns") or name == "now_ns":
         return instant(value)
     if name.endswith("_ns"):
         return span(value)
@@ -140,4 +149,10 @@ def _style_of(name: str, value: Any) -> str:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE, highlight=False).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(width=WIDTH_OF_A_PIPE, highlight=False)
+    with console.capture() as printed:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
