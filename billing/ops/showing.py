@@ -71,7 +71,9 @@ def value_of(name: str, value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Mapping) and name == "rates":  # per rate line, by resource
-        lines = (f"{resource or '(default)'} {format_coins(rate)} per hour" for resource, rate in value.items())
+        lines = (
+            f"{_printable(resource) or '(default)'} {format_coins(rate)} per hour" for resource, rate in value.items()
+        )
         return "; ".join(lines) or "-"
     if isinstance(value, Mapping):
         return ", ".join(f"{label_of(str(key))} {value_of(str(key), item)}" for key, item in value.items())
@@ -79,7 +81,12 @@ def value_of(name: str, value: Any) -> str:
         if len(value) > LIST_SHOWN_MAX:
             return f"{len(value)} values"
         return "; ".join(value_of(name, item) for item in value) or "-"
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+    return _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """What clients called things must not steer the terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _number_of(name: str, value: int) -> str:

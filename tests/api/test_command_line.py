@@ -213,7 +213,10 @@ def test_values_for_people():
     assert instant(1_767_225_600_000_000_007) == "2026-01-01T00:00:00.000000007Z"
     assert instant(2**63 - 1) == "2262-04-11T23:47:16.854775807Z"
     assert [span(0), span(-1), span(93_784_500_000_000)] == ["00:00:00", "-00:00:00.000000001", "1d 02:03:04.5"]
-    assert value_of("rates", {"": 5, "vm": 10**9}) == "(default) 0.000000005 per hour; vm 1 per hour"
+    assert (
+        value_of("rates", {"": 5, "v\x1bm": 10**9})
+        == "(default) 0.000000005 per hour; v\N{REPLACEMENT CHARACTER}m 1 per hour"
+    )
     assert value_of("owners", list(range(3000))) == "3000 values"
     assert value_of("replayed", True) == "yes"
     assert value_of("message", None) == "-"
