@@ -38,7 +38,12 @@ PASSING: Final = frozenset(
 
 
 class Skew:
-    """By how much billing time is ahead of the wall clock: at least `low_ns`, at most `high_ns`."""
+    """By how much billing time is ahead of the wall clock, as far as replies tell.
+
+    A command is stamped after it was sent and before it was answered, so the difference lies between `low_ns` and
+    `high_ns` of the reply that came back fastest. (Of others the stamp may be a little older than the sending: a worker
+    reads its clock once a turn.)
+    """
 
     def __init__(self) -> None:
         self.low_ns = -(2**63)
@@ -46,8 +51,9 @@ class Skew:
 
     def learn(self, at_ns: int, sent_ns: int, received_ns: int) -> None:
         """A command stamped `at_ns` left and was answered at these instants of the wall clock."""
-        self.low_ns = max(self.low_ns, at_ns - received_ns)
-        self.high_ns = min(self.high_ns, at_ns - sent_ns)
+        if at_ns - received_ns > self.low_ns:
+            self.low_ns = at_ns - received_ns
+            self.high_ns = at_ns - sent_ns
 
     @property
     def shift_ns(self) -> int:

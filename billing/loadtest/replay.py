@@ -39,7 +39,7 @@ from billing.loadtest.trace import TraceError, read_trace
 from billing.loadtest.verdict import Verdict, percentile
 from billing.ops.arrivals import ArrivalReader, ReceiverError
 from billing.ops.children import Child, ChildError, run_until_signalled
-from billing.ops.own_daemon import OwnDaemon, answers, cutoff_path, default_config_file, receiver_address
+from billing.ops.own_daemon import OwnDaemon, answers, default_config_file, receiver_address
 from shards.clock import wall_now_ns
 
 SHOWN_MAX: Final = 20
@@ -127,10 +127,10 @@ async def _replay(options: Options) -> int:
         flush=True,
     )
     async with contextlib.AsyncExitStack() as stack:
-        address, receiver, path = await _target(options, stack)
+        address, receiver, url = await _target(options, stack)
         client = await stack.enter_async_context(Client(address, token=options.token))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        reader = ArrivalReader(session, receiver, path)
+        reader = ArrivalReader(session, receiver, url)
         await reader.skip()
         run = Run(plan, client, reader)
         with Progress(
@@ -160,7 +160,7 @@ def _plan(options: Options) -> Plan:
 
 
 async def _target(options: Options, stack: contextlib.AsyncExitStack) -> tuple[str, str, str]:
-    """Where the daemon and the receiver are, and the path of its cutoffs; starts what is missing."""
+    """Where the daemon and the receiver are, and the URL of its cutoffs; starts what is missing."""
     file = options.config or default_config_file()
     config = load(file, os.environ).config
     running = options.address is not None or (bool(config.rpc.listen) and answers(config.rpc.listen))
@@ -169,7 +169,7 @@ async def _target(options: Options, stack: contextlib.AsyncExitStack) -> tuple[s
         for note in own.notes:
             print(note)
         print(f"no daemon was running: one of our own listens at {own.rpc}", flush=True)
-        return own.rpc, own.cutoff, cutoff_path(own.config)
+        return own.rpc, own.cutoff, own.config.cutoff.url
     address = options.address or config.rpc.listen
     receiver = options.receiver or receiver_address(config)
     if not answers(receiver):
@@ -182,7 +182,7 @@ async def _target(options: Options, stack: contextlib.AsyncExitStack) -> tuple[s
                 raise child.complaint(f"ended with exit code {await child.ended()}")
             await asyncio.sleep(0.05)
     print(f"the daemon at {address}, its cutoffs as received at {receiver}", flush=True)
-    return address, receiver, cutoff_path(config)
+    return address, receiver, config.cutoff.url
 
 
 def _report(plan: Plan, run: Run, verdict: Verdict) -> int:

@@ -1,18 +1,22 @@
 """What a running receiver has received: its `/received` pages, read as arrivals of cutoffs.
 
-A receiver may serve several runs and several purposes; an `ArrivalReader` starts where it stands, keeps to the path of
-one cutoff URL, and gives each GET out once, repeated ones included. A receiver remembers a limited number of calls:
+A receiver may serve several runs and several purposes; an `ArrivalReader` starts where it stands, keeps to the calls of
+one cutoff URL, and gives each GET out once, repeated ones included. Where the URL has a place for the user id, it is
+read from there. A receiver remembers a limited number of calls:
 what was forgotten before it was read is an error, never silently absent.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     import aiohttp
 
 PAGE_CALLS: Final = 1000
+USER_ID: Final = "{user_id}"
 
 
 class Arrival(NamedTuple):
@@ -30,13 +34,14 @@ class ReceiverError(Exception):
 
 
 class ArrivalReader:
-    """Reads one receiver. `address` is host:port, `path` that of the cutoff URL up to its first placeholder."""
+    """Reads one receiver. `address` is host:port, `cutoff_url` as configured."""
 
-    def __init__(self, session: aiohttp.ClientSession, address: str, path: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, address: str, cutoff_url: str) -> None:
         self._session = session
         self._url = f"http://{address}/received"
-        self._path = path
+        self._pattern = target_pattern(cutoff_url)
         self._next = 0
+        self._first = 0
 
     async def skip(self) -> None:
         """Leaves out what came until now."""
@@ -49,7 +54,7 @@ class ArrivalReader:
         while calls := await self._page():
             if calls[0]["number"] != self._first:
                 raise ReceiverError(f"{self._url} has forgotten {calls[0]['number'] - self._first} calls")
-            found += [_arrival(call) for call in calls if self._is_cutoff(call)]
+            found += [arrival for call in calls if (arrival := arrival_of(call, self._pattern)) is not None]
         return found
 
     async def _page(self) -> list[dict[str, Any]]:
@@ -63,10 +68,20 @@ class ArrivalReader:
         calls: list[dict[str, Any]] = page["calls"]
         return calls
 
-    def _is_cutoff(self, call: dict[str, Any]) -> bool:
-        path: str = call["target"].partition("?")[0]
-        return call["method"] == "GET" and call["exhausted_at_ns"] >= 0 and path.startswith(self._path)
+
+def target_pattern(cutoff_url: str) -> re.Pattern[str]:
+    """What path and query of the calls of this URL look like; the group is the user id, percent-encoded."""
+    parts = urlsplit(cutoff_url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if USER_ID not in target:
+        target += f"{'&' if parts.query else '?'}user_id={USER_ID}"
+    first, *others = map(re.escape, target.split(USER_ID))
+    return re.compile(first + "([^/?&]*)" + "[^/?&]*".join(others) + "[?&]event_id=.*")
 
 
-def _arrival(call: dict[str, Any]) -> Arrival:
-    return Arrival(call["user_id"], call["event_id"], call["seq"], call["exhausted_at_ns"], call["arrived_ns"])
+def arrival_of(call: dict[str, Any], pattern: re.Pattern[str]) -> Arrival | None:
+    """A call as the receiver shows it; None if it is no cutoff of the URL that the pattern was made of."""
+    match = pattern.fullmatch(call["target"])
+    if match is None or call["method"] != "GET" or call["exhausted_at_ns"] < 0:
+        return None
+    return Arrival(unquote(match[1]), call["event_id"], call["seq"], call["exhausted_at_ns"], call["arrived_ns"])

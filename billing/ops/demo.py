@@ -31,7 +31,7 @@ from billing.ops.calling import ADDRESS_DEFAULT
 from billing.ops.children import ChildError, run_until_signalled
 from billing.ops.demo_scene import USERS, Scene
 from billing.ops.demo_screen import LiveScreen, PlainScreen
-from billing.ops.own_daemon import OwnDaemon, cutoff_path, default_config_file
+from billing.ops.own_daemon import OwnDaemon, default_config_file
 
 LOOK_S: Final = 0.1
 EXIT_WRONG: Final = 1
@@ -65,7 +65,7 @@ async def _demo(once: bool, pace: float, file: Path | None) -> int:
     print("starting the daemon and a receiver ...", flush=True)
     try:
         async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
-            reader = ArrivalReader(session, own.cutoff, cutoff_path(own.config))
+            reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
             with LiveScreen(console) if console.is_terminal else PlainScreen(_print) as screen:
                 return await _play(own, client, reader, screen, once, pace)
     except ChildError as error:

@@ -81,11 +81,6 @@ def receiver_address(config: Config) -> str:
     return f"{f'[{host}]' if ':' in host else host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def cutoff_path(config: Config) -> str:
-    """The path of `cutoff.url` up to its first placeholder."""
-    return urlsplit(config.cutoff.url).path.partition("{")[0] or "/"
-
-
 class OwnDaemon:
     """See the module. `rpc`, `admin` and `cutoff` are `host:port`; `config` is the one it runs on."""
 

@@ -1,0 +1,74 @@
+"""`billing demo --once` as a newcomer starts it: the real daemon, a receiver, the scene, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "billing", "demo", "--config", str(REPOSITORY / "config.toml")]
+WAIT_S = 90
+
+
+def children_of(pid: int) -> set[int]:
+    """Process ids below one process, at any depth."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found |= {int(child) for child in (task / "children").read_text().split()}
+    return found | {below for child in found for below in children_of(child)}
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+def test_the_scene_is_played_and_judged(data_dir):
+    done = subprocess.run(
+        [*DEMO, "--once", "--pace", "3"],
+        cwd=data_dir,
+        env={**os.environ, "TMPDIR": str(data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    told = done.stdout
+    assert done.returncode == 0, told + done.stderr
+    for user in ("user_01", "user_02", "user_03"):
+        assert f"{user} is topped up with" in told
+        assert f"{user} starts a machine for 1 coin a second" in told
+    assert re.search(r"user_03 is debited exactly \d+\.\d{9} coins", told)
+    assert "topped up with 10 coins: saved, no GET" in told
+    gets = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", told)
+    assert sorted(gets) == ["user_01", "user_03"]
+    assert told.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
+    assert list(data_dir.iterdir()) == []
+
+
+def test_ctrl_c_ends_it_and_everything_it_started(data_dir):
+    running = subprocess.Popen(
+        DEMO, cwd=data_dir, env={**os.environ, "TMPDIR": str(data_dir)}, stdout=subprocess.PIPE, text=True
+    )
+    below: set[int] = set()
+    try:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if "starts a machine" in line:
+                break
+        below = children_of(running.pid)
+        assert len(below) >= 4  # the receiver, the daemon's main process, two workers
+        running.send_signal(signal.SIGINT)
+        assert running.wait(WAIT_S) == 130
+        assert alive(below) == set()
+        assert list(data_dir.iterdir()) == []
+    finally:
+        if running.poll() is None:
+            running.kill()
+            running.wait()
+        for pid in alive(below):
+            os.kill(pid, signal.SIGKILL)
+        assert running.stdout is not None
+        running.stdout.close()
