@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from billing.loadtest.plan import TOP_UP, Plan
-from billing.loadtest.verdict import Account, Impossible, View, differences
+from billing.loadtest.verdict import BEGUN, SUPERSEDED, Account, Impossible, View, differences
 
 TOLD_MAX: Final = 20  # differences kept in words; all are counted
 
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
     rate_nanos_per_hour: int
     exhausts_at_ns: int | None
     exhaustion_seq: int
-    cutoff_status: str  # of a reply that restored, else ""
+    cutoff_status: str  # of the newest cutoff in a reply that restored, as `Account.top_up` takes it; else ""
 
 
 def answer_of(reply: Mapping[str, Any]) -> Answer:
@@ -38,8 +38,13 @@ def answer_of(reply: Mapping[str, Any]) -> Answer:
         reply["rate_nanos_per_hour"],
         reply["exhausts_at_ns"],
         reply["exhaustion_seq"],
-        reply["cutoff"]["status"] if reply.get("restored") and reply.get("cutoff") else "",
+        _status(reply["cutoff"]) if reply.get("restored") and reply.get("cutoff") else "",
     )
+
+
+def _status(cutoff: Mapping[str, Any]) -> str:
+    status: str = cutoff["status"]
+    return BEGUN if status == SUPERSEDED and cutoff["attempts"] else status
 
 
 class Assessment:

@@ -18,7 +18,8 @@ command that brings available from above zero to zero or below, and for each rat
     doubled   received again under the same event_id; allowed, since delivery is at least once, but counted
 
 A cutoff that a top-up overtook is not owed any more. Only the daemon knows whether its first attempt had begun, and it
-tells in the reply to the call that restored; what it calls superseded is not expected, and must then not arrive.
+tells in the reply to the call that restored: superseded before an attempt it is not expected and must not arrive;
+superseded after one (`BEGUN`) it may arrive or not, for no further attempt starts.
 
 It never reads a clock and never asks the daemon anything: replies and arrivals are handed in.
 """
@@ -36,7 +37,8 @@ HOUR_NS: Final = 3600 * 10**9
 INSTANT_NS_MAX: Final = 2**63 - 1  # a coming exhaustion beyond it is told as nil
 ACTIVE: Final = "active"
 EXHAUSTED: Final = "exhausted"
-SUPERSEDED: Final = "superseded"
+SUPERSEDED: Final = "superseded"  # before its first attempt
+BEGUN: Final = "begun"  # superseded, but its first attempt had started
 
 
 class Impossible(Exception):
@@ -64,7 +66,18 @@ class View(NamedTuple):
 class Account:
     """One account by the contract's rules; instants must not decrease from call to call."""
 
-    __slots__ = ("available", "cutoffs", "exhausted", "lifted", "lines", "rate", "settled_ns", "superseded", "user_id")
+    __slots__ = (
+        "available",
+        "cutoffs",
+        "exhausted",
+        "lifted",
+        "lines",
+        "overtaken",
+        "rate",
+        "settled_ns",
+        "superseded",
+        "user_id",
+    )
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
@@ -75,7 +88,8 @@ class Account:
         self.settled_ns = 0
         self.cutoffs: list[Expected] = []
         self.lifted = 0  # cutoffs there were when available last rose above zero
-        self.superseded: list[range] = []  # numbers; the last of each is not owed, those before it perhaps not
+        self.superseded: list[int] = []  # numbers of cutoffs that must not arrive
+        self.overtaken: set[int] = set()  # numbers of those that may arrive or not
 
     def settle(self, at_ns: int) -> None:
         """Lets time pass up to an instant, with the exhaustion that falls due until then. Impossible if it lies before
@@ -93,13 +107,16 @@ class Account:
         self.settled_ns = at_ns
 
     def top_up(self, at_ns: int, amount_nanos: int, cutoff_status: str = "") -> None:
-        """`cutoff_status` is what the reply said of the cutoff when the account was restored by it."""
+        """`cutoff_status` is what the reply said of the newest cutoff where it restored the account: `SUPERSEDED`,
+        `BEGUN`, or anything else for one that was delivered."""
         self.settle(at_ns)
         self.available += amount_nanos
         if self.exhausted and self.available > 0:
             self.exhausted = False
+            if cutoff_status in (SUPERSEDED, BEGUN):
+                self.overtaken.update(range(self.lifted + 1, len(self.cutoffs) + 1))
             if cutoff_status == SUPERSEDED:
-                self.superseded.append(range(self.lifted + 1, len(self.cutoffs) + 1))
+                self.superseded.append(len(self.cutoffs))
             self.lifted = len(self.cutoffs)
 
     def set_rate(self, at_ns: int, nanos_per_hour: int, resource: str = "") -> None:
@@ -185,9 +202,9 @@ def judge(accounts: Iterable[Account], arrivals: Iterable[Arrival]) -> Verdict:
     for account in accounts:
         for cutoff in account.cutoffs:
             owed[account.user_id, cutoff.seq] = cutoff
-        for overtaken in account.superseded:
-            del owed[account.user_id, overtaken[-1]]
-            droppable.update((account.user_id, seq) for seq in overtaken[:-1])
+        droppable.update((account.user_id, seq) for seq in account.overtaken)
+        for seq in account.superseded:
+            del owed[account.user_id, seq]
             superseded += 1
     early: list[Arrival] = []
     false: list[Arrival] = []

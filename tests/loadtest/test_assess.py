@@ -92,7 +92,11 @@ def test_what_is_kept_of_a_reply():
         "state": "active",
         "replayed": False,
         "bucket_id": 5,
-        "cutoff": {"status": "superseded"},
+        "cutoff": {"status": "superseded", "attempts": 0},
     }
     assert answer_of(reply).cutoff_status == ""  # as get_account says it: nothing was restored
     assert answer_of({**reply, "restored": True}).cutoff_status == "superseded"
+    begun = {**reply, "restored": True, "cutoff": {"status": "superseded", "attempts": 1}}
+    assert answer_of(begun).cutoff_status == "begun"
+    delivered = {**reply, "restored": True, "cutoff": {"status": "delivered", "attempts": 1}}
+    assert answer_of(delivered).cutoff_status == "delivered"

@@ -226,9 +226,16 @@ def test_what_was_told_to_be_superseded_is_not_expected_and_must_not_come():
     assert judge([made], [FIRST]).false == [FIRST]
 
 
-def test_a_top_up_after_an_attempt_supersedes_nothing():
+def test_what_was_superseded_when_its_attempt_had_begun_may_come_or_not():
     made = account(nanos=COIN, per_hour=COIN)
-    made.top_up(HOUR_NS + 5, COIN, "attempted")
+    made.top_up(HOUR_NS + 5, COIN, "begun")
+    assert judge([made], []) == (0, 0, [], [], [], 0, 1, [])
+    assert judge([made], [FIRST]) == (1, 1, [], [], [], 0, 0, [3000])
+
+
+def test_a_top_up_after_the_delivery_supersedes_nothing():
+    made = account(nanos=COIN, per_hour=COIN)
+    made.top_up(HOUR_NS + 5, COIN, "delivered")
     assert judge([made], []).missing == [Expected("u", 1, HOUR_NS)]
     assert judge([made], [FIRST]).clean
 
