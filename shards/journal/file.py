@@ -94,7 +94,7 @@ class FileJournal:
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_CHAINS)  # (position, chain)
         self._head = self._durable = self._barrier = 0
         self._chain = FIRST_CHAIN
-        self._last_time_ns = self._synced_ns = self._room_asked_ns = 0
+        self._last_time_ns = self._synced_ns = self._room_retry_ns = 0
 
     @property
     def head(self) -> int:
@@ -186,8 +186,7 @@ class FileJournal:
         now_ns = self._now_ns()
         if not self._live.fits(len(payload)):
             self._switch(len(payload))
-        elif self._live.is_filling and now_ns >= self._room_asked_ns + ROOM_RETRY_NS:
-            self._room_asked_ns = now_ns
+        elif self._live.is_filling and not self._room.spare_bytes and now_ns >= self._room_retry_ns:
             self._make_room()
         position = self._head + 1
         if now_ns > self._last_time_ns:
@@ -272,6 +271,7 @@ class FileJournal:
         except OSError as error:
             if not is_full(error):
                 raise self._end("preparing a segment", error) from error
+            self._room_retry_ns = self._now_ns() + ROOM_RETRY_NS
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

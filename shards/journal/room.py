@@ -1,9 +1,9 @@
 """Room on the disk, got before it is needed: the next segment, and ballast to drop when nothing else is left.
 
 A full disk must strike between segments, never in the middle of a commit. So each segment is a file whose blocks were
-all reserved and synced before its first use, and the next one is prepared ahead under the name `spare`. Only
-`prepare` and `dress` can fail for want of room, and both leave the journal as it was. `install` makes the spare the
-live segment in two steps, each durable before the next:
+all reserved and synced before its first use, and the next one is prepared ahead under the name `spare`, with the file
+of its manifest beside it. Only `prepare` and `dress` can fail for want of room, and both leave the journal as it was.
+`install` makes the spare the live segment in two steps, each durable before the next:
 
     1  the spare gets its segment's name     (its content was synced before, so a named segment is always whole)
     2  the new manifest replaces the old     (from here on, losing that segment is noticed)
@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 
 from shards.disk import Disk, is_full, write_all
-from shards.journal.record import BLOCK_BYTES, Manifest, pack_manifest
+from shards.journal.record import BLOCK_BYTES, MANIFEST_BYTES, Manifest, pack_manifest
 from shards.journal.recovery import MANIFEST, TEMPORARY
 
 SPARE = "spare"
@@ -35,8 +35,9 @@ class Room:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._ballast_bytes = ballast_bytes
-        self._spare = -1
+        self._spare = -1  # handles, -1: none
         self._spare_bytes = 0
+        self._manifest = -1
         self._ballast = False
         self._ballast_wanted = True
         self._ballast_lock = threading.Lock()  # snapshots drop it from their own thread
@@ -55,12 +56,22 @@ class Room:
         self._ballast_wanted = True
 
     def prepare(self, length: int = 0) -> None:
-        """Make sure that there is a spare of at least this length (0: the usual one). OSError, is_full among others."""
+        """Make sure that there is a spare of at least this length (0: the usual one), and room for the manifest that
+        will name it. OSError, is_full among others.
+        """
         length = max(length, self._segment_bytes)
-        if self._spare_bytes >= length:
-            return
-        self._forget()
-        path = f"{self._directory}/{SPARE}"
+        if self._spare_bytes < length:
+            if self._spare >= 0:
+                self._close_spare()
+                self._disk.unlink(f"{self._directory}/{SPARE}")
+            self._spare = self._reserve(SPARE, length)
+            self._spare_bytes = length
+        if self._manifest < 0:
+            self._manifest = self._reserve(MANIFEST + TEMPORARY, MANIFEST_BYTES)
+
+    def _reserve(self, name: str, length: int) -> int:
+        """A new file of zeros whose blocks are its own. Its handle. OSError; is_full: it is gone again."""
+        path = f"{self._directory}/{name}"
         handle = self._disk.create(path)
         try:
             self._disk.allocate(handle, length)
@@ -70,12 +81,12 @@ class Room:
             if is_full(error):
                 self._disk.unlink(path)
             raise
-        self._spare, self._spare_bytes = handle, length
+        return handle
 
     def dress(self, content: bytes, manifest: Manifest) -> None:
         """Write the content (first block and perhaps batches) into the spare and the manifest beside the old one.
 
-        Changes nothing that counts. OSError, is_full among others; may be called again then.
+        Changes nothing that counts. OSError; is_full, where room once reserved is not kept: it may be called again.
         """
         write_all(self._disk, self._spare, content, 0)
         self._disk.fdatasync(self._spare)
@@ -91,25 +102,17 @@ class Room:
 
     def mark(self, manifest: Manifest) -> None:
         """Replace the manifest alone. OSError: the old one stands, or the new one."""
+        if self._manifest < 0:
+            self._manifest = self._reserve(MANIFEST + TEMPORARY, MANIFEST_BYTES)
         self._write_manifest(manifest)
         self._replace_manifest()
 
     def take_ballast(self) -> None:
         """Make the ballast if there is none, unless its room was needed. OSError, is_full among others."""
         with self._ballast_lock:
-            if self._ballast or not self._ballast_wanted or not self._ballast_bytes:
-                return
-            path = f"{self._directory}/{BALLAST}"
-            handle = self._disk.create(path)
-            try:
-                self._disk.allocate(handle, self._ballast_bytes)
-            except OSError as error:
-                if is_full(error):
-                    self._disk.unlink(path)
-                raise
-            finally:
-                self._disk.close(handle)
-            self._ballast = True
+            if not self._ballast and self._ballast_wanted and self._ballast_bytes:
+                self._disk.close(self._reserve(BALLAST, self._ballast_bytes))
+                self._ballast = True
 
     def drop_ballast(self) -> bool:
         """Give the ballast's room to others, until `want_ballast`; whether there was any. OSError."""
@@ -127,28 +130,26 @@ class Room:
         self._ballast_wanted = True
 
     def close(self) -> None:
-        """Give the spare's handle back; the next opening sweeps the file away."""
+        """Give the handles back; the next opening sweeps the files away."""
+        self._close_spare()
+        self._close_manifest()
+
+    def _close_spare(self) -> None:
         if self._spare >= 0:
             handle, self._spare, self._spare_bytes = self._spare, -1, 0
             self._disk.close(handle)
 
-    def _forget(self) -> None:
-        if self._spare >= 0:
-            self.close()
-            self._disk.unlink(f"{self._directory}/{SPARE}")
+    def _close_manifest(self) -> None:
+        if self._manifest >= 0:
+            handle, self._manifest = self._manifest, -1
+            self._disk.close(handle)
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        path = f"{self._directory}/{MANIFEST}{TEMPORARY}"
-        if self._disk.exists(path):
-            self._disk.unlink(path)
-        handle = self._disk.create(path)
-        try:
-            write_all(self._disk, handle, pack_manifest(manifest), 0)
-            self._disk.fsync(handle)
-        finally:
-            self._disk.close(handle)
+        write_all(self._disk, self._manifest, pack_manifest(manifest), 0)
+        self._disk.fdatasync(self._manifest)
 
     def _replace_manifest(self) -> None:
         path = f"{self._directory}/{MANIFEST}"
         self._disk.rename(path + TEMPORARY, path)
         self._disk.fsync_dir(self._directory)
+        self._close_manifest()

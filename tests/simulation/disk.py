@@ -178,6 +178,10 @@ class SimDisk:
         for path in [path for path, holder in self.medium.locks.items() if holder is self]:
             del self.medium.locks[path]
 
+    def fail(self, what: int | str, *, calls_ahead: int = 1, sticky: bool = False) -> None:
+        """Let the call go wrong that comes so many calls from now."""
+        self._fault = Fault(self.calls + calls_ahead, what, sticky)
+
     # -- what can go wrong -------------------------------------------------------------------------------------------
 
     def _enter(self, call: str, path: str) -> int | str:
