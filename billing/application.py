@@ -1,9 +1,9 @@
 """What runs in a worker process beside the shard: the machine, the doors, and the delivery of cutoffs.
 
-This is the application that `shards.process` hosts. It gives the worker its state machine, encodes replies for clients,
-merges the answers of all shards where a question concerns the whole daemon, and turns what became owed into calls:
-the worker tells it notices only once all that they tell is durable, and what became of a call goes back to the ledger as
-a command, through the journal like every other.
+This is the application that `shards.process` hosts. It gives the worker its state machine, encodes replies for
+clients, merges the answers of all shards where a question concerns the whole daemon, and turns what became owed into
+calls: the worker tells it notices only once all that they tell is durable, and what became of a call goes back to the
+ledger as a command, through the journal like every other.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Billing:
         self._door: Door | None = None
         self._delivery: Delivery | None = None
         self._servers: list[asyncio.Server] = []
+        self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
+        self._calls: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
 
     # -- what the worker asks ---------------------------------------------------------------------------------------
 
@@ -147,6 +149,7 @@ class Billing:
             boot_now_ns,
             self._server_info,
             Limits(connections_max=rpc.connections_max),
+            worker.fail,
         )
         door.start()
         tls = _tls_context(self.config)
@@ -156,6 +159,25 @@ class Billing:
             else:
                 server = await loop.create_server(lambda: Connection(door), sock=listener, ssl=tls)
             self._servers.append(server)
+
+    def pause_calls(self, bucket_id: int) -> None:
+        """Begins no further call for this bucket."""
+        self._paused.add(bucket_id)
+
+    def calls_in_flight(self, bucket_id: int) -> int:
+        """Calls for this bucket whose outcome is not known yet."""
+        return len(self._calls.get(bucket_id, ()))
+
+    def take_up(self, bucket_id: int) -> None:
+        """Makes what calls this bucket owes, from now on."""
+        self._paused.discard(bucket_id)
+        assert self._delivery is not None
+        for _, user_id, kind, since_ns in self.machine.owed_in(bucket_id):
+            self._delivery.notify(bucket_id, user_id, kind, since_ns)
+
+    def forget_calls(self, bucket_id: int) -> None:
+        """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
+        self._paused.discard(bucket_id)
 
     def _take_up(self) -> None:
         """Everything that is owed from before: at once, or held where it is more than an operator wants unasked."""
@@ -188,11 +210,22 @@ class Billing:
     # -- delivery ---------------------------------------------------------------------------------------------------
 
     def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
-        return self.machine.ledger.owed(bucket_id, user_id)
+        if bucket_id in self._paused:
+            return None
+        call = self.machine.ledger.owed(bucket_id, user_id)
+        if call is None:
+            return None
+        return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False)
 
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
         assert self._worker is not None
         op = _REPORTS[kind, outcome]
+        if outcome == STARTED:
+            self._calls.setdefault(bucket_id, set()).add(user_id)
+        elif bucket_id in self._calls:
+            self._calls[bucket_id].discard(user_id)
+            if not self._calls[bucket_id]:
+                del self._calls[bucket_id]
         self._worker.report(bucket_id, (op, user_id, seq, 0, 0, b"", b"", error.encode()[:255]))
 
     def _delivery_settings(self) -> Settings:

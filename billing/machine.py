@@ -1,11 +1,11 @@
 """Where the two rooms meet: ledger and timing wheel, as the content of a shard's buckets.
 
-A shard asks for a `shards.machine.Machine`; this is one. Commands go to the ledger, which is the only thing that changes
-money; the wheel remembers when to look at which account. The ledger tells (through `_file`) where the coming instant of
-an account is to be filed; when a filing comes up, the wheel asks the ledger whether it is still meant.
+A shard asks for a `shards.machine.Machine`; this is one. Commands go to the ledger, which is the only thing that
+changes money; the wheel remembers when to look at which account. The ledger tells (through `_file`) where the coming
+instant of an account is to be filed; when a filing comes up, the wheel asks the ledger whether it is still meant.
 
-During recovery the ledger works as ever but nothing is filed: timers are made by `start` and `arm`, once, from the state
-that replay ended with. What became due meanwhile comes up at once, with its true instant.
+During recovery the ledger works as ever but nothing is filed: timers are made by `start` and `arm`, once, from the
+state that replay ended with. What became due meanwhile comes up at once, with its true instant.
 
 It never reads a clock, touches no file and waits for nothing.
 """
@@ -18,9 +18,13 @@ from itertools import chain
 from typing import Any
 
 from billing.expirationd.wheel import Wheel
+from billing.ledger.account import Account
+from billing.ledger.due import coming_ns
 from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
+from billing.ledger.extra import NEVER_NS
 from billing.ledger.ledger import Ledger, Rules
+from billing.ledger.money import INT64_MAX
 from shards.machine import Command, Notice, Record
 
 SURVEYS = frozenset({"accounts", "pending_cutoffs"})
@@ -133,6 +137,13 @@ class BillingMachine:
     def disarm(self, bucket_id: int) -> None:
         """Lets time stand still in a bucket."""
         self.ledger.still(bucket_id)
+
+    def bucket_due_ns(self, bucket_id: int) -> int:
+        """The coming instant of one bucket; -1 when there is none."""
+        book = self.ledger.books[bucket_id]
+        coming = (coming_ns(Account(book, slot, user_id)) for user_id, slot in book.slots.items())
+        due_ns = min(coming, default=NEVER_NS)
+        return due_ns if due_ns <= INT64_MAX else -1
 
     # -- recovery and moves -----------------------------------------------------------------------------------------
 

@@ -38,6 +38,9 @@ class Machine(Protocol):
     def next_due_ns(self) -> int:
         """The coming instant at which `due` has something to do; -1 when there is none."""
 
+    def bucket_due_ns(self, bucket_id: int) -> int:
+        """The coming instant of one bucket; -1 when there is none."""
+
     def replay(self, bucket_id: int, body: bytes) -> None:
         """Applies a record again; raises when something else comes out than the record says."""
 

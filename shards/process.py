@@ -135,28 +135,34 @@ async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int],
     return records
 
 
-def check_ownership(shard: Shard, owned: dict[int, int], founded: bool, is_new: bool) -> None:
-    """Compares what the journal holds with what the map says; raises Damaged. `owned`: bucket id -> generation."""
-    if not founded and is_new:
-        return
-    for bucket_id, generation in owned.items():
+def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
+    """Compares what the journal holds with what the map says; raises Damaged.
+
+    Returns the buckets that are here and another's: left over from a move that was decided for the target before this
+    source gave it up (the map is at a higher generation), or was never decided for this target (the map is one lower).
+    """
+    me = shard.shard_id
+    for bucket_id, generation in bucket_map.ownership_of(me).items():
         held = shard.held.get(bucket_id)
-        if held is None:
+        if held == generation or (is_new and not founded):
+            continue
+        state = "does not have it" if held is None else f"has it at generation {held}"
+        raise Damaged(
+            f"shard {me} owns bucket {bucket_id} at generation {generation} by the map, but its own data {state}: "
+            "an older backup, or a directory that was emptied"
+        )
+    orphans = []
+    for bucket_id, held in shard.held.items():
+        owner = bucket_map.owner_of(bucket_id)
+        if owner.shard_id == me:
+            continue
+        if held > owner.generation + 1 or held == owner.generation:
             raise Damaged(
-                f"shard {shard.shard_id} owns bucket {bucket_id} by the map, but its own data does not have it: "
-                "an older backup, or a directory that was emptied"
+                f"shard {me} holds bucket {bucket_id} at generation {held}, the map says shard {owner.shard_id} at "
+                f"generation {owner.generation}: one of the two is an older backup"
             )
-        if held != generation:
-            raise Damaged(
-                f"shard {shard.shard_id} holds bucket {bucket_id} at generation {held}, the map says {generation}: "
-                "an older backup"
-            )
-    for bucket_id, generation in shard.held.items():
-        if bucket_id not in owned:
-            raise Damaged(
-                f"shard {shard.shard_id} holds bucket {bucket_id} at generation {generation}, "
-                "which the map gives to another"
-            )
+        orphans.append(bucket_id)
+    return orphans
 
 
 class Process:
@@ -173,6 +179,7 @@ class Process:
         self._number = 0
         self._clock: BillingClock | None = None
         self._worker: Worker | None = None
+        self._map: BucketMap | None = None
         self._application: Hosted | None = None
 
     async def run(self) -> int:
@@ -233,6 +240,14 @@ class Process:
             asked = self._asked.pop(message[1], None)
             if asked is not None and self._worker is not None and self._application is not None:
                 self._worker.reply(asked[0], asked[1], self._application.reply_of(message[2]))
+        elif kind == "map" and self._worker is None:
+            if self._map is not None and message[4] > self._map.generation[message[2]]:
+                self._map.apply(["assign", *message[2:]])
+        elif kind in ("map", "move_out", "move_in", "move_abort"):
+            if self._worker is not None:
+                self._worker.handoff.on_message(message)
+            elif kind != "move_abort":
+                wire.send(("unmoved", message[1], "the worker does not serve yet"))
         elif kind == "figures":
             wire.send(("figures", message[1], self._figures()))
         elif kind == "stop":
@@ -253,7 +268,6 @@ class Process:
             return {}
         return {
             "buckets": len(worker.shard.held),
-            "generations": list(worker.shard.held.items()),
             "journal_bytes": worker.journal.stored_bytes,
             "batches": worker.batches,
             "records": worker.records,
@@ -270,12 +284,11 @@ class Process:
         journal = journal_of(directory, disk, self._stamp_ns, begin.journal)
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
+        bucket_map = self._map = BucketMap.decode(begin.bucket_map)
         head = await self._open_journal(journal, begin.shard_id)
         is_new = head == 0 and not begin.founded
         records = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
-        bucket_map = BucketMap.decode(begin.bucket_map)
-        owned = bucket_map.ownership_of(begin.shard_id)
-        check_ownership(shard, owned, begin.founded, is_new)
+        check_ownership(shard, bucket_map, begin.founded, is_new)
         wire.send(("recovered", journal.last_time_ns, records, journal.warnings))
 
         message = await self._messages.get()
@@ -295,17 +308,20 @@ class Process:
             application,
             Settings(*begin.settings),
             self._ask,
+            wire.send,
             self._fail,
         )
         worker.route = lambda: application.route(worker.map)
-        shard.serve(worker.now_ns())
+        orphans = check_ownership(shard, bucket_map, begin.founded, is_new)  # moves may have been decided meanwhile
+        shard.serve(worker.now_ns(), orphans)
         if is_new:
-            for bucket_id, generation in owned.items():
+            for bucket_id, generation in bucket_map.ownership_of(begin.shard_id).items():
                 shard.adopt(bucket_id, generation)
-            ready = shard.take_ready()
-            if ready is not None:
+        ready = shard.take_ready()
+        if ready is not None:
+            if ready.payload:
                 await committer.call(journal.append, ready.payload)
-                shard.synced(ready)
+            shard.synced(ready)
         sockets = SocketDirectory(f"{begin.directory}/run")
         server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))
         worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})

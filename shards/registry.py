@@ -13,6 +13,7 @@ the data directory: one daemon at a time.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Callable
@@ -51,14 +52,17 @@ class Registry:
             salt=lambda: secrets.randbits(64),
             boot_id=disk.boot_id(),
         )
+        self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
+        self.uneven = False  # the set of shards or a weight changed at this start
         self._committer: Committer | None = None
         self._since_snapshot = 0
 
     def open(self, bucket_count: int, workers: int) -> list[str]:
         """Reads what is there, or founds the data directory; returns warnings.
 
-        Raises Conflict where the configuration asks for other buckets or shards than the directory has,
-        DirectoryRefused, and the journal's errors (Fenced: another daemon runs on it).
+        Another number of workers than before adds shards or drains some (`uneven`); the rebalancer does the rest.
+        Raises Conflict where the configuration asks for other buckets than the directory has, DirectoryRefused, and
+        the journal's errors (Fenced: another daemon runs on it).
         """
         warnings = private_directory(self._disk, self._data_dir)
         private_directory(self._disk, f"{self._data_dir}/run")
@@ -83,12 +87,21 @@ class Registry:
             )
         elif self.map.hash_name != HASH_NAME:
             raise Conflict(f"the data directory hashes with {self.map.hash_name}, this version with {HASH_NAME}")
-        elif workers != len(self.map.weights):
-            raise Conflict(
-                f"shards.workers: the data directory has {len(self.map.weights)} shards, "
-                f"the configuration says {workers}"
-            )
+        else:
+            changes = self._changes(workers)
+            if changes:
+                payload = msgspec.msgpack.encode(changes)
+                journal.append(payload)
+                self._apply_all(payload)
+                self.uneven = True
         return warnings
+
+    def _changes(self, workers: int) -> list[list[Any]]:
+        """What makes the set of shards as large as the configuration wants: 1..workers at weight 1, others at 0."""
+        weights = self.map.weights
+        changes: list[list[Any]] = [["weight", one, 1] for one in range(1, workers + 1) if not weights.get(one)]
+        changes += [["weight", one, 0] for one, weight in weights.items() if one > workers and weight]
+        return changes
 
     def use(self, committer: Committer) -> None:
         """From here on, records are written on this thread."""

@@ -92,15 +92,18 @@ class PeerLink:
         shard_id: int,
         path: str,
         refuse: Callable[[Any, Any, object], None],
-        stray: Callable[[Any, Any, int, int, Any], None],
+        stray: Callable[[tuple[Any, Any, int, Any], int, int], None],
+        answered: Callable[[PeerLink, list[int]], None],
     ) -> None:
-        """`refuse(caller, token, reply)` lets a reply leave with the next batch; `stray(caller, token, kind, bucket,
-        payload)` is called where the peer says that it does not serve the bucket.
+        """`refuse(caller, token, reply)` lets a reply leave with the next batch. `stray((caller, token, kind, payload),
+        bucket id, shard id)` is called where the peer says that it does not serve the bucket. `answered` is told the
+        buckets of the requests that the peer has no more, in order.
         """
         self.shard_id = shard_id
         self._path = path
         self._refuse = refuse
         self._stray = stray
+        self._answered = answered
         self._pending: dict[int, tuple[Any, Any, int, int, Any]] = {}
         self._outgoing: list[tuple[int, int, int, int, int, Any]] = []
         self._number = 0
@@ -112,6 +115,10 @@ class PeerLink:
     def is_open(self) -> bool:
         """Whether the peer can be asked now."""
         return self._wire is not None and self._wire.is_open
+
+    def pending_of(self, bucket_id: int) -> int:
+        """How many requests for this bucket the peer has not answered."""
+        return sum(1 for asked in self._pending.values() if asked[3] == bucket_id)
 
     def open(self) -> None:
         """Connects, and again after each loss, until `close`."""
@@ -143,6 +150,7 @@ class PeerLink:
         pending, self._pending = self._pending, {}
         for caller, token, _, _, _ in pending.values():
             self._refuse(caller, token, Unavailable(self.shard_id, "its worker went away", "unknown"))
+        self._answered(self, [asked[3] for asked in pending.values()])
         self.open()
 
     def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
@@ -166,11 +174,13 @@ class PeerLink:
     def _on_frame(self, wire: Wire, frame: Any) -> None:
         pop = self._pending.pop
         touched = set()
+        buckets = []
         for index in range(0, len(frame), 2):
             asked = pop(frame[index], None)
             if asked is None:
                 continue
             caller, token, kind, bucket_id, payload = asked
+            buckets.append(bucket_id)
             answer = frame[index + 1]
             if kind == SURVEY:
                 caller.answer(token, answer)
@@ -178,9 +188,10 @@ class PeerLink:
                 caller.relay(answer)
                 touched.add(caller)
             else:
-                self._stray(caller, token, kind, bucket_id, payload)
+                self._stray((caller, token, kind, payload), bucket_id, self.shard_id)
         for caller in touched:
             caller.relay_flush()
+        self._answered(self, buckets)
 
     def close(self) -> None:
         """Ends the link for good."""

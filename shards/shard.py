@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from shards.machine import Command, Machine, Notice
@@ -295,6 +295,12 @@ class Shard:
         self._in_flight = True
         return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices)
 
+    def pending_sequence(self) -> int:
+        """The sequence of the Ready with which all that was recorded until now is durable; 0 where it is already."""
+        if self.machine.records or self._own_records:
+            return self._sequence + len(self._sealed) + 1
+        return self._sequence + len(self._sealed) if self._sealed or self._in_flight else 0
+
     def has_more(self) -> bool:
         """Whether a Ready could be taken, were none out."""
         return bool(
@@ -372,10 +378,12 @@ class Shard:
                 raise Corrupt(f"a record of unknown kind {kind}")
         return count
 
-    def serve(self, now_ns: int) -> None:
-        """Ends the recovery: time passes in every bucket from here on."""
+    def serve(self, now_ns: int, orphans: Iterable[int] = ()) -> None:
+        """Ends the recovery: gives up what is another's, and lets time pass in every other bucket from here on."""
         self._loaded_at.clear()
         self.machine.start(now_ns)
+        for bucket_id in orphans:
+            self.leave(bucket_id)
         for bucket_id in self.held:
             self.machine.arm(bucket_id)
 

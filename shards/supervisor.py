@@ -25,6 +25,7 @@ from shards.committer import Committer
 from shards.disk import RealDisk
 from shards.links import Wire
 from shards.machine import Command
+from shards.mover import Mover
 from shards.process import EXIT_DAMAGED, EXIT_DISK
 from shards.registry import Registry
 
@@ -67,6 +68,7 @@ class WorkerState:
         self.figures: dict[str, Any] = {}
         self.direct: socket.socket | None = None
         self.task: asyncio.Task[None] | None = None
+        self.retired = False
 
 
 class Supervisor:
@@ -85,6 +87,7 @@ class Supervisor:
             settings.data_dir, RealDisk(), lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
         )
         self.workers: dict[int, WorkerState] = {}
+        self.mover = Mover(self.registry, self.workers, self.figures_of, self._on_drained)
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = 0
@@ -215,7 +218,7 @@ class Supervisor:
         """Keeps one worker alive until the end."""
         while not self._stopping.is_set():
             code = await self._run_once(worker)
-            if self._stopping.is_set():
+            if self._stopping.is_set() or worker.retired:
                 return
             if code in (EXIT_DAMAGED, EXIT_DISK):
                 self._set_state(worker, "held", worker.reason or f"ended with {code}")
@@ -263,12 +266,14 @@ class Supervisor:
         )
         worker.wire = wire
         self._set_state(worker, "recovering")
-        wire.send(("begin", self._begin_of(worker, inherited)))
+        async with self.registry.deciding:
+            wire.send(("begin", self._begin_of(worker, inherited)))
         code = await process.wait()
         await asyncio.sleep(0)  # a last message may still be in the socket
         wire.close()
         worker.wire = None
         worker.pid = 0
+        await self.mover.on_down(worker.shard_id)
         for number, future in list(self._figures_waiting.items()):
             if number % 65536 == worker.shard_id and not future.done():
                 future.set_result({})
@@ -316,6 +321,8 @@ class Supervisor:
                 future = self._figures_waiting.pop(number, None)
                 if future is not None and not future.done():
                     future.set_result(figures)
+            case ("payload" | "stored" | "served" | "unmoved", *_):
+                self._spawn(self.mover.on_message(worker.shard_id, message))
             case ("ask", number, operation):
                 self._spawn(self._answer(worker, number, operation))
             case ("failed", _, text):
@@ -328,6 +335,10 @@ class Supervisor:
         worker.serving_since_ns = boot_now_ns()
         worker.figures = info
         self._set_state(worker, "serving")
+        await self.mover.on_serving(worker.shard_id)
+        if all(other.state == "serving" for other in self.workers.values()) and self.registry.uneven:
+            self.registry.uneven = False
+            self.mover.begin_rebalance()
         log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
 
     async def figures_of(self, worker: WorkerState) -> dict[str, Any]:
@@ -345,66 +356,28 @@ class Supervisor:
             return {}
 
     async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
-        reply = await self.operate(operation)
+        reply = await self.mover.operate(operation)
         if worker.wire is not None:
             worker.wire.send(("answer", number, reply))
 
-    async def operate(self, operation: Command) -> object:
-        """Carries out an operator's wish that concerns the whole daemon; the reply is plain data.
+    def _on_drained(self, shard_id: int) -> None:
+        """A shard of weight 0 owns nothing any more: its worker ends, and the map forgets it."""
+        worker = self.workers[shard_id]
+        worker.retired = True
+        if worker.wire is not None:
+            worker.wire.send(("stop",))
+        self._spawn(self._retire(worker))
 
-        A refusal is the map {"refused": name, "message": text}.
-        """
-        match operation:
-            case ("shards_info",):
-                return await self._shards_info()
-            case ("buckets_info",):
-                return await self._buckets_info()
-            case ("pin_bucket" | "unpin_bucket" as name, int(bucket_id)):
-                if not 1 <= bucket_id <= self.map.bucket_count:
-                    return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{self.map.bucket_count}")
-                await self.registry.record([name.removesuffix("_bucket"), bucket_id])
-                return {"bucket_id": bucket_id, "pinned": bucket_id in self.map.pinned}
-            case _:
-                return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
-
-    async def _shards_info(self) -> list[dict[str, Any]]:
-        workers = [self.workers[shard_id] for shard_id in sorted(self.workers)]
-        figures = await asyncio.gather(*(self.figures_of(worker) for worker in workers))
-        return [
-            {
-                "shard_id": worker.shard_id,
-                "worker_pid": worker.pid or None,
-                "state": worker.state,
-                "reason": worker.reason,
-                "buckets": len(self.map.buckets_of(worker.shard_id)),
-                "accounts": figure.get("accounts"),
-                "armed": figure.get("armed"),
-                "pending_cutoffs": figure.get("pending_cutoffs"),
-                "journal_bytes": figure.get("journal_bytes"),
-                "weight": self.map.weights.get(worker.shard_id, 0),
-            }
-            for worker, figure in zip(workers, figures, strict=True)
-        ]
-
-    async def _buckets_info(self) -> list[dict[str, Any]]:
-        workers = [self.workers[shard_id] for shard_id in sorted(self.workers)]
-        figures = await asyncio.gather(*(self.figures_of(worker) for worker in workers))
-        accounts: dict[int, int] = {}
-        for figure in figures:
-            accounts.update(figure.get("bucket_accounts", ()))
-        bucket_map = self.map
-        return [
-            {
-                "bucket_id": bucket_id,
-                "shard_id": bucket_map.owner[bucket_id],
-                "state": "pinned" if bucket_id in bucket_map.pinned else "active",
-                "generation": bucket_map.generation[bucket_id],
-                "accounts": accounts.get(bucket_id, 0),
-            }
-            for bucket_id in range(1, bucket_map.bucket_count + 1)
-        ]
+    async def _retire(self, worker: WorkerState) -> None:
+        if worker.task is not None:
+            await worker.task
+        async with self.registry.deciding:
+            await self.registry.record(["retire", worker.shard_id])
+        del self.workers[worker.shard_id]
+        log.info("shard %d is drained and gone", worker.shard_id)
 
     async def _stop_workers(self) -> None:
+        self.mover.stop()
         for worker in self.workers.values():
             if worker.wire is not None:
                 worker.wire.send(("stop",))
@@ -416,11 +389,6 @@ class Supervisor:
                     log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
                     worker.process.kill()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def refusal(name: str, message: str) -> dict[str, str]:
-    """A refusal as plain data, for the application to make an error of."""
-    return {"refused": name, "message": message}
 
 
 def _listen_direct(host: str) -> socket.socket:

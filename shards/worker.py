@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 from shards.buckets import BucketMap, bucket_id_of
 from shards.clock import Alarm, BillingClock, boot_now_ns
 from shards.committer import Committer
+from shards.handoff import Calls, Handoff, Request
 from shards.journal import Journal
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links import Wire
@@ -38,11 +39,14 @@ TICK_ENTRIES_MAX = 256
 ROOM_RETRY_S = 1.0  # how often a full disk is asked again
 
 
-class Application(Protocol):
+class Application(Calls, Protocol):
     """What an application gives the worker."""
 
-    machine: Machine
     surveys: frozenset[str]  # operations that every shard answers and `merge` joins
+
+    @property
+    def machine(self) -> Machine:
+        """The content of the buckets."""
 
     def encode(self, msgid: int, mode: int, reply: object) -> bytes:
         """A whole reply as a client of that mode reads it; also of the reply types of `shards`."""
@@ -74,6 +78,7 @@ class Worker:
         application: Application,
         settings: Settings,
         ask_supervisor: Callable[[Any, Any, Command], None],
+        send: Callable[[tuple[Any, ...]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self.shard = shard
@@ -85,6 +90,8 @@ class Worker:
         self.application = application
         self.settings = settings
         self.links: dict[int, PeerLink] = {}
+        self.handoff = Handoff(self, application, send)
+        self._routes = self.handoff.routes
         self._ask_supervisor = ask_supervisor
         self.fail = fail
         self._loop = asyncio.get_running_loop()
@@ -98,7 +105,7 @@ class Worker:
         self._barrier_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
-        self._after_sync: list[Callable[[], None]] = []
+        self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
         self.batches = 0
         self.records = 0
         self.last_sync_boot_ns = boot_now_ns()
@@ -122,24 +129,28 @@ class Worker:
 
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
-        owner = self.map.owner[bucket_id]
+        owner = self._routes[bucket_id]
         if owner == self.shard_id:
             if self._no_room:
                 self.shard.reply_with_next(caller, token, Unavailable(owner, self._no_room, "no"))
             else:
                 self.shard.receive(caller, token, bucket_id, command, self._now_ns or self.now_ns())
-        else:
+        elif owner:
             self.links[owner].ask(caller, token, COMMAND, bucket_id, command)
+        else:
+            self.handoff.hold((caller, token, COMMAND, command), bucket_id)
         if not self._scheduled:
             self._schedule()
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
         """Answers a query about one bucket, here or at its owner."""
-        owner = self.map.owner[bucket_id]
+        owner = self._routes[bucket_id]
         if owner == self.shard_id:
             self.shard.read(caller, token, bucket_id, query, self._now_ns or self.now_ns())
-        else:
+        elif owner:
             self.links[owner].ask(caller, token, READ, bucket_id, query)
+        else:
+            self.handoff.hold((caller, token, READ, query), bucket_id)
         if not self._scheduled:
             self._schedule()
 
@@ -160,6 +171,19 @@ class Worker:
         self.shard.reply_with_next(caller, token, reply)
         if not self._scheduled:
             self._schedule()
+
+    def request(self, request: Request, bucket_id: int) -> None:
+        """Takes a request as if it had just come."""
+        caller, token, kind, payload = request
+        (self.submit if kind == COMMAND else self.read)(caller, token, bucket_id, payload)
+
+    def when_durable(self, function: Callable[[], None]) -> None:
+        """Calls back when all that was recorded until now is durable."""
+        sequence = self.shard.pending_sequence()
+        if sequence:
+            self._after_sync.append((sequence, function))
+        else:
+            self._loop.call_soon(function)
 
     def report(self, bucket_id: int, command: Command) -> object:
         """Applies a command that no client waits for: what became of something told outside."""
@@ -208,11 +232,11 @@ class Worker:
         if not self._writing:
             ready = shard.take_ready()
             if ready is not None:
+                if ready.payload:
+                    self._append(ready)  # the disk works while the replies are encoded
                 for caller, token, reply in ready.replies:
                     caller.answer(token, reply)
-                if ready.payload:
-                    self._append(ready)
-                else:
+                if not ready.payload:
                     self._release(ready)
                     if shard.has_more():
                         self._schedule()
@@ -253,10 +277,8 @@ class Worker:
             caller.flush()
         if ready.notices:
             self.application.tell(ready.notices)
-        if self._after_sync:
-            waiting, self._after_sync = self._after_sync, []
-            for function in waiting:
-                function()
+        while self._after_sync and self._after_sync[0][0] <= ready.sequence:
+            self._after_sync.pop(0)[1]()
 
     def _on_barrier_time(self) -> None:
         self._barrier_timer = None
@@ -306,11 +328,15 @@ class Worker:
         """Connects to the other workers: shard id -> path of its socket."""
         for shard_id, path in paths.items():
             if shard_id != self.shard_id and shard_id not in self.links:
-                self.links[shard_id] = PeerLink(shard_id, path, self.reply, self._on_stray)
+                self.links[shard_id] = PeerLink(
+                    shard_id, path, self.reply, self.handoff.strayed, self._on_answered
+                )
                 self.links[shard_id].open()
 
-    def _on_stray(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
-        self.reply(caller, token, Unavailable(self.map.owner[bucket_id], "the bucket is changing its owner", "no"))
+    def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
+        if self.handoff.redirecting:
+            for bucket_id in bucket_ids:
+                self.handoff.answered(link, bucket_id)
 
     def peer_wire(self) -> Wire:
         """A protocol for another worker that connected to this one."""
@@ -323,12 +349,16 @@ class Worker:
         self._peers.pop(wire, None)
 
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
-        if self._no_room:
-            for number, kind, msgid, mode, _, _ in frame:
-                refusal = Unavailable(self.shard_id, self._no_room, "no")
-                self.shard.reply_with_next(self._peers[wire], (number, kind, msgid, mode), refusal)
-        else:
-            receive_frame(self.shard, self._peers[wire], frame, self._now_ns or self.now_ns())
+        try:
+            if self._no_room:
+                for number, kind, msgid, mode, _, _ in frame:
+                    refusal = Unavailable(self.shard_id, self._no_room, "no")
+                    self.shard.reply_with_next(self._peers[wire], (number, kind, msgid, mode), refusal)
+            else:
+                receive_frame(self.shard, self._peers[wire], frame, self._now_ns or self.now_ns())
+        except BaseException as error:
+            self.fail(error)
+            raise
         if not self._scheduled:
             self._schedule()
 

@@ -72,6 +72,9 @@ class Counters:
         coming = [one for one in self._coming() if one[2] in self.awake]
         return coming[0][0] if coming else -1
 
+    def bucket_due_ns(self, bucket_id: int) -> int:
+        return min((one[0] for one in self._coming() if one[2] == bucket_id), default=-1)
+
     def replay(self, bucket_id: int, body: bytes) -> None:
         now_ns, command, outcome = json.loads(body)
         assert self._step(bucket_id, tuple(command), now_ns) == outcome

@@ -1,0 +1,256 @@
+"""A worker's part in moves: giving a bucket away, taking one in, and sending requests after it.
+
+**Source.** Calls in flight end first (the application says when), at a moment when no instant of the bucket is near
+(the quiet window, for at most `QUIET_WAIT_NS`). Then the bucket is frozen: its requests wait, its timers stand still.
+When all that was recorded of it is durable, it is dumped and sent. It goes on as if nothing had been when the move is
+aborted, and is left when the map says so.
+
+**Target.** Stores the payload, says so when it is durable, and serves when the map says so.
+
+**Everybody else, and order.** `routes` says where requests for a bucket go; it is the map, but for buckets that
+change their owner while requests to the old one are still unanswered: those have route 0, and new requests wait here.
+The old owner answers what it applied and sends back, in order, what it did not; when nothing is with it any more,
+what came back and then what waited goes to the new owner. So the order of a connection holds across a move. A request
+that comes back before this worker has heard of the move waits for the word, for at most `STRAY_WAIT_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from shards.buckets import BucketMap
+from shards.clock import boot_now_ns
+from shards.move import digest_of
+from shards.router import PeerCaller, PeerLink, Unavailable
+from shards.shard import Moving, Shard, WrongBucket
+
+QUIET_WAIT_NS = 1_000_000_000  # how long a move waits for a quiet moment
+QUIET_POLL_S = 0.005
+CALLS_WAIT_NS = 5_000_000_000  # how long a move waits for calls in flight
+STRAY_WAIT_S = 2.0
+WAITING_MAX = 4096  # requests that wait here for one bucket
+HANDOFF_NS_FIRST = 20_000_000  # how long a handoff is thought to take before one was measured
+
+Request = tuple[Any, Any, int, Any]  # caller, token, COMMAND or READ, payload
+
+
+class Host(Protocol):
+    """What the handoff needs of the worker."""
+
+    shard: Shard
+    map: BucketMap
+    links: dict[int, PeerLink]
+
+    def fresh_now_ns(self) -> int:
+        """The billing instant, read anew."""
+
+    def request(self, request: Request, bucket_id: int) -> None:
+        """Takes a request as if it had just come."""
+
+    def reply(self, caller: Any, token: Any, reply: object) -> None:
+        """Lets a reply leave with the next batch."""
+
+    def when_durable(self, function: Callable[[], None]) -> None:
+        """Calls back when all that was recorded until now is durable."""
+
+    def wake(self) -> None:
+        """Lets the worker's next turn come."""
+
+
+class Calls(Protocol):
+    """What the handoff needs of the application: calls to the outside, per bucket."""
+
+    def pause_calls(self, bucket_id: int) -> None:
+        """Begins no further call for this bucket."""
+
+    def calls_in_flight(self, bucket_id: int) -> int:
+        """Calls for this bucket whose outcome is not known yet."""
+
+    def take_up(self, bucket_id: int) -> None:
+        """Begins (again) to make what calls this bucket owes."""
+
+    def forget_calls(self, bucket_id: int) -> None:
+        """The bucket is another's."""
+
+
+class Handoff:
+    """The moves one worker takes part in, and its routes."""
+
+    def __init__(self, host: Host, calls: Calls, send: Callable[[tuple[Any, ...]], None]) -> None:
+        self._host = host
+        self._calls = calls
+        self._send = send
+        self.routes = array("H", host.map.owner)
+        self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
+        self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
+        self._with_old: dict[int, tuple[PeerLink, int]] = {}  # bucket id -> (old owner's link, requests it still has)
+        self._returned: dict[int, list[Request]] = {}  # of these buckets: what the old owner sent back,
+        self._waiting: dict[int, list[Request]] = {}  # and what came after it
+        self._strays: dict[int, list[Request]] = {}
+        self._handoff_ns = HANDOFF_NS_FIRST
+
+    # -- the supervisor's messages ----------------------------------------------------------------------------------
+
+    def on_message(self, message: Any) -> None:
+        """("move_out", number, bucket, generation) | ("move_in", number, bucket, generation, block, digest)
+        | ("move_abort", number, bucket) | ("map", number, bucket, shard, generation)
+        """
+        kind, number, bucket_id = message[0], message[1], message[2]
+        if kind == "move_out":
+            self._move_out(number, bucket_id, message[3])
+        elif kind == "move_in":
+            self._move_in(number, bucket_id, message[3], message[4], message[5])
+        elif kind == "move_abort":
+            self._abort(number, bucket_id)
+        else:
+            assert kind == "map", f"unknown message {kind}"
+            self._changed(number, bucket_id, message[3], message[4])
+
+    def _move_out(self, number: int, bucket_id: int, generation: int) -> None:
+        shard = self._host.shard
+        if shard.held.get(bucket_id) != generation:
+            held = shard.held.get(bucket_id, "none")
+            self._send(("unmoved", number, f"the source holds generation {held}, not {generation}"))
+            return
+        self._leaving[bucket_id] = number
+        self._calls.pause_calls(bucket_id)
+        began_ns = boot_now_ns()
+        asyncio.get_running_loop().call_soon(self._try_freeze, number, bucket_id, began_ns)
+
+    def _try_freeze(self, number: int, bucket_id: int, began_ns: int) -> None:
+        if self._leaving.get(bucket_id) != number:
+            return  # aborted meanwhile
+        waited_ns = boot_now_ns() - began_ns
+        calls = self._calls.calls_in_flight(bucket_id)
+        due_ns = self._host.shard.machine.bucket_due_ns(bucket_id)
+        near = 0 <= due_ns <= self._host.fresh_now_ns() + 2 * self._handoff_ns and waited_ns < QUIET_WAIT_NS
+        if calls and waited_ns > CALLS_WAIT_NS:
+            self._abort(number, bucket_id)
+            self._send(("unmoved", number, f"{calls} calls of the bucket are still in flight"))
+        elif calls or near:
+            asyncio.get_running_loop().call_later(QUIET_POLL_S, self._try_freeze, number, bucket_id, began_ns)
+        else:
+            self._host.shard.freeze(bucket_id)
+            self._host.when_durable(lambda: self._dump(number, bucket_id, boot_now_ns()))
+            self._host.wake()
+
+    def _dump(self, number: int, bucket_id: int, frozen_ns: int) -> None:
+        if self._leaving.get(bucket_id) != number:
+            return
+        block = self._host.shard.machine.dump(bucket_id)
+        self._send(("payload", number, block, digest_of(block)))
+
+    def _move_in(self, number: int, bucket_id: int, generation: int, block: bytes, digest: bytes) -> None:
+        shard = self._host.shard
+        if digest_of(block) != digest:
+            self._send(("unmoved", number, "the payload was damaged on its way to the target"))
+            return
+        if bucket_id in shard.held or shard.is_arriving(bucket_id):
+            self._send(("unmoved", number, "the target has the bucket already"))
+            return
+        shard.take_in(bucket_id, generation, block)
+        self._arriving[bucket_id] = number
+        self._host.when_durable(lambda: self._send(("stored", number, digest)))
+        self._host.wake()
+
+    def _abort(self, number: int, bucket_id: int) -> None:
+        shard = self._host.shard
+        if self._arriving.get(bucket_id) == number:
+            del self._arriving[bucket_id]
+            shard.reject(bucket_id)
+        if self._leaving.get(bucket_id) == number:
+            del self._leaving[bucket_id]
+            if shard.is_frozen(bucket_id):
+                shard.thaw(bucket_id, self._host.fresh_now_ns())
+            self._calls.take_up(bucket_id)
+        self._host.wake()
+
+    def _changed(self, number: int, bucket_id: int, owner: int, generation: int) -> None:
+        """The COMMIT record is durable: the bucket has another owner."""
+        host, shard = self._host, self._host.shard
+        if generation <= host.map.generation[bucket_id]:
+            return
+        before = host.map.owner[bucket_id]
+        host.map.apply(["assign", bucket_id, owner, generation])
+        if before == shard.shard_id:
+            self._leaving.pop(bucket_id, None)
+            self._calls.forget_calls(bucket_id)
+            waiting = shard.leave(bucket_id)
+            self.routes[bucket_id] = owner
+            for caller, token, kind, payload in waiting:
+                if isinstance(caller, PeerCaller):
+                    host.reply(caller, token, WrongBucket(bucket_id, shard.shard_id))
+                else:
+                    host.request((caller, token, kind, payload), bucket_id)
+        else:
+            if owner == shard.shard_id:
+                self._arriving.pop(bucket_id, None)
+                shard.activate(bucket_id)
+                self._calls.take_up(bucket_id)
+                self._send(("served", number))
+            self._redirect(bucket_id, before, owner)
+        host.wake()
+
+    # -- requests on their way --------------------------------------------------------------------------------------
+
+    def _redirect(self, bucket_id: int, before: int, owner: int) -> None:
+        link = self._host.links.get(before)
+        with_old = 0 if link is None else link.pending_of(bucket_id)
+        strays = self._strays.pop(bucket_id, [])
+        if link is not None and with_old:
+            self.routes[bucket_id] = 0
+            self._with_old[bucket_id] = (link, with_old)
+            self._returned[bucket_id] = strays
+            self._waiting[bucket_id] = []
+        else:
+            self.routes[bucket_id] = owner
+            for request in strays:
+                self._host.request(request, bucket_id)
+
+    def hold(self, request: Request, bucket_id: int) -> None:
+        """A request for a bucket with route 0: it waits."""
+        waiting = self._waiting[bucket_id]
+        if len(waiting) < WAITING_MAX:
+            waiting.append(request)
+        else:
+            self._host.reply(request[0], request[1], Moving(bucket_id))
+
+    @property
+    def redirecting(self) -> bool:
+        """Whether `answered` wants to hear of answers."""
+        return bool(self._with_old)
+
+    def answered(self, link: PeerLink, bucket_id: int) -> None:
+        """A link got an answer to a request for this bucket."""
+        entry = self._with_old.get(bucket_id)
+        if entry is None or entry[0] is not link:
+            return
+        left = entry[1] - 1
+        if left:
+            self._with_old[bucket_id] = (link, left)
+            return
+        del self._with_old[bucket_id]
+        self.routes[bucket_id] = self._host.map.owner[bucket_id]
+        for request in self._returned.pop(bucket_id) + self._waiting.pop(bucket_id):
+            self._host.request(request, bucket_id)
+
+    def strayed(self, request: Request, bucket_id: int, shard_id: int) -> None:
+        """The peer of `shard_id` says that it does not serve the bucket."""
+        if bucket_id in self._with_old:
+            self._returned[bucket_id].append(request)
+        elif self.routes[bucket_id] != shard_id:
+            self._host.request(request, bucket_id)
+        else:
+            strays = self._strays.setdefault(bucket_id, [])
+            strays.append(request)
+            if len(strays) == 1:
+                asyncio.get_running_loop().call_later(STRAY_WAIT_S, self._give_up, bucket_id, strays)
+
+    def _give_up(self, bucket_id: int, strays: list[Request]) -> None:
+        if self._strays.get(bucket_id) is strays:
+            del self._strays[bucket_id]
+            for caller, token, _, _ in strays:
+                self._host.reply(caller, token, Unavailable(self._host.map.owner[bucket_id], "no owner found", "no"))

@@ -1,0 +1,59 @@
+"""Which buckets should move so that the load is even: a plan, computed without I/O.
+
+Every shard should own buckets in proportion to its weight; one of weight 0 should own none (it is being drained). The
+plan takes from whoever has most above its share and gives to whoever has most below, until nobody is more than one
+bucket off; pinned buckets stay where they are. Of the buckets a shard can give, those with the highest numbers go
+first, so the same map and the same weights always make the same plan. It never moves more than evenness needs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shards.buckets import BucketMap
+
+
+class Step(NamedTuple):
+    """One bucket to be moved."""
+
+    bucket_id: int
+    source: int
+    target: int
+
+
+def shares(bucket_map: BucketMap) -> dict[int, int]:
+    """How many buckets each shard should own: by weight, remainders to the lowest shard ids; they add up to all."""
+    weights = bucket_map.weights
+    total = sum(weights.values())
+    if not total:
+        return {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in weights}
+    count = bucket_map.bucket_count
+    result = {shard_id: count * weight // total for shard_id, weight in weights.items()}
+    left = count - sum(result.values())
+    for shard_id in sorted(weights, key=lambda one: (-(count * weights[one] % total), one)):
+        if left and weights[shard_id]:
+            result[shard_id] += 1
+            left -= 1
+    return result
+
+
+def plan(bucket_map: BucketMap) -> list[Step]:
+    """The moves that make the load even, in the order to make them."""
+    wanted = shares(bucket_map)
+    owned = {shard_id: bucket_map.buckets_of(shard_id) for shard_id in wanted}
+    surplus = {shard_id: len(owned[shard_id]) - wanted[shard_id] for shard_id in wanted}
+    movable = {
+        shard_id: [bucket_id for bucket_id in buckets if bucket_id not in bucket_map.pinned]
+        for shard_id, buckets in owned.items()
+    }
+    steps: list[Step] = []
+    while True:
+        sources = [shard_id for shard_id in wanted if surplus[shard_id] > 0 and movable[shard_id]]
+        targets = [shard_id for shard_id in wanted if surplus[shard_id] < 0]
+        if not sources or not targets:
+            return steps
+        source = max(sources, key=lambda one: (surplus[one], -one))
+        target = min(targets, key=lambda one: (surplus[one], one))
+        steps.append(Step(movable[source].pop(), source, target))
+        surplus[source] -= 1
+        surplus[target] += 1
