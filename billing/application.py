@@ -113,6 +113,10 @@ class Billing:
             "generations": bucket_map.generation.tolist()[1:],
         }
 
+    def trim_floor(self) -> int:
+        """The journal's position up to which the history has everything."""
+        return 2**63 - 1
+
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
         delivery, door = self._delivery, self._door

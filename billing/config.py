@@ -78,6 +78,7 @@ class Journal(_Section):
     )
     sync_interval_ms: int = _key(100, 'How often, with sync = "interval"', ge=1, le=60_000)
     segment_bytes: int = _key(64 * 2**20, "Size of a file, allocated ahead", ge=65_536, le=2**30, multiple_of=4096)
+    snapshot_bytes: int = _key(256 * 2**20, "After that much a snapshot replaces it", ge=65_536, le=2**40)
     idle_barrier_ms: int = _key(50, "After such a pause an empty batch proves the last one whole", ge=1, le=10_000)
 
 

@@ -2,8 +2,8 @@
 the application that the shards room hosts.
 
 `serve` is the main process: it reads the configuration, binds every listening socket (so that a port in use is told
-before anything starts, and a restarted worker finds its clients still queueing), and runs the supervisor beside the admin
-server until SIGTERM or SIGINT. `work` is a worker process.
+before anything starts, and a restarted worker finds its clients still queueing), and runs the supervisor beside the
+admin server until SIGTERM or SIGINT. `work` is a worker process.
 
 Exit codes: 0 clean stop, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug.
 """
@@ -101,7 +101,7 @@ def _settings(config: Config) -> Settings:
             "segment_bytes": config.journal.segment_bytes,
             "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
         },
-        worker=(config.journal.idle_barrier_ms / 1000, config.journal.sync_interval_ms / 1000),
+        worker=(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
     )
 

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 import uvloop
 
+from shards.batch import Corrupt as ShardCorrupt
 from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
@@ -41,8 +42,8 @@ from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Un
 from shards.journal.file import FileJournal
 from shards.links import SocketDirectory, Wire
 from shards.machine import Command
-from shards.shard import Corrupt as ShardCorrupt
 from shards.shard import Shard
+from shards.snapshotter import Snapshotter
 from shards.worker import Application, Settings, Worker
 
 EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
@@ -62,7 +63,7 @@ class Begin(NamedTuple):
     listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct"
     direct: dict[int, str]  # shard id -> "host:port" that only its worker answers
     journal: dict[str, Any]
-    settings: tuple[float, float]
+    settings: tuple[float, int]  # fields of shards.worker.Settings
     configuration: bytes  # the application's own, opaque here
 
 
@@ -83,6 +84,9 @@ class Hosted(Application, Protocol):
 
     def replay_failed(self, error: BaseException) -> bool:
         """Whether an error of the machine means damaged data rather than a bug."""
+
+    def trim_floor(self) -> int:
+        """The journal's position up to which the application needs nothing of it any more."""
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
@@ -270,6 +274,8 @@ class Process:
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
             "batches": worker.batches,
+            "snapshots": worker.snapshotter.count,
+            "snapshot_pause_max_ns": worker.snapshotter.pause_max_ns,
             "records": worker.records,
             **application.figures(),
         }
@@ -299,6 +305,10 @@ class Process:
         for anchor in message[1][1:]:
             self._clock.follow(Anchor(*anchor))
         committer = Committer(f"journal-{begin.shard_id}", loop)
+        snapshotter = Snapshotter(
+            shard, journal, Committer(f"snapshot-{begin.shard_id}", loop), application.trim_floor, self._fail
+        )
+        snapshotter.stored_bytes = journal.stored_bytes
         worker = self._worker = Worker(
             shard,
             journal,
@@ -307,6 +317,7 @@ class Process:
             bucket_map,
             application,
             Settings(*begin.settings),
+            snapshotter,
             self._ask,
             wire.send,
             self._fail,
@@ -335,22 +346,25 @@ class Process:
         await application.stop_listening()
         await worker.quiesce()
         await application.close()
+        snapshotter.close()
         if wire.is_open:
-            await self._snapshot(worker, journal, committer)
+            await self._snapshot(worker, journal, committer, application.trim_floor)
         server.close()
         worker.close()
         await committer.call(journal.close)
         committer.close()
         sockets.close()
 
-    async def _snapshot(self, worker: Worker, journal: Journal, committer: Committer) -> None:
+    async def _snapshot(
+        self, worker: Worker, journal: Journal, committer: Committer, trim_floor: Callable[[], int]
+    ) -> None:
         """A clean stop leaves a snapshot, so that a new version starts from state and not from old commands."""
         shard = worker.shard
         position = journal.head
         parts = (shard.dump(bucket_id, position) for bucket_id in sorted(shard.held))
         with contextlib.suppress(Unavailable):  # no room: the journal alone is enough
             await committer.call(journal.save_snapshot, position, parts)
-            await committer.call(journal.trim, position)
+            await committer.call(journal.trim, min(position, trim_floor()))
 
     async def _open_journal(self, journal: Journal, shard_id: int) -> int:
         """Opens it; an orphan of an earlier life that still holds it gets some time to end."""

@@ -17,39 +17,24 @@ One kind of notice may leave earlier (`take_early`): one that time alone caused 
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
 command, so "stamped before the first command not yet durable" decides it.
 
-A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind u8 | bucket u16 | generation u32`
-(little-endian) and a body:
-
-    ENTRY     1   body: what the machine recorded
-    OWN       2   body: empty; the bucket is made, empty, at this generation
-    LEAVE     3   body: empty; this shard has given the bucket away, or a move to it came to nothing
-    RECEIVED  4   body: the whole bucket as the machine dumps it, moved here at this generation
+What a batch looks like as bytes is in `shards.batch`.
 
 Whether a bucket that is held is also served is not the shard's to decide: the map says who owns it (`shards.move`).
 """
 
 from __future__ import annotations
 
-import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, Corrupt, join_batch, split_batch
 from shards.machine import Command, Machine, Notice
 
-ENTRY = 1
-OWN = 2
-LEAVE = 3
-RECEIVED = 4
-
-ENVELOPE = struct.Struct("<BHI")
-LENGTH = struct.Struct("<I")
-POSITION = struct.Struct("<q")
 COMMAND = 0  # what a request is: a change of one bucket,
 READ = 1  # or a question about one bucket
 WAITING_MAX = 4096  # requests that wait for a bucket on its way out; more are answered with Moving
 BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
-_LENGTHS = [LENGTH.pack(length) for length in range(1024)]
 
 
 class Caller(Protocol):
@@ -100,28 +85,6 @@ class _Batch(NamedTuple):
     replies: list[Reply]
     notices: list[Notice]
     from_ns: int  # instant of its first command, -1 where it has none
-
-
-class Corrupt(Exception):
-    """A batch whose checksum held does not parse, or contradicts what this shard holds."""
-
-
-def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The records of a batch: (kind, bucket id, generation, body)."""
-    if len(payload) < 4:
-        raise Corrupt(f"a batch of {len(payload)} bytes")
-    (count,) = LENGTH.unpack_from(payload)
-    offset = 4
-    for _ in range(count):
-        (length,) = LENGTH.unpack_from(payload, offset) if offset + 4 <= len(payload) else (0,)
-        offset += 4
-        if length < ENVELOPE.size or offset + length > len(payload):
-            raise Corrupt(f"a record of {length} bytes at {offset} of {len(payload)}")
-        kind, bucket_id, generation = ENVELOPE.unpack_from(payload, offset)
-        yield kind, bucket_id, generation, payload[offset + ENVELOPE.size : offset + length]
-        offset += length
-    if offset != len(payload):
-        raise Corrupt(f"{len(payload) - offset} bytes behind the last record")
 
 
 class Shard:
@@ -303,9 +266,7 @@ class Shard:
 
     def has_more(self) -> bool:
         """Whether a Ready could be taken, were none out."""
-        return bool(
-            self._sealed or self.machine.records or self._replies or self._own_records or self.machine.notices
-        )
+        return bool(self._sealed or self.machine.records or self._replies or self._own_records or self.machine.notices)
 
     def _seal(self) -> None:
         """Closes the open batch; what comes from now on is in the next."""
@@ -314,18 +275,7 @@ class Shard:
         payload = b""
         count = len(records) + len(self._own_records)
         if count:
-            parts = [LENGTH.pack(count)]
-            for kind, bucket_id, generation, body in self._own_records:
-                parts.append(LENGTH.pack(ENVELOPE.size + len(body)))
-                parts.append(ENVELOPE.pack(kind, bucket_id, generation))
-                parts.append(body)
-            prefix = self._prefix
-            for bucket_id, body in records:
-                length = len(body) + 7
-                parts.append(_LENGTHS[length] if length < 1024 else LENGTH.pack(length))
-                parts.append(prefix[bucket_id])
-                parts.append(body)
-            payload = b"".join(parts)
+            payload = join_batch(self._own_records, records, self._prefix)
             records.clear()
             self._own_records = []
         self._sealed.append(_Batch(payload, count, self._replies, machine.notices[:], self._open_from_ns))
@@ -390,19 +340,30 @@ class Shard:
     def dump(self, bucket_id: int, position: int) -> bytes:
         """A bucket as one part of a snapshot; it holds all its records up to `position` and none after.
 
-        So it is called when the open batch is empty: right after `take_ready`.
+        So it is called when nothing is recorded but in batches up to there (`is_drained`): right after `take_ready`.
+        Of a bucket that is not here (any more) the part says just that.
         """
-        assert not self.machine.records, "a part of a snapshot must not hold what no batch has"
-        block = self.machine.dump(bucket_id)
-        return ENVELOPE.pack(OWN, bucket_id, self.held[bucket_id]) + POSITION.pack(position) + block
+        assert self.is_drained(), "a part of a snapshot must not hold what no batch has"
+        generation = self.held.get(bucket_id)
+        if generation is None and bucket_id in self._frozen:
+            generation = self._frozen[bucket_id].generation
+        if generation is None:
+            return ENVELOPE.pack(LEAVE, bucket_id, 0) + POSITION.pack(position)
+        return ENVELOPE.pack(OWN, bucket_id, generation) + POSITION.pack(position) + self.machine.dump(bucket_id)
+
+    def is_drained(self) -> bool:
+        """Whether every record has been taken in a Ready."""
+        return not (self.machine.records or self._own_records or self._sealed)
 
     def load(self, part: bytes) -> int:
         """Takes in one part that `dump` wrote; returns its bucket id."""
         kind, bucket_id, generation = ENVELOPE.unpack_from(part)
         (position,) = POSITION.unpack_from(part, ENVELOPE.size)
+        self._loaded_at[bucket_id] = position
+        if kind == LEAVE:
+            return int(bucket_id)
         if kind != OWN or bucket_id in self.held:
             raise Corrupt(f"a part of a snapshot of kind {kind} for bucket {bucket_id}")
         self.machine.load(bucket_id, part[ENVELOPE.size + POSITION.size :])
         self._hold(bucket_id, generation)
-        self._loaded_at[bucket_id] = position
         return int(bucket_id)

@@ -46,7 +46,7 @@ class Settings(NamedTuple):
     bucket_count: int
     slew_ppm_max: int
     journal: dict[str, Any]  # passed on to the workers' journals
-    worker: tuple[float, float]  # fields of shards.worker.Settings
+    worker: tuple[float, int]  # fields of shards.worker.Settings
     direct_host: str  # host of the port that each worker has for itself; "" for none
 
 

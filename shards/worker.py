@@ -34,8 +34,11 @@ from shards.links import Wire
 from shards.machine import Command, Machine, Notice
 from shards.router import SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
 from shards.shard import COMMAND, READ, Ready, Shard
+from shards.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 256
+SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
+GROWTH_CHECK_BATCHES = 64  # how often it is looked whether a snapshot is due
 ROOM_RETRY_S = 1.0  # how often a full disk is asked again
 
 
@@ -62,7 +65,7 @@ class Settings(NamedTuple):
     """What a worker needs of the configuration."""
 
     idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
-    sync_interval_s: float  # for a journal that syncs by interval
+    snapshot_bytes: int  # a snapshot is made when the journal has grown by that much
 
 
 class Worker:
@@ -77,6 +80,7 @@ class Worker:
         bucket_map: BucketMap,
         application: Application,
         settings: Settings,
+        snapshotter: Snapshotter,
         ask_supervisor: Callable[[Any, Any, Command], None],
         send: Callable[[tuple[Any, ...]], None],
         fail: Callable[[BaseException], None],
@@ -89,6 +93,7 @@ class Worker:
         self.map = bucket_map
         self.application = application
         self.settings = settings
+        self.snapshotter = snapshotter
         self.links: dict[int, PeerLink] = {}
         self.handoff = Handoff(self, application, send)
         self._routes = self.handoff.routes
@@ -232,15 +237,21 @@ class Worker:
         if not self._writing:
             ready = shard.take_ready()
             if ready is not None:
+                position = self.journal.head
                 if ready.payload:
+                    position += 1
                     self._append(ready)  # the disk works while the replies are encoded
                 for caller, token, reply in ready.replies:
                     caller.answer(token, reply)
+                if self.snapshotter.running:
+                    self.snapshotter.step(position, durable=False)
                 if not ready.payload:
                     self._release(ready)
                     if shard.has_more():
                         self._schedule()
             else:
+                if self.snapshotter.running and self.snapshotter.step(self.journal.head, durable=True):
+                    self._loop.call_later(SNAPSHOT_PAUSE_S, self.wake)
                 self._idle.set()
         self._now_ns = 0
         self._rearm()
@@ -266,6 +277,10 @@ class Worker:
         self.records += ready.records
         self.last_sync_boot_ns = boot_now_ns()
         self._release(ready)
+        if self.batches % GROWTH_CHECK_BATCHES == 0:
+            grown_bytes = self.journal.stored_bytes - self.snapshotter.stored_bytes
+            if grown_bytes > self.settings.snapshot_bytes:
+                self.snapshotter.begin()
         self._barrier_due = True
         if self._barrier_timer is None and self.settings.idle_barrier_s:
             self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
@@ -277,6 +292,8 @@ class Worker:
             caller.flush()
         if ready.notices:
             self.application.tell(ready.notices)
+        if self.snapshotter.running:
+            self.snapshotter.synced()
         while self._after_sync and self._after_sync[0][0] <= ready.sequence:
             self._after_sync.pop(0)[1]()
 

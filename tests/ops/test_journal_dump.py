@@ -14,7 +14,7 @@ from shards.disk import RealDisk
 from shards.journal.file import FileJournal
 from shards.journal.recovery import segment_name
 from shards.registry import Registry
-from shards.shard import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
+from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
 
 NOW_NS = 1_750_000_000_000_000_000
 ENTRY_OF_ANNA = Entry(

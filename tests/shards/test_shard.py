@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from shards.shard import BATCH_RECORDS_MAX, Corrupt, Shard, WrongBucket, split_batch
+from shards.batch import Corrupt, split_batch
+from shards.shard import BATCH_RECORDS_MAX, Shard, WrongBucket
 from tests.shards.counters import Counters
 
 

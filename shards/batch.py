@@ -1,0 +1,65 @@
+"""What a shard's journal holds: batches of records, as bytes.
+
+A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind u8 | bucket u16 | generation u32`
+(little-endian) and a body:
+
+    ENTRY     1   body: what the machine recorded
+    OWN       2   body: empty; the bucket is made, empty, at this generation
+    LEAVE     3   body: empty; this shard has given the bucket away, or a move to it came to nothing
+    RECEIVED  4   body: the whole bucket as the machine dumps it, moved here at this generation
+
+The checksums are the journal's; a batch that does not parse behind a good one is damage all the same, and `Corrupt`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+ENTRY = 1
+OWN = 2
+LEAVE = 3
+RECEIVED = 4
+
+ENVELOPE = struct.Struct("<BHI")
+LENGTH = struct.Struct("<I")
+POSITION = struct.Struct("<q")
+_LENGTHS = [LENGTH.pack(length) for length in range(1024)]
+
+
+class Corrupt(Exception):
+    """A batch whose checksum held does not parse, or contradicts what this shard holds."""
+
+
+def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The records of a batch: (kind, bucket id, generation, body)."""
+    if len(payload) < 4:
+        raise Corrupt(f"a batch of {len(payload)} bytes")
+    (count,) = LENGTH.unpack_from(payload)
+    offset = 4
+    for _ in range(count):
+        (length,) = LENGTH.unpack_from(payload, offset) if offset + 4 <= len(payload) else (0,)
+        offset += 4
+        if length < ENVELOPE.size or offset + length > len(payload):
+            raise Corrupt(f"a record of {length} bytes at {offset} of {len(payload)}")
+        kind, bucket_id, generation = ENVELOPE.unpack_from(payload, offset)
+        yield kind, bucket_id, generation, payload[offset + ENVELOPE.size : offset + length]
+        offset += length
+    if offset != len(payload):
+        raise Corrupt(f"{len(payload) - offset} bytes behind the last record")
+
+
+def join_batch(
+    own: Sequence[tuple[int, int, int, bytes]], entries: Sequence[tuple[int, bytes]], prefix: Mapping[int, bytes]
+) -> bytes:
+    """A batch: the shard's own records (kind, bucket id, generation, body), then entries (bucket id, body).
+
+    `prefix`: bucket id -> the packed envelope of its entries, made once per ownership and not once per record.
+    """
+    parts = [LENGTH.pack(len(own) + len(entries))]
+    for kind, bucket_id, generation, body in own:
+        parts += (LENGTH.pack(ENVELOPE.size + len(body)), ENVELOPE.pack(kind, bucket_id, generation), body)
+    for bucket_id, body in entries:
+        length = len(body) + 7
+        parts += (_LENGTHS[length] if length < 1024 else LENGTH.pack(length), prefix[bucket_id], body)
+    return b"".join(parts)

@@ -1,0 +1,131 @@
+"""Snapshots while requests are served: bucket by bucket, never a pause longer than one bucket takes.
+
+A snapshot is one part per bucket, and each part carries its own position: it holds all records of its bucket up to that
+batch and none after. So a part can be made whenever the open batch is empty, right after the worker took a Ready; its
+position is that of the batch that is on its way to the disk, or of the last one there. A part is handed to the journal
+only once that batch is durable: a snapshot never holds what the journal does not.
+
+The snapshot as a whole carries the position that was durable when it began; recovery replays from there and each bucket
+skips what its part holds. When it stands and was read back, the journal is trimmed below it, but no further than the
+application still needs (its history).
+
+The loop makes parts (at most `SLICE_NS` a turn, at least one bucket); a thread of its own writes them, at most
+`PARTS_WAITING_MAX` behind. A snapshot that fails for want of room is given up and tried again at the next occasion; one
+that fails otherwise ends the worker, like every failure of the disk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+from shards.clock import boot_now_ns
+from shards.committer import Committer
+from shards.journal import Journal, Unavailable
+from shards.shard import Shard
+
+SLICE_NS = 2_000_000  # of a turn of the loop, for making parts
+PARTS_WAITING_MAX = 32
+
+
+class Abandoned(Exception):
+    """A snapshot was given up before its last part."""
+
+
+class Snapshotter:
+    """Makes one snapshot after the other, each when `begin` is called."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal,
+        committer: Committer,
+        trim_floor: Callable[[], int],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """`committer`: a thread of its own, not the journal's. `trim_floor()`: what the application has reached."""
+        self._shard = shard
+        self._journal = journal
+        self._committer = committer
+        self._trim_floor = trim_floor
+        self._fail = fail
+        self._left: list[int] = []
+        self._undurable: deque[bytes] = deque()
+        self._parts: SimpleQueue[bytes | Abandoned | None] = SimpleQueue()
+        self._position = 0
+        self.running = False
+        self.count = 0
+        self.finished_boot_ns = 0  # of the last one
+        self.stored_bytes = 0  # of the journal, after the last one
+        self.pause_max_ns = 0  # the longest slice there was
+
+    def begin(self) -> None:
+        """Begins a snapshot, unless one is being made."""
+        if self.running:
+            return
+        self.running = True
+        self._left = sorted(self._shard.held, reverse=True)
+        self._parts = SimpleQueue()
+        self._position = self._journal.head
+        self._committer.submit(self._on_saved, self._journal.save_snapshot, self._position, self._written())
+
+    def _written(self) -> Iterator[bytes]:
+        """The parts as the writing thread takes them; waits for each."""
+        parts = self._parts
+        while (part := parts.get()) is not None:
+            if isinstance(part, Abandoned):
+                raise part
+            yield part
+
+    def step(self, position: int, durable: bool) -> bool:
+        """Makes parts while the open batch is empty. `position` is that of the newest batch taken, `durable` whether it
+        is on the disk already. True where the next turn should come at once.
+        """
+        if not self.running or not self._left:
+            return False
+        shard = self._shard
+        if not shard.is_drained():
+            return False
+        began_ns = now_ns = boot_now_ns()
+        while self._left and now_ns - began_ns < SLICE_NS:
+            if len(self._undurable) + self._parts.qsize() >= PARTS_WAITING_MAX:
+                break
+            self._undurable.append(shard.dump(self._left.pop(), position))
+            now_ns = boot_now_ns()
+        self.pause_max_ns = max(self.pause_max_ns, now_ns - began_ns)
+        if durable:
+            self.synced()
+        return bool(self._left)
+
+    def synced(self) -> None:
+        """All that was taken is durable: so are the parts made until now."""
+        if not self.running:
+            return
+        while self._undurable:
+            self._parts.put(self._undurable.popleft())
+        if not self._left:
+            self._parts.put(None)
+
+    def _on_saved(self, _: object, error: BaseException | None) -> None:
+        self.running = False
+        self._left = []
+        self._undurable.clear()
+        if error is None:
+            self.count += 1
+            self.finished_boot_ns = boot_now_ns()
+            floor = min(self._position, self._trim_floor())
+            self._committer.submit(self._on_trimmed, self._journal.trim, floor)
+        elif not isinstance(error, Unavailable | Abandoned):
+            self._fail(error)
+
+    def _on_trimmed(self, _: object, error: BaseException | None) -> None:
+        self.stored_bytes = self._journal.stored_bytes
+        if error is not None and not isinstance(error, Unavailable):
+            self._fail(error)
+
+    def close(self) -> None:
+        """Gives an unfinished one up, and ends the thread."""
+        if self.running:
+            self._parts.put(Abandoned())
+        self._committer.close()
