@@ -12,9 +12,10 @@ what the plan says the machines will cost. Of the share that is to run dry (exac
     a fourth  are topped up once more afterwards, which restores them; they may run dry again
     a tenth   get next to nothing, so that machines are started by users who are dry already: a cutoff each
 
-and of all others half get twice the cost at once, and half get it in two parts, the second well before the first is
-spent. Should the replay fall behind its plan, some run dry that were not meant to: the verdict follows what was
-answered, never the plan.
+and of all others half (and all whose machines run for a moment only) get twice the cost at once, and half get it in
+two parts, the second well before the first is spent. Those to run dry are drawn from users whose machines run long enough that a command sent a little late does not
+save them, and they run dry before the last `MARGIN_NS`. Should the replay fall far behind its plan all the same, others
+run dry, or fewer: the verdict follows what was answered, never the plan.
 
 Pure: the seed decides, and no clock is read. Integers throughout.
 """
@@ -35,6 +36,7 @@ GB_HOUR_NANOS: Final = 5_000_000
 SECOND_NS: Final = 10**9
 HOUR_NS: Final = 3600 * SECOND_NS
 LEAD_NS: Final = SECOND_NS // 2  # the first top-up goes this long before the first machine
+MARGIN_NS: Final = SECOND_NS // 10
 RESERVE_NS: Final = 60 * SECOND_NS  # who is not to run dry has enough for all machines running so long in addition
 
 TOP_UP: Final = "top_up"
@@ -91,10 +93,13 @@ def make_plan(
     names = list(fleets)
     if users_max and users_max < len(names):
         names = sorted(rng.sample(names, users_max))
-    dry = set(rng.sample(names, round(dry_share * len(names))))
     if cut_s is None:
         cut_s = max((fleet.start_s + (fleet.duration_s or 0) for name in names for fleet in fleets[name]), default=0)
     end_ns = cut_s * SECOND_NS // speed + LEAD_NS
+    rng.shuffle(names)
+    names.sort(key=lambda name: _runs_ns(fleets[name], speed, end_ns) < 2 * MARGIN_NS)  # stable: the long ones first
+    dry = set(names[: round(dry_share * len(names))])
+    names.sort()
     steps: list[Step] = []
     for name in names:
         steps += _steps(name + suffix, fleets[name], speed, end_ns, name in dry, rng)
@@ -106,10 +111,7 @@ def _steps(user_id: str, fleet: list[Machine], speed: int, end_ns: int, dry: boo
     """All commands for one user, in order: the first top-up, and then whatever comes first."""
     runs: list[Step] = []
     for machine in fleet:
-        start_ns = machine.start_s * SECOND_NS // speed + LEAD_NS
-        stop_ns = end_ns
-        if machine.duration_s is not None:
-            stop_ns = min(end_ns, start_ns + machine.duration_s * SECOND_NS // speed)
+        start_ns, stop_ns = _span_ns(machine, speed, end_ns)
         runs.append(Step(start_ns, user_id, SET_RATE, rate_of(machine, speed), machine.vm_id))
         runs.append(Step(stop_ns, user_id, SET_RATE, 0, machine.vm_id))
     runs.sort(key=lambda step: step.due_ns)
@@ -117,13 +119,15 @@ def _steps(user_id: str, fleet: list[Machine], speed: int, end_ns: int, dry: boo
     first_ns = runs[0].due_ns - LEAD_NS
     if not dry:
         reserve = sum(step.value for step in runs) * RESERVE_NS // HOUR_NS
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or runs[-1].due_ns - runs[0].due_ns < 10 * MARGIN_NS:
             top_ups = [(first_ns, 2 * spending.total + reserve)]
         else:
             half_spent_ns = spending.instant_of(spending.total * 3 // 10)
             top_ups = [(first_ns, spending.total * 6 // 10 + 1), (half_spent_ns, spending.total + reserve)]
     else:
         kind = rng.random()
+        amount = max(1, min(spending.total * rng.randrange(5, 95) // 100, spending.until(runs[-1].due_ns - MARGIN_NS)))
+        amount = 1 if kind < 0.1 else amount
         amount = 1 if kind < 0.1 else max(1, spending.total * rng.randrange(5, 95) // 100)
         top_ups = [(first_ns, amount)]
         if kind >= 0.75:
@@ -133,6 +137,20 @@ def _steps(user_id: str, fleet: list[Machine], speed: int, end_ns: int, dry: boo
     steps = [Step(due_ns, user_id, TOP_UP, amount, "") for due_ns, amount in top_ups] + runs
     steps.sort(key=lambda step: step.due_ns)
     return steps
+
+
+def _span_ns(machine: Machine, speed: int, end_ns: int) -> tuple[int, int]:
+    """When it starts and stops in the replay."""
+    start_ns = machine.start_s * SECOND_NS // speed + LEAD_NS
+    if machine.duration_s is None:
+        return start_ns, end_ns
+    return start_ns, min(end_ns, start_ns + machine.duration_s * SECOND_NS // speed)
+
+
+def _runs_ns(fleet: list[Machine], speed: int, end_ns: int) -> int:
+    """From the first start to the last stop of a user's machines."""
+    spans = [_span_ns(machine, speed, end_ns) for machine in fleet]
+    return max(stop_ns for _, stop_ns in spans) - min(start_ns for start_ns, _ in spans)
 
 
 class _Spending:
@@ -153,6 +171,13 @@ class _Spending:
         )
         self._spent = list(accumulate(pieces, initial=0))  # at each instant, in nanos times nanoseconds an hour
         self.total = self._spent[-1] // HOUR_NS
+
+    def until(self, at_ns: int) -> int:
+        """What is spent by an instant, in nanos; 0 before the first machine."""
+        at = bisect_right(self._instants, at_ns) - 1
+        if at < 0:
+            return 0
+        return (self._spent[at] + self._rates[at] * (at_ns - self._instants[at])) // HOUR_NS
 
     def instant_of(self, nanos: int) -> int:
         """When so much is spent (the start, where it is nothing; the end, where it is more than all)."""

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from billing.loadtest.plan import HOUR_NS, LEAD_NS, SECOND_NS, Plan, Step, make_plan, rate_of
+from billing.loadtest.plan import HOUR_NS, LEAD_NS, MARGIN_NS, SECOND_NS, Plan, Step, make_plan, rate_of
 from billing.loadtest.trace import Machine
 from billing.loadtest.verdict import Account
 
@@ -119,3 +119,13 @@ def test_speed_changes_when_but_not_how_much():
     assert (slow.end_ns - LEAD_NS) == 2 * (fast.end_ns - LEAD_NS)
     hours = [Fraction(made.end_ns - LEAD_NS, HOUR_NS) * speed for made, speed in ((slow, 100), (fast, 200))]
     assert hours[0] == hours[1]
+
+
+def test_those_to_run_dry_are_no_close_calls():
+    short = [machine(60 * number, f"short-{number}", f"short-{number}", 1) for number in range(40)]
+    made = plan([*FLEETS, *short], dry_share=Fraction(1, 2))
+    last_ns = {step.user_id: step.due_ns for step in made.steps}
+    for user, account in played(made).items():
+        if account.cutoffs:
+            assert user.startswith("user-")
+            assert account.cutoffs[0].at_ns <= last_ns[user] - MARGIN_NS
