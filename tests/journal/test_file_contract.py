@@ -11,6 +11,7 @@ from shards.disk import RealDisk
 from shards.journal.file import FileJournal
 from tests.journal.contract import JournalContract
 from tests.journal.contract_beside import BesideContract
+from tests.journal.contract_snapshots import SnapshotContract
 from tests.journal.rig import START_NS, Rig, file_journal
 
 
@@ -107,13 +108,13 @@ class RealFiles:
         self.now_ns += by_ns
 
 
-class TestFileJournalOnASimulatedDisk(JournalContract, BesideContract):
+class TestFileJournalOnASimulatedDisk(JournalContract, SnapshotContract, BesideContract):
     @pytest.fixture
     def backend(self):
         return SimulatedFiles()
 
 
-class TestFileJournalOnTheRealDisk(JournalContract, BesideContract):
+class TestFileJournalOnTheRealDisk(JournalContract, SnapshotContract, BesideContract):
     @pytest.fixture
     def backend(self, data_dir):
         files = RealFiles(data_dir)
