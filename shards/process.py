@@ -24,12 +24,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -37,18 +36,18 @@ from shards.batch import Corrupt as ShardCorrupt
 from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
-from shards.disk import Disk, RealDisk
+from shards.disk import RealDisk
+from shards.hosting import Hosted
 from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Unavailable
-from shards.journal.file import FileJournal
 from shards.links import SocketDirectory, Wire
 from shards.machine import Command
+from shards.recover import Damaged, check_ownership, journal_of, recover
 from shards.shard import Shard
 from shards.snapshotter import Snapshotter
-from shards.worker import Application, Settings, Worker
+from shards.worker import Settings, Worker
 
 EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
 LOCK_WAIT_S = 10.0  # an orphan of the last life gets this long to end
-RECOVERY_SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
 SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the disk, must not wait 5 ms for a busy loop
 
 
@@ -65,108 +64,6 @@ class Begin(NamedTuple):
     journal: dict[str, Any]
     settings: tuple[float, int]  # fields of shards.worker.Settings
     configuration: bytes  # the application's own, opaque here
-
-
-class Hosted(Application, Protocol):
-    """An application as a process needs it: besides what the worker asks, doors that open and close."""
-
-    async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
-        """Starts answering and telling."""
-
-    async def stop_listening(self) -> None:
-        """No new connections, no new requests; what is in flight goes on."""
-
-    async def close(self) -> None:
-        """Closes connections after what was answered has left, and stops telling."""
-
-    def reply_of(self, plain: object) -> object:
-        """What the supervisor answered, as a reply for clients."""
-
-    def replay_failed(self, error: BaseException) -> bool:
-        """Whether an error of the machine means damaged data rather than a bug."""
-
-    def trim_floor(self) -> int:
-        """The journal's position up to which the application needs nothing of it any more."""
-
-    def figures(self) -> dict[str, Any]:
-        """Counters for the operator, as plain data."""
-
-    def route(self, bucket_map: BucketMap) -> object:
-        """What a smart client is told of who owns what."""
-
-
-class Damaged(Exception):
-    """What is stored contradicts what must be; exit code 65."""
-
-
-def journal_of(directory: str, disk: Disk, now_ns: Callable[[], int], settings: dict[str, Any]) -> Journal:
-    """The journal that the configuration names."""
-    if settings["kind"] != "file":
-        raise ValueError(f"journal.kind {settings['kind']!r} is not known")
-    return FileJournal(
-        directory,
-        disk,
-        sync=settings["sync"],
-        segment_bytes=settings["segment_bytes"],
-        sync_interval_ns=settings["sync_interval_ns"],
-        now_ns=now_ns,
-        salt=lambda: secrets.randbits(64),
-        boot_id=disk.boot_id(),
-    )
-
-
-async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> int:
-    """Brings a shard to where its journal ends; returns how many records were replayed."""
-    start = 1
-    snapshot = journal.load_snapshot()
-    last_ns = boot_now_ns()
-    if snapshot is not None:
-        start = snapshot.position + 1
-        for count, part in enumerate(snapshot.chunks):
-            shard.load(part)
-            if boot_now_ns() - last_ns > RECOVERY_SLICE_NS:
-                progress(count, 0)
-                await asyncio.sleep(0)
-                last_ns = boot_now_ns()
-    records = 0
-    head = journal.head
-    for position, payload in journal.replay(start):
-        records += shard.replay(position, payload)
-        if boot_now_ns() - last_ns > RECOVERY_SLICE_NS:
-            progress(position - start + 1, head - start + 1)
-            await asyncio.sleep(0)
-            last_ns = boot_now_ns()
-    return records
-
-
-def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
-    """Compares what the journal holds with what the map says; raises Damaged.
-
-    Returns the buckets that are here and another's: left over from a move that was decided for the target before this
-    source gave it up (the map is at a higher generation), or was never decided for this target (the map is one lower).
-    """
-    me = shard.shard_id
-    for bucket_id, generation in bucket_map.ownership_of(me).items():
-        held = shard.held.get(bucket_id)
-        if held == generation or (is_new and not founded):
-            continue
-        state = "does not have it" if held is None else f"has it at generation {held}"
-        raise Damaged(
-            f"shard {me} owns bucket {bucket_id} at generation {generation} by the map, but its own data {state}: "
-            "an older backup, or a directory that was emptied"
-        )
-    orphans = []
-    for bucket_id, held in shard.held.items():
-        owner = bucket_map.owner_of(bucket_id)
-        if owner.shard_id == me:
-            continue
-        if held > owner.generation + 1 or held == owner.generation:
-            raise Damaged(
-                f"shard {me} holds bucket {bucket_id} at generation {held}, the map says shard {owner.shard_id} at "
-                f"generation {owner.generation}: one of the two is an older backup"
-            )
-        orphans.append(bucket_id)
-    return orphans
 
 
 class Process:

@@ -22,16 +22,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from shards.buckets import BucketMap, bucket_id_of
 from shards.clock import Alarm, BillingClock, boot_now_ns
 from shards.committer import Committer
-from shards.handoff import Calls, Handoff, Request
+from shards.handoff import Handoff, Request
+from shards.hosting import Application
 from shards.journal import Journal
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links import Wire
-from shards.machine import Command, Machine, Notice
+from shards.machine import Command
 from shards.router import SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
 from shards.shard import COMMAND, READ, Ready, Shard
 from shards.snapshotter import Snapshotter
@@ -40,25 +41,6 @@ TICK_ENTRIES_MAX = 256
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 GROWTH_CHECK_BATCHES = 64  # how often it is looked whether a snapshot is due
 ROOM_RETRY_S = 1.0  # how often a full disk is asked again
-
-
-class Application(Calls, Protocol):
-    """What an application gives the worker."""
-
-    surveys: frozenset[str]  # operations that every shard answers and `merge` joins
-
-    @property
-    def machine(self) -> Machine:
-        """The content of the buckets."""
-
-    def encode(self, msgid: int, mode: int, reply: object) -> bytes:
-        """A whole reply as a client of that mode reads it; also of the reply types of `shards`."""
-
-    def merge(self, operation: Command, parts: list[Any]) -> object:
-        """One reply out of all shards' answers to a survey."""
-
-    def tell(self, notices: list[Notice]) -> None:
-        """Takes what is to be told outside; all that it tells is durable."""
 
 
 class Settings(NamedTuple):

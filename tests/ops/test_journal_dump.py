@@ -68,7 +68,7 @@ def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal):
 def test_the_text_names_the_same_things(journal):
     result = CliRunner().invoke(root, ["journal", "dump", str(journal / segment_name(1))])
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("segment shard=1 ")
+    assert lines[0].startswith("segment sync=1 shard=1 ")
     assert lines[3].startswith('    entry bucket_id=477 generation=1 operation="top_up" ')
     assert 'user_id="änna"' in lines[3]
 

@@ -1,0 +1,96 @@
+"""Recovery: from what is on the disk to a shard as it was, or a refusal.
+
+The newest good snapshot is loaded, what came after it is replayed through the same code that made it, and what the
+shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
+`Damaged` and not served. Nothing here reads a clock but to say how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from shards.buckets import BucketMap
+from shards.clock import boot_now_ns
+from shards.disk import Disk
+from shards.journal import Journal
+from shards.journal.file import FileJournal
+from shards.shard import Shard
+
+SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
+
+
+class Damaged(Exception):
+    """What is stored contradicts what must be; exit code 65."""
+
+
+def journal_of(directory: str, disk: Disk, now_ns: Callable[[], int], settings: dict[str, Any]) -> Journal:
+    """The journal that the configuration names."""
+    if settings["kind"] != "file":
+        raise ValueError(f"journal.kind {settings['kind']!r} is not known")
+    return FileJournal(
+        directory,
+        disk,
+        sync=settings["sync"],
+        segment_bytes=settings["segment_bytes"],
+        sync_interval_ns=settings["sync_interval_ns"],
+        now_ns=now_ns,
+        salt=lambda: secrets.randbits(64),
+        boot_id=disk.boot_id(),
+    )
+
+
+async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> int:
+    """Brings a shard to where its journal ends; returns how many records were replayed."""
+    start = 1
+    snapshot = journal.load_snapshot()
+    last_ns = boot_now_ns()
+    if snapshot is not None:
+        start = snapshot.position + 1
+        for count, part in enumerate(snapshot.chunks):
+            shard.load(part)
+            if boot_now_ns() - last_ns > SLICE_NS:
+                progress(count, 0)
+                await asyncio.sleep(0)
+                last_ns = boot_now_ns()
+    records = 0
+    head = journal.head
+    for position, payload in journal.replay(start):
+        records += shard.replay(position, payload)
+        if boot_now_ns() - last_ns > SLICE_NS:
+            progress(position - start + 1, head - start + 1)
+            await asyncio.sleep(0)
+            last_ns = boot_now_ns()
+    return records
+
+
+def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
+    """Compares what the journal holds with what the map says; raises Damaged.
+
+    Returns the buckets that are here and another's: left over from a move that was decided for the target before this
+    source gave it up (the map is at a higher generation), or was never decided for this target (the map is one lower).
+    """
+    me = shard.shard_id
+    for bucket_id, generation in bucket_map.ownership_of(me).items():
+        held = shard.held.get(bucket_id)
+        if held == generation or (is_new and not founded):
+            continue
+        state = "does not have it" if held is None else f"has it at generation {held}"
+        raise Damaged(
+            f"shard {me} owns bucket {bucket_id} at generation {generation} by the map, but its own data {state}: "
+            "an older backup, or a directory that was emptied"
+        )
+    orphans = []
+    for bucket_id, held in shard.held.items():
+        owner = bucket_map.owner_of(bucket_id)
+        if owner.shard_id == me:
+            continue
+        if held > owner.generation + 1 or held == owner.generation:
+            raise Damaged(
+                f"shard {me} holds bucket {bucket_id} at generation {held}, the map says shard {owner.shard_id} at "
+                f"generation {owner.generation}: one of the two is an older backup"
+            )
+        orphans.append(bucket_id)
+    return orphans
