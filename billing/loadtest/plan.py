@@ -13,9 +13,10 @@ what the plan says the machines will cost. Of the share that is to run dry (exac
     a tenth   get next to nothing, so that machines are started by users who are dry already: a cutoff each
 
 and of all others half (and all whose machines run for a moment only) get twice the cost at once, and half get it in
-two parts, the second well before the first is spent. Those to run dry are drawn from users whose machines run long enough that a command sent a little late does not
-save them, and they run dry before the last `MARGIN_NS`. Should the replay fall far behind its plan all the same, others
-run dry, or fewer: the verdict follows what was answered, never the plan.
+two parts, the second well before the first is spent. Those to run dry are drawn from users whose machines run long
+enough that a command sent a little late does not save them, and they run dry before the last `MARGIN_NS`. Should the
+replay fall far behind its plan all the same, others run dry, or fewer: the verdict follows what was answered, never the
+plan.
 
 Pure: the seed decides, and no clock is read. Integers throughout.
 """

@@ -115,7 +115,7 @@ class Scene:
         await self._stop_and_spend_all(USERS[2])
         saved_at_ns = started[1] - int(SAVED_BEFORE_NS / self._pace)
         await self._sleep_until(saved_at_ns)
-        await self._top_up(USERS[1], 30.0, "has half a second left and is topped up with {}: saved, no GET")
+        await self._top_up(USERS[1], 30.0, "is about to run out and is topped up with {}: saved, no GET")
         await self._sleep_until(started[0])
         await self._pause(1.0)
         return await self._judge()

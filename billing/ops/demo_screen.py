@@ -80,11 +80,11 @@ class LiveScreen:
     """A table that ticks. Used as a context manager: the terminal is as before behind it."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=REFRESH_HZ)
         self._started_ns = boot_now_ns()
         self._accounts: dict[str, Account] = {}
         self._story: deque[Text] = deque(maxlen=STORY_LINES)
         self._below: list[Panel] = []
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=REFRESH_HZ)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
