@@ -17,6 +17,7 @@ import contextlib
 import os
 import shlex
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from billing.ops.demo_screen import LiveScreen, PlainScreen
 from billing.ops.own_daemon import OwnDaemon, default_config_file
 
 LOOK_S: Final = 0.1
+ARRIVALS_KEPT: Final = 1000  # far more than a scene has
 EXIT_WRONG: Final = 1
 EXIT_BUG: Final = 70
 
@@ -85,7 +87,7 @@ async def _play(
     pace: float,
 ) -> int:
     """The scene, and then whatever happens until somebody ends it."""
-    arrivals: list[Arrival] = []
+    arrivals: deque[Arrival] = deque(maxlen=ARRIVALS_KEPT)
     scene = Scene(client, screen, arrivals, pace)
     looking = asyncio.create_task(_look(client, reader, screen, arrivals))
     breaking = asyncio.create_task(_fail_when_broken(own))
@@ -112,12 +114,13 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def _look(
-    client: Client, reader: ArrivalReader, screen: LiveScreen | PlainScreen, arrivals: list[Arrival]
+    client: Client, reader: ArrivalReader, screen: LiveScreen | PlainScreen, arrivals: deque[Arrival]
 ) -> None:
     """Shows balances as they are, and GETs as they arrive."""
     while True:
         for arrival in await reader.fresh():
-            arrivals.append(arrival)
+            if arrival.user_id in USERS:
+                arrivals.append(arrival)
             screen.arrival(arrival)
         for user_id in USERS:
             with contextlib.suppress(BillingError):  # not there yet

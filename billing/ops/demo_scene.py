@@ -14,6 +14,7 @@ the instant. Each must have had its GET, none before its instant, and there must
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.client import Client
@@ -79,7 +80,7 @@ class Promises:
         self._coming[user_id] = account["exhausts_at_ns"]
         self._active[user_id] = account["state"] == "active"
 
-    def score(self, arrivals: list[Arrival]) -> Score:
+    def score(self, arrivals: Collection[Arrival]) -> Score:
         seen = {(arrival.user_id, arrival.exhausted_at_ns) for arrival in arrivals}
         return Score(
             len(self.expected),
@@ -98,7 +99,7 @@ def coins(nanos: int) -> str:
 class Scene:
     """Plays it once. `pace` 2 takes half as long (and half as much money)."""
 
-    def __init__(self, client: Client, screen: Screen, arrivals: list[Arrival], pace: float) -> None:
+    def __init__(self, client: Client, screen: Screen, arrivals: Collection[Arrival], pace: float) -> None:
         self.promises = Promises()
         self._client = client
         self._screen = screen
