@@ -121,9 +121,8 @@ async def _cycles(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
     return counts
 
 
-async def test_kill_9_of_any_process_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    with Daemon(tmp_path, journal__segment_bytes=1024 * 1024) as daemon:
+async def test_kill_9_of_any_process_under_load_loses_nothing_that_was_answered(data_dir: Path) -> None:
+    with Daemon(data_dir, journal__segment_bytes=1024 * 1024, journal__snapshot_bytes=1024 * 1024) as daemon:
         counts = await _cycles(daemon, CYCLES, SEED)
     print(f"seed {SEED}: {counts}")
     assert counts["answered"] > 100 * CYCLES

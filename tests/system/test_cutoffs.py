@@ -1,0 +1,109 @@
+"""Cutoffs of the real daemon over kill −9: owed ones are sent, with their true instants and the same event_id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from billing.ops.faults import Fault
+from billing.ops.receiver import Receiver
+from tests.system.daemon import Daemon, free_port
+from tests.system.rpc import Rpc
+
+COIN = 10**9
+
+
+@contextlib.asynccontextmanager
+async def receiving(port: int = 0, fault: Fault | None = None) -> AsyncIterator[Receiver]:
+    """A cutoff endpoint in this process."""
+    receiver = Receiver("127.0.0.1", port, fault=fault)
+    await receiver.start()
+    try:
+        yield receiver
+    finally:
+        await receiver.close()
+
+
+async def until(condition, wait_s: float = 15.0) -> None:
+    """Returns when the condition holds; fails where it does not come to hold."""
+    for _ in range(int(wait_s / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come to hold")
+
+
+async def test_exhaustions_that_fell_due_while_nobody_served_are_called_at_once_with_their_true_instants(
+    data_dir: Path,
+) -> None:
+    async with receiving() as receiver:
+        daemon = Daemon(data_dir, cutoff__url=receiver.url)
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            expected = {}
+            for number in range(20):
+                user = f"due_{number}"
+                await rpc.ask("top_up", user, COIN)
+                account = await rpc.ask("set_rate", user, 2 * COIN + number)
+                expected[user] = account["exhausts_at_ns"]
+            daemon.kill()
+            assert receiver.calls == []
+            await asyncio.sleep(0.7)
+            await asyncio.to_thread(daemon.start)
+            await until(lambda: len(receiver.calls) >= 20)
+            assert {call.user_id: call.exhausted_at_ns for call in receiver.calls} == expected
+            assert all(call.lateness_us >= 0 for call in receiver.calls)
+            assert len(receiver.calls) == 20
+
+
+async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_same_event_id(data_dir: Path) -> None:
+    port = free_port()
+    async with receiving(port, Fault("status", 503)) as receiver:
+        daemon = Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{port}/cutoff")
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "again", COIN)
+            first = await rpc.ask("debit", "again", COIN)
+            assert first["outcome"] == "exhausted"
+            await until(lambda: len(receiver.calls) >= 1)
+            (pending,) = await rpc.ask("pending_cutoffs")
+            assert pending["user_id"] == "again"
+            daemon.kill()
+            tried = len(receiver.calls)
+            await asyncio.to_thread(daemon.start)
+            await until(lambda: len(receiver.calls) > tried)
+            assert {call.event_id for call in receiver.calls} == {pending["event_id"]}
+            receiver.fault = None
+            rpc = await Rpc.connect(daemon.rpc_port)
+
+            async def nothing_is_owed() -> bool:
+                return await rpc.ask("pending_cutoffs") == []
+
+            for _ in range(300):
+                if await nothing_is_owed():
+                    break
+                await asyncio.sleep(0.05)
+            assert await nothing_is_owed()
+            account = await rpc.ask("get_account", "again")
+            assert account["cutoff"]["status"] in ("delivered", "effective")
+            daemon.kill()
+            delivered = len(receiver.calls)
+            await asyncio.to_thread(daemon.start)
+            await asyncio.sleep(0.5)
+            assert len(receiver.calls) == delivered, "an acknowledged cutoff is not sent again"
+
+
+async def test_a_top_up_before_the_instant_saves_and_nobody_is_called(data_dir: Path) -> None:
+    async with receiving() as receiver:
+        with Daemon(data_dir, cutoff__url=receiver.url) as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "saved", COIN)
+            account = await rpc.ask("set_rate", "saved", 4 * COIN)
+            first_ns = account["exhausts_at_ns"]
+            saved = await rpc.ask("top_up", "saved", 100 * COIN)
+            assert saved["exhausts_at_ns"] == first_ns + 25 * COIN
+            await asyncio.sleep(0.6)
+            assert receiver.calls == []
+            assert (await rpc.ask("get_account", "saved"))["state"] == "active"

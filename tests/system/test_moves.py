@@ -1,0 +1,93 @@
+"""Buckets of the real daemon change their owner under load: nothing is lost, doubled, or seen as an error."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+
+async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connection(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        clients = [await Rpc.connect(daemon.rpc_port) for _ in range(4)]
+        users = [f"mover_{number}" for number in range(8)]
+        called = dict.fromkeys(users, 0)
+        buckets = {(await clients[0].ask("top_up", user, 10**12))["bucket_id"] for user in users}
+        stop = asyncio.Event()
+
+        async def load(rpc: Rpc, user: str, number: int) -> None:
+            seq = 0
+            while not stop.is_set():
+                calls = []
+                for _ in range(8):  # pipelined: set_rate with a rising rate_seq is refused where the order is lost
+                    seq += 1
+                    calls.append(rpc.ask("set_rate", user, 0, {"resource": f"r{number}", "rate_seq": seq}))
+                    calls.append(rpc.ask("top_up", user, 1))
+                    called[user] += 1
+                await asyncio.gather(*calls)
+
+        tasks = [
+            asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in users
+        ]
+        operator = await Rpc.connect(daemon.rpc_port)
+        rng, moved = random.Random(1), 0
+        for _ in range(40):
+            error, reply = await operator.call("move_bucket", rng.choice(sorted(buckets)), rng.choice((1, 2)))
+            moved += error is None
+            assert error is None or "already" in error, error
+            await asyncio.sleep(0.02)
+        stop.set()
+        await asyncio.gather(*tasks)
+        assert moved >= 10
+        for user in users:
+            account = await clients[0].ask("get_account", user)
+            assert account["balance_nanos"] == 10**12 + called[user]
+        generations = {row["bucket_id"]: row["generation"] for row in await operator.ask("buckets_info")}
+        assert sum(generations[bucket_id] - 1 for bucket_id in buckets) == moved
+        daemon.kill()
+        daemon.start()
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for user in users:
+            assert (await rpc.ask("get_account", user))["balance_nanos"] == 10**12 + called[user]
+
+
+async def test_workers_may_change_at_a_restart_and_the_buckets_even_out(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__workers=1, shards__bucket_count=60)
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(200):
+            await rpc.ask("top_up", f"u{number}", 1000 + number)
+        for workers in (3, 2, 1):
+            daemon.stop()
+            before = next(line for line in daemon.config.read_text().splitlines() if line.startswith("workers"))
+            daemon.config.write_text(daemon.config.read_text().replace(before, f"workers = {workers}"))
+            daemon.start()
+            for _ in range(200):
+                try:
+                    rpc = await Rpc.connect(daemon.rpc_port)
+                    shards = await rpc.ask("shards_info")
+                except Exception:
+                    await asyncio.sleep(0.1)
+                    continue
+                if sorted(shard["buckets"] for shard in shards) == [60 // workers] * workers:
+                    break
+                await asyncio.sleep(0.1)
+            assert sorted(shard["buckets"] for shard in shards) == [60 // workers] * workers
+            for number in range(200):
+                assert (await rpc.ask("get_account", f"u{number}"))["balance_nanos"] == 1000 + number
+
+
+async def test_moves_that_cannot_be_are_refused_by_name_and_change_nothing(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        owners = (await rpc.ask("route"))["owners"]
+        for bucket_id, shard_id, name in ((1, owners[0], "MOVE_REFUSED"), (1, 9, "UNKNOWN_SHARD")):
+            error, _ = await rpc.call("move_bucket", bucket_id, shard_id)
+            assert error.startswith(name), error
+        assert (await rpc.call("move_bucket", 3001, 1))[0].startswith("UNKNOWN_BUCKET")
+        assert (await rpc.call("pin_bucket", 5))[0] is None
+        assert (await rpc.call("move_bucket", 5, 2))[0].startswith("BUCKET_PINNED")
+        assert (await rpc.ask("route"))["owners"] == owners

@@ -1,0 +1,94 @@
+"""What a start refuses, with which exit code and in which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+
+def serve(config: Path, wait_s: float = 20) -> tuple[int, str]:
+    """Runs `billing serve` to its end; (exit code, what it said)."""
+    command = [sys.executable, "-m", "billing", "serve", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_configuration_with_three_mistakes_names_all_three(data_dir: Path) -> None:
+    config = data_dir / "config.toml"
+    config.write_text('[shards]\nworkers = "two"\n[journal]\nsink = "always"\n[cutoff]\nurl = "ftp://nowhere"\n')
+    code, text = serve(config)
+    assert code == 78
+    for path in ("shards.workers", "journal.sink", "cutoff.url"):
+        assert path in text
+    assert sorted(data_dir.iterdir()) == [config], "nothing was started"
+
+
+async def test_a_second_daemon_on_the_same_data_directory_is_refused(data_dir: Path) -> None:
+    with Daemon(data_dir) as first:
+        rpc = await Rpc.connect(first.rpc_port)
+        other = Daemon(data_dir)  # ports of its own, the same directory
+        code, text = serve(other.config)
+        assert code == 78
+        assert "another daemon" in text
+        assert await rpc.ask("ping") == "pong"
+
+
+async def test_another_number_of_buckets_is_refused(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__bucket_count=30, shards__workers=1)
+    with daemon:
+        pass
+    daemon.config.write_text(daemon.config.read_text().replace("bucket_count = 30", "bucket_count = 31"))
+    code, text = serve(daemon.config)
+    assert code == 78
+    assert "30 buckets" in text
+    assert tomllib.loads(daemon.config.read_text())["shards"]["bucket_count"] == 31
+
+
+async def test_a_damaged_journal_refuses_to_start_with_file_and_offset(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__workers=1)
+    daemon.start()
+    rpc = await Rpc.connect(daemon.rpc_port)
+    for _ in range(50):
+        await rpc.ask("top_up", "user_01", 1)
+    daemon.kill()
+    segment = max((data_dir / "data" / "shard-1").glob("segment-*"))
+    stored = bytearray(segment.read_bytes())
+    at = stored.index(b"user_01", len(stored) // 1000)
+    stored[at] ^= 1
+    segment.write_bytes(stored)
+    code, text = serve(daemon.config)
+    assert code == 65
+    assert segment.name in text
+    assert "offset" in text
+
+
+async def test_a_shard_restored_from_an_older_backup_is_not_served(data_dir: Path) -> None:
+    daemon = Daemon(data_dir)
+    backup = data_dir / "backup"
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        bucket_id = (await rpc.ask("top_up", "user_01", 5))["bucket_id"]
+        daemon.stop()
+        (data_dir / "data" / "shard-2").rename(backup)
+        subprocess.run(["cp", "-a", str(backup), str(data_dir / "data" / "shard-2")], check=True)
+        daemon.start()
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for shard_id in (1, 2):
+            error, reply = await rpc.call("move_bucket", bucket_id, shard_id)
+            assert error is None or "already" in error
+        assert reply["generation"] == 3
+    subprocess.run(["rm", "-r", str(data_dir / "data" / "shard-2")], check=True)
+    backup.rename(data_dir / "data" / "shard-2")
+    daemon.process = None
+    try:
+        daemon.start(wait_s=5)
+    except AssertionError as error:
+        assert f"bucket {bucket_id}" in str(error)
+        assert "older backup" in str(error)
+    else:
+        raise AssertionError("an older backup was served")
