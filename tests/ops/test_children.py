@@ -14,11 +14,14 @@ def child(script: str, lines: list[str] | None = None) -> Child:
     return Child("a child", [sys.executable, "-u", "-c", script], os.environ, take)
 
 
-async def up(one: Child) -> None:
-    """Waits until it has printed something."""
+async def start(script: str) -> Child:
+    """A running child that has printed something."""
+    up = asyncio.Event()
+    one = Child("a child", [sys.executable, "-u", "-c", script], os.environ, lambda _: up.set())
+    await one.start()
     async with asyncio.timeout(30):
-        while not one.tail:
-            await asyncio.sleep(0.01)
+        await up.wait()
+    return one
 
 
 async def test_every_line_is_read_and_the_last_are_kept():
@@ -41,18 +44,14 @@ async def test_a_line_without_end_does_not_stop_the_reading():
 
 
 async def test_it_is_asked_to_end():
-    one = child("import signal, time\nsignal.signal(15, lambda *_: exit(7))\nprint('up')\ntime.sleep(60)")
-    await one.start()
-    await up(one)
+    one = await start("import signal, time\nsignal.signal(15, lambda *_: exit(7))\nprint('up')\ntime.sleep(60)")
     assert one.running
     assert await one.end() == 7
     assert await one.end() == 7  # once more does nothing
 
 
 async def test_what_does_not_go_is_killed():
-    one = child("import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up')\ntime.sleep(60)")
-    await one.start()
-    await up(one)
+    one = await start("import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up')\ntime.sleep(60)")
     assert await one.end(0.1) == -9
 
 
