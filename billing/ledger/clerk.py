@@ -31,6 +31,7 @@ from billing.ledger.entry import (
 )
 from billing.ledger.errors import KINDS, Refused
 from billing.ledger.money import INT64_MAX, NANO
+from billing.ledger.thresholds import Threshold
 
 Notice = tuple[str, int, int, bytes, int]  # kind, depends_ns, bucket_id, user_id, seq (of a threshold its entry_id)
 Arm = Callable[[int, int], int]
@@ -93,7 +94,7 @@ class Clerk:
         command: Command,
         before: int,
         accrued: int,
-        armed: list[tuple[int, int]],
+        armed: list[Threshold],
         determined_ns: int,
         flags: int = 0,
     ) -> EntryTuple:
@@ -146,14 +147,12 @@ class Clerk:
         note = pack_cutoff(latest.seq, latest.exhausted_at_ns, latest.status, latest.attempts, latest.last_error)
         return (flags | PRESUMED if presumed else flags), note
 
-    def _fire(self, account: Account, armed: list[tuple[int, int]], command: Command, determined_ns: int) -> None:
+    def _fire(self, account: Account, armed: list[Threshold], command: Command, determined_ns: int) -> None:
         """The other thresholds that a change crossed, each an entry of its own behind it."""
-        still = thresholds.above(account)
-        for kind, value in armed:
-            if (kind, value) in still or (command[0] == ops.THRESHOLD and command[2:4] == (kind, value)):
-                continue
-            fired: Command = (ops.THRESHOLD, account.user_id, kind, value, 0, b"", b"", b"")
-            self.conclude(account, fired, account.balance, 0, [], determined_ns)
+        for kind, value in thresholds.fallen(account, armed):
+            if command[0] != ops.THRESHOLD or command[2:4] != (kind, value):
+                fired: Command = (ops.THRESHOLD, account.user_id, kind, value, 0, b"", b"", b"")
+                self.conclude(account, fired, account.balance, 0, [], determined_ns)
 
     def _notice(self, kind: str, determined_ns: int, account: Account, number: int) -> None:
         self.notices.append((kind, determined_ns, account.book.bucket_id, account.user_id, number))

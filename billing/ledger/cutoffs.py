@@ -7,7 +7,7 @@ remembered as `off_seq`, and as long as no restore was delivered for it, an acti
 restore URL nothing is ever owed back. After a start, cutoffs that were pending before count as attempted, because the
 record that an attempt began is written but not waited for.
 
-`report` takes what delivery tells and refuses `UNKNOWN_CUTOFF` for what the account no longer owes: the attempt is
+`report` takes what delivery tells (that an attempt began comes before what became of it) and refuses `UNKNOWN_CUTOFF` for what the account no longer owes: the attempt is
 then not made. It changes no money and settles nothing. Right before each attempt delivery asks `owed`, so only the
 newest state is ever sent.
 """
@@ -111,7 +111,7 @@ def report(account: Account, command: Command) -> None:
         _report_restore(account, extra, op, seq, error)
         return
     cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
-    if cutoff is None:
+    if cutoff is None or (op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not cutoff.attempts):
         raise No("UNKNOWN_CUTOFF")
     if op == ops.CUTOFF_DELIVERED:
         _delivered(account, extra, cutoff)
@@ -135,7 +135,6 @@ def _delivered(account: Account, extra: Extra, cutoff: Cutoff) -> None:
     if cutoff.status == PENDING:
         account.book.pending_cutoffs -= 1
     cutoff.last_error = b""
-    extra.off_seq = max(extra.off_seq, cutoff.seq)
     if cutoff is not extra.cutoffs[-1]:
         extra.cutoffs.remove(cutoff)
     else:

@@ -13,7 +13,7 @@ from billing.ledger.account import Account
 from billing.ledger.balances import free
 from billing.ledger.commands import Command
 from billing.ledger.extra import Extra
-from billing.ledger.thresholds import above, next_crossing_ns
+from billing.ledger.thresholds import above, fallen, next_crossing_ns
 
 
 def coming_ns(account: Account) -> int:
@@ -39,8 +39,7 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[Command, int]:
         return (ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b""), accrued
     armed = above(account)
     accrued = account.settle(due_ns, accrue)
-    still = above(account)
-    kind, value = next(threshold for threshold in armed if threshold not in still)
+    kind, value = fallen(account, armed)[0]
     return (ops.THRESHOLD, user_id, kind, value, 0, b"", b"", b""), accrued
 
 

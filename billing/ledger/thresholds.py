@@ -34,6 +34,11 @@ def above(account: Account) -> list[Threshold]:
     return [threshold for threshold in account.extra.thresholds if _is_above(account, threshold)]
 
 
+def fallen(account: Account, armed: list[Threshold]) -> list[Threshold]:
+    """Of the thresholds it was above of those that it is not any more: they fire."""
+    return [threshold for threshold in armed if not _is_above(account, threshold)]
+
+
 def next_crossing_ns(account: Account) -> int:
     """The first instant at which time crosses a threshold; may lie beyond 2**63-1; NEVER_NS if none is coming."""
     extra, rate, available = account.extra, account.rate, account.available

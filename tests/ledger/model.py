@@ -1,0 +1,296 @@
+"""A model of the ledger, written from the contract with `fractions.Fraction` and nothing of `billing`.
+
+It is slow and plain on purpose: money is a Fraction of nanos, everything derived is computed anew each time it is
+asked for, there are no rows, no cached sums, no fast path. An operation is a dict as a client would think of it, e.g.
+
+    {"method": "debit", "user": "a", "amount": 5, "mode": "partial", "request_id": "r1"}
+
+`apply(t, op)` returns a reply dict, or raises `Refusal`. What happened is left in `entries` (one dict per change,
+exact) and `notices`, which the caller takes.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from tests.ledger.model_account import BOUND, WEEK, Account, Op, Refusal
+
+
+class Model:
+    """All accounts of one bucket."""
+
+    def __init__(self, *, accrue: bool, restore: bool, ids_max: int) -> None:
+        self.accrue = accrue
+        self.restore = restore
+        self.ids_max = ids_max
+        self.accounts: dict[str, Account] = {}
+        self.closed: dict[str, Account] = {}
+        self.ids: list[dict[str, Any]] = []  # oldest first
+        self.entries: list[dict[str, Any]] = []
+        self.notices: list[tuple[str, str, int]] = []
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def apply(self, t: int, op: Op) -> dict[str, Any]:
+        request_id = op.get("request_id")
+        if request_id is not None:
+            for stored in self.ids:
+                if stored["id"] == (op["user"], request_id) and stored["at"] + WEEK > t:
+                    return self._again(stored, op)
+        account = self.accounts.get(op["user"])
+        if account is None:
+            if op["method"] != "top_up":
+                raise Refusal("UNKNOWN_ACCOUNT")
+            return self._open(t, op)
+        t = max(t, account.at)
+        self.pass_time(account, t)
+        if op["method"].startswith(("cutoff_", "restore_")):
+            if account.deliver(op):
+                self.notices.append(("cutoff", account.user, op["seq"]))
+            self._write(account, op, t, 0, Fraction(0), Fraction(0))
+            return {}
+        unsettled = (account.at, account.balance, account.overrun)
+        accrued = self._accrue(account, t)
+        account.forget_lines()
+        above = [threshold for threshold in account.thresholds if account.is_above(threshold)]
+        before = account.balance
+        try:
+            raised = getattr(account, op["method"])(op)
+        except Refusal as refusal:
+            if request_id is not None or op["method"] == "debit":
+                self._write(account, op, t, 0, Fraction(0), Fraction(0), refused=refusal.name)
+            if request_id is not None:
+                self._keep(op, t, None, refusal)
+            account.at, account.balance, account.overrun = unsettled
+            raise
+        if op["method"] == "close_account":
+            return self._close(account, op, t, accrued)
+        entry = self._settle_state(account, op, t, before, accrued, above, bool(raised))
+        reply = self._reply(account, op, entry)
+        if request_id is not None:
+            self._keep(op, t, reply, None)
+        return reply
+
+    def _again(self, stored: dict[str, Any], op: Op) -> dict[str, Any]:
+        if _without_defaults(stored["op"]) != _without_defaults(op):
+            raise Refusal("REQUEST_ID_CONFLICT")
+        if stored["refusal"] is not None:
+            raise Refusal(stored["refusal"].name, **stored["refusal"].facts, replayed=True)
+        return {**stored["reply"], "replayed": True}
+
+    def _keep(self, op: Op, t: int, reply: dict[str, Any] | None, refusal: Refusal | None) -> None:
+        while self.ids and self.ids[0]["at"] + WEEK <= t:
+            self.ids.pop(0)
+        key = (op["user"], op["request_id"])
+        self.ids = [stored for stored in self.ids if stored["id"] != key]
+        self.ids.append({"id": key, "at": t, "op": op, "reply": reply, "refusal": refusal})
+        del self.ids[: -self.ids_max]
+
+    def _open(self, t: int, op: Op) -> dict[str, Any]:
+        account = Account(op["user"], t)
+        earlier = self.closed.pop(op["user"], None)
+        if earlier is not None:
+            account.at = t = max(t, earlier.at)
+            account.entry_id, account.seq = earlier.entry_id, earlier.seq
+            account.seqs, account.zero_since = earlier.seqs, earlier.zero_since
+            account.forget_lines()
+        self.accounts[op["user"]] = account
+        account.balance = Fraction(op["amount"])
+        account.entry_id += 1
+        entry = self._write(account, op, t, account.entry_id, Fraction(op["amount"]), Fraction(0))
+        reply = self._reply(account, op, entry)
+        if "request_id" in op:
+            self._keep(op, t, reply, None)
+        return reply
+
+    def _close(self, account: Account, op: Op, t: int, accrued: Fraction) -> dict[str, Any]:
+        amount = -account.balance
+        account.balance, account.limit, account.exhausted = Fraction(0), 0, True
+        account.entry_id += 1
+        entry = self._write(account, op, t, account.entry_id, amount, accrued)
+        reply = self._reply(account, op, entry)
+        del self.accounts[account.user]
+        self.closed[account.user] = account
+        if "request_id" in op:
+            self._keep(op, t, reply, None)
+        return reply
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def pass_time(self, account: Account, t: int) -> None:
+        """What time causes up to t, each thing at its instant."""
+        while (coming := account.coming()) is not None and coming[0] <= t:
+            at, rank, name = coming
+            above = [threshold for threshold in account.thresholds if account.is_above(threshold)]
+            op: Op = {"method": ("hold_expired", "exhaust", "threshold")[rank], "user": account.user}
+            if rank == 0:
+                op["hold_id"] = name
+                del account.holds[name]
+            accrued = self._accrue(account, at)
+            if rank == 2:
+                op["threshold"] = next(threshold for threshold in above if not account.is_above(threshold))
+            self._settle_state(account, op, at, account.balance, accrued, above, False)
+
+    def _accrue(self, account: Account, t: int) -> Fraction:
+        spent = account.per_ns * (t - account.at)
+        account.at = t
+        covered = Fraction(0) if account.exhausted else min(spent, account.available)
+        account.overrun = min(account.overrun + spent - covered, Fraction(BOUND))
+        below = account.goes_below if account.exhausted else self.accrue
+        taken = covered
+        if below and spent > covered:
+            taken = min(spent, account.balance + BOUND, account.available + BOUND)
+        account.balance -= taken
+        return taken
+
+    def _settle_state(
+        self,
+        account: Account,
+        op: Op,
+        t: int,
+        before: Fraction,
+        accrued: Fraction,
+        above: list[tuple[str, int]],
+        raised: bool,
+    ) -> dict[str, Any]:
+        empty = account.available <= 0
+        crossed = empty and (raised or not account.exhausted)
+        restored = account.exhausted and not empty
+        if crossed:
+            if not account.exhausted:
+                account.goes_below = self.accrue
+            account.seq += 1
+            cutoff = {"seq": account.seq, "at": t, "status": "pending", "attempts": 0, "last_error": None}
+            account.cutoffs.append(cutoff)
+            self.notices.append(("cutoff", account.user, account.seq))
+            if len(account.pending()) > 64:
+                account.pending()[0]["status"] = "folded"
+        if restored:
+            for cutoff in account.pending():
+                cutoff["status"] = "superseded"
+                self.notices.append(("superseded", account.user, cutoff["seq"]))
+            if not self.restore:
+                account.back_on = account.maybe_off
+            account.restore_attempts = 0
+            if account.maybe_off > account.back_on:
+                self.notices.append(("restore", account.user, account.maybe_off))
+            account.goes_below = False
+        account.exhausted = empty
+        if empty and account.rate == 0 and account.cutoffs[-1]["status"] == "delivered":
+            account.cutoffs[-1]["status"] = "effective"
+        account.entry_id += 1
+        amount = account.balance - before
+        entry = self._write(account, op, t, account.entry_id, amount, accrued, crossed=crossed, restored=restored)
+        if op["method"] == "threshold":
+            self.notices.append(("threshold", account.user, account.entry_id))
+        for threshold in above:
+            if not account.is_above(threshold) and op.get("threshold") != threshold:
+                account.entry_id += 1
+                fired: Op = {"method": "threshold", "user": account.user, "threshold": threshold}
+                self._write(account, fired, t, account.entry_id, Fraction(0), Fraction(0))
+                self.notices.append(("threshold", account.user, account.entry_id))
+        return entry
+
+    # -- what is seen -------------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        account: Account,
+        op: Op,
+        t: int,
+        entry_id: int,
+        amount: Fraction,
+        accrued: Fraction,
+        *,
+        crossed: bool = False,
+        restored: bool = False,
+        refused: str | None = None,
+    ) -> dict[str, Any]:
+        runs_out = account.runs_out
+        entry = {
+            "op": op,
+            "at": t,
+            "entry_id": entry_id,
+            "amount": amount,
+            "accrued": accrued,
+            "balance": account.balance,
+            "rate": account.rate,
+            "limit": account.limit,
+            "held": sum(held for held, _ in account.holds.values()),
+            "runs_out": runs_out if runs_out is not None and runs_out <= BOUND else None,
+            "seq": account.seq,
+            "overrun": account.overrun,
+            "exhausted": account.exhausted,
+            "crossed": crossed,
+            "restored": restored,
+            "refused": refused,
+        }
+        self.entries.append(entry)
+        return entry
+
+    def _reply(self, account: Account, op: Op, entry: dict[str, Any]) -> dict[str, Any]:
+        taken = math.floor(entry["balance"] - entry["amount"]) - math.floor(entry["balance"])
+        reply = self._state(entry, account.user)
+        if op["method"] == "debit":
+            reply |= {"outcome": "exhausted" if entry["exhausted"] else "ok", "debited_nanos": taken}
+        if op["method"] == "capture":
+            reply["captured_nanos"] = taken
+        if op["method"] == "close_account":
+            reply["paid_out_nanos"] = taken
+        if op["method"] == "hold":
+            reply["hold_id"] = "r:" + op["request_id"] if "request_id" in op else f"e:{entry['entry_id']}"
+        if entry["restored"]:
+            reply |= {"restored": True, "cutoff": dict(account.cutoffs[-1])}
+        return reply
+
+    def _state(self, entry: dict[str, Any], user: str) -> dict[str, Any]:
+        balance = math.floor(entry["balance"])
+        return {
+            "user_id": user,
+            "state": "exhausted" if entry["exhausted"] else "active",
+            "balance_nanos": balance,
+            "credit_limit_nanos": entry["limit"],
+            "available_nanos": balance + entry["limit"] - entry["held"],
+            "rate_nanos_per_hour": entry["rate"],
+            "rate_nanos_per_second": entry["rate"] // 3600,
+            "exhausts_at_ns": entry["runs_out"],
+            "runway_ns": None if entry["runs_out"] is None else entry["runs_out"] - entry["at"],
+            "exhaustion_seq": entry["seq"],
+            "entry_id": entry["entry_id"],
+            "at_ns": entry["at"],
+            "replayed": False,
+        }
+
+    def view(self, user: str, t: int) -> dict[str, Any]:
+        """get_account. What is due happens first, as entries; then it is only looked at."""
+        if user not in self.accounts:
+            raise Refusal("UNKNOWN_ACCOUNT")
+        account = self.accounts[user]
+        t = max(t, account.at)
+        self.pass_time(account, t)
+        kept = (account.at, account.balance, account.overrun)
+        self._accrue(account, t)
+        entry = self._write(account, {}, t, account.entry_id, Fraction(0), Fraction(0))
+        self.entries.pop()
+        account.at, account.balance, account.overrun = kept
+        return self._state(entry, user) | {
+            "rates": dict(account.lines),
+            "overrun_nanos": math.floor(entry["overrun"]),
+            "holds_nanos": entry["held"],
+            "holds": {
+                name: {"hold_id": name, "amount_nanos": amount, "expires_at_ns": expires}
+                for name, (amount, expires) in account.holds.items()
+            },
+            "thresholds": [
+                {f"{kind}_nanos" if kind == "amount" else kind: value} for kind, value in account.thresholds
+            ],
+            "cutoff": dict(account.cutoffs[-1]) if account.cutoffs else None,
+        }
+
+
+def _without_defaults(op: Op) -> Op:
+    """The same parameters are the same whether a default is said or not, and thresholds in any order."""
+    plain = {name: value for name, value in op.items() if (name, value) not in (("resource", ""), ("mode", "strict"))}
+    return plain | {"thresholds": sorted(set(op["thresholds"]))} if "thresholds" in op else plain

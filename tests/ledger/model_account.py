@@ -1,0 +1,255 @@
+"""One account of the model: what it holds, and what each procedure does to it. See `model`."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+HOUR = 3600 * 10**9
+WEEK = 7 * 24 * HOUR
+BOUND = 2**63 - 1
+
+Op = dict[str, Any]
+
+
+class Refusal(Exception):
+    """An error name, and the facts that come with it."""
+
+    def __init__(self, name: str, **facts: Any) -> None:
+        super().__init__(name, facts)
+        self.name = name
+        self.facts = facts
+
+
+class Account:
+    """What the model knows of one account."""
+
+    def __init__(self, user: str, at: int) -> None:
+        self.user = user
+        self.at = at  # everything up to here has been accounted for
+        self.balance = Fraction(0)
+        self.limit = 0
+        self.holds: dict[str, tuple[int, int | None]] = {}
+        self.lines: dict[str, int] = {}
+        self.seqs: dict[str, int] = {}
+        self.zero_since: dict[str, int] = {}
+        self.thresholds: list[tuple[str, int]] = []
+        self.exhausted = False
+        self.goes_below = False
+        self.overrun = Fraction(0)
+        self.seq = 0
+        self.entry_id = 0
+        self.cutoffs: list[dict[str, Any]] = []  # all there ever were
+        self.maybe_off = 0  # highest seq whose machines may be off
+        self.back_on = 0  # highest seq made good
+        self.restore_attempts = 0
+
+    @property
+    def available(self) -> Fraction:
+        return self.balance + self.limit - sum(amount for amount, _ in self.holds.values())
+
+    @property
+    def rate(self) -> int:
+        return sum(self.lines.values())
+
+    @property
+    def per_ns(self) -> Fraction:
+        return Fraction(self.rate, HOUR)
+
+    @property
+    def runs_out(self) -> int | None:
+        """The first nanosecond at which what has been spent is at least what there was."""
+        if self.rate == 0 or self.available <= 0:
+            return None
+        return self.at + math.ceil(self.available / self.per_ns)
+
+    def is_above(self, threshold: tuple[str, int]) -> bool:
+        kind, value = threshold
+        if kind == "amount":
+            return self.available > value
+        if self.available <= 0:
+            return False
+        return self.runs_out is None or self.runs_out - self.at > value
+
+    def crosses(self, threshold: tuple[str, int]) -> int | None:
+        """When time alone takes it to or below the threshold."""
+        if self.rate == 0 or self.available <= 0 or not self.is_above(threshold):
+            return None
+        kind, value = threshold
+        if kind == "amount":
+            return self.at + math.ceil((self.available - value) / self.per_ns)
+        assert self.runs_out is not None
+        return self.runs_out - value
+
+    def forget_lines(self) -> None:
+        for resource, since in list(self.zero_since.items()):
+            if since + WEEK <= self.at:
+                del self.zero_since[resource]
+                self.seqs.pop(resource, None)
+
+    def coming(self) -> tuple[int, int, str] | None:
+        """(instant, rank, hold) of what time causes next: 0 a hold's expiry, 1 running out, 2 a threshold."""
+        found = [(expires, 0, name) for name, (_, expires) in self.holds.items() if expires is not None]
+        if self.runs_out is not None:
+            found.append((self.runs_out, 1, ""))
+        crossings = (self.crosses(threshold) for threshold in self.thresholds)
+        found += [(crossing, 2, "") for crossing in crossings if crossing is not None]
+        return min(found, default=None)
+
+    def pending(self) -> list[dict[str, Any]]:
+        return [cutoff for cutoff in self.cutoffs if cutoff["status"] == "pending"]
+
+    def owed(self) -> tuple[str, int] | None:
+        if self.exhausted:
+            return ("cutoff", self.pending()[0]["seq"]) if self.pending() else None
+        return ("restore", self.maybe_off) if self.maybe_off > self.back_on else None
+
+    # Each of these checks, then changes; a true return value means that a line rose from zero.
+
+    def top_up(self, op: Op) -> None:
+        self._check(self.balance + op["amount"])
+        self.balance += op["amount"]
+
+    def adjust(self, op: Op) -> None:
+        self._check(self.balance + op["amount"])
+        self.balance += op["amount"]
+
+    def debit(self, op: Op) -> None:
+        mode, amount = op.get("mode", "strict"), Fraction(op["amount"])
+        if mode == "strict" and amount > self.available:
+            raise Refusal("INSUFFICIENT_FUNDS", shortfall_nanos=math.ceil(amount - self.available))
+        if mode == "partial":
+            amount = max(Fraction(0), min(amount, self.available))
+        self._check(self.balance - amount)
+        self.balance -= amount
+
+    def set_credit_limit(self, op: Op) -> None:
+        held = sum(amount for amount, _ in self.holds.values())
+        if self.balance + op["amount"] - held < -BOUND:
+            raise Refusal("LIMIT_EXCEEDED")
+        self.limit = op["amount"]
+
+    def hold(self, op: Op) -> None:
+        amount = op["amount"]
+        if amount > self.available:
+            raise Refusal("INSUFFICIENT_FUNDS", shortfall_nanos=math.ceil(amount - self.available))
+        if sum(held for held, _ in self.holds.values()) + amount > BOUND:
+            raise Refusal("LIMIT_EXCEEDED")
+        name = "r:" + op["request_id"] if "request_id" in op else f"e:{self.entry_id + 1}"
+        if name in self.holds:
+            raise Refusal("REQUEST_ID_CONFLICT")
+        expires = self.at + op["ttl_ns"] if "ttl_ns" in op else None
+        self.holds[name] = (amount, expires if expires is None or expires <= BOUND else None)
+
+    def capture(self, op: Op) -> None:
+        if op["hold_id"] not in self.holds:
+            raise Refusal("UNKNOWN_HOLD")
+        held = self.holds[op["hold_id"]][0]
+        balance = self.balance - min(held, op["amount"])
+        if balance < -BOUND or self.available + held - min(held, op["amount"]) < -BOUND:
+            raise Refusal("LIMIT_EXCEEDED")
+        del self.holds[op["hold_id"]]
+        self.balance = balance
+
+    def release(self, op: Op) -> None:
+        if op["hold_id"] not in self.holds:
+            raise Refusal("UNKNOWN_HOLD")
+        del self.holds[op["hold_id"]]
+
+    def set_thresholds(self, op: Op) -> None:
+        self.thresholds = sorted(set(op["thresholds"]))
+
+    def set_rate(self, op: Op) -> bool:
+        resource = op.get("resource", "")
+        seq = op.get("rate_seq")
+        if seq is not None and seq <= self.seqs.get(resource, -1):
+            raise Refusal("STALE_RATE", rate_seq=self.seqs[resource])
+        return self._set_line(resource, op["rate"], seq, op.get("min_runway_ns"))
+
+    def change_rate(self, op: Op) -> bool:
+        resource = op.get("resource", "")
+        rate = self.lines.get(resource, 0) + op["delta"]
+        if rate < 0:
+            raise Refusal("INVALID_RATE", rate_nanos_per_hour=self.lines.get(resource, 0))
+        return self._set_line(resource, rate, None, None)
+
+    def _set_line(self, resource: str, rate: int, seq: int | None, min_runway: int | None) -> bool:
+        old = self.lines.get(resource, 0)
+        total = self.rate - old + rate
+        if total > BOUND:
+            raise Refusal("LIMIT_EXCEEDED")
+        if min_runway is not None and total > 0:
+            runway = math.ceil(self.available / Fraction(total, HOUR)) if self.available > 0 else 0
+            if runway == 0 or runway < min_runway:
+                raise Refusal("INSUFFICIENT_RUNWAY", runway_ns=runway)
+        self.lines.pop(resource, None)
+        self.zero_since.pop(resource, None)
+        if seq is not None:
+            self.seqs[resource] = seq
+        if rate > 0:
+            self.lines[resource] = rate
+        elif resource in self.seqs:
+            self.zero_since[resource] = self.at
+        return old == 0 and rate > 0
+
+    def close_account(self, op: Op) -> None:
+        obstacles = {
+            "rate": self.rate > 0,
+            "debt": self.balance < 0,
+            "hold": bool(self.holds),
+            "cutoff": self.owed() is not None,
+        }
+        for obstacle, stands in obstacles.items():
+            if stands:
+                raise Refusal("ACCOUNT_NOT_CLOSABLE", obstacle=obstacle)
+
+    def _check(self, balance: Fraction) -> None:
+        if abs(balance) > BOUND or self.available - self.balance + balance < -BOUND:
+            raise Refusal("LIMIT_EXCEEDED")
+
+    # -- delivery -----------------------------------------------------------------------------------------------------
+
+    def deliver(self, op: Op) -> bool:
+        """What a report of delivery changes; whether the cutoff is owed anew."""
+        method, seq = op["method"], op["seq"]
+        if method.startswith("restore_"):
+            if not self.back_on < seq <= self.maybe_off:
+                raise Refusal("UNKNOWN_CUTOFF")
+            if method == "restore_started":
+                if self.exhausted:
+                    raise Refusal("UNKNOWN_CUTOFF")
+                self.restore_attempts += 1
+            elif method == "restore_delivered":
+                self.back_on, self.restore_attempts = seq, 0
+            return None
+        latest = self.cutoffs[-1] if self.cutoffs else None
+        cutoff = next((each for each in self.cutoffs if each["seq"] == seq), None)
+        if cutoff is None or (cutoff is not latest and cutoff["status"] != "pending"):
+            raise Refusal("UNKNOWN_CUTOFF")
+        status = cutoff["status"]
+        if method in ("cutoff_delivered", "cutoff_failed") and cutoff["attempts"] == 0:
+            raise Refusal("UNKNOWN_CUTOFF")
+        if method == "cutoff_delivered":
+            if status not in ("pending", "superseded"):
+                raise Refusal("UNKNOWN_CUTOFF")
+            cutoff["status"] = "effective" if self.exhausted and self.rate == 0 else "delivered"
+            cutoff["last_error"] = None
+        elif method == "cutoff_failed":
+            cutoff["last_error"] = op["error"]
+        elif method == "cutoff_retry":
+            again = status == "delivered" and self.rate > 0
+            if op["operator"]:
+                again = status in ("delivered", "effective")
+            if not self.exhausted or cutoff is not latest or not again:
+                raise Refusal("UNKNOWN_CUTOFF")
+            cutoff["status"] = "pending"
+            return True
+        elif status != "pending":
+            raise Refusal("UNKNOWN_CUTOFF")
+        elif method == "cutoff_started":
+            cutoff["attempts"] += 1
+            self.maybe_off = max(self.maybe_off, seq)
+        else:
+            return True
+        return False

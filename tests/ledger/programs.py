@@ -1,0 +1,292 @@
+"""Random programs: every command at random instants, on ledger and model, compared to the last internal unit.
+
+A program is a seed. Its instants seek the edges: E - 1 ns, E and E + 1 ns, the same around expiries and thresholds,
+the same instant again, and now and then one that lies before the last. After each command the answers, the entries it
+made (every field), the notices and from time to time the whole account must be equal. Sometimes time passes by the
+wheel's calls instead of by commands, and sometimes the bucket is dumped and loaded in the middle. At the end all
+entries are replayed into an empty ledger, which must come to the same block.
+
+By hand, with another number of commands (all cores if started several times with different seeds):
+
+    python -m tests.ledger.programs --commands 10000000 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from typing import Any
+
+from billing.ledger import commands as ops
+from billing.ledger.entry import CROSSED, EXHAUSTED, REFUSED, RESTORED, Entry, answer, event_id, unpack
+from billing.ledger.errors import NAME_OF_CODE, Refused
+from billing.ledger.ledger import Ledger, Rules
+from billing.ledger.money import NANO
+from tests.ledger.drawing import START, USERS, Drawing
+from tests.ledger.model import Model
+from tests.ledger.model_account import Op, Refusal
+
+BUCKET = 7
+OPS = {name: op for op, name in ops.NAMES.items()}
+
+
+class Difference(AssertionError):
+    """Ledger and model disagree; says the seed, the step and both sides."""
+
+
+def command_of(op: Op) -> ops.Command:
+    """The command that a door would make of it."""
+    method, user = op["method"], op["user"].encode()
+    a, b, c, key = op.get("amount", 0), 0, 0, b""
+    message = op.get("reason", op.get("error", "")).encode()
+    if method == "set_rate":
+        a, b, c = op["rate"], op.get("rate_seq", -1), op.get("min_runway_ns", -1)
+        key = op.get("resource", "").encode()
+    elif method == "change_rate":
+        a, key = op["delta"], op.get("resource", "").encode()
+    elif method == "debit":
+        b = ops.MODES[op.get("mode", "strict")]
+    elif method == "hold":
+        b = op.get("ttl_ns", 0)
+    elif method in ("capture", "release"):
+        key = op["hold_id"].encode()
+    elif method == "set_thresholds":
+        kinds = {"amount": ops.BY_AMOUNT, "runway_ns": ops.BY_RUNWAY}
+        thresholds = [(kinds[kind], value) for kind, value in op["thresholds"]]
+        a, key = len(set(thresholds)), ops.pack_thresholds(thresholds)
+    elif "seq" in op:
+        a, b = op["seq"], int(op.get("operator", False))
+    return (OPS[method], user, a, b, c, key, op.get("request_id", "").encode(), message)
+
+
+class Program:
+    """One seeded program on one bucket. `run(count)` raises `Difference`."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        ids_max = self.random.choice((1, 5, 50))
+        self.rules = Rules(self.random.random() < 0.3, ids_max, self.random.random() < 0.5)
+        self.model = Model(accrue=self.rules.accrue, restore=self.rules.restore, ids_max=ids_max)
+        self.filings: list[tuple[int, int]] = []
+        self.ledger = Ledger(self.rules, self._file)
+        self.ledger.create(BUCKET)
+        self.ledger.wake(BUCKET)
+        self.journal: list[bytes] = []
+        self.drawing = Drawing(self.random, self.model, START if self.random.random() < 0.9 else 0)
+        self.step = self.t = 0
+
+    def run(self, count: int) -> None:
+        """Carries out `count` commands and compares after each; then replays."""
+        for _ in range(count):
+            self.step += 1
+            self.t = self.drawing.t = self.drawing.next_instant()
+            chance = self.random.random()
+            if chance < 0.10:
+                self._advance()
+            elif chance < 0.16:
+                self._look(self.random.choice(USERS))
+            elif chance < 0.17:
+                self._dump_and_load()
+            self._command(self.drawing.next_op())
+        for user in USERS:
+            self._look(user)
+        self._replay()
+
+    # -- both sides ---------------------------------------------------------------------------------------------------
+
+    def _command(self, op: Op) -> None:
+        command = command_of(op)
+        said: Any
+        wanted: Any
+        try:
+            wanted = self.model.apply(self.t, op)
+        except Refusal as refusal:
+            wanted = refusal
+        try:
+            said = answer(self.ledger.apply(BUCKET, self.t, command), BUCKET)
+        except Refused as refused:
+            said = refused
+        if "request_id" in op:
+            self.drawing.done = [*self.drawing.done[-20:], op]
+        if isinstance(wanted, Refusal) != isinstance(said, Refused):
+            raise self._difference(op, wanted, said)
+        if isinstance(wanted, Refusal):
+            facts = said.as_map()
+            if said.name != wanted.name or any(facts.get(name) != value for name, value in wanted.facts.items()):
+                raise self._difference(op, wanted, facts)
+            if facts["applied"] != "no" or ("replayed" in facts) != ("replayed" in wanted.facts):
+                raise self._difference(op, wanted, facts)
+        elif not op["method"].startswith(("cutoff_", "restore_")):
+            self._equal(op, self._as_shown(wanted), said)
+        self._drain(op)
+
+    def _as_shown(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        shown = dict(wanted, bucket_id=BUCKET)
+        if shown.get("cutoff"):
+            cutoff = shown["cutoff"]
+            exhausted_at_ns = cutoff["at"]
+            shown["cutoff"] = {
+                "event_id": event_id(shown["user_id"].encode(), cutoff["seq"], exhausted_at_ns),
+                "exhausted_at_ns": exhausted_at_ns,
+                **{name: cutoff[name] for name in ("seq", "status", "attempts", "last_error")},
+            }
+        if "holds" in shown:
+            shown["holds"] = list(shown["holds"].values())
+        return shown
+
+    def _look(self, user: str) -> None:
+        """get_account on both sides."""
+        op = {"method": "get_account", "user": user}
+        try:
+            wanted = self._as_shown(self.model.view(user, self.t))
+        except Refusal:
+            if user.encode() in self.ledger.books[BUCKET].slots:
+                raise self._difference(op, "unknown", "known") from None
+            return
+        said = self.ledger.view(BUCKET, user.encode(), self.t)
+        self._equal(op, wanted, said)
+        call = self.ledger.owed(BUCKET, user.encode())
+        self._equal(op, self.model.accounts[user].owed(), None if call is None else (call.kind, call.seq))
+        self._drain(op)
+
+    def _drain(self, op: Op) -> None:
+        made = [packed for _, packed in self.ledger.records]
+        self.ledger.records.clear()
+        self.journal += made
+        wanted, self.model.entries = self.model.entries, []
+        self._equal(op, len(wanted), len(made))
+        for model_entry, packed in zip(wanted, made, strict=True):
+            self._compare_entry(model_entry, Entry._make(unpack(packed)))
+        told = [(kind, user.decode(), number) for kind, _, _, user, number in self.ledger.notices]
+        self.ledger.notices.clear()
+        told_by_model, self.model.notices = self.model.notices, []
+        self._equal(op, told_by_model, told)
+
+    def _compare_entry(self, wanted: dict[str, Any], e: Entry) -> None:
+        """Every field, exactly. The command of an entry from outside is the command itself."""
+        op = wanted["op"]
+        pairs = {
+            "op": (OPS[op["method"]], e.op),
+            "user": (op["user"], e.user_id.decode()),
+            "at": (wanted["at"], e.at_ns),
+            "entry_id": (wanted["entry_id"], e.entry_id),
+            "amount": (wanted["amount"] * NANO, e.amount),
+            "accrued": (wanted["accrued"] * NANO, e.accrued),
+            "balance": (wanted["balance"] * NANO, e.balance),
+            "overrun": (wanted["overrun"] * NANO, e.overrun),
+            "rate": (wanted["rate"], e.rate),
+            "limit": (wanted["limit"], e.credit_limit_nanos),
+            "held": (wanted["held"], e.holds_nanos),
+            "runs_out": (-1 if wanted["runs_out"] is None else wanted["runs_out"], e.exhausts_at_ns),
+            "seq": (wanted["seq"], e.exhaustion_seq),
+            "exhausted": (wanted["exhausted"], bool(e.flags & EXHAUSTED)),
+            "crossed": (wanted["crossed"], bool(e.flags & CROSSED)),
+            "restored": (wanted["restored"], bool(e.flags & RESTORED)),
+            "refused": (wanted["refused"], NAME_OF_CODE[e.refusal] if e.flags & REFUSED else None),
+        }
+        if "threshold" in op:
+            kind, value = op["threshold"]
+            pairs["threshold"] = ((int(kind == "runway_ns"), value), (e.a, e.b))
+        elif op["method"] == "hold_expired":
+            pairs["hold_id"] = (op["hold_id"], e.key.decode())
+        elif op["method"] != "exhaust":
+            pairs["command"] = (command_of(op), e.command)
+        for name, (model_value, value) in pairs.items():
+            if model_value != value:
+                raise self._difference({**op, "field": name}, model_value, value)
+
+    # -- the wheel's calls, moves, recovery ---------------------------------------------------------------------------
+
+    def _file(self, ref: int, due_ns: int) -> int:
+        filed_ns = max(0, due_ns - self.random.choice((0, 1, 1000)))
+        self.filings.append((filed_ns, ref))
+        return filed_ns
+
+    def _advance(self) -> None:
+        """Time passes by itself: everything that is due fires, nothing else does."""
+        op = {"method": "advance", "user": ""}
+        for user in sorted(self.model.accounts):
+            self.model.pass_time(self.model.accounts[user], self.t)
+        wanted = sorted(self.model.entries, key=lambda entry: (entry["op"]["user"], entry["entry_id"]))
+        told = sorted(self.model.notices)
+        while due := [filing for filing in self.filings if filing[0] <= self.t]:
+            self.filings = [filing for filing in self.filings if filing[0] > self.t]
+            for filed_ns, ref in due:
+                due_ns = self.ledger.next_due_ns(ref, filed_ns)
+                if 0 <= due_ns <= self.t:
+                    self.ledger.tick(ref, self.t)
+                elif due_ns > self.t:
+                    self.filings.append((due_ns, ref))
+                    self.ledger.moved(ref, due_ns)
+        self.ledger.records.sort(key=lambda record: _order(record[1]))
+        self.ledger.notices.sort(key=lambda notice: (notice[0], notice[3], notice[4]))
+        self.model.entries, self.model.notices = wanted, told
+        self._drain(op)
+
+    def _dump_and_load(self) -> None:
+        """The bucket goes to another ledger, as in a move."""
+        dumped = self.ledger.dump(BUCKET)
+        self.ledger.still(BUCKET)
+        self.filings = []
+        other = Ledger(self.rules, self._file)
+        other.load(BUCKET, dumped)
+        self._equal({"method": "dump", "user": ""}, dumped, other.dump(BUCKET))
+        other.wake(BUCKET)
+        self.ledger = other
+
+    def _replay(self) -> None:
+        """Recovery: the same entries make the same bucket."""
+        again = Ledger(self.rules._replace(accrue=not self.rules.accrue, restore=not self.rules.restore), self._file)
+        again.create(BUCKET)
+        for packed in self.journal:
+            again.replay(BUCKET, packed)
+        again.replayed()
+        self._equal({"method": "replay", "user": ""}, self.ledger.dump(BUCKET), again.dump(BUCKET))
+
+    def _equal(self, op: Op, wanted: Any, said: Any) -> None:
+        if wanted != said:
+            raise self._difference(op, wanted, said)
+
+    def _difference(self, op: Op, wanted: Any, said: Any) -> Difference:
+        return Difference(f"seed {self.seed} step {self.step} at {self.t}: {op}\nmodel  {wanted}\nledger {said}")
+
+
+def _order(packed: bytes) -> tuple[str, int]:
+    e = Entry._make(unpack(packed))
+    return e.user_id.decode(), e.entry_id
+
+
+def run(commands: int, seed: int, each: int = 400) -> int:
+    """Programs of `each` commands with the seeds `seed`, `seed + 1`, ... until `commands` are done; how many that
+    were.
+    """
+    done = 0
+    while done < commands:
+        Program(seed).run(each)
+        seed += 1
+        done += each
+    return done
+
+
+def main() -> None:
+    """By hand: prints how far it is, once in ten seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--commands", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    begun = shown = time.monotonic()
+    done, seed = 0, given.seed
+    while done < given.commands:
+        done += run(400, seed)
+        seed += 1
+        if time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            print(f"{done} commands, seeds {given.seed}..{seed - 1}, {done / (shown - begun):.0f}/s", file=sys.stderr)
+    print(f"{done} commands, seeds {given.seed}..{seed - 1}: 0 differences in {time.monotonic() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Random programs on the ledger and on the model of fractions: no difference, to the last internal unit.
+
+The default run does 200,000 commands in programs of 400, from seed 1 on. `LEDGER_COMMANDS` and `LEDGER_SEED` change that;
+by hand, with progress shown:
+
+    python -m tests.ledger.programs --commands 10000000 --seed 1
+"""
+
+import os
+
+import pytest
+
+from tests.ledger.programs import run
+
+COMMANDS = int(os.environ.get("LEDGER_COMMANDS", "200000"))
+SEED = int(os.environ.get("LEDGER_SEED", "1"))
+SHARES = 8  # so that both cores have work
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_ledger_and_model_agree_to_the_last_internal_unit(share):
+    commands = COMMANDS // SHARES
+    seeds = commands // 400 + 1
+    assert run(commands, SEED + share * seeds) >= commands
