@@ -60,13 +60,14 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "receiver": "Takes cutoff calls for trying and measuring, and says how late they came.",
     },
     "billing.ops.journal_dump": {"journal": "Looks into the files of a journal."},
+    "billing.doctor.command": {"doctor": "Proves from the files alone that a stopped daemon's data are right."},
 }
 MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in commands}
 
 # How `--help` groups them; all others stand under the last title.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": tuple(ELSEWHERE["billing.ops.account_commands"]),
-    "Operation": ("serve", "config", "journal", *ELSEWHERE["billing.ops.operator_commands"]),
+    "Operation": ("serve", "config", "journal", "doctor", *ELSEWHERE["billing.ops.operator_commands"]),
     "Trying and measuring": ("demo", "receiver", "replay"),
 }
 

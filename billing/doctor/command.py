@@ -1,0 +1,113 @@
+"""`billing doctor --config FILE`: the examination as a command.
+
+Exit codes: 0 no faults, 65 faults were found (each is told), 1 something runs on the directory or a cut was refused,
+74 a file cannot be read, 78 the configuration cannot be used, or names a directory without data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from billing.doctor import cut
+from billing.doctor.directory import Directory
+from billing.doctor.examine import Absent, Live, Progress, examine, hold
+from billing.doctor.report import Report
+from shards.disk import Disk, RealDisk
+
+STEP_BYTES = 1 << 20  # of progress that are worth being shown
+EXIT_NO, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 1, 65, 74, 78
+
+
+@click.command()
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The daemon's configuration file; without one, the defaults. BILLING_SECTION__KEY overrides either.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@click.option("--truncate-at", type=int, metavar="POSITION", help="Cut a damaged journal here; needs --accept-loss.")
+@click.option("--shard", type=int, help="With --truncate-at: the shard whose journal is meant, 0 for the map.")
+@click.option("--accept-loss", is_flag=True, help="With --truncate-at: what is cut off may have been answered.")
+def doctor(file: Path | None, as_json: bool, truncate_at: int | None, shard: int | None, accept_loss: bool) -> None:
+    """Proves from the files alone that a stopped daemon's data are right.
+
+    Works every account out anew by code that shares nothing with the daemon's, and holds journals, snapshots, history
+    and bucket map against each other. It changes nothing, but with --truncate-at POSITION --accept-loss: that gives up
+    the damaged tail of a journal, keeps a copy of what it cut off, and writes an audit record beside it.
+    """
+    from billing.config_load import load
+
+    if (truncate_at is None) is not (accept_loss is False):
+        raise click.UsageError("--truncate-at and --accept-loss are only taken together")
+    config = load(file, os.environ).config
+    disk = RealDisk()
+    report = Report()
+    data_dir = config.daemon.data_dir
+    try:
+        with ExitStack() as stack:
+            hold(disk, data_dir, stack)
+            with _progress() as progress:
+                directories = examine(disk, data_dir, config.ledger.request_ids_per_bucket, report, progress)
+            if truncate_at is not None:
+                _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
+                return
+    except (Live, cut.Refusal) as no:
+        _end(EXIT_NO, str(no))
+    except Absent as no:
+        _end(EXIT_CONFIG, str(no))
+    except OSError as error:
+        _end(EXIT_DISK, f"the disk failed: {error}")
+    if as_json:
+        click.echo(json.dumps(report.as_map(), indent=2))
+    else:
+        for line in report.lines():
+            click.echo(line)
+    if report.fault_count:
+        sys.exit(EXIT_DAMAGED)
+
+
+def _cut(disk: Disk, directory: Directory, position: int) -> None:
+    audit = cut.cut(disk, directory, position)
+    click.echo(f"everything from position {position} on was cut off {directory.path}; audit record: {audit}")
+    click.echo("run the doctor again before the daemon is started")
+
+
+def _end(code: int, text: str) -> None:
+    click.echo(f"billing: {text}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """How far it is, on a terminal; else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, tuple[TaskID, int]] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            task, shown = tasks.get(what) or (bars.add_task(what, total=total), -STEP_BYTES)
+            if done - shown >= STEP_BYTES:
+                bars.update(task, completed=done)
+                shown = done
+            tasks[what] = task, shown
+
+        yield told
+
+
+COMMANDS: dict[str, click.Command] = {"doctor": doctor}

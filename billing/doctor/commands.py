@@ -1,0 +1,225 @@
+"""What each command does to an account, worked out a second time: from the contract, on `state.Account`.
+
+`carry_out` takes an account settled to the command's instant. It either changes it or returns why the command is
+refused: the error's number and the number that its note gives. What follows from the change (crossing zero, being
+restored, thresholds) is the same for all and stands in `replay`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from billing.doctor import cutoffs
+from billing.doctor.entry import (
+    ADJUST,
+    CAPTURE,
+    CHANGE_RATE,
+    CLOSE,
+    DEBIT,
+    HOLD,
+    RELEASE,
+    SET_CREDIT_LIMIT,
+    SET_RATE,
+    SET_THRESHOLDS,
+    SUM_MAX,
+    TOP_UP,
+    UNIT,
+    WORD_MAX,
+    Entry,
+)
+from billing.doctor.state import NEVER, WEEK_NS, Account
+
+INVALID_RATE: Final = 106
+INSUFFICIENT_FUNDS: Final = 201
+INSUFFICIENT_RUNWAY: Final = 202
+STALE_RATE: Final = 203
+REQUEST_ID_CONFLICT: Final = 204
+UNKNOWN_HOLD: Final = 205
+LIMIT_EXCEEDED: Final = 206
+ACCOUNT_NOT_CLOSABLE: Final = 207
+
+# The numbers of what may stand against a command.
+BALANCE, AVAILABLE, _, HOLDS, OPEN_HOLDS, RATE, RATE_LINES = range(7)
+BY_RATE, BY_DEBT, BY_HOLD, BY_CUTOFF = range(4)
+
+PARTIAL, FORCE = 1, 2
+LINES_MAX: Final = 10_000
+HOLDS_MAX: Final = 1_000
+
+_THRESHOLD = struct.Struct("<Bq")
+
+Refusal = tuple[int, int]  # the error's number, and the number of its note
+
+
+def carry_out(account: Account, entry: Entry) -> Refusal | None:
+    """Changes the account as the entry's command says; or returns why not, and has changed nothing."""
+    op = entry.op
+    if op in (TOP_UP, ADJUST):
+        return _move(account, entry.a * UNIT)
+    if op == DEBIT:
+        return _debit(account, entry.a, entry.b)
+    if op in (SET_RATE, CHANGE_RATE):
+        return _rate(account, entry)
+    if op == SET_CREDIT_LIMIT:
+        return _limit(account, entry.a)
+    if op == HOLD:
+        return _hold(account, entry)
+    if op in (CAPTURE, RELEASE):
+        return _end_hold(account, entry)
+    if op == SET_THRESHOLDS:
+        account.thresholds = read_thresholds(entry.key)
+        return None
+    assert op == CLOSE, op
+    return _close(account)
+
+
+def read_thresholds(packed: bytes) -> tuple[tuple[int, int], ...]:
+    """The thresholds in the key of the command; bytes that are none give a tuple that nothing equals."""
+    if len(packed) % _THRESHOLD.size:
+        return ((-1, -1),)
+    return tuple((kind, value) for kind, value in _THRESHOLD.iter_unpack(packed))
+
+
+def hold_name(request_id: bytes, entry_id: int) -> bytes:
+    """The id of the hold made by a call with this request_id, or by this entry."""
+    if not request_id:
+        return f"e:{entry_id}".encode()
+    try:
+        return f"r:{request_id.decode()}".encode()
+    except UnicodeDecodeError:
+        return f"x:{request_id.hex()}".encode()
+
+
+def _beyond(balance: int, credit_limit_nanos: int, holds_nanos: int) -> Refusal | None:
+    if not -SUM_MAX <= balance <= SUM_MAX:
+        return LIMIT_EXCEEDED, BALANCE
+    if balance + (credit_limit_nanos - holds_nanos) * UNIT < -SUM_MAX:
+        return LIMIT_EXCEEDED, AVAILABLE
+    return None
+
+
+def _move(account: Account, amount: int) -> Refusal | None:
+    no = _beyond(account.balance + amount, account.credit_limit_nanos, account.holds_nanos)
+    if no is None:
+        account.balance += amount
+    return no
+
+
+def _debit(account: Account, nanos: int, mode: int) -> Refusal | None:
+    available = account.available
+    if nanos * UNIT <= available or mode == FORCE:
+        return _move(account, -nanos * UNIT)
+    if mode == PARTIAL:
+        return _move(account, -max(0, available))
+    return INSUFFICIENT_FUNDS, nanos - available // UNIT
+
+
+def _limit(account: Account, nanos: int) -> Refusal | None:
+    no = _beyond(account.balance, nanos, account.holds_nanos)
+    if no is None:
+        account.credit_limit_nanos = nanos
+    return no
+
+
+def _rate(account: Account, entry: Entry) -> Refusal | None:
+    resource = entry.key
+    old_rate, rate_seq = account.line(resource)
+    min_runway_ns = -1
+    if entry.op == SET_RATE:
+        rate, min_runway_ns = entry.a, entry.c
+        if entry.b >= 0:
+            if entry.b <= rate_seq:
+                return STALE_RATE, rate_seq
+            rate_seq = entry.b
+    else:
+        rate = old_rate + entry.a
+        if rate < 0:
+            return INVALID_RATE, old_rate
+    total = account.rate - old_rate + rate
+    if total > WORD_MAX:
+        return LIMIT_EXCEEDED, RATE
+    if min_runway_ns >= 0 and total:
+        runway_ns = max(0, -(-account.available // total))
+        if runway_ns < max(1, min_runway_ns):
+            return INSUFFICIENT_RUNWAY, runway_ns
+    known = resource in (account.lines or ()) or account.line(resource)[1] >= 0
+    if (rate or rate_seq >= 0) and not known and account.line_count() >= LINES_MAX:
+        return LIMIT_EXCEEDED, RATE_LINES
+    _put_line(account, resource, rate, rate_seq)
+    account.rate = total
+    return None
+
+
+def _put_line(account: Account, resource: bytes, rate: int, rate_seq: int) -> None:
+    lines = account.lines or {}
+    quiet = {name: line for name, line in (account.quiet or {}).items() if account.settled_ns - line[1] < WEEK_NS}
+    lines.pop(resource, None)
+    quiet.pop(resource, None)
+    if rate:
+        lines[resource] = (rate, rate_seq)
+    elif rate_seq >= 0:
+        quiet[resource] = (rate_seq, account.settled_ns)
+    account.lines, account.quiet = lines or None, quiet or None
+
+
+def _hold(account: Account, entry: Entry) -> Refusal | None:
+    nanos, ttl_ns = entry.a, entry.b
+    if nanos * UNIT > account.available:
+        return INSUFFICIENT_FUNDS, nanos - account.available // UNIT
+    if account.holds_nanos + nanos > WORD_MAX:
+        return LIMIT_EXCEEDED, HOLDS
+    name = hold_name(entry.request_id, account.entry_id + 1)
+    holds = account.holds or {}
+    if name in holds:
+        return REQUEST_ID_CONFLICT, 0
+    if len(holds) >= HOLDS_MAX:
+        return LIMIT_EXCEEDED, OPEN_HOLDS
+    expires_ns = account.settled_ns + ttl_ns if ttl_ns else NEVER
+    holds[name] = (nanos, expires_ns if expires_ns <= WORD_MAX else NEVER)
+    account.holds = holds
+    account.holds_nanos += nanos
+    return None
+
+
+def _end_hold(account: Account, entry: Entry) -> Refusal | None:
+    name = entry.key
+    if not account.holds or name not in account.holds:
+        return UNKNOWN_HOLD, 0
+    held_nanos, _ = account.holds[name]
+    if entry.op == CAPTURE:
+        balance = account.balance - min(entry.a, held_nanos) * UNIT
+        no = _beyond(balance, account.credit_limit_nanos, account.holds_nanos - held_nanos)
+        if no is not None:
+            return no
+        account.balance = balance
+    free_hold(account, name)
+    return None
+
+
+def free_hold(account: Account, name: bytes) -> int:
+    """Ends a hold; its nanos are available again."""
+    assert account.holds is not None
+    nanos, _ = account.holds.pop(name)
+    account.holds = account.holds or None
+    account.holds_nanos -= nanos
+    return nanos
+
+
+def expiring_hold(account: Account) -> bytes:
+    """Of the holds that expire next the one with the lowest id."""
+    assert account.holds is not None
+    return min((expires_ns, name) for name, (_, expires_ns) in account.holds.items())[1]
+
+
+def _close(account: Account) -> Refusal | None:
+    if account.rate:
+        return ACCOUNT_NOT_CLOSABLE, BY_RATE
+    if account.balance < 0:
+        return ACCOUNT_NOT_CLOSABLE, BY_DEBT
+    if account.holds:
+        return ACCOUNT_NOT_CLOSABLE, BY_HOLD
+    if cutoffs.owed(account) is not None:
+        return ACCOUNT_NOT_CLOSABLE, BY_CUTOFF
+    account.balance = account.credit_limit_nanos = 0
+    return None

@@ -1,0 +1,139 @@
+"""Snapshots of a shard, each part held against the state that its log has made at the part's position.
+
+Recovery begins with the newest good snapshot; here the log begins with the oldest, so that all newer ones can be
+compared with what they stand for. Parts are read when their position comes, one at a time.
+
+How many request ids a bucket keeps is a setting, and only its present value is known. Where a snapshot keeps fewer than
+the log would, that is right only if all its buckets stop at the same number: then the limit was lower at the time.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from billing.doctor.directory import Directory
+from billing.doctor.entry import Garbled
+from billing.doctor.files import File
+from billing.doctor.likeness import contradictions, differences, kept_alike
+from billing.doctor.part import Head, Part, read_head, read_part
+from billing.doctor.report import Report
+from billing.doctor.snapshot import Snapshot
+from billing.doctor.state import Bucket
+
+
+class Comparison:
+    """The snapshots of one shard. `base` is the one that its state begins with, if any."""
+
+    def __init__(self, directory: Directory, base: Snapshot | None, report: Report) -> None:
+        self._directory = directory
+        self._base = base
+        self._report = report
+        self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
+        self._waiting: list[tuple[int, int, int]] = []  # (position, snapshot, chunk) of parts to compare, last first
+        self._fewer: dict[int, list[tuple[int, int, int]]] = {}  # snapshot -> (bucket id, ids kept in it, by the log)
+        self._most: dict[int, int] = {}  # snapshot -> the most request ids that any bucket in it keeps
+
+    def load_base(self) -> tuple[dict[int, Bucket], dict[int, int]]:
+        """(bucket id -> its state in the base, bucket id -> position up to which its records are in that)."""
+        held: dict[int, Bucket] = {}
+        if self._base is not None:
+            path = self._path(self._base)
+            with File(self._directory.disk, path) as file:
+                for chunk in self._base.chunks:
+                    part = self._part(path, file.at(chunk.offset, chunk.length))
+                    if part is None:
+                        continue
+                    if part.head.bucket_id in self._loaded_at:
+                        self._fault(path, f"bucket {part.head.bucket_id} has two parts in the snapshot")
+                    self._loaded_at[part.head.bucket_id] = part.head.position
+                    if part.bucket is not None:
+                        held[part.head.bucket_id] = part.bucket
+        return held, self._loaded_at
+
+    def await_parts(self) -> None:
+        """Notes at which position each part of the other snapshots is to be compared."""
+        for number, snapshot in enumerate(self._directory.snapshots):
+            path = self._path(snapshot)
+            if self._base is not None and snapshot.position < self._base.position:
+                self._report.note(f"{path} is older than the log: nothing can be held against it")
+            elif snapshot is not self._base:
+                with File(self._directory.disk, path) as file:
+                    for index, chunk in enumerate(snapshot.chunks):
+                        head = self._head(path, file.at(chunk.offset, min(chunk.length, 64)), snapshot)
+                        if head is not None:
+                            self._waiting.append((head.position, number, index))
+        self._waiting.sort(reverse=True)
+
+    def _head(self, path: str, data: bytes, snapshot: Snapshot) -> Head | None:
+        try:
+            head = read_head(data)
+        except Garbled as reason:
+            self._fault(path, str(reason))
+            return None
+        if head.position < snapshot.position:
+            self._fault(path, f"the part of bucket {head.bucket_id} holds records up to position {head.position} only")
+            return None
+        return head
+
+    def reach(self, position: int, held: dict[int, Bucket], now_ns: int) -> None:
+        """The log has been walked up to `position`: compares the parts that stand for it."""
+        while self._waiting and self._waiting[-1][0] <= position:
+            _, number, index = self._waiting.pop()
+            snapshot = self._directory.snapshots[number]
+            chunk = snapshot.chunks[index]
+            path = self._path(snapshot)
+            with File(self._directory.disk, path) as file:
+                part = self._part(path, file.at(chunk.offset, chunk.length))
+            if part is not None and self._loaded_at.get(part.head.bucket_id, -1) <= part.head.position:
+                self._compare(path, number, part, held.get(part.head.bucket_id), now_ns)
+
+    def _compare(self, path: str, number: int, part: Part, bucket: Bucket | None, now_ns: int) -> None:
+        self._report.count("snapshots", "parts compared")
+        where = f"bucket {part.head.bucket_id} at position {part.head.position}"
+        if bucket is None or part.bucket is None:
+            if bucket is not None or part.bucket is not None:
+                here = "the log" if bucket is not None else "the snapshot"
+                self._fault(path, f"{where} is there by {here} alone")
+            return
+        for user_id, text in differences(bucket, part.bucket, now_ns):
+            self._fault(path, f"{where}: {text}", user_id)
+        kept, held = len(bucket.order), len(part.bucket.order)
+        self._most[number] = max(self._most.get(number, 0), held)
+        alike = kept_alike(bucket, part.bucket)
+        if alike is None and held < kept:
+            self._fewer.setdefault(number, []).append((part.head.bucket_id, held, kept))
+        elif alike is False:
+            self._report.fault("requests", f"{where} keeps other request ids than its entries say", file=path)
+
+    def end(self) -> None:
+        """The log has been walked to its end."""
+        for number, fewer in self._fewer.items():
+            path = self._path(self._directory.snapshots[number])
+            most = self._most[number]
+            for bucket_id, held, kept in fewer:
+                if held < most:
+                    self._report.fault("requests", f"bucket {bucket_id} keeps {held} request ids of {kept}", file=path)
+            if any(held == most for _, held, _ in fewer):
+                self._report.note(f"{path} keeps at most {most} request ids a bucket: the limit was lower then")
+        for position, number, _ in self._waiting:
+            text = f"a part stands for position {position}, which the log does not have"
+            self._fault(self._path(self._directory.snapshots[number]), text)
+
+    def _part(self, path: str, data: bytes) -> Part | None:
+        """A part, wholly read, with what contradicts itself in it told; None where it cannot be read."""
+        self._report.count("snapshots", "parts")
+        try:
+            part = read_part(data)
+        except (Garbled, struct.error) as reason:
+            self._fault(path, f"a part of the snapshot cannot be read: {reason}")
+            return None
+        if part.bucket is not None:
+            for user_id, text in contradictions(part.bucket, part.pending):
+                self._fault(path, f"bucket {part.head.bucket_id}: {text}", user_id)
+        return part
+
+    def _path(self, snapshot: Snapshot) -> str:
+        return f"{self._directory.path}/{snapshot.name}"
+
+    def _fault(self, path: str, text: str, user_id: bytes = b"") -> None:
+        self._report.fault("snapshots", text, file=path, account=user_id)

@@ -1,0 +1,103 @@
+"""The one order that writes: giving up the damaged tail of one journal, so that the shard can start without it.
+
+Never automatic. What is cut off may have been answered, so it is done only when a person says so (`--accept-loss`),
+only from the exact position at which the damage begins, and only where nothing stands against the rest: the damage lies
+in the newest segment, and no snapshot holds more than what is left. Then, each step durable before the next:
+
+    1  the segment as it is, up to its last byte that is not zero, is copied to `segment-….cut-POSITION`
+    2  an audit record, who and when and what, is written to `segment-….cut-POSITION.json`
+    3  the manifest no longer says that the journal was closed cleanly
+    4  everything from the damage on becomes zeros, which is how a log ends
+
+A crash between them leaves a journal that is damaged as before, or cut.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+from typing import Final
+
+from billing.doctor.directory import MANIFEST, Damage, Directory
+from billing.doctor.files import File
+from billing.doctor.segment import write_manifest
+from shards.clock import wall_now_ns
+from shards.disk import Disk, write_all, write_file
+
+ZEROS: Final = bytes(1 << 20)
+
+
+class Refusal(Exception):
+    """It will not be cut; nothing was changed. The text says why."""
+
+
+def damaged_journal(directories: dict[int, Directory], shard: int | None) -> Directory:
+    """The journal to cut: the one that is damaged, or that of `shard` (0: the map's). Raises Refusal."""
+    damaged = {number: directory for number, directory in directories.items() if directory.damage is not None}
+    if shard is None:
+        if len(damaged) != 1:
+            names = ", ".join(str(number) for number in sorted(damaged)) or "none"
+            raise Refusal(f"damaged journals of shards: {names}; say with --shard which one is meant")
+        return next(iter(damaged.values()))
+    if shard not in damaged:
+        raise Refusal(f"the journal of shard {shard} can be followed to its end: there is nothing to cut off")
+    return damaged[shard]
+
+
+def check(directory: Directory, position: int) -> Damage:
+    """The damage that a cut at `position` would give up. Raises Refusal."""
+    damage = directory.damage
+    assert damage is not None, "only a damaged journal is cut"
+    if position != damage.position:
+        raise Refusal(f"the damage in {damage.path} begins at position {damage.position}; only there can it be cut")
+    if not damage.newest:
+        raise Refusal(f"{damage.path} is not the newest segment: what follows it would be lost, too. Restore a backup")
+    if damage.offset == 0:
+        raise Refusal(f"the first block of {damage.path} is damaged: there is nothing to keep of it. Restore a backup")
+    newest = directory.segments[-1]
+    if newest.block is None or newest.size != newest.block.length:
+        raise Refusal(f"{damage.path} has {newest.size} bytes and was made with more: cutting does not mend that")
+    for snapshot in directory.snapshots:
+        if max(snapshot.position, snapshot.reached) >= position:
+            text = f"{snapshot.name} was made when position {max(snapshot.position, snapshot.reached)} was durable"
+            raise Refusal(f"{text}: a log that ends before that is not believed. Restore a backup")
+    return damage
+
+
+def cut(disk: Disk, directory: Directory, position: int) -> str:
+    """Gives up everything from `position` on; the path of the audit record. Raises Refusal, OSError."""
+    damage = check(directory, position)
+    with File(disk, damage.path) as file:
+        end = file.used_end(damage.offset)
+        kept = file.at(0, end)
+    copy = f"{damage.path}.cut-{position}"
+    audit = f"{copy}.json"
+    write_file(disk, copy, kept)
+    manifest = directory.manifest
+    record = {
+        "what": "the damaged tail of a journal was cut off by order of an operator, accepting its loss",
+        "wall_time_ns": wall_now_ns(),
+        "user": getpass.getuser(),
+        "shard": directory.shard,
+        "segment": damage.path,
+        "first_position_lost": position,
+        "offset": damage.offset,
+        "bytes_cut": end - damage.offset,
+        "batches_recognised_behind_the_damage": damage.batches_behind,
+        "blake2b_256_of_bytes_cut": hashlib.blake2b(kept[damage.offset :], digest_size=32).hexdigest(),
+        "copy": copy,
+        "manifest": None if manifest is None else manifest._asdict(),
+    }
+    write_file(disk, audit, json.dumps(record, indent=2).encode() + b"\n")
+    if manifest is not None and manifest.clean:
+        unclean = manifest._replace(clean=0, head=0, head_chain=0)
+        write_file(disk, f"{directory.path}/{MANIFEST}", write_manifest(unclean))
+    handle = disk.open(damage.path, write=True)
+    try:
+        for offset in range(damage.offset, end, len(ZEROS)):
+            write_all(disk, handle, ZEROS[: min(len(ZEROS), end - offset)], offset)
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+    return audit

@@ -1,0 +1,116 @@
+"""What becomes of cutoffs, worked out a second time: from CONTRACT §4 and the grammar of an account's `Extra`.
+
+The list of an account holds, in order of seq, what is still to be delivered, and always the latest one. `off_seq` is
+the highest seq of which an attempt began, `on_seq` the highest that a delivered restore made good.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from billing.doctor.entry import (
+    CUTOFF_DELIVERED,
+    CUTOFF_FAILED,
+    CUTOFF_RELEASED,
+    CUTOFF_RETRY,
+    CUTOFF_STARTED,
+    RESTORE_DELIVERED,
+    RESTORE_FAILED,
+    RESTORE_STARTED,
+    Entry,
+)
+from billing.doctor.state import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, Account, Cutoff
+
+UNDELIVERED_MAX: Final = 64
+
+
+def cross(account: Account, at_ns: int) -> None:
+    """Available fell to zero, or a line rose from zero on an exhausted account: a cutoff is owed."""
+    account.seq += 1
+    if account.cutoffs and account.cutoffs[-1].status != PENDING:
+        account.cutoffs.pop()
+    account.cutoffs.append(Cutoff(account.seq, at_ns))
+    del account.cutoffs[:-UNDELIVERED_MAX]
+
+
+def lift(account: Account, presumed: bool, restores: bool) -> Cutoff | None:
+    """Available rose above zero: what was pending is superseded. The latest cutoff, which the restoring call tells.
+
+    `presumed`: attempts of what is pending may have begun in an earlier life. `restores`: there is a restore URL.
+    """
+    pending = [cutoff for cutoff in account.cutoffs if cutoff.status == PENDING]
+    for cutoff in pending:
+        cutoff.status = SUPERSEDED
+    if presumed and pending:
+        account.off_seq = max(account.off_seq, pending[-1].seq)
+    del account.cutoffs[:-1]
+    if not restores:
+        account.on_seq = account.off_seq
+    account.restore_attempts = 0
+    account.restore_error = b""
+    return account.cutoffs[-1] if account.cutoffs else None
+
+
+def rest(account: Account) -> None:
+    """An exhausted account's rate is zero: what was delivered has had its effect."""
+    if account.cutoffs and account.cutoffs[-1].status == DELIVERED:
+        account.cutoffs[-1].status = EFFECTIVE
+
+
+def owed(account: Account) -> tuple[str, int] | None:
+    """("cutoff" or "restore", seq) of the call that is owed now."""
+    if not account.cutoffs:
+        return None
+    if account.exhausted:
+        oldest = account.cutoffs[0]
+        return ("cutoff", oldest.seq) if oldest.status == PENDING else None
+    return ("restore", account.off_seq) if account.off_seq > account.on_seq else None
+
+
+def report(account: Account, entry: Entry) -> str:
+    """What delivery or an operator reported; why it cannot be so, or ""."""
+    op, seq = entry.op, entry.a
+    if op in (RESTORE_STARTED, RESTORE_FAILED, RESTORE_DELIVERED):
+        if not account.on_seq < seq <= account.off_seq:
+            return f"a restore for cutoff {seq}, where {account.on_seq} of {account.off_seq} are made good"
+        if op == RESTORE_DELIVERED:
+            account.on_seq, account.restore_attempts, account.restore_error = seq, 0, b""
+        elif op == RESTORE_FAILED:
+            account.restore_error = entry.message
+        elif account.exhausted:
+            return "a restore began while the account was exhausted"
+        else:
+            account.restore_attempts += 1
+        return ""
+    cutoff = next((cutoff for cutoff in account.cutoffs if cutoff.seq == seq), None)
+    if cutoff is None:
+        return f"cutoff {seq} is not among those of the account"
+    latest = cutoff is account.cutoffs[-1]
+    if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and not cutoff.attempts:
+        return f"an outcome of cutoff {seq}, of which no attempt began"
+    if op == CUTOFF_STARTED:
+        if cutoff.status != PENDING:
+            return f"an attempt at cutoff {seq} began, which is not pending"
+        cutoff.attempts += 1
+        account.off_seq = max(account.off_seq, seq)
+    elif op == CUTOFF_FAILED:
+        cutoff.last_error = entry.message
+    elif op == CUTOFF_RELEASED:
+        if cutoff.status != PENDING:
+            return f"cutoff {seq} was released, which is not pending"
+        cutoff.released = True
+    elif op == CUTOFF_DELIVERED:
+        if cutoff.status in (DELIVERED, EFFECTIVE):
+            return f"cutoff {seq} was delivered twice"
+        cutoff.last_error = b""
+        if latest:
+            cutoff.status = EFFECTIVE if account.exhausted and not account.rate else DELIVERED
+        else:
+            account.cutoffs.remove(cutoff)
+    else:
+        assert op == CUTOFF_RETRY, op
+        may = (cutoff.status == DELIVERED and account.rate > 0) or (entry.b and cutoff.status in (DELIVERED, EFFECTIVE))
+        if not (may and account.exhausted and latest):
+            return f"cutoff {seq} was made owed again, which it cannot be"
+        cutoff.status = PENDING
+    return ""

@@ -1,0 +1,107 @@
+"""One entry of the ledger, read a second time: from the grammar in `billing.ledger.entry`, not with its code.
+
+    fixed   op u8 | flags u16 | refusal u16 | a b c i64 | at_ns i64 | entry_id i64 | amount i64 i64 | accrued u64 i64
+            | balance i64 i64 | rate i64 | credit_limit i64 | holds i64 | exhausts_at i64 | seq i64 | overrun i64 i64
+            | lengths: user_id u8, key u8, request_id u8, message u16, note u16
+    tails   user_id | key | request_id | message | note
+
+A pair (nanos, frac) is one sum of internal units, nanos * UNIT + frac; frac lies in 0..UNIT-1. Here sums are joined
+on reading, so that everything behind counts in one unit.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+UNIT: Final = 3600 * 10**9  # internal units in a nano: nanoseconds in an hour
+WORD_MAX: Final = 2**63 - 1
+SUM_MAX: Final = WORD_MAX * UNIT  # of a balance, either sign
+
+# Flags.
+EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED, PRESUMED, RULE_ACCRUE, RULE_RESTORE = (1 << bit for bit in range(8))
+FLAGS_KNOWN: Final = 0xFF
+
+# Operations.
+(
+    TOP_UP, SET_RATE, CHANGE_RATE, DEBIT, SET_CREDIT_LIMIT, HOLD, CAPTURE, RELEASE, ADJUST, SET_THRESHOLDS, CLOSE,
+) = range(1, 12)  # fmt: skip
+EXHAUST, HOLD_EXPIRED, THRESHOLD = range(32, 35)
+(
+    CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED, RESTORE_STARTED, RESTORE_DELIVERED, RESTORE_FAILED,
+    CUTOFF_RELEASED, CUTOFF_RETRY,
+) = range(48, 56)  # fmt: skip
+COMMANDS: Final = range(TOP_UP, CLOSE + 1)
+BY_TIME: Final = range(EXHAUST, THRESHOLD + 1)
+REPORTS: Final = range(CUTOFF_STARTED, CUTOFF_RETRY + 1)
+
+_FIXED = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
+
+
+class Garbled(Exception):
+    """A record that is no entry; the text says why."""
+
+
+class Entry(NamedTuple):
+    """An entry; sums in internal units, `exhausts_at_ns` -1 where no exhaustion is coming."""
+
+    op: int
+    flags: int
+    refusal: int
+    a: int
+    b: int
+    c: int
+    at_ns: int
+    entry_id: int
+    amount: int
+    accrued: int
+    balance: int
+    rate: int
+    credit_limit_nanos: int
+    holds_nanos: int
+    exhausts_at_ns: int
+    seq: int
+    overrun: int
+    user_id: bytes
+    key: bytes
+    request_id: bytes
+    message: bytes
+    note: bytes
+
+
+def read_entry(body: bytes) -> Entry:
+    """The entry in the body of a record. Raises Garbled."""
+    if len(body) < _FIXED.size:
+        raise Garbled(f"an entry of {len(body)} bytes")
+    (
+        op, flags, refusal, a, b, c, at_ns, entry_id, amount, amount_frac, accrued, accrued_frac, balance, balance_frac,
+        rate, limit, holds, exhausts_at_ns, seq, overrun, overrun_frac,
+        user_len, key_len, request_len, message_len, note_len,
+    ) = _FIXED.unpack_from(body)  # fmt: skip
+    key_at = _FIXED.size + user_len
+    request_at = key_at + key_len
+    message_at = request_at + request_len
+    note_at = message_at + message_len
+    if note_at + note_len != len(body):
+        raise Garbled(f"an entry whose tails end at {note_at + note_len} of {len(body)} bytes")
+    for frac in (amount_frac, accrued_frac, balance_frac, overrun_frac):
+        if not 0 <= frac < UNIT:
+            raise Garbled(f"an entry with a fraction of {frac} internal units")
+    if op not in COMMANDS and op not in BY_TIME and op not in REPORTS:
+        raise Garbled(f"an entry of the unknown operation {op}")
+    if flags & ~FLAGS_KNOWN:
+        raise Garbled(f"an entry with unknown flags {flags:#x}")
+    if not 1 <= user_len <= 128:
+        raise Garbled(f"an entry whose user_id has {user_len} bytes")
+    return Entry(
+        op, flags, refusal, a, b, c, at_ns, entry_id, amount * UNIT + amount_frac, accrued * UNIT + accrued_frac,
+        balance * UNIT + balance_frac, rate, limit, holds, exhausts_at_ns, seq, overrun * UNIT + overrun_frac,
+        body[_FIXED.size : key_at], body[key_at:request_at], body[request_at:message_at], body[message_at:note_at],
+        body[note_at:],
+    )  # fmt: skip
+
+
+def coins(amount: int) -> str:
+    """A sum of internal units for people: nanos, and the fraction where there is one."""
+    nanos, frac = divmod(amount, UNIT)
+    return f"{nanos} nanos" + (f" + {frac}/{UNIT}" if frac else "")

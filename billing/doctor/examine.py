@@ -1,0 +1,108 @@
+"""The examination of a whole data directory, in order: locks, the map, each shard, and what must hold between them.
+
+The locks of every journal are taken first and held to the end: a directory in which something runs is not looked at,
+because its files change meanwhile, and nothing can start while it is looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+from billing.doctor.directory import Directory
+from billing.doctor.owners import OwnerMap, compare_owners, examine_map
+from billing.doctor.report import Report
+from billing.doctor.shard import Moves, Shard
+from shards.disk import Disk
+
+MAP: Final = "map"
+LOCK: Final = "lock"
+SHARD: Final = "shard-"
+
+Progress = Callable[[str, int, int], None]  # what is read, bytes of it done, bytes of it in all
+
+
+class Live(Exception):
+    """Something runs on the directory."""
+
+
+class Absent(Exception):
+    """There is no data directory."""
+
+
+def shards_in(names: list[str]) -> list[int]:
+    """The numbers of the shards whose directories are among these names, ascending."""
+    numbers = [name.removeprefix(SHARD) for name in names if name.startswith(SHARD)]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
+    """Takes the lock of every journal until the stack is closed. Raises Live, Absent."""
+    names = disk.listdir(data_dir) if disk.exists(data_dir) else []
+    rooms = [name for name in (MAP, *(f"{SHARD}{shard}" for shard in shards_in(names))) if name in names]
+    if not rooms:
+        raise Absent(f"{data_dir} holds no data: there is neither a map nor a shard in it")
+    for room in rooms:
+        path = f"{data_dir}/{room}/{LOCK}"
+        if not disk.exists(path):
+            continue
+        try:
+            handle = disk.lock(path)
+        except BlockingIOError:
+            raise Live(f"a daemon runs on {data_dir}: {path} is locked. Stop it first, or look at a copy") from None
+        except OSError as error:
+            if error.errno == errno.EROFS:  # nothing can run on it either
+                continue
+            raise
+        stack.callback(disk.close, handle)
+
+
+def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: Progress) -> dict[int, Directory]:
+    """Checks everything there is; the journals by shard, 0 the map's. Call `hold` before. Raises OSError.
+
+    ids_max: request ids kept a bucket, by the configuration.
+    """
+    names = disk.listdir(data_dir)
+    directories: dict[int, Directory] = {}
+    owners: OwnerMap | None = None
+    if MAP in names:
+        directories[0] = Directory(disk, f"{data_dir}/{MAP}", 0, report)
+        report.count("files", "journals")
+        owners = examine_map(directories[0], report)
+    else:
+        report.fault("owners", "there is no map", file=f"{data_dir}/{MAP}")
+    if owners is None:
+        report.not_checked("owners", "nobody says who owns what")
+    held: dict[int, dict[int, int]] = {}
+    moves = Moves()
+    for number in shards_in(names):
+        directory = directories[number] = Directory(disk, f"{data_dir}/{SHARD}{number}", number, report)
+        report.count("files", "journals")
+        shard = Shard(directory, owners, moves, report, ids_max)
+
+        def told(done: int, directory: Directory = directory) -> None:
+            progress(directory.path, done, directory.bytes_total)
+
+        if shard.examine(told):
+            held[number] = {bucket.bucket_id: bucket.generation for bucket in shard.held.values()}
+    if owners is not None:
+        for shard_id in sorted(owners.weights):
+            if f"{SHARD}{shard_id}" not in names:
+                held[shard_id] = {}
+                if shard_id in owners.founded:
+                    report.fault("owners", f"the directory of shard {shard_id} is missing", file=data_dir)
+        damaged = directories[0].damage is not None
+        if not damaged:
+            compare_owners(owners, held, report)
+    moves.compare(report)
+    if report.sums and sum_off(report.sums):
+        report.fault("conservation", f"over all accounts the sums are {sum_off(report.sums)} internal units off")
+    return directories
+
+
+def sum_off(sums: dict[str, int]) -> int:
+    """By how much all balances differ from what all entries sum up to; 0 is right."""
+    kept = sums["top_ups"] - sums["debits"] - sums["accrued"] + sums["adjustments"] - sums["paid_out"]
+    return sums["balances"] - kept

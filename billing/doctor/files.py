@@ -1,0 +1,73 @@
+"""One file by offset, read ahead: what the readers of this room look at, however large the file is.
+
+It opens for reading only and never holds more than one piece and what was asked for.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from shards.disk import Disk
+
+PIECE_BYTES = 1 << 20
+
+
+class File:
+    """A file while it is being looked at. OSError wherever it cannot be read: that is never the end of the data."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self.path = path
+        self._disk = disk
+        self._handle = disk.open(path)
+        self.size = disk.size(self._handle)
+        self._start = 0
+        self._piece = b""
+
+    def at(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer only where the file ends."""
+        start = offset - self._start
+        if start >= 0 and start + length <= len(self._piece):
+            return self._piece[start : start + length]
+        wanted = max(0, min(max(length, PIECE_BYTES), self.size - offset))
+        parts = []
+        got = 0
+        while got < wanted:
+            part = self._disk.pread(self._handle, wanted - got, offset + got)
+            if not part:
+                break
+            parts.append(part)
+            got += len(part)
+        self._start, self._piece = offset, b"".join(parts)
+        return self._piece[:length]
+
+    def used_end(self, start: int) -> int:
+        """Offset behind the last byte at or after `start` that is not zero; `start` where all are."""
+        end = start
+        for offset in range(start, self.size, PIECE_BYTES):
+            used = len(self.at(offset, PIECE_BYTES).rstrip(b"\0"))
+            if used:
+                end = offset + used
+        return end
+
+    def find(self, pattern: bytes, start: int) -> int:
+        """The first offset at or after `start` at which these bytes stand; -1 where they do not."""
+        overlap = len(pattern) - 1
+        offset = start
+        while offset < self.size:
+            found = self.at(offset, PIECE_BYTES).find(pattern)
+            if found >= 0:
+                return offset + found
+            offset += PIECE_BYTES - overlap
+        return -1
+
+    def close(self) -> None:
+        """Gives the handle back. May be repeated."""
+        if self._handle >= 0:
+            self._disk.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,118 @@
+"""Whether two pictures of a bucket are the same: the one worked out from entries, and the one a snapshot holds.
+
+Facts are compared by name, account by account. Lines and rate_seqs that are older than their week are no facts any
+more: when they are swept away is the ledger's own business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final, cast
+
+from billing.doctor.entry import UNIT, coins
+from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Grave
+
+Difference = tuple[bytes, str]  # user_id or b"", and what differs
+
+_SUMS: Final = frozenset({"balance", "overrun"})
+_PLAIN: Final = (
+    "settled_ns", "balance", "overrun", "rate", "credit_limit_nanos", "holds_nanos", "exhausted", "accruing",
+    "entry_id", "seq", "off_seq", "on_seq", "restore_attempts", "restore_error", "thresholds",
+)  # fmt: skip
+
+
+def facts(account: Account) -> dict[str, object]:
+    """All of an account that counts, by name."""
+    named: dict[str, object] = {name: getattr(account, name) for name in _PLAIN}
+    named["lines"] = account.lines or {}
+    named["lines at zero"] = recent(account.quiet or {}, account.settled_ns)
+    named["holds"] = account.holds or {}
+    named["cutoffs"] = [cutoff.facts() for cutoff in account.cutoffs]
+    return named
+
+
+def recent(quiet: dict[bytes, tuple[int, int]], at_ns: int) -> dict[bytes, tuple[int, int]]:
+    """The lines at zero that a late rate_seq still meets at this instant."""
+    return {name: line for name, line in quiet.items() if at_ns - line[1] < WEEK_NS}
+
+
+def differences(worked_out: Bucket, held: Bucket, now_ns: int) -> Iterator[Difference]:
+    """What a snapshot's picture of a bucket says otherwise than its entries do."""
+    if worked_out.generation != held.generation:
+        yield b"", f"generation {held.generation}, by the log {worked_out.generation}"
+    for user_id in sorted(worked_out.accounts.keys() | held.accounts.keys()):
+        one, other = worked_out.accounts.get(user_id), held.accounts.get(user_id)
+        if one is None or other is None:
+            yield user_id, "it is in the snapshot alone" if one is None else "it is not in the snapshot"
+            continue
+        if (expected := facts(one)) != (found := facts(other)):
+            told = [
+                f"{name} {_shown(name, found[name])}, worked out {_shown(name, value)}"
+                for name, value in expected.items()
+                if found[name] != value
+            ]
+            yield user_id, "the snapshot says " + "; ".join(told)
+    for user_id in sorted(worked_out.graves.keys() | held.graves.keys()):
+        if _grave(worked_out.graves.get(user_id), now_ns) != _grave(held.graves.get(user_id), now_ns):
+            yield user_id, "what outlives the closed account is not what the log says"
+    if worked_out.totals != held.totals:
+        for name, total in worked_out.totals.items():
+            if held.totals[name] != total:
+                yield b"", f"{name} over all entries {coins(held.totals[name])}, worked out {coins(total)}"
+
+
+def _grave(grave: Grave | None, now_ns: int) -> tuple[object, ...] | None:
+    return None if grave is None else (grave.settled_ns, grave.entry_id, grave.seq, recent(grave.quiet, now_ns))
+
+
+def _shown(name: str, value: object) -> str:
+    return coins(value) if name in _SUMS and isinstance(value, int) else repr(value)
+
+
+def fingerprint(bucket: Bucket) -> bytes:
+    """16 bytes that are equal where all facts of two buckets are, whichever shard they are at."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for user_id in sorted(bucket.accounts):
+        named = facts(bucket.accounts[user_id])
+        for table in ("lines", "lines at zero", "holds"):
+            named[table] = sorted(cast(dict[bytes, tuple[int, int]], named[table]).items())
+        hashed.update(repr((user_id, list(named.values()))).encode())
+    for user_id, grave in sorted(bucket.graves.items()):
+        hashed.update(repr((user_id, grave.settled_ns, grave.entry_id, grave.seq)).encode())
+    hashed.update(repr((bucket.totals, list(bucket.order))).encode())
+    return hashed.digest()
+
+
+def kept_alike(worked_out: Bucket, held: Bucket) -> bool | None:
+    """Whether the same request ids are kept with the same answers; None where one picture keeps only the newer ones."""
+    if worked_out.order == held.order:
+        return all(held.kept[key] == value for key, value in worked_out.kept.items())
+    shorter, longer = sorted((worked_out, held), key=lambda bucket: len(bucket.order))
+    newest = list(longer.order)[len(longer.order) - len(shorter.order) :]
+    if newest != list(shorter.order) or any(longer.kept[key] != shorter.kept[key] for key in newest):
+        return False
+    return None
+
+
+def contradictions(bucket: Bucket, pending: int) -> Iterator[Difference]:
+    """Where a snapshot's picture of a bucket contradicts itself."""
+    if pending != bucket.pending():
+        yield b"", f"{pending} cutoffs counted as pending, {bucket.pending()} are"
+    for account in bucket.accounts.values():
+        user_id = account.user_id
+        if account.exhausted != (account.available <= 0):
+            state = "exhausted" if account.exhausted else "active"
+            yield user_id, f"it is {state} with {coins(account.available)} available"
+        if sum(rate for rate, _ in (account.lines or {}).values()) != account.rate:
+            yield user_id, "its rate is not the sum of its lines"
+        if sum(nanos for nanos, _ in (account.holds or {}).values()) != account.holds_nanos:
+            yield user_id, "its holds do not add up"
+        if not account.exhausted and any(cutoff.status == PENDING for cutoff in account.cutoffs):
+            yield user_id, "it is active and owes a cutoff"
+        if account.cutoffs and account.cutoffs[-1].seq != account.seq:
+            yield user_id, f"its latest cutoff is {account.cutoffs[-1].seq}, its exhaustion_seq {account.seq}"
+    total = sum(account.balance for account in bucket.accounts.values())
+    if total != bucket.expected_balance():
+        off = coins(abs(total - bucket.expected_balance()))
+        yield b"", f"its balances add up to {total // UNIT} nanos, {off} off what its sums say"

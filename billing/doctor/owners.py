@@ -1,0 +1,183 @@
+"""Who owns which bucket, from the records of the map's journal: read a second time, and held against the shards.
+
+    ["create", count, hash, [shard…]]   buckets dealt out evenly in order, each at generation 1
+    ["assign", bucket, shard, generation]   the commit of a move: one generation more
+    ["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
+    ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
+    ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import msgpack
+from crc32c import crc32c
+
+from billing.doctor.directory import Directory
+from billing.doctor.files import File
+from billing.doctor.report import Report
+from billing.doctor.segment import Unreadable
+from billing.doctor.snapshot import Snapshot
+
+HASH: Final = "crc32c-noxor"
+SLEW_PPM_MAX: Final = 500
+_ANCHOR = struct.Struct("<4sI16sqqq")
+
+
+class OwnerMap:
+    """The map as its records make it. `apply` raises Unreadable for a record that contradicts it."""
+
+    def __init__(self) -> None:
+        self.bucket_count = 0
+        self.hash_name = ""
+        self.weights: dict[int, int] = {}
+        self.owner: dict[int, tuple[int, int]] = {}  # bucket id -> (shard id, generation)
+        self.pinned: set[int] = set()
+        self.founded: set[int] = set()
+
+    def bucket_of(self, user_id: bytes) -> int:
+        """The bucket that a user hashes to."""
+        return (crc32c(user_id) ^ 0xFFFFFFFF) % self.bucket_count + 1
+
+    def facts(self) -> tuple[object, ...]:
+        """All of it, for comparing."""
+        return self.bucket_count, self.hash_name, self.weights, self.owner, self.pinned, self.founded
+
+    def apply_all(self, packed: bytes) -> int:
+        """The records of one batch, or of a snapshot; how many they are."""
+        try:
+            records = msgpack.unpackb(packed, strict_map_key=False)
+        except (ValueError, msgpack.UnpackException) as reason:
+            raise Unreadable(f"the batch holds no records: {reason}") from None
+        if not isinstance(records, list):
+            raise Unreadable("the batch holds no list of records")
+        for record in records:
+            try:
+                self._apply(record)
+            except (TypeError, ValueError, IndexError, KeyError) as reason:
+                raise Unreadable(f"the record {record!r:.100} makes no sense: {reason!r}") from None
+        return len(records)
+
+    def _apply(self, record: list[Any]) -> None:
+        kind, *fields = record
+        if kind == "create":
+            count, self.hash_name, shards = fields
+            if self.bucket_count:
+                raise Unreadable("the map is created a second time")
+            self.bucket_count = count
+            self.weights = {shard: 1 for shard in shards}
+            self.owner = {bucket: (shards[(bucket - 1) * len(shards) // count], 1) for bucket in range(1, count + 1)}
+        elif kind == "assign":
+            bucket, shard, generation = fields
+            if generation != self.owner[bucket][1] + 1 or shard not in self.weights:
+                text = f"bucket {bucket}, now {self.owner[bucket]}, is given to shard {shard} at {generation}"
+                raise Unreadable(text)
+            self.owner[bucket] = shard, generation
+        elif kind == "pin":
+            self.pinned.add(fields[0])
+        elif kind == "unpin":
+            self.pinned.discard(fields[0])
+        elif kind == "weight":
+            shard, weight = fields
+            self.weights[shard] = weight
+        elif kind == "retire":
+            if any(shard == fields[0] for shard, _ in self.owner.values()):
+                raise Unreadable(f"shard {fields[0]} is retired, which owns buckets")
+            self.weights.pop(fields[0], None)
+        elif kind == "founded":
+            self.founded.add(fields[0])
+        elif kind == "anchor":
+            magic, slew_ppm, _, boot_ns, billing_ns, _ = _ANCHOR.unpack(fields[0])
+            if magic != b"BCA1" or slew_ppm > SLEW_PPM_MAX or boot_ns < 0 or billing_ns < 0:
+                raise Unreadable(f"an anchor of {slew_ppm} ppm, {boot_ns}, {billing_ns} cannot be")
+        elif kind == "map":
+            count, self.hash_name, weights, owner, generation, pinned = msgpack.unpackb(fields[0])
+            self.bucket_count = count
+            self.weights = {shard: weight for shard, weight in weights}
+            self.owner = {bucket: (owner[bucket], generation[bucket]) for bucket in range(1, count + 1)}
+            self.pinned = set(pinned)
+        else:
+            raise Unreadable(f"a record of the unknown kind {kind!r}")
+
+
+def examine_map(directory: Directory, report: Report) -> OwnerMap | None:
+    """Reads the map's journal to its end; None where nobody can say who owns what."""
+    owners = OwnerMap()
+    base = directory.base()
+    if base is None and directory.first_position > 1:
+        text = f"positions 1 to {directory.first_position - 1} are missing, and no snapshot stands for them"
+        report.fault("owners", text, file=directory.path)
+        return None
+    if base is not None:
+        owners = _of_snapshot(directory, base)
+    start = base.position if base is not None else 0
+    later = {snapshot.position: snapshot for snapshot in directory.snapshots if snapshot.position > start}
+    for batch in directory.batches():
+        if batch.position > start:
+            try:
+                report.count("owners", "records of the map", owners.apply_all(batch.payload))
+            except Unreadable as reason:
+                report.fault("owners", str(reason), file=directory.path, position=batch.position)
+                return None
+        snapshot = later.pop(batch.position, None)
+        if snapshot is not None:
+            report.count("snapshots", "parts")
+            if _of_snapshot(directory, snapshot).facts() != owners.facts():
+                text = "the map in the snapshot is not what its journal says"
+                report.fault("snapshots", text, file=f"{directory.path}/{snapshot.name}", position=batch.position)
+    if not owners.bucket_count:
+        if directory.damage is None:
+            report.fault("owners", "the map's journal does not say how many buckets there are", file=directory.path)
+        return None
+    if owners.hash_name != HASH:
+        text = f"the buckets are hashed with {owners.hash_name!r}, not with {HASH!r}"
+        report.fault("owners", text, file=directory.path)
+    if directory.damage is not None:
+        report.not_checked("owners", "the map's journal is damaged: what it said last is not known")
+    report.count("owners", "buckets", owners.bucket_count)
+    return owners
+
+
+def _of_snapshot(directory: Directory, snapshot: Snapshot) -> OwnerMap:
+    owners = OwnerMap()
+    with File(directory.disk, f"{directory.path}/{snapshot.name}") as file:
+        owners.apply_all(b"".join(file.at(chunk.offset, chunk.length) for chunk in snapshot.chunks))
+    return owners
+
+
+def compare_owners(owners: OwnerMap, held: dict[int, dict[int, int]], report: Report) -> None:
+    """Holds the map against what each shard's own data say it has: `held` is shard id -> bucket id -> generation.
+
+    A shard that is missing in `held` could not be read to its end: nothing is said of its buckets. Beside its owner a
+    bucket may still be with its last one, or with one that a move was never decided for: both give it up at their next
+    start, and are told apart from owners by their generation.
+    """
+    copies: dict[int, list[tuple[int, int]]] = {}
+    for shard, buckets in held.items():
+        for bucket, generation in buckets.items():
+            if bucket in owners.owner:
+                copies.setdefault(bucket, []).append((shard, generation))
+            else:
+                report.fault("owners", f"shard {shard} holds bucket {bucket}, which does not exist")
+    for bucket, owner in owners.owner.items():
+        shard, generation = owner
+        says = f"the map says shard {shard} at generation {generation}"
+        others = [copy for copy in copies.get(bucket, ()) if copy != owner]
+        for other, other_generation in others:
+            if other != shard and (other_generation < generation or other_generation == generation + 1):
+                text = f"shard {other} has a copy of bucket {bucket} left over from a move"
+                report.note(f"{text}, and gives it up at its next start")
+            elif other != shard and other_generation == generation:
+                text = f"bucket {bucket} has two owners at generation {generation}: shard {other}, and"
+                report.fault("owners", f"{text} {says}")
+            else:
+                text = f"bucket {bucket} is held by shard {other} at generation {other_generation}"
+                report.fault("owners", f"{text}, {says}: one of the two is an older backup")
+        served = shard in held and (shard in owners.founded or held[shard])
+        if served and all(holder != shard for holder, _ in copies.get(bucket, ())):
+            report.fault("owners", f"bucket {bucket} is not held by its owner, {says}")
+    for shard in owners.weights:
+        if shard not in owners.founded:
+            report.note(f"shard {shard} has never served")

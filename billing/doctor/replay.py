@@ -1,0 +1,348 @@
+"""The entries of one bucket after another, worked out again and held against what they say.
+
+For each entry: what time had made due before it must have its own entries; then the command is carried out on the
+account as this room knows it, and everything the entry says must be what comes out: amount, accrued, balance, rate,
+exhaustion, state, holds, limit, seq, overrun, and the reason of a refusal. Two things cannot be worked out and are
+taken from the entry: which rules were in force (flags), and whether a cutoff's first attempt counts as begun (flag).
+
+At a difference the fault is told once: the account then goes on from what the entry says, so that one wrong entry is
+one finding and not one for each that follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import deque
+from typing import Final
+
+from billing.doctor import commands, cutoffs
+from billing.doctor.entry import (
+    ADJUST,
+    BY_TIME,
+    CLOSE,
+    CROSSED,
+    DEBIT,
+    EXHAUST,
+    EXHAUSTED,
+    HOLD_EXPIRED,
+    OPENED,
+    PRESUMED,
+    REFUSED,
+    REPORTS,
+    RESTORED,
+    RULE_ACCRUE,
+    RULE_RESTORE,
+    THRESHOLD,
+    TOP_UP,
+    WORD_MAX,
+    Entry,
+    Garbled,
+    coins,
+    read_entry,
+)
+from billing.doctor.report import Report
+from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Grave
+
+# What an entry says of its account, in the order of `_state`.
+SAYS: Final = (
+    "entry_id", "amount", "accrued", "balance", "rate", "credit limit", "holds", "exhausts_at_ns", "exhaustion_seq",
+    "overrun", "refusal", "flags", "note",
+)  # fmt: skip
+SUMS: Final = frozenset({"amount", "accrued", "balance", "overrun"})
+_CUTOFF = struct.Struct("<qqIB")
+_TOLD_FLAGS: Final = PRESUMED | RULE_ACCRUE | RULE_RESTORE  # not worked out, but taken from the entry
+_NAMES: Final = {EXHAUST: "exhaustion", HOLD_EXPIRED: "expiry of a hold", THRESHOLD: "crossed threshold"}
+
+Says = tuple[int, int, int, int, int, int, int, int, int, int, int, int, bytes]
+
+
+class Replay:
+    """The entries of one shard. `file` and `position` say where the one at hand stands."""
+
+    def __init__(self, report: Report, ids_max: int) -> None:
+        self.report = report
+        self.ids_max = ids_max
+        self.file = ""
+        self.position = -1
+        self.last_ns = 0  # the latest instant of any entry
+        self.entries = 0
+
+    def _fault(self, text: str, user_id: bytes, check: str = "accounts") -> None:
+        self.report.fault(check, text, file=self.file, position=self.position, account=user_id)
+
+    def entry(self, bucket: Bucket, body: bytes) -> Entry | None:
+        """Takes one entry of a bucket; None where it is none."""
+        try:
+            entry = read_entry(body)
+        except Garbled as reason:
+            self._fault(str(reason), b"")
+            return None
+        self.entries += 1
+        self.last_ns = max(self.last_ns, entry.at_ns)
+        if entry.request_id:
+            self._keep_id(bucket, entry, body)
+        account = bucket.accounts.get(entry.user_id)
+        opened = account is None
+        if account is None:
+            account = self._open(bucket, entry)
+            if account is None:
+                return entry
+        if account.firing and entry.op != THRESHOLD:
+            self._missing_thresholds(account)
+        if entry.at_ns < account.settled_ns:
+            self._fault(f"an entry at {entry.at_ns}, after one at {account.settled_ns}", entry.user_id)
+            account.settled_ns = entry.at_ns
+        if entry.op in BY_TIME:
+            self._by_time(bucket, account, entry)
+        elif entry.op in REPORTS:
+            self._pass_missing(bucket, account, entry)
+            self._report(account, entry)
+        else:
+            self._pass_missing(bucket, account, entry)
+            self._command(bucket, account, entry, OPENED if opened else 0)
+        return entry
+
+    # -- accounts come and go ---------------------------------------------------------------------------------------
+
+    def _open(self, bucket: Bucket, entry: Entry) -> Account | None:
+        if entry.op != TOP_UP or entry.flags & REFUSED:
+            self._fault(f"an entry of operation {entry.op} for an account that there is not", entry.user_id)
+            return None
+        account = Account(entry.user_id)
+        account.settled_ns = entry.at_ns
+        grave = bucket.graves.pop(entry.user_id, None)
+        if grave is not None:
+            account.settled_ns = grave.settled_ns
+            account.entry_id, account.seq = grave.entry_id, grave.seq
+            account.quiet = grave.quiet_at(max(grave.settled_ns, entry.at_ns)) or None
+        bucket.accounts[entry.user_id] = account
+        return account
+
+    def _close(self, bucket: Bucket, account: Account) -> None:
+        del bucket.accounts[account.user_id]
+        grave = Grave(account.settled_ns, account.entry_id, account.seq, {})
+        grave.quiet = account.quiet or {}
+        grave.quiet = grave.quiet_at(account.settled_ns)
+        bucket.graves[account.user_id] = grave
+
+    def _keep_id(self, bucket: Bucket, entry: Entry, body: bytes) -> None:
+        """One entry for each request_id while it is kept; the oldest go first, as the ledger lets them go."""
+        self.report.count("requests", "request ids")
+        kept, order = bucket.kept, bucket.order
+        key = bytes((len(entry.user_id),)) + entry.user_id + entry.request_id
+        first = kept.get(key)
+        if first is not None and entry.at_ns - first[0] < WEEK_NS:
+            shown = entry.request_id.decode(errors="backslashreplace")
+            text = f"the request_id {shown!r} stands for two entries, at {first[0]} and at {entry.at_ns}"
+            self._fault(text, entry.user_id, "requests")
+        while order and entry.at_ns - kept[order[0]][0] >= WEEK_NS:
+            del kept[order.popleft()]
+        if key in kept:
+            order.remove(key)
+        kept[key] = entry.at_ns, digest(body)
+        order.append(key)
+        while len(order) > self.ids_max:
+            del kept[order.popleft()]
+
+    # -- what time causes -------------------------------------------------------------------------------------------
+
+    def _pass_missing(self, bucket: Bucket, account: Account, entry: Entry) -> None:
+        """Everything that was due before the entry must have had its own; what has not is told, and done."""
+        while (due := account.coming()) != (entry.at_ns, entry.op) and due[0] <= entry.at_ns:
+            due_ns, op = due
+            text = f"no entry of the {_NAMES[op]} that was due at {due_ns}, before the entry at {entry.at_ns}"
+            self._fault(text, account.user_id)
+            above = account.above()
+            before = account.balance
+            self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
+            self._follow(account, entry.flags, False)
+            self._count(bucket, account, op, 0, before - account.balance)
+            crossed = sum(not account.is_above(threshold) for threshold in above)
+            account.entry_id += crossed if op == THRESHOLD else 1 + crossed
+
+    def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> bytes:
+        """Settles an account to what time causes, and does it; the id of the hold that expires."""
+        name = b""
+        if op == HOLD_EXPIRED:
+            name = commands.expiring_hold(account)
+            if not account.exhausted:  # at a tie the expiry comes before the exhaustion that it prevents
+                commands.free_hold(account, name)
+        account.pass_time(due_ns, accrue)
+        if op == HOLD_EXPIRED and account.exhausted:  # until now nothing was available
+            commands.free_hold(account, name)
+        return name
+
+    def _by_time(self, bucket: Bucket, account: Account, entry: Entry) -> None:
+        if account.firing:
+            if (entry.op, entry.at_ns, entry.a, entry.b) == (THRESHOLD, account.settled_ns, *account.firing[0]):
+                account.firing.popleft()
+                self._conclude(bucket, account, entry, account.balance, 0)
+                return
+            self._missing_thresholds(account)
+        self._pass_missing(bucket, account, entry)
+        due_ns, op = account.coming()
+        if (due_ns, op) != (entry.at_ns, entry.op):
+            self._fault(f"an entry of the {_NAMES[entry.op]} at {entry.at_ns}, where none was due", account.user_id)
+            self._adopt(bucket, account, entry)
+            return
+        above = account.above()
+        before = account.balance
+        held = account.holds_nanos
+        name = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
+        accrued = before - account.balance
+        crossed = deque(threshold for threshold in above if not account.is_above(threshold))
+        detail = (held - account.holds_nanos, 0, 0, name)
+        if op == THRESHOLD:
+            detail = (*crossed.popleft(), 0, b"")
+        told = (entry.a, entry.b, entry.c, entry.key)
+        if told != detail:
+            self._fault(f"an entry of the {_NAMES[op]} with {told}, worked out {detail}", account.user_id)
+        account.firing = crossed or None
+        self._conclude(bucket, account, entry, account.balance, accrued)
+
+    def _missing_thresholds(self, account: Account) -> None:
+        assert account.firing is not None
+        for kind, value in account.firing:
+            self._fault(f"no entry of the crossed threshold ({kind}, {value})", account.user_id)
+            account.entry_id += 1
+        account.firing = None
+
+    # -- commands ---------------------------------------------------------------------------------------------------
+
+    def _report(self, account: Account, entry: Entry) -> None:
+        """What delivery reported; it changes no money and settles nothing."""
+        reason = cutoffs.report(account, entry)
+        if reason:
+            self._fault(reason, account.user_id, "cutoffs")
+        self.report.count("cutoffs", "reports of delivery")
+        self._compare(account, entry, self._state(account, entry, 0, 0, 0, 0, b""))
+
+    def _command(self, bucket: Bucket, account: Account, entry: Entry, opened: int) -> None:
+        settled_ns, balance, overrun = account.settled_ns, account.balance, account.overrun
+        accrued = account.pass_time(entry.at_ns, False)
+        before = account.balance
+        above = account.above()
+        old_rate = account.line(entry.key)[0]
+        no = commands.carry_out(account, entry)
+        if no is not None:
+            code, number = no
+            says = self._state(account, entry, 0, 0, code, REFUSED, number.to_bytes(8, "little"))
+            self._compare(account, entry, says)
+            account.settled_ns, account.balance, account.overrun = settled_ns, balance, overrun
+            if not entry.flags & REFUSED:
+                self._adopt(bucket, account, entry)
+            elif entry.op != DEBIT and not entry.request_id:
+                self._fault("a refusal was kept that nobody can ask for again", account.user_id)
+        elif entry.op == CLOSE:
+            account.exhausted = True
+            account.entry_id += 1
+            self._compare(account, entry, self._state(account, entry, -before, accrued, 0, 0, b""))
+            self._count(bucket, account, CLOSE, entry.amount, entry.accrued)
+            self._close(bucket, account)
+        else:
+            account.firing = deque(threshold for threshold in above if not account.is_above(threshold)) or None
+            raised = old_rate == 0 < account.line(entry.key)[0]
+            self._conclude(bucket, account, entry, before, accrued, opened, raised)
+
+    # -- what follows from a change ---------------------------------------------------------------------------------
+
+    def _follow(self, account: Account, rules: int, raised: bool) -> tuple[int, bytes]:
+        """Whether the account crossed zero, either way: (flags, note) of the entry."""
+        flags, note = 0, b""
+        exhausted = account.available <= 0
+        if exhausted and (raised or not account.exhausted):
+            if not account.exhausted:
+                account.accruing = rules & RULE_ACCRUE != 0
+            cutoffs.cross(account, account.settled_ns)
+            self.report.count("cutoffs", "cutoffs made")
+            flags = CROSSED
+        elif account.exhausted and not exhausted:
+            account.accruing = False
+            latest = cutoffs.lift(account, rules & PRESUMED != 0, rules & RULE_RESTORE != 0)
+            flags = RESTORED
+            if latest is not None:
+                note = _CUTOFF.pack(latest.seq, latest.at_ns, latest.attempts, latest.status) + latest.last_error
+        account.exhausted = exhausted
+        if exhausted and not account.rate:
+            cutoffs.rest(account)
+        return flags, note
+
+    def _conclude(
+        self,
+        bucket: Bucket,
+        account: Account,
+        entry: Entry,
+        before: int,
+        accrued: int,
+        opened: int = 0,
+        raised: bool = False,
+    ) -> None:
+        """Holds an entry against the account as the change has left it; `before`: the balance before the command."""
+        if entry.flags & PRESUMED and not (account.exhausted and any(c.status == PENDING for c in account.cutoffs)):
+            self._fault("no cutoff was pending that could count as attempted", account.user_id, "cutoffs")
+        flags, note = self._follow(account, entry.flags, raised)
+        account.entry_id += 1
+        says = self._state(account, entry, account.balance - before, accrued, 0, flags | opened, note)
+        self._compare(account, entry, says)
+        self._count(bucket, account, entry.op, entry.amount, entry.accrued)
+
+    def _state(
+        self, account: Account, entry: Entry, amount: int, accrued: int, refusal: int, flags: int, note: bytes
+    ) -> Says:
+        """What an entry about this account must say now; of a refusal or a report without an entry_id."""
+        no_row = flags & REFUSED or entry.op in REPORTS
+        exhausts_at_ns = account.exhausts_at()
+        flags |= entry.flags & _TOLD_FLAGS | (EXHAUSTED if account.exhausted else 0)
+        return (
+            0 if no_row else account.entry_id, amount, accrued, account.balance, account.rate,
+            account.credit_limit_nanos, account.holds_nanos, exhausts_at_ns if exhausts_at_ns <= WORD_MAX else -1,
+            account.seq, account.overrun, refusal, flags, note,
+        )  # fmt: skip
+
+    def _compare(self, account: Account, entry: Entry, expected: Says) -> None:
+        told = (
+            entry.entry_id, entry.amount, entry.accrued, entry.balance, entry.rate, entry.credit_limit_nanos,
+            entry.holds_nanos, entry.exhausts_at_ns, entry.seq, entry.overrun, entry.refusal, entry.flags, entry.note,
+        )  # fmt: skip
+        if told == expected:
+            return
+        differences = [
+            f"{name} {coins(one)}, worked out {coins(other)}"
+            if name in SUMS and isinstance(one, int) and isinstance(other, int)
+            else f"{name} {one!r}, worked out {other!r}"
+            for name, one, other in zip(SAYS, told, expected, strict=True)
+            if one != other
+        ]
+        self._fault(f"the entry at {entry.at_ns} says {'; '.join(differences)}", account.user_id)
+        if entry.entry_id:
+            account.entry_id = entry.entry_id
+            account.balance, account.overrun, account.seq = entry.balance, entry.overrun, entry.seq
+            account.exhausted = account.available <= 0
+
+    def _adopt(self, bucket: Bucket, account: Account, entry: Entry) -> None:
+        """Goes on from an entry that should not be."""
+        account.settled_ns = entry.at_ns
+        account.balance, account.overrun, account.seq = entry.balance, entry.overrun, entry.seq
+        account.exhausted = account.available <= 0
+        account.entry_id = max(account.entry_id, entry.entry_id)
+        self._count(bucket, account, entry.op, entry.amount, entry.accrued)
+
+    def _count(self, bucket: Bucket, account: Account, op: int, amount: int, accrued: int) -> None:
+        """Adds what an entry says to the sums of its account and its bucket."""
+        account.net += amount - accrued
+        totals = bucket.totals
+        totals["accrued"] += accrued
+        if op == TOP_UP:
+            totals["top_ups"] += amount
+        elif op == ADJUST:
+            totals["adjustments"] += amount
+        elif op == CLOSE:
+            totals["paid_out"] -= amount
+        else:
+            totals["debits"] -= amount
+
+
+def digest(packed: bytes) -> bytes:
+    """What is kept of a stored answer, to know it again."""
+    return hashlib.blake2b(packed, digest_size=8).digest()

@@ -1,0 +1,154 @@
+"""What an examination found: faults, notes, and counts of what was looked at, so that "no faults" says of how much.
+
+A *finding* is a fault: something that must not be. A *note* is something an operator may want to know and that is as it
+should be, such as a torn tail. Findings are all counted, and told up to `TOLD_MAX` for each check, because one cause
+can show in a million places.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+TOLD_MAX: Final = 100
+OWED_MAX: Final = 1000
+
+# Every check, in the order in which it is told, with what it says where nothing is wrong.
+CHECKS: Final[dict[str, str]] = {
+    "files": "every file parses, every checksum and link holds",
+    "owners": "every bucket has one owner, and the map agrees",
+    "accounts": "every entry says what comes out when it is worked out again",
+    "conservation": "top-ups - debits - accrued + adjustments - paid out = balances, to the last unit",
+    "requests": "every request_id stands for one entry while it is kept",
+    "cutoffs": "what is owed and what is coming is what the entries say",
+    "snapshots": "every snapshot holds the state of its position",
+    "history": "every row is its entry, and the rows add up to the balances",
+}
+
+
+class Finding(NamedTuple):
+    """One fault. Of `file`, `offset`, `position` and `account` those that say where it is; else "" or -1."""
+
+    check: str
+    text: str
+    file: str = ""
+    offset: int = -1
+    position: int = -1
+    account: str = ""
+
+    def __str__(self) -> str:
+        places = [self.file]
+        if self.offset >= 0:
+            places.append(f"offset {self.offset}")
+        if self.position >= 0:
+            places.append(f"position {self.position}")
+        if self.account:
+            places.append(f"account {self.account}")
+        where = ", ".join(place for place in places if place)
+        return f"{where}: {self.text}" if where else self.text
+
+
+class Owed(NamedTuple):
+    """A call to the outside that is owed, as the entries say."""
+
+    user_id: str
+    bucket_id: int
+    kind: str  # "cutoff" or "restore"
+    seq: int
+    exhausted_at_ns: int
+
+
+class Report:
+    """Filled by the checks, told by the command."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
+        self.faults: dict[str, int] = dict.fromkeys(CHECKS, 0)
+        self.counts: dict[str, dict[str, int]] = {check: {} for check in CHECKS}
+        self.unchecked: dict[str, list[str]] = {check: [] for check in CHECKS}
+        self.sums: dict[str, int] = {}  # over all accounts, in internal units
+        self.owed: list[Owed] = []  # at most `OWED_MAX`
+
+    def fault(
+        self, check: str, text: str, *, file: str = "", offset: int = -1, position: int = -1, account: bytes = b""
+    ) -> None:
+        """Records a finding of one of `CHECKS`."""
+        self.faults[check] += 1
+        if self.faults[check] <= TOLD_MAX:
+            name = account.decode(errors="backslashreplace")
+            self.findings.append(Finding(check, text, file, offset, position, name))
+
+    def note(self, text: str) -> None:
+        """Records something that is no fault."""
+        self.notes.append(text)
+
+    def not_checked(self, check: str, why: str) -> None:
+        """Says that a check could not be made, or not wholly."""
+        self.unchecked[check].append(why)
+
+    def count(self, check: str, what: str, number: int = 1) -> None:
+        """Adds to how much was looked at."""
+        counts = self.counts[check]
+        counts[what] = counts.get(what, 0) + number
+
+    def add(self, what: str, amount: int) -> None:
+        """Adds to the sums over all accounts."""
+        self.sums[what] = self.sums.get(what, 0) + amount
+
+    def owe(self, owed: Owed) -> None:
+        """Records a call that is owed; it is counted in any case, and told if there are not too many."""
+        self.count("cutoffs", f"{owed.kind}s owed")
+        if len(self.owed) < OWED_MAX:
+            self.owed.append(owed)
+
+    @property
+    def fault_count(self) -> int:
+        """All findings, told or not."""
+        return sum(self.faults.values())
+
+    def summary(self) -> str:
+        """The last line."""
+        counted = (("accounts", "accounts"), ("accounts", "entries"), ("owners", "buckets"))
+        looked_at = ", ".join(f"{self.counts[check].get(what, 0)} {what}" for check, what in counted)
+        faults = self.fault_count
+        return f"{looked_at}: {'no faults' if not faults else '1 fault' if faults == 1 else f'{faults} faults'}"
+
+    def lines(self) -> list[str]:
+        """The whole report as text: a line a check, then what it found, then notes, then the summary."""
+        lines = []
+        for check, text in CHECKS.items():
+            faults = self.faults[check]
+            counts = ", ".join(f"{number} {what}" for what, number in self.counts[check].items())
+            if faults:
+                state = "FAULT"
+            else:
+                state = "ok" if counts else "-"
+            told = f"{faults} faults" if faults else text
+            lines.append(f"{check:<13}{state:<7}{told}" + (f" ({counts})" if counts else ""))
+            lines += [f"{'':<13}not checked: {why}" for why in self.unchecked[check]]
+            lines += [f"{'':<13}{finding}" for finding in self.findings if finding.check == check]
+            if faults > TOLD_MAX:
+                lines.append(f"{'':<13}and {faults - TOLD_MAX} more")
+        lines += [f"{'note':<20}{note}" for note in self.notes]
+        lines.append(self.summary())
+        return lines
+
+    def as_map(self) -> dict[str, object]:
+        """The whole report as plain data."""
+        return {
+            "faults": self.fault_count,
+            "summary": self.summary(),
+            "checks": [
+                {
+                    "check": check,
+                    "faults": self.faults[check],
+                    "counts": self.counts[check],
+                    "not_checked": self.unchecked[check],
+                }
+                for check in CHECKS
+            ],
+            "findings": [finding._asdict() for finding in self.findings],
+            "sums": self.sums,
+            "owed": [owed._asdict() for owed in self.owed],
+            "notes": self.notes,
+        }

@@ -1,0 +1,234 @@
+"""One shard: its log from the oldest snapshot on, against the accounts worked out anew and against its snapshots.
+
+A batch is `u32 count`, then count times `u32 length | kind u8 | bucket u16 | generation u32 | body`. Kind 1 is an
+entry, 2 makes an empty bucket, 3 gives one up, 4 takes one over: its body is the bucket as another shard had it. A part
+of a snapshot stands for all records of its bucket up to the position in it, which may lie behind that of the snapshot.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from billing.doctor import cutoffs
+from billing.doctor.compare import Comparison
+from billing.doctor.directory import Directory
+from billing.doctor.entry import WORD_MAX, Entry, Garbled, coins
+from billing.doctor.likeness import contradictions, fingerprint
+from billing.doctor.owners import OwnerMap
+from billing.doctor.part import read_block
+from billing.doctor.replay import Replay
+from billing.doctor.report import Owed, Report
+from billing.doctor.segment import Batch
+from billing.doctor.state import Account, Bucket
+
+ENTRY, OWN, LEAVE, RECEIVED = 1, 2, 3, 4
+LATE_NS: Final = 60 * 10**9  # a shard that went on that long must have written what was due
+
+_U32 = struct.Struct("<I")
+_RECORD = struct.Struct("<BHI")
+
+Passed = dict[tuple[int, int], set[bytes]]  # (bucket id, generation) -> fingerprints
+Taker = Callable[[int, Bucket, Entry], None]  # position, bucket, entry
+
+
+class Moves:
+    """What was given up and what arrived, at which generation, over all shards."""
+
+    def __init__(self) -> None:
+        self.left: Passed = {}
+        self.arrived: Passed = {}
+
+    def compare(self, report: Report) -> None:
+        """What a bucket's next owner took over must be what the one before gave up."""
+        for (bucket_id, generation), left in self.left.items():
+            arrived = self.arrived.get((bucket_id, generation + 1))
+            if arrived is not None:
+                report.count("owners", "moves compared")
+                if not left & arrived:
+                    text = f"bucket {bucket_id} did not arrive at generation {generation + 1} as it had left"
+                    report.fault("owners", text)
+
+
+def records(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, bucket id, generation, body) of each record of a batch. Raises Garbled."""
+    if len(payload) < 4:
+        raise Garbled(f"a batch of {len(payload)} bytes")
+    count, offset = _U32.unpack_from(payload)[0], 4
+    for _ in range(count):
+        length = _U32.unpack_from(payload, offset)[0] if offset + 4 <= len(payload) else 0
+        end = offset + 4 + length
+        if length < _RECORD.size or end > len(payload):
+            raise Garbled(f"a record of {length} bytes at {offset} of {len(payload)}")
+        kind, bucket_id, generation = _RECORD.unpack_from(payload, offset + 4)
+        yield kind, bucket_id, generation, payload[offset + 4 + _RECORD.size : end]
+        offset = end
+    if offset != len(payload):
+        raise Garbled(f"{len(payload) - offset} bytes behind the last record")
+
+
+class Shard:
+    """The state of one shard while its log is walked."""
+
+    def __init__(
+        self, directory: Directory, owners: OwnerMap | None, moves: Moves, report: Report, ids_max: int
+    ) -> None:
+        self.directory = directory
+        self.held: dict[int, Bucket] = {}
+        self.takers: list[Taker] = []  # are shown each entry
+        self._owners = owners
+        self._moves = moves
+        self._report = report
+        self._replay = Replay(report, ids_max)
+        self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
+        self._untouched: set[int] = set()  # buckets that arrived, without an entry since
+
+    # -- the log ----------------------------------------------------------------------------------------------------
+
+    def examine(self, progress: Callable[[int], None]) -> bool:
+        """Walks the whole log; False where it cannot be followed to its end. `progress` is told the bytes walked over,
+        now and then.
+        """
+        directory, report = self.directory, self._report
+        base = directory.base()
+        if base is None and directory.first_position > 1:
+            text = f"positions 1 to {directory.first_position - 1} are missing, and no snapshot stands for them"
+            report.fault("files", text, file=directory.path)
+            for _ in directory.batches():
+                progress(directory.bytes_read)
+            self._not_checked("its beginning is missing")
+            return False
+        start = base.position if base is not None else 0
+        comparison = Comparison(directory, base, report)
+        self.held, self._loaded_at = comparison.load_base()
+        comparison.await_parts()
+        comparison.reach(start, self.held, 0)
+        for batch in directory.batches():
+            if batch.position > start:
+                self._batch(batch)
+                comparison.reach(batch.position, self.held, self._replay.last_ns)
+            progress(directory.bytes_read)
+        if directory.damage is not None:
+            self._not_checked(f"everything from position {directory.damage.position} on")
+            return False
+        comparison.end()
+        self._end()
+        return True
+
+    def _not_checked(self, why: str) -> None:
+        for check in ("owners", "accounts", "conservation", "requests", "cutoffs", "snapshots", "history"):
+            self._report.not_checked(check, f"shard {self.directory.shard}: {why}")
+
+    def _batch(self, batch: Batch) -> None:
+        self._replay.file, self._replay.position = self.directory.path, batch.position
+        try:
+            for kind, bucket_id, generation, body in records(batch.payload):
+                if batch.position <= self._loaded_at.get(bucket_id, -1):
+                    continue
+                if kind == ENTRY:
+                    self._entry(batch.position, bucket_id, generation, body)
+                elif kind in (OWN, RECEIVED):
+                    self._take_over(bucket_id, generation, body, kind == RECEIVED)
+                elif kind == LEAVE:
+                    self._leave(bucket_id, generation)
+                else:
+                    self._fault("files", f"a record of the unknown kind {kind}")
+        except (Garbled, struct.error) as reason:
+            self._fault("files", str(reason))
+
+    def _entry(self, position: int, bucket_id: int, generation: int, body: bytes) -> None:
+        bucket = self.held.get(bucket_id)
+        if bucket is None or bucket.generation != generation:
+            has = "does not have it" if bucket is None else f"has it at generation {bucket.generation}"
+            self._fault("owners", f"an entry of bucket {bucket_id} at generation {generation}, while the shard {has}")
+            return
+        self._untouched.discard(bucket_id)
+        entry = self._replay.entry(bucket, body)
+        if entry is None:
+            return
+        self._report.count("accounts", "entries")
+        if self._owners is not None and (right := self._owners.bucket_of(entry.user_id)) != bucket_id:
+            text = f"an entry in bucket {bucket_id} for a user who belongs to bucket {right}"
+            self._fault("accounts", text, entry.user_id)
+        for take in self.takers:
+            take(position, bucket, entry)
+
+    def _take_over(self, bucket_id: int, generation: int, block: bytes, moved: bool) -> None:
+        if bucket_id in self.held:
+            self._fault("owners", f"bucket {bucket_id} is taken over, and is here already")
+        bucket = Bucket(bucket_id, generation)
+        if moved:
+            bucket, pending = read_block(bucket_id, generation, block)
+            for user_id, text in contradictions(bucket, pending):
+                self._fault("accounts", f"bucket {bucket_id} as it arrived: {text}", user_id)
+            self._untouched.add(bucket_id)
+            self._moves.arrived.setdefault((bucket_id, generation), set()).add(fingerprint(bucket))
+        elif block:
+            self._fault("files", f"bucket {bucket_id} is made of {len(block)} bytes, and should be empty")
+        self.held[bucket_id] = bucket
+
+    def _leave(self, bucket_id: int, generation: int) -> None:
+        bucket = self.held.pop(bucket_id, None)
+        if bucket is None or bucket.generation != generation:
+            self._fault("owners", f"bucket {bucket_id} at generation {generation} is given up, and is not here")
+        elif bucket_id not in self._untouched:  # else it may just have been stored, and never decided for
+            self._moves.left.setdefault((bucket_id, generation), set()).add(fingerprint(bucket))
+        self._untouched.discard(bucket_id)
+
+    def _fault(self, check: str, text: str, user_id: bytes = b"") -> None:
+        replay = self._replay
+        self._report.fault(check, text, file=replay.file, position=replay.position, account=user_id)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def owned(self) -> Iterator[Bucket]:
+        """The buckets here that the map gives to this shard: no leftovers of moves."""
+        for bucket in self.held.values():
+            if self._owners is None or self._owners.owner.get(bucket.bucket_id) == (
+                self.directory.shard,
+                bucket.generation,
+            ):
+                yield bucket
+
+    def _end(self) -> None:
+        """What must be true of the state that the log ends with; and what it makes owed and coming."""
+        report = self._report
+        for bucket in self.owned():
+            for account in bucket.accounts.values():
+                self._end_account(bucket, account)
+            balances = sum(account.balance for account in bucket.accounts.values())
+            report.count("accounts", "accounts", len(bucket.accounts))
+            report.count("conservation", "accounts", len(bucket.accounts))
+            report.count("conservation", "buckets")
+            if balances != bucket.expected_balance():
+                off = coins(balances - bucket.expected_balance())
+                text = f"the balances of bucket {bucket.bucket_id} are {off} above what its entries sum up to"
+                report.fault("conservation", text, file=self.directory.path)
+            for name, total in bucket.totals.items():
+                report.add(name, total)
+            report.add("balances", balances)
+
+    def _end_account(self, bucket: Bucket, account: Account) -> None:
+        report, directory = self._report, self.directory
+        if account.net != account.balance:
+            text = f"its entries sum up to {coins(account.net)}, its balance is {coins(account.balance)}"
+            report.fault("conservation", text, file=directory.path, account=account.user_id)
+        if account.firing:
+            text = f"no entry of the crossed threshold {account.firing[0]}, at the end of the log"
+            report.fault("accounts", text, file=directory.path, account=account.user_id)
+        owed = cutoffs.owed(account)
+        if owed is not None:
+            user_id = account.user_id.decode(errors="backslashreplace")
+            report.owe(Owed(user_id, bucket.bucket_id, *owed, account.cutoffs[0].at_ns))
+        due_ns, _ = account.coming()
+        if due_ns > WORD_MAX:
+            return
+        report.count("cutoffs", "instants coming")
+        if due_ns <= directory.last_time_ns:
+            went_on_ns = directory.last_time_ns - max(due_ns, directory.life_began_ns)
+            if directory.life_began_ns and went_on_ns > LATE_NS:
+                text = f"nothing came of what was due at {due_ns}, though the shard went on for {went_on_ns // 10**9} s"
+                report.fault("accounts", text, file=directory.path, account=account.user_id)
+            else:
+                report.count("cutoffs", "due at the next start")
