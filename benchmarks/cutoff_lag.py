@@ -1,15 +1,15 @@
 """How late a cutoff is: from the exact instant of exhaustion to the GET's arrival at the endpoint.
 
-Starts the real daemon and the receiver (a process of its own that stamps arrival), arms `--armed` accounts far ahead, then
-lets `--per-second` accounts a second run dry for `--seconds`, beside `--commands` top-ups a second, and reports lateness and
-the daemon's CPU per cutoff (that of the commands alone, measured just before, taken off).
+Starts the real daemon and the receiver (a process of its own that stamps arrival), arms `--armed` accounts far ahead,
+then lets `--per-second` accounts a second run dry for `--seconds`, beside `--commands` top-ups a second, and reports
+lateness and the daemon's CPU per cutoff (that of the commands alone, measured just before, taken off).
 
     python -m benchmarks.cutoff_lag --per-second 20 --seconds 20                       isolated
     python -m benchmarks.cutoff_lag --armed 1000000 --per-second 100 --seconds 30 --commands 5000
     python -m benchmarks.cutoff_lag --storm 10000                                      all at one instant
 
-Lateness is by the wall clock of the receiver against `exhausted_at_ns`; billing time follows the same clock to within its
-dead band of a millisecond, so the offset that `/metrics` or a first quiet run shows belongs to it.
+Lateness is by the wall clock of the receiver against `exhausted_at_ns`; billing time follows the same clock to within
+its dead band of a millisecond.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import uvloop
 
 from tests.system.daemon import Daemon, free_port

@@ -51,6 +51,9 @@ class NullGate:
     def __init__(self) -> None:
         self._waiting: list[tuple[Any, Any]] = []
 
+    def arrived(self) -> None:
+        """This gate stamps nothing."""
+
     def bucket_of(self, key: bytes) -> int:
         return bucket_id_of(key, 3000)
 

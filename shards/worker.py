@@ -12,8 +12,8 @@ Requests that arrive while a batch is being synced are applied at once and wait 
 pace of answers, never the pace of commands. No `await` stands between reading state and changing it: requests are
 applied in the protocol's callback, and all of this file but the start is plain functions.
 
-All requests of one turn of the loop carry one instant, read once. What time makes due is carried out in slices of
-`TICK_ENTRIES_MAX`, between which requests are answered.
+All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
+slices of `TICK_ENTRIES_MAX`, between which requests are answered.
 
 It is also the `Gate` that doors see: `submit`, `read`, `operate`; it serves its own buckets and passes the rest on.
 """
@@ -109,6 +109,10 @@ class Worker:
     def fresh_now_ns(self) -> int:
         """The billing instant, read anew."""
         return self.clock.at(boot_now_ns())
+
+    def arrived(self) -> None:
+        """Requests have just been read: none of them is stamped with an instant before that."""
+        self._now_ns = 0
 
     def bucket_of(self, key: bytes) -> int:
         """The bucket a key hashes to."""
@@ -348,6 +352,7 @@ class Worker:
         self._peers.pop(wire, None)
 
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
+        self._now_ns = 0
         try:
             if self._no_room:
                 for number, kind, msgid, mode, _, _ in frame:

@@ -25,6 +25,9 @@ UNPACKERS_KEPT_MAX: Final = 64
 class Gate(Protocol):
     """What a door needs of the worker behind it. The caller is a connection, or stands for one; see `msgpack_rpc`."""
 
+    def arrived(self) -> None:
+        """Requests have just been read: they carry an instant that is not before their arrival."""
+
     def bucket_of(self, key: bytes, /) -> int:
         """The bucket a user hashes to."""
 

@@ -83,6 +83,7 @@ class Connection(Outlet):
 
     def _work(self, data: bytes) -> None:
         """Carries out what `data` completes, slice by slice, until it ends or the connection has to wait."""
+        self._door.gate.arrived()
         unpacker = self._unpacker
         if unpacker is None:
             unpacker = self._unpacker = self._door.lend_unpacker()

@@ -7,9 +7,9 @@ remembered as `off_seq`, and as long as no restore was delivered for it, an acti
 restore URL nothing is ever owed back. After a start, cutoffs that were pending before count as attempted, because the
 record that an attempt began is written but not waited for.
 
-`report` takes what delivery tells (that an attempt began comes before what became of it) and refuses `UNKNOWN_CUTOFF` for what the account no longer owes: the attempt is
-then not made. It changes no money and settles nothing. Right before each attempt delivery asks `owed`, so only the
-newest state is ever sent.
+`report` takes what delivery tells (that an attempt began comes before what became of it) and refuses `UNKNOWN_CUTOFF`
+for what the account no longer owes: the attempt is then not made. It changes no money and settles nothing. Right
+before each attempt delivery asks `owed`, so only the newest state is ever sent.
 """
 
 from typing import Final, NamedTuple
@@ -20,7 +20,8 @@ from billing.ledger.commands import Command
 from billing.ledger.entry import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, event_id
 from billing.ledger.extra import Cutoff, Extra
 
-CUTOFFS_MAX: Final = 64  # undelivered ones an account; beyond that the oldest is folded into the newer ones
+# Undelivered ones an account, as many as it may have rate lines; beyond that the oldest is folded into the newer ones.
+CUTOFFS_MAX: Final = 10_000
 
 
 class Owed(NamedTuple):

@@ -20,10 +20,10 @@ import msgspec
 
 from billing.ledger.commands import NAMES
 from billing.ledger.entry import Entry, unpack
+from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, Corrupt, split_batch
 from shards.disk import RealDisk, read_file
 from shards.journal import record
 from shards.journal.snapshot import Reader
-from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, Corrupt, split_batch
 
 EXIT_DAMAGED = 65
 MAP = 0  # the number of the journal in which the supervisor keeps the map; shards have numbers from 1

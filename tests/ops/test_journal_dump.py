@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from billing.cli import root
 from billing.ledger import commands
 from billing.ledger.entry import Entry, pack
+from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
 from shards.disk import RealDisk
 from shards.journal.file import FileJournal
 from shards.journal.recovery import segment_name
 from shards.registry import Registry
-from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
 
 NOW_NS = 1_750_000_000_000_000_000
 ENTRY_OF_ANNA = Entry(

@@ -35,7 +35,7 @@ async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connecti
         operator = await Rpc.connect(daemon.rpc_port)
         rng, moved = random.Random(1), 0
         for _ in range(40):
-            error, reply = await operator.call("move_bucket", rng.choice(sorted(buckets)), rng.choice((1, 2)))
+            error, _ = await operator.call("move_bucket", rng.choice(sorted(buckets)), rng.choice((1, 2)))
             moved += error is None
             assert error is None or "already" in error, error
             await asyncio.sleep(0.02)
