@@ -64,6 +64,18 @@ async def test_connections_are_warm_before_anything_is_owed_and_are_replaced_whe
         assert desk.errors() == []
 
 
+async def test_a_connection_known_to_be_closed_is_not_written_on() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=2)) as delivery:
+        await desk.until(lambda: len(receiver.connections) == 2)
+        for connection in list(receiver.connections):
+            connection.transport.close()
+        await asyncio.sleep(0.05)  # the news arrives
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        assert desk.outcomes(b"u") == ["started", "delivered"]
+
+
 async def test_a_connection_idle_for_long_is_replaced_before_it_is_used() -> None:
     desk = Desk()
     async with receiving() as receiver, sending(desk, settings(receiver.url, warm=1, idle_s=0.1)) as delivery:

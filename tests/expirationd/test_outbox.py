@@ -203,6 +203,28 @@ def test_a_dead_endpoint_is_probed_once_a_second_then_drained_oldest_first() -> 
     assert drained[1:] == sorted(drained[1:])
 
 
+def test_failures_between_successes_do_not_shut_a_lane() -> None:
+    world = World(Pace(failures_max=3, concurrency=1))
+    world.answer = lambda item: (OK if len(world.attempts) % 3 == 0 else FAILED, 0, -1)
+    for number in range(30):
+        world.owe(b"%d" % number, since_ns=number)
+    while len(world.outbox):
+        assert not world.outbox.lanes[0].shut
+        world.run(world.now_ns + 10 * MS)
+
+
+def test_the_order_is_that_of_exhaustion_as_soon_as_it_is_known() -> None:
+    """Reported in another order (after a start, say), and all failed once: the next round goes by the instants."""
+    world = World(Pace(concurrency=5, jitter=0.0))
+    world.answer = lambda item: (ANSWERED if world.now_ns < MS else OK, 0, -1)
+    for number in range(5):
+        world.owed[1, b"%d" % number] = [("cutoff", 1, -number)]
+        world.outbox.owe(1, b"%d" % number, 0)
+    world.run(MS)
+    world.run(S)
+    assert [int(user) for _, user, _, _ in world.attempts] == [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]
+
+
 def test_users_saved_while_the_endpoint_is_dead_cost_no_probe() -> None:
     world = World(Pace(failures_max=1))
     world.answer = lambda item: (OK if world.now_ns >= 10 * S else FAILED, 0, -1)

@@ -210,6 +210,31 @@ def test_rearming_to_and_fro_keeps_a_bounded_number_of_filings() -> None:
     assert fired == [(10**6 * second_ns + ref, ref) for ref in range(1000)]
 
 
+def test_stale_filings_beside_the_live_one_of_the_same_account_are_told_apart() -> None:
+    """All lie in one slot far away; only the place that the owner remembers is the live one."""
+    accounts = Accounts(Wheel(0))
+    now_ns = 0
+    for _ in range(100):
+        for ref in range(1000):
+            accounts.arm(ref, now_ns + 3_000_000)
+            accounts.arm(ref, 10**15 + ref)
+        assert accounts.live(now_ns, now_ns + 5_000_000) == []
+        now_ns += 5_000_000
+    assert accounts.live(now_ns, 10**12) == []
+    assert len(accounts.wheel) < 65_536
+    assert len(accounts.drain(2 * 10**15)) == 1000
+
+
+def test_one_instant_filed_twice_is_fired_once() -> None:
+    accounts = Accounts(Wheel(0))
+    accounts.arm(1, 1000)
+    accounts.arm(1, 500)
+    accounts.arm(1, 1000)
+    assert accounts.drain(600) == []
+    assert len(accounts.wheel) == 2
+    assert accounts.drain(1000) == [(1000, 1)]
+
+
 def test_a_sweep_drops_what_is_stale_and_keeps_what_is_live() -> None:
     accounts = Accounts(Wheel(0))
     for ref in range(70_000):
