@@ -12,6 +12,7 @@ import asyncio
 import random
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from billing import __version__
@@ -22,9 +23,10 @@ from billing.api.wire import encode_reply
 from billing.config import Config
 from billing.expirationd.delivery import CUTOFF, DELIVERED, FAILED_ATTEMPT, RESTORE, STARTED, Delivery, Owed, Settings
 from billing.expirationd.signature import parse_secrets
+from billing.history.link import HistoryLink
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
-from billing.ledger.ledger import ReplayDifference, Rules
+from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.machine import SURVEYS, BillingMachine
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
@@ -69,6 +71,7 @@ class Billing:
         self._worker: Worker | None = None
         self._door: Door | None = None
         self._delivery: Delivery | None = None
+        self._history: HistoryLink | None = None
         self._servers: list[asyncio.Server] = []
         self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
         self._calls: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
@@ -87,9 +90,25 @@ class Billing:
         """What became owed goes to the outbox, which asks the ledger what exactly, right before it sends."""
         delivery = self._delivery
         assert delivery is not None, "told before it was opened"
-        for kind, since_ns, bucket_id, user_id, _ in notices:
+        for kind, _, bucket_id, user_id, _ in notices:
             if kind in (CUTOFF, RESTORE):
-                delivery.notify(bucket_id, user_id, kind, since_ns)
+                delivery.notify(bucket_id, user_id, kind)
+            elif kind == RETRY:
+                delivery.notify(bucket_id, user_id, urgent=True)
+
+    def committed(self, position: int, payload: bytes) -> None:
+        """Hands a durable batch on to the history."""
+        if self._history is not None:
+            self._history.hand(position, payload)
+
+    def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
+        """`("history", user_id, limit, before)`: rows out of the history."""
+        _, user_id, limit, before = query
+        generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)
+        if self._history is None or generation is None:
+            done(Refused("UNAVAILABLE", "the history is not there yet"))
+        else:
+            self._history.ask(bucket_id, generation, user_id, limit, before, done)
 
     def reply_of(self, plain: object) -> object:
         """What the supervisor answered, as a reply."""
@@ -115,13 +134,14 @@ class Billing:
 
     def trim_floor(self) -> int:
         """The journal's position up to which the history has everything."""
-        return 2**63 - 1
+        return 0 if self._history is None else self._history.trim_floor()
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
         delivery, door = self._delivery, self._door
         return {
             **self.machine.figures(),
+            **({} if self._history is None else self._history.figures()),
             "connections": 0 if door is None else len(door.connections),
             "cutoffs_started": 0 if delivery is None else delivery.started,
             "cutoffs_delivered": 0 if delivery is None else delivery.delivered,
@@ -135,6 +155,8 @@ class Billing:
         """Opens the doors, and takes up what was owed when the last life ended."""
         loop = asyncio.get_running_loop()
         self._worker = worker
+        self._history = HistoryLink(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
+        self._history.start()
         self._delivery = Delivery(
             self._owed,
             self._report,
@@ -144,6 +166,7 @@ class Billing:
             worker.fail,
         )
         self._delivery.start()
+        self.machine.release_held = self._delivery.release
         self._take_up()
         rpc = self.config.rpc
         tokens = read_file(self._disk, rpc.tokens_file).decode() if rpc.tokens_file else None
@@ -210,6 +233,8 @@ class Billing:
             await self._delivery.close()
         if self._door is not None:
             self._door.close()
+        if self._history is not None:
+            await self._history.close()
 
     # -- delivery ---------------------------------------------------------------------------------------------------
 

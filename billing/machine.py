@@ -13,7 +13,7 @@ It never reads a clock, touches no file and waits for nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -25,9 +25,9 @@ from billing.ledger.errors import Refused
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX
-from shards.machine import Command, Notice, Record
+from shards.machine import Command, Later, Notice, Record
 
-SURVEYS = frozenset({"accounts", "pending_cutoffs"})
+SURVEYS = frozenset({"accounts", "pending_cutoffs", "release_cutoffs"})
 
 
 class BillingMachine:
@@ -37,6 +37,7 @@ class BillingMachine:
         self.ledger = Ledger(rules, self._file)
         self.records: list[Record] = self.ledger.records
         self.notices: list[Notice] = self.ledger.notices
+        self.release_held: Callable[[], int] = lambda: 0  # lets held cutoffs go; how many accounts that concerns
         self._wheel: Wheel | None = None
 
     # -- commands and queries ---------------------------------------------------------------------------------------
@@ -49,11 +50,14 @@ class BillingMachine:
             return refusal
 
     def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
-        """`("get_account", user_id)` or `("retry_cutoff", user_id)`; a reply map, or the refusal."""
+        """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal; `("history", …)`: later."""
         name, user_id = query[0], query[1]
         try:
             if name == "get_account":
                 return self.ledger.view(bucket_id, user_id, now_ns)
+            if name == "history":
+                self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
+                return Later(query)
             if name == "retry_cutoff":
                 return self.ledger.retry_cutoff(bucket_id, user_id, now_ns)
         except Refused as refusal:
@@ -73,6 +77,8 @@ class BillingMachine:
                     if book.pending_cutoffs
                 )
                 return heapq.nsmallest(limit, (row for row in rows if _user(row) > after), key=_user)
+            case ("release_cutoffs",):
+                return self.release_held()
         raise AssertionError(f"no survey {query[0]}")
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
@@ -82,6 +88,8 @@ class BillingMachine:
                 return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, chain.from_iterable(parts))]
             case ("pending_cutoffs", _, int(limit)):
                 return heapq.nsmallest(limit, chain.from_iterable(parts), key=_user)
+            case ("release_cutoffs",):
+                return {"released": sum(parts)}
         raise AssertionError(f"no survey {operation[0]}")
 
     def owed(self) -> Iterator[tuple[int, bytes, str, int]]:

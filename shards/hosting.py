@@ -6,6 +6,7 @@ The worker never looks inside; it hands over sockets, notices and an operator's 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shards.buckets import BucketMap
@@ -30,6 +31,12 @@ class Application(Calls, Protocol):
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
         """One reply out of all shards' answers to a survey."""
+
+    def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
+        """Answers a query that the machine left for later; `done(reply)` may come at any time, once."""
+
+    def committed(self, position: int, payload: bytes) -> None:
+        """The batch at this position of the journal is durable; nothing it holds has been answered yet."""
 
     def tell(self, notices: list[Notice]) -> None:
         """Takes what is to be told outside; all that it tells is durable."""

@@ -10,11 +10,17 @@ and `notices` (what is to be told outside once that is so). The shard empties th
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Command = tuple[Any, ...]
 Record = tuple[int, bytes]  # (bucket id, body); the body belongs to the machine
 Notice = tuple[Any, ...]  # (kind, depends_ns, bucket id, …); depends_ns: see `Shard.take_early`
+
+
+class Later(NamedTuple):
+    """A machine's reply to a query that it cannot answer from memory: the application will, see `Hosted.answer`."""
+
+    query: Command
 
 
 class Machine(Protocol):

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, Corrupt, join_batch, split_batch
-from shards.machine import Command, Machine, Notice
+from shards.machine import Command, Later, Machine, Notice
 
 COMMAND = 0  # what a request is: a change of one bucket,
 READ = 1  # or a question about one bucket
@@ -100,6 +100,7 @@ class Shard:
         self._frozen: dict[int, _Frozen] = {}  # buckets on their way out
         self._arrived: dict[int, int] = {}  # bucket id -> generation: moved here, but not yet decided
         self._replies: list[Reply] = []
+        self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
         self._sealed: deque[_Batch] = deque()
         self._open_from_ns = -1  # instant of the first command in the open batch
         self._flight_from_ns = -1  # the same of the batch that is being synced
@@ -133,7 +134,11 @@ class Shard:
         if bucket_id not in self.held:
             self._elsewhere(caller, token, READ, bucket_id, query)
             return
-        self._replies.append((caller, token, self.machine.read(bucket_id, query, now_ns)))
+        reply = self.machine.read(bucket_id, query, now_ns)
+        if type(reply) is Later:
+            self.later.append((caller, token, bucket_id, reply.query))
+        else:
+            self._replies.append((caller, token, reply))
 
     def _elsewhere(self, caller: Caller, token: object, kind: int, bucket_id: int, payload: Command) -> None:
         frozen = self._frozen.get(bucket_id)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from shards.buckets import BucketMap, bucket_id_of
@@ -212,6 +213,8 @@ class Worker:
     def _turn(self) -> None:
         shard = self.shard
         self._now_ns = 0
+        if shard.later:
+            self._answer_later()
         for link in self.links.values():
             link.flush()
         due_ns = shard.next_due_ns()
@@ -242,6 +245,12 @@ class Worker:
         self._now_ns = 0
         self._rearm()
 
+    def _answer_later(self) -> None:
+        later = self.shard.later[:]
+        self.shard.later.clear()
+        for caller, token, bucket_id, query in later:
+            self.application.answer(bucket_id, query, partial(self.reply, caller, token))
+
     def _append(self, ready: Ready) -> None:
         self._writing = True
         self._idle.clear()
@@ -262,6 +271,7 @@ class Worker:
         self.batches += 1
         self.records += ready.records
         self.last_sync_boot_ns = boot_now_ns()
+        self.application.committed(position, ready.payload)
         self._release(ready)
         if self.batches % GROWTH_CHECK_BATCHES == 0:
             grown_bytes = self.journal.stored_bytes - self.snapshotter.stored_bytes

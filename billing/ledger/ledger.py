@@ -70,6 +70,8 @@ _read_row: Final = ROW.unpack_from
 _write_row: Final = ROW.pack_into
 _pack_fixed: Final = FIXED.pack
 
+RETRY: Final = "retry"  # the notice by which an operator wants what is owed tried at once
+
 
 class Rules(NamedTuple):
     """What the configuration decides about the ledger."""
@@ -82,8 +84,8 @@ class Rules(NamedTuple):
 class ReplayDifference(Exception):
     """Replay came to another entry than the journal holds. The message shows both."""
 
-    def __init__(self, recorded: bytes, replayed: bytes | None) -> None:
-        self.recorded = Entry._make(unpack(recorded))
+    def __init__(self, recorded: bytes | None, replayed: bytes | None) -> None:
+        self.recorded = None if recorded is None else Entry._make(unpack(recorded))
         self.replayed = None if replayed is None else Entry._make(unpack(replayed))
         super().__init__(f"the journal holds {self.recorded}, replay made {self.replayed}")
 
@@ -234,7 +236,7 @@ class Ledger:
     def replayed(self) -> None:
         """Replay is over: everything that was made again was also in the journal."""
         if self._ahead:
-            raise ReplayDifference(b"", self._ahead[0][1])
+            raise ReplayDifference(None, self._ahead[0][1])
 
     def _make_again(self, book: Book, packed: bytes) -> None:
         """Fills `_ahead` with the entry of a record and those that its change made behind it, by the rules of its
@@ -364,7 +366,7 @@ class Ledger:
         self._clerk.pass_time(account, max(at_ns, account.settled_ns))
         call = cutoffs.owed(account)
         if call is not None:
-            self.notices.append((call.kind, at_ns, bucket_id, user_id, call.seq))
+            self.notices.append((RETRY, at_ns, bucket_id, user_id, call.seq))
         else:
             self.apply(bucket_id, at_ns, (ops.CUTOFF_RETRY, user_id, account.exhaustion_seq, 1, 0, b"", b"", b""))
         return self.view(bucket_id, user_id, at_ns)

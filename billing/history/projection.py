@@ -1,0 +1,147 @@
+"""A journal's batch as rows of the history. Pure; and fast, because it runs once for every entry there is.
+
+All numbers a row needs are taken out of an entry by one struct that is derived from the entry's own format, so the two
+cannot drift apart; the rest of the entry is not looked at. What a row shows is defined by `entry.history_row`, in
+floors of nanos. Here the same comes out of the parts (nanos, frac) with small integers only:
+
+    balance before = balance - amount           its fraction borrows one where balance_frac < amount_frac
+    amount shown   = amount_nanos               + that borrow
+    accrued shown  = accrued_nanos              + 1 where the fractions of before and accrued carry
+
+A row is a tuple in the order of `COLUMNS`. `seq` counts the rows of one file from 1; `older` is the seq of the same
+account's row before, 0 for the first: so the rows of an account are a chain from the newest to the oldest, which is the
+order they are asked for in, and writing one never touches another page of the file than the last. So that one need not
+walk a long chain from its end, every `MARK_EVERY`th entry is marked.
+
+Refused entries and reports of deliveries carry no entry_id and are no rows. Of the records of the shard itself only
+LEAVE matters: from it another shard's reader knows that this file has all of a bucket's former time.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from billing.ledger.entry import FIELDS, FIXED
+from billing.ledger.money import INT64_MAX, NANO
+from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, split_batch
+
+COLUMNS: Final = (
+    "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
+)  # fmt: skip
+MARK_EVERY: Final = 64  # by entry_id; a power of two
+
+Row = tuple[Any, ...]  # in the order of `COLUMNS`; empty message and request_id are None, accrued is two's complement
+Place = list[int]  # [number of the account in this file, seq of its newest row]
+
+_WANTED: Final = (
+    "op", "at_ns", "entry_id", "amount_nanos", "amount_frac", "accrued_nanos", "accrued_frac", "balance_nanos",
+    "balance_frac",
+)  # fmt: skip
+_TAILS: Final = ("user_id", "key", "request_id", "message", "note")
+
+
+def _record_struct() -> struct.Struct:
+    """A whole record up to its tails: its length, the wanted numbers of the entry in it, the lengths of its tails."""
+    numbers = FIELDS[: FIELDS.index("user_id")]
+    codes = FIXED.format[1:]
+    assert FIXED.format[0] == "<"
+    assert FIELDS[len(numbers) :] == _TAILS
+    assert tuple(name for name in numbers if name in _WANTED) == _WANTED
+    kept = (
+        code if name in _WANTED or name in _TAILS else f"{struct.calcsize('<' + code)}x"
+        for name, code in zip(FIELDS, codes, strict=True)
+    )
+    return struct.Struct(f"{LENGTH.format}{ENVELOPE.size}x{''.join(kept)}")
+
+
+_RECORD: Final = _record_struct()
+_LENGTH_BYTES: Final = LENGTH.size
+assert ENVELOPE.format.startswith("<B"), "a record opens with the byte that says its kind"
+
+
+class Group:
+    """What one transaction will write: the rows of any number of batches, and what follows from them."""
+
+    __slots__ = ("left", "marks", "newest", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.marks: list[tuple[int, int, int]] = []  # (number, entry_id, seq)
+        self.newest: dict[int, int] = {}  # number -> seq of the newest row
+        self.left: list[tuple[int, int]] = []  # (bucket id, generation) given away
+
+
+def project(
+    payload: bytes, seq: int, places: dict[bytes, Place], place_of: Callable[[bytes], Place], group: Group
+) -> int:
+    """Adds a batch's rows to `group`, the first as seq + 1; returns the seq of the last.
+
+    `places` maps user ids to their places; of who is not in it `place_of` tells the place, and puts it there. Raises
+    AssertionError, IndexError or struct.error where the bytes are no batch.
+    """
+    add, mark, newest = group.rows.append, group.marks.append, group.newest
+    get, unpack, record_bytes = places.get, _RECORD.unpack_from, _RECORD.size
+    (count,) = LENGTH.unpack_from(payload)
+    at = _LENGTH_BYTES
+    for _ in range(count):
+        if payload[at + _LENGTH_BYTES] != ENTRY:
+            at = _other(payload, at, group)
+            continue
+        (
+            length, op, at_ns, entry_id, amount, amount_frac, accrued, accrued_frac, balance, balance_frac,
+            user_len, key_len, request_len, message_len, note_len,
+        ) = unpack(payload, at)  # fmt: skip
+        tails_at = at + record_bytes
+        key_at = tails_at + user_len
+        request_at = key_at + key_len
+        message_at = request_at + request_len
+        at += _LENGTH_BYTES + length
+        assert message_at + message_len + note_len == at, "an entry's tails do not fill its record"
+        if entry_id <= 0:
+            continue
+        user_id = payload[tails_at:key_at]
+        place = get(user_id)
+        if place is None:
+            place = place_of(user_id)
+        seq += 1
+        before_frac = balance_frac - amount_frac
+        if before_frac < 0:
+            before_frac += NANO
+            amount += 1
+        if before_frac + accrued_frac >= NANO:
+            accrued += 1
+        if accrued > INT64_MAX:
+            accrued -= 1 << 64
+        number, older = place
+        add(
+            (
+                seq, older, number, entry_id, at_ns, op, amount, accrued, balance,
+                payload[message_at : message_at + message_len] or None, payload[request_at:message_at] or None,
+            )
+        )  # fmt: skip
+        place[1] = newest[number] = seq
+        if not entry_id & (MARK_EVERY - 1):
+            mark((number, entry_id, seq))
+    assert at == len(payload), "bytes behind the last record of a batch"
+    return seq
+
+
+def _other(payload: bytes, at: int, group: Group) -> int:
+    """A record that is no entry; the offset of the next."""
+    (length,) = LENGTH.unpack_from(payload, at)
+    kind, bucket_id, generation = ENVELOPE.unpack_from(payload, at + _LENGTH_BYTES)
+    if kind == LEAVE:
+        group.left.append((bucket_id, generation))
+    return at + _LENGTH_BYTES + int(length)
+
+
+def slim(payload: bytes) -> bytes:
+    """The batch without what `project` does not look at: a moved bucket stands whole in a record, and may be large."""
+    records = [
+        LENGTH.pack(ENVELOPE.size + len(body)) + ENVELOPE.pack(kind, bucket_id, generation) + body
+        for kind, bucket_id, generation, body in split_batch(payload)
+        if kind in (ENTRY, LEAVE)
+    ]
+    return LENGTH.pack(len(records)) + b"".join(records)
