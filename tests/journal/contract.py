@@ -239,7 +239,7 @@ class JournalContract:
             journal = backend.journal(sync)
             head = journal.open(7, OWNER).head
             before = list(journal.replay(1))
-            written = before + [(head + number, payload_of(head + number, 200)) for number in range(1, 9)]
+            written = before + [(head + number, payload_of(head + number, 1500)) for number in range(1, 13)]
             for _, payload in written[head:]:
                 journal.append(payload)
             backend.lose_power()

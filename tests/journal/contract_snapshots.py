@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards.journal import Gap, Unavailable
+from shards.journal import Gap, Journal, Unavailable
 from tests.journal.contract import OWNER, content, payload_of
 
 
@@ -129,6 +129,27 @@ class SnapshotContract:
         journal = backend.journal()
         assert journal.open(7, OWNER).head == 79
         assert content(journal) == expected
+
+    @pytest.mark.parametrize("sync", ["interval", "never"])
+    def test_what_a_snapshot_holds_is_durable_in_the_weaker_modes_too(self, backend, sync):
+        if not backend.can_lose_power:
+            pytest.skip("the power of this machine cannot be cut")
+        for life in range(20):
+            journal = backend.journal(sync)
+            head = journal.open(7, OWNER).head
+            for number in range(head + 1, head + 5):
+                journal.append(payload_of(number, 300))
+
+            def chunks(journal: Journal = journal, life: int = life) -> Iterator[bytes]:
+                journal.append(payload_of(journal.head + 1, 300))
+                yield b"life %d" % life
+
+            journal.save_snapshot(head + 4, chunks())
+            backend.lose_power()
+            journal = backend.journal(sync)
+            assert journal.open(7, OWNER).head == head + 5
+            assert content(journal) == (head + 4, [b"life %d" % life], [(head + 5, payload_of(head + 5, 300))])
+            journal.close()
 
     def test_a_snapshot_whose_chunks_fail_leaves_no_trace(self, backend):
         journal = backend.journal()

@@ -83,11 +83,60 @@ def test_an_older_version_of_the_newest_segment_is_corrupt_after_a_clean_stop():
 
 def test_an_older_version_of_the_manifest_does_no_harm(rig):
     manifest = rig.content(MANIFEST)
+    newer_than = rig.segments()[-1]
     fill(rig.opened(), 30, 300)
     rig.kill()
     rig.replace(MANIFEST, manifest)
+    unnamed = next(name for name in rig.segments() if name > newer_than)
+    first_position = rig.batches(unnamed).header.first_position
     journal = rig.opened()
     assert journal.head == 60
+    assert newest(rig).header.first_position == first_position, "all that it does not name is written anew"
+    assert [position for position, _ in journal.replay(1)] == list(range(1, 61))
+
+
+def test_an_older_version_of_the_manifest_does_no_harm_even_if_opening_ends_over_and_over():
+    def older_manifest(seed: int) -> Rig:
+        rig = Rig(seed)
+        fill(rig.opened(), 2, 300)
+        rig.kill()
+        manifest = rig.content(MANIFEST)
+        fill(rig.opened(), 12, 300)
+        rig.kill()
+        rig.replace(MANIFEST, manifest)
+        return rig
+
+    rig = older_manifest(1)
+    rig.opened()
+    named = rig.disk.trace.index("rename spare") + 1  # the call after it makes the new name durable
+    for call in range(1, 200):
+        for seed in range(3):
+            rig = older_manifest(seed)
+            for fault in (Fault(named + 1, "kill"), Fault(call, "power")):
+                try:
+                    rig.journal(fault=fault).open(SHARD, "test")
+                except Crashed:
+                    continue
+            ended = not rig.disk.fired
+            rig.lose_power()
+            journal = rig.opened()
+            assert [position for position, _ in journal.replay(1)] == list(range(1, 15))
+        if ended:
+            return
+    raise AssertionError("no opening ever came to its end")
+
+
+@pytest.mark.parametrize("number", [1, 2, -2, -1])
+def test_a_segment_of_another_log_is_corrupt(rig, number):
+    """Two directories were mixed up: same shard, same positions and sizes, other batches."""
+    other = Rig(seed=2)
+    journal = other.opened()
+    for position in range(1, 31):
+        journal.append(bytes([position]) * 300)
+    assert other.segments() == rig.segments()
+    name = rig.segments()[number]
+    rig.replace(name, other.content(name))
+    refused(rig)
 
 
 def test_a_log_that_ends_before_what_a_snapshot_saw_is_corrupt():

@@ -11,6 +11,7 @@ from shards.disk import is_full
 from shards.journal import Unavailable
 from tests.journal.contract import content
 from tests.journal.rig import SHARD, Rig, fill, payload_of
+from tests.simulation.disk import Crashed
 
 SEGMENT = 8192
 
@@ -41,6 +42,25 @@ def test_a_barrier_makes_durable_what_the_interval_left():
     journal.idle_barrier()
     rig.lose_power()
     assert rig.opened().head == 2
+
+
+@pytest.mark.parametrize("calls_ahead", [1, 2, 3, 4])
+def test_a_barrier_never_proves_what_was_not_durable_before_it(calls_ahead):
+    ends = set()
+    for seed in range(60):
+        rig = Rig(seed)
+        journal = rig.opened(sync="interval")
+        expected = fill(journal, 3, 700)  # the first is synced, the others wait
+        rig.disk.fail("power", calls_ahead=calls_ahead)
+        try:
+            journal.idle_barrier()
+        except Crashed:
+            ends.add(calls_ahead)
+        rig.lose_power()
+        journal = rig.opened(sync="interval")
+        assert journal.head >= 1
+        assert list(journal.replay(1)) == expected[: journal.head]
+    assert ends == ({calls_ahead} if calls_ahead <= 3 else set()), "a sync, a write, a sync"
 
 
 def test_no_batch_shares_a_sector_with_another():

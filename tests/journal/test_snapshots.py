@@ -71,6 +71,14 @@ def test_chunks_that_changed_places_are_malformed():
         snapshot.check(rig.disk, DIRECTORY, "x", 7)
 
 
+def test_a_footer_of_other_chunks_is_malformed_though_every_checksum_is_right():
+    rig = Rig()
+    one, two = written(rig, [b"hello"], "one"), written(Rig(), [b"hullo"])
+    rig.replace("x", two[:-44] + one[-44:])
+    with pytest.raises(Malformed, match="digest"):
+        snapshot.check(rig.disk, DIRECTORY, "x", 7)
+
+
 def test_names_sort_as_positions_and_nothing_else_is_one():
     positions = [0, 9, 10, 2**63 - 1]
     names = [snapshot.name_of(position) for position in positions]

@@ -26,126 +26,13 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-SECTOR_BYTES = 512
+from tests.simulation.medium import SECTOR_BYTES, Directory, Medium, Node, apply
+
+__all__ = ["SECTOR_BYTES", "Crashed", "Fault", "Medium", "SimDisk"]
 
 
 class Crashed(BaseException):
     """The process that made this call is no more. Not an Exception: nothing that it would have done happens."""
-
-
-class Node:
-    """A file: what reads see, what is on the medium, and what is on its way there."""
-
-    __slots__ = ("content", "pending", "stable")
-
-    def __init__(self, content: bytes = b"") -> None:
-        self.content = bytearray(content)
-        self.stable = bytearray(content)
-        self.pending: list[tuple[int, bytes] | int] = []  # (offset, data) written, or a new length
-
-    def synced(self) -> None:
-        for change in self.pending:
-            _apply(self.stable, change)
-        self.pending.clear()
-
-    def lose_power(self, rng: random.Random) -> None:
-        for change in self.pending:
-            fate = rng.randrange(4)
-            if fate == 0:
-                continue
-            if isinstance(change, int) or fate == 1:
-                _apply(self.stable, change)
-            else:
-                for piece in _sectors(*change):
-                    if rng.random() < 0.5:
-                        _apply(self.stable, piece)
-        self.pending.clear()
-        self.content = bytearray(self.stable)
-
-
-class Directory:
-    """Names: as they look, as they are on the medium, and the changes in between."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, Node] = {}
-        self.stable: dict[str, Node] = {}
-        self.pending: list[Callable[[dict[str, Node]], None]] = []
-
-    def change(self, how: Callable[[dict[str, Node]], None]) -> None:
-        how(self.names)
-        self.pending.append(how)
-
-    def synced(self) -> None:
-        for how in self.pending:
-            how(self.stable)
-        self.pending.clear()
-
-    def lose_power(self, rng: random.Random) -> None:
-        for how in self.pending:
-            if rng.random() < 0.5:
-                how(self.stable)
-        self.pending.clear()
-        self.names = dict(self.stable)
-        for node in {id(node): node for node in self.names.values()}.values():
-            node.lose_power(rng)
-
-
-class Medium:
-    """The disk of one machine. `capacity_bytes`: what all files together may hold; None: without end."""
-
-    def __init__(self, capacity_bytes: int | None = None) -> None:
-        self.directories: dict[str, Directory] = {"/": Directory()}
-        self.modes: dict[str, int] = {"/": 0o700}
-        self.capacity_bytes = capacity_bytes
-        self.locks: dict[str, object] = {}
-        self.boots = 1
-
-    def lose_power(self, rng: random.Random) -> None:
-        """Everything that runs ends; what was not synced is at the mercy of `rng`. Directories themselves stay."""
-        for path in sorted(self.directories):
-            self.directories[path].lose_power(rng)
-        self.locks.clear()
-        self.boots += 1
-
-    def node(self, path: str) -> Node:
-        """The file of this name."""
-        where, name = os.path.split(path)
-        node = self.directories[where].names.get(name) if where in self.directories else None
-        if node is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file", path)
-        return node
-
-    def flip(self, path: str, bit: int) -> None:
-        """Turn one bit over, on the medium and in the cache."""
-        node = self.node(path)
-        for data in (node.content, node.stable):
-            data[bit >> 3] ^= 1 << (bit & 7)
-
-    def replace(self, path: str, content: bytes) -> None:
-        """Put other bytes into this file, made if absent, on the medium and in the cache."""
-        where, name = os.path.split(path)
-        node = Node(content)
-        self.directories[where].names[name] = node
-        self.directories[where].stable[name] = node
-
-    def remove(self, path: str) -> None:
-        """The file is gone, on the medium too."""
-        where, name = os.path.split(path)
-        del self.directories[where].names[name]
-        self.directories[where].stable.pop(name, None)
-
-    def copy(self) -> Medium:
-        """Another medium with the same files, as if all of this one were synced."""
-        other = Medium(self.capacity_bytes)
-        other.boots, other.modes = self.boots, dict(self.modes)
-        for path, directory in self.directories.items():
-            other.directories[path] = Directory()
-            for name, node in directory.names.items():
-                other.replace(os.path.join(path, name), bytes(node.content))
-        return other
-
-    def used_bytes(self) -> int:
-        return sum(len(node.content) for directory in self.directories.values() for node in directory.names.values())
 
 
 class Fault(NamedTuple):
@@ -277,7 +164,7 @@ class SimDisk:
 
     def _put(self, node: Node, offset: int, data: bytes) -> None:
         if data:
-            _apply(node.content, (offset, data))
+            apply(node.content, (offset, data))
             node.pending.append((offset, data))
 
     def pread(self, handle: int, length: int, offset: int) -> bytes:
@@ -293,13 +180,13 @@ class SimDisk:
         self._plain("allocate", path)
         self._room(length - len(node.content), path)
         if len(node.content) < length:
-            _apply(node.content, length)
+            apply(node.content, length)
             node.pending.append(length)
 
     def truncate(self, handle: int, length: int) -> None:
         path, node = self._handles[handle]
         self._plain("truncate", path)
-        _apply(node.content, length)
+        apply(node.content, length)
         node.pending.append(length)
 
     def fdatasync(self, handle: int) -> None:
@@ -392,26 +279,3 @@ class SimDisk:
 
     def boot_id(self) -> bytes:
         return self.medium.boots.to_bytes(16, "big")
-
-
-def _apply(data: bytearray, change: tuple[int, bytes] | int) -> None:
-    if isinstance(change, int):
-        if change < len(data):
-            del data[change:]
-        else:
-            data.extend(bytes(change - len(data)))
-        return
-    offset, written = change
-    if offset > len(data):
-        data.extend(bytes(offset - len(data)))
-    data[offset : offset + len(written)] = written
-
-
-def _sectors(offset: int, data: bytes) -> list[tuple[int, bytes]]:
-    """The parts of a write that lie in one sector each."""
-    pieces, at = [], 0
-    while at < len(data):
-        length = SECTOR_BYTES - (offset + at) % SECTOR_BYTES
-        pieces.append((offset + at, data[at : at + length]))
-        at += length
-    return pieces
