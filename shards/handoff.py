@@ -188,7 +188,7 @@ class Handoff:
         else:
             if owner == shard.shard_id:
                 self._arriving.pop(bucket_id, None)
-                shard.activate(bucket_id)
+                shard.activate(bucket_id, host.fresh_now_ns())
                 self._calls.take_up(bucket_id)
                 self._send(("served", number))
             self._redirect(bucket_id, before, owner)

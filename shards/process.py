@@ -48,6 +48,7 @@ from shards.worker import Settings, Worker
 
 EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
 LOCK_WAIT_S = 10.0  # an orphan of the last life gets this long to end
+LINK_POLL_S, LINK_POLLS = 0.005, 200  # "serving" waits a second for the links; a peer that is held never comes
 SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the disk, must not wait 5 ms for a busy loop
 
 
@@ -234,7 +235,13 @@ class Process:
         server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))
         worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})
         listeners = [(kind, socket.socket(fileno=descriptor)) for kind, descriptor in begin.listeners]
+        for _, listener in listeners:
+            listener.set_inheritable(False)  # a child that outlives this process must not hold the daemon's ports
         await application.open(worker, listeners)
+        for _ in range(LINK_POLLS):
+            if worker.is_linked():
+                break
+            await asyncio.sleep(LINK_POLL_S)
         wire.send(("serving", {"pid": os.getpid(), "accounts": application.figures().get("accounts", 0)}))
         worker.wake()
 
@@ -258,7 +265,7 @@ class Process:
         """A clean stop leaves a snapshot, so that a new version starts from state and not from old commands."""
         shard = worker.shard
         position = journal.head
-        parts = (shard.dump(bucket_id, position) for bucket_id in sorted(shard.held))
+        parts = (shard.dump(bucket_id, position) for bucket_id in sorted(shard.present()))
         with contextlib.suppress(Unavailable):  # no room: the journal alone is enough
             await committer.call(journal.save_snapshot, position, parts)
             await committer.call(journal.trim, min(position, trim_floor()))
@@ -294,6 +301,7 @@ def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     control = socket.socket(fileno=control_descriptor)
     control.setblocking(False)
+    control.set_inheritable(False)
 
     async def main() -> int:
         return await Process(control, build).run()

@@ -28,7 +28,7 @@ from shards.shard import COMMAND, READ, Shard, WrongBucket
 SURVEY = 2
 WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
-RECONNECT_DELAYS_S = (0.01, 0.02, 0.05, 0.1, 0.2)  # then the last, until it works
+RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
 
 
 class Unavailable(NamedTuple):
@@ -230,11 +230,13 @@ class PeerCaller:
             self._staged = []
 
 
-def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int) -> None:
-    """Hands a request frame of a peer to the shard, in order."""
+def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, no_room: str) -> None:
+    """Hands a request frame of a peer to the shard, in order. `no_room`: why commands are refused, or empty."""
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)
-        if kind == COMMAND:
+        if no_room and kind == COMMAND:
+            shard.reply_with_next(caller, token, Unavailable(shard.shard_id, no_room, "no"))
+        elif kind == COMMAND:
             shard.receive(caller, token, bucket_id, payload, now_ns)
         elif kind == READ:
             shard.read(caller, token, bucket_id, payload, now_ns)

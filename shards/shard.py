@@ -74,7 +74,9 @@ class Ready(NamedTuple):
     notices: list[Notice]
 
 
-class _Frozen(NamedTuple):
+class _Still(NamedTuple):
+    """A bucket that is here and not served."""
+
     generation: int
     waiting: list[Waiting]
 
@@ -97,8 +99,8 @@ class Shard:
         self._prefix: dict[int, bytes] = {}  # bucket id -> envelope of its entries
         self._loaded_at: dict[int, int] = {}  # during recovery: bucket id -> position its snapshot part was taken at
         self._own_records: list[tuple[int, int, int, bytes]] = []  # (kind, bucket, generation, body) of this layer
-        self._frozen: dict[int, _Frozen] = {}  # buckets on their way out
-        self._arrived: dict[int, int] = {}  # bucket id -> generation: moved here, but not yet decided
+        self._frozen: dict[int, _Still] = {}  # buckets on their way out
+        self._arrived: dict[int, _Still] = {}  # buckets moved here, but not yet decided
         self._replies: list[Reply] = []
         self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
         self._sealed: deque[_Batch] = deque()
@@ -141,11 +143,11 @@ class Shard:
             self._replies.append((caller, token, reply))
 
     def _elsewhere(self, caller: Caller, token: object, kind: int, bucket_id: int, payload: Command) -> None:
-        frozen = self._frozen.get(bucket_id)
-        if frozen is None:
+        still = self._frozen.get(bucket_id) or self._arrived.get(bucket_id)
+        if still is None:
             self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
-        elif len(frozen.waiting) < WAITING_MAX:
-            frozen.waiting.append((caller, token, kind, payload))
+        elif len(still.waiting) < WAITING_MAX:  # of one that arrived: somebody heard of the decision before this shard
+            still.waiting.append((caller, token, kind, payload))
         else:
             self._replies.append((caller, token, Moving(bucket_id)))
 
@@ -177,7 +179,7 @@ class Shard:
 
     def freeze(self, bucket_id: int) -> None:
         """Source: from here on no command and no instant changes the bucket; requests for it wait."""
-        self._frozen[bucket_id] = _Frozen(self.held.pop(bucket_id), [])
+        self._frozen[bucket_id] = _Still(self.held.pop(bucket_id), [])
         self.machine.disarm(bucket_id)
 
     def thaw(self, bucket_id: int, now_ns: int) -> None:
@@ -185,6 +187,9 @@ class Shard:
         generation, waiting = self._frozen.pop(bucket_id)
         self.held[bucket_id] = generation
         self.machine.arm(bucket_id)
+        self._carry_out(bucket_id, waiting, now_ns)
+
+    def _carry_out(self, bucket_id: int, waiting: list[Waiting], now_ns: int) -> None:
         for caller, token, kind, payload in waiting:
             (self.receive if kind == COMMAND else self.read)(caller, token, bucket_id, payload, now_ns)
 
@@ -202,19 +207,23 @@ class Shard:
         assert bucket_id not in self.held, f"bucket {bucket_id} is here already"
         assert bucket_id not in self._arrived, f"bucket {bucket_id} is here already"
         self.machine.load(bucket_id, block)
-        self._arrived[bucket_id] = generation
+        self._arrived[bucket_id] = _Still(generation, [])
         self._own_records.append((RECEIVED, bucket_id, generation, block))
 
-    def activate(self, bucket_id: int) -> None:
+    def activate(self, bucket_id: int, now_ns: int) -> None:
         """Target: the bucket is this shard's; serves it and lets time pass in it."""
-        self._hold(bucket_id, self._arrived.pop(bucket_id))
+        generation, waiting = self._arrived.pop(bucket_id)
+        self._hold(bucket_id, generation)
         self.machine.arm(bucket_id)
+        self._carry_out(bucket_id, waiting, now_ns)
 
     def reject(self, bucket_id: int) -> None:
         """Target: the move came to nothing; forgets what it stored."""
-        generation = self._arrived.pop(bucket_id)
+        generation, waiting = self._arrived.pop(bucket_id)
         self._own_records.append((LEAVE, bucket_id, generation, b""))
         self.machine.drop(bucket_id)
+        for caller, token, _, _ in waiting:
+            self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
 
     def is_arriving(self, bucket_id: int) -> bool:
         """Whether the bucket is stored here and not decided yet."""
@@ -349,12 +358,15 @@ class Shard:
         Of a bucket that is not here (any more) the part says just that.
         """
         assert self.is_drained(), "a part of a snapshot must not hold what no batch has"
-        generation = self.held.get(bucket_id)
-        if generation is None and bucket_id in self._frozen:
-            generation = self._frozen[bucket_id].generation
+        generation = self.present().get(bucket_id)
         if generation is None:
             return ENVELOPE.pack(LEAVE, bucket_id, 0) + POSITION.pack(position)
         return ENVELOPE.pack(OWN, bucket_id, generation) + POSITION.pack(position) + self.machine.dump(bucket_id)
+
+    def present(self) -> dict[int, int]:
+        """bucket id -> generation of all that a snapshot must hold: also what is on its way out, or not decided yet."""
+        still = self._frozen | self._arrived
+        return self.held | {bucket_id: one.generation for bucket_id, one in still.items()} if still else self.held
 
     def is_drained(self) -> bool:
         """Whether every record has been taken in a Ready."""

@@ -65,7 +65,7 @@ class Snapshotter:
         if self.running:
             return
         self.running = True
-        self._left = sorted(self._shard.held, reverse=True)
+        self._left = sorted(self._shard.present(), reverse=True)
         self._parts = SimpleQueue()
         self._position = self._journal.head
         self._committer.submit(self._on_saved, self._journal.save_snapshot, self._position, self._written())

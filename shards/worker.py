@@ -1,6 +1,6 @@
 """The worker: the asynchronous shell around one shard.
 
-Its whole duty, once per turn of the loop (`_pump`) and once per batch that the disk has taken (`_on_synced`):
+Its duty, once per turn of the loop (`_pump`) and once per batch that the disk has taken (`_on_synced`):
 
     1 append   what the shard recorded to the journal           (on the committer's thread)
     2 sync     it                                               (the same call)
@@ -15,7 +15,7 @@ applied in the protocol's callback, and all of this file but the start is plain 
 All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
 slices of `TICK_ENTRIES_MAX`, between which requests are answered.
 
-It is also the `Gate` that doors see: `submit`, `read`, `operate`; it serves its own buckets and passes the rest on.
+It is also the `Gate` that doors see; it serves its own buckets and passes the rest on.
 """
 
 from __future__ import annotations
@@ -161,8 +161,7 @@ class Worker:
     def reply(self, caller: Any, token: Any, reply: object) -> None:
         """Lets a reply made elsewhere leave with the next batch."""
         self.shard.reply_with_next(caller, token, reply)
-        if not self._scheduled:
-            self._schedule()
+        self.wake()
 
     def request(self, request: Request, bucket_id: int) -> None:
         """Takes a request as if it had just come."""
@@ -326,7 +325,7 @@ class Worker:
             self._pump()
 
     def wake(self) -> None:
-        """Carries out what became due while nobody served, and sets the timer."""
+        """Lets the next turn come."""
         if not self._scheduled:
             self._schedule()
 
@@ -346,6 +345,10 @@ class Worker:
                 )
                 self.links[shard_id].open()
 
+    def is_linked(self) -> bool:
+        """Whether every other worker can be asked, and can ask."""
+        return all(link.is_open for link in self.links.values()) and len(self._peers) >= len(self.links)
+
     def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
         if self.handoff.redirecting:
             for bucket_id in bucket_ids:
@@ -364,12 +367,7 @@ class Worker:
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
         self._now_ns = 0
         try:
-            if self._no_room:
-                for number, kind, msgid, mode, _, _ in frame:
-                    refusal = Unavailable(self.shard_id, self._no_room, "no")
-                    self.shard.reply_with_next(self._peers[wire], (number, kind, msgid, mode), refusal)
-            else:
-                receive_frame(self.shard, self._peers[wire], frame, self._now_ns or self.now_ns())
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self._no_room)
         except BaseException as error:
             self.fail(error)
             raise
@@ -390,7 +388,7 @@ class Worker:
             await asyncio.wait_for(self._idle.wait(), timeout=60)
 
     def close(self) -> None:
-        """Closes links and timer; the journal is the process's to close."""
+        """Closes links and timer, not the journal."""
         self._loop.remove_reader(self._alarm.fileno())
         self._alarm.close()
         for link in self.links.values():

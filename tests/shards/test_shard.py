@@ -180,6 +180,26 @@ def test_a_part_of_a_snapshot_skips_the_records_that_it_holds() -> None:
         assert again.machine.dump(bucket_id) == shard.machine.dump(bucket_id)
 
 
+def test_a_snapshot_begun_in_the_middle_of_a_move_holds_the_bucket_on_either_side() -> None:
+    source, target, ear = new_shard(7), Shard(2, Counters()), Ear()
+    target.serve(0)
+    source.receive(ear, 1, 7, ("add", "x", 5), 100)
+    ready = source.take_ready()
+    assert ready is not None
+    source.synced(ready)
+    source.freeze(7)
+    target.take_in(7, 2, source.machine.dump(7))
+    ready = target.take_ready()
+    assert ready is not None
+    target.synced(ready)
+    for shard, generation in ((source, 1), (target, 2)):
+        assert shard.present() == {7: generation}
+        again = Shard(shard.shard_id, Counters())
+        assert again.load(shard.dump(7, 1)) == 7
+        assert again.held == {7: generation}
+        assert again.machine.dump(7) == shard.machine.dump(7)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
