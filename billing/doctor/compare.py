@@ -32,6 +32,7 @@ class Comparison:
         self._waiting: list[tuple[int, int, int]] = []  # (position, snapshot, chunk) of parts to compare, last first
         self._fewer: dict[int, list[tuple[int, int, int]]] = {}  # snapshot -> (bucket id, ids kept in it, by the log)
         self._most: dict[int, int] = {}  # snapshot -> the most request ids that any bucket in it keeps
+        self._buckets: dict[int, tuple[int, set[int]]] = {}  # its position -> (snapshot, buckets it has a part of)
 
     def load_base(self) -> tuple[dict[int, Bucket], dict[int, int]]:
         """(bucket id -> its state in the base, bucket id -> position up to which its records are in that)."""
@@ -57,10 +58,13 @@ class Comparison:
             if self._base is not None and snapshot.position < self._base.position:
                 self._report.note(f"{path} is older than the log: nothing can be held against it")
             elif snapshot is not self._base:
+                here: set[int] = set()
+                self._buckets[snapshot.position] = number, here
                 with File(self._directory.disk, path) as file:
                     for index, chunk in enumerate(snapshot.chunks):
                         head = self._head(path, file.at(chunk.offset, min(chunk.length, 64)), snapshot)
                         if head is not None:
+                            here.add(head.bucket_id)
                             self._waiting.append((head.position, number, index))
         self._waiting.sort(reverse=True)
 
@@ -77,6 +81,11 @@ class Comparison:
 
     def reach(self, position: int, held: dict[int, Bucket], now_ns: int) -> None:
         """The log has been walked up to `position`: compares the parts that stand for it."""
+        number, here = self._buckets.pop(position, (-1, set()))
+        if number >= 0:
+            for bucket_id in sorted(held.keys() - here):
+                path = self._path(self._directory.snapshots[number])
+                self._fault(path, f"no part of bucket {bucket_id}, which the shard holds at position {position}")
         while self._waiting and self._waiting[-1][0] <= position:
             _, number, index = self._waiting.pop()
             snapshot = self._directory.snapshots[number]

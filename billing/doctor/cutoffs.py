@@ -21,7 +21,7 @@ from billing.doctor.entry import (
 )
 from billing.doctor.state import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, Account, Cutoff
 
-UNDELIVERED_MAX: Final = 64
+UNDELIVERED_MAX: Final = 10_000
 
 
 def cross(account: Account, at_ns: int) -> None:

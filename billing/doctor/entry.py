@@ -35,6 +35,33 @@ COMMANDS: Final = range(TOP_UP, CLOSE + 1)
 BY_TIME: Final = range(EXHAUST, THRESHOLD + 1)
 REPORTS: Final = range(CUTOFF_STARTED, CUTOFF_RETRY + 1)
 
+# What each operation may carry: the ranges of a, b and c, and whether it has a key and a message. All else is zero.
+_NONE = (0, 0)
+_AMOUNT = (1, WORD_MAX)
+_LIMIT = (0, WORD_MAX)
+_SIGNED = (-WORD_MAX, WORD_MAX)
+_OPTION = (-1, WORD_MAX)
+_SEQ = (1, 2**32 - 1)
+Shape = tuple[tuple[int, int], tuple[int, int], tuple[int, int], bool, bool]
+SHAPES: Final[dict[int, Shape]] = {
+    TOP_UP: (_AMOUNT, _NONE, _NONE, False, True),
+    SET_RATE: (_LIMIT, _OPTION, _OPTION, True, True),
+    CHANGE_RATE: (_SIGNED, _NONE, _NONE, True, True),
+    DEBIT: (_AMOUNT, (0, 2), _NONE, False, True),
+    SET_CREDIT_LIMIT: (_LIMIT, _NONE, _NONE, False, False),
+    HOLD: (_AMOUNT, _LIMIT, _NONE, False, False),
+    CAPTURE: (_AMOUNT, _NONE, _NONE, True, False),
+    RELEASE: (_NONE, _NONE, _NONE, True, False),
+    ADJUST: (_SIGNED, _NONE, _NONE, False, True),
+    SET_THRESHOLDS: ((0, 16), _NONE, _NONE, True, False),
+    CLOSE: (_NONE, _NONE, _NONE, False, False),
+    EXHAUST: (_NONE, _NONE, _NONE, False, False),
+    HOLD_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
+    THRESHOLD: ((0, 1), _LIMIT, _NONE, False, False),
+    **{op: (_SEQ, _NONE, _NONE, False, op in (CUTOFF_FAILED, RESTORE_FAILED)) for op in REPORTS},
+    CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
+}
+
 _FIXED = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
 
 
@@ -99,6 +126,21 @@ def read_entry(body: bytes) -> Entry:
         body[_FIXED.size : key_at], body[key_at:request_at], body[request_at:message_at], body[message_at:note_at],
         body[note_at:],
     )  # fmt: skip
+
+
+def misshapen(entry: Entry) -> str:
+    """What the command in an entry carries that no such command can; "" if nothing."""
+    *ranges, has_key, has_message = SHAPES[entry.op]
+    for name, value, (least, most) in zip("abc", (entry.a, entry.b, entry.c), ranges, strict=True):
+        if not least <= value <= most:
+            return f"{name} is {value}"
+    if entry.key and not has_key:
+        return f"it has the key {entry.key!r}"
+    if entry.message and not has_message:
+        return f"it has the message {entry.message!r}"
+    if entry.request_id and entry.op not in COMMANDS:
+        return f"it has the request_id {entry.request_id!r}"
+    return ""
 
 
 def coins(amount: int) -> str:

@@ -1,10 +1,10 @@
 """Who owns which bucket, from the records of the map's journal: read a second time, and held against the shards.
 
-    ["create", count, hash, [shard…]]   buckets dealt out evenly in order, each at generation 1
-    ["assign", bucket, shard, generation]   the commit of a move: one generation more
-    ["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
-    ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
-    ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
+["create", count, hash, [shard…]]   buckets dealt out evenly in order, each at generation 1
+["assign", bucket, shard, generation]   the commit of a move: one generation more
+["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
+["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
+["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class OwnerMap:
         for record in records:
             try:
                 self._apply(record)
-            except (TypeError, ValueError, IndexError, KeyError) as reason:
+            except (TypeError, ValueError, IndexError, KeyError, struct.error) as reason:
                 raise Unreadable(f"the record {record!r:.100} makes no sense: {reason!r}") from None
         return len(records)
 

@@ -8,7 +8,7 @@
             8 graves   9 names   10 kept entries, u32 length each
     row     settled_ns, balance nanos, frac, rate, entry_id i64 | seq, flags u32
     extra   credit limit, holds, overrun nanos, frac i64 | off_seq, on_seq, restore attempts u32 | has lines u8
-            | counts u32 of lines, quiet, holds | u8 of thresholds, cutoffs | u16 length of the restore's error
+            | counts: lines, quiet, holds u32, thresholds u8, cutoffs u32 | u16 length of the restore's error
             | lines and quiet: i64 i64 u8 name | holds: i64 u64 u8 name | thresholds: u8 i64
             | cutoffs: seq u32, at i64, attempts u32, status u8, released u8, u16 error | the restore's error
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | quiet: rate_seq, since i64, u8 name
@@ -28,7 +28,7 @@ from billing.doctor.state import SUPERSEDED, TOTALS, Account, Bucket, Cutoff, Gr
 _ENVELOPE = struct.Struct("<BHIq")
 _BLOCK = struct.Struct("<4sHII")
 _ROW = struct.Struct("<qqqqqII")
-_EXTRA = struct.Struct("<qqqqIIIBIIIBBH")
+_EXTRA = struct.Struct("<qqqqIIIBIIIBIH")
 _LINE = struct.Struct("<qqB")
 _HOLD = struct.Struct("<qQB")
 _THRESHOLD = struct.Struct("<Bq")

@@ -39,6 +39,7 @@ from billing.doctor.entry import (
     Entry,
     Garbled,
     coins,
+    misshapen,
     read_entry,
 )
 from billing.doctor.report import Report
@@ -82,6 +83,8 @@ class Replay:
         self.last_ns = max(self.last_ns, entry.at_ns)
         if entry.request_id:
             self._keep_id(bucket, entry, body)
+        if wrong := misshapen(entry):
+            self._fault(f"no command of operation {entry.op} is like that: {wrong}", entry.user_id)
         account = bucket.accounts.get(entry.user_id)
         opened = account is None
         if account is None:

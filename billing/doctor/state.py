@@ -190,9 +190,7 @@ class Bucket:
     def expected_balance(self) -> int:
         """What the balances must add up to."""
         totals = self.totals
-        return (
-            totals["top_ups"] - totals["debits"] - totals["accrued"] + totals["adjustments"] - totals["paid_out"]
-        )
+        return totals["top_ups"] - totals["debits"] - totals["accrued"] + totals["adjustments"] - totals["paid_out"]
 
     def pending(self) -> int:
         """How many cutoffs are still to be delivered."""

@@ -1,0 +1,235 @@
+"""Right data pass, and the counts say of how much; the command tells it and exits with 0."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from billing.doctor.examine import Absent, Live, hold
+from billing.doctor.report import CHECKS
+from billing.ledger import commands as ops
+from tests.doctor.yard import COIN, DISK, HOUR_NS, Yard, busy, examined
+
+
+def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`billing doctor` as a process."""
+    line = [sys.executable, "-m", "billing", "doctor", "--config", str(config), *options]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+
+
+def config_of(yard: Yard, directory: Path) -> Path:
+    """A configuration that names the yard's directory."""
+    file = directory / "config.toml"
+    ids_max = yard.rules.request_ids_per_bucket
+    file.write_text(f'[daemon]\ndata_dir = "{yard.path}"\n[ledger]\nrequest_ids_per_bucket = {ids_max}\n')
+    return file
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_daemon_s_own_code_wrote_is_right(data_dir, seed):
+    yard = Yard(data_dir, accrue=seed % 3 == 0, restore=seed % 2 == 0, trims=seed > 3, ids_max=[5, 50, 1000][seed % 3])
+    busy(yard, seed, 1500, upheavals=0.02)
+    for worker in yard.workers.values():
+        worker.snapshot()
+    report = yard.close().examine()
+    assert report.findings == []
+    counts = report.counts
+    assert counts["files"]["journals"] == 3
+    assert counts["files"]["batches"] > 100
+    assert counts["owners"]["buckets"] == counts["conservation"]["buckets"] == 8
+    assert counts["accounts"]["accounts"] == sum(
+        len(book.slots) for worker in yard.workers.values() for book in worker.machine.ledger.books.values()
+    )
+    assert counts["accounts"]["entries"] > 100
+    assert counts["requests"]["request ids"] > 30
+    assert counts["cutoffs"]["cutoffs made"] > 5
+    assert counts["cutoffs"]["reports of delivery"] > 3
+    assert counts["snapshots"]["parts compared"] >= 8
+    if seed <= 3:
+        assert counts["owners"]["moves compared"] > 2
+    assert report.sums["balances"] == sum(
+        book.totals.balance() for worker in yard.workers.values() for book in worker.machine.ledger.books.values()
+    )
+
+
+def test_every_entry_ever_made_was_looked_at(data_dir):
+    yard = Yard(data_dir, shards=1)
+    for number in range(20):
+        yard.pay(b"7", 5 + number)
+    yard.rate(b"7", 10**12)
+    yard.wait(HOUR_NS)
+    report = yard.close().examine()
+    assert report.counts["accounts"] == {"entries": 22, "accounts": 1}
+    assert report.sums["top_ups"] == report.sums["accrued"] == sum(range(5, 25)) * 3600 * 10**9
+    assert report.counts["cutoffs"] == {"cutoffs made": 1, "cutoffs owed": 1}
+    assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "cutoff", 1)]
+    assert report.summary() == "1 accounts, 22 entries, 8 buckets: no faults"
+
+
+def test_what_is_coming_and_what_is_late_are_no_faults(data_dir):
+    yard = Yard(data_dir, shards=1)
+    for user in (b"a", b"b", b"c"):
+        yard.pay(user, COIN)
+        yard.rate(user, COIN)
+    yard.now_ns += HOUR_NS + 5
+    yard.pay(b"later", 1)
+    report = yard.close().examine()
+    assert report.findings == []
+    cutoffs = report.counts["cutoffs"]
+    assert (cutoffs["instants coming"], cutoffs["due at the next start"]) == (3, 3)
+
+
+def test_a_life_after_a_late_start_is_no_fault(data_dir):
+    """The exhaustion came an hour late, because nobody served; its instant is right all the same."""
+    yard = Yard(data_dir, shards=1)
+    yard.pay(b"a", COIN)
+    yard.rate(b"a", COIN)
+    yard.now_ns += 2 * HOUR_NS
+    yard.restart()
+    yard.wait(HOUR_NS)
+    yard.pay(b"a", COIN)
+    assert yard.close().examine().findings == []
+
+
+def test_hundreds_of_owed_cutoffs_of_one_account(data_dir):
+    """Each line that rises from zero on an exhausted account makes one, and a snapshot holds them all."""
+    yard = Yard(data_dir, shards=1, trims=False)
+    yard.pay(b"7", 1)
+    yard.debit(b"7", 1)
+    for number in range(300):
+        yard.rate(b"7", 1, b"vm-%d" % number)
+    yard.workers[1].snapshot()
+    yard.restart()
+    report = yard.close().examine()
+    assert report.findings == []
+    assert report.counts["cutoffs"]["cutoffs made"] == 301
+    assert report.counts["snapshots"]["parts compared"] == 8
+
+
+def test_unclean_ends_are_no_faults(data_dir, tmp_path):
+    yard = Yard(data_dir)
+    busy(yard, 3, 300)
+    shutil.copytree(data_dir, tmp_path / "killed")
+    yard.close()
+    report = examined(str(tmp_path / "killed"))
+    assert report.findings == []
+    assert report.counts["accounts"]["entries"] > 50
+
+
+def test_the_command_says_it_in_words(data_dir, tmp_path):
+    yard = Yard(data_dir)
+    yard.pay(b"7", COIN, b"first")
+    yard.rate(b"7", COIN)
+    yard.wait(2 * HOUR_NS)
+    yard.workers[1].snapshot()
+    yard.workers[2].snapshot()
+    yard.close()
+    ended = command(config_of(yard, tmp_path))
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+    lines = ended.stdout.splitlines()
+    assert [line.split()[0] for line in lines[: len(CHECKS)]] == list(CHECKS)
+    assert all(line.split()[1] in ("ok", "-") for line in lines[: len(CHECKS)])
+    assert lines[-1] == "2 accounts, 5 entries, 8 buckets: no faults"
+
+
+def test_the_command_says_it_in_json(data_dir, tmp_path):
+    yard = Yard(data_dir)
+    yard.pay(b"7", COIN)
+    yard.close()
+    told = json.loads(command(config_of(yard, tmp_path), "--json").stdout)
+    assert told["faults"] == 0
+    assert told["findings"] == []
+    assert [check["check"] for check in told["checks"]] == list(CHECKS)
+    assert told["sums"]["balances"] == COIN * 3600 * 10**9
+
+
+def test_looking_changes_nothing(data_dir):
+    yard = Yard(data_dir)
+    busy(yard, 5, 200)
+    yard.close()
+    before = {path: path.read_bytes() for path in sorted(Path(yard.path).rglob("*")) if path.is_file()}
+    assert yard.examine().findings == []
+    assert before == {path: path.read_bytes() for path in sorted(Path(yard.path).rglob("*")) if path.is_file()}
+
+
+def test_a_directory_in_use_is_not_looked_at(data_dir, tmp_path):
+    yard = Yard(data_dir)
+    ended = command(config_of(yard, tmp_path))
+    assert ended.returncode == 1
+    assert f"a daemon runs on {yard.path}" in ended.stderr
+    for worker in yard.workers.values():
+        worker.journal.close()
+    with ExitStack() as stack, pytest.raises(Live, match="map/lock is locked"):
+        hold(DISK, yard.path, stack)
+    yard.close()
+    assert command(config_of(yard, tmp_path)).returncode == 0
+
+
+def test_nothing_starts_while_it_is_looked_at(data_dir):
+    yard = Yard(data_dir).close()
+    with ExitStack() as stack:
+        hold(DISK, yard.path, stack)
+        with pytest.raises(BlockingIOError):
+            DISK.lock(f"{yard.path}/map/lock")
+    DISK.close(DISK.lock(f"{yard.path}/map/lock"))
+
+
+def test_a_directory_without_data_is_a_matter_of_configuration(tmp_path):
+    with ExitStack() as stack, pytest.raises(Absent, match="holds no data"):
+        hold(DISK, str(tmp_path), stack)
+    config = tmp_path / "config.toml"
+    config.write_text(f'[daemon]\ndata_dir = "{tmp_path}/nothing"\n')
+    assert command(config).returncode == 78
+
+
+def test_a_shard_that_never_served_is_mentioned(data_dir):
+    yard = Yard(data_dir)
+    yard.record(["weight", 3, 1])
+    report = yard.close().examine()
+    assert report.findings == []
+    assert "shard 3 has never served" in report.notes
+
+
+def test_what_a_move_left_over_is_mentioned(data_dir):
+    """The source was killed between the decision and giving the bucket up; another move was never decided for."""
+    yard = Yard(data_dir)
+    yard.pay(b"7", COIN)
+    bucket_id = 5
+    assert bucket_id in yard.workers[2].shard.held
+    block = yard.workers[2].machine.dump(bucket_id)
+    yard.workers[1].shard.take_in(bucket_id, 2, block)
+    yard.record(["assign", bucket_id, 1, 2])
+    yard.workers[2].shard.take_in(1, 2, yard.workers[1].machine.dump(1))
+    report = yard.close().examine()
+    assert report.findings == []
+    assert sum("left over from a move" in note for note in report.notes) == 2
+    assert report.counts["conservation"] == {"buckets": 8, "accounts": 1}
+
+
+def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir):
+    yard = Yard(data_dir, shards=1, bucket_count=1, trims=False, ids_max=10)
+    for number in range(30):
+        yard.pay(b"7", 1, b"%d" % number)
+    yard.workers[1].snapshot()
+    yard.close()
+    assert examined(yard.path, 5).findings == []
+    assert examined(yard.path, 20).findings == []
+    assert any("keeps at most 10 request ids a bucket" in note for note in examined(yard.path, 20).notes)
+
+
+def test_a_request_id_may_come_again_after_its_week(data_dir):
+    yard = Yard(data_dir, shards=1)
+    yard.pay(b"7", 1, b"same")
+    yard.now_ns += 7 * 24 * HOUR_NS
+    assert yard.pay(b"7", 2, b"same")["replayed"] is False
+    yard.debit(b"7", 3, ops.FORCE)
+    report = yard.close().examine()
+    assert report.findings == []
+    assert report.counts["requests"] == {"request ids": 2}

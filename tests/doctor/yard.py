@@ -1,0 +1,322 @@
+"""Data directories made by the real code in this process: map and shards, journals and snapshots, no daemon.
+
+A `Yard` keeps time itself (billing time is passed in everywhere), so a day costs nothing. `busy` drives it with seeded
+random commands of every kind, at instants that seek the edges.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from billing.doctor.examine import examine, hold
+from billing.doctor.report import Report
+from billing.ledger import commands as ops
+from billing.ledger.commands import Command, pack_thresholds
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import Rules
+from billing.machine import BillingMachine
+from shards.buckets import HASH_NAME, bucket_id_of
+from shards.disk import RealDisk
+from shards.journal.file import FileJournal
+from shards.machine import Notice
+from shards.shard import Shard
+
+START_NS = 1_700_000_000 * 10**9
+SECOND_NS = 10**9
+HOUR_NS = 3600 * SECOND_NS
+DAY_NS = 24 * HOUR_NS
+COIN = 10**9
+SEGMENT_BYTES = 64 * 1024
+DISK = RealDisk()
+
+
+class Asker:
+    """Keeps the last reply."""
+
+    def __init__(self) -> None:
+        self.reply: object = None
+
+    def answer(self, token: object, reply: object) -> None:
+        self.reply = reply
+
+    def flush(self) -> None:
+        pass
+
+
+class Worker:
+    """One shard, its machine and its journal, driven by hand."""
+
+    def __init__(self, yard: Yard, shard_id: int) -> None:
+        self.yard = yard
+        self.journal = yard.journal(f"shard-{shard_id}", yard.segment_bytes)
+        self.machine = BillingMachine(yard.rules)
+        self.shard = Shard(shard_id, self.machine)
+        self.notices: list[Notice] = []
+        self.journal.open(shard_id, "yard")
+        is_new = self.journal.head == 0
+        start = 1
+        snapshot = self.journal.load_snapshot()
+        if snapshot is not None:
+            start = snapshot.position + 1
+            for part in snapshot.chunks:
+                self.shard.load(part)
+        for position, payload in self.journal.replay(start):
+            self.shard.replay(position, payload)
+        self.shard.serve(yard.now_ns)
+        if is_new:
+            for bucket_id in yard.buckets_of(shard_id):
+                self.shard.adopt(bucket_id, 1)
+            self.commit()
+
+    def commit(self) -> None:
+        while (ready := self.shard.take_ready()) is not None:
+            if ready.payload:
+                self.journal.append(ready.payload)
+            self.shard.synced(ready)
+            self.notices += ready.notices
+            for caller, token, reply in ready.replies:
+                caller.answer(token, reply)
+
+    def snapshot(self) -> None:
+        """A part of each bucket; those of the second half hold records behind the snapshot's own position."""
+        self.commit()
+        position = self.journal.head
+        buckets = sorted(self.shard.held)
+        parts = [self.shard.dump(bucket_id, position) for bucket_id in buckets[::2]]
+        self.yard.pay(b"between", 1)
+        self.commit()
+        parts += [self.shard.dump(bucket_id, self.journal.head) for bucket_id in buckets[1::2]]
+        self.journal.save_snapshot(position, parts)
+        if self.yard.trims:
+            self.journal.trim(position)
+
+
+class Yard:
+    """A data directory under construction. `workers[1]` … are its shards."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        shards: int = 2,
+        bucket_count: int = 8,
+        restore: bool = True,
+        accrue: bool = False,
+        ids_max: int = 50,
+        segment_bytes: int = SEGMENT_BYTES,
+        trims: bool = True,
+    ) -> None:
+        self.path = str(data_dir)
+        self.trims = trims
+        self.bucket_count = bucket_count
+        self.segment_bytes = segment_bytes
+        self.rules = Rules(accrue=accrue, request_ids_per_bucket=ids_max, restore=restore)
+        self.now_ns = START_NS
+        self.shards = list(range(1, shards + 1))
+        self.map = self.journal("map", SEGMENT_BYTES)
+        self.map.open(0, "yard")
+        self.record(["create", bucket_count, HASH_NAME, self.shards])
+        self.workers = {shard_id: Worker(self, shard_id) for shard_id in self.shards}
+        self.record(*(["founded", shard_id] for shard_id in self.shards))
+
+    def journal(self, name: str, segment_bytes: int) -> FileJournal:
+        salts = random.Random(name)
+        return FileJournal(
+            f"{self.path}/{name}", DISK, segment_bytes=segment_bytes, now_ns=lambda: self.now_ns,
+            salt=lambda: salts.getrandbits(64), boot_id=DISK.boot_id(),
+        )  # fmt: skip
+
+    def record(self, *records: list[object]) -> None:
+        self.map.append(msgspec.msgpack.encode(records))
+
+    def buckets_of(self, shard_id: int) -> list[int]:
+        count = len(self.shards)
+        numbers = range(1, self.bucket_count + 1)
+        return [one for one in numbers if self.shards[(one - 1) * count // self.bucket_count] == shard_id]
+
+    def worker_of(self, user_id: bytes) -> Worker:
+        bucket_id = bucket_id_of(user_id, self.bucket_count)
+        return next(worker for worker in self.workers.values() if bucket_id in worker.shard.held)
+
+    # -- what happens -----------------------------------------------------------------------------------------------
+
+    def do(self, command: Command) -> dict[str, object]:
+        """A command now; its reply, once durable. Raises Refused."""
+        worker = self.worker_of(command[1])
+        asker = Asker()
+        worker.shard.receive(asker, None, bucket_id_of(command[1], self.bucket_count), command, self.now_ns)
+        worker.commit()
+        if isinstance(asker.reply, Refused):
+            raise asker.reply
+        assert isinstance(asker.reply, dict), asker.reply
+        return asker.reply
+
+    def pay(self, user_id: bytes, nanos: int, request_id: bytes = b"") -> dict[str, object]:
+        return self.do((ops.TOP_UP, user_id, nanos, 0, 0, b"", request_id, b""))
+
+    def rate(self, user_id: bytes, nanos_per_hour: int, resource: bytes = b"") -> dict[str, object]:
+        return self.do((ops.SET_RATE, user_id, nanos_per_hour, -1, -1, resource, b"", b""))
+
+    def debit(self, user_id: bytes, nanos: int, mode: int = ops.STRICT, request_id: bytes = b"") -> dict[str, object]:
+        return self.do((ops.DEBIT, user_id, nanos, mode, 0, b"", request_id, b""))
+
+    def report(self, op: int, user_id: bytes, seq: int, text: bytes = b"") -> dict[str, object]:
+        return self.do((op, user_id, seq, 0, 0, b"", b"", text))
+
+    def thresholds(self, user_id: bytes, *thresholds: tuple[int, int]) -> None:
+        packed = pack_thresholds(list(thresholds))
+        self.do((ops.SET_THRESHOLDS, user_id, len(thresholds), 0, 0, packed, b"", b""))
+
+    def wait(self, ns: int) -> None:
+        """Time passes, and what it causes happens."""
+        self.now_ns += ns
+        for worker in self.workers.values():
+            while worker.shard.tick(self.now_ns, 1000):
+                pass
+            worker.commit()
+
+    def move(self, bucket_id: int, source: int, target: int) -> None:
+        """A whole move, from freezing to leaving."""
+        giving, taking = self.workers[source].shard, self.workers[target].shard
+        generation = giving.held[bucket_id]
+        giving.freeze(bucket_id)
+        self.workers[source].commit()
+        taking.take_in(bucket_id, generation + 1, giving.machine.dump(bucket_id))
+        self.workers[target].commit()
+        self.record(["assign", bucket_id, target, generation + 1])
+        taking.activate(bucket_id, self.now_ns)
+        giving.leave(bucket_id)
+        self.workers[source].commit()
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> Yard:
+        """Everything is closed as at a clean stop."""
+        for worker in self.workers.values():
+            worker.commit()
+            worker.journal.close()
+        self.map.close()
+        return self
+
+    def restart(self) -> None:
+        """The same directory, opened again."""
+        self.close()
+        self.map = self.journal("map", SEGMENT_BYTES)
+        self.map.open(0, "yard")
+        self.workers = {shard_id: Worker(self, shard_id) for shard_id in self.shards}
+
+    def examine(self) -> Report:
+        """What the doctor says of it, closed."""
+        return examined(self.path, self.rules.request_ids_per_bucket)
+
+
+def examined(data_dir: str, ids_max: int = 50) -> Report:
+    report = Report()
+    with ExitStack() as stack:
+        hold(DISK, data_dir, stack)
+        examine(DISK, data_dir, ids_max, report, lambda what, done, total: None)
+    return report
+
+
+def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 0.01) -> None:
+    """Random commands of every kind, moves, snapshots and restarts."""
+    draw = random.Random(seed)
+    names = [b"%d" % number for number in range(users - 2)] + ["Ünal".encode(), b"x" * 128]
+    nanos = [1, 2, 5, 1000, 10**6, COIN, 5 * COIN, 10**15, 2**63 - 1]
+    rates = [0, 0, 1, 3600, 10**6, COIN, 7 * COIN + 1, 3600 * 10**9 + 7, 10**17, 2**63 - 1]
+    holds: list[tuple[bytes, bytes]] = []
+
+    def command() -> Command:
+        user = draw.choice(names)
+        request = draw.choice([b"", b"", b"r%d" % draw.randrange(40), b"\xff%d" % draw.randrange(3)])
+        message = draw.choice([b"", b"for the disk"])
+        resource = draw.choice([b"", b"", b"vm-1", b"vm-2"])
+        amount = draw.choice(nanos)
+        kind = draw.choices(
+            ["pay", "debit", "rate", "change", "limit", "hold", "end", "adjust", "thresholds", "close"],
+            [10, 10, 14, 5, 5, 8, 6, 4, 5, 3],
+        )[0]
+        if kind == "pay":
+            return (ops.TOP_UP, user, amount, 0, 0, b"", request, message)
+        if kind == "debit":
+            return (ops.DEBIT, user, amount, draw.randrange(3), 0, b"", request, message)
+        if kind == "rate":
+            seq, runway = draw.choice([-1, -1, draw.randrange(30)]), draw.choice([-1, -1, 0, HOUR_NS])
+            return (ops.SET_RATE, user, draw.choice(rates), seq, runway, resource, request, message)
+        if kind == "change":
+            delta = draw.choice([-1, 1]) * draw.choice(rates)
+            return (ops.CHANGE_RATE, user, delta, 0, 0, resource, request, message)
+        if kind == "limit":
+            return (ops.SET_CREDIT_LIMIT, user, draw.choice([0, *nanos]), 0, 0, b"", request, b"")
+        if kind == "hold":
+            return (ops.HOLD, user, amount, draw.choice([0, 1, SECOND_NS, HOUR_NS]), 0, b"", request, b"")
+        if kind == "end" and holds:
+            user, name = draw.choice(holds)
+            if draw.random() < 0.5:
+                return (ops.RELEASE, user, 0, 0, 0, name, request, b"")
+            return (ops.CAPTURE, user, amount, 0, 0, name, request, b"")
+        if kind == "adjust":
+            return (ops.ADJUST, user, draw.choice([-1, 1]) * amount, 0, 0, b"", request, b"a mistake")
+        if kind == "thresholds":
+            chosen = [(draw.randrange(2), draw.choice([0, 5, COIN, HOUR_NS])) for _ in range(draw.randrange(4))]
+            packed = pack_thresholds(chosen)
+            return (ops.SET_THRESHOLDS, user, len(packed) // 9, 0, 0, packed, b"", b"")
+        return (ops.CLOSE, user, 0, 0, 0, b"", request, b"")
+
+    def delivery() -> Command:
+        user = draw.choice(names)
+        op = draw.choice(range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1))
+        worker = yard.worker_of(user)
+        owed = worker.machine.ledger.owed(bucket_id_of(user, yard.bucket_count), user)
+        seq = owed.seq if owed is not None else draw.randrange(1, 4)
+        failed = op in (ops.CUTOFF_FAILED, ops.RESTORE_FAILED)
+        operator = draw.randrange(2) if op == ops.CUTOFF_RETRY else 0
+        return (op, user, seq, operator, 0, b"", b"", b"503" if failed else b"")
+
+    def edge(user: bytes) -> int:
+        """How long until something is due for this account, or one nanosecond beside that."""
+        bucket_id = bucket_id_of(user, yard.bucket_count)
+        book = yard.worker_of(user).machine.ledger.books[bucket_id]
+        if user not in book.slots:
+            return 0
+        view = yard.worker_of(user).machine.ledger.view(bucket_id, user, yard.now_ns)
+        due_ns = view["exhausts_at_ns"]
+        return max(0, due_ns - yard.now_ns + draw.choice([-1, 0, 0, 1])) if isinstance(due_ns, int) else 0
+
+    def move() -> None:
+        source, target = draw.sample(yard.shards, 2)
+        held = sorted(yard.workers[source].shard.held)
+        if held:
+            yard.move(draw.choice(held), source, target)
+
+    def snapshot() -> None:
+        yard.workers[draw.choice(yard.shards)].snapshot()
+
+    events: list[Callable[[], None]] = [yard.restart, snapshot, *([move] if len(yard.shards) > 1 else [])]
+    for _ in range(steps):
+        chance = draw.random()
+        if chance < upheavals:
+            draw.choice(events)()
+        elif chance < 0.25:
+            span = draw.choice([1, 1000, SECOND_NS, 60 * SECOND_NS, HOUR_NS, 3 * DAY_NS])
+            wait = edge(draw.choice(names)) if draw.random() < 0.5 else span
+            if wait < 30 * DAY_NS:
+                if draw.random() < 0.3:
+                    yard.now_ns += wait  # timers are late
+                else:
+                    yard.wait(wait)
+        else:
+            one = delivery() if chance < 0.4 else command()
+            try:
+                reply = yard.do(one)
+            except Refused:
+                continue
+            if "hold_id" in reply:
+                name = reply["hold_id"]
+                holds.append((one[1], name.encode() if isinstance(name, str) else bytes(name)))
+                del holds[:-8]
