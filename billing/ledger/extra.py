@@ -25,7 +25,7 @@ from billing.ledger.money import NANO
 
 NEVER_NS: Final = 2**64 - 1  # no such instant is coming; above every instant there is
 
-_HEAD = struct.Struct("<qqqqIIIBIIIBBH")
+_HEAD = struct.Struct("<qqqqIIIBIIIBIH")
 _LINE = struct.Struct("<qqB")  # of lines: rate, rate_seq; of quiet ones: rate_seq, since_ns; then the resource
 _HOLD = struct.Struct("<qQB")  # amount_nanos, expires_ns; then the hold_id
 _THRESHOLD = struct.Struct("<Bq")
