@@ -1,0 +1,305 @@
+"""Damaged files: every flipped bit is found with its file, an unfinished write is told apart, a tail can be given up."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from billing.doctor.cut import Refusal, check, cut, damaged_journal
+from billing.doctor.directory import Directory
+from billing.doctor.examine import examine
+from billing.doctor.report import Finding, Report
+from shards.journal import Corrupt
+from shards.journal.record import BLOCK_BYTES, HEADER_BYTES, unpack_block, walk
+from tests.doctor.forge import open_journal
+from tests.doctor.test_clean import command, config_of
+from tests.doctor.yard import COIN, DISK, Yard, busy, examined
+
+Batches = list[tuple[int, int, int]]  # offset, offset behind it, position
+
+
+def newest_segment(yard: Yard, shard: int = 1) -> Path:
+    return max(Path(f"{yard.path}/shard-{shard}").glob("segment-??????????"))
+
+
+def batches_in(segment: Path) -> Batches:
+    """Batches as the real code reads them; barriers left out."""
+    data = segment.read_bytes()
+    found = walk(data, unpack_block(data[:BLOCK_BYTES]))
+    return [(batch.offset, batch.end, batch.position) for batch in found if not batch.flags]
+
+
+def change(file: Path, offset: int, to: Callable[[int], int]) -> None:
+    data = bytearray(file.read_bytes())
+    data[offset] = to(data[offset])
+    file.write_bytes(data)
+
+
+def files(report: Report) -> list[Finding]:
+    return [finding for finding in report.findings if finding.check == "files"]
+
+
+def directories(yard: Yard) -> tuple[Report, dict[int, Directory]]:
+    report = Report()
+    return report, examine(DISK, yard.path, 50, report, lambda what, done, total: None)
+
+
+def test_every_flipped_bit_is_found_in_its_file(data_dir):
+    """Over all bytes that mean something: blocks, headers, payloads, ends, padding, manifests, snapshots."""
+    yard = Yard(data_dir, shards=1, bucket_count=2)
+    busy(yard, 1, 60, upheavals=0)
+    yard.workers[1].snapshot()
+    busy(yard, 2, 40, upheavals=0)
+    yard.close()
+    assert yard.examine().findings == []
+    names = ("map/segment-", "map/manifest", "shard-1/segment-", "shard-1/manifest", "shard-1/snapshot-")
+    meant = [path for path in Path(yard.path).rglob("*") if str(path.relative_to(yard.path)).startswith(names)]
+    assert len(meant) >= 5
+    draw = random.Random(7)
+    flips = 0
+    for path in sorted(meant):
+        original = path.read_bytes()
+        used = len(original.rstrip(b"\0"))
+        for offset in draw.sample(range(used), min(used, 120)):
+            flipped = bytearray(original)
+            flipped[offset] ^= 1 << draw.randrange(8)
+            path.write_bytes(flipped)
+            found = yard.examine()
+            assert found.findings, f"{path} offset {offset}"
+            assert any(str(path.parent) in finding.file for finding in found.findings), found.findings
+            flips += 1
+        path.write_bytes(original)
+    assert flips > 400
+    assert yard.examine().findings == []
+
+
+@pytest.mark.parametrize("where", ["header", "payload", "end"])
+def test_a_damaged_batch_is_named_with_file_offset_and_position(data_dir, tmp_path, where):
+    yard = Yard(data_dir, shards=1)
+    for _ in range(5):
+        yard.pay(b"7", COIN)
+    yard.close()
+    segment = newest_segment(yard)
+    offset, end, position = batches_in(segment)[2]
+    at = {"header": offset + 20, "payload": offset + HEADER_BYTES + 9, "end": end - 1}[where]
+    change(segment, at, lambda byte: byte ^ 4)
+    report = yard.examine()
+    (found,) = files(report)
+    assert (found.file, found.offset, found.position) == (str(segment), offset, position)
+    assert any(f"everything from position {position} on" in why for why in report.unchecked["accounts"])
+    ended = command(config_of(yard, tmp_path))
+    assert ended.returncode == 65
+    assert f"{segment}, offset {offset}, position {position}: the " in ended.stdout
+    assert ended.stdout.splitlines()[-1].endswith(": 1 fault")
+
+
+def test_a_cut_short_batch_at_the_end_is_a_torn_tail(data_dir, tmp_path):
+    yard = Yard(data_dir, shards=1)
+    yard.pay(b"7", COIN)
+    yard.pay(b"7", COIN)
+    shutil.copytree(data_dir, tmp_path / "killed")
+    yard.close()
+    yard.path = str(tmp_path / "killed")
+    segment = newest_segment(yard)
+    offset, end, position = batches_in(segment)[-1]
+    data = bytearray(segment.read_bytes())
+    data[offset + 70 : end] = bytes(end - offset - 70)
+    segment.write_bytes(data)
+    report = yard.examine()
+    assert report.findings == []
+    assert report.counts["files"]["torn tails"] == 1
+    assert report.counts["accounts"]["entries"] == 1
+    assert any(f"offset {offset}, position {position}: a torn tail" in note for note in report.notes)
+
+
+def test_the_same_behind_a_clean_stop_is_damage(data_dir):
+    yard = Yard(data_dir, shards=1)
+    yard.pay(b"7", COIN)
+    yard.pay(b"7", COIN)
+    yard.close()
+    segment = newest_segment(yard)
+    offset, end, position = batches_in(segment)[-1]
+    data = bytearray(segment.read_bytes())
+    data[offset + 70 : end] = bytes(end - offset - 70)
+    segment.write_bytes(data)
+    (found,) = files(yard.examine())
+    assert (found.offset, found.position) == (offset, position)
+    assert "the journal was closed cleanly" in found.text
+
+
+def test_a_wholly_written_last_batch_that_is_wrong_is_damage(data_dir, tmp_path):
+    """The machine has been up since: the kernel still had every byte."""
+    yard = Yard(data_dir, shards=1)
+    yard.pay(b"7", COIN)
+    shutil.copytree(data_dir, tmp_path / "killed")
+    yard.close()
+    yard.path = str(tmp_path / "killed")
+    segment = newest_segment(yard)
+    change(segment, batches_in(segment)[-1][0] + 60, lambda byte: byte ^ 1)
+    assert "the machine has been up since" in files(yard.examine())[0].text
+
+
+@pytest.mark.parametrize("name", ["manifest", "segment-", "snapshot-"])
+def test_a_missing_file_is_noticed(data_dir, name):
+    yard = Yard(data_dir, shards=1, segment_bytes=8192, trims=True)
+    for _ in range(40):
+        yard.pay(b"7", COIN)
+    for _ in range(3):
+        yard.workers[1].snapshot()
+    yard.close()
+    removed = 0
+    for path in sorted(Path(f"{yard.path}/shard-1").iterdir()):
+        if path.name.startswith(name):
+            path.unlink()
+            removed += 1
+    assert removed
+    report = yard.examine()
+    assert report.fault_count > 0
+
+
+def test_a_missing_segment_in_the_middle(data_dir):
+    yard = Yard(data_dir, shards=1, segment_bytes=8192, trims=False)
+    for _ in range(40):
+        yard.pay(b"7", COIN)
+    yard.close()
+    segments = sorted(Path(f"{yard.path}/shard-1").glob("segment-??????????"))
+    assert len(segments) > 3
+    segments[1].unlink()
+    assert "no batch begins here" in files(yard.examine())[0].text
+
+
+def test_an_older_copy_of_a_shard_does_not_pass(data_dir, tmp_path):
+    """An old backup of one shard beside the others: what it holds is right, and who owns what is not."""
+    yard = Yard(data_dir)
+    yard.pay(b"7", COIN)
+    yard.close()
+    shutil.copytree(data_dir / "shard-2", tmp_path / "old")
+    yard.restart()
+    yard.move(5, 2, 1)
+    yard.close()
+    shutil.rmtree(data_dir / "shard-2")
+    shutil.copytree(tmp_path / "old", data_dir / "shard-2")
+    assert yard.examine().findings == []  # its bucket 5 is of a generation that is gone: it is given up
+    shutil.rmtree(data_dir / "shard-1")
+    shutil.copytree(tmp_path / "old", data_dir / "shard-1")
+    assert "it is segment 1 of shard 2" in files(yard.examine())[0].text
+
+
+# -- giving up a damaged tail ------------------------------------------------------------------------------------------
+
+
+def damaged_yard(data_dir: Path, batch: int) -> tuple[Yard, Path, Batches]:
+    """Six batches of entries in the newest segment, one of them damaged; closed."""
+    yard = Yard(data_dir, shards=1)
+    for _ in range(5):
+        yard.pay(b"7", COIN)
+    yard.close()
+    segment = newest_segment(yard)
+    batches = batches_in(segment)
+    assert len(batches) == 6
+    change(segment, batches[batch][0] + HEADER_BYTES + 9, lambda byte: byte ^ 1)
+    return yard, segment, batches
+
+
+def test_a_damaged_tail_is_given_up_by_order(data_dir, tmp_path):
+    yard, segment, batches = damaged_yard(data_dir, -2)
+    with pytest.raises(Corrupt):
+        open_journal(str(segment.parent), 1)
+    before = segment.read_bytes()
+    offset, _, position = batches[-2]
+    ended = command(config_of(yard, tmp_path), "--truncate-at", str(position), "--accept-loss")
+    assert ended.returncode == 0, ended.stderr
+    copy = Path(f"{segment}.cut-{position}")
+    assert copy.read_bytes() == before.rstrip(b"\0")
+    audit = json.loads(Path(f"{copy}.json").read_text())
+    assert (audit["shard"], audit["first_position_lost"], audit["offset"]) == (1, position, offset)
+    assert audit["batches_recognised_behind_the_damage"] == 1
+    assert audit["bytes_cut"] == len(before.rstrip(b"\0")) - offset
+    report = yard.examine()
+    assert report.findings == []
+    assert report.counts["accounts"]["entries"] == 3
+    assert any("was kept as evidence" in note for note in report.notes)
+    journal = open_journal(str(segment.parent), 1)
+    assert journal.head == position - 1
+    journal.append(b"goes on")
+    journal.close()
+
+
+def test_only_where_the_damage_begins(data_dir, tmp_path):
+    yard, segment, batches = damaged_yard(data_dir, -2)
+    before = segment.read_bytes()
+    for position in (batches[-3][2], batches[-1][2], 0, 99):
+        ended = command(config_of(yard, tmp_path), "--truncate-at", str(position), "--accept-loss")
+        assert ended.returncode == 1
+        assert f"begins at position {batches[-2][2]}; only there" in ended.stderr
+    assert segment.read_bytes() == before
+
+
+def test_never_without_accepting_the_loss(data_dir, tmp_path):
+    yard, segment, batches = damaged_yard(data_dir, -1)
+    before = segment.read_bytes()
+    assert command(config_of(yard, tmp_path), "--truncate-at", str(batches[-1][2])).returncode == 2
+    assert command(config_of(yard, tmp_path), "--accept-loss").returncode == 2
+    assert segment.read_bytes() == before
+
+
+def test_never_in_a_journal_that_is_right(data_dir, tmp_path):
+    yard = Yard(data_dir, shards=1)
+    yard.pay(b"7", COIN)
+    yard.close()
+    ended = command(config_of(yard, tmp_path), "--truncate-at", "2", "--accept-loss")
+    assert ended.returncode == 1
+    assert "damaged journals of shards: none" in ended.stderr
+    ended = command(config_of(yard, tmp_path), "--truncate-at", "2", "--accept-loss", "--shard", "1")
+    assert "there is nothing to cut off" in ended.stderr
+
+
+def test_never_in_the_middle_of_the_log(data_dir):
+    yard = Yard(data_dir, shards=1, segment_bytes=8192, trims=False)
+    for _ in range(40):
+        yard.pay(b"7", COIN)
+    yard.close()
+    segment = min(Path(f"{yard.path}/shard-1").glob("segment-??????????"))
+    offset, _, position = batches_in(segment)[2]
+    change(segment, offset + HEADER_BYTES, lambda byte: byte ^ 1)
+    _, found = directories(yard)
+    with pytest.raises(Refusal, match="is not the newest segment"):
+        cut(DISK, found[1], position)
+
+
+def test_never_below_a_snapshot(data_dir):
+    yard = Yard(data_dir, shards=1, trims=False)
+    for _ in range(5):
+        yard.pay(b"7", COIN)
+    yard.workers[1].snapshot()
+    yard.close()
+    segment = newest_segment(yard)
+    offset, _, position = batches_in(segment)[3]
+    change(segment, offset + HEADER_BYTES, lambda byte: byte ^ 1)
+    _, found = directories(yard)
+    with pytest.raises(Refusal, match="was made when position"):
+        check(damaged_journal(found, None), position)
+
+
+def test_two_damaged_journals_must_be_told_apart(data_dir):
+    yard = Yard(data_dir)
+    for user in (b"1", b"2", b"3", b"4", b"5", b"6", b"7"):
+        yard.pay(user, COIN)
+    yard.close()
+    for shard in (1, 2):
+        segment = newest_segment(yard, shard)
+        change(segment, batches_in(segment)[-1][0] + HEADER_BYTES, lambda byte: byte ^ 1)
+    _, found = directories(yard)
+    with pytest.raises(Refusal, match="damaged journals of shards: 1, 2"):
+        damaged_journal(found, None)
+    assert damaged_journal(found, 2) is found[2]
+    damage = found[2].damage
+    assert damage is not None
+    cut(DISK, found[2], damage.position)
+    report = examined(yard.path)
+    assert [finding.file for finding in files(report)] == [str(newest_segment(yard, 1))]
