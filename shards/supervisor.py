@@ -34,6 +34,7 @@ log = logging.getLogger("shards.supervisor")
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STABLE_NS = 60_000_000_000  # a worker that served for that long is restarted at once again
 STEER_INTERVAL_S = 1.0
+PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
 FIGURES_TIMEOUT_S = 1.0
 
@@ -64,7 +65,7 @@ class WorkerState:
         self.failures = 0
         self.serving_since_ns = 0
         self.last_instant_ns = 0
-        self.progress = (0, 0)
+        self.progress, self.progress_told_ns = (0, 0), 0
         self.figures: dict[str, Any] = {}
         self.direct: socket.socket | None = None
         self.task: asyncio.Task[None] | None = None
@@ -306,7 +307,9 @@ class Supervisor:
         match message:
             case ("progress", done, total):
                 worker.progress = (done, total)
-                log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
+                if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
+                    worker.progress_told_ns = boot_now_ns()
+                    log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
             case ("recovered", last_instant_ns, records, warnings):
                 worker.last_instant_ns = last_instant_ns
                 for warning in warnings:
