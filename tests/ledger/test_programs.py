@@ -1,7 +1,7 @@
 """Random programs on the ledger and on the model of fractions: no difference, to the last internal unit.
 
-The default run does 200,000 commands in programs of 400, from seed 1 on. `LEDGER_COMMANDS` and `LEDGER_SEED` change that;
-by hand, with progress shown:
+The default run does 200,000 commands in programs of 400, from seed 1 on. `LEDGER_COMMANDS` and `LEDGER_SEED` change
+that; by hand, with progress shown:
 
     python -m tests.ledger.programs --commands 10000000 --seed 1
 """

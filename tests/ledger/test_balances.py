@@ -1,0 +1,237 @@
+"""Debits, limits, corrections and holds, as CONTRACT §3 has them."""
+
+import pytest
+
+from billing.ledger.balances import HOLDS_MAX
+from billing.ledger.money import INT64_MAX
+from tests.ledger.bank import HOUR, Bank, refusal
+
+
+@pytest.fixture
+def bank():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    return bank
+
+
+def test_strict_is_refused_with_insufficient_funds_if_it_exceeds_what_is_available(bank):
+    error = refusal(bank.debit, "u", 130, at=1)
+    assert (error.name, error.applied, error.retry) == ("INSUFFICIENT_FUNDS", "no", False)
+    assert error.details["shortfall_nanos"] == 30
+    assert error.details["available_nanos"] == 100
+    assert bank.debit("u", 99, at=2)["outcome"] == "ok"
+
+
+def test_a_shortfall_counts_the_missing_fraction_as_a_nano(bank):
+    bank.set_rate("u", HOUR // 2, at=0)
+    assert refusal(bank.debit, "u", 100, at=1).details["shortfall_nanos"] == 1  # 99.5 are there
+    assert bank.debit("u", 99, at=1)["state"] == "active", "a fraction of a nano is still money"
+
+
+def test_partial_takes_what_is_there_the_fraction_of_a_nano_included(bank):
+    bank.set_rate("u", HOUR // 2, at=0)
+    reply = bank.debit("u", 100, at=1, mode="partial")
+    assert (reply["debited_nanos"], reply["outcome"], reply["balance_nanos"]) == (99, "exhausted", 0)
+    assert bank.entries("u")[-1].balance == 0
+    reply = bank.debit("u", 5, at=2, mode="partial")
+    assert (reply["debited_nanos"], reply["outcome"]) == (0, "exhausted")
+    assert bank.cutoffs() == [1]
+
+
+def test_partial_takes_no_more_than_it_is_asked_for(bank):
+    reply = bank.debit("u", 40, at=1, mode="partial")
+    assert (reply["debited_nanos"], reply["outcome"], reply["balance_nanos"]) == (40, "ok", 60)
+
+
+def test_force_may_go_below(bank):
+    reply = bank.debit("u", 150, at=1, mode="force")
+    assert (reply["balance_nanos"], reply["available_nanos"], reply["outcome"]) == (-50, -50, "exhausted")
+    reply = bank.debit("u", 1, at=1, mode="force")
+    assert reply["balance_nanos"] == -51
+    assert bank.cutoffs() == [1], "one crossing, one cutoff"
+
+
+def test_a_refused_debit_changes_nothing_and_is_remembered_for_its_notice(bank):
+    before = bank.state()
+    refusal(bank.debit, "u", 101, at=5)
+    assert bank.state() == before
+    (entry,) = (entry for entry in bank.entries("u") if entry.refusal)
+    assert (entry.entry_id, entry.amount, entry.accrued, entry.at_ns) == (0, 0, 0, 5)
+    assert len(bank.rows("u")) == 1
+
+
+def test_other_refusals_without_a_request_id_leave_no_entry(bank):
+    bank.entries()
+    refusal(bank.hold, "u", 101, at=5)
+    refusal(bank.release, "u", "e:9", at=5)
+    assert len(bank.entries()) == 1
+
+
+def test_a_credit_limit_is_how_far_below_zero_available_money_reaches(bank):
+    assert bank.set_credit_limit("u", 50, at=1)["available_nanos"] == 150
+    assert bank.debit("u", 150, at=2)["balance_nanos"] == -50
+    assert bank.cutoffs() == [1]
+    assert bank.set_credit_limit("u", 60, at=3)["restored"] is True
+
+
+def test_lowering_the_limit_may_exhaust_at_once(bank):
+    bank.set_credit_limit("u", 50, at=1)
+    bank.debit("u", 120, at=2)
+    reply = bank.set_credit_limit("u", 20, at=3)
+    assert (reply["state"], reply["available_nanos"], reply["exhaustion_seq"]) == ("exhausted", 0, 1)
+    assert bank.set_credit_limit("u", 0, at=4)["available_nanos"] == -20
+    assert bank.cutoffs() == [1]
+
+
+def test_adjust_books_a_difference_as_what_it_is(bank):
+    assert bank.adjust("u", -30, "counted twice", at=1)["balance_nanos"] == 70
+    row = bank.rows("u")[-1]
+    assert (row["operation"], row["amount_nanos"], row["message"]) == ("adjust", -30, "counted twice")
+    assert bank.adjust("u", -70, "all of it", at=2)["state"] == "exhausted"
+    assert bank.adjust("u", 1, "or not", at=3)["restored"] is True
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("top_up", (INT64_MAX,)), ("adjust", (INT64_MAX, "x")), ("debit", (INT64_MAX, 1, "force"))],
+)
+def test_what_would_leave_the_bounds_is_refused_with_limit_exceeded(bank, method, arguments):
+    if method == "debit":
+        bank.debit("u", 101, at=0, mode="force")
+    before = bank.state()
+    error = refusal(getattr(bank, method), "u", *arguments, **({} if method == "debit" else {"at": 1}))
+    assert (error.name, error.details["limit"], error.applied) == ("LIMIT_EXCEEDED", "balance", "no")
+    assert bank.state() == before
+
+
+def test_available_stays_within_what_a_reply_can_show(bank):
+    bank.hold("u", 100, at=0)
+    assert bank.adjust("u", -INT64_MAX, "to the bound", at=1)["available_nanos"] == -INT64_MAX
+    assert refusal(bank.adjust, "u", -1, "beyond it", at=2).details["limit"] == "available"
+
+
+def test_a_hold_lowers_available_at_once_and_so_moves_e(bank):
+    assert bank.set_rate("u", HOUR, at=0)["exhausts_at_ns"] == 100
+    reply = bank.hold("u", 30, at=10)
+    assert (reply["available_nanos"], reply["balance_nanos"], reply["exhausts_at_ns"]) == (60, 90, 70)
+    assert bank.view("u", at=10)["holds"] == [{"hold_id": "e:3", "amount_nanos": 30, "expires_at_ns": None}]
+    assert bank.release("u", "e:3", at=20)["exhausts_at_ns"] == 100
+
+
+def test_a_hold_refuses_beyond_available_and_taking_all_of_it_exhausts(bank):
+    error = refusal(bank.hold, "u", 101, at=1)
+    assert (error.name, error.details["shortfall_nanos"]) == ("INSUFFICIENT_FUNDS", 1)
+    reply = bank.hold("u", 100, at=1)
+    assert (reply["state"], reply["balance_nanos"], reply["exhaustion_seq"]) == ("exhausted", 100, 1)
+    assert bank.cutoffs() == [1]
+    reply = bank.release("u", reply["hold_id"], at=2)
+    assert (reply["state"], reply["restored"]) == ("active", True)
+
+
+def test_the_id_of_a_hold_derives_from_the_request_id_so_a_retry_finds_it(bank):
+    assert bank.hold("u", 10, at=1, request_id="invoice-7")["hold_id"] == "r:invoice-7"
+    again = bank.hold("u", 10, at=2, request_id="invoice-7")
+    assert (again["hold_id"], again["replayed"], again["available_nanos"]) == ("r:invoice-7", True, 90)
+    assert bank.hold("u", 10, at=3)["hold_id"] == "e:3"
+
+
+def test_a_request_id_let_go_before_its_hold_makes_no_second_hold():
+    bank = Bank(ids=1)
+    bank.top_up("u", 100, at=0)
+    bank.hold("u", 10, at=1, request_id="x")
+    bank.debit("u", 1, at=2, request_id="y")
+    assert refusal(bank.hold, "u", 10, at=3, request_id="x").name == "REQUEST_ID_CONFLICT"
+    assert bank.view("u", at=3)["holds_nanos"] == 10
+
+
+def test_capture_takes_part_or_all_of_a_hold_and_frees_the_rest(bank):
+    bank.hold("u", 60, at=1, request_id="h")
+    reply = bank.capture("u", "r:h", 45, at=2)
+    assert (reply["captured_nanos"], reply["balance_nanos"], reply["available_nanos"]) == (45, 55, 55)
+    assert bank.view("u", at=2)["holds"] == []
+    assert refusal(bank.capture, "u", "r:h", 1, at=3).name == "UNKNOWN_HOLD"
+
+
+def test_capture_takes_at_most_the_hold(bank):
+    bank.hold("u", 60, at=1, request_id="h")
+    reply = bank.capture("u", "r:h", 1000, at=2)
+    assert (reply["captured_nanos"], reply["balance_nanos"]) == (60, 40)
+
+
+def test_what_capture_frees_may_restore(bank):
+    bank.hold("u", 100, at=1, request_id="h")
+    assert bank.capture("u", "r:h", 99, at=2)["restored"] is True
+    bank.hold("u", 1, at=3, request_id="i")
+    assert "restored" not in bank.capture("u", "r:i", 1, at=4)
+
+
+def test_unknown_hold(bank):
+    assert refusal(bank.release, "u", "e:1", at=1).name == "UNKNOWN_HOLD"
+    assert refusal(bank.capture, "u", "", 1, at=1).name == "UNKNOWN_HOLD"
+
+
+def test_a_hold_expires_at_its_exact_instant(bank):
+    bank.set_rate("u", HOUR, at=0)
+    bank.hold("u", 40, at=10, ttl=25)
+    assert bank.view("u", at=34)["available_nanos"] == 26
+    assert bank.view("u", at=35)["available_nanos"] == 65
+    assert bank.operations("u")[-1] == ("hold_expired", 35)
+
+
+def test_at_a_tie_the_holds_expiry_comes_before_the_exhaustion_it_prevents(bank):
+    bank.set_rate("u", HOUR, at=0)
+    bank.hold("u", 40, at=0, ttl=60)  # without it E is 60
+    assert bank.view("u", at=60)["state"] == "active"
+    assert bank.operations("u")[-1] == ("hold_expired", 60)
+    assert bank.view("u", at=99)["exhausts_at_ns"] == 100
+    assert bank.cutoffs() == []
+
+
+def test_a_hold_expiring_one_nanosecond_after_e_restores(bank):
+    bank.set_rate("u", HOUR, at=0)
+    bank.hold("u", 40, at=0, ttl=61)
+    bank.view("u", at=61)
+    assert bank.operations("u")[-2:] == [("exhaust", 60), ("hold_expired", 61)]
+    view = bank.view("u", at=61)
+    assert (view["state"], view["available_nanos"], view["overrun_nanos"]) == ("active", 40, 1)
+
+
+def test_an_expiry_at_e_that_is_not_enough_crosses_in_its_own_entry(bank):
+    bank.set_rate("u", 60 * HOUR, at=0)
+    bank.hold("u", 10, at=0, ttl=2)  # 90 are available: E is 2, when 120 would be spent
+    view = bank.view("u", at=2)
+    assert (view["state"], view["available_nanos"], view["overrun_nanos"], view["exhaustion_seq"]) == (
+        "exhausted",
+        0,
+        20,
+        1,
+    )
+    assert bank.operations("u")[-1] == ("hold_expired", 2)
+    assert bank.cutoffs() == [1]
+
+
+def test_holds_that_expire_together_go_in_the_order_of_their_ids(bank):
+    for name in ("b", "a", "c"):
+        bank.hold("u", 1, at=0, ttl=5, request_id=name)
+    bank.view("u", at=5)
+    assert [entry.key for entry in bank.entries("u")][-3:] == [b"r:a", b"r:b", b"r:c"]
+
+
+def test_a_hold_whose_end_lies_beyond_2262_never_expires(bank):
+    assert bank.hold("u", 1, at=5, ttl=INT64_MAX)["hold_id"]
+    assert bank.view("u", at=5)["holds"][0]["expires_at_ns"] is None
+    assert bank.view("u", at=INT64_MAX)["holds_nanos"] == 1
+
+
+def test_open_holds_have_a_maximum(bank):
+    bank.top_up("u", 10_000, at=0)
+    for number in range(HOLDS_MAX):
+        bank.hold("u", 1, at=1, request_id=str(number))
+    error = refusal(bank.hold, "u", 1, at=1)
+    assert (error.name, error.details["limit"]) == ("LIMIT_EXCEEDED", "open_holds")
+
+
+def test_holds_together_stay_within_their_bound(bank):
+    bank.set_credit_limit("u", INT64_MAX, at=0)
+    bank.hold("u", INT64_MAX, at=1)
+    assert refusal(bank.hold, "u", 1, at=1).details["limit"] == "holds"

@@ -1,0 +1,253 @@
+"""Buckets as blocks, replay, timers: what recovery, snapshots and moves rest on."""
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.book import ROW
+from billing.ledger.entry import Entry, pack, unpack
+from billing.ledger.ledger import ReplayDifference
+from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
+
+
+def busy(**rules) -> Bank:
+    """A bucket with something of everything in it."""
+    bank = Bank(**rules)
+    for number in range(20):
+        bank.top_up(f"plain-{number}", 10**6 + number, at=number, request_id=f"r{number}")
+        bank.set_rate(f"plain-{number}", number, at=number)
+    bank.top_up("Ünal", 1000, at=30)
+    bank.set_credit_limit("Ünal", 50, at=30)
+    bank.set_thresholds("Ünal", [(0, 500), (1, 10**9)], at=30)
+    bank.hold("Ünal", 100, at=30, ttl=DAY_NS, request_id="h")
+    bank.hold("Ünal", 10, at=31)
+    bank.set_rate("Ünal", 5, at=32, resource="vm-1", seq=3)
+    bank.set_rate("Ünal", 7, at=32)
+    bank.set_rate("Ünal", 0, at=33, resource="vm-2", seq=4)
+    bank.top_up("gone", 10, at=40)
+    bank.set_rate("gone", 0, at=41, resource="vm", seq=9)
+    bank.close("gone", at=42, request_id="c")
+    bank.top_up("out", 10, at=50)
+    bank.set_rate("out", HOUR, at=50)
+    bank.view("out", at=70)
+    bank.report(ops.CUTOFF_STARTED, "out", 1, at=71)
+    bank.report(ops.CUTOFF_FAILED, "out", 1, at=72, error="timeout")
+    bank.set_rate("out", 3, at=73, resource="vm")
+    bank.top_up("back", 10, at=80)
+    bank.debit("back", 10, at=81)
+    bank.report(ops.CUTOFF_STARTED, "back", 1, at=82)
+    bank.top_up("back", 10, at=83)
+    if rules.get("restore"):
+        bank.report(ops.RESTORE_STARTED, "back", 1, at=84)
+        bank.report(ops.RESTORE_FAILED, "back", 1, at=85, error="reset")
+    refusal(bank.debit, "back", 100, at=86, request_id="no")
+    bank.top_up("gone-2", 1, at=90)
+    bank.close("gone-2", at=91)
+    bank.top_up("in its row", 1, at=92)
+    return bank
+
+
+def moved(bank: Bank, **rules) -> Bank:
+    """The same bucket in another ledger."""
+    other = Bank(**rules)
+    other.ledger.drop(BUCKET)
+    other.ledger.load(BUCKET, bank.state())
+    return other
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore):
+    bank = busy(restore=restore)
+    other = moved(bank, restore=restore)
+    assert other.state() == bank.state()
+    users = [user.decode() for user in bank.ledger.books[BUCKET].slots]
+    assert [bank.view(user, at=100) for user in users] == [other.view(user, at=100) for user in users]
+    assert [bank.owed(user) for user in users] == [other.owed(user) for user in users]
+    assert other.top_up("plain-3", 10**6 + 3, at=200, request_id="r3")["replayed"] is True
+    assert bank.top_up("gone", 1, at=200) == other.top_up("gone", 1, at=200)
+    assert refusal(other.set_rate, "gone", 5, at=201, resource="vm", seq=8).name == "STALE_RATE"
+    bank.view("Ünal", at=2 * DAY_NS)
+    other.view("Ünal", at=2 * DAY_NS)
+    assert refusal(bank.set_rate, "gone", 5, at=201, resource="vm", seq=8).name == "STALE_RATE"
+    assert other.state() == bank.state()
+
+
+def test_an_empty_bucket_byte_by_byte():
+    bank = Bank()
+    assert bank.state() == b"BOOK\x01\x00" + bytes([BUCKET, 0, 0, 0]) + bytes(4) + b"\xa0\0\0\0" + bytes(160 + 9 * 4)
+
+
+def test_a_block_of_another_bucket_or_a_shortened_one_is_refused():
+    bank = busy()
+    block = bank.state()
+    bank.ledger.drop(BUCKET)
+    with pytest.raises(ValueError, match="not a block of bucket 4"):
+        bank.ledger.load(4, block)
+    with pytest.raises(ValueError, match="not a block"):
+        bank.ledger.load(BUCKET, b"X" + block[1:])
+    with pytest.raises((ValueError, AssertionError)):
+        bank.ledger.load(BUCKET, block[:-1])
+    assert bank.ledger.books == {}
+
+
+def test_a_bucket_is_here_once():
+    bank = busy()
+    with pytest.raises(AssertionError):
+        bank.ledger.create(BUCKET)
+    with pytest.raises(AssertionError):
+        bank.ledger.load(BUCKET, bank.state())
+
+
+def replayed(bank: Bank, **rules) -> Bank:
+    other = Bank(**rules)
+    bank.entries()
+    for packed in bank.journal:
+        other.ledger.replay(BUCKET, packed)
+    other.ledger.replayed()
+    return other
+
+
+@pytest.mark.parametrize("rules", [{}, {"restore": True}, {"accrue": True}, {"ids": 3}])
+def test_replaying_the_entries_makes_the_same_bucket(rules):
+    bank = busy(**rules)
+    assert replayed(bank, **rules).state() == bank.state()
+
+
+def test_replay_goes_by_the_rules_of_the_entries_not_by_those_of_today():
+    bank = busy(accrue=True, restore=True)
+    assert replayed(bank, accrue=False, restore=False).state() == bank.state()
+
+
+def test_replay_tells_nobody_and_records_nothing():
+    other = replayed(busy())
+    assert other.ledger.records == []
+    assert other.ledger.notices == []
+
+
+def test_a_difference_stops_the_replay_and_shows_both():
+    bank = busy()
+    bank.entries()
+    number = next(n for n, packed in enumerate(bank.journal) if Entry._make(unpack(packed)).op == ops.EXHAUST)
+    forged = Entry._make(unpack(bank.journal[number]))._replace(accrued_nanos=77)
+    other = Bank()
+    for packed in bank.journal[:number]:
+        other.ledger.replay(BUCKET, packed)
+    with pytest.raises(ReplayDifference, match="accrued_nanos=77") as caught:
+        other.ledger.replay(BUCKET, pack(tuple(forged)))
+    assert caught.value.recorded == forged
+    assert caught.value.replayed == Entry._make(unpack(bank.journal[number]))
+
+
+@pytest.mark.parametrize("left_out", [ops.TOP_UP, ops.SET_RATE, ops.EXHAUST, ops.THRESHOLD])
+def test_an_entry_left_out_is_noticed(left_out):
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_thresholds("u", [(0, 50)], at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.top_up("u", 100, at=500)
+    bank.debit("u", 1, at=501)
+    bank.entries()
+    bank.journal = [packed for packed in bank.journal if packed[0] != left_out]
+    with pytest.raises(ReplayDifference):
+        replayed(bank)
+
+
+def test_the_last_entry_left_out_is_noticed_at_the_end():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_thresholds("u", [(0, 50)], at=0)
+    bank.debit("u", 60, at=1)
+    bank.entries()
+    other = Bank()
+    for packed in bank.journal[:-1]:
+        other.ledger.replay(BUCKET, packed)
+    with pytest.raises(ReplayDifference, match="the journal holds None"):
+        other.ledger.replayed()
+
+
+def test_time_stands_still_until_a_bucket_is_woken():
+    other = moved(busy())
+    other.filed.clear()
+    other.top_up("plain-5", 1, at=100)
+    other.set_rate("plain-5", HOUR, at=100)
+    assert other.filed == []
+    assert all(place == 0 for place in other.ledger.books[BUCKET].armed_ns)
+    other.ledger.wake(BUCKET)
+    book = other.ledger.books[BUCKET]
+    coming = {book.users[ref & 0xFFFFFFFF] for ref, _ in other.filed}
+    assert {b"plain-1", b"plain-5", "Ünal".encode()} <= coming
+    assert b"plain-0" not in coming, "at rate zero nothing is coming"
+    assert b"out" not in coming, "nor while it is exhausted"
+    assert all(ref >> 32 == BUCKET for ref, _ in other.filed)
+
+
+def test_in_a_bucket_that_stands_still_every_filing_is_stale():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    ((ref, due_ns),) = bank.filed
+    assert bank.ledger.next_due_ns(ref, due_ns) == 100
+    bank.ledger.still(BUCKET)
+    assert bank.ledger.next_due_ns(ref, due_ns) == -1
+    bank.ledger.tick(ref, 100)
+    assert bank.operations("u")[-1][0] == "set_rate"
+    bank.ledger.drop(BUCKET)
+    assert bank.ledger.next_due_ns(ref, due_ns) == -1
+    bank.ledger.tick(ref, 100)
+
+
+def test_re_arming_is_a_comparison_an_instant_that_moves_later_needs_nothing():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.top_up("u", 100, at=1)
+    ((ref, _),) = bank.filed
+    assert bank.ledger.next_due_ns(ref, 100) == 200
+    bank.ledger.moved(ref, 200)
+    assert bank.ledger.next_due_ns(ref, 100) == -1
+    bank.debit("u", 50, at=2)
+    assert bank.filed[-1] == (ref, 150)
+    bank.set_rate("u", 0, at=3)
+    assert bank.ledger.next_due_ns(ref, 150) == -1, "nothing is coming"
+    bank.set_rate("u", HOUR, at=4)
+    assert len(bank.filed) == 3
+
+
+def test_a_tick_lets_happen_what_is_due_and_files_again():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.hold("u", 30, at=0, ttl=200)
+    ref = bank.filed[-1][0]
+    bank.ledger.tick(ref, 5)
+    assert bank.rows("u")[-1]["operation"] == "hold"
+    bank.ledger.tick(ref, 71)
+    assert bank.operations("u")[-1] == ("exhaust", 70)
+    assert bank.filed[-1] == (ref, 200)
+    bank.ledger.tick(ref, 1000)
+    assert bank.operations("u")[-2:] == [("hold_expired", 200), ("exhaust", 230)]
+
+
+def test_a_plain_account_is_a_row_of_48_bytes_and_nothing_else():
+    bank = Bank()
+    for number in range(100):
+        bank.top_up(f"u{number}", 10**6, at=0)
+        bank.set_rate(f"u{number}", 10, at=1)
+    book = bank.ledger.books[BUCKET]
+    assert len(book.rows) == 100 * ROW.size == 4800
+    assert not book.extras
+    assert book.armed_ns.itemsize == 8
+    bank.view("u3", at=10**18)
+    assert list(book.extras) == [3]
+
+
+def test_a_broken_invariant_ends_before_the_entry_is_written():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.hold("u", 10, at=1)
+    made = len(bank.ledger.records)
+    bank.ledger.books[BUCKET].extras[0].holds_nanos = 0
+    with pytest.raises(AssertionError, match="holds do not add up"):
+        bank.debit("u", 1, at=2)
+    assert len(bank.ledger.records) == made
+    with pytest.raises(AssertionError):
+        bank.state()

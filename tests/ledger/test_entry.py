@@ -1,0 +1,203 @@
+"""The entry: packed and unpacked, answered, shown as a row, refused. And what else clients see: names and ids."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.ledger import commands as ops
+from billing.ledger import entry as entries
+from billing.ledger.entry import FIXED, Entry, answer, event_id, hold_id, pack, text, unpack
+from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
+from billing.ledger.money import INT64_MAX, NANO
+from tests.ledger.bank import HOUR, Bank
+
+INT64 = st.integers(-(2**63), INT64_MAX)
+FRAC = st.integers(0, NANO - 1)
+POSITIVE = st.integers(0, INT64_MAX)
+ENTRIES = st.builds(
+    Entry,
+    op=st.sampled_from(sorted(ops.NAMES)), flags=st.integers(0, 255), refusal=st.sampled_from([0, *NAME_OF_CODE]),
+    a=INT64, b=INT64, c=INT64, at_ns=POSITIVE, entry_id=POSITIVE, amount_nanos=INT64, amount_frac=FRAC,
+    accrued_nanos=st.integers(0, 2**64 - 1), accrued_frac=FRAC, balance_nanos=INT64, balance_frac=FRAC, rate=POSITIVE,
+    credit_limit_nanos=POSITIVE, holds_nanos=POSITIVE, exhausts_at_ns=st.integers(-1, INT64_MAX),
+    exhaustion_seq=POSITIVE, overrun_nanos=POSITIVE, overrun_frac=FRAC, user_id=st.binary(min_size=1, max_size=128),
+    key=st.binary(max_size=255), request_id=st.binary(max_size=64), message=st.binary(max_size=1024), note=st.binary(max_size=300),
+)  # fmt: skip
+
+
+@given(ENTRIES)
+def test_what_is_packed_is_unpacked(entry):
+    assert unpack(pack(tuple(entry))) == tuple(entry)
+
+
+def test_an_entry_byte_by_byte():
+    bank = Bank()
+    bank.top_up("7", 5, at=10)
+    (packed,) = (packed for _, packed in bank.ledger.records)
+    fixed = struct.pack(
+        "<BHHqqqqqqqQqqqqqqqqqqBBBHH",
+        *(1, 16, 0, 5, 0, 0, 10, 1, 5, 0, 0, 0, 5, 0, 0, 0, 0, -1, 0, 0, 0, 1, 0, 0, 0, 0),
+    )
+    assert packed == fixed + b"7"
+    assert packed.hex().startswith("01 1000 0000 0500".replace(" ", ""))
+    assert len(packed) == FIXED.size + 1 == 157
+
+
+@given(ENTRIES, st.integers(0, 60))
+def test_a_shortened_or_lengthened_entry_is_refused(entry, cut):
+    packed = pack(tuple(entry))
+    with pytest.raises(ValueError, match="entry"):
+        unpack(packed[: -cut - 1])
+    with pytest.raises(ValueError, match="entry"):
+        unpack(packed + b"x")
+
+
+def test_a_number_that_leaves_its_field_is_never_written():
+    with pytest.raises(struct.error):
+        pack((1, 0, 0, 2**63, *[0] * 17, b"u", b"", b"", b"", b""))
+
+
+def test_the_reply_is_the_map_of_the_contract():
+    bank = Bank()
+    bank.top_up("Ünal", 10**9, at=0)
+    assert bank.set_rate("Ünal", 7200 * 10**6, at=5) == {
+        "user_id": "Ünal",
+        "bucket_id": 3,
+        "state": "active",
+        "balance_nanos": 10**9,
+        "credit_limit_nanos": 0,
+        "available_nanos": 10**9,
+        "rate_nanos_per_hour": 7200 * 10**6,
+        "rate_nanos_per_second": 2 * 10**6,
+        "exhausts_at_ns": 500 * 10**9 + 5,
+        "runway_ns": 500 * 10**9,
+        "exhaustion_seq": 0,
+        "entry_id": 2,
+        "at_ns": 5,
+        "replayed": False,
+    }
+
+
+def test_get_account_adds_rates_cutoff_and_overrun():
+    bank = Bank()
+    reply = bank.top_up("u", 5, at=0)
+    view = bank.view("u", at=0)
+    assert view | reply == view
+    assert view.keys() - reply.keys() == {"rates", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"}
+
+
+def test_first_and_replayed_answer_come_out_of_the_same_entry():
+    bank = Bank()
+    bank.top_up("u", 5, at=0)
+    command = (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m")
+    made = bank.ledger.apply(3, 1, command)
+    again = bank.ledger.apply(3, 2, command)
+    assert Entry._make(again)._replace(flags=made[1]) == made
+    assert answer(made, 3) | {"replayed": True} == answer(again, 3)
+
+
+def test_floors_below_zero_are_shown_as_floors():
+    bank = Bank(accrue=True)
+    bank.top_up("u", 1, at=0)
+    bank.set_rate("u", HOUR // 2, at=0)
+    assert bank.view("u", at=3)["balance_nanos"] == -1  # -0.5
+    reply = bank.debit("u", 1, at=3, mode="force")
+    assert (reply["balance_nanos"], reply["debited_nanos"]) == (-2, 1)
+
+
+def test_a_row_of_the_history():
+    bank = Bank()
+    bank.top_up("u", 100, at=0, message="invoice 7", request_id="r")
+    bank.set_rate("u", HOUR * 3 // 2, at=0)
+    bank.debit("u", 10, at=3)
+    assert bank.rows("u")[0] == {
+        "entry_id": 1, "at_ns": 0, "operation": "top_up", "amount_nanos": 100, "accrued_nanos": 0,
+        "balance_before_nanos": 0, "balance_after_nanos": 100, "message": "invoice 7", "request_id": "r",
+    }  # fmt: skip
+    assert bank.rows("u")[2] == {
+        "entry_id": 3, "at_ns": 3, "operation": "debit", "amount_nanos": -10, "accrued_nanos": 5,
+        "balance_before_nanos": 95, "balance_after_nanos": 85, "message": "", "request_id": None,
+    }  # fmt: skip
+
+
+def test_the_history_names_operations_as_the_procedures_are_called():
+    assert list(ops.NAMES.values())[:11] == [
+        "top_up", "set_rate", "change_rate", "debit", "set_credit_limit", "hold", "capture", "release", "adjust",
+        "set_thresholds", "close_account",
+    ]  # fmt: skip
+    assert len(set(ops.NAMES.values())) == len(ops.NAMES)
+
+
+@given(st.binary(min_size=1, max_size=128), st.integers(1, 2**32 - 1), POSITIVE)
+def test_an_event_id_is_header_safe_ascii_of_at_most_512_bytes(user_id, seq, at_ns):
+    name = event_id(user_id, seq, at_ns)
+    assert len(name) + len(":restore") <= 512
+    assert name.isascii()
+    assert not set(name) & set(" \t\r\n\"'./?&#=;,<>\\")
+    assert name.count(":") == 2
+
+
+def test_an_event_id_is_made_of_user_seq_and_e():
+    assert event_id("Ü.1:2".encode(), 3, 4) == "%C3%9C%2E1%3A2:3:4"
+
+
+@given(st.binary(min_size=1, max_size=64))
+def test_a_hold_id_is_text_that_fits_a_command_and_names_its_request(request_id):
+    name = hold_id(request_id, 1)
+    assert isinstance(text(name), str)
+    assert len(name) <= ops.HOLD_ID_BYTES_MAX
+    assert name in (b"r:" + request_id, b"x:" + request_id.hex().encode())
+    assert hold_id(b"", 7) == b"e:7"
+
+
+def test_thresholds_that_are_equal_are_equal_bytes():
+    packed = ops.pack_thresholds([(1, 5), (0, 9), (0, 9)])
+    assert packed == ops.pack_thresholds([(0, 9), (1, 5)])
+    assert ops.unpack_thresholds(packed) == [(0, 9), (1, 5)]
+    assert len(ops.pack_thresholds([(1, INT64_MAX - n) for n in range(ops.THRESHOLDS_MAX)])) < 256
+
+
+def test_error_names_have_codes_of_their_own_and_never_change():
+    assert {name: (kind.code, kind.retry) for name, kind in KINDS.items() if kind.code < 300} == {
+        "PROTOCOL_ERROR": (100, False),
+        "FRAME_TOO_LARGE": (101, False),
+        "UNKNOWN_METHOD": (102, False),
+        "INVALID_PARAMS": (103, False),
+        "INVALID_USER_ID": (104, False),
+        "INVALID_AMOUNT": (105, False),
+        "INVALID_RATE": (106, False),
+        "UNKNOWN_ACCOUNT": (200, False),
+        "INSUFFICIENT_FUNDS": (201, False),
+        "INSUFFICIENT_RUNWAY": (202, False),
+        "STALE_RATE": (203, False),
+        "REQUEST_ID_CONFLICT": (204, False),
+        "UNKNOWN_HOLD": (205, False),
+        "LIMIT_EXCEEDED": (206, False),
+        "ACCOUNT_NOT_CLOSABLE": (207, False),
+        "UNKNOWN_CUTOFF": (208, False),
+    }
+    assert {name for name, kind in KINDS.items() if kind.retry} >= {"UNAVAILABLE", "BUCKET_MOVING", "WRONG_BUCKET"}
+
+
+def test_a_refusal_as_a_string_and_as_a_map():
+    refused = Refused("INSUFFICIENT_FUNDS", "too much", {"shortfall_nanos": 7, "code": 1})
+    assert str(refused) == "INSUFFICIENT_FUNDS: too much"
+    assert refused.as_map() == {
+        "code": 201,
+        "name": "INSUFFICIENT_FUNDS",
+        "message": "too much",
+        "retry": False,
+        "applied": "no",
+        "shortfall_nanos": 7,
+    }
+    assert Refused("UNAVAILABLE", "later", applied="unknown").as_map()["applied"] == "unknown"
+
+
+def test_a_name_that_is_in_no_table_is_a_bug():
+    with pytest.raises(KeyError):
+        Refused("NO_SUCH_NAME", "")
+    entry = Entry._make((*unpack(pack((1, 0, 900, *[0] * 18, b"u", b"", b"", b"", b""))),))
+    with pytest.raises(AssertionError, match="INTERNAL"):
+        entries.refused(entry, 1)

@@ -1,0 +1,174 @@
+"""Rates, rate lines, rate_seq and admission, as CONTRACT §§2 and 3 have them."""
+
+import pytest
+
+from billing.ledger.money import INT64_MAX
+from billing.ledger.rates import LINES_MAX
+from tests.ledger.bank import DAY_NS, HOUR, Bank, refusal
+
+
+@pytest.fixture
+def bank():
+    bank = Bank()
+    bank.top_up("u", 10**6, at=0)
+    return bank
+
+
+def test_the_accounts_rate_is_the_sum_of_its_lines(bank):
+    bank.set_rate("u", 5, at=1)
+    bank.set_rate("u", 7, at=1, resource="vm-1")
+    assert bank.set_rate("u", 11, at=1, resource="vm-2")["rate_nanos_per_hour"] == 23
+    assert bank.view("u", at=1)["rates"] == {"": 5, "vm-1": 7, "vm-2": 11}
+    assert bank.set_rate("u", 0, at=2, resource="vm-1")["rate_nanos_per_hour"] == 16
+    assert bank.set_rate("u", 1, at=2)["rate_nanos_per_hour"] == 12
+
+
+def test_rate_per_second_is_a_floor(bank):
+    assert bank.set_rate("u", 7199, at=1)["rate_nanos_per_second"] == 1
+
+
+def test_a_change_adds_to_a_line(bank):
+    bank.set_rate("u", 10, at=1, resource="vm")
+    assert bank.change_rate("u", 5, at=2, resource="vm")["rate_nanos_per_hour"] == 15
+    assert bank.change_rate("u", -15, at=3, resource="vm")["rate_nanos_per_hour"] == 0
+    assert bank.change_rate("u", 4, at=3)["rate_nanos_per_hour"] == 4
+    assert bank.change_rate("u", 0, at=3, resource="other")["rate_nanos_per_hour"] == 4
+
+
+def test_a_change_below_zero_is_invalid_rate(bank):
+    bank.set_rate("u", 10, at=1, resource="vm")
+    bank.set_rate("u", 100, at=1)
+    error = refusal(bank.change_rate, "u", -11, at=2, resource="vm")
+    assert (error.name, error.details["rate_nanos_per_hour"]) == ("INVALID_RATE", 10)
+    assert refusal(bank.change_rate, "u", -1, at=2, resource="none").name == "INVALID_RATE"
+    assert bank.view("u", at=2)["rates"] == {"vm": 10, "": 100}
+
+
+def test_the_total_rate_stays_within_its_bound(bank):
+    bank.set_rate("u", INT64_MAX - 5, at=1)
+    assert bank.set_rate("u", 5, at=1, resource="vm")["rate_nanos_per_hour"] == INT64_MAX
+    assert refusal(bank.set_rate, "u", 6, at=1, resource="vm").details["limit"] == "rate"
+    assert refusal(bank.change_rate, "u", 1, at=1).details["limit"] == "rate"
+
+
+def test_a_rate_seq_that_is_not_newer_is_stale_rate(bank):
+    bank.set_rate("u", 10, at=1, resource="vm", seq=5)
+    for seq in (5, 4, 0):
+        error = refusal(bank.set_rate, "u", 99, at=2, resource="vm", seq=seq)
+        assert (error.name, error.details["rate_seq"]) == ("STALE_RATE", 5)
+    assert bank.set_rate("u", 11, at=3, resource="vm", seq=6)["rate_nanos_per_hour"] == 11
+    assert bank.set_rate("u", 1, at=3, resource="other", seq=0)["rate_nanos_per_hour"] == 12, "it is per line"
+
+
+def test_rate_10_retried_after_rate_0(bank):
+    bank.set_rate("u", 10, at=1, seq=1)
+    bank.set_rate("u", 0, at=2, seq=2)
+    assert refusal(bank.set_rate, "u", 10, at=3, seq=1).name == "STALE_RATE"
+    assert bank.view("u", at=3)["rate_nanos_per_hour"] == 0
+
+
+def test_rate_10_retried_after_rate_0_by_request_id(bank):
+    first = bank.set_rate("u", 10, at=1, request_id="a")
+    bank.set_rate("u", 0, at=2, request_id="b")
+    assert bank.set_rate("u", 10, at=3, request_id="a") == first | {"replayed": True}
+    assert bank.view("u", at=3)["rate_nanos_per_hour"] == 0
+
+
+def test_a_call_without_rate_seq_leaves_the_lines_as_it_is(bank):
+    bank.set_rate("u", 10, at=1, seq=5)
+    bank.set_rate("u", 20, at=2)
+    bank.change_rate("u", 1, at=2)
+    assert refusal(bank.set_rate, "u", 1, at=3, seq=5).name == "STALE_RATE"
+
+
+def test_a_line_at_zero_is_forgotten_after_7_days(bank):
+    bank.set_rate("u", 10, at=1, resource="vm", seq=5)
+    bank.set_rate("u", 0, at=2, resource="vm", seq=6)
+    assert refusal(bank.set_rate, "u", 9, at=1 + 7 * DAY_NS, resource="vm", seq=6).name == "STALE_RATE"
+    assert bank.set_rate("u", 9, at=2 + 7 * DAY_NS, resource="vm", seq=0)["rate_nanos_per_hour"] == 9
+
+
+def test_a_line_that_never_ran_keeps_its_rate_seq_too(bank):
+    bank.set_rate("u", 0, at=1, resource="vm", seq=3)
+    assert refusal(bank.set_rate, "u", 10, at=2, resource="vm", seq=2).name == "STALE_RATE"
+
+
+def test_at_most_10000_lines_an_account(bank):
+    assert LINES_MAX == 10_000
+    for number in range(LINES_MAX - 1):
+        bank.set_rate("u", 1, at=1, resource=f"vm-{number}", seq=1)
+    bank.set_rate("u", 1, at=1)
+    for resource, seq in (("new", -1), ("new", 0)):
+        error = refusal(bank.set_rate, "u", 1, at=1, resource=resource, seq=seq)
+        assert (error.name, error.details["limit"]) == ("LIMIT_EXCEEDED", "rate_lines")
+    assert refusal(bank.change_rate, "u", 1, at=1, resource="new").name == "LIMIT_EXCEEDED"
+    assert bank.set_rate("u", 0, at=1, resource="unknown")["rate_nanos_per_hour"] == LINES_MAX
+    bank.set_rate("u", 2, at=1, resource="vm-7", seq=2)  # a line it has
+    bank.set_rate("u", 0, at=2, resource="vm-7", seq=3)
+    assert refusal(bank.set_rate, "u", 1, at=3, resource="new").name == "LIMIT_EXCEEDED", "it is still remembered"
+    assert bank.set_rate("u", 5, at=3, resource="vm-7", seq=4)["rate_nanos_per_hour"] == LINES_MAX + 4
+    bank.set_rate("u", 0, at=4, resource="vm-7", seq=5)
+    assert bank.set_rate("u", 1, at=4 + 7 * DAY_NS, resource="new")["rate_nanos_per_hour"] == LINES_MAX
+
+
+def test_the_unnamed_line_counts_among_the_10000(bank):
+    for number in range(LINES_MAX):
+        bank.set_rate("u", 1, at=1, resource=f"vm-{number}")
+    assert refusal(bank.set_rate, "u", 1, at=1).details["limit"] == "rate_lines"
+    bank.set_rate("u", 0, at=1, resource="vm-0")
+    assert bank.set_rate("u", 1, at=1)["rate_nanos_per_hour"] == LINES_MAX
+
+
+def test_min_runway_ns_refuses_with_insufficient_runway_and_changes_nothing(bank):
+    before = bank.state()
+    error = refusal(bank.set_rate, "u", HOUR, at=1, min_runway=10**6 + 1)
+    assert (error.name, error.details["runway_ns"], error.details["min_runway_ns"]) == (
+        "INSUFFICIENT_RUNWAY",
+        10**6,
+        10**6 + 1,
+    )
+    assert bank.state() == before
+    assert bank.set_rate("u", HOUR, at=1, min_runway=10**6)["runway_ns"] == 10**6
+
+
+def test_admission_counts_all_lines(bank):
+    bank.set_rate("u", HOUR, at=0)
+    assert refusal(bank.set_rate, "u", HOUR, at=0, resource="vm", min_runway=500_001).details["runway_ns"] == 500_000
+    assert bank.set_rate("u", HOUR, at=0, resource="vm", min_runway=500_000)["runway_ns"] == 500_000
+
+
+def test_an_exhausted_account_is_never_admitted_but_may_always_stop(bank):
+    bank.set_rate("u", 1, at=0)
+    bank.debit("u", 10**6, at=0)
+    assert refusal(bank.set_rate, "u", 5, at=1, resource="vm", min_runway=0).details["runway_ns"] == 0
+    assert bank.set_rate("u", 0, at=1, min_runway=10**9)["rate_nanos_per_hour"] == 0
+    assert bank.cutoffs() == [1]
+
+
+def test_a_rate_report_is_a_fact_accepted_even_on_an_exhausted_account(bank):
+    bank.debit("u", 10**6, at=1)
+    reply = bank.set_rate("u", 10, at=2)
+    assert (reply["state"], reply["rate_nanos_per_hour"], reply["exhaustion_seq"]) == ("exhausted", 10, 2)
+
+
+def test_raising_any_line_from_zero_on_an_exhausted_account_fires_a_new_cutoff_at_that_instant(bank):
+    bank.debit("u", 10**6, at=1)
+    bank.set_rate("u", 10, at=2, resource="vm-1")
+    assert bank.view("u", at=2)["cutoff"]["exhausted_at_ns"] == 2
+    bank.set_rate("u", 20, at=3, resource="vm-1")  # not from zero
+    bank.change_rate("u", 5, at=4, resource="vm-2")
+    bank.set_rate("u", 0, at=5, resource="vm-1")
+    bank.set_rate("u", 1, at=6, resource="vm-1")
+    assert bank.cutoffs() == [1, 2, 3, 4]
+    assert [call["exhausted_at_ns"] for call in bank.ledger.pending_cutoffs(3)] == [1, 2, 4, 6]
+
+
+def test_an_account_with_only_the_unnamed_line_is_plain_again_when_the_others_are_gone(bank):
+    book = bank.ledger.books[3]
+    bank.set_rate("u", 5, at=1)
+    assert not book.extras
+    bank.set_rate("u", 5, at=1, resource="vm")
+    assert book.extras
+    bank.set_rate("u", 0, at=1, resource="vm")
+    assert not book.extras
+    assert bank.view("u", at=1)["rates"] == {"": 5}
