@@ -1,0 +1,375 @@
+"""Projection, store and shelf: rows are the entries', once each, in order; the file fits its journal or says so."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.history import store as stores
+from billing.history.projection import MARK_EVERY, Group, project, slim
+from billing.history.shelf import Shelf, as_map, rows_of
+from billing.history.store import HistoryError, Hole, Overtaken, Store, connect, file_of
+from billing.ledger import commands as ops
+from billing.ledger.entry import FIELDS, history_row, pack
+from billing.ledger.money import INT64_MAX, NANO
+from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, split_batch
+from shards.disk import RealDisk
+from tests.history.scene import Scene
+
+NEWEST = INT64_MAX
+
+
+def opened(directory: Path, *, first: int = 1, head: int = 0, shard: int = 0) -> Store:
+    store = Store(file_of(str(directory), shard), shard, RealDisk())
+    store.settle(first, head)
+    return store
+
+
+def shelf_of(directory: Path, store: Store, shard: int = 0) -> Shelf:
+    return Shelf(str(directory), f"shard-{shard}.sqlite", store.db, RealDisk())
+
+
+def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
+    """A payload of (kind, bucket, generation, body)."""
+    packed = [ENVELOPE.pack(*record[:3]) + record[3] for record in records]
+    return LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(one)) + one for one in packed)
+
+
+def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
+    """A packed entry; what is not given is zero or empty."""
+    values = {name: b"" if name in FIELDS[-5:] else 0 for name in FIELDS}
+    values |= {"op": ops.TOP_UP, "user_id": user, "entry_id": entry_id, "at_ns": entry_id} | fields
+    return pack(tuple(values[name] for name in FIELDS))
+
+
+def all_rows(scene: Scene, shelf: Shelf) -> None:
+    for user in scene.users:
+        assert shelf.history(user, NEWEST, 10**6) == scene.history(user, limit=10**6)
+
+
+# -- projection --------------------------------------------------------------------------------------------------------
+
+NANOS = st.one_of(st.integers(-(2**62), 2**62), st.sampled_from([0, -1, 1, -INT64_MAX, INT64_MAX]))
+FRAC = st.one_of(st.integers(0, NANO - 1), st.sampled_from([0, 1, NANO - 1]))
+
+
+@given(
+    before=st.tuples(st.integers(-(2**62), 2**62), FRAC),
+    amount=st.tuples(st.integers(-(2**61), 2**61), FRAC),
+    accrued=st.tuples(st.one_of(st.integers(0, 2**62), st.integers(2**63 - 2, 2**64 - 2)), FRAC),
+    tails=st.tuples(*[st.binary(max_size=20)] * 4),
+)
+def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, accrued, tails):
+    """For any fractions, also accruals beyond an int64: the row is `entry.history_row` of the same entry."""
+    after = before[0] * NANO + before[1] + amount[0] * NANO + amount[1]
+    key, request_id, message, note = tails
+    body = entry_of(
+        b"u", 5, op=ops.ADJUST, at_ns=17, a=3, flags=3,
+        amount_nanos=amount[0], amount_frac=amount[1], accrued_nanos=accrued[0], accrued_frac=accrued[1],
+        balance_nanos=after // NANO, balance_frac=after % NANO,
+        key=key, request_id=request_id, message=message, note=note,
+    )  # fmt: skip
+    group = Group()
+    places = {b"u": [3, 8]}
+    assert project(batch_of((ENTRY, 1, 1, body)), 40, places, places.__getitem__, group) == 41
+    (row,) = group.rows
+    assert row[:3] == (41, 8, 3)
+    assert places == {b"u": [3, 41]}
+    from billing.ledger.entry import unpack
+
+    assert as_map(row[3:]) == history_row(unpack(body))
+
+
+def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
+    group = Group()
+    places = {b"u": [1, 0]}
+    payload = batch_of(
+        (RECEIVED, 9, 2, b"a whole bucket"),
+        (ENTRY, 1, 1, entry_of(b"u", 0)),
+        (LEAVE, 7, 3, b""),
+        (ENTRY, 1, 1, entry_of(b"u", MARK_EVERY)),
+    )
+    assert project(payload, 0, places, places.__getitem__, group) == 1
+    assert [row[3] for row in group.rows] == [MARK_EVERY]
+    assert group.marks == [(1, MARK_EVERY, 1)]
+    assert group.left == [(7, 3)]
+    assert [record[:3] for record in split_batch(slim(payload))] == [(ENTRY, 1, 1), (LEAVE, 7, 3), (ENTRY, 1, 1)]
+    again = Group()
+    assert project(slim(payload), 0, {b"u": [1, 0]}, places.__getitem__, again) == 1
+    assert again.rows == group.rows
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_bytes_that_are_no_batch_are_not_projected(cut):
+    payload = batch_of((ENTRY, 1, 1, entry_of(b"u", 1, message=b"x" * 300)))
+    places = {b"u": [1, 0]}
+    for broken in (payload[:-cut], payload + b"\0" * cut):
+        with pytest.raises((AssertionError, IndexError)):
+            project(broken, 0, places, places.__getitem__, Group())
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir):
+    scene = Scene(seed=3)
+    store = opened(data_dir)
+    rng = random.Random(3)
+    for position in range(1, 121):
+        store.take(position, scene.batch(rng.randrange(1, 40)))
+        if rng.random() < 0.3:
+            store.flush()
+        if rng.random() < 0.1:
+            store.checkpoint() if not store.flush() else None
+        if rng.random() < 0.1:
+            store.close()
+            store = opened(data_dir, head=position)
+            assert store.position == position
+    store.flush()
+    shelf = shelf_of(data_dir, store)
+    all_rows(scene, shelf)
+    for user in scene.users:
+        expected = scene.history(user, limit=10**6)
+        assert expected, "every user has a history in this scene"
+        before = NEWEST
+        paged = []
+        while rows := shelf.history(user, before, 7):
+            paged += rows
+            before = rows[-1]["entry_id"]
+        assert paged == expected
+
+
+def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir):
+    """A page far from the newest row walks few rows beside its own: the marks are where they must be."""
+    scene = Scene(users=2)
+    store = opened(data_dir)
+    for position in range(1, 31):
+        store.take(position, scene.batch(60))
+    store.flush()
+    shelf = shelf_of(data_dir, store)
+    for user in scene.users:
+        newest = scene.rows[user][-1]["entry_id"]
+        assert newest > 5 * MARK_EVERY
+        for before in [1, 2, 3, *range(2, newest + 3, 17), MARK_EVERY, MARK_EVERY + 1, newest, newest + 1, NEWEST]:
+            assert shelf.history(user, before, 3) == scene.history(user, before, 3)
+        (number,) = store.db.execute("SELECT number FROM users WHERE user_id = ?", (user,)).fetchone()
+        marks = store.db.execute("SELECT entry_id FROM marks WHERE number = ?", (number,)).fetchall()
+        assert [mark for (mark,) in marks] == [row["entry_id"] for row in scene.rows[user] if not row["entry_id"] % 64]
+
+
+def test_a_user_who_is_not_there_has_no_rows(data_dir):
+    store = opened(data_dir)
+    assert rows_of(store.db, b"nobody", NEWEST, 10) == []
+
+
+def test_what_was_not_committed_is_gone_and_comes_again(data_dir):
+    scene = Scene()
+    store = opened(data_dir)
+    for position in range(1, 6):
+        store.take(position, scene.batch())
+    store.flush()
+    store.take(6, scene.batch())
+    store.db.close()  # as when the process is killed
+    store = opened(data_dir, head=6)
+    assert store.position == 5
+    with pytest.raises(AssertionError):
+        store.take(7, scene.batches[5])
+    store.take(6, scene.batches[5])
+    store.flush()
+    all_rows(scene, shelf_of(data_dir, store))
+
+
+def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
+    scene = Scene()
+    store, orphan = opened(data_dir), opened(data_dir)
+    store.take(1, scene.batch())
+    store.flush()
+    with pytest.raises(Overtaken):
+        orphan.take(1, scene.batches[0])
+    orphan.db.close()
+    store.take(2, scene.batch())
+    store.flush()
+    all_rows(scene, shelf_of(data_dir, store))
+
+
+def test_more_accounts_than_are_remembered(data_dir):
+    remembered = stores.PLACES_MAX
+    stores.PLACES_MAX = 3
+    try:
+        scene = Scene(users=30)
+        store = opened(data_dir)
+        for position in range(1, 60):
+            store.take(position, scene.batch())
+            store.flush()
+            assert len(store._places) <= 3
+    finally:
+        stores.PLACES_MAX = remembered
+    all_rows(scene, shelf_of(data_dir, store))
+
+
+def test_files_are_private_and_appear_whole(data_dir):
+    path = Path(file_of(str(data_dir), 0))
+    aside = Path(f"{path}.new")
+    aside.write_bytes(b"left by a process that was killed while it made the file")
+    store = opened(data_dir)
+    store.take(1, Scene().batch())
+    store.flush()
+    assert not aside.exists()
+    for name in os.listdir(data_dir):
+        assert (data_dir / name).stat().st_mode & 0o777 == 0o600, name
+
+
+def test_a_file_that_is_none_is_refused_and_stays_as_it_is(data_dir):
+    path = Path(file_of(str(data_dir), 0))
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE mine (x)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(HistoryError, match="no history file"):
+        opened(data_dir)
+    assert path.read_bytes() == before
+    opened(data_dir, shard=1).close()
+    os.rename(file_of(str(data_dir), 1), file_of(str(data_dir), 2))
+    with pytest.raises(HistoryError, match="the history of shard 1"):
+        opened(data_dir, shard=2)
+
+
+# -- fitting into its journal ------------------------------------------------------------------------------------------
+
+
+def test_a_new_file_begins_where_the_journal_does(data_dir):
+    store = opened(data_dir, first=41, head=50)
+    assert (store.position, store.begins) == (40, 41)
+    scene = Scene()
+    store.take(41, scene.batch())
+    store.close()
+    assert opened(data_dir, first=41, head=50).position == 41
+
+
+def test_a_hole_between_file_and_journal_is_named_and_nothing_is_changed(data_dir):
+    scene = Scene()
+    store = opened(data_dir)
+    for position in range(1, 4):
+        store.take(position, scene.batch())
+    store.close()
+    with pytest.raises(Hole, match="ends with batch 3, the journal begins with batch 5"):
+        opened(data_dir, first=5, head=9)
+    store = opened(data_dir, first=4, head=9)
+    assert store.position == 3
+    all_rows(scene, shelf_of(data_dir, store))
+
+
+def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):
+    """A power cut took batches that the weaker sync modes had not made durable: they never happened."""
+    lost, kept = Scene(seed=5), Scene(seed=5)
+    store = opened(data_dir)
+    for position in range(1, 31):
+        store.take(position, lost.batch())
+        if position % 3 == 0:
+            store.flush()
+    store.take(31, batch_of((LEAVE, 2, 1, b"")))
+    store.close()
+    for _ in range(20):
+        kept.batch()
+    kept.rng.seed(77)  # from here on another past
+    store = opened(data_dir, head=20)
+    assert store.position == 18
+    for position in range(19, 41):
+        store.take(position, kept.batch() if position > 20 else kept.batches[position - 1])
+    store.flush()
+    assert store.db.execute("SELECT count(*) FROM departures").fetchone() == (0,)
+    all_rows(kept, shelf_of(data_dir, store))
+    store.close()
+    assert opened(data_dir, head=40).position == 40
+
+
+def test_a_file_ahead_whose_past_the_journal_has_not_is_left_alone(data_dir):
+    scene = Scene()
+    store = opened(data_dir)
+    for position in range(1, 10):
+        store.take(position, scene.batch())
+    store.close()
+    with pytest.raises(Hole, match="up to batch 9, the journal only up to 5"):
+        opened(data_dir, first=3, head=5)
+    store = opened(data_dir, head=9)
+    all_rows(scene, shelf_of(data_dir, store))
+    store.close()
+    assert opened(data_dir, first=1, head=5).position == 0, "the journal has it all: made anew from there"
+
+
+def test_only_what_is_synced_counts_as_durable(data_dir):
+    scene = Scene()
+    store = opened(data_dir)
+    assert store.durable == 0
+    store.take(1, scene.batch())
+    store.flush()
+    assert (store.position, store.durable) == (1, 0)
+    assert store.checkpoint()
+    assert store.durable == 1
+    reader = connect(file_of(str(data_dir), 0))
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entries").fetchone()
+    store.take(2, scene.batch())
+    store.flush()
+    assert not store.checkpoint(), "a reader stands in the way"
+    assert store.durable == 1
+    reader.execute("COMMIT")
+    assert store.checkpoint()
+    assert store.durable == 2
+
+
+# -- several files -----------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir):
+    scene = Scene()
+    stores_of = {shard: opened(data_dir, shard=shard) for shard in (0, 1)}
+    positions = {0: 0, 1: 0}
+    rng = random.Random(2)
+    for _ in range(80):  # buckets wander from shard to shard
+        shard = rng.choice([0, 1])
+        positions[shard] += 1
+        stores_of[shard].take(positions[shard], scene.batch(5))
+        stores_of[shard].flush()
+    for shard, store in stores_of.items():
+        all_rows(scene, shelf_of(data_dir, store, shard))
+    shelf = shelf_of(data_dir, stores_of[0])
+    for user in scene.users[:5]:
+        for before in range(1, scene.rows[user][-1]["entry_id"] + 2):
+            assert shelf.history(user, before, 4) == scene.history(user, before, 4)
+    shelf.close()
+
+
+def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir):
+    mine, other = Scene(seed=1), Scene(seed=2)
+    store = opened(data_dir)
+    shelf = shelf_of(data_dir, store)
+    user = mine.users[0]
+    assert shelf.history(user, NEWEST, 9) == []
+    later = opened(data_dir, shard=5)
+    later.take(1, other.batch(200))
+    later.close()
+    assert shelf.history(user, NEWEST, 9) == other.history(user, limit=9)
+    os.unlink(file_of(str(data_dir), 5))
+    assert shelf.history(user, NEWEST, 9) == []
+
+
+def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir):
+    here, there = opened(data_dir), opened(data_dir, shard=1)
+    shelf = shelf_of(data_dir, here)
+    assert shelf.missing(7, 1) == []
+    assert shelf.missing(7, 3) == [1, 2]
+    there.take(1, batch_of((LEAVE, 7, 2, b""), (LEAVE, 8, 1, b"")))
+    there.flush()
+    assert shelf.missing(7, 3) == [1]
+    here.take(1, batch_of((LEAVE, 7, 1, b"")))
+    here.flush()
+    assert shelf.missing(7, 3) == []
+    assert shelf.missing(7, 4) == [3]
+    assert shelf.missing(8, 2) == []
