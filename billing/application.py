@@ -249,13 +249,14 @@ class Billing:
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
         assert self._worker is not None
         op = _REPORTS[kind, outcome]
+        unbegun = op == ops.CUTOFF_FAILED and user_id not in self._calls.get(bucket_id, ())
         if outcome == STARTED:
             self._calls.setdefault(bucket_id, set()).add(user_id)
         elif bucket_id in self._calls:
             self._calls[bucket_id].discard(user_id)
             if not self._calls[bucket_id]:
                 del self._calls[bucket_id]
-        self._worker.report(bucket_id, (op, user_id, seq, 0, 0, b"", b"", error.encode()[:255]))
+        self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255]))
 
     def _delivery_settings(self) -> Settings:
         cutoff = self.config.cutoff

@@ -86,8 +86,13 @@ def report(account: Account, entry: Entry) -> str:
     if cutoff is None:
         return f"cutoff {seq} is not among those of the account"
     latest = cutoff is account.cutoffs[-1]
-    if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and not cutoff.attempts:
+    unbegun = op == CUTOFF_FAILED and entry.b == 1  # no connection came about
+    if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and not cutoff.attempts and not unbegun:
         return f"an outcome of cutoff {seq}, of which no attempt began"
+    if unbegun:
+        if cutoff.status != PENDING:
+            return f"an attempt at cutoff {seq} found no connection, but it is not pending"
+        cutoff.attempts += 1
     if op == CUTOFF_STARTED:
         if cutoff.status != PENDING:
             return f"an attempt at cutoff {seq} began, which is not pending"

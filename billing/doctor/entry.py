@@ -59,6 +59,7 @@ SHAPES: Final[dict[int, Shape]] = {
     HOLD_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     THRESHOLD: ((0, 1), _LIMIT, _NONE, False, False),
     **{op: (_SEQ, _NONE, _NONE, False, op in (CUTOFF_FAILED, RESTORE_FAILED)) for op in REPORTS},
+    CUTOFF_FAILED: (_SEQ, (0, 1), _NONE, False, True),
     CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
 }
 

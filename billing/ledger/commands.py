@@ -22,8 +22,9 @@ on state. The table:
 
 Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
 THRESHOLD (a = kind, b = value). Delivery commands tell the ledger what became of a cutoff or a restore call: `a` is
-the cutoff's seq, message the error of a failed attempt. `rate_seq` and `min_runway_ns` are 0 or more, in nanoseconds
-the latter; `ttl_ns` is 1 or more.
+the cutoff's seq, message the error of a failed attempt; CUTOFF_FAILED with `b` = 1 is one that never began, because no
+connection came about: it counts, and nobody was told anything. `rate_seq` and `min_runway_ns` are 0 or more, in
+nanoseconds the latter; `ttl_ns` is 1 or more.
 """
 
 import struct

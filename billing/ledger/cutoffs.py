@@ -105,6 +105,7 @@ def owed(account: Account) -> Owed | None:
 def report(account: Account, command: Command) -> None:
     """Takes one report of delivery or one order of an operator about the cutoff or restore of seq `a`."""
     op, _, seq, operator, _, _, _, error = command
+    unbegun = op == ops.CUTOFF_FAILED and operator == 1
     extra = account.extra
     if extra is None:
         raise No("UNKNOWN_CUTOFF")
@@ -112,8 +113,12 @@ def report(account: Account, command: Command) -> None:
         _report_restore(account, extra, op, seq, error)
         return
     cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
-    if cutoff is None or (op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not cutoff.attempts):
+    if cutoff is None or (op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not cutoff.attempts and not unbegun):
         raise No("UNKNOWN_CUTOFF")
+    if unbegun:
+        if cutoff.status != PENDING:
+            raise No("UNKNOWN_CUTOFF")
+        cutoff.attempts += 1
     if op == ops.CUTOFF_DELIVERED:
         _delivered(account, extra, cutoff)
     elif op == ops.CUTOFF_FAILED:

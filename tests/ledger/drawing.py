@@ -152,6 +152,8 @@ class Drawing:
                 op["seq"] = owed[1]
         if op["method"].endswith("failed"):
             op["error"] = "500"
+        if op["method"] == "cutoff_failed" and draw.random() < 0.3:
+            op["unbegun"] = True
         if op["method"] == "cutoff_retry":
             op["operator"] = draw.random() < 0.5
         return op

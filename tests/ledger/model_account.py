@@ -228,8 +228,13 @@ class Account:
         if cutoff is None or (cutoff is not latest and cutoff["status"] != "pending"):
             raise Refusal("UNKNOWN_CUTOFF")
         status = cutoff["status"]
-        if method in ("cutoff_delivered", "cutoff_failed") and cutoff["attempts"] == 0:
+        unbegun = op.get("unbegun", False)
+        if method in ("cutoff_delivered", "cutoff_failed") and cutoff["attempts"] == 0 and not unbegun:
             raise Refusal("UNKNOWN_CUTOFF")
+        if unbegun:
+            if status != "pending":
+                raise Refusal("UNKNOWN_CUTOFF")
+            cutoff["attempts"] += 1
         if method == "cutoff_delivered":
             if status not in ("pending", "superseded"):
                 raise Refusal("UNKNOWN_CUTOFF")

@@ -57,7 +57,7 @@ def command_of(op: Op) -> ops.Command:
         thresholds = [(kinds[kind], value) for kind, value in op["thresholds"]]
         a, key = len(set(thresholds)), ops.pack_thresholds(thresholds)
     elif "seq" in op:
-        a, b = op["seq"], int(op.get("operator", False))
+        a, b = op["seq"], int(op.get("operator", False) or op.get("unbegun", False))
     return (OPS[method], user, a, b, c, key, op.get("request_id", "").encode(), message)
 
 

@@ -255,6 +255,15 @@ def test_what_became_owed_since_the_start_does_not(bank):
     assert bank.owed("u") is None
 
 
+def test_an_attempt_without_a_connection_counts_and_a_top_up_still_supersedes_the_cutoff(bank):
+    exhaust(bank)
+    bank.report(ops.CUTOFF_FAILED, "u", 1, at=101, operator=1, error="connection refused")
+    cutoff = bank.view("u", at=102)["cutoff"]
+    assert (cutoff["status"], cutoff["attempts"], cutoff["last_error"]) == ("pending", 1, "connection refused")
+    assert bank.call(ops.TOP_UP, "u", 103, a=5)["cutoff"]["status"] == "superseded"
+    assert bank.owed("u") is None
+
+
 @pytest.mark.parametrize("op", [ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED])
 def test_what_became_of_an_attempt_comes_after_its_beginning(bank, op):
     exhaust(bank)

@@ -23,7 +23,8 @@ ENTRIES = st.builds(
     accrued_nanos=st.integers(0, 2**64 - 1), accrued_frac=FRAC, balance_nanos=INT64, balance_frac=FRAC, rate=POSITIVE,
     credit_limit_nanos=POSITIVE, holds_nanos=POSITIVE, exhausts_at_ns=st.integers(-1, INT64_MAX),
     exhaustion_seq=POSITIVE, overrun_nanos=POSITIVE, overrun_frac=FRAC, user_id=st.binary(min_size=1, max_size=128),
-    key=st.binary(max_size=255), request_id=st.binary(max_size=64), message=st.binary(max_size=1024), note=st.binary(max_size=300),
+    key=st.binary(max_size=255), request_id=st.binary(max_size=64), message=st.binary(max_size=1024),
+    note=st.binary(max_size=300),
 )  # fmt: skip
 
 
