@@ -134,9 +134,7 @@ class Clerk:
         return entry
 
     def _lift(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
-        """Available rose above zero: cutoffs are superseded, a restore may be owed. The flags, and the note of the
-        entry.
-        """
+        """Available rose above zero: cutoffs are superseded, a restore may be owed. The entry's flags and note."""
         extra = account.need_extra()
         presumed = self.presumed if self.presumed is not None else cutoffs.may_have_begun(extra)
         for seq in cutoffs.lift(account, presumed, flags & RULE_RESTORE != 0):
@@ -199,16 +197,14 @@ class Clerk:
         else:
             totals.debits -= amount
 
-    # -- time
-    # -------------------------------------------------------------------------------------------------------------
+    # -- time ----------------------------------------------------------------------------------------------------------
 
     def pass_time(self, account: Account, at_ns: int) -> None:
         """Lets happen what time has made due for the account up to `at_ns`, each at its exact instant."""
-        if due.coming_ns(account) > at_ns:
-            return
-        while self.pass_one(account, at_ns):
-            pass
-        self.rearm(account)
+        if due.anything(account, at_ns):
+            while self.pass_one(account, at_ns):
+                pass
+            self.rearm(account)
 
     def pass_one(self, account: Account, at_ns: int) -> bool:
         """The next thing that time causes, if it is due at `at_ns`, and what follows from it."""

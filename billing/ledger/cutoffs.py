@@ -113,7 +113,8 @@ def report(account: Account, command: Command) -> None:
         _report_restore(account, extra, op, seq, error)
         return
     cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
-    if cutoff is None or (op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not cutoff.attempts and not unbegun):
+    ended = op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not unbegun
+    if cutoff is None or (ended and seq > extra.off_seq):  # no attempt began
         raise No("UNKNOWN_CUTOFF")
     if unbegun:
         if cutoff.status != PENDING:

@@ -18,11 +18,22 @@ from billing.ledger.thresholds import above, fallen, next_crossing_ns
 
 def coming_ns(account: Account) -> int:
     """The instant at which time next causes something; may lie beyond 2**63-1; NEVER_NS if nothing is coming."""
-    runs_out_ns = account.runs_out_ns()
+    coming = account.runs_out_ns()
     extra = account.extra
-    if extra is None:
-        return runs_out_ns
-    return min(runs_out_ns, extra.next_expiry_ns, next_crossing_ns(account))
+    if extra is not None:
+        coming = min(coming, extra.next_expiry_ns)
+        if extra.thresholds:
+            coming = min(coming, next_crossing_ns(account))
+    return coming
+
+
+def anything(account: Account, at_ns: int) -> bool:
+    """Whether time causes something up to `at_ns`: `coming_ns(account) <= at_ns`, mostly without a division."""
+    extra = account.extra
+    if extra is None or (not extra.thresholds and extra.next_expiry_ns > at_ns):
+        spent = account.rate * (at_ns - account.settled_ns)
+        return spent > 0 and not account.exhausted and spent >= account.available
+    return coming_ns(account) <= at_ns
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[Command, int]:

@@ -12,9 +12,9 @@ What time costs: nothing is done while time passes. An account is looked at when
 instant (the nearest of hold expiry, exhaustion, threshold) comes up in the caller's wheel. `arm(ref, due_ns) ->
 filed_ns` is only called where the coming instant lies before the live filing.
 
-`_carry_out` is the fast path and written for it: a plain account (no `Extra`, active) that stays so needs one unpack,
-integers, one pack, one record. Everything else goes the plain way through `Account`; the model test holds both to the
-same rules.
+`_carry_out` is fast and written out for it: a top_up, debit or set_rate of the unnamed line, on an account that was
+active, stays so, and has no threshold, needs one unpack, integers, one pack, one record. Everything else goes the plain
+way through `Account`; the model test holds both to the same rules.
 
 A refusal changes nothing. It is recorded as an entry if it has a request_id, because a retry must be refused alike,
 and if it is a debit, because somebody may have asked to be told.
@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
 from billing.ledger import commands as ops
 from billing.ledger.account import BALANCE_MAX, Account, No
-from billing.ledger.book import ROW, SLOT_BITS, Book
+from billing.ledger.book import HAS_EXTRA, ROW, SLOT_BITS, Book
 from billing.ledger.clerk import Arm, Clerk
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
@@ -130,7 +130,7 @@ class Ledger:
         return stored
 
     def _carry_out(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
-        """The fast path; whatever is not plain goes to `_change`."""
+        """The fast way; whatever is not plain goes to `_change`."""
         op, user_id, a, b, c, key, request_id, message = command
         slot = book.slots.get(user_id)
         if slot is None or op > ops.DEBIT:
@@ -138,9 +138,22 @@ class Ledger:
         settled_ns, nanos, frac, rate, entry_id, seq, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
         if at_ns < settled_ns:
             at_ns = settled_ns
+        limit_nanos = holds_nanos = overrun = beyond = 0
+        if row_flags:
+            if row_flags != HAS_EXTRA:  # exhausted
+                return self._change(book, at_ns, command)
+            extra = book.extras[slot]
+            if (
+                extra.thresholds
+                or extra.next_expiry_ns <= at_ns
+                or (op == ops.SET_RATE and (extra.quiet or extra.lines is not None))
+            ):
+                return self._change(book, at_ns, command)
+            limit_nanos, holds_nanos, overrun = extra.credit_limit_nanos, extra.holds_nanos, extra.overrun
+            beyond = (limit_nanos - holds_nanos) * NANO
         spent = rate * (at_ns - settled_ns)
         balance = nanos * NANO + frac - spent
-        if row_flags or balance <= 0:
+        if balance + beyond <= 0:  # ran out
             return self._change(book, at_ns, command)
         if op == ops.TOP_UP:
             amount_nanos = a
@@ -153,7 +166,8 @@ class Ledger:
             rate = a
         else:
             return self._change(book, at_ns, command)
-        if not 0 < balance <= BALANCE_MAX:
+        available = balance + beyond
+        if available <= 0 or balance > BALANCE_MAX:
             return self._change(book, at_ns, command)
         # The account was active and stays so, and nothing fell due before the command.
         clerk = self._clerk
@@ -162,12 +176,12 @@ class Ledger:
         entry_id += 1
         runs_out_ns = -1
         if rate:
-            runs_out_ns = at_ns - (-balance // rate)
+            runs_out_ns = at_ns - (-available // rate)
             if runs_out_ns > INT64_MAX:
                 runs_out_ns = -1
             elif runs_out_ns < book.armed_ns[slot]:
                 book.armed_ns[slot] = clerk.arm(book.bucket_id << SLOT_BITS | slot, runs_out_ns)
-        _write_row(book.rows, slot * _ROW_SIZE, at_ns, nanos, frac, rate, entry_id, seq, 0)
+        _write_row(book.rows, slot * _ROW_SIZE, at_ns, nanos, frac, rate, entry_id, seq, row_flags)
         totals = book.totals
         totals.accrued += spent
         if amount_nanos > 0:
@@ -175,10 +189,12 @@ class Ledger:
         else:
             totals.debits -= amount_nanos * NANO
         flags = clerk.flags
+        overrun_nanos, overrun_frac = divmod(overrun, NANO) if overrun else (0, 0)
         packed = (
             _pack_fixed(
                 op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
-                0, 0, runs_out_ns, seq, 0, 0, len(user_id), len(key), len(request_id), len(message), 0,
+                limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
+                len(user_id), len(key), len(request_id), len(message), 0,
             )
             + user_id + key + request_id + message
         )  # fmt: skip
@@ -187,7 +203,8 @@ class Ledger:
             book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
         return (
             op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
-            0, 0, runs_out_ns, seq, 0, 0, user_id, key, request_id, message, b"",
+            limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
+            user_id, key, request_id, message, b"",
         )  # fmt: skip
 
     def _change(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
@@ -243,15 +260,15 @@ class Ledger:
         time.
         """
         assert not self.records, "replay begins with drained records"
-        entry = Entry._make(unpack(packed))
+        op, flags, _, a, b, c, at_ns, *_, user_id, key, request_id, message, _ = unpack(packed)
         clerk = self._clerk
-        clerk.flags = entry.flags & (RULE_ACCRUE | RULE_RESTORE)
-        clerk.presumed = entry.flags & PRESUMED != 0
+        clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
+        clerk.presumed = flags & PRESUMED != 0
         try:
-            if entry.op not in _BY_TIME:
-                self._carry_out(book, entry.at_ns, entry.command)
-            elif entry.user_id in book.slots:
-                clerk.pass_one(Account(book, book.slots[entry.user_id], entry.user_id), entry.at_ns)
+            if op not in _BY_TIME:
+                self._carry_out(book, at_ns, (op, user_id, a, b, c, key, request_id, message))
+            elif user_id in book.slots:
+                clerk.pass_one(Account(book, book.slots[user_id], user_id), at_ns)
         except Refused:
             pass  # what the record says, too, or else there is no entry to compare it with
         finally:

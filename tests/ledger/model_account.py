@@ -229,7 +229,7 @@ class Account:
             raise Refusal("UNKNOWN_CUTOFF")
         status = cutoff["status"]
         unbegun = op.get("unbegun", False)
-        if method in ("cutoff_delivered", "cutoff_failed") and cutoff["attempts"] == 0 and not unbegun:
+        if method in ("cutoff_delivered", "cutoff_failed") and seq > self.maybe_off and not unbegun:
             raise Refusal("UNKNOWN_CUTOFF")
         if unbegun:
             if status != "pending":

@@ -247,7 +247,7 @@ def test_a_broken_invariant_ends_before_the_entry_is_written():
     made = len(bank.ledger.records)
     bank.ledger.books[BUCKET].extras[0].holds_nanos = 0
     with pytest.raises(AssertionError, match="holds do not add up"):
-        bank.debit("u", 1, at=2)
+        bank.adjust("u", 1, "x", at=2)
     assert len(bank.ledger.records) == made
     with pytest.raises(AssertionError):
         bank.state()
