@@ -15,10 +15,11 @@ It never slows a command down, never changes the journal, and never guesses: a h
 is refused by name, not skipped.
 
     link        in the worker: bounded hand-over, catching up from the journal, questions, restarts
+    feed        batches read again from the journal, on a thread of their own
+    messages    what the two say to each other
     projector   the child process: one wire, one file
     projection  a batch's bytes as rows; pure, and the one fast module here
     store       the file: schema, transactions, what is durable, cutting back
     shelf       reading an account's rows out of all files
     statement   a period of an account: opening, entries, closing, and whether it adds up; pure
-    audit       every account's rows in order, checked, for the offline examination
 """

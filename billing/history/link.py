@@ -4,12 +4,12 @@
 durable, and only then is anything answered that it holds. So an answer holds every entry answered before its question.
 
 **Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
-What the projector has not committed is held up to `UNREACHED_BYTES_MAX`; above that the link stops sending and only
+What the projector has not committed is held up to `unreached_bytes_max`; above that the link stops sending and only
 remembers the head. What is missing is then read again from the journal by `feed`, until the head is reached; so it is
 after each start, too. Meanwhile questions wait for the head of the moment they were asked at.
 
 **Nobody hangs.** A question is answered, or refused with UNAVAILABLE: when the projector ends, while it waits for its
-restart, after `ANSWER_TIMEOUT_S`, and where `QUESTIONS_MAX` wait already. A projector that ends is started again, later
+restart, after `answer_timeout_s`, and where `questions_max` wait already. A projector that ends is started again, later
 each time it did not get as far as the head. Trouble here never ends the worker: the journal has everything, and
 is not trimmed above `trim_floor`.
 """
@@ -36,14 +36,20 @@ from shards.links import Wire
 log = logging.getLogger("billing.history")
 
 COMMAND: Final = (sys.executable, "-m", "billing.history.projector")
-UNREACHED_BYTES_MAX: Final = 32 << 20  # handed over and not committed
-FEED_BELOW_BYTES: Final = UNREACHED_BYTES_MAX // 4  # catching up goes on when this little is not committed
 SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
-QUESTIONS_MAX: Final = 1024
-ANSWER_TIMEOUT_S: Final = 10.0
 RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 END_TIMEOUT_S: Final = 10.0
 
+
+class Limits(NamedTuple):
+    """What is waited for, at most."""
+
+    unreached_bytes_max: int = 32 << 20  # handed over and not committed; a quarter of it while catching up
+    questions_max: int = 1024  # asked and not answered
+    answer_timeout_s: float = 10.0
+
+
+DEFAULT_LIMITS: Final = Limits()
 Answer = Callable[[list[dict[str, object]] | Refused], None]
 
 
@@ -59,13 +65,22 @@ class _Question(NamedTuple):
 class HistoryLink:
     """The history of one shard. All calls on the loop of its worker; `journal` is open, and closed after `close`."""
 
-    def __init__(self, directory: str, shard_id: int, journal: Journal, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self,
+        directory: str,
+        shard_id: int,
+        journal: Journal,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
         """`directory`: of all shards' history files; its parent exists. `command` starts a projector, to which the
         number of its descriptor is appended.
         """
         self._directory = directory
         self._shard_id = shard_id
         self._journal = journal
+        self._limits = limits
         self._command = command
         self._loop = asyncio.get_running_loop()
         self._feed = Feed(journal, f"history-{shard_id}")
@@ -105,7 +120,7 @@ class HistoryLink:
         """
         if position > self._head:
             self._head = position
-        if self._live and position == self._sent + 1 and self._unreached_bytes <= UNREACHED_BYTES_MAX:
+        if self._live and position == self._sent + 1 and self._unreached_bytes <= self._limits.unreached_bytes_max:
             self._send(position, payload)
         elif position > self._sent:
             self._live = False
@@ -119,12 +134,12 @@ class HistoryLink:
         if not self._accepting:
             done(_unavailable(self._reason))
             return
-        if len(self._questions) >= QUESTIONS_MAX:
-            done(_unavailable(f"{QUESTIONS_MAX} questions to the history are waiting"))
+        if len(self._questions) >= self._limits.questions_max:
+            done(_unavailable(f"{self._limits.questions_max} questions are waiting"))
             return
         self._number = number = self._number + 1
         message = (ASK, number, bucket_id, generation, user_id, before, limit)
-        timeout = self._loop.call_later(ANSWER_TIMEOUT_S, self._answer, number, None)
+        timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer, number, None)
         self._questions[number] = _Question(self._head, message, done, timeout)
         if self._live and self._wire is not None:
             self._wire.send(message)
@@ -142,6 +157,7 @@ class HistoryLink:
             "history_behind_batches": max(0, self._head - self._reached),
             "history_unreached_bytes": self._unreached_bytes,
             "history_starts": self._starts,
+            "history_pid": 0 if self._wire is None or self._process is None else self._process.pid,
             "history_trouble": "" if self._live else self._reason,
         }
 
@@ -174,7 +190,7 @@ class HistoryLink:
         """Reads the next slice, unless one is under way, or too much is not committed yet."""
         if not self._opened or self._live or self._reading or self._closing.is_set():
             return
-        if self._unreached_bytes <= FEED_BELOW_BYTES:
+        if self._unreached_bytes <= self._limits.unreached_bytes_max // 4:
             self._reading = True
             self._feed.read(self._sent, partial(self._on_slice, self._life))
 

@@ -119,11 +119,12 @@ def _make(path: str, shard: int, disk: Disk) -> None:
 class Store:
     """The writing side. Any exception but Hole is its end: what is in the file then stands, what is not comes again."""
 
-    def __init__(self, path: str, shard: int, disk: Disk) -> None:
+    def __init__(self, path: str, shard: int, disk: Disk, *, places_max: int = PLACES_MAX) -> None:
         """Opens the file, or makes it. Raises HistoryError, sqlite3.Error, OSError."""
         if not disk.exists(path):
             _make(path, shard, disk)
         self._path = path
+        self._places_max = places_max
         self.db = db = connect(path, write=True)
         for pragma in ("synchronous = NORMAL", "wal_autocheckpoint = 0", f"cache_size = -{CACHE_KIB}"):
             db.execute(f"PRAGMA {pragma}")
@@ -233,7 +234,7 @@ class Store:
         self._open, self._slot = False, (slot,)
         self.position = self._taken
         self._group = Group()
-        for user_id in list(islice(self._places, max(0, len(self._places) - PLACES_MAX))):
+        for user_id in list(islice(self._places, max(0, len(self._places) - self._places_max))):
             del self._places[user_id]  # who was met first; only now that the file knows their newest row
         return True
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.history import store as stores
 from billing.history.projection import MARK_EVERY, Group, project, slim
 from billing.history.shelf import Shelf, as_map, rows_of
 from billing.history.store import HistoryError, Hole, Overtaken, Store, connect, file_of
@@ -199,17 +198,13 @@ def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
 
 
 def test_more_accounts_than_are_remembered(data_dir):
-    remembered = stores.PLACES_MAX
-    stores.PLACES_MAX = 3
-    try:
-        scene = Scene(users=30)
-        store = opened(data_dir)
-        for position in range(1, 60):
-            store.take(position, scene.batch())
-            store.flush()
-            assert len(store._places) <= 3
-    finally:
-        stores.PLACES_MAX = remembered
+    scene = Scene(users=30)
+    store = Store(file_of(str(data_dir), 0), 0, RealDisk(), places_max=3)
+    store.settle(1, 0)
+    for position in range(1, 60):
+        store.take(position, scene.batch())
+        store.flush()
+        assert len(store._places) <= 3
     all_rows(scene, shelf_of(data_dir, store))
 
 

@@ -1,0 +1,342 @@
+"""The link with real projector processes, on a real journal: an answered entry is there, once, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.history.link import HistoryLink, Limits
+from billing.history.messages import CLOSE
+from billing.history.store import file_of
+from billing.ledger.errors import Refused
+from shards.batch import LEAVE
+from shards.journal.file import FileJournal
+from tests.history.scene import Scene, file_journal
+from tests.history.test_store import batch_of
+
+NEWEST = 2**63 - 1
+
+
+class Worker:
+    """What a worker does with its journal and its history; each batch is handed over once it is appended."""
+
+    def __init__(self, home: Path, scene: Scene, shard: int = 0, **options: Any) -> None:
+        self.home = home
+        self.scene = scene
+        self.shard = shard
+        self.options = options
+        self.journal: FileJournal = file_journal(home / f"shard-{shard}")
+        self.link = HistoryLink(str(home / "history"), shard, self.journal, **options)
+        self.link.start()
+
+    def work(self, batches: int = 1, steps: int = 20) -> None:
+        for _ in range(batches):
+            payload = self.scene.batch(steps)
+            self.link.hand(self.journal.append(payload), payload)
+
+    def ask(
+        self, user: bytes, limit: int = 1000, before: int = NEWEST, bucket_id: int = 1, generation: int = 1
+    ) -> asyncio.Future[Any]:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.link.ask(bucket_id, generation, user, limit, before, answer.set_result)
+        return answer
+
+    async def check(self) -> None:
+        """Every user's history is what the entries say, right now."""
+        asked = [(user, self.ask(user)) for user in self.scene.users]
+        for user, answer in asked:
+            assert await answer == self.scene.history(user)
+
+    def pid(self) -> int:
+        return int(self.link.figures()["history_pid"])
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def until_live(self) -> None:
+        await self.until(lambda: self.link.figures()["history_trouble"] == "")
+
+    async def end(self) -> None:
+        await self.link.close()
+        self.journal.close()
+
+    async def end_without_a_word(self) -> None:
+        """The worker is gone, as after kill -9: its end of the wire closes, and nobody waits for anything."""
+        task = self.link._task
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        if self.link._wire is not None:
+            self.link._wire.close()
+        self.link._feed.close()
+        self.journal.close()
+
+
+def rows_in_file(home: Path, shard: int = 0) -> int:
+    db = sqlite3.connect(f"file:{file_of(str(home / 'history'), shard)}?mode=ro", uri=True)
+    try:
+        return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
+    finally:
+        db.close()
+
+
+def rows_expected(scene: Scene) -> int:
+    return sum(map(len, scene.rows.values()))
+
+
+async def test_an_answer_holds_every_entry_handed_over_before_the_question(data_dir):
+    worker = Worker(data_dir, Scene(users=5))
+    for _ in range(30):
+        worker.work(3)
+        await worker.check()
+    user = worker.scene.users[0]
+    assert await worker.ask(user, limit=3) == worker.scene.history(user, limit=3)
+    assert await worker.ask(user, limit=5, before=4) == worker.scene.history(user, before=4)
+    assert await worker.ask(user, before=1) == []
+    assert await worker.ask(b"nobody") == []
+    await worker.end()
+    assert rows_in_file(data_dir) == rows_expected(worker.scene)
+
+
+async def test_at_most_so_many_rows_as_were_asked_for(data_dir):
+    worker = Worker(data_dir, Scene(users=1))
+    worker.work(10, steps=200)
+    user = worker.scene.users[0]
+    rows = await worker.ask(user, limit=1000)
+    assert len(rows) == 1000
+    assert rows == worker.scene.history(user, limit=1000)
+    rest = await worker.ask(user, limit=1000, before=rows[-1]["entry_id"])
+    assert rows + rest == worker.scene.history(user, limit=10**6)
+    await worker.end()
+
+
+async def test_what_was_appended_while_nobody_listened_is_read_from_the_journal(data_dir):
+    scene = Scene()
+    journal = file_journal(data_dir / "shard-0")
+    for _ in range(200):
+        journal.append(scene.batch())
+    journal.close()
+    worker = Worker(data_dir, scene)
+    worker.work(50)  # while it catches up
+    await worker.check()
+    await worker.end()
+    for life in range(3):
+        journal = file_journal(data_dir / "shard-0")
+        for _ in range(life * 20):
+            journal.append(scene.batch())
+        journal.close()
+        worker = Worker(data_dir, scene)
+        await worker.check()
+        worker.work(5)
+        await worker.check()
+        await worker.end()
+    assert rows_in_file(data_dir) == rows_expected(scene)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_kill_9_of_the_projector_loses_nothing_and_doubles_nothing(data_dir, seed):
+    rng = random.Random(seed)
+    worker = Worker(data_dir, Scene(seed=seed))
+    for _ in range(6):
+        await worker.until(lambda: worker.pid() != 0)
+        for _ in range(rng.randrange(1, 60)):
+            worker.work(rng.randrange(4))
+            await asyncio.sleep(rng.choice([0, 0, 0, 0.001, 0.02]))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid(), signal.SIGKILL)
+        worker.work(rng.randrange(10))
+        await worker.until(lambda: worker.pid() == 0)
+    await worker.until_live()
+    await worker.check()
+    assert worker.link.figures()["history_starts"] >= 7
+    await worker.end()
+    assert rows_in_file(data_dir) == rows_expected(worker.scene)
+
+
+async def test_a_projector_whose_worker_was_killed_ends_and_its_successor_goes_on(data_dir):
+    scene = Scene()
+    worker = Worker(data_dir, scene)
+    await worker.until_live()
+    for _ in range(4):
+        orphan = worker.pid()
+        os.kill(orphan, signal.SIGSTOP)  # it has yet to read what follows
+        worker.work(20)
+        await asyncio.sleep(0.01)
+        await worker.end_without_a_word()
+        worker = Worker(data_dir, scene)
+        os.kill(orphan, signal.SIGCONT)
+        worker.work(20)
+        await worker.until_live()
+        await worker.check()
+        await worker.until(lambda pid=orphan: not _runs(pid))
+    await worker.end()
+    assert rows_in_file(data_dir) == rows_expected(scene)
+
+
+async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir):
+    limits = Limits(unreached_bytes_max=100_000)
+    worker = Worker(data_dir, Scene(), limits=limits)
+    await worker.until_live()
+    os.kill(worker.pid(), signal.SIGSTOP)
+    largest = 0
+    for _ in range(300):
+        worker.work()
+        await asyncio.sleep(0)
+        largest = max(largest, len(worker.scene.batches[-1]))
+        assert worker.link.figures()["history_unreached_bytes"] <= limits.unreached_bytes_max + largest
+    assert sum(map(len, worker.scene.batches)) > 5 * limits.unreached_bytes_max
+    assert worker.link.figures()["history_behind_batches"] > 200
+    asked = [(user, worker.ask(user), worker.scene.history(user)) for user in worker.scene.users]
+    os.kill(worker.pid(), signal.SIGCONT)
+    for user, answer, at_least in asked:
+        assert (await answer)[-len(at_least) :] == at_least, user
+    worker.work(10)
+    await worker.check()
+    await worker.until_live()
+    assert worker.link.figures()["history_starts"] == 1
+    await worker.end()
+    assert rows_in_file(data_dir) == rows_expected(worker.scene)
+
+
+async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_dir):
+    worker = Worker(data_dir, Scene())
+    assert worker.link.trim_floor() == 0
+    await worker.until_live()
+    worker.work(30)
+    await worker.check()
+    assert worker.link.trim_floor() == 0, "committed, but not synced yet"
+    worker.link._wire.send((CLOSE,))  # as a projector that is asked to end, and is started again
+    await worker.until(lambda: worker.link.trim_floor() == 30)
+    await worker.until(lambda: worker.link.figures()["history_starts"] == 2)
+    await worker.until_live()
+    worker.work(10)
+    await worker.end()
+    assert worker.link.trim_floor() == 40
+
+
+async def test_a_history_begun_late_begins_where_the_journal_does(data_dir):
+    scene = Scene()
+    journal = file_journal(data_dir / "shard-0", segment_bytes=16_384)
+    for position in range(1, 101):
+        assert journal.append(scene.batch()) == position
+        if position % 20 == 0:
+            journal.save_snapshot(position, [b""])
+            journal.trim(position)
+    first = journal.first
+    assert first > 1
+    journal.close()
+    late = Scene()
+    for _ in range(first - 1):
+        late.batch()
+    late.rows.clear()
+    for _ in range(100 - first + 1):
+        late.batch()
+    assert late.batches == scene.batches
+    worker = Worker(data_dir, late)
+    await worker.check()
+    await worker.end()
+
+
+async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir):
+    (data_dir / "history").mkdir(0o700)
+    path = Path(file_of(str(data_dir / "history"), 0))
+    path.write_bytes(b"no database at all, for whatever reason" * 200)
+    path.chmod(0o600)
+    worker = Worker(data_dir, Scene())
+    worker.work(5)
+    answer = await worker.ask(worker.scene.users[0])
+    assert isinstance(answer, Refused)
+    assert (answer.name, answer.retry, answer.applied) == ("UNAVAILABLE", True, "no")
+    assert "not a database" in answer.message
+    again = await worker.ask(worker.scene.users[0])
+    assert isinstance(again, Refused)
+    path.unlink()
+    worker.work(5)
+    await worker.until_live()
+    await worker.check()
+    await worker.end()
+
+
+async def test_a_projector_that_cannot_be_started_harms_nothing(data_dir):
+    for command in (["/nonexistent/python"], ["/bin/false"]):
+        worker = Worker(data_dir, Scene(), command=command)
+        worker.work(50)
+        answer = await worker.ask(worker.scene.users[0])
+        assert isinstance(answer, Refused)
+        assert answer.name == "UNAVAILABLE"
+        await worker.until(lambda link=worker.link: link.figures()["history_pid"] == 0)
+        assert worker.link.trim_floor() == 0
+        await worker.end()
+
+
+async def test_questions_have_a_limit_and_an_end(data_dir):
+    worker = Worker(data_dir, Scene(), limits=Limits(questions_max=3, answer_timeout_s=0.3))
+    await worker.until_live()
+    worker.work(3)
+    os.kill(worker.pid(), signal.SIGSTOP)
+    user = worker.scene.users[0]
+    asked = [worker.ask(user) for _ in range(4)]
+    assert "3 questions" in (await asked[3]).message
+    assert not any(answer.done() for answer in asked[:3])
+    for answer in asked[:3]:
+        assert "does not answer" in (await answer).message
+    os.kill(worker.pid(), signal.SIGCONT)
+    await worker.end()
+
+
+async def test_a_clean_end_keeps_all_and_refuses_what_was_asked(data_dir):
+    worker = Worker(data_dir, Scene())
+    await worker.until_live()
+    worker.work(20)
+    os.kill(worker.pid(), signal.SIGSTOP)
+    asked = worker.ask(worker.scene.users[0])
+    ending = asyncio.get_running_loop().create_task(worker.end())
+    assert "stopping" in (await asked).message
+    assert "stopping" in (await worker.ask(worker.scene.users[0])).message
+    os.kill(worker.pid(), signal.SIGCONT)
+    await ending
+    assert worker.link.trim_floor() == 20
+    assert rows_in_file(data_dir) == rows_expected(worker.scene)
+
+
+async def test_a_moved_bucket_is_answered_for_once_its_former_owner_has_written_all(data_dir):
+    """The former owner's projector is behind: the new owner's answer waits for it, and then has the rows of both."""
+    scene = Scene(users=6)
+    there, here = Worker(data_dir, scene, shard=0), Worker(data_dir, scene, shard=1)
+    await there.until_live()
+    await here.until_live()
+    there.work(10)
+    os.kill(there.pid(), signal.SIGSTOP)
+    there.work(10)
+    leave = batch_of(*((LEAVE, bucket_id, 1, b"") for bucket_id in range(1, 5)))
+    there.link.hand(there.journal.append(leave), leave)
+    here.work(10)
+    user = scene.users[0]
+    expected = scene.history(user)
+    answer = here.ask(user, bucket_id=2, generation=2)
+    await asyncio.sleep(0.1)
+    assert not answer.done()
+    os.kill(there.pid(), signal.SIGCONT)
+    assert await answer == expected
+    for user in scene.users:
+        assert await here.ask(user, bucket_id=3, generation=2) == scene.history(user)
+    await there.end()
+    await here.end()
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
