@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from billing.doctor.directory import Directory
+from billing.doctor.history import Chains, open_history, path_of
 from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
 from billing.doctor.shard import Moves, Shard
@@ -20,6 +21,7 @@ from shards.disk import Disk
 MAP: Final = "map"
 LOCK: Final = "lock"
 SHARD: Final = "shard-"
+HISTORY: Final = "history"
 
 Progress = Callable[[str, int, int], None]  # what is read, bytes of it done, bytes of it in all
 
@@ -76,17 +78,32 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
     if owners is None:
         report.not_checked("owners", "nobody says who owns what")
     held: dict[int, dict[int, int]] = {}
-    moves = Moves()
+    moves, chains = Moves(), Chains(report)
+    has_history = disk.exists(f"{data_dir}/{HISTORY}")
+    if not has_history:
+        report.not_checked("history", "there is none")
     for number in shards_in(names):
         directory = directories[number] = Directory(disk, f"{data_dir}/{SHARD}{number}", number, report)
         report.count("files", "journals")
         shard = Shard(directory, owners, moves, report, ids_max)
+        path = path_of(data_dir, number)
+        history = open_history(disk, path, number, chains, report) if disk.exists(path) else None
 
         def told(done: int, directory: Directory = directory) -> None:
             progress(directory.path, done, directory.bytes_total)
 
-        if shard.examine(told):
+        if shard.examine(history, told):
             held[number] = {bucket.bucket_id: bucket.generation for bucket in shard.held.values()}
+            if has_history:
+                for bucket in shard.owned():
+                    chains.expect(bucket)
+                if shard.entries and not disk.exists(path):
+                    report.fault("history", f"the history of shard {number} is missing", file=path)
+    if has_history and len(held) == len(shards_in(names)):
+        if report.faults["history"]:
+            report.not_checked("history", "whether the rows of all files add up to the balances")
+        else:
+            chains.link()
     if owners is not None:
         for shard_id in sorted(owners.weights):
             if f"{SHARD}{shard_id}" not in names:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from billing.doctor import cutoffs
 from billing.doctor.compare import Comparison
 from billing.doctor.directory import Directory
-from billing.doctor.entry import WORD_MAX, Entry, Garbled, coins
+from billing.doctor.entry import WORD_MAX, Garbled, coins
+from billing.doctor.history import HistoryFile, rows_of
 from billing.doctor.likeness import contradictions, fingerprint
 from billing.doctor.owners import OwnerMap
 from billing.doctor.part import read_block
@@ -30,7 +32,6 @@ _U32 = struct.Struct("<I")
 _RECORD = struct.Struct("<BHI")
 
 Passed = dict[tuple[int, int], set[bytes]]  # (bucket id, generation) -> fingerprints
-Taker = Callable[[int, Bucket, Entry], None]  # position, bucket, entry
 
 
 class Moves:
@@ -76,19 +77,19 @@ class Shard:
     ) -> None:
         self.directory = directory
         self.held: dict[int, Bucket] = {}
-        self.takers: list[Taker] = []  # are shown each entry
         self._owners = owners
         self._moves = moves
         self._report = report
         self._replay = Replay(report, ids_max)
         self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
         self._untouched: set[int] = set()  # buckets that arrived, without an entry since
+        self.entries = 0
 
     # -- the log ----------------------------------------------------------------------------------------------------
 
-    def examine(self, progress: Callable[[int], None]) -> bool:
-        """Walks the whole log; False where it cannot be followed to its end. `progress` is told the bytes walked over,
-        now and then.
+    def examine(self, history: HistoryFile | None, progress: Callable[[int], None]) -> bool:
+        """Walks the whole log, the history beside it; False where the log cannot be followed to its end. `progress` is
+        told the bytes walked over, now and then.
         """
         directory, report = self.directory, self._report
         base = directory.base()
@@ -108,13 +109,21 @@ class Shard:
             if batch.position > start:
                 self._batch(batch)
                 comparison.reach(batch.position, self.held, self._replay.last_ns)
+            if history is not None:
+                self._compare_rows(history, batch)
             progress(directory.bytes_read)
         if directory.damage is not None:
             self._not_checked(f"everything from position {directory.damage.position} on")
             return False
         comparison.end()
+        if history is not None:
+            history.end(directory.first_position, directory.head)
         self._end()
         return True
+
+    def _compare_rows(self, history: HistoryFile, batch: Batch) -> None:
+        with suppress(Garbled, struct.error):  # told where it is replayed
+            history.take(batch, rows_of(records(batch.payload)))
 
     def _not_checked(self, why: str) -> None:
         for check in ("owners", "accounts", "conservation", "requests", "cutoffs", "snapshots", "history"):
@@ -127,7 +136,7 @@ class Shard:
                 if batch.position <= self._loaded_at.get(bucket_id, -1):
                     continue
                 if kind == ENTRY:
-                    self._entry(batch.position, bucket_id, generation, body)
+                    self._entry(bucket_id, generation, body)
                 elif kind in (OWN, RECEIVED):
                     self._take_over(bucket_id, generation, body, kind == RECEIVED)
                 elif kind == LEAVE:
@@ -137,7 +146,7 @@ class Shard:
         except (Garbled, struct.error) as reason:
             self._fault("files", str(reason))
 
-    def _entry(self, position: int, bucket_id: int, generation: int, body: bytes) -> None:
+    def _entry(self, bucket_id: int, generation: int, body: bytes) -> None:
         bucket = self.held.get(bucket_id)
         if bucket is None or bucket.generation != generation:
             has = "does not have it" if bucket is None else f"has it at generation {bucket.generation}"
@@ -147,12 +156,11 @@ class Shard:
         entry = self._replay.entry(bucket, body)
         if entry is None:
             return
+        self.entries += 1
         self._report.count("accounts", "entries")
         if self._owners is not None and (right := self._owners.bucket_of(entry.user_id)) != bucket_id:
             text = f"an entry in bucket {bucket_id} for a user who belongs to bucket {right}"
             self._fault("accounts", text, entry.user_id)
-        for take in self.takers:
-            take(position, bucket, entry)
 
     def _take_over(self, bucket_id: int, generation: int, block: bytes, moved: bool) -> None:
         if bucket_id in self.held:

@@ -1,4 +1,4 @@
-"""Damaged files: every flipped bit is found with its file, an unfinished write is told apart, a tail can be given up."""
+"""Damaged files: every flipped bit is found in its file, an unfinished write is told apart, a tail is given up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries, ownership and snapshots that are wrong behind right checksums: each fault is found and named."""
+"""Entries that are wrong behind right checksums: each fault is found and named."""
 
 from __future__ import annotations
 
@@ -7,45 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from billing.doctor.report import Finding, Report
+from billing.doctor.report import Report
 from billing.ledger import commands as ops
-from billing.ledger.book import ROW
 from billing.ledger.entry import CROSSED, EXHAUSTED, OPENED, REFUSED, RESTORED, Entry
-from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
-from shards.batch import LEAVE, OWN
-from tests.doctor.forge import Record, forge, forge_entries
-from tests.doctor.yard import COIN, HOUR_NS, SECOND_NS, START_NS, Yard
-
-USER = b"7"
-
-
-def scene(data_dir: Path) -> Yard:
-    """One shard, one user with a story, in whose course nearly everything happens; a snapshot before its end."""
-    yard = Yard(data_dir, shards=1, trims=False)
-    yard.pay(USER, 10 * COIN, b"first")
-    yard.thresholds(USER, (ops.BY_AMOUNT, 5 * COIN), (ops.BY_RUNWAY, HOUR_NS))
-    yard.rate(USER, 5 * COIN + 7)
-    yard.debit(USER, COIN, request_id=b"second")
-    yard.wait(3 * HOUR_NS)  # both thresholds, and the exhaustion
-    yard.report(ops.CUTOFF_STARTED, USER, 1)
-    yard.report(ops.CUTOFF_DELIVERED, USER, 1)
-    yard.pay(USER, 40 * COIN)
-    yard.report(ops.RESTORE_STARTED, USER, 1)
-    yard.report(ops.RESTORE_DELIVERED, USER, 1)
-    yard.do((ops.HOLD, USER, 3 * COIN, SECOND_NS, 0, b"", b"hold", b""))
-    yard.wait(2 * SECOND_NS)
-    with pytest.raises(Exception, match="INSUFFICIENT_FUNDS"):
-        yard.debit(USER, 1000 * COIN)
-    yard.workers[1].snapshot()
-    yard.rate(USER, 0)
-    yard.do((ops.ADJUST, USER, -COIN, 0, 0, b"", b"", b"a mistake"))
-    yard.debit(USER, 100 * COIN, ops.PARTIAL)
-    return yard.close()
-
-
-def told(report: Report, check: str) -> list[Finding]:
-    return [finding for finding in report.findings if finding.check == check]
+from tests.doctor.forge import forge_entries
+from tests.doctor.story import USER, scene, told
+from tests.doctor.yard import COIN, HOUR_NS, START_NS, Yard
 
 
 def changed(data_dir: Path, which: Callable[[Entry], bool], **fields: int) -> Report:
@@ -258,158 +225,3 @@ def test_an_account_in_the_wrong_bucket(data_dir):
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: entry._replace(user_id=b"8") if entry.user_id == USER else None)
     assert "for a user who belongs to bucket" in told(yard.examine(), "accounts")[0].text
-
-
-# -- ownership ---------------------------------------------------------------------------------------------------------
-
-
-def test_two_owners_of_a_bucket(data_dir):
-    yard = Yard(data_dir)
-    yard.workers[2].shard.adopt(1, 1)
-    yard.workers[2].commit()
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == ("bucket 1 has two owners at generation 1: shard 2, and the map says shard 1 at generation 1")
-
-
-def test_a_bucket_without_an_owner(data_dir):
-    yard = Yard(data_dir, trims=False).close()
-
-    def without(position: int, records: list[Record]) -> list[Record]:
-        return [record for record in records if record[:2] != (OWN, 3)]
-
-    forge(yard, 1, without)
-    (found,) = told(yard.examine(), "owners")
-    assert found.text == "bucket 3 is not held by its owner, the map says shard 1 at generation 1"
-
-
-def test_a_bucket_at_another_generation_than_the_map_says(data_dir):
-    yard = Yard(data_dir)
-    yard.record(["assign", 1, 1, 2])
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == (
-        "bucket 1 is held by shard 1 at generation 1, the map says shard 1 at generation 2: "
-        "one of the two is an older backup"
-    )
-
-
-def test_an_emptied_shard(data_dir):
-    yard = Yard(data_dir)
-    yard.workers[2].shard.freeze(5)
-    yard.workers[2].shard.leave(5)
-    yard.workers[2].commit()
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == "bucket 5 is not held by its owner, the map says shard 2 at generation 1"
-
-
-def test_an_entry_of_a_bucket_that_was_given_up(data_dir):
-    yard = scene(data_dir)
-    given_up = False
-
-    def leave_early(position: int, records: list[Record]) -> list[Record]:
-        nonlocal given_up
-        if given_up or position < 4:
-            return records
-        given_up = True
-        return [*records, (LEAVE, 5, 1, b"")]
-
-    forge(yard, 1, leave_early, lambda part: None)
-    texts = [finding.text for finding in told(yard.examine(), "owners")]
-    assert "an entry of bucket 5 at generation 1, while the shard does not have it" in texts
-    assert "bucket 5 is not held by its owner, the map says shard 1 at generation 1" in texts
-
-
-def test_a_bucket_that_did_not_arrive_as_it_left(data_dir):
-    yard = Yard(data_dir)
-    yard.pay(USER, COIN)
-    poor = BillingMachine(Rules(accrue=False, request_ids_per_bucket=50, restore=True))
-    poor.create(5)
-    giving, taking = yard.workers[2].shard, yard.workers[1].shard
-    giving.freeze(5)
-    taking.take_in(5, 2, poor.dump(5))
-    yard.record(["assign", 5, 1, 2])
-    taking.activate(5, yard.now_ns)
-    giving.leave(5)
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == "bucket 5 did not arrive at generation 2 as it had left"
-
-
-@pytest.mark.parametrize(
-    ("record", "text"),
-    [
-        (["assign", 1, 2, 3], "bucket 1, now (1, 1), is given to shard 2 at 3"),
-        (["retire", 1], "shard 1 is retired, which owns buckets"),
-        (["create", 8, "crc32c-noxor", [1]], "the map is created a second time"),
-        (["crown", 1], "a record of the unknown kind 'crown'"),
-        (["assign", 1], "makes no sense"),
-        (["anchor", b"BCA1"], "makes no sense"),
-    ],
-)
-def test_a_record_that_contradicts_the_map(data_dir, record, text):
-    yard = Yard(data_dir)
-    yard.record(record)
-    report = yard.close().examine()
-    assert text in told(report, "owners")[0].text
-    assert told(report, "owners")[0].position == 3
-
-
-def test_a_missing_directory(data_dir):
-    yard = Yard(data_dir).close()
-    (data_dir / "shard-2").rename(data_dir / "aside")
-    assert told(yard.examine(), "owners")[0].text == "the directory of shard 2 is missing"
-
-
-# -- snapshots ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_changed_balance_in_a_snapshot(data_dir):
-    yard = scene(data_dir)
-
-    def richer(part: bytes) -> bytes:
-        machine = BillingMachine(yard.rules)
-        bucket_id = int.from_bytes(part[1:3], "little")
-        machine.load(bucket_id, part[15:])
-        book = machine.ledger.books[bucket_id]
-        for slot in book.slots.values():
-            settled_ns, nanos, *rest = ROW.unpack_from(book.rows, slot * ROW.size)
-            ROW.pack_into(book.rows, slot * ROW.size, settled_ns, nanos + 1, *rest)
-            book.totals.top_ups += 3600 * 10**9  # so that the snapshot does not contradict itself
-        return part[:15] + machine.dump(bucket_id)
-
-    forge(yard, 1, on_part=richer)
-    report = yard.examine()
-    texts = [finding.text for finding in told(report, "snapshots") if finding.account == "7"]
-    assert len(texts) == 1
-    assert "the snapshot says balance " in texts[0]
-    assert told(report, "accounts") == []
-    assert any("top_ups over all entries" in finding.text for finding in told(report, "snapshots"))
-
-
-def test_a_snapshot_that_lost_request_ids(data_dir):
-    yard = Yard(data_dir, shards=1, bucket_count=1, trims=False)
-    for number in range(20):
-        yard.pay(USER, 1, b"%d" % number)
-    yard.workers[1].snapshot()
-    yard.close()
-
-    def forgetful(part: bytes) -> bytes:
-        machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=50, restore=True))
-        machine.load(1, part[15:])
-        other = BillingMachine(yard.rules)
-        other.load(1, part[15:])
-        ids = other.ledger.books[1].ids
-        packed = list(ids)
-        ids.__init__()  # type: ignore[misc]
-        for one in [*packed[:5], *packed[6:]]:
-            ids.restore(one)
-        return part[:15] + other.dump(1)
-
-    forge(yard, 1, on_part=forgetful)
-    (found,) = told(yard.examine(), "requests")
-    assert "keeps other request ids than its entries say" in found.text
-
-
-def test_a_snapshot_without_one_of_the_buckets(data_dir):
-    yard = scene(data_dir)
-    forge(yard, 1, on_part=lambda part: part if part[1:3] != b"\x05\x00" else None)
-    report = yard.examine()
-    assert "no part of bucket 5, which the shard holds at position" in told(report, "snapshots")[0].text

@@ -15,6 +15,7 @@ import msgspec
 
 from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
+from billing.history.store import Store, file_of
 from billing.ledger import commands as ops
 from billing.ledger.commands import Command, pack_thresholds
 from billing.ledger.errors import Refused
@@ -57,6 +58,7 @@ class Worker:
         self.machine = BillingMachine(yard.rules)
         self.shard = Shard(shard_id, self.machine)
         self.notices: list[Notice] = []
+        self.store: Store | None = None
         self.journal.open(shard_id, "yard")
         is_new = self.journal.head == 0
         start = 1
@@ -68,6 +70,11 @@ class Worker:
         for position, payload in self.journal.replay(start):
             self.shard.replay(position, payload)
         self.shard.serve(yard.now_ns)
+        if yard.history:
+            self.store = Store(file_of(f"{yard.path}/history", shard_id), shard_id, DISK)
+            for position, payload in self.journal.replay(self.store.settle(start, self.journal.head) + 1):
+                self.store.take(position, payload)
+            self.store.flush()
         if is_new:
             for bucket_id in yard.buckets_of(shard_id):
                 self.shard.adopt(bucket_id, 1)
@@ -76,7 +83,9 @@ class Worker:
     def commit(self) -> None:
         while (ready := self.shard.take_ready()) is not None:
             if ready.payload:
-                self.journal.append(ready.payload)
+                position = self.journal.append(ready.payload)
+                if self.store is not None:
+                    self.store.take(position, ready.payload)
             self.shard.synced(ready)
             self.notices += ready.notices
             for caller, token, reply in ready.replies:
@@ -92,6 +101,8 @@ class Worker:
         self.commit()
         parts += [self.shard.dump(bucket_id, self.journal.head) for bucket_id in buckets[1::2]]
         self.journal.save_snapshot(position, parts)
+        if self.store is not None:
+            self.store.flush()
         if self.yard.trims:
             self.journal.trim(position)
 
@@ -110,9 +121,13 @@ class Yard:
         ids_max: int = 50,
         segment_bytes: int = SEGMENT_BYTES,
         trims: bool = True,
+        history: bool = False,
     ) -> None:
         self.path = str(data_dir)
         self.trims = trims
+        self.history = history
+        if history:
+            DISK.mkdir(f"{data_dir}/history")
         self.bucket_count = bucket_count
         self.segment_bytes = segment_bytes
         self.rules = Rules(accrue=accrue, request_ids_per_bucket=ids_max, restore=restore)
@@ -200,6 +215,9 @@ class Yard:
         for worker in self.workers.values():
             worker.commit()
             worker.journal.close()
+            if worker.store is not None:
+                worker.store.close()
+                worker.store = None
         self.map.close()
         return self
 

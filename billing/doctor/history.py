@@ -1,0 +1,295 @@
+"""The history, held against the journal: every row is its entry, none is missing, and the rows add up to the balances.
+
+A file `history/shard-N.sqlite` has a row for each entry with an entry_id that shard N's journal ever held, from batch
+`begins` to batch `position`, in their order (see `billing.history.store`; read here with SQL of its own). So rows and
+entries are walked side by side: from the first batch that the journal still has, each row must be the next entry. What
+is older than the journal is held against itself: what an account's rows say, one after the other, must add up.
+
+An account whose bucket moved has rows in several files. `Chains` keeps, for each account and file, the ends of unbroken
+runs of rows, and links them in the end: from the first entry to the last, without a gap, to the account's balance.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from billing.doctor.entry import UNIT, Entry, Garbled, read_entry
+from billing.doctor.report import Report
+from billing.doctor.segment import Batch
+from billing.doctor.state import Bucket
+from shards.disk import Disk
+
+APPLICATION_ID: Final = 0x42484953
+VERSION: Final = 1
+MARK_EVERY: Final = 64
+_ENTRY: Final = 1
+
+_ROWS: Final = (
+    "SELECT seq, older, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id "
+    "FROM entries ORDER BY seq"
+)
+
+
+class Run(NamedTuple):
+    """Rows of one account in one file whose entry_ids follow each other."""
+
+    first_id: int
+    before: int  # nanos, before the first row and what accrued up to it
+    last_id: int
+    balance: int  # nanos, after the last row
+
+
+def shown(entry: Entry) -> tuple[int, int, int]:
+    """(amount, accrued, balance after) in nanos, as a row shows them: the differences of floors."""
+    after, before = entry.balance // UNIT, (entry.balance - entry.amount) // UNIT
+    return after - before, (entry.balance - entry.amount + entry.accrued) // UNIT - before, after
+
+
+def path_of(data_dir: str, shard: int) -> str:
+    """Where a shard's history stands."""
+    return f"{data_dir}/history/shard-{shard}.sqlite"
+
+
+class Chains:
+    """The runs of all accounts in all files, and what they must lead to."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._runs: dict[bytes, list[Run]] = {}
+        self._ends: dict[bytes, tuple[int, int]] = {}  # user_id -> (entry_id, balance in nanos) by the journals
+        self.from_first = True  # every file begins with the first batch of its journal
+        self.is_behind = False  # some file lacks rows that its journal has
+
+    def add(self, user_id: bytes, run: Run) -> None:
+        """One more run of an account."""
+        self._runs.setdefault(user_id, []).append(run)
+
+    def expect(self, bucket: Bucket) -> None:
+        """The accounts of a bucket as its entries leave them."""
+        for user_id, account in bucket.accounts.items():
+            self._ends[user_id] = account.entry_id, account.balance // UNIT
+        for user_id, grave in bucket.graves.items():
+            if user_id not in bucket.accounts:
+                self._ends[user_id] = grave.entry_id, 0
+
+    def link(self) -> None:
+        """All shards were walked to their ends: links the runs of each account, up to what was expected of it."""
+        for user_id, (entry_id, balance) in self._ends.items():
+            self._report.count("history", "accounts")
+            self._link(user_id, sorted(self._runs.pop(user_id, ())), entry_id, balance)
+        for user_id in self._runs:
+            self._fault("there are rows of an account that there is not", user_id)
+
+    def _link(self, user_id: bytes, runs: list[Run], entry_id: int, balance: int) -> None:
+        last_id, last_balance = 0, 0
+        if not self.from_first:
+            last_id, last_balance = (runs[0].first_id - 1, runs[0].before) if runs else (entry_id, balance)
+        for run in runs:
+            if run.first_id <= last_id:
+                self._fault(
+                    f"the rows of entries {run.first_id} to {min(last_id, run.last_id)} are there twice", user_id
+                )
+            elif run.first_id > last_id + 1:
+                self._missing(f"the rows of entries {last_id + 1} to {run.first_id - 1} are missing", user_id)
+            elif run.before != last_balance:
+                self._fault(f"entry {run.first_id} begins with {run.before} nanos, after {last_balance}", user_id)
+            last_id, last_balance = run.last_id, run.balance
+        if last_id < entry_id:
+            self._missing(f"the rows end with entry {last_id}, the account is at {entry_id}", user_id)
+        elif last_id > entry_id:
+            self._fault(f"the rows go on to entry {last_id}, the account is at {entry_id}", user_id)
+        elif last_balance != balance:
+            self._fault(f"the rows end with {last_balance} nanos, the account has {balance}", user_id)
+
+    def _missing(self, text: str, user_id: bytes) -> None:
+        if self.is_behind:
+            self._report.count("history", "accounts behind")
+        else:
+            self._fault(text, user_id)
+
+    def _fault(self, text: str, user_id: bytes) -> None:
+        self._report.fault("history", text, account=user_id)
+
+
+class HistoryFile:
+    """One shard's file while its journal is walked. `open_history` makes one."""
+
+    def __init__(self, db: sqlite3.Connection, path: str, chains: Chains, report: Report) -> None:
+        self._db = db
+        self._path = path
+        self._chains = chains
+        self._report = report
+        _, self.begins, self.position = db.execute("SELECT shard, begins, position FROM about").fetchone()
+        self._users: dict[int, bytes] = dict(db.execute("SELECT number, user_id FROM users"))
+        self._rows = iter(db.execute(_ROWS))
+        self._row: tuple[Any, ...] | None = next(self._rows, None)  # the one at hand, not looked at yet
+        self._newest: dict[int, int] = {}  # number of a user -> seq of the newest row looked at
+        self._open: dict[int, Run] = {}  # number of a user -> the run that goes on
+        self._seq = 0
+        self._aligned = False
+        self._lost = False  # rows and entries no longer go together
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    def _pass_row(self) -> None:
+        """Holds the row at hand against the account's row before, and goes on to the next."""
+        assert self._row is not None
+        seq, older, number, entry_id, _, _, amount, accrued, balance, *_ = self._row
+        self._row = next(self._rows, None)
+        self._report.count("history", "rows")
+        last_seq, self._seq = self._seq, seq
+        user_id = self._users.get(number)
+        if user_id is None:
+            self._fault(f"row {seq} is of nobody", b"")
+            return
+        if seq != last_seq + 1:
+            self._fault(f"after row {last_seq} comes row {seq}", user_id)
+        if older != self._newest.get(number, 0):
+            self._fault(f"row {seq} goes back to row {older}, not to {self._newest.get(number, 0)}", user_id)
+        self._newest[number] = seq
+        if not entry_id % MARK_EVERY and not self._is_marked(number, entry_id, seq):
+            self._fault(f"row {seq} of entry {entry_id} is not marked", user_id)
+        before = balance - amount + (accrued if accrued >= 0 else accrued + 2**64)
+        run = self._open.get(number)
+        if run is not None and entry_id == run.last_id + 1:
+            if before != run.balance:
+                self._fault(f"entry {entry_id} begins with {before} nanos, after {run.balance}", user_id)
+            self._open[number] = run._replace(last_id=entry_id, balance=balance)
+            return
+        if run is not None:
+            if entry_id <= run.last_id:
+                self._fault(f"entry {entry_id} comes after entry {run.last_id}", user_id)
+            self._chains.add(user_id, run)
+        self._open[number] = Run(entry_id, before, entry_id, balance)
+
+    def _is_marked(self, number: int, entry_id: int, seq: int) -> bool:
+        found = self._db.execute("SELECT seq FROM marks WHERE number = ? AND entry_id = ?", (number, entry_id))
+        return bool(found.fetchone() == (seq,))
+
+    # -- side by side with the journal ------------------------------------------------------------------------------
+
+    def take(self, batch: Batch, entries: list[Entry]) -> None:
+        """The next batch of the journal, with its entries that have an entry_id."""
+        if self._lost or not self.begins <= batch.position <= self.position:
+            return
+        for entry in entries:
+            if not self._aligned:
+                self._align(batch, entry)
+            row = self._row
+            if self._lost or row is None:
+                if not self._lost:
+                    self._lost = True
+                    text = f"the rows end before entry {entry.entry_id}, which is in batch {batch.position}"
+                    self._fault(f"{text}; the file says it goes up to batch {self.position}", entry.user_id)
+                return
+            self._compare(batch, entry, row)
+            self._pass_row()
+
+    def _align(self, batch: Batch, entry: Entry) -> None:
+        """Goes to the row of the first entry that the journal still has."""
+        self._aligned = True
+        if batch.position == self.begins:
+            return
+        while self._row is not None:
+            if self._users.get(self._row[2]) == entry.user_id and self._row[3] >= entry.entry_id:
+                break
+            self._pass_row()
+        if self._row is None or self._row[3] != entry.entry_id:
+            self._lost = True
+            self._fault(f"no row of entry {entry.entry_id}, which is in batch {batch.position}", entry.user_id)
+
+    def _compare(self, batch: Batch, entry: Entry, row: tuple[Any, ...]) -> None:
+        seq, _, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id = row
+        user_id = self._users.get(number, b"")
+        told = (
+            user_id, entry_id, at_ns, operation, amount, accrued if accrued >= 0 else accrued + 2**64, balance,
+            message or b"", request_id or b"",
+        )  # fmt: skip
+        expected = (
+            entry.user_id, entry.entry_id, entry.at_ns, entry.op, *shown(entry), entry.message, entry.request_id
+        )  # fmt: skip
+        self._report.count("history", "rows compared")
+        if told != expected:
+            self._fault(f"row {seq} says {told}, its entry in batch {batch.position} {expected}", entry.user_id)
+            self._lost = (user_id, entry_id) != (entry.user_id, entry.entry_id)
+
+    def end(self, first: int, head: int) -> None:
+        """The journal holds the batches `first` to `head`, and all of them were taken."""
+        report = self._report
+        if self.position + 1 < first:
+            text = f"it ends with batch {self.position}, the journal begins with {first}: what lies between is lost"
+            self._fault(text, b"")
+        if self.position < head:
+            self._chains.is_behind = True
+            text = f"{head - self.position} batches behind its journal, and is fed at the next start"
+            report.note(f"{self._path} is {text}")
+        if self.position > head:
+            text = f"it goes up to batch {self.position}, its journal only to {head}, and is cut back at the next start"
+            report.note(f"{self._path}: {text}")
+        else:
+            if self._aligned and not self._lost and self._row is not None:
+                self._fault(
+                    f"row {self._row[0]} and those after it are of no entry", self._users.get(self._row[2], b"")
+                )
+            while self._row is not None:
+                self._pass_row()
+            for number, newest in self._db.execute("SELECT number, newest FROM users"):
+                if newest != self._newest.get(number, 0):
+                    text = f"its newest row is said to be {newest}, and is {self._newest.get(number, 0)}"
+                    self._fault(text, self._users[number])
+        for number, run in self._open.items():
+            self._chains.add(self._users[number], run)
+        self._chains.from_first = self._chains.from_first and self.begins == 1
+        self._db.close()
+
+    def _fault(self, text: str, user_id: bytes) -> None:
+        self._report.fault("history", text, file=self._path, account=user_id)
+
+
+def open_history(disk: Disk, path: str, shard: int, chains: Chains, report: Report) -> HistoryFile | None:
+    """The file of a shard, found whole by SQLite; None with a finding where it is not, or holds nothing yet."""
+    # A log beside the file holds rows that are not in it yet: only then SQLite has to make its own index of it.
+    log = disk.exists(f"{path}-wal")
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    try:
+        db = sqlite3.connect(f"file:{quoted}?mode=ro{'' if log else '&immutable=1'}", uri=True, isolation_level=None)
+        made_by = (
+            db.execute("PRAGMA application_id").fetchone()[0],
+            db.execute("PRAGMA user_version").fetchone()[0],
+        )
+        if made_by != (APPLICATION_ID, VERSION):
+            report.fault("history", f"it is no history of a known version: {made_by[0]:#x} {made_by[1]}", file=path)
+            return None
+        for (problem,) in db.execute("PRAGMA quick_check(10)"):
+            if problem != "ok":
+                report.fault("history", f"SQLite says: {problem}", file=path)
+        (of_shard,) = db.execute("SELECT shard FROM about").fetchone()
+        if of_shard != shard:
+            report.fault("history", f"it is the history of shard {of_shard}", file=path)
+            return None
+        report.count("history", "files")
+        file = HistoryFile(db, path, chains, report)
+        if file.position < 0:
+            report.note(f"{path} holds nothing yet, and is fed at the next start")
+            chains.is_behind = True
+            return None
+        return file
+    except sqlite3.Error as error:
+        report.fault("history", f"it cannot be read: {error}", file=path)
+        return None
+
+
+def rows_of(records: Iterator[tuple[int, int, int, bytes]]) -> list[Entry]:
+    """The entries of a batch that have rows. What is no entry is another check's business."""
+    found = []
+    for kind, _, _, body in records:
+        if kind == _ENTRY:
+            try:
+                entry = read_entry(body)
+            except Garbled:
+                continue
+            if entry.entry_id > 0:
+                found.append(entry)
+    return found

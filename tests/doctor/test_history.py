@@ -1,0 +1,237 @@
+"""The history against the journal: rows that were changed, lost, doubled or made up are found and named."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from billing.doctor.entry import read_entry
+from billing.doctor.history import shown
+from billing.doctor.report import Report
+from billing.doctor.shard import records
+from billing.ledger import commands as ops
+from billing.ledger.entry import history_row, unpack
+from tests.doctor.forge import open_journal
+from tests.doctor.story import USER, told
+from tests.doctor.yard import COIN, DAY_NS, HOUR_NS, Yard, busy, examined
+
+
+def kept(data_dir: Path, *, trims: bool = False) -> Yard:
+    """A user whose money runs out, and the history of that; closed. With `trims` the journal forgot the beginning."""
+    yard = Yard(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
+    for number in range(70):
+        yard.pay(USER, 100 + number, b"%d" % number)
+    yard.rate(USER, 1000)
+    for _ in range(3):
+        yard.wait(HOUR_NS + 7)
+        yard.debit(USER, 5)
+        yard.workers[1].snapshot()
+    yard.wait(DAY_NS)
+    yard.restart()
+    yard.pay(USER, COIN)
+    return yard.close()
+
+
+def alter(yard: Yard, *statements: str) -> Report:
+    """The report after these statements were carried out on the history of shard 1."""
+    db = sqlite3.connect(f"{yard.path}/history/shard-1.sqlite")
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+    return yard.examine()
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_right_history_passes_with_counts(data_dir, trims):
+    yard = kept(data_dir, trims=trims)
+    report = yard.examine()
+    assert report.findings == []
+    counts = report.counts["history"]
+    assert (counts["files"], counts["accounts"]) == (1, 2)
+    assert counts["rows"] == 70 + 1 + 3 + 3 + 1 + 1  # payments, rate, debits, one payment a snapshot, exhaustion, last
+    assert counts["rows compared"] == counts["rows"] if not trims else 0 < counts["rows compared"] < counts["rows"]
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize("seq", [1, 64, 75, 79])
+@pytest.mark.parametrize("column", ["amount", "accrued", "balance", "entry_id", "older", "number"])
+def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(data_dir, column, seq, trims):
+    report = alter(kept(data_dir, trims=trims), f"UPDATE entries SET {column} = {column} + 1 WHERE seq = {seq}")
+    assert told(report, "history"), f"{column} of row {seq}"
+    assert report.findings == told(report, "history")
+
+
+@pytest.mark.parametrize("column", ["at_ns", "operation"])
+def test_each_fact_of_a_row_is_held_against_its_entry(data_dir, column):
+    (found,) = told(alter(kept(data_dir), f"UPDATE entries SET {column} = {column} + 1 WHERE seq = 5"), "history")
+    assert found.text.startswith("row 5 says ")
+    assert found.account == "7"
+
+
+@pytest.mark.parametrize("column", ["message", "request_id"])
+def test_each_text_of_a_row_is_held_against_its_entry(data_dir, column):
+    (found,) = told(alter(kept(data_dir), f"UPDATE entries SET {column} = x'41' WHERE seq = 5"), "history")
+    assert found.text.startswith("row 5 says ")
+
+
+def test_a_row_that_is_missing(data_dir):
+    texts = [found.text for found in told(alter(kept(data_dir), "DELETE FROM entries WHERE seq = 5"), "history")]
+    assert "after row 4 comes row 6" in texts
+
+
+def test_the_last_row_is_missing(data_dir):
+    report = alter(
+        kept(data_dir), "DELETE FROM entries WHERE seq = 79", "UPDATE users SET newest = 77 WHERE number = 1"
+    )
+    assert "the rows end before entry 76, which is in batch" in told(report, "history")[0].text
+
+
+def test_a_row_that_nothing_made(data_dir):
+    report = alter(
+        kept(data_dir),
+        "INSERT INTO entries SELECT 80, 79, number, entry_id + 1, at_ns, 9, 5, 0, balance + 5, NULL, NULL "
+        "FROM entries WHERE seq = 79",
+        "UPDATE users SET newest = 80 WHERE number = 1",
+    )
+    assert told(report, "history")[0].text == "row 80 and those after it are of no entry"
+
+
+def test_a_mark_that_leads_elsewhere(data_dir):
+    report = alter(kept(data_dir), "UPDATE marks SET seq = seq - 1")
+    assert told(report, "history")[0].text == "row 64 of entry 64 is not marked"
+
+
+def test_a_newest_row_that_is_not(data_dir):
+    report = alter(kept(data_dir), "UPDATE users SET newest = 10 WHERE user_id = x'37'")
+    assert told(report, "history")[0].text == "its newest row is said to be 10, and is 79"
+
+
+def test_a_file_that_is_missing_among_others(data_dir):
+    yard = Yard(data_dir, history=True)
+    busy(yard, 4, 100, upheavals=0)
+    yard.close()
+    Path(f"{yard.path}/history/shard-2.sqlite").unlink()
+    (found,) = told(yard.examine(), "history")
+    assert found.text == "the history of shard 2 is missing"
+
+
+def test_a_file_of_another_shard(data_dir):
+    yard = Yard(data_dir, history=True)
+    busy(yard, 4, 100, upheavals=0)
+    yard.close()
+    shutil.copy(f"{yard.path}/history/shard-1.sqlite", f"{yard.path}/history/shard-2.sqlite")
+    assert told(yard.examine(), "history")[0].text == "it is the history of shard 1"
+
+
+def test_a_file_that_is_none(data_dir):
+    yard = kept(data_dir)
+    Path(f"{yard.path}/history/shard-1.sqlite").write_bytes(b"not a database" * 100)
+    assert "it cannot be read" in told(yard.examine(), "history")[0].text
+
+
+def test_an_account_whose_rows_are_in_two_files(data_dir):
+    yard = Yard(data_dir, history=True, trims=False)
+    for target in (1, 2, 1):
+        yard.pay(USER, COIN)
+        yard.debit(USER, 7)
+        yard.move(5, 3 - target, target)
+    yard.pay(USER, COIN)
+    yard.close()
+    report = yard.examine()
+    assert report.findings == []
+    assert report.counts["history"] == {"files": 2, "rows": 7, "rows compared": 7, "accounts": 1}
+
+
+def test_rows_that_one_file_does_not_have_yet(data_dir, tmp_path):
+    """The bucket came back; the file of the shard it was at meanwhile is behind."""
+    yard = Yard(data_dir, history=True, trims=False)
+    yard.pay(USER, COIN)
+    yard.move(5, 2, 1)
+    (store := yard.workers[1].store).flush()
+    store.checkpoint()
+    shutil.copy(f"{yard.path}/history/shard-1.sqlite", tmp_path / "behind")
+    yard.pay(USER, COIN)
+    yard.move(5, 1, 2)
+    yard.pay(USER, COIN)
+    yard.close()
+    assert yard.examine().findings == []
+    shutil.copy(tmp_path / "behind", f"{yard.path}/history/shard-1.sqlite")
+    report = yard.examine()
+    assert report.findings == []
+    assert report.counts["history"]["accounts behind"] == 1
+
+
+def test_a_history_that_is_behind_after_kill_9_is_no_fault(data_dir, tmp_path):
+    yard = Yard(data_dir, shards=1, history=True)
+    yard.pay(USER, COIN)
+    store = yard.workers[1].store
+    assert store is not None
+    store.flush()  # committed, and in SQLite's log alone
+    yard.pay(USER, COIN)
+    shutil.copytree(data_dir, tmp_path / "killed")
+    yard.close()
+    report = examined(str(tmp_path / "killed"))
+    assert report.findings == []
+    assert report.counts["history"]["rows compared"] == 1
+    assert any("is 1 batches behind its journal" in note for note in report.notes)
+
+
+def test_a_history_ahead_of_its_journal_is_mentioned(data_dir, tmp_path):
+    """A power cut under a weaker journal.sync: the next start cuts it back."""
+    yard = Yard(data_dir, shards=1, history=True)
+    yard.pay(USER, COIN)
+    shutil.copytree(data_dir / "shard-1", tmp_path / "before")
+    yard.pay(USER, COIN)
+    yard.close()
+    shutil.rmtree(data_dir / "shard-1")
+    shutil.copytree(tmp_path / "before", data_dir / "shard-1")
+    report = yard.examine()
+    assert report.findings == []
+    assert any("is cut back at the next start" in note for note in report.notes)
+
+
+def test_batches_that_are_in_neither(data_dir, tmp_path):
+    yard = Yard(data_dir, shards=1, history=True, segment_bytes=8192)
+    yard.pay(USER, COIN)
+    shutil.copytree(data_dir / "history", tmp_path / "old")
+    for _ in range(3):
+        for _ in range(30):
+            yard.pay(USER, COIN)
+        yard.workers[1].snapshot()
+    yard.close()
+    shutil.rmtree(data_dir / "history")
+    shutil.copytree(tmp_path / "old", data_dir / "history")
+    assert any("what lies between is lost" in found.text for found in told(yard.examine(), "history"))
+
+
+def test_a_history_that_was_begun_later_is_held_against_what_it_has(data_dir):
+    yard = kept(data_dir, trims=True)
+    shutil.rmtree(data_dir / "history")
+    (data_dir / "history").mkdir(0o700)
+    yard.restart()
+    yard.pay(USER, COIN)
+    yard.close()
+    report = yard.examine()
+    assert report.findings == []
+    assert report.counts["history"]["rows compared"] > 0
+
+
+def test_rows_show_what_the_history_answers(data_dir):
+    yard = Yard(data_dir, shards=1, trims=False)
+    busy(yard, 9, 300, upheavals=0)
+    yard.close()
+    journal = open_journal(f"{yard.path}/shard-1", 1)
+    compared = 0
+    for _, payload in journal.replay(1):
+        for kind, _, _, body in records(payload):
+            if kind == 1 and (entry := read_entry(body)).entry_id:
+                row = history_row(unpack(body))
+                assert shown(entry) == (row["amount_nanos"], row["accrued_nanos"], row["balance_after_nanos"])
+                assert ops.NAMES[entry.op] == row["operation"]
+                compared += 1
+    journal.close()
+    assert compared > 50

@@ -1,0 +1,107 @@
+"""Who owns what: two owners or none, records of the map that contradict it, moves in which something was lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing.ledger.ledger import Rules
+from billing.machine import BillingMachine
+from shards.batch import LEAVE, OWN
+from tests.doctor.forge import Record, forge
+from tests.doctor.story import USER, scene, told
+from tests.doctor.yard import COIN, Yard
+
+
+def test_two_owners_of_a_bucket(data_dir):
+    yard = Yard(data_dir)
+    yard.workers[2].shard.adopt(1, 1)
+    yard.workers[2].commit()
+    (found,) = told(yard.close().examine(), "owners")
+    assert found.text == ("bucket 1 has two owners at generation 1: shard 2, and the map says shard 1 at generation 1")
+
+
+def test_a_bucket_without_an_owner(data_dir):
+    yard = Yard(data_dir, trims=False).close()
+
+    def without(position: int, records: list[Record]) -> list[Record]:
+        return [record for record in records if record[:2] != (OWN, 3)]
+
+    forge(yard, 1, without)
+    (found,) = told(yard.examine(), "owners")
+    assert found.text == "bucket 3 is not held by its owner, the map says shard 1 at generation 1"
+
+
+def test_a_bucket_at_another_generation_than_the_map_says(data_dir):
+    yard = Yard(data_dir)
+    yard.record(["assign", 1, 1, 2])
+    (found,) = told(yard.close().examine(), "owners")
+    assert found.text == (
+        "bucket 1 is held by shard 1 at generation 1, the map says shard 1 at generation 2: "
+        "one of the two is an older backup"
+    )
+
+
+def test_an_emptied_shard(data_dir):
+    yard = Yard(data_dir)
+    yard.workers[2].shard.freeze(5)
+    yard.workers[2].shard.leave(5)
+    yard.workers[2].commit()
+    (found,) = told(yard.close().examine(), "owners")
+    assert found.text == "bucket 5 is not held by its owner, the map says shard 2 at generation 1"
+
+
+def test_an_entry_of_a_bucket_that_was_given_up(data_dir):
+    yard = scene(data_dir)
+    given_up = False
+
+    def leave_early(position: int, records: list[Record]) -> list[Record]:
+        nonlocal given_up
+        if given_up or position < 4:
+            return records
+        given_up = True
+        return [*records, (LEAVE, 5, 1, b"")]
+
+    forge(yard, 1, leave_early, lambda part: None)
+    texts = [finding.text for finding in told(yard.examine(), "owners")]
+    assert "an entry of bucket 5 at generation 1, while the shard does not have it" in texts
+    assert "bucket 5 is not held by its owner, the map says shard 1 at generation 1" in texts
+
+
+def test_a_bucket_that_did_not_arrive_as_it_left(data_dir):
+    yard = Yard(data_dir)
+    yard.pay(USER, COIN)
+    poor = BillingMachine(Rules(accrue=False, request_ids_per_bucket=50, restore=True))
+    poor.create(5)
+    giving, taking = yard.workers[2].shard, yard.workers[1].shard
+    giving.freeze(5)
+    taking.take_in(5, 2, poor.dump(5))
+    yard.record(["assign", 5, 1, 2])
+    taking.activate(5, yard.now_ns)
+    giving.leave(5)
+    (found,) = told(yard.close().examine(), "owners")
+    assert found.text == "bucket 5 did not arrive at generation 2 as it had left"
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (["assign", 1, 2, 3], "bucket 1, now (1, 1), is given to shard 2 at 3"),
+        (["retire", 1], "shard 1 is retired, which owns buckets"),
+        (["create", 8, "crc32c-noxor", [1]], "the map is created a second time"),
+        (["crown", 1], "a record of the unknown kind 'crown'"),
+        (["assign", 1], "makes no sense"),
+        (["anchor", b"BCA1"], "makes no sense"),
+    ],
+)
+def test_a_record_that_contradicts_the_map(data_dir, record, text):
+    yard = Yard(data_dir)
+    yard.record(record)
+    report = yard.close().examine()
+    assert text in told(report, "owners")[0].text
+    assert told(report, "owners")[0].position == 3
+
+
+def test_a_missing_directory(data_dir):
+    yard = Yard(data_dir).close()
+    (data_dir / "shard-2").rename(data_dir / "aside")
+    assert told(yard.examine(), "owners")[0].text == "the directory of shard 2 is missing"

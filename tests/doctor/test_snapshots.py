@@ -1,0 +1,64 @@
+"""Snapshots that are wrong behind right checksums."""
+
+from __future__ import annotations
+
+from billing.ledger.book import ROW
+from billing.ledger.ledger import Rules
+from billing.machine import BillingMachine
+from tests.doctor.forge import forge
+from tests.doctor.story import USER, scene, told
+from tests.doctor.yard import Yard
+
+
+def test_a_changed_balance_in_a_snapshot(data_dir):
+    yard = scene(data_dir)
+
+    def richer(part: bytes) -> bytes:
+        machine = BillingMachine(yard.rules)
+        bucket_id = int.from_bytes(part[1:3], "little")
+        machine.load(bucket_id, part[15:])
+        book = machine.ledger.books[bucket_id]
+        for slot in book.slots.values():
+            settled_ns, nanos, *rest = ROW.unpack_from(book.rows, slot * ROW.size)
+            ROW.pack_into(book.rows, slot * ROW.size, settled_ns, nanos + 1, *rest)
+            book.totals.top_ups += 3600 * 10**9  # so that the snapshot does not contradict itself
+        return part[:15] + machine.dump(bucket_id)
+
+    forge(yard, 1, on_part=richer)
+    report = yard.examine()
+    texts = [finding.text for finding in told(report, "snapshots") if finding.account == "7"]
+    assert len(texts) == 1
+    assert "the snapshot says balance " in texts[0]
+    assert told(report, "accounts") == []
+    assert any("top_ups over all entries" in finding.text for finding in told(report, "snapshots"))
+
+
+def test_a_snapshot_that_lost_request_ids(data_dir):
+    yard = Yard(data_dir, shards=1, bucket_count=1, trims=False)
+    for number in range(20):
+        yard.pay(USER, 1, b"%d" % number)
+    yard.workers[1].snapshot()
+    yard.close()
+
+    def forgetful(part: bytes) -> bytes:
+        machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=50, restore=True))
+        machine.load(1, part[15:])
+        other = BillingMachine(yard.rules)
+        other.load(1, part[15:])
+        ids = other.ledger.books[1].ids
+        packed = list(ids)
+        ids.__init__()  # type: ignore[misc]
+        for one in [*packed[:5], *packed[6:]]:
+            ids.restore(one)
+        return part[:15] + other.dump(1)
+
+    forge(yard, 1, on_part=forgetful)
+    (found,) = told(yard.examine(), "requests")
+    assert "keeps other request ids than its entries say" in found.text
+
+
+def test_a_snapshot_without_one_of_the_buckets(data_dir):
+    yard = scene(data_dir)
+    forge(yard, 1, on_part=lambda part: part if part[1:3] != b"\x05\x00" else None)
+    report = yard.examine()
+    assert "no part of bucket 5, which the shard holds at position" in told(report, "snapshots")[0].text
