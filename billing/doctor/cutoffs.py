@@ -87,7 +87,7 @@ def report(account: Account, entry: Entry) -> str:
         return f"cutoff {seq} is not among those of the account"
     latest = cutoff is account.cutoffs[-1]
     unbegun = op == CUTOFF_FAILED and entry.b == 1  # no connection came about
-    if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and not cutoff.attempts and not unbegun:
+    if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and seq > account.off_seq and not unbegun:
         return f"an outcome of cutoff {seq}, of which no attempt began"
     if unbegun:
         if cutoff.status != PENDING:

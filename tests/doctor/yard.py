@@ -293,8 +293,8 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
         owed = worker.machine.ledger.owed(bucket_id_of(user, yard.bucket_count), user)
         seq = owed.seq if owed is not None else draw.randrange(1, 4)
         failed = op in (ops.CUTOFF_FAILED, ops.RESTORE_FAILED)
-        operator = draw.randrange(2) if op == ops.CUTOFF_RETRY else 0
-        return (op, user, seq, operator, 0, b"", b"", b"503" if failed else b"")
+        b = draw.randrange(2) if op in (ops.CUTOFF_RETRY, ops.CUTOFF_FAILED) else 0
+        return (op, user, seq, b, 0, b"", b"", b"503" if failed else b"")
 
     def edge(user: bytes) -> int:
         """How long until something is due for this account, or one nanosecond beside that."""

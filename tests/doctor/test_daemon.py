@@ -1,0 +1,120 @@
+"""The real daemon, its processes and its disk: whatever it was stopped in the middle of, what it leaves is right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Lost, Rpc
+
+COIN = 10**9
+
+
+def doctor(daemon: Daemon, code: int = 0) -> dict[str, Any]:
+    """The report on a daemon's directory."""
+    line = [sys.executable, "-m", "billing", "doctor", "--json", "--config", str(daemon.config)]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    told: dict[str, Any] = json.loads(ended.stdout) if code in (0, 65) else {"error": ended.stderr}
+    return told
+
+
+def counts(report: dict[str, Any], check: str) -> dict[str, int]:
+    (found,) = [one["counts"] for one in report["checks"] if one["check"] == check]
+    return dict(found)
+
+
+async def load(rpc: Rpc, seed: int, steps: int) -> int:
+    """Random calls; how many were answered without an error, or until the connection broke."""
+    draw = random.Random(seed)
+    users = [f"user {number}" for number in range(20)]
+    calls: list[Any] = []
+
+    async def call(method: str, *params: Any) -> bool:
+        with suppress(Lost):
+            error, _ = await rpc.call(method, *params)
+            return error is None
+        return False
+
+    for number in range(steps):
+        user = draw.choice(users)
+        calls.append(
+            draw.choice(
+                [
+                    lambda user=user, number=number: call(
+                        "top_up", user, draw.randrange(1, COIN), {"request_id": f"{seed} {number}"}
+                    ),
+                    lambda user=user: call("set_rate", user, draw.choice([0, 5, COIN, 100 * COIN]), {"resource": "vm"}),
+                    lambda user=user: call("debit", user, draw.randrange(1, COIN), {"mode": "partial"}),
+                    lambda user=user: call("set_credit_limit", user, draw.choice([0, 5, COIN])),
+                    lambda user=user: call("hold", user, draw.randrange(1, COIN), {"ttl_ns": 10**7}),
+                    lambda user=user: call("set_thresholds", user, [{"amount": COIN}, {"runway_ns": 10**8}]),
+                    lambda user=user: call("adjust", user, draw.choice([-5, 5]), "why not"),
+                ]
+            )()
+        )
+        if len(calls) == 32:
+            done, calls = calls, []
+            await asyncio.gather(*done)
+            await asyncio.sleep(0.005)
+    return sum(await asyncio.gather(*calls))
+
+
+async def test_a_daemon_that_runs_is_not_looked_at_and_one_that_stopped_is_right(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__bucket_count=16, cutoff__url="http://127.0.0.1:9/cutoff")
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(20):
+            await rpc.ask("top_up", f"user {number}", COIN)
+        await load(rpc, 1, 1500)
+        assert "a daemon runs on" in doctor(daemon, 1)["error"]
+        assert (await rpc.ask("get_account", "user 1"))["user_id"] == "user 1"
+        shown = sum([(await rpc.ask("get_account", f"user {number}"))["entry_id"] for number in range(20)])
+    report = doctor(daemon)
+    assert counts(report, "accounts")["accounts"] == 20
+    assert counts(report, "accounts")["entries"] > 500
+    assert counts(report, "owners")["buckets"] == 16
+    assert counts(report, "cutoffs")["cutoffs made"] > 0
+    assert counts(report, "snapshots")["parts"] == 16  # a clean stop leaves a snapshot of each shard
+    assert counts(report, "history")["rows"] >= shown
+    assert counts(report, "history")["accounts"] == 20
+    assert report["summary"].endswith("16 buckets: no faults")
+
+
+async def test_kill_9_moves_and_restarts_leave_what_is_right(data_dir: Path) -> None:
+    daemon = Daemon(
+        data_dir, shards__bucket_count=16, journal__snapshot_bytes=65536, journal__segment_bytes=65536,
+        cutoff__url="http://127.0.0.1:9/cutoff", cutoff__restore_url="http://127.0.0.1:9/restore",
+    )  # fmt: skip
+    entries = 0
+    for seed in range(4):
+        daemon.start()
+        operator = await Rpc.connect(daemon.rpc_port)
+        rpc = await Rpc.connect(daemon.rpc_port)
+        if seed == 0:
+            for number in range(20):
+                await rpc.ask("top_up", f"user {number}", COIN)
+        driving = asyncio.create_task(load(rpc, seed, 4000))
+        for bucket_id in range(1, 17, 3):
+            await operator.call("move_bucket", bucket_id, 1 + (bucket_id + seed) % 2)
+        await asyncio.sleep(0.2)
+        if seed == 3:
+            await driving
+            daemon.stop()
+        else:
+            daemon.kill()
+            await driving
+        report = doctor(daemon)
+        assert report["findings"] == []
+        entries += counts(report, "accounts")["entries"]
+        assert counts(report, "accounts")["accounts"] == 20
+    assert entries > 500
+    assert counts(report, "history")["rows compared"] > 0
+    assert counts(report, "snapshots")["parts"] > 16
