@@ -150,6 +150,9 @@ class Ledger:
             ):
                 return self._change(book, at_ns, command)
             limit_nanos, holds_nanos, overrun = extra.credit_limit_nanos, extra.holds_nanos, extra.overrun
+            assert holds_nanos >= 0, "holds left their bounds"
+            assert (holds_nanos > 0) == bool(extra.holds), "holds do not add up"
+            assert limit_nanos >= 0, "the credit limit left its bounds"
             beyond = (limit_nanos - holds_nanos) * NANO
         spent = rate * (at_ns - settled_ns)
         balance = nanos * NANO + frac - spent
