@@ -235,7 +235,7 @@ class HistoryFile:
                 )
             while self._row is not None:
                 self._pass_row()
-            for number, newest in self._db.execute("SELECT number, newest FROM users"):
+            for number, newest in self._db.execute("SELECT number, newest FROM heads"):
                 if newest != self._newest.get(number, 0):
                     text = f"its newest row is said to be {newest}, and is {self._newest.get(number, 0)}"
                     self._fault(text, self._users[number])

@@ -64,12 +64,11 @@ assert ENVELOPE.format.startswith("<B"), "a record opens with the byte that says
 class Group:
     """What one transaction will write: the rows of any number of batches, and what follows from them."""
 
-    __slots__ = ("left", "marks", "newest", "rows")
+    __slots__ = ("left", "marks", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.marks: list[tuple[int, int, int]] = []  # (number, entry_id, seq)
-        self.newest: dict[int, int] = {}  # number -> seq of the newest row
         self.left: list[tuple[int, int]] = []  # (bucket id, generation) given away
 
 
@@ -81,8 +80,8 @@ def project(
     `places` maps user ids to their places; of who is not in it `place_of` tells the place, and puts it there. Raises
     AssertionError, IndexError or struct.error where the bytes are no batch.
     """
-    add, mark, newest = group.rows.append, group.marks.append, group.newest
-    get, unpack, record_bytes = places.get, _RECORD.unpack_from, _RECORD.size
+    add, mark, get = group.rows.append, group.marks.append, places.get
+    unpack, record_bytes = _RECORD.unpack_from, _RECORD.size
     (count,) = LENGTH.unpack_from(payload)
     at = _LENGTH_BYTES
     for _ in range(count):
@@ -121,7 +120,7 @@ def project(
                 payload[message_at : message_at + message_len] or None, payload[request_at:message_at] or None,
             )
         )  # fmt: skip
-        place[1] = newest[number] = seq
+        place[1] = seq
         if not entry_id & (MARK_EVERY - 1):
             mark((number, entry_id, seq))
     assert at == len(payload), "bytes behind the last record of a batch"

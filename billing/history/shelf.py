@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from billing.history.store import connect
+from billing.history.store import PLACE, connect
 from billing.ledger.commands import NAMES
 from billing.ledger.entry import text
 from shards.disk import Disk
@@ -37,7 +37,7 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
 
     Walks at most `projection.MARK_EVERY` rows beside those it returns.
     """
-    found = db.execute("SELECT number, newest FROM users WHERE user_id = ?", (user_id,)).fetchone()
+    found = db.execute(PLACE, (user_id,)).fetchone()
     if found is None:
         return []
     number, newest = found

@@ -85,7 +85,7 @@ def test_a_row_that_is_missing(data_dir):
 
 def test_the_last_row_is_missing(data_dir):
     report = alter(
-        kept(data_dir), "DELETE FROM entries WHERE seq = 79", "UPDATE users SET newest = 77 WHERE number = 1"
+        kept(data_dir), "DELETE FROM entries WHERE seq = 79", "UPDATE heads SET newest = 77 WHERE number = 1"
     )
     assert "the rows end before entry 76, which is in batch" in told(report, "history")[0].text
 
@@ -95,7 +95,7 @@ def test_a_row_that_nothing_made(data_dir):
         kept(data_dir),
         "INSERT INTO entries SELECT 80, 79, number, entry_id + 1, at_ns, 9, 5, 0, balance + 5, NULL, NULL "
         "FROM entries WHERE seq = 79",
-        "UPDATE users SET newest = 80 WHERE number = 1",
+        "UPDATE heads SET newest = 80 WHERE number = 1",
     )
     assert told(report, "history")[0].text == "row 80 and those after it are of no entry"
 
@@ -106,7 +106,9 @@ def test_a_mark_that_leads_elsewhere(data_dir):
 
 
 def test_a_newest_row_that_is_not(data_dir):
-    report = alter(kept(data_dir), "UPDATE users SET newest = 10 WHERE user_id = x'37'")
+    report = alter(
+        kept(data_dir), "UPDATE heads SET newest = 10 WHERE number = (SELECT number FROM users WHERE user_id = x'37')"
+    )
     assert told(report, "history")[0].text == "its newest row is said to be 10, and is 79"
 
 
