@@ -107,3 +107,22 @@ async def test_a_top_up_before_the_instant_saves_and_nobody_is_called(data_dir: 
             await asyncio.sleep(0.6)
             assert receiver.calls == []
             assert (await rpc.ask("get_account", "saved"))["state"] == "active"
+
+
+async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(data_dir: Path) -> None:
+    with Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "refused", COIN)
+        await rpc.ask("debit", "refused", COIN)
+        cutoff = {"attempts": 0}
+        for _ in range(200):
+            cutoff = (await rpc.ask("get_account", "refused"))["cutoff"]
+            if cutoff["attempts"] >= 2:
+                break
+            await asyncio.sleep(0.02)
+        assert cutoff["attempts"] >= 2
+        assert "refused" in cutoff["last_error"]
+        restored = await rpc.ask("top_up", "refused", 1)
+        assert restored["restored"] is True
+        assert restored["cutoff"]["status"] == "superseded"
+        assert await rpc.ask("pending_cutoffs") == []
