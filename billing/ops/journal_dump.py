@@ -18,8 +18,7 @@ from typing import Any
 import click
 import msgspec
 
-from billing.ledger.commands import NAMES
-from billing.ledger.entry import Entry, unpack
+from billing.ops.entry_fields import entry_fields
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, Corrupt, split_batch
 from shards.disk import RealDisk, read_file
 from shards.journal import record
@@ -96,9 +95,7 @@ def _payload_rows(shard: int, payload: bytes) -> Iterator[Row]:
     for kind, bucket_id, generation, body in split_batch(payload):
         fields: dict[str, Any] = {"bucket_id": bucket_id, "generation": generation}
         if kind == ENTRY:
-            named = Entry._make(unpack(body))._asdict()
-            fields["operation"] = NAMES.get(named["op"], named["op"])
-            fields |= {name: value for name, value in named.items() if name != "op" and value not in (0, b"")}
+            fields |= entry_fields(body, bucket_id)
         yield KINDS.get(kind, f"kind {kind}"), fields
 
 
@@ -125,6 +122,8 @@ def plain(value: object) -> Any:
         return text if text.isprintable() and "\ufffd" not in text else value.hex()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
     return value
 
 

@@ -60,7 +60,7 @@ def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal):
     assert rows[1]["time_ns"] == NOW_NS
     entry = rows[3]
     assert (entry["bucket_id"], entry["operation"], entry["user_id"]) == (477, "top_up", "änna")
-    assert (entry["a"], entry["balance_nanos"], entry["request_id"]) == (5, 5, "ff006964")
+    assert (entry["asked_amount_nanos"], entry["balance_nanos"], entry["request_id"]) == (5, 5, "ff006964")
     assert "credit_limit_nanos" not in entry  # what is zero or empty is left out
     assert rows[5]["generation"] == 3
 

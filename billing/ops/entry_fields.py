@@ -1,0 +1,101 @@
+"""An entry as named fields for people: what was asked for, what came of it, flags and refusals by name.
+
+Nothing that the entry says is left out but what is zero or empty; nothing is added that is not in it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+from billing.ledger import commands as ops
+from billing.ledger.entry import (
+    CROSSED,
+    EXHAUSTED,
+    OPENED,
+    PRESUMED,
+    REFUSED,
+    RESTORED,
+    RULE_ACCRUE,
+    RULE_RESTORE,
+    Entry,
+    answer,
+    refused,
+    unpack,
+)
+
+FLAGS: Final = {
+    EXHAUSTED: "exhausted",
+    CROSSED: "crossed",
+    RESTORED: "restored",
+    REFUSED: "refused",
+    OPENED: "opened",
+    PRESUMED: "presumed",
+    RULE_ACCRUE: "rule accrue",
+    RULE_RESTORE: "rule restore",
+}
+
+# What a, b, c and key are of each operation; "" where it has none.
+ASKED: Final[dict[int, tuple[str, str, str, str]]] = {
+    ops.TOP_UP: ("amount_nanos", "", "", ""),
+    ops.SET_RATE: ("nanos_per_hour", "rate_seq", "min_runway_ns", "resource"),
+    ops.CHANGE_RATE: ("nanos_per_hour", "", "", "resource"),
+    ops.DEBIT: ("amount_nanos", "mode", "", ""),
+    ops.SET_CREDIT_LIMIT: ("limit_nanos", "", "", ""),
+    ops.HOLD: ("amount_nanos", "ttl_ns", "", ""),
+    ops.CAPTURE: ("amount_nanos", "", "", "hold_id"),
+    ops.RELEASE: ("", "", "", "hold_id"),
+    ops.ADJUST: ("amount_nanos", "", "", ""),
+    ops.SET_THRESHOLDS: ("", "", "", "thresholds"),
+    ops.HOLD_EXPIRED: ("amount_nanos", "", "", "hold_id"),
+    ops.THRESHOLD: ("kind", "value", "", ""),
+    ops.CUTOFF_FAILED: ("seq", "unbegun", "", ""),
+    ops.CUTOFF_RETRY: ("seq", "by_operator", "", ""),
+    **{op: ("seq", "", "", "") for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.CUTOFF_RELEASED)},
+    **{op: ("seq", "", "", "") for op in (ops.RESTORE_STARTED, ops.RESTORE_DELIVERED, ops.RESTORE_FAILED)},
+}
+KINDS: Final = {ops.BY_AMOUNT: "amount", ops.BY_RUNWAY: "runway_ns"}
+MODE_NAMES: Final = {number: name for name, number in ops.MODES.items()}
+THRESHOLD_BYTES: Final = len(ops.pack_thresholds([(0, 0)]))
+OPTIONS: Final = frozenset({"rate_seq", "min_runway_ns"})  # -1 where not given
+
+
+def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
+    """The fields of a packed entry, in the order in which they are best read. Raises ValueError where it is none."""
+    entry = unpack(body)
+    named = Entry._make(entry)
+    fields: dict[str, Any] = {
+        "operation": ops.NAMES.get(named.op, named.op),
+        "user_id": named.user_id,
+        "at_ns": named.at_ns,
+        **asked(named),
+    }
+    skipped = {"op", "flags", "refusal", "a", "b", "c", "key", "note", *fields}
+    for name, value in named._asdict().items():
+        if name not in skipped and value not in (0, b"") and not (name == "exhausts_at_ns" and value < 0):
+            fields[name] = value
+    fields["flags"] = [name for flag, name in FLAGS.items() if named.flags & flag]
+    try:
+        if named.flags & REFUSED:
+            fields["refusal"] = str(refused(entry, bucket_id))
+        elif named.flags & RESTORED and named.note:
+            fields["cutoff"] = answer(entry, bucket_id)["cutoff"]
+    except (KeyError, IndexError, AssertionError, struct.error):  # no entry of the ledger: shown as it stands
+        fields |= {"refusal": named.refusal, "note": named.note}
+    return fields
+
+
+def asked(entry: Entry) -> dict[str, Any]:
+    """The parameters of the command in an entry, by name; the first one always, others where they were given."""
+    found: dict[str, Any] = {}
+    names = ASKED.get(entry.op, ("a", "b", "c", "key"))
+    for number, (name, value) in enumerate(zip(names, (entry.a, entry.b, entry.c, entry.key), strict=True)):
+        if name == "mode":
+            found[name] = MODE_NAMES.get(entry.b, value)
+        elif name == "kind":
+            found[name] = KINDS.get(entry.a, value)
+        elif name == "thresholds" and len(entry.key) % THRESHOLD_BYTES == 0:
+            found[name] = [{KINDS.get(kind, str(kind)): value} for kind, value in ops.unpack_thresholds(entry.key)]
+        elif name and (number == 0 or (value != -1 if name in OPTIONS else value)):
+            found[f"asked_{name}" if name in Entry._fields else name] = value
+    return found
