@@ -20,9 +20,9 @@ stands under its name before it is whole (made aside, synced, renamed), and is 0
 `journal.sync`; or a backup) it is cut back to a group that the journal still knows, and fed from there; where the
 journal does not reach back to one, nothing is touched and `Hole` says so.
 
-Why a chain, and why in the order of the journal: kept together by user, 50,000 entries a second of users at random dirty
-50,000 pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry costs 2.5 µs of SQLite this
-way, 9 with an index over (user, entry_id), 14 clustered by it, and those two grow with the file.
+Why a chain, in the order of the journal: kept together by user, 50,000 entries a second of users at random dirty 50,000
+pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry costs 2.5 µs of SQLite this way,
+6 to 9 with an index over (user, entry_id), 11 to 14 clustered by it, and those two grow with the file.
 """
 
 from __future__ import annotations
