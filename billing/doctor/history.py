@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from billing.doctor.entry import UNIT, Entry, Garbled, read_entry
@@ -24,12 +25,15 @@ from shards.disk import Disk
 APPLICATION_ID: Final = 0x42484953
 VERSION: Final = 1
 MARK_EVERY: Final = 64
-_ENTRY: Final = 1
+_ENTRY, _LEAVE = 1, 3
 
 _ROWS: Final = (
     "SELECT seq, older, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id "
     "FROM entries ORDER BY seq"
 )
+
+
+Departure = tuple[int, int]  # bucket id, generation
 
 
 class Run(NamedTuple):
@@ -127,6 +131,7 @@ class HistoryFile:
         self._row: tuple[Any, ...] | None = next(self._rows, None)  # the one at hand, not looked at yet
         self._newest: dict[int, int] = {}  # number of a user -> seq of the newest row looked at
         self._open: dict[int, Run] = {}  # number of a user -> the run that goes on
+        self._left: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
         self._seq = 0
         self._aligned = False
         self._lost = False  # rows and entries no longer go together
@@ -170,9 +175,12 @@ class HistoryFile:
 
     # -- side by side with the journal ------------------------------------------------------------------------------
 
-    def take(self, batch: Batch, entries: list[Entry]) -> None:
-        """The next batch of the journal, with its entries that have an entry_id."""
-        if self._lost or not self.begins <= batch.position <= self.position:
+    def take(self, batch: Batch, entries: list[Entry], left: list[Departure]) -> None:
+        """The next batch of the journal: its entries that have an entry_id, and the buckets given up in it."""
+        if not self.begins <= batch.position <= self.position:
+            return
+        self._left.update(dict.fromkeys(left, batch.position))
+        if self._lost:
             return
         for entry in entries:
             if not self._aligned:
@@ -215,6 +223,18 @@ class HistoryFile:
             self._fault(f"row {seq} says {told}, its entry in batch {batch.position} {expected}", entry.user_id)
             self._lost = (user_id, entry_id) != (entry.user_id, entry.entry_id)
 
+    def _compare_departures(self, first: int) -> None:
+        """From the departures of a bucket others know that this file has all of a former time."""
+        told = self._db.execute("SELECT bucket_id, generation, position FROM departures")
+        departures = {(bucket_id, generation): position for bucket_id, generation, position in told}
+        self._report.count("history", "departures", len(departures))
+        for departure, position in self._left.items():
+            if departures.pop(departure, -1) < position:
+                self._fault("the departure of bucket {} at generation {} is missing".format(*departure), b"")
+        for departure, position in departures.items():
+            if position >= max(first, self.begins):
+                self._fault("bucket {} did not depart at generation {}".format(*departure), b"")
+
     def end(self, first: int, head: int) -> None:
         """The journal holds the batches `first` to `head`, and all of them were taken."""
         report = self._report
@@ -235,6 +255,7 @@ class HistoryFile:
                 )
             while self._row is not None:
                 self._pass_row()
+            self._compare_departures(first)
             for number, newest in self._db.execute("SELECT number, newest FROM heads"):
                 if newest != self._newest.get(number, 0):
                     text = f"its newest row is said to be {newest}, and is {self._newest.get(number, 0)}"
@@ -281,15 +302,15 @@ def open_history(disk: Disk, path: str, shard: int, chains: Chains, report: Repo
         return None
 
 
-def rows_of(records: Iterator[tuple[int, int, int, bytes]]) -> list[Entry]:
-    """The entries of a batch that have rows. What is no entry is another check's business."""
-    found = []
-    for kind, _, _, body in records:
-        if kind == _ENTRY:
-            try:
+def rows_of(records: Iterator[tuple[int, int, int, bytes]]) -> tuple[list[Entry], list[Departure]]:
+    """The entries of a batch that have rows, and the buckets given up. What is no entry is another check's business."""
+    entries, left = [], []
+    for kind, bucket_id, generation, body in records:
+        if kind == _LEAVE:
+            left.append((bucket_id, generation))
+        elif kind == _ENTRY:
+            with suppress(Garbled):
                 entry = read_entry(body)
-            except Garbled:
-                continue
-            if entry.entry_id > 0:
-                found.append(entry)
-    return found
+                if entry.entry_id > 0:
+                    entries.append(entry)
+    return entries, left

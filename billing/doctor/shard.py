@@ -123,7 +123,7 @@ class Shard:
 
     def _compare_rows(self, history: HistoryFile, batch: Batch) -> None:
         with suppress(Garbled, struct.error):  # told where it is replayed
-            history.take(batch, rows_of(records(batch.payload)))
+            history.take(batch, *rows_of(records(batch.payload)))
 
     def _not_checked(self, why: str) -> None:
         for check in ("owners", "accounts", "conservation", "requests", "cutoffs", "snapshots", "history"):

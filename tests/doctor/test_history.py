@@ -112,6 +112,24 @@ def test_a_newest_row_that_is_not(data_dir):
     assert told(report, "history")[0].text == "its newest row is said to be 10, and is 79"
 
 
+@pytest.mark.parametrize(
+    ("statement", "text"),
+    [
+        ("DELETE FROM departures", "the departure of bucket 5 at generation 2 is missing"),
+        ("UPDATE departures SET position = 1", "the departure of bucket 5 at generation 2 is missing"),
+        ("INSERT INTO departures VALUES (3, 1, 2)", "bucket 3 did not depart at generation 1"),
+    ],
+)
+def test_departures_are_those_of_the_journal(data_dir, statement, text):
+    yard = Yard(data_dir, history=True, trims=False)
+    yard.move(5, 2, 1)
+    yard.pay(USER, COIN)
+    yard.move(5, 1, 2)
+    yard.close()
+    assert yard.examine().findings == []
+    assert [found.text for found in told(alter(yard, statement), "history")] == [text]
+
+
 def test_a_file_that_is_missing_among_others(data_dir):
     yard = Yard(data_dir, history=True)
     busy(yard, 4, 100, upheavals=0)
@@ -145,7 +163,9 @@ def test_an_account_whose_rows_are_in_two_files(data_dir):
     yard.close()
     report = yard.examine()
     assert report.findings == []
-    assert report.counts["history"] == {"files": 2, "rows": 7, "rows compared": 7, "accounts": 1}
+    assert report.counts["history"] == {
+        "files": 2, "rows": 7, "rows compared": 7, "departures": 3, "accounts": 1
+    }  # fmt: skip
 
 
 def test_rows_that_one_file_does_not_have_yet(data_dir, tmp_path):
