@@ -43,6 +43,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "thresholds": "Sets when notices about USER's low balance are sent; without options, never.",
         "close": "Closes USER's account and pays out the rest.",
     },
+    "billing.ops.statement_command": {
+        "statement": "Shows what USER's account opened with, its entries, what it closed with, and that it adds up.",
+    },
     "billing.ops.operator_commands": {
         "shards": "Lists the shards: process, buckets, accounts, load.",
         "buckets": "Lists the buckets and their owners, or moves and pins them.",
@@ -66,7 +69,7 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 
 # How `--help` groups them; all others stand under the last title.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Accounts": tuple(ELSEWHERE["billing.ops.account_commands"]),
+    "Accounts": (*ELSEWHERE["billing.ops.account_commands"], "statement"),
     "Operation": ("serve", "config", "journal", "doctor", *ELSEWHERE["billing.ops.operator_commands"]),
     "Trying and measuring": ("demo", "receiver", "replay"),
 }

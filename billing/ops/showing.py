@@ -108,9 +108,9 @@ def show(target: Target, reply: Any) -> None:
     if target.as_json:
         click.echo(json.dumps(reply, ensure_ascii=False, default=bytes.hex))
     elif isinstance(reply, Mapping):
-        _print(_lines_of(reply))
+        print_table(_lines_of(reply))
     elif isinstance(reply, list) and reply and all(isinstance(row, Mapping) for row in reply):
-        _print(_table_of(reply))
+        print_table(_table_of(reply))
     elif isinstance(reply, list):
         click.echo("\n".join(str(row) for row in reply) if reply else "nothing")
     else:
@@ -153,7 +153,8 @@ def _style_of(name: str, value: Any) -> str:
     return "red" if name.endswith("_nanos") and isinstance(value, int) and value < 0 else ""
 
 
-def _print(table: Any) -> None:
+def print_table(table: Any) -> None:
+    """Prints a table of rich, as wide as the terminal; into a pipe, as wide as it is."""
     from rich.console import Console
 
     if sys.stdout.isatty():

@@ -38,8 +38,19 @@ class Scene:
     def answer(self, token: object, reply: object) -> None:
         """As a caller; nobody reads the replies."""
 
-    def do(self, op: int, user: bytes, a: int = 0, b: int = 0, key: bytes = b"", message: bytes = b"") -> None:
-        request_id = self.rng.choice([b"", b"r-%d" % self.rng.getrandbits(40), bytes([255, self.rng.randrange(256)])])
+    def do(
+        self,
+        op: int,
+        user: bytes,
+        a: int = 0,
+        b: int = 0,
+        key: bytes = b"",
+        message: bytes = b"",
+        request_id: bytes | None = None,
+    ) -> None:
+        if request_id is None:  # none, a new one, or one of a few: then it may be refused, or answered as before
+            drawn = [b"", b"r-%d" % self.rng.getrandbits(40), bytes([255, self.rng.randrange(256)])]
+            request_id = self.rng.choice(drawn)
         command = (op, user, a, b, -1 if op == ops.SET_RATE else 0, key, request_id, message)
         self.shard.tick(self.now_ns, 100)
         self.shard.receive(self, None, bucket_id_of(user, BUCKETS), command, self.now_ns)
