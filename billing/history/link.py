@@ -30,6 +30,7 @@ from billing.history.feed import Feed, Slice
 from billing.history.messages import ASK, BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, REFUSED, ROWS
 from billing.history.projection import slim
 from billing.ledger.errors import Refused
+from shards.clock import boot_now_ns
 from shards.journal import Journal
 from shards.links import Wire
 
@@ -90,6 +91,8 @@ class HistoryLink:
         self._reason = "it has not been started"  # why it is not live
         self._head = journal.head  # the last durable batch that is known here
         self._reached = self._durable = 0
+        self._watched = self._watched_ns = 0  # a batch, and when it was handed over; 0: none is watched
+        self._lag_ns = 0  # what it took the last batch that was watched
         self._starts = 0
         # of the present projector:
         self._life = 0
@@ -120,6 +123,8 @@ class HistoryLink:
         """
         if position > self._head:
             self._head = position
+            if not self._watched_ns:
+                self._watched, self._watched_ns = position, boot_now_ns()
         if self._live and position == self._sent + 1 and self._unreached_bytes <= self._limits.unreached_bytes_max:
             self._send(position, payload)
         elif position > self._sent:
@@ -155,6 +160,7 @@ class HistoryLink:
         return {
             "history_position": self._reached,
             "history_behind_batches": max(0, self._head - self._reached),
+            "history_lag_ns": max(self._lag_ns, boot_now_ns() - self._watched_ns if self._watched_ns else 0),
             "history_unreached_bytes": self._unreached_bytes,
             "history_starts": self._starts,
             "history_pid": 0 if self._wire is None or self._process is None else self._process.pid,
@@ -222,14 +228,19 @@ class HistoryLink:
         kind = message[0]
         if kind == REACHED:
             _, self._reached, self._reached_bytes, self._durable = message
+            if self._watched_ns and self._reached >= self._watched:
+                self._lag_ns = boot_now_ns() - self._watched_ns
+                self._watched_ns = 0
             self._catch_up()
         elif kind == ROWS:
             self._answer(message[1], message[2])
         elif kind == REFUSED:
             self._answer(message[1], None, message[2])
         elif kind == OPENED:
-            self._sent = message[1]
+            _, self._sent, begins = message
             self._opened = True
+            if begins > 1:
+                log.warning("the history of shard %d lacks what came before batch %d", self._shard_id, begins)
             self._reason = "it is catching up with the journal"
             self._catch_up()
         else:

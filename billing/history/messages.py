@@ -7,7 +7,7 @@ worker → projector
     (CLOSE,)                                  commit, make durable, end; so does a closed wire
 
 projector → worker
-    (OPENED, position)                        the file ends with this batch
+    (OPENED, position, begins)                the file ends with this batch, and begins with that one
     (REACHED, position, bytes, durable)       committed up to here, this much of payload in this life; durable up to
     (ROWS, number, rows)                      rows as `history` answers them
     (REFUSED, number, reason)                 this question cannot be answered now

@@ -149,7 +149,7 @@ class Projector:
         self._shelf = Shelf(directory, os.path.basename(path), store.db, self._disk)
         position = store.settle(first, head)
         self._rows_at_checkpoint = store.seq
-        self._send((OPENED, position))
+        self._send((OPENED, position, store.begins))
         self._tell_reached()
 
     def _on_batch(self, position: int, payload: bytes) -> None:
@@ -212,7 +212,7 @@ class Projector:
         self._flush()
         try:
             missing = shelf.missing(bucket_id, generation)
-            rows = [] if missing else shelf.history(user_id, before, limit)
+            rows = [] if missing else shelf.history(generation, user_id, before, limit)
         except (sqlite3.Error, HistoryError, OSError) as error:
             self._send((REFUSED, number, reason_of(error)))
             return

@@ -107,10 +107,12 @@ class Shelf:
             self._whole[bucket_id] = generation
         return missing
 
-    def history(self, user_id: bytes, before: int, limit: int) -> list[dict[str, object]]:
-        """The account's rows below `before`, newest first, at most `limit`, as `history` answers them."""
+    def history(self, generation: int, user_id: bytes, before: int, limit: int) -> list[dict[str, object]]:
+        """The account's rows below `before`, newest first, at most `limit`, as `history` answers them. A bucket of the
+        first generation was never elsewhere: then only the own file is read, whatever became of others.
+        """
         rows: list[Row] = []
-        for db in self._connections():
+        for db in [self._own] if generation <= 1 else self._connections():
             rows += rows_of(db, user_id, before, limit)
         rows.sort(reverse=True, key=lambda row: row[0])
         return [as_map(row) for row in rows[:limit]]

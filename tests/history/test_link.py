@@ -198,6 +198,7 @@ async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir):
         assert worker.link.figures()["history_unreached_bytes"] <= limits.unreached_bytes_max + largest
     assert sum(map(len, worker.scene.batches)) > 5 * limits.unreached_bytes_max
     assert worker.link.figures()["history_behind_batches"] > 200
+    assert worker.link.figures()["history_lag_ns"] > 0
     asked = [(user, worker.ask(user), worker.scene.history(user)) for user in worker.scene.users]
     os.kill(worker.pid(), signal.SIGCONT)
     for user, answer, at_least in asked:
@@ -226,7 +227,7 @@ async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_d
     assert worker.link.trim_floor() == 40
 
 
-async def test_a_history_begun_late_begins_where_the_journal_does(data_dir):
+async def test_a_history_begun_late_begins_where_the_journal_does_and_says_so(data_dir, caplog):
     scene = Scene()
     journal = file_journal(data_dir / "shard-0", segment_bytes=16_384)
     for position in range(1, 101):
@@ -247,6 +248,7 @@ async def test_a_history_begun_late_begins_where_the_journal_does(data_dir):
     worker = Worker(data_dir, late)
     await worker.check()
     await worker.end()
+    assert f"lacks what came before batch {first}" in caplog.text
 
 
 async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir):

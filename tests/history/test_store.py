@@ -49,7 +49,7 @@ def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
 
 def all_rows(scene: Scene, shelf: Shelf) -> None:
     for user in scene.users:
-        assert shelf.history(user, NEWEST, 10**6) == scene.history(user, limit=10**6)
+        assert shelf.history(2, user, NEWEST, 10**6) == scene.history(user, limit=10**6)
 
 
 # -- projection --------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir)
         assert expected, "every user has a history in this scene"
         before = NEWEST
         paged = []
-        while rows := shelf.history(user, before, 7):
+        while rows := shelf.history(2, user, before, 7):
             paged += rows
             before = rows[-1]["entry_id"]
         assert paged == expected
@@ -156,7 +156,7 @@ def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir):
         newest = scene.rows[user][-1]["entry_id"]
         assert newest > 5 * MARK_EVERY
         for before in [1, 2, 3, *range(2, newest + 3, 17), MARK_EVERY, MARK_EVERY + 1, newest, newest + 1, NEWEST]:
-            assert shelf.history(user, before, 3) == scene.history(user, before, 3)
+            assert shelf.history(2, user, before, 3) == scene.history(user, before, 3)
         (number,) = store.db.execute("SELECT number FROM users WHERE user_id = ?", (user,)).fetchone()
         marks = store.db.execute("SELECT entry_id FROM marks WHERE number = ?", (number,)).fetchall()
         assert [mark for (mark,) in marks] == [row["entry_id"] for row in scene.rows[user] if not row["entry_id"] % 64]
@@ -337,7 +337,7 @@ def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir):
     shelf = shelf_of(data_dir, stores_of[0])
     for user in scene.users[:5]:
         for before in range(1, scene.rows[user][-1]["entry_id"] + 2):
-            assert shelf.history(user, before, 4) == scene.history(user, before, 4)
+            assert shelf.history(2, user, before, 4) == scene.history(user, before, 4)
     shelf.close()
 
 
@@ -346,13 +346,14 @@ def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir):
     store = opened(data_dir)
     shelf = shelf_of(data_dir, store)
     user = mine.users[0]
-    assert shelf.history(user, NEWEST, 9) == []
+    assert shelf.history(2, user, NEWEST, 9) == []
     later = opened(data_dir, shard=5)
     later.take(1, other.batch(200))
     later.close()
-    assert shelf.history(user, NEWEST, 9) == other.history(user, limit=9)
+    assert shelf.history(2, user, NEWEST, 9) == other.history(user, limit=9)
+    assert shelf.history(1, user, NEWEST, 9) == [], "a bucket that was never elsewhere"
     os.unlink(file_of(str(data_dir), 5))
-    assert shelf.history(user, NEWEST, 9) == []
+    assert shelf.history(2, user, NEWEST, 9) == []
 
 
 def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir):
