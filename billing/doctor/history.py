@@ -231,8 +231,9 @@ class HistoryFile:
         for departure, position in self._left.items():
             if departures.pop(departure, -1) < position:
                 self._fault("the departure of bucket {} at generation {} is missing".format(*departure), b"")
-        for departure, position in departures.items():
-            if position >= max(first, self.begins):
+        groups = [self.begins - 1, *(one for (one,) in self._db.execute("SELECT position FROM groups"))]
+        for departure, position in departures.items():  # written with all batches behind those of the group before
+            if max((one for one in groups if one < position), default=-1) >= first - 1:
                 self._fault("bucket {} did not depart at generation {}".format(*departure), b"")
 
     def end(self, first: int, head: int) -> None:
