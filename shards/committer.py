@@ -44,6 +44,10 @@ class Committer:
             except RuntimeError:  # the loop is closed: nobody is left to hear it
                 return
 
+    def queue(self) -> SimpleQueue[Any]:
+        """A queue of the loop's, in whose `get` a job may wait."""
+        return SimpleQueue()
+
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a job and waits for it without blocking the loop."""
         future: asyncio.Future[Any] = self._loop.create_future()

@@ -36,10 +36,10 @@ from shards.batch import Corrupt as ShardCorrupt
 from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
-from shards.disk import RealDisk
+from shards.host import REAL, Host
 from shards.hosting import Hosted
 from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Unavailable
-from shards.links import SocketDirectory, Wire
+from shards.links import Wire
 from shards.machine import Command
 from shards.recover import Damaged, check_ownership, journal_of, recover
 from shards.shard import Shard
@@ -70,7 +70,8 @@ class Begin(NamedTuple):
 class Process:
     """One worker process."""
 
-    def __init__(self, control: socket.socket, build: Callable[[Begin], Hosted]) -> None:
+    def __init__(self, control: socket.socket, build: Callable[[Begin], Hosted], host: Host = REAL) -> None:
+        self._host = host
         self._control = control
         self._build = build
         self._wire: Wire | None = None
@@ -127,7 +128,7 @@ class Process:
             loop.call_exception_handler({"message": "the worker ends on a bug", "exception": error})
         # What is not durable must not be answered by an orderly shutdown: end now, the journal knows.
         loop = asyncio.get_running_loop()
-        loop.call_later(0.05, os._exit, self._exit_code)
+        loop.call_later(0.05, self._host.exit, self._exit_code)
 
     def _on_control_lost(self, wire: Wire) -> None:
         self._ended.set()
@@ -183,9 +184,9 @@ class Process:
         wire = self._wire
         assert wire is not None
         loop = asyncio.get_running_loop()
-        disk = RealDisk()
+        host = self._host
         directory = f"{begin.directory}/shard-{begin.shard_id}"
-        journal = journal_of(directory, disk, self._stamp_ns, begin.journal)
+        journal = journal_of(directory, host.disk, self._stamp_ns, begin.journal)
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
         bucket_map = self._map = BucketMap.decode(begin.bucket_map)
@@ -202,9 +203,9 @@ class Process:
         self._clock = BillingClock(Anchor(*message[1][0]), journal.last_time_ns)
         for anchor in message[1][1:]:
             self._clock.follow(Anchor(*anchor))
-        committer = Committer(f"journal-{begin.shard_id}", loop)
+        committer = host.committer(f"journal-{begin.shard_id}", loop)
         snapshotter = Snapshotter(
-            shard, journal, Committer(f"snapshot-{begin.shard_id}", loop), application.trim_floor, self._fail
+            shard, journal, host.committer(f"snapshot-{begin.shard_id}", loop), application.trim_floor, self._fail
         )
         snapshotter.stored_bytes = journal.stored_bytes
         worker = self._worker = Worker(
@@ -219,6 +220,7 @@ class Process:
             self._ask,
             wire.send,
             self._fail,
+            host.alarm(),
         )
         worker.route = lambda: application.route(worker.map)
         orphans = check_ownership(shard, bucket_map, begin.founded, is_new)  # moves may have been decided meanwhile
@@ -231,7 +233,7 @@ class Process:
             if ready.payload:
                 await committer.call(journal.append, ready.payload)
             shard.synced(ready)
-        sockets = SocketDirectory(f"{begin.directory}/run")
+        sockets = host.sockets(f"{begin.directory}/run")
         server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))
         worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})
         listeners = [(kind, socket.socket(fileno=descriptor)) for kind, descriptor in begin.listeners]

@@ -52,7 +52,7 @@ class Snapshotter:
         self._fail = fail
         self._left: list[int] = []
         self._undurable: deque[bytes] = deque()
-        self._parts: SimpleQueue[bytes | Abandoned | None] = SimpleQueue()
+        self._parts: SimpleQueue[bytes | Abandoned | None] = committer.queue()
         self._position = 0
         self.running = False
         self.count = 0
@@ -66,7 +66,7 @@ class Snapshotter:
             return
         self.running = True
         self._left = sorted(self._shard.present(), reverse=True)
-        self._parts = SimpleQueue()
+        self._parts = self._committer.queue()
         self._position = self._journal.head
         self._committer.submit(self._on_saved, self._journal.save_snapshot, self._position, self._written())
 

@@ -20,9 +20,8 @@ import socket
 from typing import Any, NamedTuple
 
 from shards.buckets import BucketMap
-from shards.clock import BillingClock, Steering, boot_id, boot_now_ns, encode_anchor, paired_now, restart
-from shards.committer import Committer
-from shards.disk import RealDisk
+from shards.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
+from shards.host import REAL, Child, Host
 from shards.links import Wire
 from shards.machine import Command
 from shards.mover import Mover
@@ -60,7 +59,7 @@ class WorkerState:
         self.reason = ""
         self.pid = 0
         self.wire: Wire | None = None
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Child | None = None
         self.starts = 0
         self.failures = 0
         self.serving_since_ns = 0
@@ -81,11 +80,12 @@ class Supervisor:
         command: list[str],
         configuration: bytes,
         listeners: list[tuple[str, socket.socket]],
+        host: Host = REAL,
     ) -> None:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
         self.registry = Registry(
-            settings.data_dir, RealDisk(), lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
+            settings.data_dir, host.disk, lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
         )
         self.workers: dict[int, WorkerState] = {}
         self.mover = Mover(self.registry, self.workers, self.figures_of, self._on_drained)
@@ -93,6 +93,7 @@ class Supervisor:
         self.clock: BillingClock | None = None
         self.clock_offset_ns = 0
         self.clock_steps = 0
+        self._host = host
         self._command = command
         self._configuration = configuration
         self._listeners = listeners
@@ -136,7 +137,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for warning in self.registry.open(self.settings.bucket_count, self.settings.workers):
             log.warning("%s", warning)
-        committer = Committer("map", loop)
+        committer = self._host.committer("map", loop)
         self.registry.use(committer)
         try:
             for shard_id in sorted(self.map.weights):
@@ -180,14 +181,15 @@ class Supervisor:
             await self.wait_changed()
         last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
         boot_ns, wall_ns = paired_now()
-        begun = restart(self.registry.anchor, last_ns, boot_id(), boot_ns, wall_ns)
+        boot_id = self._host.disk.boot_id()
+        begun = restart(self.registry.anchor, last_ns, boot_id, boot_ns, wall_ns)
         if begun.alarm:
             log.error(
                 "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "
                 "check the clock of this host",
                 begun.behind_ns / 1e9,
             )
-        await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id())])
+        await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id)])
         self.clock = BillingClock(begun.anchor)
         for worker in self.workers.values():
             self._send_serve(worker)
@@ -204,7 +206,7 @@ class Supervisor:
                     self.settings.slew_ppm_max,
                 )
             if steered.anchor is not None:
-                await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id())])
+                await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id)])
                 for worker in self.workers.values():
                     if worker.wire is not None:
                         worker.wire.send(("anchor", tuple(steered.anchor)))
@@ -241,29 +243,22 @@ class Supervisor:
 
     async def _run_once(self, worker: WorkerState) -> int:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         inherited = list(self._listeners)
         if worker.direct is not None:
             inherited.append(("direct", worker.direct))
-        descriptors = [theirs.fileno(), *(listener.fileno() for _, listener in inherited)]
         worker.starts += 1
         worker.reason = ""
         worker.progress = (0, 0)
         try:
-            process = worker.process = await asyncio.create_subprocess_exec(
-                *self._command, str(theirs.fileno()), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL
-            )
+            process, control = await self._host.spawn(self._command, [listener for _, listener in inherited])
         except OSError as error:
-            ours.close()
             worker.reason = f"cannot be started: {error}"
             return 70
-        finally:
-            theirs.close()
+        worker.process = process
         worker.pid = process.pid
         _, wire = await loop.create_connection(
             lambda: Wire(lambda _, message: self._on_message(worker, message), lambda _: None, lambda _: None),
-            sock=ours,
+            sock=control,
         )
         worker.wire = wire
         self._set_state(worker, "recovering")

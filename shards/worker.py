@@ -67,6 +67,7 @@ class Worker:
         ask_supervisor: Callable[[Any, Any, Command], None],
         send: Callable[[tuple[Any, ...]], None],
         fail: Callable[[BaseException], None],
+        alarm: Alarm,
     ) -> None:
         self.shard = shard
         self.shard_id = shard.shard_id
@@ -83,7 +84,7 @@ class Worker:
         self._ask_supervisor = ask_supervisor
         self.fail = fail
         self._loop = asyncio.get_running_loop()
-        self._alarm = Alarm()
+        self._alarm = alarm
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
         self._scheduled = False
         self._writing = False
@@ -395,6 +396,3 @@ class Worker:
             link.close()
         for wire in list(self._peers):
             wire.close()
-
-
-

@@ -1,0 +1,67 @@
+"""What the daemon's processes have of the operating system, beside the clocks (`clock`) and sockets of the event loop.
+
+It is passed in as one value, so that a simulation can pass a disk that forgets, an alarm on a clock of its own, and
+processes that end at any step. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, NoReturn, Protocol
+
+from shards.clock import Alarm
+from shards.committer import Committer
+from shards.disk import Disk, RealDisk
+from shards.links import SocketDirectory
+
+
+class Child(Protocol):
+    """A process that was started."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, for people."""
+
+    async def wait(self) -> int:
+        """Returns its exit code once it has ended; negative where a signal ended it."""
+
+    def kill(self) -> None:
+        """Ends it at once."""
+
+
+Spawn = Callable[[list[str], list[socket.socket]], Awaitable[tuple[Child, socket.socket]]]
+
+
+class Host(NamedTuple):
+    """One process's way to the operating system."""
+
+    disk: Disk
+    committer: Callable[[str, asyncio.AbstractEventLoop], Committer]
+    alarm: Callable[[], Alarm]
+    sockets: Callable[[str], SocketDirectory]
+    spawn: Spawn
+    exit: Callable[[int], NoReturn]
+
+
+async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
+    """Starts a process: `command`, and the number of its end of a control socket, whose other end is returned. It
+    inherits that and the sockets named, nothing else. OSError: it cannot be started.
+    """
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        descriptors = [theirs.fileno(), *(one.fileno() for one in inherited)]
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *command, str(theirs.fileno()), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL
+            )
+        except OSError:
+            ours.close()
+            raise
+    return child, ours
+
+
+REAL = Host(RealDisk(), Committer, Alarm, SocketDirectory, spawn, os._exit)
