@@ -14,6 +14,7 @@ It yields to commands where cores are short (`NICENESS`): it may lag, they may n
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ CHECKPOINT_RETRY_S: Final = 1.0  # a reader of another process stood in the way
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_S: Final = 5.0  # for what a former owner of the bucket has yet to write
 NICENESS: Final = 5
+GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make no cycles: collect rarely
 
 
 class _Timer:
@@ -246,6 +248,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
+    gc.set_threshold(GARBAGE_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(int(arguments[0])))
 
