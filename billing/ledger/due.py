@@ -31,8 +31,7 @@ def anything(account: Account, at_ns: int) -> bool:
     """Whether time causes something up to `at_ns`: `coming_ns(account) <= at_ns`, mostly without a division."""
     extra = account.extra
     if extra is None or (not extra.thresholds and extra.next_expiry_ns > at_ns):
-        spent = account.rate * (at_ns - account.settled_ns)
-        return spent > 0 and not account.exhausted and spent >= account.available
+        return not account.exhausted and account.rate * (at_ns - account.settled_ns) >= account.available
     return coming_ns(account) <= at_ns
 
 

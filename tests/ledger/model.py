@@ -127,7 +127,7 @@ class Model:
             op: Op = {"method": ("hold_expired", "exhaust", "threshold")[rank], "user": account.user}
             if rank == 0:
                 op["hold_id"] = name
-                del account.holds[name]
+                op["amount"], _ = account.holds.pop(name)
             accrued = self._accrue(account, at)
             if rank == 2:
                 op["threshold"] = next(threshold for threshold in above if not account.is_above(threshold))

@@ -169,8 +169,6 @@ class Program:
         """Every field, exactly. The command of an entry from outside is the command itself."""
         op = wanted["op"]
         pairs = {
-            "op": (OPS[op["method"]], e.op),
-            "user": (op["user"], e.user_id.decode()),
             "at": (wanted["at"], e.at_ns),
             "entry_id": (wanted["entry_id"], e.entry_id),
             "amount": (wanted["amount"] * NANO, e.amount),
@@ -187,13 +185,17 @@ class Program:
             "restored": (wanted["restored"], bool(e.flags & RESTORED)),
             "refused": (wanted["refused"], NAME_OF_CODE[e.refusal] if e.flags & REFUSED else None),
         }
+        user = op["user"].encode()
         if "threshold" in op:
             kind, value = op["threshold"]
-            pairs["threshold"] = ((int(kind == "runway_ns"), value), (e.a, e.b))
+            command = (OPS["threshold"], user, int(kind == "runway_ns"), value, 0, b"", b"", b"")
         elif op["method"] == "hold_expired":
-            pairs["hold_id"] = (op["hold_id"], e.key.decode())
-        elif op["method"] != "exhaust":
-            pairs["command"] = (command_of(op), e.command)
+            command = (OPS["hold_expired"], user, op["amount"], 0, 0, op["hold_id"].encode(), b"", b"")
+        elif op["method"] == "exhaust":
+            command = (OPS["exhaust"], user, 0, 0, 0, b"", b"", b"")
+        else:
+            command = command_of(op)
+        pairs["command"] = (command, e.command)
         for name, (model_value, value) in pairs.items():
             if model_value != value:
                 raise self._difference({**op, "field": name}, model_value, value)

@@ -224,6 +224,7 @@ def test_a_hold_whose_end_lies_beyond_2262_never_expires(bank):
 
 
 def test_open_holds_have_a_maximum(bank):
+    assert HOLDS_MAX == 1000
     bank.top_up("u", 10_000, at=0)
     for number in range(HOLDS_MAX):
         bank.hold("u", 1, at=1, request_id=str(number))
@@ -235,3 +236,21 @@ def test_holds_together_stay_within_their_bound(bank):
     bank.set_credit_limit("u", INT64_MAX, at=0)
     bank.hold("u", INT64_MAX, at=1)
     assert refusal(bank.hold, "u", 1, at=1).details["limit"] == "holds"
+
+
+def test_a_limit_or_a_capture_that_would_leave_the_bounds_is_refused(bank):
+    bank.set_credit_limit("u", INT64_MAX, at=0)
+    bank.hold("u", 1, at=0, request_id="h")
+    bank.debit("u", INT64_MAX - 1, at=1)
+    bank.debit("u", 101, at=1, mode="force")
+    assert bank.view("u", at=1)["balance_nanos"] == -INT64_MAX
+    before = bank.state()
+    assert refusal(bank.set_credit_limit, "u", 0, at=2).details["limit"] == "available"
+    assert refusal(bank.capture, "u", "r:h", 1, at=2).details["limit"] == "balance"
+    assert bank.state() == before
+    assert bank.set_credit_limit("u", 1, at=2)["available_nanos"] == -INT64_MAX
+
+
+def test_a_hold_that_expires_at_the_last_instant_there_is(bank):
+    bank.hold("u", 1, at=5, ttl=INT64_MAX - 5)
+    assert bank.view("u", at=5)["holds"][0]["expires_at_ns"] == INT64_MAX

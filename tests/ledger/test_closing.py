@@ -155,3 +155,20 @@ def test_a_filing_of_a_closed_account_is_stale_also_for_who_has_its_row_next(ban
     bank.set_rate("v", HOUR, at=3)
     assert bank.filed[-1] == (ref, 3 + 10**6)
     assert bank.ledger.next_due_ns(ref, 3 + 10**6) == 3 + 10**6
+
+
+def test_a_rate_seq_is_kept_to_the_last_nanosecond_of_its_7_days(bank):
+    book = bank.ledger.books[BUCKET]
+    bank.set_rate("u", 0, at=5, resource="vm", seq=6)
+    bank.close("u", at=4 + 7 * DAY_NS)
+    assert len(book.closed[b"u"].quiet) == 1
+    bank.top_up("v", 1, at=0)
+    bank.set_rate("v", 0, at=5, resource="vm", seq=6)
+    bank.close("v", at=5 + 7 * DAY_NS)
+    assert book.closed[b"v"].quiet == ()
+    bank.top_up("w", 1, at=0)
+    bank.close("w", at=3 + 14 * DAY_NS)
+    assert len(book.closed[b"u"].quiet) == 1
+    bank.top_up("w", 1, at=0)
+    bank.close("w", at=4 + 14 * DAY_NS)
+    assert book.closed[b"u"].quiet == ()

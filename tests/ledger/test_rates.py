@@ -172,3 +172,48 @@ def test_an_account_with_only_the_unnamed_line_is_plain_again_when_the_others_ar
     bank.set_rate("u", 0, at=1, resource="vm")
     assert not book.extras
     assert bank.view("u", at=1)["rates"] == {"": 5}
+
+
+def test_a_rate_seq_of_zero_is_remembered_as_any_other(bank):
+    bank.set_rate("u", 0, at=1, seq=0)
+    assert refusal(bank.set_rate, "u", 5, at=2, seq=0).name == "STALE_RATE"
+    bank.set_rate("u", 0, at=1, resource="vm", seq=0)
+    assert refusal(bank.set_rate, "u", 5, at=2, resource="vm", seq=0).name == "STALE_RATE"
+    bank.set_rate("u", 7, at=3, seq=1)
+    bank.set_rate("u", 9, at=3)
+    assert refusal(bank.set_rate, "u", 5, at=4, seq=1).name == "STALE_RATE"
+
+
+def test_what_is_forgotten_takes_no_room_any_more(bank):
+    for number in range(3):
+        bank.set_rate("u", 0, at=number, resource=f"vm-{number}", seq=1)
+    extra = bank.ledger.books[3].extras[0]
+    assert list(extra.quiet) == [b"vm-0", b"vm-1", b"vm-2"]
+    bank.set_rate("u", 5, at=1 + 7 * DAY_NS, resource="vm-2", seq=2)
+    assert list(extra.quiet) == []
+    bank.set_rate("u", 0, at=2 + 7 * DAY_NS, resource="vm-2", seq=3)
+    bank.set_rate("u", 1, at=1 + 14 * DAY_NS)
+    assert list(extra.quiet) == [b"vm-2"]
+    bank.set_rate("u", 2, at=2 + 14 * DAY_NS)
+    assert not bank.ledger.books[3].extras
+
+
+def test_lines_at_zero_that_are_remembered_count_among_the_10000(bank):
+    bank.set_rate("u", 1, at=1)
+    for number in range(LINES_MAX - 1):
+        bank.set_rate("u", 0, at=1, resource=f"vm-{number}", seq=0)
+    assert refusal(bank.set_rate, "u", 1, at=2, resource="new").details["limit"] == "rate_lines"
+    assert refusal(bank.set_rate, "u", 0, at=2, resource="new", seq=0).details["limit"] == "rate_lines"
+    assert bank.set_rate("u", 2, at=2)["rate_nanos_per_hour"] == 2
+    assert bank.set_rate("u", 1, at=2, resource="vm-7", seq=1)["rate_nanos_per_hour"] == 3
+    bank.set_rate("u", 0, at=3)
+    assert bank.set_rate("u", 1, at=3, resource="new")["rate_nanos_per_hour"] == 2
+
+
+def test_admission_holds_for_the_smallest_rate_and_the_smallest_sum_there_is():
+    bank = Bank()
+    bank.top_up("u", 1, at=0)
+    assert refusal(bank.set_rate, "u", 1, at=0, min_runway=HOUR + 1).details["runway_ns"] == HOUR
+    bank.set_rate("u", 1, at=0)
+    reply = bank.set_rate("u", 2, at=HOUR - 1, min_runway=1)  # one internal unit is left
+    assert reply["runway_ns"] == 1

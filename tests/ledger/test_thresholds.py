@@ -130,3 +130,23 @@ def test_one_armed_instant_per_account_the_nearest(bank):
 def test_thresholds_are_shown(bank):
     bank.set_thresholds("u", [(BY_RUNWAY, 7), (BY_AMOUNT, 50)], at=0)
     assert bank.view("u", at=0)["thresholds"] == [{"amount_nanos": 50}, {"runway_ns": 7}]
+
+
+def test_the_last_internal_unit_is_still_above():
+    """A rate of one nano an hour leaves exactly one internal unit after an hour less a nanosecond."""
+    bank = Bank()
+    bank.top_up("u", 1, at=0)
+    bank.set_rate("u", 1, at=0)
+    bank.set_thresholds("u", [(BY_AMOUNT, 0), (BY_RUNWAY, 0)], at=HOUR - 1)
+    assert bank.entries("u")[-1].balance == 1
+    bank.view("u", at=HOUR)
+    assert bank.operations("u")[-3:] == [("exhaust", HOUR), ("threshold", HOUR), ("threshold", HOUR)]
+
+
+def test_the_instant_of_a_threshold_in_the_last_internal_units():
+    bank = Bank()
+    bank.top_up("u", 1, at=0)
+    bank.set_rate("u", 1, at=0)
+    bank.set_thresholds("u", [(BY_RUNWAY, 1)], at=HOUR - 2)
+    bank.view("u", at=HOUR)
+    assert fired(bank) == [(BY_RUNWAY, 1, HOUR - 1)]
