@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types clean
+CLIENTS := .clients
+
+.PHONY: run test lint types clients clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -14,8 +16,22 @@ $(VENV)/.ready: pyproject.toml
 run: $(VENV)/.ready
 	$(BIN)/billing demo
 
+# Other people's clients, for the tests of tests/outsiders; a test whose client is missing is skipped and says so.
+$(CLIENTS)/.ready: tests/outsiders/requirements.txt tests/outsiders/requirements-old.txt tests/outsiders/package.json
+	$(PYTHON) -m venv $(CLIENTS)/python
+	$(CLIENTS)/python/bin/python -m pip install --quiet --disable-pip-version-check -r tests/outsiders/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)/python-old
+	$(CLIENTS)/python-old/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r tests/outsiders/requirements-old.txt
+	if command -v npm >/dev/null; then mkdir -p $(CLIENTS)/node && cp tests/outsiders/package.json $(CLIENTS)/node/ && \
+		npm install --silent --no-audit --no-fund --prefix $(CLIENTS)/node; fi
+	touch $@
+
+clients: $(CLIENTS)/.ready
+
 # All three say what they find, whatever the others found; pytest's summary comes last.
 test: $(VENV)/.ready
+	@$(MAKE) --no-print-directory clients || echo "other people's clients could not be installed; their tests are skipped" >&2
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/mypy || failed=1; \
@@ -29,4 +45,4 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
