@@ -15,6 +15,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from crc32c import crc32c
+
 from billing import __version__
 from billing.api.auth import Guard
 from billing.api.door import Door, Limits
@@ -120,9 +122,16 @@ class Billing:
         """Whether a replay came to another result than the journal has."""
         return isinstance(error, ReplayDifference)
 
-    def route(self, bucket_map: BucketMap) -> object:
-        """Owner and generation of every bucket (index 0 is bucket 1), and where each shard can be reached."""
+    def route(self, operation: Command, bucket_map: BucketMap) -> object:
+        """`("route", version)`: owner and generation of every bucket (index 0 is bucket 1), and where each shard can
+        be reached; the version alone where the asker has that. A version says nothing but whether two maps are equal.
+        """
+        addresses = repr([(shard_id, self._begin.direct.get(shard_id)) for shard_id in bucket_map.weights]).encode()
+        version = crc32c(bucket_map.generation.tobytes(), crc32c(bucket_map.owner.tobytes(), crc32c(addresses))) or 1
+        if operation[1] == version:
+            return {"version": version}
         return {
+            "version": version,
             "bucket_count": bucket_map.bucket_count,
             "hash": bucket_map.hash_name,
             "shards": [

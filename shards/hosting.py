@@ -66,5 +66,5 @@ class Hosted(Application, Protocol):
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
 
-    def route(self, bucket_map: BucketMap) -> object:
+    def route(self, operation: Command, bucket_map: BucketMap) -> object:
         """What a smart client is told of who owns what."""

@@ -25,6 +25,7 @@ from shards.registry import Registry
 log = logging.getLogger("shards.mover")
 
 SWEEP_S = 0.1
+SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on")  # of a worker, in shards_info
 
 
 class WorkerView(Protocol):
@@ -229,7 +230,7 @@ class Mover:
                 "reason": worker.reason,
                 "weight": bucket_map.weights.get(worker.shard_id, 0),
                 "buckets": len(bucket_map.buckets_of(worker.shard_id)),
-                **{key: figures.get(key) for key in ("accounts", "armed", "pending_cutoffs", "journal_bytes")},
+                **{key: figures.get(key) for key in SHARD_FIGURES},
             }
             for worker, figures in await self._all_figures()
         ]

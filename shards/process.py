@@ -176,6 +176,7 @@ class Process:
             "snapshots": worker.snapshotter.count,
             "snapshot_pause_max_ns": worker.snapshotter.pause_max_ns,
             "records": worker.records,
+            "passed_on": sum(link.passed_on for link in worker.links.values()),
             **application.figures(),
         }
 
@@ -222,7 +223,7 @@ class Process:
             self._fail,
             host.alarm(),
         )
-        worker.route = lambda: application.route(worker.map)
+        worker.route = lambda operation: application.route(operation, worker.map)
         orphans = check_ownership(shard, bucket_map, begin.founded, is_new)  # moves may have been decided meanwhile
         shard.serve(worker.now_ns(), orphans)
         if is_new:

@@ -12,8 +12,8 @@ the same wire, and B applies a wire's frames in order: the order of a connection
 `number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers).
 A request is passed on once, never twice: B does not pass on, it says WRONG, and only to a link.
 
-**Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent was not applied, what was sent
-and not answered is unknown. All such answers leave with A's next batch, like every other reply.
+**Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent, or only asks, was not applied;
+a command that was sent and not answered is unknown. All such answers leave with A's next batch, like every other reply.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class PeerLink:
         self._pending: dict[int, tuple[Any, Any, int, int, Any]] = {}
         self._outgoing: list[tuple[int, int, int, int, int, Any]] = []
         self._number = 0
+        self.passed_on = 0  # requests, ever
         self._wire: Wire | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -146,10 +147,12 @@ class PeerLink:
 
     def _on_closed(self, wire: Wire) -> None:
         self._wire = None
+        staged = {asked[0] for asked in self._outgoing}
         self._outgoing.clear()
         pending, self._pending = self._pending, {}
-        for caller, token, _, _, _ in pending.values():
-            self._refuse(caller, token, Unavailable(self.shard_id, "its worker went away", "unknown"))
+        for number, (caller, token, kind, _, _) in pending.items():
+            applied = "unknown" if kind == COMMAND and number not in staged else "no"
+            self._refuse(caller, token, Unavailable(self.shard_id, "its worker went away", applied))
         self._answered(self, [asked[3] for asked in pending.values()])
         self.open()
 
@@ -162,6 +165,7 @@ class PeerLink:
             self._refuse(caller, token, Unavailable(self.shard_id, "too much is in flight to its worker", "no"))
             return
         number = self._number = (self._number + 1) & 0xFFFFFFFF
+        self.passed_on += 1
         self._pending[number] = (caller, token, kind, bucket_id, payload)
         self._outgoing.append((number, kind, token if kind != SURVEY else 0, caller.mode, bucket_id, payload))
 

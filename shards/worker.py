@@ -151,7 +151,7 @@ class Worker:
         """Answers a question about the whole daemon, or carries out an operator's wish."""
         name = operation[0]
         if name == "route":
-            self.shard.reply_with_next(caller, token, self.route())
+            self.shard.reply_with_next(caller, token, self.route(operation))
         elif name in self.application.surveys:
             self._survey(caller, token, operation)
         else:
@@ -184,7 +184,7 @@ class Worker:
             self._schedule()
         return outcome
 
-    route: Callable[[], object]  # set by the process: the map as a smart client reads it
+    route: Callable[[Command], object]  # set by the process: the map as a smart client reads it
 
     def _survey(self, caller: Any, token: Any, operation: Command) -> None:
         def done(parts: list[Any] | Unavailable) -> None:

@@ -8,7 +8,11 @@ Calls made at once travel together, and their answers come in any order. A refus
 `applied` says whether the call may have had its effect.
 
 **A call is repeated only where that is harmless:** with a `request_id`, which makes it take effect once however often
-it arrives, or where it only reads. Then it is repeated until `timeout_s` is over; otherwise never.
+it arrives, where it only reads, or where it met a bucket that moves (`BUCKET_MOVING`: surely not applied). Then it is
+repeated until `timeout_s` is over; otherwise never.
+
+**It goes straight to the owner** of the user's bucket where it can, by the daemon's own map, and follows buckets that
+move: that is no error, and keeps the order of the calls for a user (see `routing`).
 
 Who sends a hundred thousand commands a second uses `send` and `flush`: a callback per command, no task or future.
 """
@@ -18,9 +22,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from billing.api.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, Connection, Link, OnReply
-from billing.api.errors import BillingError, Unavailable
+from billing.api.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, OnReply
+from billing.api.errors import BillingError, BucketMoving, Unavailable
 from billing.api.methods import LOCAL, METHODS, READ
+from billing.api.routing import Routing
 
 TIMEOUT_S: Final = 30.0
 
@@ -42,12 +47,14 @@ class Client:
         token: str | None = None,
         timeout_s: float = TIMEOUT_S,
         jitter: Callable[[], float] = random.random,
+        direct: bool = True,
     ) -> None:
-        """`address`: `host:port` or `unix:/path`. `timeout_s`: for a call, unless it names its own. Raises ValueError
-        for an address that is none.
+        """`address`: `host:port` or `unix:/path`. `timeout_s`: for a call, unless it names its own. `direct`: whether
+        to go straight to the owners of buckets. Raises ValueError for an address that is none.
         """
         self.timeout_s = timeout_s
-        self._link = Link(address, token=token, jitter=jitter)
+        self._routing = Routing(address, token=token, jitter=jitter, direct=direct)
+        self._link = self._routing.main
         self._jitter = jitter
 
     async def __aenter__(self) -> Self:
@@ -69,14 +76,13 @@ class Client:
             raise self._no_answer(seconds, False) from None
 
     def close(self) -> None:
-        """Ends the connection; calls that are not answered raise `Unavailable`."""
-        self._link.close()
+        """Ends the connections; calls that are not answered raise `Unavailable`."""
+        self._routing.close()
 
     @property
     def pending(self) -> int:
         """Requests that wait for their reply."""
-        connection = self._link.connection
-        return 0 if connection is None else connection.pending
+        return self._routing.pending
 
     # -- for many commands at once ----------------------------------------------------------------------------------
 
@@ -84,16 +90,12 @@ class Client:
         """Asks without waiting; `on_reply(error, result)` is called exactly once, later. Where there is no connection
         the error is `Unavailable`, applied "no". It leaves with `flush`, or at the end of this turn of the loop.
         """
-        connection = self._link.connection
-        if connection is None:
-            asyncio.get_running_loop().call_soon(on_reply, Unavailable(self._link.why_not()), None)
-        else:
-            connection.send(method, params, on_reply)
+        self._routing.send(method, params, on_reply)
 
     def flush(self) -> None:
         """Lets what was sent leave now."""
-        if self._link.connection is not None:
-            self._link.connection.flush()
+        for connection in self._routing.connections:
+            connection.flush()
 
     # -- one call ---------------------------------------------------------------------------------------------------
 
@@ -110,12 +112,13 @@ class Client:
                 while True:
                     unknown_before = unknown
                     try:
-                        connection = await self._link.connected()
+                        await self._routing.usable(method, arguments)
                         unknown = True
-                        return await _ask(connection, method, arguments)
+                        return await _ask(self._routing, method, arguments)
                     except BillingError as error:
                         unknown = unknown_before or error.applied == "unknown"
-                        if not (repeatable and error.retry) or self._link.closed:
+                        again = repeatable or type(error) is BucketMoving  # which never was applied
+                        if not (again and error.retry) or self._link.closed:
                             raise
                     await asyncio.sleep(pause_s * (1 + self._jitter()))
                     pause_s = min(pause_s * 2, BACKOFF_MAX_S)
@@ -274,9 +277,9 @@ class Client:
         result: int = await self.call("bucket_id", user_id)
         return result
 
-    async def route(self) -> Any:
-        """Who owns each bucket, and where to call."""
-        return await self.call("route")
+    async def route(self, *, version: int | None = None) -> Any:
+        """Who owns each bucket, and where to call; its version alone where that is the one given."""
+        return await self.call("route", version=version)
 
     async def buckets_info(self) -> Rows:
         """Owner, state and size of each bucket."""
@@ -322,7 +325,7 @@ class Client:
         return await self.call("forecast", within_ns=within_ns, limit=limit)
 
 
-async def _ask(connection: Connection, method: str, params: list[Any]) -> Any:
+async def _ask(routing: Routing, method: str, params: list[Any]) -> Any:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def on_reply(error: BillingError | None, result: Any) -> None:
@@ -333,5 +336,5 @@ async def _ask(connection: Connection, method: str, params: list[Any]) -> Any:
         else:
             future.set_exception(error)
 
-    connection.send(method, params, on_reply)
+    routing.send(method, params, on_reply)
     return await future

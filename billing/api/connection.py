@@ -4,7 +4,7 @@
 per request. What is sent in one turn of the loop leaves as one write.
 
 `Link` keeps one connection to one address: it connects, signs in, and after a loss connects again with growing pauses.
-A client owns one; a client that routes by bucket owns one per worker.
+A client owns one, and where it routes by bucket (`routing`) one per worker besides.
 
 **Nothing is left hanging.** When a connection is lost, every request on it gets `Unavailable`: `applied` is "unknown"
 for what was handed to the transport, "no" for what never was. Neither sends anything twice: that is for the caller to
@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
     """One connection to a daemon."""
 
     __slots__ = (
+        "_fences",
         "_loop",
         "_msgid",
         "_on_lost",
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_staged",
         "_unpacker",
         "_unsent",
+        "sent",
         "transport",
     )
 
@@ -76,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._scheduled = False
         self._msgid = 0
         self._said = ""  # an error of the server about the connection itself
+        self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (msgids not answered yet, whom to call then)
+        self.sent = 0  # requests, ever
         self._unpacker: Any = msgpack.Unpacker(
             raw=False, unicode_errors="surrogateescape", strict_map_key=False, max_buffer_size=REPLY_BYTES_MAX
         )
@@ -101,6 +105,7 @@ class Connection(asyncio.Protocol):
         encode_into((REQUEST, msgid, method, params), self._staged, -1)
         pending[msgid] = on_reply
         self._unsent.append(msgid)
+        self.sent += 1
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush_scheduled)
@@ -115,6 +120,18 @@ class Connection(asyncio.Protocol):
     def _flush_scheduled(self) -> None:
         self._scheduled = False
         self.flush()
+
+    def when_answered(self, function: Callable[[], None]) -> None:
+        """Calls back once everything asked for until now is answered, or the connection is lost."""
+        self._fences.append((set(self._pending), function))
+
+    def _check_fences(self) -> None:
+        pending = self._pending
+        for fence in self._fences[:]:
+            fence[0].intersection_update(pending)
+            if not fence[0]:
+                self._fences.remove(fence)
+                fence[1]()
 
     def close(self) -> None:
         """Ends the connection; what is not answered gets `Unavailable`."""
@@ -139,6 +156,8 @@ class Connection(asyncio.Protocol):
                 on_reply = pending.pop(msgid, None)
                 if on_reply is not None:
                     on_reply(None if error is None else error_of(error), result)
+            if self._fences:
+                self._check_fences()
         except DECODE_ERRORS as error:
             self._said = f"the server sent what is no reply: {error}"
             self.close()
@@ -153,19 +172,28 @@ class Connection(asyncio.Protocol):
         self._on_lost(self)
         for msgid, on_reply in pending.items():
             on_reply(Unavailable(reason, applied="no" if msgid in unsent else "unknown"), None)
+        self._check_fences()
 
 
 class Link:
     """A connection to one address, again and again."""
 
-    def __init__(self, address: str, *, token: str | None, jitter: Callable[[], float]) -> None:
-        """`jitter` gives numbers from 0 to 1; pauses between attempts are stretched by it. Raises ValueError for an
-        address that is none.
+    def __init__(
+        self,
+        address: Address | str,
+        *,
+        token: str | None,
+        jitter: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`jitter` gives numbers from 0 to 1; pauses between attempts are stretched by it. `changed` is called when a
+        connection is usable, and when it is lost. Raises ValueError for an address that is none.
         """
-        self.address = parse_address(address)
+        self.address = parse_address(address) if isinstance(address, str) else address
         self.connection: Connection | None = None  # signed in and usable
         self._hello: dict[str, str] = {"errors": "map"} | ({"token": token} if token else {})
         self._jitter = jitter
+        self._changed = changed
         self._task: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[Connection]] = set()
         self._said = ""  # why the last attempt failed
@@ -177,7 +205,7 @@ class Link:
             return self.connection
         if self.closed:
             raise Unavailable("the client is closed")
-        self._start()
+        self.start()
         future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         try:
@@ -189,7 +217,8 @@ class Link:
         """Why there is no connection, for a message."""
         return self._said or "not connected"
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begins to connect, if it does not."""
         if self._task is None and not self.closed:
             self._task = asyncio.get_running_loop().create_task(self._connect())
 
@@ -244,6 +273,7 @@ class Link:
         if connection.transport is None:
             raise Unavailable("the connection was lost")  # right after the sign-in: try again
         self.connection = connection
+        self._changed()
         for future in list(self._waiting):
             if not future.done():
                 future.set_result(connection)
@@ -257,7 +287,19 @@ class Link:
     def _on_lost(self, connection: Connection) -> None:
         if connection is self.connection:
             self.connection = None
-            self._start()
+            if not self.closed:
+                self._changed()
+            self.start()
+
+    def retire(self) -> None:
+        """Ends the connection once everything asked for is answered, and has no other."""
+        self.closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self.connection is not None:
+            self.connection.when_answered(self.connection.close)
+            self.connection._check_fences()
+            self.connection = None
 
     def close(self) -> None:
         """Ends the connection, and all attempts to have one."""

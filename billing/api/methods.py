@@ -225,7 +225,15 @@ _ROWS: Final = (
     _row(LOCAL, READ, questions.server_info, "version and limits"),
     _row(LOCAL, READ, questions.methods, "this table"),
     _row(LOCAL, READ, questions.bucket_id, "the bucket a user hashes to", (USER_ID,)),
-    _row(OPERATION, READ, questions.route, "who owns each bucket, and where to call", (), (), LISTING_WEIGHT),
+    _row(
+        OPERATION,
+        READ,
+        questions.route,
+        "who owns each bucket, and where to call; only its version where that is the one given",
+        (),
+        (Field("version", "integer"),),
+        LISTING_WEIGHT,
+    ),
     _row(OPERATION, READ, questions.buckets_info, "each bucket's owner, state and size", (), (), LISTING_WEIGHT),
     _row(OPERATION, READ, questions.shards_info, "each shard's process, buckets and load"),
     _row(

@@ -5,7 +5,7 @@ canonical: user ids as bytes, what was not given as its default. It raises `Refu
 
     ("get_account", user_id)     ("history", user_id, limit, before)     ("retry_cutoff", user_id)
     ("accounts", after, limit)   ("pending_cutoffs", after, limit)       ("forecast", within_ns, limit)
-    ("release_cutoffs",)   ("route",)   ("buckets_info",)   ("shards_info",)   ("rebalance",)
+    ("release_cutoffs",)   ("route", version)   ("buckets_info",)   ("shards_info",)   ("rebalance",)
     ("move_bucket", bucket_id, shard_id)   ("pin_bucket", bucket_id)   ("unpin_bucket", bucket_id)
     ("hello", token, "map" | "string" | "")   ("ping",)   ("server_info",)   ("methods",)   ("bucket_id", user_id)
 
@@ -87,8 +87,14 @@ def release_cutoffs(params: object) -> Query:
 
 
 def route(params: object) -> Query:
-    """nothing"""
-    return _bare("route", params)
+    """{version}"""
+    _, options = split_params(params, 0, "")
+    version = 0
+    for name, value in pairs_of(options):
+        if name != b"version":
+            raise unknown_option(name, ("version",))
+        version = 0 if value is None else whole_of(value, "version", 0)
+    return ("route", version)
 
 
 def buckets_info(params: object) -> Query:

@@ -71,7 +71,7 @@ QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("accounts --after u --limit 5", ("accounts", b"u", 5)),
     ("shards", ("shards_info",)),
     ("buckets", ("buckets_info",)),
-    ("buckets route", ("route",)),
+    ("buckets route", ("route", 0)),
     ("buckets move 477 1", ("move_bucket", 477, 1)),
     ("buckets pin 477", ("pin_bucket", 477)),
     ("buckets unpin 477", ("unpin_bucket", 477)),

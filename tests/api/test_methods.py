@@ -50,7 +50,7 @@ CONTRACT = {
     "server_info": ([], set()),
     "methods": ([], set()),
     "bucket_id": (["user_id"], set()),
-    "route": ([], set()),
+    "route": ([], {"version"}),
     "buckets_info": ([], set()),
     "shards_info": ([], set()),
     "move_bucket": (["bucket_id", "shard_id"], set()),
@@ -88,6 +88,7 @@ RIGHT: dict[str, object] = {
     "token": b"secret",
     "errors": b"map",
     "within_ns": 9,
+    "version": 9,
 }
 
 
@@ -210,7 +211,8 @@ def test_what_a_call_becomes(call, command):
         (("forecast", {"within_ns": 5, "limit": 6}), ("forecast", 5, 6)),
         (("retry_cutoff", b"u"), ("retry_cutoff", b"u")),
         (("release_cutoffs",), ("release_cutoffs",)),
-        (("route",), ("route",)),
+        (("route",), ("route", 0)),
+        (("route", {"version": 7}), ("route", 7)),
         (("move_bucket", 477, 0), ("move_bucket", 477, 0)),
         (("pin_bucket", 1), ("pin_bucket", 1)),
         (("hello",), ("hello", b"", "")),

@@ -1,0 +1,147 @@
+"""The client of the package against the real daemon: straight to the owners, through moves, deaths and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.client import Client, Unavailable
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+
+async def passed_on(rpc: Rpc) -> int:
+    return sum(row["passed_on"] for row in await rpc.ask("shards_info"))
+
+
+async def until_direct(client: Client, rpc: Rpc, users: list[str]) -> None:
+    """Calls until no worker passes anything on."""
+    for _ in range(200):
+        before = await passed_on(rpc)
+        await asyncio.gather(*(client.get_account(user) for user in users))
+        if await passed_on(rpc) == before:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the client does not go straight to the owners")
+
+
+async def known_users(client: Client, count: int) -> list[str]:
+    users = [f"smart_{number}" for number in range(count)]
+    await asyncio.gather(*(client.top_up(user, 10**12) for user in users))
+    return users
+
+
+async def test_it_goes_straight_to_the_owners(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        async with Client(daemon.address) as client:
+            users = await known_users(client, 40)
+            await until_direct(client, rpc, users)
+            whole = await client.route()
+            assert await client.route(version=whole["version"]) == {"version": whole["version"]}
+        async with Client(daemon.address, direct=False) as client:
+            before = await passed_on(rpc)
+            await asyncio.gather(*(client.get_account(user) for user in users))
+            assert await passed_on(rpc) > before
+
+
+async def test_without_ports_of_their_own_everything_goes_the_first_way(data_dir: Path) -> None:
+    with Daemon(data_dir, rpc__direct=False) as daemon:
+        async with Client(daemon.address) as client:
+            users = await known_users(client, 40)
+            for _ in range(3):
+                await asyncio.gather(*(client.get_account(user) for user in users))
+            assert {row["address"] for row in (await client.route())["shards"]} == {None}
+
+
+async def test_it_follows_moves_without_an_error_and_keeps_the_order_for_each_user(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        async with Client(daemon.address) as client:
+            users = await known_users(client, 8)
+            buckets = sorted({await client.bucket_id(user) for user in users})
+            await until_direct(client, rpc, users)
+            errors: list[Any] = []
+            answered = dict.fromkeys(users, 0)
+            called = dict.fromkeys(users, 0)
+            stop = asyncio.Event()
+
+            async def load(user: str) -> None:
+                while not stop.is_set():
+                    for _ in range(4):
+                        called[user] += 1
+
+                        def on_reply(error: Any, _: Any, user: str = user) -> None:
+                            answered[user] += 1
+                            if error is not None:
+                                errors.append(error)
+
+                        # a rate_seq that does not rise is refused: an error where the order is lost
+                        client.send("set_rate", [user, 0, {"resource": "r", "rate_seq": called[user]}], on_reply)
+                    while called[user] - answered[user] > 64:
+                        await asyncio.sleep(0.001)
+                    await asyncio.sleep(0.001)
+
+            tasks = [asyncio.create_task(load(user)) for user in users]
+            rng, moved = random.Random(1), 0
+            for _ in range(60):
+                error, _ = await rpc.call("move_bucket", rng.choice(buckets), rng.choice((1, 2)))
+                moved += error is None
+                assert error is None or "already" in error, error
+                await asyncio.sleep(0.05)
+            stop.set()
+            await asyncio.gather(*tasks)
+            async with asyncio.timeout(10):
+                while answered != called:
+                    await asyncio.sleep(0.01)
+            assert errors == []
+            assert moved >= 15
+            await until_direct(client, rpc, users)
+
+
+async def test_a_dead_owner_is_unavailable_at_once_and_found_again(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        async with Client(daemon.address) as client:
+            users = await known_users(client, 40)
+            owners = (await client.route())["owners"]
+            of_shard = {user: owners[await client.bucket_id(user) - 1] for user in users}
+            await until_direct(client, rpc, users)
+            pids = {row["shard_id"]: row["worker_pid"] for row in await client.shards_info()}
+            asked = {user: asyncio.ensure_future(client.top_up(user, 1)) for user in users}
+            daemon.kill(pids[2])
+            outcomes = dict(zip(asked, await asyncio.gather(*asked.values(), return_exceptions=True), strict=True))
+            for user, outcome in outcomes.items():
+                assert not isinstance(outcome, BaseException) or isinstance(outcome, Unavailable)
+                if isinstance(outcome, Unavailable):
+                    assert (of_shard[user], outcome.retry) == (2, True)
+            refused = 0
+            for user in users:
+                try:
+                    await client.debit(user, 1)  # without a request_id it is not repeated
+                except Unavailable as error:
+                    assert of_shard[user] == 2
+                    refused += error.applied == "no"
+            assert refused, "the others answer while one is down"
+            for user in users:  # reads, and calls under a request_id, are repeated until the worker is back
+                assert (await client.top_up(user, 1, request_id="again"))["user_id"] == user
+            await until_direct(client, await Rpc.connect(daemon.rpc_port), users)
+
+
+async def test_after_a_restart_with_other_ports_it_is_direct_again(data_dir: Path) -> None:
+    daemon = Daemon(data_dir)
+    with daemon:
+        async with Client(daemon.address) as client:
+            users = await known_users(client, 20)
+            await until_direct(client, await Rpc.connect(daemon.rpc_port), users)
+            assert daemon.stop() == 0
+            with pytest.raises(Unavailable):
+                await client.call("top_up", users[0], 1, timeout_s=0.2)
+            daemon.start()
+            for user in users:
+                await client.get_account(user)
+            await until_direct(client, await Rpc.connect(daemon.rpc_port), users)
