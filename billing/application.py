@@ -13,7 +13,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from crc32c import crc32c
 
@@ -23,7 +23,18 @@ from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import Connection
 from billing.api.wire import encode_reply
 from billing.config import Config
-from billing.expirationd.delivery import CUTOFF, DELIVERED, FAILED_ATTEMPT, RESTORE, STARTED, Delivery, Owed, Settings
+from billing.expirationd.delivery import (
+    CUTOFF,
+    DELIVERED,
+    FAILED_ATTEMPT,
+    RESTORE,
+    STARTED,
+    Delivery,
+    EndpointOf,
+    Owed,
+    Settings,
+)
+from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.signature import parse_secrets
 from billing.history.link import HistoryLink
 from billing.ledger import commands as ops
@@ -32,7 +43,8 @@ from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.machine import SURVEYS, BillingMachine
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
-from shards.disk import RealDisk, read_file
+from shards.disk import Disk, RealDisk, read_file
+from shards.journal import Journal
 from shards.machine import Command, Notice
 from shards.process import Begin
 from shards.worker import Worker
@@ -49,6 +61,18 @@ _REPORTS = {
 }
 
 
+class Outside(NamedTuple):
+    """What the application has of the world, beside the doors that it opens; a simulation passes its own."""
+
+    disk: Disk
+    rng: random.Random
+    history: Callable[[str, int, Journal], HistoryLink]  # directory, shard id, journal
+    endpoint: EndpointOf
+
+
+REAL = Outside(RealDisk(), random.Random(), HistoryLink, Endpoint)
+
+
 def build(begin: Begin) -> Billing:
     """The application of one worker process."""
     return Billing(Config.from_json(begin.configuration), begin)
@@ -59,8 +83,9 @@ class Billing:
 
     surveys = SURVEYS
 
-    def __init__(self, config: Config, begin: Begin) -> None:
+    def __init__(self, config: Config, begin: Begin, outside: Outside = REAL) -> None:
         self.config = config
+        self._outside = outside
         self.machine = BillingMachine(
             Rules(
                 accrue=config.cutoff.after_exhaustion == "accrue",
@@ -69,7 +94,7 @@ class Billing:
             )
         )
         self._begin = begin
-        self._disk = RealDisk()
+        self._disk = outside.disk
         self._worker: Worker | None = None
         self._door: Door | None = None
         self._delivery: Delivery | None = None
@@ -164,15 +189,16 @@ class Billing:
         """Opens the doors, and takes up what was owed when the last life ended."""
         loop = asyncio.get_running_loop()
         self._worker = worker
-        self._history = HistoryLink(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
+        self._history = self._outside.history(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
         self._history.start()
         self._delivery = Delivery(
             self._owed,
             self._report,
             self._delivery_settings(),
             worker.fresh_now_ns,
-            random.Random(),
+            self._outside.rng,
             worker.fail,
+            self._outside.endpoint,
         )
         self._delivery.start()
         self.machine.release_held = self._delivery.release

@@ -35,7 +35,9 @@ import ctypes
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 SLEW_PPM_MAX = 500
@@ -259,17 +261,33 @@ def restart(recorded: tuple[Anchor, bytes] | None, last_ns: int, boot_id: bytes,
 # --- The reading half ---
 
 _BOOTTIME = time.CLOCK_BOOTTIME
-_clock_gettime_ns = time.clock_gettime_ns
+
+_read_boot_ns: Callable[[], int] = partial(time.clock_gettime_ns, _BOOTTIME)
+_read_wall_ns: Callable[[], int] = time.time_ns
+
+
+@contextmanager
+def clocks_of(boot_ns: Callable[[], int], wall_ns: Callable[[], int]) -> Iterator[None]:
+    """While it lasts, this process reads these two for its clocks: for one that simulates a whole machine, whose
+    processes share a boot clock and a wall clock as real ones do. Not to be used where other threads read clocks.
+    """
+    global _read_boot_ns, _read_wall_ns
+    before = _read_boot_ns, _read_wall_ns
+    _read_boot_ns, _read_wall_ns = boot_ns, wall_ns
+    try:
+        yield
+    finally:
+        _read_boot_ns, _read_wall_ns = before
 
 
 def boot_now_ns() -> int:
     """Nanoseconds of this boot, suspends included. Also what durations are measured with."""
-    return _clock_gettime_ns(_BOOTTIME)
+    return _read_boot_ns()
 
 
 def wall_now_ns() -> int:
     """Nanoseconds since the Unix epoch by the wall clock: for steering and for what is shown, never for billing."""
-    return time.time_ns()
+    return _read_wall_ns()
 
 
 def paired_now() -> tuple[int, int]:

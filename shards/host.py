@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, NoReturn, Protocol
@@ -44,6 +45,9 @@ class Host(NamedTuple):
     sockets: Callable[[str], SocketDirectory]
     spawn: Spawn
     exit: Callable[[int], NoReturn]
+    inherited: Callable[[int], socket.socket]  # the socket that a number stands for in a started process
+    pid: Callable[[], int]
+    randbits: Callable[[int], int]  # so many random bits
 
 
 async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
@@ -64,4 +68,13 @@ async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Chi
     return child, ours
 
 
-REAL = Host(RealDisk(), Committer, Alarm, SocketDirectory, spawn, os._exit)
+def inherited(descriptor: int) -> socket.socket:
+    """The socket of an inherited descriptor, which a child that outlives this process must not hold on to."""
+    one = socket.socket(fileno=descriptor)
+    one.set_inheritable(False)
+    return one
+
+
+REAL = Host(
+    RealDisk(), Committer, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits
+)

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -187,7 +186,7 @@ class Process:
         loop = asyncio.get_running_loop()
         host = self._host
         directory = f"{begin.directory}/shard-{begin.shard_id}"
-        journal = journal_of(directory, host.disk, self._stamp_ns, begin.journal)
+        journal = journal_of(directory, host, self._stamp_ns, begin.journal)
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
         bucket_map = self._map = BucketMap.decode(begin.bucket_map)
@@ -237,15 +236,13 @@ class Process:
         sockets = host.sockets(f"{begin.directory}/run")
         server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))
         worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})
-        listeners = [(kind, socket.socket(fileno=descriptor)) for kind, descriptor in begin.listeners]
-        for _, listener in listeners:
-            listener.set_inheritable(False)  # a child that outlives this process must not hold the daemon's ports
+        listeners = [(kind, host.inherited(descriptor)) for kind, descriptor in begin.listeners]
         await application.open(worker, listeners)
         for _ in range(LINK_POLLS):
             if worker.is_linked():
                 break
             await asyncio.sleep(LINK_POLL_S)
-        wire.send(("serving", {"pid": os.getpid(), "accounts": application.figures().get("accounts", 0)}))
+        wire.send(("serving", {"pid": host.pid(), "accounts": application.figures().get("accounts", 0)}))
         worker.wake()
 
         while (await self._messages.get())[0] != "stop":
@@ -278,7 +275,7 @@ class Process:
         deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
         while True:
             try:
-                return journal.open(shard_id, f"pid {os.getpid()}").head
+                return journal.open(shard_id, f"pid {self._host.pid()}").head
             except Fenced:
                 if boot_now_ns() > deadline_ns:
                     raise
@@ -302,9 +299,8 @@ def exit_code_of(error: BaseException, application: Hosted | None) -> int:
 def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
     """The main function of a worker process."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    control = socket.socket(fileno=control_descriptor)
+    control = REAL.inherited(control_descriptor)
     control.setblocking(False)
-    control.set_inheritable(False)
 
     async def main() -> int:
         return await Process(control, build).run()

@@ -8,13 +8,12 @@ shard then holds is compared with what the map says it owns. A shard restored fr
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from typing import Any
 
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
-from shards.disk import Disk
+from shards.host import Host
 from shards.journal import Journal
 from shards.journal.file import FileJournal
 from shards.shard import Shard
@@ -26,19 +25,21 @@ class Damaged(Exception):
     """What is stored contradicts what must be; exit code 65."""
 
 
-def journal_of(directory: str, disk: Disk, now_ns: Callable[[], int], settings: dict[str, Any]) -> Journal:
+def journal_of(
+    directory: str, host: Host, now_ns: Callable[[], int], settings: dict[str, Any]
+) -> Journal:
     """The journal that the configuration names."""
     if settings["kind"] != "file":
         raise ValueError(f"journal.kind {settings['kind']!r} is not known")
     return FileJournal(
         directory,
-        disk,
+        host.disk,
         sync=settings["sync"],
         segment_bytes=settings["segment_bytes"],
         sync_interval_ns=settings["sync_interval_ns"],
         now_ns=now_ns,
-        salt=lambda: secrets.randbits(64),
-        boot_id=disk.boot_id(),
+        salt=lambda: host.randbits(64),
+        boot_id=host.disk.boot_id(),
     )
 
 

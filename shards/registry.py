@@ -14,8 +14,6 @@ the data directory: one daemon at a time.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +22,8 @@ import msgspec
 from shards.buckets import HASH_NAME, BucketMap
 from shards.clock import Anchor, decode_anchor, encode_anchor
 from shards.committer import Committer
-from shards.disk import Disk, private_directory
+from shards.disk import private_directory
+from shards.host import Host
 from shards.journal.file import FileJournal
 
 SEGMENT_BYTES = 1024 * 1024
@@ -38,18 +37,19 @@ class Conflict(Exception):
 class Registry:
     """The map and its journal. `open` first; `record` from then on."""
 
-    def __init__(self, data_dir: str, disk: Disk, now_ns: Callable[[], int]) -> None:
+    def __init__(self, data_dir: str, host: Host, now_ns: Callable[[], int]) -> None:
         self.map = BucketMap()
         self.founded: set[int] = set()
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
         self._data_dir = data_dir
-        self._disk = disk
+        self._disk = disk = host.disk
+        self._owner = f"pid {host.pid()}"
         self._journal = FileJournal(
             f"{data_dir}/map",
             disk,
             segment_bytes=SEGMENT_BYTES,
             now_ns=now_ns,
-            salt=lambda: secrets.randbits(64),
+            salt=lambda: host.randbits(64),
             boot_id=disk.boot_id(),
         )
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
@@ -67,7 +67,7 @@ class Registry:
         warnings = private_directory(self._disk, self._data_dir)
         private_directory(self._disk, f"{self._data_dir}/run")
         journal = self._journal
-        journal.open(0, f"pid {os.getpid()}")
+        journal.open(0, self._owner)
         warnings += journal.warnings
         start = 1
         snapshot = journal.load_snapshot()

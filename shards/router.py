@@ -177,7 +177,7 @@ class PeerLink:
 
     def _on_frame(self, wire: Wire, frame: Any) -> None:
         pop = self._pending.pop
-        touched = set()
+        touched: dict[Any, None] = {}  # in order
         buckets = []
         for index in range(0, len(frame), 2):
             asked = pop(frame[index], None)
@@ -190,7 +190,7 @@ class PeerLink:
                 caller.answer(token, answer)
             elif type(answer) is bytes:
                 caller.relay(answer)
-                touched.add(caller)
+                touched[caller] = None
             else:
                 self._stray((caller, token, kind, payload), bucket_id, self.shard_id)
         for caller in touched:

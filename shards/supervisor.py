@@ -85,7 +85,7 @@ class Supervisor:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
         self.registry = Registry(
-            settings.data_dir, host.disk, lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
+            settings.data_dir, host, lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
         )
         self.workers: dict[int, WorkerState] = {}
         self.mover = Mover(self.registry, self.workers, self.figures_of, self._on_drained)

@@ -284,7 +284,7 @@ class Worker:
 
     def _release(self, ready: Ready) -> None:
         self.shard.synced(ready)
-        for caller in {reply[0] for reply in ready.replies}:
+        for caller in dict.fromkeys([reply[0] for reply in ready.replies]):
             caller.flush()
         if ready.notices:
             self.application.tell(ready.notices)

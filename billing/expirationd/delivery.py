@@ -41,6 +41,7 @@ FAILED_ATTEMPT: Final = "failed"
 
 Owed = tuple[str, str, int, int, int, bool]  # kind, event_id, seq, exhausted_at_ns, and two that only others read
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
+EndpointOf = Callable[[str, Limits, Callable[[], int], "ssl.SSLContext | None"], Endpoint]
 Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
 
 _UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
@@ -80,12 +81,14 @@ class Delivery:
         now_ns: Callable[[], int],
         rng: random.Random,
         failed: Callable[[BaseException], object],
+        endpoint_of: EndpointOf = Endpoint,
     ) -> None:
         self._owed = owed
         self._report = report
         self._settings = settings
         self._now_ns = now_ns
         self._failed = failed
+        self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
         self._templates = {CUTOFF: GetTemplate(settings.url, settings.secrets)}
         self._lanes = {CUTOFF: 0}
@@ -142,7 +145,7 @@ class Delivery:
             warm=settings.warm,
             idle_s=settings.idle_s,
         )
-        self.endpoints = [Endpoint(origin, limits, self._now_ns, settings.tls) for origin in self._origins]
+        self.endpoints = [self._endpoint_of(origin, limits, self._now_ns, settings.tls) for origin in self._origins]
         for endpoint in self.endpoints:
             endpoint.start()
         self._running = True

@@ -11,7 +11,7 @@ from billing.cli import root
 from billing.ledger import commands
 from billing.ledger.entry import Entry, pack
 from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
-from shards.disk import RealDisk
+from shards.host import REAL
 from shards.journal.file import FileJournal
 from shards.journal.recovery import segment_name
 from shards.registry import Registry
@@ -85,7 +85,7 @@ def test_a_snapshot_and_a_manifest_are_shown(journal):
 
 
 def test_the_map_is_shown(data_dir):
-    registry = Registry(str(data_dir), RealDisk(), lambda: NOW_NS)
+    registry = Registry(str(data_dir), REAL, lambda: NOW_NS)
     registry.open(16, 2)
     registry.close()
     code, rows, _ = dump(data_dir / "map" / segment_name(1))
