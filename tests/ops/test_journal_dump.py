@@ -31,7 +31,7 @@ def batch(*records: tuple[int, int, int, bytes]) -> bytes:
 @pytest.fixture
 def journal(data_dir):
     """A closed journal of shard 1 with two batches, a barrier and a snapshot; its directory."""
-    disk = RealDisk()
+    disk = REAL.disk
     directory = data_dir / "shard"
     opened = FileJournal(
         str(directory), disk, segment_bytes=65_536, now_ns=lambda: NOW_NS, salt=lambda: 7, boot_id=disk.boot_id()
