@@ -206,10 +206,11 @@ def free_hold(account: Account, name: bytes) -> int:
     return nanos
 
 
-def expiring_hold(account: Account) -> bytes:
-    """Of the holds that expire next the one with the lowest id."""
+def expire_holds(account: Account, due_ns: int) -> list[tuple[bytes, int]]:
+    """Ends all holds that expire at one instant: (id, nanos) of each, in the order of their ids."""
     assert account.holds is not None
-    return min((expires_ns, name) for name, (_, expires_ns) in account.holds.items())[1]
+    names = sorted(name for name, (_, expires_ns) in account.holds.items() if expires_ns == due_ns)
+    return [(name, free_hold(account, name)) for name in names]
 
 
 def _close(account: Account) -> Refusal | None:

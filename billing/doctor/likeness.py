@@ -63,7 +63,13 @@ def differences(worked_out: Bucket, held: Bucket, now_ns: int) -> Iterator[Diffe
 
 
 def _grave(grave: Grave | None, now_ns: int) -> tuple[object, ...] | None:
-    return None if grave is None else (grave.settled_ns, grave.entry_id, grave.seq, recent(grave.quiet, now_ns))
+    if grave is None:
+        return None
+    return grave.settled_ns, grave.entry_id, grave.seq, _off(grave), recent(grave.quiet, now_ns)
+
+
+def _off(grave: Grave) -> tuple[object, ...]:
+    return () if grave.off is None else (grave.off[0].facts(), *grave.off[1:])
 
 
 def _shown(name: str, value: object) -> str:
@@ -79,7 +85,7 @@ def fingerprint(bucket: Bucket) -> bytes:
             named[table] = sorted(cast(dict[bytes, tuple[int, int]], named[table]).items())
         hashed.update(repr((user_id, list(named.values()))).encode())
     for user_id, grave in sorted(bucket.graves.items()):
-        hashed.update(repr((user_id, grave.settled_ns, grave.entry_id, grave.seq)).encode())
+        hashed.update(repr((user_id, grave.settled_ns, grave.entry_id, grave.seq, _off(grave))).encode())
     hashed.update(repr((bucket.totals, list(bucket.order))).encode())
     return hashed.digest()
 

@@ -2,7 +2,7 @@
 `billing.ledger.book` and `billing.ledger.extra`, not with their code.
 
     part    kind u8 (2; 3: the bucket is not here) | bucket u16 | generation u32 | position i64 | block
-    block   "BOOK" | u16 1 | bucket u32 | pending u32 | ten times: u32 length, bytes
+    block   "BOOK" | u16 2 | bucket u32 | pending u32 | ten times: u32 length, bytes
             1 totals, five of 32 bytes   2 lengths of user_ids, u8 a row   3 user_ids   4 rows
             5 free rows, u32 each   6 rows with an extra, u32 each   7 extras, u32 length each
             8 graves   9 names   10 kept entries, u32 length each
@@ -11,7 +11,8 @@
             | counts: lines, quiet, holds u32, thresholds u8, cutoffs u32 | u16 length of the restore's error
             | lines and quiet: i64 i64 u8 name | holds: i64 u64 u8 name | thresholds: u8 i64
             | cutoffs: seq u32, at i64, attempts u32, status u8, released u8, u16 error | the restore's error
-    grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | quiet: rate_seq, since i64, u8 name
+    grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
+            | quiet: rate_seq, since i64, u8 name | off: an extra with the latest cutoff, off_seq and on_seq alone
 
 Where an account stands (its row) is no fact about it and is not compared.
 """
@@ -33,7 +34,7 @@ _LINE = struct.Struct("<qqB")
 _HOLD = struct.Struct("<qQB")
 _THRESHOLD = struct.Struct("<Bq")
 _CUTOFF = struct.Struct("<IqIBBH")
-_GRAVE = struct.Struct("<qqII")
+_GRAVE = struct.Struct("<qqIIH")
 _OWN, _LEAVE = 2, 3
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
 
@@ -107,7 +108,7 @@ def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, i
     if len(block) < _BLOCK.size:
         raise Garbled(f"a block of {len(block)} bytes")
     magic, version, of_bucket, pending = _BLOCK.unpack_from(block)
-    if (magic, version, of_bucket) != (b"BOOK", 1, bucket_id):
+    if (magic, version, of_bucket) != (b"BOOK", 2, bucket_id):
         raise Garbled(f"no block of bucket {bucket_id} of a known kind: {magic!r} {version} {of_bucket}")
     whole = _Bytes(block[_BLOCK.size :])
     totals, lengths, users, rows, free, marked, extras, graves, _, kept = (whole.counted() for _ in range(10))
@@ -129,12 +130,18 @@ def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, i
     stones = _Bytes(graves)
     while stones.more:
         user_id = stones.name()
-        settled_ns, entry_id, seq, count = stones.numbers(_GRAVE)
+        settled_ns, entry_id, seq, count, off_length = stones.numbers(_GRAVE)
         quiet = {}
         for _ in range(count):
             rate_seq, since_ns, length = stones.numbers(_LINE)
             quiet[stones.take(length)] = (rate_seq, since_ns)
-        bucket.graves[user_id] = Grave(settled_ns, entry_id, seq, quiet)
+        grave = bucket.graves[user_id] = Grave(settled_ns, entry_id, seq, quiet)
+        if off_length:
+            left = Account(user_id)
+            _read_extra(left, _Bytes(stones.take(off_length)))
+            if len(left.cutoffs) != 1:
+                raise Garbled(f"the closed account {user_id!r} may be off by {len(left.cutoffs)} cutoffs")
+            grave.off = left.cutoffs[0], left.off_seq, left.on_seq
     for packed in _split(kept):
         entry = read_entry(packed)
         key = bytes((len(entry.user_id),)) + entry.user_id + entry.request_id

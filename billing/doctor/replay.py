@@ -43,7 +43,7 @@ from billing.doctor.entry import (
     read_entry,
 )
 from billing.doctor.report import Report
-from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Grave
+from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Coming, Grave
 
 # What an entry says of its account, in the order of `_state`.
 SAYS: Final = (
@@ -91,8 +91,8 @@ class Replay:
             account = self._open(bucket, entry)
             if account is None:
                 return entry
-        if account.firing and entry.op != THRESHOLD:
-            self._missing_thresholds(account)
+        if account.firing and entry.op not in BY_TIME:
+            self._missing(account)
         if entry.at_ns < account.settled_ns:
             self._fault(f"an entry at {entry.at_ns}, after one at {account.settled_ns}", entry.user_id)
             account.settled_ns = entry.at_ns
@@ -119,6 +119,9 @@ class Replay:
             account.settled_ns = grave.settled_ns
             account.entry_id, account.seq = grave.entry_id, grave.seq
             account.quiet = grave.quiet_at(max(grave.settled_ns, entry.at_ns)) or None
+            if grave.off is not None:  # the top-up restores it
+                latest, account.off_seq, account.on_seq = grave.off
+                account.cutoffs, account.exhausted = [latest], True
         bucket.accounts[entry.user_id] = account
         return account
 
@@ -127,6 +130,8 @@ class Replay:
         grave = Grave(account.settled_ns, account.entry_id, account.seq, {})
         grave.quiet = account.quiet or {}
         grave.quiet = grave.quiet_at(account.settled_ns)
+        if account.off_seq > account.on_seq:
+            grave.off = account.cutoffs[-1], account.off_seq, account.on_seq
         bucket.graves[account.user_id] = grave
 
     def _keep_id(self, bucket: Bucket, entry: Entry, body: bytes) -> None:
@@ -156,58 +161,54 @@ class Replay:
             due_ns, op = due
             text = f"no entry of the {_NAMES[op]} that was due at {due_ns}, before the entry at {entry.at_ns}"
             self._fault(text, account.user_id)
-            above = account.above()
             before = account.balance
-            self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
+            entries = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
             self._follow(account, entry.flags, False)
             self._count(bucket, account, op, 0, before - account.balance)
-            crossed = sum(not account.is_above(threshold) for threshold in above)
-            account.entry_id += crossed if op == THRESHOLD else 1 + crossed
+            account.entry_id += len(entries)
 
-    def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> bytes:
-        """Settles an account to what time causes, and does it; the id of the hold that expires."""
-        name = b""
+    def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> deque[Coming]:
+        """Settles an account to what time causes, and does it; the entries of it, in order.
+
+        At a tie the expiries come before the exhaustion that they prevent.
+        """
+        entries: deque[Coming] = deque()
+        above = account.above()
         if op == HOLD_EXPIRED:
-            name = commands.expiring_hold(account)
-            if not account.exhausted:  # at a tie the expiry comes before the exhaustion that it prevents
-                commands.free_hold(account, name)
+            entries += ((op, nanos, 0, name) for name, nanos in commands.expire_holds(account, due_ns))
         account.pass_time(due_ns, accrue)
-        if op == HOLD_EXPIRED and account.exhausted:  # until now nothing was available
-            commands.free_hold(account, name)
-        return name
+        if op == EXHAUST:
+            entries.append((op, 0, 0, b""))
+        entries += account.crossed(above)
+        return entries
 
     def _by_time(self, bucket: Bucket, account: Account, entry: Entry) -> None:
         if account.firing:
-            if (entry.op, entry.at_ns, entry.a, entry.b) == (THRESHOLD, account.settled_ns, *account.firing[0]):
+            if entry.at_ns == account.settled_ns and (entry.op, entry.a, entry.b, entry.key) == account.firing[0]:
                 account.firing.popleft()
                 self._conclude(bucket, account, entry, account.balance, 0)
                 return
-            self._missing_thresholds(account)
+            self._missing(account)
         self._pass_missing(bucket, account, entry)
         due_ns, op = account.coming()
         if (due_ns, op) != (entry.at_ns, entry.op):
             self._fault(f"an entry of the {_NAMES[entry.op]} at {entry.at_ns}, where none was due", account.user_id)
             self._adopt(bucket, account, entry)
             return
-        above = account.above()
         before = account.balance
-        held = account.holds_nanos
-        name = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
+        entries = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
         accrued = before - account.balance
-        crossed = deque(threshold for threshold in above if not account.is_above(threshold))
-        detail = (held - account.holds_nanos, 0, 0, name)
-        if op == THRESHOLD:
-            detail = (*crossed.popleft(), 0, b"")
-        told = (entry.a, entry.b, entry.c, entry.key)
-        if told != detail:
-            self._fault(f"an entry of the {_NAMES[op]} with {told}, worked out {detail}", account.user_id)
-        account.firing = crossed or None
+        first = entries.popleft()
+        if (entry.op, entry.a, entry.b, entry.key) != first or entry.c:
+            detail = (entry.a, entry.b, entry.c, entry.key)
+            self._fault(f"an entry of the {_NAMES[op]} with {detail}, worked out {shown(first)}", account.user_id)
+        account.firing = entries or None
         self._conclude(bucket, account, entry, account.balance, accrued)
 
-    def _missing_thresholds(self, account: Account) -> None:
+    def _missing(self, account: Account) -> None:
         assert account.firing is not None
-        for kind, value in account.firing:
-            self._fault(f"no entry of the crossed threshold ({kind}, {value})", account.user_id)
+        for entry in account.firing:
+            self._fault(f"no entry of the {shown(entry)}", account.user_id)
             account.entry_id += 1
         account.firing = None
 
@@ -244,7 +245,7 @@ class Replay:
             self._count(bucket, account, CLOSE, entry.amount, entry.accrued)
             self._close(bucket, account)
         else:
-            account.firing = deque(threshold for threshold in above if not account.is_above(threshold)) or None
+            account.firing = deque(account.crossed(above)) or None
             raised = old_rate == 0 < account.line(entry.key)[0]
             self._conclude(bucket, account, entry, before, accrued, opened, raised)
 
@@ -349,3 +350,9 @@ class Replay:
 def digest(packed: bytes) -> bytes:
     """What is kept of a stored answer, to know it again."""
     return hashlib.blake2b(packed, digest_size=8).digest()
+
+
+def shown(coming: Coming) -> str:
+    """An entry that time causes, in words."""
+    op, a, b, key = coming
+    return f"{_NAMES[op]} ({a}, {b})" if op == THRESHOLD else f"{_NAMES[op]} {key.decode(errors='backslashreplace')!r}"

@@ -20,7 +20,7 @@ from billing.doctor.history import HistoryFile, rows_of
 from billing.doctor.likeness import contradictions, fingerprint
 from billing.doctor.owners import OwnerMap
 from billing.doctor.part import read_block
-from billing.doctor.replay import Replay
+from billing.doctor.replay import Replay, shown
 from billing.doctor.report import Owed, Report
 from billing.doctor.segment import Batch
 from billing.doctor.state import Account, Bucket
@@ -223,7 +223,7 @@ class Shard:
             text = f"its entries sum up to {coins(account.net)}, its balance is {coins(account.balance)}"
             report.fault("conservation", text, file=directory.path, account=account.user_id)
         if account.firing:
-            text = f"no entry of the crossed threshold {account.firing[0]}, at the end of the log"
+            text = f"no entry of the {shown(account.firing[0])}, at the end of the log"
             report.fault("accounts", text, file=directory.path, account=account.user_id)
         owed = cutoffs.owed(account)
         if owed is not None:

@@ -23,6 +23,8 @@ STATUSES: Final = ("pending", "delivered", "effective", "superseded")
 
 BY_AMOUNT: Final = 0
 
+Coming = tuple[int, int, int, bytes]  # op, a, b, key of an entry: a crossed threshold, or another hold's expiry
+
 
 class Cutoff:
     """One cutoff of an account and what became of it."""
@@ -80,7 +82,7 @@ class Account:
         self.holds: dict[bytes, tuple[int, int]] | None = None  # hold_id -> (nanos, expires_ns or NEVER)
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
         self.cutoffs: list[Cutoff] = []
-        self.firing: deque[tuple[int, int]] | None = None  # thresholds whose entries must come next
+        self.firing: deque[Coming] | None = None  # entries of this same instant that must come next
         self.net = 0  # what the entries seen say in all: amounts less what accrued; begins with the balance loaded
 
     @property
@@ -119,6 +121,10 @@ class Account:
     def above(self) -> list[tuple[int, int]]:
         """The thresholds that could still be crossed."""
         return [threshold for threshold in self.thresholds if self.is_above(threshold)]
+
+    def crossed(self, above: list[tuple[int, int]]) -> list[Coming]:
+        """The entries of those of these thresholds that it is not above of any more."""
+        return [(THRESHOLD, *threshold, b"") for threshold in above if not self.is_above(threshold)]
 
     def coming(self) -> tuple[int, int]:
         """(instant, operation) of what time causes next; NEVER where nothing. At a tie an expiry comes first, then the
@@ -159,13 +165,14 @@ class Account:
 class Grave:
     """What outlives a closed account, beside its request ids."""
 
-    __slots__ = ("entry_id", "quiet", "seq", "settled_ns")
+    __slots__ = ("entry_id", "off", "quiet", "seq", "settled_ns")
 
     def __init__(self, settled_ns: int, entry_id: int, seq: int, quiet: dict[bytes, tuple[int, int]]) -> None:
         self.settled_ns = settled_ns
         self.entry_id = entry_id
         self.seq = seq
         self.quiet = quiet
+        self.off: tuple[Cutoff, int, int] | None = None  # where machines may be off: latest cutoff, off_seq, on_seq
 
     def quiet_at(self, at_ns: int) -> dict[bytes, tuple[int, int]]:
         """The lines whose rate_seq still counts."""

@@ -8,12 +8,12 @@ Columns go as blocks, not account by account. Grammar, little-endian; a part is 
               behind the other rows          as they are in memory free          u32 each: the free rows, the last one
               is used first extra slots   u32 each, rising extras        u32 length and bytes each, as `Extra.pack`
               tombstones    each user_id (u8 length), settled_ns, entry_id i64, exhaustion_seq u32, u32 count of quiet
-              lines,
-                            each (rate_seq, since_ns i64, u8 length, resource); in order of closing
+              lines, u16 length of `off`,
+                            each line (rate_seq, since_ns i64, u8 length, resource), off; in order of closing
               fading        the user_ids (u8 length) in order
               request ids   u32 length and bytes each: the stored entries, oldest first
 
-Example: the empty bucket 7 is "BOOK", 0100, 07000000, 00000000, a0000000 and 160 zeros, then nine empty parts of
+Example: the empty bucket 7 is "BOOK", 0200, 07000000, 00000000, a0000000 and 160 zeros, then nine empty parts of
 00000000.
 
 It reads what it wrote: a block comes from a snapshot or a move, whose checksums have been proved, so a fault in it is
@@ -30,12 +30,12 @@ from typing import Final
 from billing.ledger.book import ROW, Book, Tombstone, Totals, shared_slots
 from billing.ledger.extra import unpack as unpack_extra
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _HEAD = struct.Struct("<4sHII")
 _MAGIC: Final = b"BOOK"
 _U32 = struct.Struct("<I")
-_TOMBSTONE = struct.Struct("<qqII")
+_TOMBSTONE = struct.Struct("<qqIIH")
 _QUIET = struct.Struct("<qqB")
 _TOTAL_BYTES: Final = 32
 
@@ -117,12 +117,13 @@ def _names(joined: bytes) -> Iterator[bytes]:
 
 
 def _pack_tombstone(user_id: bytes, tombstone: Tombstone) -> bytes:
-    settled_ns, entry_id, exhaustion_seq, quiet = tombstone
+    settled_ns, entry_id, exhaustion_seq, quiet, off = tombstone
     return (
         bytes((len(user_id),))
         + user_id
-        + _TOMBSTONE.pack(settled_ns, entry_id, exhaustion_seq, len(quiet))
+        + _TOMBSTONE.pack(settled_ns, entry_id, exhaustion_seq, len(quiet), len(off))
         + b"".join(_QUIET.pack(rate_seq, since_ns, len(resource)) + resource for resource, rate_seq, since_ns in quiet)
+        + off
     )
 
 
@@ -131,11 +132,13 @@ def _unpack_tombstones(joined: bytes) -> Iterator[tuple[bytes, Tombstone]]:
     while at < len(joined):
         end = at + 1 + joined[at]
         user_id = joined[at + 1 : end]
-        settled_ns, entry_id, exhaustion_seq, count = _TOMBSTONE.unpack_from(joined, end)
+        settled_ns, entry_id, exhaustion_seq, count, off_len = _TOMBSTONE.unpack_from(joined, end)
         at = end + _TOMBSTONE.size
         quiet = []
         for _ in range(count):
             rate_seq, since_ns, length = _QUIET.unpack_from(joined, at)
             at += _QUIET.size + length
             quiet.append((joined[at - length : at], rate_seq, since_ns))
-        yield user_id, Tombstone(settled_ns, entry_id, exhaustion_seq, tuple(quiet))
+        off = joined[at : at + off_len]
+        at += off_len
+        yield user_id, Tombstone(settled_ns, entry_id, exhaustion_seq, tuple(quiet), off)

@@ -5,8 +5,9 @@ less than a cache line, and the garbage collector has nothing to walk. Beside it
 the timing wheel (8 bytes), its user_id, and the index from user_id to row. What few accounts have is an `Extra`. With
 its user_id and the index an account takes about 170 bytes.
 
-A closed account leaves a tombstone: the numbers that must go on rising if it is opened again, and the rate_seqs of
-its lines for as long as a late retry of a rate could hurt. Its row is wiped and used again.
+A closed account leaves a tombstone: the numbers that must go on rising if it is opened again, the rate_seqs of its
+lines for as long as a late retry of a rate could hurt, and whether its machines may be off. Its row is wiped and used
+again.
 
 `ref = bucket_id << 32 | slot` names an account for the wheel. `armed_ns[slot]` is where its live filing is:
 `NEVER_NS` if there is none, 0 in a book whose time stands still (loaded, replayed, about to be moved away): there
@@ -52,6 +53,7 @@ class Tombstone(NamedTuple):
     entry_id: int
     exhaustion_seq: int
     quiet: tuple[tuple[bytes, int, int], ...]  # (resource, rate_seq, since_ns), oldest first
+    off: bytes  # where its machines may be off: the packed `Extra` that says so, of the latest cutoff; else empty
 
 
 class Totals:

@@ -207,14 +207,19 @@ class Clerk:
             self.rearm(account)
 
     def pass_one(self, account: Account, at_ns: int) -> bool:
-        """The next thing that time causes, if it is due at `at_ns`, and what follows from it."""
+        """The next thing that time causes, if it is due at `at_ns`, and what follows from it: all of one instant's
+        expiries at once.
+        """
         due_ns = due.coming_ns(account)
         if due_ns > at_ns:
             return False
         determined_ns = account.settled_ns
         armed = thresholds.above(account)
-        command, accrued = due.step(account, due_ns, self.flags & RULE_ACCRUE != 0)
-        self.conclude(account, command, account.balance, accrued, armed, determined_ns)
+        (*others, last), accrued = due.step(account, due_ns, self.flags & RULE_ACCRUE != 0)
+        for command in others:
+            self.conclude(account, command, account.balance, accrued, [], determined_ns)
+            accrued = 0
+        self.conclude(account, last, account.balance, accrued, armed, determined_ns)
         return True
 
     def rearm(self, account: Account) -> None:

@@ -3,12 +3,16 @@
 An account begins with its first top_up. It is closed only at rate 0, with no debt, no hold and no owed call; the rest
 of its money is paid out as an entry. What outlives it is its tombstone: entry_id, exhaustion_seq and the rate_seqs of
 its lines (and, in the bucket, its request ids). A later top_up opens it again, and the numbers go on rising.
+
+Closing does not switch machines on again: if a cutoff was sent and no restore made it good, the tombstone keeps that,
+and the top_up that opens the account restores it, as it would have without the closing between.
 """
 
 from billing.ledger import cutoffs
 from billing.ledger.account import Account, No
 from billing.ledger.book import Book, Tombstone
 from billing.ledger.entry import OBSTACLES
+from billing.ledger.extra import Extra, unpack
 from billing.ledger.rates import QUIET_NS
 
 _RATE, _DEBT, _HOLD, _CUTOFF = range(len(OBSTACLES))
@@ -25,6 +29,9 @@ def open_account(book: Book, user_id: bytes, at_ns: int) -> Account:
         account.settled_ns = max(at_ns, tombstone.settled_ns)
         account.entry_id = tombstone.entry_id
         account.exhaustion_seq = tombstone.exhaustion_seq
+        if tombstone.off:
+            account.extra = unpack(tombstone.off)
+            account.exhausted = True
         quiet = {
             resource: (rate_seq, since_ns)
             for resource, rate_seq, since_ns in tombstone.quiet
@@ -55,8 +62,9 @@ def bury(account: Account) -> None:
     kept = tuple(
         (resource, seq, since_ns) for resource, (seq, since_ns) in quiet.items() if since_ns + QUIET_NS > at_ns
     )
+    off = _off(account.extra) if account.extra is not None else b""
     book.close_slot(account.user_id)
-    book.closed[account.user_id] = Tombstone(at_ns, account.entry_id, account.exhaustion_seq, kept)
+    book.closed[account.user_id] = Tombstone(at_ns, account.entry_id, account.exhaustion_seq, kept, off)
     if kept:
         book.fading.append(account.user_id)
     while book.fading:
@@ -66,3 +74,12 @@ def bury(account: Account) -> None:
                 break
             book.closed[book.fading[0]] = oldest._replace(quiet=())
         book.fading.popleft()
+
+
+def _off(extra: Extra) -> bytes:
+    """What is to be known of machines that may be off: the latest cutoff, which is not owed any more."""
+    if extra.off_seq <= extra.on_seq:
+        return b""
+    kept = Extra()
+    kept.cutoffs, kept.off_seq, kept.on_seq = extra.cutoffs[-1:], extra.off_seq, extra.on_seq
+    return kept.pack()

@@ -4,8 +4,9 @@
 expiries coming.
 
 At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
-rest ran out. In the rare case that even with it nothing is left in that nanosecond, the expiry's own entry is the one
-that crosses.
+rest ran out. Holds that expire at one instant are given back together, and only then is it asked whether anything is
+left; each has an entry of its own, in the order of their ids. In the rare case that even with all of them nothing is
+left in that nanosecond, the first of these entries is the one that crosses.
 """
 
 from billing.ledger import commands as ops
@@ -35,25 +36,29 @@ def anything(account: Account, at_ns: int) -> bool:
     return coming_ns(account) <= at_ns
 
 
-def step(account: Account, due_ns: int, accrue: bool) -> tuple[Command, int]:
-    """Settles a working copy to its coming instant; returns what happens then, and what accrued."""
+def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:
+    """Settles a working copy to its coming instant; returns what happens then (one thing, or the expiries of that
+    instant), and what accrued.
+    """
     extra = account.extra
     user_id = account.user_id
     if extra is not None and extra.next_expiry_ns == due_ns:
-        name, amount_nanos = _expiring(extra)
-        free(account, extra, name)
+        expired = _expire(account, extra)
         accrued = account.settle(due_ns, accrue)
-        return (ops.HOLD_EXPIRED, user_id, amount_nanos, 0, 0, name, b"", b""), accrued
+        return [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"") for name, amount in expired], accrued
     if account.runs_out_ns() == due_ns:
         accrued = account.settle(due_ns, accrue)
-        return (ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b""), accrued
+        return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"")], accrued
     armed = above(account)
     accrued = account.settle(due_ns, accrue)
     kind, value = fallen(account, armed)[0]
-    return (ops.THRESHOLD, user_id, kind, value, 0, b"", b"", b""), accrued
+    return [(ops.THRESHOLD, user_id, kind, value, 0, b"", b"", b"")], accrued
 
 
-def _expiring(extra: Extra) -> tuple[bytes, int]:
-    """Of the holds that expire next the one with the lowest id, and its amount in nanos."""
-    name = min(name for name, (_, expires_ns) in extra.holds.items() if expires_ns == extra.next_expiry_ns)
-    return name, extra.holds[name][0]
+def _expire(account: Account, extra: Extra) -> list[tuple[bytes, int]]:
+    """Gives back the holds that expire next, which are those of one instant: their ids, and amounts in nanos."""
+    due_ns = extra.next_expiry_ns
+    expired = sorted((name, amount) for name, (amount, expires_ns) in extra.holds.items() if expires_ns == due_ns)
+    for name, _ in expired:
+        free(account, extra, name)
+    return expired

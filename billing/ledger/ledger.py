@@ -5,8 +5,8 @@ account, each at its exact instant, then the command, and appends one packed ent
 became owed to the outside is appended to `notices`. The caller drains both. Same state and same command, same
 outcome, byte for byte; `replay` is the same code again and compares.
 
-Order at one instant: a hold's expiry, then the exhaustion, then thresholds; then the command; and behind any change
-the thresholds that it crossed.
+Order at one instant: all holds' expiries, then the exhaustion, then thresholds; then the command; and behind any
+change the thresholds that it crossed.
 
 What time costs: nothing is done while time passes. An account is looked at when a command comes, or when its coming
 instant (the nearest of hold expiry, exhaustion, threshold) comes up in the caller's wheel. `arm(ref, due_ns) ->

@@ -14,6 +14,7 @@ import pytest
 from billing.doctor.examine import Absent, Live, hold
 from billing.doctor.report import CHECKS
 from billing.ledger import commands as ops
+from shards.buckets import bucket_id_of
 from tests.doctor.yard import COIN, DISK, HOUR_NS, Yard, busy, examined
 
 
@@ -95,6 +96,31 @@ def test_a_life_after_a_late_start_is_no_fault(data_dir):
     yard.wait(HOUR_NS)
     yard.pay(b"a", COIN)
     assert yard.close().examine().findings == []
+
+
+def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_are_no_faults(data_dir):
+    """Through a snapshot of the closed account, a restart and a move."""
+    yard = Yard(data_dir, trims=False)
+    user = b"7"
+    home = yard.worker_of(user).shard.shard_id
+    yard.pay(user, 100 * COIN)
+    yard.rate(user, 60 * COIN)
+    for name in (b"a", b"b", b"c"):
+        yard.do((ops.HOLD, user, 20 * COIN, 2 * HOUR_NS // 3, 0, b"", name, b""))
+    yard.wait(HOUR_NS)  # 40 were left after 40 minutes, in which the three came back
+    yard.wait(HOUR_NS)
+    yard.report(ops.CUTOFF_STARTED, user, 1)
+    yard.report(ops.CUTOFF_DELIVERED, user, 1)
+    yard.rate(user, 0)
+    yard.do((ops.CLOSE, user, 0, 0, 0, b"", b"", b""))
+    yard.workers[home].snapshot()
+    yard.restart()
+    yard.move(bucket_id_of(user, yard.bucket_count), home, 3 - home)
+    assert yard.pay(user, COIN)["restored"] is True
+    yard.report(ops.RESTORE_STARTED, user, 1)
+    report = yard.close().examine()
+    assert report.findings == []
+    assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "restore", 1)]
 
 
 def test_hundreds_of_owed_cutoffs_of_one_account(data_dir):

@@ -160,6 +160,19 @@ def test_what_time_causes_must_have_its_entry(data_dir, op, text):
     assert told(yard.examine(), "accounts")[0].text.startswith(text)
 
 
+def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir):
+    yard = Yard(data_dir, shards=1)
+    yard.pay(USER, 10 * COIN)
+    for name in (b"a", b"b", b"c"):
+        yard.do((ops.HOLD, USER, COIN, HOUR_NS, 0, b"", name, b""))
+    yard.thresholds(USER, (ops.BY_AMOUNT, 5 * COIN))
+    yard.wait(HOUR_NS)
+    yard.pay(USER, COIN)
+    yard.close()
+    assert forge_entries(yard, 1, lambda entry: [] if entry.key == b"r:b" else None) == 1
+    assert told(yard.examine(), "accounts")[0].text == "no entry of the expiry of a hold 'r:b'"
+
+
 def test_a_threshold_that_a_command_crossed_must_have_its_entry(data_dir):
     yard = Yard(data_dir, shards=1)
     yard.pay(USER, 10 * COIN)

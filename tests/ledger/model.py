@@ -96,10 +96,12 @@ class Model:
             account.entry_id, account.seq = earlier.entry_id, earlier.seq
             account.seqs, account.zero_since = earlier.seqs, earlier.zero_since
             account.forget_lines()
+            if earlier.maybe_off > earlier.back_on:  # as if it had not been closed between
+                account.exhausted, account.cutoffs = True, earlier.cutoffs
+                account.maybe_off, account.back_on = earlier.maybe_off, earlier.back_on
         self.accounts[op["user"]] = account
         account.balance = Fraction(op["amount"])
-        account.entry_id += 1
-        entry = self._write(account, op, t, account.entry_id, Fraction(op["amount"]), Fraction(0))
+        entry = self._settle_state(account, op, t, Fraction(0), Fraction(0), [], False)
         reply = self._reply(account, op, entry)
         if "request_id" in op:
             self._keep(op, t, reply, None)
@@ -122,16 +124,26 @@ class Model:
     def pass_time(self, account: Account, t: int) -> None:
         """What time causes up to t, each thing at its instant."""
         while (coming := account.coming()) is not None and coming[0] <= t:
-            at, rank, name = coming
+            at, rank = coming
             above = [threshold for threshold in account.thresholds if account.is_above(threshold)]
-            op: Op = {"method": ("hold_expired", "exhaust", "threshold")[rank], "user": account.user}
             if rank == 0:
-                op["hold_id"] = name
-                op["amount"], _ = account.holds.pop(name)
+                self._expire(account, at, above)
+                continue
+            op: Op = {"method": (None, "exhaust", "threshold")[rank], "user": account.user}
             accrued = self._accrue(account, at)
             if rank == 2:
                 op["threshold"] = next(threshold for threshold in above if not account.is_above(threshold))
             self._settle_state(account, op, at, account.balance, accrued, above, False)
+
+    def _expire(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
+        """All holds of one instant are free before anything can run out in it; an entry for each of them."""
+        together = sorted(name for name, (_, expires) in account.holds.items() if expires == at)
+        amounts = [account.holds.pop(name)[0] for name in together]
+        accrued = self._accrue(account, at)
+        for name, amount in zip(together, amounts, strict=True):
+            op = {"method": "hold_expired", "user": account.user, "hold_id": name, "amount": amount}
+            self._settle_state(account, op, at, account.balance, accrued, above if name == together[-1] else [], False)
+            accrued = Fraction(0)
 
     def _accrue(self, account: Account, t: int) -> Fraction:
         spent = account.per_ns * (t - account.at)

@@ -88,13 +88,13 @@ class Account:
                 del self.zero_since[resource]
                 self.seqs.pop(resource, None)
 
-    def coming(self) -> tuple[int, int, str] | None:
-        """(instant, rank, hold) of what time causes next: 0 a hold's expiry, 1 running out, 2 a threshold."""
-        found = [(expires, 0, name) for name, (_, expires) in self.holds.items() if expires is not None]
+    def coming(self) -> tuple[int, int] | None:
+        """(instant, rank) of what time causes next: 0 expiries of holds, 1 running out, 2 a threshold."""
+        found = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
         if self.runs_out is not None:
-            found.append((self.runs_out, 1, ""))
+            found.append((self.runs_out, 1))
         crossings = (self.crosses(threshold) for threshold in self.thresholds)
-        found += [(crossing, 2, "") for crossing in crossings if crossing is not None]
+        found += [(crossing, 2) for crossing in crossings if crossing is not None]
         return min(found, default=None)
 
     def pending(self) -> list[dict[str, Any]]:

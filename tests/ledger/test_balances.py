@@ -3,6 +3,7 @@
 import pytest
 
 from billing.ledger.balances import HOLDS_MAX
+from billing.ledger.entry import CROSSED, RESTORED
 from billing.ledger.money import INT64_MAX
 from tests.ledger.bank import HOUR, Bank, refusal
 
@@ -208,6 +209,45 @@ def test_an_expiry_at_e_that_is_not_enough_crosses_in_its_own_entry(bank):
     )
     assert bank.operations("u")[-1] == ("hold_expired", 2)
     assert bank.cutoffs() == [1]
+
+
+def test_holds_that_expire_at_one_instant_prevent_the_exhaustion_together(bank):
+    """One alone would be too small for the last nanosecond: no crossing and restoring within it."""
+    bank.set_rate("u", 60 * HOUR, at=0)
+    bank.set_thresholds("u", [(0, 36)], at=0)
+    bank.hold("u", 10, at=0, ttl=2, request_id="small")
+    bank.hold("u", 45, at=0, ttl=2, request_id="large")
+    bank.top_up("u", 55, at=0)  # 100 are available: E is 2, when 120 are spent
+    reply = bank.debit("u", 1, at=2)
+    assert (reply["state"], reply["available_nanos"], reply["exhaustion_seq"]) == ("active", 34, 0)
+    assert bank.operations("u")[-4:] == [("hold_expired", 2), ("hold_expired", 2), ("threshold", 2), ("debit", 2)]
+    large, small, threshold, _ = bank.entries("u")[-4:]
+    assert (large.key, small.key) == (b"r:large", b"r:small")
+    assert (large.accrued_nanos, small.accrued_nanos, threshold.accrued_nanos) == (120, 0, 0)
+    assert large.holds_nanos == small.holds_nanos == 0, "they are given back together"
+    assert bank.cutoffs() == []
+
+
+def test_the_first_entry_of_such_expiries_crosses_where_all_of_them_are_not_enough(bank):
+    bank.set_rate("u", 60 * HOUR, at=0)
+    bank.hold("u", 5, at=0, ttl=2, request_id="a")
+    bank.hold("u", 5, at=0, ttl=2, request_id="b")  # 90 are available: E is 2, when 120 would be spent
+    view = bank.view("u", at=2)
+    assert (view["state"], view["overrun_nanos"], view["exhaustion_seq"]) == ("exhausted", 20, 1)
+    assert [(e.key, e.accrued_nanos, bool(e.flags & CROSSED)) for e in bank.entries("u")[-2:]] == [
+        (b"r:a", 100, True),
+        (b"r:b", 0, False),
+    ]
+    assert bank.cutoffs() == [1]
+
+
+def test_the_first_entry_of_such_expiries_restores(bank):
+    bank.hold("u", 40, at=0, ttl=9, request_id="a")
+    bank.hold("u", 60, at=0, ttl=9, request_id="b")
+    view = bank.view("u", at=9)
+    assert (view["state"], view["available_nanos"]) == ("active", 100)
+    assert [(e.key, bool(e.flags & RESTORED)) for e in bank.entries("u")[-2:]] == [(b"r:a", True), (b"r:b", False)]
+    assert bank.notices() == [("cutoff", "u", 1), ("superseded", "u", 1)]
 
 
 def test_holds_that_expire_together_go_in_the_order_of_their_ids(bank):

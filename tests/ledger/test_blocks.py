@@ -43,6 +43,11 @@ def busy(**rules) -> Bank:
     bank.top_up("gone-2", 1, at=90)
     bank.close("gone-2", at=91)
     bank.top_up("in its row", 1, at=92)
+    bank.top_up("closed while off", 5, at=93)
+    bank.debit("closed while off", 5, at=94)
+    bank.report(ops.CUTOFF_STARTED, "closed while off", 1, at=95)
+    bank.report(ops.CUTOFF_DELIVERED, "closed while off", 1, at=96)
+    bank.close("closed while off", at=97)
     return bank
 
 
@@ -73,7 +78,7 @@ def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore):
 
 def test_an_empty_bucket_byte_by_byte():
     bank = Bank()
-    assert bank.state() == b"BOOK\x01\x00" + bytes([BUCKET, 0, 0, 0]) + bytes(4) + b"\xa0\0\0\0" + bytes(160 + 9 * 4)
+    assert bank.state() == b"BOOK\x02\x00" + bytes([BUCKET, 0, 0, 0]) + bytes(4) + b"\xa0\0\0\0" + bytes(160 + 9 * 4)
 
 
 def test_a_block_of_another_bucket_or_a_shortened_one_is_refused():

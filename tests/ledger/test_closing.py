@@ -3,6 +3,7 @@
 import pytest
 
 from billing.ledger import commands as ops
+from billing.ledger.entry import OPENED, RESTORED
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
 
@@ -87,6 +88,64 @@ def test_entry_id_and_exhaustion_seq_go_on_rising_when_it_is_opened_again(bank):
     assert (reply["entry_id"], reply["exhaustion_seq"], reply["balance_nanos"], reply["at_ns"]) == (5, 1, 7, 3)
     assert "restored" not in reply
     assert bank.debit("u", 7, at=4)["exhaustion_seq"] == 2
+
+
+def switched_off(bank, user="off"):
+    """An account at zero whose cutoff had its 2xx."""
+    bank.top_up(user, 5, at=10)
+    bank.debit(user, 5, at=11)
+    bank.report(ops.CUTOFF_STARTED, user, 1, at=12)
+    bank.report(ops.CUTOFF_DELIVERED, user, 1, at=13)
+
+
+def test_opening_restores_an_account_that_was_closed_with_its_machines_off():
+    bank = Bank(restore=True)
+    switched_off(bank)
+    bank.close("off", at=14)
+    assert bank.owed("off") is None
+    bank.notices()
+    reply = bank.top_up("off", 7, at=20)
+    assert reply["restored"] is True
+    assert (reply["state"], reply["balance_nanos"], reply["exhaustion_seq"]) == ("active", 7, 1)
+    cutoff = reply["cutoff"]
+    assert (cutoff["seq"], cutoff["status"], cutoff["exhausted_at_ns"]) == (1, "effective", 11)
+    assert bank.entries("off")[-1].flags & (OPENED | RESTORED) == OPENED | RESTORED
+    assert bank.owed("off") == ("restore", 1)
+    assert bank.notices() == [("restore", "off", 1)]
+    bank.report(ops.RESTORE_STARTED, "off", 1, at=21)
+    bank.report(ops.RESTORE_DELIVERED, "off", 1, at=22)
+    assert bank.owed("off") is None
+    bank.close("off", at=23)
+    assert "restored" not in bank.top_up("off", 7, at=24), "it was made good before it was closed again"
+
+
+def test_opening_it_says_so_also_without_a_restore_url_and_nothing_is_owed():
+    bank = Bank()
+    switched_off(bank)
+    bank.close("off", at=14)
+    assert bank.top_up("off", 7, at=20)["restored"] is True
+    assert bank.owed("off") is None
+    bank.close("off", at=21)
+    assert "restored" not in bank.top_up("off", 7, at=22)
+
+
+def test_closing_twice_does_not_forget_it():
+    """What is kept survives the row's next user, a move, and running out once more."""
+    bank = Bank(restore=True)
+    switched_off(bank)
+    bank.close("off", at=14)
+    switched_off(bank, "in its row")
+    other = Bank(restore=True)
+    other.ledger.drop(BUCKET)
+    other.ledger.load(BUCKET, bank.state())
+    other.top_up("off", 7, at=20)
+    other.debit("off", 7, at=21)
+    assert other.owed("off") == ("cutoff", 2)
+    other.report(ops.CUTOFF_STARTED, "off", 2, at=22)
+    other.report(ops.CUTOFF_DELIVERED, "off", 2, at=23)
+    other.close("off", at=24)
+    other.top_up("off", 1, at=25)
+    assert other.owed("off") == ("restore", 2)
 
 
 def test_nothing_else_of_it_comes_back(bank):
