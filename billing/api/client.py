@@ -19,6 +19,7 @@ Who sends a hundred thousand commands a second uses `send` and `flush`: a callba
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
@@ -45,15 +46,17 @@ class Client:
         address: str,
         *,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         timeout_s: float = TIMEOUT_S,
         jitter: Callable[[], float] = random.random,
         direct: bool = True,
     ) -> None:
-        """`address`: `host:port` or `unix:/path`. `timeout_s`: for a call, unless it names its own. `direct`: whether
-        to go straight to the owners of buckets. Raises ValueError for an address that is none.
+        """`address`: `host:port` or `unix:/path`. `tls`: for a daemon with `rpc.tls_cert`; `tls_context` of
+        `billing.api.connection` makes one from files. `timeout_s`: for a call, unless it names its own. `direct`:
+        whether to go straight to the owners of buckets. Raises ValueError for an address that is none.
         """
         self.timeout_s = timeout_s
-        self._routing = Routing(address, token=token, jitter=jitter, direct=direct)
+        self._routing = Routing(address, token=token, tls=tls, jitter=jitter, direct=direct)
         self._link = self._routing.main
         self._jitter = jitter
 

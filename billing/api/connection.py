@@ -12,6 +12,7 @@ decide.
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
@@ -48,6 +49,17 @@ def parse_address(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
         raise ValueError(f'expected "host:port", "[v6 host]:port" or "unix:/path", got {text!r}')
     return Address(host, int(port), "")
+
+
+def tls_context(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """TLS 1.3 for a client: `ca` names the PEM file of whom to believe (None: the system's), `certificate` and `key`
+    those of the client's own. Raises OSError (ssl.SSLError among them) where a file is not what it should be.
+    """
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
 
 
 class Connection(asyncio.Protocol):
@@ -183,13 +195,16 @@ class Link:
         address: Address | str,
         *,
         token: str | None,
+        tls: ssl.SSLContext | None,
         jitter: Callable[[], float],
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`jitter` gives numbers from 0 to 1; pauses between attempts are stretched by it. `changed` is called when a
-        connection is usable, and when it is lost. Raises ValueError for an address that is none.
+        """`tls`: how to check the daemon and, with a certificate in it, who we are; None: plain TCP. `jitter` gives
+        numbers from 0 to 1; pauses between attempts are stretched by it. `changed` is called when a connection is
+        usable, and when it is lost. Raises ValueError for an address that is none.
         """
         self.address = parse_address(address) if isinstance(address, str) else address
+        self._tls = tls
         self.connection: Connection | None = None  # signed in and usable
         self._hello: dict[str, str] = {"errors": "map"} | ({"token": token} if token else {})
         self._jitter = jitter
@@ -247,7 +262,9 @@ class Link:
         if address.path:
             _, connection = await loop.create_unix_connection(lambda: Connection(self._on_lost), address.path)
         else:
-            _, connection = await loop.create_connection(lambda: Connection(self._on_lost), address.host, address.port)
+            _, connection = await loop.create_connection(
+                lambda: Connection(self._on_lost), address.host, address.port, ssl=self._tls
+            )
         return connection
 
     async def _sign_in(self, connection: Connection) -> Connection:

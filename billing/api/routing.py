@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -41,12 +42,21 @@ Request = tuple[str, Sequence[Any], OnReply]
 class Routing:
     """The connections of one client."""
 
-    def __init__(self, address: str, *, token: str | None, jitter: Callable[[], float], direct: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None,
+        tls: ssl.SSLContext | None,
+        jitter: Callable[[], float],
+        direct: bool,
+    ) -> None:
         """`direct`: whether owners may be called on ports of their own. Raises ValueError for an address that is
         none.
         """
-        self.main = Link(address, token=token, jitter=jitter, changed=self._on_main)
+        self.main = Link(address, token=token, tls=tls, jitter=jitter, changed=self._on_main)
         self._token = token
+        self._tls = tls
         self._jitter = jitter
         self._direct = direct
         self._left = MAP_AFTER_REQUESTS  # requests until the map is asked for
@@ -185,7 +195,9 @@ class Routing:
             if link is None or link.address != address:
                 if link is not None:
                     link.close()
-                fresh = Link(address, token=self._token, jitter=self._jitter, changed=self._on_owner(shard_id))
+                fresh = Link(
+                    address, token=self._token, tls=self._tls, jitter=self._jitter, changed=self._on_owner(shard_id)
+                )
                 self._links[shard_id] = fresh
                 fresh.start()
         for shard_id in [one for one in self._links if one not in addresses]:

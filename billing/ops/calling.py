@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import ssl
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 import click
 
 from billing.api.client import Client
+from billing.api.connection import tls_context
 from billing.api.errors import BillingError
 
 ADDRESS_DEFAULT = "127.0.0.1:3311"
@@ -39,6 +41,7 @@ class Target(NamedTuple):
     token: str | None
     timeout_s: float
     as_json: bool
+    tls: ssl.SSLContext | None = None
 
 
 class Refusal(click.ClickException):
@@ -103,14 +106,39 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="host:port or unix:/path of the daemon; also BILLING_ADDRESS.",
     )
     @click.option("--token-file", type=click.File(), help="A file that holds the token to sign in with; - reads it.")
+    @click.option(
+        "--tls-ca",
+        metavar="FILE",
+        envvar="BILLING_TLS_CA",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Speaks TLS, and believes a daemon that this authority (PEM) signed; also BILLING_TLS_CA.",
+    )
+    @click.option(
+        "--tls-cert",
+        metavar="FILE",
+        envvar="BILLING_TLS_CERT",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Certificate and key (PEM, one file) by which the daemon knows us; also BILLING_TLS_CERT.",
+    )
     @click.option("--timeout", type=DURATION, default=int(TIMEOUT_S_DEFAULT * 10**9), help="How long to wait.  [10s]")
     @click.option("--json", "as_json", is_flag=True, help="Prints the daemon's reply as JSON: nanos and nanoseconds.")
     @functools.wraps(command)
     def with_target(
-        *arguments: Any, address: str, token_file: IO[str] | None, timeout: int, as_json: bool, **options: Any
+        *arguments: Any,
+        address: str,
+        token_file: IO[str] | None,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        timeout: int,
+        as_json: bool,
+        **options: Any,
     ) -> Any:
         token = token_file.read().strip() if token_file is not None else None
-        return command(Target(address, token, timeout / 10**9, as_json), *arguments, **options)
+        try:
+            tls = tls_context(tls_ca, tls_cert) if tls_ca or tls_cert else None
+        except OSError as error:
+            raise click.BadParameter(f"expected PEM files: {error}", param_hint="--tls-ca, --tls-cert") from None
+        return command(Target(address, token, timeout / 10**9, as_json, tls), *arguments, **options)
 
     return with_target
 
@@ -121,7 +149,7 @@ def ask(target: Target, method: str, *params: Any, **options: Any) -> Any:
     """
 
     async def call() -> Any:
-        client = Client(target.address, token=target.token, timeout_s=target.timeout_s)
+        client = Client(target.address, token=target.token, tls=target.tls, timeout_s=target.timeout_s)
         try:
             return await client.call(method, *params, **options)
         finally:

@@ -1,0 +1,142 @@
+"""TLS in front of the real daemon: 1.3 only, the client's certificate is its name, and a stranger gets nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+
+from billing.api.connection import tls_context
+from billing.client import BillingError, Client
+from tests.system.daemon import Daemon
+
+
+class Guarded(NamedTuple):
+    daemon: Daemon
+    ca: str  # whom clients believe
+    metering: str  # certificate and key of a client that may charge
+    nameless: str  # of one whose name is in no line of the tokens file
+    stranger: str  # of one that another authority signed
+
+
+def write(path: Path, *blobs: trustme.Blob) -> str:
+    path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+    path.chmod(0o600)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory) -> Iterator[Guarded]:
+    directory = tmp_path_factory.mktemp("d")
+    ours, others = trustme.CA(), trustme.CA()
+    server = ours.issue_cert("127.0.0.1")
+    people = {
+        "metering": ours.issue_cert(common_name="metering"),
+        "nameless": ours.issue_cert(common_name="nameless"),
+        "stranger": others.issue_cert(common_name="metering"),
+    }
+    pems = {
+        name: write(directory / f"{name}.pem", one.private_key_pem, *one.cert_chain_pems)
+        for name, one in people.items()
+    }
+    ca = write(directory / "ca.pem", ours.cert_pem)
+    tokens = directory / "tokens"
+    tokens.write_text(
+        f"metering:charge,top_up:{hashlib.sha256(b'm').hexdigest()}\nroot:admin:{hashlib.sha256(b'r').hexdigest()}\n"
+    )
+    tokens.chmod(0o600)
+    with Daemon(
+        directory,
+        rpc__tls_cert=write(directory / "server.pem", *server.cert_chain_pems),
+        rpc__tls_key=write(directory / "server.key", server.private_key_pem),
+        rpc__tls_client_ca=ca,
+        rpc__tokens_file=str(tokens),
+    ) as daemon:
+        yield Guarded(daemon, ca, pems["metering"], pems["nameless"], pems["stranger"])
+
+
+async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarded):
+    async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
+        assert (await client.top_up("u", "5"))["balance_nanos"] == 5 * 10**9
+        assert (await client.debit("u", "1"))["debited_nanos"] == 10**9
+        with pytest.raises(BillingError, match="needs the role admin") as caught:
+            await client.call("adjust", "u", 5, "why")
+        assert caught.value.name == "FORBIDDEN"
+
+
+async def test_another_certificate_of_the_authority_has_to_sign_in(guarded):
+    tls = tls_context(guarded.ca, guarded.nameless)
+    async with Client(guarded.daemon.address, tls=tls, token="r") as client:
+        assert await client.call("ping") == "pong"
+    with pytest.raises(BillingError) as caught:
+        async with Client(guarded.daemon.address, tls=tls, timeout_s=20):
+            pass
+    assert caught.value.name == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("whose", ["stranger", "nobody"])
+def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded, whose):
+    context = tls_context(guarded.ca, guarded.stranger if whose == "stranger" else None)
+    answered = b""
+    with (
+        socket.create_connection(("127.0.0.1", guarded.daemon.rpc_port), timeout=20) as plain,
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as wire,
+    ):
+        wire.sendall(b"\x94\x00\x01\xa4ping\x90")
+        answered = wire.recv(100)
+    assert answered == b""
+
+
+def test_less_than_tls_1_3_is_refused(guarded):
+    context = tls_context(guarded.ca, guarded.metering)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", guarded.daemon.rpc_port), timeout=20) as plain,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+async def test_a_client_does_not_talk_to_a_daemon_that_it_cannot_believe(guarded):
+    client = Client(guarded.daemon.address, tls=tls_context(None, guarded.metering), timeout_s=2)
+    with pytest.raises(BillingError, match="certificate verify failed"):
+        await client.connect()
+    client.close()
+
+
+async def test_plain_text_at_the_tls_port_harms_nobody(guarded):
+    async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", guarded.daemon.rpc_port)
+        writer.write(b"\x94\x00\x01\xa4ping\x90" * 1000)
+        async with asyncio.timeout(20):
+            assert b"pong" not in await reader.read()
+        writer.close()
+        assert await client.call("ping") == "pong"
+
+
+def test_the_command_line_speaks_tls(guarded):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "billing", "top-up", "--json", "--address", guarded.daemon.address),
+            *("--tls-ca", guarded.ca, "--tls-cert", guarded.metering, "cli", "2"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["balance_nanos"] == 2 * 10**9
