@@ -5,7 +5,7 @@ Messages are tuples, the first field says which:
 
     supervisor → worker                                worker → supervisor
     ("begin", Begin as a dict)                         ("progress", done, total)        entries replayed
-    ("serve", [anchor, …])                             ("recovered", last_instant_ns, entries, [warning, …])
+    ("serve", [anchor, …])                             ("recovered", instant_ns, took_ns, parts, records, [warning])
     ("anchor", anchor)                                 ("serving", info dict)
     ("answer", number, reply)                          ("ask", number, operation)
     ("figures", number)                                ("figures", number, dict)
@@ -190,11 +190,13 @@ class Process:
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
         bucket_map = self._map = BucketMap.decode(begin.bucket_map)
+        began_ns = boot_now_ns()
         head = await self._open_journal(journal, begin.shard_id)
         is_new = head == 0 and not begin.founded
-        records = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
+        recovered = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
         check_ownership(shard, bucket_map, begin.founded, is_new)
-        wire.send(("recovered", journal.last_time_ns, records, journal.warnings))
+        took_ns = boot_now_ns() - began_ns
+        wire.send(("recovered", journal.last_time_ns, took_ns, *recovered, journal.warnings))
 
         message = await self._messages.get()
         if message[0] != "serve":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
@@ -43,17 +43,25 @@ def journal_of(
     )
 
 
-async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> int:
-    """Brings a shard to where its journal ends; returns how many records were replayed."""
-    start = 1
+class Recovered(NamedTuple):
+    """What a recovery did."""
+
+    parts: int  # of a snapshot, loaded
+    records: int  # replayed
+
+
+async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> Recovered:
+    """Brings a shard to where its journal ends. `progress(done, total)`: parts loaded (total 0), then batches."""
+    start, parts = 1, 0
     snapshot = journal.load_snapshot()
     last_ns = boot_now_ns()
     if snapshot is not None:
         start = snapshot.position + 1
-        for count, part in enumerate(snapshot.chunks):
+        for part in snapshot.chunks:
             shard.load(part)
+            parts += 1
             if boot_now_ns() - last_ns > SLICE_NS:
-                progress(count, 0)
+                progress(parts, 0)
                 await asyncio.sleep(0)
                 last_ns = boot_now_ns()
     records = 0
@@ -64,7 +72,7 @@ async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int],
             progress(position - start + 1, head - start + 1)
             await asyncio.sleep(0)
             last_ns = boot_now_ns()
-    return records
+    return Recovered(parts, records)
 
 
 def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:

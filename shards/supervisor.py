@@ -305,11 +305,14 @@ class Supervisor:
                 if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
                     worker.progress_told_ns = boot_now_ns()
                     log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
-            case ("recovered", last_instant_ns, records, warnings):
+            case ("recovered", last_instant_ns, took_ns, parts, records, warnings):
                 worker.last_instant_ns = last_instant_ns
                 for warning in warnings:
                     log.warning("shard %d: %s", worker.shard_id, warning)
-                log.info("shard %d recovered, %d records replayed", worker.shard_id, records)
+                log.info(
+                    "shard %d recovered in %.2f s: %d parts of a snapshot, %d records replayed",
+                    worker.shard_id, took_ns / 1e9, parts, records,
+                )  # fmt: skip
                 self._set_state(worker, "recovered")
                 self._send_serve(worker)
             case ("serving", info):
