@@ -22,6 +22,7 @@ from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import Connection
 from billing.api.wire import encode_reply
+from billing.census import Census
 from billing.config import Config
 from billing.expirationd.delivery import (
     CUTOFF,
@@ -93,6 +94,7 @@ class Billing:
                 restore=bool(config.cutoff.restore_url),
             )
         )
+        self._census = Census(self.machine.ledger.books)
         self._begin = begin
         self._disk = outside.disk
         self._worker: Worker | None = None
@@ -176,12 +178,17 @@ class Billing:
         return {
             **self.machine.figures(),
             **({} if self._history is None else self._history.figures()),
-            "connections": 0 if door is None else len(door.connections),
-            "cutoffs_started": 0 if delivery is None else delivery.started,
-            "cutoffs_delivered": 0 if delivery is None else delivery.delivered,
-            "cutoffs_failed": 0 if delivery is None else delivery.failures,
-            "cutoffs_held": 0 if delivery is None else delivery.outbox.held,
+            **({} if door is None else door.figures()),
+            **({} if delivery is None else delivery.figures()),
+            **self._census_figures(),
         }
+
+    def _census_figures(self) -> dict[str, int]:
+        if self._worker is None:
+            return {}
+        now_ns = self._worker.fresh_now_ns()
+        self._census.step(now_ns)
+        return self._census.figures(now_ns)
 
     # -- the life ---------------------------------------------------------------------------------------------------
 

@@ -110,6 +110,7 @@ class BillingMachine:
             "accounts": sum(len(book.slots) for book in books.values()),
             "armed": 0 if self._wheel is None else len(self._wheel),
             "pending_cutoffs": sum(book.pending_cutoffs for book in books.values()),
+            "request_ids_evicted_early": sum(book.ids.evicted_early for book in books.values()),
             "bucket_accounts": [(bucket_id, len(book.slots)) for bucket_id, book in books.items()],
         }
 

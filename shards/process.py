@@ -9,6 +9,7 @@ Messages are tuples, the first field says which:
     ("anchor", anchor)                                 ("serving", info dict)
     ("answer", number, reply)                          ("ask", number, operation)
     ("figures", number)                                ("figures", number, dict)
+    ("inquire", number, key, query)                    ("told", reply bytes)            see `inquiry`
     ("stop",)                                          ("failed", exit code, text)
 
 **Recovery**: open the journal (which fences an older owner), load the newest good snapshot, replay what came after it
@@ -37,12 +38,14 @@ from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
 from shards.host import REAL, Host
 from shards.hosting import Hosted
+from shards.inquiry import Inquirer
 from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Unavailable
 from shards.links import Wire
 from shards.machine import Command
 from shards.recover import Damaged, check_ownership, journal_of, recover
 from shards.shard import Shard
 from shards.snapshotter import Snapshotter
+from shards.tally import Pulse
 from shards.worker import Settings, Worker
 
 EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
@@ -83,6 +86,8 @@ class Process:
         self._worker: Worker | None = None
         self._map: BucketMap | None = None
         self._application: Hosted | None = None
+        self._inquirer: Inquirer | None = None
+        self._pulse: Pulse | None = None
 
     async def run(self) -> int:
         """Runs until told to stop; returns the exit code."""
@@ -94,6 +99,7 @@ class Process:
             lambda: Wire(self._on_message, self._on_control_lost, lambda _: None), sock=self._control
         )
         self._wire = wire
+        self._pulse = Pulse()
         begin_task = loop.create_task(self._serve())
         ended_task = loop.create_task(self._ended.wait())
         await asyncio.wait({begin_task, ended_task}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,6 +110,7 @@ class Process:
             await asyncio.wait({begin_task}, timeout=60)
             await self._finished(begin_task)
         ended_task.cancel()
+        self._pulse.close()
         wire.close()
         await asyncio.sleep(0)
         return self._exit_code
@@ -152,6 +159,9 @@ class Process:
                 wire.send(("unmoved", message[1], "the worker does not serve yet"))
         elif kind == "figures":
             wire.send(("figures", message[1], self._figures()))
+        elif kind == "inquire":
+            if self._worker is not None and self._inquirer is not None:
+                self._inquirer.ask(self._worker, message[1], message[2], message[3])
         elif kind == "stop":
             self._messages.put_nowait(message)
             self._ended.set()
@@ -166,16 +176,20 @@ class Process:
 
     def _figures(self) -> dict[str, Any]:
         worker, application = self._worker, self._application
+        pulse = {} if self._pulse is None else self._pulse.figures()
         if worker is None or application is None:
-            return {}
+            return pulse
+        snapshotter = worker.snapshotter
         return {
+            **pulse,
+            **worker.syncs.figures(),
+            "no_room": worker.no_room,
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
-            "batches": worker.batches,
-            "snapshots": worker.snapshotter.count,
-            "snapshot_pause_max_ns": worker.snapshotter.pause_max_ns,
-            "records": worker.records,
             "passed_on": sum(link.passed_on for link in worker.links.values()),
+            "snapshots": snapshotter.count,
+            "snapshot_age_ns": boot_now_ns() - snapshotter.finished_boot_ns if snapshotter.count else -1,
+            "snapshot_pause_max_ns": snapshotter.pause_max_ns,
             **application.figures(),
         }
 
@@ -240,6 +254,7 @@ class Process:
         worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})
         listeners = [(kind, host.inherited(descriptor)) for kind, descriptor in begin.listeners]
         await application.open(worker, listeners)
+        self._inquirer = Inquirer(wire, application.encode, application.surveys)
         for _ in range(LINK_POLLS):
             if worker.is_linked():
                 break

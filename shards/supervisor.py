@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shards.buckets import BucketMap
@@ -93,6 +94,7 @@ class Supervisor:
         self.clock: BillingClock | None = None
         self.clock_offset_ns = 0
         self.clock_steps = 0
+        self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to what `shards.inquiry` asked
         self._host = host
         self._command = command
         self._configuration = configuration
@@ -324,6 +326,8 @@ class Supervisor:
                     future.set_result(figures)
             case ("payload" | "stored" | "served" | "unmoved", *_):
                 self._spawn(self.mover.on_message(worker.shard_id, message))
+            case ("told", bytes(reply)):
+                self.told(reply)
             case ("ask", number, operation):
                 self._spawn(self._answer(worker, number, operation))
             case ("failed", _, text):
@@ -344,7 +348,7 @@ class Supervisor:
 
     async def figures_of(self, worker: WorkerState) -> dict[str, Any]:
         """A worker's own counters; empty where it does not answer."""
-        if worker.wire is None or worker.state != "serving":
+        if worker.wire is None:
             return {}
         self._figures_number += 1
         number = self._figures_number * 65536 + worker.shard_id

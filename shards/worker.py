@@ -37,6 +37,7 @@ from shards.machine import Command
 from shards.router import SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
 from shards.shard import COMMAND, READ, Ready, Shard
 from shards.snapshotter import Snapshotter
+from shards.tally import Syncs
 
 TICK_ENTRIES_MAX = 256
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
@@ -89,15 +90,13 @@ class Worker:
         self._scheduled = False
         self._writing = False
         self._stopping = False
-        self._no_room = ""  # why new commands are refused, where the disk is full
+        self.no_room = ""  # why new commands are refused, where the disk is full
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
         self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
-        self.batches = 0
-        self.records = 0
-        self.last_sync_boot_ns = boot_now_ns()
+        self.syncs = Syncs()
         self._loop.add_reader(self._alarm.fileno(), self._on_alarm)
 
     # -- the gate: what doors call ----------------------------------------------------------------------------------
@@ -124,8 +123,8 @@ class Worker:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
-            if self._no_room:
-                self.shard.reply_with_next(caller, token, Unavailable(owner, self._no_room, "no"))
+            if self.no_room:
+                self.shard.reply_with_next(caller, token, Unavailable(owner, self.no_room, "no"))
             else:
                 self.shard.receive(caller, token, bucket_id, command, self._now_ns or self.now_ns())
         elif owner:
@@ -253,6 +252,7 @@ class Worker:
 
     def _append(self, ready: Ready) -> None:
         self._writing = True
+        self.syncs.begin()
         self._idle.clear()
         self.committer.submit(
             lambda position, error: self._on_synced(ready, position, error), self.journal.append, ready.payload
@@ -261,19 +261,17 @@ class Worker:
     def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
         if error is not None:
             if isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
-                self._no_room = str(error)
+                self.no_room = str(error)
                 self._loop.call_later(ROOM_RETRY_S, self._append, ready)
             else:
                 self.fail(error)
             return
-        self._no_room = ""
+        self.no_room = ""
         self._writing = False
-        self.batches += 1
-        self.records += ready.records
-        self.last_sync_boot_ns = boot_now_ns()
+        self.syncs.end(ready.records)
         self.application.committed(position, ready.payload)
         self._release(ready)
-        if self.batches % GROWTH_CHECK_BATCHES == 0:
+        if self.syncs.batches % GROWTH_CHECK_BATCHES == 0:
             grown_bytes = self.journal.stored_bytes - self.snapshotter.stored_bytes
             if grown_bytes > self.settings.snapshot_bytes:
                 self.snapshotter.begin()
@@ -368,7 +366,7 @@ class Worker:
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
         self._now_ns = 0
         try:
-            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self._no_room)
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.no_room)
         except BaseException as error:
             self.fail(error)
             raise

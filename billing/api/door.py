@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Guard
-from billing.api.methods import Parser, command_parsers
+from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers
 from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
 from billing.api.wire import ARRAY_LENGTH_MAX, FRAME_BYTES_MAX, MAP_LENGTH_MAX, TEXT_BYTES_MAX, make_unpacker
 from billing.ledger.commands import MESSAGE_BYTES_MAX, REQUEST_ID_BYTES_MAX, RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
@@ -95,8 +95,9 @@ class Door:
         self.limits = limits
         self.connections: set[Client] = set()
         self.handshakes = 0  # connections that have not signed in
-        self.refusals = 0  # requests that the door itself refused
         self.drops = 0  # connections ended for garbage, a limit or a deadline
+        self.calls = dict.fromkeys(BY_WIRE_NAME, 0)  # wire name -> requests well formed enough to be carried out
+        self.errors: dict[str, int] = {}  # name -> refusals that were answered
         self._server_info = server_info
         self._watched: set[Client] = set()
         self._unpackers: list[Any] = []
@@ -134,6 +135,16 @@ class Door:
             self._timer = None
         for client in list(self.connections):
             client.abort()
+
+    def figures(self) -> dict[str, object]:
+        """Counters for the operator, as plain data."""
+        return {
+            "connections": len(self.connections),
+            "handshakes": self.handshakes,
+            "drops": self.drops,
+            "calls": {name.decode(): count for name, count in self.calls.items() if count},
+            "errors": dict(self.errors),
+        }
 
     def server_info(self) -> dict[str, object]:
         """The reply of the procedure of that name."""

@@ -114,6 +114,7 @@ class Connection(Outlet):
         submit = self._door.gate.submit
         bucket_of = self._door.gate.bucket_of
         in_flight_max = self._door.limits.in_flight_max
+        calls = self._door.calls
         while self.in_flight < in_flight_max:
             try:
                 frame = next(unpacker)
@@ -140,6 +141,7 @@ class Connection(Outlet):
                 if not self._reply(msgid, refusal):
                     return False
                 continue
+            calls[method] += 1
             self.in_flight += 1
             try:
                 submit(self, msgid, bucket_of(command[1]), command)
@@ -177,6 +179,7 @@ class Connection(Outlet):
     def _carry_out(self, method: Method, params: object, msgid: int | None) -> bool:
         """A request, or with msgid None a notification; True where decoding goes on. Raises Refused."""
         body = method.parse(params)
+        self._door.calls[method.name.encode()] += 1
         gate = self._door.gate
         if method.name == "hello":
             return self._sign_in(body[1], body[2], msgid)

@@ -85,6 +85,14 @@ def encode_reply(msgid: int | None, mode: int, reply: object) -> bytes:
     return encode((RESPONSE, msgid, None, reply))
 
 
+def error_name_of(reply: object) -> str:
+    """The name of the error that a reply is; empty for a result."""
+    kind = type(reply)
+    if kind is Refused:
+        return str(reply.name)  # type: ignore[attr-defined]
+    return "UNAVAILABLE" if kind is Unavailable else "WRONG_BUCKET" if kind is WrongBucket else ""
+
+
 def refused_by_shards(reply: object) -> Refused:
     """The replies of `shards` that are no results, under their names here."""
     if isinstance(reply, Unavailable):

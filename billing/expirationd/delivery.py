@@ -23,11 +23,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from billing.expirationd.endpoint import Endpoint, Limits, Line, Unreachable, Verdict
 from billing.expirationd.outbox import DROPPED, FAILED, OK, Item, Outbox, Pace
 from billing.expirationd.request import GetTemplate
+from shards.tally import LATENESS_NS, Tally
 
 if TYPE_CHECKING:
     import ssl
@@ -104,6 +105,8 @@ class Delivery:
         self.endpoints: list[Endpoint] = []
         self.started = self.delivered = self.failures = self.dropped = 0
         self.last_error = ""
+        self.sent_late = Tally(LATENESS_NS)  # from E to the first attempt of each cutoff
+        self.done_late = Tally(LATENESS_NS)  # from E to its 2xx
         self._senders: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -150,6 +153,20 @@ class Delivery:
             endpoint.start()
         self._running = True
         self._rouse()
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator, as plain data."""
+        return {
+            "cutoffs_started": self.started,
+            "cutoffs_delivered": self.delivered,
+            "cutoffs_failed": self.failures,
+            "cutoffs_held": self.outbox.held,
+            "calls_in_flight": self.outbox.in_flight,
+            "endpoints_shut": sum(self._shut),
+            "cutoff_error": self.last_error,
+            "cutoff_sent_ns": self.sent_late.plain(),
+            "cutoff_done_ns": self.done_late.plain(),
+        }
 
     async def drain(self, timeout_s: float) -> bool:
         """Begins nothing new and waits for what is in flight; True if nothing is any more."""
@@ -239,7 +256,7 @@ class Delivery:
             if owed is None:
                 self.outbox.forget(item)
                 return self._unsent(line)
-            kind, event_id, seq, exhausted_at_ns, _, _ = owed
+            kind, event_id, seq, exhausted_at_ns, attempts, _ = owed
             if not self.outbox.begin(item, (kind, seq), self._lanes[kind], exhausted_at_ns, now_ns):
                 return self._unsent(line)
             endpoint = self.endpoints[self._lanes[kind]]
@@ -251,14 +268,16 @@ class Delivery:
             try:
                 line = await endpoint.connect()
             except Unreachable as error:
-                self._told(item, kind, seq, (FAILED, str(error), -1))
+                self._told(item, kind, seq, exhausted_at_ns, (FAILED, str(error), -1))
                 return True
         self.started += 1
+        if kind == CUTOFF and not attempts:
+            self.sent_late.add(max(0, now_ns - exhausted_at_ns))
         self._report(kind, bucket_id, user_id, seq, STARTED, "")
         request = self._templates[kind].request(user_id, event_id, seq, exhausted_at_ns, now_ns // 10**9)
         settled = False
         try:
-            self._told(item, kind, seq, await endpoint.exchange(line, request))
+            self._told(item, kind, seq, exhausted_at_ns, await endpoint.exchange(line, request))
             settled = endpoint.settle(line)
             if not settled:
                 settled = True
@@ -275,12 +294,14 @@ class Delivery:
         self._when_quiet()
         return False
 
-    def _told(self, item: Item, kind: str, seq: int, verdict: Verdict) -> None:
+    def _told(self, item: Item, kind: str, seq: int, exhausted_at_ns: int, verdict: Verdict) -> None:
         """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True
         if outcome == OK:
             self.delivered += 1
+            if kind == CUTOFF:
+                self.done_late.add(max(0, self._now_ns() - exhausted_at_ns))
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
             more = self._owed(item.bucket_id, item.user_id) is not None
         else:

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": {"ledger", "expirationd"},
     "doctor": {"config", "config_load"},
     "client": {"api"},
+    "census": {"ledger"},
 }
 ANYTHING = {"serve", "application", "cli", "__main__", "billing"}  # where the parts are joined
 
