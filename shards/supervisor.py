@@ -27,6 +27,7 @@ from shards.links import Wire
 from shards.machine import Command
 from shards.mover import Mover
 from shards.process import EXIT_DAMAGED, EXIT_DISK
+from shards.readings import Readings
 from shards.registry import Registry
 
 log = logging.getLogger("shards.supervisor")
@@ -36,7 +37,6 @@ STABLE_NS = 60_000_000_000  # a worker that served for that long is restarted at
 STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
-FIGURES_TIMEOUT_S = 1.0
 
 
 class Settings(NamedTuple):
@@ -89,7 +89,8 @@ class Supervisor:
             settings.data_dir, host, lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
         )
         self.workers: dict[int, WorkerState] = {}
-        self.mover = Mover(self.registry, self.workers, self.figures_of, self._on_drained)
+        self.readings = Readings()
+        self.mover = Mover(self.registry, self.workers, self.readings.of, self._on_drained)
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = 0
@@ -101,8 +102,6 @@ class Supervisor:
         self._listeners = listeners
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
-        self._figures_number = 0
-        self._figures_waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -272,9 +271,7 @@ class Supervisor:
         worker.wire = None
         worker.pid = 0
         await self.mover.on_down(worker.shard_id)
-        for number, future in list(self._figures_waiting.items()):
-            if number % 65536 == worker.shard_id and not future.done():
-                future.set_result({})
+        self.readings.gone(worker.shard_id)
         return code
 
     def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> dict[str, Any]:
@@ -320,10 +317,7 @@ class Supervisor:
             case ("serving", info):
                 self._spawn(self._on_serving(worker, info))
             case ("figures", number, figures):
-                worker.figures = figures
-                future = self._figures_waiting.pop(number, None)
-                if future is not None and not future.done():
-                    future.set_result(figures)
+                self.readings.told(number, figures)
             case ("payload" | "stored" | "served" | "unmoved", *_):
                 self._spawn(self.mover.on_message(worker.shard_id, message))
             case ("told", bytes(reply)):
@@ -345,20 +339,6 @@ class Supervisor:
             self.registry.uneven = False
             self.mover.begin_rebalance()
         log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
-
-    async def figures_of(self, worker: WorkerState) -> dict[str, Any]:
-        """A worker's own counters; empty where it does not answer."""
-        if worker.wire is None:
-            return {}
-        self._figures_number += 1
-        number = self._figures_number * 65536 + worker.shard_id
-        future = self._figures_waiting[number] = asyncio.get_running_loop().create_future()
-        worker.wire.send(("figures", number))
-        try:
-            return await asyncio.wait_for(future, FIGURES_TIMEOUT_S)
-        except TimeoutError:
-            self._figures_waiting.pop(number, None)
-            return {}
 
     async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
         reply = await self.mover.operate(operation)
