@@ -12,7 +12,7 @@ import asyncio
 import random
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from crc32c import crc32c
@@ -42,6 +42,7 @@ from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.machine import SURVEYS, BillingMachine
+from billing.pages import account_page
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
 from shards.disk import Disk, RealDisk, read_file
@@ -131,13 +132,26 @@ class Billing:
             self._history.hand(position, payload)
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
-        """`("history", user_id, limit, before)`: rows out of the history."""
+        """`("history", user_id, limit, before)`: rows out of the history. `("accounts", after, limit)`: this shard's
+        part of a page, in slices between which others are served.
+        """
+        if query[0] == "accounts":
+            self._go_on(account_page(self.machine.ledger.books, *query[1:]), done)
+            return
         _, user_id, limit, before = query
         generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)
         if self._history is None or generation is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
         else:
             self._history.ask(bucket_id, generation, user_id, limit, before, done)
+
+    def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
+        try:
+            next(slices)
+        except StopIteration as end:
+            done(end.value)
+        else:
+            asyncio.get_running_loop().call_soon(self._go_on, slices, done)
 
     def reply_of(self, plain: object) -> object:
         """What the supervisor answered, as a reply."""

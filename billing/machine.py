@@ -65,11 +65,10 @@ class BillingMachine:
         return Refused("UNKNOWN_METHOD", f"{name} is not served by this version")
 
     def survey(self, query: Command, now_ns: int) -> object:
-        """This shard's part of an answer about the whole daemon; plain data."""
+        """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
         match query:
-            case ("accounts", bytes(after), int(limit)):
-                users = chain.from_iterable(book.slots for book in self.ledger.books.values())
-                return heapq.nsmallest(limit, (user_id for user_id in users if user_id > after))
+            case ("accounts", bytes(), int()):
+                return Later(query)
             case ("pending_cutoffs", bytes(after), int(limit)):
                 rows = chain.from_iterable(
                     self.ledger.pending_cutoffs(bucket_id)
@@ -85,7 +84,8 @@ class BillingMachine:
         """One answer out of all shards' parts."""
         match operation:
             case ("accounts", _, int(limit)):
-                return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, chain.from_iterable(parts))]
+                users = set(chain.from_iterable(parts))  # of a bucket on its way two shards may tell
+                return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, users)]
             case ("pending_cutoffs", _, int(limit)):
                 return heapq.nsmallest(limit, chain.from_iterable(parts), key=_user)
             case ("release_cutoffs",):

@@ -18,9 +18,14 @@ Notice = tuple[Any, ...]  # (kind, depends_ns, bucket id, …); depends_ns: see 
 
 
 class Later(NamedTuple):
-    """A machine's reply to a query that it cannot answer from memory: the application will, see `Hosted.answer`."""
+    """A machine's reply to a query that it cannot answer from memory or at once: the application will, see
+    `Hosted.answer`.
+    """
 
     query: Command
+
+
+ALL_BUCKETS = 0  # as the bucket id of a query that was left for later: it concerns all of them
 
 
 class Machine(Protocol):
@@ -36,7 +41,7 @@ class Machine(Protocol):
         """Answers a query about one bucket; may first record what time has made due."""
 
     def survey(self, query: Command, now_ns: int) -> object:
-        """Answers a query about all buckets here; the answer is plain data that can be merged with other shards'."""
+        """Answers a query about all buckets here, with plain data that can be merged with other shards', or `Later`."""
 
     def due(self, now_ns: int, limit: int) -> bool:
         """Carries out what time has made due, at most `limit` steps; True when more is due."""

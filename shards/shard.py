@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, Corrupt, join_batch, split_batch
-from shards.machine import Command, Later, Machine, Notice
+from shards.machine import ALL_BUCKETS, Command, Later, Machine, Notice
 
 COMMAND = 0  # what a request is: a change of one bucket,
 READ = 1  # or a question about one bucket
@@ -153,7 +153,11 @@ class Shard:
 
     def survey(self, caller: Caller, token: object, query: Command, now_ns: int) -> None:
         """Answers a query about all buckets of this shard with the next Ready."""
-        self._replies.append((caller, token, self.machine.survey(query, now_ns)))
+        reply = self.machine.survey(query, now_ns)
+        if type(reply) is Later:
+            self.later.append((caller, token, ALL_BUCKETS, reply.query))
+        else:
+            self._replies.append((caller, token, reply))
 
     def reply_with_next(self, caller: Caller, token: object, reply: object) -> None:
         """Lets a reply made elsewhere leave with the next Ready: when all that was applied before is durable."""

@@ -86,6 +86,7 @@ class Book:
         "fading",
         "free",
         "ids",
+        "order",
         "pending_cutoffs",
         "rows",
         "slots",
@@ -105,6 +106,7 @@ class Book:
         self.closed: dict[bytes, Tombstone] = {}
         self.fading: deque[bytes] = deque()  # closed accounts whose tombstones hold rate_seqs, in order of closing
         self.ids = RequestIds()
+        self.order: list[bytes] | None = None  # the user_ids in order, once asked for; not state
         self.totals = Totals()
         self.pending_cutoffs = 0
 
@@ -124,14 +126,22 @@ class Book:
             self.rows += BLANK
             self.armed_ns.append(0)
         self.slots[user_id] = slot
+        self.order = None
         self.armed_ns[slot] = NEVER_NS if self.awake else 0
         return slot
 
     def close_slot(self, user_id: bytes) -> None:
         """Wipes the row of a user, whose filing in the wheel, if any, is stale from now on."""
         slot = self.slots.pop(user_id)
+        self.order = None
         self.users[slot] = b""
         self.rows[slot * ROW.size : (slot + 1) * ROW.size] = BLANK
         self.armed_ns[slot] = 0
         self.extras.pop(slot, None)
         self.free.append(slot)
+
+    def ordered(self) -> list[bytes]:
+        """The user_ids in order; to be read only. Made once, and again after an account was opened or closed."""
+        if self.order is None:
+            self.order = sorted(self.slots)
+        return self.order
