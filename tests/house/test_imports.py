@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_load": {"addresses", "config", "api", "expirationd"},
     "machine": {"ledger", "expirationd"},
     "doctor": {"config", "config_load"},
+    "pages": {"ledger"},
     "client": {"api"},
     "census": {"ledger"},
 }
@@ -32,6 +33,7 @@ PURE = (
     "billing.ledger",
     "billing.expirationd.wheel",
     "billing.machine",
+    "billing.pages",
     "shards.buckets",
     "shards.machine",
     "shards.shard",
