@@ -1,0 +1,77 @@
+"""A data directory in which a great many accounts stand, made without a million requests.
+
+The real daemon founds the directory and stops. Then, per shard and in a process of its own, the real journal is opened
+and the real ledger carries out one `top_up` and one `set_rate` an account; what comes of it is saved as the snapshot of
+the journal's head, as a clean stop would. From there on the daemon starts as from any snapshot. History holds nothing of
+these accounts' beginnings.
+
+    users    user_0000000, user_0000001, …
+    money    so much that none runs out within a year, all at different instants
+    rate     one line each, the unnamed one
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from pathlib import Path
+
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Rules
+from billing.machine import BillingMachine
+from shards.buckets import bucket_id_of
+from shards.disk import RealDisk
+from shards.recover import journal_of, recover
+from shards.shard import Shard
+from tests.system.daemon import Daemon
+
+BUCKET_COUNT = 3000
+YEAR_S = 365 * 86_400
+
+
+def user_of(number: int) -> bytes:
+    """The id of the account with this number."""
+    return b"user_%07d" % number
+
+
+def fill(daemon: Daemon, accounts: int, shards: int) -> None:
+    """Founds the directory of a daemon that is not running, and fills it. `shards`: as it is configured."""
+    daemon.start()
+    assert daemon.stop() == 0
+    spawn = multiprocessing.get_context("spawn")
+    data = Path(daemon.directory) / "data"
+    processes = [spawn.Process(target=_fill_shard, args=(data, number, accounts)) for number in range(1, shards + 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0, "a shard could not be filled"
+
+
+def populate(shard: Shard, accounts: int, now_ns: int) -> None:
+    """Opens in a shard those of the accounts whose buckets it holds; leaves nothing recorded."""
+    machine = shard.machine
+    assert isinstance(machine, BillingMachine)
+    apply, held = machine.ledger.apply, shard.held
+    for number in range(accounts):
+        user_id = user_of(number)
+        bucket_id = bucket_id_of(user_id, BUCKET_COUNT)
+        if bucket_id in held:
+            rate = 3_600_000 + number % 1000
+            nanos = rate * (YEAR_S + number % YEAR_S) // 3600
+            apply(bucket_id, now_ns, (ops.TOP_UP, user_id, nanos, 0, 0, b"", b"", b""))
+            apply(bucket_id, now_ns, (ops.SET_RATE, user_id, rate, -1, -1, b"", b"", b""))
+            machine.records.clear()
+    machine.notices.clear()
+
+
+def _fill_shard(data: Path, shard_id: int, accounts: int) -> None:
+    settings = {"kind": "file", "sync": "always", "segment_bytes": 4 << 20, "sync_interval_ns": 10**9}
+    journal = journal_of(f"{data}/shard-{shard_id}", RealDisk(), time.time_ns, settings)
+    head = journal.open(shard_id, "benchmark").head
+    shard = Shard(shard_id, BillingMachine(Rules(False, 10_000, False)))
+    asyncio.run(recover(shard, journal, lambda done, total: None))
+    populate(shard, accounts, journal.last_time_ns)
+    journal.save_snapshot(head, (shard.dump(bucket_id, head) for bucket_id in sorted(shard.held)))
+    journal.close()
