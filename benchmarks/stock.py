@@ -2,8 +2,8 @@
 
 The real daemon founds the directory and stops. Then, per shard and in a process of its own, the real journal is opened
 and the real ledger carries out one `top_up` and one `set_rate` an account; what comes of it is saved as the snapshot of
-the journal's head, as a clean stop would. From there on the daemon starts as from any snapshot. History holds nothing of
-these accounts' beginnings.
+the journal's head, as a clean stop would. From there on the daemon starts as from any snapshot. History holds nothing
+of these accounts' beginnings.
 
     users    user_0000000, user_0000001, …
     money    so much that none runs out within a year, all at different instants
@@ -21,7 +21,7 @@ from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
 from billing.machine import BillingMachine
 from shards.buckets import bucket_id_of
-from shards.disk import RealDisk
+from shards.host import REAL
 from shards.recover import journal_of, recover
 from shards.shard import Shard
 from tests.system.daemon import Daemon
@@ -68,7 +68,7 @@ def populate(shard: Shard, accounts: int, now_ns: int) -> None:
 
 def _fill_shard(data: Path, shard_id: int, accounts: int) -> None:
     settings = {"kind": "file", "sync": "always", "segment_bytes": 4 << 20, "sync_interval_ns": 10**9}
-    journal = journal_of(f"{data}/shard-{shard_id}", RealDisk(), time.time_ns, settings)
+    journal = journal_of(f"{data}/shard-{shard_id}", REAL, time.time_ns, settings)
     head = journal.open(shard_id, "benchmark").head
     shard = Shard(shard_id, BillingMachine(Rules(False, 10_000, False)))
     asyncio.run(recover(shard, journal, lambda done, total: None))

@@ -126,7 +126,8 @@ def unpack(packed: bytes) -> EntryTuple:
     """The entry tuple of a packed entry. Raises ValueError where lengths do not add up."""
     if len(packed) < FIXED.size:
         raise ValueError("entry shorter than its fixed part")
-    *numbers, user_len, key_len, request_len, message_len, note_len = FIXED.unpack_from(packed)
+    numbers = FIXED.unpack_from(packed)
+    user_len, key_len, request_len, message_len, note_len = numbers[_NUMBERS:]
     key_at = FIXED.size + user_len
     request_at = key_at + key_len
     message_at = request_at + request_len
@@ -134,7 +135,7 @@ def unpack(packed: bytes) -> EntryTuple:
     if note_at + note_len != len(packed):
         raise ValueError("entry's tails do not fill it")
     return (
-        *numbers,
+        *numbers[:_NUMBERS],
         packed[FIXED.size : key_at],
         packed[key_at:request_at],
         packed[request_at:message_at],

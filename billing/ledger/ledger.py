@@ -12,9 +12,8 @@ What time costs: nothing is done while time passes. An account is looked at when
 instant (the nearest of hold expiry, exhaustion, threshold) comes up in the caller's wheel. `arm(ref, due_ns) ->
 filed_ns` is only called where the coming instant lies before the live filing.
 
-`_carry_out` is fast and written out for it: a top_up, debit or set_rate of the unnamed line, on an account that was
-active, stays so, and has no threshold, needs one unpack, integers, one pack, one record. Everything else goes the plain
-way through `Account`; the model test holds both to the same rules.
+The commands of every day go the fast way, `everyday.carry_out`, which is written out for it. Everything else goes the
+plain way through `Account`; the model test holds both to the same rules.
 
 A refusal changes nothing. It is recorded as an entry if it has a request_id, because a retry must be refused alike,
 and if it is a debit, because somebody may have asked to be told.
@@ -26,13 +25,12 @@ from typing import Final, NamedTuple
 
 from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
 from billing.ledger import commands as ops
-from billing.ledger.account import BALANCE_MAX, Account, No
-from billing.ledger.book import HAS_EXTRA, ROW, SLOT_BITS, Book
+from billing.ledger.account import Account, No
+from billing.ledger.book import SLOT_BITS, Book
 from billing.ledger.clerk import Arm, Clerk
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
 from billing.ledger.entry import (
-    FIXED,
     OPENED,
     PRESUMED,
     REFUSED,
@@ -45,8 +43,9 @@ from billing.ledger.entry import (
     unpack,
 )
 from billing.ledger.errors import Refused
+from billing.ledger.everyday import carry_out
 from billing.ledger.extra import NEVER_NS
-from billing.ledger.money import INT64_MAX, NANO
+from billing.ledger.money import INT64_MAX
 
 _HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
     ops.TOP_UP: balances.top_up,
@@ -64,11 +63,6 @@ _BY_TIME: Final = (ops.EXHAUST, ops.HOLD_EXPIRED, ops.THRESHOLD)
 _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
 _SLOT_MASK: Final = (1 << SLOT_BITS) - 1
-
-_ROW_SIZE: Final = ROW.size
-_read_row: Final = ROW.unpack_from
-_write_row: Final = ROW.pack_into
-_pack_fixed: Final = FIXED.pack
 
 RETRY: Final = "retry"  # the notice by which an operator wants what is owed tried at once
 
@@ -100,9 +94,8 @@ class Ledger:
         self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
         self._clerk = Clerk(self._own_flags, rules.request_ids_per_bucket, arm)
         self.books: dict[int, Book] = {}
-        self.records = self._clerk.records  # (bucket_id, packed entry)
+        self.records = self._clerk.records  # (bucket_id, packed entry); in replay: made, not yet seen in the journal
         self.notices = self._clerk.notices
-        self._ahead: list[tuple[int, bytes]] = []  # in replay: entries made, not yet seen in the journal
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -117,7 +110,8 @@ class Ledger:
             packed = book.ids.find(command[1], request_id, at_ns)
             if packed is not None:
                 return self._again(bucket_id, packed, command)
-        return self._carry_out(book, at_ns, command)
+        entry = carry_out(self._clerk, book, at_ns, command)
+        return self._change(book, at_ns, command) if entry is None else entry
 
     def _again(self, bucket_id: int, packed: bytes, command: Command) -> EntryTuple:
         """The first answer once more, or a conflict."""
@@ -128,87 +122,6 @@ class Ledger:
         if flags & REFUSED:
             raise refused(stored, bucket_id)
         return stored
-
-    def _carry_out(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
-        """The fast way; whatever is not plain goes to `_change`."""
-        op, user_id, a, b, c, key, request_id, message = command
-        slot = book.slots.get(user_id)
-        if slot is None or op > ops.DEBIT:
-            return self._change(book, at_ns, command)
-        settled_ns, nanos, frac, rate, entry_id, seq, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
-        if at_ns < settled_ns:
-            at_ns = settled_ns
-        limit_nanos = holds_nanos = overrun = beyond = 0
-        if row_flags:
-            if row_flags != HAS_EXTRA:  # exhausted
-                return self._change(book, at_ns, command)
-            extra = book.extras[slot]
-            if (
-                extra.thresholds
-                or extra.next_expiry_ns <= at_ns
-                or (op == ops.SET_RATE and (extra.quiet or extra.lines is not None))
-            ):
-                return self._change(book, at_ns, command)
-            limit_nanos, holds_nanos, overrun = extra.credit_limit_nanos, extra.holds_nanos, extra.overrun
-            assert holds_nanos >= 0, "holds left their bounds"
-            assert (holds_nanos > 0) == bool(extra.holds), "holds do not add up"
-            assert limit_nanos >= 0, "the credit limit left its bounds"
-            beyond = (limit_nanos - holds_nanos) * NANO
-        spent = rate * (at_ns - settled_ns)
-        balance = nanos * NANO + frac - spent
-        if balance + beyond <= 0:  # ran out
-            return self._change(book, at_ns, command)
-        if op == ops.TOP_UP:
-            amount_nanos = a
-            balance += a * NANO
-        elif op == ops.DEBIT:
-            amount_nanos = -a
-            balance -= a * NANO
-        elif op == ops.SET_RATE and b == c == -1 and not key:
-            amount_nanos = 0
-            rate = a
-        else:
-            return self._change(book, at_ns, command)
-        available = balance + beyond
-        if available <= 0 or balance > BALANCE_MAX:
-            return self._change(book, at_ns, command)
-        # The account was active and stays so, and nothing fell due before the command.
-        clerk = self._clerk
-        nanos, frac = divmod(balance, NANO)
-        spent_nanos, spent_frac = divmod(spent, NANO)
-        entry_id += 1
-        runs_out_ns = -1
-        if rate:
-            runs_out_ns = at_ns - (-available // rate)
-            if runs_out_ns > INT64_MAX:
-                runs_out_ns = -1
-            elif runs_out_ns < book.armed_ns[slot]:
-                book.armed_ns[slot] = clerk.arm(book.bucket_id << SLOT_BITS | slot, runs_out_ns)
-        _write_row(book.rows, slot * _ROW_SIZE, at_ns, nanos, frac, rate, entry_id, seq, row_flags)
-        totals = book.totals
-        totals.accrued += spent
-        if amount_nanos > 0:
-            totals.top_ups += amount_nanos * NANO
-        else:
-            totals.debits -= amount_nanos * NANO
-        flags = clerk.flags
-        overrun_nanos, overrun_frac = divmod(overrun, NANO) if overrun else (0, 0)
-        packed = (
-            _pack_fixed(
-                op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
-                limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
-                len(user_id), len(key), len(request_id), len(message), 0,
-            )
-            + user_id + key + request_id + message
-        )  # fmt: skip
-        clerk.records.append((book.bucket_id, packed))
-        if request_id:
-            book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
-        return (
-            op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
-            limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
-            user_id, key, request_id, message, b"",
-        )  # fmt: skip
 
     def _change(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
         """The plain way: time first, then the command, then what follows from it."""
@@ -247,29 +160,31 @@ class Ledger:
 
     def replay(self, bucket_id: int, packed: bytes) -> None:
         """Applies a recorded entry again. Raises ReplayDifference unless the same comes out, byte for byte."""
-        if not self._ahead:
+        made_again = self.records
+        if not made_again:
             self._make_again(self.books[bucket_id], packed)
-        made = self._ahead.pop(0) if self._ahead else None
+        made = made_again.pop(0) if made_again else None
         if made != (bucket_id, packed):
             raise ReplayDifference(packed, None if made is None else made[1])
 
     def replayed(self) -> None:
         """Replay is over: everything that was made again was also in the journal."""
-        if self._ahead:
-            raise ReplayDifference(None, self._ahead[0][1])
+        if self.records:
+            raise ReplayDifference(None, self.records[0][1])
 
     def _make_again(self, book: Book, packed: bytes) -> None:
-        """Fills `_ahead` with the entry of a record and those that its change made behind it, by the rules of its
+        """Fills `records` with the entry of a record and those that its change made behind it, by the rules of its
         time.
         """
-        assert not self.records, "replay begins with drained records"
         op, flags, _, a, b, c, at_ns, *_, user_id, key, request_id, message, _ = unpack(packed)
         clerk = self._clerk
         clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         clerk.presumed = flags & PRESUMED != 0
         try:
             if op not in _BY_TIME:
-                self._carry_out(book, at_ns, (op, user_id, a, b, c, key, request_id, message))
+                command = (op, user_id, a, b, c, key, request_id, message)
+                if carry_out(clerk, book, at_ns, command) is None:
+                    self._change(book, at_ns, command)
             elif user_id in book.slots:
                 clerk.pass_one(Account(book, book.slots[user_id], user_id), at_ns)
         except Refused:
@@ -277,8 +192,6 @@ class Ledger:
         finally:
             clerk.flags = self._own_flags
             clerk.presumed = None
-        self._ahead = self.records[:]
-        self.records.clear()
         self.notices.clear()
 
     def presume_attempted(self, bucket_id: int) -> None:
