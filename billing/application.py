@@ -42,6 +42,7 @@ from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.machine import SURVEYS, BillingMachine
+from billing.notices import link as notices
 from billing.pages import account_page
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
@@ -70,6 +71,7 @@ class Outside(NamedTuple):
     rng: random.Random
     history: Callable[[str, int, Journal], HistoryLink]  # directory, shard id, journal
     endpoint: EndpointOf
+    notices: Callable[[str, int, Journal, str, Settings], HistoryLink | None] = notices.opened
 
 
 REAL = Outside(RealDisk(), random.Random(), HistoryLink, Endpoint)
@@ -102,6 +104,7 @@ class Billing:
         self._door: Door | None = None
         self._delivery: Delivery | None = None
         self._history: HistoryLink | None = None
+        self._notices: HistoryLink | None = None
         self._servers: list[asyncio.Server] = []
         self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
         self._calls: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
@@ -130,6 +133,8 @@ class Billing:
         """Hands a durable batch on to the history."""
         if self._history is not None:
             self._history.hand(position, payload)
+        if self._notices is not None:
+            self._notices.hand(position, payload)
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         """`("history", user_id, limit, before)`: rows out of the history. `("accounts", after, limit)`: this shard's
@@ -183,8 +188,9 @@ class Billing:
         }
 
     def trim_floor(self) -> int:
-        """The journal's position up to which the history has everything."""
-        return 0 if self._history is None else self._history.trim_floor()
+        """The journal's position up to which history and notices have everything."""
+        floor = 0 if self._history is None else self._history.trim_floor()
+        return floor if self._notices is None else min(floor, self._notices.trim_floor())
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
@@ -195,6 +201,7 @@ class Billing:
             **({} if door is None else door.figures()),
             **({} if delivery is None else delivery.figures()),
             **self._census_figures(),
+            **({} if self._notices is None else self._notices.figures()),
         }
 
     def _census_figures(self) -> dict[str, int]:
@@ -212,10 +219,13 @@ class Billing:
         self._worker = worker
         self._history = self._outside.history(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
         self._history.start()
+        settings = self._delivery_settings()
+        directory, url = f"{self._begin.directory}/notices", self.config.notify.url
+        self._notices = self._outside.notices(directory, worker.shard_id, worker.journal, url, settings)
         self._delivery = Delivery(
             self._owed,
             self._report,
-            self._delivery_settings(),
+            settings,
             worker.fresh_now_ns,
             self._outside.rng,
             worker.fail,
@@ -291,6 +301,8 @@ class Billing:
             self._door.close()
         if self._history is not None:
             await self._history.close()
+        if self._notices is not None:
+            await self._notices.close()
 
     # -- delivery ---------------------------------------------------------------------------------------------------
 

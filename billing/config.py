@@ -105,7 +105,7 @@ class Cutoff(_Section):
 class Notify(_Section):
     """Notices to another service."""
 
-    url: UrlText = _key("", "JSON POSTs go here, signed with cutoff.secret_file")
+    url: UrlText = _key("", "JSON POSTs go here, signed with cutoff.secret_file; emptied, what is owed is given up")
 
 
 class Ledger(_Section):

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from billing.expirationd.endpoint import Endpoint, Limits, Line, Unreachable, Verdict
 from billing.expirationd.outbox import DROPPED, FAILED, OK, Item, Outbox, Pace
@@ -51,6 +51,17 @@ _LATE_S: Final = 0.001
 log = logging.getLogger(__name__)
 
 
+class Template(Protocol):
+    """What makes the bytes of a request."""
+
+    @property
+    def origin(self) -> str:
+        """`scheme://host[:port]`"""
+
+    def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
+        """The whole request; timestamp_s: of this attempt, seconds since the epoch."""
+
+
 class Settings(NamedTuple):
     """What delivery needs of the configuration. URLs as `billing.addresses.check_url` takes them; times in seconds."""
 
@@ -68,10 +79,19 @@ class Settings(NamedTuple):
     tls: ssl.SSLContext | None = None
 
 
+def _cutoff_templates(settings: Settings) -> dict[str, Template]:
+    templates: dict[str, Template] = {CUTOFF: GetTemplate(settings.url, settings.secrets)}
+    if settings.restore_url:
+        templates[RESTORE] = GetTemplate(settings.restore_url, settings.secrets)
+    return templates
+
+
 class Delivery:
     """Sends what is owed. Made inside a running loop.
 
     `now_ns` reads billing time anew at each call; `failed` takes what must end the process (a broken invariant).
+    `templates` (by kind) make other requests than the GETs of the settings' URLs; the first is where what has no kind
+    yet is expected to go.
     """
 
     def __init__(
@@ -83,6 +103,7 @@ class Delivery:
         rng: random.Random,
         failed: Callable[[BaseException], object],
         endpoint_of: EndpointOf = Endpoint,
+        templates: dict[str, Template] | None = None,
     ) -> None:
         self._owed = owed
         self._report = report
@@ -91,15 +112,9 @@ class Delivery:
         self._failed = failed
         self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
-        self._templates = {CUTOFF: GetTemplate(settings.url, settings.secrets)}
-        self._lanes = {CUTOFF: 0}
-        self._origins = [self._templates[CUTOFF].origin]
-        if settings.restore_url:
-            self._templates[RESTORE] = GetTemplate(settings.restore_url, settings.secrets)
-            origin = self._templates[RESTORE].origin
-            if origin not in self._origins:
-                self._origins.append(origin)
-            self._lanes[RESTORE] = self._origins.index(origin)
+        self._templates = _cutoff_templates(settings) if templates is None else templates
+        self._origins = list(dict.fromkeys(template.origin for template in self._templates.values()))
+        self._lanes = {kind: self._origins.index(template.origin) for kind, template in self._templates.items()}
         pace = settings.pace._replace(concurrency=settings.concurrency)
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []

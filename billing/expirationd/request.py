@@ -31,24 +31,29 @@ _HEADER_SAFE: Final = re.compile(r"[!-~]+")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
+def target_of(url: str) -> tuple[str, str, str]:
+    """Origin (`scheme://host[:port]`), Host header, and path with query of a URL; raises ValueError for a bad one."""
+    if not url:
+        raise ValueError("expected a URL")
+    parts = urlsplit(check_url(url))
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    if parts.port not in (None, _DEFAULT_PORTS[parts.scheme]):
+        host = f"{host}:{parts.port}"
+    target = parts.path or "/"
+    if parts.query:
+        target += "?" + parts.query
+    return f"{parts.scheme}://{host}", host, target
+
+
 class GetTemplate:
     """A configured URL, taken apart once. `origin` is `scheme://host[:port]`; raises ValueError for a bad URL."""
 
     __slots__ = ("_head", "_pieces", "_secrets", "origin")
 
     def __init__(self, url: str, secrets: Sequence[bytes] = ()) -> None:
-        if not url:
-            raise ValueError("expected a URL")
-        parts = urlsplit(check_url(url))
-        host = parts.hostname or ""
-        if ":" in host:
-            host = f"[{host}]"
-        if parts.port not in (None, _DEFAULT_PORTS[parts.scheme]):
-            host = f"{host}:{parts.port}"
-        self.origin = f"{parts.scheme}://{host}"
-        target = parts.path or "/"
-        if parts.query:
-            target += "?" + parts.query
+        self.origin, host, target = target_of(url)
         if "{user_id}" not in target:
             target += ("&" if "?" in target else "?") + "user_id={user_id}"
         target += "&" if "?" in target else "?"

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from billing.history.feed import Feed, Slice
-from billing.history.messages import ASK, BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, REFUSED, ROWS
+from billing.history.messages import ASK, BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, REFUSED, ROWS, TOLD
 from billing.history.projection import slim
 from billing.ledger.errors import Refused
 from shards.clock import boot_now_ns
@@ -74,17 +74,23 @@ class HistoryLink:
         *,
         limits: Limits = DEFAULT_LIMITS,
         command: Sequence[str] = COMMAND,
+        noun: str = "history",
+        opening: tuple[Any, ...] = (),
     ) -> None:
         """`directory`: of all shards' history files; its parent exists. `command` starts a projector, to which the
-        number of its descriptor is appended.
+        number of its descriptor is appended. One of another kind has a `noun` of its own, for log and figures, and
+        `opening` is what else it is told first.
         """
+        self._noun = noun
+        self._opening = opening
+        self.told: dict[str, Any] = {}  # what the projector said of itself
         self._directory = directory
         self._shard_id = shard_id
         self._journal = journal
         self._limits = limits
         self._command = command
         self._loop = asyncio.get_running_loop()
-        self._feed = Feed(journal, f"history-{shard_id}")
+        self._feed = Feed(journal, f"{noun}-{shard_id}")
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._accepting = False  # from the start of a projector to its end
@@ -157,14 +163,16 @@ class HistoryLink:
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
+        noun = self._noun
         return {
-            "history_position": self._reached,
-            "history_behind_batches": max(0, self._head - self._reached),
-            "history_lag_ns": max(self._lag_ns, boot_now_ns() - self._watched_ns if self._watched_ns else 0),
-            "history_unreached_bytes": self._unreached_bytes,
-            "history_starts": self._starts,
-            "history_pid": 0 if self._wire is None or self._process is None else self._process.pid,
-            "history_trouble": "" if self._live else self._reason,
+            f"{noun}_position": self._reached,
+            f"{noun}_behind_batches": max(0, self._head - self._reached),
+            f"{noun}_lag_ns": max(self._lag_ns, boot_now_ns() - self._watched_ns if self._watched_ns else 0),
+            f"{noun}_unreached_bytes": self._unreached_bytes,
+            f"{noun}_starts": self._starts,
+            f"{noun}_pid": 0 if self._wire is None or self._process is None else self._process.pid,
+            f"{noun}_trouble": "" if self._live else self._reason,
+            **self.told,
         }
 
     async def close(self) -> None:
@@ -240,9 +248,11 @@ class HistoryLink:
             _, self._sent, begins = message
             self._opened = True
             if begins > 1:
-                log.warning("the history of shard %d lacks what came before batch %d", self._shard_id, begins)
+                log.warning("the %s of shard %d lacks what came before batch %d", self._noun, self._shard_id, begins)
             self._reason = "it is catching up with the journal"
             self._catch_up()
+        elif kind == TOLD:
+            self.told = message[1]
         else:
             assert kind == FAILED, f"a message of kind {kind}"
             self._give_up(message[1])
@@ -273,7 +283,8 @@ class HistoryLink:
                 return
             failures = 0 if self._got_there else failures + 1
             delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
-            log.error("the history of shard %d stopped: %s; again in %g s", self._shard_id, self._reason, delay_s)
+            what = f"the {self._noun} of shard {self._shard_id} stopped"
+            log.error("%s: %s; again in %g s", what, self._reason, delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
@@ -305,7 +316,7 @@ class HistoryLink:
     def _on_connected(self, wire: Wire) -> None:
         self._wire = wire
         self._sent = self._sent_bytes = self._reached_bytes = 0
-        wire.send((OPEN, self._directory, self._shard_id, self._journal.first, self._journal.head))
+        wire.send((OPEN, self._directory, self._shard_id, self._journal.first, self._journal.head, *self._opening))
         if self._closing.is_set():
             wire.send((CLOSE,))
 

@@ -12,6 +12,9 @@ projector → worker
     (ROWS, number, rows)                      rows as `history` answers them
     (REFUSED, number, reason)                 this question cannot be answered now
     (FAILED, reason)                          the projector ends
+    (TOLD, figures)                           plain data for the operator
+
+OPEN carries further fields for a projector of another kind (`billing.notices.notifier`), and nobody asks that one.
 """
 
 from __future__ import annotations
@@ -28,3 +31,4 @@ REACHED: Final = 17
 ROWS: Final = 18
 REFUSED: Final = 19
 FAILED: Final = 20
+TOLD: Final = 21

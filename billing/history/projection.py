@@ -137,10 +137,9 @@ def _other(payload: bytes, at: int, group: Group) -> int:
 
 
 def slim(payload: bytes) -> bytes:
-    """The batch without what `project` does not look at: a moved bucket stands whole in a record, and may be large."""
-    records = [
-        LENGTH.pack(ENVELOPE.size + len(body)) + ENVELOPE.pack(kind, bucket_id, generation) + body
-        for kind, bucket_id, generation, body in split_batch(payload)
-        if kind in (ENTRY, LEAVE)
-    ]
+    """The batch without what nobody here looks at: a moved bucket stands whole in a record, and may be large."""
+    records = []
+    for kind, bucket_id, generation, body in split_batch(payload):
+        kept = body if kind == ENTRY else b""
+        records.append(LENGTH.pack(ENVELOPE.size + len(kept)) + ENVELOPE.pack(kind, bucket_id, generation) + kept)
     return LENGTH.pack(len(records)) + b"".join(records)

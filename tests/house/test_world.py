@@ -24,6 +24,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),
     "billing/history/shelf.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
     "billing/history/store.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
+    "billing/notices/store.py": ({"sqlite3"}, "owed notices are derived data, kept in an SQLite file"),
     "billing/config_load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
 }
 

@@ -1,0 +1,1 @@
+"""Notices: what happened to accounts, told to another service by POST, behind everything else."""

@@ -1,0 +1,133 @@
+"""Which entries are told, and how: from a packed entry to the JSON bodies of its notices. Pure.
+
+    account.debited          a debit, or the capture of a hold
+    account.debit_refused    a debit that was refused
+    account.topped_up        a top-up
+    balance.low              available fell to a threshold's amount
+    runway.low               the time left fell to a threshold's
+    account.exhausted        available fell to zero or below
+    account.restored         available rose above zero again
+
+An entry makes none, one or two of them, the operation before what it led to. A body is what Standard Webhooks asks
+for (`type`, `timestamp`, `data`), in which `timestamp` is the entry's instant in UTC, and `data` names the account as
+it is after the entry: all amounts in nanos, floors, as in replies.
+
+A notice has a *name*, unique per user and the same whenever it is made from the same entry again: entry_id and kind;
+of a refused debit, which has no entry_id, its instant and its place in the journal. With the user before it, it is the
+`webhook-id`; like an event_id it holds no full stop.
+
+For example entry 7 of user `ü`, a debit: the name is `7:account-debited`, the webhook-id `%C3%BC:7:account-debited`.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+from urllib.parse import quote_from_bytes
+
+from billing.ledger import commands as ops
+from billing.ledger.entry import CROSSED, EXHAUSTED, FIXED, REFUSED, RESTORED, Entry, refused, text, unpack
+from billing.ledger.money import NANO
+
+DEBITED: Final = "account.debited"
+DEBIT_REFUSED: Final = "account.debit_refused"
+TOPPED_UP: Final = "account.topped_up"
+BALANCE_LOW: Final = "balance.low"
+RUNWAY_LOW: Final = "runway.low"
+ACCOUNT_EXHAUSTED: Final = "account.exhausted"
+ACCOUNT_RESTORED: Final = "account.restored"
+
+_TOLD: Final = frozenset((ops.DEBIT, ops.CAPTURE, ops.TOP_UP, ops.THRESHOLD))
+_RATES: Final = (ops.SET_RATE, ops.CHANGE_RATE)  # a line raised on an exhausted account owes a cutoff, and no notice
+_SECOND_NS: Final = 10**9
+
+assert FIXED.format.startswith("<BH"), "an entry opens with its operation and its flags"
+
+
+class Notice(NamedTuple):
+    """One POST to be made."""
+
+    user_id: bytes
+    at_ns: int
+    name: str
+    body: bytes
+
+
+def notices_of(packed: bytes, bucket_id: int, place: str) -> list[Notice]:
+    """The notices of a packed entry, in order. `place`: where it stands in all journals, without a full stop."""
+    op = packed[0]
+    flags = packed[1] | packed[2] << 8
+    if op not in _TOLD and not flags & (CROSSED | RESTORED):
+        return []
+    entry = Entry._make(unpack(packed))
+    kinds: list[tuple[str, dict[str, object]]] = []
+    if flags & REFUSED:
+        if op == ops.DEBIT:
+            refusal = refused(unpack(packed), bucket_id)
+            shortfall = refusal.details.get("shortfall_nanos")
+            details: dict[str, object] = {"error": refusal.name, "message_of_error": refusal.message}
+            kinds.append((DEBIT_REFUSED, {"amount_nanos": entry.a, "shortfall_nanos": shortfall, **details}))
+    else:
+        kinds += _what_happened(entry)
+    stem = str(entry.entry_id) if entry.entry_id else f"{entry.at_ns}-{place}"
+    return [
+        Notice(entry.user_id, entry.at_ns, f"{stem}:{kind.replace('.', '-')}", _body(entry, kind, bucket_id, more))
+        for kind, more in kinds
+    ]
+
+
+def webhook_id(user_id: bytes, name: str) -> str:
+    """What a receiver knows a notice by: printable ASCII, without a full stop."""
+    return f"{quote_from_bytes(user_id, safe='').replace('.', '%2E')}:{name}"
+
+
+def _what_happened(entry: Entry) -> list[tuple[str, dict[str, object]]]:
+    kinds: list[tuple[str, dict[str, object]]] = []
+    moved = entry.balance_nanos - (entry.balance - entry.amount) // NANO  # in floors, as the history shows it
+    if entry.op in (ops.DEBIT, ops.CAPTURE):
+        kinds.append((DEBITED, {"amount_nanos": -moved}))
+    elif entry.op == ops.TOP_UP:
+        kinds.append((TOPPED_UP, {"amount_nanos": moved}))
+    elif entry.op == ops.THRESHOLD:
+        by_amount = entry.a == ops.BY_AMOUNT
+        kinds.append((BALANCE_LOW if by_amount else RUNWAY_LOW, {"threshold": _threshold(by_amount, entry.b)}))
+    if entry.flags & CROSSED and entry.op not in _RATES:
+        kinds.append((ACCOUNT_EXHAUSTED, {"exhausted_at_ns": entry.at_ns}))
+    if entry.flags & RESTORED:
+        kinds.append((ACCOUNT_RESTORED, {}))
+    return kinds
+
+
+def _threshold(by_amount: bool, value: int) -> dict[str, int]:
+    return {"amount_nanos": value} if by_amount else {"runway_ns": value}
+
+
+def _body(entry: Entry, kind: str, bucket_id: int, more: dict[str, object]) -> bytes:
+    coming = entry.exhausts_at_ns >= 0
+    data: dict[str, object] = {
+        "user_id": entry.user_id.decode(),
+        "bucket_id": bucket_id,
+        "operation": ops.NAMES[entry.op],
+        **more,
+        "entry_id": entry.entry_id or None,
+        "at_ns": entry.at_ns,
+        "state": "exhausted" if entry.flags & EXHAUSTED else "active",
+        "balance_nanos": entry.balance_nanos,
+        "available_nanos": entry.balance_nanos + entry.credit_limit_nanos - entry.holds_nanos,
+        "rate_nanos_per_hour": entry.rate,
+        "exhausts_at_ns": entry.exhausts_at_ns if coming else None,
+        "runway_ns": entry.exhausts_at_ns - entry.at_ns if coming else None,
+        "exhaustion_seq": entry.exhaustion_seq,
+        "request_id": _shown(entry.request_id) or None,
+        "message": _shown(entry.message),
+    }
+    seconds, nanos = divmod(entry.at_ns, _SECOND_NS)
+    moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    whole = {"type": kind, "timestamp": f"{moment}.{nanos:09d}Z", "data": data}
+    return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _shown(raw: bytes) -> str:
+    shown = text(raw)
+    return shown if isinstance(shown, str) else shown.hex()

@@ -1,0 +1,49 @@
+"""What a notice looks like on the wire: one POST with the headers of Standard Webhooks. Pure.
+
+POST /notices HTTP/1.1
+Host: cloud.example
+User-Agent: billing
+Content-Type: application/json
+Content-Length: 391
+webhook-id: u1:7:account-debited
+webhook-timestamp: 1700000012
+webhook-signature: v1,...          over `id.timestamp.body`; only with a secret, one for each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from billing.expirationd.request import target_of
+from billing.expirationd.signature import sign
+
+
+class PostTemplate:
+    """`notify.url`, taken apart once; raises ValueError for a bad URL. `body_of(user_id, seq)`: what to post."""
+
+    __slots__ = ("_body_of", "_head", "_secrets", "origin")
+
+    def __init__(self, url: str, secrets: Sequence[bytes], body_of: Callable[[bytes, int], bytes]) -> None:
+        self.origin, host, target = target_of(url)
+        self._head = (
+            f"POST {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: billing\r\nAccept: */*\r\n"
+            "Content-Type: application/json\r\nContent-Length: "
+        ).encode("ascii")
+        self._secrets = tuple(secrets)
+        self._body_of = body_of
+
+    def request(self, user_id: bytes, event_id: str, seq: int, at_ns: int, timestamp_s: int) -> bytes:
+        """The whole POST. event_id: the webhook-id; timestamp_s: of this attempt, seconds since the epoch."""
+        body = self._body_of(user_id, seq)
+        name = event_id.encode("ascii")
+        signature = b""
+        if self._secrets:
+            signature = b"\r\nwebhook-signature: " + sign(self._secrets, name, timestamp_s, body)
+        return b"%b%d\r\nwebhook-id: %b\r\nwebhook-timestamp: %d%b\r\n\r\n%b" % (
+            self._head,
+            len(body),
+            name,
+            timestamp_s,
+            signature,
+            body,
+        )

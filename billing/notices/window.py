@@ -1,0 +1,109 @@
+"""What of the owed notices is in memory: the next few of some users, in order. Pure.
+
+The file holds all; the window is filled from it in the order of `seq` up to `cursor`, and holds the first `each_max`
+notices of at most `users_max` users. Of a user with more behind (`more`), those up to the cursor are read again by
+user when the first are done. So an endpoint that is down costs a bounded number of notices here, and one user whose
+notices are refused holds up nobody but, with `users_max` of his kind, the rest.
+
+**Invariants.** A user's notices stand in the order of seq, none is passed over: either it is here, or it is behind the
+cursor, or its user has `more`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+USERS_MAX: Final = 2048
+EACH_MAX: Final = 8
+
+Row = tuple[int, int, int, bytes, int, str, bytes]  # seq, bucket_id, generation, user_id, at_ns, name, body
+
+
+class Next(NamedTuple):
+    """One notice as it waits here."""
+
+    seq: int
+    at_ns: int
+    name: str
+    body: bytes
+
+
+class Queue:
+    """The next notices of one user."""
+
+    __slots__ = ("bucket_id", "last_seq", "more", "waiting")
+
+    def __init__(self, bucket_id: int) -> None:
+        self.bucket_id = bucket_id
+        self.waiting: deque[Next] = deque()
+        self.last_seq = 0  # of all that were ever put here
+        self.more = False
+
+
+class Window:
+    """Users with notices in memory."""
+
+    def __init__(self, users_max: int = USERS_MAX, each_max: int = EACH_MAX) -> None:
+        self.users_max = users_max
+        self.each_max = each_max
+        self.cursor = 0
+        self.queues: dict[bytes, Queue] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a further user can be taken in."""
+        return len(self.queues) < self.users_max
+
+    def put(self, row: Row) -> bool:
+        """Takes the next row behind the cursor; True where its user is new here."""
+        seq, bucket_id, _, user_id, at_ns, name, body = row
+        assert seq > self.cursor, "a row is taken once"
+        self.cursor = seq
+        queue = self.queues.get(user_id)
+        new = queue is None
+        if queue is None:
+            queue = self.queues[user_id] = Queue(bucket_id)
+        if queue.more or len(queue.waiting) >= self.each_max:
+            queue.more = True
+        else:
+            queue.waiting.append(Next(seq, at_ns, name, body))
+            queue.last_seq = seq
+        return new
+
+    def skip(self, seq: int) -> None:
+        """Passes a row that is not to be told from here, or not now."""
+        self.cursor = max(self.cursor, seq)
+
+    def first(self, bucket_id: int, user_id: bytes) -> Next | None:
+        """The user's next notice."""
+        queue = self.queues.get(user_id)
+        return queue.waiting[0] if queue is not None and queue.bucket_id == bucket_id and queue.waiting else None
+
+    def done(self, user_id: bytes, seq: int) -> Queue | None:
+        """The user's next notice had its answer; the queue, where more of it is to be read (`refill`)."""
+        queue = self.queues.get(user_id)
+        if queue is None or not queue.waiting or queue.waiting[0].seq != seq:
+            return None
+        queue.waiting.popleft()
+        if queue.waiting:
+            return None
+        if queue.more:
+            return queue
+        del self.queues[user_id]
+        return None
+
+    def refill(self, user_id: bytes, rows: list[Row]) -> None:
+        """What the file has of a user behind `last_seq` and up to the cursor, at most `each_max` rows."""
+        queue = self.queues[user_id]
+        for seq, _, _, _, at_ns, name, body in rows:
+            queue.waiting.append(Next(seq, at_ns, name, body))
+            queue.last_seq = seq
+        queue.more = len(rows) >= self.each_max
+        if not queue.waiting:
+            del self.queues[user_id]
+
+    def drop(self, bucket_id: int) -> None:
+        """The bucket is another shard's."""
+        for user_id in [user_id for user_id, queue in self.queues.items() if queue.bucket_id == bucket_id]:
+            del self.queues[user_id]

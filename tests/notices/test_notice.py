@@ -1,0 +1,109 @@
+"""Which entries make which notices, and what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import Ledger, Rules
+from billing.notices.notice import notices_of, webhook_id
+
+COIN = 10**9
+HOUR_NS = 3600 * COIN
+
+
+def entries(*commands: tuple[int, tuple[object, ...]]) -> list[bytes]:
+    """What a ledger records of `(instant, command without its user)`; refusals are swallowed."""
+    filed: list[int] = []
+
+    def arm(ref: int, due_ns: int) -> int:
+        filed.append(due_ns)
+        return due_ns
+
+    ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=True), arm)
+    ledger.create(1)
+    ledger.wake(1)
+    for at_ns, (op, a, b, c, key) in commands:
+        with contextlib.suppress(Refused):
+            ledger.apply(1, at_ns, (op, "ü.1".encode(), a, b, c, key, b"", b"why"))
+    return [packed for _, packed in ledger.records]
+
+
+def told(packed: list[bytes]) -> list[dict[str, object]]:
+    return [json.loads(n.body) for index, one in enumerate(packed) for n in notices_of(one, 1, f"0-1-{index}")]
+
+
+def test_every_kind_says_what_happened_and_how_the_account_stands():
+    low = ops.pack_thresholds([(ops.BY_AMOUNT, 4 * COIN), (ops.BY_RUNWAY, HOUR_NS)])
+    made = told(
+        entries(
+            (1, (ops.TOP_UP, 10 * COIN, 0, 0, b"")),
+            (2, (ops.SET_THRESHOLDS, 2, 0, 0, low)),
+            (3, (ops.SET_RATE, COIN, -1, -1, b"")),  # a coin an hour
+            (4, (ops.DEBIT, 7 * COIN, ops.STRICT, 0, b"")),
+            (5, (ops.DEBIT, 70 * COIN, ops.STRICT, 0, b"")),
+            (4 * HOUR_NS, (ops.TOP_UP, 5 * COIN, 0, 0, b"")),
+        )
+    )
+    kinds = [(one["type"], one["data"]["entry_id"]) for one in made]
+    assert kinds == [
+        ("account.topped_up", 1),
+        ("account.debited", 4),
+        ("balance.low", 5),
+        ("account.debit_refused", None),
+        ("runway.low", 6),
+        ("account.exhausted", 7),
+        ("account.topped_up", 8),
+        ("account.restored", 8),
+    ]
+    data = [one["data"] for one in made]
+    assert data[0]["amount_nanos"] == 10 * COIN
+    assert data[1]["amount_nanos"] == 7 * COIN
+    assert data[1]["balance_nanos"] == data[1]["available_nanos"] == 3 * COIN - 1  # a nanosecond of the rate is gone
+    assert data[2]["threshold"] == {"amount_nanos": 4 * COIN}
+    assert data[3]["error"] == "INSUFFICIENT_FUNDS"
+    assert data[3]["amount_nanos"] == 70 * COIN
+    assert data[3]["shortfall_nanos"] == 67 * COIN + 1
+    assert data[4]["threshold"] == {"runway_ns": HOUR_NS}
+    assert data[4]["runway_ns"] == HOUR_NS
+    assert data[5]["state"] == "exhausted"
+    assert data[5]["exhausted_at_ns"] == data[5]["at_ns"] == data[4]["exhausts_at_ns"]
+    assert data[7]["state"] == "active"
+    assert {one["user_id"] for one in data} == {"ü.1"}
+    assert {one["message"] for one in data} == {"why", ""}
+    assert made[0]["timestamp"] == "1970-01-01T00:00:00.000000001Z"
+
+
+def test_a_line_raised_on_an_exhausted_account_owes_a_cutoff_and_no_notice():
+    made = told(
+        entries(
+            (1, (ops.TOP_UP, COIN, 0, 0, b"")),
+            (2, (ops.DEBIT, COIN, ops.STRICT, 0, b"")),
+            (3, (ops.SET_RATE, COIN, -1, -1, b"")),
+        )
+    )
+    assert [one["type"] for one in made] == ["account.topped_up", "account.debited", "account.exhausted"]
+
+
+def test_names_are_those_of_the_entry_and_hold_no_full_stop():
+    packed = entries(
+        (1, (ops.TOP_UP, COIN, 0, 0, b"")),
+        (2, (ops.DEBIT, 2 * COIN, ops.STRICT, 0, b"")),
+        (3, (ops.DEBIT, COIN, ops.STRICT, 0, b"")),
+    )
+    names = [notice.name for one in packed for notice in notices_of(one, 1, "0-9-4")]
+    assert names == ["1:account-topped_up", "2-0-9-4:account-debit_refused", "2:account-debited", "2:account-exhausted"]
+    shown = [webhook_id("ü.1".encode(), name) for name in names]
+    assert shown[0] == "%C3%BC%2E1:1:account-topped_up"
+    assert not any("." in one for one in shown)
+
+
+@pytest.mark.parametrize("op", [ops.SET_RATE, ops.SET_CREDIT_LIMIT, ops.ADJUST, ops.HOLD])
+def test_other_operations_are_not_told(op: int):
+    made = entries((1, (ops.TOP_UP, COIN, 0, 0, b"")), (2, (op, 5, -1 if op == ops.SET_RATE else 0, -1, b"")))
+    assert len(made) == 2
+    assert notices_of(made[1], 1, "0-1-1") == []

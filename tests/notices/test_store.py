@@ -1,0 +1,172 @@
+"""The file of owed notices: what it owes follows from the batches, through crashes, cuts and moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Ledger, Rules
+from billing.notices.store import NoticesError, Store, abandon, file_of, found
+from shards.batch import ENTRY, LEAVE, RECEIVED
+from shards.disk import RealDisk
+from tests.history.test_store import batch_of
+
+COIN = 10**9
+
+
+class Shard:
+    """A ledger of bucket 1 and the file of its shard."""
+
+    def __init__(self, home: Path, shard: int, generation: int = 1, head: int = 0) -> None:
+        self.home, self.shard, self.generation = home, shard, generation
+        self.position = head
+        found(str(home), shard, head, RealDisk())
+        self.open()
+
+    def open(self) -> None:
+        self.store = Store(str(self.home), self.shard, RealDisk())
+        self.store.settle(1, self.position)
+
+    def take(self, *records: tuple[int, int, int, bytes]) -> None:
+        self.position += 1
+        self.store.take(self.position, batch_of(*records))
+
+    def names(self) -> list[str]:
+        self.store.flush()
+        gone = self.store.departed
+        return [row[5] for row in self.store.after(0, 1000) if (row[1], row[2]) not in gone]
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    made = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
+    made.create(1)
+    made.wake(1)
+    return made
+
+
+def top_up(ledger: Ledger, shard: Shard, user: bytes = b"u") -> None:
+    ledger.apply(1, 1, (ops.TOP_UP, user, COIN, 0, 0, b"", b"", b""))
+    shard.take(*((ENTRY, bucket, shard.generation, body) for bucket, body in ledger.records))
+    ledger.records.clear()
+
+
+def test_what_is_not_acknowledged_is_owed_over_any_end(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    for _ in range(3):
+        top_up(ledger, shard)
+    assert shard.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+    shard.store.acknowledge(1)
+    shard.store.flush()
+    shard.store.acknowledge(2)  # and the end comes before it is recorded
+    shard.store.db.close()
+    shard.open()
+    assert shard.names() == ["2:account-topped_up", "3:account-topped_up"]
+    assert shard.store.owed == 2
+    assert shard.store.oldest_ns() == 1
+
+
+def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path):
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 3, head=17)
+    assert shard.store.position == 17
+    shard.store.close()
+    found(str(tmp_path), 3, 99, RealDisk())
+    assert Store(str(tmp_path), 3, RealDisk()).position == 17
+    (tmp_path / "shard-4.sqlite").write_bytes(Path(file_of(str(tmp_path), 3)).read_bytes())
+    with pytest.raises(NoticesError, match="of shard 3"):
+        Store(str(tmp_path), 4, RealDisk())
+    assert abandon(str(tmp_path), 3, RealDisk())
+    assert not abandon(str(tmp_path), 3, RealDisk())
+
+
+def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_missing(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    for _ in range(4):
+        top_up(ledger, shard)
+    shard.store.close()
+    store = Store(str(tmp_path), 0, RealDisk())
+    assert store.settle(1, 2) == 0
+    assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up", "2:account-topped_up"]
+    assert store.position == 2
+    assert store.settle(8, 20) == 5
+    assert store.position == 7
+
+
+def test_a_bucket_takes_along_what_it_owes_once_its_departure_is_on_record(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    for _ in range(2):
+        top_up(ledger, source)
+    source.store.flush()
+    target.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, target)
+    target.store.flush()
+    assert target.store.pending == {1: 2}
+    assert not target.store.claim(1, False)
+    source.take((LEAVE, 1, 1, b""))
+    assert source.names() == []
+    assert target.store.claim(1, False)
+    assert target.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+    assert source.store.after(0, 10) == []
+    assert target.store.pending == {}
+    target.store.db.close()
+    target.open()
+    assert target.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+
+
+def test_there_and_back_before_anything_was_claimed(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    home, away = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, home)
+    home.take((LEAVE, 1, 1, b""))
+    away.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, away)
+    away.take((LEAVE, 1, 2, b""))
+    away.store.flush()
+    home.generation = 3
+    home.take((RECEIVED, 1, 3, b""))
+    top_up(ledger, home)
+    home.store.flush()
+    assert home.store.claim(1, False)
+    assert home.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+    assert away.store.after(0, 10) == []
+    assert home.store.orphans() == set()
+
+
+def test_what_a_former_shard_recorded_too_late_is_found_later(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, source)
+    target.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, target)
+    target.store.flush()
+    assert target.store.claim(1, True)
+    assert target.names() == ["2:account-topped_up"]
+    assert target.store.orphans() == set()
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    assert target.store.orphans() == {1}
+    assert target.store.claim(1, True)
+    assert target.names() == ["2:account-topped_up", "1:account-topped_up"]
+
+
+def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, source)
+    target.take((RECEIVED, 1, 2, b""))
+    target.take((LEAVE, 1, 2, b""))
+    target.store.flush()
+    assert target.store.here == {}
+    target.take((RECEIVED, 1, 2, b""))
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    top_up(ledger, target)
+    target.store.flush()
+    assert target.store.claim(1, False)
+    assert target.names() == ["1:account-topped_up", "2:account-topped_up"]

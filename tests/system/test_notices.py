@@ -1,0 +1,149 @@
+"""Notices of the real daemon: every one arrives, in order per account, whatever dies or refuses meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from billing.expirationd.signature import parse_secrets
+from billing.ops.faults import Fault
+from billing.ops.receiver import Receiver
+from tests.system.daemon import Daemon, free_port
+from tests.system.rpc import Rpc
+from tests.system.test_cutoffs import receiving, until
+
+COIN = 10**9
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def kinds_of(receiver: Receiver, user: str) -> list[str]:
+    """entry_id:kind of what was told of a user, as it came, what came again left out; refused debits without place."""
+    names = []
+    for call in receiver.calls:
+        if call.user_id == user and not call.repeated and call.answered == "200":
+            _, entry, kind = call.event_id.split(":")
+            names.append(kind if "-" in entry else f"{entry}:{kind}")
+    return names
+
+
+async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_once_a_crossing(data_dir: Path) -> None:
+    secret = data_dir / "secret"
+    secret.write_text(SECRET + "\n")
+    secret.chmod(0o600)
+    receiver = Receiver(secrets=parse_secrets(SECRET))
+    await receiver.start()
+    settings = {"notify__url": f"{receiver.url}/told", "cutoff__secret_file": str(secret)}
+    try:
+        with Daemon(data_dir, cutoff__url=f"{receiver.url}/off", **settings) as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "u", 10 * COIN)
+            await rpc.ask("set_thresholds", "u", [{"amount": 5 * COIN}])
+            await rpc.ask("debit", "u", 6 * COIN)  # falls below
+            await rpc.ask("debit", "u", COIN)  # is below: not again
+            error, _ = await rpc.call("debit", "u", 100 * COIN)
+            assert error.startswith("INSUFFICIENT_FUNDS")
+            await rpc.ask("top_up", "u", 7 * COIN)  # above: armed again
+            await rpc.ask("debit", "u", 10 * COIN)  # to zero
+            await rpc.ask("top_up", "u", COIN)
+            expected = [
+                *("1:account-topped_up", "3:account-debited", "4:balance-low", "5:account-debited"),
+                *("account-debit_refused", "6:account-topped_up", "7:account-debited", "7:account-exhausted"),
+                *("8:balance-low", "9:account-topped_up", "9:account-restored"),
+            ]
+            await until(lambda: len(kinds_of(receiver, "u")) >= len(expected))
+            await asyncio.sleep(0.1)
+            assert [kind for kind in kinds_of(receiver, "u") if kind != "kind"] == expected
+            posts = [call for call in receiver.calls if call.method == "POST"]
+            assert {call.path for call in posts} == {"/told"}
+            assert {call.answered for call in posts} == {"200"}, "all are signed"
+            assert "notify.url" not in daemon.log.read_text()
+    finally:
+        await receiver.close()
+
+
+async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_none_of_it(data_dir: Path) -> None:
+    port = free_port()
+    users = [f"user_{number}" for number in range(40)]
+    wanted = {user: [f"{entry}:account-topped_up" for entry in range(1, 31)] for user in users}
+    async with receiving() as cutoffs:
+        daemon = Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told")
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            for _ in range(15):
+                await asyncio.gather(*(rpc.ask("top_up", user, COIN) for user in users))
+            daemon.kill()
+            await asyncio.to_thread(daemon.start)
+            rpc = await Rpc.connect(daemon.rpc_port)
+            async with receiving(port, Fault("status", 503)) as receiver:
+                for _ in range(15):
+                    await asyncio.gather(*(rpc.ask("top_up", user, COIN) for user in users))
+                receiver.fault = None
+                await until(lambda: len({call.event_id for call in receiver.calls if call.answered == "200"}) > 200)
+                daemon.kill()
+                await asyncio.to_thread(daemon.start)
+                rpc = await Rpc.connect(daemon.rpc_port)
+
+                def arrived() -> bool:
+                    return len({call.event_id for call in receiver.calls if call.answered == "200"}) >= 40 * 30
+
+                await until(arrived, 40)
+                for user in users:
+                    first = list(
+                        dict.fromkeys(
+                            call.event_id.split(":", 1)[1]
+                            for call in receiver.calls
+                            if call.user_id == user and call.answered == "200"
+                        )
+                    )
+                    assert first == wanted[user]
+                daemon.kill()
+                before = len(receiver.calls)
+                await asyncio.to_thread(daemon.start)
+                await asyncio.sleep(1.0)
+                again = len(receiver.calls) - before
+                assert again < 40, "what was acknowledged is on record, but for the last moment before the end"
+
+
+async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir: Path) -> None:
+    port = free_port()
+    async with receiving() as cutoffs:
+        daemon = Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told")
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            bucket = await rpc.ask("bucket_id", "mover")
+            shards = [row["shard_id"] for row in await rpc.ask("shards_info")]
+            for turn in range(4):
+                for _ in range(5):
+                    await rpc.ask("top_up", "mover", COIN)
+                here = next(row for row in await rpc.ask("buckets_info") if row["bucket_id"] == bucket)["shard_id"]
+                await rpc.ask("move_bucket", bucket, next(shard for shard in shards if shard != here))
+                if turn == 2:
+                    daemon.kill()
+                    await asyncio.to_thread(daemon.start)
+                    rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("debit", "mover", COIN)
+            async with receiving(port) as receiver:
+                await until(lambda: "21:account-debited" in kinds_of(receiver, "mover"), 40)
+                first = list(dict.fromkeys(call.event_id.split(":", 1)[1] for call in receiver.calls))
+                expected = [f"{entry}:account-topped_up" for entry in range(1, 21)] + ["21:account-debited"]
+                assert first == expected
+
+
+async def test_without_a_url_what_was_still_to_be_told_is_given_up(data_dir: Path) -> None:
+    port = free_port()
+    async with receiving() as cutoffs:
+        daemon = Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told")
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "early", COIN)
+        silent = Daemon(data_dir, cutoff__url=cutoffs.url)
+        with silent:
+            rpc = await Rpc.connect(silent.rpc_port)
+            await rpc.ask("top_up", "silent", COIN)
+            assert "given up" in silent.log.read_text()
+        async with receiving(port) as receiver:
+            with Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"{receiver.url}/told") as daemon:
+                rpc = await Rpc.connect(daemon.rpc_port)
+                await rpc.ask("top_up", "late", COIN)
+                await until(lambda: bool(receiver.calls))
+                assert {call.user_id for call in receiver.calls} == {"late"}
