@@ -3,6 +3,7 @@
 What it promises is said in `billing.api.client`; the exceptions stand in `billing.api.errors`.
 """
 
+from billing.api.batch import Batch
 from billing.api.client import Client
 from billing.api.errors import (
     AccountNotClosable,
@@ -37,6 +38,7 @@ from billing.api.errors import (
 
 __all__ = [
     "AccountNotClosable",
+    "Batch",
     "BillingError",
     "BucketMoving",
     "BucketPinned",

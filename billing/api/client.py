@@ -14,15 +14,17 @@ repeated until `timeout_s` is over; otherwise never.
 **It goes straight to the owner** of the user's bucket where it can, by the daemon's own map, and follows buckets that
 move: that is no error, and keeps the order of the calls for a user (see `routing`).
 
-Who sends a hundred thousand commands a second uses `send` and `flush`: a callback per command, no task or future.
+Who sends a hundred thousand commands a second uses `batch`: many at once, a callback per answer, no task or future.
 """
 
 import asyncio
 import random
 import ssl
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Self
 
+from billing.api.batch import Batch, OnAnswer, OnRead
 from billing.api.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, OnReply
 from billing.api.errors import BillingError, BucketMoving, Unavailable
 from billing.api.methods import LOCAL, METHODS, READ
@@ -58,6 +60,7 @@ class Client:
         self.timeout_s = timeout_s
         self._routing = Routing(address, token=token, tls=tls, jitter=jitter, direct=direct)
         self._link = self._routing.main
+        self._batch = partial(Batch, address, token, tls, jitter)
         self._jitter = jitter
 
     async def __aenter__(self) -> Self:
@@ -99,6 +102,12 @@ class Client:
         """Lets what was sent leave now."""
         for connection in self._routing.connections:
             connection.flush()
+
+    def batch(self, on_answer: OnAnswer, on_read: OnRead = lambda: None) -> Batch:
+        """A connection of its own for many commands at once: see `billing.api.batch`. `on_answer(number, error,
+        result)` is called once for each command, `on_read()` before the answers that one read brought.
+        """
+        return self._batch(on_answer, on_read)
 
     # -- one call ---------------------------------------------------------------------------------------------------
 

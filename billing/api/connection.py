@@ -198,10 +198,12 @@ class Link:
         tls: ssl.SSLContext | None,
         jitter: Callable[[], float],
         changed: Callable[[], None] = lambda: None,
+        make: Callable[[Callable[[Connection], None]], Connection] = Connection,
     ) -> None:
         """`tls`: how to check the daemon and, with a certificate in it, who we are; None: plain TCP. `jitter` gives
         numbers from 0 to 1; pauses between attempts are stretched by it. `changed` is called when a connection is
-        usable, and when it is lost. Raises ValueError for an address that is none.
+        usable, and when it is lost. `make` makes a connection of what to call when it is lost. Raises ValueError
+        for an address that is none.
         """
         self.address = parse_address(address) if isinstance(address, str) else address
         self._tls = tls
@@ -209,6 +211,7 @@ class Link:
         self._hello: dict[str, str] = {"errors": "map"} | ({"token": token} if token else {})
         self._jitter = jitter
         self._changed = changed
+        self._make = make
         self._task: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[Connection]] = set()
         self._said = ""  # why the last attempt failed
@@ -260,10 +263,10 @@ class Link:
         loop = asyncio.get_running_loop()
         address = self.address
         if address.path:
-            _, connection = await loop.create_unix_connection(lambda: Connection(self._on_lost), address.path)
+            _, connection = await loop.create_unix_connection(lambda: self._make(self._on_lost), address.path)
         else:
             _, connection = await loop.create_connection(
-                lambda: Connection(self._on_lost), address.host, address.port, ssl=self._tls
+                lambda: self._make(self._on_lost), address.host, address.port, ssl=self._tls
             )
         return connection
 
