@@ -51,6 +51,7 @@ class SimDisk:
         self.calls = 0
         self.trace: list[str] = []  # the calls so far, "write segment-0000000001"
         self.fired = 0
+        self.on_sync: Callable[[str, Node], None] = lambda path, node: None  # what of a file is durable has changed
         self._rng = rng
         self._fault = fault
         self._boot = medium.boots
@@ -68,6 +69,10 @@ class SimDisk:
     def fail(self, what: int | str, *, calls_ahead: int = 1, sticky: bool = False) -> None:
         """Let the call go wrong that comes so many calls from now."""
         self._fault = Fault(self.calls + calls_ahead, what, sticky)
+
+    def spare(self) -> None:
+        """Let nothing go wrong any more."""
+        self._fault = None
 
     # -- what can go wrong -------------------------------------------------------------------------------------------
 
@@ -202,6 +207,7 @@ class SimDisk:
             node.pending.clear()  # still to be read, never to be on the medium, and nobody will be told again
             raise OSError(wrong, os.strerror(wrong), path)
         node.synced()
+        self.on_sync(path, node)
 
     def fsync_dir(self, path: str) -> None:
         directory = self._directory(path)
@@ -210,6 +216,8 @@ class SimDisk:
             directory.pending.clear()
             raise OSError(wrong, os.strerror(wrong), path)
         directory.synced()
+        for name, node in directory.names.items():
+            self.on_sync(f"{path}/{name}", node)
 
     def drop_cache(self, handle: int) -> None:
         self._plain("drop_cache", self._handles[handle][0])

@@ -1,0 +1,52 @@
+"""The simulation from a terminal.
+
+    python -m tests.simulation --seed N [--log LINES]                      one seed, with what it came to
+    python -m tests.simulation --seeds A..B [--jobs J] [--out FILE]        seeds A to B - 1; skips those that FILE has
+
+Exit code 1 where one failed; the last line of output is a JSON object with the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from tests.simulation.campaign import campaign
+from tests.simulation.run import play
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--log", type=int, default=0, help="show so many last lines of the trace")
+    parser.add_argument("--seeds", help="A..B")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    if asked.seed is not None:
+        return one(asked.seed, asked.log)
+    first, last = asked.seeds.split("..")
+    figures = campaign(int(first), int(last), asked.jobs, asked.out)
+    print(json.dumps(figures))
+    return bool(figures["failed"])
+
+
+def one(seed: int, lines: int) -> int:
+    """Plays one seed and shows what happened."""
+    log: list[str] = []
+    try:
+        print(json.dumps(play(seed, log if lines else None)._asdict()))
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        if lines:
+            print(*log[-lines:], sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

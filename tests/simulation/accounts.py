@@ -1,0 +1,155 @@
+"""What the auditor believes of one account, entry by entry, by its own arithmetic."""
+
+from __future__ import annotations
+
+from tests.simulation.decode import (
+    CROSSED,
+    EXHAUST,
+    EXHAUSTED,
+    HOLD_EXPIRED,
+    NANO,
+    OPENED,
+    OUTSIDE,
+    REFUSED,
+    RESTORED,
+    THRESHOLD,
+    Item,
+)
+
+NEVER = 2**63 - 1
+_TOP_UP, _DEBIT, _LIMIT, _CAPTURE, _ADJUST, _CLOSE = 1, 4, 5, 7, 9, 11
+
+
+def exhaustion_of(item: Item) -> int:
+    """E as the contract states it: the first nanosecond at which what was spent is at least what there was."""
+    if item.available <= 0 or not item.rate:
+        return -1
+    due = item.at_ns + -(-item.available // item.rate)
+    return due if due <= NEVER else -1
+
+
+class Known:
+    """One account: its entries so far, and what is owed for it."""
+
+    def __init__(self, user: bytes) -> None:
+        self.user = user
+        self.last: Item | None = None
+        self.at_ns = 0
+        self.items: dict[int, Item] = {}  # by entry_id
+        self.crossings: dict[int, int] = {}  # seq -> instant
+        self.superseded: set[int] = set()
+        self.reported: set[int] = set()  # seqs that an entry calls delivered
+        self.retried = False
+        self.charged = self.top_ups = self.debits = self.adjusted = self.paid_out = 0
+
+    def fold(self, item: Item, accrues: bool) -> list[str]:
+        """Takes the next durable entry; what is wrong with it."""
+        wrong: list[str] = []
+        last = self.last
+        if item.at_ns < self.at_ns:
+            wrong.append(f"instants go back: {item.at_ns} after {self.at_ns} (I8)")
+        self.at_ns = item.at_ns
+        if item.flags & REFUSED or not item.entry_id:
+            return wrong
+        if item.entry_id != (last.entry_id + 1 if last else 1):
+            wrong.append(f"entry_id {item.entry_id} after {last.entry_id if last else 0} (I8)")
+        before = 0
+        if last is None or item.flags & OPENED:
+            if not item.flags & OPENED or item.op != _TOP_UP:
+                wrong.append("an account that does not begin with a top-up (I5)")
+            if item.accrued:
+                wrong.append("a new account was charged (I6)")
+        else:
+            before = last.balance
+            wrong += self._time(last, item, accrues)
+        if item.balance != before - item.accrued + item.amount:
+            wrong.append(f"{before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
+        wrong += self._amount(item)
+        if item.op != _CLOSE:
+            if bool(item.flags & EXHAUSTED) != (item.available <= 0):
+                wrong.append(f"exhausted is {bool(item.flags & EXHAUSTED)} with {item.available} available")
+            if item.exhausts_at_ns != exhaustion_of(item):
+                wrong.append(f"E is {item.exhausts_at_ns}, not {exhaustion_of(item)} (I17)")
+        elif item.balance:
+            wrong.append("closed with money left")
+        wrong += self._below(last, item, accrues)
+        seq = last.seq if last else 0
+        if item.seq != seq + bool(item.flags & CROSSED):
+            wrong.append(f"seq {item.seq} after {seq} (I19)")
+        if item.flags & CROSSED:
+            self.crossings[item.seq] = item.at_ns
+            self.retried = False
+        if item.flags & RESTORED:
+            self.superseded |= {one for one in self.crossings if one not in self.reported}
+        self.charged += item.accrued
+        self.items[item.entry_id] = item
+        self.last = item
+        return wrong
+
+    def _time(self, last: Item, item: Item, accrues: bool) -> list[str]:
+        elapsed = item.at_ns - last.at_ns
+        if not last.flags & EXHAUSTED:
+            clamped = item.op == EXHAUST and not accrues
+            if item.accrued != (last.available if clamped else last.rate * elapsed):
+                return [f"{item.accrued} was accrued in {elapsed} ns at {last.rate} (I6)"]
+            due = last.exhausts_at_ns
+            if due >= 0:
+                first = item.op in (EXHAUST, HOLD_EXPIRED)
+                if item.at_ns > due or (item.at_ns == due and not first):
+                    return [f"{item.op} at {item.at_ns}, while E was {due} (time before commands)"]
+                if item.op == EXHAUST and item.at_ns != due:
+                    return [f"exhausted at {item.at_ns}, E was {due} (I17)"]
+            elif item.op == EXHAUST:
+                return ["exhausted by time, which was not coming (I17)"]
+            if item.op == EXHAUST and (item.available > 0 or (clamped and item.available)):
+                return [f"exhausted with {item.available} available (I17)"]
+        elif not accrues and item.accrued:
+            return [f"{item.accrued} was accrued on an exhausted account (clamp)"]
+        return []
+
+    def _amount(self, item: Item) -> list[str]:
+        amount, op = item.amount, item.op
+        asked = item.a * NANO
+        if op == _TOP_UP:
+            right = amount == asked
+            self.top_ups += amount
+        elif op == _DEBIT:
+            right = -asked <= amount <= 0 if item.b == 1 else amount == -asked
+            self.debits -= amount
+        elif op == _ADJUST:
+            right = amount == asked
+            self.adjusted += amount
+        elif op == _CAPTURE:
+            right = -asked <= amount <= 0
+            self.debits -= amount
+        elif op == _CLOSE:
+            right = amount <= 0 and item.balance == 0
+            self.paid_out -= amount
+        else:
+            right = amount == 0
+        if op == _LIMIT and item.limit_nanos != item.a:
+            return [f"the credit limit is {item.limit_nanos}, not {item.a}"]
+        return [] if right else [f"{OUTSIDE.get(op, op)} of {item.a} changed the balance by {amount} (I6)"]
+
+    @staticmethod
+    def _below(last: Item | None, item: Item, accrues: bool) -> list[str]:
+        """I6: who may go below the credit limit."""
+        if item.balance + item.limit_nanos * NANO >= 0 or accrues:
+            return []
+        may = item.op in (_LIMIT, _ADJUST) or (item.op == _DEBIT and item.b == 2)
+        if may or (last is not None and last.available < 0):  # that came of one of these, earlier
+            return []
+        return [f"{item.op} left a balance of {item.balance} below the credit limit (I6)"]
+
+    def conserved(self) -> bool:
+        """I1: top-ups - debits - charges + adjustments - paid out is what is left."""
+        left = self.top_ups - self.debits - self.charged + self.adjusted - self.paid_out
+        return left == (self.last.balance if self.last is not None else 0)
+
+    def shown_nanos(self, at_ns: int, item: Item) -> int:
+        """The balance a reader is shown at an instant after this entry and before the next."""
+        spent = 0 if item.flags & EXHAUSTED else item.rate * (at_ns - item.at_ns)
+        return (item.balance - spent) // NANO
+
+
+TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD)

@@ -1,0 +1,181 @@
+"""Clients of the daemon: MessagePack-RPC over simulated connections, with time-outs, losses and retries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from tests.simulation.auditor import Auditor
+from tests.simulation.calls import COMMANDS, Call, Programs
+from tests.simulation.loop import SECOND_NS
+from tests.simulation.wires import NetLoop, SimSocket, Stream
+
+ANSWER_WAIT_S = 4.0
+LOST = object()
+
+
+class Protocol(asyncio.Protocol):
+    """One connection; answers by number."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.waiting: dict[int, asyncio.Future[Any]] = {}
+        self._unpacker = msgpack.Unpacker(raw=False, unicode_errors="surrogateescape", strict_map_key=False)
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._unpacker.feed(data)
+        for kind, number, error, result in self._unpacker:
+            assert kind == 1, "a push"
+            future = self.waiting.pop(number, None)
+            assert future is not None, f"an answer to nothing: {number}, {error}, {result}"
+            if not future.done():
+                future.set_result((error, result))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        for future in self.waiting.values():
+            if not future.done():
+                future.set_result(LOST)
+        self.waiting.clear()
+
+
+class Client:
+    """One program of calls, one connection at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        loop: NetLoop,
+        door: SimSocket,
+        auditor: Auditor,
+        programs: Programs,
+        rng: random.Random,
+        trace: Callable[..., None],
+    ) -> None:
+        self.name = name
+        self.calls = self.retries = self.unknown = 0
+        self.refusals: dict[str, int] = {}
+        self.stream: Stream | None = None
+        self._loop = loop
+        self._door = door
+        self._auditor = auditor
+        self._programs = programs
+        self._rng = rng
+        self._trace = trace
+        self._protocol: Protocol | None = None
+        self._number = 0
+
+    async def run(self, count: int, until: Callable[[], bool]) -> None:
+        """So many calls, several at once, and more until `until` says that it is enough."""
+        while self.calls < count or not until():
+            together = [self._programs.call() for _ in range(self._rng.choice((1, 1, 1, 2, 4)))]
+            self.calls += len(together)
+            await self._all(together)
+            pause_s = self._rng.choice((0.0, 0.002, 0.02, 0.1)) if self.calls < count else 0.3
+            await asyncio.sleep(pause_s * self._rng.random())
+
+    async def open_accounts(self) -> None:
+        """Each user gets some money."""
+        for user in self._programs.users:
+            call = Call("top_up", user, [3 * 10**9], {"request_id": b"first", "message": b"first " + user})
+            call.tag = b"first " + user
+            await self.until_known(call)
+
+    async def until_known(self, call: Call) -> Any:
+        """Asks until there is an answer."""
+        while True:
+            await self._all([call])
+            if call.answer is not None:
+                return call.answer
+
+    async def _all(self, calls: list[Call]) -> None:
+        """Sends calls together, each again until its outcome is known, or must stay unknown."""
+        pause_s = 0.02
+        while calls:
+            outcomes = await self._send(calls)
+            again = []
+            for call, outcome in zip(calls, outcomes, strict=True):
+                if self._take(call, outcome):
+                    again.append(call)
+            calls = again
+            if calls:
+                self.retries += len(calls)
+                await asyncio.sleep(pause_s * (0.5 + self._rng.random()))
+                pause_s = min(1.0, pause_s * 2)
+
+    async def _send(self, calls: list[Call]) -> list[Any]:
+        protocol = await self._connected()
+        futures = []
+        data = b""
+        for call in calls:
+            call.tries += 1
+            self._auditor.asked(call)
+            self._number += 1
+            futures.append(self._loop.create_future())
+            protocol.waiting[self._number] = futures[-1]
+            data += msgpack.packb([0, self._number, call.method, call.wire])
+        if protocol.transport is None:
+            protocol.connection_lost(None)
+        else:
+            protocol.transport.write(data)
+        done, pending = await asyncio.wait(futures, timeout=ANSWER_WAIT_S)
+        if pending:  # it hangs: give the connection up
+            self.unknown += len(pending)
+            if protocol.transport is not None:
+                protocol.transport.close()
+            self._protocol = None
+        return [future.result() if future in done else LOST for future in futures]
+
+    def _take(self, call: Call, outcome: Any) -> bool:
+        """Hands an outcome to the auditor; whether the call is to be sent again."""
+        shown = outcome if outcome is not LOST else "-"
+        self._trace(self.name, call.method, call.user, call.tries, call.request_id, shown)
+        if outcome is LOST:
+            return bool(call.request_id) or call.method not in COMMANDS
+        error, result = outcome
+        if error is None:
+            call.answer = result
+            if call.method == "history":
+                self._auditor.read_history(call, result)
+            else:
+                self._auditor.answered(call, result)
+            if call.method == "hold":
+                self._programs.holds.setdefault(call.user, []).append(result["hold_id"])
+            return False
+        self.refusals[error["name"]] = self.refusals.get(error["name"], 0) + 1
+        if error["retry"]:
+            return error["applied"] == "no" or bool(call.request_id) or call.method not in COMMANDS
+        call.answer = error
+        self._auditor.refused(call, error)
+        return False
+
+    async def _connected(self) -> Protocol:
+        while self._protocol is None or self._protocol.transport is None:
+            protocol = Protocol()
+            stream = self.stream = Stream(self._loop.kernel, self._rng.getrandbits(32), self._loop.net.slow)
+            assert self._door.listener is not None
+            self._door.listener.connect(stream.ends[1])
+            self._loop.net.attach(stream.ends[0], self._loop, protocol)
+            await asyncio.sleep(0.001)
+            if protocol.transport is None:
+                await asyncio.sleep(0.05)
+                continue
+            self._number += 1
+            greeting = protocol.waiting[self._number] = self._loop.create_future()
+            protocol.transport.write(msgpack.packb([0, self._number, "hello", [{"errors": "map"}]]))
+            done, _ = await asyncio.wait([greeting], timeout=ANSWER_WAIT_S)
+            if done and greeting.result() is not LOST:
+                self._protocol = protocol
+            elif protocol.transport is not None:
+                protocol.transport.close()
+        return self._protocol
+
+
+assert SECOND_NS == 10**9

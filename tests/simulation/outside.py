@@ -1,0 +1,164 @@
+"""The world that the application calls: a cutoff endpoint that lies, and a history without SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
+
+from billing.expirationd.endpoint import Unreachable, Verdict
+from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK
+from billing.ledger.entry import history_row, unpack
+from shards.batch import ENTRY, split_batch
+from shards.clock import boot_now_ns
+from tests.simulation.auditor import Auditor
+
+
+class Moods:
+    """How the endpoint behaves now: the share of calls that go wrong, by how."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.wrong: dict[str, float] = {}  # "refused" | "slow" | "5xx" | "4xx" | "lost" | "dropped" -> share
+        self.met: dict[str, int] = {}
+
+    def draw(self, among: tuple[str, ...]) -> str:
+        for name in among:
+            if name in self.wrong and self.rng.random() < self.wrong[name]:
+                self.met[name] = self.met.get(name, 0) + 1
+                return name
+        return ""
+
+
+class SimLine:
+    """A connection to the endpoint."""
+
+    def __init__(self, endpoint: SimEndpoint) -> None:
+        self.endpoint = endpoint
+        self.payload = None
+        self.used = False
+
+
+class SimEndpoint:
+    """`billing.expirationd.endpoint.Endpoint`, and the service behind it."""
+
+    def __init__(self, origin: str, moods: Moods, auditor: Auditor, trace: Callable[..., None]) -> None:
+        self.origin = origin
+        self.connections = self.connects = 0
+        self.closed = False
+        self._moods = moods
+        self._auditor = auditor
+        self._trace = trace
+        self._idle: list[SimLine] = []
+
+    def start(self) -> None:
+        """No connection is kept warm."""
+
+    def spare(self) -> SimLine | None:
+        return self._idle.pop() if self._idle else None
+
+    async def connect(self) -> SimLine:
+        wrong = self._moods.draw(("refused",))
+        await asyncio.sleep(self._moods.rng.random() * 0.002)
+        if wrong:
+            raise Unreachable("refused")
+        return SimLine(self)
+
+    def keep(self, line: SimLine) -> None:
+        self._idle.append(line)
+
+    async def exchange(self, line: SimLine, request: bytes) -> Verdict:
+        kind, user, event_id, seq, exhausted_at_ns = _read(request)
+        now_ns = self._auditor.billing_ns(boot_now_ns())
+        self._trace("attempt", kind, user, seq, exhausted_at_ns)
+        self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
+        moods = self._moods
+        wrong = moods.draw(("dropped", "slow", "5xx", "4xx", "lost"))
+        if wrong == "dropped" and line.used:
+            return DROPPED, "the connection was closed", -1
+        line.used = True
+        delay_s = moods.rng.random() * 0.004
+        await asyncio.sleep(10.0 if wrong == "slow" else delay_s)
+        if wrong == "slow":
+            return FAILED, "no answer in time", -1
+        if wrong == "5xx":
+            return FAILED, "503", -1 if moods.rng.random() < 0.5 else moods.rng.randrange(3 * 10**9)
+        if wrong == "4xx":
+            return ANSWERED, "404", -1
+        self._auditor.last_call[user] = kind, seq
+        if wrong == "lost":
+            return FAILED, "the reply was lost", -1
+        self._auditor.took(kind, user, seq)
+        return OK, "", -1
+
+    def settle(self, line: SimLine) -> bool:
+        if not self.closed:
+            self._idle.append(line)
+        return True
+
+    async def drain(self, line: SimLine) -> None:
+        """There is no body."""
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def _read(request: bytes) -> tuple[str, bytes, str, int, int]:
+    """(kind, user, event id, seq, instant) of a request as it was written."""
+    target = request.split(b" ", 2)[1].decode("ascii")
+    parts = urlsplit(target)
+    query = parse_qs(parts.query, strict_parsing=True)
+    user = next(unquote_to_bytes(pair[8:]) for pair in parts.query.split("&") if pair.startswith("user_id="))
+    header = request.split(b"webhook-id: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
+    (event_id,) = query["event_id"]
+    assert header == event_id, "webhook-id is not the event_id"
+    return parts.path.strip("/"), user, event_id, int(query["seq"][0]), int(query["exhausted_at_ns"][0])
+
+
+class Archive:
+    """What all shards' histories hold: durable, and shared as the files of one directory are."""
+
+    def __init__(self) -> None:
+        self.positions: dict[int, int] = {}
+        self.rows: dict[bytes, dict[int, dict[str, object]]] = {}  # user -> entry_id -> row
+
+
+class SimHistory:
+    """`billing.history.link.HistoryLink` with the archive at hand: first reads what that lacks, then follows."""
+
+    def __init__(self, archive: Archive, shard_id: int, journal: Any) -> None:
+        self._archive = archive
+        self._shard_id = shard_id
+        self._journal = journal
+
+    def start(self) -> None:
+        position = self._archive.positions.get(self._shard_id, 0)
+        for at, payload in self._journal.replay(max(position + 1, self._journal.first)):
+            self.hand(at, payload)
+
+    def hand(self, position: int, payload: bytes) -> None:
+        archive = self._archive
+        if position <= archive.positions.get(self._shard_id, 0):
+            return
+        archive.positions[self._shard_id] = position
+        for kind, _, _, body in split_batch(payload):
+            if kind == ENTRY:
+                entry = unpack(body)
+                if entry[7]:
+                    archive.rows.setdefault(entry[21], {})[entry[7]] = history_row(entry)
+
+    def ask(self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, done: Any) -> None:
+        rows = self._archive.rows.get(user_id, {})
+        chosen = sorted((entry_id for entry_id in rows if entry_id < before), reverse=True)[:limit]
+        done([rows[entry_id] for entry_id in chosen])
+
+    def trim_floor(self) -> int:
+        return self._archive.positions.get(self._shard_id, 0)
+
+    def figures(self) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None:
+        """All of it is durable."""

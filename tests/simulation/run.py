@@ -1,0 +1,104 @@
+"""A seed, played: what is drawn from it, what goes wrong when, and what must be so at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import NamedTuple
+
+from tests.simulation.auditor import Violation
+from tests.simulation.calls import Call, Programs
+from tests.simulation.clients import Client
+from tests.simulation.faults import Chaos
+from tests.simulation.world import World
+
+CLIENTS = 3
+CALLS = 60  # of each client
+
+
+class Played(NamedTuple):
+    """What a run was."""
+
+    seed: int
+    digest: str
+    calls: int
+    entries: int
+    attempts: int
+    fired: dict[str, int]
+    steps: int
+
+
+def world_of(seed: int) -> World:
+    """The world of a seed, before anything happened."""
+    draw = random.Random(seed ^ 0x5EED)
+    return World(
+        seed,
+        workers=draw.choice((1, 2, 2, 2, 3)),
+        buckets=draw.choice((3, 6, 8)),
+        accrues=draw.random() < 0.1,
+        restores=draw.random() < 0.7,
+    )
+
+
+def play(seed: int, log: list[str] | None = None) -> Played:
+    """Plays a seed; raises what is wrong."""
+    world = world_of(seed)
+    world.log = log
+    rooms = [logging.getLogger(name) for name in ("shards", "billing")]
+    levels = [room.level for room in rooms]
+    for room in rooms:
+        room.setLevel(logging.CRITICAL + 1)
+    try:
+        return _play(seed, world)
+    finally:
+        world.close()
+        for room, level in zip(rooms, levels, strict=True):
+            room.setLevel(level)
+
+
+def _play(seed: int, world: World) -> Played:
+    draw = random.Random(seed ^ 0xFACE)
+    users = [b"%d" % number for number in draw.sample(range(1, 1000), draw.choice((3, 5, 8)))]
+    programs = Programs(random.Random(draw.getrandbits(64)), users)
+    clients = [
+        Client(
+            f"client-{number}",
+            world.outside,
+            world.door,
+            world.auditor,
+            programs,
+            random.Random(draw.getrandbits(64)),
+            world.trace,
+        )
+        for number in range(CLIENTS)
+    ]
+    chaos = Chaos(world, clients, random.Random(draw.getrandbits(64)))
+    world.start()
+    world.run(world.is_ready, 60, "a first start")
+    first = world.task(clients[0].open_accounts())
+    world.run(first.done, 60, "accounts are opened")
+
+    async def all_clients() -> None:
+        await asyncio.gather(*(client.run(CALLS, lambda: chaos.done) for client in clients))
+
+    calling = world.task(all_clients())
+    wrong = world.task(chaos.run())
+    world.run(wrong.done, 600, "all faults injected")
+    chaos.heal()
+    world.run(calling.done, 600, "all calls answered")
+    world.rest()
+    chaos.check_fired()
+    reading = world.task(_read_all(clients[0], users))
+    world.run(reading.done, 60, "all accounts are read")
+    world.stop()
+    counts = sum(client.calls for client in clients)
+    auditor = world.auditor
+    return Played(seed, world.digest(), counts, auditor.entries, auditor.attempts, chaos.fired, world.kernel.steps)
+
+
+async def _read_all(client: Client, users: list[bytes]) -> None:
+    for user in users:
+        answer = await client.until_known(Call("get_account", user, [], {}))
+        if "name" in answer and answer["name"] != "UNKNOWN_ACCOUNT":
+            raise Violation(f"{user!r} cannot be read: {answer}")

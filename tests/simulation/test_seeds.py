@@ -1,0 +1,64 @@
+"""The whole daemon on a virtual clock: 300 seeds, each with faults of its own; see `tests.simulation.world`.
+
+A seed that fails names the command that repeats it. Seeds that found something once are kept in `FOUND`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.calls import COMMANDS
+from tests.simulation.campaign import campaign, command_of, outcome_of
+from tests.simulation.run import play, world_of
+
+SEEDS, AT_ONCE = 300, 10
+
+FOUND: dict[int, str] = {}  # seed -> what it was
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_seeds(first):
+    wrong = [one for one in map(outcome_of, range(first, first + AT_ONCE)) if not one["ok"]]
+    assert not wrong, "\n".join(f"{command_of(one['seed'])}   # {one['error']}" for one in wrong)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_seeds_that_found_something(seed):
+    assert outcome_of(seed)["ok"], command_of(seed)
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_a_seed_is_repeated_exactly(seed):
+    once, again = play(seed), play(seed)
+    assert once == again
+    assert play(seed + 1).digest != once.digest
+
+
+def test_every_procedure_is_called_and_answered():
+    log: list[str] = []
+    for seed in range(4):
+        play(seed, log)
+    text = "\n".join(log)
+    for method in [*COMMANDS, "get_account", "history"]:
+        assert f"'{method}'" in text, method
+        assert any(f"'{method}'" in line and "(None, " in line for line in log), method
+
+
+def test_worlds_differ():
+    worlds = [world_of(seed) for seed in range(40)]
+    assert {world.workers for world in worlds} >= {1, 2, 3}
+    assert {world.buckets for world in worlds} >= {3, 6, 8}
+    assert {world.auditor.accrues for world in worlds} == {True, False}
+    for world in worlds:
+        world.close()
+
+
+def test_a_campaign_goes_on_where_it_was_left(tmp_path):
+    out = tmp_path / "seeds.jsonl"
+    first = campaign(0, 2, out=out)
+    assert first["failed"] == []
+    assert len(out.read_text().splitlines()) == 2
+    whole = campaign(0, 3, out=out)
+    assert whole["seeds"] == 3
+    assert whole["entries"] > first["entries"] > 0
+    assert len(out.read_text().splitlines()) == 3

@@ -1,0 +1,258 @@
+"""One run: a daemon of real code on a simulated machine, its clients, its endpoint, what goes wrong, and the auditor.
+
+`World` starts and restarts the daemon as an init system would, and knows how to be at rest: nothing wrong any more, all
+clients answered, nothing owed. `Run` (in `tests.simulation.run`) plays a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+from billing.application import Billing, Outside
+from billing.config import Config, Cutoff
+from shards.clock import clocks_of
+from shards.process import EXIT_DAMAGED, EXIT_DISK, Begin, Process
+from shards.supervisor import Settings, Supervisor
+from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.loop import SECOND_NS
+from tests.simulation.machine import Machine, SimProcess
+from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
+from tests.simulation.wires import NetLoop, SimSocket
+
+DATA = "/data"
+REST_S = 120  # of virtual time, for everything to end once nothing goes wrong any more
+LIFE_NS = 3600 * SECOND_NS  # of one run, in virtual time
+
+
+class Stuck(AssertionError):
+    """What has to end did not."""
+
+
+class World:
+    """The machine, the daemon on it, and everybody around it."""
+
+    def __init__(self, seed: int, *, workers: int = 2, buckets: int = 8, accrues: bool = False, restores: bool = True):
+        self.rng = random.Random(seed)
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.log: list[str] | None = None  # the last lines of the trace, where somebody wants to read them
+        self.machine = Machine(self.rng, self._on_sync)
+        self.auditor = Auditor(self.machine.medium, accrues)
+        self.moods = Moods(random.Random(self.rng.getrandbits(64)))
+        self.archive = Archive()
+        self.kernel = self.machine.kernel
+        self.outside = NetLoop(self.kernel, "outside", self.machine.net)
+        self.outside.on_trouble = self._on_trouble
+        self.door: SimSocket = self.machine.net.listen()
+        self.workers = workers
+        self.buckets = buckets
+        self.snapshot_bytes = 64 * 1024
+        self.supervisor: Supervisor | None = None
+        self.supervising: SimProcess | None = None
+        self.restart_wanted = True
+        self.exits: list[tuple[str, int]] = []
+        self.refused: list[str] = []  # why the daemon did not start, or a shard was held
+        self.trouble: BaseException | None = None
+        self.applications: dict[int, Billing] = {}
+        self.processes: dict[int, Process] = {}  # shard -> its newest process
+        self.config = Config(
+            cutoff=Cutoff(
+                url="http://sim/cutoff",
+                restore_url="http://sim/restore" if restores else "",
+                after_exhaustion="accrue" if accrues else "clamp",
+            )
+        )
+        self.machine.start_worker = self._start_worker
+        self._chaos_rng = random.Random(self.rng.getrandbits(64))
+
+    # -- the trace --------------------------------------------------------------------------------------------------
+
+    def trace(self, *what: Any) -> None:
+        """One line of what happened; all of them make the hash that a repetition must have, too."""
+        line = f"{self.kernel.now_ns} {what}"
+        self._hash.update(line.encode())
+        if self.log is not None:
+            self.log.append(line)
+
+    def digest(self) -> str:
+        """Of all that happened."""
+        return self._hash.hexdigest()
+
+    def _on_trouble(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.trouble = self.trouble or error or Violation(str(context))
+
+    def _on_sync(self, path: str, node: Any) -> None:
+        try:
+            self.auditor.on_sync(path, node)
+        except Violation as error:
+            self.trouble = self.trouble or error
+            raise
+
+    # -- the daemon -------------------------------------------------------------------------------------------------
+
+    def settings(self) -> Settings:
+        return Settings(
+            data_dir=DATA,
+            workers=self.workers,
+            bucket_count=self.buckets,
+            slew_ppm_max=500,
+            journal={"kind": "file", "sync": "always", "segment_bytes": 16 * 1024, "sync_interval_ns": 10**8},
+            worker=(0.05, self.snapshot_bytes),
+            direct_host="",
+        )
+
+    def start(self) -> None:
+        """Starts the main process."""
+        process = self.supervising = self.machine.start("supervisor")
+        supervisor = self.supervisor = Supervisor(
+            self.settings(), ["worker"], b"", [("tcp", self.door)], process.host()  # type: ignore[list-item]
+        )
+        process.on_end.append(self._on_supervisor_end)
+        self.trace("start", process.pid)
+
+        async def main() -> int:
+            return await supervisor.run()
+
+        process.loop.on_trouble = self._on_process_trouble("supervisor")
+        process.run(main())
+
+    def _on_supervisor_end(self, code: int) -> None:
+        self.trace("supervisor ended", code)
+        self.exits.append(("supervisor", code))
+        self.supervisor = None
+        failures, self.machine.failures = self.machine.failures, []
+        for name, error in failures:
+            self.refused.append(f"{name}: {type(error).__name__}: {error}")
+        if self.restart_wanted:
+            self.outside.call_in(self._chaos_rng.randrange(300_000_000), self._start_again)
+
+    def _start_again(self) -> None:
+        if self.supervisor is None and self.restart_wanted:
+            self.start()
+
+    def _on_process_trouble(self, name: str) -> Callable[[dict[str, Any]], None]:
+        def trouble(context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            self.trace(name, "trouble", repr(error), context.get("message"))
+            if isinstance(error, Violation):
+                self.trouble = self.trouble or error
+            elif "ends on a bug" in str(context.get("message")) or not isinstance(error, OSError):
+                self.trouble = self.trouble or error or Violation(f"{name}: {context}")
+
+        return trouble
+
+    def _start_worker(self, process: SimProcess, control: SimSocket) -> Any:
+        def build(begin: Begin) -> Billing:
+            process.name = f"worker-{begin.shard_id}"
+            process.loop.name = process.name
+            fault = self.machine.faults.pop(process.name, None)
+            if fault is not None:
+                process.disk.fail(fault.what, calls_ahead=fault.call, sticky=fault.sticky)
+            outside = Outside(
+                disk=process.disk,
+                rng=process.rng,
+                history=lambda _, shard_id, journal: SimHistory(self.archive, shard_id, journal),  # type: ignore
+                endpoint=lambda origin, *_: SimEndpoint(origin, self.moods, self.auditor, self.trace),  # type: ignore
+            )
+            application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)
+            self.processes[begin.shard_id] = body
+            self.trace("worker", begin.shard_id, process.pid)
+            process.on_end.append(lambda code: self._on_worker_end(begin.shard_id, code))
+            return application
+
+        process.loop.on_trouble = self._on_process_trouble("worker")
+        body = Process(control, build, process.host())  # type: ignore[arg-type]
+        return body.run()
+
+    def _on_worker_end(self, shard_id: int, code: int) -> None:
+        self.trace("worker ended", shard_id, code)
+        self.exits.append((f"worker-{shard_id}", code))
+
+    def process_of(self, shard_id: int) -> SimProcess | None:
+        """The running process of a shard."""
+        name = f"worker-{shard_id}"
+        return next((one for one in self.machine.processes.values() if one.name == name), None)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, until: Callable[[], bool], seconds: float, what: str) -> None:
+        """Lets things happen until it is so. Raises what went wrong, or Stuck after so much virtual time."""
+        limit_ns = self.kernel.now_ns + int(seconds * SECOND_NS)
+
+        def done() -> bool:
+            return self.trouble is not None or until()
+
+        with clocks_of(self.kernel.boot_ns, self.kernel.wall_ns):
+            ended = self.kernel.run(done, limit_ns)
+        if self.trouble is not None:
+            raise self.trouble
+        if self.kernel.troubles:
+            raise Violation(self.kernel.troubles[0])
+        if not ended:
+            raise Stuck(f"{what}: not within {seconds} s; {self.state()}")
+
+    def state(self) -> str:
+        """Where everything is, for a message."""
+        supervisor = self.supervisor
+        reasons = ["no supervisor"] if supervisor is None else supervisor.ready_reasons()
+        return f"not ready: {reasons}, refused: {self.refused}, exits: {self.exits[-6:]}, owed: {self.auditor.owed()}"
+
+    def is_ready(self) -> bool:
+        """Every bucket is served."""
+        supervisor = self.supervisor
+        return supervisor is not None and bool(supervisor.workers) and not supervisor.ready_reasons()
+
+    def task(self, coroutine: Any) -> asyncio.Task[Any]:
+        """Runs a coroutine of the outside world."""
+        task: asyncio.Task[Any] = self.outside.create_task(coroutine)
+        task.add_done_callback(self._on_task)
+        return task
+
+    def _on_task(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.trouble = self.trouble or task.exception()
+
+    def is_quiet(self) -> bool:
+        """Nothing is owed, nothing waits for the disk."""
+        if not self.is_ready() or self.auditor.owed():
+            return False
+        assert self.supervisor is not None
+        if self.supervisor.mover._move is not None:
+            return False
+        return all(not process._worker._writing for process in self._live() if process._worker is not None)
+
+    def _live(self) -> list[Process]:
+        assert self.supervisor is not None
+        return [self.processes[shard_id] for shard_id in self.supervisor.workers]
+
+    def rest(self) -> None:
+        """Heals everything and waits until it is quiet, then lets the auditor look."""
+        self.moods.wrong.clear()
+        self.machine.slow_disk = self.machine.net.slow = False
+        self.machine.medium.capacity_bytes = None
+        if self.supervisor is None:
+            self._start_again()
+        self.run(self.is_quiet, REST_S, "everything at rest")
+        self.auditor.finish()
+
+    def close(self) -> None:
+        """Ends everything at once, also what is stuck, so that nothing of this world is left."""
+        self.restart_wanted = False
+        with clocks_of(self.kernel.boot_ns, self.kernel.wall_ns):
+            for process in list(self.machine.processes.values()):
+                process.kill()
+            self.outside.die()
+
+    def stop(self) -> None:
+        """An orderly end."""
+        self.restart_wanted = False
+        if self.supervisor is not None:
+            self.supervisor.stop()
+            self.run(lambda: self.supervisor is None and not self.machine.processes, 200, "an orderly end")
+        for name, code in self.exits[-1 - self.workers :]:
+            if code not in (0, -9, EXIT_DAMAGED, EXIT_DISK):
+                raise Violation(f"{name} ended with {code}")
