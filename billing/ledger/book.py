@@ -136,7 +136,6 @@ class Book:
         self.order = None
         self.users[slot] = b""
         self.rows[slot * ROW.size : (slot + 1) * ROW.size] = BLANK
-        self.armed_ns[slot] = 0
         self.extras.pop(slot, None)
         self.free.append(slot)
 

@@ -68,8 +68,8 @@ class Clerk:
         """What delivery reports changes the state of a cutoff; it settles nothing and is no row of the history."""
         try:
             cutoffs.report(account, command)
-        except No:
-            raise Refused("UNKNOWN_CUTOFF", "no such cutoff is owed") from None
+        except No as no:
+            raise Refused(no.name, "no such cutoff is owed") from None
         account.store()
         if command[0] in (ops.CUTOFF_RETRY, ops.CUTOFF_RELEASED):
             self.notices.append(("cutoff", at_ns, account.book.bucket_id, account.user_id, command[2]))

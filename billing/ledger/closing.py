@@ -77,9 +77,9 @@ def bury(account: Account) -> None:
 
 
 def _off(extra: Extra) -> bytes:
-    """What is to be known of machines that may be off: the latest cutoff, which is not owed any more."""
+    """What is to be known of machines that may be off: the latest cutoff, which is the only one where none is owed."""
     if extra.off_seq <= extra.on_seq:
         return b""
     kept = Extra()
-    kept.cutoffs, kept.off_seq, kept.on_seq = extra.cutoffs[-1:], extra.off_seq, extra.on_seq
+    kept.cutoffs, kept.off_seq, kept.on_seq = extra.cutoffs, extra.off_seq, extra.on_seq
     return kept.pack()

@@ -125,7 +125,7 @@ def report(account: Account, command: Command) -> None:
     elif op == ops.CUTOFF_FAILED:
         cutoff.last_error = error
     elif op == ops.CUTOFF_RETRY:
-        _again(account, extra, cutoff, bool(operator))
+        _again(account, cutoff, bool(operator))
     elif cutoff.status != PENDING:
         raise No("UNKNOWN_CUTOFF")
     elif op == ops.CUTOFF_STARTED:
@@ -148,11 +148,12 @@ def _delivered(account: Account, extra: Extra, cutoff: Cutoff) -> None:
         cutoff.status = EFFECTIVE if account.exhausted and account.rate == 0 else DELIVERED
 
 
-def _again(account: Account, extra: Extra, cutoff: Cutoff, operator: bool) -> None:
-    """A delivered cutoff is sent once more: by verification while machines still run, by an operator in any case."""
+def _again(account: Account, cutoff: Cutoff, operator: bool) -> None:
+    """A delivered cutoff is sent once more: by verification while machines still run (it would be effective if they
+    did not), by an operator in any case.
+    """
     done = (DELIVERED, EFFECTIVE) if operator else (DELIVERED,)
-    runs = operator or account.rate > 0
-    if not account.exhausted or cutoff is not extra.cutoffs[-1] or cutoff.status not in done or not runs:
+    if not account.exhausted or cutoff.status not in done:
         raise No("UNKNOWN_CUTOFF")
     cutoff.status = PENDING
     account.book.pending_cutoffs += 1

@@ -284,7 +284,7 @@ OBSTACLES: Final = ("rate", "debt", "hold", "cutoff")
 def refused(entry: EntryTuple, bucket_id: int) -> Refused:
     """The error that answers the call which made this refused entry."""
     e = Entry._make(entry)
-    number: int = _NUMBER.unpack(e.note)[0] if e.note else 0
+    number: int = _NUMBER.unpack(e.note)[0]
     name = NAME_OF_CODE[e.refusal]
     details: dict[str, object] = {}
     if name == "INSUFFICIENT_FUNDS":
@@ -308,8 +308,6 @@ def refused(entry: EntryTuple, bucket_id: int) -> Refused:
         details = {"rate_nanos_per_hour": number}
     elif name == "UNKNOWN_HOLD":
         message = "no open hold has this id"
-    elif name == "UNKNOWN_CUTOFF":
-        message = "no such cutoff is owed"
     elif name == "REQUEST_ID_CONFLICT":
         message = "a hold made with this request_id is still open"
     else:

@@ -60,23 +60,14 @@ def parse_rate(value: object, per: object = b"second") -> int:
     nanos = _nanos(value, "INVALID_RATE", "rate")
     if nanos < 0:
         raise Refused("INVALID_RATE", "rate must not be negative")
-    rate = nanos * factor
-    if rate > INT64_MAX:
-        raise Refused(
-            "LIMIT_EXCEEDED", "rate must be at most 2**63-1 nanos per hour", {"limit_nanos_per_hour": INT64_MAX}
-        )
-    return rate
+    return _within_limit(nanos * factor)
 
 
 def parse_delta(value: object, per: object = b"second") -> int:
     """A change of a rate, signed, zero allowed, in nanos per hour. Refused `INVALID_RATE` or `LIMIT_EXCEEDED` as
     `parse_rate`.
     """
-    delta = _nanos(value, "INVALID_RATE", "delta") * _factor(per)
-    if delta > INT64_MAX:
-        raise Refused(
-            "LIMIT_EXCEEDED", "rate must be at most 2**63-1 nanos per hour", {"limit_nanos_per_hour": INT64_MAX}
-        )
+    delta = _within_limit(_nanos(value, "INVALID_RATE", "delta") * _factor(per))
     if delta < -INT64_MAX:
         raise Refused("INVALID_RATE", "delta lies below any rate there can be")
     return delta
@@ -87,13 +78,16 @@ def format_coins(nanos: int) -> str:
     reads it back.
     """
     coins, rest = divmod(abs(nanos), COIN_NANOS)
-    text = f"{coins}.{rest:09}".rstrip("0").rstrip(".") if rest else str(coins)
+    text = f"{coins}.{rest:09}".rstrip("0") if rest else str(coins)
     return "-" + text if nanos < 0 else text
 
 
-def floor_nanos(total: int) -> int:
-    """Internal units as nanos for showing: the floor, also below zero."""
-    return total // NANO
+def _within_limit(rate: int) -> int:
+    if rate > INT64_MAX:
+        raise Refused(
+            "LIMIT_EXCEEDED", "rate must be at most 2**63-1 nanos per hour", {"limit_nanos_per_hour": INT64_MAX}
+        )
+    return rate
 
 
 def _factor(per: object) -> int:

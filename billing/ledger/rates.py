@@ -93,7 +93,7 @@ def _has_room(account: Account, resource: bytes) -> bool:
     extra = account.extra
     if extra is None:
         return True
-    lines = extra.lines if extra.lines is not None else ({b"": (0, 0)} if account.rate else {})
+    lines = set(extra.lines) if extra.lines is not None else ({b""} if account.rate else set())
     if resource in lines or len(lines) + len(extra.quiet) < LINES_MAX:
         return True
     remembered = {name for name, (_, since_ns) in extra.quiet.items() if since_ns + QUIET_NS > account.settled_ns}
@@ -110,5 +110,5 @@ def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: i
         lines[resource] = (rate, rate_seq)
     elif rate_seq >= 0:
         extra.quiet[resource] = (rate_seq, account.settled_ns)
-    plain = not lines or (len(lines) == 1 and lines.get(b"", (0, 0))[1] < 0)
+    plain = not lines or (lines.keys() == {b""} and lines[b""][1] < 0)
     extra.lines = None if plain else lines

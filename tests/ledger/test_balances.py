@@ -4,7 +4,7 @@ import pytest
 
 from billing.ledger.balances import HOLDS_MAX
 from billing.ledger.entry import CROSSED, RESTORED
-from billing.ledger.money import INT64_MAX
+from billing.ledger.money import INT64_MAX, NANO
 from tests.ledger.bank import HOUR, Bank, refusal
 
 
@@ -223,7 +223,7 @@ def test_holds_that_expire_at_one_instant_prevent_the_exhaustion_together(bank):
     assert bank.operations("u")[-4:] == [("hold_expired", 2), ("hold_expired", 2), ("threshold", 2), ("debit", 2)]
     large, small, threshold, _ = bank.entries("u")[-4:]
     assert (large.key, small.key) == (b"r:large", b"r:small")
-    assert (large.accrued_nanos, small.accrued_nanos, threshold.accrued_nanos) == (120, 0, 0)
+    assert (large.accrued, small.accrued, threshold.accrued) == (120 * NANO, 0, 0)
     assert large.holds_nanos == small.holds_nanos == 0, "they are given back together"
     assert bank.cutoffs() == []
 
@@ -234,11 +234,20 @@ def test_the_first_entry_of_such_expiries_crosses_where_all_of_them_are_not_enou
     bank.hold("u", 5, at=0, ttl=2, request_id="b")  # 90 are available: E is 2, when 120 would be spent
     view = bank.view("u", at=2)
     assert (view["state"], view["overrun_nanos"], view["exhaustion_seq"]) == ("exhausted", 20, 1)
-    assert [(e.key, e.accrued_nanos, bool(e.flags & CROSSED)) for e in bank.entries("u")[-2:]] == [
-        (b"r:a", 100, True),
+    assert [(e.key, e.accrued, bool(e.flags & CROSSED)) for e in bank.entries("u")[-2:]] == [
+        (b"r:a", 100 * NANO, True),
         (b"r:b", 0, False),
     ]
     assert bank.cutoffs() == [1]
+
+
+def test_with_accrue_such_an_expiry_goes_on_below_zero():
+    bank = Bank(accrue=True)
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", 60 * HOUR, at=0)
+    bank.hold("u", 10, at=0, ttl=2)
+    view = bank.view("u", at=2)
+    assert (view["state"], view["balance_nanos"], view["overrun_nanos"]) == ("exhausted", -20, 20)
 
 
 def test_the_first_entry_of_such_expiries_restores(bank):
@@ -294,3 +303,13 @@ def test_a_limit_or_a_capture_that_would_leave_the_bounds_is_refused(bank):
 def test_a_hold_that_expires_at_the_last_instant_there_is(bank):
     bank.hold("u", 1, at=5, ttl=INT64_MAX - 5)
     assert bank.view("u", at=5)["holds"][0]["expires_at_ns"] == INT64_MAX
+
+
+def test_a_capture_is_allowed_where_it_leaves_the_bounds_as_they_are(bank):
+    """Available stays at its bound: what the hold took from it, the balance gives."""
+    bank.hold("u", 1, at=0, request_id="h")
+    for amount in (INT64_MAX - 1, 100):
+        bank.debit("u", amount, at=1, mode="force")
+    assert bank.view("u", at=1)["available_nanos"] == -INT64_MAX
+    reply = bank.capture("u", "r:h", 1, at=2)
+    assert (reply["balance_nanos"], reply["available_nanos"]) == (-INT64_MAX, -INT64_MAX)

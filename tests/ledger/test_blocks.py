@@ -3,7 +3,8 @@
 import pytest
 
 from billing.ledger import commands as ops
-from billing.ledger.book import ROW
+from billing.ledger.block import _join, _split
+from billing.ledger.book import ROW, shared_slots
 from billing.ledger.entry import Entry, pack, unpack
 from billing.ledger.ledger import ReplayDifference
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
@@ -48,6 +49,10 @@ def busy(**rules) -> Bank:
     bank.report(ops.CUTOFF_STARTED, "closed while off", 1, at=95)
     bank.report(ops.CUTOFF_DELIVERED, "closed while off", 1, at=96)
     bank.close("closed while off", at=97)
+    bank.top_up("gone with lines", 5, at=98)
+    for name in ("vm", "vm-22", "vm-333"):
+        bank.set_rate("gone with lines", 0, at=98, resource=name, seq=2)
+    bank.close("gone with lines", at=99)
     return bank
 
 
@@ -165,7 +170,7 @@ def test_the_last_entry_left_out_is_noticed_at_the_end():
     other = Bank()
     for packed in bank.journal[:-1]:
         other.ledger.replay(BUCKET, packed)
-    with pytest.raises(ReplayDifference, match="the journal holds None"):
+    with pytest.raises(ReplayDifference, match=r"the journal holds None, replay made Entry\(op=34, .*user_id=b'u'"):
         other.ledger.replayed()
 
 
@@ -260,3 +265,68 @@ def test_a_broken_invariant_ends_before_the_entry_is_written(method, arguments):
     assert len(bank.ledger.records) == made
     with pytest.raises(AssertionError):
         bank.state()
+
+
+def test_what_is_known_of_closed_accounts_comes_back_from_a_block():
+    bank = busy(restore=True)
+    other = moved(bank, restore=True)
+    assert list(other.ledger.books[BUCKET].fading) == [b"gone", b"gone with lines"]
+    assert other.ledger.books[BUCKET].closed == bank.ledger.books[BUCKET].closed
+    other.top_up("gone with lines", 5, at=100)
+    for name in ("vm", "vm-22", "vm-333"):
+        assert refusal(other.set_rate, "gone with lines", 1, at=101, resource=name, seq=2).name == "STALE_RATE"
+
+
+def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused():
+    bank = busy()
+    whole = bank.state()
+    bank.ledger.drop(BUCKET)
+    with pytest.raises(ValueError, match="a part of a block ends behind it"):
+        bank.ledger.load(BUCKET, whole[:-1])
+    with pytest.raises(ValueError, match="too many values"):
+        bank.ledger.load(BUCKET, whole + bytes(4))
+    head, parts = whole[:14], list(_split(whole, 14))
+    assert head + _join(parts) == whole
+    extras = list(_split(parts[6]))
+    for shorter, longer in ((extras[:-1], None), (None, [*extras, extras[0]])):
+        changed = [*parts[:6], _join(shorter or longer or []), *parts[7:]]
+        with pytest.raises(ValueError, match="zip"):
+            bank.ledger.load(BUCKET, head + _join(changed))
+
+
+def test_behind_a_replay_the_ledger_goes_by_its_own_rules_again():
+    bank = busy(accrue=True)
+    other = replayed(bank, accrue=False, restore=True)
+    other.top_up("new", 10, at=100)
+    other.set_rate("new", HOUR, at=100)
+    assert other.view("new", at=200)["balance_nanos"] == 0, "it does not accrue"
+    other.ledger.presume_attempted(BUCKET)
+    other.top_up("new", 10, at=201)
+    assert other.owed("new") == ("restore", 1), "an attempt may have begun before the start"
+
+
+def test_a_bucket_that_stood_still_and_goes_on_is_filed_again():
+    """As after a move that was given up."""
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.ledger.still(BUCKET)
+    bank.top_up("v", 100, at=0)
+    bank.ledger.wake(BUCKET)
+    bank.set_rate("v", HOUR, at=5)
+    assert [(ref & 0xFFFFFFFF, due_ns) for ref, due_ns in bank.filed] == [(0, 100), (0, 100), (1, 105)]
+
+
+def test_a_filing_of_a_row_that_there_is_not_is_stale():
+    """A bucket that went and came back may have fewer rows."""
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    for slot in (1, 2):
+        assert bank.ledger.next_due_ns(BUCKET << 32 | slot, 0) == -1
+        bank.ledger.tick(BUCKET << 32 | slot, 100)
+    assert bank.operations("u") == [("top_up", 0)]
+
+
+def test_row_numbers_go_on_behind_those_that_are_shared():
+    assert list(shared_slots(3)) == [0, 1, 2]
+    assert list(shared_slots(20_000)) == list(range(20_000))

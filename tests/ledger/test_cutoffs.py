@@ -224,6 +224,7 @@ def test_an_operator_may_have_what_is_owed_sent_at_once(bank):
     bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
     bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
     assert bank.ledger.retry_cutoff(BUCKET, b"u", 103)["cutoff"]["status"] == "pending"
+    assert bank.entries("u")[-1].command == (ops.CUTOFF_RETRY, b"u", 1, 1, 0, b"", b"", b"")
     assert refusal(bank.ledger.retry_cutoff, BUCKET, b"nobody", 103).name == "UNKNOWN_ACCOUNT"
 
 
@@ -296,3 +297,101 @@ def test_all_that_is_owed_in_a_bucket(bank):
     ]
     assert bank.ledger.owed(BUCKET, b"nobody") is None
     assert bank.ledger.owed(BUCKET + 1, b"u") is None
+
+
+def test_a_cutoff_sent_again_is_counted_as_pending_again(bank):
+    exhaust(bank)
+    bank.top_up("v", 5, at=0)
+    bank.debit("v", 5, at=1)
+    assert bank.ledger.books[BUCKET].pending_cutoffs == 2
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    assert bank.ledger.books[BUCKET].pending_cutoffs == 1
+    bank.report(ops.CUTOFF_RETRY, "u", 1, at=103)
+    assert bank.ledger.books[BUCKET].pending_cutoffs == 2
+    bank.state()  # which asserts that it is so
+
+
+def test_a_delivered_cutoff_of_an_account_that_was_restored_is_not_sent_again(bank):
+    exhaust(bank)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    bank.top_up("u", 1000, at=103)
+    for operator in (0, 1):
+        assert refusal(bank.report, ops.CUTOFF_RETRY, "u", 1, at=104, operator=operator).name == "UNKNOWN_CUTOFF"
+
+
+def test_a_restore_is_owed_with_its_cutoffs_instant_and_its_own_attempts(bank):
+    exhaust(bank)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.top_up("u", 1000, at=103)
+    for attempts in (0, 1, 2):
+        call = bank.ledger.owed(BUCKET, b"u")
+        assert call == ("restore", "u:1:100:restore", 1, 100, attempts, True), "nothing holds a restore back"
+        bank.report(ops.RESTORE_STARTED, "u", 1, at=104)
+    bank.report(ops.RESTORE_DELIVERED, "u", 1, at=105)
+    exhaust(bank, at=10**6)
+    bank.report(ops.CUTOFF_STARTED, "u", 2, at=10**6)
+    bank.top_up("u", 1000, at=10**6)
+    assert bank.ledger.owed(BUCKET, b"u").attempts == 0
+
+
+def test_a_restore_that_failed_and_then_succeeded_leaves_nothing_behind(bank):
+    clean = Bank(restore=True)
+    clean.top_up("u", 100, at=0)
+    clean.set_rate("u", HOUR, at=0)
+    for one in (bank, clean):
+        exhaust(one)
+        one.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+        one.top_up("u", 1000, at=103)
+        one.report(ops.RESTORE_STARTED, "u", 1, at=104)
+        if one is bank:
+            one.report(ops.RESTORE_FAILED, "u", 1, at=105, error="500")
+            one.report(ops.RESTORE_STARTED, "u", 1, at=106)
+        one.report(ops.RESTORE_DELIVERED, "u", 1, at=107)
+    assert bank.state() == clean.state()
+
+
+def test_a_restore_that_failed_is_forgotten_by_the_next_one(bank):
+    clean = Bank(restore=True)
+    clean.top_up("u", 100, at=0)
+    clean.set_rate("u", HOUR, at=0)
+    for one in (bank, clean):
+        exhaust(one)
+        one.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+        one.top_up("u", 1000, at=103)
+        if one is bank:
+            one.report(ops.RESTORE_STARTED, "u", 1, at=104)
+            one.report(ops.RESTORE_FAILED, "u", 1, at=105, error="500")
+        exhaust(one, at=10**6)
+        one.report(ops.CUTOFF_STARTED, "u", 2, at=10**6)
+        one.top_up("u", 1000, at=10**6)
+    assert bank.state() == clean.state()
+
+
+def test_what_a_command_makes_owed_depends_on_that_command(bank):
+    """Superseded cutoffs, restores and thresholds, as `test_a_cutoff_that_a_command_caused_depends_on_that_command`."""
+    exhaust(bank)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.set_thresholds("u", [(0, 500), (0, 400)], at=102)
+    bank.ledger.notices.clear()
+    bank.top_up("u", 1000, at=150)
+    assert [notice[:2] for notice in bank.ledger.notices] == [("superseded", 150), ("restore", 150)]
+    bank.ledger.notices.clear()
+    bank.debit("u", 700, at=160)
+    assert [notice[:2] for notice in bank.ledger.notices] == [("threshold", 160), ("threshold", 160)]
+
+
+def test_what_time_makes_owed_depends_on_the_entries_before_it_for_each_of_the_holds_that_expire_together(bank):
+    bank.debit("u", 10, at=3)
+    bank.hold("u", 40, at=4, ttl=20, request_id="a")
+    bank.hold("u", 46, at=4, ttl=20, request_id="b")  # which takes all there is
+    bank.ledger.notices.clear()
+    bank.view("u", at=500)
+    assert [notice[:2] for notice in bank.ledger.notices] == [("superseded", 4), ("cutoff", 24)]
+
+
+def test_a_pending_cutoff_that_no_attempt_failed_has_no_error(bank):
+    exhaust(bank)
+    (row,) = bank.ledger.pending_cutoffs(BUCKET)
+    assert row["last_error"] is None

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from billing.ledger import commands as ops
 from billing.ledger import entry as entries
+from billing.ledger.account import No
 from billing.ledger.entry import FIXED, Entry, answer, event_id, hold_id, pack, text, unpack
 from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
 from billing.ledger.money import INT64_MAX, NANO
@@ -199,6 +200,21 @@ def test_a_refusal_as_a_string_and_as_a_map():
 def test_a_name_that_is_in_no_table_is_a_bug():
     with pytest.raises(KeyError):
         Refused("NO_SUCH_NAME", "")
-    entry = Entry._make((*unpack(pack((1, 0, 900, *[0] * 18, b"u", b"", b"", b"", b""))),))
+    entry = Entry._make((*unpack(pack((1, 0, 900, *[0] * 18, b"u", b"", b"", b"", bytes(8)))),))
     with pytest.raises(AssertionError, match="INTERNAL"):
         entries.refused(entry, 1)
+
+
+def test_an_entry_without_tails_is_its_fixed_part():
+    entry = (1, 0, 0, *[0] * 18, b"", b"", b"", b"", b"")
+    assert len(pack(entry)) == FIXED.size
+    assert unpack(pack(entry)) == entry
+    with pytest.raises(ValueError, match=r"^entry shorter than its fixed part$"):
+        unpack(pack(entry)[:-1])
+    with pytest.raises(ValueError, match=r"^entry's tails do not fill it$"):
+        unpack(pack(entry) + b"x")
+
+
+def test_a_refusal_shows_its_name_and_sentence_in_a_traceback():
+    assert Refused("INVALID_AMOUNT", "why").args == ("INVALID_AMOUNT", "why")
+    assert No("STALE_RATE", 7).args == ("STALE_RATE", 7)

@@ -217,3 +217,23 @@ def test_admission_holds_for_the_smallest_rate_and_the_smallest_sum_there_is():
     bank.set_rate("u", 1, at=0)
     reply = bank.set_rate("u", 2, at=HOUR - 1, min_runway=1)  # one internal unit is left
     assert reply["runway_ns"] == 1
+
+
+def test_at_rate_zero_the_unnamed_line_takes_no_room(bank):
+    for number in range(LINES_MAX - 1):
+        bank.set_rate("u", 0, at=1, resource=f"vm-{number}", seq=1)
+    bank.set_rate("u", 0, at=2, resource="the last", seq=1)
+    assert refusal(bank.set_rate, "u", 0, at=2, resource="one too many", seq=1).details["limit"] == "rate_lines"
+
+
+def test_the_unnamed_line_is_the_same_whether_it_came_before_a_named_one_or_behind_it():
+    before, behind = Bank(), Bank()
+    for bank in (before, behind):
+        bank.top_up("u", 100, at=0)
+    before.set_rate("u", 3, at=1)
+    before.set_rate("u", 5, at=1, resource="vm")
+    before.set_rate("u", 5, at=1, resource="vm")
+    behind.set_rate("u", 5, at=1, resource="vm")
+    behind.set_rate("u", 3, at=1)
+    behind.set_rate("u", 5, at=1, resource="vm")
+    assert before.state() == behind.state()

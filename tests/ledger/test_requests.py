@@ -2,6 +2,7 @@
 
 import pytest
 
+from billing.ledger.entry import unpack
 from billing.ledger.requests import KEPT_NS
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
@@ -117,8 +118,11 @@ def test_more_than_a_stated_number_per_bucket_are_let_go_the_oldest_first():
         bank.debit("u", 1, at=1, request_id=name)
     ids = bank.ledger.books[BUCKET].ids
     assert (len(ids), ids.evicted_early) == (2, 1)
-    assert bank.debit("u", 1, at=2, request_id="b")["replayed"] is True
+    assert bank.debit("u", 1, at=2, request_id="d")["replayed"] is False
+    assert ids.evicted_early == 2
+    assert [unpack(packed)[-3] for packed in ids] == [b"c", b"d"]
     assert bank.debit("u", 1, at=2, request_id="c")["replayed"] is True
+    assert bank.debit("u", 1, at=2, request_id="d")["replayed"] is True
     assert bank.debit("u", 1, at=2, request_id="a")["replayed"] is False
 
 
@@ -145,3 +149,18 @@ def test_request_ids_that_are_no_text_are_as_good(bank):
     assert bank.ledger.apply(BUCKET, 2, command)[6:21] == first[6:21]
     assert bank.view("u", at=2)["holds"][0]["hold_id"] == "x:ff00"
     assert bank.rows("u")[-1]["request_id"] == b"\xff\x00"
+
+
+def test_an_id_whose_7_days_are_over_to_the_nanosecond_makes_room_and_is_no_eviction():
+    bank = Bank(ids=1)
+    bank.top_up("u", 100, at=5, request_id="a")
+    bank.debit("u", 1, at=5 + KEPT_NS, request_id="b")
+    assert bank.ledger.books[BUCKET].ids.evicted_early == 0
+    bank.debit("u", 1, at=4 + 2 * KEPT_NS, request_id="c")
+    assert bank.ledger.books[BUCKET].ids.evicted_early == 1
+
+
+def test_the_note_of_a_stored_refusal_is_its_number_or_zero(bank):
+    refusal(bank.release, "u", "e:77", at=1, request_id="a")
+    refusal(bank.debit, "u", 107, at=1, request_id="b")
+    assert [entry.note for entry in bank.entries("u")[-2:]] == [bytes(8), b"\x07" + bytes(7)]

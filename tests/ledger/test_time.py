@@ -183,7 +183,12 @@ def test_an_e_beyond_2262_is_nil_and_no_overflow(bank):
 def test_an_e_at_the_last_instant_there_is(bank):
     bank.top_up("u", INT64_MAX - 5, at=5)
     assert bank.set_rate("u", HOUR, at=5)["exhausts_at_ns"] == INT64_MAX
+    assert bank.view("u", at=5)["exhausts_at_ns"] == INT64_MAX
+    ((ref, filed_ns),) = bank.filed
+    assert bank.ledger.next_due_ns(ref, filed_ns) == filed_ns == INT64_MAX
     bank.top_up("u", 1, at=5)
+    assert bank.view("u", at=5)["exhausts_at_ns"] is None
+    assert bank.ledger.next_due_ns(ref, filed_ns) == -1
     assert bank.set_rate("u", HOUR, at=5)["exhausts_at_ns"] is None
 
 
@@ -233,8 +238,12 @@ def test_conservation_in_internal_units(bank):
     accrued = 7 * 12345
     assert book.totals.accrued == accrued
     assert audit.balance(book) == (155 - 10 - 30 - 20 - 5) * NANO - accrued
+    totals = {name: getattr(book.totals, name) for name in book.totals.NAMES}
+    assert totals == {
+        "top_ups": 155 * NANO, "debits": 40 * NANO, "accrued": accrued, "adjustments": -20 * NANO, "paid_out": 5 * NANO,
+    }  # fmt: skip
     book.totals.debits += 1
-    with pytest.raises(AssertionError, match="balances and totals differ"):
+    with pytest.raises(AssertionError, match="bucket 3: balances and totals differ"):
         audit.check(book)
 
 

@@ -1,0 +1,139 @@
+"""What refusals say: names, sentences and details, word by word, as clients and logs show them."""
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
+from billing.ledger.money import (
+    INT64_MAX,
+    parse_amount,
+    parse_delta,
+    parse_limit,
+    parse_rate,
+    parse_signed_amount,
+)
+from tests.ledger.bank import BUCKET, HOUR, Bank, refusal
+
+NO_AMOUNT = " must be an integer of nanos or a decimal string of coins"
+NO_DECIMAL = " must be an integer of nanos, or a decimal string of coins, at most 9 digits after the point"
+NO_WHOLE = " as a float must be a whole number of at most 2**53"
+TOO_MUCH = " must be at most 2**63-1 nanos"
+
+
+@pytest.mark.parametrize(
+    ("parse", "value", "said"),
+    [
+        (parse_amount, 0, "INVALID_AMOUNT: amount must be above zero"),
+        (parse_amount, None, "INVALID_AMOUNT: amount" + NO_AMOUNT),
+        (parse_amount, "1,5", "INVALID_AMOUNT: amount" + NO_DECIMAL),
+        (parse_amount, "5\ud800", "INVALID_AMOUNT: amount" + NO_DECIMAL),
+        (parse_amount, 0.5, "INVALID_AMOUNT: amount" + NO_WHOLE),
+        (parse_amount, INT64_MAX + 1, "INVALID_AMOUNT: amount" + TOO_MUCH),
+        (parse_limit, -1, "INVALID_AMOUNT: amount must not be negative"),
+        (parse_limit, None, "INVALID_AMOUNT: amount" + NO_AMOUNT),
+        (parse_signed_amount, 0, "INVALID_AMOUNT: amount must not be zero"),
+        (parse_signed_amount, None, "INVALID_AMOUNT: amount" + NO_AMOUNT),
+        (parse_rate, -1, "INVALID_RATE: rate must not be negative"),
+        (parse_rate, None, "INVALID_RATE: rate" + NO_AMOUNT),
+        (parse_delta, None, "INVALID_RATE: delta" + NO_AMOUNT),
+        (parse_delta, -INT64_MAX, "INVALID_RATE: delta lies below any rate there can be"),
+    ],
+)
+def test_what_is_wrong_with_an_amount_or_a_rate_is_said_by_field(parse, value, said):
+    with pytest.raises(Refused) as caught:
+        parse(value)
+    assert str(caught.value) == said
+    assert caught.value.details == {}
+
+
+@pytest.mark.parametrize("parse", [parse_rate, parse_delta])
+def test_a_rate_beyond_its_bound_and_a_unknown_per_are_said(parse):
+    with pytest.raises(Refused) as caught:
+        parse(INT64_MAX)
+    assert str(caught.value) == "LIMIT_EXCEEDED: rate must be at most 2**63-1 nanos per hour"
+    assert caught.value.details == {"limit_nanos_per_hour": INT64_MAX}
+    for per in ("day", "\ud800"):
+        with pytest.raises(Refused) as caught:
+            parse(1, per)
+        assert str(caught.value) == "INVALID_RATE: per must be second, minute or hour"
+
+
+@pytest.fixture
+def bank():
+    """`u` has 100 nanos and a credit limit of 5, 10 of them held, a line with a rate_seq; `out` is exhausted."""
+    bank = Bank(restore=True)
+    bank.top_up("u", 100, at=0)
+    bank.set_credit_limit("u", 5, at=0)
+    bank.set_rate("u", 5, at=0, resource="vm", seq=7)
+    bank.hold("u", 10, at=0, request_id="h")
+    bank.top_up("out", 50, at=0)
+    bank.debit("out", 50, at=0, request_id="r")
+    bank.top_up("rich", INT64_MAX, at=0)
+    bank.debit("rich", 1, at=0, mode="force")
+    return bank
+
+
+def open_many(bank: Bank) -> None:
+    bank.top_up("u", 10**6, at=0)
+    for number in range(999):
+        bank.hold("u", 1, at=0, request_id=f"{number}")
+
+
+# (user, method, arguments, options), what str() says, and the details beside bucket_id and at_ns.
+SAID = [
+    (("u", "debit", (96,), {}), "INSUFFICIENT_FUNDS: 96 nanos asked for, 94 available",
+     {"available_nanos": 94, "shortfall_nanos": 2}),
+    (("u", "hold", (100,), {}), "INSUFFICIENT_FUNDS: 100 nanos asked for, 94 available",
+     {"available_nanos": 94, "shortfall_nanos": 6}),
+    (("u", "set_rate", (HOUR,), {"min_runway": 1000}),
+     "INSUFFICIENT_RUNWAY: the money would last 95 ns, 1000 asked for", {"runway_ns": 95, "min_runway_ns": 1000}),
+    (("u", "set_rate", (9,), {"resource": "vm", "seq": 6}), "STALE_RATE: rate_seq 6 is not newer than 7",
+     {"rate_seq": 7}),
+    (("u", "change_rate", (-6,), {"resource": "vm"}),
+     "INVALID_RATE: the line is at 5 nanos per hour and cannot fall below zero", {"rate_nanos_per_hour": 5}),
+    (("u", "release", ("r:other",), {}), "UNKNOWN_HOLD: no open hold has this id", {}),
+    (("u", "close", (), {}), "ACCOUNT_NOT_CLOSABLE: the account still has a rate", {"obstacle": "rate"}),
+    (("out", "close", (), {}), "ACCOUNT_NOT_CLOSABLE: the account still has a cutoff", {"obstacle": "cutoff"}),
+    (("u", "set_rate", (INT64_MAX,), {}), "LIMIT_EXCEEDED: rate would leave its bounds", {"limit": "rate"}),
+    (("rich", "top_up", (2,), {}), "LIMIT_EXCEEDED: balance would leave its bounds", {"limit": "balance"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "said", "details"), SAID)
+def test_what_stands_against_a_command_is_said_with_its_numbers(bank, call, said, details):
+    user, method, arguments, options = call
+    refused = refusal(getattr(bank, method), user, *arguments, at=1, **options)
+    assert str(refused) == said
+    assert refused.details == {**details, "bucket_id": BUCKET, "at_ns": 1}
+
+
+def test_a_hold_whose_request_id_was_let_go_before_it_says_so():
+    bank = Bank(ids=1)
+    bank.top_up("u", 100, at=0)
+    bank.hold("u", 1, at=0, request_id="h")
+    bank.top_up("u", 1, at=0, request_id="other")
+    refused = refusal(bank.hold, "u", 1, at=1, request_id="h")
+    assert str(refused) == "REQUEST_ID_CONFLICT: a hold made with this request_id is still open"
+    assert refused.details == {"bucket_id": BUCKET, "at_ns": 1}
+
+
+def test_what_never_reaches_an_account_is_said_without_an_instant(bank):
+    for call in (
+        lambda: bank.debit("nobody", 1, at=1),
+        lambda: bank.view("nobody", at=1),
+        lambda: bank.report(ops.CUTOFF_STARTED, "nobody", 1, at=1),
+    ):
+        refused = refusal(call)
+        assert (str(refused), refused.details) == ("UNKNOWN_ACCOUNT: there is no such account", {})
+    refused = refusal(bank.report, ops.CUTOFF_STARTED, "u", 1, at=1)
+    assert (str(refused), refused.details) == ("UNKNOWN_CUTOFF: no such cutoff is owed", {})
+    refused = refusal(bank.debit, "out", 51, at=1, request_id="r")
+    said = "REQUEST_ID_CONFLICT: this request_id was used with other parameters or another method"
+    assert (str(refused), refused.details) == (said, {})
+
+
+def test_the_number_of_holds_is_a_limit_with_a_name(bank):
+    open_many(bank)
+    refused = refusal(bank.hold, "u", 1, at=1)
+    assert str(refused) == "LIMIT_EXCEEDED: open_holds would leave its bounds"
+    assert refused.details == {"limit": "open_holds", "bucket_id": BUCKET, "at_ns": 1}
