@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
 from billing.ledger import commands as ops
 from billing.ledger.account import Account, No
-from billing.ledger.book import SLOT_BITS, Book
+from billing.ledger.book import ROW, SLOT_BITS, Book
 from billing.ledger.clerk import Arm, Clerk
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
@@ -45,7 +45,7 @@ from billing.ledger.entry import (
 from billing.ledger.errors import Refused
 from billing.ledger.everyday import carry_out
 from billing.ledger.extra import NEVER_NS
-from billing.ledger.money import INT64_MAX
+from billing.ledger.money import INT64_MAX, NANO
 
 _HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
     ops.TOP_UP: balances.top_up,
@@ -258,10 +258,17 @@ class Ledger:
         """Time passes in this bucket from now on: every account with a coming instant is filed."""
         book = self.books[bucket_id]
         book.awake = True
-        for slot, user_id in enumerate(book.users):
+        armed_ns, clerk, first_ref = book.armed_ns, self._clerk, bucket_id << SLOT_BITS
+        for slot, (user_id, row) in enumerate(zip(book.users, ROW.iter_unpack(book.rows), strict=True)):
             if user_id:
-                book.armed_ns[slot] = NEVER_NS
-                self._clerk.rearm(Account(book, slot, user_id))
+                armed_ns[slot] = NEVER_NS
+                settled_ns, nanos, frac, rate, _, _, flags = row
+                if flags:
+                    clerk.rearm(Account(book, slot, user_id))
+                elif rate:  # active, and nothing but the exhaustion is coming
+                    due_ns = settled_ns - (-(nanos * NANO + frac) // rate)
+                    if due_ns <= INT64_MAX:
+                        armed_ns[slot] = clerk.arm(first_ref | slot, due_ns)
 
     def still(self, bucket_id: int) -> None:
         """Time stands still in this bucket: all filings are stale, none is made."""
