@@ -13,7 +13,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from crc32c import crc32c
 
@@ -24,6 +24,7 @@ from billing.api.msgpack_rpc import Connection
 from billing.api.wire import encode_reply
 from billing.census import Census
 from billing.config import Config
+from billing.expirationd.coming import forecast
 from billing.expirationd.delivery import (
     CUTOFF,
     DELIVERED,
@@ -41,6 +42,7 @@ from billing.history.link import HistoryLink
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
+from billing.lookout import Lookout
 from billing.machine import SURVEYS, BillingMachine
 from billing.notices import link as notices
 from billing.pages import account_page
@@ -105,6 +107,7 @@ class Billing:
         self._delivery: Delivery | None = None
         self._history: HistoryLink | None = None
         self._notices: HistoryLink | None = None
+        self._lookout: Lookout | None = None
         self._servers: list[asyncio.Server] = []
         self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
         self._calls: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
@@ -143,12 +146,25 @@ class Billing:
         if query[0] == "accounts":
             self._go_on(account_page(self.machine.ledger.books, *query[1:]), done)
             return
+        if query[0] == "forecast":
+            self._forecast(query[1], done)
+            return
+        if query[0] == "expirationd_stats":
+            done({} if self._lookout is None else {"shard_id": self._begin.shard_id, **self._lookout.stats()})
+            return
         _, user_id, limit, before = query
         generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)
         if self._history is None or generation is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
         else:
             self._history.ask(bucket_id, generation, user_id, limit, before, done)
+
+    def _forecast(self, within_ns: int, done: Callable[[object], None]) -> None:
+        assert self._worker is not None
+        assert self._delivery is not None
+        now_ns, takes = self._worker.fresh_now_ns(), self._delivery.throughput.per_second
+        slices = forecast(self.machine.ledger.books, now_ns, now_ns + within_ns)
+        self._go_on(slices, lambda part: done({**cast(dict[str, Any], part), "takes_per_second": takes}))
 
     def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
         try:
@@ -200,6 +216,7 @@ class Billing:
             **({} if self._history is None else self._history.figures()),
             **({} if door is None else door.figures()),
             **({} if delivery is None else delivery.figures()),
+            **({} if self._lookout is None else self._lookout.figures()),
             **self._census_figures(),
             **({} if self._notices is None else self._notices.figures()),
         }
@@ -234,6 +251,15 @@ class Billing:
         self._delivery.start()
         self.machine.release_held = self._delivery.release
         self._take_up()
+        lookout = self._lookout = Lookout(
+            self.machine,
+            self._delivery,
+            worker.fresh_now_ns,
+            worker.report,
+            worker.wake,
+            self.config.cutoff.recheck_s,
+        )
+        lookout.start()
         rpc = self.config.rpc
         tokens = read_file(self._disk, rpc.tokens_file).decode() if rpc.tokens_file else None
         door = self._door = Door(
@@ -267,6 +293,8 @@ class Billing:
         assert self._delivery is not None
         for _, user_id, kind, since_ns in self.machine.owed_in(bucket_id):
             self._delivery.notify(bucket_id, user_id, kind, since_ns)
+        if self._lookout is not None:
+            self._lookout.take_up(bucket_id)
 
     def forget_calls(self, bucket_id: int) -> None:
         """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
@@ -295,6 +323,8 @@ class Billing:
 
     async def close(self) -> None:
         """Ends the connections and the delivery."""
+        if self._lookout is not None:
+            self._lookout.close()
         if self._delivery is not None:
             await self._delivery.close()
         if self._door is not None:
@@ -325,6 +355,8 @@ class Billing:
             if not self._calls[bucket_id]:
                 del self._calls[bucket_id]
         self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255]))
+        if op == ops.CUTOFF_DELIVERED and self._lookout is not None:
+            self._lookout.delivered(bucket_id, user_id, seq)
 
     def _delivery_settings(self) -> Settings:
         cutoff = self.config.cutoff

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
+from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
 from billing.ledger.account import Account
 from billing.ledger.due import coming_ns
@@ -27,7 +28,7 @@ from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX
 from shards.machine import Command, Later, Notice, Record
 
-SURVEYS = frozenset({"accounts", "pending_cutoffs", "release_cutoffs"})
+SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs", "release_cutoffs"})
 
 
 class BillingMachine:
@@ -38,6 +39,7 @@ class BillingMachine:
         self.records: list[Record] = self.ledger.records
         self.notices: list[Notice] = self.ledger.notices
         self.release_held: Callable[[], int] = lambda: 0  # lets held cutoffs go; how many accounts that concerns
+        self.fired = 0  # filings that came due
         self._wheel: Wheel | None = None
 
     # -- commands and queries ---------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ class BillingMachine:
     def survey(self, query: Command, now_ns: int) -> object:
         """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
         match query:
-            case ("accounts", bytes(), int()):
+            case ("accounts", bytes(), int()) | ("forecast", int(), int()) | ("expirationd_stats",):
                 return Later(query)
             case ("pending_cutoffs", bytes(after), int(limit)):
                 rows = chain.from_iterable(
@@ -88,6 +90,10 @@ class BillingMachine:
                 return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, users)]
             case ("pending_cutoffs", _, int(limit)):
                 return heapq.nsmallest(limit, chain.from_iterable(parts), key=_user)
+            case ("forecast", int(within_ns), int(step_ns)):
+                return merged(parts, within_ns, step_ns)
+            case ("expirationd_stats",):
+                return sorted(parts, key=lambda row: int(row["shard_id"]))
             case ("release_cutoffs",):
                 return {"released": sum(parts)}
         raise AssertionError(f"no survey {operation[0]}")
@@ -120,8 +126,10 @@ class BillingMachine:
         """Carries out what time has made due, in the order of the instants."""
         wheel, ledger = self._wheel, self.ledger
         assert wheel is not None, "time passes before start"
-        for ref in wheel.advance(now_ns, ledger.next_due_ns, ledger.moved, limit):
+        fired = wheel.advance(now_ns, ledger.next_due_ns, ledger.moved, limit)
+        for ref in fired:
             ledger.tick(ref, now_ns)
+        self.fired += len(fired)
         return 0 <= wheel.next_due_ns() <= now_ns
 
     def next_due_ns(self) -> int:

@@ -51,8 +51,6 @@ def serve(file: Path | None) -> int:
 
 
 async def _run(config: Config, listeners: list[tuple[str, socket.socket]], admin: socket.socket | None) -> int:
-    if config.cutoff.recheck_s:
-        log.warning("cutoff.recheck_s is set, but this version does not look again after a 2xx yet")
     command = [sys.executable, "-m", "billing", "worker"]
     supervisor = Supervisor(_settings(config), command, config.to_json().encode(), listeners)
     loop = asyncio.get_running_loop()

@@ -45,6 +45,17 @@ class Tally:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def quantile(self, share: float) -> int:
+        """The bound that so great a share of the values does not exceed; 0 before the first value, and twice the last
+        bound where it is beyond that.
+        """
+        left = share * sum(self.counts)
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            left -= count
+            if left <= 0:
+                return bound if any(self.counts) else 0
+        return 2 * self.bounds[-1]
+
     def plain(self) -> dict[str, Any]:
         """As plain data, for the wire."""
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.total}

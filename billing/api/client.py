@@ -332,9 +332,14 @@ class Client:
         """Lets the cutoffs go that a start held back."""
         return await self.call("release_cutoffs")
 
-    async def forecast(self, *, within_ns: int | None = None, limit: int | None = None) -> Any:
-        """Coming exhaustions, soonest first."""
-        return await self.call("forecast", within_ns=within_ns, limit=limit)
+    async def expirationd_stats(self) -> Rows:
+        """What was checked and fired, per shard, and mismatches."""
+        result: Rows = await self.call("expirationd_stats")
+        return result
+
+    async def forecast(self, *, within_ns: int | None = None, step_ns: int | None = None) -> Any:
+        """How many cutoffs are coming, by the second or minute."""
+        return await self.call("forecast", within_ns=within_ns, step_ns=step_ns)
 
 
 async def _ask(routing: Routing, method: str, params: list[Any]) -> Any:

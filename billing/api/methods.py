@@ -255,15 +255,16 @@ _ROWS: Final = (
         (AFTER, LIMIT),
         LISTING_WEIGHT,
     ),
+    _row(OPERATION, READ, questions.expirationd_stats, "what was checked and fired, per shard, and mismatches"),
     _row(QUERY, ADMIN, questions.retry_cutoff, "tries an account's owed cutoff at once", (USER_ID,)),
     _row(OPERATION, ADMIN, questions.release_cutoffs, "lets the cutoffs go that a start held back"),
     _row(
         OPERATION,
         READ,
         questions.forecast,
-        "coming exhaustions, soonest first",
+        "how many cutoffs are coming, by the second or minute",
         (),
-        (Field("within_ns", "integer"), LIMIT),
+        (Field("within_ns", "integer"), Field("step_ns", "integer")),
         LISTING_WEIGHT,
     ),
 )

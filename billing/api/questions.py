@@ -4,8 +4,9 @@ Each takes the decoded `params` of a request and returns a tuple `(name, argumen
 canonical: user ids as bytes, what was not given as its default. It raises `Refused` as the parsers of `calls` do.
 
     ("get_account", user_id)     ("history", user_id, limit, before)     ("retry_cutoff", user_id)
-    ("accounts", after, limit)   ("pending_cutoffs", after, limit)       ("forecast", within_ns, limit)
-    ("release_cutoffs",)   ("route", version)   ("buckets_info",)   ("shards_info",)   ("rebalance",)
+    ("accounts", after, limit)   ("pending_cutoffs", after, limit)       ("forecast", within_ns, step_ns)
+    ("expirationd_stats",)   ("release_cutoffs",)   ("route", version)   ("buckets_info",)   ("shards_info",)
+    ("rebalance",)
     ("move_bucket", bucket_id, shard_id)   ("pin_bucket", bucket_id)   ("unpin_bucket", bucket_id)
     ("hello", token, "map" | "string" | "")   ("ping",)   ("server_info",)   ("methods",)   ("bucket_id", user_id)
 
@@ -25,6 +26,11 @@ HISTORY_ROWS_MAX: Final = 1_000
 PAGE_ROWS_DEFAULT: Final = 1_000
 PAGE_ROWS_MAX: Final = 1_000
 NEWEST: Final = INT64_MAX
+SECOND_NS: Final = 10**9
+FORECAST_NS_DEFAULT: Final = 3_600 * SECOND_NS
+FORECAST_NS_MAX: Final = 7 * 86_400 * SECOND_NS
+FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second is shown, beyond it each minute
+FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
 
 
@@ -68,17 +74,25 @@ def pending_cutoffs(params: object) -> Query:
 
 
 def forecast(params: object) -> Query:
-    """{within_ns, limit}"""
+    """{within_ns, step_ns}: an hour by default, at most a week; steps of whole seconds, at most FORECAST_STEPS_MAX"""
     _, options = split_params(params, 0, "")
-    within_ns, limit = INT64_MAX, PAGE_ROWS_DEFAULT
+    within_ns, step_ns = FORECAST_NS_DEFAULT, 0
     for name, value in pairs_of(options):
         if name == b"within_ns":
-            within_ns = within_ns if value is None else whole_of(value, "within_ns", 0)
-        elif name == b"limit":
-            limit = limit if value is None else whole_of(value, "limit", 1, PAGE_ROWS_MAX)
+            within_ns = within_ns if value is None else whole_of(value, "within_ns", SECOND_NS, FORECAST_NS_MAX)
+        elif name == b"step_ns":
+            step_ns = 0 if value is None else whole_of(value, "step_ns", SECOND_NS, FORECAST_NS_MAX)
         else:
-            raise unknown_option(name, ("within_ns", "limit"))
-    return ("forecast", within_ns, limit)
+            raise unknown_option(name, ("within_ns", "step_ns"))
+    step_ns = step_ns or (SECOND_NS if within_ns <= FORECAST_SECONDS_UP_TO_NS else 60 * SECOND_NS)
+    if step_ns % SECOND_NS or within_ns > step_ns * FORECAST_STEPS_MAX:
+        raise invalid(f"step_ns: expected whole seconds, and at most {FORECAST_STEPS_MAX} steps within within_ns")
+    return ("forecast", within_ns, step_ns)
+
+
+def expirationd_stats(params: object) -> Query:
+    """nothing"""
+    return _bare("expirationd_stats", params)
 
 
 def release_cutoffs(params: object) -> Query:

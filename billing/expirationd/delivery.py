@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from billing.expirationd.endpoint import Endpoint, Limits, Line, Unreachable, Verdict
 from billing.expirationd.outbox import DROPPED, FAILED, OK, Item, Outbox, Pace
 from billing.expirationd.request import GetTemplate
+from billing.expirationd.throughput import Throughput
 from shards.tally import LATENESS_NS, Tally
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Delivery:
         self.last_error = ""
         self.sent_late = Tally(LATENESS_NS)  # from E to the first attempt of each cutoff
         self.done_late = Tally(LATENESS_NS)  # from E to its 2xx
+        self.throughput = Throughput()  # of cutoffs
         self._senders: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -313,10 +315,12 @@ class Delivery:
         """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True
+        now_ns = self._now_ns()
         if outcome == OK:
             self.delivered += 1
             if kind == CUTOFF:
-                self.done_late.add(max(0, self._now_ns() - exhausted_at_ns))
+                self.done_late.add(max(0, now_ns - exhausted_at_ns))
+                self.throughput.answered(now_ns, not self._idle)
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
             more = self._owed(item.bucket_id, item.user_id) is not None
         else:
@@ -324,7 +328,7 @@ class Delivery:
             self.dropped += outcome == DROPPED
             self.last_error = error
             self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
-        self.outbox.finish(item, outcome, self._now_ns(), retry_after_ns, more)
+        self.outbox.finish(item, outcome, now_ns, retry_after_ns, more)
         shut = self.outbox.lanes[item.lane].shut
         if shut != self._shut[item.lane]:
             self._shut[item.lane] = shut

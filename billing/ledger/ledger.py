@@ -296,6 +296,10 @@ class Ledger:
         """Every account of a bucket to which a call is owed, with the call. Nothing may change meanwhile."""
         return views.owed_in(self.books[bucket_id])
 
+    def delivered_in(self, bucket_id: int) -> Iterator[tuple[bytes, int]]:
+        """Every account of a bucket whose latest cutoff was delivered and is not effective, with its seq."""
+        return views.delivered_in(self.books[bucket_id])
+
     def pending_cutoffs(self, bucket_id: int) -> list[dict[str, object]]:
         """The rows of `pending_cutoffs` of one bucket."""
         return views.pending_cutoffs(self.books[bucket_id])

@@ -7,7 +7,7 @@ from billing.ledger.account import Account
 from billing.ledger.book import Book
 from billing.ledger.commands import BY_AMOUNT
 from billing.ledger.cutoffs import Owed
-from billing.ledger.entry import PENDING, cutoff_map, event_id, text
+from billing.ledger.entry import DELIVERED, PENDING, cutoff_map, event_id, text
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 
@@ -59,6 +59,13 @@ def owed_in(book: Book) -> Iterator[tuple[bytes, Owed]]:
         call = cutoffs.owed(Account(book, slot, user_id))
         if call is not None:
             yield user_id, call
+
+
+def delivered_in(book: Book) -> Iterator[tuple[bytes, int]]:
+    """Every account of a bucket whose latest cutoff had its 2xx and is not effective yet, with the cutoff's seq."""
+    for slot, extra in book.extras.items():
+        if extra.cutoffs and extra.cutoffs[-1].status == DELIVERED:
+            yield book.users[slot], extra.cutoffs[-1].seq
 
 
 def pending_cutoffs(book: Book) -> list[dict[str, object]]:

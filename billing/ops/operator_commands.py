@@ -10,6 +10,8 @@ import click
 from billing.ops.calling import DURATION, Target, ask, target_options
 from billing.ops.showing import show
 
+BAR_WIDTH = 40
+
 _limit = click.option("--limit", type=int, help="How many at most.  [1000]")
 
 
@@ -103,12 +105,40 @@ def release(target: Target) -> None:
 
 
 @click.command()
-@click.option("--within", "within_ns", type=DURATION, help="Only those that come this soon.")
-@_limit
+@click.option("--next", "--within", "within_ns", type=DURATION, help="How far ahead.  [1h]")
+@click.option("--step", "step_ns", type=DURATION, help="Width of a row.  [1s up to 5m ahead, else 1m]")
 @target_options
-def forecast(target: Target, within_ns: int | None, limit: int | None) -> None:
-    """Lists the exhaustions that are coming, soonest first."""
-    show(target, ask(target, "forecast", within_ns=within_ns, limit=limit))
+def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None:
+    """Tells how many cutoffs are coming, by the second or minute, and the worst second."""
+    coming = ask(target, "forecast", within_ns=within_ns, step_ns=step_ns)
+    if target.as_json:
+        show(target, coming)
+        return
+    steps = coming.pop("steps")
+    show(target, coming)
+    if steps:
+        most = max(row["cutoffs"] for row in steps)
+        click.echo()
+        show(target, [{**row, "": "#" * -(-row["cutoffs"] * BAR_WIDTH // most)} for row in steps])
+    takes = coming["endpoint_takes_per_second"]
+    if takes is not None and takes < coming["peak_per_second"]:
+        click.echo(
+            f"\nThe worst second brings more than the endpoint was last seen to take: the last of them will be some "
+            f"{coming['peak_per_second'] / max(takes, 1):.1f} s late.",
+            err=True,
+        )
+
+
+@click.group()
+def expirationd() -> None:
+    """What users of Tarantool's expirationd look for."""
+
+
+@expirationd.command()
+@target_options
+def stats(target: Target) -> None:
+    """Per shard: accounts checked, instants fired, mismatches (0, or a bug), lateness, restarts."""
+    show(target, ask(target, "expirationd_stats"))
 
 
 @click.command()
@@ -145,5 +175,5 @@ def info(target: Target) -> None:
 
 
 COMMANDS: dict[str, click.Command] = {
-    str(command.name): command for command in (shards, buckets, cutoffs, forecast, methods, ping, info)
+    str(command.name): command for command in (shards, buckets, cutoffs, forecast, expirationd, methods, ping, info)
 }

@@ -79,7 +79,7 @@ QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("cutoffs --limit 5", ("pending_cutoffs", b"", 5)),
     ("cutoffs retry u", ("retry_cutoff", b"u")),
     ("cutoffs release", ("release_cutoffs",)),
-    ("forecast --within 1h", ("forecast", HOUR_NS, 1000)),
+    ("forecast --next 1h", ("forecast", HOUR_NS, 60 * 10**9)),
 ]
 
 ANSWERED_BY_THE_DOOR = {"ping": "ping", "info": "server_info", "methods": "methods", "buckets of": "bucket_id"}

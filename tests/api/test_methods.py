@@ -60,7 +60,8 @@ CONTRACT = {
     "pending_cutoffs": ([], {"after", "limit"}),
     "retry_cutoff": (["user_id"], set()),
     "release_cutoffs": ([], set()),
-    "forecast": ([], {"within_ns", "limit"}),
+    "forecast": ([], {"within_ns", "step_ns"}),
+    "expirationd_stats": ([], set()),
 }
 
 # A value of each parameter and option that is right, as the wire's decoder hands it over.
@@ -87,7 +88,8 @@ RIGHT: dict[str, object] = {
     "before": 9,
     "token": b"secret",
     "errors": b"map",
-    "within_ns": 9,
+    "within_ns": 3600 * 10**9,
+    "step_ns": 60 * 10**9,
     "version": 9,
 }
 
@@ -207,8 +209,8 @@ def test_what_a_call_becomes(call, command):
         (("accounts", {"after": "", "limit": 1}), ("accounts", b"", 1)),
         (("accounts", {"after": 42}), ("accounts", b"42", 1000)),
         (("pending_cutoffs",), ("pending_cutoffs", b"", 1000)),
-        (("forecast",), ("forecast", LAST, 1000)),
-        (("forecast", {"within_ns": 5, "limit": 6}), ("forecast", 5, 6)),
+        (("forecast",), ("forecast", 3600 * 10**9, 60 * 10**9)),
+        (("forecast", {"within_ns": 10**9, "step_ns": 2 * 10**9}), ("forecast", 10**9, 2 * 10**9)),
         (("retry_cutoff", b"u"), ("retry_cutoff", b"u")),
         (("release_cutoffs",), ("release_cutoffs",)),
         (("route",), ("route", 0)),

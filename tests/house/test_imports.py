@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"addresses"},
     "config_load": {"addresses", "config", "api", "expirationd"},
     "machine": {"ledger", "expirationd"},
+    "lookout": {"ledger", "expirationd", "machine"},
     "doctor": {"config", "config_load"},
     "pages": {"ledger"},
     "client": {"api"},
@@ -32,6 +33,10 @@ ANYTHING = {"serve", "application", "cli", "__main__", "billing"}  # where the p
 # Modules that compute and do nothing else. Those of the ledger have the standard library only.
 PURE = (
     "billing.ledger",
+    "billing.expirationd.coming",
+    "billing.expirationd.opinion",
+    "billing.expirationd.recheck",
+    "billing.expirationd.throughput",
     "billing.expirationd.wheel",
     "billing.machine",
     "billing.pages",

@@ -24,6 +24,19 @@ def test_every_value_is_counted_once_below_the_bound_it_equals(values: list[int]
         assert count == sum(1 for value in values if low < value <= high)
 
 
+@given(st.lists(st.integers(0, 30), min_size=1), st.sets(st.integers(0, 20), min_size=1))
+def test_a_quantile_is_the_bound_that_so_many_values_do_not_exceed(values: list[int], bounds: set[int]) -> None:
+    tally = Tally(tuple(sorted(bounds)))
+    for value in values:
+        tally.add(value)
+    median = tally.quantile(0.5)
+    within = sum(value <= median for value in values)
+    assert 2 * within >= len(values) or median == 2 * max(bounds)
+    smaller = [bound for bound in bounds if bound < median]
+    assert not smaller or 2 * sum(value <= max(smaller) for value in values) < len(values)
+    assert Tally((1, 2)).quantile(0.99) == 0
+
+
 def test_a_batch_counts_when_it_is_durable_and_not_before() -> None:
     syncs = Syncs()
     assert syncs.waiting_ns() == 0

@@ -126,3 +126,68 @@ async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(d
         assert restored["restored"] is True
         assert restored["cutoff"]["status"] == "superseded"
         assert await rpc.ask("pending_cutoffs") == []
+
+
+async def test_machines_that_still_run_after_a_2xx_are_cut_off_again_under_the_same_event_id(data_dir: Path) -> None:
+    async with receiving() as receiver:
+        with Daemon(data_dir, cutoff__url=receiver.url, cutoff__recheck_s=0.3) as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            for user in ("runs", "stops"):
+                await rpc.ask("top_up", user, COIN)
+                await rpc.ask("set_rate", user, COIN)
+                await rpc.ask("debit", user, COIN, {"mode": "partial"})
+            assert (await rpc.ask("get_account", "runs"))["cutoff"]["status"] in ("pending", "delivered")
+            await until(lambda: any(call.user_id == "stops" for call in receiver.calls))
+            await rpc.ask("set_rate", "stops", 0)
+            await until(lambda: sum(call.user_id == "runs" for call in receiver.calls) >= 3)
+            assert (await rpc.ask("get_account", "stops"))["cutoff"]["status"] == "effective"
+            daemon.kill()
+            await asyncio.to_thread(daemon.start)
+            rpc = await Rpc.connect(daemon.rpc_port)
+            tried = len(receiver.calls)
+            await until(lambda: len(receiver.calls) >= tried + 2)
+            for user in ("runs", "stops"):
+                assert len({call.event_id for call in receiver.calls if call.user_id == user}) == 1
+            assert (await rpc.ask("set_rate", "runs", 0))["state"] == "exhausted"
+            account = await rpc.ask("get_account", "runs")
+            assert account["cutoff"]["attempts"] >= 3
+            for _ in range(200):
+                if (await rpc.ask("get_account", "runs"))["cutoff"]["status"] == "effective":
+                    break
+                await asyncio.sleep(0.02)
+            assert (await rpc.ask("get_account", "runs"))["cutoff"]["status"] == "effective"
+            tried = len(receiver.calls)
+            await asyncio.sleep(0.7)
+            assert len(receiver.calls) == tried
+            restored = await rpc.ask("top_up", "runs", COIN)
+            assert (restored["restored"], restored["cutoff"]["status"]) == (True, "effective")
+
+
+async def test_the_forecast_tells_the_worst_second_and_the_second_opinion_has_none_of_its_own(data_dir: Path) -> None:
+    async with receiving() as receiver:
+        with Daemon(data_dir, cutoff__url=receiver.url) as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            users = [f"user_{number}" for number in range(60)]
+            await asyncio.gather(*(rpc.ask("top_up", user, 100 * COIN) for user in users))
+            accounts = await asyncio.gather(*(rpc.ask("set_rate", user, COIN) for user in users))
+            seconds = [account["exhausts_at_ns"] // COIN for account in accounts]
+            coming = await rpc.ask("forecast", {"within_ns": 200 * COIN})
+            assert coming["cutoffs"] == 60
+            assert {row["at_ns"] // COIN: row["cutoffs"] for row in coming["steps"]} == {
+                second: seconds.count(second) for second in seconds
+            }
+            assert coming["peak_per_second"] == max(seconds.count(second) for second in seconds)
+            assert (await rpc.ask("forecast", {"within_ns": 20 * COIN}))["cutoffs"] == 0
+            by_minute = await rpc.ask("forecast")
+            assert (by_minute["cutoffs"], by_minute["step_ns"]) == (60, 60 * COIN)
+            error, _ = await rpc.call("forecast", {"within_ns": 7 * 86_400 * COIN, "step_ns": COIN})
+            assert error.startswith("INVALID_PARAMS")
+            rows = await rpc.ask("expirationd_stats")
+            for _ in range(300):
+                rows = await rpc.ask("expirationd_stats")
+                if sum(row["checked_count"] for row in rows) >= 60:
+                    break
+                await asyncio.sleep(0.05)
+            assert sum(row["checked_count"] for row in rows) >= 60
+            assert [row["mismatches"] for row in rows] == [0, 0]
+            assert [row["restarts"] for row in rows] == [0, 0]

@@ -1,0 +1,38 @@
+"""How many calls a second the endpoint was last seen to take. Pure.
+
+Only while every sender was at work does the number of answers say what the endpoint takes, and not what there was to
+send. So answers are counted in windows of `WINDOW_NS` in which no sender was idle; a shorter one counts where it holds
+`ANSWERS_MIN`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+WINDOW_NS: Final = 100_000_000
+ANSWERS_MIN: Final = 128
+
+
+class Throughput:
+    """`per_second` is -1 before the first window."""
+
+    __slots__ = ("_answers", "_since_ns", "per_second")
+
+    def __init__(self) -> None:
+        self.per_second = -1
+        self._since_ns = 0
+        self._answers = 0
+
+    def answered(self, now_ns: int, saturated: bool) -> None:
+        """A call had its 2xx. `saturated`: all senders are at work."""
+        if not self._since_ns:
+            if saturated:
+                self._since_ns, self._answers = now_ns, 0
+            return
+        self._answers += 1
+        spent_ns = now_ns - self._since_ns
+        if spent_ns >= WINDOW_NS or (not saturated and self._answers >= ANSWERS_MIN and spent_ns > 0):
+            self.per_second = self._answers * 10**9 // spent_ns
+            self._since_ns, self._answers = now_ns if saturated else 0, 0
+        elif not saturated:
+            self._since_ns = 0
