@@ -247,7 +247,7 @@ class Process:
         ready = shard.take_ready()
         if ready is not None:
             if ready.payload:
-                await committer.call(journal.append, ready.payload)
+                await committer.call(journal.append, ready.payload, ready.decides)
             shard.synced(ready)
         sockets = host.sockets(f"{begin.directory}/run")
         server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))

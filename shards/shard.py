@@ -72,6 +72,7 @@ class Ready(NamedTuple):
     records: int
     replies: list[Reply]
     notices: list[Notice]
+    decides: bool  # who owns a bucket: to be synced in every mode, since the map is
 
 
 class _Still(NamedTuple):
@@ -87,6 +88,7 @@ class _Batch(NamedTuple):
     replies: list[Reply]
     notices: list[Notice]
     from_ns: int  # instant of its first command, -1 where it has none
+    decides: bool
 
 
 class Shard:
@@ -274,7 +276,7 @@ class Shard:
         self._sequence += 1
         self._flight_from_ns = batch.from_ns
         self._in_flight = True
-        return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices)
+        return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices, batch.decides)
 
     def pending_sequence(self) -> int:
         """The sequence of the Ready with which all that was recorded until now is durable; 0 where it is already."""
@@ -291,12 +293,13 @@ class Shard:
         machine = self.machine
         records = machine.records
         payload = b""
+        decides = bool(self._own_records)
         count = len(records) + len(self._own_records)
         if count:
             payload = join_batch(self._own_records, records, self._prefix)
             records.clear()
             self._own_records = []
-        self._sealed.append(_Batch(payload, count, self._replies, machine.notices[:], self._open_from_ns))
+        self._sealed.append(_Batch(payload, count, self._replies, machine.notices[:], self._open_from_ns, decides))
         self._replies = []
         machine.notices.clear()
         self._open_from_ns = -1

@@ -255,8 +255,9 @@ class Worker:
         self.syncs.begin()
         self._idle.clear()
         self.committer.submit(
-            lambda position, error: self._on_synced(ready, position, error), self.journal.append, ready.payload
-        )
+            lambda position, error: self._on_synced(ready, position, error),
+            self.journal.append, ready.payload, ready.decides,
+        )  # fmt: skip
 
     def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
         if error is not None:

@@ -9,7 +9,8 @@ What holds for every backend (the contract suite of `tests/journal/contract.py` 
 1. One owner. `open` raises the epoch durably before it returns; an older owner can append nothing afterwards. A backend
    that can tell that the older owner still lives may refuse the newer one instead. Either way the loser gets `Fenced`.
 2. Durable on return. When `append` returns a position, that payload and all before it survive the loss of power
-   (under `sync="always"`; "interval" and "never" weaken exactly this sentence, and only for the loss of power).
+   (under `sync="always"`; "interval" and "never" weaken exactly this sentence, and only for the loss of power,
+   and not for what was appended with `durable`).
 3. One at a time. There is never more than one `append` under way, and the next begins after the last returned. So a
    batch that exists proves that all before it were durable, which is how damage is told from an unfinished write.
 4. Whole or refused. `open` finds every batch that was ever returned, in order and unchanged, or raises. A batch that
@@ -140,10 +141,11 @@ class Journal(Protocol):
         Raises Fenced (another owner lives), Unavailable (no room; try again), Unknown (the disk failed), Gap, Corrupt.
         """
 
-    def append(self, payload: bytes) -> int:
+    def append(self, payload: bytes, durable: bool = False) -> int:
         """Append one batch (at least 1 byte) and return its position, durable per the sync mode. Blocks.
 
-        Raises Unavailable (surely not written, the journal goes on), Unknown or Fenced (terminal), ValueError (size).
+        durable: it and all before it are synced, whatever the mode. Raises Unavailable (surely not written, the journal
+        goes on), Unknown or Fenced (terminal), ValueError (size).
         """
 
     def idle_barrier(self) -> None:

@@ -178,7 +178,7 @@ class FileJournal:
 
     # -- appending ---------------------------------------------------------------------------------------------------
 
-    def append(self, payload: bytes) -> int:
+    def append(self, payload: bytes, durable: bool = False) -> int:
         if self._ended is not None:
             raise self._ended
         if not 0 < len(payload) <= PAYLOAD_BYTES_MAX:
@@ -191,7 +191,8 @@ class FileJournal:
         position = self._head + 1
         if now_ns > self._last_time_ns:
             self._last_time_ns = now_ns
-        sync = self._always or (self._sync == "interval" and now_ns - self._synced_ns >= self._sync_interval_ns)
+        sync = self._always or durable
+        sync = sync or (self._sync == "interval" and now_ns - self._synced_ns >= self._sync_interval_ns)
         try:
             chain = self._live.put(self._chain, position, 0, self._durable, self._last_time_ns, payload, sync)
         except OSError as error:

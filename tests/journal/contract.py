@@ -147,6 +147,23 @@ class JournalContract:
         journal.open(7, OWNER)
         assert [payload for _, payload in journal.replay(1)] == payloads
 
+    @pytest.mark.parametrize("sync", ["interval", "never"])
+    def test_what_was_to_be_durable_is_so_in_the_weaker_modes_too(self, backend, sync):
+        if not backend.can_lose_power:
+            pytest.skip("the power of this machine cannot be cut")
+        for _ in range(20):
+            journal = backend.journal(sync)
+            head = journal.open(7, OWNER).head
+            for number in range(head + 1, head + 8):
+                journal.append(payload_of(number, 300))
+            assert journal.append(b"firm", durable=True) == head + 8
+            journal.append(payload_of(head + 9, 300))
+            backend.lose_power()
+            journal = backend.journal(sync)
+            assert journal.open(7, OWNER).head in (head + 8, head + 9)
+            assert dict(journal.replay(head + 1))[head + 8] == b"firm"
+            journal.close()
+
     def test_an_empty_payload_is_refused(self, backend):
         journal = backend.journal()
         journal.open(7, OWNER)

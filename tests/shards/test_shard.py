@@ -138,6 +138,25 @@ def test_a_batch_is_closed_at_its_limit() -> None:
     assert sizes == [(BATCH_RECORDS_MAX, BATCH_RECORDS_MAX), (10, 10)]
 
 
+def test_a_batch_that_decides_who_owns_a_bucket_says_so() -> None:
+    """The map is synced in every mode; so what it was told of must be."""
+    shard, ear = new_shard(7), Ear()
+    said = []
+    for step in (
+        lambda: shard.receive(ear, 1, 7, ("add", "x", 1), 100),
+        lambda: shard.adopt(8, 1),
+        lambda: shard.take_in(9, 2, b"{}"),
+        lambda: shard.receive(ear, 2, 7, ("add", "x", 1), 101),
+        lambda: shard.leave(8),
+    ):
+        step()
+        ready = shard.take_ready()
+        assert ready is not None
+        said.append(ready.decides)
+        shard.synced(ready)
+    assert said == [False, True, True, False, True]
+
+
 def test_replay_of_the_batches_makes_the_same_shard() -> None:
     shard, ear, journal = Shard(1, Counters()), Ear(), []
     shard.serve(0)

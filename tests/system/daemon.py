@@ -109,11 +109,16 @@ class Daemon:
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             return
-        for one in (self.process.pid, *self.worker_pids()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.wait()
         self.process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """A signal to the main process and all its workers."""
+        assert self.process is not None
+        for one in (self.process.pid, *self.worker_pids()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, number)
 
     def stop(self, wait_s: float = 30.0) -> int:
         """SIGTERM; returns the exit code."""
