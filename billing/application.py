@@ -9,18 +9,18 @@ ledger as a command, through the journal like every other.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
-import ssl
 from collections.abc import Callable, Generator
+from ssl import SSLContext
 from typing import Any, NamedTuple, cast
-
-from crc32c import crc32c
 
 from billing import __version__
 from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import Connection
+from billing.api.tls import server_context
 from billing.api.wire import encode_reply
 from billing.census import Census
 from billing.config import Config
@@ -39,6 +39,7 @@ from billing.expirationd.delivery import (
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.signature import parse_secrets
 from billing.history.link import HistoryLink
+from billing.ledger import audit
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
@@ -46,7 +47,7 @@ from billing.lookout import Lookout
 from billing.machine import SURVEYS, BillingMachine
 from billing.notices import link as notices
 from billing.pages import account_page
-from shards.buckets import BucketMap
+from shards.buckets import BucketMap, route_of
 from shards.clock import boot_now_ns
 from shards.disk import Disk, RealDisk, read_file
 from shards.journal import Journal
@@ -109,6 +110,8 @@ class Billing:
         self._notices: HistoryLink | None = None
         self._lookout: Lookout | None = None
         self._servers: list[asyncio.Server] = []
+        self._tls: SSLContext | None = None
+        self._changing: asyncio.Task[None] | None = None
         self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
         self._calls: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
 
@@ -185,23 +188,8 @@ class Billing:
         return isinstance(error, ReplayDifference)
 
     def route(self, operation: Command, bucket_map: BucketMap) -> object:
-        """`("route", version)`: owner and generation of every bucket (index 0 is bucket 1), and where each shard can
-        be reached; the version alone where the asker has that. A version says nothing but whether two maps are equal.
-        """
-        addresses = repr([(shard_id, self._begin.direct.get(shard_id)) for shard_id in bucket_map.weights]).encode()
-        version = crc32c(bucket_map.generation.tobytes(), crc32c(bucket_map.owner.tobytes(), crc32c(addresses))) or 1
-        if operation[1] == version:
-            return {"version": version}
-        return {
-            "version": version,
-            "bucket_count": bucket_map.bucket_count,
-            "hash": bucket_map.hash_name,
-            "shards": [
-                {"shard_id": shard_id, "address": self._begin.direct.get(shard_id)} for shard_id in bucket_map.weights
-            ],
-            "owners": bucket_map.owner.tolist()[1:],
-            "generations": bucket_map.generation.tolist()[1:],
-        }
+        """`("route", version)`, see `shards.buckets.route_of`."""
+        return route_of(bucket_map, self._begin.direct, operation[1])
 
     def trim_floor(self) -> int:
         """The journal's position up to which history and notices have everything."""
@@ -236,48 +224,73 @@ class Billing:
         self._worker = worker
         self._history = self._outside.history(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
         self._history.start()
-        settings = self._delivery_settings()
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
+        settings = self._delivery_settings()
         self._notices = self._outside.notices(directory, worker.shard_id, worker.journal, url, settings)
-        self._delivery = Delivery(
-            self._owed,
-            self._report,
-            settings,
-            worker.fresh_now_ns,
-            self._outside.rng,
-            worker.fail,
-            self._outside.endpoint,
-        )
-        self._delivery.start()
-        self.machine.release_held = self._delivery.release
+        self._delivery = self._new_delivery()
         self._take_up()
-        lookout = self._lookout = Lookout(
-            self.machine,
-            self._delivery,
-            worker.fresh_now_ns,
-            worker.report,
-            worker.wake,
-            self.config.cutoff.recheck_s,
+        recheck_s = self.config.cutoff.recheck_s
+        self._lookout = Lookout(
+            self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s
         )
-        lookout.start()
-        rpc = self.config.rpc
-        tokens = read_file(self._disk, rpc.tokens_file).decode() if rpc.tokens_file else None
-        door = self._door = Door(
-            worker,
-            Guard(tokens),
-            boot_now_ns,
-            self._server_info,
-            Limits(connections_max=rpc.connections_max),
-            worker.fail,
-        )
+        self._lookout.start()
+        limits = Limits(connections_max=self.config.rpc.connections_max)
+        door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
         door.start()
-        tls = _tls_context(self.config)
+        tls = self._tls = server_context(self.config.rpc)
         for kind, listener in listeners:
             if kind == "unix":
                 server = await loop.create_unix_server(lambda: Connection(door), sock=listener)
             else:
                 server = await loop.create_server(lambda: Connection(door), sock=listener, ssl=tls)
             self._servers.append(server)
+
+    def configure(self, configuration: bytes) -> None:
+        """Takes up what may change while it serves, see `billing.reload`. Calls under way end as they began."""
+        self.config = Config.from_json(configuration)
+        logging.getLogger().setLevel(self.config.log.level.upper())
+        if self._door is not None:
+            self._door.guard = self._guard()
+            self._door.limits = Limits(connections_max=self.config.rpc.connections_max)
+        if self._tls is not None:
+            self._tls.load_cert_chain(self.config.rpc.tls_cert, self.config.rpc.tls_key)
+        if self._delivery is not None and self._delivery_settings() != self._delivery.settings:
+            self._changing = asyncio.get_running_loop().create_task(self._change_delivery())
+
+    async def _change_delivery(self) -> None:
+        """Another delivery takes over all that is owed, once the calls of the old one have ended."""
+        old = self._delivery
+        assert old is not None
+        held = old.outbox.held
+        await old.drain(DRAIN_DELIVERY_S)
+        await old.close()
+        self._delivery = self._new_delivery()
+        if self._lookout is not None:
+            self._lookout.delivery = self._delivery
+        for bucket_id, user_id, kind, since_ns in list(self.machine.owed()):
+            if held and kind == CUTOFF:
+                self._delivery.hold(bucket_id, user_id, since_ns, kind)
+            else:
+                self._delivery.notify(bucket_id, user_id, kind, since_ns)
+
+    def examine(self, bucket_id: int) -> None:
+        """Asserts that a bucket's accounts add up."""
+        audit.check(self.machine.ledger.books[bucket_id])
+
+    def _guard(self) -> Guard:
+        file = self.config.rpc.tokens_file
+        return Guard(read_file(self._disk, file).decode() if file else None)
+
+    def _new_delivery(self) -> Delivery:
+        worker, outside = self._worker, self._outside
+        assert worker is not None
+        settings = self._delivery_settings()
+        delivery = Delivery(
+            self._owed, self._report, settings, worker.fresh_now_ns, outside.rng, worker.fail, outside.endpoint
+        )
+        delivery.start()
+        self.machine.release_held = delivery.release
+        return delivery
 
     def pause_calls(self, bucket_id: int) -> None:
         """Begins no further call for this bucket."""
@@ -381,15 +394,3 @@ class Billing:
             "journal_sync": self.config.journal.sync,
             "after_exhaustion": self.config.cutoff.after_exhaustion,
         }
-
-
-def _tls_context(config: Config) -> ssl.SSLContext | None:
-    if not config.rpc.tls_cert:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(config.rpc.tls_cert, config.rpc.tls_key)
-    if config.rpc.tls_client_ca:
-        context.load_verify_locations(config.rpc.tls_client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context

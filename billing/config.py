@@ -19,16 +19,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from billing.addresses import check_listen, check_url
+from billing.shares import check_shards, check_weights
 
 # What a text is, beside its being one; the last two name files that must exist.
 PATH = "a path"
 LISTEN = '"host:port"'
 URL = "a URL"
+WEIGHTS = '"shard=weight …"'
+SHARDS = '"shard …"'
 PUBLIC = "file"
 SECRET = "secret file"  # that nobody else may read or write
 
 ListenText = Annotated[str, LISTEN, AfterValidator(check_listen)]
 UrlText = Annotated[str, URL, AfterValidator(check_url)]
+WeightsText = Annotated[str, WEIGHTS, AfterValidator(check_weights)]
+ShardsText = Annotated[str, SHARDS, AfterValidator(check_shards)]
 PathText = Annotated[str, PATH]
 PublicFile = Annotated[str, PATH, PUBLIC]
 SecretFile = Annotated[str, PATH, SECRET]
@@ -52,6 +57,11 @@ class Shards(_Section):
     """How the work is divided."""
 
     workers: int = _key(2, "Processes that serve, each with a shard of the buckets", ge=1, le=64)
+    weights: WeightsText = _key("", "Shares of the buckets that are not 1; a shard at 0 is drained")
+    locked: ShardsText = _key("", "Shards that the rebalancer neither takes from nor gives to")
+    moves_max: int = _key(1, "Buckets that move at once", ge=1, le=64)
+    sending_max: int = _key(1, "Of these, out of one shard", ge=1, le=64)
+    receiving_max: int = _key(1, "Of these, into one shard", ge=1, le=64)
     bucket_count: int = _key(3000, "Buckets users are hashed to; fixed once data_dir exists", ge=1, le=65_535)
 
 
@@ -171,7 +181,7 @@ def expected(field: FieldInfo) -> str:
         return " or ".join(f'"{choice}"' for choice in choices)
     if kind is str:
         needed = any(getattr(bound, "min_length", 0) for bound in field.metadata)
-        what = next(kind for kind in (PATH, LISTEN, URL) if kind in field.metadata)
+        what = next(kind for kind in (PATH, LISTEN, URL, WEIGHTS, SHARDS) if kind in field.metadata)
         return what if needed else f'{what}, "" for none'
     low, high, multiple = (
         next((getattr(bound, name) for bound in field.metadata if hasattr(bound, name)), None)

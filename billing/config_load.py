@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from billing.addresses import parse_listen
 from billing.config import PATH, PUBLIC, SECRET, Config, declared, expected, value_text
+from billing.shares import parse_shards, parse_weights
 
 EXIT_CONFIG = 78
 ENVIRONMENT_PREFIX = "BILLING_"
@@ -194,6 +195,14 @@ def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("rpc.tls_client_ca", "rpc.tls_cert"), "expected rpc.tls_cert and rpc.tls_key beside it"
     if len(os.fsencode(rpc.unix_socket)) > UNIX_PATH_BYTES_MAX:
         yield ("rpc.unix_socket",), f"expected {UNIX_PATH_BYTES_MAX} bytes at most, got {rpc.unix_socket}"
+    shard_ids = range(1, config.shards.workers + 1)
+    weights = parse_weights(config.shards.weights)
+    if not any(weights.get(one, 1) for one in shard_ids):
+        yield ("shards.weights", "shards.workers"), "expected a weight above 0 for one of shards.workers at least"
+    for path, named in (("shards.weights", weights), ("shards.locked", parse_shards(config.shards.locked))):
+        beyond = sorted(one for one in named if one not in shard_ids)
+        if beyond:
+            yield (path, "shards.workers"), f"expected shards 1 to shards.workers, got {beyond[0]}"
     if config.shards.bucket_count < config.shards.workers:
         yield ("shards.workers", "shards.bucket_count"), "expected no more workers than shards.bucket_count"
     if config.cutoff.connect_timeout_s > config.cutoff.timeout_s:

@@ -48,7 +48,7 @@ class Lookout:
         recheck_s: float,
     ) -> None:
         self._machine = machine
-        self._delivery = delivery
+        self.delivery = delivery
         self._now_ns = now_ns
         self._report = report
         self._wake = wake
@@ -98,7 +98,7 @@ class Lookout:
         coming = self._opinion.coming(now_ns)
         self._peak = max(coming, key=lambda one: one[1], default=(0, 0))
         second, cutoffs = self._peak
-        takes = self._delivery.throughput.per_second
+        takes = self.delivery.throughput.per_second
         if 0 <= takes < cutoffs and second != self._warned:
             self._warned = second
             self.bursts += 1
@@ -143,7 +143,7 @@ class Lookout:
 
     def stats(self) -> dict[str, int]:
         """A row of `expirationd_stats`: this shard since its worker started; lateness is that of the first attempts."""
-        late = self._delivery.sent_late
+        late = self.delivery.sent_late
         return {
             "checked_count": self._opinion.checked,
             "expired_count": self._machine.fired,
@@ -172,5 +172,5 @@ class Lookout:
             "cutoffs_peak_per_second": self._peak[1],
             "cutoffs_peak_at_ns": self._peak[0] * SECOND_NS,
             "cutoffs_bursts_warned": self.bursts,
-            "endpoint_takes_per_second": self._delivery.throughput.per_second,
+            "endpoint_takes_per_second": self.delivery.throughput.per_second,
         }

@@ -13,19 +13,18 @@ It never reads a clock, touches no file and waits for nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Any
 
 from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
-from billing.ledger.account import Account
-from billing.ledger.due import coming_ns
+from billing.ledger import audit, views
+from billing.ledger.block import dumping, loading
+from billing.ledger.book import Book
 from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
-from billing.ledger.extra import NEVER_NS
 from billing.ledger.ledger import Ledger, Rules
-from billing.ledger.money import INT64_MAX
 from shards.machine import Command, Later, Notice, Record
 
 SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs", "release_cutoffs"})
@@ -155,12 +154,13 @@ class BillingMachine:
         """Lets time stand still in a bucket."""
         self.ledger.still(bucket_id)
 
-    def bucket_due_ns(self, bucket_id: int) -> int:
-        """The coming instant of one bucket; -1 when there is none."""
-        book = self.ledger.books[bucket_id]
-        coming = (coming_ns(Account(book, slot, user_id)) for user_id, slot in book.slots.items())
-        due_ns = min(coming, default=NEVER_NS)
-        return due_ns if due_ns <= INT64_MAX else -1
+    def arming(self, bucket_id: int) -> Iterator[None]:
+        """`arm` in slices."""
+        return self.ledger.waking(bucket_id)
+
+    def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
+        """The coming instant of one bucket, up to `until_ns`; -1 when there is none."""
+        return views.due_within(self.ledger.books[bucket_id], until_ns)
 
     # -- recovery and moves -----------------------------------------------------------------------------------------
 
@@ -176,6 +176,20 @@ class BillingMachine:
         """A bucket as one block."""
         return self.ledger.dump(bucket_id)
 
+    def dumping(self, bucket_id: int) -> Generator[None, None, bytes]:
+        """`dump` in slices."""
+        book = self.ledger.books[bucket_id]
+        yield from audit.checking(book)
+        return (yield from dumping(book))
+
+    def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
+        """The first half of `load`, in slices."""
+        return loading(bucket_id, block)
+
+    def put(self, bucket_id: int, content: Book) -> None:
+        """The second half of `load`."""
+        self.ledger.put(content)
+
     def load(self, bucket_id: int, block: bytes) -> None:
         """The bucket of a block."""
         self.ledger.load(bucket_id, block)
@@ -183,6 +197,12 @@ class BillingMachine:
     def drop(self, bucket_id: int) -> None:
         """Forgets a bucket."""
         self.ledger.drop(bucket_id)
+
+    def dropping(self, bucket_id: int) -> Iterator[None]:
+        """`drop` in slices."""
+        book = self.ledger.books[bucket_id]
+        self.ledger.drop(bucket_id)
+        return book.shrinking()
 
 
 def _user(row: dict[str, Any]) -> bytes:

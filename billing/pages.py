@@ -2,8 +2,8 @@
 
 The accounts lie in the shard's buckets in no order. Each bucket keeps its user_ids in order once they were asked for
 (`Book.ordered`, until one is opened or closed), so a page costs one search in each bucket and a merge of what it found
-instead of a walk over every account. Between slices the worker serves others: one is `SLICE` buckets long, where
-making a bucket's order counts as `MAKING` of them.
+instead of a walk over every account. Between slices the worker serves others: none is longer than `SLICE_BUCKETS`
+buckets, whose order may have to be made.
 
 A page shows accounts that are there all the while it is made. One that is opened or closed meanwhile may be in it or
 not; one whose bucket arrives meanwhile is looked at, too. It never changes anything and waits for nothing.
@@ -17,8 +17,7 @@ from typing import Final
 
 from billing.ledger.book import Book
 
-SLICE: Final = 256
-MAKING: Final = 16
+SLICE_BUCKETS: Final = 16
 
 
 def account_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[None, None, list[bytes]]:
@@ -26,21 +25,15 @@ def account_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[
     assert limit >= 1
     page: list[bytes] = []
     seen: set[int] = set()
-    while waiting := [bucket_id for bucket_id in books if bucket_id not in seen]:
+    while waiting := [bucket_id for bucket_id in books if bucket_id not in seen][:SLICE_BUCKETS]:
         seen.update(waiting)
-        spent, found = 0, []
+        found = []
         for bucket_id in waiting:
-            book = books.get(bucket_id)
-            if book is None:  # it has left meanwhile
-                continue
-            spent += 1 if book.order is not None else MAKING
-            order = book.ordered()
+            order = books[bucket_id].ordered()
             first = bisect_right(order, after)
             last = bisect_left(order, page[-1], first) if len(page) == limit else first + limit
             found += order[first:last]
-            if spent >= SLICE:
-                page = sorted(page + found)[:limit]
-                spent, found = 0, []
-                yield
-        page = sorted(page + found)[:limit]
+        if found:
+            page = sorted(page + found)[:limit]
+        yield
     return page

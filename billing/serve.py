@@ -24,10 +24,13 @@ import uvloop
 from billing.addresses import parse_listen
 from billing.config import Config
 from billing.config_load import EXIT_CONFIG, ConfigError, Fault, load
+from billing.reload import Reload
+from billing.shares import parse_shards, parse_weights
 from shards.disk import DirectoryRefused
 from shards.journal import Corrupt, Fenced, Gap, JournalError
-from shards.process import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
+from shards.mover import Caps
 from shards.registry import Conflict
+from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
 from shards.supervisor import Settings, Supervisor
 
 log = logging.getLogger("billing.serve")
@@ -47,15 +50,21 @@ def serve(file: Path | None) -> int:
         level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(config, listeners, admin))
+        return runner.run(_run(file, config, listeners, admin))
 
 
-async def _run(config: Config, listeners: list[tuple[str, socket.socket]], admin: socket.socket | None) -> int:
+async def _run(
+    file: Path | None, config: Config, listeners: list[tuple[str, socket.socket]], admin: socket.socket | None
+) -> int:
     command = [sys.executable, "-m", "billing", "worker"]
     supervisor = Supervisor(_settings(config), command, config.to_json().encode(), listeners)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)
+    reload = Reload(
+        file, os.environ, config, lambda changed: supervisor.reload(_settings(changed), changed.to_json().encode())
+    )
+    loop.add_signal_handler(signal.SIGHUP, lambda: supervisor.spawn(reload()))
     admin_task = loop.create_task(_serve_admin(admin, supervisor))
     try:
         code = await supervisor.run()
@@ -92,7 +101,10 @@ async def _serve_admin(listener: socket.socket | None, supervisor: Supervisor) -
 def _settings(config: Config) -> Settings:
     return Settings(
         data_dir=config.daemon.data_dir,
-        workers=config.shards.workers,
+        weights={
+            shard_id: parse_weights(config.shards.weights).get(shard_id, 1)
+            for shard_id in range(1, config.shards.workers + 1)
+        },
         bucket_count=config.shards.bucket_count,
         slew_ppm_max=config.clock.slew_ppm_max,
         journal={
@@ -102,6 +114,8 @@ def _settings(config: Config) -> Settings:
             "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
         },
         worker=(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
+        caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
+        locked=parse_shards(config.shards.locked),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
     )
 

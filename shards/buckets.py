@@ -14,7 +14,7 @@ change of owner, so whatever carries a lower one (a late message, an old backup)
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 import crc32c as _crc32c
@@ -168,16 +168,21 @@ class BucketMap:
         return new
 
 
-def check_single_owner(bucket_map: BucketMap, held: dict[int, Iterable[tuple[int, int]]]) -> list[str]:
+def check_single_owner(
+    bucket_map: BucketMap, held: dict[int, Iterable[tuple[int, int]]], left_out: Set[int] = frozenset()
+) -> list[str]:
     """What contradicts "each bucket has exactly one owner".
 
     `held` gives per shard the (bucket id, generation) it serves by its own journal. Returns one line per fault: a
-    bucket served by two, by none, by another than the map says, or at another generation (an older backup).
+    bucket served by two, by none, by another than the map says, or at another generation (an older backup). Nothing is
+    said of the buckets `left_out`.
     """
     faults = []
     seen: dict[int, tuple[int, int]] = {}
     for shard_id, buckets in held.items():
         for bucket_id, generation in buckets:
+            if bucket_id in left_out:
+                continue
             if bucket_id in seen:
                 faults.append(f"bucket {bucket_id} is held by shard {seen[bucket_id][0]} and by shard {shard_id}")
                 continue
@@ -189,6 +194,28 @@ def check_single_owner(bucket_map: BucketMap, held: dict[int, Iterable[tuple[int
                     f"the map says shard {owner.shard_id} generation {owner.generation}"
                 )
     for bucket_id in range(1, bucket_map.bucket_count + 1):
-        if bucket_id not in seen:
+        if bucket_id not in seen and bucket_id not in left_out:
             faults.append(f"bucket {bucket_id} is held by nobody, the map says shard {bucket_map.owner[bucket_id]}")
     return faults
+
+
+def route_of(bucket_map: BucketMap, addresses: Mapping[int, str], version: int) -> dict[str, object]:
+    """What a smart client is told: owner and generation of every bucket (index 0 is bucket 1), and where each shard's
+    own port is (None: it has none). The version alone where the asker has that one. A version says nothing but whether
+    two maps are equal; 0 is none.
+    """
+    ports = repr([(shard_id, addresses.get(shard_id)) for shard_id in bucket_map.weights]).encode()
+    known = 0
+    for part in (ports, bucket_map.owner.tobytes(), bucket_map.generation.tobytes()):
+        known = int(_crc32c.crc32c(part, known))
+    known = known or 1
+    if version == known:
+        return {"version": known}
+    return {
+        "version": known,
+        "bucket_count": bucket_map.bucket_count,
+        "hash": bucket_map.hash_name,
+        "shards": [{"shard_id": shard_id, "address": addresses.get(shard_id)} for shard_id in bucket_map.weights],
+        "owners": bucket_map.owner.tolist()[1:],
+        "generations": bucket_map.generation.tolist()[1:],
+    }

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from shards.buckets import BucketMap
@@ -29,6 +29,7 @@ from shards.shard import Moving, Shard, WrongBucket
 
 QUIET_WAIT_NS = 1_000_000_000  # how long a move waits for a quiet moment
 QUIET_POLL_S = 0.005
+SLICE_NS = 1_000_000  # of a turn of the loop, for dumping, loading, arming or dropping a large bucket
 CALLS_WAIT_NS = 5_000_000_000  # how long a move waits for calls in flight
 STRAY_WAIT_S = 2.0
 WAITING_MAX = 4096  # requests that wait here for one bucket
@@ -84,13 +85,15 @@ class Handoff:
         self._calls = calls
         self._send = send
         self.routes = array("H", host.map.owner)
+        self._held_up = ""  # what the supervisor was told that a move waits for
         self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
         self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
         self._with_old: dict[int, tuple[PeerLink, int]] = {}  # bucket id -> (old owner's link, requests it still has)
         self._returned: dict[int, list[Request]] = {}  # of these buckets: what the old owner sent back,
         self._waiting: dict[int, list[Request]] = {}  # and what came after it
         self._strays: dict[int, list[Request]] = {}
-        self._handoff_ns = HANDOFF_NS_FIRST
+        self._handoff_ns = HANDOFF_NS_FIRST  # how long handoffs from here take, the longest counting most
+        self._frozen_ns: dict[int, int] = {}  # bucket id -> boot instant at which it was frozen
 
     # -- the supervisor's messages ----------------------------------------------------------------------------------
 
@@ -123,50 +126,105 @@ class Handoff:
     def _try_freeze(self, number: int, bucket_id: int, began_ns: int) -> None:
         if self._leaving.get(bucket_id) != number:
             return  # aborted meanwhile
-        waited_ns = boot_now_ns() - began_ns
+        now_ns = boot_now_ns()
+        waited_ns = now_ns - began_ns
         calls = self._calls.calls_in_flight(bucket_id)
-        due_ns = self._host.shard.machine.bucket_due_ns(bucket_id)
-        near = 0 <= due_ns <= self._host.fresh_now_ns() + 2 * self._handoff_ns and waited_ns < QUIET_WAIT_NS
         if calls and waited_ns > CALLS_WAIT_NS:
             self._abort(number, bucket_id)
             self._send(("unmoved", number, f"{calls} calls of the bucket are still in flight"))
-        elif calls or near:
-            asyncio.get_running_loop().call_later(QUIET_POLL_S, self._try_freeze, number, bucket_id, began_ns)
+            return
+        if calls:
+            held_up = f"{calls} calls of the bucket to end"
+        elif waited_ns < QUIET_WAIT_NS and not self._is_quiet(bucket_id):
+            held_up = f"a moment at which nothing of the bucket is due within {self._handoff_ns / 1e6:.0f} ms"
         else:
-            self._host.shard.freeze(bucket_id)
-            self._host.when_durable(lambda: self._dump(number, bucket_id, boot_now_ns()))
-            self._host.wake()
+            self._freeze(number, bucket_id)
+            return
+        if held_up != self._held_up:
+            self._held_up = held_up
+            self._send(("holdup", number, held_up))
+        took_s = (boot_now_ns() - now_ns) / 1e9  # looking at a large bucket must not become all that is done
+        delay_s = max(QUIET_POLL_S, 10 * took_s)
+        asyncio.get_running_loop().call_later(delay_s, self._try_freeze, number, bucket_id, began_ns)
 
-    def _dump(self, number: int, bucket_id: int, frozen_ns: int) -> None:
+    def _is_quiet(self, bucket_id: int) -> bool:
+        """Whether nothing of the bucket comes due while a handoff takes."""
+        until_ns = self._host.fresh_now_ns() + self._handoff_ns
+        return self._host.shard.machine.bucket_due_ns(bucket_id, until_ns) < 0
+
+    def _freeze(self, number: int, bucket_id: int) -> None:
+        self._frozen_ns[bucket_id] = boot_now_ns()
+        self._held_up = ""
+        self._host.shard.freeze(bucket_id)
+        self._send(("holdup", number, "its last batch to be durable"))
+        self._host.when_durable(lambda: self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id)))
+        self._host.wake()
+
+    def _dump(self, number: int, bucket_id: int, slices: Generator[None, None, bytes]) -> None:
+        """Dumps a frozen bucket, a slice a turn of the loop."""
         if self._leaving.get(bucket_id) != number:
             return
-        block = self._host.shard.machine.dump(bucket_id)
-        self._send(("payload", number, block, digest_of(block)))
+        began_ns = boot_now_ns()
+        try:
+            while boot_now_ns() - began_ns < SLICE_NS:
+                next(slices)
+        except StopIteration as done:
+            self._send(("payload", number, done.value, digest_of(done.value)))
+        else:
+            asyncio.get_running_loop().call_soon(self._dump, number, bucket_id, slices)
 
     def _move_in(self, number: int, bucket_id: int, generation: int, block: bytes, digest: bytes) -> None:
         shard = self._host.shard
         if digest_of(block) != digest:
             self._send(("unmoved", number, "the payload was damaged on its way to the target"))
             return
-        if bucket_id in shard.held or shard.is_arriving(bucket_id):
+        if bucket_id in shard.held or shard.is_arriving(bucket_id) or bucket_id in self._arriving:
             self._send(("unmoved", number, "the target has the bucket already"))
             return
-        shard.take_in(bucket_id, generation, block)
         self._arriving[bucket_id] = number
-        self._host.when_durable(lambda: self._send(("stored", number, digest)))
+        self._load(number, bucket_id, generation, block, shard.machine.loading(bucket_id, block))
+
+    def _load(
+        self, number: int, bucket_id: int, generation: int, block: bytes, slices: Generator[None, None, object]
+    ) -> None:
+        """Loads a bucket, a slice a turn of the loop; then it is recorded."""
+        if self._arriving.get(bucket_id) != number:
+            return
+        began_ns = boot_now_ns()
+        try:
+            while boot_now_ns() - began_ns < SLICE_NS:
+                next(slices)
+        except StopIteration as done:
+            self._host.shard.take_in(bucket_id, generation, block, done.value)
+            self._host.when_durable(lambda: self._send(("stored", number, digest_of(block))))
+            self._host.wake()
+        else:
+            asyncio.get_running_loop().call_soon(self._load, number, bucket_id, generation, block, slices)
+
+    def _chores(self) -> None:
+        """What arming and dropping large buckets left for later, a slice a turn of the loop."""
+        began_ns = boot_now_ns()
+        chores = self._host.shard.chores
+        while chores and boot_now_ns() - began_ns < SLICE_NS:
+            if next(chores[0], self) is self:
+                chores.popleft()
+        if chores:
+            asyncio.get_running_loop().call_soon(self._chores)
         self._host.wake()
 
     def _abort(self, number: int, bucket_id: int) -> None:
         shard = self._host.shard
         if self._arriving.get(bucket_id) == number:
             del self._arriving[bucket_id]
-            shard.reject(bucket_id)
+            if shard.is_arriving(bucket_id):
+                shard.reject(bucket_id)
         if self._leaving.get(bucket_id) == number:
             del self._leaving[bucket_id]
             if shard.is_frozen(bucket_id):
                 shard.thaw(bucket_id, self._host.fresh_now_ns())
+            self._frozen_ns.pop(bucket_id, None)
             self._calls.take_up(bucket_id)
-        self._host.wake()
+        self._chores()
 
     def _changed(self, number: int, bucket_id: int, owner: int, generation: int) -> None:
         """The COMMIT record is durable: the bucket has another owner."""
@@ -178,6 +236,7 @@ class Handoff:
         if before == shard.shard_id:
             self._leaving.pop(bucket_id, None)
             self._calls.forget_calls(bucket_id)
+            self._measure(self._frozen_ns.pop(bucket_id, 0))
             waiting = shard.leave(bucket_id)
             self.routes[bucket_id] = owner
             for caller, token, kind, payload in waiting:
@@ -192,7 +251,12 @@ class Handoff:
                 self._calls.take_up(bucket_id)
                 self._send(("served", number))
             self._redirect(bucket_id, before, owner)
-        host.wake()
+        self._chores()
+
+    def _measure(self, frozen_ns: int) -> None:
+        """A bucket was given away that stood still since then: the next ones will take as long, or a little less."""
+        took_ns = boot_now_ns() - frozen_ns if frozen_ns else 0
+        self._handoff_ns = max(took_ns, self._handoff_ns * 7 // 8)
 
     # -- requests on their way --------------------------------------------------------------------------------------
 
@@ -200,7 +264,9 @@ class Handoff:
         link = self._host.links.get(before)
         with_old = 0 if link is None else link.pending_of(bucket_id)
         strays = self._strays.pop(bucket_id, [])
-        if link is not None and with_old:
+        if bucket_id in self._with_old:  # it moved on before the owner before last had answered: they all wait for that
+            self._returned[bucket_id] += strays
+        elif link is not None and with_old:
             self.routes[bucket_id] = 0
             self._with_old[bucket_id] = (link, with_old)
             self._returned[bucket_id] = strays

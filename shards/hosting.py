@@ -63,6 +63,12 @@ class Hosted(Application, Protocol):
     def trim_floor(self) -> int:
         """The journal's position up to which the application needs nothing of it any more."""
 
+    def configure(self, configuration: bytes) -> None:
+        """Takes up a changed configuration, in what may change while it serves."""
+
+    def examine(self, bucket_id: int) -> None:
+        """Raises AssertionError, which says what, where the content of a bucket does not agree with itself."""
+
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
 

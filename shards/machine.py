@@ -10,6 +10,7 @@ and `notices` (what is to be told outside once that is so). The shard empties th
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
 Command = tuple[Any, ...]
@@ -49,8 +50,8 @@ class Machine(Protocol):
     def next_due_ns(self) -> int:
         """The coming instant at which `due` has something to do; -1 when there is none."""
 
-    def bucket_due_ns(self, bucket_id: int) -> int:
-        """The coming instant of one bucket; -1 when there is none."""
+    def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
+        """The coming instant of one bucket, up to `until_ns`; -1 when there is none."""
 
     def replay(self, bucket_id: int, body: bytes) -> None:
         """Applies a record again; raises when something else comes out than the record says."""
@@ -61,6 +62,9 @@ class Machine(Protocol):
     def arm(self, bucket_id: int) -> None:
         """Lets time pass in a bucket that was created, loaded or replayed, from now on."""
 
+    def arming(self, bucket_id: int) -> Iterator[None]:
+        """`arm` in slices: the bucket may be served from the first one on."""
+
     def disarm(self, bucket_id: int) -> None:
         """Lets time stand still in a bucket: nothing of it comes due until `arm`."""
 
@@ -70,8 +74,20 @@ class Machine(Protocol):
     def dump(self, bucket_id: int) -> bytes:
         """The whole bucket as one block; equal states give equal bytes."""
 
+    def dumping(self, bucket_id: int) -> Generator[None, None, bytes]:
+        """`dump` in slices; the bucket is disarmed and nothing changes it meanwhile."""
+
     def load(self, bucket_id: int, block: bytes) -> None:
         """Makes the bucket that `dump` wrote; its timers stay still until `arm`."""
 
+    def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, object]:
+        """The first half of `load`, in slices: what `block` holds, for `put`."""
+
+    def put(self, bucket_id: int, content: Any) -> None:
+        """The second half of `load`."""
+
     def drop(self, bucket_id: int) -> None:
         """Forgets a bucket."""
+
+    def dropping(self, bucket_id: int) -> Iterator[None]:
+        """`drop` in slices: the bucket is forgotten with the first one."""

@@ -75,7 +75,7 @@ class Move:
         self.target = target
         self.generation = generation
         self.state = PREPARING
-        self.reason = "the source lets its calls in flight end"
+        self.reason = "the source is asked for the bucket"
         self._deadline_ns = now_ns + MOVE_TIMEOUT_NS
         self._digest = b""
 
@@ -85,7 +85,8 @@ class Move:
 
     def on_message(self, shard_id: int, message: tuple[Any, ...]) -> list[Action]:
         """A message of a worker: ("payload", number, block, digest) | ("stored", number, digest) | ("served", number)
-        | ("unmoved", number, reason). Messages of other moves and of other states are ignored.
+        | ("unmoved", number, reason) | ("holdup", number, what the source waits for). Messages of other moves and of
+        other states are ignored.
         """
         kind, number = message[0], message[1]
         if number != self.number:
@@ -104,6 +105,8 @@ class Move:
         if kind == "served" and shard_id == self.target and self.state == COMMITTED:
             self.state = ENDED
             return [Ended("")]
+        if kind == "holdup" and shard_id == self.source and self.state == PREPARING:
+            self.reason = str(message[2])
         if kind == "unmoved" and self.state in (PREPARING, STORING):
             return self.abort(str(message[2]))
         return []
@@ -115,9 +118,16 @@ class Move:
         return []
 
     def on_down(self, shard_id: int) -> list[Action]:
-        """A worker's process has ended."""
+        """A worker's process has ended. After COMMIT its next life finds the decision in the map."""
         if shard_id in (self.source, self.target) and self.state in (PREPARING, STORING):
             return self.abort(f"the worker of shard {shard_id} went away")
+        return []
+
+    def on_held(self, shard_id: int) -> list[Action]:
+        """A worker will not be started again. What was decided stands, but nobody has to wait for it any more."""
+        if shard_id == self.target and self.state == COMMITTED:
+            self.state = ENDED
+            return [Ended(f"the worker of shard {shard_id} is held")]
         return []
 
     def on_serving(self, shard_id: int) -> list[Action]:

@@ -1,8 +1,10 @@
-"""The operator's side of sharding, in the supervisor: moves, pins, the rebalancer, and what they look like.
+"""Moves, carried out: by hand, and by the rebalancer.
 
 A move is decided by `shards.move.Move`; this file carries out its actions: sends messages to workers, makes the
-COMMIT record durable, tells every worker of the new owner. Moves run one at a time. The rebalancer runs after the set
-of shards or a weight has changed, and on demand; a bucket that was moved by hand stays where it was put until then.
+COMMIT record durable, tells every worker of the new owner. Each bucket has at most one move at a time; how many run
+at once, and how many of them a shard gives or takes, is bounded (`Caps`); others wait their turn. The rebalancer runs
+after the set of shards or a weight has changed, and on demand; a bucket that was moved by hand stays where it was put
+until then. What cannot be is refused by name, and changes nothing.
 
 A worker process that starts while a COMMIT is being written must not be told the old owner: `Registry.deciding` is held
 over both.
@@ -13,19 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shards.clock import boot_now_ns
 from shards.links import Wire
-from shards.machine import Command
 from shards.move import Action, Commit, Ended, Move, Send
-from shards.rebalancer import plan
+from shards.rebalancer import Step, plan
 from shards.registry import Registry
 
 log = logging.getLogger("shards.mover")
 
 SWEEP_S = 0.1
-SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on")  # of a worker, in shards_info
+ERRORS_KEPT = 100
 
 
 class WorkerView(Protocol):
@@ -38,46 +39,82 @@ class WorkerView(Protocol):
     wire: Wire | None
 
 
+class Caps(NamedTuple):
+    """How many moves may run at once: in all, out of one shard, into one shard."""
+
+    total: int = 1
+    sending: int = 1
+    receiving: int = 1
+
+
+class Running:
+    """A move that was asked for and is not over."""
+
+    def __init__(self, bucket_id: int, source: int, target: int) -> None:
+        self.bucket_id = bucket_id
+        self.source = source
+        self.target = target
+        self.move: Move | None = None  # None: it waits its turn
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+
 class Mover:
-    """Moves buckets and answers the operator's questions about them."""
+    """Moves buckets."""
 
     def __init__(
         self,
         registry: Registry,
         workers: dict[int, Any],
-        figures_of: Callable[[Any], Any],
+        caps: Caps,
+        locked: frozenset[int],
         drained: Callable[[int], None],
     ) -> None:
-        """`figures_of(worker)` awaits a worker's counters; `drained(shard_id)`: a shard of weight 0 is empty."""
+        """`locked`: shards that the rebalancer leaves alone. `drained(shard_id)`: a shard of weight 0 is empty."""
         self._registry = registry
         self._workers = workers
-        self._figures_of = figures_of
+        self.caps = caps
+        self.locked = locked
         self._drained = drained
         self._number = 0
-        self._move: Move | None = None
-        self._ended: asyncio.Future[str] | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self.running: dict[int, Running] = {}  # by bucket id
+        self._by_number: dict[int, Running] = {}
+        self._room = asyncio.Event()
         self._rebalancing: asyncio.Task[None] | None = None
+        self._plans = 0  # how often a new plan was asked for
         self.moved = 0
         self.aborted = 0
-        self.last_error = ""
+        self.errors: dict[int, str] = {}  # bucket id -> why its last move came to nothing, the newest last
         self.last_duration_ns = 0
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
     async def move(self, bucket_id: int, shard_id: int) -> dict[str, Any]:
         """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it."""
-        async with self._one_at_a_time:
-            refused = self._obstacle(bucket_id, shard_id)
+        refused = self.obstacle(bucket_id, shard_id)
+        if refused is not None:
+            return refused
+        bucket_map = self._registry.map
+        running = self.running[bucket_id] = Running(bucket_id, bucket_map.owner[bucket_id], shard_id)
+        try:
+            while not self._has_room(running):
+                self._room.clear()
+                await self._room.wait()
+            refused = self.obstacle(bucket_id, shard_id, running)
             if refused is not None:
                 return refused
-            error = await self._carry_out(bucket_id, shard_id)
+            error = await self._carry_out(running)
+        finally:
+            del self.running[bucket_id]
+            self._room.set()
+        owner = bucket_map.owner_of(bucket_id)
+        if error and owner.shard_id == shard_id:
+            return refusal("UNAVAILABLE", f"bucket {bucket_id} is on shard {shard_id} now, but {error}")
         if error:
             return refusal("MOVE_REFUSED", f"bucket {bucket_id} stays where it is: {error}")
-        owner = self._registry.map.owner_of(bucket_id)
         return {"bucket_id": bucket_id, "shard_id": owner.shard_id, "generation": owner.generation}
 
-    def _obstacle(self, bucket_id: int, shard_id: int) -> dict[str, Any] | None:
+    def obstacle(self, bucket_id: int, shard_id: int, running: Running | None = None) -> dict[str, Any] | None:
+        """What stands against a move, as a refusal; `running`: the move itself, where it was let in already."""
         bucket_map = self._registry.map
         if not 1 <= bucket_id <= bucket_map.bucket_count:
             return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
@@ -88,6 +125,10 @@ class Mover:
             return refusal("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
         if bucket_id in bucket_map.pinned:
             return refusal("BUCKET_PINNED", f"bucket {bucket_id} is pinned to shard {source}; unpin it first")
+        other = self.running.get(bucket_id)
+        if other is not running:
+            target = "another shard" if other is None else f"shard {other.target}"
+            return refusal("MOVE_REFUSED", f"bucket {bucket_id} is moving to {target} already")
         for one in (source, shard_id):
             worker = self._workers.get(one)
             if worker is None or worker.state != "serving":
@@ -95,164 +136,132 @@ class Mover:
                 return refusal("MOVE_REFUSED", f"shard {one} is {state}")
         return None
 
-    async def _carry_out(self, bucket_id: int, target: int) -> str:
+    def _has_room(self, asked: Running) -> bool:
+        under_way = [one for one in self.running.values() if one.move is not None]
+        return (
+            len(under_way) < self.caps.total
+            and sum(one.source == asked.source for one in under_way) < self.caps.sending
+            and sum(one.target == asked.target for one in under_way) < self.caps.receiving
+        )
+
+    async def _carry_out(self, running: Running) -> str:
         began_ns = boot_now_ns()
-        owner = self._registry.map.owner_of(bucket_id)
+        generation = self._registry.map.generation[running.bucket_id]
         self._number += 1
         number = began_ns // 1000 * 1000 + self._number % 1000  # no two of any life are the same
-        move = self._move = Move(number, bucket_id, owner.shard_id, target, owner.generation, began_ns)
-        self._ended = asyncio.get_running_loop().create_future()
-        sweep = asyncio.get_running_loop().create_task(self._sweep(move))
+        move = Move(number, running.bucket_id, running.source, running.target, generation, began_ns)
+        running.move = move
+        self._by_number[number] = running
+        sweep = asyncio.get_running_loop().create_task(self._sweep(running, move))
         try:
-            await self._act(move.start())
-            error = await self._ended
+            await self._act(running, move.start())
+            error = await running.ended
         finally:
             sweep.cancel()
-            self._move = None
+            del self._by_number[number]
         self.last_duration_ns = boot_now_ns() - began_ns
+        self.errors.pop(running.bucket_id, None)
         if error:
             self.aborted += 1
-            self.last_error = f"bucket {bucket_id}: {error}"
-            log.warning("bucket %d was not moved to shard %d: %s", bucket_id, target, error)
+            self.errors[running.bucket_id] = error
+            if len(self.errors) > ERRORS_KEPT:
+                del self.errors[next(iter(self.errors))]
+            log.warning("bucket %d was not moved to shard %d: %s", running.bucket_id, running.target, error)
         else:
             self.moved += 1
         return error
 
-    async def _sweep(self, move: Move) -> None:
+    async def _sweep(self, running: Running, move: Move) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            await self._act(move.on_time(boot_now_ns()))
+            await self._act(running, move.on_time(boot_now_ns()))
 
-    async def _act(self, actions: list[Action]) -> None:
+    async def _act(self, running: Running, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Send(shard_id, message):
-                    wire = self._workers[shard_id].wire
-                    if wire is not None:
-                        wire.send(message)
+                    worker = self._workers.get(shard_id)
+                    if worker is not None and worker.wire is not None:
+                        worker.wire.send(message)
                 case Commit(record):
-                    await self._commit(record)
+                    await self._commit(running, record)
                 case Ended(error):
-                    if self._ended is not None and not self._ended.done():
-                        self._ended.set_result(error)
+                    if not running.ended.done():
+                        running.ended.set_result(error)
 
-    async def _commit(self, record: list[Any]) -> None:
+    async def _commit(self, running: Running, record: list[Any]) -> None:
         """The decision: durable, then applied, then told; nobody else decides or starts meanwhile."""
-        move = self._move
+        move = running.move
         assert move is not None
         async with self._registry.deciding:
             await self._registry.record(record)
-            await self._act(move.on_committed())
+            await self._act(running, move.on_committed())
             for worker in self._workers.values():
                 if worker.wire is not None:
                     worker.wire.send(("map", move.number, *record[1:]))
 
     async def on_message(self, shard_id: int, message: Any) -> None:
         """A worker's word about a move."""
-        if self._move is not None:
-            await self._act(self._move.on_message(shard_id, message))
+        running = self._by_number.get(message[1])
+        if running is not None and running.move is not None:
+            await self._act(running, running.move.on_message(shard_id, message))
 
-    async def on_down(self, shard_id: int) -> None:
-        """A worker's process has ended."""
-        if self._move is not None:
-            await self._act(self._move.on_down(shard_id))
-
-    async def on_serving(self, shard_id: int) -> None:
-        """A worker serves."""
-        if self._move is not None:
-            await self._act(self._move.on_serving(shard_id))
+    async def on_worker(self, shard_id: int, event: str) -> None:
+        """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
+        for running in list(self._by_number.values()):
+            move = running.move
+            assert move is not None
+            react = {"down": move.on_down, "serving": move.on_serving, "held": move.on_held}[event]
+            await self._act(running, react(shard_id))
 
     # -- balance ----------------------------------------------------------------------------------------------------
 
+    def plan(self) -> list[Step]:
+        """The moves that would make the load even."""
+        return plan(self._registry.map, self.locked)
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether the rebalancer is at it."""
+        return self._rebalancing is not None and not self._rebalancing.done()
+
     def begin_rebalance(self) -> None:
-        """Starts to make the load even, unless that is going on."""
-        if self._rebalancing is None or self._rebalancing.done():
+        """Starts to make the load even; where that is going on, by a new plan."""
+        self._plans += 1
+        if not self.rebalancing:
             self._rebalancing = asyncio.get_running_loop().create_task(self._rebalance())
 
     async def _rebalance(self) -> None:
         failures = 0
-        while steps := plan(self._registry.map):
-            for step in steps:
-                if self._registry.map.owner[step.bucket_id] != step.source:
-                    break  # somebody moved something by hand: plan anew
-                reply = await self.move(step.bucket_id, step.target)
-                if "refused" in reply:
-                    failures += 1
-                    await asyncio.sleep(min(0.1 * 2**failures, 5.0))
-                    break
+        while steps := self.plan():
+            left = iter(steps)
+            pool = [self._follow(left) for _ in range(self.caps.total)]
+            if all(await asyncio.gather(*pool)):
                 failures = 0
+            else:
+                failures += 1
+                await asyncio.sleep(min(0.1 * 2**failures, 5.0))
+        if self._registry.uneven:
+            await self._registry.record(["uneven", False])
         for shard_id, weight in list(self._registry.map.weights.items()):
             if weight == 0 and not self._registry.map.buckets_of(shard_id):
                 self._drained(shard_id)
+
+    async def _follow(self, steps: Any) -> bool:
+        """Makes the moves of a plan one after the other; False where one was refused, so that a new plan is needed."""
+        plans = self._plans
+        for step in steps:
+            if plans != self._plans:
+                return True
+            reply = await self.move(step.bucket_id, step.target)
+            if "refused" in reply:
+                return False
+        return True
 
     def stop(self) -> None:
         """No further move is begun."""
         if self._rebalancing is not None:
             self._rebalancing.cancel()
-
-    # -- what the operator asks -------------------------------------------------------------------------------------
-
-    async def operate(self, operation: Command) -> object:
-        """Carries out an operator's wish; the reply is plain data, a refusal `{"refused": name, "message": text}`."""
-        match operation:
-            case ("shards_info",):
-                return await self._shards_info()
-            case ("buckets_info",):
-                return await self._buckets_info()
-            case ("move_bucket", int(bucket_id), int(shard_id)):
-                return await self.move(bucket_id, shard_id)
-            case ("pin_bucket" | "unpin_bucket" as name, int(bucket_id)):
-                bucket_map = self._registry.map
-                if not 1 <= bucket_id <= bucket_map.bucket_count:
-                    return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
-                async with self._registry.deciding:
-                    await self._registry.record([name.removesuffix("_bucket"), bucket_id])
-                return {"bucket_id": bucket_id, "pinned": bucket_id in self._registry.map.pinned}
-            case ("rebalance",):
-                steps = plan(self._registry.map)
-                self.begin_rebalance()
-                return {"moves": len(steps)}
-            case _:
-                return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
-
-    async def _all_figures(self) -> list[tuple[Any, dict[str, Any]]]:
-        workers = [self._workers[shard_id] for shard_id in sorted(self._workers)]
-        figures = await asyncio.gather(*(self._figures_of(worker) for worker in workers))
-        return list(zip(workers, figures, strict=True))
-
-    async def _shards_info(self) -> list[dict[str, Any]]:
-        bucket_map = self._registry.map
-        return [
-            {
-                "shard_id": worker.shard_id,
-                "worker_pid": worker.pid or None,
-                "state": worker.state,
-                "reason": worker.reason,
-                "weight": bucket_map.weights.get(worker.shard_id, 0),
-                "buckets": len(bucket_map.buckets_of(worker.shard_id)),
-                **{key: figures.get(key) for key in SHARD_FIGURES},
-            }
-            for worker, figures in await self._all_figures()
-        ]
-
-    async def _buckets_info(self) -> list[dict[str, Any]]:
-        accounts: dict[int, int] = {}
-        for worker, figures in await self._all_figures():
-            for bucket_id, count in figures.get("bucket_accounts", ()):
-                if self._registry.map.owner[bucket_id] == worker.shard_id:
-                    accounts[bucket_id] = count
-        bucket_map, move = self._registry.map, self._move
-        moving = 0 if move is None else move.bucket_id
-        return [
-            {
-                "bucket_id": bucket_id,
-                "shard_id": bucket_map.owner[bucket_id],
-                "state": "sending" if bucket_id == moving else "pinned" if bucket_id in bucket_map.pinned else "active",
-                "generation": bucket_map.generation[bucket_id],
-                "accounts": accounts.get(bucket_id, 0),
-            }
-            for bucket_id in range(1, bucket_map.bucket_count + 1)
-        ]
 
 
 def refusal(name: str, message: str) -> dict[str, Any]:

@@ -8,9 +8,11 @@ Messages are tuples, the first field says which:
     ("serve", [anchor, …])                             ("recovered", instant_ns, took_ns, parts, records, [warning])
     ("anchor", anchor)                                 ("serving", info dict)
     ("answer", number, reply)                          ("ask", number, operation)
-    ("figures", number)                                ("figures", number, dict)
+    ("figures" | "examine", number)                    ("figures", number, dict)
     ("inquire", number, key, query)                    ("told", reply bytes)            see `inquiry`
-    ("stop",)                                          ("failed", exit code, text)
+    ("shards", [record, …], peers, direct)             ("failed", exit code, text)
+    ("configure", settings, configuration)             and those of `shards.move`
+    ("stop",)
 
 **Recovery**: open the journal (which fences an older owner), load the newest good snapshot, replay what came after it
 through the same code that made it, compare what this shard then holds with what the map says it owns, and stop with 65
@@ -43,12 +45,12 @@ from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Un
 from shards.links import Wire
 from shards.machine import Command
 from shards.recover import Damaged, check_ownership, journal_of, recover
+from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
 from shards.shard import Shard
 from shards.snapshotter import Snapshotter
 from shards.tally import Pulse
 from shards.worker import Settings, Worker
 
-EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
 LOCK_WAIT_S = 10.0  # an orphan of the last life gets this long to end
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # "serving" waits a second for the links; a peer that is held never comes
 SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the disk, must not wait 5 ms for a busy loop
@@ -84,10 +86,13 @@ class Process:
         self._number = 0
         self._clock: BillingClock | None = None
         self._worker: Worker | None = None
+        self._begin: Begin | None = None
         self._map: BucketMap | None = None
+        self._open_links: Callable[[], None] = lambda: None
         self._application: Hosted | None = None
         self._inquirer: Inquirer | None = None
         self._pulse: Pulse | None = None
+        self._examining: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Runs until told to stop; returns the exit code."""
@@ -141,7 +146,11 @@ class Process:
 
     def _on_message(self, wire: Wire, message: Any) -> None:
         kind = message[0]
-        if kind == "anchor" and self._clock is not None:
+        if kind == "begin":  # at once: what comes behind it may say what has changed since
+            self._begin = Begin(**message[1])
+            self._map = BucketMap.decode(self._begin.bucket_map)
+            self._messages.put_nowait(message)
+        elif kind == "anchor" and self._clock is not None:
             self._clock.follow(Anchor(*message[1]))
             if self._worker is not None:
                 self._worker.follow_clock()
@@ -157,16 +166,59 @@ class Process:
                 self._worker.handoff.on_message(message)
             elif kind != "move_abort":
                 wire.send(("unmoved", message[1], "the worker does not serve yet"))
+        elif kind == "shards":
+            self._learn_shards(message[1], message[2], message[3])
+        elif kind == "configure":
+            self._configure(message[1], message[2])
         elif kind == "figures":
             wire.send(("figures", message[1], self._figures()))
         elif kind == "inquire":
             if self._worker is not None and self._inquirer is not None:
                 self._inquirer.ask(self._worker, message[1], message[2], message[3])
+        elif kind == "examine":
+            task = asyncio.get_running_loop().create_task(self._examine(wire, message[1]))
+            self._examining.add(task)
+            task.add_done_callback(self._examining.discard)
         elif kind == "stop":
             self._messages.put_nowait(message)
             self._ended.set()
         else:
             self._messages.put_nowait(message)
+
+    def _learn_shards(self, records: list[list[Any]], peers: dict[int, str], direct: dict[int, str]) -> None:
+        """Other shards than before: the map knows them, and there is a link to each."""
+        assert self._begin is not None
+        assert self._map is not None
+        for record in records:
+            self._map.apply(record)
+        for known, told in ((self._begin.peers, peers), (self._begin.direct, direct)):
+            known.clear()
+            known.update(told)
+        self._open_links()
+
+    def _configure(self, settings: tuple[float, int], configuration: bytes) -> None:
+        """The configuration has changed, in what may change while it serves."""
+        assert self._begin is not None
+        self._begin = self._begin._replace(settings=settings, configuration=configuration)
+        if self._worker is not None:
+            self._worker.settings = Settings(*settings)
+        if self._application is not None:
+            self._application.configure(configuration)
+
+    async def _examine(self, wire: Wire, number: int) -> None:
+        """What this shard holds, and whether each bucket's content agrees with itself; one bucket at a time."""
+        worker, application = self._worker, self._application
+        faults: list[str] = []
+        if worker is None or application is None:
+            return
+        for bucket_id in list(worker.shard.held):
+            if bucket_id in worker.shard.held:
+                try:
+                    application.examine(bucket_id)
+                except AssertionError as error:
+                    faults.append(f"bucket {bucket_id}: {error}")
+            await asyncio.sleep(0)
+        wire.send(("figures", number, {"held": list(worker.shard.held.items()), "faults": faults[:100]}))
 
     def _ask(self, caller: Any, token: Any, operation: Command) -> None:
         assert self._wire is not None
@@ -194,8 +246,10 @@ class Process:
         }
 
     async def _serve(self) -> None:
-        begin = Begin(**(await self._messages.get())[1])
-        wire = self._wire
+        await self._messages.get()
+        begin, bucket_map, wire = self._begin, self._map, self._wire
+        assert begin is not None
+        assert bucket_map is not None
         assert wire is not None
         loop = asyncio.get_running_loop()
         host = self._host
@@ -203,7 +257,6 @@ class Process:
         journal = journal_of(directory, host, self._stamp_ns, begin.journal)
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
-        bucket_map = self._map = BucketMap.decode(begin.bucket_map)
         began_ns = boot_now_ns()
         head = await self._open_journal(journal, begin.shard_id)
         is_new = head == 0 and not begin.founded
@@ -231,7 +284,7 @@ class Process:
             self._clock,
             bucket_map,
             application,
-            Settings(*begin.settings),
+            Settings(*(self._begin or begin).settings),
             snapshotter,
             self._ask,
             wire.send,
@@ -251,7 +304,10 @@ class Process:
             shard.synced(ready)
         sockets = host.sockets(f"{begin.directory}/run")
         server = await loop.create_unix_server(worker.peer_wire, sock=sockets.listen(begin.peers[begin.shard_id]))
-        worker.open_links({shard_id: sockets.address(name) for shard_id, name in begin.peers.items()})
+        self._open_links = lambda: worker.open_links(
+            {shard_id: sockets.address(name) for shard_id, name in begin.peers.items()}
+        )
+        self._open_links()
         listeners = [(kind, host.inherited(descriptor)) for kind, descriptor in begin.listeners]
         await application.open(worker, listeners)
         self._inquirer = Inquirer(wire, application.encode, application.surveys)

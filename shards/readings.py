@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from shards.links import Wire
 
 TIMEOUT_S = 1.0
+EXAMINE_TIMEOUT_S = 60.0  # it looks at every bucket, one at a time, and serves meanwhile
 
 
 class Worker(Protocol):
@@ -31,19 +32,28 @@ class Readings:
 
     async def of(self, worker: Worker) -> dict[str, Any]:
         """A worker's own figures; empty where it does not answer."""
+        figures = await self.ask(worker, "figures", TIMEOUT_S)
+        worker.figures = figures or worker.figures
+        return figures
+
+    async def examine(self, worker: Worker) -> dict[str, Any]:
+        """`{"held": ((bucket id, generation), …), "faults": (text, …)}` of a worker; empty where it does not answer."""
+        return await self.ask(worker, "examine", EXAMINE_TIMEOUT_S)
+
+    async def ask(self, worker: Worker, question: str, timeout_s: float) -> dict[str, Any]:
+        """Any question's answer; empty where there is none."""
         if worker.wire is None:
             return {}
         self._number = number = self._number + 1
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (worker.shard_id, future)
-        worker.wire.send(("figures", number))
+        worker.wire.send((question, number))
         try:
-            worker.figures = await asyncio.wait_for(future, TIMEOUT_S)
+            return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             return {}
         finally:
             self._waiting.pop(number, None)
-        return worker.figures
 
     def told(self, number: int, figures: dict[str, Any]) -> None:
         """A worker has answered."""

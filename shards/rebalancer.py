@@ -1,16 +1,20 @@
 """Which buckets should move so that the load is even: a plan, computed without I/O.
 
-Every shard should own buckets in proportion to its weight; one of weight 0 should own none (it is being drained). The
-plan takes from whoever has most above its share and gives to whoever has most below, until nobody is more than one
-bucket off; pinned buckets stay where they are. Of the buckets a shard can give, those with the highest numbers go
-first, so the same map and the same weights always make the same plan. It never moves more than evenness needs.
+Every shard should own buckets in proportion to its weight; one of weight 0 should own none (it is being drained). A
+*locked* shard keeps exactly what it has, and pinned buckets stay where they are: where a shard has more of them than
+its share, the others share the rest. The plan takes from whoever has most above its share and gives to whoever has most
+below, until nobody is off. Of the buckets a shard can give, those with the highest numbers go first, so the same map
+and the same weights always make the same plan. It never moves more than evenness needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import NamedTuple
 
 from shards.buckets import BucketMap
+
+NOTHING: frozenset[int] = frozenset()
 
 
 class Step(NamedTuple):
@@ -21,13 +25,26 @@ class Step(NamedTuple):
     target: int
 
 
-def shares(bucket_map: BucketMap) -> dict[int, int]:
-    """How many buckets each shard should own: by weight, remainders to the lowest shard ids; they add up to all."""
-    weights = bucket_map.weights
+def shares(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> dict[int, int]:
+    """How many buckets each shard should own; they add up to all."""
+    pinned = dict.fromkeys(bucket_map.weights, 0)
+    for bucket_id in bucket_map.pinned:
+        pinned[bucket_map.owner[bucket_id]] += 1
+    fixed = {one: len(bucket_map.buckets_of(one)) for one in bucket_map.weights if one in locked}
+    while True:
+        free = {one: weight for one, weight in bucket_map.weights.items() if one not in fixed}
+        if not sum(free.values()):  # nobody could take anything
+            return fixed | {one: len(bucket_map.buckets_of(one)) for one in free}
+        result = _divide(bucket_map.bucket_count - sum(fixed.values()), free)
+        stuck = {one: pinned[one] for one in free if pinned[one] > result[one]}
+        if not stuck:
+            return fixed | result
+        fixed |= stuck
+
+
+def _divide(count: int, weights: dict[int, int]) -> dict[int, int]:
+    """`count` by weight, remainders to the largest fractions, then to the lowest shard ids."""
     total = sum(weights.values())
-    if not total:
-        return {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in weights}
-    count = bucket_map.bucket_count
     result = {shard_id: count * weight // total for shard_id, weight in weights.items()}
     left = count - sum(result.values())
     for shard_id in sorted(weights, key=lambda one: (-(count * weights[one] % total), one)):
@@ -37,9 +54,9 @@ def shares(bucket_map: BucketMap) -> dict[int, int]:
     return result
 
 
-def plan(bucket_map: BucketMap) -> list[Step]:
+def plan(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> list[Step]:
     """The moves that make the load even, in the order to make them."""
-    wanted = shares(bucket_map)
+    wanted = shares(bucket_map, locked)
     owned = {shard_id: bucket_map.buckets_of(shard_id) for shard_id in wanted}
     surplus = {shard_id: len(owned[shard_id]) - wanted[shard_id] for shard_id in wanted}
     movable = {

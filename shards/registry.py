@@ -5,6 +5,7 @@ A small journal of its own (`map/` in the data directory) holds it as records, p
     ["create", …] ["assign", …] ["pin", …] …   see `shards.buckets.BucketMap`
     ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
     ["anchor", 48 bytes]                        see `shards.clock`
+    ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
     ["map", block]                              the whole map, in snapshots only
 
 A record is durable before it is applied, and applied before anybody acts on it. Opening this journal takes the lock of
@@ -53,14 +54,14 @@ class Registry:
             boot_id=disk.boot_id(),
         )
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
-        self.uneven = False  # the set of shards or a weight changed at this start
+        self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
         self._committer: Committer | None = None
         self._since_snapshot = 0
 
-    def open(self, bucket_count: int, workers: int) -> list[str]:
-        """Reads what is there, or founds the data directory; returns warnings.
+    def open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
+        """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.
 
-        Another number of workers than before adds shards or drains some (`uneven`); the rebalancer does the rest.
+        Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
         Raises Conflict where the configuration asks for other buckets than the directory has, DirectoryRefused, and
         the journal's errors (Fenced: another daemon runs on it).
         """
@@ -77,31 +78,29 @@ class Registry:
         for _, payload in journal.replay(start):
             self._apply_all(payload)
         if not self.map.bucket_count:
-            payload = msgspec.msgpack.encode([["create", bucket_count, HASH_NAME, list(range(1, workers + 1))]])
+            payload = msgspec.msgpack.encode([["create", bucket_count, HASH_NAME, sorted(wanted)]])
             journal.append(payload)
             self._apply_all(payload)
-        elif bucket_count != self.map.bucket_count:
+        if bucket_count != self.map.bucket_count:
             raise Conflict(
                 f"shards.bucket_count: the data directory was made with {self.map.bucket_count} buckets, "
                 f"the configuration says {bucket_count}; the number is fixed for the life of the data"
             )
-        elif self.map.hash_name != HASH_NAME:
+        if self.map.hash_name != HASH_NAME:
             raise Conflict(f"the data directory hashes with {self.map.hash_name}, this version with {HASH_NAME}")
-        else:
-            changes = self._changes(workers)
-            if changes:
-                payload = msgspec.msgpack.encode(changes)
-                journal.append(payload)
-                self._apply_all(payload)
-                self.uneven = True
+        changes = self.changes(wanted)
+        if changes:
+            payload = msgspec.msgpack.encode(changes)
+            journal.append(payload)
+            self._apply_all(payload)
         return warnings
 
-    def _changes(self, workers: int) -> list[list[Any]]:
-        """What makes the set of shards as large as the configuration wants: 1..workers at weight 1, others at 0."""
+    def changes(self, wanted: dict[int, int]) -> list[list[Any]]:
+        """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
         weights = self.map.weights
-        changes: list[list[Any]] = [["weight", one, 1] for one in range(1, workers + 1) if not weights.get(one)]
-        changes += [["weight", one, 0] for one, weight in weights.items() if one > workers and weight]
-        return changes
+        changes: list[list[Any]] = [["weight", one, wanted[one]] for one in wanted if weights.get(one) != wanted[one]]
+        changes += [["weight", one, 0] for one, weight in weights.items() if one not in wanted and weight]
+        return [*changes, ["uneven", True]] if changes else []
 
     def use(self, committer: Committer) -> None:
         """From here on, records are written on this thread."""
@@ -117,6 +116,8 @@ class Registry:
                 self.map = BucketMap.decode(block)
             case ["founded", int(shard_id)]:
                 self.founded.add(shard_id)
+            case ["uneven", bool(uneven)]:
+                self.uneven = uneven
             case ["anchor", bytes(block)]:
                 self.anchor = decode_anchor(block)
             case _:
@@ -132,6 +133,7 @@ class Registry:
         if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS:
             self._since_snapshot = 0
             state: list[Any] = [["map", self.map.encode()], *(["founded", shard_id] for shard_id in self.founded)]
+            state.append(["uneven", self.uneven])
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
             await self._committer.call(self._journal.save_snapshot, position, [msgspec.msgpack.encode(state)])

@@ -17,15 +17,13 @@ One kind of notice may leave earlier (`take_early`): one that time alone caused 
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
 command, so "stamped before the first command not yet durable" decides it.
 
-What a batch looks like as bytes is in `shards.batch`.
-
-Whether a bucket that is held is also served is not the shard's to decide: the map says who owns it (`shards.move`).
+What a batch looks like as bytes is in `shards.batch`. Who owns a bucket that is held, the map says (`shards.move`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, Corrupt, join_batch, split_batch
@@ -103,6 +101,7 @@ class Shard:
         self._own_records: list[tuple[int, int, int, bytes]] = []  # (kind, bucket, generation, body) of this layer
         self._frozen: dict[int, _Still] = {}  # buckets on their way out
         self._arrived: dict[int, _Still] = {}  # buckets moved here, but not yet decided
+        self.chores: deque[Iterator[None]] = deque()  # what arming and dropping large buckets leave for later
         self._replies: list[Reply] = []
         self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
         self._sealed: deque[_Batch] = deque()
@@ -192,7 +191,7 @@ class Shard:
         """Source: the move came to nothing; what waited is carried out, in order."""
         generation, waiting = self._frozen.pop(bucket_id)
         self.held[bucket_id] = generation
-        self.machine.arm(bucket_id)
+        self._begin_chore(self.machine.arming(bucket_id))
         self._carry_out(bucket_id, waiting, now_ns)
 
     def _carry_out(self, bucket_id: int, waiting: list[Waiting], now_ns: int) -> None:
@@ -205,14 +204,17 @@ class Shard:
         generation = self.held.pop(bucket_id) if frozen is None else frozen.generation
         self._own_records.append((LEAVE, bucket_id, generation, b""))
         self._prefix.pop(bucket_id, None)
-        self.machine.drop(bucket_id)
+        self._begin_chore(self.machine.dropping(bucket_id))
         return [] if frozen is None else frozen.waiting
 
-    def take_in(self, bucket_id: int, generation: int, block: bytes) -> None:
-        """Target: stores a moved bucket, which stays still until `activate`."""
+    def take_in(self, bucket_id: int, generation: int, block: bytes, content: object = None) -> None:
+        """Target: stores a moved bucket, which stays still until `activate`; `content` where `block` is loaded."""
         assert bucket_id not in self.held, f"bucket {bucket_id} is here already"
         assert bucket_id not in self._arrived, f"bucket {bucket_id} is here already"
-        self.machine.load(bucket_id, block)
+        if content is None:
+            self.machine.load(bucket_id, block)
+        else:
+            self.machine.put(bucket_id, content)
         self._arrived[bucket_id] = _Still(generation, [])
         self._own_records.append((RECEIVED, bucket_id, generation, block))
 
@@ -220,16 +222,20 @@ class Shard:
         """Target: the bucket is this shard's; serves it and lets time pass in it."""
         generation, waiting = self._arrived.pop(bucket_id)
         self._hold(bucket_id, generation)
-        self.machine.arm(bucket_id)
+        self._begin_chore(self.machine.arming(bucket_id))
         self._carry_out(bucket_id, waiting, now_ns)
 
     def reject(self, bucket_id: int) -> None:
         """Target: the move came to nothing; forgets what it stored."""
         generation, waiting = self._arrived.pop(bucket_id)
         self._own_records.append((LEAVE, bucket_id, generation, b""))
-        self.machine.drop(bucket_id)
+        self._begin_chore(self.machine.dropping(bucket_id))
         for caller, token, _, _ in waiting:
             self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
+
+    def _begin_chore(self, slices: Iterator[None]) -> None:
+        if next(slices, self) is None:  # there is more than one slice
+            self.chores.append(slices)
 
     def is_arriving(self, bucket_id: int) -> bool:
         """Whether the bucket is stored here and not decided yet."""

@@ -3,9 +3,11 @@
 **What it keeps durable** is in `shards.registry`; a record there is durable before anybody acts on it.
 
 **Processes.** It is given the listening sockets, spawns one worker per shard (spawn, never fork), and restarts one
-that dies: at once, then after 0.2, 0.5, 1, 2, 5 and at most 10 s; a worker that served for a minute starts the row
-anew. One that ends with 65 (damaged data) or 74 (disk failure) is *held*: starting it again would not mend the disk.
-The others serve on. The supervisor's own end is the end of the workers: their control wires close.
+that dies (`shards.keeper`, `shards.restarts`); the others serve on. The supervisor's own end is the end of the workers:
+their control wires close.
+
+**Shards come and go** while it serves (`resize`): a new one gets its worker, is made known to all, and buckets move to
+it; one that is wanted no more gets weight 0, is drained, and its worker ends.
 
 **Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
 these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
@@ -14,7 +16,6 @@ these, recorded, and sent to all. About once a second billing time is compared w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -22,18 +23,16 @@ from typing import Any, NamedTuple
 
 from shards.buckets import BucketMap
 from shards.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
-from shards.host import REAL, Child, Host
-from shards.links import Wire
+from shards.host import REAL, Host
+from shards.keeper import Office, WorkerState, keep
 from shards.machine import Command
-from shards.mover import Mover
-from shards.process import EXIT_DAMAGED, EXIT_DISK
+from shards.mover import Caps, Mover
+from shards.overview import Overview
 from shards.readings import Readings
 from shards.registry import Registry
 
 log = logging.getLogger("shards.supervisor")
 
-RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-STABLE_NS = 60_000_000_000  # a worker that served for that long is restarted at once again
 STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
@@ -43,33 +42,14 @@ class Settings(NamedTuple):
     """What the supervisor needs of the configuration."""
 
     data_dir: str
-    workers: int
+    weights: dict[int, int]  # of the shards that are wanted, by id
     bucket_count: int
     slew_ppm_max: int
     journal: dict[str, Any]  # passed on to the workers' journals
     worker: tuple[float, int]  # fields of shards.worker.Settings
     direct_host: str  # host of the port that each worker has for itself; "" for none
-
-
-class WorkerState:
-    """What the supervisor knows of one worker."""
-
-    def __init__(self, shard_id: int) -> None:
-        self.shard_id = shard_id
-        self.state = "starting"  # starting | recovering | recovered | serving | down | held
-        self.reason = ""
-        self.pid = 0
-        self.wire: Wire | None = None
-        self.process: Child | None = None
-        self.starts = 0
-        self.failures = 0
-        self.serving_since_ns = 0
-        self.last_instant_ns = 0
-        self.progress, self.progress_told_ns = (0, 0), 0
-        self.figures: dict[str, Any] = {}
-        self.direct: socket.socket | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.retired = False
+    caps: Caps = Caps()
+    locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
 
 
 class Supervisor:
@@ -89,18 +69,20 @@ class Supervisor:
             settings.data_dir, host, lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
         )
         self.workers: dict[int, WorkerState] = {}
+        self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained)
         self.readings = Readings()
-        self.mover = Mover(self.registry, self.workers, self.readings.of, self._on_drained)
+        self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = 0
         self.clock_steps = 0
         self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to what `shards.inquiry` asked
         self._host = host
-        self._command = command
         self._configuration = configuration
-        self._listeners = listeners
         self._stopping = asyncio.Event()
+        self._office = Office(
+            host.spawn, command, listeners, self._begin, self._on_message, self._on_event, self._stopping
+        )
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -136,18 +118,16 @@ class Supervisor:
     async def run(self) -> int:
         """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
         loop = asyncio.get_running_loop()
-        for warning in self.registry.open(self.settings.bucket_count, self.settings.workers):
+        for warning in self.registry.open(self.settings.bucket_count, self.settings.weights):
             log.warning("%s", warning)
         committer = self._host.committer("map", loop)
         self.registry.use(committer)
         try:
             for shard_id in sorted(self.map.weights):
-                worker = self.workers[shard_id] = WorkerState(shard_id)
-                if self.settings.direct_host:
-                    worker.direct = _listen_direct(self.settings.direct_host)
+                self._add(shard_id)
             for worker in self.workers.values():
-                worker.task = loop.create_task(self._keep(worker))
-            self._spawn(self._begin_time())
+                worker.task = loop.create_task(keep(worker, self._office))
+            self.spawn(self._begin_time())
             await self._stopping.wait()
             await self._stop_workers()
         finally:
@@ -157,11 +137,63 @@ class Supervisor:
             self.registry.close()
         return self.exit_code
 
+    def _add(self, shard_id: int) -> WorkerState:
+        worker = self.workers[shard_id] = WorkerState(shard_id)
+        if self.settings.direct_host:
+            worker.direct = _listen_direct(self.settings.direct_host)
+        return worker
+
     def stop(self) -> None:
         """Begins the orderly end."""
         self._stopping.set()
 
-    def _spawn(self, coroutine: Any) -> None:
+    # -- changes while it serves ------------------------------------------------------------------------------------
+
+    async def reload(self, settings: Settings, configuration: bytes) -> None:
+        """Takes up other shards, weights, caps, locks and paces, and passes the application's configuration on to every
+        worker. What is held is tried again. All else of `settings` must be as it was.
+        """
+        self.settings = settings
+        self.mover.caps, self.mover.locked = settings.caps, settings.locked
+        async with self.registry.deciding:
+            self._configuration = configuration
+            for worker in self.workers.values():
+                if worker.wire is not None:
+                    worker.wire.send(("configure", tuple(settings.worker), configuration))
+        for worker in self.workers.values():
+            if worker.state == "held":
+                worker.restarts.failures = 0
+                self.exit_code = 0
+                self._set_state(worker, "starting")
+                worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
+        await self._resize(settings.weights)
+
+    async def _resize(self, weights: dict[int, int]) -> None:
+        """Makes the shards those that are wanted; the rebalancer does the rest."""
+        async with self.registry.deciding:
+            records = self.registry.changes(weights)
+            if not records:
+                return
+            await self.registry.record(*records)
+            fresh = [self._add(shard_id) for shard_id in sorted(self.map.weights) if shard_id not in self.workers]
+            self._tell_shards([record for record in records if record[0] == "weight"])
+        for worker in fresh:
+            worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
+        self._even_out()
+
+    def _tell_shards(self, records: list[list[Any]]) -> None:
+        """All workers learn which shards there are."""
+        for worker in self.workers.values():
+            if worker.wire is not None:
+                worker.wire.send(("shards", records, self._peers(), self._direct()))
+
+    def _even_out(self) -> None:
+        """Begins to move buckets, once every worker serves, where that is owed."""
+        if self.registry.uneven and all(worker.state == "serving" for worker in self.workers.values()):
+            self.mover.begin_rebalance()
+
+    def spawn(self, coroutine: Any) -> None:
+        """Runs something beside; a bug in it ends the daemon."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
 
@@ -178,7 +210,7 @@ class Supervisor:
 
     async def _begin_time(self) -> None:
         """Waits until every worker knows the last instant of its journal, then anchors billing time and steers it."""
-        while any(worker.state not in ("recovered", "held") for worker in self.workers.values()):
+        while any(worker.state != "recovered" and not worker.is_late for worker in self.workers.values()):
             await self.wait_changed()
         last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
         boot_ns, wall_ns = paired_now()
@@ -218,61 +250,23 @@ class Supervisor:
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
-    async def _keep(self, worker: WorkerState) -> None:
-        """Keeps one worker alive until the end."""
-        while not self._stopping.is_set():
-            code = await self._run_once(worker)
-            if self._stopping.is_set() or worker.retired:
-                return
-            if code in (EXIT_DAMAGED, EXIT_DISK):
-                self._set_state(worker, "held", worker.reason or f"ended with {code}")
-                log.error("shard %d is held, exit code %d: %s", worker.shard_id, code, worker.reason)
-                if self.exit_code == 0:
-                    self.exit_code = code
-                if all(other.state == "held" for other in self.workers.values()):
-                    self.stop()
-                return
-            if worker.serving_since_ns and boot_now_ns() - worker.serving_since_ns > STABLE_NS:
-                worker.failures = 0
-            delay_s = RESTART_DELAYS_S[min(worker.failures, len(RESTART_DELAYS_S) - 1)]
-            worker.failures += 1
-            worker.serving_since_ns = 0
-            self._set_state(worker, "down", worker.reason or f"ended with {code}, restarted in {delay_s:g} s")
-            log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s or 0.001)
-
-    async def _run_once(self, worker: WorkerState) -> int:
-        loop = asyncio.get_running_loop()
-        inherited = list(self._listeners)
-        if worker.direct is not None:
-            inherited.append(("direct", worker.direct))
-        worker.starts += 1
-        worker.reason = ""
-        worker.progress = (0, 0)
-        try:
-            process, control = await self._host.spawn(self._command, [listener for _, listener in inherited])
-        except OSError as error:
-            worker.reason = f"cannot be started: {error}"
-            return 70
-        worker.process = process
-        worker.pid = process.pid
-        _, wire = await loop.create_connection(
-            lambda: Wire(lambda _, message: self._on_message(worker, message), lambda _: None, lambda _: None),
-            sock=control,
-        )
-        worker.wire = wire
-        self._set_state(worker, "recovering")
+    async def _begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
+        self._changed.set()
         async with self.registry.deciding:
-            wire.send(("begin", self._begin_of(worker, inherited)))
-        code = await process.wait()
-        await asyncio.sleep(0)  # a last message may still be in the socket
-        wire.close()
-        worker.wire = None
-        worker.pid = 0
-        await self.mover.on_down(worker.shard_id)
+            if worker.wire is not None:
+                worker.wire.send(("begin", self._begin_of(worker, inherited)))
+
+    async def _on_event(self, worker: WorkerState, event: str) -> None:
+        """A worker is down, or held."""
         self.readings.gone(worker.shard_id)
-        return code
+        self._changed.set()
+        await self.mover.on_worker(worker.shard_id, "down")
+        if event == "held":
+            await self.mover.on_worker(worker.shard_id, "held")
+            if self.exit_code == 0:
+                self.exit_code = worker.exit_code
+            if all(other.state == "held" for other in self.workers.values()):
+                self.stop()
 
     def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> dict[str, Any]:
         return {
@@ -280,16 +274,22 @@ class Supervisor:
             "directory": self.settings.data_dir,
             "founded": worker.shard_id in self.registry.founded,
             "bucket_map": self.map.encode(),
-            "peers": {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights},
+            "peers": self._peers(),
             "listeners": [(kind, listener.fileno()) for kind, listener in inherited],
-            "direct": {
-                other.shard_id: "{}:{}".format(*other.direct.getsockname()[:2])
-                for other in self.workers.values()
-                if other.direct is not None
-            },
+            "direct": self._direct(),
             "journal": self.settings.journal,
             "settings": tuple(self.settings.worker),
             "configuration": self._configuration,
+        }
+
+    def _peers(self) -> dict[int, str]:
+        return {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights}
+
+    def _direct(self) -> dict[int, str]:
+        return {
+            worker.shard_id: "{}:{}".format(*worker.direct.getsockname()[:2])
+            for worker in self.workers.values()
+            if worker.direct is not None
         }
 
     def _set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
@@ -315,15 +315,15 @@ class Supervisor:
                 self._set_state(worker, "recovered")
                 self._send_serve(worker)
             case ("serving", info):
-                self._spawn(self._on_serving(worker, info))
+                self.spawn(self._on_serving(worker, info))
             case ("figures", number, figures):
                 self.readings.told(number, figures)
-            case ("payload" | "stored" | "served" | "unmoved", *_):
-                self._spawn(self.mover.on_message(worker.shard_id, message))
+            case ("payload" | "stored" | "served" | "unmoved" | "holdup", *_):
+                self.spawn(self.mover.on_message(worker.shard_id, message))
             case ("told", bytes(reply)):
                 self.told(reply)
             case ("ask", number, operation):
-                self._spawn(self._answer(worker, number, operation))
+                self.spawn(self._answer(worker, number, operation))
             case ("failed", _, text):
                 worker.reason = text
                 log.error("shard %d: %s", worker.shard_id, text)
@@ -334,31 +334,35 @@ class Supervisor:
         worker.serving_since_ns = boot_now_ns()
         worker.figures = info
         self._set_state(worker, "serving")
-        await self.mover.on_serving(worker.shard_id)
-        if all(other.state == "serving" for other in self.workers.values()) and self.registry.uneven:
-            self.registry.uneven = False
-            self.mover.begin_rebalance()
+        await self.mover.on_worker(worker.shard_id, "serving")
+        if not self.mover.rebalancing:
+            self._even_out()
         log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
 
     async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
-        reply = await self.mover.operate(operation)
+        reply = await self.overview.operate(operation)
         if worker.wire is not None:
             worker.wire.send(("answer", number, reply))
 
     def _on_drained(self, shard_id: int) -> None:
-        """A shard of weight 0 owns nothing any more: its worker ends, and the map forgets it."""
-        worker = self.workers[shard_id]
-        worker.retired = True
-        if worker.wire is not None:
-            worker.wire.send(("stop",))
-        self._spawn(self._retire(worker))
+        """A shard of weight 0 owns nothing any more: where it is not wanted, the map forgets it and its worker ends."""
+        if shard_id not in self.settings.weights:
+            self.spawn(self._retire(self.workers[shard_id]))
 
     async def _retire(self, worker: WorkerState) -> None:
+        async with self.registry.deciding:
+            if worker.shard_id in self.settings.weights or self.map.buckets_of(worker.shard_id):
+                return  # wanted again meanwhile
+            await self.registry.record(["retire", worker.shard_id])
+            worker.retired = True
+            del self.workers[worker.shard_id]
+            self._tell_shards([["retire", worker.shard_id]])
+            if worker.wire is not None:
+                worker.wire.send(("stop",))
         if worker.task is not None:
             await worker.task
-        async with self.registry.deciding:
-            await self.registry.record(["retire", worker.shard_id])
-        del self.workers[worker.shard_id]
+        if worker.direct is not None:
+            worker.direct.close()
         log.info("shard %d is drained and gone", worker.shard_id)
 
     async def _stop_workers(self) -> None:

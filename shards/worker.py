@@ -337,7 +337,9 @@ class Worker:
     # -- peers ------------------------------------------------------------------------------------------------------
 
     def open_links(self, paths: dict[int, str]) -> None:
-        """Connects to the other workers: shard id -> path of its socket."""
+        """Connects to the other workers, shard id -> path of its socket, and to no others any more."""
+        for shard_id in [one for one in self.links if one not in paths]:
+            self.links.pop(shard_id).close()
         for shard_id, path in paths.items():
             if shard_id != self.shard_id and shard_id not in self.links:
                 self.links[shard_id] = PeerLink(

@@ -3,6 +3,7 @@
 ["create", count, hash, [shard…]]   buckets dealt out evenly in order, each at generation 1
 ["assign", bucket, shard, generation]   the commit of a move: one generation more
 ["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
+["uneven", bool]   whether buckets should still move for the load to be even; says nothing of who owns what
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
 """
@@ -88,6 +89,9 @@ class OwnerMap:
             self.weights.pop(fields[0], None)
         elif kind == "founded":
             self.founded.add(fields[0])
+        elif kind == "uneven":
+            if not isinstance(fields[0], bool):
+                raise Unreadable(f"uneven is yes or no, not {fields[0]!r}")
         elif kind == "anchor":
             magic, slew_ppm, _, boot_ns, billing_ns, _ = _ANCHOR.unpack(fields[0])
             if magic != b"BCA1" or slew_ppm > SLEW_PPM_MAX or boot_ns < 0 or billing_ns < 0:

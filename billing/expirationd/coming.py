@@ -90,7 +90,7 @@ def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[st
     peak = max(seconds.items(), key=lambda item: (item[1], -item[0]), default=None)
     takes = [part["takes_per_second"] for part in parts if part["takes_per_second"] >= 0]
     return {
-        "at_ns": from_ns,
+        "from_ns": from_ns,
         "within_ns": within_ns,
         "step_ns": step_ns,
         "cutoffs": sum(seconds.values()),

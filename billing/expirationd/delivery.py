@@ -108,7 +108,7 @@ class Delivery:
     ) -> None:
         self._owed = owed
         self._report = report
-        self._settings = settings
+        self.settings = settings
         self._now_ns = now_ns
         self._failed = failed
         self._endpoint_of = endpoint_of
@@ -155,7 +155,7 @@ class Delivery:
 
     def start(self) -> None:
         """Opens warm connections and begins to send."""
-        settings = self._settings
+        settings = self.settings
         limits = Limits(
             connect_timeout_s=settings.connect_timeout_s,
             timeout_s=settings.timeout_s,
@@ -213,7 +213,7 @@ class Delivery:
         """Sees to it that somebody takes what can be taken now, or that the timer rings when it can."""
         if not self._running:
             return
-        if not self._idle and len(self._senders) >= self._settings.concurrency:
+        if not self._idle and len(self._senders) >= self.settings.concurrency:
             return  # all are at work, and each looks for more when it is done
         now_ns = self._now_ns()
         wake_ns = self.outbox.next_wake_ns(now_ns)

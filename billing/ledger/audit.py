@@ -9,7 +9,9 @@ if no change of a balance went unrecorded. It is asserted whenever a bucket is d
 the files alone, is another program's.)
 """
 
-from billing.ledger.book import EXHAUSTED, HAS_EXTRA, ROW, Book
+from collections.abc import Iterator
+
+from billing.ledger.book import EXHAUSTED, HAS_EXTRA, ROW, SLICE_ROWS, Book
 from billing.ledger.entry import PENDING
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
@@ -22,15 +24,30 @@ def balance(book: Book) -> int:
 
 def check(book: Book) -> None:
     """Asserts conservation, and that rows, extras and counters of a bucket agree."""
+    for _ in checking(book):
+        pass
+
+
+def checking(book: Book) -> Iterator[None]:
+    """`check` in slices; nothing may change between them."""
     where = f"bucket {book.bucket_id}"
-    assert balance(book) == book.totals.balance(), f"{where}: balances and totals differ"
-    rows = list(ROW.iter_unpack(book.rows))
-    marked = {slot for slot, row in enumerate(rows) if row[-1] & HAS_EXTRA}
+    total = 0
+    marked = set()
+    for first in range(0, len(book.rows) // ROW.size, SLICE_ROWS):
+        piece = book.rows[first * ROW.size : (first + SLICE_ROWS) * ROW.size]
+        for slot, (_, nanos, frac, *_, flags) in enumerate(ROW.iter_unpack(piece), first):
+            total += nanos * NANO + frac
+            if flags & HAS_EXTRA:
+                marked.add(slot)
+        yield
+    assert total == book.totals.balance(), f"{where}: balances and totals differ"
     assert marked == book.extras.keys(), f"{where}: rows and extras differ"
-    pending = sum(cutoff.status == PENDING for extra in book.extras.values() for cutoff in extra.cutoffs)
-    assert pending == book.pending_cutoffs, f"{where}: {pending} cutoffs pending, {book.pending_cutoffs} counted"
-    for slot, extra in book.extras.items():
-        *_, rate, _, _, flags = rows[slot]
+    pending = 0
+    for count, (slot, extra) in enumerate(book.extras.items(), 1):
+        if not count % SLICE_ROWS:
+            yield
+        *_, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
+        pending += sum(cutoff.status == PENDING for cutoff in extra.cutoffs)
         held = sum(amount_nanos for amount_nanos, _ in extra.holds.values())
         assert held == extra.holds_nanos, f"{where}: holds do not add up"
         nearest = min((expires for _, expires in extra.holds.values()), default=NEVER_NS)
@@ -39,3 +56,4 @@ def check(book: Book) -> None:
             assert sum(line_rate for line_rate, _ in extra.lines.values()) == rate, f"{where}: rate lines do not add up"
         if extra.cutoffs and extra.cutoffs[0].status == PENDING:
             assert flags & EXHAUSTED, f"{where}: an active account with a pending cutoff"
+    assert pending == book.pending_cutoffs, f"{where}: {pending} cutoffs pending, {book.pending_cutoffs} counted"

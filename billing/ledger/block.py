@@ -23,12 +23,14 @@ the wheel, what is presumed) is not in it.
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
-from typing import Final
+from collections.abc import Generator, Iterable, Iterator
+from itertools import accumulate, islice
+from typing import Final, TypeVar
 
-from billing.ledger.book import ROW, Book, Tombstone, Totals, shared_slots
+from billing.ledger.book import ROW, SLICE_ROWS, Book, Tombstone, Totals, shared_slots
 from billing.ledger.extra import unpack as unpack_extra
+
+T = TypeVar("T")
 
 VERSION: Final = 2
 
@@ -42,7 +44,16 @@ _TOTAL_BYTES: Final = 32
 
 def dump(book: Book) -> bytes:
     """The book as a block."""
+    return run(dumping(book))
+
+
+def dumping(book: Book) -> Generator[None, None, bytes]:
+    """`dump` in slices; nothing may change between them."""
     slots = sorted(book.extras)
+    extras = []
+    for first in range(0, len(slots), SLICE_ROWS):
+        extras += [book.extras[slot].pack() for slot in slots[first : first + SLICE_ROWS]]
+        yield
     parts = [
         b"".join(getattr(book.totals, name).to_bytes(_TOTAL_BYTES, "little", signed=True) for name in Totals.NAMES),
         bytes(map(len, book.users)),
@@ -50,7 +61,7 @@ def dump(book: Book) -> bytes:
         bytes(book.rows),
         struct.pack(f"<{len(book.free)}I", *book.free),
         struct.pack(f"<{len(slots)}I", *slots),
-        _join(book.extras[slot].pack() for slot in slots),
+        _join(extras),
         b"".join(_pack_tombstone(user_id, tombstone) for user_id, tombstone in book.closed.items()),
         b"".join(bytes((len(user_id),)) + user_id for user_id in book.fading),
         _join(book.ids),
@@ -60,6 +71,21 @@ def dump(book: Book) -> bytes:
 
 def load(bucket_id: int, dumped: bytes) -> Book:
     """The book of a block; time stands still in it."""
+    return run(loading(bucket_id, dumped))
+
+
+def run(slices: Generator[None, None, T]) -> T:
+    """The result of what is made in slices, at once."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def loading(bucket_id: int, dumped: bytes) -> Generator[None, None, Book]:
+    """`load` in slices."""
     magic, version, of_bucket, pending_cutoffs = _HEAD.unpack_from(dumped)
     if (magic, version, of_bucket) != (_MAGIC, VERSION, bucket_id):
         raise ValueError(f"not a block of bucket {bucket_id} in version {VERSION}: {magic!r} {version} {of_bucket}")
@@ -69,11 +95,16 @@ def load(bucket_id: int, dumped: bytes) -> Book:
     for number, name in enumerate(Totals.NAMES):
         raw = totals[number * _TOTAL_BYTES : (number + 1) * _TOTAL_BYTES]
         setattr(book.totals, name, int.from_bytes(raw, "little", signed=True))
-    ends = list(accumulate(lengths))
-    book.users = [users[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-    book.slots = {
-        user_id: slot for slot, user_id in zip(shared_slots(len(lengths)), book.users, strict=True) if user_id
-    }
+    end = 0
+    slots = iter(shared_slots(len(lengths)))
+    for first in range(0, len(lengths), SLICE_ROWS):
+        piece = lengths[first : first + SLICE_ROWS]
+        ends = list(accumulate(piece, initial=end))
+        end = ends.pop()
+        names = [users[begin : begin + length] for begin, length in zip(ends, piece, strict=True)]
+        book.users += names
+        book.slots.update(pair for pair in zip(names, islice(slots, len(names)), strict=True) if pair[0])
+        yield
     book.rows = bytearray(rows)
     book.armed_ns = array("Q", bytes(8 * len(lengths)))
     book.free = [slot for (slot,) in _U32.iter_unpack(free)]

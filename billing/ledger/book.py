@@ -20,7 +20,7 @@ balances.
 import struct
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -37,6 +37,7 @@ HAS_EXTRA: Final = 2
 ACCRUING: Final = 4  # the exhaustion that lasts goes on below zero
 
 SLOT_BITS: Final = 32
+SLICE_ROWS: Final = 2048  # accounts of a large bucket that are looked at before others get their turn
 
 _SLOTS: Final = tuple(range(1 << 14))  # row numbers shared by all books
 
@@ -129,6 +130,17 @@ class Book:
         self.order = None
         self.armed_ns[slot] = NEVER_NS if self.awake else 0
         return slot
+
+    def shrinking(self) -> Iterator[None]:
+        """Frees a book that nobody needs any more, in slices: at once, a large one would be a pause."""
+        for kept in (self.slots, self.extras, self.closed):
+            while kept:
+                for _ in range(min(SLICE_ROWS, len(kept))):
+                    kept.popitem()
+                yield
+        while self.users:
+            del self.users[-SLICE_ROWS:]
+            yield
 
     def close_slot(self, user_id: bytes) -> None:
         """Wipes the row of a user, whose filing in the wheel, if any, is stale from now on."""

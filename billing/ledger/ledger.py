@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
 from billing.ledger import commands as ops
 from billing.ledger.account import Account, No
-from billing.ledger.book import ROW, SLOT_BITS, Book
+from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, Book
 from billing.ledger.clerk import Arm, Clerk
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
@@ -212,11 +212,13 @@ class Ledger:
         return block.dump(self.books[bucket_id])
 
     def load(self, bucket_id: int, dumped: bytes) -> None:
-        """Makes the bucket that `dump` wrote; time stands still in it until `wake`. ValueError for another one's
-        block.
-        """
-        assert bucket_id not in self.books, f"bucket {bucket_id} is here already"
-        self.books[bucket_id] = block.load(bucket_id, dumped)
+        """Makes the bucket that `dump` wrote; time stands still in it until `wake`. ValueError for another one's."""
+        self.put(block.load(bucket_id, dumped))
+
+    def put(self, book: Book) -> None:
+        """A bucket that `block.loading` made."""
+        assert book.bucket_id not in self.books, f"bucket {book.bucket_id} is here already"
+        self.books[book.bucket_id] = book
 
     def drop(self, bucket_id: int) -> None:
         """Forgets a bucket. Its filings in the wheel are stale."""
@@ -256,19 +258,31 @@ class Ledger:
 
     def wake(self, bucket_id: int) -> None:
         """Time passes in this bucket from now on: every account with a coming instant is filed."""
+        for _ in self.waking(bucket_id):
+            pass
+
+    def waking(self, bucket_id: int) -> Iterator[None]:
+        """`wake` in slices, between which the bucket may be used; it ends early where the bucket leaves again."""
         book = self.books[bucket_id]
         book.awake = True
-        armed_ns, clerk, first_ref = book.armed_ns, self._clerk, bucket_id << SLOT_BITS
-        for slot, (user_id, row) in enumerate(zip(book.users, ROW.iter_unpack(book.rows), strict=True)):
-            if user_id:
-                armed_ns[slot] = NEVER_NS
-                settled_ns, nanos, frac, rate, _, _, flags = row
-                if flags:
-                    clerk.rearm(Account(book, slot, user_id))
-                elif rate:  # active, and nothing but the exhaustion is coming
-                    due_ns = settled_ns - (-(nanos * NANO + frac) // rate)
-                    if due_ns <= INT64_MAX:
-                        armed_ns[slot] = clerk.arm(first_ref | slot, due_ns)
+        clerk, first_ref = self._clerk, bucket_id << SLOT_BITS
+        for first in range(0, len(book.users), SLICE_ROWS):
+            if first:
+                yield
+            if not book.awake or self.books.get(bucket_id) is not book:
+                return
+            armed_ns, users = book.armed_ns, book.users[first : first + SLICE_ROWS]
+            rows = book.rows[first * ROW.size : (first + len(users)) * ROW.size]
+            for slot, (user_id, row) in enumerate(zip(users, ROW.iter_unpack(rows), strict=True), first):
+                if user_id:
+                    armed_ns[slot] = NEVER_NS
+                    settled_ns, nanos, frac, rate, _, _, flags = row
+                    if flags:
+                        clerk.rearm(Account(book, slot, user_id))
+                    elif rate:  # active, and nothing but the exhaustion is coming
+                        due_ns = settled_ns - (-(nanos * NANO + frac) // rate)
+                        if due_ns <= INT64_MAX:
+                            armed_ns[slot] = clerk.arm(first_ref | slot, due_ns)
 
     def still(self, bucket_id: int) -> None:
         """Time stands still in this bucket: all filings are stale, none is made."""

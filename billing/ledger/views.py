@@ -7,6 +7,7 @@ from billing.ledger.account import Account
 from billing.ledger.book import Book
 from billing.ledger.commands import BY_AMOUNT
 from billing.ledger.cutoffs import Owed
+from billing.ledger.due import coming_ns
 from billing.ledger.entry import DELIVERED, PENDING, cutoff_map, event_id, text
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
@@ -66,6 +67,16 @@ def delivered_in(book: Book) -> Iterator[tuple[bytes, int]]:
     for slot, extra in book.extras.items():
         if extra.cutoffs and extra.cutoffs[-1].status == DELIVERED:
             yield book.users[slot], extra.cutoffs[-1].seq
+
+
+def due_within(book: Book, until_ns: int) -> int:
+    """The first coming instant of the bucket up to `until_ns`; -1 when there is none. An account is always filed in
+    time for its coming instant, so only those filed until then are looked at.
+    """
+    users = book.users
+    filed = [slot for slot, filed_ns in enumerate(book.armed_ns) if filed_ns <= until_ns and users[slot]]
+    due_ns = min((coming_ns(Account(book, slot, users[slot])) for slot in filed), default=NEVER_NS)
+    return due_ns if due_ns <= until_ns else -1
 
 
 def pending_cutoffs(book: Book) -> list[dict[str, object]]:

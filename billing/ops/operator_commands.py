@@ -119,7 +119,7 @@ def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None
     if steps:
         most = max(row["cutoffs"] for row in steps)
         click.echo()
-        show(target, [{**row, "share": "#" * -(-row["cutoffs"] * BAR_WIDTH // most)} for row in steps])
+        show(target, [{**row, "": "#" * -(-row["cutoffs"] * BAR_WIDTH // most)} for row in steps])
     takes = coming["endpoint_takes_per_second"]
     if takes is not None and takes < coming["peak_per_second"]:
         click.echo(

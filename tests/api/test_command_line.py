@@ -79,8 +79,7 @@ QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("cutoffs --limit 5", ("pending_cutoffs", b"", 5)),
     ("cutoffs retry u", ("retry_cutoff", b"u")),
     ("cutoffs release", ("release_cutoffs",)),
-    ("forecast --next 1h --json", ("forecast", HOUR_NS, 60 * 10**9)),
-    ("expirationd stats", ("expirationd_stats",)),
+    ("forecast --next 1h", ("forecast", HOUR_NS, 60 * 10**9)),
 ]
 
 ANSWERED_BY_THE_DOOR = {"ping": "ping", "info": "server_info", "methods": "methods", "buckets of": "bucket_id"}

@@ -88,8 +88,8 @@ RIGHT: dict[str, object] = {
     "before": 9,
     "token": b"secret",
     "errors": b"map",
-    "within_ns": 7200 * 10**9,
-    "step_ns": 30 * 10**9,
+    "within_ns": 3600 * 10**9,
+    "step_ns": 60 * 10**9,
     "version": 9,
 }
 

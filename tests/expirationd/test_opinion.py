@@ -169,7 +169,7 @@ def test_parts_of_several_shards_are_one_answer():
         {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "takes_per_second": -1},
     ]
     assert merged(parts, HOUR_NS, 60 * SECOND_NS) == {
-        "at_ns": 10 * SECOND_NS,
+        "from_ns": 10 * SECOND_NS,
         "within_ns": HOUR_NS,
         "step_ns": 60 * SECOND_NS,
         "cutoffs": 11,

@@ -86,7 +86,7 @@ def test_a_snapshot_and_a_manifest_are_shown(journal):
 
 def test_the_map_is_shown(data_dir):
     registry = Registry(str(data_dir), REAL, lambda: NOW_NS)
-    registry.open(16, 2)
+    registry.open(16, {1: 1, 2: 1})
     registry.close()
     code, rows, _ = dump(data_dir / "map" / segment_name(1))
     assert code == 0

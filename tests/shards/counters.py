@@ -7,6 +7,7 @@ lets time add one at an instant. Records are the commands with their instant as 
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from shards.machine import Command, Notice, Record
@@ -72,8 +73,8 @@ class Counters:
         coming = [one for one in self._coming() if one[2] in self.awake]
         return coming[0][0] if coming else -1
 
-    def bucket_due_ns(self, bucket_id: int) -> int:
-        return min((one[0] for one in self._coming() if one[2] == bucket_id), default=-1)
+    def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
+        return min((one[0] for one in self._coming() if one[2] == bucket_id and one[0] <= until_ns), default=-1)
 
     def replay(self, bucket_id: int, body: bytes) -> None:
         now_ns, command, outcome = json.loads(body)
@@ -86,6 +87,10 @@ class Counters:
         assert bucket_id in self.buckets
         self.awake.add(bucket_id)
 
+    def arming(self, bucket_id: int) -> Iterator[None]:
+        self.arm(bucket_id)
+        yield from ()
+
     def disarm(self, bucket_id: int) -> None:
         self.awake.remove(bucket_id)
 
@@ -95,9 +100,25 @@ class Counters:
     def dump(self, bucket_id: int) -> bytes:
         return json.dumps(self.buckets[bucket_id], sort_keys=True).encode()
 
+    def dumping(self, bucket_id: int) -> Generator[None, None, bytes]:
+        yield  # as one that is large: in two slices
+        return self.dump(bucket_id)
+
+    def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, dict[str, Any]]:
+        yield
+        content: dict[str, Any] = json.loads(block)
+        return content
+
+    def put(self, bucket_id: int, content: dict[str, Any]) -> None:
+        self.buckets[bucket_id] = content
+
     def load(self, bucket_id: int, block: bytes) -> None:
         self.buckets[bucket_id] = json.loads(block)
 
     def drop(self, bucket_id: int) -> None:
         del self.buckets[bucket_id]
         self.awake.discard(bucket_id)
+
+    def dropping(self, bucket_id: int) -> Iterator[None]:
+        self.drop(bucket_id)
+        yield from ()

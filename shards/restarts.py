@@ -1,0 +1,38 @@
+"""When a worker that ended is started again, as a pure rule.
+
+- One that was killed from outside (SIGKILL, SIGTERM) after it had served is started again at once.
+- Any other end is a failure, and failures in a row are answered after growing pauses (`RESTART_DELAYS_S`). A worker
+  that served for `STABLE_NS` begins the row anew.
+- With more failures in a row than there are pauses the worker is *held*: a crash loop mends nothing, and its starts
+  cost the others. So is, at once, one whose data are damaged or whose disk failed.
+
+What is held stays so, with its reason, until the operator lets it be tried again (a reload, a restart).
+"""
+
+from __future__ import annotations
+
+import signal
+
+RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+STABLE_NS = 60_000_000_000
+EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
+
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+
+
+class Restarts:
+    """The row of failures of one worker."""
+
+    def __init__(self) -> None:
+        self.failures = 0  # in a row
+
+    def after(self, code: int, served_ns: int) -> float | None:
+        """Seconds until the next start; None: it is held. `served_ns`: how long it had served, 0 where it did not."""
+        if code in (EXIT_DAMAGED, EXIT_DISK):
+            return None
+        if served_ns and code in _FROM_OUTSIDE:
+            return 0.0
+        if served_ns > STABLE_NS:
+            self.failures = 0
+        self.failures += 1
+        return RESTART_DELAYS_S[self.failures - 1] if self.failures <= len(RESTART_DELAYS_S) else None
