@@ -119,7 +119,8 @@ def test_each_error_name_has_its_class():
         error = CLASSES[name]("text")
         assert (error.name, error.code, error.retry) == (name, *kind)
         assert getattr(billing.client, type(error).__name__) is type(error)
-    assert set(billing.client.__all__) == {"Client", "BillingError", *(each.__name__ for each in CLASSES.values())}
+    names = {each.__name__ for each in CLASSES.values()}
+    assert set(billing.client.__all__) == {"Batch", "Client", "BillingError", *names}
 
 
 def test_errors_of_any_form_are_understood():
