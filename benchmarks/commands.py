@@ -98,6 +98,12 @@ def mixed_frames(accounts: int, count: int, seed: int) -> list[bytes]:
     return frames
 
 
+def preload(daemon: Daemon, accounts: int, nanos: int) -> None:
+    """Opens these accounts, with so much money each."""
+    frames = [msgpack.packb([0, index, "top_up", [f"user_{index:07d}", nanos]]) for index in range(accounts)]
+    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(daemon, [frames], 2048, None))
+
+
 async def run(daemon: Daemon, frame_sets: list[list[bytes]], depth: int, seconds: float | None) -> dict[str, Any]:
     """Runs one measurement; without `seconds`, each frame is sent once."""
     loop = asyncio.get_running_loop()

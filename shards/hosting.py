@@ -36,7 +36,9 @@ class Application(Calls, Protocol):
         """Answers a query that the machine left for later; `done(reply)` may come at any time, once."""
 
     def committed(self, position: int, payload: bytes) -> None:
-        """The batch at this position of the journal is durable; nothing it holds has been answered yet."""
+        """The batch at this position of the journal is durable. What it holds was answered a moment ago, in this same
+        turn of the loop: nobody can have asked anything since.
+        """
 
     def tell(self, notices: list[Notice]) -> None:
         """Takes what is to be told outside; all that it tells is durable."""

@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import msgpack
@@ -110,6 +110,11 @@ class Wire(asyncio.Protocol):
         """Sends one message; silently nothing where the wire is closed (`on_closed` has said so)."""
         if self._transport is not None:
             self._transport.write(frame_of(message))
+
+    def send_all(self, messages: Iterable[Any]) -> None:
+        """Sends several, as one write."""
+        if self._transport is not None:
+            self._transport.write(b"".join(map(frame_of, messages)))
 
     def close(self) -> None:
         """Closes after what was sent has left."""

@@ -38,6 +38,7 @@ from shards.batch import Corrupt as ShardCorrupt
 from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
+from shards.garbage import Garbage
 from shards.host import REAL, Host
 from shards.hosting import Hosted
 from shards.inquiry import Inquirer
@@ -74,8 +75,16 @@ class Begin(NamedTuple):
 class Process:
     """One worker process."""
 
-    def __init__(self, control: socket.socket, build: Callable[[Begin], Hosted], host: Host = REAL) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        build: Callable[[Begin], Hosted],
+        host: Host = REAL,
+        garbage: Garbage | None = None,
+    ) -> None:
+        """`garbage` where this object has a process to itself."""
         self._host = host
+        self._garbage = garbage
         self._control = control
         self._build = build
         self._wire: Wire | None = None
@@ -234,6 +243,7 @@ class Process:
         snapshotter = worker.snapshotter
         return {
             **pulse,
+            **({} if self._garbage is None else self._garbage.figures()),
             **worker.syncs.figures(),
             "no_room": worker.no_room,
             "buckets": len(worker.shard.held),
@@ -257,6 +267,8 @@ class Process:
         journal = journal_of(directory, host, self._stamp_ns, begin.journal)
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
+        if self._garbage is not None:
+            self._garbage.hold_off()
         began_ns = boot_now_ns()
         head = await self._open_journal(journal, begin.shard_id)
         is_new = head == 0 and not begin.founded
@@ -316,6 +328,8 @@ class Process:
                 break
             await asyncio.sleep(LINK_POLL_S)
         wire.send(("serving", {"pid": host.pid(), "accounts": application.figures().get("accounts", 0)}))
+        if self._garbage is not None:
+            self._garbage.settle()
         worker.wake()
 
         while (await self._messages.get())[0] != "stop":
@@ -376,7 +390,7 @@ def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
     control.setblocking(False)
 
     async def main() -> int:
-        return await Process(control, build).run()
+        return await Process(control, build, garbage=Garbage()).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())

@@ -270,8 +270,8 @@ class Worker:
         self.no_room = ""
         self._writing = False
         self.syncs.end(ready.records)
-        self.application.committed(position, ready.payload)
         self._release(ready)
+        self.application.committed(position, ready.payload)
         if self.syncs.batches % GROWTH_CHECK_BATCHES == 0:
             grown_bytes = self.journal.stored_bytes - self.snapshotter.stored_bytes
             if grown_bytes > self.settings.snapshot_bytes:

@@ -1,9 +1,12 @@
 """A worker's end of its history: hands durable batches to the projector, and questions behind them.
 
 **Order is the whole trick.** Batches and questions travel one wire, in order; a batch is handed over when it is
-durable, and only then is anything answered that it holds. So an answer holds every entry answered before its question.
+durable, in the turn of the loop in which what it holds is answered. So an answer holds every entry answered before its
+question.
 
 **Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
+Small batches are gathered for `GATHER_S` at most, or until somebody asks: a write and a process woken for each would
+cost more than the commands in it.
 What the projector has not committed is held up to `unreached_bytes_max`; above that the link stops sending and only
 remembers the head. What is missing is then read again from the journal by `feed`, until the head is reached; so it is
 after each start, too. Meanwhile questions wait for the head of the moment they were asked at.
@@ -38,6 +41,8 @@ log = logging.getLogger("billing.history")
 
 COMMAND: Final = (sys.executable, "-m", "billing.history.projector")
 SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
+GATHER_S: Final = 0.005
+GATHER_BYTES: Final = 64 << 10
 RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 END_TIMEOUT_S: Final = 10.0
 
@@ -111,6 +116,9 @@ class HistoryLink:
         self._reading = False  # a slice is being read, maybe still for the projector before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
+        self._gathered: list[tuple[int, int, bytes]] = []  # sent in the sense of `_sent`, but not on the wire yet
+        self._gathered_bytes = 0
+        self._gathering: asyncio.TimerHandle | None = None
         self._questions: dict[int, _Question] = {}  # by number
         self._waiting: deque[int] = deque()  # numbers of those not sent yet
         self._number = 0
@@ -124,8 +132,8 @@ class HistoryLink:
         self._task = self._loop.create_task(self._keep())
 
     def hand(self, position: int, payload: bytes) -> None:
-        """Takes the batch at `position`, which is durable, before anything in it is answered. Every batch that is
-        appended from `start` on, in order; an earlier one does no harm.
+        """Takes the batch at `position`, which is durable, in the turn of the loop in which it is answered. Every batch
+        that is appended from `start` on, in order; an earlier one does no harm.
         """
         if position > self._head:
             self._head = position
@@ -153,7 +161,7 @@ class HistoryLink:
         timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer, number, None)
         self._questions[number] = _Question(self._head, message, done, timeout)
         if self._live and self._wire is not None:
-            self._wire.send(message)
+            self._post(message)
         else:
             self._waiting.append(number)
 
@@ -180,7 +188,7 @@ class HistoryLink:
         self._closing.set()
         self._refuse_all("the daemon is stopping")
         if self._wire is not None:
-            self._wire.send((CLOSE,))
+            self._post((CLOSE,))
             self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
         if self._task is not None:
             await self._task
@@ -193,12 +201,32 @@ class HistoryLink:
         return self._sent_bytes - self._reached_bytes
 
     def _send(self, position: int, payload: bytes) -> None:
-        assert self._wire is not None
         if len(payload) > SLIM_ABOVE_BYTES:
             payload = slim(payload)
-        self._wire.send((BATCH, position, payload))
+        self._gathered.append((BATCH, position, payload))
+        self._gathered_bytes += len(payload)
         self._sent = position
         self._sent_bytes += len(payload)
+        if self._gathered_bytes >= GATHER_BYTES:
+            self._send_gathered()
+        elif self._gathering is None:
+            self._gathering = self._loop.call_later(GATHER_S, self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        """Puts what was gathered on the wire, as one write."""
+        gathered, self._gathered = self._gathered, []
+        self._gathered_bytes = 0
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if gathered and self._wire is not None:
+            self._wire.send_all(gathered)
+
+    def _post(self, message: tuple[Any, ...]) -> None:
+        """Sends a message behind all batches handed over before."""
+        assert self._wire is not None
+        self._send_gathered()
+        self._wire.send(message)
 
     def _catch_up(self) -> None:
         """Reads the next slice, unless one is under way, or too much is not committed yet."""
@@ -225,8 +253,7 @@ class HistoryLink:
             if question is not None:
                 if question.head > self._sent:
                     break
-                assert self._wire is not None
-                self._wire.send(question.message)
+                self._post(question.message)
             self._waiting.popleft()
         self._catch_up()
 
@@ -315,6 +342,7 @@ class HistoryLink:
 
     def _on_connected(self, wire: Wire) -> None:
         self._wire = wire
+        self._gathered, self._gathered_bytes = [], 0  # was meant for a projector before
         self._sent = self._sent_bytes = self._reached_bytes = 0
         wire.send((OPEN, self._directory, self._shard_id, self._journal.first, self._journal.head, *self._opening))
         if self._closing.is_set():

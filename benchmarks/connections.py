@@ -1,0 +1,112 @@
+"""Many connections with one command in flight each: what a command costs when nothing can be batched on its connection.
+
+Two servers are asked with the same frames over the same number of connections, in turns: the daemon, and a null server
+(the door alone, constant replies), which is the floor: what the kernel and the door cost for one read and one write a
+command. The generator is a plain loop over `epoll`, so that it does not set the pace.
+
+    python -m benchmarks.connections --connections 1000 --seconds 4 --runs 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import select
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands import COIN, mixed_frames, preload
+from benchmarks.figures import add_arguments, medians, quantiles_ms, show
+from benchmarks.rpc_floor import serve
+from tests.system.daemon import Daemon
+
+
+def drive(
+    port: int, frames: list[bytes], connections: int, seconds: float, cpu_s: Callable[[], float]
+) -> dict[str, Any]:
+    """One command in flight on each connection for so long; figures of the time after a warm-up of a quarter."""
+    poller = select.epoll()
+    sockets = {}
+    for _ in range(connections):
+        one = socket.create_connection(("127.0.0.1", port))
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poller.register(one, select.EPOLLIN)
+        sockets[one.fileno()] = one
+    receive = {number: one.recv for number, one in sockets.items()}
+    send = {number: one.send for number, one in sockets.items()}
+    now = time.perf_counter()
+    sent_at = dict.fromkeys(sockets, now)
+    sent, count = 0, len(frames)
+    for number in sockets:
+        send[number](frames[sent % count])
+        sent += 1
+    latencies: list[float] = []
+    begin, end = now + seconds / 4, now + seconds * 5 / 4
+    warm = False
+    cpu_before = began = 0.0
+    while True:
+        events = poller.poll(1.0, 256)
+        now = time.perf_counter()
+        if not warm and now >= begin:
+            warm, began, cpu_before = True, now, cpu_s()
+            latencies.clear()
+        if now >= end:
+            break
+        for number, _ in events:
+            reply = receive[number](65_536)
+            if reply[:2] != b"\x94\x01":
+                raise RuntimeError(f"not a reply: {reply!r}")
+            latencies.append(now - sent_at[number])
+            sent_at[number] = now
+            send[number](frames[sent % count])
+            sent += 1
+    elapsed, cpu = now - began, cpu_s() - cpu_before
+    for one in sockets.values():
+        one.close()
+    return {
+        "commands_per_s": round(len(latencies) / elapsed),
+        "server_cpu_us": round(cpu / len(latencies) * 1e6, 2),
+        **quantiles_ms(latencies),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--accounts", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    frames = mixed_frames(arguments.accounts, 50_000, arguments.seed)
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    null = spawn.Process(target=serve, args=(there,), daemon=True)
+    null.start()
+    null_port = here.recv()
+
+    def null_cpu_s() -> float:
+        here.send("usage")
+        user, system = here.recv()
+        return float(user + system)
+
+    runs = []
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        Path(name).chmod(0o700)
+        with Daemon(Path(name), shards__workers=arguments.workers, journal__segment_bytes=64 << 20) as daemon:
+            preload(daemon, arguments.accounts, 1000 * COIN)
+            for _ in range(arguments.runs):
+                floor = drive(null_port, frames, arguments.connections, arguments.seconds / 2, null_cpu_s)
+                one = drive(daemon.rpc_port, frames, arguments.connections, arguments.seconds, daemon.cpu_seconds)
+                runs.append(one | {"floor_per_s": floor["commands_per_s"], "floor_cpu_us": floor["server_cpu_us"]})
+    here.send("stop")
+    null.join(5)
+    show(arguments, runs, medians(runs))
+
+
+if __name__ == "__main__":
+    main()

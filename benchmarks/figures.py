@@ -1,0 +1,45 @@
+"""What all benchmarks have in common: arguments, quantiles, and how figures are printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser, runs: int = 5, seconds: float = 4.0) -> None:
+    """The arguments that every benchmark takes."""
+    parser.add_argument("--seconds", type=float, default=seconds, help="of each run, warm-up not counted")
+    parser.add_argument("--runs", type=int, default=runs, help="the medians of these are the result")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
+    parser.add_argument("--json", action="store_true")
+
+
+def quantiles_ms(latencies: Sequence[float]) -> dict[str, float]:
+    """p50, p99 and p99.9 of seconds, as milliseconds."""
+    ordered = sorted(latencies)
+    if not ordered:
+        return {"p50_ms": 0.0, "p99_ms": 0.0, "p999_ms": 0.0}
+    last = len(ordered) - 1
+    return {
+        name: round(ordered[min(last, int(len(ordered) * share))] * 1e3, 3)
+        for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999))
+    }
+
+
+def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure."""
+    return {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+
+
+def show(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
+    """Prints runs and result, one line each, or as JSON."""
+    if arguments.json:
+        print(json.dumps({"arguments": vars(arguments), "runs": list(runs), "median": result}, indent=1))
+        return
+    for one in runs:
+        print("  ".join(f"{key} {value}" for key, value in one.items()))
+    print(f"median of {len(runs)}:  " + "  ".join(f"{key} {value}" for key, value in result.items()))
