@@ -118,7 +118,9 @@ class Billing:
     # -- what the worker asks ---------------------------------------------------------------------------------------
 
     def encode(self, msgid: int, mode: int, reply: object) -> bytes:
-        """A whole reply as bytes."""
+        """A whole reply as bytes, for the client of another worker."""
+        if self._door is not None and type(reply) is not dict:
+            self._door.note_error(reply)
         return encode_reply(msgid, mode, reply)
 
     def merge(self, operation: Command, parts: list[Any]) -> object:

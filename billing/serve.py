@@ -15,15 +15,19 @@ import logging
 import os
 import signal
 import socket
-import stat
+import ssl
 import sys
 from pathlib import Path
 
 import uvloop
 
 from billing.addresses import parse_listen
+from billing.api.tls import server_context
 from billing.config import Config
-from billing.config_load import EXIT_CONFIG, ConfigError, Fault, load
+from billing.config_load import EXIT_CONFIG, ConfigError, load
+from billing.ops.listeners import bind
+from billing.ops.notify import Notifier, handed_over
+from billing.ops.service import Service
 from billing.reload import Reload
 from billing.shares import parse_shards, parse_weights
 from shards.disk import DirectoryRefused
@@ -35,14 +39,12 @@ from shards.supervisor import Settings, Supervisor
 
 log = logging.getLogger("billing.serve")
 
-BACKLOG = 4096
-
 
 def serve(file: Path | None) -> int:
     """Runs the daemon in the foreground; returns its exit code."""
     try:
         config = load(file, os.environ).config
-        listeners, admin = _bind(config)
+        listeners, admin = bind(config, handed_over(os.environ))
     except ConfigError as error:
         print(f"billing: the configuration cannot be run:\n{error}", file=sys.stderr)
         return EXIT_CONFIG
@@ -58,14 +60,19 @@ async def _run(
 ) -> int:
     command = [sys.executable, "-m", "billing", "worker"]
     supervisor = Supervisor(_settings(config), command, config.to_json().encode(), listeners)
+    notifier = Notifier(os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, supervisor.stop)
-    reload = Reload(
-        file, os.environ, config, lambda changed: supervisor.reload(_settings(changed), changed.to_json().encode())
-    )
-    loop.add_signal_handler(signal.SIGHUP, lambda: supervisor.spawn(reload()))
-    admin_task = loop.create_task(_serve_admin(admin, supervisor))
+        loop.add_signal_handler(number, _stop, supervisor, notifier)
+    service = Service(config, supervisor, notifier)
+
+    async def take_up(changed: Config) -> None:
+        service.reloaded(changed)
+        await supervisor.reload(_settings(changed), changed.to_json().encode())
+
+    reload = Reload(file, os.environ, config, take_up)
+    loop.add_signal_handler(signal.SIGHUP, lambda: supervisor.spawn(service.reloading(reload)))
+    attending = loop.create_task(service.run(admin, _admin_tls(config)))
     try:
         code = await supervisor.run()
     except (Conflict, DirectoryRefused) as error:
@@ -84,18 +91,22 @@ async def _run(
         log.critical("the daemon ends on a bug", exc_info=True)
         return EXIT_BUG
     finally:
-        admin_task.cancel()
-        await asyncio.gather(admin_task, return_exceptions=True)
+        attending.cancel()
+        await asyncio.gather(attending, return_exceptions=True)
+        notifier.close()
     return code
 
 
-async def _serve_admin(listener: socket.socket | None, supervisor: Supervisor) -> None:
-    if listener is None:
-        return
-    await asyncio.sleep(0)  # the workers are started first: the web framework takes long to import
-    from billing.ops.admin import serve_admin
+def _stop(supervisor: Supervisor, notifier: Notifier) -> None:
+    notifier.stopping("stopping: what was asked for is answered, and a snapshot is made")
+    supervisor.stop()
 
-    await serve_admin(listener, supervisor)
+
+def _admin_tls(config: Config) -> ssl.SSLContext | None:
+    """Beyond loopback the admin server speaks TLS as the RPC door does."""
+    if parse_listen(config.admin.listen).loopback:
+        return None
+    return server_context(config.rpc)
 
 
 def _settings(config: Config) -> Settings:
@@ -118,62 +129,6 @@ def _settings(config: Config) -> Settings:
         locked=parse_shards(config.shards.locked),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
     )
-
-
-def _bind(config: Config) -> tuple[list[tuple[str, socket.socket]], socket.socket | None]:
-    """Every socket that clients of any worker connect to, and the admin server's. Raises ConfigError."""
-    listeners: list[tuple[str, socket.socket]] = []
-    admin = None
-    faults = []
-    if config.rpc.listen:
-        try:
-            listeners.append(("tcp", _bind_tcp(config.rpc.listen)))
-        except OSError as error:
-            faults.append(Fault("rpc.listen", "", f"{config.rpc.listen} cannot be listened on: {error.strerror}"))
-    if config.admin.listen:
-        try:
-            admin = _bind_tcp(config.admin.listen)
-        except OSError as error:
-            faults.append(Fault("admin.listen", "", f"{config.admin.listen} cannot be listened on: {error.strerror}"))
-    if config.rpc.unix_socket:
-        try:
-            listeners.append(("unix", _bind_unix(config.rpc.unix_socket)))
-        except OSError as error:
-            faults.append(Fault("rpc.unix_socket", "", f"cannot be listened on: {error.strerror or error}"))
-    if faults:
-        raise ConfigError(faults)
-    for _, listener in listeners:
-        listener.setblocking(False)
-    return listeners, admin
-
-
-def _bind_tcp(text: str) -> socket.socket:
-    address = parse_listen(text)
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """A listening unix socket, 0660. What another daemon still listens on is left alone."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if os.path.exists(path):
-            if not stat.S_ISSOCK(os.stat(path).st_mode):
-                raise FileExistsError(0, f"{path} is there and is no socket")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise FileExistsError(0, "another process listens on it")
-            os.unlink(path)
-        mask = os.umask(0o117)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(mask)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def work(control_descriptor: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from shards.links import Wire
 from shards.machine import Command
+from shards.router import Unavailable
 
 MODE = 0  # how replies are encoded: the application's default
 
@@ -49,6 +50,8 @@ class Inquirer:
             worker.read(self, number, worker.bucket_of(key), query)
         elif query[0] in self._surveys:
             worker.operate(self, number, query)
+        else:
+            self.relay(self._encode(number, MODE, Unavailable(0, f"{query[0]} is not asked this way", "no")))
 
     def answer(self, token: int, reply: object) -> None:
         """Stages a reply until it is durable."""

@@ -59,6 +59,11 @@ class Guard:
         """`tokens_text`: the content of the tokens file, None where none is configured. Raises TokensError."""
         self._tokens = None if tokens_text is None else _parse(tokens_text)
 
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether there are tokens at all."""
+        return self._tokens is not None
+
     def greet(self, transport: BaseTransport) -> Grant | None:
         """What a connection may do before it signs in."""
         if _is_unix(transport):

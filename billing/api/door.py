@@ -14,7 +14,14 @@ from typing import Any, Final, NamedTuple, Protocol
 from billing.api.auth import Guard
 from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers
 from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
-from billing.api.wire import ARRAY_LENGTH_MAX, FRAME_BYTES_MAX, MAP_LENGTH_MAX, TEXT_BYTES_MAX, make_unpacker
+from billing.api.wire import (
+    ARRAY_LENGTH_MAX,
+    FRAME_BYTES_MAX,
+    MAP_LENGTH_MAX,
+    TEXT_BYTES_MAX,
+    error_name_of,
+    make_unpacker,
+)
 from billing.ledger.commands import MESSAGE_BYTES_MAX, REQUEST_ID_BYTES_MAX, RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
 
 SECOND_NS: Final = 1_000_000_000
@@ -135,6 +142,12 @@ class Door:
             self._timer = None
         for client in list(self.connections):
             client.abort()
+
+    def note_error(self, reply: object) -> None:
+        """Counts a reply that is an error."""
+        name = error_name_of(reply)
+        if name:
+            self.errors[name] = self.errors.get(name, 0) + 1
 
     def figures(self) -> dict[str, object]:
         """Counters for the operator, as plain data."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from billing.api.auth import Grant
 from billing.api.door import Door
-from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply, error_name_of
+from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
 PROMPT_BYTES_MAX: Final = 64 * 1024  # the door's own replies are written when there are this many, or the read ends
@@ -73,7 +73,7 @@ class Outlet(asyncio.Protocol, ABC):
         if type(reply) is dict:
             encode_into((RESPONSE, token, None, reply), self._staged, -1)
         else:
-            self._note_error(reply)
+            self._door.note_error(reply)
             self._staged += encode_reply(token, self.mode, reply)
 
     def flush(self) -> None:
@@ -105,16 +105,11 @@ class Outlet(asyncio.Protocol, ABC):
 
     def _reply(self, msgid: int, reply: object) -> bool:
         """A reply of the door itself; False where the client has to read first."""
-        self._note_error(reply)
+        self._door.note_error(reply)
         self._prompt += encode_reply(msgid, self.mode, reply)
         if len(self._prompt) >= PROMPT_BYTES_MAX:
             self._write_prompt()
         return not self._stalled_since_ns
-
-    def _note_error(self, reply: object) -> None:
-        name = error_name_of(reply)
-        if name:
-            self._door.errors[name] = self._door.errors.get(name, 0) + 1
 
     def _write_prompt(self) -> None:
         if self._prompt:
@@ -167,7 +162,7 @@ class Outlet(asyncio.Protocol, ABC):
     def _give_up(self, refusal: Refused) -> None:
         """One error, and the end."""
         self._door.drops += 1
-        self._note_error(refusal)
+        self._door.note_error(refusal)
         self.end(encode_reply(None, self.mode, refusal))
 
     def end(self, last_words: bytes) -> None:

@@ -18,7 +18,7 @@ DISK = "shards/disk.py"
 FILES: dict[str, tuple[set[str], str]] = {
     CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
     "shards/links.py": ({"os.open", "os.unlink"}, "the directory of the workers' unix sockets"),
-    "billing/serve.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
+    "billing/ops/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
     "billing/ops/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),

@@ -1,0 +1,172 @@
+"""HTTP for operators, from outside: figures that are those of what was done, and who may read them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+PROMTOOL = shutil.which("promtool")
+NOWHERE = "http://127.0.0.1:9/cutoff"  # the discard port: nobody listens
+
+
+async def scraped(session: aiohttp.ClientSession) -> dict[tuple[str, str], float]:
+    """(sample, its labels but the shard) -> value, summed over shards."""
+    async with session.get("/metrics") as answer:
+        assert answer.status == 200
+        found: dict[tuple[str, str], float] = {}
+        for family in text_string_to_metric_families(await answer.text()):
+            for sample in family.samples:
+                labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "shard")
+                found[sample.name, labels] = found.get((sample.name, labels), 0) + sample.value
+        return found
+
+
+async def scraped_when(
+    session: aiohttp.ClientSession, name: str, labels: str, least: float
+) -> dict[tuple[str, str], float]:
+    async with asyncio.timeout(20):
+        while (found := await scraped(session)).get((name, labels), 0) < least:
+            await asyncio.sleep(0.1)
+    return found
+
+
+def at(daemon: Daemon) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_port}")
+
+
+async def test_metrics_count_what_was_done(data_dir: Path) -> None:
+    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(20):
+            await rpc.ask("top_up", f"u{number}", "0.5")
+        await rpc.call("debit", "u1", "100")
+        await rpc.call("get_account", "nobody")
+        await rpc.ask("set_rate", "u2", "1000")
+        async with at(daemon) as session:
+            found = await scraped_when(session, "billing_cutoff_failed_total", "", 1)
+            found = await scraped_when(session, "billing_overrun_coins", "", 0.001)
+        assert found["billing_commands_total", "method=top_up"] == 20
+        assert found["billing_commands_total", "method=set_rate"] == 1
+        assert found["billing_errors_total", "name=INSUFFICIENT_FUNDS"] == 1
+        assert found["billing_errors_total", "name=UNKNOWN_ACCOUNT"] == 1
+        assert found["billing_accounts", ""] == 20
+        assert found["billing_buckets", ""] == 3000
+        assert found["billing_ready", ""] == 1
+        assert found["billing_shard_up", ""] == 2
+        assert found["billing_cutoffs_owed", ""] == 1
+        assert found["billing_overrun_accounts", ""] == 1
+        assert found["billing_overrun_coins_per_second", ""] == pytest.approx(1000)
+        assert found["billing_cutoff_oldest_owed_seconds", ""] > 0
+        assert found["billing_sync_seconds_count", ""] >= 22 / 20
+        assert found["billing_batch_entries_sum", ""] >= 22
+        assert found["billing_cutoff_done_lateness_seconds_count", ""] == 0
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is in Debian's package prometheus")
+async def test_promtool_has_nothing_to_say_about_the_metrics(data_dir: Path) -> None:
+    assert PROMTOOL is not None
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", 5)
+        async with at(daemon) as session, session.get("/metrics") as answer:
+            text = await answer.read()
+    checked = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+async def test_readyz_says_why_not_while_the_others_serve(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon, (data_dir / "out").open("wb"):
+        async with at(daemon) as session:
+            for pid in daemon.worker_pids()[:1]:
+                daemon.kill(pid)
+            async with asyncio.timeout(10):
+                while True:
+                    async with session.get("/readyz") as answer:
+                        text = await answer.text()
+                        if answer.status == 503:
+                            break
+            assert text.startswith("shard ")
+            async with session.get("/livez") as answer:
+                assert answer.status == 200
+            daemon.wait_ready()
+
+
+async def test_the_page_needs_no_script_and_escapes_what_users_are_called(data_dir: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", evil, "0.001")
+        await rpc.ask("set_rate", evil, 1000)
+        await rpc.ask("debit", evil, 1_000_000, {"mode": "partial"})
+        async with at(daemon) as session:
+            async with asyncio.timeout(20):
+                while True:
+                    async with session.get("/", params={"user": evil}) as answer:
+                        text = await answer.text()
+                        policy = answer.headers["Content-Security-Policy"]
+                    if "Ran dry" in text:
+                        break
+                    await asyncio.sleep(0.1)
+            assert evil not in text
+            assert text.count("&lt;img src=x onerror=alert(1)&gt;") >= 2, "the account, and the cutoff that is owed"
+            assert 'class="pill good">Serving' in text
+            assert text.count("<i class=") == 3000
+            assert "default-src 'none'" in policy
+            assert " style=" not in text, "the policy would refuse it"
+            async with session.get("/account", params={"user": "no such user"}) as answer:
+                assert "There is no account no such user." in await answer.text()
+            async with session.get("/account", params={"user": "x" * 129}) as answer:
+                assert "1 to 128 bytes" in await answer.text()
+
+
+async def test_it_only_reads_and_only_for_this_host(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        async with at(daemon) as session:
+            for path in ("/", "/metrics", "/account", "/events"):
+                for method in ("POST", "PUT", "DELETE"):
+                    async with session.request(method, path) as answer:
+                        assert answer.status == 405
+                async with session.get(path, headers={"Host": "evil.example"}) as answer:
+                    assert answer.status == 421
+            async with session.get("/readyz", headers={"Host": "probe"}) as answer:
+                assert answer.status == 200
+            async with session.get("/page.html") as answer:
+                assert answer.status == 404
+
+
+async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
+    tokens = data_dir / "tokens"
+    tokens.write_text(
+        "".join(
+            f"{name}:{role}:{hashlib.sha256(name.encode()).hexdigest()}\n"
+            for name, role in (("grafana", "read"), ("till", "charge"))
+        )
+    )
+    tokens.chmod(0o600)
+    with Daemon(data_dir, rpc__tokens_file=str(tokens)) as daemon:
+        async with at(daemon) as session:
+            for path in ("/", "/metrics", "/events", "/account", "/runbook", "/page.js"):
+                async with session.get(path) as answer:
+                    assert answer.status == 401
+                    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+                async with session.get(path, headers={"Authorization": "Bearer wrong"}) as answer:
+                    assert answer.status == 401
+                async with session.get(path, headers={"Authorization": "Bearer till"}) as answer:
+                    assert answer.status == 403
+            basic = "Basic " + base64.b64encode(b"any:grafana").decode()
+            for given in ("Bearer grafana", basic):
+                async with session.get("/metrics", headers={"Authorization": given}) as answer:
+                    assert answer.status == 200
+            async with session.get("/readyz") as answer:
+                assert answer.status == 200
