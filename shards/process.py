@@ -46,7 +46,7 @@ from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Un
 from shards.links import Wire
 from shards.machine import Command
 from shards.recover import Damaged, check_ownership, journal_of, recover
-from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
+from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
 from shards.shard import Shard
 from shards.snapshotter import Snapshotter
 from shards.tally import Pulse
@@ -378,6 +378,8 @@ def exit_code_of(error: BaseException, application: Hosted | None) -> int:
         return EXIT_DAMAGED
     if application is not None and application.replay_failed(error):
         return EXIT_DAMAGED
+    if isinstance(error, Fenced):
+        return EXIT_FENCED
     if isinstance(error, JournalError | OSError):
         return EXIT_DISK
     return EXIT_BUG

@@ -16,6 +16,7 @@ import signal
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STABLE_NS = 60_000_000_000
 EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
+EXIT_FENCED = 75  # another process holds the shard still: to be tried again
 
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 

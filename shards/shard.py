@@ -109,6 +109,7 @@ class Shard:
         self._flight_from_ns = -1  # the same of the batch that is being synced
         self._sequence = 0
         self._in_flight = False
+        self._flight_notices: list[Notice] = []
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -270,6 +271,13 @@ class Shard:
             notices[:] = [notice for notice in notices if notice[1] >= first] if first >= 0 else []
         return early
 
+    def untold(self) -> Iterator[Notice]:
+        """The notices that wait, because what determined them is not durable: nobody outside may act on that yet."""
+        yield from self._flight_notices
+        for batch in self._sealed:
+            yield from batch.notices
+        yield from self.machine.notices
+
     def take_ready(self) -> Ready | None:
         """What came since the last one, a batch at most; None when there is nothing, or while one is out."""
         if self._in_flight:
@@ -282,6 +290,7 @@ class Shard:
         self._sequence += 1
         self._flight_from_ns = batch.from_ns
         self._in_flight = True
+        self._flight_notices = batch.notices
         return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices, batch.decides)
 
     def pending_sequence(self) -> int:
@@ -316,6 +325,7 @@ class Shard:
         assert ready.sequence == self._sequence, "an answer for a batch that is not out"
         self._in_flight = False
         self._flight_from_ns = -1
+        self._flight_notices = []
 
     # -- recovery and snapshots -------------------------------------------------------------------------------------
 

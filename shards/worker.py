@@ -235,6 +235,7 @@ class Worker:
                     self.snapshotter.step(position, durable=False)
                 if not ready.payload:
                     self._release(ready)
+                    self._idle.set()
                     if shard.has_more():
                         self._schedule()
             else:

@@ -76,7 +76,7 @@ class Auditor:
         self._asked: dict[tuple[bytes, bytes], Call] = {}
         self._asked_tags: dict[bytes, Call] = {}
         self._plain: dict[tuple[bytes, int, int, bytes], int] = {}
-        self._map: list[Any] = []
+        self._boot = b""
 
     def wrong(self, text: str) -> None:
         """Ends the run."""
@@ -155,7 +155,12 @@ class Auditor:
                 self.wrong(f"bucket {bucket} was decided for shard {shard}, which has not stored it (I14)")
             self.owner[bucket] = shard, generation
         elif kind == "anchor":
-            _, ppm, _, boot_ns, billing_ns, correction_ns = struct.unpack("<4sI16sqqq", record[1])
+            _, ppm, boot, boot_ns, billing_ns, correction_ns = struct.unpack("<4sI16sqqq", record[1])
+            if boot == self._boot and self.anchors and self.billing_ns(boot_ns) != billing_ns:
+                before = self.billing_ns(boot_ns)
+                self.wrong(f"billing time jumps by {billing_ns - before} ns within one boot (I21)")
+            if boot != self._boot:
+                self._boot, self.anchors = boot, []
             self.anchors.append((boot_ns, billing_ns, correction_ns, ppm))
 
     def _take_entry(self, item: Item) -> None:

@@ -95,6 +95,28 @@ class Client:
             if call.answer is not None:
                 return call.answer
 
+    async def ask(self, method: str, *params: Any) -> tuple[Any, Any]:
+        """An operator's question, once: (error, result); where the connection was lost, both are None."""
+        protocol = await self._connected()
+        if protocol.transport is None:
+            return None, None
+        self._number += 1
+        future = protocol.waiting[self._number] = self._loop.create_future()
+        protocol.transport.write(msgpack.packb([0, self._number, method, list(params)]))
+        done, _ = await asyncio.wait([future], timeout=20.0)
+        if not done:
+            self.drop()
+            return None, None
+        outcome = future.result()
+        self._trace(self.name, method, params, outcome if outcome is not LOST else "-")
+        return (None, None) if outcome is LOST else outcome
+
+    def drop(self) -> None:
+        """Ends the connection; the next call makes another."""
+        if self._protocol is not None and self._protocol.transport is not None:
+            self._protocol.transport.close()
+        self._protocol = None
+
     async def _all(self, calls: list[Call]) -> None:
         """Sends calls together, each again until its outcome is known, or must stay unknown."""
         pause_s = 0.02
@@ -128,9 +150,7 @@ class Client:
         done, pending = await asyncio.wait(futures, timeout=ANSWER_WAIT_S)
         if pending:  # it hangs: give the connection up
             self.unknown += len(pending)
-            if protocol.transport is not None:
-                protocol.transport.close()
-            self._protocol = None
+            self.drop()
         return [future.result() if future in done else LOST for future in futures]
 
     def _take(self, call: Call, outcome: Any) -> bool:

@@ -119,6 +119,7 @@ class SimDisk:
     def _room(self, more: int, path: str) -> None:
         capacity = self.medium.capacity_bytes
         if capacity is not None and more > 0 and self.medium.used_bytes() + more > capacity:
+            self.medium.refusals += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def _handle(self, path: str, node: Node) -> int:

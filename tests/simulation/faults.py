@@ -1,28 +1,39 @@
-"""What goes wrong in a run: drawn from the seed, counted when it has really happened."""
+"""What goes wrong in a run, and what an operator does meanwhile: drawn from the seed, counted when it has happened."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client
-from tests.simulation.world import World
+from tests.simulation.machine import SimProcess
+from tests.simulation.world import DATA, World
+
+TRIES, TRY_S = 400, 0.02
+ENDPOINT = ("refused", "slow", "5xx", "4xx", "lost")
 
 
 class Chaos:
     """The faults of one run, one after the other, at random moments."""
 
-    def __init__(self, world: World, clients: list[Client], rng: random.Random) -> None:
+    def __init__(self, world: World, clients: list[Client], operator: Client, rng: random.Random) -> None:
         self.world = world
         self.clients = clients
+        self.operator = operator
         self.rng = rng
         self.fired: dict[str, int] = {}
         self.done = False
         kinds = list(KINDS)
-        self.chosen = rng.choices(kinds, [KINDS[kind][0] for kind in kinds], k=rng.choice((1, 2, 3, 4)))
+        self.chosen = rng.choices(kinds, [KINDS[kind][0] for kind in kinds], k=rng.choice((1, 2, 3, 4, 5)))
+        if world.workers == 1 and world.rng.random() < 0.5:
+            self.chosen.insert(0, "workers")
+        world.machine.net.slow = rng.random() < 0.3
+        world.machine.slow_disk = rng.random() < 0.3
+        self._mover: asyncio.Task[Any] | None = None
 
     def hit(self, kind: str) -> None:
         """It has happened."""
@@ -34,55 +45,47 @@ class Chaos:
         rng = self.rng
         for kind in self.chosen:
             await asyncio.sleep(rng.choice((0.05, 0.3, 1.0)) * rng.random())
-            for _ in range(2000):
+            for _ in range(TRIES):
+                if self._held():  # the operator looks, and starts it again
+                    await self._start_again()
                 if await KINDS[kind][1](self):
+                    self.hit(kind)
                     break
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(TRY_S)
             else:
-                raise Violation(f"the fault {kind} could not be injected in 20 s; {self.world.state()}")
+                raise Violation(f"the fault {kind} never happened; {self.world.state()}")
         await asyncio.sleep(0.2)
         self.done = True
 
-    def heal(self) -> None:
-        """Nothing goes wrong from here on."""
-        self.world.moods.wrong.clear()
-
-    def check_fired(self) -> None:
-        """A fault that never happened fails the run."""
-        for kind in self.chosen:
-            if not self.fired.get(kind):
-                raise Violation(f"the fault {kind} never happened")
-
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def _worker(self) -> int:
-        """A shard whose worker runs; 0: none does."""
-        names = [process.name for process in self.world.machine.processes.values()]
-        running = [name for name in names if name.startswith("worker-")]
-        return int(self.rng.choice(running).removeprefix("worker-")) if running else 0
+    def _workers(self) -> list[SimProcess]:
+        processes = self.world.machine.processes.values()
+        return [process for process in processes if process.name.startswith("worker-")]
+
+    async def _wait(self, until: Callable[[], bool], seconds: float = 1.0) -> bool:
+        for _ in range(int(seconds / 0.01)):
+            if until():
+                return True
+            await asyncio.sleep(0.01)
+        return False
 
     async def kill_worker(self) -> bool:
-        shard = self._worker()
-        if not shard:
-            return False
-        process = self.world.process_of(shard)
-        assert process is not None
-        self.hit("kill_worker")
-        process.kill()
-        return True
+        workers = self._workers()
+        if workers:
+            self.rng.choice(workers).kill()
+        return bool(workers)
 
     async def kill_supervisor(self) -> bool:
         process = self.world.supervising
         if self.world.supervisor is None or process is None:
             return False
-        self.hit("kill_supervisor")
         process.kill()
         return True
 
     async def kill_all(self) -> bool:
         if self.world.supervisor is None:
             return False
-        self.hit("kill_all")
         for process in list(self.world.machine.processes.values()):
             process.kill()
         return True
@@ -90,61 +93,235 @@ class Chaos:
     async def power(self) -> bool:
         if self.world.supervisor is None:
             return False
-        self.hit("power")
         self.world.machine.lose_power()
         return True
 
     async def power_at_call(self) -> bool:
-        return await self._at_call("power_at_call", "power")
+        return await self._at_call("power")
 
     async def kill_at_call(self) -> bool:
-        return await self._at_call("kill_at_call", "kill")
+        return await self._at_call("kill")
 
-    async def _at_call(self, kind: str, what: str) -> bool:
-        """At one of the coming calls of some process's disk; of its recovery, too, where it is killed first."""
-        process = self._some_process()
-        if process is None:
+    async def _at_call(self, what: int | str) -> bool:
+        """At one of the coming calls of some process's disk."""
+        running = list(self.world.machine.processes.values())
+        if not running:
             return False
-        process.disk.fail(what, calls_ahead=self.rng.choice((1, 2, 3, 5, 8, 20, 40)))
-        fired = await self._wait(lambda: process.disk.fired > 0 or process.exit_code is not None)
-        if not fired or not process.disk.fired:
-            process.disk.spare()
+        process = self.rng.choice(running)
+        process.disk.fail(what, calls_ahead=self.rng.choice((1, 1, 2, 2, 3, 5, 8, 20)))
+        await self._wait(lambda: process.disk.fired > 0 or process.exit_code is not None)
+        process.disk.spare()
+        return process.disk.fired > 0
+
+    async def recovery_cut(self) -> bool:
+        """A worker ends in the middle of its recovery."""
+        machine = self.world.machine
+        workers = self._workers()
+        if not workers:
             return False
-        self.hit(kind)
+        victim = self.rng.choice(workers)
+        machine.next_fault[victim.name] = (self.rng.randrange(1, 30), self.rng.choice(("kill", "power")))
+        machine.next_fired = 0
+        victim.kill()
+        fired = await self._wait(lambda: machine.next_fired > 0)
+        machine.next_fault.clear()
+        return fired
+
+    async def restart(self) -> bool:
+        if not self.world.is_ready():
+            return False
+        await self.world.restart()
+        return await self._wait(self.world.is_ready, 20)
+
+    async def workers(self) -> bool:
+        """Another number of workers: shards are added, or drained and gone."""
+        world = self.world
+        if not world.is_ready():
+            return False
+        await world.restart(self.rng.choice([count for count in (1, 2, 3) if count != world.workers]))
         return True
 
-    def _some_process(self) -> object:
-        running = list(self.world.machine.processes.values())
-        return self.rng.choice(running) if running else None
+    # -- the disk ---------------------------------------------------------------------------------------------------
 
-    async def _wait(self, until: Callable[[], bool]) -> bool:
-        for _ in range(100):
-            if until():
-                return True
-            await asyncio.sleep(0.01)
-        return False
+    async def io_error(self) -> bool:
+        """A call fails; the shard is held until somebody starts the daemon again, on the same machine or another."""
+        if not await self._at_call(errno.EIO):
+            return False
+        await asyncio.sleep(self.rng.random())
+        return await self._start_again()
 
-    # -- the endpoint -----------------------------------------------------------------------------------------------
+    async def _start_again(self) -> bool:
+        world = self.world
+        if self.rng.random() < 0.3:
+            world.machine.lose_power()
+        elif world.supervisor is not None:
+            await world.restart()
+        return await self._wait(lambda: world.supervisor is not None, 20)
+
+    async def no_room(self) -> bool:
+        medium = self.world.machine.medium
+        before = medium.refusals
+        medium.capacity_bytes = medium.used_bytes() + self.rng.choice((0, 5_000, 30_000))
+        met = await self._wait(lambda: medium.refusals > before, 3.0)
+        if met:
+            await asyncio.sleep(self.rng.random())
+        medium.capacity_bytes = None
+        return met
+
+    async def short_write(self) -> bool:
+        return await self._at_call("short")
+
+    async def rot(self) -> bool:
+        """A bit of what was durable turns over while the daemon is down. It may be refused, then the disk is mended;
+        or else nothing may come of it.
+        """
+        world, rng = self.world, self.rng
+        if not world.is_ready():
+            return False
+        world.restart_wanted = False
+        await self.kill_all()
+        medium = world.machine.medium
+        paths = [
+            f"{where}/{name}"
+            for where, directory in medium.directories.items()
+            for name in directory.names
+            if where.startswith(DATA) and name != "lock" and len(medium.node(f"{where}/{name}").content)
+        ]
+        path = rng.choice(sorted(paths))
+        content = medium.node(path).content
+        end = max(len(content.rstrip(b"\0")), 1)
+        bit = rng.randrange(8 * end)
+        node = medium.node(path)
+        medium.flip(path, bit)
+        world.trace("rot", path, bit)
+        world.restart_wanted = True
+        world.start()
+        refused = len(world.refused)
+        await self._wait(lambda: world.is_ready() or len(world.refused) > refused or self._held(), 5.0)
+        if self._held() or len(world.refused) > refused:
+            self.fired["rot refused"] = self.fired.get("rot refused", 0) + 1
+        await asyncio.sleep(rng.random() * 0.2)
+        world.restart_wanted = False
+        await self.kill_all()
+        for directory in medium.directories.values():
+            for found in directory.names.values():
+                if found is node:
+                    for data in (node.content, node.stable):
+                        if len(data) > bit >> 3:
+                            data[bit >> 3] ^= 1 << (bit & 7)
+        world.restart_wanted = True
+        world.start()
+        return True
+
+    def _held(self) -> bool:
+        supervisor = self.world.supervisor
+        return supervisor is not None and any(one.state == "held" for one in supervisor.workers.values())
+
+    async def snapshot(self) -> bool:
+        workers = [process._worker for process in self.world.processes.values() if process._worker is not None]
+        live = [worker for worker in workers if not worker._loop.is_closed() and not worker.snapshotter.running]
+        if not live:
+            return False
+        worker = self.rng.choice(live)
+        before = worker.snapshotter.count
+        worker.snapshotter.begin()
+        worker.wake()
+        return await self._wait(lambda: worker.snapshotter.count > before)
+
+    # -- wires, clocks, the endpoint --------------------------------------------------------------------------------
+
+    async def cut_link(self) -> bool:
+        """A wire between two workers."""
+        if not await self._two_shards():
+            return False
+        streams = [one for one in self.world.machine.net.peers if not any(end.is_closing() for end in one.ends)]
+        if streams:
+            self.rng.choice(streams).cut()
+        return bool(streams)
+
+    async def cut_client(self) -> bool:
+        streams = [one.stream for one in self.clients if one.stream is not None]
+        streams = [one for one in streams if not any(end.is_closing() for end in one.ends)]
+        if streams:
+            self.rng.choice(streams).cut()
+        return bool(streams)
+
+    async def clock_step(self) -> bool:
+        self.world.kernel.wall_offset_ns += self.rng.choice((-1, 1)) * self.rng.choice((10**8, 10**9, 3600 * 10**9))
+        return True
 
     async def bad_endpoint(self) -> bool:
         moods, rng = self.world.moods, self.rng
         before = sum(moods.met.values())
-        for name in rng.sample(("refused", "slow", "5xx", "4xx", "lost"), 2):
+        for name in rng.sample(ENDPOINT, 2):
             moods.wrong[name] = rng.choice((0.3, 0.5, 0.9))
         moods.wrong["dropped"] = 0.1
-        if not await self._wait(lambda: sum(moods.met.values()) > before):
+        return await self._wait(lambda: sum(moods.met.values()) > before)
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    async def move(self) -> bool:
+        """One bucket, by hand."""
+        world, rng = self.world, self.rng
+        if not await self._two_shards() or world.supervisor is None:
             return False
-        self.hit("bad_endpoint")
+        bucket, shard = rng.randrange(1, world.buckets + 1), rng.choice(sorted(world.supervisor.workers))
+        _, result = await self.operator.ask("move_bucket", bucket, shard)
+        if result is None:
+            return False
+        if world.auditor.owner[bucket][1] < result["generation"]:
+            raise Violation(f"bucket {bucket} is said to be moved: {result}, but is {world.auditor.owner[bucket]}")
         return True
 
+    async def moves(self) -> bool:
+        """Several, while the next faults come."""
+        if not await self._two_shards():
+            return False
 
-KINDS = {
+        async def some() -> None:
+            for _ in range(12):
+                await self.move()
+                await asyncio.sleep(self.rng.random() * 0.05)
+
+        if self._mover is None or self._mover.done():
+            self._mover = self.world.task(some())
+        return True
+
+    async def _two_shards(self) -> bool:
+        """Whether there are; where there is one, the daemon is started with more."""
+        world = self.world
+        if world.workers > 1:
+            return True
+        if world.is_ready():
+            await world.restart(self.rng.choice((2, 3)))
+        return False
+
+    async def rebalance(self) -> bool:
+        _, result = await self.operator.ask("rebalance")
+        return result is not None
+
+
+Fault = Callable[[Chaos], Awaitable[bool]]
+KINDS: dict[str, tuple[int, Fault]] = {
     "kill_worker": (4, Chaos.kill_worker),
     "kill_supervisor": (2, Chaos.kill_supervisor),
     "kill_all": (2, Chaos.kill_all),
-    "power": (6, Chaos.power),
+    "power": (5, Chaos.power),
     "power_at_call": (6, Chaos.power_at_call),
     "kill_at_call": (3, Chaos.kill_at_call),
+    "recovery_cut": (3, Chaos.recovery_cut),
+    "restart": (2, Chaos.restart),
+    "workers": (3, Chaos.workers),
+    "io_error": (4, Chaos.io_error),
+    "no_room": (2, Chaos.no_room),
+    "short_write": (1, Chaos.short_write),
+    "rot": (3, Chaos.rot),
+    "snapshot": (5, Chaos.snapshot),
+    "cut_link": (3, Chaos.cut_link),
+    "cut_client": (2, Chaos.cut_client),
+    "clock_step": (2, Chaos.clock_step),
     "bad_endpoint": (4, Chaos.bad_endpoint),
+    "move": (5, Chaos.move),
+    "moves": (5, Chaos.moves),
+    "rebalance": (2, Chaos.rebalance),
 }
-assert errno.EIO

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from shards.committer import Committer
 from shards.host import Host
-from tests.simulation.disk import Crashed, Fault, Medium, SimDisk
+from tests.simulation.disk import Crashed, Medium, SimDisk
 from tests.simulation.loop import Kernel, SimAlarm, SimLoop
 from tests.simulation.wires import Net, NetLoop, SimSocket, SimSocketDirectory
 
@@ -99,14 +99,15 @@ class SimCommitter(Committer):
 class SimProcess:
     """A running process."""
 
-    def __init__(self, machine: Machine, name: str, pid: int, fault: Fault | None) -> None:
+    def __init__(self, machine: Machine, name: str, pid: int) -> None:
         self.machine = machine
         self.name = name
         self.pid = pid
         self.loop = NetLoop(machine.kernel, name, machine.net)
         self.rng = random.Random(machine.rng.getrandbits(64))
-        self.disk = SimDisk(machine.medium, self.rng, fault)
+        self.disk = SimDisk(machine.medium, self.rng)
         self.disk.on_sync = machine.on_sync
+        self.doomed = False  # its disk was told to end it
         self.exit_code: int | None = None
         self.on_end: list[Callable[[int], None]] = []
 
@@ -170,7 +171,8 @@ class Machine:
         self.processes: dict[SimLoop, SimProcess] = {}
         self.failures: list[tuple[str, BaseException]] = []  # what ended a main function
         self.start_worker: Callable[[SimProcess, SimSocket], Any] = lambda process, control: None
-        self.faults: dict[str, Fault] = {}  # for the next process of that name
+        self.next_fault: dict[str, tuple[int, str]] = {}  # for the next process of that name: at which call, what
+        self.next_fired = 0
         self.slow_disk = False
         self._disk_rng = random.Random(rng.getrandbits(64))
         self._pid = 100
@@ -186,7 +188,7 @@ class Machine:
     def start(self, name: str) -> SimProcess:
         """A new process, which does nothing yet."""
         self._pid += 1
-        process = SimProcess(self, name, self._pid, self.faults.pop(name, None))
+        process = SimProcess(self, name, self._pid)
         self.processes[process.loop] = process
         return process
 
@@ -203,6 +205,7 @@ class Machine:
         if process.exit_code is not None:
             return
         process.exit_code = code
+        self.next_fired += process.doomed and process.disk.fired > 0
         del self.processes[process.loop]
         process.disk.kill()
         process.loop.die()

@@ -76,6 +76,7 @@ class Medium:
         self.capacity_bytes = capacity_bytes
         self.locks: dict[str, object] = {}
         self.boots = 1
+        self.refusals = 0  # for want of room
 
     def lose_power(self, rng: random.Random) -> None:
         """Everything that runs ends; what was not synced is at the mercy of `rng`. Directories themselves stay."""

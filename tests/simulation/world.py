@@ -17,6 +17,7 @@ from billing.config import Config, Cutoff
 from shards.clock import clocks_of
 from shards.process import EXIT_DAMAGED, EXIT_DISK, Begin, Process
 from shards.supervisor import Settings, Supervisor
+from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import Machine, SimProcess
@@ -149,9 +150,10 @@ class World:
         def build(begin: Begin) -> Billing:
             process.name = f"worker-{begin.shard_id}"
             process.loop.name = process.name
-            fault = self.machine.faults.pop(process.name, None)
-            if fault is not None:
-                process.disk.fail(fault.what, calls_ahead=fault.call, sticky=fault.sticky)
+            if process.name in self.machine.next_fault:
+                call, what = self.machine.next_fault.pop(process.name)
+                process.doomed = True
+                process.disk.fail(what, calls_ahead=call)
             outside = Outside(
                 disk=process.disk,
                 rng=process.rng,
@@ -217,27 +219,38 @@ class World:
             self.trouble = self.trouble or task.exception()
 
     def is_quiet(self) -> bool:
-        """Nothing is owed, nothing waits for the disk."""
-        if not self.is_ready() or self.auditor.owed():
+        """Every bucket is served, nothing is owed, nothing moves, nothing waits for the disk."""
+        supervisor = self.supervisor
+        if supervisor is None or not self.is_ready() or self.auditor.owed():
             return False
-        assert self.supervisor is not None
-        if self.supervisor.mover._move is not None:
+        mover = supervisor.mover
+        if mover._move is not None or (mover._rebalancing is not None and not mover._rebalancing.done()):
             return False
-        return all(not process._worker._writing for process in self._live() if process._worker is not None)
+        workers = [process._worker for process in self.live()]
+        return all(w is not None and not w._writing and not w.shard.has_more() for w in workers)
 
-    def _live(self) -> list[Process]:
+    def live(self) -> list[Process]:
+        """The processes of all shards, in order."""
         assert self.supervisor is not None
-        return [self.processes[shard_id] for shard_id in self.supervisor.workers]
+        return [self.processes[shard_id] for shard_id in sorted(self.supervisor.workers)]
 
-    def rest(self) -> None:
-        """Heals everything and waits until it is quiet, then lets the auditor look."""
+    def heal(self) -> None:
+        """Nothing goes wrong from here on; a daemon that is down, or has a shard that is held, is started again."""
         self.moods.wrong.clear()
         self.machine.slow_disk = self.machine.net.slow = False
         self.machine.medium.capacity_bytes = None
+        for process in self.machine.processes.values():
+            process.disk.spare()
         if self.supervisor is None:
             self._start_again()
+        elif any(worker.state == "held" for worker in self.supervisor.workers.values()):
+            self.task(self.restart())
+
+    def rest(self) -> None:
+        """Waits until it is quiet, then lets the auditor look."""
         self.run(self.is_quiet, REST_S, "everything at rest")
         self.auditor.finish()
+        check_recovery(self)
 
     def close(self) -> None:
         """Ends everything at once, also what is stuck, so that nothing of this world is left."""
@@ -246,6 +259,18 @@ class World:
             for process in list(self.machine.processes.values()):
                 process.kill()
             self.outside.die()
+
+    async def restart(self, workers: int = 0) -> None:
+        """An orderly end and a start, with that many workers (0: as before); returns when every bucket is served."""
+        before = self.supervisor
+        if before is not None:
+            before.stop()
+            while self.supervisor is before:
+                await asyncio.sleep(0.01)
+        if workers:
+            self.workers = workers
+        if self.supervisor is None:
+            self.start()
 
     def stop(self) -> None:
         """An orderly end."""

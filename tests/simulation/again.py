@@ -1,0 +1,84 @@
+"""Recovery asked for again, at a quiet point: from a copy of the disk, by the real code, in every way there is (I10).
+
+What comes out, from the newest snapshot and the tail, and from each older one, must be what the living workers hold,
+bucket by bucket and byte for byte; and once more after what the first recovery itself wrote.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from billing.ledger.ledger import Rules
+from billing.machine import BillingMachine
+from shards.host import Host
+from shards.recover import journal_of, recover
+from shards.shard import Shard
+from tests.simulation.disk import Medium, SimDisk
+from tests.simulation.medium import Directory, Node
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+def copy_of(medium: Medium) -> Medium:
+    """The same bytes on another disk, all of them durable."""
+    other = Medium()
+    other.boots = medium.boots
+    other.modes = dict(medium.modes)
+    for path, directory in medium.directories.items():
+        made = other.directories[path] = Directory()
+        made.names = {name: Node(bytes(node.content)) for name, node in directory.names.items()}
+        made.stable = dict(made.names)
+    return other
+
+
+def _run(coroutine: Any) -> None:
+    """To the end; it waits for nothing."""
+    try:
+        while True:
+            coroutine.send(None)
+    except StopIteration:
+        return
+
+
+def recovered(world: World, medium: Medium, shard_id: int) -> dict[int, bytes]:
+    """bucket -> its dump, by a recovery from this disk."""
+    settings = world.settings()
+    disk = SimDisk(medium, random.Random(1))
+    host: Any = Host(disk, *(None,) * 6, lambda: 1, random.Random(2).getrandbits)  # type: ignore[arg-type]
+    cutoff = world.config.cutoff
+    ids_max = world.config.ledger.request_ids_per_bucket
+    rules = Rules(cutoff.after_exhaustion == "accrue", ids_max, bool(cutoff.restore_url))
+    shard = Shard(shard_id, BillingMachine(rules))
+    journal = journal_of(f"{settings.data_dir}/shard-{shard_id}", host, lambda: 0, settings.journal)
+    journal.open(shard_id, "again")
+    _run(recover(shard, journal, lambda done, total: None))
+    shard.machine.ledger.replayed()  # type: ignore[attr-defined]
+    disk.kill()
+    return {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}
+
+
+def check_recovery(world: World) -> None:
+    """Raises where a recovery comes to something else than what lives."""
+    for process in world.live():
+        worker = process._worker
+        assert worker is not None
+        shard = worker.shard
+        wanted = {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}
+        directory = f"{world.settings().data_dir}/shard-{shard.shard_id}"
+        medium = copy_of(world.machine.medium)
+        _compare(world, shard.shard_id, wanted, recovered(world, medium, shard.shard_id), "a recovery")
+        _compare(world, shard.shard_id, wanted, recovered(world, medium, shard.shard_id), "a second recovery")
+        stored = world.machine.medium.directories[directory].names
+        names = sorted(name for name in stored if name.startswith("snapshot-"))
+        if len(names) > 1:
+            medium = copy_of(world.machine.medium)
+            del medium.directories[directory].names[names[-1]]
+            _compare(world, shard.shard_id, wanted, recovered(world, medium, shard.shard_id), "the older snapshot")
+
+
+def _compare(world: World, shard_id: int, wanted: dict[int, bytes], found: dict[int, bytes], how: str) -> None:
+    different = [bucket for bucket in wanted.keys() | found.keys() if wanted.get(bucket) != found.get(bucket)]
+    if different:
+        world.auditor.wrong(f"shard {shard_id}: {how} comes to other contents of buckets {sorted(different)} (I10)")
