@@ -38,6 +38,7 @@ from billing.expirationd.delivery import (
 )
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.signature import parse_secrets
+from billing.expirationd.untold import is_untold
 from billing.history.link import HistoryLink
 from billing.ledger import audit
 from billing.ledger import commands as ops
@@ -56,7 +57,6 @@ from shards.process import Begin
 from shards.worker import Worker
 
 DRAIN_DELIVERY_S = 2.0
-SUPERSEDED = "superseded"  # the notice that a cutoff is not owed any more
 
 _REPORTS = {
     (CUTOFF, STARTED): ops.CUTOFF_STARTED,
@@ -356,21 +356,10 @@ class Billing:
         if bucket_id in self._paused:
             return None
         call = self.machine.ledger.owed(bucket_id, user_id)
-        if call is None or self._is_untold(bucket_id, user_id, call.kind, call.seq):
+        assert self._worker is not None
+        if call is None or is_untold(self._worker.shard.untold(), bucket_id, user_id, call):
             return None
         return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False)
-
-    def _is_untold(self, bucket_id: int, user_id: bytes, kind: str, seq: int) -> bool:
-        """Whether what is owed comes of something that is not durable: there is a notice of it, which will say so. The
-        outbox may ask because of an older one.
-        """
-        assert self._worker is not None
-        for what, _, bucket, user, number in self._worker.shard.untold():
-            if user != user_id or bucket != bucket_id:
-                continue
-            if what in (RESTORE, SUPERSEDED) or (what == CUTOFF and (kind != CUTOFF or number <= seq)):
-                return True
-        return False
 
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
         assert self._worker is not None

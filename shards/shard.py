@@ -106,10 +106,8 @@ class Shard:
         self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
         self._sealed: deque[_Batch] = deque()
         self._open_from_ns = -1  # instant of the first command in the open batch
-        self._flight_from_ns = -1  # the same of the batch that is being synced
+        self._flight: _Batch | None = None  # the batch that is being synced
         self._sequence = 0
-        self._in_flight = False
-        self._flight_notices: list[Notice] = []
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -260,8 +258,8 @@ class Shard:
         notices = self.machine.notices
         if not notices:
             return []
-        if self._flight_from_ns >= 0:
-            first = self._flight_from_ns
+        if self._flight is not None and self._flight.from_ns >= 0:
+            first = self._flight.from_ns
         elif self._sealed:
             first = self._sealed[0].from_ns
         else:
@@ -273,31 +271,27 @@ class Shard:
 
     def untold(self) -> Iterator[Notice]:
         """The notices that wait, because what determined them is not durable: nobody outside may act on that yet."""
-        yield from self._flight_notices
-        for batch in self._sealed:
-            yield from batch.notices
+        for batch in (self._flight, *self._sealed):
+            yield from () if batch is None else batch.notices
         yield from self.machine.notices
 
     def take_ready(self) -> Ready | None:
         """What came since the last one, a batch at most; None when there is nothing, or while one is out."""
-        if self._in_flight:
+        if self._flight is not None:
             return None
         if not self._sealed:
             if not self.has_more():
                 return None
             self._seal()
-        batch = self._sealed.popleft()
+        batch = self._flight = self._sealed.popleft()
         self._sequence += 1
-        self._flight_from_ns = batch.from_ns
-        self._in_flight = True
-        self._flight_notices = batch.notices
         return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices, batch.decides)
 
     def pending_sequence(self) -> int:
         """The sequence of the Ready with which all that was recorded until now is durable; 0 where it is already."""
         if self.machine.records or self._own_records:
             return self._sequence + len(self._sealed) + 1
-        return self._sequence + len(self._sealed) if self._sealed or self._in_flight else 0
+        return self._sequence + len(self._sealed) if self._sealed or self._flight is not None else 0
 
     def has_more(self) -> bool:
         """Whether a Ready could be taken, were none out."""
@@ -321,11 +315,9 @@ class Shard:
 
     def synced(self, ready: Ready) -> None:
         """The batch of `ready` is durable; its replies and notices may leave."""
-        assert self._in_flight, "an answer while no batch is out"
+        assert self._flight is not None, "an answer while no batch is out"
         assert ready.sequence == self._sequence, "an answer for a batch that is not out"
-        self._in_flight = False
-        self._flight_from_ns = -1
-        self._flight_notices = []
+        self._flight = None
 
     # -- recovery and snapshots -------------------------------------------------------------------------------------
 
