@@ -269,11 +269,10 @@ class Shard:
             notices[:] = [notice for notice in notices if notice[1] >= first] if first >= 0 else []
         return early
 
-    def untold(self) -> Iterator[Notice]:
+    def untold(self) -> list[Notice]:
         """The notices that wait, because what determined them is not durable: nobody outside may act on that yet."""
-        for batch in (self._flight, *self._sealed):
-            yield from () if batch is None else batch.notices
-        yield from self.machine.notices
+        sealed = [notice for batch in (self._flight, *self._sealed) if batch for notice in batch.notices]
+        return sealed + self.machine.notices
 
     def take_ready(self) -> Ready | None:
         """What came since the last one, a batch at most; None when there is nothing, or while one is out."""

@@ -297,8 +297,11 @@ class Chaos:
         return False
 
     async def rebalance(self) -> bool:
-        _, result = await self.operator.ask("rebalance")
-        return result is not None
+        supervisor, process = self.world.supervisor, self.world.supervising
+        if supervisor is None or process is None or not await self._two_shards():
+            return False
+        process.loop.call_soon(supervisor.mover.begin_rebalance)
+        return True
 
 
 Fault = Callable[[Chaos], Awaitable[bool]]

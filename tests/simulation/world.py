@@ -98,7 +98,7 @@ class World:
     def settings(self) -> Settings:
         return Settings(
             data_dir=DATA,
-            workers=self.workers,
+            weights=dict.fromkeys(range(1, self.workers + 1), 1),
             bucket_count=self.buckets,
             slew_ppm_max=500,
             journal={"kind": "file", "sync": "always", "segment_bytes": 16 * 1024, "sync_interval_ns": 10**8},
@@ -223,9 +223,10 @@ class World:
         supervisor = self.supervisor
         if supervisor is None or not self.is_ready() or self.auditor.owed():
             return False
-        mover = supervisor.mover
-        if mover._move is not None or (mover._rebalancing is not None and not mover._rebalancing.done()):
+        if supervisor.mover.running or supervisor.mover.rebalancing:
             return False
+        if set(supervisor.map.weights) != set(range(1, self.workers + 1)):
+            return False  # some are still being drained
         workers = [process._worker for process in self.live()]
         return all(w is not None and not w._writing and not w.shard.has_more() for w in workers)
 
