@@ -39,6 +39,7 @@ from billing.expirationd.delivery import (
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.signature import parse_secrets
 from billing.expirationd.untold import is_untold
+from billing.explain import explain
 from billing.history.link import HistoryLink
 from billing.ledger import audit
 from billing.ledger import commands as ops
@@ -157,6 +158,9 @@ class Billing:
             return
         if query[0] == "expirationd_stats":
             done({} if self._lookout is None else {"shard_id": self._begin.shard_id, **self._lookout.stats()})
+            return
+        if query[0] == "explain" and self._worker is not None and self._delivery is not None:
+            done(explain(self.machine, bucket_id, query[1], self._worker, self._delivery))
             return
         _, user_id, limit, before = query
         generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)

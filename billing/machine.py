@@ -51,12 +51,14 @@ class BillingMachine:
             return refusal
 
     def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
-        """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal; `("history", …)`: later."""
+        """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal. `("history", …)` and
+        `("explain", user_id)`: later.
+        """
         name, user_id = query[0], query[1]
         try:
             if name == "get_account":
                 return self.ledger.view(bucket_id, user_id, now_ns)
-            if name == "history":
+            if name in ("history", "explain"):
                 self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
                 return Later(query)
             if name == "retry_cutoff":
@@ -138,6 +140,11 @@ class BillingMachine:
     def _file(self, ref: int, due_ns: int) -> int:
         assert self._wheel is not None, "something is armed before start"
         return self._wheel.insert(ref, due_ns)
+
+    def place_of(self, filed_ns: int) -> tuple[int, int, int]:
+        """See `Wheel.place_of`."""
+        assert self._wheel is not None, "nothing is filed before start"
+        return self._wheel.place_of(filed_ns)
 
     def start(self, now_ns: int) -> None:
         """Recovery is over; timers are made from here on. What was pending may have been attempted unrecorded."""

@@ -248,6 +248,7 @@ class Process:
             "no_room": worker.no_room,
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
+            "garbage": len(worker.shard.chores),
             "passed_on": sum(link.passed_on for link in worker.links.values()),
             "snapshots": snapshotter.count,
             "snapshot_age_ns": boot_now_ns() - snapshotter.finished_boot_ns if snapshotter.count else -1,

@@ -315,9 +315,24 @@ class Client:
         """Lets the rebalancer move a bucket again."""
         return await self.call("unpin_bucket", bucket_id)
 
-    async def rebalance(self) -> Any:
-        """Moves buckets until the load is even."""
-        return await self.call("rebalance")
+    async def rebalance(self, *, plan: bool | None = None) -> Any:
+        """Moves buckets until the load is even; with `plan` only says which."""
+        return await self.call("rebalance", plan=plan)
+
+    async def explain(self, user_id: UserId) -> dict[str, Any]:
+        """Why an account stands where it stands."""
+        result: dict[str, Any] = await self.call("explain", user_id)
+        return result
+
+    async def explain_move(self, bucket_id: int, *, shard_id: int | None = None) -> dict[str, Any]:
+        """What a move of the bucket waits for, and whose that is."""
+        result: dict[str, Any] = await self.call("explain_move", bucket_id, shard_id=shard_id)
+        return result
+
+    async def check_owners(self) -> dict[str, Any]:
+        """Whether each bucket has exactly one owner, and adds up."""
+        result: dict[str, Any] = await self.call("check_owners")
+        return result
 
     async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
         """What is owed to the cutoff URL."""

@@ -6,7 +6,7 @@ canonical: user ids as bytes, what was not given as its default. It raises `Refu
     ("get_account", user_id)     ("history", user_id, limit, before)     ("retry_cutoff", user_id)
     ("accounts", after, limit)   ("pending_cutoffs", after, limit)       ("forecast", within_ns, step_ns)
     ("expirationd_stats",)   ("release_cutoffs",)   ("route", version)   ("buckets_info",)   ("shards_info",)
-    ("rebalance",)
+    ("explain", user_id)   ("explain_move", bucket_id, shard_id)   ("check_owners",)   ("rebalance", plan only: 0 | 1)
     ("move_bucket", bucket_id, shard_id)   ("pin_bucket", bucket_id)   ("unpin_bucket", bucket_id)
     ("hello", token, "map" | "string" | "")   ("ping",)   ("server_info",)   ("methods",)   ("bucket_id", user_id)
 
@@ -122,8 +122,37 @@ def shards_info(params: object) -> Query:
 
 
 def rebalance(params: object) -> Query:
+    """{plan}"""
+    _, options = split_params(params, 0, "")
+    plan_only = 0
+    for name, value in pairs_of(options):
+        if name != b"plan":
+            raise unknown_option(name, ("plan",))
+        if value not in (None, True, False):
+            raise invalid("plan must be true or false")
+        plan_only = int(value is True)
+    return ("rebalance", plan_only)
+
+
+def explain(params: object) -> Query:
+    """user_id"""
+    return ("explain", _only_user_id(params))
+
+
+def explain_move(params: object) -> Query:
+    """bucket_id, {shard_id}"""
+    (bucket,), options = split_params(params, 1, "bucket_id")
+    shard_id = 0
+    for name, value in pairs_of(options):
+        if name != b"shard_id":
+            raise unknown_option(name, ("shard_id",))
+        shard_id = 0 if value is None else whole_of(value, "shard_id", 1)
+    return ("explain_move", whole_of(bucket, "bucket_id", 1), shard_id)
+
+
+def check_owners(params: object) -> Query:
     """nothing"""
-    return _bare("rebalance", params)
+    return _bare("check_owners", params)
 
 
 def move_bucket(params: object) -> Query:

@@ -1,5 +1,7 @@
 """`billing doctor --config FILE`: the examination as a command.
 
+With `--online` it asks a daemon that serves (`billing.ops.online_check`).
+
 Exit codes: 0 no faults, 65 faults were found (each is told), 1 something runs on the directory or a cut was refused,
 74 a file cannot be read, 78 the configuration cannot be used, or names a directory without data.
 """
@@ -19,6 +21,8 @@ from billing.doctor import cut
 from billing.doctor.directory import Directory
 from billing.doctor.examine import Absent, Live, Progress, examine, hold
 from billing.doctor.report import Report
+from billing.ops.calling import Target, target_options
+from billing.ops.online_check import check_online
 from shards.disk import Disk, RealDisk
 
 STEP_BYTES = 1 << 20  # of progress that are worth being shown
@@ -33,11 +37,19 @@ EXIT_NO, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 1, 65, 74, 78
     type=click.Path(path_type=Path),
     help="The daemon's configuration file; without one, the defaults. BILLING_SECTION__KEY overrides either.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 @click.option("--truncate-at", type=int, metavar="POSITION", help="Cut a damaged journal here; needs --accept-loss.")
 @click.option("--shard", type=int, help="With --truncate-at: the shard whose journal is meant, 0 for the map.")
 @click.option("--accept-loss", is_flag=True, help="With --truncate-at: what is cut off may have been answered.")
-def doctor(file: Path | None, as_json: bool, truncate_at: int | None, shard: int | None, accept_loss: bool) -> None:
+@click.option("--online", is_flag=True, help="Asks a daemon that serves instead; then --address and the like count.")
+@target_options
+def doctor(
+    target: Target,
+    file: Path | None,
+    truncate_at: int | None,
+    shard: int | None,
+    accept_loss: bool,
+    online: bool,
+) -> None:
     """Proves from the files alone that a stopped daemon's data are right.
 
     Works every account out anew by code that shares nothing with the daemon's, and holds journals, snapshots, history
@@ -46,6 +58,8 @@ def doctor(file: Path | None, as_json: bool, truncate_at: int | None, shard: int
     """
     from billing.config_load import load
 
+    if online:
+        sys.exit(0 if check_online(target) else EXIT_DAMAGED)
     if (truncate_at is None) is not (accept_loss is False):
         raise click.UsageError("--truncate-at and --accept-loss are only taken together")
     config = load(file, os.environ).config
@@ -66,7 +80,7 @@ def doctor(file: Path | None, as_json: bool, truncate_at: int | None, shard: int
         _end(EXIT_CONFIG, str(no))
     except OSError as error:
         _end(EXIT_DISK, f"the disk failed: {error}")
-    if as_json:
+    if target.as_json:
         click.echo(json.dumps(report.as_map(), indent=2))
     else:
         for line in report.lines():

@@ -37,6 +37,7 @@ READY: Final = 0
 WAITING: Final = 1
 FLYING: Final = 2
 PARKED: Final = 3
+_STATE_NAMES: Final = ("ready", "waits", "in flight", "held")
 
 OK: Final = 0  # 2xx: this event is done
 ANSWERED: Final = 1  # another status: the endpoint lives, but did not take it
@@ -119,6 +120,13 @@ class Outbox:
     def __contains__(self, account: tuple[int, bytes]) -> bool:
         """Whether this (bucket_id, user_id) is known to have something owed."""
         return account in self._items
+
+    def standing(self, bucket_id: int, user_id: bytes) -> tuple[str, int, int] | None:
+        """How it stands with an account, for people: state, failures in a row, and the instant before which nothing is
+        begun (0: none). None where nothing is known to be owed.
+        """
+        item = self._items.get((bucket_id, user_id))
+        return None if item is None else (_STATE_NAMES[item.state], item.failures, item.due_ns)
 
     @property
     def held(self) -> int:

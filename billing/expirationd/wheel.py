@@ -129,6 +129,14 @@ class Wheel:
         slot.append(salt << _REF_BITS | ref)
         return filed_ns
 
+    def place_of(self, filed_ns: int) -> tuple[int, int, int]:
+        """Where a live filing lies, for people: level, begin and width of its slot; level -1 in the exact heap."""
+        for level, width_ns in enumerate(_WIDTHS_NS):
+            begin_ns = filed_ns & _BEGIN_MASKS[level]
+            if filed_ns - begin_ns <= _SALT_MASK and begin_ns << _KEY_BITS | level in self._slots:
+                return level, begin_ns, width_ns
+        return -1, filed_ns, 1
+
     def next_due_ns(self) -> int:
         """When `advance` should be called next: at once if this is not after now; -1 when nothing is filed."""
         next_ns = self._next_open_ns

@@ -18,8 +18,15 @@ _limit = click.option("--limit", type=int, help="How many at most.  [1000]")
 @click.command()
 @target_options
 def shards(target: Target) -> None:
-    """Lists the shards: process, buckets, accounts, load."""
-    show(target, ask(target, "shards_info"))
+    """Lists the shards: process, buckets, accounts, load, and what is wrong."""
+    rows = ask(target, "shards_info")
+    if target.as_json:
+        show(target, rows)
+        return
+    show(target, [{name: value for name, value in row.items() if name not in ("alerts", "reason")} for row in rows])
+    for row in rows:
+        for alert in row.get("alerts", ()):
+            click.echo(f"shard {row['shard_id']}: {alert}")
 
 
 @click.group(invoke_without_command=True)
@@ -71,11 +78,37 @@ def unpin(target: Target, bucket: int) -> None:
     show(target, ask(target, "unpin_bucket", bucket))
 
 
-@buckets.command()
+@click.command()
+@click.option("--plan", is_flag=True, help="Only shows which buckets would move.")
 @target_options
-def rebalance(target: Target) -> None:
+def rebalance(target: Target, plan: bool) -> None:
     """Moves buckets until the load is even."""
-    show(target, ask(target, "rebalance"))
+    reply = ask(target, "rebalance", plan=plan or None)
+    if plan and not target.as_json:
+        click.echo(f"{reply['moves']} buckets would move")
+        reply = reply["steps"]
+    if reply or target.as_json:
+        show(target, reply)
+
+
+buckets.add_command(rebalance)
+
+
+@click.command()
+@click.argument("user")
+@target_options
+def explain(target: Target, user: str) -> None:
+    """Shows why USER stands where it stands: bucket and owner, timer, cutoffs and attempts."""
+    show(target, ask(target, "explain", user))
+
+
+@click.command("explain-move")
+@click.argument("bucket", type=int)
+@click.argument("shard", type=int, required=False)
+@target_options
+def explain_move(target: Target, bucket: int, shard: int | None) -> None:
+    """Shows what a move of BUCKET (to SHARD) waits for, and whose that is."""
+    show(target, ask(target, "explain_move", bucket, shard_id=shard))
 
 
 @click.group(invoke_without_command=True)
@@ -174,6 +207,8 @@ def info(target: Target) -> None:
     show(target, ask(target, "server_info"))
 
 
-COMMANDS: dict[str, click.Command] = {
-    str(command.name): command for command in (shards, buckets, cutoffs, forecast, expirationd, methods, ping, info)
-}
+ALL = (
+    *(shards, buckets, rebalance, explain, explain_move),
+    *(cutoffs, forecast, expirationd, methods, ping, info),
+)
+COMMANDS: dict[str, click.Command] = {str(command.name): command for command in ALL}

@@ -56,7 +56,10 @@ CONTRACT = {
     "move_bucket": (["bucket_id", "shard_id"], set()),
     "pin_bucket": (["bucket_id"], set()),
     "unpin_bucket": (["bucket_id"], set()),
-    "rebalance": ([], set()),
+    "rebalance": ([], {"plan"}),
+    "explain": (["user_id"], set()),
+    "explain_move": (["bucket_id"], {"shard_id"}),
+    "check_owners": ([], set()),
     "pending_cutoffs": ([], {"after", "limit"}),
     "retry_cutoff": (["user_id"], set()),
     "release_cutoffs": ([], set()),
@@ -91,6 +94,7 @@ RIGHT: dict[str, object] = {
     "within_ns": 3600 * 10**9,
     "step_ns": 60 * 10**9,
     "version": 9,
+    "plan": True,
 }
 
 
@@ -217,6 +221,11 @@ def test_what_a_call_becomes(call, command):
         (("route", {"version": 7}), ("route", 7)),
         (("move_bucket", 477, 0), ("move_bucket", 477, 0)),
         (("pin_bucket", 1), ("pin_bucket", 1)),
+        (("rebalance",), ("rebalance", 0)),
+        (("rebalance", {"plan": True}), ("rebalance", 1)),
+        (("explain", 42), ("explain", b"42")),
+        (("explain_move", 477), ("explain_move", 477, 0)),
+        (("explain_move", 477, {"shard_id": 2}), ("explain_move", 477, 2)),
         (("hello",), ("hello", b"", "")),
         (("hello", {"token": "t", "errors": "string"}), ("hello", b"t", "string")),
         (("bucket_id", b"1"), ("bucket_id", b"1")),

@@ -23,9 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"addresses", "shares"},
     "config_load": {"addresses", "shares", "config", "api", "expirationd"},
     "reload": {"config", "config_load"},
+    "explain": {"ledger", "expirationd", "machine"},
     "machine": {"ledger", "expirationd"},
     "lookout": {"ledger", "expirationd", "machine"},
-    "doctor": {"config", "config_load"},
+    "doctor": {"config", "config_load", "ops"},  # of ops, how a daemon that serves is asked
     "pages": {"ledger"},
     "client": {"api"},
     "census": {"ledger"},
