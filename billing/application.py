@@ -205,16 +205,10 @@ class Billing:
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
-        delivery, door = self._delivery, self._door
-        return {
-            **self.machine.figures(),
-            **({} if self._history is None else self._history.figures()),
-            **({} if door is None else door.figures()),
-            **({} if delivery is None else delivery.figures()),
-            **({} if self._lookout is None else self._lookout.figures()),
-            **self._census_figures(),
-            **({} if self._notices is None else self._notices.figures()),
-        }
+        told = self.machine.figures() | self._census_figures()
+        for part in (self._history, self._door, self._delivery, self._lookout, self._notices):
+            told |= {} if part is None else part.figures()
+        return told
 
     def _census_figures(self) -> dict[str, int]:
         if self._worker is None:
