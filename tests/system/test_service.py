@@ -1,0 +1,237 @@
+"""The daemon as systemd sees it: what it tells a NOTIFY_SOCKET, the sockets it takes over, and memory it may not
+both write and execute."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+
+
+class Manager:
+    """Listens as systemd does; `told` is all that was sent, in order, each message as a map."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = str(directory / "notify")
+        self.told: list[dict[str, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.settimeout(0.2)
+        self._over = False
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while not self._over:
+            with contextlib.suppress(TimeoutError):
+                message = self._socket.recv(65536).decode()
+                self.told.append(dict(line.split("=", 1) for line in message.splitlines()))
+
+    def count(self, name: str, value: str = "1") -> int:
+        return sum(1 for message in list(self.told) if message.get(name) == value)
+
+    def statuses(self) -> list[str]:
+        return [message["STATUS"] for message in list(self.told) if "STATUS" in message]
+
+    def until(self, name: str, count: int = 1, wait_s: float = 30) -> None:
+        deadline = time.monotonic() + wait_s
+        while self.count(name) < count:
+            assert time.monotonic() < deadline, f"{name} was not told: {self.told}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self._over = True
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(data_dir: Path) -> Iterator[Manager]:
+    made = Manager(data_dir)
+    yield made
+    made.close()
+
+
+# What systemd does between fork and exec: descriptors from 3 on, and for which process they are.
+LAUNCH = """
+import os, sys
+given = [os.dup(int(one)) for one in sys.argv[3].split(",") if one]
+given = [os.dup2(os.dup(one), 100 + index) for index, one in enumerate(given)]
+for index, one in enumerate(given):
+    os.dup2(one, 3 + index)
+if given:
+    os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[1], [sys.argv[1], "-I", "-m", "billing", "serve", "--config", sys.argv[2]])
+"""
+
+
+def start(daemon: Daemon, environ: dict[str, str], handed: tuple[socket.socket, ...] = ()) -> None:
+    """As systemd would."""
+    descriptors = tuple(one.fileno() for one in handed)
+    arguments = [sys.executable, str(daemon.config), ",".join(map(str, descriptors))]
+    with daemon.log.open("ab") as log:
+        daemon.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, *arguments],
+            env={**os.environ, **environ},
+            stderr=log,
+            stdout=log,
+            pass_fds=descriptors,
+        )
+
+
+async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(data_dir: Path, manager: Manager) -> None:
+    daemon = Daemon(data_dir)
+    start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
+    try:
+        manager.until("READY")
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
+            assert answer.status == 200
+        before = [message for message in manager.told if "READY" not in message][
+            : manager.told.index(next(message for message in manager.told if "READY" in message))
+        ]
+        assert any("EXTEND_TIMEOUT_USEC" in message for message in before), "a start goes on as long as it takes"
+        assert any("shard 1" in message.get("STATUS", "") for message in before), "it says what it waits for"
+        manager.until("WATCHDOG", 3)
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        manager.until("RELOADING")
+        manager.until("READY", 2)
+        assert manager.statuses()[-1].startswith("serving 2 shards, 0 accounts, nothing owed")
+        assert daemon.stop() == 0
+        manager.until("STOPPING")
+        assert manager.count("READY") == 2
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+
+
+async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_feeds_it(
+    data_dir: Path, manager: Manager
+) -> None:
+    daemon = Daemon(data_dir)
+    start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
+    try:
+        manager.until("READY")
+        worker = daemon.worker_pids()[0]
+        os.kill(worker, signal.SIGSTOP)
+        deadline = time.monotonic() + 40
+        while not any("its loop has not turned" in status for status in manager.statuses()):
+            assert time.monotonic() < deadline, manager.statuses()
+            time.sleep(0.1)
+        fed = manager.count("WATCHDOG")
+        time.sleep(2)
+        assert manager.count("WATCHDOG") == fed
+        os.kill(worker, signal.SIGCONT)
+        manager.until("WATCHDOG", fed + 2)
+        assert manager.statuses()[-1].startswith("serving")
+    finally:
+        daemon.kill()
+
+
+async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, manager: Manager) -> None:
+    daemon = Daemon(data_dir)
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(100):
+            await rpc.ask("top_up", f"user_{number:02}", 1)
+        daemon.kill()
+    segment = max((data_dir / "data" / "shard-1").glob("segment-*"))
+    stored = bytearray(segment.read_bytes())
+    stored[stored.index(b"user_")] ^= 1
+    segment.write_bytes(stored)
+    start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
+    try:
+        deadline = time.monotonic() + 30
+        while not any("shard 1: held" in status for status in manager.statuses()):
+            assert time.monotonic() < deadline, manager.statuses()
+            time.sleep(0.1)
+        fed = manager.count("WATCHDOG")
+        manager.until("WATCHDOG", fed + 3)
+        assert manager.count("READY") == 0
+        assert manager.told[-1].get("EXTEND_TIMEOUT_USEC") or manager.told[-2].get("EXTEND_TIMEOUT_USEC")
+    finally:
+        daemon.kill()
+
+
+async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, manager: Manager) -> None:
+    daemon = Daemon(data_dir)
+    path = str(data_dir / "rpc.sock")
+    rpc, admin = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", daemon.admin_port))
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    unix.bind(path)
+    unix.listen()
+    with rpc, admin, unix:
+        early = await Rpc.connect(rpc.getsockname()[1])  # queues until somebody accepts
+        names = "rpc:billing.socket:billing.socket"
+        start(
+            daemon,
+            {"NOTIFY_SOCKET": manager.path, "LISTEN_FDS": "3", "LISTEN_FDNAMES": names},
+            (rpc, admin, unix),
+        )
+        try:
+            manager.until("READY")
+            assert await early.ask("ping") == "pong"
+            with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
+                assert answer.status == 200
+            with pytest.raises(ConnectionRefusedError):
+                await Rpc.connect(daemon.rpc_port)  # rpc.listen was not bound: the handed-over socket is in its place
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                client.sendall(b"\x94\x00\x01\xa4ping\x90")
+                assert client.recv(100) == b"\x94\x01\x01\xc0\xa4pong"
+            assert daemon.stop() == 0
+        finally:
+            if daemon.process is not None:
+                daemon.kill()
+
+
+def test_a_socket_beyond_loopback_is_refused_without_tokens_however_it_came(data_dir: Path) -> None:
+    daemon = Daemon(data_dir)
+    with socket.create_server(("0.0.0.0", 0)) as wide:
+        start(daemon, {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "rpc"}, (wide,))
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 78
+    assert "rpc.listen (handed over): expected rpc.tokens_file or rpc.tls_client_ca" in daemon.log.read_text()
+
+
+def _refuse_exec_gain() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
+
+
+def _mdwe_is_there() -> bool:
+    check = "import ctypes, sys; sys.exit(ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0)"
+    return subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _mdwe_is_there(), reason="this kernel has no PR_SET_MDWE (Linux 6.3)")
+async def test_it_runs_where_memory_is_never_both_written_and_executed(data_dir: Path) -> None:
+    daemon = Daemon(data_dir)
+    with daemon.log.open("ab") as log:
+        daemon.process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "billing", "serve", "--config", str(daemon.config)],
+            stderr=log, stdout=log, preexec_fn=_refuse_exec_gain,
+        )  # fmt: skip
+    try:
+        daemon.wait_ready()
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert (await rpc.ask("top_up", "u", 5))["balance_nanos"] == 5
+        assert daemon.stop() == 0
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
