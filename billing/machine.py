@@ -17,12 +17,12 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Any
 
+from billing.api.replies import reply_of
 from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
 from billing.ledger.block import dumping, loading
 from billing.ledger.book import Book
-from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from shards.machine import Command, Later, Notice, Record
@@ -44,9 +44,9 @@ class BillingMachine:
     # -- commands and queries ---------------------------------------------------------------------------------------
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """A reply map, or the refusal."""
+        """A reply map, maybe encoded already, or the refusal."""
         try:
-            return answer(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
+            return reply_of(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
         except Refused as refusal:
             return refusal
 

@@ -36,7 +36,8 @@ STATES = (ACTIVE, PINNED, SENDING, RECEIVING, SENT, GARBAGE)
 
 def bucket_id_of(key: bytes, bucket_count: int) -> int:
     """The bucket of `key` (its UTF-8 bytes), 1..bucket_count."""
-    return int(_crc32c.crc32c(key) ^ 0xFFFFFFFF) % bucket_count + 1
+    bucket_id: int = (_crc32c.crc32c(key) ^ 0xFFFFFFFF) % bucket_count + 1
+    return bucket_id
 
 
 class Owner(NamedTuple):

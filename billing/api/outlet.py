@@ -17,6 +17,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
+from msgspec import Raw
+
 from billing.api.auth import Grant
 from billing.api.door import Door
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
@@ -70,7 +72,8 @@ class Outlet(asyncio.Protocol, ABC):
     def answer(self, token: Any, reply: object) -> None:
         """Stages the reply to request `token`."""
         self.in_flight -= 1
-        if type(reply) is dict:
+        kind = type(reply)
+        if kind is Raw or kind is dict:
             encode_into((RESPONSE, token, None, reply), self._staged, -1)
         else:
             self._door.note_error(reply)
