@@ -21,6 +21,7 @@ from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import Connection
 from billing.api.tls import server_context
+from billing.api.replies import reply_of
 from billing.api.wire import encode_reply
 from billing.census import Census
 from billing.config import Config
@@ -100,7 +101,8 @@ class Billing:
                 accrue=config.cutoff.after_exhaustion == "accrue",
                 request_ids_per_bucket=config.ledger.request_ids_per_bucket,
                 restore=bool(config.cutoff.restore_url),
-            )
+            ),
+            reply_of,
         )
         self._census = Census(self.machine.ledger.books)
         self._begin = begin

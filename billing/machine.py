@@ -17,12 +17,12 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Any
 
-from billing.api.replies import reply_of
 from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
 from billing.ledger.block import dumping, loading
 from billing.ledger.book import Book
+from billing.ledger.entry import EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from shards.machine import Command, Later, Notice, Record
@@ -33,7 +33,9 @@ SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutof
 class BillingMachine:
     """All accounts of one shard."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, reply: Callable[[EntryTuple, int], object] = answer) -> None:
+        """`reply(entry, bucket_id)`: what a command is answered."""
+        self._reply = reply
         self.ledger = Ledger(rules, self._file)
         self.records: list[Record] = self.ledger.records
         self.notices: list[Notice] = self.ledger.notices
@@ -46,7 +48,7 @@ class BillingMachine:
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
         """A reply map, maybe encoded already, or the refusal."""
         try:
-            return reply_of(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
+            return self._reply(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
         except Refused as refusal:
             return refusal
 
