@@ -20,8 +20,8 @@ from billing import __version__
 from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import Connection
-from billing.api.tls import server_context
 from billing.api.replies import reply_of
+from billing.api.tls import server_context
 from billing.api.wire import encode_reply
 from billing.census import Census
 from billing.config import Config
