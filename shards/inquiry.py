@@ -69,3 +69,7 @@ class Inquirer:
 
     def relay_flush(self) -> None:
         """Nothing waits here."""
+
+    def refuse(self, token: int, reply: object) -> None:
+        """A reply that depends on nothing stored."""
+        self.relay(self._encode(token, MODE, reply))

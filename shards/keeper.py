@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from shards.clock import boot_now_ns
 from shards.host import Child, Spawn
 from shards.links import Wire
-from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK, Restarts
+from shards.restarts import EXIT_BUG, HELD_AT_ONCE, Restarts
 
 log = logging.getLogger("shards.supervisor")
 
@@ -26,7 +26,7 @@ class WorkerState:
 
     def __init__(self, shard_id: int) -> None:
         self.shard_id = shard_id
-        self.state = "starting"  # starting | recovering | recovered | serving | down | held
+        self.state = "starting"  # starting | waiting | recovering | recovered | serving | down | held
         self.reason = ""
         self.pid = 0
         self.wire: Wire | None = None
@@ -44,8 +44,8 @@ class WorkerState:
 
     @property
     def is_late(self) -> bool:
-        """Whether nobody should wait for it: it is held, or has failed more than once."""
-        return self.state == "held" or self.restarts.failures > 1
+        """Whether nobody should wait for it: it is held, has no room to start, or has failed more than once."""
+        return self.state in ("held", "waiting") or self.restarts.failures > 1
 
 
 class Office(NamedTuple):
@@ -70,7 +70,7 @@ async def keep(worker: WorkerState, office: Office) -> None:
             return
         delay_s = worker.restarts.after(code, served_ns)
         if delay_s is None:
-            worker.exit_code = code if code in (EXIT_DAMAGED, EXIT_DISK) else EXIT_BUG
+            worker.exit_code = code if code in HELD_AT_ONCE else EXIT_BUG
             worker.state = "held"
             worker.reason = worker.reason or f"ended with {code}"
             if worker.exit_code == EXIT_BUG:

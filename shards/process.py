@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from shards.batch import Corrupt as ShardCorrupt
 from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
@@ -42,12 +41,13 @@ from shards.garbage import Garbage
 from shards.host import REAL, Host
 from shards.hosting import Hosted
 from shards.inquiry import Inquirer
-from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn, Unavailable
+from shards.journal import Fenced, Journal, Unavailable
 from shards.links import Wire
 from shards.machine import Command
-from shards.recover import Damaged, check_ownership, journal_of, recover
-from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
+from shards.recover import check_ownership, exit_code_of, journal_of, recover
+from shards.restarts import EXIT_BUG
 from shards.shard import Shard
+from shards.shortage import ROOM_RETRY_S
 from shards.snapshotter import Snapshotter
 from shards.tally import Pulse
 from shards.worker import Settings, Worker
@@ -245,7 +245,7 @@ class Process:
             **pulse,
             **({} if self._garbage is None else self._garbage.figures()),
             **worker.syncs.figures(),
-            "no_room": worker.no_room,
+            "no_room": worker.shortage.reason,
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
             "garbage": len(worker.shard.chores),
@@ -359,7 +359,7 @@ class Process:
             await committer.call(journal.trim, min(position, trim_floor()))
 
     async def _open_journal(self, journal: Journal, shard_id: int) -> int:
-        """Opens it; an orphan of an earlier life that still holds it gets some time to end."""
+        """Opens it; an orphan of an earlier life gets some time to end, and a full disk all it needs."""
         deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
         while True:
             try:
@@ -368,22 +368,14 @@ class Process:
                 if boot_now_ns() > deadline_ns:
                     raise
                 await asyncio.sleep(0.1)
+            except Unavailable as full:  # even without its ballast
+                if self._ended.is_set() or self._wire is None:
+                    raise
+                self._wire.send(("waiting", str(full)))
+                await asyncio.sleep(ROOM_RETRY_S)
 
     def _stamp_ns(self) -> int:
         return self._clock.at(boot_now_ns()) if self._clock is not None else 0
-
-
-def exit_code_of(error: BaseException, application: Hosted | None) -> int:
-    """The exit code that an error ends a worker with."""
-    if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
-        return EXIT_DAMAGED
-    if application is not None and application.replay_failed(error):
-        return EXIT_DAMAGED
-    if isinstance(error, Fenced):
-        return EXIT_FENCED
-    if isinstance(error, JournalError | OSError):
-        return EXIT_DISK
-    return EXIT_BUG
 
 
 def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:

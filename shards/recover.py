@@ -2,7 +2,7 @@
 
 The newest good snapshot is loaded, what came after it is replayed through the same code that made it, and what the
 shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
-`Damaged` and not served. Nothing here reads a clock but to say how far it is.
+`Damaged` and not served. What an error of a worker means for its start is said here too. Nothing here reads a clock but to say how far it is.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from shards.batch import Corrupt as ShardCorrupt
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
+from shards.disk import DirectoryRefused
 from shards.host import Host
-from shards.journal import Journal
+from shards.hosting import Hosted
+from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn
 from shards.journal.file import FileJournal
+from shards.restarts import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
 from shards.shard import Shard
 
 SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
@@ -36,6 +40,7 @@ def journal_of(
         host.disk,
         sync=settings["sync"],
         segment_bytes=settings["segment_bytes"],
+        ballast_bytes=settings["segment_bytes"],  # so that a full disk has room for an opening
         sync_interval_ns=settings["sync_interval_ns"],
         now_ns=now_ns,
         salt=lambda: host.randbits(64),
@@ -103,3 +108,18 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
             )
         orphans.append(bucket_id)
     return orphans
+
+
+def exit_code_of(error: BaseException, application: Hosted | None) -> int:
+    """The exit code that an error ends a worker with."""
+    if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
+        return EXIT_DAMAGED
+    if application is not None and application.replay_failed(error):
+        return EXIT_DAMAGED
+    if isinstance(error, Fenced):
+        return EXIT_FENCED
+    if isinstance(error, JournalError | OSError):
+        return EXIT_DISK
+    if isinstance(error, DirectoryRefused):
+        return EXIT_CONFIG
+    return EXIT_BUG

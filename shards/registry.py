@@ -15,6 +15,8 @@ the data directory: one daemon at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +25,16 @@ import msgspec
 from shards.buckets import HASH_NAME, BucketMap
 from shards.clock import Anchor, decode_anchor, encode_anchor
 from shards.committer import Committer
-from shards.disk import private_directory
+from shards.disk import is_full, private_directory
 from shards.host import Host
+from shards.journal import Unavailable
 from shards.journal.file import FileJournal
 
 SEGMENT_BYTES = 1024 * 1024
 SNAPSHOT_EVERY_RECORDS = 512
+ROOM_RETRY_S = 1.0  # how often a full disk is asked again
+
+log = logging.getLogger("shards.supervisor")
 
 
 class Conflict(Exception):
@@ -49,6 +55,7 @@ class Registry:
             f"{data_dir}/map",
             disk,
             segment_bytes=SEGMENT_BYTES,
+            ballast_bytes=SEGMENT_BYTES,
             now_ns=now_ns,
             salt=lambda: host.randbits(64),
             boot_id=disk.boot_id(),
@@ -58,13 +65,35 @@ class Registry:
         self._committer: Committer | None = None
         self._since_snapshot = 0
 
+    async def open_with_room(self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event) -> list[str]:
+        """As `open`, but where the disk is full it waits for room, or until it is to stop."""
+        while True:
+            try:
+                return self.open(bucket_count, wanted)
+            except Unavailable as full:
+                log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), ROOM_RETRY_S)
+                    raise
+
     def open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
         """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.
 
         Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
         Raises Conflict where the configuration asks for other buckets than the directory has, DirectoryRefused, and
-        the journal's errors (Fenced: another daemon runs on it).
+        the journal's errors (Fenced: another daemon runs on it; Unavailable: no room, may be called again).
         """
+        try:
+            return self._open(bucket_count, wanted)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise Unavailable(f"no room: {error.strerror}", file=self._data_dir) from error
+        except Unavailable:
+            self._journal.close()
+            raise
+
+    def _open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
         warnings = private_directory(self._disk, self._data_dir)
         private_directory(self._disk, f"{self._data_dir}/run")
         journal = self._journal
@@ -127,7 +156,7 @@ class Registry:
         """Makes records durable as one batch, then applies them. Raises the journal's errors."""
         assert self._committer is not None
         payload = msgspec.msgpack.encode(records)
-        position = await self._committer.call(self._journal.append, payload)
+        position = await self._append(payload)
         self._apply_all(payload)
         self._since_snapshot += len(records)
         if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS:
@@ -136,8 +165,23 @@ class Registry:
             state.append(["uneven", self.uneven])
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
-            await self._committer.call(self._journal.save_snapshot, position, [msgspec.msgpack.encode(state)])
-            await self._committer.call(self._journal.trim, position)
+            with contextlib.suppress(Unavailable):  # no room: the next occasion comes
+                await self._committer.call(self._journal.save_snapshot, position, [msgspec.msgpack.encode(state)])
+                await self._committer.call(self._journal.trim, position)
+
+    async def _append(self, payload: bytes) -> int:
+        """Waits for room where the disk is full: whoever wanted this record waits with it."""
+        assert self._committer is not None
+        told = False
+        while True:
+            try:
+                position: int = await self._committer.call(self._journal.append, payload)
+                return position
+            except Unavailable as error:
+                if not told:
+                    log.error("the map cannot be written: %s; it is tried every %g s", error, ROOM_RETRY_S)
+                told = True
+            await asyncio.sleep(ROOM_RETRY_S)
 
     def close(self) -> None:
         """Gives the data directory back."""

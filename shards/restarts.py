@@ -4,7 +4,7 @@
 - Any other end is a failure, and failures in a row are answered after growing pauses (`RESTART_DELAYS_S`). A worker
   that served for `STABLE_NS` begins the row anew.
 - With more failures in a row than there are pauses the worker is *held*: a crash loop mends nothing, and its starts
-  cost the others. So is, at once, one whose data are damaged or whose disk failed.
+  cost the others. So is, at once, one whose data are damaged, whose disk failed, or whose directory others may enter.
 
 What is held stays so, with its reason, until the operator lets it be tried again (a reload, a restart).
 """
@@ -15,8 +15,9 @@ import signal
 
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STABLE_NS = 60_000_000_000
-EXIT_BUG, EXIT_DAMAGED, EXIT_DISK = 70, 65, 74
+EXIT_BUG, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 70, 65, 74, 78
 EXIT_FENCED = 75  # another process holds the shard still: to be tried again
+HELD_AT_ONCE = (EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG)
 
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
@@ -29,7 +30,7 @@ class Restarts:
 
     def after(self, code: int, served_ns: int) -> float | None:
         """Seconds until the next start; None: it is held. `served_ns`: how long it had served, 0 where it did not."""
-        if code in (EXIT_DAMAGED, EXIT_DISK):
+        if code in HELD_AT_ONCE:
             return None
         if served_ns and code in _FROM_OUTSIDE:
             return 0.0

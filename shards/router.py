@@ -20,10 +20,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from shards.links import Wire
 from shards.shard import COMMAND, READ, Shard, WrongBucket
+
+if TYPE_CHECKING:
+    from shards.shortage import Shortage
 
 SURVEY = 2
 WRONG = 0
@@ -55,6 +58,9 @@ class Client(Protocol):
 
     def relay_flush(self) -> None:
         """Lets what was relayed leave."""
+
+    def refuse(self, token: Any, reply: object) -> None:
+        """Takes a reply that depends on nothing stored: it leaves at once, whatever waits."""
 
 
 class Survey:
@@ -227,6 +233,11 @@ class PeerCaller:
         else:
             staged.append(self._encode(msgid, mode, reply))
 
+    def refuse(self, token: Any, reply: object) -> None:
+        """Sends one answer at once."""
+        number, _, msgid, mode = token
+        self._wire.send([number, self._encode(msgid, mode, reply)])
+
     def flush(self) -> None:
         """Sends the staged answers as one frame."""
         if self._staged:
@@ -234,12 +245,12 @@ class PeerCaller:
             self._staged = []
 
 
-def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, no_room: str) -> None:
-    """Hands a request frame of a peer to the shard, in order. `no_room`: why commands are refused, or empty."""
+def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, shortage: Shortage) -> None:
+    """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)
-        if no_room and kind == COMMAND:
-            shard.reply_with_next(caller, token, Unavailable(shard.shard_id, no_room, "no"))
+        if (shortage.reason and kind == COMMAND) or (shortage.stuck and kind == READ):
+            shortage.refuse(caller, token)
         elif kind == COMMAND:
             shard.receive(caller, token, bucket_id, payload, now_ns)
         elif kind == READ:

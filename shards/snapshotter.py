@@ -27,6 +27,7 @@ from shards.shard import Shard
 
 SLICE_NS = 2_000_000  # of a turn of the loop, for making parts
 PARTS_WAITING_MAX = 32
+FULL_RETRY_NS = 5_000_000_000  # after one that found no room
 
 
 class Abandoned(Exception):
@@ -57,12 +58,13 @@ class Snapshotter:
         self.running = False
         self.count = 0
         self.finished_boot_ns = 0  # of the last one
+        self.retry_boot_ns = 0  # not before: there was no room
         self.stored_bytes = 0  # of the journal, after the last one
         self.pause_max_ns = 0  # the longest slice there was
 
     def begin(self) -> None:
-        """Begins a snapshot, unless one is being made."""
-        if self.running:
+        """Begins a snapshot, unless one is being made, or just found no room."""
+        if self.running or boot_now_ns() < self.retry_boot_ns:
             return
         self.running = True
         self._left = sorted(self._shard.present(), reverse=True)
@@ -116,7 +118,9 @@ class Snapshotter:
             self.finished_boot_ns = boot_now_ns()
             floor = min(self._position, self._trim_floor())
             self._committer.submit(self._on_trimmed, self._journal.trim, floor)
-        elif not isinstance(error, Unavailable | Abandoned):
+        elif isinstance(error, Unavailable):
+            self.retry_boot_ns = boot_now_ns() + FULL_RETRY_NS
+        elif not isinstance(error, Abandoned):
             self._fail(error)
 
     def _on_trimmed(self, _: object, error: BaseException | None) -> None:

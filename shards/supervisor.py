@@ -24,12 +24,14 @@ from typing import Any, NamedTuple
 from shards.buckets import BucketMap
 from shards.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
 from shards.host import REAL, Host
+from shards.journal import JournalError
 from shards.keeper import Office, WorkerState, keep
 from shards.machine import Command
 from shards.mover import Caps, Mover
 from shards.overview import Overview
 from shards.readings import Readings
 from shards.registry import Registry
+from shards.restarts import EXIT_BUG, EXIT_DISK
 
 log = logging.getLogger("shards.supervisor")
 
@@ -118,7 +120,8 @@ class Supervisor:
     async def run(self) -> int:
         """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
         loop = asyncio.get_running_loop()
-        for warning in self.registry.open(self.settings.bucket_count, self.settings.weights):
+        wanted = self.settings.bucket_count, self.settings.weights
+        for warning in await self.registry.open_with_room(*wanted, self._stopping):
             log.warning("%s", warning)
         committer = self._host.committer("map", loop)
         self.registry.use(committer)
@@ -200,11 +203,18 @@ class Supervisor:
         def done(finished: asyncio.Task[Any]) -> None:
             self._tasks.discard(finished)
             if not finished.cancelled() and finished.exception() is not None:
-                log.critical("the supervisor ends on a bug", exc_info=finished.exception())
-                self.exit_code = 70
-                self.stop()
+                self._end(finished.exception())
 
         task.add_done_callback(done)
+
+    def _end(self, error: BaseException | None) -> None:
+        """What must not fail has failed. On a disk that failed once nothing is tried again."""
+        if isinstance(error, JournalError | OSError):
+            log.critical("the supervisor ends: the disk failed: %s", error)
+        else:
+            log.critical("the supervisor ends on a bug", exc_info=error)
+        self.exit_code = EXIT_DISK if isinstance(error, JournalError | OSError) else EXIT_BUG
+        self.stop()
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -304,6 +314,10 @@ class Supervisor:
                 if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
                     worker.progress_told_ns = boot_now_ns()
                     log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
+            case ("waiting", reason):
+                if worker.reason != reason:
+                    log.error("shard %d waits for room: %s", worker.shard_id, reason)
+                self._set_state(worker, "waiting", reason)
             case ("recovered", last_instant_ns, took_ns, parts, records, warnings):
                 worker.last_instant_ns = last_instant_ns
                 for warning in warnings:

@@ -36,13 +36,13 @@ from shards.links import Wire
 from shards.machine import Command
 from shards.router import SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
 from shards.shard import COMMAND, READ, Ready, Shard
+from shards.shortage import Shortage
 from shards.snapshotter import Snapshotter
 from shards.tally import Syncs
 
 TICK_ENTRIES_MAX = 256
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 GROWTH_CHECK_BATCHES = 64  # how often it is looked whether a snapshot is due
-ROOM_RETRY_S = 1.0  # how often a full disk is asked again
 
 
 class Settings(NamedTuple):
@@ -90,7 +90,7 @@ class Worker:
         self._scheduled = False
         self._writing = False
         self._stopping = False
-        self.no_room = ""  # why new commands are refused, where the disk is full
+        self.shortage = Shortage(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -123,8 +123,8 @@ class Worker:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
-            if self.no_room:
-                self.shard.reply_with_next(caller, token, Unavailable(owner, self.no_room, "no"))
+            if self.shortage.reason:
+                self.shortage.refuse(caller, token)
             else:
                 self.shard.receive(caller, token, bucket_id, command, self._now_ns or self.now_ns())
         elif owner:
@@ -138,7 +138,10 @@ class Worker:
         """Answers a query about one bucket, here or at its owner."""
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
-            self.shard.read(caller, token, bucket_id, query, self._now_ns or self.now_ns())
+            if self.shortage.stuck:
+                self.shortage.refuse(caller, token)
+            else:
+                self.shard.read(caller, token, bucket_id, query, self._now_ns or self.now_ns())
         elif owner:
             self.links[owner].ask(caller, token, READ, bucket_id, query)
         else:
@@ -255,20 +258,16 @@ class Worker:
         self._writing = True
         self.syncs.begin()
         self._idle.clear()
-        self.committer.submit(
-            lambda position, error: self._on_synced(ready, position, error),
-            self.journal.append, ready.payload, ready.decides,
-        )  # fmt: skip
+        self.committer.submit(partial(self._on_synced, ready), self.journal.append, ready.payload, ready.decides)
 
     def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
         if error is not None:
             if isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
-                self.no_room = str(error)
-                self._loop.call_later(ROOM_RETRY_S, self._append, ready)
+                self.shortage.stick(error, partial(self._append, ready))
             else:
                 self.fail(error)
             return
-        self.no_room = ""
+        self.shortage.looked()
         self._writing = False
         self.syncs.end(ready.records)
         self._release(ready)
@@ -297,7 +296,7 @@ class Worker:
         self._barrier_timer = None
         if self._writing or self._stopping:
             return  # the next commit is the proof
-        if self._barrier_due:
+        if self._barrier_due or self.shortage.reason:  # it makes room, too
             self._barrier_due = False
             self._writing = True
             self.committer.submit(self._on_barrier, self.journal.idle_barrier)
@@ -306,6 +305,7 @@ class Worker:
         if error is not None and not isinstance(error, JournalUnavailable):
             self.fail(error)
             return
+        self.shortage.looked()
         self._writing = False
         self._pump()
 
@@ -370,7 +370,7 @@ class Worker:
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
         self._now_ns = 0
         try:
-            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.no_room)
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.shortage)
         except BaseException as error:
             self.fail(error)
             raise
@@ -385,6 +385,7 @@ class Worker:
         if self._barrier_timer is not None:
             self._barrier_timer.cancel()
         while self._writing or self.shard.has_more() or self._scheduled:
+            self.shortage.check_stop()
             self._idle.clear()
             if not self._writing:
                 self._pump()
@@ -394,7 +395,5 @@ class Worker:
         """Closes links and timer, not the journal."""
         self._loop.remove_reader(self._alarm.fileno())
         self._alarm.close()
-        for link in self.links.values():
-            link.close()
-        for wire in list(self._peers):
-            wire.close()
+        for one in (*self.links.values(), *self._peers):
+            one.close()

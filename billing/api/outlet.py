@@ -104,6 +104,14 @@ class Outlet(asyncio.Protocol, ABC):
         if self._held or self._ending is not None:
             self._settle()
 
+    def refuse(self, token: Any, reply: object) -> None:
+        """Writes a reply that depends on nothing stored."""
+        self.in_flight -= 1
+        self._reply(token, reply)
+        self._write_prompt()
+        if self._ending is not None:
+            self._settle()
+
     # -- the door's own replies -------------------------------------------------------------------------------------
 
     def _reply(self, msgid: int, reply: object) -> bool:
@@ -262,3 +270,11 @@ class Proxy:
     def relay_flush(self) -> None:
         """As `Outlet.relay_flush`."""
         self._outlet.relay_flush()
+
+    def refuse(self, token: Any, reply: object) -> None:
+        """As `Outlet.refuse`."""
+        if self._told:
+            self._outlet.in_flight -= self._weight - 1
+            self._outlet.refuse(token, reply)
+        else:
+            self._outlet.in_flight -= self._weight

@@ -132,6 +132,13 @@ class Journal(Protocol):
         """Bytes taken on the medium by batches and snapshots together."""
 
     @property
+    def is_short(self) -> bool:
+        """Whether room for coming batches was looked for in vain: soon `append` will raise Unavailable.
+
+        `append` and `idle_barrier` look again. To be asked while neither is under way.
+        """
+
+    @property
     def warnings(self) -> list[str]:
         """What an operator should hear about, in English: a torn tail that was cut, a snapshot passed over, a tmpfs."""
 

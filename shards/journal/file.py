@@ -114,6 +114,10 @@ class FileJournal:
         return sealed + (self._live.offset if self._segments else 0) + self._shelf.stored_bytes
 
     @property
+    def is_short(self) -> bool:
+        return self._room.is_wanting and self._live.is_filling
+
+    @property
     def warnings(self) -> list[str]:
         return self._warnings
 

@@ -38,6 +38,7 @@ class Room:
         self._spare = -1  # handles, -1: none
         self._spare_bytes = 0
         self._manifest = -1
+        self.is_wanting = False  # the last try to get the next segment found no room
         self._ballast = False
         self._ballast_wanted = True
         self._ballast_lock = threading.Lock()  # snapshots drop it from their own thread
@@ -60,6 +61,7 @@ class Room:
         will name it. OSError, is_full among others.
         """
         length = max(length, self._segment_bytes)
+        self.is_wanting = True  # unless we come to the end
         if self._spare_bytes < length:
             if self._spare >= 0:
                 self._close_spare()
@@ -68,6 +70,7 @@ class Room:
             self._spare_bytes = length
         if self._manifest < 0:
             self._manifest = self._reserve(MANIFEST + TEMPORARY, MANIFEST_BYTES)
+        self.is_wanting = False
 
     def _reserve(self, name: str, length: int) -> int:
         """A new file of zeros whose blocks are its own. Its handle. OSError; is_full: it is gone again."""

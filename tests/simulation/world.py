@@ -15,7 +15,8 @@ from typing import Any
 from billing.application import Billing, Outside
 from billing.config import Config, Cutoff
 from shards.clock import clocks_of
-from shards.process import EXIT_DAMAGED, EXIT_DISK, Begin, Process
+from shards.process import Begin, Process
+from shards.restarts import EXIT_DAMAGED, EXIT_DISK
 from shards.supervisor import Settings, Supervisor
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation

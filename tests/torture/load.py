@@ -26,6 +26,7 @@ IN_FLIGHT = 16
 SETTLE_CHUNK = 512
 RUNS_OUT_NANOS, PER_SECOND_NANOS = 100, 1000  # a spender's money lasts a tenth of a second
 REFUSALS = ("UNAVAILABLE", "BUSY")
+FULL = "the disk is full"
 
 
 class Writer:
@@ -37,6 +38,7 @@ class Writer:
         self.unknown: list[tuple[str, str]] = []
         self.last_entry = dict.fromkeys(self.users, 0)
         self.answered = self.refused = 0
+        self.full: set[str] = set()  # refused since the disk was full: these must not have been applied
         self.trusting = True  # else whatever is answered is noted as unknown
 
     async def run(self, port: int, stop: asyncio.Event) -> None:
@@ -75,6 +77,8 @@ class Writer:
             assert error.startswith(REFUSALS), error
             self.unknown.append((user, request_id))
             self.refused += 1
+            if FULL in error:
+                self.full.add(request_id)
             return "refused"
         self.answered += 1
         assert not result["replayed"]
@@ -88,8 +92,9 @@ class Writer:
         for first in range(0, len(self.unknown), SETTLE_CHUNK):
             chunk = self.unknown[first : first + SETTLE_CHUNK]
             calls = (rpc.ask("top_up", user, 1, {"request_id": request_id}) for user, request_id in chunk)
-            for (user, _), result in zip(chunk, await asyncio.gather(*calls), strict=True):
+            for (user, request_id), result in zip(chunk, await asyncio.gather(*calls), strict=True):
                 had += result["replayed"]
+                assert not (result["replayed"] and request_id in self.full), f"{request_id} was refused, and applied"
                 self.last_entry[user] = max(self.last_entry[user], result["entry_id"])
         settled, self.unknown = len(self.unknown), []
         return had, settled - had
@@ -222,6 +227,7 @@ class Load:
             rpc.close()
         self.counts["answered"] = sum(writer.answered for writer in self.writers)
         self.counts["refused"] = sum(writer.refused for writer in self.writers)
+        self.counts["refused, full"] = sum(len(writer.full) for writer in self.writers)
         self.counts["cutoffs owed"] = len(self.spenders.due)
 
     async def verify_history(self, port: int) -> None:
