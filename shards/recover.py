@@ -2,7 +2,9 @@
 
 The newest good snapshot is loaded, what came after it is replayed through the same code that made it, and what the
 shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
-`Damaged` and not served. What an error of a worker means for its start is said here too. Nothing here reads a clock but to say how far it is.
+`Damaged` and not served. What an error of a worker means for its next start is said here, too.
+
+Nothing here reads a clock but to say how far it is.
 """
 
 from __future__ import annotations

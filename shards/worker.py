@@ -395,5 +395,6 @@ class Worker:
         """Closes links and timer, not the journal."""
         self._loop.remove_reader(self._alarm.fileno())
         self._alarm.close()
-        for one in (*self.links.values(), *self._peers):
+        wires: list[PeerLink | Wire] = [*self.links.values(), *self._peers]
+        for one in wires:
             one.close()

@@ -263,7 +263,7 @@ class Chaos:
     async def move(self) -> bool:
         """One bucket, by hand."""
         world, rng = self.world, self.rng
-        if not await self._two_shards() or world.supervisor is None:
+        if not await self._two_shards() or world.supervisor is None or not world.supervisor.workers:
             return False
         bucket, shard = rng.randrange(1, world.buckets + 1), rng.choice(sorted(world.supervisor.workers))
         _, result = await self.operator.ask("move_bucket", bucket, shard)
