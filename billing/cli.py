@@ -61,8 +61,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "billing.ops.unit": {"install-unit": "Prints the systemd unit for a configuration."},
     "billing.ops.demo": {"demo": "Starts a daemon of its own and shows what it does, with three users."},
-    "billing.loadtest.replay": {
-        "replay": "Drives a daemon with the virtual machines of a trace and checks every cutoff.",
+    "billing.loadtest.options": {
+        "loadtest": "Offers a load to a daemon, measures what callers see, and judges every nano and every cutoff.",
     },
     "billing.ops.receiver_command": {
         "receiver": "Takes cutoff calls for trying and measuring, and says how late they came.",
@@ -76,7 +76,7 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.ops.account_commands"], "statement"),
     "Operation": ("serve", "config", "install-unit", "journal", "doctor", *ELSEWHERE["billing.ops.operator_commands"]),
-    "Trying and measuring": ("demo", "receiver", "replay"),
+    "Trying and measuring": ("demo", "receiver", "loadtest"),
 }
 
 # An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:

@@ -19,7 +19,8 @@ through the same code that made it, compare what this shard then holds with what
 where they differ: a shard restored from an older backup, or emptied, is not served. Only then are clocks, timers and
 sockets touched. A shard that the map has never seen serve (`founded` is false) makes its buckets.
 
-When the control wire closes, the supervisor is gone: the worker answers what is in flight, and ends.
+When the control wire closes, the supervisor is gone: the worker answers what is in flight, and ends. SIGUSR1 asks a
+worker for a snapshot now.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Process:
         loop.add_signal_handler(signal.SIGTERM, self._ended.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C: the supervisor decides
         loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        loop.add_signal_handler(signal.SIGUSR1, self._begin_snapshot)
         _, wire = await loop.create_connection(
             lambda: Wire(self._on_message, self._on_control_lost, lambda _: None), sock=self._control
         )
@@ -149,6 +151,11 @@ class Process:
         # What is not durable must not be answered by an orderly shutdown: end now, the journal knows.
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, self._host.exit, self._exit_code)
+
+    def _begin_snapshot(self) -> None:
+        if self._worker is not None:
+            self._worker.snapshotter.begin()
+            self._worker.wake()
 
     def _on_control_lost(self, wire: Wire) -> None:
         self._ended.set()

@@ -1,107 +1,141 @@
-"""Feeds the model with what was answered, and compares each answer with it.
+"""Runs the model over what was answered, and compares each answer with it.
 
-Answers are kept as small tuples, since a run has a million of them; the model runs when the load is over, so that it
-costs the measurement nothing. Of one account the answers count in the order of their `entry_id`.
+The model runs when the load is over, so that it costs the measurement nothing. Of one account the answers count in the
+order of their `entry_id`; a question tells the newest entry there was, and comes behind it. Accounts outlive a run:
+the next one goes on from where the model left them.
+
+A refused debit leaves no entry, so its place in the order is not known. It is wrong for certain where the account
+always had more than was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
-from billing.loadtest.plan import TOP_UP, Plan
-from billing.loadtest.verdict import BEGUN, SUPERSEDED, Account, Impossible, View, differences
+from billing.loadtest.columns import ACTIVE, DEBIT, EXHAUSTED, NEVER, READ, REFUSED, TOP_UP, Columns
+from billing.loadtest.verdict import ACTIVE as ACTIVE_NAME
+from billing.loadtest.verdict import EXHAUSTED as EXHAUSTED_NAME
+from billing.loadtest.verdict import HOUR_NS, Account, Expected, Impossible, View, differences
 
 TOLD_MAX: Final = 20  # differences kept in words; all are counted
+PROGRESS_ROWS: Final = 20_000
 
 
-class Answer(NamedTuple):
-    """What a reply said; the fields of the view are compared, in the order of `View`."""
+class Claims(NamedTuple):
+    """What an account claims about cutoffs, as it travels from process to process. See `verdict.Claim`."""
 
-    entry_id: int
-    at_ns: int
-    state: str
-    balance_nanos: int
-    rate_nanos_per_hour: int
-    exhausts_at_ns: int | None
-    exhaustion_seq: int
-    cutoff_status: str  # of the newest cutoff in a reply that restored, as `Account.top_up` takes it; else ""
-
-
-def answer_of(reply: Mapping[str, Any]) -> Answer:
-    """The part of a reply that is judged."""
-    return Answer(
-        reply["entry_id"],
-        reply["at_ns"],
-        reply["state"],
-        reply["balance_nanos"],
-        reply["rate_nanos_per_hour"],
-        reply["exhausts_at_ns"],
-        reply["exhaustion_seq"],
-        _status(reply["cutoff"]) if reply.get("restored") and reply.get("cutoff") else "",
-    )
-
-
-def _status(cutoff: Mapping[str, Any]) -> str:
-    status: str = cutoff["status"]
-    return BEGUN if status == SUPERSEDED and cutoff["attempts"] else status
+    user_id: str
+    cutoffs: list[Expected]
+    superseded: list[int]
+    overtaken: set[int]
 
 
 class Assessment:
-    """The accounts of the model after all answers, and where an answer was another one."""
+    """The accounts of the model, by the numbers of the columns, and how many answers were other ones."""
 
     def __init__(self) -> None:
-        self.accounts: dict[str, Account] = {}
+        self.accounts: dict[int, Account] = {}
         self.wrong_replies = 0
-        self.wrong_balances = 0  # accounts whose last reading differs
+        self.wrong_balances = 0  # questions answered otherwise than the model
+        self.wrong_refusals = 0
         self.told: list[str] = []
 
-    def replay(self, plan: Plan, answers: list[Answer | None], on_progress: Callable[[int], None]) -> None:
-        """All answers of the steps, None where there was none."""
-        by_user: dict[str, list[int]] = {user_id: [] for user_id in plan.users}
-        for index, step in enumerate(plan.steps):
-            if answers[index] is not None:
-                by_user[step.user_id].append(index)
-        done = 0
-        for user_id, indexes in by_user.items():
-            account = self.accounts[user_id] = Account(user_id)
-            for _, index in sorted((_entry_id(answers[index]), index) for index in indexes):
-                step, answer = plan.steps[index], answers[index]
-                assert answer is not None
-                self.wrong_replies += not self._apply(account, step.method, step.value, step.resource, answer)
-            done += len(indexes)
-            on_progress(done)
+    def apply(self, columns: Columns, on_progress: Callable[[int], None] = lambda _: None) -> None:
+        """All answers of a run."""
+        order, starts = _by_user(columns)
+        done = reported = 0
+        for user in range(len(columns.users)):
+            rows = order[starts[user] : starts[user + 1]]
+            if rows:
+                self._user(columns, user, rows)
+                done += len(rows)
+                if done - reported >= PROGRESS_ROWS:
+                    reported = done
+                    on_progress(done)
+        on_progress(done)
 
-    def reading(self, user_id: str, answer: Answer) -> None:
-        """What the account said of itself at the end."""
-        account = self.accounts[user_id]
-        self.wrong_balances += not self._apply(account, "get_account", 0, "", answer)
+    def settle(self, at_ns: int) -> None:
+        """Lets time pass for all accounts, after which no command came. Nothing happens to those beyond it."""
+        for account in self.accounts.values():
+            if account.settled_ns < at_ns:
+                account.settle(at_ns)
 
-    def _apply(self, account: Account, method: str, value: int, resource: str, answer: Answer) -> bool:
+    def soonest_ns(self) -> int | None:
+        """The soonest coming exhaustion of all accounts."""
+        coming = (each.view().exhausts_at_ns for each in self.accounts.values() if each.rate and not each.exhausted)
+        return min((due_ns for due_ns in coming if due_ns is not None), default=None)
+
+    def claims(self) -> list[Claims]:
+        """Those accounts that expect cutoffs."""
+        return [
+            Claims(each.user_id, list(each.cutoffs), list(each.superseded), set(each.overtaken))
+            for each in self.accounts.values()
+            if each.cutoffs
+        ]
+
+    def _user(self, columns: Columns, user: int, rows: Sequence[int]) -> None:
+        account = self.accounts.get(user)
+        if account is None:
+            account = self.accounts[user] = Account(columns.users[user])
+        state, entry, kind, at = columns.state, columns.entry, columns.kind, columns.at
+        answered = [row for row in rows if state[row] in (ACTIVE, EXHAUSTED)]
+        answered.sort(key=lambda row: (entry[row], kind[row] == READ, at[row], row))
+        for row in answered:
+            if not self._row(columns, account, row):
+                if kind[row] == READ:
+                    self.wrong_balances += 1
+                else:
+                    self.wrong_replies += 1
+        for row in rows:
+            if state[row] == REFUSED and columns.value[row] * HOUR_NS <= account.least:
+                self.wrong_refusals += 1
+                self._tell([f"{columns.words(row)} was refused, though there was always more than that"])
+
+    def _row(self, columns: Columns, account: Account, row: int) -> bool:
         """Whether the model says the same."""
+        at_ns, kind = columns.at[row], columns.kind[row]
         try:
-            if method == TOP_UP:
-                account.top_up(answer.at_ns, value, answer.cutoff_status)
-            elif method == "get_account":
-                account.settle(answer.at_ns)
+            if kind == TOP_UP:
+                account.top_up(at_ns, columns.value[row], columns.restored.get(row, ""))
+            elif kind == DEBIT:
+                account.debit(at_ns, columns.value[row])
+            elif kind == READ:
+                account.settle(at_ns)
             else:
-                account.set_rate(answer.at_ns, value, resource)
+                account.set_rate(at_ns, columns.rate_per_hour(row), columns.resources[columns.line[row]])
         except Impossible as error:
             self._tell([str(error)])
             return False
         expected = account.view()
-        if expected == answer[2:7]:
+        exhausts_at_ns = columns.exhausts[row]
+        answered = View(
+            ACTIVE_NAME if columns.state[row] == ACTIVE else EXHAUSTED_NAME,
+            columns.balance[row],
+            columns.rate[row],
+            None if exhausts_at_ns == NEVER else exhausts_at_ns,
+            columns.seq[row],
+        )
+        if expected == answered:
             return True
-        self._tell(differences(account.user_id, f"{method} {resource}".strip(), expected, answer._asdict()))
+        self._tell(differences(account.user_id, columns.words(row), expected, {**answered._asdict(), "at_ns": at_ns}))
         return False
 
     def _tell(self, lines: list[str]) -> None:
         self.told += lines[: max(0, TOLD_MAX - len(self.told))]
 
 
-def _entry_id(answer: Answer | None) -> int:
-    assert answer is not None
-    return answer.entry_id
-
-
-assert Answer._fields[2:7] == View._fields
+def _by_user(columns: Columns) -> tuple[array[int], array[int]]:
+    """Rows sorted by user, stable, and where each user's rows begin: a counting sort."""
+    starts = array("q", bytes(8 * (len(columns.users) + 1)))
+    for user in columns.user:
+        starts[user + 1] += 1
+    for user in range(len(columns.users)):
+        starts[user + 1] += starts[user]
+    order = array("q", bytes(8 * len(columns)))
+    place = array("q", starts)
+    for row, user in enumerate(columns.user):
+        order[place[user]] = row
+        place[user] += 1
+    return order, starts

@@ -1,10 +1,11 @@
 """The verdict: what the daemon should have done, computed independently and compared with what it did.
 
 Theory. An account is fully determined by the commands that were answered and the instants (`at_ns`) of the answers.
-`Account` is the contract's arithmetic written down a second time, with `fractions.Fraction` and sharing no code with
-the ledger: money is a fraction of nanos, a rate a fraction of nanos per nanosecond, and the exhaustion instant is
+`Account` is the contract's arithmetic written down a second time, sharing no code with the ledger. All is whole
+numbers: a rate of nanos an hour spends, in a nanosecond, 1/HOUR_NS of as many nanos; so money is counted in such parts,
+and the exhaustion instant is
 
-    E  =  settled + ceil(available / rate)        the first nanosecond at which what was spent is >= what there was
+    E  =  settled + ceil(parts / rate)        the first nanosecond at which what was spent is >= what there was
 
 Time comes before commands: a command at t first lets happen what falls due at E <= t. At E what is left is taken, the
 account is exhausted and nothing accrues until available rises above zero. A cutoff is expected at each E, at each
@@ -26,10 +27,11 @@ It never reads a clock and never asks the daemon anything: replies and arrivals 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from fractions import Fraction
-from math import ceil, floor
-from typing import Final, NamedTuple
+from math import ceil
+from typing import Final, NamedTuple, Protocol
 
 from billing.ops.arrivals import Arrival
 
@@ -64,15 +66,16 @@ class View(NamedTuple):
 
 
 class Account:
-    """One account by the contract's rules; instants must not decrease from call to call."""
+    """One account by the contract's rules; instants must not decrease from call to call. There may be millions."""
 
     __slots__ = (
-        "available",
         "cutoffs",
         "exhausted",
+        "least",
         "lifted",
         "lines",
         "overtaken",
+        "parts",
         "rate",
         "settled_ns",
         "superseded",
@@ -81,15 +84,16 @@ class Account:
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
-        self.available = Fraction(0)  # nanos
-        self.rate = Fraction(0)  # nanos per nanosecond, the sum of the lines
-        self.lines: dict[str, int] = {}  # resource -> nanos per hour, without those at zero
+        self.parts = 0  # what is available, in nanos / HOUR_NS
+        self.least = 0  # the least there ever was, after the first top-up
+        self.rate = 0  # nanos per hour, the sum of the lines
+        self.lines: dict[str, int] | int = 0  # resource -> nanos per hour, without those at zero; or of "" alone
         self.exhausted = True  # until the first top-up
         self.settled_ns = 0
-        self.cutoffs: list[Expected] = []
+        self.cutoffs: Sequence[Expected] = ()
         self.lifted = 0  # cutoffs there were when available last rose above zero
-        self.superseded: list[int] = []  # numbers of cutoffs that must not arrive
-        self.overtaken: set[int] = set()  # numbers of those that may arrive or not
+        self.superseded: Sequence[int] = ()  # numbers of cutoffs that must not arrive
+        self.overtaken: AbstractSet[int] = frozenset()  # numbers of those that may arrive or not
 
     def settle(self, at_ns: int) -> None:
         """Lets time pass up to an instant, with the exhaustion that falls due until then. Impossible if it lies before
@@ -97,71 +101,90 @@ class Account:
         """
         if at_ns < self.settled_ns:
             raise Impossible(f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}")
-        if not self.exhausted and self.rate:
-            due_ns = self._due_ns()
-            if due_ns <= at_ns:
-                self.available = Fraction(0)
-                self._exhaust(due_ns)
+        if self.rate and not self.exhausted:
+            left = self.parts - self.rate * (at_ns - self.settled_ns)
+            if left > 0:
+                self.parts = left
             else:
-                self.available -= self.rate * (at_ns - self.settled_ns)
+                due_ns = self._due_ns()
+                self.parts = 0
+                self._exhaust(due_ns)
+            self.least = min(self.least, self.parts)
         self.settled_ns = at_ns
 
     def top_up(self, at_ns: int, amount_nanos: int, cutoff_status: str = "") -> None:
         """`cutoff_status` is what the reply said of the newest cutoff where it restored the account: `SUPERSEDED`,
         `BEGUN`, or anything else for one that was delivered."""
         self.settle(at_ns)
-        self.available += amount_nanos
-        if self.exhausted and self.available > 0:
+        if self.exhausted and not self.cutoffs and not self.parts:
+            self.least = amount_nanos * HOUR_NS
+        self.parts += amount_nanos * HOUR_NS
+        if self.exhausted and self.parts > 0:
             self.exhausted = False
             if cutoff_status in (SUPERSEDED, BEGUN):
-                self.overtaken.update(range(self.lifted + 1, len(self.cutoffs) + 1))
+                self.overtaken |= set(range(self.lifted + 1, len(self.cutoffs) + 1))
             if cutoff_status == SUPERSEDED:
-                self.superseded.append(len(self.cutoffs))
+                self.superseded = [*self.superseded, len(self.cutoffs)]
             self.lifted = len(self.cutoffs)
 
     def set_rate(self, at_ns: int, nanos_per_hour: int, resource: str = "") -> None:
         self.settle(at_ns)
-        before = self.lines.pop(resource, 0)
-        if nanos_per_hour:
-            self.lines[resource] = nanos_per_hour
-        self.rate += Fraction(nanos_per_hour - before, HOUR_NS)
+        lines = self.lines
+        if type(lines) is int:
+            if resource:
+                lines = self.lines = {"": lines} if lines else {}
+            else:
+                before = lines
+                self.lines = nanos_per_hour
+        if type(lines) is dict:
+            before = lines.pop(resource, 0)
+            if nanos_per_hour:
+                lines[resource] = nanos_per_hour
+        self.rate += nanos_per_hour - before
         if self.exhausted and nanos_per_hour > before == 0:
             self._exhaust(at_ns)
 
+    def line(self, resource: str) -> int:
+        """The rate of one line, in nanos per hour."""
+        if isinstance(self.lines, dict):
+            return self.lines.get(resource, 0)
+        return 0 if resource else self.lines
+
     def change_rate(self, at_ns: int, delta_nanos_per_hour: int, resource: str = "") -> None:
         self.settle(at_ns)
-        self.set_rate(at_ns, self.lines.get(resource, 0) + delta_nanos_per_hour, resource)
+        self.set_rate(at_ns, self.line(resource) + delta_nanos_per_hour, resource)
 
     def debit(self, at_ns: int, amount_nanos: int, mode: str = "strict") -> int:
         """An answered one (a refused one changes nothing); the nanos taken, as a floor. Impossible beyond available."""
         self.settle(at_ns)
-        taken = Fraction(amount_nanos)
+        taken = amount_nanos * HOUR_NS
         if mode == "partial":
-            taken = min(taken, max(self.available, Fraction(0)))
-        if mode != "force" and taken > self.available:
+            taken = min(taken, max(self.parts, 0))
+        if mode != "force" and taken > self.parts:
             raise Impossible(f"{self.user_id}: a debit at {at_ns} should have been refused")
-        self.available -= taken
-        if not self.exhausted and self.available <= 0:
+        self.parts -= taken
+        self.least = min(self.least, self.parts)
+        if not self.exhausted and self.parts <= 0:
             self._exhaust(at_ns)
-        return floor(taken)
+        return taken // HOUR_NS
 
     def view(self) -> View:
         """As of the instant settled to."""
         due_ns = None if self.exhausted or not self.rate else self._due_ns()
         return View(
             EXHAUSTED if self.exhausted else ACTIVE,
-            floor(self.available),
-            sum(self.lines.values()),
+            self.parts // HOUR_NS,
+            self.rate,
             due_ns if due_ns is None or due_ns <= INSTANT_NS_MAX else None,
             len(self.cutoffs),
         )
 
     def _due_ns(self) -> int:
-        return self.settled_ns + ceil(self.available / self.rate)
+        return self.settled_ns + -(-self.parts // self.rate)
 
     def _exhaust(self, at_ns: int) -> None:
         self.exhausted = True
-        self.cutoffs.append(Expected(self.user_id, len(self.cutoffs) + 1, at_ns))
+        self.cutoffs = [*self.cutoffs, Expected(self.user_id, len(self.cutoffs) + 1, at_ns)]
 
 
 def differences(user_id: str, what: str, expected: View, reply: Mapping[str, object]) -> list[str]:
@@ -173,8 +196,23 @@ def differences(user_id: str, what: str, expected: View, reply: Mapping[str, obj
     ]
 
 
+class Claim(Protocol):
+    """What an account has to say about cutoffs; an `Account`, or what became of one elsewhere."""
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def cutoffs(self) -> Sequence[Expected]: ...
+    @property
+    def superseded(self) -> Sequence[int]: ...
+    @property
+    def overtaken(self) -> AbstractSet[int]: ...
+
+
 class Verdict(NamedTuple):
-    """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only."""
+    """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only, and only of
+    cutoffs that were due since the instant asked for.
+    """
 
     expected: int
     received: int
@@ -190,7 +228,7 @@ class Verdict(NamedTuple):
         return not (self.missing or self.early or self.false)
 
 
-def judge(accounts: Iterable[Account], arrivals: Iterable[Arrival]) -> Verdict:
+def judge(accounts: Iterable[Claim], arrivals: Iterable[Arrival], since_ns: int = 0) -> Verdict:
     """Holds what was expected against what arrived; of repeated arrivals the first counts.
 
     Of the cutoffs that one top-up overtook, those before the newest may have gone out or not: one request is under way
@@ -222,7 +260,8 @@ def judge(accounts: Iterable[Account], arrivals: Iterable[Arrival]) -> Verdict:
                 false.append(arrival)
         else:
             first[key] = arrival.event_id
-            lateness_ns.append(arrival.arrived_ns - cutoff_of.at_ns)
+            if cutoff_of.at_ns >= since_ns:
+                lateness_ns.append(arrival.arrived_ns - cutoff_of.at_ns)
             if arrival.arrived_ns < cutoff_of.at_ns:
                 early.append(arrival)
     unseen = [cutoff for key, cutoff in owed.items() if key not in first]

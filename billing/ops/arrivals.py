@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     import aiohttp
 
-PAGE_CALLS: Final = 1000
+PAGE_CALLS: Final = 5000
 USER_ID: Final = "{user_id}"
 
 

@@ -62,6 +62,12 @@ class Child:
         self._reading = asyncio.create_task(self._read(self._process.stdout))
 
     @property
+    def pid(self) -> int:
+        """Of a child that was started."""
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 

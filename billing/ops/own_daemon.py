@@ -18,7 +18,7 @@ import contextlib
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -82,24 +82,40 @@ def receiver_address(config: Config) -> str:
 
 
 class OwnDaemon:
-    """See the module. `rpc`, `admin` and `cutoff` are `host:port`; `config` is the one it runs on."""
+    """See the module. `rpc`, `admin` and `cutoff` are `host:port`; `config` is the one it runs on, `pid` the daemon's
+    main process.
+    """
 
-    def __init__(self, file: Path | None, environ: Mapping[str, str]) -> None:
-        """Raises ConfigError where the operator's configuration cannot be run."""
+    def __init__(
+        self,
+        file: Path | None,
+        environ: Mapping[str, str],
+        *,
+        parent: Path | None = None,
+        receiver_options: Sequence[str] = (),
+        free_ports: bool = False,
+    ) -> None:
+        """`parent`: where the directory is made; without it, where temporary files are. `receiver_options`: of
+        `billing receiver`. `free_ports`: takes free ones, whatever is configured. Raises ConfigError where the
+        operator's configuration cannot be run.
+        """
         wanted = load(file, {**environ, **_as_environment(SET_ASIDE)}).config
         self.notes: list[str] = []
-        self.rpc = self._place("rpc.listen", wanted.rpc.listen)
-        self.admin = self._place("admin.listen", wanted.admin.listen)
-        self.cutoff = self._place("cutoff.url", _loopback_of(wanted))
+        any_port = "127.0.0.1:0"
+        self.rpc = self._place("rpc.listen", any_port if free_ports else wanted.rpc.listen)
+        self.admin = self._place("admin.listen", any_port if free_ports else wanted.admin.listen)
+        self.cutoff = self._place("cutoff.url", any_port if free_ports else _loopback_of(wanted))
         self._file = file
         self._environ = dict(environ)
+        self._parent = parent
+        self._receiver_options = list(receiver_options)
         self._stack = contextlib.AsyncExitStack()
         self._children: list[Child] = []
 
     async def __aenter__(self) -> Self:
         """Starts both and waits until every bucket is served. Raises ChildError."""
         try:
-            directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-"))
+            directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir=self._parent))
             settings = {
                 **SET_ASIDE,
                 "daemon.data_dir": str(Path(directory) / "data"),
@@ -107,15 +123,14 @@ class OwnDaemon:
                 "admin.listen": self.admin,
                 "cutoff.url": f"http://{self.cutoff}/cutoff?user_id={{user_id}}",
             }
-            environment = {**self._environ, **_as_environment(settings)}
+            environment = self.environment = {**self._environ, **_as_environment(settings)}
             self.config = load(self._file, environment).config
             billing = [sys.executable, "-m", "billing"]
-            await self._start(
-                "billing receiver", [*billing, "receiver", "--quiet", "--listen", self.cutoff], environment
-            )
+            receiver = [*billing, "receiver", "--quiet", "--listen", self.cutoff, *self._receiver_options]
+            await self._start("billing receiver", receiver, environment)
             config = ["--config", str(self._file)] if self._file else []
-            await self._start("billing serve", [*billing, "serve", *config], environment)
-            await self._ready()
+            self.pid = await self._start("billing serve", [*billing, "serve", *config], environment)
+            await self.ready()
         except BaseException:
             await self._stack.aclose()
             raise
@@ -135,13 +150,14 @@ class OwnDaemon:
         ending = done.pop()
         return endings[ending].complaint(f"ended with exit code {ending.result()}")
 
-    async def _start(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    async def _start(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> int:
         child = Child(name, arguments, environment)
         self._stack.push_async_callback(child.end)
         await child.start()
         self._children.append(child)
+        return child.pid
 
-    async def _ready(self) -> None:
+    async def ready(self) -> None:
         """Waits until the receiver answers and the daemon serves every bucket."""
         pages = [f"http://{self.cutoff}/stats", f"http://{self.admin}/readyz"]
         said = "no answer"

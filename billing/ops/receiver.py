@@ -11,6 +11,7 @@ answered in order.
 
     GET /stats       counts, lateness in microseconds (least, p50, p99, most), connections
     GET /received    ?after=N&limit=N   calls as JSON, oldest first; `next` is where to go on
+    GET /misbehave   ?fault=NAME=VALUE&for_s=S   meets all calls with a fault for so long, then with none
 
 **Limits.** Those of `receiver_connection` for a request; `keep` calls and `EVENTS_MAX` event ids are remembered.
 
@@ -25,12 +26,13 @@ import random
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, TextIO
 from urllib.parse import parse_qs
 
 from billing.expirationd.signature import verify
-from billing.ops.faults import Fault
+from billing.ops.faults import Fault, parse_fault
+from billing.ops.receiver_call import Call, call_of, line_of, shown
 from billing.ops.receiver_connection import Connection, headers_of
 from shards.clock import wall_now_ns
 
@@ -42,30 +44,6 @@ CALLS_KEPT: Final = 100_000
 
 _LOOK_S: Final = 0.01
 _BIND_TRIES: Final = 100
-
-
-class Call(NamedTuple):
-    """One request that came."""
-
-    number: int  # of all that came, from 0
-    arrived_ns: int  # by the receiver's clock
-    method: str
-    target: str  # path and query as sent
-    user_id: str
-    event_id: str
-    seq: int
-    exhausted_at_ns: int  # -1: none was named
-    answered: str  # "200", "401", or the name of the fault
-    repeated: bool  # the event_id came before
-
-    @property
-    def lateness_us(self) -> float:
-        """Microseconds from the exact instant to arrival."""
-        return (self.arrived_ns - self.exhausted_at_ns) / 1000
-
-    @property
-    def path(self) -> str:
-        return self.target.partition("?")[0]
 
 
 class Receiver:
@@ -108,6 +86,8 @@ class Receiver:
         self._shut: socket.socket | None = None  # bound but not listening: who connects is refused
         self._look: asyncio.TimerHandle | None = None
         self._flap: asyncio.TimerHandle | None = None
+        self._recovery: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -156,7 +136,7 @@ class Receiver:
 
     async def close(self) -> None:
         """Stops and closes every connection."""
-        for timer in (self._look, self._flap):
+        for timer in (self._look, self._flap, self._recovery):
             if timer is not None:
                 timer.cancel()
         if self._server is not None:
@@ -222,10 +202,12 @@ class Receiver:
         )
 
     def page(self, target: str) -> bytes | None:
-        """What `/stats` and `/received` answer; None for other paths."""
+        """What `/stats`, `/received` and `/misbehave` answer; None for other paths."""
         path, _, query = target.partition("?")
         if path == "/stats":
             return json.dumps(self.stats()).encode()
+        if path == "/misbehave":
+            return self._misbehave(query)
         if path != "/received":
             return None
         wanted = {name: values[-1] for name, values in parse_qs(query).items()}
@@ -233,8 +215,40 @@ class Receiver:
         limit = int(wanted.get("limit", "1000")) if wanted.get("limit", "1000").isdigit() else 1000
         calls = [call for call in self.calls if call.number >= after][: min(limit, 10_000)]
         return json.dumps(
-            {"calls": [_shown(call) for call in calls], "next": calls[-1].number + 1 if calls else after}
+            {"calls": [shown(call) for call in calls], "next": calls[-1].number + 1 if calls else after}
         ).encode()
+
+    def _misbehave(self, query: str) -> bytes:
+        """Begins a fault that ends by itself; says so, or what is wrong with it."""
+        wanted = {name: values[-1] for name, values in parse_qs(query).items()}
+        try:
+            fault, for_s = parse_fault(wanted.get("fault", "")), float(wanted.get("for_s", ""))
+        except ValueError as error:
+            return json.dumps({"error": str(error)}).encode()
+        loop = asyncio.get_running_loop()
+        for timer in (self._recovery, self._flap):
+            if timer is not None:
+                timer.cancel()
+        self._recovery = loop.call_later(for_s, lambda: self._spawn(self._change(None)))
+        # A little later, so that this answer still leaves where nobody is to listen any more.
+        loop.call_later(_LOOK_S, lambda: self._spawn(self._change(fault)))
+        return json.dumps({"fault": fault.name, "for_s": for_s}).encode()
+
+    def _spawn(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _change(self, fault: Fault | None) -> None:
+        if self._flap is not None:
+            self._flap.cancel()
+        self.fault = fault
+        name = fault.name if fault else ""
+        for connection in list(self.connections) if fault is None else []:
+            connection.recover()
+        await self.listen(name != "refuse")
+        if name == "flap":
+            self._arm_flap()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +273,7 @@ class Receiver:
     def _arm_flap(self) -> None:
         assert self.fault is not None
         loop = asyncio.get_running_loop()
-        self._flap = loop.call_later(self.fault.value, lambda: loop.create_task(self._on_flap()))
+        self._flap = loop.call_later(self.fault.value, lambda: self._spawn(self._on_flap()))
 
     async def _on_flap(self) -> None:
         if self.fault is not None and self.fault.name == "flap":
@@ -273,7 +287,7 @@ class Receiver:
     def _take_apart(self) -> None:
         raw, self._raw = self._raw, []
         for arrived_ns, head, body, answered in raw:
-            call = _call(self._count, arrived_ns, head, body, answered, self._events)
+            call = call_of(self._count, arrived_ns, head, body, answered, self._events)
             self._count += 1
             self._acknowledged += answered.startswith("2")
             self._refused += answered == "401"
@@ -283,62 +297,11 @@ class Receiver:
                 self._events.add(call.event_id)
             self._calls.append(call)
             if self._log is not None:
-                self._log.write(json.dumps(_shown(call)) + "\n")
+                self._log.write(json.dumps(shown(call)) + "\n")
             if self._on_call is not None:
                 self._on_call(call)
         if raw and self._log is not None:
             self._log.flush()
-
-
-def _call(number: int, arrived_ns: int, head: bytes, body: bytes, answered: str, events: set[str]) -> Call:
-    method, target = head.decode("latin-1").split(" ", 2)[:2]
-    query = {name: values[0] for name, values in parse_qs(target.partition("?")[2], keep_blank_values=True).items()}
-    if method == "POST":
-        query = {**_texts(body), "event_id": headers_of(head).get(b"webhook-id", b"").decode("latin-1")}
-    event_id = query.get("event_id", "")
-    return Call(
-        number,
-        arrived_ns,
-        method,
-        target,
-        query.get("user_id", query.get("user", "")),
-        event_id,
-        _integer(query.get("seq", "")),
-        _integer(query.get("exhausted_at_ns", "")),
-        answered,
-        bool(event_id) and event_id in events,
-    )
-
-
-def _texts(body: bytes) -> dict[str, str]:
-    """The plain values of a JSON object and of its `data`, as texts."""
-    try:
-        whole = json.loads(body)
-    except ValueError:
-        return {}
-    if not isinstance(whole, dict):
-        return {}
-    inner = whole.get("data")
-    both = {**whole, **inner} if isinstance(inner, dict) else whole
-    return {name: str(value) for name, value in both.items() if isinstance(value, str | int)}
-
-
-def _integer(text: str) -> int:
-    return int(text) if text.isdigit() and len(text) < 20 else -1
-
-
-def _shown(call: Call) -> dict[str, Any]:
-    lateness = round(call.lateness_us, 1) if call.exhausted_at_ns >= 0 else None
-    return {**call._asdict(), "lateness_us": lateness}
-
-
-def line_of(call: Call) -> str:
-    """One line for a terminal: what came, and how long after the exact instant."""
-    late = f"{call.lateness_us:+,.0f} µs" if call.exhausted_at_ns >= 0 else ""
-    notes = [f"answered {call.answered}"] * (call.answered != "200") + ["again"] * call.repeated
-    parts = [call.method, call.path, call.user_id, f"seq {call.seq}", f"{late:>12}", call.event_id, *notes]
-    line = "  ".join(parts)
-    return line if line.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
 
 def _print(line: str) -> None:
@@ -355,6 +318,7 @@ def run_receiver(
     seed: int | None = None,
     log: TextIO | None = None,
     quiet: bool = False,
+    keep: int = CALLS_KEPT,
     out: Callable[[str], object] = _print,
 ) -> int:
     """`billing receiver`: serves until SIGINT or SIGTERM; then one line of statistics. Returns 0.
@@ -373,6 +337,7 @@ def run_receiver(
             rng=random.Random(seed),
             on_call=None if quiet else lambda call: out(line_of(call)),
             log=log,
+            keep=keep,
         )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -54,6 +54,9 @@ def _secrets(_: click.Context, __: click.Parameter, file: TextIO | None) -> tupl
 )
 @click.option("--seed", type=int, help="Chooses these calls; without one, chance does.")
 @click.option("--log", type=click.File("a"), help="Appends each call to a file, a JSON object a line.")
+@click.option(
+    "--keep", default=100_000, type=click.IntRange(1), show_default=True, help="Calls remembered for /received."
+)
 @click.option("--quiet", is_flag=True, help="Prints no line for each call.")
 def receiver(
     listen: tuple[str, int],
@@ -62,6 +65,7 @@ def receiver(
     fault_share: float,
     seed: int | None,
     log: TextIO | None,
+    keep: int,
     quiet: bool,
 ) -> None:
     """Takes cutoff calls for trying and measuring, and says how late they came."""
@@ -76,6 +80,7 @@ def receiver(
             seed=seed,
             log=log,
             quiet=quiet,
+            keep=keep,
             out=click.echo,
         )
     )

@@ -80,6 +80,11 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
+    def recover(self) -> None:
+        """The fault is over: ends the connection where a call on it hangs."""
+        if self._waiting:
+            self.transport.abort()
+
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -125,7 +130,10 @@ class Connection(asyncio.Protocol):
     def _request(self, head: bytes, body: bytes) -> None:
         site = self._site
         target = head.split(b" ", 2)[1] if head.count(b" ") >= 2 else b""
-        if target.startswith((b"/stats", b"/received")) and (page := site.page(target.decode("latin-1"))) is not None:
+        if (
+            target.startswith((b"/stats", b"/received", b"/misbehave"))
+            and (page := site.page(target.decode("latin-1"))) is not None
+        ):
             self._write(head, answer(200, page, b"Content-Type: application/json\r\n"))
             return
         if not target.startswith(b"/"):

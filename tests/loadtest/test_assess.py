@@ -2,101 +2,135 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import pytest
 
-from billing.loadtest.assess import TOLD_MAX, Answer, Assessment, answer_of
-from billing.loadtest.plan import Plan, make_plan
-from billing.loadtest.trace import Machine
-from billing.loadtest.verdict import Account
+from billing.loadtest.assess import TOLD_MAX, Assessment
+from billing.loadtest.columns import DEBIT, FAILED, OPEN, RATE, READ, REFUSED, TOP_UP, Columns
+from billing.loadtest.workload import Mixer, Share, Workload
+from tests.loadtest.world import COIN, START_NS, answer_rightly
 
-MACHINES = [Machine(10 * number, f"user-{number}", f"vm-{number}", 1, Fraction(7, 4), 100) for number in range(30)]
-PLAN = make_plan(MACHINES, speed=10, users_max=0, cut_s=None, dry_share=Fraction(1, 2), seed=1, suffix="")
-
-
-def right_answers(plan: Plan) -> list[Answer | None]:
-    """What a daemon would say that has each command at its moment."""
-    accounts = {user: Account(user) for user in plan.users}
-    entries = dict.fromkeys(plan.users, 0)
-    answers: list[Answer | None] = []
-    for step in plan.steps:
-        account = accounts[step.user_id]
-        if step.method == "top_up":
-            account.top_up(step.due_ns, step.value)
-        else:
-            account.set_rate(step.due_ns, step.value, step.resource)
-        entries[step.user_id] += 1
-        answers.append(Answer(entries[step.user_id], step.due_ns, *account.view(), ""))
-    return answers
+USERS = [f"u{number}" for number in range(20)]
 
 
-def assessed(answers: list[Answer | None]) -> Assessment:
+def run_of(run: int = 0) -> Columns:
+    """Top-ups, a mix with debits, and questions at the end."""
+    columns = Columns(run, USERS)
+    for user in range(len(USERS)):
+        columns.add(0, user, TOP_UP, COIN // 2)
+    workload = Workload(accounts=len(USERS), seconds=2.0, warmup_s=0.0, mix=(30, 30, 30, 10))
+    Mixer(workload, Share(), run).until(columns, 2 * 10**9, 400.0)
+    for user in range(len(USERS)):
+        columns.add(2 * 10**9, user, READ, 0)
+    return columns
+
+
+def assessed(columns: Columns) -> Assessment:
     assessment = Assessment()
-    assessment.replay(PLAN, answers, lambda _: None)
+    assessment.apply(columns)
     return assessment
 
 
-def test_right_answers_are_right():
-    assessment = assessed(right_answers(PLAN))
-    assert (assessment.wrong_replies, assessment.told) == (0, [])
-    assert sum(bool(account.cutoffs) for account in assessment.accounts.values()) == PLAN.dry == 15
-    for user, account in assessment.accounts.items():
-        assessment.reading(user, Answer(99, account.settled_ns, *account.view(), ""))
-    assert assessment.wrong_balances == 0
+def wrong(assessment: Assessment) -> tuple[int, int, int]:
+    return assessment.wrong_replies, assessment.wrong_balances, assessment.wrong_refusals
 
 
-def test_what_was_not_answered_did_not_happen():
-    answers = right_answers(PLAN)
-    last = max(index for index, step in enumerate(PLAN.steps) if step.user_id == "user-3")
-    answers[last] = None
-    account = assessed(answers).accounts["user-3"]
-    assert account.lines == {"vm-3": account.view().rate_nanos_per_hour}
-
-
-def test_one_nano_is_a_difference():
-    answers = right_answers(PLAN)
-    answer = answers[7]
-    assert answer is not None
-    answers[7] = answer._replace(balance_nanos=answer.balance_nanos + 1)
-    assessment = assessed(answers)
-    assert assessment.wrong_replies == 1
-    step = PLAN.steps[7]
-    assert assessment.told == [
-        f"{step.user_id}: {f'{step.method} {step.resource}'.strip()} at {step.due_ns} answered "
-        f"balance_nanos {answer.balance_nanos + 1}, expected {answer.balance_nanos}"
+def test_right_answers_are_right_run_after_run():
+    assessment, accounts = Assessment(), {}
+    for run in range(3):
+        columns = run_of(run)
+        columns.due = type(columns.due)("q", (due + run * 10**10 for due in columns.due))
+        answer_rightly(columns, accounts)
+        assessment.apply(columns)
+    assert (wrong(assessment), assessment.told) == ((0, 0, 0), [])
+    assert [each.view() for each in assessment.accounts.values()] == [
+        accounts[user].view() for user in assessment.accounts
     ]
-    account = assessment.accounts["user-0"]
-    assessment.reading("user-0", Answer(99, account.settled_ns, *account.view()._replace(balance_nanos=1), ""))
-    assert assessment.wrong_balances == 1
 
 
-def test_the_order_of_entries_counts_and_not_that_of_sending():
-    answers = right_answers(PLAN)
-    first, second = [index for index, step in enumerate(PLAN.steps) if step.user_id == "user-5"][:2]
-    told = [answers[first], answers[second]]
-    assert None not in told
-    swapped = [each._replace(entry_id=3 - each.entry_id) for each in told if each]
-    answers[first], answers[second] = swapped
-    assert assessed(answers).wrong_replies > 0  # a start before the first top-up, as these answers have it
+def test_the_order_of_entries_counts_not_that_of_sending():
+    columns = run_of()
+    answer_rightly(columns)
+    rows = [row for row in range(len(columns)) if columns.user[row] == 3 and columns.kind[row] != READ]
+    first, second = rows[1], rows[2]
+    for column in (columns.kind, columns.value, columns.entry, columns.at, columns.balance, columns.rate):
+        column[first], column[second] = column[second], column[first]
+    for column in (columns.exhausts, columns.seq, columns.state):
+        column[first], column[second] = column[second], column[first]
+    assert wrong(assessed(columns)) == (0, 0, 0)
 
 
-def test_an_instant_that_goes_back_is_told_and_many_are_cut_short():
-    answers = [answer and answer._replace(at_ns=-answer.at_ns) for answer in right_answers(PLAN)]
-    assessment = assessed(answers)
-    assert assessment.wrong_replies > TOLD_MAX == len(assessment.told)
-    assert any("goes back" in line for line in assessment.told)
+@pytest.mark.parametrize("name", ["balance", "rate", "exhausts", "seq", "at"])
+def test_one_unit_in_any_field_is_a_difference(name):
+    columns = run_of()
+    answer_rightly(columns)
+    row = next(row for row in range(100, 200) if columns.kind[row] == RATE and columns.exhausts[row] > 0)
+    getattr(columns, name)[row] += 1
+    assessment = assessed(columns)
+    assert sum(wrong(assessment)) >= 1
+    assert columns.users[columns.user[row]] in assessment.told[0]
 
 
-def test_what_is_kept_of_a_reply():
-    reply = {
-        **dict.fromkeys(Answer._fields, 1),
-        "state": "active",
-        "replayed": False,
-        "bucket_id": 5,
-        "cutoff": {"status": "superseded", "attempts": 0},
-    }
-    assert answer_of(reply).cutoff_status == ""  # as get_account says it: nothing was restored
-    assert answer_of({**reply, "restored": True}).cutoff_status == "superseded"
-    begun = {**reply, "restored": True, "cutoff": {"status": "superseded", "attempts": 1}}
-    assert answer_of(begun).cutoff_status == "begun"
-    delivered = {**reply, "restored": True, "cutoff": {"status": "delivered", "attempts": 1}}
-    assert answer_of(delivered).cutoff_status == "delivered"
+def test_a_lost_command_makes_all_that_follows_wrong():
+    columns = run_of()
+    answer_rightly(columns)
+    columns.state[40] = OPEN  # the daemon did it, and nobody was told
+    assert assessed(columns).wrong_balances >= 1
+
+
+def test_a_wrong_final_balance_is_told_as_one():
+    columns = run_of()
+    answer_rightly(columns)
+    columns.balance[len(columns) - 1] -= 1
+    assert wrong(assessed(columns)) == (0, 1, 0)
+
+
+def test_a_refusal_is_wrong_where_there_was_always_enough():
+    columns = Columns(0, ["rich", "poor"])
+    for user, nanos in enumerate((100 * COIN, COIN)):
+        columns.add(0, user, TOP_UP, nanos)
+        columns.add(1, user, DEBIT, COIN // 2)
+        columns.add(2, user, DEBIT, COIN)
+    answer_rightly(columns)
+    assert columns.state[5] == REFUSED
+    assert wrong(assessed(columns)) == (0, 0, 0)
+    columns = Columns(0, ["rich"])
+    columns.add(0, 0, TOP_UP, 100 * COIN)
+    columns.add(1, 0, DEBIT, COIN)
+    answer_rightly(columns)
+    columns.state[1] = REFUSED
+    assert wrong(assessed(columns)) == (0, 0, 1)
+
+
+def test_an_instant_that_goes_back_is_a_difference():
+    columns = run_of()
+    answer_rightly(columns)
+    last = max(row for row in range(len(columns)) if columns.user[row] == 5 and columns.kind[row] != READ)
+    columns.at[last] = START_NS - 1
+    assert "goes back" in assessed(columns).told[0]
+
+
+def test_what_failed_did_not_happen_and_only_so_many_are_told():
+    columns = run_of()
+    answer_rightly(columns)
+    columns.state[30] = FAILED
+    for row in range(len(USERS), len(columns)):
+        columns.balance[row] += 1
+    assessment = assessed(columns)
+    assert assessment.wrong_replies > 100
+    assert len(assessment.told) == TOLD_MAX
+
+
+def test_cutoffs_are_claimed_as_time_passes():
+    columns = Columns(0, ["dry", "idle"])
+    columns.add(0, 0, TOP_UP, COIN)
+    columns.add(0, 0, RATE, COIN)
+    columns.add(0, 1, TOP_UP, COIN)
+    answer_rightly(columns)
+    assessment = assessed(columns)
+    assert assessment.soonest_ns() == START_NS + 10**9
+    assessment.settle(START_NS + 10**9 - 1)
+    assert assessment.claims() == []
+    assessment.settle(START_NS + 10**9)
+    claim = assessment.claims()[0]
+    assert (claim.user_id, [(one.seq, one.at_ns) for one in claim.cutoffs]) == ("dry", [(1, START_NS + 10**9)])
+    assert assessment.soonest_ns() is None

@@ -7,10 +7,11 @@ import io
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 import uvloop
 
@@ -257,3 +258,40 @@ def test_it_runs_on_the_loop_of_the_workers_too() -> None:
             return len(receiver.calls)
 
     assert uvloop.run(once()) == 1
+
+
+async def test_a_fault_is_begun_from_outside_and_ends_by_itself():
+    async with aiohttp.ClientSession() as session:
+        receiver = Receiver()
+        await receiver.start()
+        try:
+
+            async def get(target: str) -> tuple[int, Any]:
+                async with session.get(receiver.url + target) as answer:
+                    return answer.status, await answer.json(content_type=None) if "?fault" in target else None
+
+            assert (await get("/misbehave?fault=status%3D503&for_s=0.3"))[1] == {"fault": "status", "for_s": 0.3}
+            await until(lambda: receiver.fault is not None)
+            assert (await get("/cutoff?event_id=a"))[0] == 503
+            await until(lambda: receiver.fault is None)
+            assert (await get("/cutoff?event_id=a"))[0] == 200
+            assert "error" in (await get("/misbehave?fault=lazy&for_s=1"))[1]
+            await get("/misbehave?fault=refuse&for_s=0.3")
+            await until(lambda: receiver.fault is not None)
+            with pytest.raises(aiohttp.ClientError):
+                await get("/cutoff?event_id=b")
+            await until(lambda: receiver.fault is None)
+            await asyncio.sleep(0.05)
+            assert (await get("/cutoff?event_id=b"))[0] == 200
+            await get("/misbehave?fault=hang&for_s=0.3")
+            await until(lambda: receiver.fault is not None)
+            assert (await get("/cutoff?event_id=c"))[0] == 200  # let go when it ends, and sent again by the client
+        finally:
+            await receiver.close()
+    assert [call.answered for call in receiver.calls] == ["503", "200", "200", "hang", "200"]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)

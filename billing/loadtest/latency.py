@@ -1,0 +1,125 @@
+"""Latencies in buckets: each at most 1/128 wide of what it holds, whatever the range (as HdrHistogram lays them out).
+
+    index  =  (shift << 7) + (value >> shift)        shift = max(0, bit length of value - 8)
+
+so that values below 256 ns have a bucket each and any other is known to 0.8 %. Recording is one addition to one number
+of a list. A load generator does it a hundred thousand times a second, so nothing else is done there: what was greatest
+is known as well as everything else, by its bucket.
+
+A bucket is told by the greatest value that it may hold, so that no percentile is told as better than it was. And none
+is told that fewer than `BEYOND_MIN` samples lie beyond: a p99.9 of a thousand samples is one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Self
+
+SUB_BITS: Final = 7
+SHIFT_FROM: Final = SUB_BITS + 1  # bits of a value that is not shifted
+VALUE_MAX: Final = 2**63 - 1
+SIZE: Final = (63 - SHIFT_FROM + 2) << SUB_BITS
+BEYOND_MIN: Final = 100
+
+PERCENTILES: Final = ("50", "90", "99", "99.9", "99.99")
+
+
+def index_of(value: int) -> int:
+    """The bucket of a value from 0 to `VALUE_MAX`."""
+    shift = value.bit_length() - SHIFT_FROM
+    return value if shift <= 0 else (shift << SUB_BITS) + (value >> shift)
+
+
+def greatest_of(index: int) -> int:
+    """The greatest value in a bucket."""
+    shift = (index >> SUB_BITS) - 1
+    return index if shift <= 0 else ((index - (shift << SUB_BITS) + 1) << shift) - 1
+
+
+class Histogram:
+    """Counts of values in nanoseconds. `counts` may be written to in place, as `record` does."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts = [0] * SIZE
+
+    def record(self, value: int) -> None:
+        """Counts a value from 0 to `VALUE_MAX`."""
+        shift = value.bit_length() - 8
+        self.counts[(shift << 7) + (value >> shift) if shift > 0 else value] += 1
+
+    def merge(self, other: Self) -> None:
+        """Adds another one's counts."""
+        self.add(other.sparse())
+
+    def add(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Adds (bucket, count) pairs."""
+        counts = self.counts
+        for index, count in pairs:
+            counts[index] += count
+
+    def sparse(self) -> list[tuple[int, int]]:
+        """(bucket, count) of all that are not empty."""
+        return [(index, count) for index, count in enumerate(self.counts) if count]
+
+    @property
+    def greatest(self) -> int:
+        """The bucket of the greatest value; 0 where there are none."""
+        return max((greatest_of(index) for index, count in enumerate(self.counts) if count), default=0)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    def mean(self) -> float:
+        """Of the buckets' greatest values; 0 where there are none."""
+        total = self.total
+        return sum(greatest_of(index) * count for index, count in self.sparse()) / total if total else 0.0
+
+    def value_at(self, share: float) -> int:
+        """The least bucket that at least this share of the samples does not exceed; 0 where there are none."""
+        total = self.total
+        wanted = max(1, -(-round(total * share * 10**9) // 10**9))
+        seen = 0
+        for index, count in self.sparse():
+            seen += count
+            if seen >= wanted:
+                return greatest_of(index)
+        return 0
+
+    def percentile(self, percent: str) -> int | None:
+        """As `"99.9"`; None where fewer than `BEYOND_MIN` samples lie beyond."""
+        share = float(percent) / 100
+        return self.value_at(share) if self.total * (1 - share) >= BEYOND_MIN - 1e-6 else None
+
+    def percentiles(self) -> dict[str, int]:
+        """All of `PERCENTILES` that may be told, and `max`."""
+        told = {percent: self.percentile(percent) for percent in PERCENTILES}
+        return {percent: value for percent, value in told.items() if value is not None} | {"max": self.greatest}
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """(greatest value of a bucket, samples up to and in it), rising."""
+        seen = 0
+        for index, count in self.sparse():
+            seen += count
+            yield greatest_of(index), seen
+
+
+def hgrm(histogram: Histogram) -> str:
+    """The percentile distribution as text, in milliseconds, in the form that HdrHistogram's plotters read."""
+    total = histogram.total
+    lines = ["       Value     Percentile TotalCount 1/(1-Percentile)", ""]
+    for value, seen in histogram.steps():
+        share = seen / total
+        inverse = f"{1 / (1 - share):14.2f}" if share < 1 else ""
+        lines.append(f"{value / 1e6:12.3f} {share:2.12f} {seen:10d} {inverse}".rstrip())
+    deviation = (
+        sum((greatest_of(i) - histogram.mean()) ** 2 * count for i, count in histogram.sparse()) / total
+        if total
+        else 0.0
+    ) ** 0.5
+    lines.append(f"#[Mean    = {histogram.mean() / 1e6:12.3f}, StdDeviation   = {deviation / 1e6:12.3f}]")
+    lines.append(f"#[Max     = {histogram.greatest / 1e6:12.3f}, Total count    = {total:12d}]")
+    lines.append(f"#[Buckets = {SIZE >> SUB_BITS:12d}, SubBuckets     = {1 << SUB_BITS:12d}]")
+    return "\n".join(lines) + "\n"

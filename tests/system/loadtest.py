@@ -1,0 +1,55 @@
+"""`billing loadtest` as a child process, and what it wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from billing.loadtest.result import Result
+from billing.loadtest.writing import read
+
+WAIT_S = 240
+
+
+class Done(NamedTuple):
+    """How it ended."""
+
+    code: int
+    out: str
+    err: str
+    result: Result | None
+
+    @property
+    def all(self) -> str:
+        return self.out + self.err
+
+
+def loadtest(directory: Path, *options: str) -> Done:
+    """Runs it with what it writes below `directory`."""
+    file = directory / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "billing", "loadtest", "--json", str(file), *options],
+        cwd=directory,
+        env={**os.environ, "TMPDIR": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    result = read(file) if file.exists() else None
+    return Done(done.returncode, done.stdout, done.stderr, result)
+
+
+def right(done: Done) -> Result:
+    """Everything was judged, and right."""
+    assert done.code == 0, done.all
+    result = done.result
+    assert result is not None
+    for run in (*result.runs, *result.steps):
+        assert run.money.clean, run.money
+        assert run.cutoffs.clean, run.cutoffs
+        assert run.money.answered > 0
+    assert result.clean
+    return result

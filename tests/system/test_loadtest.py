@@ -1,0 +1,145 @@
+"""`billing loadtest`, small: each kind of load, each kind of trouble, and always the verdict."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import random
+from pathlib import Path
+
+import pytest
+
+from billing.loadtest.result import histogram_of
+from tests.system.daemon import Daemon
+from tests.system.loadtest import loadtest, right
+
+SMALL = ("--accounts", "300", "--rate", "600", "--duration", "2", "--warmup", "0.5", "--quiet")
+USERS = 40
+
+
+def make_trace(path: Path, seed: int) -> int:
+    """Some users with one to six machines each, in the format of the real trace; the number of machines."""
+    rng = random.Random(seed)
+    lines = ["start_s,user_id,vm_id,vcpus,memory_gb,duration_s"]
+    starts = sorted((300 * rng.randrange(30), f"tenant-{number:06}") for number in range(USERS))
+    for start_s, user in starts:
+        for _ in range(rng.randrange(1, 7)):
+            duration_s = "" if rng.random() < 0.1 else str(rng.randrange(1, 9000))
+            memory_gb = rng.choice(("0.75", "1.75", "3.5", "14"))
+            lines.append(f"{start_s},{user},vm-{len(lines):06},{rng.choice((1, 2, 8))},{memory_gb},{duration_s}")
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    return len(lines) - 1
+
+
+def test_a_load_with_everything_it_can_write(data_dir):
+    files = {kind: data_dir / f"result.{kind}" for kind in ("csv", "hgrm", "html")}
+    outputs = [text for kind, file in files.items() for text in (f"--{kind}", str(file))]
+    cutoffs = ("--exhaust-per-second", "40", "--storm", "50", "--mix", "30/30/20/20", "--skew", "zipf:1.1")
+    result = right(loadtest(data_dir, *SMALL, *cutoffs, "--runs", "2", "--processes", "2", *outputs))
+    assert [run.number for run in result.runs] == [0, 1]
+    for run in result.runs:
+        assert run.cutoffs.received - 130 * run.number == 130
+        assert histogram_of(run.cutoffs.lateness).total == 130
+        assert run.answered == histogram_of(run.latency).total == histogram_of(run.service).total
+        assert 600 < run.answered < 2000
+        assert run.cpu_by_role["worker"] > 0
+        assert run.valid or run.invalid_because
+        assert {sample["role"] for sample in run.samples} >= {"supervisor", "worker"}
+    assert result.environment["cores"] >= 1
+    assert result.daemon["journal_sync"] == "always"
+    assert "[journal]" in result.configuration
+    rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
+    assert [row["right"] for row in rows] == ["1", "1"]
+    assert "Percentile" in files["hgrm"].read_text()
+    html = files["html"].read_text()
+    assert html.count("<svg") >= 5
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
+    assert sorted(path.name for path in data_dir.iterdir()) == sorted(
+        ["result.json", *(file.name for file in files.values())]
+    )
+
+
+def test_a_closed_loop_only_by_name(data_dir):
+    result = right(loadtest(data_dir, *SMALL, "--closed", "--depth", "16", "--runs", "1"))
+    assert result.kind == "closed"
+    assert result.runs[0].lateness == []
+    assert result.runs[0].answered > 100
+
+
+def test_a_sweep_finds_where_it_stops_being_sustained(data_dir):
+    result = right(loadtest(data_dir, *SMALL, "--sweep", "--rate", "300", "--p99-ms", "0.01"))
+    assert result.kind == "sweep"
+    assert len(result.steps) == 1  # nothing is as fast as that
+    assert result.knee_per_s is None
+
+
+def test_a_trace_with_a_daemon_of_its_own(data_dir):
+    trace = data_dir / "trace.csv.gz"
+    machines = make_trace(trace, seed=1)
+    result = right(loadtest(data_dir, "--trace", str(trace), "--speed", "4500", "--quiet", "--processes", "2"))
+    (run,) = result.runs
+    assert result.kind == "trace"
+    assert 2 * machines + USERS <= run.planned <= 2 * machines + 2 * USERS
+    assert run.cutoffs.received == run.cutoffs.expected >= USERS * 3 // 10
+
+
+def test_a_daemon_that_runs_already_twice(data_dir, free_port):
+    trace = data_dir / "trace.csv.gz"
+    make_trace(trace, seed=2)
+    receiver = f"127.0.0.1:{free_port()}"
+    with Daemon(data_dir, cutoff__url=f"http://{receiver}/cutoff/{{user_id}}") as daemon:
+        there = ("--address", daemon.address, "--config", str(daemon.config), "--quiet")
+        assert right(loadtest(data_dir, "--trace", str(trace), "--speed", "4500", *there)).daemon["own"] is False
+        result = right(loadtest(data_dir, *SMALL, "--exhaust-per-second", "20", "--runs", "1", *there))
+        assert result.runs[0].cutoffs.received == 40
+        assert result.runs[0].cpu_by_role["worker"] > 0  # it is on this host
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "least"),
+    [
+        (("--kill-worker-every", "1.2"), "kill", 1),
+        (("--move-buckets", "0.2"), "move", 2),
+        (("--snapshot-every", "0.5"), "snapshot", 2),
+    ],
+)
+def test_trouble_excuses_nothing(data_dir, options, kind, least):
+    result = right(loadtest(data_dir, *SMALL, "--exhaust-per-second", "20", "--runs", "1", *options))
+    (run,) = result.runs
+    assert run.chaos_did[kind] >= least
+    assert run.cutoffs.received == 40
+    assert any(event["kind"] == kind for event in run.events)
+
+
+@pytest.mark.parametrize("fault", ["slow=300", "5xx", "refuse", "hang", "flap=0.1"])
+def test_an_endpoint_that_misbehaves_gets_every_cutoff(data_dir, fault):
+    options = ("--exhaust-per-second", "20", "--runs", "1", "--receiver-faults", fault, "--fault-every", "0.8")
+    result = right(loadtest(data_dir, *SMALL, *options))
+    (run,) = result.runs
+    assert run.chaos_did["fault"] >= 1
+    assert run.cutoffs.received == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--mix", "1/2/3"), "four weights"),
+        (("--skew", "normal"), "zipf"),
+        (("--receiver-faults", "lazy"), "expected one of"),
+        (("--address", "127.0.0.1:1", "--kill-worker-every", "1"), "of our own"),
+        (("--sweep", "--closed"), "open loop"),
+        (("--accounts", "0"), "no account"),
+    ],
+)
+def test_what_makes_no_sense_is_said(data_dir, options, text):
+    done = loadtest(data_dir, *options)
+    assert done.code == 2
+    assert text in done.err
+
+
+def test_a_file_that_is_no_trace(data_dir):
+    done = loadtest(data_dir, "--trace", __file__)
+    assert done.code == 1
+    assert Path(__file__).name in done.err
+    assert "Traceback" not in done.err
