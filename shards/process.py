@@ -108,9 +108,8 @@ class Process:
         """Runs until told to stop; returns the exit code."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ended.set)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C: the supervisor decides
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
-        loop.add_signal_handler(signal.SIGUSR1, self._begin_snapshot)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # the terminal's ^C: the supervisor decides
+            loop.add_signal_handler(number, lambda: None)
         _, wire = await loop.create_connection(
             lambda: Wire(self._on_message, self._on_control_lost, lambda _: None), sock=self._control
         )
@@ -151,11 +150,6 @@ class Process:
         # What is not durable must not be answered by an orderly shutdown: end now, the journal knows.
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, self._host.exit, self._exit_code)
-
-    def _begin_snapshot(self) -> None:
-        if self._worker is not None:
-            self._worker.snapshotter.begin()
-            self._worker.wake()
 
     def _on_control_lost(self, wire: Wire) -> None:
         self._ended.set()
