@@ -59,6 +59,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "ping": "Asks whether the daemon answers.",
         "info": "Shows the daemon's version and limits.",
     },
+    "billing.ops.monitoring": {
+        "monitoring": "Prints alert rules, the Grafana dashboard, and what each alert means."
+    },
     "billing.ops.unit": {"install-unit": "Prints the systemd unit for a configuration."},
     "billing.ops.demo": {"demo": "Starts a daemon of its own and shows what it does, with three users."},
     "billing.loadtest.options": {
@@ -75,7 +78,10 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 # How `--help` groups them; all others stand under the last title.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.ops.account_commands"], "statement"),
-    "Operation": ("serve", "config", "install-unit", "journal", "doctor", *ELSEWHERE["billing.ops.operator_commands"]),
+    "Operation": (
+        *("serve", "config", "install-unit", "monitoring", "journal", "doctor"),
+        *ELSEWHERE["billing.ops.operator_commands"],
+    ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),
 }
 

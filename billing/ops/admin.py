@@ -170,7 +170,8 @@ class Site:
         return web.Response(text=parts.account(await self._account(user)), content_type="text/html")
 
     async def runbook(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._files["runbook.html"], content_type="text/html", charset="utf-8")
+        body = Markup(self._files["runbook.html"].decode()).format(alerts=parts.runbook())
+        return web.Response(text=body, content_type="text/html")
 
     async def asset(self, request: web.Request) -> web.Response:
         name = request.path.removeprefix("/")

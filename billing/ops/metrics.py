@@ -83,6 +83,15 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+# What is the supervisor's, and what is counted by name.
+DAEMON: Final = (
+    *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
+    *("billing_moves_total", "billing_moves_aborted_total", "billing_move_duration_seconds"),
+    *("billing_shard_up", "billing_shard_held", "billing_worker_starts_total", "billing_disk_full"),
+    *("billing_commands_total", "billing_errors_total"),
+)
+
+
 class Exposition:
     """The collector of one daemon."""
 

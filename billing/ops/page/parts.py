@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from markupsafe import Markup
 
 from billing.ledger.money import format_coins
+from billing.ops.alerts import ALERTS, PAGE
 from billing.ops.page import plots, words
 from billing.ops.showing import instant
 from billing.ops.watchman import COARSE_NS, COARSE_ROWS, FINE_ROWS, Watchman, quantile_ns
@@ -278,3 +279,33 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
         "good" if good else "bad", asked["state"], asked["user_id"], format_coins(asked["available_nanos"]), until,
         Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in rows),
     )  # fmt: skip
+
+
+def runbook() -> Markup:
+    """What each alert means and what to do."""
+    made = [
+        Markup(
+            '<section class="card full" id="{}"><h2>{} <span class="pill small {}">{}</span></h2><p>{}</p>'
+            '<p><b>Do:</b> {}</p><p class="note"><code>{}</code>, for {}</p></section>'
+        ).format(
+            alert.name,
+            alert.name,
+            "bad" if alert.severity == PAGE else "warn",
+            alert.severity,
+            alert.meaning,
+            _code(alert.action),
+            alert.expression,
+            alert.lasting,
+        )
+        for alert in ALERTS
+    ]
+    return Markup("").join(made)
+
+
+def _code(text: str) -> Markup:
+    """What stands between backquotes, as code."""
+    pieces = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if index % 2 else Markup("{}").format(piece)
+        for index, piece in enumerate(pieces)
+    )

@@ -1,0 +1,177 @@
+"""The Grafana dashboard, as the JSON that Grafana imports: panels from one table, the most urgent ones first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+COLUMNS: Final = 24  # of Grafana's grid
+SOURCE: Final = {"type": "prometheus", "uid": "${source}"}
+
+
+class Panel(NamedTuple):
+    """One panel; queries are (expression, legend)."""
+
+    title: str
+    unit: str  # Grafana's name of it
+    queries: tuple[tuple[str, str], ...]
+    kind: str = "timeseries"
+    wide: int = 8
+    help: str = ""
+
+
+def _quantiles(metric: str, by: str = "le") -> tuple[tuple[str, str], ...]:
+    shard = " shard {{shard}}" if "shard" in by else ""
+    return tuple(
+        (f"histogram_quantile({share}, sum by ({by}) (rate({metric}_bucket[$__rate_interval])))", f"p{name}{shard}")
+        for share, name in ((0.5, "50"), (0.99, "99"))
+    )
+
+
+ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
+    (
+        "Now",
+        (
+            Panel("Ready", "bool_yes_no", (("billing_ready", ""),), "stat", 4),
+            Panel("Cutoffs owed", "short", (("sum(billing_cutoffs_owed)", ""),), "stat", 4),
+            Panel("Oldest owed", "s", (("max(billing_cutoff_oldest_owed_seconds)", ""),), "stat", 4),
+            Panel("Held back", "short", (("sum(billing_cutoffs_held)", ""),), "stat", 4),
+            Panel("Due within a minute", "short", (("sum(billing_cutoffs_due_within_minute)", ""),), "stat", 4),
+            Panel("Accounts", "short", (("sum(billing_accounts)", ""),), "stat", 4),
+        ),
+    ),
+    (
+        "Cutoffs",
+        (
+            Panel(
+                "From running out to the first call", "s", _quantiles("billing_cutoff_sent_lateness_seconds"), wide=12
+            ),
+            Panel("From running out to the 2xx", "s", _quantiles("billing_cutoff_done_lateness_seconds"), wide=12),
+            Panel(
+                "Calls a second",
+                "short",
+                (
+                    ("sum(rate(billing_cutoff_attempts_total[$__rate_interval]))", "begun"),
+                    ("sum(rate(billing_cutoff_delivered_total[$__rate_interval]))", "2xx"),
+                    ("sum(rate(billing_cutoff_failed_total[$__rate_interval]))", "failed"),
+                ),
+            ),
+            Panel("Owed, by shard", "short", (("billing_cutoffs_owed", "shard {{shard}}"),)),
+            Panel(
+                "Overrun",
+                "short",
+                (
+                    ("sum(billing_overrun_coins)", "coins in all"),
+                    ("sum(billing_overrun_coins_per_second) * 3600", "coins an hour"),
+                ),
+                help="What machines of exhausted accounts used without paying.",
+            ),
+        ),
+    ),
+    (
+        "Commands",
+        (
+            Panel(
+                "Commands a second, by method",
+                "short",
+                (("sum by (method) (rate(billing_commands_total[$__rate_interval]))", "{{method}}"),),
+                wide=12,
+            ),
+            Panel(
+                "Errors a second, by name",
+                "short",
+                (("sum by (name) (rate(billing_errors_total[$__rate_interval]))", "{{name}}"),),
+                wide=12,
+            ),
+            Panel("Connections", "short", (("billing_connections", "shard {{shard}}"),)),
+            Panel(
+                "Entries a second",
+                "short",
+                (("rate(billing_entries_total[$__rate_interval])", "shard {{shard}}"),),
+            ),
+            Panel("Entries in a batch", "short", _quantiles("billing_batch_entries")),
+        ),
+    ),
+    (
+        "Disk and loop",
+        (
+            Panel("Sync", "s", _quantiles("billing_sync_seconds", "le, shard")),
+            Panel("Loop lag", "s", _quantiles("billing_loop_lag_seconds", "le, shard")),
+            Panel("Longest pause within a minute", "s", (("billing_pause_max_seconds", "shard {{shard}}"),)),
+            Panel("Journal", "bytes", (("billing_journal_bytes", "shard {{shard}}"),)),
+            Panel("Snapshot age", "s", (("billing_snapshot_age_seconds", "shard {{shard}}"),)),
+            Panel("History behind", "s", (("billing_history_lag_seconds", "shard {{shard}}"),)),
+        ),
+    ),
+    (
+        "Shards and time",
+        (
+            Panel("Buckets", "short", (("billing_buckets", "shard {{shard}}"),)),
+            Panel(
+                "Moves a minute",
+                "short",
+                (
+                    ("rate(billing_moves_total[$__rate_interval]) * 60", "moved"),
+                    ("rate(billing_moves_aborted_total[$__rate_interval]) * 60", "given up"),
+                ),
+            ),
+            Panel("Starts of workers", "short", (("billing_worker_starts_total", "shard {{shard}}"),)),
+            Panel("Wall time minus billing time", "s", (("billing_clock_offset_seconds", ""),)),
+            Panel("Timers found wrong", "short", (("billing_wheel_mismatches_total", "shard {{shard}}"),)),
+            Panel("Request ids gone early", "short", (("billing_request_ids_evicted_early_total", "shard {{shard}}"),)),
+        ),
+    ),
+)
+
+
+def dashboard() -> str:
+    """The whole dashboard as JSON."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, row in ROWS:
+        panels.append(_placed({"type": "row", "title": title, "collapsed": False, "panels": []}, 0, y, COLUMNS, 1))
+        y += 1
+        x = tall = 0
+        for panel in row:
+            if x + panel.wide > COLUMNS:
+                x, y = 0, y + tall
+            tall = 4 if panel.kind == "stat" else 8
+            panels.append(_placed(_panel(panel), x, y, panel.wide, tall))
+            x += panel.wide
+        y += tall
+    for number, made in enumerate(panels, 1):
+        made["id"] = number
+    source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus", "current": {}}
+    whole = {
+        "uid": "billing",
+        "title": "Billing",
+        "description": "The real-time prepaid billing daemon",
+        "tags": ["billing"],
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": [source]},
+        "panels": panels,
+    }
+    return json.dumps(whole, indent=1) + "\n"
+
+
+def _placed(panel: dict[str, Any], x: int, y: int, wide: int, tall: int) -> dict[str, Any]:
+    return {**panel, "gridPos": {"x": x, "y": y, "w": wide, "h": tall}}
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    return {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.help,
+        "datasource": SOURCE,
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0} if panel.unit != "s" else {"unit": "s"},
+            "overrides": [],
+        },
+        "targets": [
+            {"refId": chr(ord("A") + index), "expr": expression, "legendFormat": legend, "datasource": SOURCE}
+            for index, (expression, legend) in enumerate(panel.queries)
+        ],
+    }

@@ -1,0 +1,139 @@
+"""The dashboard in a real browser, with a real daemon behind it: it lives, it escapes, it fits, and needs no script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.ops.chromium import PATH, Chromium
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+pytestmark = pytest.mark.skipif(PATH is None, reason="the browser is Debian's package chromium")
+
+NOWHERE = "http://127.0.0.1:9/cutoff"
+EVIL = "<img src=x onerror=document.title='bad'>"
+SHOTS = os.environ.get("BILLING_SCREENSHOTS", "")  # a folder to keep what the browser saw in
+
+
+@pytest.fixture
+async def browser(data_dir: Path) -> AsyncIterator[Chromium]:
+    async with Chromium(data_dir) as opened:
+        yield opened
+
+
+async def keep(browser: Chromium, name: str) -> None:
+    if SHOTS:
+        await browser.screenshot(Path(SHOTS) / f"{name}.png")
+
+
+async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> None:
+    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        bucket = (await rpc.ask("top_up", "alice", "100"))["bucket_id"]
+        await rpc.ask("set_rate", "alice", "0.5")
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
+        await browser.until("document.getElementById('live').textContent === 'live'")
+        assert await browser.evaluate("document.querySelectorAll('.buckets i').length") == 3000
+
+        # a balance that is asked for is counted down, between two answers of the server as well
+        await browser.evaluate("document.getElementById('user').value = 'alice'")
+        await browser.evaluate("document.querySelector('#ask button').click()")
+        first = float(await browser.until("document.getElementById('ticking')?.textContent"))
+        seen = set()
+        for _ in range(20):
+            seen.add(await browser.evaluate("document.getElementById('ticking').textContent"))
+            await asyncio.sleep(0.05)
+        assert len(seen) > 5
+        left_ns = (await rpc.ask("get_account", "alice"))["available_nanos"]
+        ticking = float(await browser.evaluate("document.getElementById('ticking').textContent"))
+        assert ticking == pytest.approx(left_ns / 1e9, abs=0.5)
+        assert ticking < first
+
+        # a move is seen happening: the cell takes the colour of its new owner and lights up
+        owner = await browser.evaluate(f"document.querySelectorAll('.buckets i')[{bucket - 1}].className")
+        target = 1 if owner == "s2" else 2
+        await rpc.ask("move_bucket", bucket, target)
+        await browser.until(f"document.querySelectorAll('.buckets i')[{bucket - 1}].className === 's{target} moved'")
+        await browser.until(f"document.getElementById('moves').textContent.includes('bucket {bucket}')")
+
+        # what is owed appears with its error, as text
+        await rpc.ask("top_up", EVIL, "0.000001")
+        await rpc.ask("set_rate", EVIL, "1")
+        await browser.until("document.querySelector('#owed td.user') !== null")
+        assert await browser.evaluate("document.querySelector('#owed td.user').textContent") == EVIL
+        await browser.until("document.querySelector('#owed .error').textContent.includes('refused')")
+        assert await browser.evaluate("document.title") == "billing"
+        await keep(browser, "lives")
+
+        # and when the daemon is gone, it says so
+        daemon.kill()
+        await browser.until("document.getElementById('live').textContent.startsWith('no news for')")
+    assert [error for error in browser.errors if "ERR_" not in error] == []
+
+
+@pytest.mark.parametrize(("name", "width", "height", "dark"), [("desk", 1280, 900, False), ("phone", 375, 812, True)])
+async def test_it_fits_and_can_be_read(
+    data_dir: Path, browser: Chromium, name: str, width: int, height: int, dark: bool
+) -> None:
+    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(30):
+            await rpc.ask("top_up", f"a user with quite a long name, number {number} of some", "0.001")
+            await rpc.ask("set_rate", f"a user with quite a long name, number {number} of some", str(1 + number % 3))
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/?user={'x' * 100}", width, height, dark)
+        await browser.until("document.querySelector('#owed td.user') !== null")
+        assert await browser.evaluate("document.documentElement.scrollWidth") <= width
+        low = await browser.evaluate(CONTRASTS)
+        assert low == [], "text that can hardly be read"
+        over = await browser.evaluate(OVERFLOWS)
+        assert over == [], "what does not fit into its card"
+        await keep(browser, name)
+    assert browser.errors == []
+
+
+async def test_it_needs_no_script_for_the_figures(data_dir: Path, browser: Chromium) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "alice", "12.5")
+        await asyncio.sleep(1.5)
+        url = f"http://127.0.0.1:{daemon.admin_port}/?user=alice"
+        await browser.open(url, script=False)
+        text = await browser.evaluate("document.body.innerText")
+        assert "12.5" in text
+        assert "every bucket is served" in text
+        assert await browser.evaluate("document.querySelectorAll('.tile .figure')[5].textContent") == "1"
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/runbook", script=False)
+        assert "BillingCutoffsOwed" in await browser.evaluate("document.body.innerText")
+        await keep(browser, "runbook")
+
+
+# Texts whose contrast with what is behind them is below 4.5 (WCAG 2.1 AA).
+CONTRASTS = """(() => {
+  const parse = (text) => text.match(/[0-9.]+/g).map(Number);
+  const light = (rgb) => { const [r, g, b] = rgb.slice(0, 3).map((v) => { v /= 255;
+    return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const found = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length) continue;
+    const style = getComputedStyle(e);
+    const a = light(parse(e.tagName === "text" ? style.fill : style.color)), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push(e.tagName + " " + e.textContent.slice(0, 30) + " " + ratio.toFixed(2));
+  }
+  return found;
+})()"""
+
+# Elements that stick out of the card they are in, unless the card scrolls there.
+OVERFLOWS = """[...document.querySelectorAll(".card, .tile")].flatMap((card) => {
+  const edge = card.getBoundingClientRect();
+  return [...card.querySelectorAll("*")].filter((e) => !e.closest(".scroll") && !e.closest("svg")
+    && e.getBoundingClientRect().right > edge.right + 1).map((e) => e.tagName + " " + e.textContent.slice(0, 40));
+})"""
