@@ -148,7 +148,7 @@ def owed(watchman: Watchman, asked: Asked) -> Markup:
             '<tr><td class="user">{}</td><td class="n">{}</td><td class="n">{}</td><td class="error">{}</td></tr>'
         ).format(
             row["user_id"],
-            words.span(max(0, asked.now_ns - int(row["exhausted_at_ns"]))),
+            words.ago(max(0, asked.now_ns - int(row["exhausted_at_ns"]))),
             row["attempts"],
             row["last_error"] or ("being sent" if row["attempts"] else "waits for its turn"),
         )
