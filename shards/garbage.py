@@ -17,6 +17,7 @@ import gc
 from typing import Any
 
 from shards.clock import boot_now_ns
+from shards.tally import LAG_NS, Tally
 
 FULL_NS_MAX = 5_000_000
 
@@ -27,6 +28,7 @@ class Garbage:
     def __init__(self, full_ns_max: int = FULL_NS_MAX) -> None:
         self.pause_max_ns = 0
         self.pauses = 0
+        self.took = Tally(LAG_NS)
         self._full_ns_max = full_ns_max
         self._since_ns = 0
 
@@ -47,13 +49,14 @@ class Garbage:
             return
         took_ns = boot_now_ns() - self._since_ns
         self.pauses += 1
+        self.took.add(took_ns)
         self.pause_max_ns = max(self.pause_max_ns, took_ns)
         if info["generation"] == 2 and took_ns > self._full_ns_max:
             gc.freeze()
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> dict[str, Any]:
         """All of it as plain data."""
-        return {"gc_pauses": self.pauses, "gc_pause_max_ns": self.pause_max_ns}
+        return {"gc_pauses": self.pauses, "gc_pause_max_ns": self.pause_max_ns, "gc_ns": self.took.plain()}
 
     def close(self) -> None:
         """Leaves the collector to itself."""

@@ -151,6 +151,11 @@ class Process:
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, self._host.exit, self._exit_code)
 
+    def _begin_snapshot(self) -> None:
+        assert self._worker is not None
+        self._worker.snapshotter.begin()
+        self._worker.wake()
+
     def _on_control_lost(self, wire: Wire) -> None:
         self._ended.set()
 
@@ -305,6 +310,7 @@ class Process:
             self._fail,
             host.alarm(),
         )
+        loop.add_signal_handler(signal.SIGUSR1, self._begin_snapshot)
         worker.route = lambda operation: application.route(operation, worker.map)
         orphans = check_ownership(shard, bucket_map, begin.founded, is_new)  # moves may have been decided meanwhile
         shard.serve(worker.now_ns(), orphans)

@@ -82,7 +82,7 @@ def conclusion(result: Result) -> Iterator[str]:
     yield from _rate(result)
     yield from _cutoffs(result)
     memory = result.memory_bytes_per_account
-    if memory is not None and result.memory_accounts >= 1000:
+    if memory is not None:
         yield f"Memory: {memory:,.0f} bytes an account in the workers, over {result.memory_accounts:,} accounts."
     yield from _needs(result)
 

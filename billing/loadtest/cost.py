@@ -15,7 +15,7 @@ from billing.loadtest.watch import SERVING, Watch
 from billing.loadtest.workload import Workload
 from shards.clock import boot_now_ns
 
-SHARE_MIN: Final = 0.05  # of the CPU of commands; what cutoffs add must be more than that to be told
+SHARE_MIN: Final = 0.25  # of all CPU; what cutoffs add must be more than that to be told
 STORM_BEFORE_NS: Final = 50_000_000
 CUTOFFS_MIN: Final = 100
 

@@ -71,7 +71,7 @@ def _chart(kind: Any, colors: Sequence[str], **options: Any) -> Any:
 
 
 def _svg(chart: Any) -> str:
-    chart.legend_at_bottom_columns = max(1, min(4, len(chart.raw_series)))
+    chart.legend_at_bottom_columns = max(1, min(6, len(chart.raw_series)))
     text: str = chart.render(is_unicode=True, disable_xml_declaration=True)
     return UNWANTED.sub("", text)
 

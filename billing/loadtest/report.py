@@ -110,7 +110,7 @@ def _big(result: Result) -> Iterator[str]:
         )
     if cost:
         cells.append((f"{cost[len(cost) // 2]:.1f} µs", "server CPU a command"))
-    if result.memory_bytes_per_account is not None and result.memory_accounts >= 1000:
+    if result.memory_bytes_per_account is not None:
         cells.append((f"{result.memory_bytes_per_account:,.0f} B", "memory an account"))
     yield '<div class="big">' + "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in cells)
     yield "</div>"

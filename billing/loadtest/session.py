@@ -37,6 +37,7 @@ TROUBLED_WAIT_S: Final = 75.0  # the longest pause between attempts is 30 s, and
 ARRIVALS_POLL_S: Final = 0.25
 FALSE_WAIT_S: Final = 0.5
 TOLD_MAX: Final = 10
+MEMORY_ACCOUNTS_MIN: Final = 20_000  # of fewer, the noise of a process is more than what they take
 
 OnProgress = Callable[[str, int, int], None]  # what is done, how many of how many
 
@@ -107,7 +108,7 @@ class Session:
         parts = await self._crew.step("preload", number, on_progress=lambda done: self._tell("preload", done, count))
         _none_failed(parts, "preload")
         skew_of(parts, self._skew)
-        if number == 0 and count and before:
+        if number == 0 and count >= MEMORY_ACCOUNTS_MIN and before:
             await asyncio.sleep(0.3)
             self.memory_bytes_per_account = max(0.0, (self._watch.workers_rss_bytes() - before) / accounts)
             self.memory_accounts = accounts

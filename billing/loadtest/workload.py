@@ -38,7 +38,7 @@ AIM_MARGIN_NS: Final = SECOND_NS // 2  # nothing is aimed at so short a time bef
 class Workload(msgspec.Struct, frozen=True):
     """What is asked for. `mix`: weights of top-ups, rates, debits and reads. `skew`: 0 for uniform, else Zipf's s."""
 
-    accounts: int = 10_000
+    accounts: int = 50_000
     seconds: float = 10.0  # measured
     warmup_s: float = 2.0  # before that
     mix: tuple[int, int, int, int] = (40, 40, 20, 0)

@@ -38,6 +38,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "sync_waiting_ns": ("billing_sync_waiting_seconds", "How long the batch under way has waited for the disk."),
     "batch_records": ("billing_batch_entries", "Entries in a batch."),
     "loop_lag_ns": ("billing_loop_lag_seconds", "By how much a beat of the worker's loop came late."),
+    "gc_ns": ("billing_collection_seconds", "How long each collection of garbage took."),
     "pause_max_ns": ("billing_pause_max_seconds", "The longest pause of the worker's loop within the last minute."),
     "journal_bytes": ("billing_journal_bytes", "Journal on disk, segments that are kept included."),
     "snapshots": ("billing_snapshots_total", "Snapshots made since the worker started."),
