@@ -4,29 +4,42 @@ Starts the real daemon in a directory of its own, creates accounts, then keeps `
 `--connections` connections (closed loop: this measures cost, not latency under an offered rate). The frames are made
 before the clock starts. Mix: 40 % top_up, 40 % set_rate, 20 % debit, users drawn uniformly, seeded.
 
-    python -m benchmarks.commands --workers 1 --accounts 100000 --seconds 10
+    python -m benchmarks.commands --workers 1                          direct to the owner
+    python -m benchmarks.commands --workers 2 --connections 2          plain clients: half is passed on
+    python -m benchmarks.commands --workers 1 --depth 1 --accounts 1000
 
-CPU is that of all processes of the daemon, user and system, from /proc; the generator's is not in it.
+CPU is that of the daemon's main process and its workers, user and system, from /proc; the generator's and that of the
+history's processes are not in it (`benchmarks.history` measures these). The floors: the same frames against a null
+server, in the same run; an append and fdatasync of one small batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
-import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 import uvloop
 
+from benchmarks.figures import add_arguments, medians, quantiles_ms, show
+from benchmarks.floor import NullServer, sync_ms
 from tests.system.daemon import Daemon
 
 COIN = 10**9
+
+
+class Server(Protocol):
+    """What a generator asks."""
+
+    rpc_port: int
+
+    def cpu_seconds(self) -> float:
+        """CPU that it has used until now."""
 
 
 class Generator(asyncio.Protocol):
@@ -50,6 +63,7 @@ class Generator(asyncio.Protocol):
         self.fill()
 
     def fill(self) -> None:
+        """Sends what may be in flight."""
         now = time.perf_counter()
         out = []
         while not self.stopping and self.sent - self.answered < self.depth:
@@ -67,7 +81,7 @@ class Generator(asyncio.Protocol):
         now = time.perf_counter()
         for message in self._unpacker:
             self.answered += 1
-            self.latencies.append(now - self._times[message[1]])
+            self.latencies.append(now - self._times[message[1] % len(self.frames)])
             if message[2] is not None and not message[2].startswith("INSUFFICIENT_FUNDS"):
                 self.errors.append(message[2])
         if self.answered == self.sent and (self.stopping or self.sent == self.total):
@@ -104,18 +118,24 @@ def preload(daemon: Daemon, accounts: int, nanos: int) -> None:
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(daemon, [frames], 2048, None))
 
 
-async def run(daemon: Daemon, frame_sets: list[list[bytes]], depth: int, seconds: float | None) -> dict[str, Any]:
-    """Runs one measurement; without `seconds`, each frame is sent once."""
+async def run(
+    server: Server,
+    frame_sets: list[list[bytes]],
+    depth: int,
+    seconds: float | None,
+    ports: list[int] | None = None,
+) -> dict[str, Any]:
+    """Runs one measurement; without `seconds`, each frame is sent once. One connection a set of frames, to its port."""
     loop = asyncio.get_running_loop()
     generators = []
-    for frames in frame_sets:
+    for frames, port in zip(frame_sets, ports or [server.rpc_port] * len(frame_sets), strict=True):
         done = loop.create_future()
         generator = Generator(frames, depth, done, None if seconds else len(frames))
-        await loop.create_connection(lambda generator=generator: generator, "127.0.0.1", daemon.rpc_port)
+        await loop.create_connection(lambda generator=generator: generator, "127.0.0.1", port)
         generators.append(generator)
     if seconds:
         await asyncio.sleep(min(1.0, seconds / 4))  # warm-up
-    before_cpu, before_s = daemon.cpu_seconds(), time.perf_counter()
+    before_cpu, before_s = server.cpu_seconds(), time.perf_counter()
     before = sum(generator.answered for generator in generators)
     for generator in generators:
         generator.latencies.clear()
@@ -123,9 +143,9 @@ async def run(daemon: Daemon, frame_sets: list[list[bytes]], depth: int, seconds
         await asyncio.sleep(seconds)
     else:
         await asyncio.gather(*(generator.done for generator in generators))
-    after_cpu, after_s = daemon.cpu_seconds(), time.perf_counter()
+    after_cpu, after_s = server.cpu_seconds(), time.perf_counter()
     count = sum(generator.answered for generator in generators) - before
-    latencies = sorted(latency for generator in generators for latency in generator.latencies)
+    latencies = [latency for generator in generators for latency in generator.latencies]
     for generator in generators:
         generator.stopping = True
     await asyncio.wait_for(asyncio.gather(*(generator.done for generator in generators)), 30)
@@ -137,15 +157,14 @@ async def run(daemon: Daemon, frame_sets: list[list[bytes]], depth: int, seconds
     return {
         "commands_per_s": round(count / (after_s - before_s)),
         "server_cpu_us_per_command": round((after_cpu - before_cpu) / max(count, 1) * 1e6, 2),
-        "p50_ms": round(latencies[len(latencies) // 2] * 1e3, 3) if latencies else None,
-        "p99_ms": round(latencies[len(latencies) * 99 // 100] * 1e3, 3) if latencies else None,
-        "p999_ms": round(latencies[len(latencies) * 999 // 1000] * 1e3, 3) if latencies else None,
+        **quantiles_ms(latencies),
     }
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Starts the daemon, loads it, measures `--runs` times."""
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Starts daemon and null server, loads the daemon, measures both in turns, `--runs` times."""
+    runs = []
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name, NullServer() as null:
         Path(name).chmod(0o700)
         daemon = Daemon(
             Path(name),
@@ -154,23 +173,23 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             journal__segment_bytes=64 * 1024 * 1024,
         )
         with daemon:
-            preload = [
+            first = [
                 msgpack.packb([0, index, "top_up", [f"user_{index:07d}", 1000 * COIN]])
                 for index in range(arguments.accounts)
             ]
-            await run(daemon, [preload], 2048, None)
+            await run(daemon, [first], 2048, None)
             frame_sets = [
                 mixed_frames(arguments.accounts, arguments.frames, arguments.seed + number)
                 for number in range(arguments.connections)
             ]
-            runs = [
-                await run(daemon, frame_sets, arguments.depth, arguments.seconds) for _ in range(arguments.runs)
-            ]
-    return {
-        "arguments": vars(arguments),
-        "runs": runs,
-        "median": {key: statistics.median(one[key] for one in runs) for key in runs[0]},
-    }
+            for _ in range(arguments.runs):
+                sync = sync_ms(name)
+                floor = await run(null, frame_sets, arguments.depth, min(arguments.seconds, 2.0))
+                one = await run(daemon, frame_sets, arguments.depth, arguments.seconds)
+                floor_us = floor["server_cpu_us_per_command"]
+                times = round(one["server_cpu_us_per_command"] / max(floor_us, 0.01), 2)
+                runs.append(one | {"floor_cpu_us": floor_us, "times_floor": times, "floor_sync_ms": sync})
+    return runs
 
 
 def main() -> None:
@@ -180,20 +199,12 @@ def main() -> None:
     parser.add_argument("--accounts", type=int, default=100_000)
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--depth", type=int, default=512, help="in flight per connection")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--frames", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sync", default="always")
-    parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
-    parser.add_argument("--json", action="store_true")
+    add_arguments(parser)
     arguments = parser.parse_args()
-    result = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(arguments))
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    for one in (*result["runs"], {"median of": arguments.runs, **result["median"]}):
-        print("  ".join(f"{key} {value}" for key, value in one.items()))
+    runs = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(arguments))
+    show(arguments, runs, medians(runs))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""What a worker costs when there are two, each asked directly by clients that know who owns what.
+
+Two daemons, one with one worker and one with two, same accounts, in turns. Frames go straight to the owner of their
+bucket, as `route` tells it. The figure is commands per CPU second of the busier of the two workers, against that of the
+one worker alone: 1.0 would be scaling without loss. (Machines with two cores run generator and workers on the same
+cores, so the commands a second say little.)
+
+    python -m benchmarks.scaling --seconds 4 --runs 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import uvloop
+
+from benchmarks.commands import COIN, Generator, mixed_frames, run
+from benchmarks.figures import add_arguments, medians, show
+from shards.buckets import bucket_id_of
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds, user and system, of one process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def routed(daemon: Daemon, frames: list[bytes]) -> list[tuple[int, int, list[bytes]]]:
+    """Of each worker its process, its port, and the frames for buckets that it owns, with msgids anew."""
+    client = await Rpc.connect(daemon.rpc_port)
+    route, shards = await client.ask("route"), await client.ask("shards_info")
+    client.close()
+    pids = {shard["shard_id"]: shard["worker_pid"] for shard in shards}
+    found = {
+        shard["shard_id"]: (pids[shard["shard_id"]], int(shard["address"].rpartition(":")[2]), [])
+        for shard in route["shards"]
+    }
+    for frame in frames:
+        _, _, method, params = msgpack.unpackb(frame)
+        owner = route["owners"][bucket_id_of(params[0].encode(), route["bucket_count"]) - 1]
+        mine: list[bytes] = found[owner][2]
+        mine.append(msgpack.packb([0, len(mine), method, params]))
+    return list(found.values())
+
+
+async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: float) -> tuple[float, float]:
+    """Commands a second of all workers, and commands per CPU second of the worker that used more CPU."""
+    loop = asyncio.get_running_loop()
+    workers = await routed(daemon, frames)
+    generators = []
+    for _, port, mine in workers:
+        generator = Generator(mine, depth, loop.create_future(), None)
+        await loop.create_connection(lambda generator=generator: generator, "127.0.0.1", port)
+        generators.append(generator)
+    await asyncio.sleep(seconds / 4)  # warm-up
+    before = [(cpu_of(pid), generator.answered) for (pid, _, _), generator in zip(workers, generators, strict=True)]
+    began = time.perf_counter()
+    await asyncio.sleep(seconds)
+    elapsed = time.perf_counter() - began
+    used = [
+        (cpu_of(pid) - cpu, generator.answered - answered)
+        for (pid, _, _), generator, (cpu, answered) in zip(workers, generators, before, strict=True)
+    ]
+    for generator in generators:
+        generator.stopping = True
+    await asyncio.wait_for(asyncio.gather(*(generator.done for generator in generators)), 30)
+    for generator in generators:
+        assert not generator.errors, generator.errors[0]
+        generator.transport.close()
+    busier_s, commands = max(used)
+    return sum(count for _, count in used) / elapsed, commands / busier_s
+
+
+async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both daemons in turns."""
+    frames = mixed_frames(arguments.accounts, arguments.frames, arguments.seed)
+    users = (f"user_{number:07d}" for number in range(arguments.accounts))
+    first = [msgpack.packb([0, number, "top_up", [user, 1000 * COIN]]) for number, user in enumerate(users)]
+    runs = []
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        daemons = {}
+        for workers in (1, 2):
+            directory = Path(name) / f"{workers}"
+            directory.mkdir(mode=0o700)
+            daemons[workers] = Daemon(directory, shards__workers=workers, journal__segment_bytes=64 << 20)
+        with daemons[1], daemons[2]:
+            for daemon in daemons.values():
+                await run(daemon, [first], 2048, None)
+            for _ in range(arguments.runs):
+                per_s_1, alone = await one_run(daemons[1], frames, arguments.depth, arguments.seconds)
+                per_s_2, busier = await one_run(daemons[2], frames, arguments.depth, arguments.seconds)
+                runs.append(
+                    {
+                        "one_worker_per_s": round(per_s_1),
+                        "two_workers_per_s": round(per_s_2),
+                        "one_worker_cpu_us": round(1e6 / alone, 2),
+                        "busier_of_two_cpu_us": round(1e6 / busier, 2),
+                        "scaling": round(busier / alone, 3),
+                    }
+                )
+    return runs
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accounts", type=int, default=100_000)
+    parser.add_argument("--depth", type=int, default=512, help="in flight per connection")
+    parser.add_argument("--frames", type=int, default=100_000)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    runs = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(arguments))
+    show(arguments, runs, medians(runs))
+
+
+if __name__ == "__main__":
+    main()
