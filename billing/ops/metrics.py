@@ -40,6 +40,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "loop_lag_ns": ("billing_loop_lag_seconds", "By how much a beat of the worker's loop came late."),
     "gc_ns": ("billing_collection_seconds", "How long each collection of garbage took."),
     "pause_max_ns": ("billing_pause_max_seconds", "The longest pause of the worker's loop within the last minute."),
+    "gc_pause_max_ns": ("billing_gc_pause_max_seconds", "The longest garbage collection since the worker started."),
     "journal_bytes": ("billing_journal_bytes", "Journal on disk, segments that are kept included."),
     "snapshots": ("billing_snapshots_total", "Snapshots made since the worker started."),
     "snapshot_age_ns": ("billing_snapshot_age_seconds", "Since the last snapshot of this life; absent before it."),
