@@ -45,7 +45,7 @@ class WorkerState:
     @property
     def is_late(self) -> bool:
         """Whether nobody should wait for it: it is held, has no room to start, or has failed more than once."""
-        return self.state in ("held", "waiting") or self.restarts.failures > 1
+        return self.state in ("held", "waiting") or self.restarts.in_a_row > 1
 
 
 class Office(NamedTuple):
@@ -74,7 +74,7 @@ async def keep(worker: WorkerState, office: Office) -> None:
             worker.state = "held"
             worker.reason = worker.reason or f"ended with {code}"
             if worker.exit_code == EXIT_BUG:
-                worker.reason = f"it failed {worker.restarts.failures} times in a row, last: {worker.reason}"
+                worker.reason = f"it ended {worker.restarts.in_a_row} times in a row, last: {worker.reason}"
             log.error("shard %d is held until a reload or a restart: %s", worker.shard_id, worker.reason)
             await office.on_event(worker, "held")
             return

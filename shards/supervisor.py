@@ -165,7 +165,7 @@ class Supervisor:
                     worker.wire.send(("configure", tuple(settings.worker), configuration))
         for worker in self.workers.values():
             if worker.state == "held":
-                worker.restarts.failures = 0
+                worker.restarts.forget()
                 self.exit_code = 0
                 self._set_state(worker, "starting")
                 worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))

@@ -8,7 +8,8 @@ supervisor is killed at a random instant of it. Whatever was answered must be th
 owner, by what the workers themselves hold.
 
 `rebalancing` is vshard's `restart_during_rebalancing`: the number of shards changes by a reload, and while buckets even
-out a random worker is killed every 0.8 s, under load, until the load is even; then the number changes again.
+out a random worker is killed every 0.8 s (or as soon as more than one serves again), under load, until the load is even;
+then the number changes again.
 
 Prints what it counted as JSON; exit code 1 with the reason where anything does not hold.
 """
@@ -36,6 +37,7 @@ from tests.torture.load import Load
 
 TARGETS = ("source", "target", "supervisor")
 KILL_EVERY_S = 0.8
+MOVES_S = 0.2  # how long buckets may move between two kills, at most
 BALANCE_WAIT_S = 120.0
 SIZES = (1, 3, 2, 4)
 
@@ -150,9 +152,12 @@ async def rebalancing(daemon: Daemon, seconds: float, seed: int) -> dict[str, in
         began = time.monotonic()
         try:
             while not await is_even(daemon, size):
-                daemon.kill(rng.choice(await until_some(daemon)))
-                load.counts["killed"] += 1
-                await asyncio.sleep(KILL_EVERY_S)
+                serving = await serving_of(daemon)
+                if len(serving) > 1:
+                    await asyncio.sleep(rng.uniform(0, MOVES_S))
+                    daemon.kill(rng.choice(serving))
+                    load.counts["killed"] += 1
+                await asyncio.sleep(KILL_EVERY_S if len(serving) > 1 else 0.05)
                 assert time.monotonic() - began < BALANCE_WAIT_S, "not even after two minutes"
         finally:
             await load.end()
@@ -196,11 +201,15 @@ async def is_even(daemon: Daemon, size: int) -> bool:
     return len(counts) == size and max(counts) - min(counts) <= 1
 
 
-async def until_some(daemon: Daemon) -> list[int]:
-    """The workers there are, once there is one."""
-    while not (pids := daemon.worker_pids()):
-        await asyncio.sleep(0.01)
-    return pids
+async def serving_of(daemon: Daemon) -> list[int]:
+    """The workers that serve."""
+    try:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        error, rows = await asyncio.wait_for(rpc.call("shards_info"), 5)
+        rpc.close()
+    except (Lost, OSError, TimeoutError):
+        return []
+    return [row["worker_pid"] for row in rows if row["state"] == "serving"] if error is None else []
 
 
 async def wait_until(holds: Callable[[], bool]) -> None:

@@ -1,0 +1,184 @@
+"""A worker that dies, or cannot live, leaves the others serving; what stands against a move is said by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+from tests.system.test_reload import reload
+
+
+def readyz(daemon: Daemon) -> str:
+    """What /readyz says; empty where all is well."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5):
+            return ""
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+
+
+async def users_of(rpc: Rpc) -> dict[int, str]:
+    """A user of each shard."""
+    owners = (await rpc.ask("route"))["owners"]
+    found: dict[int, str] = {}
+    for number in range(100):
+        account = await rpc.ask("top_up", f"u{number}", 10**9)
+        found.setdefault(owners[account["bucket_id"] - 1], account["user_id"])
+    return found
+
+
+async def connect_to(daemon: Daemon, shard_id: int) -> Rpc:
+    """A connection to this shard's worker."""
+    while True:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        if (await rpc.ask("server_info"))["shard_id"] == shard_id:
+            return rpc
+        rpc.close()
+
+
+async def test_a_worker_that_crashes_again_and_again_is_held_and_the_others_serve(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await connect_to(daemon, 1)
+        users = await users_of(rpc)
+        await rpc.ask("hello", {"errors": "map"})
+        deadline = time.monotonic() + 120
+        crashed = set()
+        while "held" not in (said := readyz(daemon)):
+            assert time.monotonic() < deadline, said
+            row = (await rpc.ask("shards_info"))[1]
+            if row["worker_pid"] and row["worker_pid"] not in crashed and row["state"] == "serving":
+                crashed.add(row["worker_pid"])
+                os.kill(row["worker_pid"], signal.SIGSEGV)
+            error, _ = await rpc.call("top_up", users[2], 1)
+            if error is not None:
+                assert (error["name"], error["retry"]) == ("UNAVAILABLE", True)
+            await rpc.ask("top_up", users[1], 1)
+            await asyncio.sleep(0.02)
+        assert "shard 2: held: it ended 8 times in a row, last: ended with -11" in said
+        error, _ = await rpc.call("get_account", users[2])
+        assert (error["name"], error["retry"], error["applied"]) == ("UNAVAILABLE", True, "no")
+        (alert,) = (await rpc.ask("shards_info"))[1]["alerts"]
+        assert alert.startswith("SHARD_HELD: 1500 buckets are not served")
+        error, _ = await rpc.call("move_bucket", 1, 2)
+        assert (error["name"], error["message"]) == ("MOVE_REFUSED", "shard 2 is held")
+        await reload(daemon, "shard 2 serves")  # an operator's word, and it is tried again
+        assert (await rpc.ask("get_account", users[2]))["balance_nanos"] >= 10**9
+        assert readyz(daemon) == ""
+
+
+async def test_what_a_dead_worker_had_in_flight_is_unknown_and_what_never_left_is_not(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await connect_to(daemon, 1)
+        user = (await users_of(rpc))[2]
+        await rpc.ask("hello", {"errors": "map"})
+        pid = (await rpc.ask("shards_info"))[1]["worker_pid"]
+        os.kill(pid, signal.SIGSTOP)  # so that what is sent to it stays in flight
+        in_flight = [asyncio.ensure_future(rpc.call("top_up", user, 1)) for _ in range(10)]
+        asking = asyncio.ensure_future(rpc.call("get_account", user))
+        await asyncio.sleep(0.2)
+        daemon.kill(pid)
+        for error, _ in await asyncio.gather(*in_flight):
+            assert (error["name"], error["retry"], error["applied"]) == ("UNAVAILABLE", True, "unknown")
+        assert (await asking)[0]["applied"] == "no"
+        error, _ = await rpc.call("top_up", user, 1)
+        assert error is None or error["applied"] == "no"
+        daemon.wait_ready()
+        assert (await rpc.ask("get_account", user))["balance_nanos"] in (10**9, 10**9 + 1)
+
+
+async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(data_dir: Path) -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(10):
+            asked.set()
+        await asyncio.sleep(60)
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{port}/cutoff", cutoff__timeout_s=30.0) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        bucket_id = (await rpc.ask("top_up", "u", 100))["bucket_id"]
+        await rpc.ask("set_rate", "u", 10_000)
+        await asyncio.wait_for(asked.wait(), 20)
+        before = await rpc.ask("route")
+        target = 3 - before["owners"][bucket_id - 1]
+        moving = asyncio.ensure_future(rpc.call("move_bucket", bucket_id, target))
+        told: dict[str, Any] = {}
+        while "calls" not in str(told.get("waits_for")):
+            told = await rpc.ask("explain_move", bucket_id)
+        assert (told["state"], told["to_shard_id"], told["whose"]) == ("sending", target, f"shard {3 - target}")
+        error, _ = await rpc.call("move_bucket", bucket_id, target)
+        assert error == f"MOVE_REFUSED: bucket {bucket_id} is moving to shard {target} already"
+        other = bucket_id + 1 if before["owners"][bucket_id % 3000] == 3 - target else bucket_id - 1
+        waiting = asyncio.ensure_future(rpc.call("move_bucket", other, target))
+        while "turn" not in str(told["waits_for"]):
+            told = await rpc.ask("explain_move", other)
+        assert (await moving)[0].startswith(f"MOVE_REFUSED: bucket {bucket_id} stays where it is: 1 calls")
+        assert (await waiting)[0] is None
+        assert (await rpc.ask("explain_move", bucket_id))["last_error"] == "1 calls of the bucket are still in flight"
+        assert (await rpc.ask("route"))["generations"][bucket_id - 1] == before["generations"][bucket_id - 1]
+    server.close()
+
+
+async def test_unknown_buckets_and_shards_and_what_stands_against_a_move(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        before = await rpc.ask("route")
+        for method in ("move_bucket", "explain_move", "pin_bucket", "unpin_bucket"):
+            more = [1] if method == "move_bucket" else []
+            assert (await rpc.call(method, 3001, *more))[0].startswith("UNKNOWN_BUCKET"), method
+        here, there = before["owners"][6], 3 - before["owners"][6]
+        assert (await rpc.call("move_bucket", 7, 9))[0].startswith("UNKNOWN_SHARD")
+        assert (await rpc.call("move_bucket", 7, here))[0].startswith("MOVE_REFUSED")
+        await rpc.ask("pin_bucket", 7)
+        assert (await rpc.call("move_bucket", 7, there))[0].startswith("BUCKET_PINNED")
+        told = await rpc.ask("explain_move", 7, {"shard_id": there})
+        assert (told["state"], told["waits_for"], told["whose"]) == (
+            *("pinned", f"bucket 7 is pinned to shard {here}; unpin it first", "the operator"),
+        )
+        await rpc.ask("unpin_bucket", 7)
+        assert (await rpc.ask("explain_move", 7, {"shard_id": there}))["waits_for"] == "an order: move_bucket"
+        assert await rpc.ask("route") == before
+        assert (await rpc.ask("rebalance", {"plan": True})) == {"moves": 0, "steps": []}
+
+
+async def test_a_bucket_without_an_owner_refuses_to_start_and_says_which(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__workers=1, shards__bucket_count=30)
+    with daemon:
+        daemon.stop()
+        subprocess.run(["rm", "-r", str(data_dir / "data" / "shard-1")], check=True)
+        with pytest.raises(AssertionError, match=r"ended with 65(.|\n)*owns bucket 1 .*does not have it"):
+            daemon.start(wait_s=20)
+        daemon.process = None
+
+
+async def test_a_bucket_with_two_owners_refuses_to_start_and_says_which(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__bucket_count=30)
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for shard_id in (2, 1):  # bucket 1 is shard 1's again, at generation 3
+            assert (await rpc.call("move_bucket", 1, shard_id))[0] is None
+        daemon.stop()
+        subprocess.run(["cp", "-a", str(data_dir / "data" / "shard-1"), str(data_dir / "kept")], check=True)
+        daemon.start()
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for shard_id in (2, 1, 2):  # now it is shard 2's, at generation 6
+            assert (await rpc.call("move_bucket", 1, shard_id))[0] is None
+        daemon.stop()
+        subprocess.run(["rm", "-r", str(data_dir / "data" / "map")], check=True)
+        daemon.process = None
+    with pytest.raises(AssertionError, match=r"ended with 65"):
+        daemon.start(wait_s=20)
+    daemon.process = None

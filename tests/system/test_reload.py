@@ -1,0 +1,119 @@
+"""SIGHUP: what may change changes while the daemon serves, what may not is named, and what is wrong changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from billing.ops.receiver import Receiver
+from tests.system.daemon import Daemon, free_port
+from tests.system.rpc import Lost, Rpc
+
+
+async def reload(daemon: Daemon, said: str, **changes: object) -> None:
+    """Writes keys anew (`section__key`), and returns when the log says what it should say behind that."""
+    lines = daemon.config.read_text().splitlines()
+    for name, value in changes.items():
+        section, key = name.split("__")
+        lines = [line for line in lines if not line.startswith(f"{key} = ")]
+        text = str(value) if isinstance(value, int) else f'"{value}"'
+        at = lines.index(f"[{section}]") if f"[{section}]" in lines else len(lines)
+        lines[at : at + 1] = [f"[{section}]", f"{key} = {text}"]
+    daemon.config.write_text("\n".join(lines) + "\n")
+    before = daemon.log.stat().st_size
+    assert daemon.process is not None
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    for _ in range(500):
+        if said in daemon.log.read_text()[before:]:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(daemon.log.read_text()[before:])
+
+
+async def until_buckets(daemon: Daemon, wanted: list[int]) -> list[dict[str, Any]]:
+    """Waits until the shards own so many buckets, in order of their ids."""
+    rows: list[dict[str, Any]] = []
+    for _ in range(300):
+        try:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            rows = await rpc.ask("shards_info")
+            rpc.close()
+        except (Lost, OSError):
+            rows = []
+        if [row["buckets"] for row in rows] == wanted:
+            return rows
+        await asyncio.sleep(0.1)
+    raise AssertionError(rows)
+
+
+async def test_shards_come_and_go_by_weight_while_clients_call(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1, shards__bucket_count=60) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        users = [f"u{number}" for number in range(200)]
+        for number, user in enumerate(users):
+            await rpc.ask("top_up", user, 1000 + number)
+        await reload(daemon, "reloaded shards.workers: 3", shards__workers=3)
+        await until_buckets(daemon, [20, 20, 20])
+        await reload(daemon, "reloaded shards.weights", shards__weights="1=4 3=0")
+        rows = await until_buckets(daemon, [48, 12, 0])
+        assert [row["weight"] for row in rows] == [4, 1, 0]
+        await reload(daemon, "reloaded shards.workers: 2", shards__workers=2, shards__weights="")
+        await until_buckets(daemon, [30, 30])
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert len(await rpc.ask("accounts")) == len(users), "questions to all shards know which there are"
+        for number, user in enumerate(users):
+            assert (await rpc.ask("get_account", user))["balance_nanos"] == 1000 + number
+        assert (await rpc.ask("check_owners"))["faults"] == []
+        daemon.kill()
+        daemon.start()
+        await until_buckets(daemon, [30, 30])
+
+
+async def test_a_plan_that_was_interrupted_is_taken_up_again(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1, shards__bucket_count=600) as daemon:
+        await reload(daemon, "shard 2 serves", shards__workers=2)
+        daemon.kill()
+        daemon.start()
+        await until_buckets(daemon, [300, 300])
+
+
+async def test_cutoffs_go_to_the_new_url(data_dir: Path) -> None:
+    port = free_port()
+    receiver = Receiver("127.0.0.1", port)
+    await receiver.start()
+    try:
+        with Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "u", 100)
+            due = (await rpc.ask("set_rate", "u", 10_000))["exhausts_at_ns"]
+            while (await rpc.ask("get_account", "u"))["cutoff"] is None:
+                await asyncio.sleep(0.01)
+            await reload(daemon, "reloaded cutoff.url", cutoff__url=f"http://127.0.0.1:{port}/cutoff")
+            for _ in range(500):
+                if receiver.calls:
+                    break
+                await asyncio.sleep(0.02)
+            assert [(call.user_id, call.exhausted_at_ns) for call in receiver.calls] == [("u", due)]
+    finally:
+        await receiver.close()
+
+
+async def test_what_needs_a_restart_is_named_and_what_is_wrong_changes_nothing(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        before = await rpc.ask("route")
+        await reload(daemon, "journal.sync has changed and needs a restart", journal__sync="never")
+        assert (await rpc.ask("server_info"))["journal_sync"] == "always"
+        daemon.kill((await rpc.ask("shards_info"))[1]["worker_pid"])
+        daemon.wait_ready()
+        for _ in range(8):  # a worker that starts later has the values of the start, too
+            one = await Rpc.connect(daemon.rpc_port)
+            assert (await one.ask("server_info"))["journal_sync"] == "always"
+        await reload(daemon, "nothing has changed", shards__workers=65)
+        assert "shards.workers" in daemon.log.read_text()
+        await reload(daemon, "nothing has changed", shards__workers=3, shards__weights="9=1")
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert await rpc.ask("route") == before
