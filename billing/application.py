@@ -42,6 +42,7 @@ from billing.expirationd.signature import parse_secrets
 from billing.expirationd.untold import is_untold
 from billing.explain import explain
 from billing.history.link import HistoryLink
+from billing.holdback import Holdback
 from billing.ledger import audit
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
@@ -57,6 +58,8 @@ from shards.journal import Journal
 from shards.machine import Command, Notice
 from shards.process import Begin
 from shards.worker import Worker
+
+log = logging.getLogger("billing.application")
 
 DRAIN_DELIVERY_S = 2.0
 
@@ -107,6 +110,7 @@ class Billing:
         self._census = Census(self.machine.ledger.books)
         self._begin = begin
         self._disk = outside.disk
+        self._holdback = Holdback(self._disk, begin.directory, config.cutoff.hold_above)
         self._worker: Worker | None = None
         self._door: Door | None = None
         self._delivery: Delivery | None = None
@@ -137,7 +141,8 @@ class Billing:
         assert delivery is not None, "told before it was opened"
         for kind, _, bucket_id, user_id, _ in notices:
             if kind in (CUTOFF, RESTORE):
-                delivery.notify(bucket_id, user_id, kind)
+                if kind == RESTORE or not self._holdback.holds_back(self.machine, delivery, bucket_id, user_id):
+                    delivery.notify(bucket_id, user_id, kind)
             elif kind == RETRY:
                 delivery.notify(bucket_id, user_id, urgent=True)
 
@@ -231,7 +236,7 @@ class Billing:
         settings = self._delivery_settings()
         self._notices = self._outside.notices(directory, worker.shard_id, worker.journal, url, settings)
         self._delivery = self._new_delivery()
-        self._take_up()
+        self._holdback.take_up(self.machine, self._delivery, worker.fresh_now_ns())
         recheck_s = self.config.cutoff.recheck_s
         self._lookout = Lookout(
             self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s
@@ -264,17 +269,12 @@ class Billing:
         """Another delivery takes over all that is owed, once the calls of the old one have ended."""
         old = self._delivery
         assert old is not None
-        held = old.outbox.held
         await old.drain(DRAIN_DELIVERY_S)
         await old.close()
         self._delivery = self._new_delivery()
         if self._lookout is not None:
             self._lookout.delivery = self._delivery
-        for bucket_id, user_id, kind, since_ns in list(self.machine.owed()):
-            if held and kind == CUTOFF:
-                self._delivery.hold(bucket_id, user_id, since_ns, kind)
-            else:
-                self._delivery.notify(bucket_id, user_id, kind, since_ns)
+        self._holdback.hand_over(self.machine, self._delivery)
 
     def examine(self, bucket_id: int) -> None:
         """Asserts that a bucket's accounts add up."""
@@ -292,7 +292,7 @@ class Billing:
             self._owed, self._report, settings, worker.fresh_now_ns, outside.rng, worker.fail, outside.endpoint
         )
         delivery.start()
-        self.machine.release_held = delivery.release
+        self.machine.release_held = self._release_held
         return delivery
 
     def pause_calls(self, bucket_id: int) -> None:
@@ -316,17 +316,9 @@ class Billing:
         """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
         self._paused.discard(bucket_id)
 
-    def _take_up(self) -> None:
-        """Everything that is owed from before: at once, or held where it is more than an operator wants unasked."""
+    def _release_held(self) -> int:
         assert self._delivery is not None
-        owed = list(self.machine.owed())
-        overdue = sum(1 for _, _, kind, _ in owed if kind == CUTOFF)
-        hold = 0 <= self.config.cutoff.hold_above < overdue
-        for bucket_id, user_id, kind, since_ns in owed:
-            if hold and kind == CUTOFF:
-                self._delivery.hold(bucket_id, user_id, since_ns, kind)
-            else:
-                self._delivery.notify(bucket_id, user_id, kind, since_ns)
+        return self._holdback.release(self.machine, self._delivery)
 
     async def stop_listening(self) -> None:
         """No new connections; what was asked is still answered."""
@@ -397,4 +389,5 @@ class Billing:
             "now_ns": self._worker.now_ns(),
             "journal_sync": self.config.journal.sync,
             "after_exhaustion": self.config.cutoff.after_exhaustion,
+            "request_ids_per_bucket": self.config.ledger.request_ids_per_bucket,
         }

@@ -7,6 +7,7 @@ from billing.api.batch import Batch
 from billing.api.client import Client
 from billing.api.errors import (
     AccountNotClosable,
+    BackupRefused,
     BillingError,
     BucketMoving,
     BucketPinned,
@@ -38,6 +39,7 @@ from billing.api.errors import (
 
 __all__ = [
     "AccountNotClosable",
+    "BackupRefused",
     "Batch",
     "BillingError",
     "BucketMoving",

@@ -22,6 +22,7 @@ from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
 from billing.ledger.block import dumping, loading
 from billing.ledger.book import Book
+from billing.ledger.due import unnoticed
 from billing.ledger.entry import EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
@@ -106,6 +107,11 @@ class BillingMachine:
         for bucket_id, book in self.ledger.books.items():
             if book.extras:
                 yield from self.owed_in(bucket_id)
+
+    def overdue(self, now_ns: int) -> int:
+        """Cutoffs owed already, and accounts whose exhaustion instant has passed but was not looked at yet."""
+        owed = sum(1 for _, _, kind, _ in self.owed() if kind == "cutoff")
+        return owed + sum(unnoticed(book, now_ns) for book in self.ledger.books.values())
 
     def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int]]:
         """The same of one bucket."""

@@ -75,6 +75,13 @@ def inherited(descriptor: int) -> socket.socket:
     return one
 
 
+def listen_on(host: str) -> socket.socket:
+    """A listening socket on a port that the kernel chooses. OSError."""
+    listener = socket.create_server((host, 0), backlog=1024)
+    listener.setblocking(False)
+    return listener
+
+
 REAL = Host(
     RealDisk(), Committer, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits
 )

@@ -79,12 +79,25 @@ class Mover:
         self.running: dict[int, Running] = {}  # by bucket id
         self._by_number: dict[int, Running] = {}
         self._room = asyncio.Event()
+        self._held = False
         self._rebalancing: asyncio.Task[None] | None = None
         self._plans = 0  # how often a new plan was asked for
         self.moved = 0
         self.aborted = 0
         self.errors: dict[int, str] = {}  # bucket id -> why its last move came to nothing, the newest last
         self.last_duration_ns = 0
+
+    async def hold(self) -> None:
+        """From here on no move begins; returns when none is under way. Those asked for wait for `release`."""
+        self._held = True
+        while self._by_number:
+            self._room.clear()
+            await self._room.wait()
+
+    def release(self) -> None:
+        """Moves go on."""
+        self._held = False
+        self._room.set()
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
@@ -139,7 +152,8 @@ class Mover:
     def _has_room(self, asked: Running) -> bool:
         under_way = [one for one in self.running.values() if one.move is not None]
         return (
-            len(under_way) < self.caps.total
+            not self._held
+            and len(under_way) < self.caps.total
             and sum(one.source == asked.source for one in under_way) < self.caps.sending
             and sum(one.target == asked.target for one in under_way) < self.caps.receiving
         )

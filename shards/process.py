@@ -12,6 +12,7 @@ Messages are tuples, the first field says which:
     ("inquire", number, key, query)                    ("told", reply bytes)            see `inquiry`
     ("shards", [record, …], peers, direct)             ("failed", exit code, text)
     ("configure", settings, configuration)             and those of `shards.move`
+    ("hold" | "cut", …)                                ("held" | "cut", …)              see `backup`
     ("stop",)
 
 **Recovery**: open the journal (which fences an older owner), load the newest good snapshot, replay what came after it
@@ -35,6 +36,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
+from shards import backup
 from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
@@ -185,6 +187,8 @@ class Process:
             self._learn_shards(message[1], message[2], message[3])
         elif kind == "configure":
             self._configure(message[1], message[2])
+        elif kind in ("hold", "cut") and self._worker is not None:
+            backup.on_message(self._worker, message, wire.send)
         elif kind == "figures":
             wire.send(("figures", message[1], self._figures()))
         elif kind == "inquire":
@@ -390,9 +394,5 @@ def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     control = REAL.inherited(control_descriptor)
     control.setblocking(False)
-
-    async def main() -> int:
-        return await Process(control, build, garbage=Garbage()).run()
-
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+        return runner.run(Process(control, build, garbage=Garbage()).run())

@@ -61,6 +61,7 @@ class Registry:
             boot_id=disk.boot_id(),
         )
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
+        self.held = False  # no snapshot and no trimming: somebody copies the files
         self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
         self._committer: Committer | None = None
         self._since_snapshot = 0
@@ -159,7 +160,7 @@ class Registry:
         position = await self._append(payload)
         self._apply_all(payload)
         self._since_snapshot += len(records)
-        if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS:
+        if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS and not self.held:
             self._since_snapshot = 0
             state: list[Any] = [["map", self.map.encode()], *(["founded", shard_id] for shard_id in self.founded)]
             state.append(["uneven", self.uneven])
@@ -182,6 +183,11 @@ class Registry:
                     log.error("the map cannot be written: %s; it is tried every %g s", error, ROOM_RETRY_S)
                 told = True
             await asyncio.sleep(ROOM_RETRY_S)
+
+    @property
+    def head(self) -> int:
+        """Position of the newest record's batch in the map's journal."""
+        return self._journal.head
 
     def close(self) -> None:
         """Gives the data directory back."""

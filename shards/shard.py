@@ -292,6 +292,11 @@ class Shard:
             return self._sequence + len(self._sealed) + 1
         return self._sequence + len(self._sealed) if self._sealed or self._flight is not None else 0
 
+    def cut(self) -> None:
+        """Closes the open batch, if anything is in it: what is applied from here on is in later ones."""
+        if self.machine.records or self._own_records:
+            self._seal()
+
     def has_more(self) -> bool:
         """Whether a Ready could be taken, were none out."""
         return bool(self._sealed or self.machine.records or self._replies or self._own_records or self.machine.notices)
@@ -338,15 +343,10 @@ class Shard:
                         f"while this shard holds {held.get(bucket_id, 'none')}"
                     )
                 machine.replay(bucket_id, body)
-            elif kind == OWN:
+            elif kind in (OWN, RECEIVED):
                 if bucket_id in held:
                     raise Corrupt(f"bucket {bucket_id} is taken over twice")
-                machine.create(bucket_id)
-                self._hold(bucket_id, generation)
-            elif kind == RECEIVED:
-                if bucket_id in held:
-                    raise Corrupt(f"bucket {bucket_id} is taken over twice")
-                machine.load(bucket_id, body)
+                machine.create(bucket_id) if kind == OWN else machine.load(bucket_id, body)
                 self._hold(bucket_id, generation)
             elif kind == LEAVE:
                 machine.drop(bucket_id)

@@ -56,6 +56,8 @@ class Snapshotter:
         self._parts: SimpleQueue[bytes | Abandoned | None] = committer.queue()
         self._position = 0
         self.running = False
+        self.held = False  # nothing is begun and nothing trimmed: somebody copies the files
+        self._trimming = False
         self.count = 0
         self.finished_boot_ns = 0  # of the last one
         self.retry_boot_ns = 0  # not before: there was no room
@@ -63,8 +65,8 @@ class Snapshotter:
         self.pause_max_ns = 0  # the longest slice there was
 
     def begin(self) -> None:
-        """Begins a snapshot, unless one is being made, or just found no room."""
-        if self.running or boot_now_ns() < self.retry_boot_ns:
+        """Begins a snapshot, unless one is being made, or just found no room, or the files are held."""
+        if self.running or self.held or boot_now_ns() < self.retry_boot_ns:
             return
         self.running = True
         self._left = sorted(self._shard.present(), reverse=True)
@@ -116,14 +118,21 @@ class Snapshotter:
         if error is None:
             self.count += 1
             self.finished_boot_ns = boot_now_ns()
-            floor = min(self._position, self._trim_floor())
-            self._committer.submit(self._on_trimmed, self._journal.trim, floor)
+            if not self.held:  # what is left standing now, the next one takes
+                self._trimming = True
+                floor = min(self._position, self._trim_floor())
+                self._committer.submit(self._on_trimmed, self._journal.trim, floor)
         elif isinstance(error, Unavailable):
             self.retry_boot_ns = boot_now_ns() + FULL_RETRY_NS
         elif not isinstance(error, Abandoned):
             self._fail(error)
 
+    def is_still(self) -> bool:
+        """Whether no file of the journal is being made or removed here."""
+        return not (self.running or self._trimming)
+
     def _on_trimmed(self, _: object, error: BaseException | None) -> None:
+        self._trimming = False
         self.stored_bytes = self._journal.stored_bytes
         if error is not None and not isinstance(error, Unavailable):
             self._fail(error)

@@ -21,9 +21,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from shards.backup import Backups
 from shards.buckets import BucketMap
 from shards.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
-from shards.host import REAL, Host
+from shards.host import REAL, Host, listen_on
 from shards.journal import JournalError
 from shards.keeper import Office, WorkerState, keep
 from shards.machine import Command
@@ -67,13 +68,12 @@ class Supervisor:
     ) -> None:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
-        self.registry = Registry(
-            settings.data_dir, host, lambda: 0 if self.clock is None else self.clock.at(boot_now_ns())
-        )
+        self.registry = Registry(settings.data_dir, host, self._now_ns)
         self.workers: dict[int, WorkerState] = {}
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained)
         self.readings = Readings()
         self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
+        self.backups = Backups(self.registry, self.workers, self.mover, settings.data_dir, self._now_ns)
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = 0
@@ -92,6 +92,10 @@ class Supervisor:
     def map(self) -> BucketMap:
         """Who owns which bucket."""
         return self.registry.map
+
+    def _now_ns(self) -> int:
+        """Billing time; 0 before it has begun."""
+        return 0 if self.clock is None else self.clock.at(boot_now_ns())
 
     # -- state that others look at ----------------------------------------------------------------------------------
 
@@ -143,7 +147,7 @@ class Supervisor:
     def _add(self, shard_id: int) -> WorkerState:
         worker = self.workers[shard_id] = WorkerState(shard_id)
         if self.settings.direct_host:
-            worker.direct = _listen_direct(self.settings.direct_host)
+            worker.direct = listen_on(self.settings.direct_host)
         return worker
 
     def stop(self) -> None:
@@ -268,6 +272,7 @@ class Supervisor:
 
     async def _on_event(self, worker: WorkerState, event: str) -> None:
         """A worker is down, or held."""
+        self.backups.on_down(worker.shard_id)
         self.readings.gone(worker.shard_id)
         self._changed.set()
         await self.mover.on_worker(worker.shard_id, "down")
@@ -336,6 +341,8 @@ class Supervisor:
                 self.spawn(self.mover.on_message(worker.shard_id, message))
             case ("told", bytes(reply)):
                 self.told(reply)
+            case ("held" | "cut", *_):
+                self.backups.on_message(worker.shard_id, message)
             case ("ask", number, operation):
                 self.spawn(self._answer(worker, number, operation))
             case ("failed", _, text):
@@ -354,7 +361,7 @@ class Supervisor:
         log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
 
     async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
-        reply = await self.overview.operate(operation)
+        reply = await (self.backups if operation[0] == "backup" else self.overview).operate(operation)
         if worker.wire is not None:
             worker.wire.send(("answer", number, reply))
 
@@ -384,17 +391,10 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.wire is not None:
                 worker.wire.send(("stop",))
-        tasks = [worker.task for worker in self.workers.values() if worker.task is not None]
-        if tasks:
+        if tasks := [worker.task for worker in self.workers.values() if worker.task is not None]:
             _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
             for worker in self.workers.values():
                 if worker.task in late and worker.process is not None:
                     log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
                     worker.process.kill()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _listen_direct(host: str) -> socket.socket:
-    listener = socket.create_server((host, 0), backlog=1024)
-    listener.setblocking(False)
-    return listener

@@ -334,6 +334,10 @@ class Client:
         result: dict[str, Any] = await self.call("check_owners")
         return result
 
+    async def backup(self, step: str) -> Any:
+        """Holds files still and names the positions to copy them up to (`begin`), goes on doing so, or ends it."""
+        return await self.call("backup", step)
+
     async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
         """What is owed to the cutoff URL."""
         result: Rows = await self.call("pending_cutoffs", after=after, limit=limit)

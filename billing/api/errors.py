@@ -215,6 +215,12 @@ class MoveRefused(BillingError):
     NAME = "MOVE_REFUSED"
 
 
+class BackupRefused(BillingError):
+    """A backup cannot begin, or the one that was begun is void; the message says why."""
+
+    NAME = "BACKUP_REFUSED"
+
+
 class InternalError(BillingError):
     """A bug in the daemon."""
 
@@ -250,6 +256,7 @@ CLASSES: dict[str, type[BillingError]] = {
         UnknownShard,
         BucketPinned,
         MoveRefused,
+        BackupRefused,
         InternalError,
     )
 }

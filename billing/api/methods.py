@@ -265,6 +265,13 @@ _ROWS: Final = (
     _row(OPERATION, READ, questions.check_owners, "whether each bucket has exactly one owner, and adds up"),
     _row(
         OPERATION,
+        ADMIN,
+        questions.backup,
+        "holds files still and names the positions to copy them up to; see billing backup",
+        (Field("step", "begin, renew or end"),),
+    ),
+    _row(
+        OPERATION,
         READ,
         questions.pending_cutoffs,
         "what is owed to the cutoff URL",

@@ -8,6 +8,7 @@ canonical: user ids as bytes, what was not given as its default. It raises `Refu
     ("expirationd_stats",)   ("release_cutoffs",)   ("route", version)   ("buckets_info",)   ("shards_info",)
     ("explain", user_id)   ("explain_move", bucket_id, shard_id)   ("check_owners",)   ("rebalance", plan only: 0 | 1)
     ("move_bucket", bucket_id, shard_id)   ("pin_bucket", bucket_id)   ("unpin_bucket", bucket_id)
+    ("backup", "begin" | "renew" | "end")
     ("hello", token, "map" | "string" | "")   ("ping",)   ("server_info",)   ("methods",)   ("bucket_id", user_id)
 
 `after` is the user id behind which a page starts, b"" for the first page; `before` is the entry_id that a page of
@@ -32,6 +33,7 @@ FORECAST_NS_MAX: Final = 7 * 86_400 * SECOND_NS
 FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second is shown, beyond it each minute
 FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
+BACKUP_STEPS: Final = ("begin", "renew", "end")
 
 
 def get_account(params: object) -> Query:
@@ -170,6 +172,16 @@ def pin_bucket(params: object) -> Query:
 def unpin_bucket(params: object) -> Query:
     """bucket_id"""
     return ("unpin_bucket", _only_bucket_id(params))
+
+
+def backup(params: object) -> Query:
+    """step"""
+    (step,), options = split_params(params, 1, "step")
+    _no_options(options)
+    name = step.decode("ascii", "replace") if type(step) is bytes else step
+    if name not in BACKUP_STEPS:
+        raise invalid(f"step must be one of {', '.join(BACKUP_STEPS)}")
+    return ("backup", name)
 
 
 def ping(params: object) -> Query:

@@ -12,6 +12,7 @@ left in that nanosecond, the first of these entries is the one that crosses.
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.balances import free
+from billing.ledger.book import Book
 from billing.ledger.commands import Command
 from billing.ledger.extra import Extra
 from billing.ledger.thresholds import above, fallen, next_crossing_ns
@@ -34,6 +35,15 @@ def anything(account: Account, at_ns: int) -> bool:
     if extra is None or (not extra.thresholds and extra.next_expiry_ns > at_ns):
         return not account.exhausted and account.rate * (at_ns - account.settled_ns) >= account.available
     return coming_ns(account) <= at_ns
+
+
+def unnoticed(book: Book, now_ns: int) -> int:
+    """How many accounts of a bucket have run out by `now_ns` and were not looked at since."""
+    return sum(
+        1
+        for slot, filed_ns in enumerate(book.armed_ns)
+        if filed_ns <= now_ns and book.users[slot] and Account(book, slot, book.users[slot]).runs_out_ns() <= now_ns
+    )
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:

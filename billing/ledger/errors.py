@@ -51,6 +51,7 @@ KINDS: Final[dict[str, Kind]] = {
     "UNKNOWN_SHARD": Kind(501, False),
     "BUCKET_PINNED": Kind(502, False),
     "MOVE_REFUSED": Kind(503, False),  # to itself, to a shard that is down, or while another move of it runs
+    "BACKUP_REFUSED": Kind(504, False),  # a shard is down, or another one is being taken; the message says which
     # 9xx: ours
     "INTERNAL": Kind(900, False),
 }

@@ -96,7 +96,7 @@ def segment_name(segment_id: int) -> str:
 def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
     """Read everything and judge it. Raises Corrupt, Gap; OSError when something cannot be read."""
     names = disk.listdir(directory)
-    segments = [_open_segment(disk, directory, name, shard) for name in names if _is_segment(name)]
+    segments = [open_segment(disk, directory, name, shard) for name in names if is_segment(name)]
     manifest = _open_manifest(disk, directory, shard) if MANIFEST in names else None
     _check_manifest(disk, directory, manifest, segments)
     holding: list[Segment] = []
@@ -286,12 +286,14 @@ def _check_base(path: str, base: snapshot.Checked | None, position: int, chain: 
         raise Corrupt(f"{base.name} was not taken from this log", file=path, offset=offset, position=position)
 
 
-def _is_segment(name: str) -> bool:
+def is_segment(name: str) -> bool:
+    """Whether a file of this name is a segment."""
     digits = name[len(PREFIX) :]
     return name.startswith(PREFIX) and len(digits) == 10 and digits.isdecimal()
 
 
-def _open_segment(disk: Disk, directory: str, name: str, shard: int) -> Segment:
+def open_segment(disk: Disk, directory: str, name: str, shard: int) -> Segment:
+    """A segment by its first block. Raises Corrupt where that is not this segment's, or another shard's; OSError."""
     path = f"{directory}/{name}"
     handle = disk.open(path)
     try:

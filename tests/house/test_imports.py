@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": {"ledger", "expirationd"},
     "lookout": {"ledger", "expirationd", "machine"},
     "doctor": {"config", "config_load", "ops"},  # of ops, how a daemon that serves is asked
+    "holdback": {"expirationd", "machine"},
+    "backup": {"history", "ops", "doctor", "holdback", "config_load"},
     "pages": {"ledger"},
     "client": {"api"},
     "census": {"ledger"},

@@ -1,0 +1,97 @@
+"""`billing backup` and `billing restore`: a copy of everything, taken while the daemon serves, and put back.
+
+Both run on the daemon's host and as its user, since they work on its files; `backup` talks to the daemon only to have
+them held still. The copy is then proved as `billing doctor` proves a data directory, unless told not to.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from billing.backup.files import NoBackup, copy, finish, restore
+from billing.history.store import HistoryError
+from billing.ops.calling import Target, ask, target_options
+from shards.clock import boot_now_ns
+from shards.disk import Disk, RealDisk
+from shards.journal import JournalError
+
+RENEW_EVERY_NS = 10 * 10**9
+EXIT_DAMAGED = 65
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--no-proof", is_flag=True, help="Leaves out the proof of the copy, which takes as long as the doctor.")
+@target_options
+def backup(target: Target, directory: Path, no_proof: bool) -> None:
+    """Copies all data as of one instant to the new DIRECTORY, while the daemon serves.
+
+    Run it on the daemon's host, as its user. Snapshots, trimming and moves of buckets rest meanwhile; commands do not.
+    """
+    disk = RealDisk()
+    ids_max = ask(target, "server_info")["request_ids_per_bucket"]
+    cut = ask(target, "backup", "begin")
+    renewed_ns = boot_now_ns()
+
+    def renew() -> None:
+        nonlocal renewed_ns
+        if boot_now_ns() - renewed_ns > RENEW_EVERY_NS:
+            renewed_ns = boot_now_ns()
+            ask(target, "backup", "renew")
+
+    try:
+        work = copy(disk, cut, str(directory.absolute()), renew)
+    except (NoBackup, JournalError, HistoryError, OSError) as error:
+        ask(target, "backup", "end")
+        raise click.ClickException(f"no backup was made: {error}") from None
+    ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
+    if not no_proof:
+        _prove(disk, work, ids_max)
+    finish(disk, work, str(directory.absolute()))
+    click.echo(f"{directory} holds everything up to {_shown(cut['at_ns'])}")
+
+
+@click.command(name="restore")
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="As for billing serve.")
+def restore_command(directory: Path, file: Path | None) -> None:
+    """Makes the configured data directory, which must be empty, from the backup in DIRECTORY.
+
+    The next start holds every overdue cutoff back until `billing cutoffs release`: money may have come after the
+    backup was taken.
+    """
+    from billing.config_load import load
+
+    data_dir = load(file, os.environ).config.daemon.data_dir
+    try:
+        about = restore(RealDisk(), str(directory.absolute()), data_dir)
+    except (NoBackup, OSError) as error:
+        raise click.ClickException(f"nothing was restored: {error}") from None
+    click.echo(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
+    click.echo("overdue cutoffs will wait for: billing cutoffs release")
+
+
+def _prove(disk: Disk, work: str, ids_max: int) -> None:
+    """The doctor's word on the copy; ends the command where that is no good one."""
+    from billing.doctor.examine import examine
+    from billing.doctor.report import Report
+
+    report = Report()
+    examine(disk, work, ids_max, report, lambda what, done, total: None)
+    for line in report.lines():
+        click.echo(line)
+    if report.fault_count:
+        click.echo(f"billing: the copy is not good; it is left in {work}", err=True)
+        sys.exit(EXIT_DAMAGED)
+
+
+def _shown(at_ns: int) -> str:
+    return datetime.fromtimestamp(at_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+COMMANDS: dict[str, click.Command] = {"backup": backup, "restore": restore_command}

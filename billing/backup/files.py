@@ -1,0 +1,154 @@
+"""What a backup of the daemon is on disk: made from a serving data directory, and made into one again.
+
+    DIRECTORY/map, shard-1, …     journals, cut at one instant (`shards.journal.copying`)
+    DIRECTORY/history             the statements
+    DIRECTORY/backup.json         which instant, up to which positions, and length and digest of every file
+
+`backup.json` is written last: a directory without it is no backup. A restored directory has one file more, `restored`:
+while it is there, every start holds what is overdue back until `release_cutoffs`, since top-ups may have come after
+the instant of the backup, and to switch their machines off would be wrong.
+
+Either way the target is made under another name and renamed when it is whole, proved and durable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from billing import __version__
+from billing.history.copying import copy_history
+from billing.holdback import RESTORED
+from shards.disk import Disk, private_directory, read_file, write_all, write_file
+from shards.journal.copying import copy_until
+
+FORMAT = 1
+LIST = "backup.json"
+UNFINISHED = ".unfinished"
+HISTORY_POLL_S, HISTORY_POLLS = 0.1, 100
+
+
+class NoBackup(Exception):
+    """What was named is no whole backup, or cannot be put where it was asked to; nothing was changed there."""
+
+
+def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]) -> str:
+    """Copies the files of a `backup("begin")` reply to a directory beside `target`, whose path it returns; `finish`
+    gives it its name. `renew` is called between files. Raises NoBackup, the journal's errors, HistoryError, OSError.
+    """
+    source = cut["data_dir"]
+    if disk.exists(target):
+        raise NoBackup(f"{target} is there already: a backup is made in a directory of its own")
+    work = target + UNFINISHED
+    _check_unused(disk, work)
+    private_directory(disk, work)
+    journals = {"map": (0, cut["map_position"])}
+    journals |= {f"shard-{row['shard_id']}": (row["shard_id"], row["position"]) for row in cut["shards"]}
+    files: dict[str, dict[str, object]] = {}
+
+    def listed(name: str) -> None:
+        files[name] = _digest(disk, f"{work}/{name}")
+        renew()
+
+    private_directory(disk, f"{work}/history")
+    for row in cut["shards"]:
+        name = f"history/shard-{row['shard_id']}.sqlite"
+        if row["position"]:
+            _wait_for(disk, f"{source}/{name}")  # of a daemon that has just been founded
+        if copy_history(disk, f"{source}/{name}", f"{work}/{name}"):
+            listed(name)
+    disk.fsync_dir(f"{work}/history")
+    for directory, (shard, position) in journals.items():
+        private_directory(disk, f"{work}/{directory}")
+        for name in copy_until(disk, f"{source}/{directory}", f"{work}/{directory}", shard, position):
+            listed(f"{directory}/{name}")
+    about = {
+        "format": FORMAT,
+        "version": __version__,
+        "taken_at_ns": cut["at_ns"],
+        "bucket_count": cut["bucket_count"],
+        "positions": {directory: position for directory, (_, position) in journals.items()},
+        "files": files,
+    }
+    write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
+    return work
+
+
+def finish(disk: Disk, work: str, target: str) -> None:
+    """The copy is good: it gets its name, durably. OSError."""
+    disk.rename(work, target)
+    disk.fsync_dir(_parent(target))
+
+
+def restore(disk: Disk, source: str, target: str) -> dict[str, Any]:
+    """Makes the data directory `target`, which must be empty or not be there, from a backup; what `backup.json` says.
+    Raises NoBackup, OSError.
+    """
+    about = read_list(disk, source)
+    if disk.exists(target) and disk.listdir(target):
+        raise NoBackup(f"{target} is not empty: a backup is restored to an empty data directory only")
+    work = target.rstrip("/") + UNFINISHED
+    _check_unused(disk, work)
+    private_directory(disk, work)
+    for directory in sorted({name.rpartition("/")[0] for name in about["files"]} | {"history"}):
+        private_directory(disk, f"{work}/{directory}")
+    for name, wanted in about["files"].items():
+        data = read_file(disk, f"{source}/{name}")
+        if _digest_of(data) != wanted:
+            raise NoBackup(f"{source}/{name} is not what was backed up: its length or digest is another")
+        handle = disk.create(f"{work}/{name}")
+        try:
+            write_all(disk, handle, data, 0)
+            disk.fsync(handle)
+        finally:
+            disk.close(handle)
+        disk.fsync_dir(f"{work}/{name.rpartition('/')[0]}")
+    write_file(disk, f"{work}/{RESTORED}", json.dumps({"taken_at_ns": about["taken_at_ns"]}).encode())
+    disk.rename(work, target.rstrip("/"))
+    disk.fsync_dir(_parent(target))
+    return about
+
+
+def read_list(disk: Disk, source: str) -> dict[str, Any]:
+    """What `backup.json` says. Raises NoBackup."""
+    try:
+        about = json.loads(read_file(disk, f"{source}/{LIST}"))
+        if about["format"] != FORMAT:
+            raise NoBackup(f"{source} has format {about['format']}, this version reads {FORMAT}")
+        names = list(about["files"])
+        if any(name.startswith("/") or ".." in name.split("/") or "/" not in name for name in names):
+            raise NoBackup(f"{source}/{LIST} names a file outside of it")
+    except FileNotFoundError:
+        raise NoBackup(f"{source} holds no {LIST}: it is no backup, or one that was not finished") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoBackup(f"{source}/{LIST} cannot be read: {error}") from None
+    result: dict[str, Any] = about
+    return result
+
+
+def _wait_for(disk: Disk, path: str) -> None:
+    never = threading.Event()
+    for _ in range(HISTORY_POLLS):
+        if disk.exists(path):
+            return
+        never.wait(HISTORY_POLL_S)
+
+
+def _digest(disk: Disk, path: str) -> dict[str, object]:
+    return _digest_of(read_file(disk, path))
+
+
+def _digest_of(data: bytes) -> dict[str, object]:
+    return {"bytes": len(data), "blake2b_256": hashlib.blake2b(data, digest_size=32).hexdigest()}
+
+
+def _check_unused(disk: Disk, work: str) -> None:
+    if disk.exists(work):
+        raise NoBackup(f"{work} is left of an attempt that was cut off: look at it, and remove it")
+
+
+def _parent(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else ".")

@@ -1,0 +1,82 @@
+"""Which cutoffs of a start wait for an operator.
+
+A machine that comes up with a wrong clock, or from a backup, finds many users exhausted who are not. So what was
+overdue when the daemon came up is held back where it is more than `cutoff.hold_above`, or where the data directory was
+restored from a backup (`RESTORED` is in it), until `release`. Overdue is what is owed already, and every account whose
+exhaustion instant had passed by then: those become owed in the first moments of serving, one by one, and are told apart
+by their instants from what runs out while the daemon serves.
+
+After a restore that is so at every start until the release, which removes the mark.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from shards.disk import Disk
+
+if TYPE_CHECKING:
+    from billing.expirationd.delivery import Delivery
+    from billing.machine import BillingMachine
+
+log = logging.getLogger("billing.holdback")
+
+RESTORED = "restored"
+CUTOFF = "cutoff"  # the kind of call
+
+
+class Holdback:
+    """Decides once, at the start of a worker; see the module's text."""
+
+    def __init__(self, disk: Disk, data_dir: str, hold_above: int) -> None:
+        """`hold_above`: -1 never holds back."""
+        self._disk = disk
+        self._mark = f"{data_dir}/{RESTORED}"
+        self._hold_above = hold_above
+        self.restored = disk.exists(self._mark)
+        self._until_ns = -1  # exhaustions up to this instant wait; -1: none
+
+    def take_up(self, machine: BillingMachine, delivery: Delivery, now_ns: int) -> None:
+        """At the start: everything that is owed from before is sent, or waits."""
+        overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
+        if self.restored or 0 <= self._hold_above < overdue:
+            self._until_ns = now_ns
+            if overdue:
+                log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", overdue)
+        self.hand_over(machine, delivery)
+
+    def hand_over(self, machine: BillingMachine, delivery: Delivery) -> None:
+        """Tells a new delivery all that is owed."""
+        for bucket_id, user_id, kind, since_ns in list(machine.owed()):
+            if kind == CUTOFF and since_ns <= self._until_ns:
+                delivery.hold(bucket_id, user_id, since_ns, kind)
+            else:
+                delivery.notify(bucket_id, user_id, kind, since_ns)
+
+    def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes) -> bool:
+        """Whether a cutoff that has just become owed waits with the others, because it was overdue at the start."""
+        if self._until_ns < 0:
+            return False
+        call = machine.ledger.owed(bucket_id, user_id)
+        if call is None or call.kind != CUTOFF or call.exhausted_at_ns > self._until_ns:
+            return False
+        delivery.hold(bucket_id, user_id, call.exhausted_at_ns)
+        return True
+
+    def release(self, machine: BillingMachine, delivery: Delivery) -> int:
+        """The operator says that what is overdue is right; how many accounts waited."""
+        until_ns, self._until_ns = self._until_ns, -1
+        waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns in machine.owed())
+        if self.restored:
+            self.restored = False
+            self._remove_mark()
+        delivery.release()
+        return waited
+
+    def _remove_mark(self) -> None:
+        try:
+            self._disk.unlink(self._mark)
+        except FileNotFoundError:
+            return  # another worker of this daemon was first
+        self._disk.fsync_dir(self._mark.rpartition("/")[0])

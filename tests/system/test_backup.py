@@ -1,0 +1,197 @@
+"""Backups of the real daemon: taken under load, of one instant, put back, and careful with whom they switch off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Lost, Rpc
+from tests.system.test_cutoffs import receiving, until
+
+COIN = 10**9
+
+
+def billing(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "billing", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+async def backed_up(daemon: Daemon, target: Path) -> dict:
+    done = await asyncio.to_thread(billing, "backup", target, "--address", daemon.address)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "no faults" in done.stdout
+    return json.loads((target / "backup.json").read_text())
+
+
+async def put_back(daemon: Daemon, source: Path) -> None:
+    """As after the loss of the host: the data directory is empty."""
+    data = daemon.directory / "data"
+    if data.exists():
+        shutil.rmtree(data)
+    done = await asyncio.to_thread(billing, "restore", source, "--config", daemon.config)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_a_backup_under_load_holds_exactly_what_was_stamped_up_to_its_instant(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, journal__segment_bytes=1 << 20, shards__workers=2)
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        users = [f"user_{number}" for number in range(40)]
+        stamped: dict[str, list[int]] = {user: [] for user in users}
+        going = True
+
+        async def top_up(user: str) -> None:
+            while going:
+                stamped[user].append((await rpc.ask("top_up", user, 1))["at_ns"])
+
+        load = [asyncio.create_task(top_up(user)) for user in users]
+        await until(lambda: all(len(stamps) > 5 for stamps in stamped.values()))
+        about = await backed_up(daemon, data_dir / "backup")
+        before = {user: len(stamps) for user, stamps in stamped.items()}
+        await until(lambda: all(len(stamped[user]) > before[user] for user in users))
+        going = False
+        await asyncio.gather(*load)
+        rpc.close()
+    await put_back(daemon, data_dir / "backup")
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for user in users:
+            expected = sum(1 for at_ns in stamped[user] if at_ns <= about["taken_at_ns"])
+            assert expected < len(stamped[user])
+            account = await rpc.ask("get_account", user)
+            assert account["balance_nanos"] == expected
+            rows = await rpc.ask("history", user, {"limit": 1})
+            assert rows[0]["balance_after_nanos"] == expected
+        assert (await rpc.ask("top_up", users[0], 1))["entry_id"] > 0
+        rpc.close()
+
+
+async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_start(data_dir: Path) -> None:
+    async with receiving() as receiver:
+        daemon = Daemon(data_dir, cutoff__url=receiver.url)
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            for user in ("saved", "dry"):
+                await rpc.ask("top_up", user, 5 * COIN)
+                await rpc.ask("set_rate", user, COIN)
+            await backed_up(daemon, data_dir / "backup")
+            await rpc.ask("top_up", "saved", 1000 * COIN)  # after the backup: lost with the host
+            daemon.kill()
+        await put_back(daemon, data_dir / "backup")
+        await asyncio.sleep(5)  # they have run out by then
+        receiver.clear()
+        for _ in range(2):
+            with daemon:
+                rpc = await Rpc.connect(daemon.rpc_port)
+                await until_exhausted(rpc, "saved", "dry")
+                assert len(await rpc.ask("pending_cutoffs")) == 2
+                await rpc.ask("top_up", "later", COIN)
+                await rpc.ask("debit", "later", COIN)  # what runs out while it serves does not wait
+                await until(lambda: [call.user_id for call in receiver.calls] == ["later"])
+                while len(await rpc.ask("pending_cutoffs")) > 2:
+                    await asyncio.sleep(0.02)
+                receiver.clear()
+                daemon.kill()
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await until_exhausted(rpc, "saved", "dry")
+            await rpc.ask("top_up", "saved", 1000 * COIN)
+            assert await rpc.ask("release_cutoffs") == {"released": 1}
+            await until(lambda: [call.user_id for call in receiver.calls] == ["dry"])
+            assert not (data_dir / "data" / "restored").exists()
+            rpc.close()
+
+
+async def until_exhausted(rpc: Rpc, *users: str) -> None:
+    for _ in range(500):
+        if all([(await rpc.ask("get_account", user))["state"] == "exhausted" for user in users]):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("they did not run out")
+
+
+async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(data_dir: Path) -> None:
+    async with receiving() as receiver:
+        daemon = Daemon(data_dir, cutoff__url=receiver.url, cutoff__hold_above=1, shards__workers=1)
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            for user in ("a", "b"):
+                await rpc.ask("top_up", user, COIN)
+                await rpc.ask("set_rate", user, 2 * COIN)
+            daemon.kill()
+        await asyncio.sleep(0.7)
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await until_exhausted(rpc, "a", "b")
+            assert len(await rpc.ask("pending_cutoffs")) == 2
+            assert receiver.calls == []
+            assert await rpc.ask("release_cutoffs") == {"released": 2}
+            await until(lambda: sorted(call.user_id for call in receiver.calls) == ["a", "b"])
+            rpc.close()
+
+
+async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_good(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("backup", "begin")
+        assert (await rpc.call("backup", "begin"))[0] == "BACKUP_REFUSED: a backup is being taken already"
+        killed = (await rpc.ask("shards_info"))[0]["worker_pid"]
+        daemon.kill(killed)
+        rpc = await reconnected(daemon)
+        while (await rpc.ask("shards_info"))[0]["worker_pid"] == killed:
+            await asyncio.sleep(0.01)  # the supervisor has not noticed yet: nothing of its files can have changed
+        error, _ = await rpc.call("backup", "end")
+        assert "ended meanwhile" in error
+        assert (await rpc.call("backup", "end"))[0].startswith("BACKUP_REFUSED: no backup is being taken")
+        await asyncio.to_thread(daemon.wait_ready)
+        await backed_up(daemon, data_dir / "backup")
+        rpc.close()
+
+
+async def reconnected(daemon: Daemon) -> Rpc:
+    """A connection that answers: the one before may have been the killed worker's."""
+    for _ in range(200):
+        try:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("ping")
+            return rpc
+        except (Lost, OSError):
+            await asyncio.sleep(0.05)
+    raise AssertionError("nobody answers")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "not empty", "unfinished"])
+async def test_what_is_no_whole_backup_is_not_restored(data_dir: Path, damage: str) -> None:
+    backup = data_dir / "backup"
+    with Daemon(data_dir) as daemon:
+        await backed_up(daemon, backup)
+    data = data_dir / "data"
+    if damage == "not empty":
+        expected = "is not empty"
+    else:
+        shutil.rmtree(data)
+        segment = next((backup / "shard-1").glob("segment-*"))
+        if damage == "flipped":
+            content = bytearray(segment.read_bytes())
+            content[100] ^= 1
+            segment.write_bytes(content)
+            expected = "is not what was backed up"
+        elif damage == "missing":
+            segment.unlink()
+            expected = "No such file"
+        else:
+            (backup / "backup.json").unlink()
+            expected = "it is no backup"
+    before = sorted(os.listdir(data)) if data.exists() else None
+    done = billing("restore", backup, "--config", daemon.config)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert (sorted(os.listdir(data)) if data.exists() else None) == before
