@@ -137,9 +137,12 @@ class Admin(_Section):
 
 
 class Log(_Section):
-    """What is told on standard error."""
+    """What is told: to journald under systemd, else on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = _key("info", "The least that is told")
+    user_ids: Literal["shown", "hashed", "hidden"] = _key(
+        "shown", "How users are named there; if not shown, request ids and messages of clients are hidden, too"
+    )
 
 
 class Config(_Section):

@@ -26,6 +26,7 @@ from billing.api.tls import server_context
 from billing.config import Config
 from billing.config_load import EXIT_CONFIG, ConfigError, load
 from billing.ops.listeners import bind
+from billing.ops.logs import set_up
 from billing.ops.notify import Notifier, handed_over
 from billing.ops.service import Service
 from billing.reload import Reload
@@ -48,9 +49,7 @@ def serve(file: Path | None) -> int:
     except ConfigError as error:
         print(f"billing: the configuration cannot be run:\n{error}", file=sys.stderr)
         return EXIT_CONFIG
-    logging.basicConfig(
-        level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    set_up(config.log, os.environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(file, config, listeners, admin))
 
@@ -133,7 +132,12 @@ def _settings(config: Config) -> Settings:
 
 def work(control_descriptor: int) -> int:
     """A worker process: hosts one shard of the billing application; returns its exit code."""
-    from billing.application import build
-    from shards.process import run
+    from billing.application import Billing, build
+    from shards.process import Begin, run
 
-    return run(control_descriptor, build)
+    def build_logging(begin: Begin) -> Billing:
+        billing = build(begin)
+        set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+        return billing
+
+    return run(control_descriptor, build_logging)

@@ -19,6 +19,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
     "shards/links.py": ({"os.open", "os.unlink"}, "the directory of the workers' unix sockets"),
     "billing/ops/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
+    "billing/ops/logs.py": ({"os.fstat"}, "whether standard error is the journal's"),
     "billing/ops/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results and reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),

@@ -129,7 +129,7 @@ def lateness(watchman: Watchman) -> Markup:
     text = (
         f"{words.number(sent)} cutoffs were sent in this hour; the worst p99 of ten seconds was {words.span(worst_ns)}."
         if sent
-        else "No cutoff was due in this hour."
+        else "No cutoff was sent in this hour."
     )
     return plot + Markup(
         '<p class="note"><span class="key p50">median</span> <span class="key p99">99th percentile</span> {}</p>'
@@ -175,7 +175,7 @@ def coming(asked: Asked) -> Markup:
         "Balances that run out, by minute from now",
     )
     takes = told["endpoint_takes_per_second"]
-    peak = Markup("{} balances run out, as things stand; at most <b>{}</b> in a second, {}.").format(
+    peak = Markup("Balances that run out, as things stand: <b>{}</b>; at most <b>{}</b> in a second, {}.").format(
         words.number(total),
         words.number(told["peak_per_second"]),
         f"in {words.span(max(0, told['peak_at_ns'] - asked.now_ns))}",
@@ -292,7 +292,7 @@ def runbook() -> Markup:
             alert.name,
             "bad" if alert.severity == PAGE else "warn",
             alert.severity,
-            alert.meaning,
+            _code(alert.meaning),
             _code(alert.action),
             alert.expression,
             alert.lasting,

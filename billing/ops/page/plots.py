@@ -13,7 +13,7 @@ from typing import Final
 from markupsafe import Markup
 
 WIDTH: Final = 720
-HEIGHT: Final = 190
+HEIGHT: Final = 250
 LEFT, RIGHT, TOP, BOTTOM = 78, 8, 12, 26
 LOWEST_MS: Final = 0.1
 DECADES_MS: Final = (0.1, 1, 10, 100, 1000, 10_000, 100_000)

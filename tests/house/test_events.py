@@ -1,0 +1,49 @@
+"""Each warning and worse that is logged stands in the operator's table of events, with what to do; and nothing else."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from billing.ops.logs import EVENTS
+from tests.house.source import ROOMS, Module, module_of, modules
+
+LEVELS = {"warning", "error", "critical", "exception"}
+
+
+def logged(module: Module) -> Iterator[tuple[str, str]]:
+    """(where, the words) of each warning and worse; words that are not there as they stand are told as they are."""
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in LEVELS:
+            continue
+        if isinstance(node.func.value, ast.Name) and node.func.value.id in ("log", "logger"):
+            words = node.args[0]
+            text = words.value if isinstance(words, ast.Constant) else ast.unparse(words)
+            yield f"{module.path}:{node.lineno}", str(text)
+
+
+def all_logged() -> list[tuple[str, str]]:
+    return [found for module in modules(*ROOMS) for found in logged(module)]
+
+
+def test_every_warning_says_what_to_do() -> None:
+    unknown = [(where, words) for where, words in all_logged() if words not in EVENTS]
+    assert unknown == [], "to be added to billing/ops/events.toml, with what an operator is to do"
+
+
+def test_no_event_is_left_that_nobody_logs() -> None:
+    there = {words for _, words in all_logged()}
+    assert [event.name for event in EVENTS.values() if event.says not in there] == []
+
+
+def test_events_name_each_of_their_values_once() -> None:
+    assert len({event.name for event in EVENTS.values()}) == len(EVENTS)
+    for event in EVENTS.values():
+        assert event.says.count("%") == len(event.values), event.name
+        assert len(event.do) > 10, event.name
+
+
+def test_the_rule_sees() -> None:
+    assert list(logged(module_of("x.py", "log.warning('a %d', 1)"))) == [("x.py:1", "a %d")]
+    assert list(logged(module_of("x.py", "log.error(text)"))) == [("x.py:1", "text")]
+    assert not list(logged(module_of("x.py", "log.info('a')")))

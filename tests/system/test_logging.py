@@ -1,0 +1,47 @@
+"""What the real daemon logs: starts and troubles with what to do; no request, and nothing that is secret."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+TOKEN = "correct-horse-battery-staple"
+
+
+async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
+    secret, tokens = data_dir / "secret", data_dir / "tokens"
+    secret.write_text(SECRET + "\n")
+    tokens.write_text(f"ops:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    for one in (secret, tokens):
+        one.chmod(0o600)
+    settings = {"rpc.tokens_file": str(tokens), "cutoff.secret_file": str(secret), "log.level": "debug"}
+    with Daemon(data_dir, cutoff__url="http://127.0.0.1:9/x", **settings) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("hello", {"token": TOKEN})
+        for number in range(50):
+            await rpc.ask("top_up", f"quiet_user_{number}", "0.000001")
+            await rpc.call("debit", f"quiet_user_{number}", "5")
+            await rpc.ask("set_rate", f"quiet_user_{number}", 1000)
+        daemon.stop()
+    text = daemon.log.read_text()
+    assert "shard 1 serves" in text
+    assert "http://127.0.0.1:9 does not answer" in text
+    assert "Nothing is lost" in text, "and what to do"
+    for hidden in (SECRET, SECRET.removeprefix("whsec_"), TOKEN, "quiet_user"):
+        assert hidden not in text
+    assert len(text.splitlines()) < 60
+
+
+async def test_a_worker_that_is_killed_is_one_event_with_advice(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        daemon.kill(daemon.worker_pids()[0])
+        daemon.wait_ready()
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert await rpc.ask("ping") == "pong"
+    ended = [line for line in daemon.log.read_text().splitlines() if "ended with -9" in line]
+    assert len(ended) == 1
+    assert "it recovers from its journal" in ended[0]
