@@ -101,7 +101,7 @@ PATH = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--accounts",
-    default=10_000,
+    default=50_000,
     type=click.IntRange(0, 20_000_000),
     show_default=True,
     help="Accounts of the mix, created beforehand.",
