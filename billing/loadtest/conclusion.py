@@ -45,6 +45,31 @@ def sustained_per_s(result: Result) -> float | None:
     return median(run.per_s for run in result.runs)
 
 
+def telling(result: Result) -> list[Run]:
+    """The runs whose figures count: all runs, or the steps of a sweep at its knee."""
+    if result.runs:
+        return result.runs
+    at_knee = [step for step in result.steps if step.offered_per_s == result.knee_per_s]
+    good = [step for step in at_knee if sustained(step, result.p99_limit_ms)]
+    return good or result.steps[:1]
+
+
+def kept_up(result: Result) -> list[Run]:
+    """The runs of which lateness of cutoffs is told: all, but of a sweep only the sustained steps, where there are."""
+    good = [step for step in result.steps if sustained(step, result.p99_limit_ms)]
+    return result.runs or good or result.steps
+
+
+def counted(number: int, word: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def in_bytes(number: float) -> str:
+    """In MiB or GiB."""
+    return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
+
+
 def needs(result: Result) -> list[Need]:
     """What fleets of machines need, each reporting once a minute."""
     rate = sustained_per_s(result)
@@ -89,29 +114,29 @@ def conclusion(result: Result) -> Iterator[str]:
 
 def _rate(result: Result) -> Iterator[str]:
     rate, workers, limit = sustained_per_s(result), result.daemon["workers"], f"{result.p99_limit_ms:g} ms"
-    cost = [run.cpu_us_per_command for run in result.measured if run.cpu_us_per_command]
+    cost = [run.cpu_us_per_command for run in telling(result) if run.cpu_us_per_command]
     if rate is None:
         if result.measured and any(run.answered for run in result.measured):
             yield f"The offered rate was not sustained: the 99th percentile was above {limit}, or a run was not valid."
     else:
         shown = "Sustained at most" if result.knee_per_s is not None else "Sustained at least (no higher was tried)"
-        latency = whole([run for run in result.measured if sustained(run, result.p99_limit_ms)], "latency")
+        latency = whole(telling(result), "latency")
         p99_ns = latency.percentile("99")
         yield (
-            f"{shown}: {rate:,.0f} durable commands a second on {workers} workers, {rate / workers:,.0f} a worker, "
-            f"with the 99th percentile of latency within {limit}"
-            + (f" (it was {p99_ns / 1e6:.1f} ms over the sustained runs)." if p99_ns else ".")
+            f"{shown}: {rate:,.0f} durable commands a second on {counted(workers, 'worker')}, "
+            f"{rate / workers:,.0f} a worker, with the 99th percentile of latency within {limit}"
+            + (f" (it was {p99_ns / 1e6:.1f} ms)." if p99_ns else ".")
         )
     if cost:
         each = median(cost)
         yield (
-            f"A command cost {each:.1f} µs of the daemon's CPU: reckoned from that, a core that does nothing else is "
-            f"full at {1e6 / each:,.0f} a second."
+            f"A command cost {each:.1f} µs of the daemon's CPU at that rate (less where more of them share a sync): a "
+            f"core that does nothing else would be full at {1e6 / each:,.0f} a second."
         )
 
 
 def _cutoffs(result: Result) -> Iterator[str]:
-    lateness = histogram_of([pair for run in result.measured for pair in run.cutoffs.lateness])
+    lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
     p50_ns, p99_ns = lateness.percentile("50"), lateness.percentile("99")
     if lateness.total and p50_ns is not None:
         tail = f", 99 % within {p99_ns / 1e6:.1f} ms" if p99_ns is not None else ""
@@ -119,13 +144,13 @@ def _cutoffs(result: Result) -> Iterator[str]:
             f"Cutoffs left on time: half of {lateness.total:,} reached the endpoint within {p50_ns / 1e6:.1f} ms of "
             f"the exact instant{tail}, the last after {lateness.greatest / 1e6:.0f} ms."
         )
-    storms = [run.cutoffs.last_after_s for run in result.measured if run.cutoffs.last_after_s]
+    storms = [run.cutoffs.last_after_s for run in kept_up(result) if run.cutoffs.last_after_s]
     if storms:
         yield (
             f"A storm of {result.workload.storm:,} cutoffs due at one instant was over after {median(storms):.2f} s: "
             f"{result.workload.storm / median(storms):,.0f} a second."
         )
-    cost = [run.cpu_us_per_cutoff for run in result.measured if run.cpu_us_per_cutoff]
+    cost = [run.cpu_us_per_cutoff for run in kept_up(result) if run.cpu_us_per_cutoff]
     if cost:
         yield f"A cutoff cost {median(cost):.0f} µs of the daemon's CPU."
 
@@ -138,13 +163,13 @@ def _needs(result: Result) -> Iterator[str]:
             f"that each report once in {REPORT_EVERY_S} s need:"
         )
     for need in rows:
-        memory = "" if need.memory_bytes is None else f", {need.memory_bytes / 2**30:.1f} GiB if each is an account"
+        memory = "" if need.memory_bytes is None else f", {in_bytes(need.memory_bytes)} if each is an account"
         yield (
-            f"  {need.machines:,} machines: {need.per_s:,.0f} commands a second, {need.workers} "
-            f"worker{'s' if need.workers > 1 else ''}{memory}"
+            f"  {need.machines:,} machines: {need.per_s:,.0f} commands a second, "
+            f"{counted(need.workers, 'worker')}{memory}"
         )
     if any(need.workers > result.daemon["workers"] for need in rows):
         yield (
-            f"  (reckoned in proportion beyond the {result.daemon['workers']} workers measured; a daemon is one host, "
-            "so more workers than its cores mean more daemons, each with its own users)"
+            f"  (reckoned in proportion beyond the {counted(result.daemon['workers'], 'worker')} measured; a daemon is "
+            "one host, so more workers than its cores mean more daemons, each with its own users)"
         )

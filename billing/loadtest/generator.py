@@ -14,14 +14,17 @@ It is told what to do over the socket that it inherits, one step after the other
 instant; `drive` sends the load from a boot instant on and is what is measured; `read` asks for every account and runs
 the model over all answers of the run; `settle` lets time pass in the model and tells which cutoffs there had to be.
 
-While it drives, nothing else is done here: answers are kept in columns, and the collector of garbage is off. When the
-wire closes, the process ends.
+While it drives, nothing else is done here: answers are kept in columns, and the collector of garbage is off. Where it
+may, it takes precedence over other processes: it sleeps most of the time, and what it measures is its own lateness too.
+When the wire closes, the process ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import resource
 import socket
 import sys
@@ -45,6 +48,7 @@ from shards.clock import boot_now_ns
 from shards.links import Wire
 
 MORE_AT_ONCE = 4096  # commands made at a time in a closed loop
+PRIORITY = -10  # niceness
 PHASE_DEPTH = 512  # open commands a connection in phases that are not measured
 
 
@@ -270,6 +274,8 @@ def _progress(wire: Wire, number: int) -> Callable[[int], None]:
 
 def main(arguments: list[str]) -> None:
     """The main function of the process; the argument is the number of the wire's descriptor."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(int(arguments[0])))
 

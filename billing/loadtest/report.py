@@ -11,7 +11,18 @@ from html import escape
 from typing import Final
 
 from billing.loadtest import plots
-from billing.loadtest.conclusion import FLEETS, HEADROOM, REPORT_EVERY_S, conclusion, needs, sustained
+from billing.loadtest.conclusion import (
+    FLEETS,
+    HEADROOM,
+    REPORT_EVERY_S,
+    conclusion,
+    counted,
+    in_bytes,
+    kept_up,
+    needs,
+    sustained_per_s,
+    telling,
+)
 from billing.loadtest.result import Result, histogram_of, whole
 from billing.loadtest.summary import ms, spread, verdict_line
 from billing.loadtest.validity import CRITERIA
@@ -48,10 +59,10 @@ def report(result: Result) -> str:
 
 
 def _body(result: Result, title: str) -> Iterator[str]:
-    facts = result.daemon
+    facts, workers = result.daemon, counted(result.daemon["workers"], "worker")
     yield f"<h1>{title}</h1>"
     yield (
-        f'<p class="faint">{escape(result.began_at)} · {facts["workers"]} workers on {result.environment["cores"]} '
+        f'<p class="faint">{escape(result.began_at)} · {workers} on {result.environment["cores"]} '
         f"cores ({escape(str(result.environment['processor']))}) · journal.sync = {facts['journal_sync']} · commit "
         f"{escape(str(result.environment['commit']) or 'unknown')}</p>"
     )
@@ -60,7 +71,7 @@ def _body(result: Result, title: str) -> Iterator[str]:
     yield from _needs(result)
     yield "<h2>What was found</h2>"
     for sentence in conclusion(result):
-        if not sentence.startswith(" "):
+        if not sentence.startswith(" ") and not sentence.endswith(":"):
             yield f"<p>{escape(sentence)}</p>"
     yield from _figures(result)
     yield from _plots(result)
@@ -91,13 +102,13 @@ def _verdicts(result: Result) -> Iterator[str]:
 
 def _big(result: Result) -> Iterator[str]:
     """The few figures that are looked for first."""
-    good = [run for run in result.measured if sustained(run, result.p99_limit_ms)] or result.measured
+    good = telling(result)
     latency = whole(good, "latency")
-    lateness = histogram_of([pair for run in result.measured for pair in run.cutoffs.lateness])
+    lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
     cost = sorted(run.cpu_us_per_command for run in good if run.cpu_us_per_command is not None)
     top = max((run.per_s for run in good), default=0.0)
     cells = [
-        (f"{top:,.0f}/s", "commands, most that was measured" + ("" if result.knee_per_s is None else " and sustained")),
+        (f"{top:,.0f}/s", "commands sustained" if sustained_per_s(result) else "commands answered"),
         (f"{ms(latency.percentile('50'))} / {ms(latency.percentile('99'))} ms", "latency of callers: half / 99 %"),
     ]
     if lateness.total:
@@ -128,8 +139,9 @@ def _needs(result: Result) -> Iterator[str]:
         return
     yield (
         f"<p>For virtual machines that each report once in {REPORT_EVERY_S} seconds. A worker takes one core. Planned "
-        f"with {HEADROOM:.0%} of the sustained rate; in proportion beyond the {result.daemon['workers']} workers that "
-        "were measured. One daemon is one host: more workers than its cores mean more daemons, each with its own "
+        f"with {HEADROOM:.0%} of the sustained rate; in proportion beyond the "
+        f"{counted(result.daemon['workers'], 'worker')} "
+        "measured. One daemon is one host: more workers than its cores mean more daemons, each with its own "
         "users.</p>"
     )
     body = [
@@ -137,7 +149,7 @@ def _needs(result: Result) -> Iterator[str]:
             f"{need.machines:,}",
             f"{need.per_s:,.0f}",
             f"{need.workers:,}",
-            "–" if need.memory_bytes is None else f"{need.memory_bytes / 2**30:.1f} GiB",
+            "–" if need.memory_bytes is None else in_bytes(need.memory_bytes),
         ]
         for need in rows
     ]
@@ -173,7 +185,7 @@ def _figures(result: Result) -> Iterator[str]:
 def _plots(result: Result) -> Iterator[str]:
     if result.steps:
         yield _figure("Throughput against latency", plots.throughput(result.steps), _knee(result))
-    good = [run for run in result.measured if sustained(run, result.p99_limit_ms)] or result.measured
+    good = telling(result)
     shown = good[-1] if result.steps else max(good, key=lambda run: histogram_of(run.latency).value_at(0.99))
     of = f"the step at {shown.offered_per_s:,.0f} a second" if result.steps else f"run {shown.number + 1}"
     curves = [("latency from the intended start", whole(result.runs or [shown], "latency"))]
@@ -181,7 +193,9 @@ def _plots(result: Result) -> Iterator[str]:
     if any(histogram.total for _, histogram in curves):
         over = "all runs" if result.runs else of
         yield _figure(
-            "Latency by percentile", plots.by_percentile(curves), f"Of {over}; down and to the right is good."
+            "Latency by percentile",
+            plots.by_percentile(curves),
+            f"Of {over}; each step to the right leaves a tenth of them beyond.",
         )
     if shown.answered:
         yield _figure(
@@ -190,7 +204,7 @@ def _plots(result: Result) -> Iterator[str]:
             f"Of {of}, warm-up included. Upright lines are events, known to a quarter of a second: syncs of the disk "
             "above 20 ms, snapshots, moves of buckets, collections of garbage above 10 ms, and trouble that was made.",
         )
-    lateness = histogram_of([pair for run in result.measured for pair in run.cutoffs.lateness])
+    lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
     if lateness.total:
         yield _figure(
             "Lateness of cutoffs",

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from statistics import median
 
-from billing.loadtest.conclusion import conclusion
+from billing.loadtest.conclusion import conclusion, counted, telling
 from billing.loadtest.latency import PERCENTILES, Histogram, hgrm
 from billing.loadtest.result import Result, Run, histogram_of, whole
 from billing.loadtest.validity import CRITERIA
@@ -81,9 +81,9 @@ def verdict_line(run: Run) -> str:
 
 def summary(result: Result) -> Iterator[str]:
     """The whole result."""
-    facts = result.daemon
+    facts, workers = result.daemon, counted(result.daemon["workers"], "worker")
     yield (
-        f"billing {facts['version']} with {facts['workers']} workers, journal.sync = {facts['journal_sync']}; "
+        f"billing {facts['version']} with {workers}, journal.sync = {facts['journal_sync']}; "
         f"{result.environment['processor']}, {result.environment['cores']} cores, commit {result.environment['commit']}"
     )
     for step in result.steps:
@@ -143,5 +143,5 @@ def csv_of(result: Result) -> str:
 
 
 def hgrm_of(result: Result) -> str:
-    """Latency from the intended start over all runs, in HdrHistogram's text form."""
-    return hgrm(whole(result.measured, "latency"))
+    """Latency from the intended start, of all runs or of the knee, in HdrHistogram's text form."""
+    return hgrm(whole(telling(result), "latency"))
