@@ -349,11 +349,13 @@ class Process:
         await application.stop_listening()
         await worker.quiesce()
         await application.close()
+        server.close()
+        self._worker = None  # nothing changes the shard any more: no peer, no move, no call
+        worker.close()
+        await worker.quiesce()  # what came in between
         snapshotter.close()
         if wire.is_open:
             await self._snapshot(worker, journal, committer, application.trim_floor)
-        server.close()
-        worker.close()
         await committer.call(journal.close)
         committer.close()
         sockets.close()

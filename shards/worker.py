@@ -313,7 +313,7 @@ class Worker:
 
     def _rearm(self) -> None:
         due_ns = self.shard.next_due_ns()
-        if due_ns < 0:
+        if due_ns < 0 or self._stopping:
             return
         boot_ns = self.clock.boot_of(due_ns)
         armed_ns = self._alarm.armed_ns
@@ -394,7 +394,6 @@ class Worker:
     def close(self) -> None:
         """Closes links and timer, not the journal."""
         self._loop.remove_reader(self._alarm.fileno())
-        self._alarm.close()
-        wires: list[PeerLink | Wire] = [*self.links.values(), *self._peers]
-        for one in wires:
+        closing: list[Any] = [self._alarm, self.handoff, *self.links.values(), *self._peers]
+        for one in closing:
             one.close()

@@ -77,7 +77,8 @@ class Programs:
     def _amount(self) -> int:
         """Small against what a coin-a-second rate burns in the seconds of a run, or odd, or large."""
         rng = self._rng
-        return rng.choice((rng.randrange(1, 9), rng.randrange(1, COIN), rng.randrange(1, 5 * COIN), 3 * COIN))
+        small, large = rng.randrange(1, 10**6), rng.randrange(1, 5 * COIN)
+        return rng.choice((rng.randrange(1, 9), small, rng.randrange(1, COIN), large, 3 * COIN))
 
     def _rate(self) -> int:
         """Nanos an hour; often such that accounts run out within seconds."""

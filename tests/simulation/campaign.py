@@ -49,6 +49,15 @@ def outcomes(seeds: Iterable[int], jobs: int) -> Iterator[dict[str, Any]]:
         yield from pool.imap_unordered(outcome_of, seeds, chunksize=4)
 
 
+def first_failing(first: int, last: int) -> tuple[int, str] | None:
+    """The first seed that fails, and how."""
+    for seed in range(first, last):
+        outcome = outcome_of(seed)
+        if not outcome["ok"]:
+            return seed, outcome["error"]
+    return None
+
+
 def campaign(first: int, last: int, jobs: int = 1, out: Path | None = None) -> dict[str, Any]:
     """Plays seeds first..last-1 but those that `out` has; prints each that fails. What all of them came to."""
     done = known(out)

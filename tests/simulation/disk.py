@@ -54,6 +54,7 @@ class SimDisk:
         self.on_sync: Callable[[str, Node], None] = lambda path, node: None  # what of a file is durable has changed
         self._rng = rng
         self._fault = fault
+        self._only, self._ahead = "", 0
         self._boot = medium.boots
         self._dead = False
         self._handles: dict[int, tuple[str, Node]] = {}
@@ -66,9 +67,10 @@ class SimDisk:
         for path in [path for path, holder in self.medium.locks.items() if holder is self]:
             del self.medium.locks[path]
 
-    def fail(self, what: int | str, *, calls_ahead: int = 1, sticky: bool = False) -> None:
-        """Let the call go wrong that comes so many calls from now."""
+    def fail(self, what: int | str, *, calls_ahead: int = 1, sticky: bool = False, only: str = "") -> None:
+        """Let the call go wrong that comes so many calls from now; `only`: so many of that name."""
         self._fault = Fault(self.calls + calls_ahead, what, sticky)
+        self._only, self._ahead = only, calls_ahead
 
     def spare(self) -> None:
         """Let nothing go wrong any more."""
@@ -83,7 +85,12 @@ class SimDisk:
         self.calls += 1
         self.trace.append(f"{call} {os.path.basename(path)}")
         fault = self._fault
-        if fault is None or not (self.calls == fault.call or (fault.sticky and self.calls > fault.call)):
+        if fault is not None and self._only:
+            self._ahead -= call == self._only
+            if self._ahead or call != self._only:
+                return 0
+            self._only, self._fault = "", None
+        elif fault is None or not (self.calls == fault.call or (fault.sticky and self.calls > fault.call)):
             return 0
         self.fired += 1
         if fault.what in ("kill", "power") and call != "write":

@@ -14,6 +14,7 @@ from tests.simulation.machine import SimProcess
 from tests.simulation.world import DATA, World
 
 TRIES, TRY_S = 400, 0.02
+CALLS = ("create", "write", "fdatasync", "fsync", "fsync_dir", "rename", "unlink", "allocate")
 ENDPOINT = ("refused", "slow", "5xx", "4xx", "lost")
 
 
@@ -108,7 +109,10 @@ class Chaos:
         if not running:
             return False
         process = self.rng.choice(running)
-        process.disk.fail(what, calls_ahead=self.rng.choice((1, 1, 2, 2, 3, 5, 8, 20)))
+        if self.rng.random() < 0.5:
+            process.disk.fail(what, calls_ahead=self.rng.choice((1, 1, 2, 2, 3, 5, 8, 20)))
+        else:
+            process.disk.fail(what, calls_ahead=self.rng.choice((1, 1, 2, 3)), only=self.rng.choice(CALLS))
         await self._wait(lambda: process.disk.fired > 0 or process.exit_code is not None)
         process.disk.spare()
         return process.disk.fired > 0

@@ -113,6 +113,10 @@ class Kernel:
                 loop = handle.loop
                 if loop.dead or handle.cancelled():
                     continue
+                if loop.hung_until_ns > self.now_ns:  # it does nothing now, and all of it later, in order
+                    handle.when_ns = loop.hung_until_ns
+                    self.at(handle)
+                    continue
                 self.steps += 1
                 if loop is not current:
                     current = loop
@@ -137,6 +141,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.kernel = kernel
         self.name = name
         self.dead = False
+        self.hung_until_ns = 0
         self.on_trouble: Callable[[dict[str, Any]], None] | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._readers: dict[int, Callable[[], None]] = {}

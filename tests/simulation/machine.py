@@ -21,7 +21,7 @@ from shards.committer import Committer
 from shards.host import Host
 from tests.simulation.disk import Crashed, Medium, SimDisk
 from tests.simulation.loop import Kernel, SimAlarm, SimLoop
-from tests.simulation.wires import Net, NetLoop, SimSocket, SimSocketDirectory
+from tests.simulation.wires import Net, NetLoop, SimSocket, SimSocketDirectory, Stream
 
 EXIT_KILLED = -9
 
@@ -173,6 +173,7 @@ class Machine:
         self.start_worker: Callable[[SimProcess, SimSocket], Any] = lambda process, control: None
         self.next_fault: dict[str, tuple[int, str]] = {}  # for the next process of that name: at which call, what
         self.next_fired = 0
+        self.on_control: Callable[[SimProcess, Stream], None] = lambda process, stream: None  # a new control wire
         self.slow_disk = False
         self._disk_rng = random.Random(rng.getrandbits(64))
         self._pid = 100
@@ -197,6 +198,8 @@ class Machine:
         ours, theirs = self.net.pair()
         await asyncio.sleep(0)
         process = self.start(command[-1])
+        assert theirs.end is not None
+        self.on_control(process, theirs.end.stream)
         process.run(self.start_worker(process, theirs))
         return process, ours
 

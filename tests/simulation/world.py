@@ -228,6 +228,9 @@ class World:
             return False
         if set(supervisor.map.weights) != set(range(1, self.workers + 1)):
             return False  # some are still being drained
+        awake_ns = max(process.loop.hung_until_ns for process in self.machine.processes.values()) + SECOND_NS
+        if awake_ns > self.kernel.now_ns:
+            return False
         workers = [process._worker for process in self.live()]
         return all(w is not None and not w._writing and not w.shard.has_more() for w in workers)
 
@@ -264,13 +267,12 @@ class World:
 
     async def restart(self, workers: int = 0) -> None:
         """An orderly end and a start, with that many workers (0: as before); returns when every bucket is served."""
+        self.workers = workers or self.workers
         before = self.supervisor
         if before is not None:
             before.stop()
             while self.supervisor is before:
                 await asyncio.sleep(0.01)
-        if workers:
-            self.workers = workers
         if self.supervisor is None:
             self.start()
 

@@ -1,0 +1,342 @@
+"""Faults made by hand in the code that keeps things durable, owned by one, and told: each must be caught.
+
+A row is (name, file, what stands there, what is put instead). The text must occur exactly once: a fault that does not
+fit the code any more is told, not passed over. What was a bug once and was found here stands in it, too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Faulty(NamedTuple):
+    """One fault."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+FAULTS = [
+    # -- sync, then speak -------------------------------------------------------------------------------------------
+    Faulty(
+        "reply-before-sync",
+        "shards/worker.py",
+        "                    caller.answer(token, reply)\n",
+        "                    caller.answer(token, reply)\n                    caller.flush()\n",
+    ),
+    Faulty(
+        "reads-do-not-wait",
+        "shards/shard.py",
+        "            self._replies.append((caller, token, reply))\n\n    def _elsewhere",
+        "            caller.answer(token, reply)\n            caller.flush()\n\n    def _elsewhere",
+    ),
+    Faulty(
+        "batch-not-synced",
+        "shards/journal/live.py",
+        "        if sync:\n            self._disk.fdatasync(self.handle)\n",
+        "",
+    ),
+    Faulty(
+        "notices-early-without-waiting",
+        "shards/shard.py",
+        "        early = [notice for notice in notices if notice[1] < first] if first >= 0 else notices[:]\n"
+        "        if early:\n",
+        "        early, first = notices[:], -1\n        if early:\n",
+    ),
+    Faulty(
+        "owed-before-it-is-durable",
+        "billing/application.py",
+        "        if call is None or is_untold(self._worker.shard.untold(), bucket_id, user_id, call):\n",
+        "        if call is None:\n",
+    ),
+    Faulty(
+        "batch-in-flight-forgotten",
+        "shards/shard.py",
+        "        if self._flight is not None and self._flight.from_ns >= 0:\n",
+        "        if False:\n",
+    ),
+    # -- names and files --------------------------------------------------------------------------------------------
+    Faulty(
+        "segment-name-not-synced",
+        "shards/journal/room.py",
+        '/{SPARE}", f"{self._directory}/{name}")\n        self._disk.fsync_dir(self._directory)\n',
+        '/{SPARE}", f"{self._directory}/{name}")\n',
+    ),
+    Faulty(
+        "spare-not-synced",
+        "shards/journal/room.py",
+        "        write_all(self._disk, self._spare, content, 0)\n        self._disk.fdatasync(self._spare)\n",
+        "        write_all(self._disk, self._spare, content, 0)\n",
+    ),
+    Faulty(
+        "snapshot-not-synced",
+        "shards/journal/snapshot.py",
+        "        _write(disk, handle, head, chunks, reached)\n        disk.fsync(handle)\n",
+        "        _write(disk, handle, head, chunks, reached)\n",
+    ),
+    Faulty(
+        "snapshot-name-not-synced",
+        "shards/journal/shelf.py",
+        "            raise\n        self._disk.fsync_dir(self._directory)\n",
+        "            raise\n",
+    ),
+    Faulty(
+        "trim-beyond-the-older-snapshot",
+        "shards/journal/file.py",
+        "min(position, self._shelf.fallback), False\n",
+        "position, False\n",
+    ),
+    Faulty(
+        "trim-before-the-snapshot-stands",
+        "shards/journal/file.py",
+        "            self._shelf.save(head, chunks, self._reached)\n",
+        "            while len(self._segments) > 1 and self._segments[1].header.first_position - 1 <= position:\n"
+        '                self._disk.unlink(f"{self._directory}/{self._segments[0].name}")\n'
+        "                del self._segments[0]\n"
+        "            self._shelf.save(head, chunks, self._reached)\n",
+    ),
+    # -- recovery ---------------------------------------------------------------------------------------------------
+    Faulty(
+        "suspects-not-written-anew",
+        "shards/journal/file.py",
+        "        body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)\n",
+        '        body = b""\n',
+    ),
+    Faulty(
+        "cache-is-trusted",
+        "shards/journal/recovery.py",
+        "        unproven.append(batch)\n",
+        "        durable, durable_chain, durable_end = head, chain, end\n",
+    ),
+    Faulty(
+        "chain-not-checked",
+        "shards/journal/record.py",
+        "        if crc32c(view[payload_at:payload_end], chain) != next_chain:\n            return\n",
+        "",
+    ),
+    Faulty(
+        "damage-passes-for-a-torn-tail",
+        "shards/journal/recovery.py",
+        "    if proof >= 0:\n",
+        "    if False:\n",
+    ),
+    Faulty(
+        "head-checksum-not-checked",
+        "shards/journal/record.py",
+        "        if magic != _BATCH_MAGIC or crc32c(view[offset + 8 : payload_at], seed) != hcrc:\n",
+        "        if magic != _BATCH_MAGIC:\n",
+    ),
+    Faulty(
+        "snapshot-checksum-not-checked",
+        "shards/journal/snapshot.py",
+        "            if crc != chunk_crc:\n",
+        "            if False:\n",
+    ),
+    Faulty(
+        "failed-sync-tried-again",
+        "shards/journal/live.py",
+        "        if sync:\n            self._disk.fdatasync(self.handle)\n",
+        "        if sync:\n            try:\n                self._disk.fdatasync(self.handle)\n"
+        "            except OSError:\n                self._disk.fdatasync(self.handle)\n",
+    ),
+    Faulty(
+        "failed-write-goes-on",
+        "shards/worker.py",
+        "                self.fail(error)\n            return\n        self.no_room",
+        "                self._append(ready)\n            return\n        self.no_room",
+    ),
+    # -- snapshots --------------------------------------------------------------------------------------------------
+    Faulty(
+        "part-holds-what-is-not-durable",
+        "shards/snapshotter.py",
+        "        if not shard.is_drained():\n            return False\n",
+        "",
+    ),
+    Faulty(
+        "part-one-batch-behind",
+        "shards/snapshotter.py",
+        "shard.dump(self._left.pop(), position)",
+        "shard.dump(self._left.pop(), position - 1)",
+    ),
+    Faulty(
+        "part-one-batch-ahead",
+        "shards/snapshotter.py",
+        "shard.dump(self._left.pop(), position)",
+        "shard.dump(self._left.pop(), position + 1)",
+    ),
+    Faulty(
+        "position-of-parts-ignored",
+        "shards/shard.py",
+        "            if position <= loaded.get(bucket_id, -1):\n                continue\n",
+        "",
+    ),
+    Faulty(
+        "frozen-buckets-left-out",
+        "shards/shard.py",
+        "        still = self._frozen | self._arrived\n",
+        "        still: dict[int, _Still] = {}\n",
+    ),
+    Faulty(
+        "ids-not-in-the-dump",
+        "billing/ledger/block.py",
+        "        _join(book.ids),\n",
+        "        _join([]),\n",
+    ),
+    # -- ownership --------------------------------------------------------------------------------------------------
+    Faulty(
+        "generation-not-raised",
+        "shards/move.py",
+        'self.generation + 1, block, digest))]\n',
+        'self.generation, block, digest))]\n',
+    ),
+    Faulty(
+        "commit-not-synced",
+        "shards/registry.py",
+        "            boot_id=disk.boot_id(),\n",
+        '            boot_id=disk.boot_id(),\n            sync="never",\n',
+    ),
+    Faulty(
+        "commit-before-it-is-stored",
+        "shards/handoff.py",
+        '            self._host.when_durable(lambda: self._send(("stored", number, digest_of(block))))\n',
+        '            self._send(("stored", number, digest_of(block)))\n',
+    ),
+    Faulty(
+        "payload-before-it-is-durable",
+        "shards/handoff.py",
+        "        self._host.when_durable(lambda: self._dump(number, bucket_id, "
+        "self._host.shard.machine.dumping(bucket_id)))\n",
+        "        self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id))\n",
+    ),
+    Faulty(
+        "leave-not-recorded",
+        "shards/shard.py",
+        '        self._own_records.append((LEAVE, bucket_id, generation, b""))\n        self._prefix',
+        "        self._prefix",
+    ),
+    Faulty(
+        "freeze-leaves-the-timers",
+        "shards/shard.py",
+        "        self.machine.disarm(bucket_id)\n",
+        "",
+    ),
+    Faulty(
+        "freeze-lets-commands-through",
+        "shards/shard.py",
+        "_Still(self.held.pop(bucket_id), [])",
+        "_Still(self.held[bucket_id], [])",
+    ),
+    Faulty(
+        "moved-bucket-is-not-armed",
+        "shards/shard.py",
+        "        self._hold(bucket_id, generation)\n        self._begin_chore(self.machine.arming(bucket_id))\n",
+        "        self._hold(bucket_id, generation)\n",
+    ),
+    Faulty(
+        "moved-calls-are-not-taken-up",
+        "shards/handoff.py",
+        '                self._calls.take_up(bucket_id)\n                self._send(("served", number))\n',
+        '                self._send(("served", number))\n',
+    ),
+    Faulty(
+        "aborted-calls-are-not-taken-up",
+        "shards/handoff.py",
+        "            self._frozen_ns.pop(bucket_id, None)\n            self._calls.take_up(bucket_id)\n",
+        "            self._frozen_ns.pop(bucket_id, None)\n",
+    ),
+    Faulty(
+        "calls-in-flight-are-not-waited-for",
+        "shards/handoff.py",
+        "        calls = self._calls.calls_in_flight(bucket_id)\n",
+        "        calls = 0\n",
+    ),
+    Faulty(
+        "orphans-are-kept",
+        "shards/shard.py",
+        "        for bucket_id in orphans:\n            self.leave(bucket_id)\n",
+        "",
+    ),
+    # -- the ledger and what it tells -------------------------------------------------------------------------------
+    Faulty(
+        "exhaustion-rounded-down",
+        "billing/ledger/account.py",
+        "        return self.settled_ns - (-available // self.rate)\n\n    def settle",
+        "        return self.settled_ns + available // self.rate\n\n    def settle",
+    ),
+    Faulty(
+        "request-id-forgotten",
+        "billing/ledger/everyday.py",
+        "    if request_id:\n        book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)\n",
+        "",
+    ),
+    Faulty(
+        "delivered-before-2xx",
+        "billing/application.py",
+        "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,\n",
+        "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_DELIVERED,\n",
+    ),
+    Faulty(
+        "superseded-cutoff-stays-owed",
+        "billing/ledger/cutoffs.py",
+        "            cutoff.status = SUPERSEDED\n",
+        "",
+    ),
+    Faulty(
+        "owed-is-not-taken-up-at-a-start",
+        "billing/application.py",
+        "        self._take_up()\n",
+        "",
+    ),
+    Faulty(
+        "outbox-forgets-what-failed",
+        "billing/expirationd/outbox.py",
+        "            self._make_ready(item)\n        else:\n            self._make_wait(item)\n\n    def next_wake_ns",
+        "            self._make_ready(item)\n        else:\n"
+        "            del self._items[item.bucket_id, item.user_id]\n\n    def next_wake_ns",
+    ),
+    Faulty(
+        "alarm-rounded-down",
+        "shards/clock.py",
+        "            return self.boot_ns + wanted_ns\n",
+        "            return self.boot_ns + wanted_ns - 1_000_000\n",
+    ),
+    Faulty(
+        "wall-clock-is-believed",
+        "shards/clock.py",
+        "        if recorded_boot_id == boot_id and anchor.boot_ns - boot_ns <= SLEW_LEAD_NS_MAX:\n",
+        "        if False:\n",
+    ),
+    Faulty(
+        "last-instant-not-honoured",
+        "shards/clock.py",
+        "    return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False,",
+        "    return Restart(Anchor(boot_ns, wall_ns, 0, 0), False,",
+    ),
+    # -- found here -------------------------------------------------------------------------------------------------
+    Faulty(
+        "an-end-that-waits-for-nothing",
+        "shards/worker.py",
+        "                    self._release(ready)\n                    self._idle.set()\n",
+        "                    self._release(ready)\n",
+    ),
+    Faulty(
+        "an-end-while-peers-are-served",
+        "shards/process.py",
+        "        worker.close()\n        await worker.quiesce()  # what came in between\n        snapshotter.close()\n",
+        "        snapshotter.close()\n",
+    ),
+    Faulty(
+        "a-shard-still-owned-is-held",
+        "shards/process.py",
+        "        return EXIT_FENCED\n",
+        "        return EXIT_DISK\n",
+    ),
+    Faulty(
+        "rebalancing-forgotten-at-a-crash",
+        "shards/registry.py",
+        '        return [*changes, ["uneven", True]] if changes else []\n',
+        "        self.uneven = bool(changes)\n        return changes\n",
+    ),
+]

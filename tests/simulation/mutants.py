@@ -1,0 +1,96 @@
+"""Our own faults, applied one at a time to a copy of the code, against the simulation: each must be caught.
+
+    python -m tests.simulation.mutants [NAME …] [--seeds 200] [--jobs 2] [--out FILE]      all, or those named
+
+A line per fault: the seed that caught it, and how; with `--out` also as JSON lines, and those that it has are not tried
+again. Exit code 1 where one survives. A survivor means that the simulation lacks a fault or the auditor a look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.faulty import FAULTS, Faulty
+
+SEEDS = 200
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("billing", "shards", "tests/simulation")
+_HUNT = "import sys; from tests.simulation.campaign import first_failing; print(first_failing(0, int(sys.argv[1])))"
+
+
+def copied(target: Path) -> None:
+    """The rooms that the simulation needs."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
+    (target / "tests" / "__init__.py").touch()
+
+
+def apply(fault: Faulty, root: Path) -> None:
+    """Puts the fault into the copy; AssertionError where the code has changed and it does not fit any more."""
+    path = root / fault.file
+    text = path.read_text()
+    times = text.count(fault.old)
+    assert times == 1, f"{fault.name}: its text occurs {times} times in {fault.file}: the code has changed, adapt it"
+    path.write_text(text.replace(fault.old, fault.new))
+
+
+def hunt(fault: Faulty, seeds: int = SEEDS) -> dict[str, Any]:
+    """Plays seeds against the faulty code until one fails."""
+    with tempfile.TemporaryDirectory(prefix="billing-faulty-") as where:
+        root = Path(where)
+        copied(root)
+        apply(fault, root)
+        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+        run = subprocess.run(
+            [sys.executable, "-c", _HUNT, str(seeds)],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    said = run.stdout.strip().splitlines()[-1:] if run.returncode == 0 else []
+    assert said, f"{fault.name}: the simulation does not even start: {run.stderr[-2000:]}"
+    if said == ["None"]:
+        return {"name": fault.name, "seed": None}
+    seed, _, how = said[0].strip("()").partition(", ")
+    return {"name": fault.name, "seed": int(seed), "how": how[:300]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    done: set[str] = set()
+    survivors = 0
+    if asked.out is not None and asked.out.exists():
+        old = [json.loads(line) for line in asked.out.read_text().splitlines() if line.endswith("}")]
+        done = {one["name"] for one in old}
+        survivors = sum(one["seed"] is None for one in old)
+    chosen = [one for one in FAULTS if (not asked.names or one.name in asked.names) and one.name not in done]
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for found in pool.map(lambda fault: hunt(fault, asked.seeds), chosen):
+            survivors += found["seed"] is None
+            what = "SURVIVES" if found["seed"] is None else f"seed {found['seed']}: {found['how'][:110]}"
+            print(f"{found['name']:36} {what}", flush=True)
+            if asked.out is not None:
+                with asked.out.open("a") as file:
+                    print(json.dumps(found), file=file)
+    print(json.dumps({"faults": len(chosen) + len(done), "survivors": survivors}))
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The crash matrix of a move: source, target and supervisor × every durable step and message × what can befall it.
+
+Outcome of each: the bucket is still at the source, or now at the target with its generation raised; it is held by that
+one alone, its content goes on where it was (the auditor looks at every entry), its request ids, hold and owed cutoffs
+are there, and it is served again. Nobody guesses: what was decided is what the map's journal says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulation.moving import ABOUT_MOVES, HUNG_S, SOURCE, TARGET, Moving
+
+ROLES = ("source", "target", "supervisor")
+MOVED = [  # a move's messages, in order, by direction
+    (f"supervisor>worker-{SOURCE}", "move_out"),
+    (f"worker-{SOURCE}>supervisor", "payload"),
+    (f"supervisor>worker-{TARGET}", "move_in"),
+    (f"worker-{TARGET}>supervisor", "stored"),
+    (f"supervisor>worker-{SOURCE}", "map"),
+    (f"supervisor>worker-{TARGET}", "map"),
+    (f"worker-{TARGET}>supervisor", "served"),
+]
+UNDECIDED = ("move_out", "payload", "move_in", "stored")
+CALLS_MAX = 24  # of one process's disk, during a move
+OUTCOMES = ((SOURCE, 1), (TARGET, 2))
+
+
+@pytest.fixture
+def moving() -> Iterator[Moving]:
+    one = Moving()
+    one.begin()
+    yield one
+    one.close()
+
+
+def carried_out(moving: Moving) -> tuple[int, int]:
+    """A move under load, with what was prepared; (shard, generation) in the end."""
+
+    async def story() -> None:
+        load = asyncio.ensure_future(moving.load())
+        await asyncio.sleep(0.01)
+        await moving.move(TARGET)
+        await asyncio.sleep(0.3)
+        moving.stopped = True
+        moving.world.heal()
+        await load
+
+    moving.run(story(), "a move")
+    return moving.end()
+
+
+def test_a_move_without_trouble(moving):
+    assert carried_out(moving) == (TARGET, 2)
+    assert sorted(set(moving.seen)) == sorted(set(MOVED))
+    kinds = [kind for _, kind in moving.seen]
+    assert [kind for kind in ABOUT_MOVES if kind in kinds] == list(dict.fromkeys(kind for _, kind in MOVED))
+
+
+@pytest.mark.parametrize("what", ["kill", "power"])
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("call", range(1, CALLS_MAX + 1))
+def test_crash_at_every_call_of_the_disk(moving, role, call, what):
+    disk = moving.process(role).disk
+    disk.fail(what, calls_ahead=call)
+    assert carried_out(moving) in OUTCOMES
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_matrix_reaches_behind_the_end_of_the_move(moving, role):
+    disk = moving.process(role).disk
+    before = disk.calls
+
+    async def story() -> None:
+        await moving.move(TARGET)
+
+    moving.run(story(), "a move")
+    assert disk.calls - before < CALLS_MAX
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("step", MOVED, ids=str)
+def test_crash_at_every_message(moving, step, role, when):
+    """The process ends before the message leaves, or a moment later, when it is read or about to be."""
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step and not hit:
+            process = moving.process(role)
+            hit.append(process)
+            moving.world.outside.call_in(0 if when == "before" else 100_000, process.kill)
+            return [1_000] if when == "before" else [0]
+        return [0]
+
+    moving.fate = fate
+    assert carried_out(moving) in OUTCOMES
+    assert hit
+
+
+@pytest.mark.parametrize("step", MOVED, ids=str)
+def test_every_message_doubled(moving, step):
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step:
+            hit.append(message)
+            return [0, 3_000_000]
+        return [0]
+
+    moving.fate = fate
+    assert carried_out(moving) == (TARGET, 2)
+    assert hit
+
+
+@pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=str)
+def test_every_message_before_the_decision_lost(moving, step):
+    """Nobody concludes anything from silence but the supervisor, and it takes the bucket back to where it was."""
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step and not hit:
+            hit.append(message)
+            return []
+        return [0]
+
+    moving.fate = fate
+    assert carried_out(moving) == (SOURCE, 1)
+    assert hit
+
+
+@pytest.mark.parametrize("step", MOVED, ids=str)
+def test_every_message_lost_with_its_wire(moving, step):
+    """A wire between two processes of a host loses nothing but by its end, which is the worker's end, too."""
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step and not hit:
+            hit.append(message)
+            moving.wires[direction].cut()
+            return []
+        return [0]
+
+    moving.fate = fate
+    assert carried_out(moving) in OUTCOMES
+    assert hit
+
+
+@pytest.mark.parametrize("step", MOVED, ids=str)
+def test_every_message_late_until_a_later_move_is_over(moving, step):
+    """Before the decision it is lost at first; behind it, it comes twice: also when the bucket has gone on and back."""
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step and not hit:
+            hit.append(message)
+            moving.keep(direction, message)
+            return [] if step[1] in UNDECIDED else [0]
+        return [0]
+
+    moving.fate = fate
+
+    async def story() -> None:
+        load = asyncio.ensure_future(moving.load())
+        await asyncio.sleep(0.01)
+        await moving.move(TARGET)
+        for shard in (TARGET, SOURCE, TARGET):
+            await moving.move(shard)
+        moving.late[0]()
+        await asyncio.sleep(0.2)
+        moving.stopped = True
+        moving.world.heal()
+        await load
+
+    moving.run(story(), "moves")
+    assert hit
+    assert moving.end() == (TARGET, 4)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("step", MOVED, ids=str)
+def test_a_peer_that_hangs_at_every_message(moving, step, role):
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step and not hit:
+            loop = moving.process(role).loop
+            loop.hung_until_ns = moving.world.kernel.now_ns + int(HUNG_S * 1e9)
+            hit.append(loop)
+        return [0]
+
+    moving.fate = fate
+    assert carried_out(moving) in OUTCOMES
+    assert hit
