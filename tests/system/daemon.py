@@ -32,6 +32,7 @@ class Daemon:
         self.address = f"127.0.0.1:{self.rpc_port}"
         self.log = directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}  # beside that of this process
         keys: dict[str, object] = {
             "daemon.data_dir": str(directory / "data"),
             "rpc.listen": self.address,
@@ -51,10 +52,7 @@ class Daemon:
 
     def start(self, wait_s: float = 20.0) -> Daemon:
         """Starts it and waits until every bucket is served."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "billing", "serve", "--config", str(self.config)], stderr=log, stdout=log
-            )
+        self.process = self.launch()
         try:
             self.wait_ready(wait_s)
         except AssertionError:
@@ -62,6 +60,13 @@ class Daemon:
                 self.kill()
             raise
         return self
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Starts it and waits for nothing."""
+        command = [sys.executable, "-m", "billing", "serve", "--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ | self.environment)
+        return self.process
 
     def wait_ready(self, wait_s: float = 20.0) -> None:
         """Returns when /readyz says 200; raises with the log where it does not."""

@@ -1,0 +1,159 @@
+"""`make torture`: every campaign at its full size, on both cores, to be stopped and resumed at will.
+
+    python -m tests.torture                          all of it, about an hour on two cores of its own
+    python -m tests.torture power kill               these campaigns alone
+    python -m tests.torture --share 0.05             a twentieth of the size, to try it out
+    python -m tests.torture --list                   what would be run
+    python -m tests.torture --write                  and put the table into tests/TORTURE.md
+
+What each piece said is added to the state file as soon as it ends; pieces that held on this commit are not run again.
+A table is printed at the end. Exit code 1 where anything failed, or a piece could not be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY
+from tests.torture import table
+from tests.torture.pieces import CAMPAIGNS, Piece, all_pieces
+
+PIECE_S_MAX = 3600
+TAIL_BYTES = 6000
+
+
+class Runner:
+    """Runs pieces on so many cores, and remembers."""
+
+    def __init__(self, state: Path, commit: str, cores: int) -> None:
+        self._state = state
+        self._commit = commit
+        self._cores = cores
+        self._free = cores
+        self._turn = threading.Condition()
+        self.done: dict[str, dict[str, Any]] = {}
+        if state.exists():
+            for line in state.read_text().splitlines():
+                told = json.loads(line)
+                if told["commit"] == commit and told["ok"]:
+                    self.done[told["piece"]] = told
+
+    def run(self, pieces: list[Piece]) -> None:
+        """All that has not held yet; returns when the last one has ended."""
+        left = [piece for piece in pieces if table.key_of(piece) not in self.done]
+        print(f"{len(pieces)} pieces, {len(pieces) - len(left)} of them done", flush=True)
+        threads = []
+        for number, piece in enumerate(left, 1):
+            cores = min(piece.cores, self._cores)
+            with self._turn:
+                self._turn.wait_for(lambda cores=cores: self._free >= cores)
+                self._free -= cores
+            thread = threading.Thread(target=self._one, args=(piece, cores, f"{number}/{len(left)}"))
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+
+    def _one(self, piece: Piece, cores: int, place: str) -> None:
+        began = time.monotonic()
+        try:
+            told = run_piece(piece)
+        finally:
+            with self._turn:
+                self._free += cores
+                self._turn.notify_all()
+        told |= {"piece": table.key_of(piece), "commit": self._commit, "seconds": round(time.monotonic() - began, 1)}
+        with self._turn:
+            self.done[told["piece"]] = told
+            with self._state.open("a") as file:
+                print(json.dumps(told), file=file)
+        verdict = "held" if told["ok"] else "FAILED"
+        print(f"{place} {piece.campaign}: {piece.name}: {verdict} after {told['seconds']} s", flush=True)
+        if not told["ok"]:
+            print(f"  python -m {told['piece']}\n{told['error']}", file=sys.stderr, flush=True)
+
+
+def run_piece(piece: Piece) -> dict[str, Any]:
+    """What one piece said: ok, figures, error."""
+    command = [sys.executable, "-m", *piece.arguments]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        try:
+            ended = subprocess.run(
+                command, cwd=REPOSITORY, stdout=out, stderr=errors, check=False, timeout=PIECE_S_MAX,
+                env=os.environ | {"PYTHONHASHSEED": "0"},
+            )  # fmt: skip
+            code = ended.returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        out.seek(0)
+        errors.seek(0)
+        said = out.read().decode(errors="replace").strip()
+        wrong = errors.read().decode(errors="replace")[-TAIL_BYTES:]
+    try:
+        figures = json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        figures = {}
+    ok = code == 0 and bool(figures)
+    return {"ok": ok, "figures": figures, "error": "" if ok else f"exit code {code}\n{wrong}"}
+
+
+def commit_of() -> str:
+    """The commit that is checked out, marked where the tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+    changed = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("TORTURE.md")]
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("campaigns", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; all without any")
+    parser.add_argument("--share", type=float, default=1.0, help="of the full size")
+    parser.add_argument("--cores", type=int, default=max(2, os.cpu_count() or 2))
+    parser.add_argument("--state", type=Path, default=REPOSITORY / ".torture.jsonl")
+    parser.add_argument("--list", action="store_true", help="what would be run")
+    parser.add_argument("--write", action="store_true", help="put the table into tests/TORTURE.md")
+    arguments = parser.parse_args()
+    unknown = set(arguments.campaigns) - set(CAMPAIGNS)
+    if unknown:
+        parser.error(f"no such campaign: {', '.join(sorted(unknown))}")
+    pieces = [
+        piece
+        for piece in all_pieces(arguments.share, str(arguments.state))
+        if not arguments.campaigns or piece.campaign in arguments.campaigns
+    ]
+    if arguments.list:
+        for piece in pieces:
+            print(f"{piece.campaign:11} {piece.name:32} python -m {table.key_of(piece)}")
+        return 0
+    commit = commit_of()
+    runner = Runner(arguments.state, commit, arguments.cores)
+    runner.run(pieces)
+    rows = table.lines(pieces, runner.done)
+    size = "" if arguments.share == 1 else f", {arguments.share:g} of the full size"
+    headline = f"`make torture`, commit {commit}, {time.strftime('%Y-%m-%d')}{size}:"
+    print(headline, *rows, sep="\n")
+    if arguments.write:
+        table.write(REPOSITORY / "tests" / "TORTURE.md", rows, headline)
+    failed = [piece for piece in pieces if not runner.done[table.key_of(piece)]["ok"]]
+    for piece in failed:
+        print(f"FAILED: {piece.campaign}: {piece.name}: python -m {table.key_of(piece)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

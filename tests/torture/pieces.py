@@ -1,0 +1,88 @@
+"""What `make torture` runs: campaigns, each cut into pieces that are programs of their own.
+
+A piece takes a core for some minutes, prints what it counted as JSON on its last line, and ends with 0 where everything
+held, 1 where something did not, 2 where it cannot be done on this machine (which fails the run as well: say so, and
+leave the campaign out by name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.journal.specimen import STATES
+
+FAULTS = (
+    ("shard", "EIO", False), ("shard", "EIO", True), ("shard", "ENOSPC", False), ("shard", "ENOSPC", True),
+    ("shard", "EROFS", True), ("shard", "EINTR", False), ("shard", "short", False), ("shard", "short", True),
+    ("map", "EIO", False), ("map", "ENOSPC", True),
+)  # fmt: skip
+FLIP_PARTS = 4
+SEEDS_A_PIECE = 500
+CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50}
+CAMPAIGNS = {
+    "simulation": "seeds in simulation, all invariants",
+    "mutants": "own mutants, each within 200 seeds",
+    "kill": "kill −9 under load",
+    "power": "loss of power under load, ext4 and XFS",
+    "control": "the same without syncs, which must lose",
+    "cuts": "a 64 KiB log cut off, or zero, from every byte on",
+    "flips": "every single bit of journal, snapshots and manifest",
+    "faults": "an error at every I/O call, for real",
+    "full": "disk full and freed under load",
+    "moves": "kill −9 of source, target or supervisor of a move",
+}
+
+
+class Piece(NamedTuple):
+    """A program to run; `cores` of the machine's it takes."""
+
+    campaign: str
+    name: str
+    arguments: list[str]  # behind `python -m`
+    cores: int = 1
+
+
+def all_pieces(share: float, state_file: str) -> Iterator[Piece]:
+    """The pieces of all campaigns, long ones first. `share`: of the full size, 1 is the whole; every campaign keeps at
+    least one piece, and mutants are always all.
+    """
+
+    def count(full: int) -> int:
+        return max(1, round(full * share))
+
+    mutants = ["--seeds", "200", "--jobs", "2", "--out", f"{state_file}.mutants"]
+    yield Piece("mutants", "mutants", ["tests.simulation.mutants", *mutants], cores=2)
+    for target, what, sticky in FAULTS[: count(len(FAULTS))]:
+        options = ["--target", target, "--what", what, *(["--sticky"] if sticky else [])]
+        limit = [] if share >= 1 else ["--runs", str(count(100))]
+        name = f"{what} in {target}, {'from there on' if sticky else 'once'}"
+        yield Piece("faults", name, ["tests.torture.faults", *options, *limit])
+    for state in STATES[: count(len(STATES))]:
+        parts = FLIP_PARTS if share >= 1 else round(FLIP_PARTS / share)
+        for part in range(1, FLIP_PARTS + 1):
+            options = ["--state", state, "--part", f"{part}/{parts}"]
+            yield Piece("flips", f"{state}, part {part}", ["tests.torture.damage", "flips", *options])
+        options = ["--state", state, "--part", f"1/{parts // FLIP_PARTS}"]
+        yield Piece("cuts", state, ["tests.torture.damage", "cuts", *options])
+    yield from _cycles("moves", "moves", ["tests.torture.moves", "kills"], count(200))
+    yield from _cycles("kill", "kill", ["tests.torture.kill"], count(300))
+    for kind in ("ext4", "xfs"):
+        yield from _cycles("power", kind, ["tests.torture.power", "--kind", kind], count(200))
+        control = ["--kind", kind, "--sync", "never"]
+        yield Piece("control", kind, ["tests.torture.power", *control])
+    yield from _cycles("full", "full", ["tests.torture.full"], count(20))
+    seeds = count(10_000)
+    for first in range(0, seeds, SEEDS_A_PIECE):
+        last = min(first + SEEDS_A_PIECE, seeds)
+        options = ["--seeds", f"{first}..{last}", "--jobs", "1"]
+        yield Piece("simulation", f"seeds {first} to {last - 1}", ["tests.simulation", *options])
+
+
+def _cycles(campaign: str, name: str, program: list[str], cycles: int) -> Iterator[Piece]:
+    """Cycles, in pieces with a seed each."""
+    each = CYCLES_A_PIECE[campaign]
+    for number, first in enumerate(range(0, cycles, each), 1):
+        now = min(each, cycles - first)
+        options = ["--cycles", str(now), "--seed", str(number)]
+        yield Piece(campaign, f"{name}, seed {number}", [*program, *options])
