@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 CLIENTS := .clients
 
-.PHONY: run test lint types clients clean
+.PHONY: run test torture lint types clients clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -37,6 +37,11 @@ test: $(VENV)/.ready
 	$(BIN)/mypy || failed=1; \
 	$(BIN)/python -m pytest -n 2 || failed=1; \
 	exit $$failed
+
+# Every campaign against what must never be lost, at full size: about an hour on two cores; goes on where it was stopped.
+# Some of it needs root and the Debian packages named in .ci/run. TORTURE="power kill --share 0.1" runs a part.
+torture: $(VENV)/.ready
+	$(BIN)/python -m tests.torture --write $(TORTURE)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

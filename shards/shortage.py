@@ -28,7 +28,12 @@ class Shortage:
     """Whether there is room; asked before each command."""
 
     def __init__(
-        self, shard_id: int, journal: Journal, look: Callable[[], None], snapshot: Callable[[], None]
+        self,
+        shard_id: int,
+        journal: Journal,
+        look: Callable[[], None],
+        snapshot: Callable[[], None],
+        retry_s: float = ROOM_RETRY_S,
     ) -> None:
         """`look()` lets the journal try to get room, and calls `looked` afterwards; `snapshot()` begins one."""
         self.reason = ""  # why commands are refused; empty where they are not
@@ -36,6 +41,7 @@ class Shortage:
         self._shard_id = shard_id
         self._journal = journal
         self._look = look
+        self._retry_s = retry_s
         self._snapshot = snapshot
         self._snapshot_head = -1  # of the journal, when the last one was begun here
         self._timer: asyncio.TimerHandle | None = None
@@ -54,14 +60,14 @@ class Shortage:
             self.reason = ""
             log.warning("shard %d: there is room on the disk again", self._shard_id)
         if short and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(ROOM_RETRY_S, self._again)
+            self._timer = asyncio.get_running_loop().call_later(self._retry_s, self._again)
 
     def stick(self, error: Unavailable, append: Callable[[], None]) -> None:
         """A batch found no room; `append` tries it again in a while."""
         self.stuck = True
         if not self.reason:
             self._say(f"the disk is full: {error.message}")
-        asyncio.get_running_loop().call_later(ROOM_RETRY_S, append)
+        asyncio.get_running_loop().call_later(self._retry_s, append)
 
     def check_stop(self) -> None:
         """Raises Unavailable where an orderly stop would wait for room: what is not written was not answered."""

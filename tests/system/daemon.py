@@ -68,8 +68,8 @@ class Daemon:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ | self.environment)
         return self.process
 
-    def wait_ready(self, wait_s: float = 20.0) -> None:
-        """Returns when /readyz says 200; raises with the log where it does not."""
+    def wait_ready(self, wait_s: float = 20.0, unless: str = "\0") -> None:
+        """Returns when /readyz says 200; raises with the log where it does not, or names a reason with `unless`."""
         deadline = time.monotonic() + wait_s
         reason = "no answer"
         while time.monotonic() < deadline:
@@ -81,6 +81,8 @@ class Daemon:
                         return
             except urllib.error.HTTPError as error:
                 reason = error.read().decode()
+                if unless in reason:
+                    break
             except OSError as error:
                 reason = str(error)
             time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import tomllib
@@ -87,5 +88,31 @@ async def test_a_shard_restored_from_an_older_backup_is_not_served(data_dir: Pat
     subprocess.run(["rm", "-r", str(data_dir / "data" / "shard-2")], check=True)
     backup.rename(data_dir / "data" / "shard-2")
     daemon.process = None
+    daemon.launch()
     with pytest.raises(AssertionError, match=f"bucket {bucket_id} .*older backup"):
-        daemon.start(wait_s=5)
+        daemon.wait_ready(60, unless="held")
+    daemon.kill()
+
+
+async def test_a_shard_whose_directory_others_may_enter_is_held_with_the_reason(data_dir: Path) -> None:
+    daemon = Daemon(data_dir)
+    with daemon:
+        daemon.stop()
+        (data_dir / "data" / "shard-1").chmod(0o750)
+        process = daemon.launch()
+        with pytest.raises(AssertionError, match=r"shard 1: held: DirectoryRefused: .*open to other users"):
+            daemon.wait_ready(60, unless="held")
+        rpc = await Rpc.connect(daemon.rpc_port)
+        served = refused = 0
+        for number in range(1000):
+            error, _ = await rpc.call("top_up", f"user_{number}", 5)
+            assert error is None or error.startswith("UNAVAILABLE")
+            served, refused = served + (error is None), refused + (error is not None)
+            if served and refused:
+                break
+            await asyncio.sleep(0.02)
+        assert served, "the other shard serves"
+        assert refused
+        assert process.poll() is None
+    (data_dir / "data").chmod(0o755)
+    assert serve(daemon.config)[0] == 78
