@@ -35,7 +35,7 @@ async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
             await rpc.ask("top_up", f"quiet_user_{number}", "0.000001")
             await rpc.call("debit", f"quiet_user_{number}", "5")
             await rpc.ask("set_rate", f"quiet_user_{number}", 1000)
-        daemon.stop()
+        logged(daemon, "http://127.0.0.1:9 does not answer")
     text = daemon.log.read_text()
     assert "shard 1 serves" in text
     assert "Nothing is lost" in text, "and what to do"
