@@ -33,6 +33,7 @@ from benchmarks.stock import fill
 from shards.tally import Pulse, Tally
 from tests.system.daemon import Daemon
 
+FRAMES = 500_000  # more than can be in flight: a frame carries its msgid
 SAMPLE_S = 10.0
 SETTLE_S = 65.0  # until the longest pause that a worker tells is no longer one of its start
 LINE = re.compile(r"^(billing_[a-z_]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
@@ -72,7 +73,7 @@ def pulse_in_a_process(seconds: float) -> tuple[list[int], int]:
 async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
     """The load, and what the workers say of their loops meanwhile."""
     loop = asyncio.get_running_loop()
-    commands = Paced(mixed_frames(arguments.accounts, 100_000, arguments.seed), arguments.rate * TICK_S)
+    commands = Paced(mixed_frames(arguments.accounts, FRAMES, arguments.seed), arguments.rate * TICK_S)
     await loop.create_connection(lambda: commands, "127.0.0.1", daemon.rpc_port)
     await commands.run(2.0)
     commands.timed.clear()
@@ -130,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accounts", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--rate", type=int, default=5_000, help="commands a second offered")
+    parser.add_argument("--rate", type=int, default=2_000, help="commands a second offered")
     parser.add_argument("--snapshot-bytes", type=int, default=16 << 20, help="growth after which one is made")
     add_arguments(parser, runs=1, seconds=600.0)
     arguments = parser.parse_args()
