@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import resource
 import time
@@ -116,7 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--pipeline", type=int, default=256, help="requests in flight")
+    parser.add_argument("--json", action="store_true", help="the figures once more, as JSON, on the last line")
     arguments = parser.parse_args()
+    found: dict[str, dict[str, float]] = {}
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     server = spawn.Process(target=serve, args=(there,), daemon=True)
@@ -137,11 +140,15 @@ def main() -> None:
         user, system = here.recv()
         user_us = (user - user_before) * 1e6 / operations
         system_us = (system - system_before) * 1e6 / operations
+        figures = {"per_s": round(operations / elapsed), "server_cpu_us": round(user_us + system_us, 3)}
         shown = f"{method} {sorted(options) if options else ''}".strip()
+        found[shown] = figures
         print(
             f"{shown:45} {operations / elapsed:10,.0f} op/s  server CPU {user_us + system_us:5.2f} us/op "
             f"(user {user_us:.2f}, system {system_us:.2f})"
         )
+    if arguments.json:
+        print(json.dumps(found))
     here.send("stop")
     server.join(5)
 

@@ -8,6 +8,7 @@ the answer of `advance`: out of the slot, through the heap, two questions to the
 """
 
 import argparse
+import json
 import random
 import time
 from array import array
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 from billing.expirationd.wheel import Wheel
 
+FOUND: dict[str, dict[str, float]] = {}  # what was shown, for --json
 DAY_NS = 86_400 * 10**9
 LIMIT = 1024
 
@@ -42,6 +44,7 @@ def cpu_us(count: int, work: Callable[[], None]) -> float:
 
 
 def show(name: str, count: int, gross_us: float, alone_us: float) -> None:
+    FOUND[name] = {"count": count, "gross_us": round(gross_us, 3), "net_us": round(gross_us - alone_us, 3)}
     print(
         f"{name:<32}{count:>9} x {gross_us:7.3f} us, of it benchmark and owner {alone_us:.3f}, wheel "
         f"{gross_us - alone_us:.3f}"
@@ -51,7 +54,9 @@ def show(name: str, count: int, gross_us: float, alone_us: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--accounts", type=int, default=1_000_000)
-    accounts = parser.parse_args().accounts
+    parser.add_argument("--json", action="store_true", help="the figures once more, as JSON, on the last line")
+    arguments = parser.parse_args()
+    accounts = arguments.accounts
     rng = random.Random(1)
     start_ns = 1_700_000_000 * 10**9
     wheel = Wheel(start_ns)
@@ -148,6 +153,8 @@ def main() -> None:
         f"a slice of {LIMIT}: p99.9 {slices_ns[len(slices_ns) * 999 // 1000] / 1000:.0f} us, "
         f"max {slices_ns[-1] / 1000:.0f} us"
     )
+    if arguments.json:
+        print(json.dumps(FOUND))
 
 
 if __name__ == "__main__":
