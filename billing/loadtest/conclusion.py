@@ -141,7 +141,7 @@ def _cutoffs(result: Result) -> Iterator[str]:
     if lateness.total and p50_ns is not None:
         tail = f", 99 % within {p99_ns / 1e6:.1f} ms" if p99_ns is not None else ""
         yield (
-            f"Cutoffs left on time: half of {lateness.total:,} reached the endpoint within {p50_ns / 1e6:.1f} ms of "
+            f"Cutoffs: half of {lateness.total:,} reached the endpoint within {p50_ns / 1e6:.1f} ms of "
             f"the exact instant{tail}, the last after {lateness.greatest / 1e6:.0f} ms."
         )
     storms = [run.cutoffs.last_after_s for run in kept_up(result) if run.cutoffs.last_after_s]
@@ -152,7 +152,7 @@ def _cutoffs(result: Result) -> Iterator[str]:
         )
     cost = [run.cpu_us_per_cutoff for run in kept_up(result) if run.cpu_us_per_cutoff]
     if cost:
-        yield f"A cutoff cost {median(cost):.0f} µs of the daemon's CPU."
+        yield f"A cutoff cost {median(cost):.0f} µs of the daemon's CPU (less where many are due at once)."
 
 
 def _needs(result: Result) -> Iterator[str]:

@@ -201,7 +201,7 @@ def _plots(result: Result) -> Iterator[str]:
         yield _figure(
             "Latency over time, and what happened meanwhile",
             plots.over_time(shown),
-            f"Of {of}, warm-up included. Upright lines are events, known to a quarter of a second: syncs of the disk "
+            f"Of {of}, warm-up included. Upright lines are events, known to half a second: syncs of the disk "
             "above 20 ms, snapshots, moves of buckets, collections of garbage above 10 ms, and trouble that was made.",
         )
     lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])

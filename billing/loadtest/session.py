@@ -228,14 +228,15 @@ class Session:
         plan, load = self._plan, self._plan.workload
         seconds = max(part["took_ns"] for part in parts) / SECOND_NS if plan.trace_steps else load.seconds
         latency, lateness = merged(parts, "latency"), merged(parts, "lateness")
-        cores = max(part["cpu_s"] / max(part["took_ns"] / SECOND_NS, 0.001) for part in parts)
+        span_s = load.warmup_s + load.seconds
+        cores = [part["cpu_s"] / max(part["took_ns"] / SECOND_NS, span_s) for part in parts]
         because = faults(
             open_loop=not load.closed,
             planned=total(parts, "planned"),
             sent=total(parts, "planned") if not money.unanswered else total(parts, "answered"),
             latency=latency,
             lateness=lateness,
-            cores=cores,
+            cores=max(cores),
         )
         cutoffs = self._cutoffs(verdict, start_ns)
         cost = cost_of(costs, latency.total, len(verdict.lateness_ns), load, cutoffs.last_after_s)
@@ -260,7 +261,7 @@ class Session:
             cpu_us_per_command=cost.us_per_command,
             cpu_us_per_cutoff=cost.us_per_cutoff,
             cpu_note=cost.note,
-            generator_cpu=sum(part["cpu_s"] / max(part["took_ns"] / SECOND_NS, 0.001) for part in parts),
+            generator_cpu=sum(cores),
             cpu_by_role=costs.cores_by_role(),
             samples=as_rows(self._watch.samples, start_ns),
             events=[

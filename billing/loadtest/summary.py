@@ -38,7 +38,7 @@ def percentiles_line(name: str, histogram: Histogram) -> str:
 
 def lines_of(run: Run) -> Iterator[str]:
     """One run."""
-    what = f"{run.offered_per_s:.0f} offered" if run.offered_per_s else "as planned"
+    what = f"{run.offered_per_s:.0f} offered" if run.offered_per_s else "without a rate"
     yield (
         f"run {run.number + 1}: {run.answered} commands in {run.seconds:.1f} s, {run.per_s:.0f} a second ({what}), "
         f"{run.refused} debits refused, {run.retries} sent again, {run.held} held back by --depth"

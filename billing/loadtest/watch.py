@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shards.clock import boot_now_ns
 
-PERIOD_S: Final = 0.25
+PERIOD_S: Final = 0.5
 SLOW_SYNC_S: Final = 0.02
 SLOW_COLLECTION_S: Final = 0.01
 
-# All that is read of the page: parsing it whole four times a second would be felt by what is measured.
+# All that is read of the page: parsing it whole each time would be felt by what is measured.
 EVENT_METRICS: Final = (
     "billing_sync_seconds",
     "billing_collection_seconds",
