@@ -63,9 +63,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "monitoring": "Prints alert rules, the Grafana dashboard, and what each alert means."
     },
     "billing.ops.unit": {"install-unit": "Prints the systemd unit for a configuration."},
+    "billing.console.session": {
+        "console": "A prompt for all procedures, with history, completion and a live view; nothing is evaluated.",
+    },
     "billing.backup.command": {
-        "backup": "Copies all data as of one instant to a new DIRECTORY, while the daemon serves.",
-        "restore": "Makes an empty data directory from the backup in DIRECTORY.",
+        "backup": "Copies all data as of one instant to the new DIRECTORY, while the daemon serves.",
+        "restore": "Makes the configured data directory, which must be empty, from the backup in DIRECTORY.",
     },
     "billing.ops.demo": {"demo": "Starts a daemon of its own and shows what it does, with three users."},
     "billing.loadtest.options": {
@@ -83,7 +86,7 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.ops.account_commands"], "statement"),
     "Operation": (
-        *("serve", "config", "install-unit", "monitoring", "backup", "restore", "journal", "doctor"),
+        *("serve", "config", "console", "install-unit", "monitoring", "backup", "restore", "journal", "doctor"),
         *ELSEWHERE["billing.ops.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),

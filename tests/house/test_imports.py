@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"config", "config_load", "ops"},  # of ops, how a daemon that serves is asked
     "holdback": {"expirationd", "machine"},
     "backup": {"history", "ops", "doctor", "holdback", "config_load"},
+    "console": {"ledger", "api", "ops"},
     "pages": {"ledger"},
     "client": {"api"},
     "census": {"ledger"},

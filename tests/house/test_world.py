@@ -23,6 +23,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/ops/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results and reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
+    "billing/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),
     "billing/history/shelf.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),

@@ -1,0 +1,107 @@
+"""The console of the real daemon: a whole session, typed at a terminal and read from a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.daemon import Daemon
+
+SESSION = [
+    "top_up {user} 10",
+    "get_account {user}",
+    "top_up {user} 5",
+    "debit {user} 3",
+    "debit {user} 90",
+    "debit {user} 12",
+]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("d")) as daemon:
+        yield daemon
+
+
+def test_a_session_from_a_pipe(daemon):
+    lines = "\n".join([*SESSION, "nonsense", "history {user}"]).format(user="piped") + "\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "billing", "console", "--address", daemon.address],
+        input=lines, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1  # two lines were refused
+    assert re.findall(r"^balance +(\S+)$", done.stdout, re.M) == ["10", "10", "15", "12", "0"]
+    assert re.findall(r"^outcome +(\S+)$", done.stdout, re.M) == ["ok", "exhausted"]
+    assert "INSUFFICIENT_FUNDS: 90000000000 nanos asked for, 12000000000 available" in done.stderr
+    assert "there is no nonsense" in done.stderr
+    assert re.search(r"^ *\d+ +\S+ +exhaust|^ *\d+ +\S+ +debit", done.stdout, re.M)
+
+
+class Terminal:
+    """A console at a terminal of its own."""
+
+    def __init__(self, address: str, state: Path) -> None:
+        self.seen = ""
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "billing", "console", "--address", address],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env={**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )  # fmt: skip
+        os.close(theirs)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def until(self, pattern: str) -> str:
+        """Reads until the pattern was seen; what came since the last time."""
+        while not re.search(pattern, self.seen):
+            assert select.select([self._ours], [], [], 60)[0], f"{pattern} was not seen in {self.seen!r}"
+            try:
+                self.seen += os.read(self._ours, 65536).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"the console ended: {self.seen!r}") from None
+        seen, self.seen = self.seen, ""
+        return seen
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
+def test_a_session_at_a_terminal(daemon, tmp_path):
+    terminal = Terminal(daemon.address, tmp_path)
+    try:
+        terminal.until("Amounts are coins")
+        terminal.type("top_up typed 10\r")
+        terminal.until(r"balance.*10")
+        terminal.type("deb\t")
+        terminal.until("debit")
+        terminal.type(" typed 3 mo\t")
+        terminal.until("mode=")
+        terminal.type("partial\r")
+        terminal.until(r"debited.*3")
+        terminal.type("debit typed 90\r")
+        terminal.until("INSUFFICIENT_FUNDS")
+        terminal.type("set_rate typed 100\r")
+        terminal.until("360000 per hour")
+        terminal.type("watch typed 1s\r")
+        terminal.until("runs out")
+        terminal.type("get_account typed\r")
+        terminal.until(r"exhausted[\s\S]*thresholds[\s\S]*billing>")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 1  # one line was refused
+    finally:
+        terminal.close()
+    kept = tmp_path / "billing_console_history"
+    assert "+watch typed 1s" in kept.read_text()
+    assert kept.stat().st_mode & 0o077 == 0
