@@ -187,7 +187,7 @@ class Site:
         try:
             while True:
                 if self._watchman.moves_seen != moves_seen:
-                    moved = [[one.bucket_id, one.target] for one in self._watchman.moves if one.number > moves_seen]
+                    moved = [[one.bucket_id, one.target] for one in self._watchman.moved_since(moves_seen)]
                     moves_seen = self._watchman.moves_seen
                     await response.write(f"event: moved\ndata: {json.dumps(moved)}\n\n".encode())
                 if self._watchman.looks != looks:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from billing.ops.admin import Site
 
 log = logging.getLogger("billing.service")
+
+_RECOVERING: Final = re.compile(r"^shard (\d+): recovering (\d+) %$")
 
 LOOK_S: Final = 0.5
 EXTEND_S: Final = 60
@@ -101,7 +104,7 @@ async def attend(watchman: Watchman, notifier: Notifier) -> None:
 
 def status_of(watchman: Watchman, reasons: list[str]) -> str:
     """One line for `systemctl status`."""
-    found = [*reasons, *watchman.overdue()]
+    found = [*map(doing, reasons), *watchman.overdue()]
     if found:
         return "; ".join(found)
     owed = watchman.total("pending_cutoffs")
@@ -109,3 +112,8 @@ def status_of(watchman: Watchman, reasons: list[str]) -> str:
         f"serving {len(watchman.supervisor.workers)} shards, {watchman.total('accounts'):,} accounts, "
         f"{f'{owed:,} cutoffs owed' if owed else 'nothing owed'}"
     )
+
+
+def doing(reason: str) -> str:
+    """Why a shard is not served, as what is being done about it: "recovering shard 1: 62 %"."""
+    return _RECOVERING.sub(r"recovering shard \1: \2 %", reason)

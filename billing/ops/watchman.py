@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 from shards.clock import boot_now_ns, wall_now_ns
@@ -24,7 +25,7 @@ from shards.supervisor import Supervisor
 
 LOOK_S: Final = 1.0
 GLANCE_S: Final = 0.25  # how often it is looked whether a bucket has another owner
-MOVES_KEPT: Final = 8
+MOVES_KEPT: Final = 65_536  # as many as can happen between two glances: a page misses none
 FINE_ROWS: Final = 300  # one a second
 MINUTE_ROWS: Final = 60
 COARSE_NS: Final = 10_000_000_000
@@ -119,6 +120,10 @@ class Watchman:
             self.figures[worker.shard_id] = figures
         elif not pid:
             self.figures[worker.shard_id] = {}
+
+    def moved_since(self, number: int) -> list[Moved]:
+        """The moves after that one, in order."""
+        return list(takewhile(lambda one: one.number > number, reversed(self.moves)))[::-1]
 
     def last_minute(self) -> Row:
         """What happened within the last minute, as one row."""

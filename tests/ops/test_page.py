@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from billing.ops.admin import is_this_host, token_of
 from billing.ops.page import parts, plots, words
+from billing.ops.service import doing
 from billing.ops.watchman import grown, quantile_ns
 from shards.tally import LATENESS_NS, Tally
 
@@ -110,3 +111,11 @@ def test_a_token_is_a_bearer_or_the_password_of_basic() -> None:
     assert token_of("Basic YW55Om9wZW4=") == b"open"
     assert token_of("Basic !!") == b""
     assert token_of("") == b""
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("shard 1: recovering 62 %", "recovering shard 1: 62 %"), ("shard 2: down: killed", "shard 2: down: killed")],
+)
+def test_the_status_line_says_what_it_is_doing(reason: str, said: str) -> None:
+    assert doing(reason) == said

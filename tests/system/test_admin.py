@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import shutil
+import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.system.daemon import Daemon
@@ -170,3 +174,43 @@ async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
                     assert answer.status == 200
             async with session.get("/readyz") as answer:
                 assert answer.status == 200
+
+
+async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Path) -> None:
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    files = {"tls_cert": data_dir / "cert.pem", "tls_key": data_dir / "key.pem", "tokens_file": data_dir / "tokens"}
+    files["tls_cert"].write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
+    files["tls_key"].write_bytes(server.private_key_pem.bytes())
+    files["tokens_file"].write_text(f"grafana:read:{hashlib.sha256(b'grafana').hexdigest()}\n")
+    for one in files.values():
+        one.chmod(0o600)
+    settings: dict[str, object] = {f"rpc.{key}": str(name) for key, name in files.items()}
+    daemon = Daemon(data_dir, **settings)
+    daemon.config.write_text(
+        daemon.config.read_text().replace(f"127.0.0.1:{daemon.admin_port}", f"0.0.0.0:{daemon.admin_port}")
+    )
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    try:
+        with daemon.log.open("ab") as log:
+            daemon.process = subprocess.Popen(
+                [sys.executable, "-m", "billing", "serve", "--config", str(daemon.config)], stderr=log, stdout=log
+            )
+        url = f"https://127.0.0.1:{daemon.admin_port}"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+            async with asyncio.timeout(30):
+                while True:
+                    with contextlib.suppress(aiohttp.ClientError):
+                        async with session.get(f"{url}/readyz") as answer:
+                            if answer.status == 200:
+                                break
+                    await asyncio.sleep(0.05)
+            async with session.get(f"{url}/metrics") as answer:
+                assert answer.status == 401
+            async with session.get(f"{url}/metrics", headers={"Authorization": "Bearer grafana"}) as answer:
+                assert answer.status == 200
+            with pytest.raises(aiohttp.ClientError):
+                await session.get(f"http://127.0.0.1:{daemon.admin_port}/livez")
+    finally:
+        daemon.stop()

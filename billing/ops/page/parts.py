@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from markupsafe import Markup
@@ -17,6 +18,7 @@ from shards.clock import boot_now_ns
 HOUR_NS: Final = 3600 * 10**9
 MINUTE_NS: Final = 60 * 10**9
 OWED_SHOWN: Final = 20
+MOVES_SHOWN: Final = 8
 OWED_LATE_NS: Final = 5 * 10**9
 
 
@@ -239,7 +241,7 @@ def moves(watchman: Watchman) -> Markup:
         Markup("<li>bucket <b>{}</b>: shard {} → {}, {}</li>").format(
             one.bucket_id, one.source, one.target, words.ago(now_ns - one.boot_ns)
         )
-        for one in reversed(watchman.moves)
+        for one in islice(reversed(watchman.moves), MOVES_SHOWN)
     ]
     if not shown:
         return Markup('<p class="note">No bucket has moved since the start. A cell lights up when it does.</p>')
