@@ -14,7 +14,7 @@ import random
 import socket
 from collections.abc import Callable, Generator
 from ssl import SSLContext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from billing import __version__
 from billing.api.auth import Guard
@@ -25,7 +25,6 @@ from billing.api.tls import server_context
 from billing.api.wire import encode_reply
 from billing.census import Census
 from billing.config import Config
-from billing.expirationd.coming import forecast
 from billing.expirationd.delivery import (
     CUTOFF,
     DELIVERED,
@@ -39,7 +38,6 @@ from billing.expirationd.delivery import (
 )
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.signature import parse_secrets
-from billing.expirationd.untold import is_untold
 from billing.explain import explain
 from billing.history.link import HistoryLink
 from billing.holdback import Holdback
@@ -139,12 +137,15 @@ class Billing:
         """What became owed goes to the outbox, which asks the ledger what exactly, right before it sends."""
         delivery = self._delivery
         assert delivery is not None, "told before it was opened"
-        for kind, _, bucket_id, user_id, _ in notices:
+        now_ns = delivery.now_ns()
+        for kind, _, bucket_id, user_id, seq in notices:
             if kind in (CUTOFF, RESTORE):
-                if kind == RESTORE or not self._holdback.holds_back(self.machine, delivery, bucket_id, user_id):
-                    delivery.notify(bucket_id, user_id, kind)
+                if kind == RESTORE or not self._holdback.holds_back(self.machine, delivery, bucket_id, user_id, seq):
+                    delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq)
             elif kind == RETRY:
-                delivery.notify(bucket_id, user_id, urgent=True)
+                known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
+                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, urgent=True, seq=-1 if known else seq)
+        delivery.rouse()
 
     def committed(self, position: int, payload: bytes) -> None:
         """Hands a durable batch on to the history."""
@@ -160,11 +161,9 @@ class Billing:
         if query[0] == "accounts":
             self._go_on(account_page(self.machine.ledger.books, *query[1:]), done)
             return
-        if query[0] == "forecast":
-            self._forecast(query[1], done)
-            return
-        if query[0] == "expirationd_stats":
-            done({} if self._lookout is None else {"shard_id": self._begin.shard_id, **self._lookout.stats()})
+        if query[0] in ("forecast", "expirationd_stats"):
+            assert self._lookout is not None
+            self._go_on(self._lookout.answer(self._begin.shard_id, query), done)
             return
         if query[0] == "explain" and self._worker is not None and self._delivery is not None:
             done(explain(self.machine, bucket_id, query[1], self._worker, self._delivery))
@@ -175,13 +174,6 @@ class Billing:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
         else:
             self._history.ask(bucket_id, generation, user_id, limit, before, done)
-
-    def _forecast(self, within_ns: int, done: Callable[[object], None]) -> None:
-        assert self._worker is not None
-        assert self._delivery is not None
-        now_ns, takes = self._worker.fresh_now_ns(), self._delivery.throughput.per_second
-        slices = forecast(self.machine.ledger.books, now_ns, now_ns + within_ns)
-        self._go_on(slices, lambda part: done({**cast(dict[str, Any], part), "takes_per_second": takes}))
 
     def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
         try:
@@ -274,7 +266,7 @@ class Billing:
         self._delivery = self._new_delivery()
         if self._lookout is not None:
             self._lookout.delivery = self._delivery
-        self._holdback.hand_over(self.machine, self._delivery)
+        self._owe(list(self.machine.owed()))
 
     def examine(self, bucket_id: int) -> None:
         """Asserts that a bucket's accounts add up."""
@@ -306,9 +298,7 @@ class Billing:
     def take_up(self, bucket_id: int) -> None:
         """Makes what calls this bucket owes, from now on."""
         self._paused.discard(bucket_id)
-        assert self._delivery is not None
-        for _, user_id, kind, since_ns in self.machine.owed_in(bucket_id):
-            self._delivery.notify(bucket_id, user_id, kind, since_ns)
+        self._owe(list(self.machine.owed_in(bucket_id)))
         if self._lookout is not None:
             self._lookout.take_up(bucket_id)
 
@@ -319,6 +309,17 @@ class Billing:
     def _release_held(self) -> int:
         assert self._delivery is not None
         return self._holdback.release(self.machine, self._delivery)
+
+    def _owe(self, owed: list[tuple[int, bytes, str, int, int]]) -> None:
+        """Lets the delivery know of all this, once what determined it is durable."""
+
+        def durable() -> None:
+            assert self._delivery is not None
+            self._holdback.hand_over(owed, self._delivery)
+
+        if owed:
+            assert self._worker is not None
+            self._worker.when_durable(durable)
 
     async def stop_listening(self) -> None:
         """No new connections; what was asked is still answered."""
@@ -348,8 +349,7 @@ class Billing:
         if bucket_id in self._paused:
             return None
         call = self.machine.ledger.owed(bucket_id, user_id)
-        assert self._worker is not None
-        if call is None or is_untold(self._worker.shard.untold(), bucket_id, user_id, call):
+        if call is None:
             return None
         return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False)
 

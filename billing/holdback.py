@@ -44,30 +44,30 @@ class Holdback:
             self._until_ns = now_ns
             if overdue:
                 log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", overdue)
-        self.hand_over(machine, delivery)
+        self.hand_over(list(machine.owed()), delivery)
 
-    def hand_over(self, machine: BillingMachine, delivery: Delivery) -> None:
-        """Tells a new delivery all that is owed."""
-        for bucket_id, user_id, kind, since_ns in list(machine.owed()):
+    def hand_over(self, owed: list[tuple[int, bytes, str, int, int]], delivery: Delivery) -> None:
+        """Tells a delivery of what is owed, as `BillingMachine.owed` says it; all that determined it is durable."""
+        for bucket_id, user_id, kind, since_ns, seq in owed:
             if kind == CUTOFF and since_ns <= self._until_ns:
-                delivery.hold(bucket_id, user_id, since_ns, kind)
+                delivery.hold(bucket_id, user_id, since_ns, kind, seq)
             else:
-                delivery.notify(bucket_id, user_id, kind, since_ns)
+                delivery.notify(bucket_id, user_id, kind, since_ns, seq=seq)
 
-    def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes) -> bool:
-        """Whether a cutoff that has just become owed waits with the others, because it was overdue at the start."""
+    def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes, seq: int) -> bool:
+        """Whether the cutoff `seq`, owed just now, waits with the others, because it was overdue at the start."""
         if self._until_ns < 0:
             return False
         call = machine.ledger.owed(bucket_id, user_id)
         if call is None or call.kind != CUTOFF or call.exhausted_at_ns > self._until_ns:
             return False
-        delivery.hold(bucket_id, user_id, call.exhausted_at_ns)
+        delivery.hold(bucket_id, user_id, call.exhausted_at_ns, CUTOFF, seq)
         return True
 
     def release(self, machine: BillingMachine, delivery: Delivery) -> int:
         """The operator says that what is overdue is right; how many accounts waited."""
         until_ns, self._until_ns = self._until_ns, -1
-        waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns in machine.owed())
+        waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns, _ in machine.owed())
         if self.restored:
             self.restored = False
             self._remove_mark()

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from billing.expirationd.coming import SECOND_NS
+from billing.expirationd.coming import SECOND_NS, forecast
 from billing.expirationd.delivery import Delivery
 from billing.expirationd.opinion import SecondOpinion
 from billing.expirationd.recheck import Rechecks
 from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
 from billing.machine import BillingMachine
 from shards.clock import boot_now_ns
 from shards.machine import Command
+from shards.shard import WrongBucket
 
 LOOK_S: Final = 1.0
 WARN_LOOKS: Final = 10  # how often the coming hour is held against what the endpoint takes
@@ -135,13 +137,21 @@ class Lookout:
         self._recheck_timer = None
         for _, bucket_id, user_id, seq in self._rechecks.due(self._now_ns(), RECHECKS_AT_ONCE):
             outcome = self._report(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b""))
-            if isinstance(outcome, dict):  # else it took effect, was superseded, or the bucket is elsewhere
+            if not isinstance(outcome, Refused | WrongBucket):  # else it took effect, or was superseded
                 self.not_effective += 1
         self._arm()
 
     # -- for the operator --------------------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, int]:
+    def answer(self, shard_id: int, query: Command) -> Generator[None, None, dict[str, Any]]:
+        """`("forecast", within_ns, step_ns)` or `("expirationd_stats",)`: this shard's part, in slices."""
+        if query[0] == "expirationd_stats":
+            return {"shard_id": shard_id, **self._stats()}
+        now_ns = self._now_ns()
+        part = yield from forecast(self._machine.ledger.books, now_ns, now_ns + int(query[1]))
+        return {**part, "takes_per_second": self.delivery.throughput.per_second}
+
+    def _stats(self) -> dict[str, int]:
         """A row of `expirationd_stats`: this shard since its worker started; lateness is that of the first attempts."""
         late = self.delivery.sent_late
         return {

@@ -20,6 +20,7 @@ from typing import Any
 from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
+from billing.ledger import commands as ops
 from billing.ledger.block import dumping, loading
 from billing.ledger.book import Book
 from billing.ledger.due import unnoticed
@@ -47,9 +48,12 @@ class BillingMachine:
     # -- commands and queries ---------------------------------------------------------------------------------------
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """A reply map, maybe encoded already, or the refusal."""
+        """A reply map, maybe encoded already, or the refusal; for a report of delivery, to which nobody listens, the
+        bare entry.
+        """
         try:
-            return self._reply(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
+            entry = self.ledger.apply(bucket_id, now_ns, command)
+            return self._reply(entry, bucket_id) if command[0] < ops.CUTOFF_STARTED else entry
         except Refused as refusal:
             return refusal
 
@@ -102,21 +106,22 @@ class BillingMachine:
                 return {"released": sum(parts)}
         raise AssertionError(f"no survey {operation[0]}")
 
-    def owed(self) -> Iterator[tuple[int, bytes, str, int]]:
-        """All that is owed to the outside: (bucket id, user id, kind, exhaustion instant)."""
+    def owed(self) -> Iterator[tuple[int, bytes, str, int, int]]:
+        """All that is owed to the outside: (bucket id, user id, kind, exhaustion instant, newest seq of that kind)."""
         for bucket_id, book in self.ledger.books.items():
             if book.extras:
                 yield from self.owed_in(bucket_id)
 
     def overdue(self, now_ns: int) -> int:
         """Cutoffs owed already, and accounts whose exhaustion instant has passed but was not looked at yet."""
-        owed = sum(1 for _, _, kind, _ in self.owed() if kind == "cutoff")
+        owed = sum(1 for _, _, kind, _, _ in self.owed() if kind == "cutoff")
         return owed + sum(unnoticed(book, now_ns) for book in self.ledger.books.values())
 
-    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int]]:
+    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int]]:
         """The same of one bucket."""
         for user_id, call in self.ledger.owed_in(bucket_id):
-            yield bucket_id, user_id, call.kind, call.exhausted_at_ns
+            seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
+            yield bucket_id, user_id, call.kind, call.exhausted_at_ns, seq
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator; O(buckets)."""

@@ -269,11 +269,6 @@ class Shard:
             notices[:] = [notice for notice in notices if notice[1] >= first] if first >= 0 else []
         return early
 
-    def untold(self) -> list[Notice]:
-        """The notices that wait, because what determined them is not durable: nobody outside may act on that yet."""
-        sealed = [notice for batch in (self._flight, *self._sealed) if batch for notice in batch.notices]
-        return sealed + self.machine.notices
-
     def take_ready(self) -> Ready | None:
         """What came since the last one, a batch at most; None when there is nothing, or while one is out."""
         if self._flight is not None:

@@ -40,7 +40,7 @@ from shards.shortage import Shortage
 from shards.snapshotter import Snapshotter
 from shards.tally import Syncs
 
-TICK_ENTRIES_MAX = 256
+TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 GROWTH_CHECK_BATCHES = 64  # how often it is looked whether a snapshot is due
 
@@ -201,11 +201,15 @@ class Worker:
     # -- the pump ---------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
-        self._scheduled = True
-        self._loop.call_soon(self._pump)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._scheduled = False
+        self._guarded_turn()
+
+    def _guarded_turn(self) -> None:
         try:
             self._turn()
         except BaseException as error:
@@ -279,7 +283,7 @@ class Worker:
         self._barrier_due = True
         if self._barrier_timer is None and self.settings.idle_barrier_s:
             self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
-        self._pump()
+        self._guarded_turn()
 
     def _release(self, ready: Ready) -> None:
         self.shard.synced(ready)
@@ -307,14 +311,14 @@ class Worker:
             return
         self.shortage.looked()
         self._writing = False
-        self._pump()
+        self._guarded_turn()
 
     # -- time -------------------------------------------------------------------------------------------------------
 
     def _rearm(self) -> None:
-        due_ns = self.shard.next_due_ns()
-        if due_ns < 0 or self._stopping:
-            return
+        due_ns = -1 if self._scheduled or self._stopping else self.shard.next_due_ns()
+        if due_ns < 0:
+            return  # nothing is coming, or the turn that does will see to it
         boot_ns = self.clock.boot_of(due_ns)
         armed_ns = self._alarm.armed_ns
         if armed_ns < 0 or boot_ns < armed_ns:
@@ -323,12 +327,11 @@ class Worker:
     def _on_alarm(self) -> None:
         self._alarm.acknowledge()
         if not self._stopping:
-            self._pump()
+            self._guarded_turn()
 
     def wake(self) -> None:
         """Lets the next turn come."""
-        if not self._scheduled:
-            self._schedule()
+        self._schedule()
 
     def follow_clock(self) -> None:
         """After a new anchor: the same billing instant may lie at another boot instant now."""
@@ -343,9 +346,7 @@ class Worker:
             self.links.pop(shard_id).close()
         for shard_id, path in paths.items():
             if shard_id != self.shard_id and shard_id not in self.links:
-                self.links[shard_id] = PeerLink(
-                    shard_id, path, self.reply, self.handoff.strayed, self._on_answered
-                )
+                self.links[shard_id] = PeerLink(shard_id, path, self.reply, self.handoff.strayed, self._on_answered)
                 self.links[shard_id].open()
 
     def is_linked(self) -> bool:
@@ -374,8 +375,7 @@ class Worker:
         except BaseException as error:
             self.fail(error)
             raise
-        if not self._scheduled:
-            self._schedule()
+        self._schedule()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ of the answer pass. Where no connection comes about, nothing was started: FAILED
 still be saved without anybody having been told.
 
 **What the caller promises.** `report` changes what `owed` answers before it returns. Whoever makes something owed calls
-`notify`. **What it promises:** no request before `notify`, none that `owed` does not name at that moment, one in flight
-per account, the same event_id on every attempt, and another attempt until a 2xx. It holds no truth: what was in flight
-when the process died is owed in the ledger still.
+`notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
+**What it promises:** no request before `notify`, none that `owed` does not name at that moment, one in flight per
+account, the same event_id on every attempt, and another attempt until a 2xx. It holds no truth: what was in flight when
+the process died is owed in the ledger still.
 
 It never decides what is owed, and never reads a clock but through `now_ns`.
 """
@@ -109,7 +110,7 @@ class Delivery:
         self._owed = owed
         self._report = report
         self.settings = settings
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self._failed = failed
         self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
@@ -135,22 +136,36 @@ class Delivery:
     # -- what the caller tells --------------------------------------------------------------------------------------
 
     def notify(
-        self, bucket_id: int, user_id: bytes, kind: str = CUTOFF, since_ns: int = -1, urgent: bool = False
+        self,
+        bucket_id: int,
+        user_id: bytes,
+        kind: str = CUTOFF,
+        since_ns: int = -1,
+        urgent: bool = False,
+        seq: int = -1,
     ) -> None:
         """Something became owed for this account, or may have. `since_ns` is its E where known (-1: now); `urgent`:
-        an operator wants it now, whatever failed before."""
-        since_ns = self._now_ns() if since_ns < 0 else since_ns
-        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(kind, 0), urgent)
-        self._rouse()
+        an operator wants it now, whatever failed before. `seq`: what is owed is this one of its kind, and nothing newer
+        is to be sent before that was notified, too (-1: whatever is owed may be)."""
+        self.owe(bucket_id, user_id, kind, self.now_ns() if since_ns < 0 else since_ns, urgent, seq)
+        self.rouse()
 
-    def hold(self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF) -> None:
+    def owe(
+        self, bucket_id: int, user_id: bytes, kind: str, since_ns: int, urgent: bool = False, seq: int = -1
+    ) -> None:
+        """The same for one of many; `rouse` follows once behind them."""
+        told = None if seq < 0 else (kind, seq)
+        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(kind, 0), urgent, told)
+
+    def hold(self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF, seq: int = -1) -> None:
         """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
-        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(kind, 0))
+        told = None if seq < 0 else (kind, seq)
+        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(kind, 0), told)
 
     def release(self) -> int:
         """Sends everything held, oldest first; returns how many accounts that concerns."""
         released = self.outbox.release()
-        self._rouse()
+        self.rouse()
         return released
 
     def start(self) -> None:
@@ -165,11 +180,11 @@ class Delivery:
             warm=settings.warm,
             idle_s=settings.idle_s,
         )
-        self.endpoints = [self._endpoint_of(origin, limits, self._now_ns, settings.tls) for origin in self._origins]
+        self.endpoints = [self._endpoint_of(origin, limits, self.now_ns, settings.tls) for origin in self._origins]
         for endpoint in self.endpoints:
             endpoint.start()
         self._running = True
-        self._rouse()
+        self.rouse()
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
@@ -209,13 +224,13 @@ class Delivery:
 
     # -- senders ----------------------------------------------------------------------------------------------------
 
-    def _rouse(self) -> None:
+    def rouse(self) -> None:
         """Sees to it that somebody takes what can be taken now, or that the timer rings when it can."""
         if not self._running:
             return
         if not self._idle and len(self._senders) >= self.settings.concurrency:
             return  # all are at work, and each looks for more when it is done
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         wake_ns = self.outbox.next_wake_ns(now_ns)
         if wake_ns < 0:
             return
@@ -237,7 +252,7 @@ class Delivery:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._rouse()
+        self.rouse()
 
     def _on_sender_done(self, sender: asyncio.Task[None]) -> None:
         self._senders.discard(sender)
@@ -247,14 +262,14 @@ class Delivery:
     async def _send(self) -> None:
         unsent = 0
         while True:
-            item = self.outbox.take(self._now_ns()) if self._running else None
+            item = self.outbox.take(self.now_ns()) if self._running else None
             if item is None:
-                self._rouse()
+                self.rouse()
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
                 await waiter
                 continue
-            self._rouse()
+            self.rouse()
             if await self._attempt(item):
                 unsent = 0
             else:
@@ -268,8 +283,8 @@ class Delivery:
         bucket_id, user_id = item.bucket_id, item.user_id
         line: Line | None = None
         while True:
-            owed = self._owed(bucket_id, user_id)
-            now_ns = self._now_ns()
+            owed = self._named(item)
+            now_ns = self.now_ns()
             if owed is None:
                 self.outbox.forget(item)
                 return self._unsent(line)
@@ -305,6 +320,14 @@ class Delivery:
                 endpoint.settle(line)
         return True
 
+    def _named(self, item: Item) -> Owed | None:
+        """What is owed for the account, as far as it was notified: the ledger may be ahead of what is durable."""
+        owed = self._owed(item.bucket_id, item.user_id)
+        told = item.told
+        if owed is None or told is None or (owed[0] == told[0] and owed[2] <= told[1]):
+            return owed
+        return None
+
     def _unsent(self, line: Line | None) -> bool:
         if line is not None:
             line.endpoint.keep(line)
@@ -315,14 +338,14 @@ class Delivery:
         """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         if outcome == OK:
             self.delivered += 1
             if kind == CUTOFF:
                 self.done_late.add(max(0, now_ns - exhausted_at_ns))
                 self.throughput.answered(now_ns, not self._idle)
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
-            more = self._owed(item.bucket_id, item.user_id) is not None
+            more = self._named(item) is not None
         else:
             self.failures += 1
             self.dropped += outcome == DROPPED

@@ -64,7 +64,10 @@ class Pace(NamedTuple):
 class Item:
     """One account with something owed."""
 
-    __slots__ = ("again", "bucket_id", "due_ns", "event", "failures", "lane", "serial", "since_ns", "state", "user_id")
+    __slots__ = (
+        *("again", "bucket_id", "due_ns", "event", "failures", "lane", "serial", "since_ns", "state", "told"),
+        "user_id",
+    )
 
     def __init__(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int) -> None:
         self.bucket_id = bucket_id
@@ -73,6 +76,7 @@ class Item:
         self.lane = lane
         self.state = READY
         self.serial = 0  # of its one valid place in a queue
+        self.told: tuple[str, int] | None = None  # kind and seq up to which it may be named; None: whatever is owed
         self.event: Hashable = None  # the one that `failures` and `due_ns` are about
         self.failures = 0
         self.due_ns = 0  # not to be begun before
@@ -135,15 +139,27 @@ class Outbox:
 
     # -- what the world tells ---------------------------------------------------------------------------------------
 
-    def owe(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, urgent: bool = False) -> None:
+    def owe(
+        self,
+        bucket_id: int,
+        user_id: bytes,
+        since_ns: int,
+        lane: int = 0,
+        urgent: bool = False,
+        told: tuple[str, int] | None = None,
+    ) -> None:
         """Something is owed for this account, or may be: the ledger will be asked.
 
-        `lane` is where it probably goes, `urgent` forgets past failures (an operator wants it now).
+        `lane` is where it probably goes, `urgent` forgets past failures (an operator wants it now). `told`: what is
+        owed, kind and seq; without it an account that is known keeps what it was told.
         """
         key = (bucket_id, user_id)
         item = self._items.get(key)
+        if told is not None and item is not None:
+            item.told = told
         if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
+            item.told = told
             self._make_ready(item)
             return
         if urgent:
@@ -155,14 +171,19 @@ class Outbox:
             item.lane = lane
             self._make_ready(item)
 
-    def hold(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0) -> None:
+    def hold(
+        self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, told: tuple[str, int] | None = None
+    ) -> None:
         """Something is owed for this account, but not to be sent before `release`; no effect on one that is known."""
         key = (bucket_id, user_id)
         if key not in self._items:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
             item.state = PARKED
+            item.told = told
             self._held += 1
             self._place(self._parked, since_ns, item)
+        elif told is not None:
+            self._items[key].told = told
 
     def release(self) -> int:
         """Lets everything held go, oldest first; returns how many accounts that concerns."""

@@ -9,12 +9,12 @@ nothing is ever cancelled:
   `due_of` answers -1 and it is dropped;
 - so re-arming is, for the owner, one comparison of the coming instant with `filed_ns`, the place of its live filing.
 
-**Places.** Near instants (less than two slots of level 0 away) lie in an exact heap. All others lie in slots, plain
-arrays of 8 bytes a filing, without any order inside. A slot of level L is `2**(20 + 8 * L)` ns wide, six levels reach
-over 2**63 ns, and a filing goes to the level where its instant is between 2 and 512 slots ahead. A slot is opened one
-whole width *before* it begins, and its filings go to lower levels or to the heap: a slot with a million filings can be
-opened in slices of bounded size, and the heap goes on firing meanwhile. Of several slots that may be opened, the one
-that begins first comes first.
+**Places.** Near instants (less than 134 ms away) lie in an exact heap. All others lie in slots, plain arrays of 8 bytes
+a filing, without any order inside. A slot of level L is `2**(20 + 8 * L)` ns wide, six levels reach over 2**63 ns, and
+a filing goes to the level where its instant is between 2 and 512 slots ahead. A slot is opened *before* it begins, by
+one whole width (of level 0: by 133 ms), and its filings go to lower levels or to the heap: one with a million filings
+can be opened in slices of bounded size, and the heap goes on firing meanwhile. So many that fall due in one instant are
+in order when it comes. Of several slots that may be opened, the one that begins first comes first.
 
 **Invariants.** A ref is returned only at or after its exact instant, in the order of the instants; every live filing is
 asked for before the instant it was made for; a live filing is never lost. `position_ns`, the latest instant the
@@ -28,9 +28,9 @@ has 48.
 
 It never reads a clock, never calls the owner but through the two functions given to `advance`, and knows no money.
 
-Worked example, position 0: an instant of 10 ms (10_000_000 ns) is between 2 and 512 slots of 1_048_576 ns ahead, so it
-is filed at level 0 in the slot that begins at 9_437_184. `advance(8_388_608)` opens that slot and puts the instant into
-the heap; `advance(9_999_999)` returns nothing; `advance(10_000_000)` returns the ref.
+Worked example, position 0: an instant of 200 ms (200_000_000 ns) is less than 512 slots of 1_048_576 ns ahead, so it
+is filed at level 0 in the slot that begins at 199_229_440. `advance(66_060_288)` opens that slot and puts the instant
+into the heap; `advance(199_999_999)` returns nothing; `advance(200_000_000)` returns the ref.
 """
 
 from array import array
@@ -46,8 +46,9 @@ _SALT_MASK: Final = 2**16 - 1
 _SLOT_BITS: Final = 20  # a slot of level 0 is 2**20 ns wide, about a millisecond
 _LEVEL_BITS: Final = 8
 _LEVELS: Final = 6
-_NEAR_NS: Final = 2 << _SLOT_BITS  # nearer than this: exact heap
+_NEAR_NS: Final = 128 << _SLOT_BITS  # nearer than this: exact heap
 _WIDTHS_NS: Final = tuple(1 << (_SLOT_BITS + _LEVEL_BITS * level) for level in range(_LEVELS))
+_LEADS_NS: Final = (_NEAR_NS - _WIDTHS_NS[0], *_WIDTHS_NS[1:])  # how long before it begins a slot may be opened
 _BEGIN_MASKS: Final = tuple(-width_ns for width_ns in _WIDTHS_NS)
 _KEY_BITS: Final = 3  # a slot is known by `begin_ns << 3 | level`
 _NEVER_NS: Final = 2**64
@@ -213,7 +214,7 @@ class Wheel:
             del self._slots[begin_ns << _KEY_BITS | level]
             heappop(self._begins[level])
             self._next_open_ns = min(
-                (begins[0] - width_ns for begins, width_ns in zip(self._begins, _WIDTHS_NS, strict=True) if begins),
+                (begins[0] - lead_ns for begins, lead_ns in zip(self._begins, _LEADS_NS, strict=True) if begins),
                 default=_NEVER_NS,
             )
         return max(1, len(entries))
@@ -223,14 +224,14 @@ class Wheel:
         level_first, begin_first_ns = -1, _NEVER_NS
         if self._next_open_ns <= now_ns:
             for level, begins in enumerate(self._begins):
-                if begins and begins[0] < begin_first_ns and begins[0] - _WIDTHS_NS[level] <= now_ns:
+                if begins and begins[0] < begin_first_ns and begins[0] - _LEADS_NS[level] <= now_ns:
                     level_first, begin_first_ns = level, begins[0]
         return level_first, begin_first_ns
 
     def _add_slot(self, level: int, begin_ns: int) -> "array[int]":
         slot = self._slots[begin_ns << _KEY_BITS | level] = array("Q")
         heappush(self._begins[level], begin_ns)
-        self._next_open_ns = min(self._next_open_ns, begin_ns - _WIDTHS_NS[level])
+        self._next_open_ns = min(self._next_open_ns, begin_ns - _LEADS_NS[level])
         return slot
 
     def _sweep_owed(self) -> bool:

@@ -310,6 +310,11 @@ class Ledger:
         """Every account of a bucket to which a call is owed, with the call. Nothing may change meanwhile."""
         return views.owed_in(self.books[bucket_id])
 
+    def newest_seq(self, bucket_id: int, user_id: bytes) -> int:
+        """The seq of an account's latest cutoff, 0 before the first."""
+        book = self.books[bucket_id]
+        return Account(book, book.slots[user_id], user_id).exhaustion_seq
+
     def delivered_in(self, bucket_id: int) -> Iterator[tuple[bytes, int]]:
         """Every account of a bucket whose latest cutoff was delivered and is not effective, with its seq."""
         return views.delivered_in(self.books[bucket_id])

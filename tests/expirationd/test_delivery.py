@@ -227,3 +227,20 @@ async def test_proxies_of_the_environment_are_ignored() -> None:
         del os.environ["http_proxy"]
         if before is not None:
             os.environ["http_proxy"] = before
+
+
+async def test_what_was_not_notified_yet_is_not_sent_although_the_ledger_names_it() -> None:
+    """A top-up and the next exhaustion may stand in the ledger before they are durable."""
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.cutoffs[b"u"] = [2]
+        desk.instants[b"u", 2] = 1
+        delivery.notify(1, b"u", seq=1)
+        await desk.until(lambda: len(delivery.outbox) == 0)
+        assert receiver.calls == []
+        delivery.notify(1, b"u", "restore", seq=2)
+        await desk.until(lambda: len(delivery.outbox) == 0)
+        assert receiver.calls == []
+        delivery.notify(1, b"u", seq=2)
+        await desk.until(desk.nothing_owed)
+        assert [call.seq for call in receiver.calls] == [2]

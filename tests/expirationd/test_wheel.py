@@ -149,13 +149,13 @@ TestWheelIsASortedList: Any = WheelIsASortedList.TestCase
 
 def test_worked_example_of_the_docstring() -> None:
     accounts = Accounts(Wheel(0))
-    accounts.arm(7, 10_000_000)
-    assert 9_437_184 <= accounts.filed[7] <= 9_437_184 + 65_535
-    assert accounts.wheel.next_due_ns() == 8_388_608
-    assert accounts.advance(8_388_608, 10) == []
-    assert accounts.wheel.next_due_ns() == 10_000_000
-    assert accounts.advance(9_999_999, 10) == []
-    assert accounts.advance(10_000_000, 10) == [(10_000_000, 7)]
+    accounts.arm(7, 200_000_000)
+    assert 199_229_440 <= accounts.filed[7] <= 199_229_440 + 65_535
+    assert accounts.wheel.next_due_ns() == 66_060_288
+    assert accounts.advance(66_060_288, 10) == []
+    assert accounts.wheel.next_due_ns() == 200_000_000
+    assert accounts.advance(199_999_999, 10) == []
+    assert accounts.advance(200_000_000, 10) == [(200_000_000, 7)]
     assert accounts.wheel.next_due_ns() == -1
     assert len(accounts.wheel) == 0
 

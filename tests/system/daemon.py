@@ -91,20 +91,25 @@ class Daemon:
     def worker_pids(self) -> list[int]:
         """The processes that this daemon's main process started, ascending."""
         assert self.process is not None
+        return self._children(self.process.pid)
+
+    @staticmethod
+    def _children(parent: int) -> list[int]:
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with contextlib.suppress(OSError):
                     stat = Path(f"/proc/{name}/stat").read_text()
-                    if int(stat.rsplit(")", 1)[1].split()[1]) == self.process.pid:
+                    if int(stat.rsplit(")", 1)[1].split()[1]) == parent:
                         found.append(int(name))
         return sorted(found)
 
     def cpu_seconds(self) -> float:
-        """CPU that all processes of the daemon have used until now."""
+        """CPU that all processes of the daemon have used until now, those that its workers started included."""
         assert self.process is not None
         ticks = 0
-        for pid in (self.process.pid, *self.worker_pids()):
+        workers = self.worker_pids()
+        for pid in (self.process.pid, *workers, *(child for worker in workers for child in self._children(worker))):
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
                 ticks += int(fields[11]) + int(fields[12])
