@@ -9,6 +9,7 @@ from pathlib import Path
 
 from billing.ops.faults import Fault
 from billing.ops.receiver import Receiver
+from shards.clock import wall_now_ns
 from tests.system.daemon import Daemon, free_port
 from tests.system.rpc import Rpc
 
@@ -46,11 +47,11 @@ async def test_exhaustions_that_fell_due_while_nobody_served_are_called_at_once_
             for number in range(20):
                 user = f"due_{number}"
                 await rpc.ask("top_up", user, COIN)
-                account = await rpc.ask("set_rate", user, 2 * COIN + number)
+                account = await rpc.ask("set_rate", user, COIN // 4 + number)
                 expected[user] = account["exhausts_at_ns"]
             daemon.kill()
             assert receiver.calls == []
-            await asyncio.sleep(0.7)
+            await until(lambda: wall_now_ns() > max(expected.values()))
             await asyncio.to_thread(daemon.start)
             await until(lambda: len(receiver.calls) >= 20)
             assert {call.user_id: call.exhausted_at_ns for call in receiver.calls} == expected
