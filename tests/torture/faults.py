@@ -188,6 +188,8 @@ async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, l
         assert "the disk failed" in said, f"call {at} ({fired}): {said}"
         assert "shard 2" not in said, f"call {at} ({fired}): the other shard does not serve: {said}"
         counts["held, the other served"] += 1
+    if arguments.what != "ENOSPC":  # there, what was under way waits for room
+        assert not told.said["nothing"], f"call {at} ({fired}): {told.said['nothing']} calls got no answer\n{log}"
     counts["answered"] += told.said["ok"]
     counts["refused or lost"] += sum(told.said.values()) - told.said["ok"]
     examined(place / "data")
