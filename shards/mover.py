@@ -13,6 +13,7 @@ over both.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -80,6 +81,7 @@ class Mover:
         self._by_number: dict[int, Running] = {}
         self._room = asyncio.Event()
         self._held = False
+        self._serving = asyncio.Event()  # a shard serves that did not
         self._rebalancing: asyncio.Task[None] | None = None
         self._plans = 0  # how often a new plan was asked for
         self.moved = 0
@@ -222,6 +224,8 @@ class Mover:
 
     async def on_worker(self, shard_id: int, event: str) -> None:
         """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
+        if event == "serving":
+            self._serving.set()
         for running in list(self._by_number.values()):
             move = running.move
             assert move is not None
@@ -254,7 +258,9 @@ class Mover:
                 failures = 0
             else:
                 failures += 1
-                await asyncio.sleep(min(0.1 * 2**failures, 5.0))
+                self._serving.clear()
+                with contextlib.suppress(asyncio.TimeoutError):  # one that serves again is worth a try at once
+                    await asyncio.wait_for(self._serving.wait(), min(0.1 * 2**failures, 5.0))
         if self._registry.uneven:
             await self._registry.record(["uneven", False])
         for shard_id, weight in list(self._registry.map.weights.items()):
