@@ -3,6 +3,7 @@
     python -m benchmarks.moves pause       a bucket of 1,000 accounts moves to and fro under 5,000 commands/s
     python -m benchmarks.moves passing     CPU per command through a worker that owns nothing, against direct
     python -m benchmarks.moves two         commands per CPU second of the busier of two workers, against one with all
+    python -m benchmarks.moves slices      the longest slice of dump, load, arm, drop of a bucket of --accounts
 
 `pause` goes through `billing.client`, at an offered rate: a call's latency counts from when it was due to be sent. The
 pause of one move is the longest latency of any call for that bucket that was due while it moved. CPU is that of the
@@ -18,6 +19,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ import uvloop
 
 from benchmarks.commands import COIN, Generator
 from billing.client import Client
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Rules
+from billing.machine import BillingMachine
 from shards.buckets import bucket_id_of
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
@@ -252,10 +257,45 @@ async def one(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"commands_per_cpu_s": round(quantile(rates, 0.5))}
 
 
+def slices(accounts: int) -> dict[str, Any]:
+    """CPU of the longest slice, and of all, of each part of a move."""
+    machine = BillingMachine(Rules(False, 2000, False))
+    machine.create(7)
+    machine.start(10**18)
+    machine.arm(7)
+    for number in range(accounts):
+        user, at_ns = b"user_%07d" % number, 10**18 + number
+        machine.apply(7, (ops.TOP_UP, user, 10**12, 0, 0, b"", b"r%d" % number, b""), at_ns)
+        machine.apply(7, (ops.SET_RATE, user, 3600 * 10**6 + number, -1, -1, b"", b"", b""), at_ns)
+    machine.disarm(7)
+    target = BillingMachine(Rules(False, 2000, False))
+    target.start(10**18 + 10**9)
+    result: dict[str, Any] = {"accounts": accounts}
+
+    def timed(name: str, steps: Iterator[None]) -> Any:
+        longest = total = 0
+        while True:
+            began = time.thread_time_ns()
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
+            finally:
+                took = time.thread_time_ns() - began
+                longest, total = max(longest, took), total + took
+                result[name] = {"longest_ms": round(longest / 1e6, 2), "all_ms": round(total / 1e6, 2)}
+
+    block = timed("dump", machine.dumping(7))
+    target.put(7, timed("load", target.loading(7, block)))
+    timed("arm", target.arming(7))
+    timed("drop", machine.dropping(7))
+    return result
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pause", "passing", "two"))
+    parser.add_argument("what", choices=("pause", "passing", "two", "slices"))
     parser.add_argument("--accounts", type=int, default=1000, help="in the bucket that moves")
     parser.add_argument("--rate", type=int, default=5000)
     parser.add_argument("--moves", type=int, default=200)
@@ -263,6 +303,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
     arguments = parser.parse_args()
+    if arguments.what == "slices":
+        print(json.dumps(slices(arguments.accounts)))
+        return
     if arguments.what != "pause":
         arguments.seconds = min(arguments.seconds, 4.0)
     plans: dict[str, list[tuple[Any, dict[str, Any]]]] = {

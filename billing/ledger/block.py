@@ -54,11 +54,17 @@ def dumping(book: Book) -> Generator[None, None, bytes]:
     for first in range(0, len(slots), SLICE_ROWS):
         extras += [book.extras[slot].pack() for slot in slots[first : first + SLICE_ROWS]]
         yield
-    parts = [
+    lengths, users = bytearray(), bytearray()
+    for first in range(0, len(book.users), SLICE_ROWS):
+        names = book.users[first : first + SLICE_ROWS]
+        lengths += bytes(map(len, names))
+        users += b"".join(names)
+        yield
+    parts: list[bytes | bytearray] = [
         b"".join(getattr(book.totals, name).to_bytes(_TOTAL_BYTES, "little", signed=True) for name in Totals.NAMES),
-        bytes(map(len, book.users)),
-        b"".join(book.users),
-        bytes(book.rows),
+        lengths,
+        users,
+        book.rows,
         struct.pack(f"<{len(book.free)}I", *book.free),
         struct.pack(f"<{len(slots)}I", *slots),
         _join(extras),
@@ -121,8 +127,8 @@ def loading(bucket_id: int, dumped: bytes) -> Generator[None, None, Book]:
     return book
 
 
-def _join(parts: Iterable[bytes]) -> bytes:
-    pieces = []
+def _join(parts: Iterable[bytes | bytearray]) -> bytes:
+    pieces: list[bytes | bytearray] = []
     for part in parts:
         pieces.append(_U32.pack(len(part)))
         pieces.append(part)

@@ -1,0 +1,201 @@
+"""A million accounts in 3000 buckets go from one worker to two under load; then everything is held against a run in
+which nothing moved.
+
+    python -m benchmarks.even_out --accounts 1000000 --commands 200000
+
+Both runs get the same commands through `billing.client`. Compared are balance and last entry_id of every account that a
+command touched and of as many others, and the history of some; a stopped daemon's files prove the rest (`billing
+doctor`). Beside them, users run out of money all the while: each must get exactly one cutoff, not before its instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import uvloop
+
+from benchmarks.commands import COIN, run
+from billing.client import Client
+from billing.ops.receiver import Receiver
+from tests.system.daemon import Daemon, free_port
+from tests.system.rpc import Lost, Rpc
+
+DEPTH = 256
+HISTORIES = 300
+
+
+def commands(accounts: int, count: int) -> list[tuple[str, list[Any]]]:
+    """The same for every run."""
+    rng = random.Random(5)
+    return [
+        (rng.choice(("top_up", "debit")), [f"user_{rng.randrange(accounts):07d}", rng.randrange(1, 1000)])
+        for _ in range(count)
+    ]
+
+
+class Script:
+    """Sends a list of commands, so many in flight, each user's in order."""
+
+    def __init__(self, client: Client, todo: list[tuple[str, list[Any]]]) -> None:
+        self._client = client
+        self._todo = iter(todo)
+        self._left = len(todo)
+        self.errors: list[Any] = []
+        self.slowest_s = 0.0
+        self.done = asyncio.Event()
+
+    def start(self) -> None:
+        for _ in range(DEPTH):
+            self._next()
+
+    def _next(self) -> None:
+        one = next(self._todo, None)
+        if one is None:
+            return
+        began = time.perf_counter()
+
+        def on_reply(error: Any, _: Any) -> None:
+            self.slowest_s = max(self.slowest_s, time.perf_counter() - began)
+            if error is not None:
+                self.errors.append(error)
+            self._left -= 1
+            if not self._left:
+                self.done.set()
+            self._next()
+
+        self._client.send(*one, on_reply)
+
+
+async def spend(client: Client, due: dict[str, int], stop: asyncio.Event, number: int = 0) -> None:
+    """Users whose money lasts for some tenths of a second, a hundred a second."""
+    while not stop.is_set():
+        user = f"spender_{number}"
+        number += 1
+        await client.top_up(user, 3_000)
+        due[user] = (await client.set_rate(user, 10_000))["exhausts_at_ns"]
+        await asyncio.sleep(0.01)
+
+
+async def even(daemon: Daemon) -> float:
+    """Asks for two workers; seconds until each owns half."""
+    began = time.perf_counter()
+    daemon.config.write_text(daemon.config.read_text().replace("workers = 1", "workers = 2"))
+    assert daemon.process is not None
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    while True:
+        try:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            counts = [row["buckets"] for row in await rpc.ask("shards_info")]
+            rpc.close()
+        except (Lost, OSError):
+            counts = []
+        if len(counts) == 2 and max(counts) == min(counts):
+            return time.perf_counter() - began
+        await asyncio.sleep(0.1)
+
+
+async def one_run(directory: Path, arguments: argparse.Namespace, moves: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What came of it: balances and histories, and figures."""
+    port = free_port()
+    receiver = Receiver("127.0.0.1", port)
+    await receiver.start()
+    daemon = Daemon(
+        directory,
+        shards__workers=1,
+        journal__segment_bytes=64 * 1024 * 1024,
+        cutoff__url=f"http://127.0.0.1:{port}/cutoff",
+    )
+    todo = commands(arguments.accounts, arguments.commands)
+    with daemon:
+        preload = [
+            msgpack.packb([0, number, "top_up", [f"user_{number:07d}", 1000 * COIN]])
+            for number in range(arguments.accounts)
+        ]
+        await run(daemon, [preload], 2048, None)
+        del preload
+        due: dict[str, int] = {}
+        async with Client(daemon.address, timeout_s=120) as client:
+            stop = asyncio.Event()
+            spending = asyncio.create_task(spend(client, due, stop))
+            script = Script(client, todo)
+            began = time.perf_counter()
+            moved_s = asyncio.create_task(even(daemon)) if moves else None
+            script.start()
+            await script.done.wait()
+            took_s = time.perf_counter() - began
+            even_s = await moved_s if moved_s is not None else 0.0
+            stop.set()
+            await spending
+            while len({call.user_id for call in receiver.calls}) < len(due):
+                await asyncio.sleep(0.1)
+            touched = sorted({params[0] for _, params in todo})
+            step = max(1, arguments.accounts // 20_000)
+            others = [f"user_{number:07d}" for number in range(0, arguments.accounts, step)]
+            found: dict[str, Any] = {}
+            users = touched + others
+            for first in range(0, len(users), 2000):
+                chunk = users[first : first + 2000]
+                for user, account in zip(chunk, await asyncio.gather(*map(client.get_account, chunk)), strict=True):
+                    found[user] = (account["balance_nanos"], account["entry_id"])
+            for user in touched[:HISTORIES]:
+                rows = await client.history(user)
+                found[f"history of {user}"] = [
+                    (row["entry_id"], row["operation"], row["amount_nanos"], row["balance_after_nanos"]) for row in rows
+                ]
+            checked = await client.check_owners()
+    calls = {call.user_id: call.exhausted_at_ns for call in receiver.calls}
+    early = sum(call.arrived_ns < call.exhausted_at_ns for call in receiver.calls)
+    await receiver.close()
+    told = subprocess.run(
+        [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found, {
+        "commands_s": round(took_s, 1),
+        "even_after_s": round(even_s, 1),
+        "slowest_call_ms": round(script.slowest_s * 1e3, 1),
+        "errors": len(script.errors),
+        "cutoffs_due": len(due),
+        "cutoffs_missing_or_false": len(due.items() ^ calls.items()),
+        "cutoffs_doubled": len(receiver.calls) - len(calls),
+        "cutoffs_early": early,
+        "owner_faults": len(checked["faults"]),
+        "doctor": "no faults" if told.returncode == 0 else told.stdout[-2000:],
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accounts", type=int, default=1_000_000)
+    parser.add_argument("--commands", type=int, default=200_000)
+    parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
+    arguments = parser.parse_args()
+    results = []
+    for moves in (True, False):
+        with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+            Path(name).chmod(0o700)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                results.append(runner.run(one_run(Path(name), arguments, moves)))
+    (moved, figures), (still, _) = results
+    figures["accounts_compared"] = len(still)
+    figures["differences"] = sum(moved[key] != still[key] for key in still) + len(moved.keys() ^ still.keys())
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
