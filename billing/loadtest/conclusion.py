@@ -37,7 +37,11 @@ def sustained(run: Run, limit_ms: float) -> bool:
 
 
 def sustained_per_s(result: Result) -> float | None:
-    """The highest rate that is shown to be sustained; None where none is."""
+    """The highest rate that is shown to be sustained; None where none is. A closed loop shows none: it asks less where
+    the daemon is slow.
+    """
+    if result.kind == "closed":
+        return None
     if result.knee_per_s is not None:
         return result.knee_per_s
     if not result.runs or not all(sustained(run, result.p99_limit_ms) for run in result.runs):
@@ -115,7 +119,12 @@ def conclusion(result: Result) -> Iterator[str]:
 def _rate(result: Result) -> Iterator[str]:
     rate, workers, limit = sustained_per_s(result), result.daemon["workers"], f"{result.p99_limit_ms:g} ms"
     cost = [run.cpu_us_per_command for run in telling(result) if run.cpu_us_per_command]
-    if rate is None:
+    if result.kind == "closed" and result.runs:
+        yield (
+            f"A closed loop was answered {median(run.per_s for run in result.runs):,.0f} times a second. Its latencies "
+            "are not what callers would see, who do not wait for each other."
+        )
+    elif rate is None:
         if result.measured and any(run.answered for run in result.measured):
             yield f"The offered rate was not sustained: the 99th percentile was above {limit}, or a run was not valid."
     else:

@@ -62,6 +62,13 @@ def test_a_rate_is_sustained_where_all_was_well():
     assert sustained_per_s(result_of(steps=[run_of()], knee_per_s=700.0)) == 700.0
 
 
+def test_a_closed_loop_shows_no_rate_that_callers_could_have():
+    result = result_of(run_of(), kind="closed")
+    assert sustained_per_s(result) is None
+    assert needs(result) == []
+    assert any("closed loop" in sentence for sentence in conclusion(result))
+
+
 def test_machines_are_reckoned_with_headroom():
     rows = {need.machines: need for need in needs(result_of(run_of(per_s=2000.0)))}
     # 10^6 machines once a minute are 16,667 a second; a worker is planned with 0.7 of 1,000
