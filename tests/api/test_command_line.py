@@ -84,7 +84,9 @@ QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("cutoffs retry u", ("retry_cutoff", b"u")),
     ("cutoffs release", ("release_cutoffs",)),
     ("forecast --next 1h", ("forecast", HOUR_NS, 60 * 10**9)),
+    ("expirationd stats", ("expirationd_stats",)),
 ]
+FORECAST = {"steps": [{"at_ns": 5, "cutoffs": 3}], "peak_per_second": 3, "endpoint_takes_per_second": None}
 
 ANSWERED_BY_THE_DOOR = {"ping": "ping", "info": "server_info", "methods": "methods", "buckets of": "bucket_id"}
 
@@ -106,6 +108,7 @@ async def test_what_a_command_sends(house, line, command):
 
 @pytest.mark.parametrize(("line", "question"), QUESTIONS)
 async def test_what_a_question_sends(house, line, question):
+    house.gate.replies["forecast"] = dict(FORECAST)
     result = await run(house, line)
     assert (result.exit_code, result.stderr) == (0, "")
     assert [what for _, what in house.gate.asked] == [question]
@@ -228,7 +231,7 @@ def test_values_for_people():
 
 def test_each_procedure_has_its_command():
     called = {commands.NAMES[command[0]] for _, command in CHANGES} | {question[0] for _, question in QUESTIONS}
-    elsewhere = {"hello", "backup"}  # each call's, and that of `billing backup`
+    elsewhere = {"hello", "backup", "check_owners"}  # each call's; of `billing backup`; of `billing doctor --online`
     assert called | {*ANSWERED_BY_THE_DOOR.values()} | elsewhere == set(METHODS)
     tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {name.split()[0] for name in ANSWERED_BY_THE_DOOR}
     assert tried == set(ALL)
