@@ -204,6 +204,10 @@ class Auditor:
         if call is None or call.user != item.user or COMMANDS[call.method] != item.op:
             self.wrong(f"nobody asked for {item} (I5)")
 
+    def durable(self, journal: str, position: int) -> bytes | None:
+        """What was written there and is durable."""
+        return self._payloads.get((journal, position))
+
     # -- what clients see -------------------------------------------------------------------------------------------
 
     def asked(self, call: Call) -> None:

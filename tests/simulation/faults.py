@@ -183,7 +183,7 @@ class Chaos:
         if not world.is_ready():
             return False
         world.restart_wanted = False
-        await self.kill_all()
+        await (self.power() if rng.random() < 0.5 else self.kill_all())
         medium = world.machine.medium
         paths = [
             f"{where}/{name}"
@@ -204,6 +204,8 @@ class Chaos:
         await self._wait(lambda: world.is_ready() or len(world.refused) > refused or self._held(), 5.0)
         if self._held() or len(world.refused) > refused:
             self.fired["rot refused"] = self.fired.get("rot refused", 0) + 1
+        else:
+            self._compare_journals()
         await asyncio.sleep(rng.random() * 0.2)
         world.restart_wanted = False
         await self.kill_all()
@@ -216,6 +218,17 @@ class Chaos:
         world.restart_wanted = True
         world.start()
         return True
+
+    def _compare_journals(self) -> None:
+        """Damage that was not refused: what the journals read must be what was durable (I11)."""
+        for shard, process in self.world.processes.items():
+            worker = process._worker
+            if worker is None or worker._loop.is_closed():
+                continue
+            journal = worker.journal
+            for position, payload in journal.replay(journal.first):
+                if self.world.auditor.durable(f"shard-{shard}", position) not in (None, payload):
+                    raise Violation(f"shard {shard} reads batch {position} otherwise than it was written (I11)")
 
     def _held(self) -> bool:
         supervisor = self.world.supervisor

@@ -59,12 +59,6 @@ FAULTS = [
     ),
     # -- names and files --------------------------------------------------------------------------------------------
     Faulty(
-        "segment-name-not-synced",
-        "shards/journal/room.py",
-        '/{SPARE}", f"{self._directory}/{name}")\n        self._disk.fsync_dir(self._directory)\n',
-        '/{SPARE}", f"{self._directory}/{name}")\n',
-    ),
-    Faulty(
         "spare-not-synced",
         "shards/journal/room.py",
         "        write_all(self._disk, self._spare, content, 0)\n        self._disk.fdatasync(self._spare)\n",
@@ -75,12 +69,6 @@ FAULTS = [
         "shards/journal/snapshot.py",
         "        _write(disk, handle, head, chunks, reached)\n        disk.fsync(handle)\n",
         "        _write(disk, handle, head, chunks, reached)\n",
-    ),
-    Faulty(
-        "snapshot-name-not-synced",
-        "shards/journal/shelf.py",
-        "            raise\n        self._disk.fsync_dir(self._directory)\n",
-        "            raise\n",
     ),
     Faulty(
         "trim-beyond-the-older-snapshot",
@@ -123,18 +111,6 @@ FAULTS = [
         "    if False:\n",
     ),
     Faulty(
-        "head-checksum-not-checked",
-        "shards/journal/record.py",
-        "        if magic != _BATCH_MAGIC or crc32c(view[offset + 8 : payload_at], seed) != hcrc:\n",
-        "        if magic != _BATCH_MAGIC:\n",
-    ),
-    Faulty(
-        "snapshot-checksum-not-checked",
-        "shards/journal/snapshot.py",
-        "            if crc != chunk_crc:\n",
-        "            if False:\n",
-    ),
-    Faulty(
         "failed-sync-tried-again",
         "shards/journal/live.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
@@ -144,8 +120,8 @@ FAULTS = [
     Faulty(
         "failed-write-goes-on",
         "shards/worker.py",
-        "                self.fail(error)\n            return\n        self.no_room",
-        "                self._append(ready)\n            return\n        self.no_room",
+        "                self.fail(error)\n            return\n        self.shortage.looked()",
+        "                self._append(ready)\n            return\n        self.shortage.looked()",
     ),
     # -- snapshots --------------------------------------------------------------------------------------------------
     Faulty(
@@ -284,12 +260,6 @@ FAULTS = [
         "",
     ),
     Faulty(
-        "owed-is-not-taken-up-at-a-start",
-        "billing/application.py",
-        "        self._take_up()\n",
-        "",
-    ),
-    Faulty(
         "outbox-forgets-what-failed",
         "billing/expirationd/outbox.py",
         "            self._make_ready(item)\n        else:\n            self._make_wait(item)\n\n    def next_wake_ns",
@@ -329,7 +299,7 @@ FAULTS = [
     ),
     Faulty(
         "a-shard-still-owned-is-held",
-        "shards/process.py",
+        "shards/recover.py",
         "        return EXIT_FENCED\n",
         "        return EXIT_DISK\n",
     ),
