@@ -47,9 +47,9 @@ FAULTS = [
     ),
     Faulty(
         "owed-before-it-is-durable",
-        "billing/application.py",
-        "        if call is None or is_untold(self._worker.shard.untold(), bucket_id, user_id, call):\n",
-        "        if call is None:\n",
+        "billing/expirationd/delivery.py",
+        "        if owed is None or told is None or (owed[0] == told[0] and owed[2] <= told[1]):\n",
+        "        if True:\n",
     ),
     Faulty(
         "batch-in-flight-forgotten",
