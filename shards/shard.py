@@ -344,8 +344,8 @@ class Shard:
                 machine.create(bucket_id) if kind == OWN else machine.load(bucket_id, body)
                 self._hold(bucket_id, generation)
             elif kind == LEAVE:
-                machine.drop(bucket_id)
-                held.pop(bucket_id, None)
+                if held.pop(bucket_id, None) is not None:  # else a snapshot began between leaving and its durability
+                    machine.drop(bucket_id)
                 self._prefix.pop(bucket_id, None)
             else:
                 raise Corrupt(f"a record of unknown kind {kind}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shards.batch import Corrupt, split_batch
+from shards.batch import LEAVE, Corrupt, join_batch, split_batch
 from shards.shard import BATCH_RECORDS_MAX, Shard, WrongBucket
 from tests.shards.counters import Counters
 
@@ -233,3 +233,10 @@ def test_a_snapshot_begun_in_the_middle_of_a_move_holds_the_bucket_on_either_sid
 def test_a_batch_that_does_not_parse_is_damage(payload: bytes) -> None:
     with pytest.raises(Corrupt):
         Shard(1, Counters()).replay(1, payload)
+
+
+def test_a_bucket_that_left_while_a_snapshot_began_is_not_missed_at_the_next_start() -> None:
+    """Its leaving was not durable when the snapshot chose its buckets, so that holds neither it nor its leaving."""
+    replayed = Shard(1, Counters())
+    assert replayed.replay(9, join_batch([(LEAVE, 61, 4, b"")], [], {})) == 1
+    assert replayed.held == {}
