@@ -146,6 +146,9 @@ class Model:
             accrued = Fraction(0)
 
     def _accrue(self, account: Account, t: int) -> Fraction:
+        if t == account.at or not account.lines:
+            account.at = t
+            return Fraction(0)
         spent = account.per_ns * (t - account.at)
         account.at = t
         covered = Fraction(0) if account.exhausted else min(spent, account.available)

@@ -47,11 +47,14 @@ class Account:
 
     @property
     def available(self) -> Fraction:
-        return self.balance + self.limit - sum(amount for amount, _ in self.holds.values())
+        beyond = self.limit
+        for amount, _ in self.holds.values():
+            beyond -= amount
+        return self.balance + beyond if beyond else self.balance
 
     @property
     def rate(self) -> int:
-        return sum(self.lines.values())
+        return sum(self.lines.values()) if self.lines else 0
 
     @property
     def per_ns(self) -> Fraction:
@@ -60,21 +63,24 @@ class Account:
     @property
     def runs_out(self) -> int | None:
         """The first nanosecond at which what has been spent is at least what there was."""
-        if self.rate == 0 or self.available <= 0:
+        available = self.available
+        if not self.lines or available <= 0:
             return None
-        return self.at + math.ceil(self.available / self.per_ns)
+        return self.at + math.ceil(available / self.per_ns)
 
     def is_above(self, threshold: tuple[str, int]) -> bool:
         kind, value = threshold
+        available = self.available
         if kind == "amount":
-            return self.available > value
-        if self.available <= 0:
+            return available > value
+        if available <= 0:
             return False
-        return self.runs_out is None or self.runs_out - self.at > value
+        runs_out = self.runs_out
+        return runs_out is None or runs_out - self.at > value
 
     def crosses(self, threshold: tuple[str, int]) -> int | None:
         """When time alone takes it to or below the threshold."""
-        if self.rate == 0 or self.available <= 0 or not self.is_above(threshold):
+        if not self.lines or not self.is_above(threshold):
             return None
         kind, value = threshold
         if kind == "amount":
@@ -91,8 +97,9 @@ class Account:
     def coming(self) -> tuple[int, int] | None:
         """(instant, rank) of what time causes next: 0 expiries of holds, 1 running out, 2 a threshold."""
         found = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
-        if self.runs_out is not None:
-            found.append((self.runs_out, 1))
+        runs_out = self.runs_out
+        if runs_out is not None:
+            found.append((runs_out, 1))
         crossings = (self.crosses(threshold) for threshold in self.thresholds)
         found += [(crossing, 2) for crossing in crossings if crossing is not None]
         return min(found, default=None)
