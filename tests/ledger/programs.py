@@ -196,6 +196,8 @@ class Program:
         else:
             command = command_of(op)
         pairs["command"] = (command, e.command)
+        if wanted["refused"] is None and not wanted["restored"]:
+            pairs["note"] = (b"", e.note)
         for name, (model_value, value) in pairs.items():
             if model_value != value:
                 raise self._difference({**op, "field": name}, model_value, value)

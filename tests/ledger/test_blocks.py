@@ -4,7 +4,7 @@ import pytest
 
 from billing.ledger import commands as ops
 from billing.ledger.block import _join, _split
-from billing.ledger.book import ROW, shared_slots
+from billing.ledger.book import ROW, Book, shared_slots
 from billing.ledger.entry import Entry, pack, unpack
 from billing.ledger.ledger import ReplayDifference
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
@@ -179,6 +179,8 @@ def test_time_stands_still_until_a_bucket_is_woken():
     other.filed.clear()
     other.top_up("plain-5", 1, at=100)
     other.set_rate("plain-5", HOUR, at=100)
+    other.top_up("a new one", 1, at=100)
+    other.set_rate("a new one", HOUR, at=100)
     assert other.filed == []
     assert all(place == 0 for place in other.ledger.books[BUCKET].armed_ns)
     other.ledger.wake(BUCKET)
@@ -330,3 +332,5 @@ def test_a_filing_of_a_row_that_there_is_not_is_stale():
 def test_row_numbers_go_on_behind_those_that_are_shared():
     assert list(shared_slots(3)) == [0, 1, 2]
     assert list(shared_slots(20_000)) == list(range(20_000))
+    book = Book(1)
+    assert [book.open_slot(b"%d" % number) for number in range(2**14 + 2)] == list(range(2**14 + 2))

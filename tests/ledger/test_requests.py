@@ -164,3 +164,10 @@ def test_the_note_of_a_stored_refusal_is_its_number_or_zero(bank):
     refusal(bank.release, "u", "e:77", at=1, request_id="a")
     refusal(bank.debit, "u", 107, at=1, request_id="b")
     assert [entry.note for entry in bank.entries("u")[-2:]] == [bytes(8), b"\x07" + bytes(7)]
+
+
+def test_any_command_with_an_id_lets_go_those_whose_7_days_are_over(bank):
+    """Also one that is carried out the long way."""
+    bank.debit("u", 1, at=5, request_id="old")
+    bank.hold("u", 1, at=5 + KEPT_NS, request_id="new")
+    assert [unpack(packed)[-3] for packed in bank.ledger.books[BUCKET].ids] == [b"new"]

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from billing.ledger import audit
+from billing.ledger.account import Account
 from billing.ledger.money import INT64_MAX, NANO
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
@@ -262,3 +263,30 @@ def test_neighbouring_rows_of_the_history_add_up_in_floors(bank):
         assert before["balance_after_nanos"] - row["accrued_nanos"] == row["balance_before_nanos"]
         assert row["balance_before_nanos"] + row["amount_nanos"] == row["balance_after_nanos"]
     assert rows[-1]["balance_after_nanos"] == 0
+
+
+def test_an_e_at_the_last_instant_there_is_of_a_named_line(bank):
+    bank.top_up("u", INT64_MAX - 5, at=5)
+    assert bank.set_rate("u", HOUR, at=5, resource="vm")["exhausts_at_ns"] == INT64_MAX
+    assert bank.set_rate("u", HOUR - 1, at=5, resource="vm")["exhausts_at_ns"] is None
+
+
+def test_arrears_end_where_available_comes_to_its_bound():
+    bank = Bank(accrue=True)
+    bank.top_up("u", 10, at=0)
+    bank.hold("u", 7, at=0)
+    bank.set_rate("u", INT64_MAX, at=0)
+    view = bank.view("u", at=100 * 365 * DAY_NS)
+    assert (view["available_nanos"], view["balance_nanos"]) == (-INT64_MAX, 7 - INT64_MAX)
+
+
+def test_an_account_that_was_restored_has_no_rule_for_its_next_exhaustion():
+    bank = Bank(accrue=True)
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.view("u", at=150)
+    account = Account(bank.ledger.books[BUCKET], 0, b"u")
+    assert (account.exhausted, account.accruing) == (True, True)
+    bank.top_up("u", 100, at=150)
+    account = Account(bank.ledger.books[BUCKET], 0, b"u")
+    assert (account.exhausted, account.accruing) == (False, False)
