@@ -51,7 +51,7 @@ class Model:
                 self.notices.append(("cutoff", account.user, op["seq"]))
             self._write(account, op, t, 0, Fraction(0), Fraction(0))
             return {}
-        unsettled = (account.at, account.balance, account.overrun)
+        unsettled = (account.at, account.balance, account.overrun, dict(account.seqs), dict(account.zero_since))
         accrued = self._accrue(account, t)
         account.forget_lines()
         above = [threshold for threshold in account.thresholds if account.is_above(threshold)]
@@ -63,7 +63,7 @@ class Model:
                 self._write(account, op, t, 0, Fraction(0), Fraction(0), refused=refusal.name)
             if request_id is not None:
                 self._keep(op, t, None, refusal)
-            account.at, account.balance, account.overrun = unsettled
+            account.at, account.balance, account.overrun, account.seqs, account.zero_since = unsettled
             raise
         if op["method"] == "close_account":
             return self._close(account, op, t, accrued)

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.ledger.programs import run
+from tests.ledger.programs import Program, run
 
 COMMANDS = int(os.environ.get("LEDGER_COMMANDS", "200000"))
 SEED = int(os.environ.get("LEDGER_SEED", "1"))
@@ -22,3 +22,11 @@ def test_ledger_and_model_agree_to_the_last_internal_unit(share):
     commands = COMMANDS // SHARES
     seeds = commands // 400 + 1
     assert run(commands, SEED + share * seeds) >= commands
+
+
+@pytest.mark.parametrize(
+    ("seed", "what"),
+    [(30000245, "a refusal stamped behind a line's 7 days forgot its rate_seq, in the model; an earlier stamp came next")],
+)
+def test_seeds_that_once_found_a_difference(seed, what):
+    Program(seed).run(400)
