@@ -143,6 +143,8 @@ class Process:
         if self._exit_code:
             return
         self._exit_code = exit_code_of(error, self._application)
+        if self._worker is not None:
+            self._worker.halt()
         if self._wire is not None:
             self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
         self._ended.set()

@@ -89,7 +89,7 @@ class Worker:
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
         self._scheduled = False
         self._writing = False
-        self._stopping = False
+        self._stopping = self._halted = False
         self.shortage = Shortage(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
@@ -205,13 +205,18 @@ class Worker:
             self._scheduled = True
             self._loop.call_soon(self._pump)
 
+    def halt(self) -> None:
+        """From now on nothing is written, told or answered but what is in flight: the state may be wrong."""
+        self._halted = True
+
     def _pump(self) -> None:
         self._scheduled = False
         self._guarded_turn()
 
     def _guarded_turn(self) -> None:
         try:
-            self._turn()
+            if not self._halted:
+                self._turn()
         except BaseException as error:
             self.fail(error)
             raise
@@ -226,8 +231,7 @@ class Worker:
         due_ns = shard.next_due_ns()
         if 0 <= due_ns <= self.now_ns() and not self._stopping and shard.tick(self._now_ns, TICK_ENTRIES_MAX):
             self._schedule()
-        early = shard.take_early()
-        if early:
+        if early := shard.take_early():
             self.application.tell(early)
         if not self._writing:
             ready = shard.take_ready()
@@ -253,8 +257,7 @@ class Worker:
         self._rearm()
 
     def _answer_later(self) -> None:
-        later = self.shard.later[:]
-        self.shard.later.clear()
+        later, self.shard.later = self.shard.later, []
         for caller, token, bucket_id, query in later:
             self.application.answer(bucket_id, query, partial(self.reply, caller, token))
 
@@ -276,10 +279,9 @@ class Worker:
         self.syncs.end(ready.records)
         self._release(ready)
         self.application.committed(position, ready.payload)
-        if self.syncs.batches % GROWTH_CHECK_BATCHES == 0:
-            grown_bytes = self.journal.stored_bytes - self.snapshotter.stored_bytes
-            if grown_bytes > self.settings.snapshot_bytes:
-                self.snapshotter.begin()
+        is_checked = self.syncs.batches % GROWTH_CHECK_BATCHES == 0
+        if is_checked and self.journal.stored_bytes - self.snapshotter.stored_bytes > self.settings.snapshot_bytes:
+            self.snapshotter.begin()
         self._barrier_due = True
         if self._barrier_timer is None and self.settings.idle_barrier_s:
             self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
