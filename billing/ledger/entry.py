@@ -240,7 +240,7 @@ def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
     elif op == ops.HOLD:
         reply["hold_id"] = text(hold_id(request_id, entry_id))
     elif op == ops.CAPTURE:
-        reply["captured_nanos"] = -amount_nanos - (amount_frac > balance_frac)
+        reply["captured_nanos"] = -amount_nanos  # of whole nanos
     elif op == ops.CLOSE:
         reply["paid_out_nanos"] = -amount_nanos - (amount_frac > balance_frac)
     if flags & RESTORED:

@@ -313,3 +313,9 @@ def test_a_capture_is_allowed_where_it_leaves_the_bounds_as_they_are(bank):
     assert bank.view("u", at=1)["available_nanos"] == -INT64_MAX
     reply = bank.capture("u", "r:h", 1, at=2)
     assert (reply["balance_nanos"], reply["available_nanos"]) == (-INT64_MAX, -INT64_MAX)
+
+
+def test_a_command_at_the_very_instant_of_an_expiry_comes_behind_it(bank):
+    bank.hold("u", 10, at=0, ttl=5)
+    assert bank.debit("u", 1, at=5)["available_nanos"] == 99
+    assert bank.operations("u")[-2:] == [("hold_expired", 5), ("debit", 5)]

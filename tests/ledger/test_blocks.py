@@ -5,8 +5,10 @@ import pytest
 from billing.ledger import commands as ops
 from billing.ledger.block import _join, _split
 from billing.ledger.book import ROW, Book, shared_slots
-from billing.ledger.entry import Entry, pack, unpack
+from billing.ledger.entry import OPENED, RULE_ACCRUE, RULE_RESTORE, Entry, pack, unpack
+from billing.ledger.extra import Extra
 from billing.ledger.ledger import ReplayDifference
+from billing.ledger.money import INT64_MAX
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
 
@@ -283,7 +285,7 @@ def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused():
     bank = busy()
     whole = bank.state()
     bank.ledger.drop(BUCKET)
-    with pytest.raises(ValueError, match="a part of a block ends behind it"):
+    with pytest.raises(ValueError, match=r"^a part of a block ends behind it$"):
         bank.ledger.load(BUCKET, whole[:-1])
     with pytest.raises(ValueError, match="too many values"):
         bank.ledger.load(BUCKET, whole + bytes(4))
@@ -334,3 +336,14 @@ def test_row_numbers_go_on_behind_those_that_are_shared():
     assert list(shared_slots(20_000)) == list(range(20_000))
     book = Book(1)
     assert [book.open_slot(b"%d" % number) for number in range(2**14 + 2)] == list(range(2**14 + 2))
+
+
+def test_a_new_extra_is_all_zeros():
+    assert Extra().pack() == bytes(len(Extra().pack()))
+
+
+def test_the_first_top_up_says_so_and_by_which_rules_it_was_made():
+    for amount in (1, 5, INT64_MAX):
+        bank = Bank(accrue=True, restore=True)
+        bank.top_up("u", amount, at=0)
+        assert bank.entries("u")[0].flags == OPENED | RULE_ACCRUE | RULE_RESTORE

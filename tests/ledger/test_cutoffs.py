@@ -350,6 +350,8 @@ def test_a_restore_that_failed_and_then_succeeded_leaves_nothing_behind(bank):
             one.report(ops.RESTORE_STARTED, "u", 1, at=106)
         one.report(ops.RESTORE_DELIVERED, "u", 1, at=107)
     assert bank.state() == clean.state()
+    extra = bank.ledger.books[BUCKET].extras[0]
+    assert (extra.restore_attempts, extra.restore_error) == (0, b"")
 
 
 def test_a_restore_that_failed_is_forgotten_by_the_next_one(bank):
@@ -367,6 +369,7 @@ def test_a_restore_that_failed_is_forgotten_by_the_next_one(bank):
         one.report(ops.CUTOFF_STARTED, "u", 2, at=10**6)
         one.top_up("u", 1000, at=10**6)
     assert bank.state() == clean.state()
+    assert bank.ledger.books[BUCKET].extras[0].restore_error == b""
 
 
 def test_what_a_command_makes_owed_depends_on_that_command(bank):

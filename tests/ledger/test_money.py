@@ -116,3 +116,7 @@ def test_coins_are_shown_without_needless_zeros(nanos, shown):
 
 def test_the_internal_unit_is_a_nano_per_hour_for_a_nanosecond():
     assert NANO == 3600 * 10**9
+
+
+def test_the_largest_rate_there_is():
+    assert parse_rate(INT64_MAX, "hour") == parse_delta(INT64_MAX, "hour") == INT64_MAX

@@ -237,3 +237,17 @@ def test_the_unnamed_line_is_the_same_whether_it_came_before_a_named_one_or_behi
     behind.set_rate("u", 3, at=1)
     behind.set_rate("u", 5, at=1, resource="vm")
     assert before.state() == behind.state()
+
+
+def test_a_rate_seq_of_zero_of_the_unnamed_line_is_remembered_too(bank):
+    bank.set_rate("u", 5, at=1, seq=0)
+    assert refusal(bank.set_rate, "u", 6, at=2, seq=0).name == "STALE_RATE"
+
+
+def test_a_line_is_the_same_whether_it_was_set_or_changed():
+    one, other = Bank(), Bank()
+    for bank in (one, other):
+        bank.top_up("u", 100, at=0)
+    one.set_rate("u", 5, at=1, resource="vm")
+    other.change_rate("u", 5, at=1, resource="vm")
+    assert one.state() == other.state()
