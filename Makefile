@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 CLIENTS := .clients
 
-.PHONY: run test torture lint types clients clean
+.PHONY: run test mutants torture lint types clients clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -42,6 +42,12 @@ test: $(VENV)/.ready
 # Some of it needs root and the Debian packages named in .ci/run. TORTURE="power kill --share 0.1" runs a part.
 torture: $(VENV)/.ready
 	$(BIN)/python -m tests.torture --write $(TORTURE)
+
+# Every changed line of billing/ledger must make a test fail, or stand in tests/ledger/mutants.toml. An hour of one core
+# at most; what was checked before and has not changed is not checked again.
+mutants: $(VENV)/.ready
+	LEDGER_COMMANDS=1600 $(BIN)/mutmut run
+	$(BIN)/python -m tests.ledger.mutants
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 
-FAULTY = '''
+FAULTY = """
 import billing.ledger.balances as balances
 
 right = balances.free
@@ -28,7 +28,20 @@ def free(account, extra, name):
     extra.holds.pop(name)
 
 balances.free = free
-'''
+"""
+
+
+@contextlib.contextmanager
+def on_path(directory: Path) -> Iterator[None]:
+    """Lets the processes that are started meanwhile find modules here first."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 async def served_again(daemon: Daemon, user: str) -> Rpc:
@@ -45,13 +58,10 @@ async def served_again(daemon: Daemon, user: str) -> Rpc:
     raise AssertionError(f"{user} is not served again:\n{daemon.log.read_text()}")
 
 
-async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAULTY)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     daemon = Daemon(data_dir, shards__workers=2)
-    with daemon:
+    with on_path(tmp_path), daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for user in ("unlucky", "lucky"):
             await rpc.ask("top_up", user, 100, {"request_id": "first"})
@@ -72,7 +82,6 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(
         assert (await rpc.ask("top_up", "unlucky", 5))["entry_id"] == 3, "it serves on, also this account"
         rows = await rpc.ask("history", "unlucky")
         assert [row["operation"] for row in rows] == ["top_up", "hold", "top_up"]
-    monkeypatch.delenv("PYTHONPATH")
     doctor = [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)]
     said = await asyncio.to_thread(subprocess.run, doctor, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
