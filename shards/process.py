@@ -120,12 +120,10 @@ class Process:
         begin_task = loop.create_task(self._serve())
         ended_task = loop.create_task(self._ended.wait())
         await asyncio.wait({begin_task, ended_task}, return_when=asyncio.FIRST_COMPLETED)
-        if begin_task.done():
-            await self._finished(begin_task)
-        else:
+        if not begin_task.done():
             self._messages.put_nowait(("stop",))
             await asyncio.wait({begin_task}, timeout=60)
-            await self._finished(begin_task)
+        await self._finished(begin_task)
         ended_task.cancel()
         self._pulse.close()
         wire.close()
@@ -148,11 +146,10 @@ class Process:
         if self._wire is not None:
             self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
         self._ended.set()
-        if self._exit_code == EXIT_BUG:
-            loop = asyncio.get_running_loop()
-            loop.call_exception_handler({"message": "the worker ends on a bug", "exception": error})
-        # What is not durable must not be answered by an orderly shutdown: end now, the journal knows.
         loop = asyncio.get_running_loop()
+        if self._exit_code == EXIT_BUG:
+            loop.call_exception_handler({"message": "the worker ends on a bug", "exception": error})
+        # Not by an orderly shutdown, which would answer what is not durable: the journal knows.
         loop.call_later(0.05, self._host.exit, self._exit_code)
 
     def _begin_snapshot(self) -> None:

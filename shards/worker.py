@@ -236,9 +236,8 @@ class Worker:
         if not self._writing:
             ready = shard.take_ready()
             if ready is not None:
-                position = self.journal.head
+                position = self.journal.head + bool(ready.payload)
                 if ready.payload:
-                    position += 1
                     self._append(ready)  # the disk works while the replies are encoded
                 for caller, token, reply in ready.replies:
                     caller.answer(token, reply)
