@@ -56,4 +56,4 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) mutants build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
