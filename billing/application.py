@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from billing import __version__
 from billing.api.auth import Guard
-from billing.api.door import Door, Limits
+from billing.api.door import Door
 from billing.api.msgpack_rpc import Connection
 from billing.api.replies import reply_of
+from billing.api.room import limits_of
 from billing.api.tls import server_context
 from billing.api.wire import encode_reply
 from billing.census import Census
@@ -60,6 +61,7 @@ from shards.worker import Worker
 log = logging.getLogger("billing.application")
 
 DRAIN_DELIVERY_S = 2.0
+HANDSHAKE_S = 5.0  # of TLS
 
 _REPORTS = {
     (CUTOFF, STARTED): ops.CUTOFF_STARTED,
@@ -234,7 +236,7 @@ class Billing:
             self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s
         )
         self._lookout.start()
-        limits = Limits(connections_max=self.config.rpc.connections_max)
+        limits = limits_of(self.config.rpc.connections_max, self.config.cutoff.concurrency)
         door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
         door.start()
         tls = self._tls = server_context(self.config.rpc)
@@ -242,7 +244,10 @@ class Billing:
             if kind == "unix":
                 server = await loop.create_unix_server(lambda: Connection(door), sock=listener)
             else:
-                server = await loop.create_server(lambda: Connection(door), sock=listener, ssl=tls)
+                s = HANDSHAKE_S if tls else None
+                server = await loop.create_server(
+                    lambda: Connection(door), sock=listener, ssl=tls, ssl_handshake_timeout=s, ssl_shutdown_timeout=s
+                )
             self._servers.append(server)
 
     def configure(self, configuration: bytes) -> None:
@@ -251,7 +256,7 @@ class Billing:
         logging.getLogger().setLevel(self.config.log.level.upper())
         if self._door is not None:
             self._door.guard = self._guard()
-            self._door.limits = Limits(connections_max=self.config.rpc.connections_max)
+            self._door.limits = limits_of(self.config.rpc.connections_max, self.config.cutoff.concurrency)
         if self._tls is not None:
             self._tls.load_cert_chain(self.config.rpc.tls_cert, self.config.rpc.tls_key)
         if self._delivery is not None and self._delivery_settings() != self._delivery.settings:

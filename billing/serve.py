@@ -22,6 +22,7 @@ from pathlib import Path
 import uvloop
 
 from billing.addresses import parse_listen
+from billing.api.room import raise_limit
 from billing.api.tls import server_context
 from billing.config import Config
 from billing.config_load import EXIT_CONFIG, ConfigError, load
@@ -43,6 +44,11 @@ log = logging.getLogger("billing.serve")
 
 def serve(file: Path | None) -> int:
     """Runs the daemon in the foreground; returns its exit code."""
+    if not __debug__:
+        print("billing: started with -O or PYTHONOPTIMIZE, under which nothing checks itself", file=sys.stderr)
+        return EXIT_CONFIG
+    os.umask(0o077)
+    raise_limit()
     try:
         config = load(file, os.environ).config
         listeners, admin = bind(config, handed_over(os.environ))
@@ -57,7 +63,8 @@ def serve(file: Path | None) -> int:
 async def _run(
     file: Path | None, config: Config, listeners: list[tuple[str, socket.socket]], admin: socket.socket | None
 ) -> int:
-    command = [sys.executable, "-m", "billing", "worker"]
+    isolated = ["-I"] if sys.flags.isolated else []
+    command = [sys.executable, *isolated, "-m", "billing", "worker"]
     supervisor = Supervisor(_settings(config), command, config.to_json().encode(), listeners)
     notifier = Notifier(os.environ)
     loop = asyncio.get_running_loop()

@@ -73,6 +73,7 @@ class Limits(NamedTuple):
     handshake_deadline_ns: int = 5 * SECOND_NS
     handshakes_max: int = 64
     connections_max: int = 16_384
+    refused_max: int = 256  # connections beyond those that are told so; more are closed without a word
     linger_ns: int = 2 * SECOND_NS  # how long a closed connection stays for its last words to be read
 
 

@@ -64,9 +64,11 @@ class Connection(Outlet):
             self._admit(grant)
         else:
             door.watch(self)
-        if len(door.connections) > limits.connections_max or (
-            grant is None and door.handshakes > limits.handshakes_max
-        ):
+        count = len(door.connections)
+        if count > limits.connections_max + limits.refused_max:
+            door.drops += 1
+            self._transport.abort()
+        elif count > limits.connections_max or (grant is None and door.handshakes > limits.handshakes_max):
             self._give_up(Refused("TOO_MANY_CONNECTIONS", "try again later"))
 
     def data_received(self, data: bytes) -> None:

@@ -39,7 +39,7 @@ from shards.links import Wire
 
 log = logging.getLogger("billing.history")
 
-COMMAND: Final = (sys.executable, "-m", "billing.history.projector")
+COMMAND: Final = (sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", "billing.history.projector")
 SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
 GATHER_S: Final = 0.005
 GATHER_BYTES: Final = 64 << 10

@@ -18,7 +18,7 @@ from shards.journal import Journal
 
 log = logging.getLogger("billing.notices")
 
-COMMAND: Final = (sys.executable, "-m", "billing.notices.notifier")
+COMMAND: Final = (sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", "billing.notices.notifier")
 
 
 def opened(directory: str, shard_id: int, journal: Journal, url: str, settings: Settings) -> HistoryLink | None:

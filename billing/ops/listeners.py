@@ -18,6 +18,7 @@ from typing import Final
 from billing.addresses import parse_listen
 from billing.config import Config
 from billing.config_load import ConfigError, Fault
+from shards.host import part_from_the_dead
 
 BACKLOG: Final = 4096
 RPC, ADMIN, UNIX = "rpc", "admin", "unix"
@@ -59,8 +60,10 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Liste
             faults.append(Fault("rpc.unix_socket", "", f"cannot be listened on: {error.strerror or error}"))
     if faults:
         raise ConfigError(faults)
-    for _, listener in listeners:
+    for kind, listener in listeners:
         listener.setblocking(False)
+        if kind == "tcp":
+            part_from_the_dead(listener)
     return listeners, admin
 
 

@@ -116,6 +116,31 @@ def impurities(module: Module) -> Iterator[str]:
             yield f"{module.path}:{line} uses {name}"
 
 
+# What turns bytes into code or objects of the sender's choosing: one broken process could take over the others.
+EVALUATING = ("pickle", "marshal", "shelve", "multiprocessing", "code", "codeop", "dill", "yaml", "xmlrpc")
+EVALUATING_BUILTINS = {"eval", "exec", "compile", "__import__"}
+
+
+def evaluations(module: Module) -> Iterator[str]:
+    for line, name in imports(module):
+        if any(is_below(name, forbidden) for forbidden in EVALUATING):
+            yield f"{module.path}:{line} imports {name}"
+    for line, name in uses(module):
+        if name in EVALUATING_BUILTINS:
+            yield f"{module.path}:{line} uses {name}"
+
+
+def test_bytes_never_become_code():
+    assert [where for module in modules(*ROOMS) for where in evaluations(module)] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["import pickle", "from multiprocessing import Pipe", "def f():\n    import marshal", "eval('1')"]
+)
+def test_the_rule_of_code_sees(text):
+    assert list(evaluations(module_of("billing/x.py", text)))
+
+
 def test_imports_go_one_way():
     assert [where for module in modules(*ROOMS) for where in wrong_directions(module)] == []
 

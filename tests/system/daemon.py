@@ -33,6 +33,7 @@ class Daemon:
         self.log = directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}  # beside that of this process
+        self.prefix: list[str] = []  # a program that starts it in its own place, such as prlimit
         keys: dict[str, object] = {
             "daemon.data_dir": str(directory / "data"),
             "rpc.listen": self.address,
@@ -63,7 +64,7 @@ class Daemon:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts it and waits for nothing."""
-        command = [sys.executable, "-m", "billing", "serve", "--config", str(self.config)]
+        command = [*self.prefix, sys.executable, "-m", "billing", "serve", "--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ | self.environment)
         return self.process

@@ -1,0 +1,204 @@
+"""Clients that idle, flood, dawdle, never read or are gone without a word, at a real daemon: nobody else notices.
+
+How much they cost in bytes and milliseconds is measured by `benchmarks/idle_connections.py`, not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import socket
+import struct
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+PING = msgpack.packb([0, 7, "ping", []])
+PONG = msgpack.packb([1, 7, None, "pong"])
+
+PIDFD_GETFD = 438  # a system call that Python has no name for
+WATCHED = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+)
+
+
+def connect(port: int, receive_bytes: int = 0) -> socket.socket:
+    one = socket.socket()
+    if receive_bytes:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    one.settimeout(20)
+    one.connect(("127.0.0.1", port))
+    return one
+
+
+def asked(one: socket.socket) -> bytes:
+    """What a ping brings; empty where the connection is closed."""
+    try:
+        one.sendall(PING)
+        return one.recv(4096)
+    except ConnectionError:
+        return b""
+
+
+def connections(daemon: Daemon) -> float:
+    """How many there are, as an operator is told."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=10) as answer:
+        return sum(float(n) for n in re.findall(r"^billing_connections{\S* (\S+)$", answer.read().decode(), re.M))
+
+
+async def serves(rpc: Rpc, user: str) -> bool:
+    """Whether somebody else's command is carried out, durably."""
+    return bool((await rpc.ask("top_up", user, 10**9))["entry_id"])
+
+
+async def test_hundreds_of_idle_connections_stay_and_are_answered_when_they_ask(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        idle = [connect(daemon.rpc_port) for _ in range(500)]
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(100):
+            assert await serves(rpc, f"u{number}")
+        assert all(asked(one) == PONG for one in idle)
+        while connections(daemon) < 501:  # a figure is up to a second old
+            assert await serves(rpc, "u")
+        for one in idle:
+            one.close()
+        assert await serves(rpc, "u")
+
+
+async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_journal(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__workers=1, cutoff__concurrency=10, journal__segment_bytes=65_536)
+    daemon.prefix = ["prlimit", "--nofile=200:400"]
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        flood = []
+        with contextlib.suppress(OSError):
+            flood.extend(connect(daemon.rpc_port) for _ in range(600))
+        answers = [asked(one) for one in flood]
+        held = answers.count(PONG)
+        assert 200 < held < 360, "what the hard limit leaves, not what the soft one did"
+        assert {answer for answer in answers if answer and answer != PONG} <= {
+            msgpack.packb([1, None, "TOO_MANY_CONNECTIONS: try again later", None])
+        }
+        (worker,) = daemon.worker_pids()
+        assert len(os.listdir(f"/proc/{worker}/fd")) < 400
+        for number in range(300):  # segments are opened and closed meanwhile
+            await rpc.ask("top_up", f"u{number}", 10**9, {"message": "x" * 200})
+        for one in flood:
+            one.close()
+        while asked(again := connect(daemon.rpc_port)) != PONG:
+            again.close()
+        again.close()
+    log = daemon.log.read_text()
+    assert re.search(r"only \d+ connections fit into the 400 file descriptors of a worker", log)
+    assert "Traceback" not in log
+
+
+async def test_a_flood_before_sign_in_keeps_nobody_out_who_is_in(data_dir: Path) -> None:
+    tokens = data_dir / "tokens"
+    tokens.write_text(f"shop:charge,read,top_up:{hashlib.sha256(b'secret').hexdigest()}\n")
+    tokens.chmod(0o600)
+    with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("hello", {"token": "secret"})
+        flood = [connect(daemon.rpc_port) for _ in range(300)]
+        for one in flood:
+            with contextlib.suppress(ConnectionError):
+                one.sendall(b"\xdc\x00\x40" * 1300)  # 4 KiB of nested arrays, never finished
+        for number in range(50):
+            assert await serves(rpc, f"u{number}")
+        for one in flood:  # too many were told at once; the rest when 4 KiB or 5 s had passed
+            with contextlib.suppress(ConnectionError):
+                while one.recv(4096):
+                    pass
+            one.close()
+        late = await Rpc.connect(daemon.rpc_port)
+        assert (await late.ask("hello", {"token": "secret"}))["name"] == "shop"
+
+
+async def test_slow_senders_and_those_who_never_read_are_nobody_elses_trouble(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        frame = msgpack.packb([0, 1, "top_up", ["slow", 5]])
+        slow = [connect(daemon.rpc_port) for _ in range(50)]
+        deaf = [connect(daemon.rpc_port, receive_bytes=4096) for _ in range(20)]
+        many = msgpack.packb([0, 2, "methods", []]) * 2_000
+        for one in deaf:
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    one.send(many)
+        for at in range(len(frame)):
+            for one in slow:
+                one.sendall(frame[at : at + 1])
+            assert await serves(rpc, "u")
+        for one in slow:
+            assert one.recv(4096)[:3] == b"\x94\x01\x01"
+        assert (await rpc.ask("get_account", "slow"))["balance_nanos"] == 250
+        for one in (*slow, *deaf):
+            one.close()
+        assert await serves(rpc, "u")
+
+
+async def test_connections_that_are_reset_in_the_middle_leave_nothing(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert await serves(rpc, "u")
+        (worker,) = daemon.worker_pids()
+        before = len(os.listdir(f"/proc/{worker}/fd"))
+        for _ in range(200):
+            one = connect(daemon.rpc_port)
+            one.sendall(msgpack.packb([0, 1, "top_up", ["u", 5]])[:-1])
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            one.close()
+        while len(os.listdir(f"/proc/{worker}/fd")) > before + 2:
+            assert await serves(rpc, "u")
+
+
+def sockets_of(pid: int) -> Iterator[socket.socket]:
+    """Copies of a process's TCP sockets that are connected; PermissionError where it may not be looked into."""
+    libc, pidfd = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                copy = libc.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+                if copy < 0:
+                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
+                with socket.socket(fileno=copy) as one, contextlib.suppress(OSError):
+                    if one.family == socket.AF_INET and one.getpeername():
+                        yield one
+    finally:
+        os.close(pidfd)
+
+
+@pytest.mark.parametrize("door", ["shared", "direct"])
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_kernel(data_dir: Path, door: str) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        port = daemon.rpc_port
+        if door == "direct":
+            port = int((await rpc.ask("route"))["shards"][0]["address"].rpartition(":")[2])
+        one = connect(port)
+        assert asked(one) == PONG
+        try:
+            (theirs,) = (
+                [copy.getsockopt(level, option) for level, option in WATCHED]
+                for copy in sockets_of(daemon.worker_pids()[0])
+                if copy.getpeername() == one.getsockname()
+            )
+        except PermissionError as error:
+            pytest.skip(f"a process may not look into another here: {error}")
+        assert theirs == [1, 30, 10, 3, 30_000]
+        one.close()
