@@ -114,6 +114,14 @@ class BucketMap:
             case _:
                 raise MapConflict(f"unknown record in the bucket map's journal: {record!r}")
 
+    def follow(self, bucket_id: int, shard_id: int, generation: int) -> bool:
+        """In a copy of the map, which may have missed some: takes up an assignment; False where it is known or old."""
+        if generation <= self.generation[bucket_id]:
+            return False
+        self.generation[bucket_id] = generation - 1
+        self.apply(["assign", bucket_id, shard_id, generation])
+        return True
+
     def _create(self, count: int, hash_name: str, shards: list[int]) -> None:
         if self.bucket_count:
             raise MapConflict("the bucket map was created twice")

@@ -94,6 +94,7 @@ class Handoff:
         self._strays: dict[int, list[Request]] = {}
         self._handoff_ns = HANDOFF_NS_FIRST  # how long handoffs from here take, the longest counting most
         self._frozen_ns: dict[int, int] = {}  # bucket id -> boot instant at which it was frozen
+        self._over: dict[int, int] = {}  # bucket id -> number of the newest move of which it is known what came of it
 
     # -- the supervisor's messages ----------------------------------------------------------------------------------
 
@@ -102,15 +103,23 @@ class Handoff:
         | ("move_abort", number, bucket) | ("map", number, bucket, shard, generation)
         """
         kind, number, bucket_id = message[0], message[1], message[2]
+        if kind in ("move_out", "move_in"):
+            is_over = number <= self._over.get(bucket_id, 0)
+            if is_over or number in (self._leaving.get(bucket_id), self._arriving.get(bucket_id)):
+                return  # it comes late, or twice
+        else:
+            self._over[bucket_id] = max(number, self._over.get(bucket_id, 0))
         if kind == "move_out":
             self._move_out(number, bucket_id, message[3])
         elif kind == "move_in":
             self._move_in(number, bucket_id, message[3], message[4], message[5])
         elif kind == "move_abort":
             self._abort(number, bucket_id)
+            self._send(("known", number))
         else:
             assert kind == "map", f"unknown message {kind}"
-            self._changed(number, bucket_id, message[3], message[4])
+            self._changed(bucket_id, message[3], message[4])
+            self._send(("served" if message[3] == self._host.shard.shard_id else "known", number))
 
     def _move_out(self, number: int, bucket_id: int, generation: int) -> None:
         shard = self._host.shard
@@ -227,13 +236,12 @@ class Handoff:
             self._calls.take_up(bucket_id)
         self._chores()
 
-    def _changed(self, number: int, bucket_id: int, owner: int, generation: int) -> None:
+    def _changed(self, bucket_id: int, owner: int, generation: int) -> None:
         """The COMMIT record is durable: the bucket has another owner."""
         host, shard = self._host, self._host.shard
-        if generation <= host.map.generation[bucket_id]:
-            return
         before = host.map.owner[bucket_id]
-        host.map.apply(["assign", bucket_id, owner, generation])
+        if not host.map.follow(bucket_id, owner, generation):
+            return
         if before == shard.shard_id:
             self._leaving.pop(bucket_id, None)
             self._calls.forget_calls(bucket_id)
@@ -250,7 +258,6 @@ class Handoff:
                 self._arriving.pop(bucket_id, None)
                 shard.activate(bucket_id, host.fresh_now_ns())
                 self._calls.take_up(bucket_id)
-                self._send(("served", number))
             self._redirect(bucket_id, before, owner)
         self._chores()
 
@@ -326,3 +333,11 @@ class Handoff:
             del self._strays[bucket_id]
             for caller, token, _, _ in strays:
                 self._host.reply(caller, token, Unavailable(self._host.map.owner[bucket_id], "no owner found", "no"))
+
+
+def before_serving(message: Any, bucket_map: BucketMap | None, send: Callable[[tuple[Any, ...]], None]) -> None:
+    """The supervisor's message about a move, where the worker does not serve yet; no map: it is still to come."""
+    kind, number = message[0], message[1]
+    if kind == "map" and bucket_map is not None:
+        bucket_map.follow(*message[2:])
+    send(("known", number) if kind in ("map", "move_abort") else ("unmoved", number, "the worker does not serve yet"))

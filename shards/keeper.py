@@ -66,6 +66,8 @@ async def keep(worker: WorkerState, office: Office) -> None:
         code = await _run_once(worker, office)
         served_ns = boot_now_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
         worker.serving_since_ns = 0
+        if worker.retired:
+            await office.on_event(worker, "down")
         if office.stopping.is_set() or worker.retired:
             return
         delay_s = worker.restarts.after(code, served_ns)

@@ -56,6 +56,7 @@ class Running:
         self.source = source
         self.target = target
         self.move: Move | None = None  # None: it waits its turn
+        self.sweep: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
 
@@ -168,13 +169,9 @@ class Mover:
         move = Move(number, running.bucket_id, running.source, running.target, generation, began_ns)
         running.move = move
         self._by_number[number] = running
-        sweep = asyncio.get_running_loop().create_task(self._sweep(running, move))
-        try:
-            await self._act(running, move.start())
-            error = await running.ended
-        finally:
-            sweep.cancel()
-            del self._by_number[number]
+        running.sweep = asyncio.get_running_loop().create_task(self._sweep(running, move))
+        await self._act(running, move.start())
+        error = await running.ended
         self.last_duration_ns = boot_now_ns() - began_ns
         self.errors.pop(running.bucket_id, None)
         if error:
@@ -188,9 +185,12 @@ class Mover:
         return error
 
     async def _sweep(self, running: Running, move: Move) -> None:
-        while True:
+        """Until the move is over; that is later than its end, where somebody did not hear of that."""
+        while not move.is_over:
             await asyncio.sleep(SWEEP_S)
             await self._act(running, move.on_time(boot_now_ns()))
+        self._by_number.pop(move.number, None)
+        self._room.set()
 
     async def _act(self, running: Running, actions: list[Action]) -> None:
         for action in actions:
@@ -211,16 +211,14 @@ class Mover:
         assert move is not None
         async with self._registry.deciding:
             await self._registry.record(record)
-            await self._act(running, move.on_committed())
-            for worker in self._workers.values():
-                if worker.wire is not None:
-                    worker.wire.send(("map", move.number, *record[1:]))
+            shards = [worker.shard_id for worker in self._workers.values() if worker.wire is not None]
+            await self._act(running, move.on_committed(shards, boot_now_ns()))
 
     async def on_message(self, shard_id: int, message: Any) -> None:
         """A worker's word about a move."""
         running = self._by_number.get(message[1])
         if running is not None and running.move is not None:
-            await self._act(running, running.move.on_message(shard_id, message))
+            await self._act(running, running.move.on_message(shard_id, message, boot_now_ns()))
 
     async def on_worker(self, shard_id: int, event: str) -> None:
         """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
@@ -230,7 +228,7 @@ class Mover:
             move = running.move
             assert move is not None
             react = {"down": move.on_down, "serving": move.on_serving, "held": move.on_held}[event]
-            await self._act(running, react(shard_id))
+            await self._act(running, react(shard_id, boot_now_ns()))
 
     # -- balance ----------------------------------------------------------------------------------------------------
 
@@ -279,9 +277,13 @@ class Mover:
         return True
 
     def stop(self) -> None:
-        """No further move is begun."""
+        """No further move is begun, and none that is under way is decided."""
         if self._rebalancing is not None:
             self._rebalancing.cancel()
+        for running in self._by_number.values():
+            if running.sweep is not None:
+                running.sweep.cancel()
+        self._by_number.clear()
 
 
 def refusal(name: str, message: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from shards.buckets import BucketMap
 from shards.clock import Anchor, BillingClock, boot_now_ns
 from shards.committer import Committer
 from shards.garbage import Garbage
+from shards.handoff import before_serving
 from shards.host import REAL, Host
 from shards.hosting import Hosted
 from shards.inquiry import Inquirer
@@ -174,14 +175,11 @@ class Process:
             asked = self._asked.pop(message[1], None)
             if asked is not None and self._worker is not None and self._application is not None:
                 self._worker.reply(asked[0], asked[1], self._application.reply_of(message[2]))
-        elif kind == "map" and self._worker is None:
-            if self._map is not None and message[4] > self._map.generation[message[2]]:
-                self._map.apply(["assign", *message[2:]])
         elif kind in ("map", "move_out", "move_in", "move_abort"):
             if self._worker is not None:
                 self._worker.handoff.on_message(message)
-            elif kind != "move_abort":
-                wire.send(("unmoved", message[1], "the worker does not serve yet"))
+            else:
+                before_serving(message, self._map, wire.send)
         elif kind == "shards":
             self._learn_shards(message[1], message[2], message[3])
         elif kind == "configure":

@@ -337,7 +337,7 @@ class Supervisor:
                 self.spawn(self._on_serving(worker, info))
             case ("figures", number, figures):
                 self.readings.told(number, figures)
-            case ("payload" | "stored" | "served" | "unmoved" | "holdup", *_):
+            case ("payload" | "stored" | "served" | "known" | "unmoved" | "holdup", *_):
                 self.spawn(self.mover.on_message(worker.shard_id, message))
             case ("told", bytes(reply)):
                 self.told(reply)

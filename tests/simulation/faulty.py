@@ -207,8 +207,8 @@ FAULTS = [
     Faulty(
         "moved-calls-are-not-taken-up",
         "shards/handoff.py",
-        '                self._calls.take_up(bucket_id)\n                self._send(("served", number))\n',
-        '                self._send(("served", number))\n',
+        "                self._calls.take_up(bucket_id)\n            self._redirect",
+        "            self._redirect",
     ),
     Faulty(
         "aborted-calls-are-not-taken-up",

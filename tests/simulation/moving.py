@@ -164,4 +164,4 @@ class Moving:
         self.world.close()
 
 
-ABOUT_MOVES = ("move_out", "payload", "move_in", "stored", "map", "served", "move_abort", "unmoved")
+ABOUT_MOVES = ("move_out", "payload", "move_in", "stored", "map", "known", "served", "move_abort", "unmoved")

@@ -21,8 +21,15 @@ MOVED = [  # a move's messages, in order, by direction
     (f"supervisor>worker-{TARGET}", "move_in"),
     (f"worker-{TARGET}>supervisor", "stored"),
     (f"supervisor>worker-{SOURCE}", "map"),
+    (f"worker-{SOURCE}>supervisor", "known"),
     (f"supervisor>worker-{TARGET}", "map"),
     (f"worker-{TARGET}>supervisor", "served"),
+]
+ABORTED = [  # those with which one that comes to nothing ends
+    (f"supervisor>worker-{TARGET}", "move_abort"),
+    (f"supervisor>worker-{SOURCE}", "move_abort"),
+    (f"worker-{TARGET}>supervisor", "known"),
+    (f"worker-{SOURCE}>supervisor", "known"),
 ]
 UNDECIDED = ("move_out", "payload", "move_in", "stored")
 CALLS_MAX = 24  # of one process's disk, during a move
@@ -101,14 +108,15 @@ def test_crash_at_every_message(moving, step, role, when):
     assert hit
 
 
+@pytest.mark.parametrize("later_ns", [1, 300_000, 3_000_000])
 @pytest.mark.parametrize("step", MOVED, ids=str)
-def test_every_message_doubled(moving, step):
+def test_every_message_doubled(moving, step, later_ns):
     hit = []
 
     def fate(direction, message):
         if (direction, message[0]) == step:
             hit.append(message)
-            return [0, 3_000_000]
+            return [0, later_ns]
         return [0]
 
     moving.fate = fate
@@ -116,20 +124,82 @@ def test_every_message_doubled(moving, step):
     assert hit
 
 
-@pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=str)
-def test_every_message_before_the_decision_lost(moving, step):
-    """Nobody concludes anything from silence but the supervisor, and it takes the bucket back to where it was."""
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("step", MOVED, ids=str)
+def test_every_message_lost(moving, step, times):
+    """Nobody concludes anything from silence but the supervisor. Before the decision it takes the bucket back to
+    where it was; behind it, it says what was decided until everybody knows.
+    """
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and not hit:
+        if (direction, message[0]) == step and len(hit) < times:
             hit.append(message)
             return []
         return [0]
 
     moving.fate = fate
-    assert carried_out(moving) == (SOURCE, 1)
+    assert carried_out(moving) == ((SOURCE, 1) if step[1] in UNDECIDED else (TARGET, 2))
+    assert len(hit) == (1 if step[1] in UNDECIDED else times)
+
+
+@pytest.mark.parametrize("what", ["lost", "doubled"])
+@pytest.mark.parametrize("step", ABORTED, ids=str)
+@pytest.mark.parametrize("cause", ["payload", "stored"])
+def test_every_message_of_an_end_that_came_to_nothing(moving, cause, step, what):
+    """The bucket must not stand still at the source, nor be in the way at the target: the next move takes it."""
+    lost, hit = [], []
+
+    def fate(direction, message):
+        if message[0] == cause and not lost:
+            lost.append(message)
+            return []
+        if (direction, message[0]) == step and not hit:
+            hit.append(message)
+            return [] if what == "lost" else [0, 3_000_000]
+        return [0]
+
+    moving.fate = fate
+
+    async def story() -> None:
+        load = asyncio.ensure_future(moving.load())
+        error, _ = await moving.move(TARGET)
+        assert error is not None
+        await asyncio.sleep(0.5)
+        assert (await moving.move(TARGET))[0] is None
+        moving.stopped = True
+        await load
+
+    moving.run(story(), "a move that comes to nothing, and one that does not")
     assert hit
+    assert moving.end() == (TARGET, 2)
+
+
+@pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=str)
+def test_every_message_late_until_its_move_came_to_nothing(moving, step):
+    hit = []
+
+    def fate(direction, message):
+        if (direction, message[0]) == step and not hit:
+            hit.append(message)
+            moving.keep(direction, message)
+            return []
+        return [0]
+
+    moving.fate = fate
+
+    async def story() -> None:
+        load = asyncio.ensure_future(moving.load())
+        assert (await moving.move(TARGET))[0] is not None
+        await asyncio.sleep(0.1)
+        moving.late[0]()
+        await asyncio.sleep(0.5)
+        assert (await moving.move(TARGET))[0] is None
+        moving.stopped = True
+        await load
+
+    moving.run(story(), "a move that comes to nothing, and one that does not")
+    assert moving.end() == (TARGET, 2)
 
 
 @pytest.mark.parametrize("step", MOVED, ids=str)
