@@ -7,12 +7,13 @@ is what the ledger then names (its kind and number). A *lane* is one endpoint wi
     hold -> PARKED --release--+
                               v
     owe ------------------> READY --take--> FLYING --forget-->            nothing is owed (any more)
-                              ^                |
+                              ^                |--begin (held)-->         PARKED
                               |                +--begin, then finish-->   delivered, and nothing more is owed
                               +---- WAITING <--+                          finish (failed), or begin (too soon)
 
 **Invariants.** At most one item an account, so at most one request in flight for it. At most `concurrency` items fly.
-No item is lost: it leaves only when the ledger owes nothing. An event that failed n times is not begun again before
+No item is lost: it leaves only when the ledger owes nothing. What is held is not begun before `release`, or before
+something new is owed for the account. An event that failed n times is not begun again before
 the n-th wait of the schedule is over, however often the account is reported; a new event begins at once.
 
 **Order.** Of what is ready the oldest `since_ns` (the exhaustion instant, once known) goes first, over all lanes.
@@ -65,8 +66,8 @@ class Item:
     """One account with something owed."""
 
     __slots__ = (
-        *("again", "bucket_id", "due_ns", "event", "failures", "lane", "serial", "since_ns", "state", "told"),
-        "user_id",
+        *("again", "bucket_id", "due_ns", "event", "failures", "hold", "lane", "serial", "since_ns", "state"),
+        *("told", "user_id"),
     )
 
     def __init__(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int) -> None:
@@ -81,6 +82,7 @@ class Item:
         self.failures = 0
         self.due_ns = 0  # not to be begun before
         self.again = False  # reported again while it flies
+        self.hold = 0  # to be parked when it is to be begun, before this release; 0: not
 
 
 _Queue = list[tuple[int, int, Item]]
@@ -114,6 +116,7 @@ class Outbox:
         self._parked: _Queue = []
         self._released: _Queue = []  # let go by an operator, on the way to be ready
         self._held = 0
+        self._releases = 1  # the coming one
         self._serial = 0
         self._rng = rng
 
@@ -162,6 +165,7 @@ class Outbox:
             item.told = told
             self._make_ready(item)
             return
+        item.hold = 0
         if urgent:
             item.event, item.failures, item.due_ns = None, 0, 0
         if item.state == FLYING:
@@ -174,22 +178,23 @@ class Outbox:
     def hold(
         self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, told: tuple[str, int] | None = None
     ) -> None:
-        """Something is owed for this account, but not to be sent before `release`; no effect on one that is known."""
+        """Something is owed for this account, but not to be begun before `release`. A request in flight goes on."""
         key = (bucket_id, user_id)
-        if key not in self._items:
+        item = self._items.get(key)
+        if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
-            item.state = PARKED
+            self._park(item)
+        elif item.state != PARKED:  # for something older, which may be over by now: see `begin`
+            item.hold = self._releases
+        if told is not None:
             item.told = told
-            self._held += 1
-            self._place(self._parked, since_ns, item)
-        elif told is not None:
-            self._items[key].told = told
 
     def release(self) -> int:
         """Lets everything held go, oldest first; returns how many accounts that concerns."""
         self._released += [place for place in self._parked if place[1] == place[2].serial]
         self._parked = []
         heapify(self._released)
+        self._releases += 1
         return self._held
 
     # -- one attempt ------------------------------------------------------------------------------------------------
@@ -221,6 +226,11 @@ class Outbox:
         """What the ledger says is owed; True if the request may be written now, else the item waits for its turn."""
         assert item.state == FLYING, item.state
         item.since_ns = since_ns
+        if item.hold == self._releases:
+            self._unsent(item)
+            self.in_flight -= 1
+            self._park(item)
+            return False
         if item.event != event:
             item.event, item.failures, item.due_ns = event, 0, now_ns
         if item.lane != lane:
@@ -336,6 +346,12 @@ class Outbox:
     def _make_ready(self, item: Item) -> None:
         item.state = READY
         self._place(self.lanes[item.lane].ready, item.since_ns, item)
+
+    def _park(self, item: Item) -> None:
+        item.state = PARKED
+        item.hold = 0
+        self._held += 1
+        self._place(self._parked, item.since_ns, item)
 
     def _make_wait(self, item: Item) -> None:
         item.state = WAITING

@@ -306,6 +306,46 @@ def test_a_held_account_with_a_new_event_is_held_no_longer() -> None:
     assert world.outbox.release() == 0
 
 
+def test_what_is_to_be_held_is_not_begun_although_something_older_of_the_account_is_ready_waits_or_flies() -> None:
+    """A restore is owed since before the start; meanwhile the account runs out, and that is to wait."""
+    world = World(Pace(concurrency=1, jitter=0.0), lanes=2)
+    outcomes = {b"ready": OK, b"waits": ANSWERED, b"flies": OK}
+    world.answer = lambda item: (outcomes[item.user_id], S, -1)
+    world.owe(b"waits", kind="restore")
+    world.run(S)
+    for user in (b"flies", b"ready"):
+        world.owe(user, kind="restore")
+    world.send_what_is_due()
+    assert [user for _, user, _, _ in world.attempts] == [b"waits", b"flies"]
+    for user in outcomes:
+        if user != b"flies":  # an exhausted account owes no restore
+            world.owed[1, user].clear()
+        world.owed[1, user].append(("cutoff", 2, 0))
+        world.outbox.hold(1, user, 0)
+    world.run(60 * S)
+    assert len(world.attempts) == 2
+    assert world.outbox.held == 3
+    world.outbox.hold(1, b"ready", 0)
+    assert world.outbox.release() == 3
+    outcomes[b"waits"] = OK
+    world.run(70 * S)
+    assert sorted(user for _, user, kind, _ in world.attempts[2:] if kind == "cutoff") == sorted(outcomes)
+    assert (world.outbox.held, len(world.outbox)) == (0, 0)
+
+
+def test_a_release_before_the_request_could_be_begun_lets_it_go_and_so_does_something_new() -> None:
+    world = World(Pace(concurrency=1))
+    for user in (b"flies", b"released", b"new"):
+        world.owe(user, kind="restore")
+    world.send_what_is_due()
+    world.outbox.hold(1, b"released", 0)
+    assert world.outbox.release() == 0
+    world.outbox.hold(1, b"new", 0)
+    world.owe(b"new", seq=2)
+    world.run(S)
+    assert [user for _, user, _, _ in world.attempts] == [b"flies", b"released", b"new", b"new"]
+
+
 class NothingIsLostOrDoubled(RuleBasedStateMachine):
     """Random reports, answers and waits. The ledger here delivers each event once; the outbox must ask until then."""
 
@@ -317,6 +357,7 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
         self.owed: dict[bytes, list[tuple[int, int]]] = {}  # user -> (seq, lane)
         self.flying: dict[bytes, tuple[Item, int]] = {}
         self.not_before: dict[tuple[bytes, int], int] = {}
+        self.to_hold: set[bytes] = set()
 
     users = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
 
@@ -325,6 +366,7 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
         self.seq += 1
         self.owed.setdefault(user, []).append((self.seq, lane))
         self.outbox.owe(1, user, self.now_ns, hint)
+        self.to_hold.discard(user)
 
     @rule(user=users)
     def superseded(self, user: bytes) -> None:
@@ -334,6 +376,18 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
     @rule(user=users)
     def reported_again(self, user: bytes) -> None:
         self.outbox.owe(1, user, self.now_ns)
+        self.to_hold.discard(user)
+
+    @rule(user=users)
+    def held(self, user: bytes) -> None:
+        if self.owed.get(user):
+            self.outbox.hold(1, user, self.now_ns)
+            self.to_hold.add(user)
+
+    @rule()
+    def released(self) -> None:
+        self.outbox.release()
+        self.to_hold.clear()
 
     @rule(step_ns=st.sampled_from([0, 1, 100 * MS, S, 40 * S]))
     def wait(self, step_ns: int) -> None:
@@ -348,11 +402,13 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
         events = self.owed.get(item.user_id)
         if not events:
             self.outbox.forget(item)
+            self.to_hold.discard(item.user_id)
             return
         seq, lane = events[0]
         if self.outbox.begin(item, seq, lane, 0, self.now_ns):
             assert self.now_ns >= self.not_before.get((item.user_id, seq), 0)
             self.flying[item.user_id] = item, seq
+            assert item.user_id not in self.to_hold
 
     @rule(user=users, outcome=st.sampled_from([OK, OK, ANSWERED, FAILED, DROPPED]), retry_after_s=st.integers(-1, 2))
     def finish(self, user: bytes, outcome: int, retry_after_s: int) -> None:
@@ -364,6 +420,8 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
                 self.not_before[user, seq] = self.now_ns + (200 * MS if retry_after_s <= 0 else retry_after_s * S)
             retry_after_ns = retry_after_s * S if retry_after_s >= 0 else -1
             self.outbox.finish(item, outcome, self.now_ns, retry_after_ns, bool(self.owed.get(user)))
+            if not self.owed.get(user):
+                self.to_hold.discard(user)
             if any(lane.shut for lane in self.outbox.lanes) or outcome in (OK, ANSWERED):
                 self.not_before.clear()  # a lane that opens lets everything in it go at once
 
@@ -372,7 +430,8 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
         assert self.outbox.in_flight == len(self.flying) <= 3
         known = {user for user in (b"a", b"b", b"c", b"d", b"e") if (1, user) in self.outbox}
         assert {user for user, events in self.owed.items() if events} <= known
-        if known - set(self.flying) and len(self.flying) < 3 and not any(lane.probe for lane in self.outbox.lanes):
+        to_go = known - set(self.flying) - self.to_hold
+        if to_go and len(self.flying) < 3 and not any(lane.probe for lane in self.outbox.lanes):
             wake_ns = self.outbox.next_wake_ns(self.now_ns)
             assert self.now_ns <= wake_ns <= self.now_ns + 40 * S
 
