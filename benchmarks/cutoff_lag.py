@@ -1,8 +1,9 @@
 """How late a cutoff is: from the exact instant of exhaustion to the GET's arrival at the endpoint.
 
-Starts the real daemon and the receiver (a process of its own that stamps arrival), arms `--armed` accounts far ahead,
-then lets `--per-second` accounts a second run dry for `--seconds`, beside `--commands` top-ups a second, and reports
-lateness and the daemon's CPU per cutoff (that of the commands alone, measured just before, taken off).
+Starts the real daemon and the receiver (a process of its own that stamps arrival) on `--armed` accounts armed far
+ahead, then lets `--per-second` accounts a second run dry for `--seconds`, beside `--commands` top-ups a second, and
+reports lateness and CPU per cutoff. That is the CPU of all processes of the daemon, histories included, over the time
+measured, less that of a control: as long, just before, with the same commands and no cutoff.
 
     python -m benchmarks.cutoff_lag --per-second 20 --seconds 20                       isolated
     python -m benchmarks.cutoff_lag --armed 1000000 --per-second 100 --seconds 30 --commands 5000
@@ -17,61 +18,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from tests.system.daemon import Daemon, free_port
+from benchmarks.endpoint import COIN, Endpoint, many, nothing_owed, quantiles, top_ups
+from benchmarks.stock import fill
+from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
-COIN = 10**9
-
-
-async def many(rpc: Rpc, calls: list[tuple[Any, ...]], at_once: int = 2000) -> list[Any]:
-    """Makes calls, pipelined; returns their results."""
-    results = []
-    for start in range(0, len(calls), at_once):
-        results += await asyncio.gather(*(rpc.ask(*call) for call in calls[start : start + at_once]))
-    return results
-
-
-async def commands(port: int, per_second: int, seconds: float) -> list[float]:
-    """An open loop of top-ups at a constant rate; returns latencies from the intended start."""
-    rpc = await Rpc.connect(port)
-    rng = random.Random(7)
-    latencies: list[float] = []
-    tasks: set[asyncio.Task[None]] = set()
-    began = time.perf_counter()
-
-    async def one(intended: float) -> None:
-        await rpc.ask("top_up", f"other_{rng.randrange(10_000)}", 1)
-        latencies.append(time.perf_counter() - intended)
-
-    sent = 0
-    while (now := time.perf_counter()) - began < seconds:
-        while sent < (now - began) * per_second:
-            task = asyncio.create_task(one(began + sent / per_second))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            sent += 1
-        await asyncio.sleep(0.001)
-    await asyncio.gather(*tasks)
-    rpc.close()
-    return sorted(latencies)
-
-
-def quantiles(values: list[float], scale: float) -> dict[str, float]:
-    """Least, median, 99th percentile and greatest of sorted values."""
-    count = len(values)
-    picks = {"min": 0, "p50": count // 2, "p99": count * 99 // 100, "max": count - 1}
-    return {name: round(values[index] * scale, 1) for name, index in picks.items()}
+SETTLE_S = 3.0  # histories catch up
+REST_S = 20.0  # after a start each timer is compared with the ledger
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -79,70 +38,66 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         directory.chmod(0o700)
-        port = free_port()
+        endpoint = Endpoint()
         daemon = Daemon(
             directory,
             shards__workers=arguments.workers,
-            cutoff__url=f"http://127.0.0.1:{port}/cutoff",
+            cutoff__url=endpoint.url + "/cutoff",
             journal__segment_bytes=64 * 1024 * 1024,
         )
-        receiver = subprocess.Popen(
-            [sys.executable, "-m", "billing", "receiver", "--listen", f"127.0.0.1:{port}", "--quiet"],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            with daemon:
-                return await _measure(arguments, daemon, port)
-        finally:
-            receiver.terminate()
-            receiver.wait()
+        if arguments.armed:
+            fill(daemon, arguments.armed, arguments.workers)
+        with endpoint, daemon:
+            if arguments.armed:
+                await asyncio.sleep(REST_S)
+            return await _measure(arguments, daemon, endpoint)
 
 
-async def _measure(arguments: argparse.Namespace, daemon: Daemon, port: int) -> dict[str, Any]:
+async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endpoint) -> dict[str, Any]:
     rpc = await Rpc.connect(daemon.rpc_port)
-    armed = [("top_up", f"far_{index}", 1000 * COIN) for index in range(arguments.armed)]
-    await many(rpc, armed)
-    await many(rpc, [("set_rate", call[1], 1 + index % 1000) for index, call in enumerate(armed)])
     count = arguments.storm or int(arguments.per_second * arguments.seconds)
     users = [f"dry_{index}" for index in range(count)]
     await many(rpc, [("top_up", user, COIN) for user in users])
-    # One coin at 1/lead coins a second runs out `lead` seconds after set_rate; debits then bring all to their instants.
-    lead_ns = 4 * COIN + (arguments.storm + count) * 30_000
-    now_ns = (await rpc.ask("server_info"))["now_ns"]
-    target = now_ns + lead_ns
-    await _aim(rpc, users, target, 0 if arguments.storm else COIN * arguments.seconds / count)
-    load = asyncio.create_task(commands(daemon.rpc_port, arguments.commands, 2)) if arguments.commands else None
-    base = 0.0
-    if load is not None:
-        before = daemon.cpu_seconds()
-        await load
-        base = (daemon.cpu_seconds() - before) / (2 * arguments.commands)
-    while (await rpc.ask("server_info"))["now_ns"] < target - 200_000_000:
-        await asyncio.sleep(0.02)
+    await many(rpc, [("top_up", f"other_{index}", 1) for index in range(10_000)])
     span = 3.0 if arguments.storm else arguments.seconds + 1.0
-    before = daemon.cpu_seconds()
-    latencies = await commands(daemon.rpc_port, arguments.commands, span) if arguments.commands else []
-    if not arguments.commands:
-        await asyncio.sleep(span)
-    for _ in range(100):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats") as answer:
-            stats = json.load(answer)
-        pending = await rpc.ask("pending_cutoffs")
-        if not pending:
-            break
-        await asyncio.sleep(0.1)
-    cpu = daemon.cpu_seconds() - before - base * len(latencies)
+    # What is left after the rates are set is brought to its instant by debits, to the nanosecond.
+    lead_ns = int((2 * (span + SETTLE_S) + 4) * COIN) + count * 60_000
+    target = (await rpc.ask("server_info"))["now_ns"] + lead_ns
+    await _aim(rpc, users, target, 0 if arguments.storm else COIN * arguments.seconds / count, lead_ns)
+    await asyncio.sleep(SETTLE_S)
+
+    async def spent() -> tuple[float, list[float]]:
+        before = daemon.cpu_seconds()
+        latencies = [0.0]
+        if arguments.commands:
+            latencies = await top_ups(daemon.rpc_port, arguments.commands, span)
+        else:
+            await asyncio.sleep(span)
+        await asyncio.sleep(SETTLE_S)
+        return daemon.cpu_seconds() - before, latencies
+
+    control, control_latencies = await spent()
+    while (now_ns := (await rpc.ask("server_info"))["now_ns"]) < target - 200_000_000:
+        await asyncio.sleep(0.02)
+    assert now_ns < target, "the control took too long"
+    storm, latencies = await spent()
+    stats = endpoint.page("/stats")
+    await nothing_owed(rpc)
     return {
         "cutoffs": count,
         "stats": stats,
-        "server_cpu_us_per_cutoff": round(cpu / count * 1e6, 1),
-        "commands_ms": quantiles(latencies, 1e3) if latencies else None,
+        "server_cpu_us_per_cutoff": round((storm - control) / count * 1e6, 1),
+        "control_cpu_s": round(control, 2),
+        "commands": len(latencies) if arguments.commands else 0,
+        "commands_ms": quantiles(latencies, 1e3),
+        "commands_ms_control": quantiles(control_latencies, 1e3),
     }
 
 
-async def _aim(rpc: Rpc, users: list[str], first_ns: int, step_ns: float) -> None:
+async def _aim(rpc: Rpc, users: list[str], first_ns: int, step_ns: float, lead_ns: int) -> None:
     """Gives each user a rate and then takes or adds what brings the exhaustion to its instant, to the nanosecond."""
     rate = COIN // 10  # nanos a second: one nano is ten nanoseconds
+    await many(rpc, [("top_up", user, lead_ns // 10 + COIN) for user in users])
     accounts = await many(rpc, [("set_rate", user, rate) for user in users])
     fixes = []
     for index, (user, account) in enumerate(zip(users, accounts, strict=True)):

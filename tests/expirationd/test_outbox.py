@@ -1,73 +1,13 @@
 """The outbox in virtual time: schedule, order, breaker, held items; and under Hypothesis, nothing lost or doubled."""
 
-import heapq
 import random
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK, Item, Outbox, Pace
-
-S = 10**9
-MS = 10**6
-Answer = tuple[int, int, int]  # outcome, how long it takes, Retry-After (-1: none)
-
-
-class World:
-    """A ledger that knows what is owed, an endpoint that answers, and a clock that jumps from event to event."""
-
-    def __init__(self, pace: Pace | None = None, lanes: int = 1) -> None:
-        self.outbox = Outbox(pace or Pace(jitter=0.0), lanes, random.Random(1))
-        self.now_ns = 0
-        self.owed: dict[tuple[int, bytes], list[tuple[str, int, int]]] = {}  # kind, seq, exhausted_at_ns
-        self.lane_of = {"cutoff": 0, "restore": lanes - 1}
-        self.answer: Callable[[Item], Answer] = lambda item: (OK, MS, -1)
-        self.attempts: list[tuple[int, bytes, str, int]] = []  # when, user, kind, seq
-        self._results: list[tuple[int, int, Item, int, int]] = []
-        self._count = 0
-
-    def owe(self, user_id: bytes, seq: int = 1, since_ns: int | None = None, kind: str = "cutoff") -> None:
-        since_ns = self.now_ns if since_ns is None else since_ns
-        self.owed.setdefault((1, user_id), []).append((kind, seq, since_ns))
-        self.outbox.owe(1, user_id, since_ns, self.lane_of[kind])
-
-    def send_what_is_due(self) -> None:
-        while (item := self.outbox.take(self.now_ns)) is not None:
-            key = (item.bucket_id, item.user_id)
-            events = self.owed.get(key)
-            if not events:
-                self.outbox.forget(item)
-                continue
-            kind, seq, since_ns = events[0]
-            if self.outbox.begin(item, (kind, seq), self.lane_of[kind], since_ns, self.now_ns):
-                self.attempts.append((self.now_ns, item.user_id, kind, seq))
-                outcome, latency_ns, retry_after_ns = self.answer(item)
-                self._count += 1
-                result = (self.now_ns + latency_ns, self._count, item, outcome, retry_after_ns)
-                heapq.heappush(self._results, result)
-
-    def run(self, until_ns: int) -> None:
-        while True:
-            self.send_what_is_due()
-            wake_ns = self.outbox.next_wake_ns(self.now_ns)
-            coming = [at_ns for at_ns in (wake_ns, self._results[0][0] if self._results else -1) if at_ns >= 0]
-            if not coming or min(coming) > until_ns:
-                self.now_ns = max(self.now_ns, until_ns)
-                return
-            self.now_ns = min(coming)
-            while self._results and self._results[0][0] <= self.now_ns:
-                _, _, item, outcome, retry_after_ns = heapq.heappop(self._results)
-                events = self.owed[item.bucket_id, item.user_id]
-                if outcome == OK:
-                    events.pop(0)
-                self.outbox.finish(item, outcome, self.now_ns, retry_after_ns, bool(events))
-
-    def gaps(self, user_id: bytes) -> list[float]:
-        instants = [at_ns for at_ns, user, _, _ in self.attempts if user == user_id]
-        return [round((late - early) / S, 3) for early, late in pairwise(instants)]
+from tests.expirationd.world import MS, S, World
 
 
 def test_one_success_and_it_is_forgotten() -> None:
@@ -183,26 +123,6 @@ def test_concurrency_is_never_exceeded_and_the_oldest_goes_first() -> None:
     assert [user for _, user, _, _ in world.attempts] == [b"%d" % number for number in reversed(range(10))]
 
 
-def test_a_dead_endpoint_is_probed_once_a_second_then_drained_oldest_first() -> None:
-    """Gone for 24 hours with 20,000 pending: one probe a second, nothing lost, all out as soon as it is back."""
-    day_ns = 24 * 3600 * S
-    world = World(Pace(concurrency=64))
-    world.answer = lambda item: (OK, MS, -1) if world.now_ns >= day_ns else (FAILED, 0, -1)
-    for number in range(20_000):
-        world.owe(b"%d" % number, since_ns=number)
-    world.run(day_ns - 1)
-    assert 86_400 <= len(world.attempts) <= 86_470  # those in flight when it died, then one a second
-    instants = [at_ns for at_ns, _, _, _ in world.attempts[64:]]
-    assert all(late - early >= S for early, late in pairwise(instants))
-    assert len(world.outbox) == 20_000
-    world.attempts.clear()
-    world.run(day_ns + 2 * S)
-    assert len(world.outbox) == 0
-    drained = [int(user) for _, user, _, _ in world.attempts]
-    assert sorted(drained) == list(range(20_000))
-    assert drained[1:] == sorted(drained[1:])
-
-
 def test_failures_between_successes_do_not_shut_a_lane() -> None:
     world = World(Pace(failures_max=3, concurrency=1))
     world.answer = lambda item: (OK if len(world.attempts) % 3 == 0 else FAILED, 0, -1)
@@ -273,77 +193,6 @@ def test_retry_after_shuts_the_whole_lane_for_so_long_but_not_longer_than_allowe
     world.run(100 * S)
     assert [at_ns for at_ns, _, _, _ in world.attempts] == [0, 3 * S, 3 * S, 23 * S]
     assert len(world.outbox) == 0
-
-
-def test_held_items_wait_for_release_and_then_go_oldest_first() -> None:
-    world = World(Pace(concurrency=1))
-    for number in range(200):
-        world.owed[1, b"%d" % number] = [("cutoff", 1, -number)]
-        world.outbox.hold(1, b"%d" % number, -number)
-    world.run(S)
-    assert world.attempts == []
-    assert world.outbox.held == 200
-    world.owe(b"new")
-    world.run(S)
-    assert [user for _, user, _, _ in world.attempts] == [b"new"]
-    assert world.outbox.release() == 200
-    world.run(2 * S)
-    assert [int(user) for _, user, _, _ in world.attempts[1:]] == list(reversed(range(200)))
-    assert world.outbox.held == 0
-    assert len(world.outbox) == 0
-
-
-def test_a_held_account_with_a_new_event_is_held_no_longer() -> None:
-    world = World()
-    world.owed[1, b"u"] = [("cutoff", 1, 0)]
-    world.outbox.hold(1, b"u", 0)
-    world.run(S)
-    world.owed[1, b"u"].clear()
-    world.owe(b"u", seq=2)
-    world.run(S)
-    assert world.attempts == [(S, b"u", "cutoff", 2)]
-    assert world.outbox.held == 0
-    assert world.outbox.release() == 0
-
-
-def test_what_is_to_be_held_is_not_begun_although_something_older_of_the_account_is_ready_waits_or_flies() -> None:
-    """A restore is owed since before the start; meanwhile the account runs out, and that is to wait."""
-    world = World(Pace(concurrency=1, jitter=0.0), lanes=2)
-    outcomes = {b"ready": OK, b"waits": ANSWERED, b"flies": OK}
-    world.answer = lambda item: (outcomes[item.user_id], S, -1)
-    world.owe(b"waits", kind="restore")
-    world.run(S)
-    for user in (b"flies", b"ready"):
-        world.owe(user, kind="restore")
-    world.send_what_is_due()
-    assert [user for _, user, _, _ in world.attempts] == [b"waits", b"flies"]
-    for user in outcomes:
-        if user != b"flies":  # an exhausted account owes no restore
-            world.owed[1, user].clear()
-        world.owed[1, user].append(("cutoff", 2, 0))
-        world.outbox.hold(1, user, 0)
-    world.run(60 * S)
-    assert len(world.attempts) == 2
-    assert world.outbox.held == 3
-    world.outbox.hold(1, b"ready", 0)
-    assert world.outbox.release() == 3
-    outcomes[b"waits"] = OK
-    world.run(70 * S)
-    assert sorted(user for _, user, kind, _ in world.attempts[2:] if kind == "cutoff") == sorted(outcomes)
-    assert (world.outbox.held, len(world.outbox)) == (0, 0)
-
-
-def test_a_release_before_the_request_could_be_begun_lets_it_go_and_so_does_something_new() -> None:
-    world = World(Pace(concurrency=1))
-    for user in (b"flies", b"released", b"new"):
-        world.owe(user, kind="restore")
-    world.send_what_is_due()
-    world.outbox.hold(1, b"released", 0)
-    assert world.outbox.release() == 0
-    world.outbox.hold(1, b"new", 0)
-    world.owe(b"new", seq=2)
-    world.run(S)
-    assert [user for _, user, _, _ in world.attempts] == [b"flies", b"released", b"new", b"new"]
 
 
 class NothingIsLostOrDoubled(RuleBasedStateMachine):

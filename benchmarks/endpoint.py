@@ -1,0 +1,126 @@
+"""A cutoff endpoint in a process of its own, and the daemon that calls it: what the benchmarks of cutoffs share.
+
+The receiver stamps what comes with the wall clock as it reads it. What it received is asked for after the measurement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from tests.system.daemon import free_port
+from tests.system.rpc import Rpc
+
+COIN = 10**9
+KEEP = 1_000_000  # calls remembered
+
+
+class Endpoint:
+    """`billing receiver` as a child; it may be away for a while and come back on the same port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts to answer."""
+        command = [sys.executable, "-m", "billing", "receiver", "--listen", f"127.0.0.1:{self.port}", "--quiet"]
+        self._process = subprocess.Popen([*command, "--keep", str(KEEP)], stdout=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        """Is gone, and has forgotten what came."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Endpoint:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def page(self, path: str, **query: object) -> Any:
+        """One of the receiver's own pages."""
+        text = urllib.parse.urlencode(query)
+        with urllib.request.urlopen(f"{self.url}{path}?{text}", timeout=20) as answer:
+            return json.load(answer)
+
+    def calls(self) -> list[dict[str, Any]]:
+        """All that came, in order."""
+        found: list[dict[str, Any]] = []
+        while part := self.page("/received", after=len(found), limit=10_000)["calls"]:
+            found += part
+        return found
+
+
+async def many(rpc: Rpc, calls: list[tuple[Any, ...]], at_once: int = 2000) -> list[Any]:
+    """Makes calls, pipelined; returns their results."""
+    results = []
+    for start in range(0, len(calls), at_once):
+        results += await asyncio.gather(*(rpc.ask(*call) for call in calls[start : start + at_once]))
+    return results
+
+
+async def top_ups(port: int, per_second: int, seconds: float, exhausted: list[str] | None = None) -> list[float]:
+    """An open loop of top-ups at a constant rate; returns latencies from the intended start, sorted, in seconds.
+    Each twentieth of them takes a coin from one of `exhausted`, as long as there are any: that owes a cutoff.
+    """
+    rpc = await Rpc.connect(port)
+    rng = random.Random(7)
+    latencies: list[float] = []
+    tasks: set[asyncio.Task[None]] = set()
+    began = time.perf_counter()
+
+    async def one(intended: float, dry: str) -> None:
+        if dry:
+            await rpc.ask("debit", dry, COIN)
+        else:
+            await rpc.ask("top_up", f"other_{rng.randrange(10_000)}", 1)
+        latencies.append(time.perf_counter() - intended)
+
+    sent = 0
+    while (now := time.perf_counter()) - began < seconds:
+        while sent < (now - began) * per_second:
+            dry = exhausted.pop() if exhausted and sent % 20 == 0 else ""
+            task = asyncio.create_task(one(began + sent / per_second, dry))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            sent += 1
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*tasks)
+    rpc.close()
+    return sorted(latencies)
+
+
+async def nothing_owed(rpc: Rpc, wait_s: float = 60.0) -> None:
+    """Returns when the daemon owes no cutoff any more; fails after `wait_s`."""
+    async with asyncio.timeout(wait_s):
+        while await rpc.ask("pending_cutoffs"):
+            await asyncio.sleep(0.05)
+
+
+def quantiles(values: list[float], scale: float) -> dict[str, float]:
+    """Least, median, 99th percentile and greatest of sorted values."""
+    count = len(values)
+    picks = {"min": 0, "p50": count // 2, "p99": count * 99 // 100, "max": count - 1}
+    return {name: round(values[index] * scale, 1) for name, index in picks.items()}
+
+
+def disagreements(calls: list[dict[str, Any]], active: set[str]) -> dict[str, int]:
+    """How the endpoint's picture (the last call of each user; `/off` and `/on`) differs from the ledger's at rest."""
+    last = {call["user_id"]: call["target"].partition("?")[0] for call in calls}
+    return {
+        "off_but_active": sum(path == "/off" and user in active for user, path in last.items()),
+        "on_but_exhausted": sum(path == "/on" and user not in active for user, path in last.items()),
+        "early": sum(call["arrived_ns"] < call["exhausted_at_ns"] for call in calls if "/off" in call["target"]),
+    }

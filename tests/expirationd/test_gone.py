@@ -1,0 +1,133 @@
+"""An endpoint that is gone for 24 hours with 100,000 cutoffs pending, in virtual time."""
+
+import asyncio
+import random
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+from billing.expirationd.delivery import Delivery, Owed, Settings
+from billing.expirationd.endpoint import Unreachable, Verdict
+from billing.expirationd.outbox import FAILED, OK, Pace
+from tests.expirationd.world import MS, S, World
+from tests.simulation.loop import Kernel, SimLoop
+
+PENDING = 100_000
+DAY_NS = 24 * 3600 * S
+
+
+def test_gone_for_a_day_it_is_probed_once_a_second_then_drained_oldest_first() -> None:
+    """One probe a second, nothing lost, no more memory than at first, all out as soon as it is back."""
+    pace = Pace(concurrency=64)
+    world = World(pace)
+    world.answer = lambda item: (OK, MS, -1) if world.now_ns >= DAY_NS else (FAILED, 0, -1)
+    for number in range(PENDING):
+        world.owe(b"%d" % number, since_ns=number)
+    world.run(DAY_NS - 1)
+    assert 86_400 <= len(world.attempts) <= 86_470  # those in flight when it died, then one a second
+    instants = [at_ns for at_ns, _, _, _ in world.attempts[64:]]
+    assert all(late - early >= S for early, late in pairwise(instants))
+    assert len(world.outbox) == PENDING
+    lane = world.outbox.lanes[0]
+    assert len(lane.ready) + len(lane.waiting) <= 2 * PENDING + 128, "each account has a place, and few have stale ones"
+    tried = Counter(user for _, user, _, _ in world.attempts)
+    assert sum(tried.values()) == sum(world.outbox.standing(1, user)[1] for user in tried), "each failure is remembered"
+    for user in tried:
+        for wait_s, least_ns in zip(world.gaps(user), (*pace.waits_ns, *[27 * S] * sum(tried.values())), strict=False):
+            assert wait_s * S >= least_ns, "nobody is tried before the schedule allows it"
+    world.attempts.clear()
+    world.run(DAY_NS + 2 * S)
+    assert len(world.outbox) == 0
+    drained = [int(user) for _, user, _, _ in world.attempts]
+    assert sorted(drained) == list(range(PENDING))
+    assert drained[1:] == sorted(drained[1:])
+
+
+class Away:
+    """An endpoint that refuses connections until an instant, and then answers within a millisecond."""
+
+    def __init__(self, kernel: Kernel, back_ns: int) -> None:
+        self.kernel, self.back_ns = kernel, back_ns
+        self.refused: list[int] = []
+        self.requests: list[bytes] = []
+        self.at_once = self.most_at_once = 0
+        self.endpoint = self  # it is its own line
+
+    def start(self) -> None:
+        """Nothing is warm where nobody answers."""
+
+    def spare(self) -> None:
+        return None
+
+    async def connect(self) -> "Away":
+        if self.kernel.now_ns < self.back_ns:
+            self.refused.append(self.kernel.now_ns)
+            raise Unreachable("connection refused")
+        return self
+
+    def keep(self, line: "Away") -> None:
+        """Whoever connects again is answered as well."""
+
+    async def exchange(self, line: "Away", request: bytes) -> Verdict:
+        self.requests.append(request)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.001)
+        self.at_once -= 1
+        return OK, "", -1
+
+    def settle(self, line: "Away") -> bool:
+        return True
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_delivery_too_probes_an_endpoint_that_is_gone_for_a_day_and_then_sends_all_of_it_once() -> None:
+    kernel = Kernel(random.Random(3))
+    loop = SimLoop(kernel, "worker")
+    began_ns = kernel.now_ns
+    endpoint = Away(kernel, began_ns + DAY_NS)
+    owed = {b"%d" % number: number for number in range(PENDING)}
+    failures: Counter[str] = Counter()
+    made: list[Delivery] = []
+    broken: list[BaseException] = []
+
+    def owed_of(bucket_id: int, user: bytes) -> Owed | None:
+        return ("cutoff", f"{user.decode()}-1", 1, owed[user], 0, False) if user in owed else None
+
+    def report(kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+        if outcome == "failed":
+            failures[error] += 1
+        elif outcome == "delivered":
+            del owed[user]
+
+    async def send() -> None:
+        settings = Settings("http://away.example/off", concurrency=64, warm=0)
+
+        def endpoint_of(*_: Any) -> Any:
+            return endpoint
+
+        clock, rng = (lambda: kernel.now_ns), random.Random(1)
+        delivery = Delivery(owed_of, report, settings, clock, rng, broken.append, endpoint_of)
+        delivery.start()
+        for user, since_ns in owed.items():
+            delivery.owe(1, user, "cutoff", since_ns)
+        delivery.rouse()
+        made.append(delivery)
+
+    loop.create_task(send())
+    assert kernel.run(lambda: not owed, began_ns + 2 * DAY_NS)
+    assert broken == kernel.troubles == []
+    assert 86_300 <= len(endpoint.refused) <= 86_470, "some at first, then one a second, or a millisecond later"
+    assert failures == {"connection refused": len(endpoint.refused)}
+    assert all(late - early >= S for early, late in pairwise(endpoint.refused[5:]))
+    users = [request.partition(b"user_id=")[2].partition(b"&")[0] for request in endpoint.requests]
+    assert len(users) == len(set(users)) == PENDING
+    assert endpoint.most_at_once == 64, "the backlog leaves at full speed"
+    assert kernel.now_ns - began_ns - DAY_NS < 4 * S
+    numbers = [int(user) for user in users]
+    assert numbers[1:] == sorted(numbers[1:]), "oldest first"
+    assert kernel.run(lambda: not made[0].outbox.in_flight, began_ns + 2 * DAY_NS)
+    assert (len(made[0].outbox), made[0].delivered) == (0, PENDING)
+    loop.die()
