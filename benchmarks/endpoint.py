@@ -113,7 +113,7 @@ def quantiles(values: list[float], scale: float) -> dict[str, float]:
     """Least, median, 99th percentile and greatest of sorted values."""
     count = len(values)
     picks = {"min": 0, "p50": count // 2, "p99": count * 99 // 100, "max": count - 1}
-    return {name: round(values[index] * scale, 1) for name, index in picks.items()}
+    return {name: round(values[index] * scale, 2) for name, index in picks.items()}
 
 
 def disagreements(calls: list[dict[str, Any]], active: set[str]) -> dict[str, int]:
