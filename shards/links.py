@@ -52,7 +52,7 @@ class FrameDecoder:
                     break
                 try:
                     frame = _decode(buffer[offset + 4 : offset + 4 + length], use_list=False, strict_map_key=False)
-                except (ValueError, msgpack.UnpackException) as error:
+                except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map as key of a map
                     raise FrameError(f"a frame that is no MessagePack: {error}") from None
                 offset += 4 + length
                 yield frame

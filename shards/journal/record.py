@@ -212,6 +212,8 @@ def walk(data: bytes, header: SegmentHeader) -> Iterator[Batch]:
             return
         if position != (following - 1 if flags & BARRIER else following) or bool(flags & BARRIER) != (length == 0):
             return
+        if durable > (position if flags & BARRIER else position - 1):
+            return
         payload_end = payload_at + length
         if payload_end + 4 > size or data[payload_end : payload_end + 4] != END:
             return

@@ -19,6 +19,8 @@ FAULTS = (
 )  # fmt: skip
 FLIP_PARTS = 4
 SEEDS_A_PIECE = 500
+FUZZ_TARGETS = ("frames", "requests", "wires", "journal", "snapshot", "config")
+FUZZ_S = 180
 CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50}
 CAMPAIGNS = {
     "simulation": "seeds in simulation, all invariants",
@@ -31,6 +33,7 @@ CAMPAIGNS = {
     "faults": "an error at every I/O call, for real",
     "full": "disk full and freed under load",
     "moves": "kill −9 of source, target or supervisor of a move",
+    "fuzz": "broken input for every decoder",
 }
 
 
@@ -71,6 +74,8 @@ def all_pieces(share: float, state_file: str) -> Iterator[Piece]:
         yield from _cycles("power", kind, ["tests.torture.power", "--kind", kind], count(200))
         control = ["--kind", kind, "--sync", "never"]
         yield Piece("control", kind, ["tests.torture.power", *control])
+    for target in FUZZ_TARGETS:  # `--share 10` makes it half an hour each
+        yield Piece("fuzz", target, ["tests.fuzz", target, "--seconds", str(count(FUZZ_S)), "--seed", "2"])
     yield from _cycles("full", "full", ["tests.torture.full"], count(20))
     seeds = count(10_000)
     for first in range(0, seeds, SEEDS_A_PIECE):

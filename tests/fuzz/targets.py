@@ -1,0 +1,263 @@
+"""What is fed with broken input: each target has sound inputs to begin with, and a function that takes any bytes.
+
+A target returns where the input was taken or refused as declared; anything else that it raises is a fault. It also says
+how much memory and how many steps (calls of functions) an input of so many bytes may cost at most: nobody can make a
+decoder work for long, or hold much, with little.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgpack
+
+from billing.api.methods import METHODS, parse
+from billing.api.wire import DECODE_ERRORS, make_unpacker
+from billing.config_load import ConfigError, load
+from billing.ledger.errors import KINDS, Refused
+from shards.journal import Corrupt, Gap, snapshot
+from shards.journal.record import BARRIER, Malformed, pack_batch, pack_block, salt_seed, unpack_block
+from shards.journal.recovery import examine
+from shards.links import FrameDecoder, FrameError, frame_of
+from tests.api.test_any_bytes import converse
+from tests.conftest import REPOSITORY
+from tests.fuzz.mutation import mended_snapshot, mutated
+from tests.journal.rig import DIRECTORY, SHARD
+from tests.journal.specimen import STATES, Specimen
+from tests.simulation.disk import SimDisk
+
+LONGEST = 20_000  # of an input, in bytes
+CALLS = (
+    ["top_up", ["u", "12.5", {"request_id": "r1", "message": "x" * 40}]],
+    ["set_rate", ["u", 36, {"per": "hour", "resource": "vm-1", "rate_seq": 5, "min_runway_ns": 10**9}]],
+    ["set_thresholds", ["u", [{"amount": 5}, {"runway_ns": 10**12}]]],
+    ["debit", [5, 2.0**53, {"mode": "partial"}]],
+    ["history", ["u", {"limit": 10, "before": 99}]],
+    ["accounts", [{"after": "u", "limit": 1000}]],
+    ["adjust", ["u", -5, "why"]],
+    ["move_bucket", [477, 2]],
+    ["hello", [{"token": "secret", "errors": "map"}]],
+    ["forecast", [{"horizon_s": 3600}]],
+    *([name, ["u"]] for name in sorted(METHODS)),
+)
+
+
+class Target(NamedTuple):
+    """`take` is given the bytes; peak memory may be `memory` + 64 a byte, the calls made `steps` + 40 a byte."""
+
+    sound: Callable[[], list[bytes]]
+    take: Callable[[bytes], None]
+    memory: int
+    steps: int
+    make: Callable[[random.Random, list[bytes]], bytes]
+
+
+# -- the door -------------------------------------------------------------------------------------------------------
+
+
+def frames() -> list[bytes]:
+    """Streams of requests."""
+    one = [msgpack.packb([0, number, *call]) for number, call in enumerate(CALLS)]
+    return [b"".join(one), b"".join(one[:3]), msgpack.packb([2, "top_up", ["u", 5]]) + one[0], *one[:6]]
+
+
+def take_frames(data: bytes) -> None:
+    replies, _, ended = converse(data, [len(data) // 2])
+    for kind, _, error, _ in replies:
+        assert kind == 1
+        name = error.partition(": ")[0] if isinstance(error, str) else error and error["name"]
+        assert name is None or name in KINDS, name
+    assert [reply[1] for reply in replies].count(None) <= ended  # a wrong token ends a connection with its own reply
+
+
+def take_request(data: bytes) -> None:
+    unpacker = make_unpacker()
+    try:
+        unpacker.feed(data)
+        method, params = next(unpacker)
+    except (*DECODE_ERRORS, StopIteration, TypeError):
+        return
+    try:
+        call = parse(method, params)
+    except Refused as refusal:
+        if refusal.name not in KINDS or len(str(refusal)) > 500:
+            raise AssertionError(f"an error that is not declared: {refusal}") from None
+        return
+    assert len(call.user_id) <= 128
+    assert all(type(field) in (int, bytes, str) for field in call.body)
+
+
+def take_wire(data: bytes) -> None:
+    decoder = FrameDecoder()
+    try:
+        for half in (data[: len(data) // 2], data[len(data) // 2 :]):
+            for _ in decoder.feed(half):
+                pass
+    except FrameError:
+        pass
+
+
+# -- what is stored ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def specimen(state: str) -> Specimen:
+    return Specimen(state)
+
+
+def newest(which: Specimen) -> str:
+    return max(name for name in which.names if name.startswith("segment-"))
+
+
+def segments() -> list[bytes]:
+    """The newest segment of each kind of journal; the byte before says of which."""
+    made = []
+    for number, state in enumerate(STATES):
+        which = specimen(state)
+        made.append(bytes([number]) + bytes(which.medium.node(f"{DIRECTORY}/{newest(which)}").content))
+    return made
+
+
+def take_segment(data: bytes) -> None:
+    """Whatever a segment holds: a prefix of what was written there, or refused."""
+    which = specimen(STATES[data[0] % len(STATES)] if data else STATES[0])
+    content = which.medium.node(f"{DIRECTORY}/{newest(which)}").content
+    whole = bytes(content)
+    content[:] = data[1:]
+    which.disk = SimDisk(which.medium, which.rng)
+    try:
+        found = examine(which.disk, DIRECTORY, SHARD, which.boot_id)
+        said = which.say(found)
+    except (Corrupt, Gap):
+        return
+    finally:
+        content[:] = whole
+    which.compare_prefix(said, "a broken segment")
+
+
+def make_segment(rng: random.Random, bases: list[bytes]) -> bytes:
+    """Broken bytes; or lies with every checksum right, whose payloads are those that were written."""
+    base = rng.choice(bases)
+    if rng.random() < 0.6 or base not in segments():
+        return mutated(rng, base, bases, LONGEST)
+    which = specimen(STATES[base[0] % len(STATES)])
+    header = unpack_block(base[1:])
+    lie = {
+        "first_position": header.first_position + rng.choice((-1, 1, 2**40)),
+        "prev_chain": rng.getrandbits(32),
+        "length": rng.choice((0, 1, 2**62)),
+        "align": rng.choice((512, 4096)),
+        "epoch": rng.getrandbits(64),
+    }
+    key = rng.choice(list(lie))
+    told = header._replace(**{key: lie[key]}) if rng.random() < 0.3 else header
+    parts, chain, position = [pack_block(told)], header.prev_chain, header.first_position
+    for _, payload in which.log[header.first_position - 1 :]:
+        flags = BARRIER if rng.random() < 0.1 else 0
+        shown = position + rng.choice((0, 0, 0, 0, 1, -1))
+        durable = rng.choice((position - 1, position, 0, 2**63))
+        chain, batch = pack_batch(
+            salt_seed(header.salt), header.segment_id, chain, shown, flags, durable, rng.getrandbits(60),
+            b"" if flags and rng.random() < 0.7 else payload,
+        )  # fmt: skip
+        parts.append(batch.ljust(-(-len(batch) // header.align) * header.align, b"\0"))
+        position += not flags
+    return base[:1] + b"".join(parts).ljust(header.length, b"\0")[: header.length]
+
+
+def snapshots() -> list[bytes]:
+    """Small ones, of no, one and many chunks."""
+    which = specimen(STATES[0])
+    made = []
+    for number, sizes in enumerate(([], [200, 100], [1] * 50, [0, 3000])):
+        path = f"{DIRECTORY}/made-{number}"
+        head = snapshot.Head(SHARD, 5, 6, 7, 8)
+        disk = SimDisk(which.medium, which.rng)
+        snapshot.write(disk, path, head, (bytes(size) for size in sizes), lambda: 9)
+        made.append(bytes(which.medium.node(path).content))
+        which.medium.remove(path)
+    return made
+
+
+def take_snapshot(data: bytes) -> None:
+    which = specimen(STATES[0])
+    disk = SimDisk(which.medium, which.rng)
+    name = next(name for name in which.names if name.startswith(snapshot.PREFIX))
+    content = which.medium.node(f"{DIRECTORY}/{name}").content
+    whole = bytes(content)
+    content[:] = data
+    try:
+        checked = snapshot.check(disk, DIRECTORY, name, SHARD)
+        assert checked.length == len(data)
+    except Malformed:
+        pass
+    finally:
+        content[:] = whole
+
+
+def make_snapshot(rng: random.Random, bases: list[bytes]) -> bytes:
+    data = mutated(rng, rng.choice(bases), bases, LONGEST)
+    return mended_snapshot(data) if rng.random() < 0.5 else data
+
+
+# -- the configuration -----------------------------------------------------------------------------------------------
+
+
+def configurations() -> list[bytes]:
+    """The default file, whole and by sections."""
+    text = "\n".join(line for line in (REPOSITORY / "config.toml").read_text().split("\n") if not line.startswith("#"))
+    return [text.encode(), *(("[" + part).encode() for part in text.split("[")[1:])]
+
+
+@cache
+def place() -> Path:
+    """A file of its own for this process."""
+    directory = tempfile.TemporaryDirectory(prefix="billing-fuzz-")
+    _kept.append(directory)
+    return Path(directory.name) / "config.toml"
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def take_configuration(data: bytes) -> None:
+    place().write_bytes(data)
+    try:
+        load(place(), {})
+    except ConfigError as error:
+        if not error.faults or not str(error).replace("\n", " ").isprintable():
+            raise AssertionError(f"not to be shown to anybody: {error!r}") from None
+
+
+def plain(rng: random.Random, bases: list[bytes]) -> bytes:
+    return mutated(rng, rng.choice(bases), bases, LONGEST)
+
+
+def requests() -> list[bytes]:
+    return [msgpack.packb(call) for call in CALLS]
+
+
+def wires() -> list[bytes]:
+    sent = [("begin", {"shard_id": 1}), ("map", 1, 2, 3, 4, b"x" * 50), ("figures", 7), ["a", [["b"]] * 3]]
+    return [frame_of(one) for one in sent] + [b"".join(map(frame_of, sent))]
+
+
+TARGETS: dict[str, Target] = {
+    "frames": Target(frames, take_frames, 4_000_000, 20_000, plain),
+    "requests": Target(requests, take_request, 2_000_000, 5_000, plain),
+    "wires": Target(wires, take_wire, 500_000, 1_000, plain),
+    "journal": Target(segments, take_segment, 2_000_000, 20_000, make_segment),
+    "snapshot": Target(snapshots, take_snapshot, 1_000_000, 5_000, make_snapshot),
+    "config": Target(configurations, take_configuration, 4_000_000, 100_000, plain),
+}
+
+
+def corpus(name: str) -> Iterator[bytes]:
+    """What is kept of earlier finds."""
+    for file in sorted((REPOSITORY / "tests" / "fuzz" / "corpus" / name).glob("*")):
+        yield file.read_bytes()

@@ -1,0 +1,79 @@
+"""A bounded number of broken inputs for each decoder, the same each time; `python -m tests.fuzz` goes on from there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.links import FrameDecoder, FrameError
+from tests.api.test_any_bytes import good, values
+from tests.conftest import REPOSITORY
+from tests.fuzz.run import Steps, bases_of, run
+from tests.fuzz.targets import TARGETS, corpus, take_frames, take_request, take_segment, take_wire
+
+COUNTS = {"frames": 250, "requests": 1500, "wires": 2000, "journal": 100, "snapshot": 500, "config": 40}
+
+edits = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255) | st.binary(max_size=8)), min_size=1, max_size=4)
+
+
+def edited(data: bytes, changes: list[tuple[int, int | bytes]]) -> bytes:
+    changed = bytearray(data)
+    for at, change in changes:
+        at %= len(changed) + 1
+        if isinstance(change, bytes):
+            changed[at:at] = change
+        elif at < len(changed):
+            changed[at] = change
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_broken_input_is_taken_or_refused_as_declared_within_its_bounds(name: str) -> None:
+    assert run(name, 1, 0, lambda count: count < COUNTS[name]) == COUNTS[name]
+
+
+@settings(max_examples=150)
+@given(good.filter(bool), edits)
+def test_frames_that_were_sound_before_an_edit(frames: list[object], changes: list[tuple[int, int | bytes]]) -> None:
+    take_frames(edited(b"".join(map(msgpack.packb, frames)), changes))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(bases_of("requests")), values, edits)
+def test_calls_and_wires_that_were_sound_before_an_edit(
+    call: bytes, value: object, changes: list[tuple[int, int | bytes]]
+) -> None:
+    take_request(edited(call + msgpack.packb(value), changes))
+    body = edited(msgpack.packb(value), changes)
+    take_wire(len(body).to_bytes(4, "little") + body)
+
+
+def test_what_broke_once_is_refused() -> None:
+    (map_as_key,) = corpus("wires")
+    with pytest.raises(FrameError):
+        list(FrameDecoder().feed(map_as_key))
+    (durable_ahead,) = corpus("journal")
+    take_segment(durable_ahead)
+
+
+def test_an_input_is_made_again_from_its_number() -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "wires", "--seconds", "0", "--seed", "7", "--first", "120"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=REPOSITORY)
+    *_, where, figures = done.stdout.splitlines()
+    assert where == "goes on with --seed 7 --first 120"
+    assert json.loads(figures) == {"inputs": 0}
+
+
+def test_work_is_counted() -> None:
+    with Steps() as few:
+        sorted([2, 1])
+    with Steps() as many:
+        for _ in range(100):
+            sorted([2, 1])
+    assert many.count >= few.count + 100
