@@ -1,7 +1,8 @@
 """What becomes of cutoffs, worked out a second time: from CONTRACT §4 and the grammar of an account's `Extra`.
 
 The list of an account holds, in order of seq, what is still to be delivered, and always the latest one. `off_seq` is
-the highest seq of which an attempt began, `on_seq` the highest that a delivered restore made good.
+the highest seq of which an attempt began and `off_ns` its instant, `on_seq` the highest that a delivered restore made
+good.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def lift(account: Account, presumed: bool, restores: bool) -> Cutoff | None:
     for cutoff in pending:
         cutoff.status = SUPERSEDED
     if presumed and pending:
-        account.off_seq = max(account.off_seq, pending[-1].seq)
+        _began(account, pending[-1])
     del account.cutoffs[:-1]
     if not restores:
         account.on_seq = account.off_seq
@@ -51,20 +52,25 @@ def lift(account: Account, presumed: bool, restores: bool) -> Cutoff | None:
     return account.cutoffs[-1] if account.cutoffs else None
 
 
+def _began(account: Account, cutoff: Cutoff) -> None:
+    if cutoff.seq > account.off_seq:
+        account.off_seq, account.off_ns = cutoff.seq, cutoff.at_ns
+
+
 def rest(account: Account) -> None:
     """An exhausted account's rate is zero: what was delivered has had its effect."""
     if account.cutoffs and account.cutoffs[-1].status == DELIVERED:
         account.cutoffs[-1].status = EFFECTIVE
 
 
-def owed(account: Account) -> tuple[str, int] | None:
-    """("cutoff" or "restore", seq) of the call that is owed now."""
+def owed(account: Account) -> tuple[str, int, int] | None:
+    """("cutoff" or "restore", seq, exhaustion instant) of the call that is owed now."""
     if not account.cutoffs:
         return None
     if account.exhausted:
         oldest = account.cutoffs[0]
-        return ("cutoff", oldest.seq) if oldest.status == PENDING else None
-    return ("restore", account.off_seq) if account.off_seq > account.on_seq else None
+        return ("cutoff", oldest.seq, oldest.at_ns) if oldest.status == PENDING else None
+    return ("restore", account.off_seq, account.off_ns) if account.off_seq > account.on_seq else None
 
 
 def report(account: Account, entry: Entry) -> str:
@@ -97,7 +103,7 @@ def report(account: Account, entry: Entry) -> str:
         if cutoff.status != PENDING:
             return f"an attempt at cutoff {seq} began, which is not pending"
         cutoff.attempts += 1
-        account.off_seq = max(account.off_seq, seq)
+        _began(account, cutoff)
     elif op == CUTOFF_FAILED:
         cutoff.last_error = entry.message
     elif op == CUTOFF_RELEASED:

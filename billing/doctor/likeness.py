@@ -18,7 +18,7 @@ Difference = tuple[bytes, str]  # user_id or b"", and what differs
 _SUMS: Final = frozenset({"balance", "overrun"})
 _PLAIN: Final = (
     "settled_ns", "balance", "overrun", "rate", "credit_limit_nanos", "holds_nanos", "exhausted", "accruing",
-    "entry_id", "seq", "off_seq", "on_seq", "restore_attempts", "restore_error", "thresholds",
+    "entry_id", "seq", "off_seq", "off_ns", "on_seq", "restore_attempts", "restore_error", "thresholds",
 )  # fmt: skip
 
 

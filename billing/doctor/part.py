@@ -2,17 +2,18 @@
 `billing.ledger.book` and `billing.ledger.extra`, not with their code.
 
     part    kind u8 (2; 3: the bucket is not here) | bucket u16 | generation u32 | position i64 | block
-    block   "BOOK" | u16 2 | bucket u32 | pending u32 | ten times: u32 length, bytes
+    block   "BOOK" | u16 3 | bucket u32 | pending u32 | ten times: u32 length, bytes
             1 totals, five of 32 bytes   2 lengths of user_ids, u8 a row   3 user_ids   4 rows
             5 free rows, u32 each   6 rows with an extra, u32 each   7 extras, u32 length each
             8 graves   9 names   10 kept entries, u32 length each
     row     settled_ns, balance nanos, frac, rate, entry_id i64 | seq, flags u32
-    extra   credit limit, holds, overrun nanos, frac i64 | off_seq, on_seq, restore attempts u32 | has lines u8
-            | counts: lines, quiet, holds u32, thresholds u8, cutoffs u32 | u16 length of the restore's error
+    extra   credit limit, holds, overrun nanos, frac i64 | off_seq u32, off i64 | on_seq, restore attempts u32
+            | has lines u8 | counts: lines, quiet, holds u32, thresholds u8, cutoffs u32
+            | u16 length of the restore's error
             | lines and quiet: i64 i64 u8 name | holds: i64 u64 u8 name | thresholds: u8 i64
             | cutoffs: seq u32, at i64, attempts u32, status u8, released u8, u16 error | the restore's error
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
-            | quiet: rate_seq, since i64, u8 name | off: an extra with the latest cutoff, off_seq and on_seq alone
+            | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
 Where an account stands (its row) is no fact about it and is not compared.
 """
@@ -29,7 +30,7 @@ from billing.doctor.state import SUPERSEDED, TOTALS, Account, Bucket, Cutoff, Gr
 _ENVELOPE = struct.Struct("<BHIq")
 _BLOCK = struct.Struct("<4sHII")
 _ROW = struct.Struct("<qqqqqII")
-_EXTRA = struct.Struct("<qqqqIIIBIIIBIH")
+_EXTRA = struct.Struct("<qqqqIqIIBIIIBIH")
 _LINE = struct.Struct("<qqB")
 _HOLD = struct.Struct("<qQB")
 _THRESHOLD = struct.Struct("<Bq")
@@ -108,7 +109,7 @@ def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, i
     if len(block) < _BLOCK.size:
         raise Garbled(f"a block of {len(block)} bytes")
     magic, version, of_bucket, pending = _BLOCK.unpack_from(block)
-    if (magic, version, of_bucket) != (b"BOOK", 2, bucket_id):
+    if (magic, version, of_bucket) != (b"BOOK", 3, bucket_id):
         raise Garbled(f"no block of bucket {bucket_id} of a known kind: {magic!r} {version} {of_bucket}")
     whole = _Bytes(block[_BLOCK.size :])
     totals, lengths, users, rows, free, marked, extras, graves, _, kept = (whole.counted() for _ in range(10))
@@ -141,7 +142,7 @@ def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, i
             _read_extra(left, _Bytes(stones.take(off_length)))
             if len(left.cutoffs) != 1:
                 raise Garbled(f"the closed account {user_id!r} may be off by {len(left.cutoffs)} cutoffs")
-            grave.off = left.cutoffs[0], left.off_seq, left.on_seq
+            grave.off = left.cutoffs[0], left.off_seq, left.off_ns, left.on_seq
     for packed in _split(kept):
         entry = read_entry(packed)
         key = bytes((len(entry.user_id),)) + entry.user_id + entry.request_id
@@ -179,8 +180,8 @@ def _read_account(user_id: bytes, row: tuple[int, ...], extra: bytes | None) -> 
 
 def _read_extra(account: Account, rest: _Bytes) -> None:
     (
-        account.credit_limit_nanos, account.holds_nanos, overrun, overrun_frac, account.off_seq, account.on_seq,
-        account.restore_attempts, has_lines, lines, quiet, holds, thresholds, cutoffs, error_len,
+        account.credit_limit_nanos, account.holds_nanos, overrun, overrun_frac, account.off_seq, account.off_ns,
+        account.on_seq, account.restore_attempts, has_lines, lines, quiet, holds, thresholds, cutoffs, error_len,
     ) = rest.numbers(_EXTRA)  # fmt: skip
     account.overrun = overrun * UNIT + overrun_frac
     table = _read_lines(rest, lines)

@@ -120,7 +120,7 @@ class Replay:
             account.entry_id, account.seq = grave.entry_id, grave.seq
             account.quiet = grave.quiet_at(max(grave.settled_ns, entry.at_ns)) or None
             if grave.off is not None:  # the top-up restores it
-                latest, account.off_seq, account.on_seq = grave.off
+                latest, account.off_seq, account.off_ns, account.on_seq = grave.off
                 account.cutoffs, account.exhausted = [latest], True
         bucket.accounts[entry.user_id] = account
         return account
@@ -131,7 +131,7 @@ class Replay:
         grave.quiet = account.quiet or {}
         grave.quiet = grave.quiet_at(account.settled_ns)
         if account.off_seq > account.on_seq:
-            grave.off = account.cutoffs[-1], account.off_seq, account.on_seq
+            grave.off = account.cutoffs[-1], account.off_seq, account.off_ns, account.on_seq
         bucket.graves[account.user_id] = grave
 
     def _keep_id(self, bucket: Bucket, entry: Entry, body: bytes) -> None:

@@ -228,7 +228,7 @@ class Shard:
         owed = cutoffs.owed(account)
         if owed is not None:
             user_id = account.user_id.decode(errors="backslashreplace")
-            report.owe(Owed(user_id, bucket.bucket_id, *owed, account.cutoffs[0].at_ns))
+            report.owe(Owed(user_id, bucket.bucket_id, *owed))
         due_ns, _ = account.coming()
         if due_ns > WORD_MAX:
             return

@@ -57,7 +57,7 @@ class Account:
 
     __slots__ = (
         "accruing", "balance", "credit_limit_nanos", "cutoffs", "entry_id", "exhausted", "firing", "holds",
-        "holds_nanos", "lines", "net", "off_seq", "on_seq", "overrun", "quiet", "rate", "restore_attempts",
+        "holds_nanos", "lines", "net", "off_ns", "off_seq", "on_seq", "overrun", "quiet", "rate", "restore_attempts",
         "restore_error", "seq", "settled_ns", "thresholds", "user_id",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Account:
         self.entry_id = 0
         self.seq = 0
         self.off_seq = 0  # highest seq of which an attempt began
+        self.off_ns = 0  # and its exhaustion instant: together the name of the restore
         self.on_seq = 0  # highest one made good by a restore
         self.restore_attempts = 0
         self.restore_error = b""
@@ -172,7 +173,8 @@ class Grave:
         self.entry_id = entry_id
         self.seq = seq
         self.quiet = quiet
-        self.off: tuple[Cutoff, int, int] | None = None  # where machines may be off: latest cutoff, off_seq, on_seq
+        # Where machines may be off: latest cutoff, off_seq, off_ns, on_seq.
+        self.off: tuple[Cutoff, int, int, int] | None = None
 
     def quiet_at(self, at_ns: int) -> dict[bytes, tuple[int, int]]:
         """The lines whose rate_seq still counts."""

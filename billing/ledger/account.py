@@ -2,8 +2,8 @@
 
 All arithmetic of money and time is here. Internal units throughout (nano-per-hour for one nanosecond):
 
-    available = balance + credit limit - open holds          active while it is above zero, else exhausted E         =
-    settled + ceil(available / rate)             the first nanosecond at which what was spent is >= what there was
+    available = balance + credit limit - open holds    active while it is above zero, else exhausted
+    E         = settled + ceil(available / rate)       the first nanosecond at which what was spent is >= what there was
 
 `settle` accounts for the time since the last entry. At E exactly what was available has been taken (clamp): available
 is zero, and the sliver by which rate * time exceeds it is overrun, as is all that would have accrued after E. So rate

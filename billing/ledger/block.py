@@ -2,18 +2,21 @@
 
 Columns go as blocks, not account by account. Grammar, little-endian; a part is `u32 length, bytes`:
 
-    block   = "BOOK" version u16, bucket_id u32, pending_cutoffs u32, part*10 parts   = totals        5 numbers of 32
-    bytes, signed, in internal units: top_ups, debits, accrued, adjustments, paid_out
-              lengths       u8 for each row: of its user_id, 0 where the row is free users         the user_ids, one
-              behind the other rows          as they are in memory free          u32 each: the free rows, the last one
-              is used first extra slots   u32 each, rising extras        u32 length and bytes each, as `Extra.pack`
-              tombstones    each user_id (u8 length), settled_ns, entry_id i64, exhaustion_seq u32, u32 count of quiet
-              lines, u16 length of `off`,
-                            each line (rate_seq, since_ns i64, u8 length, resource), off; in order of closing
-              fading        the user_ids (u8 length) in order
-              request ids   u32 length and bytes each: the stored entries, oldest first
+    block       = "BOOK" version u16, bucket_id u32, pending_cutoffs u32, part*10
+    parts:
+    totals        5 numbers of 32 bytes, signed, in internal units: top_ups, debits, accrued, adjustments, paid_out
+    lengths       u8 for each row: of its user_id, 0 where the row is free
+    users         the user_ids, one behind the other
+    rows          as they are in memory
+    free          u32 each: the free rows, the last one is used first
+    extra slots   u32 each, rising
+    extras        u32 length and bytes each, as `Extra.pack`
+    tombstones    each user_id (u8 length), settled_ns, entry_id i64, exhaustion_seq u32, u32 count of quiet lines,
+                  u16 length of `off`, each line (rate_seq, since_ns i64, u8 length, resource), off; in order of closing
+    fading        the user_ids (u8 length) in order
+    request ids   u32 length and bytes each: the stored entries, oldest first
 
-Example: the empty bucket 7 is "BOOK", 0200, 07000000, 00000000, a0000000 and 160 zeros, then nine empty parts of
+Example: the empty bucket 7 is "BOOK", 0300, 07000000, 00000000, a0000000 and 160 zeros, then nine empty parts of
 00000000.
 
 It reads what it wrote: a block comes from a snapshot or a move, whose checksums have been proved, so a fault in it is
@@ -32,7 +35,7 @@ from billing.ledger.extra import unpack as unpack_extra
 
 T = TypeVar("T")
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 _HEAD = struct.Struct("<4sHII")
 _MAGIC: Final = b"BOOK"

@@ -81,5 +81,5 @@ def _off(extra: Extra) -> bytes:
     if extra.off_seq <= extra.on_seq:
         return b""
     kept = Extra()
-    kept.cutoffs, kept.off_seq, kept.on_seq = extra.cutoffs, extra.off_seq, extra.on_seq
+    kept.cutoffs, kept.off_seq, kept.off_ns, kept.on_seq = extra.cutoffs, extra.off_seq, extra.off_ns, extra.on_seq
     return kept.pack()

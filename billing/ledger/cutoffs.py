@@ -4,8 +4,9 @@ A cutoff is made by each downward crossing of available and by each line raised 
 is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded, recorded and not
 sent (again). A delivered one becomes effective when the account's rate is zero. What may have reached the outside is
 remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a restore; without a
-restore URL nothing is ever owed back. After a start, cutoffs that were pending before count as attempted, because the
-record that an attempt began is written but not waited for.
+restore URL nothing is ever owed back. A restore is named by the cutoff that it makes good, and keeps that name
+however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before count as
+attempted, because the record that an attempt began is written but not waited for.
 
 `report` takes what delivery tells (that an attempt began comes before what became of it) and refuses `UNKNOWN_CUTOFF`
 for what the account no longer owes: the attempt is then not made. It changes no money and settles nothing. Right
@@ -61,20 +62,18 @@ def lift(account: Account, presumed: bool, restores: bool) -> list[int]:
     extra = account.extra
     assert extra is not None, "an exhausted account has had a cutoff"
     assert extra.cutoffs, "an exhausted account has had a cutoff"
-    superseded = []
-    for cutoff in extra.cutoffs:
-        if cutoff.status == PENDING:
-            cutoff.status = SUPERSEDED
-            superseded.append(cutoff.seq)
+    superseded = extra.pending()
+    for cutoff in superseded:
+        cutoff.status = SUPERSEDED
     if presumed:
-        extra.off_seq = max(extra.off_seq, superseded[-1])
+        extra.begun(superseded[-1])
     del extra.cutoffs[:-1]
     account.book.pending_cutoffs -= len(superseded)
     if not restores:
         extra.on_seq = extra.off_seq
     extra.restore_attempts = 0
     extra.restore_error = b""
-    return superseded
+    return [cutoff.seq for cutoff in superseded]
 
 
 def rest(account: Account) -> None:
@@ -89,7 +88,6 @@ def owed(account: Account) -> Owed | None:
     extra = account.extra
     if extra is None or not extra.cutoffs:
         return None
-    latest = extra.cutoffs[-1]
     if account.exhausted:
         if extra.cutoffs[0].status != PENDING:
             return None
@@ -97,8 +95,8 @@ def owed(account: Account) -> Owed | None:
         name = event_id(account.user_id, c.seq, c.exhausted_at_ns)
         return Owed("cutoff", name, c.seq, c.exhausted_at_ns, c.attempts, c.released)
     if extra.off_seq > extra.on_seq:
-        name = event_id(account.user_id, latest.seq, latest.exhausted_at_ns) + ":restore"
-        return Owed("restore", name, extra.off_seq, latest.exhausted_at_ns, extra.restore_attempts, True)
+        name = event_id(account.user_id, extra.off_seq, extra.off_ns) + ":restore"
+        return Owed("restore", name, extra.off_seq, extra.off_ns, extra.restore_attempts, True)
     return None
 
 
@@ -130,7 +128,7 @@ def report(account: Account, command: Command) -> None:
         raise No("UNKNOWN_CUTOFF")
     elif op == ops.CUTOFF_STARTED:
         cutoff.attempts += 1
-        extra.off_seq = max(extra.off_seq, seq)
+        extra.begun(cutoff)
     else:
         assert op == ops.CUTOFF_RELEASED, f"no report {op}"
         cutoff.released = True

@@ -10,8 +10,8 @@ that has a rate_seq is kept in `quiet`, resource to (rate_seq, since_ns), oldest
 rate stays harmless; a line at zero without one has nothing to remember.
 
 **Cutoffs.** `cutoffs` is in order of seq and holds those still to be delivered, and always the latest one, whatever
-became of it. `off_seq` is the highest seq of which an attempt was started, `on_seq` the highest one made good by a
-restore: the machines may be off while off_seq > on_seq.
+became of it. `off_seq` is the highest seq of which an attempt was started and `off_ns` its exhaustion instant, `on_seq`
+the highest one made good by a restore: the machines may be off while off_seq > on_seq.
 
 Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds, cutoffs, each as often as the head
 says, then restore_error.
@@ -25,7 +25,7 @@ from billing.ledger.money import NANO
 
 NEVER_NS: Final = 2**64 - 1  # no such instant is coming; above every instant there is
 
-_HEAD = struct.Struct("<qqqqIIIBIIIBIH")
+_HEAD = struct.Struct("<qqqqIqIIBIIIBIH")
 _LINE = struct.Struct("<qqB")  # of lines: rate, rate_seq; of quiet ones: rate_seq, since_ns; then the resource
 _HOLD = struct.Struct("<qQB")  # amount_nanos, expires_ns; then the hold_id
 _THRESHOLD = struct.Struct("<Bq")
@@ -56,6 +56,7 @@ class Extra:
         "holds_nanos",
         "lines",
         "next_expiry_ns",
+        "off_ns",
         "off_seq",
         "on_seq",
         "overrun",
@@ -76,6 +77,7 @@ class Extra:
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
         self.cutoffs: list[Cutoff] = []
         self.off_seq = 0
+        self.off_ns = 0
         self.on_seq = 0
         self.restore_attempts = 0
         self.restore_error = b""
@@ -99,6 +101,11 @@ class Extra:
         """The cutoffs still to be delivered, oldest first."""
         return [cutoff for cutoff in self.cutoffs if cutoff.status == PENDING]
 
+    def begun(self, cutoff: Cutoff) -> None:
+        """An attempt at this cutoff was started, or may have been."""
+        if cutoff.seq > self.off_seq:
+            self.off_seq, self.off_ns = cutoff.seq, cutoff.exhausted_at_ns
+
     def pack(self) -> bytes:
         """All of it that is state."""
         lines = {} if self.lines is None else self.lines
@@ -110,6 +117,7 @@ class Extra:
                 overrun_nanos,
                 overrun_frac,
                 self.off_seq,
+                self.off_ns,
                 self.on_seq,
                 self.restore_attempts,
                 self.lines is not None,
@@ -142,6 +150,7 @@ def unpack(packed: bytes) -> Extra:
         overrun_nanos,
         overrun_frac,
         extra.off_seq,
+        extra.off_ns,
         extra.on_seq,
         extra.restore_attempts,
         has_lines,

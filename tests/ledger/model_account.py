@@ -107,10 +107,14 @@ class Account:
     def pending(self) -> list[dict[str, Any]]:
         return [cutoff for cutoff in self.cutoffs if cutoff["status"] == "pending"]
 
-    def owed(self) -> tuple[str, int] | None:
+    def owed(self) -> tuple[str, int, int] | None:
         if self.exhausted:
-            return ("cutoff", self.pending()[0]["seq"]) if self.pending() else None
-        return ("restore", self.maybe_off) if self.maybe_off > self.back_on else None
+            pending = self.pending()
+            return ("cutoff", pending[0]["seq"], pending[0]["at"]) if pending else None
+        if self.maybe_off <= self.back_on:
+            return None
+        (made_good,) = (cutoff for cutoff in self.cutoffs if cutoff["seq"] == self.maybe_off)
+        return ("restore", self.maybe_off, made_good["at"])
 
     # Each of these checks, then changes; a true return value means that a line rose from zero.
 

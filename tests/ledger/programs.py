@@ -149,7 +149,11 @@ class Program:
         said = self.ledger.view(BUCKET, user.encode(), self.t)
         self._equal(op, wanted, said)
         call = self.ledger.owed(BUCKET, user.encode())
-        self._equal(op, self.model.accounts[user].owed(), None if call is None else (call.kind, call.seq))
+        said_owed = None if call is None else (call.kind, call.seq, call.exhausted_at_ns)
+        self._equal(op, self.model.accounts[user].owed(), said_owed)
+        if call is not None:
+            name = event_id(user.encode(), call.seq, call.exhausted_at_ns) + ":restore" * (call.kind == "restore")
+            self._equal(op, name, call.event_id)
         self._drain(op)
 
     def _drain(self, op: Op) -> None:

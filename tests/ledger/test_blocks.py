@@ -85,7 +85,7 @@ def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore):
 
 def test_an_empty_bucket_byte_by_byte():
     bank = Bank()
-    assert bank.state() == b"BOOK\x02\x00" + bytes([BUCKET, 0, 0, 0]) + bytes(4) + b"\xa0\0\0\0" + bytes(160 + 9 * 4)
+    assert bank.state() == b"BOOK\x03\x00" + bytes([BUCKET, 0, 0, 0]) + bytes(4) + b"\xa0\0\0\0" + bytes(160 + 9 * 4)
 
 
 def test_a_block_of_another_bucket_or_a_shortened_one_is_refused():

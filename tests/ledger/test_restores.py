@@ -1,0 +1,96 @@
+"""The name of a restore: made of the cutoff that it makes good, and the same on every attempt (CONTRACT §4)."""
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Ledger, Rules
+from tests.ledger.bank import BUCKET, Bank
+
+
+@pytest.fixture
+def bank():
+    """A user whose machines may be off: the cutoff of seq 1, at 100, was attempted and then superseded."""
+    bank = Bank(restore=True)
+    bank.top_up("u", 100, at=0)
+    bank.debit("u", 100, at=100)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.top_up("u", 50, at=150)
+    return bank
+
+
+def owed(bank, user=b"u"):
+    call = bank.ledger.owed(BUCKET, user)
+    return call.kind, call.event_id, call.seq, call.exhausted_at_ns
+
+
+FIRST = ("restore", "u:1:100:restore", 1, 100)
+
+
+def run_out_and_pay(bank, at):
+    bank.debit("u", 1_000, at=at, mode="partial")
+    assert owed(bank)[0] == "cutoff"
+    bank.top_up("u", 50, at=at + 1)
+
+
+def test_webhook_id_of_a_restore_stays_when_later_cutoffs_are_superseded_unsent(bank):
+    assert owed(bank) == FIRST
+    bank.report(ops.RESTORE_STARTED, "u", 1, at=151)
+    for at in (200, 300, 400):
+        run_out_and_pay(bank, at)
+        assert owed(bank) == FIRST
+
+
+def test_a_cutoff_that_was_attempted_in_between_gives_the_restore_its_name(bank):
+    bank.debit("u", 50, at=200)
+    bank.report(ops.CUTOFF_STARTED, "u", 2, at=201)
+    bank.top_up("u", 50, at=250)
+    assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
+    run_out_and_pay(bank, 300)
+    assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
+
+
+def test_an_attempt_at_an_older_cutoff_does_not_take_the_name_back(bank):
+    bank.debit("u", 50, at=200)
+    bank.set_rate("u", 1, at=210)  # a line raised from zero: cutoff 3
+    bank.report(ops.CUTOFF_STARTED, "u", 3, at=211)
+    bank.report(ops.CUTOFF_STARTED, "u", 2, at=212)
+    bank.top_up("u", 50, at=250)
+    assert owed(bank) == ("restore", "u:3:210:restore", 3, 210)
+
+
+def test_what_may_have_been_attempted_before_a_start_names_the_restore(bank):
+    bank.debit("u", 50, at=200)
+    bank.ledger.presume_attempted(BUCKET)
+    bank.top_up("u", 50, at=250)
+    assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
+    run_out_and_pay(bank, 300)
+    assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
+
+
+def test_the_name_of_a_restore_survives_a_snapshot_a_replay_and_a_closing(bank):
+    run_out_and_pay(bank, 300)
+    loaded = Bank(restore=True)
+    loaded.ledger.drop(BUCKET)
+    loaded.ledger.load(BUCKET, bank.state())
+    assert owed(loaded) == FIRST
+    bank.entries()
+    again = Ledger(Rules(False, 1000, True), lambda ref, due_ns: due_ns)
+    again.create(BUCKET)
+    for packed in bank.journal:
+        again.replay(BUCKET, packed)
+    again.replayed()
+    assert again.owed(BUCKET, b"u") == bank.ledger.owed(BUCKET, b"u")
+    assert again.dump(BUCKET) == bank.state()
+
+
+def test_the_top_up_that_opens_an_account_again_restores_by_the_old_name(bank):
+    bank.debit("u", 50, at=200)  # superseded unsent in the end, but first:
+    bank.report(ops.CUTOFF_FAILED, "u", 2, at=201, operator=1, error="no connection")
+    bank.report(ops.CUTOFF_STARTED, "u", 2, at=202)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 2, at=203)
+    bank.close("u", at=300)
+    assert bank.ledger.owed(BUCKET, b"u") is None
+    bank.top_up("u", 10, at=400)
+    assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
+    run_out_and_pay(bank, 500)
+    assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
