@@ -33,7 +33,7 @@ from billing.ops.service import Service
 from billing.reload import Reload
 from billing.shares import parse_shards, parse_weights
 from shards.disk import DirectoryRefused
-from shards.journal import Corrupt, Fenced, Gap, JournalError
+from shards.journal import Corrupt, Fenced, Gap, JournalError, OtherFormat
 from shards.mover import Caps
 from shards.registry import Conflict
 from shards.restarts import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
@@ -81,7 +81,7 @@ async def _run(
     attending = loop.create_task(service.run(admin, _admin_tls(config)))
     try:
         code = await supervisor.run()
-    except (Conflict, DirectoryRefused) as error:
+    except (Conflict, DirectoryRefused, OtherFormat) as error:
         print(f"billing: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except Fenced as error:

@@ -19,7 +19,7 @@ from shards.clock import boot_now_ns
 from shards.disk import DirectoryRefused
 from shards.host import Host
 from shards.hosting import Hosted
-from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, Torn
+from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, OtherFormat, Torn
 from shards.journal.file import FileJournal
 from shards.restarts import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
 from shards.shard import Shard
@@ -114,6 +114,8 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
 
 def exit_code_of(error: BaseException, application: Hosted | None) -> int:
     """The exit code that an error ends a worker with."""
+    if isinstance(error, OtherFormat):
+        return EXIT_CONFIG
     if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
         return EXIT_DAMAGED
     if application is not None and application.replay_failed(error):

@@ -40,6 +40,7 @@ __all__ = [
     "Journal",
     "JournalError",
     "Opened",
+    "OtherFormat",
     "Snapshot",
     "Torn",
     "Unavailable",
@@ -96,6 +97,10 @@ class Torn(JournalError):
 
 class Corrupt(JournalError):
     """Bytes that had been durable are damaged. Nothing was changed; a person has to look."""
+
+
+class OtherFormat(Corrupt):
+    """Sound bytes of a format that this version does not read: a newer version wrote them. Nothing was changed."""
 
 
 class Opened(NamedTuple):

@@ -78,6 +78,19 @@ class Malformed(Exception):
     """A block or manifest that this code did not write, or that changed since."""
 
 
+class Newer(Malformed):
+    """Sound, and of a format that a newer version wrote."""
+
+
+def check_version(what: str, version: int, known: int) -> None:
+    """Raises Newer. To be asked once checksum and magic are known to be right."""
+    if version > known:
+        raise Newer(
+            f"the {what} has format {version}, and this version reads format {known}: start the version that wrote "
+            "it, or restore a backup that this version took; nothing was changed"
+        )
+
+
 class SegmentHeader(NamedTuple):
     """What stands in the first block of a segment."""
 
@@ -142,6 +155,8 @@ def unpack_block(block: bytes) -> SegmentHeader:
     if _U32.unpack_from(block, BLOCK_BYTES - 4)[0] != crc32c(body):
         raise Malformed("the checksum of the segment's first block is wrong")
     magic, version, checksum, *fields = _BLOCK.unpack_from(body)
+    if magic == _BLOCK_MAGIC:
+        check_version("segment", version, _VERSION)
     if (magic, version, checksum) != (_BLOCK_MAGIC, _VERSION, _CRC32C):
         raise Malformed(f"not a segment this version can read: {magic!r} version {version} checksum {checksum}")
     fields[-1] = fields[-1].rstrip(b"\0")
@@ -164,6 +179,8 @@ def unpack_manifest(data: bytes) -> Manifest:
     if _U32.unpack_from(data, MANIFEST_BYTES - 4)[0] != crc32c(data[:-4]):
         raise Malformed("the checksum of the manifest is wrong")
     magic, version, *fields = _MANIFEST.unpack_from(data)
+    if magic == _MANIFEST_MAGIC:
+        check_version("manifest", version, _VERSION)
     if (magic, version) != (_MANIFEST_MAGIC, _VERSION):
         raise Malformed(f"not a manifest this version can read: {magic!r} version {version}")
     return Manifest._make(fields)

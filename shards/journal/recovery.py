@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shards.disk import Disk, read_file
-from shards.journal import Corrupt, Gap, Torn, snapshot
+from shards.journal import Corrupt, Gap, OtherFormat, Torn, snapshot
 from shards.journal.record import (
     BARRIER,
     BLOCK_BYTES,
@@ -37,6 +37,7 @@ from shards.journal.record import (
     Batch,
     Malformed,
     Manifest,
+    Newer,
     SegmentHeader,
     aligned,
     claimed_end,
@@ -299,6 +300,8 @@ def open_segment(disk: Disk, directory: str, name: str, shard: int) -> Segment:
     try:
         size = disk.size(handle)
         header = unpack_block(disk.pread(handle, BLOCK_BYTES, 0))
+    except Newer as fault:
+        raise OtherFormat(str(fault), file=path) from None
     except Malformed as fault:
         raise Corrupt(str(fault), file=path, offset=0) from None
     finally:
@@ -314,6 +317,8 @@ def _open_manifest(disk: Disk, directory: str, shard: int) -> Manifest:
     path = f"{directory}/{MANIFEST}"
     try:
         manifest = unpack_manifest(read_file(disk, path))
+    except Newer as fault:
+        raise OtherFormat(str(fault), file=path) from None
     except Malformed as fault:
         raise Corrupt(str(fault), file=path, offset=0) from None
     if manifest.shard != shard:
@@ -350,6 +355,8 @@ def _choose_snapshot(
             good = snapshot.check(disk, directory, kept[-1], shard)
             if good.head.position != snapshot.position_of(kept[-1]):
                 raise Malformed(f"it holds position {good.head.position}")
+        except Newer as fault:
+            raise OtherFormat(str(fault), file=f"{directory}/{kept[-1]}") from None
         except Malformed as fault:
             damaged.append((kept.pop(), str(fault)))
         else:

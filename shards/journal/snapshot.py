@@ -26,7 +26,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from shards.disk import Disk, write_all
-from shards.journal.record import Malformed
+from shards.journal.record import Malformed, check_version
 
 PREFIX = "snapshot-"
 WRITE_BYTES = 256 << 10
@@ -150,6 +150,8 @@ class Reader:
             self._crc = crc32c(data[:-4])
             if _U32.unpack(data[-4:])[0] != self._crc:
                 raise Malformed("the checksum of its head is wrong")
+            if magic == _HEAD_MAGIC:
+                check_version("snapshot", version, _VERSION)
             if (magic, version) != (_HEAD_MAGIC, _VERSION):
                 raise Malformed(f"not a snapshot this version can read: {magic!r} version {version}")
         except BaseException:

@@ -142,7 +142,7 @@ def test_a_block_that_is_short_is_malformed(length):
 def test_a_block_of_another_version_is_malformed_even_if_its_checksum_is_right():
     block = bytearray(pack_block(HEADER)[:-4])
     block[4] = 2
-    with pytest.raises(Malformed, match="version 2"):
+    with pytest.raises(Malformed, match="format 2"):
         unpack_block(bytes(block) + record.crc32c(bytes(block)).to_bytes(4, "little"))
 
 

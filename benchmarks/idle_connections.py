@@ -1,0 +1,166 @@
+"""What idle and hostile connections cost: bytes each of the worker's memory, and what others' commands notice of them.
+
+Ten connections keep one command in flight each, with nobody beside them, and then beside each kind of company in turn:
+
+    idle     so many connections that asked once and say nothing more
+    flood    clients that connect, send the beginning of a frame, and go away, as fast as one process can
+    slow     a thousand clients that send a byte of a frame each, ten times a second
+    deaf     a hundred clients that ask for much and never read
+
+    python -m benchmarks.idle_connections --seconds 3
+
+The worker is given one shard. Bytes are those of its resident set, before and after, divided by the connections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import resource
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psutil
+
+from benchmarks.commands import COIN, mixed_frames, preload
+from benchmarks.connections import drive
+from benchmarks.figures import add_arguments, medians, show
+from tests.system.daemon import Daemon
+
+PING = msgpack.packb([0, 7, "ping", []])
+ASKED = msgpack.packb([0, 2, "methods", []]) * 1000
+
+
+def connect(port: int, receive_bytes: int = 0) -> socket.socket:
+    one = socket.socket()
+    if receive_bytes:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    one.connect(("127.0.0.1", port))
+    return one
+
+
+def idle(port: int, count: int) -> list[socket.socket]:
+    """Connections that asked once, all answered."""
+    made = []
+    for _ in range(count):
+        one = connect(port)
+        one.sendall(PING)
+        if not one.recv(100):
+            raise RuntimeError("an idle connection was closed")
+        made.append(one)
+    return made
+
+
+def flood(port: int) -> None:
+    """Until it is ended."""
+    while True:
+        with contextlib.suppress(OSError), connect(port) as one:
+            one.sendall(b"\x94\x00\x01")
+
+
+def slow(port: int) -> None:
+    """Until it is ended."""
+    frame = msgpack.packb([0, 1, "top_up", ["slow", 1]])
+    made = [connect(port) for _ in range(1000)]
+    for turn in range(1_000_000):
+        for one in made:
+            one.send(frame[turn % len(frame) : turn % len(frame) + 1])
+        if turn % len(frame) == len(frame) - 1:
+            for one in made:
+                one.recv(4096)
+        time.sleep(0.1)
+
+
+def deaf(port: int) -> None:
+    """Until it is ended: asks whenever it may, never reads."""
+    poller = select.poll()
+    made = {}
+    for _ in range(100):
+        one = connect(port, 4096)
+        one.setblocking(False)
+        made[one.fileno()] = one
+        poller.register(one, select.POLLOUT)
+    while True:
+        for number, event in poller.poll(100):
+            if event & (select.POLLHUP | select.POLLERR):
+                poller.unregister(number)
+                continue
+            with contextlib.suppress(OSError):
+                made[number].send(ASKED)
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def company(kind: str, port: int) -> Iterator[None]:
+    """A process of this kind beside what is measured, nicer than the daemon."""
+    be = ["-m", "benchmarks.idle_connections", "--be", kind, "--port", str(port)]
+    command = ["nice", "-n", "10", sys.executable, *be]
+    beside = subprocess.Popen(command)
+    try:
+        time.sleep(1.0)
+        yield
+    finally:
+        beside.kill()
+        beside.wait()
+
+
+def measured(daemon: Daemon, frames: list[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
+    """One round of all kinds."""
+    worker = psutil.Process(daemon.worker_pids()[0])
+    seconds = arguments.seconds
+
+    def p99() -> float:
+        return float(drive(daemon.rpc_port, frames, 10, seconds, daemon.cpu_seconds)["p99_ms"])
+
+    told: dict[str, Any] = {"alone_p99_ms": p99()}
+    before = worker.memory_info().rss
+    resting = idle(daemon.rpc_port, arguments.connections)
+    told["idle_bytes"] = round((worker.memory_info().rss - before) / arguments.connections)
+    told["idle_p99_ms"] = p99()
+    for one in resting:
+        one.close()
+    time.sleep(1.0)
+    for kind in ("flood", "slow", "deaf"):
+        before = worker.memory_info().rss
+        with company(kind, daemon.rpc_port):
+            told[f"{kind}_p99_ms"] = p99()
+            if kind == "deaf":
+                told["deaf_bytes"] = round((worker.memory_info().rss - before) / 100)
+    told["alone_again_p99_ms"] = p99()
+    return told
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=9_900)
+    parser.add_argument("--accounts", type=int, default=10_000)
+    parser.add_argument("--be", choices=["flood", "slow", "deaf"], help="only be this kind of company, to --port")
+    parser.add_argument("--port", type=int)
+    add_arguments(parser, runs=1, seconds=2.0)
+    arguments = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if arguments.be:
+        {"flood": flood, "slow": slow, "deaf": deaf}[arguments.be](arguments.port)
+        return
+    runs = []
+    for _ in range(arguments.runs):
+        with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as place:
+            Path(place).chmod(0o700)
+            with Daemon(Path(place), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
+                preload(daemon, arguments.accounts, 1000 * COIN)
+                runs.append(measured(daemon, mixed_frames(arguments.accounts, 50_000, arguments.seed), arguments))
+    show(arguments, runs, medians(runs))
+
+
+if __name__ == "__main__":
+    main()
