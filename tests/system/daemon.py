@@ -51,7 +51,7 @@ class Daemon:
             "".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
         )
 
-    def start(self, wait_s: float = 20.0) -> Daemon:
+    def start(self, wait_s: float = 120.0) -> Daemon:
         """Starts it and waits until every bucket is served."""
         self.process = self.launch()
         try:
@@ -69,7 +69,7 @@ class Daemon:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ | self.environment)
         return self.process
 
-    def wait_ready(self, wait_s: float = 20.0, unless: str = "\0") -> None:
+    def wait_ready(self, wait_s: float = 120.0, unless: str = "\0") -> None:
         """Returns when /readyz says 200; raises with the log where it does not, or names a reason with `unless`."""
         deadline = time.monotonic() + wait_s
         reason = "no answer"
@@ -133,7 +133,7 @@ class Daemon:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, number)
 
-    def stop(self, wait_s: float = 30.0) -> int:
+    def stop(self, wait_s: float = 120.0) -> int:
         """SIGTERM; returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)

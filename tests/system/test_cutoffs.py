@@ -27,7 +27,7 @@ async def receiving(port: int = 0, fault: Fault | None = None) -> AsyncIterator[
         await receiver.close()
 
 
-async def until(condition, wait_s: float = 15.0) -> None:
+async def until(condition, wait_s: float = 60.0) -> None:
     """Returns when the condition holds; fails where it does not come to hold."""
     for _ in range(int(wait_s / 0.02)):
         if condition():

@@ -14,7 +14,7 @@ from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
 
-def serve(config: Path, wait_s: float = 20) -> tuple[int, str]:
+def serve(config: Path, wait_s: float = 120) -> tuple[int, str]:
     """Runs `billing serve` to its end; (exit code, what it said)."""
     command = [sys.executable, "-m", "billing", "serve", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)

@@ -92,7 +92,7 @@ class Volume:
             raise AssertionError("the shutdown did not take: the file system still serves")
         self.cuts += 1
 
-    def unmount(self, wait_s: float = 20.0) -> None:
+    def unmount(self, wait_s: float = 60.0) -> None:
         """Unmounts it as soon as the last process of the daemon has let go of it."""
         deadline = time.monotonic() + wait_s
         while True:
