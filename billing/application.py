@@ -49,7 +49,7 @@ from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.lookout import Lookout
 from billing.machine import SURVEYS, BillingMachine
 from billing.notices import link as notices
-from billing.pages import account_page
+from billing.pages import PAGES
 from shards.buckets import BucketMap, route_of
 from shards.clock import boot_now_ns
 from shards.disk import Disk, RealDisk, read_file
@@ -157,11 +157,11 @@ class Billing:
             self._notices.hand(position, payload)
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
-        """`("history", user_id, limit, before)`: rows out of the history. `("accounts", after, limit)`: this shard's
-        part of a page, in slices between which others are served.
+        """`("history", user_id, limit, before)`: rows out of the history. `("accounts" |
+        "pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which others are served.
         """
-        if query[0] == "accounts":
-            self._go_on(account_page(self.machine.ledger.books, *query[1:]), done)
+        if query[0] in PAGES:
+            self._go_on(PAGES[query[0]](self.machine.ledger.books, *query[1:]), done)
             return
         if query[0] in ("forecast", "expirationd_stats"):
             assert self._lookout is not None

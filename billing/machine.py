@@ -27,6 +27,7 @@ from billing.ledger.due import unnoticed
 from billing.ledger.entry import EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
+from billing.pages import joined_cutoffs
 from shards.machine import Command, Later, Notice, Record
 
 SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs", "release_cutoffs"})
@@ -77,15 +78,10 @@ class BillingMachine:
     def survey(self, query: Command, now_ns: int) -> object:
         """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
         match query:
-            case ("accounts", bytes(), int()) | ("forecast", int(), int()) | ("expirationd_stats",):
+            case ("accounts" | "pending_cutoffs", bytes(), int()):
                 return Later(query)
-            case ("pending_cutoffs", bytes(after), int(limit)):
-                rows = chain.from_iterable(
-                    self.ledger.pending_cutoffs(bucket_id)
-                    for bucket_id, book in self.ledger.books.items()
-                    if book.pending_cutoffs
-                )
-                return heapq.nsmallest(limit, (row for row in rows if _user(row) > after), key=_user)
+            case ("forecast", int(), int()) | ("expirationd_stats",):
+                return Later(query)
             case ("release_cutoffs",):
                 return self.release_held()
         raise AssertionError(f"no survey {query[0]}")
@@ -97,7 +93,7 @@ class BillingMachine:
                 users = set(chain.from_iterable(parts))  # of a bucket on its way two shards may tell
                 return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, users)]
             case ("pending_cutoffs", _, int(limit)):
-                return heapq.nsmallest(limit, chain.from_iterable(parts), key=_user)
+                return joined_cutoffs(parts, limit)
             case ("forecast", int(within_ns), int(step_ns)):
                 return merged(parts, within_ns, step_ns)
             case ("expirationd_stats",):
@@ -223,8 +219,3 @@ class BillingMachine:
         book = self.ledger.books[bucket_id]
         self.ledger.drop(bucket_id)
         return book.shrinking()
-
-
-def _user(row: dict[str, Any]) -> bytes:
-    user_id: str = row["user_id"]
-    return user_id.encode()

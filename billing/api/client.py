@@ -339,7 +339,7 @@ class Client:
         return await self.call("backup", step)
 
     async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
-        """What is owed to the cutoff URL."""
+        """What is owed to the cutoff URL. A page may exceed `limit` by the other rows of its last user."""
         result: Rows = await self.call("pending_cutoffs", after=after, limit=limit)
         return result
 

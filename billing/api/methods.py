@@ -274,7 +274,7 @@ _ROWS: Final = (
         OPERATION,
         READ,
         questions.pending_cutoffs,
-        "what is owed to the cutoff URL",
+        "what is owed to the cutoff URL; all rows of a user are on one page",
         (),
         (AFTER, LIMIT),
         LISTING_WEIGHT,

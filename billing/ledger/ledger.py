@@ -319,10 +319,6 @@ class Ledger:
         """Every account of a bucket whose latest cutoff was delivered and is not effective, with its seq."""
         return views.delivered_in(self.books[bucket_id])
 
-    def pending_cutoffs(self, bucket_id: int) -> list[dict[str, object]]:
-        """The rows of `pending_cutoffs` of one bucket."""
-        return views.pending_cutoffs(self.books[bucket_id])
-
     def retry_cutoff(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, object]:
         """An operator's order: what is owed is noticed again, a cutoff that was delivered becomes owed once more."""
         account = self._account(bucket_id, user_id)

@@ -8,7 +8,7 @@ from billing.ledger.book import Book
 from billing.ledger.commands import BY_AMOUNT
 from billing.ledger.cutoffs import Owed
 from billing.ledger.due import coming_ns
-from billing.ledger.entry import DELIVERED, PENDING, cutoff_map, event_id, text
+from billing.ledger.entry import DELIVERED, cutoff_map, event_id, text
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 
@@ -79,20 +79,18 @@ def due_within(book: Book, until_ns: int) -> int:
     return due_ns if due_ns <= until_ns else -1
 
 
-def pending_cutoffs(book: Book) -> list[dict[str, object]]:
-    """The rows of `pending_cutoffs` of one bucket."""
+def pending_rows(user_id: bytes, extra: Extra) -> list[dict[str, object]]:
+    """The rows of `pending_cutoffs` of one account, by seq."""
     return [
         {
-            "user_id": book.users[slot].decode(),
-            "event_id": event_id(book.users[slot], cutoff.seq, cutoff.exhausted_at_ns),
+            "user_id": user_id.decode(),
+            "event_id": event_id(user_id, cutoff.seq, cutoff.exhausted_at_ns),
             "seq": cutoff.seq,
             "exhausted_at_ns": cutoff.exhausted_at_ns,
             "attempts": cutoff.attempts,
             "last_error": text(cutoff.last_error) if cutoff.last_error else None,
         }
-        for slot, extra in book.extras.items()
-        for cutoff in extra.cutoffs
-        if cutoff.status == PENDING
+        for cutoff in extra.pending()
     ]
 
 

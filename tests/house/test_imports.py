@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_load": {"addresses", "shares", "config", "api", "expirationd"},
     "reload": {"config", "config_load"},
     "explain": {"ledger", "expirationd", "machine"},
-    "machine": {"ledger", "expirationd"},
+    "machine": {"ledger", "expirationd", "pages"},
     "lookout": {"ledger", "expirationd", "machine"},
     "doctor": {"config", "config_load", "ops"},  # of ops, how a daemon that serves is asked
     "holdback": {"expirationd", "machine"},

@@ -16,6 +16,7 @@ from billing.ledger.entry import REFUSED, Entry, answer, history_row, unpack
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
+from billing.ledger.views import pending_rows
 
 BUCKET = 3
 HOUR = NANO  # a rate of that many nanos an hour is one nano a nanosecond
@@ -122,6 +123,11 @@ class Bank:
     def cutoffs(self) -> list[int]:
         """The seqs of the cutoffs that became owed since the last time."""
         return [number for kind, _, number in self.notices() if kind == "cutoff"]
+
+    def pending(self) -> list[dict[str, Any]]:
+        """What is owed to the cutoff URL, account by account."""
+        book = self.ledger.books[BUCKET]
+        return [row for slot, extra in book.extras.items() for row in pending_rows(book.users[slot], extra)]
 
     def state(self) -> bytes:
         """The whole bucket."""

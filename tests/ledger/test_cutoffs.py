@@ -59,7 +59,7 @@ def test_attempts_and_errors_are_counted_until_2xx(bank):
     bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
     bank.report(ops.CUTOFF_FAILED, "u", 1, at=102, error="503")
     bank.report(ops.CUTOFF_STARTED, "u", 1, at=103)
-    (row,) = bank.ledger.pending_cutoffs(BUCKET)
+    (row,) = bank.pending()
     assert row == {
         "user_id": "u", "event_id": "u:1:100", "seq": 1, "exhausted_at_ns": 100, "attempts": 2, "last_error": "503",
     }  # fmt: skip
@@ -67,7 +67,7 @@ def test_attempts_and_errors_are_counted_until_2xx(bank):
     assert status(bank) == "delivered"
     assert bank.view("u", at=104)["cutoff"]["last_error"] is None
     assert bank.owed("u") is None
-    assert bank.ledger.pending_cutoffs(BUCKET) == []
+    assert bank.pending() == []
 
 
 def test_what_delivery_reports_settles_nothing_and_is_no_row(bank):
@@ -190,13 +190,13 @@ def test_undelivered_cutoffs_of_an_account_have_a_maximum(bank):
     for number in range(CUTOFFS_MAX):
         bank.set_rate("u", 5, at=110 + number, resource="vm")
         bank.set_rate("u", 0, at=110 + number, resource="vm")
-    rows = bank.ledger.pending_cutoffs(BUCKET)
+    rows = bank.pending()
     assert (len(rows), rows[0]["seq"], rows[-1]["seq"]) == (CUTOFFS_MAX, 2, CUTOFFS_MAX + 1)
     assert bank.ledger.books[BUCKET].pending_cutoffs == CUTOFFS_MAX
     other = Bank()
     other.ledger.drop(BUCKET)
     other.ledger.load(BUCKET, bank.state())
-    assert other.ledger.pending_cutoffs(BUCKET) == rows
+    assert other.pending() == rows
 
 
 def test_verification_sends_a_delivered_cutoff_again_while_machines_run(bank):
@@ -396,5 +396,5 @@ def test_what_time_makes_owed_depends_on_the_entries_before_it_for_each_of_the_h
 
 def test_a_pending_cutoff_that_no_attempt_failed_has_no_error(bank):
     exhaust(bank)
-    (row,) = bank.ledger.pending_cutoffs(BUCKET)
+    (row,) = bank.pending()
     assert row["last_error"] is None

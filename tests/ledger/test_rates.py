@@ -160,7 +160,7 @@ def test_raising_any_line_from_zero_on_an_exhausted_account_fires_a_new_cutoff_a
     bank.set_rate("u", 0, at=5, resource="vm-1")
     bank.set_rate("u", 1, at=6, resource="vm-1")
     assert bank.cutoffs() == [1, 2, 3, 4]
-    assert [call["exhausted_at_ns"] for call in bank.ledger.pending_cutoffs(3)] == [1, 2, 4, 6]
+    assert [call["exhausted_at_ns"] for call in bank.pending()] == [1, 2, 4, 6]
 
 
 def test_an_account_with_only_the_unnamed_line_is_plain_again_when_the_others_are_gone(bank):
