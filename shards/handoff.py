@@ -187,8 +187,7 @@ class Handoff:
         if digest_of(block) != digest:
             self._send(("unmoved", number, "the payload was damaged on its way to the target"))
             return
-        is_here = bucket_id in shard.held or shard.is_arriving(bucket_id) or shard.is_frozen(bucket_id)
-        if is_here or bucket_id in self._arriving:
+        if bucket_id in shard.present() or bucket_id in self._arriving:
             self._send(("unmoved", number, "the target has the bucket already"))
             return
         self._arriving[bucket_id] = number
@@ -265,6 +264,13 @@ class Handoff:
         """A bucket was given away that stood still since then: the next ones will take as long, or a little less."""
         took_ns = boot_now_ns() - frozen_ns if frozen_ns else 0
         self._handoff_ns = max(took_ns, self._handoff_ns * 7 // 8)
+
+    def proved(self, shards: set[int]) -> None:
+        """These shards were recovered and hold what they own: what is theirs need not be kept here any longer."""
+        shard = self._host.shard
+        for bucket_id in [one for one in shard.orphans if self._host.map.owner[one] in shards]:
+            shard.forget(bucket_id)
+        self._host.wake()
 
     def close(self) -> None:
         """No move changes the shard from here on."""

@@ -45,18 +45,16 @@ from shards.handoff import before_serving
 from shards.host import REAL, Host
 from shards.hosting import Hosted
 from shards.inquiry import Inquirer
-from shards.journal import Fenced, Journal, Unavailable
+from shards.journal import Journal, Unavailable
 from shards.links import Wire
 from shards.machine import Command
-from shards.recover import check_ownership, exit_code_of, journal_of, recover
+from shards.recover import check_ownership, exit_code_of, journal_of, open_journal, recover
 from shards.restarts import EXIT_BUG
 from shards.shard import Shard
-from shards.shortage import ROOM_RETRY_S
 from shards.snapshotter import Snapshotter
 from shards.tally import Pulse
 from shards.worker import Settings, Worker
 
-LOCK_WAIT_S = 10.0  # an orphan of the last life gets this long to end
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # "serving" waits a second for the links; a peer that is held never comes
 SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the disk, must not wait 5 ms for a busy loop
 
@@ -74,6 +72,7 @@ class Begin(NamedTuple):
     journal: dict[str, Any]
     settings: tuple[float, int]  # fields of shards.worker.Settings
     configuration: bytes  # the application's own, opaque here
+    proved: list[int]  # shards that were recovered and hold what they own
 
 
 class Process:
@@ -101,6 +100,7 @@ class Process:
         self._worker: Worker | None = None
         self._begin: Begin | None = None
         self._map: BucketMap | None = None
+        self._proved: set[int] = set()  # shards that hold what the map says
         self._open_links: Callable[[], None] = lambda: None
         self._application: Hosted | None = None
         self._inquirer: Inquirer | None = None
@@ -143,7 +143,7 @@ class Process:
             return
         self._exit_code = exit_code_of(error, self._application)
         if self._worker is not None:
-            self._worker.halt()
+            self._worker.halted = True
         if self._wire is not None:
             self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
         self._ended.set()
@@ -166,6 +166,7 @@ class Process:
         if kind == "begin":  # at once: what comes behind it may say what has changed since
             self._begin = Begin(**message[1])
             self._map = BucketMap.decode(self._begin.bucket_map)
+            self._proved.update(self._begin.proved)
             self._messages.put_nowait(message)
         elif kind == "anchor" and self._clock is not None:
             self._clock.follow(Anchor(*message[1]))
@@ -180,6 +181,10 @@ class Process:
                 self._worker.handoff.on_message(message)
             else:
                 before_serving(message, self._map, wire.send)
+        elif kind == "proved":
+            self._proved.add(message[1])
+            if self._worker is not None:
+                self._worker.handoff.proved(self._proved)
         elif kind == "shards":
             self._learn_shards(message[1], message[2], message[3])
         elif kind == "configure":
@@ -278,7 +283,7 @@ class Process:
         if self._garbage is not None:
             self._garbage.hold_off()
         began_ns = boot_now_ns()
-        head = await self._open_journal(journal, begin.shard_id)
+        head = await open_journal(journal, begin.shard_id, host.pid(), self._may_wait)
         is_new = head == 0 and not begin.founded
         recovered = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
         check_ownership(shard, bucket_map, begin.founded, is_new)
@@ -315,6 +320,7 @@ class Process:
         worker.route = lambda operation: application.route(operation, worker.map)
         orphans = check_ownership(shard, bucket_map, begin.founded, is_new)  # moves may have been decided meanwhile
         shard.serve(worker.now_ns(), orphans)
+        worker.handoff.proved(self._proved)
         if is_new:
             for bucket_id, generation in bucket_map.ownership_of(begin.shard_id).items():
                 shard.adopt(bucket_id, generation)
@@ -331,6 +337,8 @@ class Process:
         self._open_links()
         listeners = [(kind, host.inherited(descriptor)) for kind, descriptor in begin.listeners]
         await application.open(worker, listeners)
+        worker.halted = self._exit_code != 0
+        worker.wake()
         self._inquirer = Inquirer(wire, application.encode, application.surveys)
         for _ in range(LINK_POLLS):
             if worker.is_linked():
@@ -368,21 +376,12 @@ class Process:
             await committer.call(journal.save_snapshot, position, parts)
             await committer.call(journal.trim, min(position, trim_floor()))
 
-    async def _open_journal(self, journal: Journal, shard_id: int) -> int:
-        """Opens it; an orphan of an earlier life gets some time to end, and a full disk all it needs."""
-        deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
-        while True:
-            try:
-                return journal.open(shard_id, f"pid {self._host.pid()}").head
-            except Fenced:
-                if boot_now_ns() > deadline_ns:
-                    raise
-                await asyncio.sleep(0.1)
-            except Unavailable as full:  # even without its ballast
-                if self._ended.is_set() or self._wire is None:
-                    raise
-                self._wire.send(("waiting", str(full)))
-                await asyncio.sleep(ROOM_RETRY_S)
+    def _may_wait(self, full: Unavailable) -> bool:
+        """The disk is too full for a start, even without the ballast."""
+        if self._ended.is_set() or self._wire is None:
+            return False
+        self._wire.send(("waiting", str(full)))
+        return True
 
     def _stamp_ns(self) -> int:
         return self._clock.at(boot_now_ns()) if self._clock is not None else 0

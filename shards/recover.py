@@ -19,11 +19,13 @@ from shards.clock import boot_now_ns
 from shards.disk import DirectoryRefused
 from shards.host import Host
 from shards.hosting import Hosted
-from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, OtherFormat, Torn
+from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, OtherFormat, Torn, Unavailable
 from shards.journal.file import FileJournal
 from shards.restarts import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
 from shards.shard import Shard
+from shards.shortage import ROOM_RETRY_S
 
+LOCK_WAIT_S = 10.0  # a process left over from the last life gets this long to end
 SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
 
 
@@ -48,6 +50,24 @@ def journal_of(
         salt=lambda: host.randbits(64),
         boot_id=host.disk.boot_id(),
     )
+
+
+async def open_journal(journal: Journal, shard_id: int, pid: int, may_wait: Callable[[Unavailable], bool]) -> int:
+    """Opens it, and returns its head; a process left over from an earlier life gets some time to end (Fenced), and a
+    full disk all it needs, as long as it `may_wait`. The journal's errors.
+    """
+    deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
+    while True:
+        try:
+            return journal.open(shard_id, f"pid {pid}").head
+        except Fenced:
+            if boot_now_ns() > deadline_ns:
+                raise
+            await asyncio.sleep(0.1)
+        except Unavailable as full:
+            if not may_wait(full):
+                raise
+            await asyncio.sleep(ROOM_RETRY_S)
 
 
 class Recovered(NamedTuple):
@@ -85,8 +105,9 @@ async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int],
 def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
     """Compares what the journal holds with what the map says; raises Damaged.
 
-    Returns the buckets that are here and another's: left over from a move that was decided for the target before this
-    source gave it up (the map is at a higher generation), or was never decided for this target (the map is one lower).
+    Returns the buckets that are here and another's, the orphans: left over from a move that was decided for the target
+    before this source gave it up (the map is at a higher generation), or was never decided for this target (the map is
+    one lower). They are laid aside, and forgotten once their owner has passed this very check.
     """
     me = shard.shard_id
     for bucket_id, generation in bucket_map.ownership_of(me).items():

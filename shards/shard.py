@@ -101,6 +101,7 @@ class Shard:
         self._own_records: list[tuple[int, int, int, bytes]] = []  # (kind, bucket, generation, body) of this layer
         self._frozen: dict[int, _Still] = {}  # buckets on their way out
         self._arrived: dict[int, _Still] = {}  # buckets moved here, but not yet decided
+        self.orphans: dict[int, tuple[int, bytes]] = {}  # (generation, content) of what is another's
         self.chores: deque[Iterator[None]] = deque()  # what arming and dropping large buckets leave for later
         self._replies: list[Reply] = []
         self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
@@ -188,8 +189,7 @@ class Shard:
 
     def thaw(self, bucket_id: int, now_ns: int) -> None:
         """Source: the move came to nothing; what waited is carried out, in order."""
-        generation, waiting = self._frozen.pop(bucket_id)
-        self.held[bucket_id] = generation
+        self.held[bucket_id], waiting = self._frozen.pop(bucket_id)
         self._begin_chore(self.machine.arming(bucket_id))
         self._carry_out(bucket_id, waiting, now_ns)
 
@@ -299,13 +299,12 @@ class Shard:
     def _seal(self) -> None:
         """Closes the open batch; what comes from now on is in the next."""
         machine = self.machine
-        records = machine.records
         payload = b""
         decides = bool(self._own_records)
-        count = len(records) + len(self._own_records)
+        count = len(machine.records) + len(self._own_records)
         if count:
-            payload = join_batch(self._own_records, records, self._prefix)
-            records.clear()
+            payload = join_batch(self._own_records, machine.records, self._prefix)
+            machine.records.clear()
             self._own_records = []
         self._sealed.append(_Batch(payload, count, self._replies, machine.notices[:], self._open_from_ns, decides))
         self._replies = []
@@ -352,13 +351,18 @@ class Shard:
         return count
 
     def serve(self, now_ns: int, orphans: Iterable[int] = ()) -> None:
-        """Ends the recovery: gives up what is another's, and lets time pass in every other bucket from here on."""
+        """Ends the recovery: lays aside what is another's, and lets time pass in every other bucket from here on."""
         self._loaded_at.clear()
         self.machine.start(now_ns)
         for bucket_id in orphans:
-            self.leave(bucket_id)
+            self.orphans[bucket_id] = self.held.pop(bucket_id), self.machine.dump(bucket_id)
+            self.machine.drop(bucket_id)
         for bucket_id in self.held:
             self.machine.arm(bucket_id)
+
+    def forget(self, bucket_id: int) -> None:
+        """An orphan's owner has proved that it holds the bucket."""
+        self._own_records.append((LEAVE, bucket_id, self.orphans.pop(bucket_id)[0], b""))
 
     def dump(self, bucket_id: int, position: int) -> bytes:
         """A bucket as one part of a snapshot; it holds all its records up to `position` and none after.
@@ -370,12 +374,13 @@ class Shard:
         generation = self.present().get(bucket_id)
         if generation is None:
             return ENVELOPE.pack(LEAVE, bucket_id, 0) + POSITION.pack(position)
-        return ENVELOPE.pack(OWN, bucket_id, generation) + POSITION.pack(position) + self.machine.dump(bucket_id)
+        content = self.orphans[bucket_id][1] if bucket_id in self.orphans else self.machine.dump(bucket_id)
+        return ENVELOPE.pack(OWN, bucket_id, generation) + POSITION.pack(position) + content
 
     def present(self) -> dict[int, int]:
-        """bucket id -> generation of all that a snapshot must hold: also what is on its way out, or not decided yet."""
-        still = self._frozen | self._arrived
-        return self.held | {bucket_id: one.generation for bucket_id, one in still.items()} if still else self.held
+        """bucket id -> generation of all that a snapshot must hold: also of what is on its way, and of orphans."""
+        still = self.orphans | self._frozen | self._arrived
+        return self.held | {bucket_id: one[0] for bucket_id, one in still.items()} if still else self.held
 
     def is_drained(self) -> bool:
         """Whether every record has been taken in a Ready."""

@@ -164,9 +164,7 @@ class Supervisor:
         self.mover.caps, self.mover.locked = settings.caps, settings.locked
         async with self.registry.deciding:
             self._configuration = configuration
-            for worker in self.workers.values():
-                if worker.wire is not None:
-                    worker.wire.send(("configure", tuple(settings.worker), configuration))
+            self._tell("configure", tuple(settings.worker), configuration)
         for worker in self.workers.values():
             if worker.state == "held":
                 worker.restarts.forget()
@@ -190,9 +188,12 @@ class Supervisor:
 
     def _tell_shards(self, records: list[list[Any]]) -> None:
         """All workers learn which shards there are."""
+        self._tell("shards", records, self._peers(), self._direct())
+
+    def _tell(self, *message: Any) -> None:
         for worker in self.workers.values():
             if worker.wire is not None:
-                worker.wire.send(("shards", records, self._peers(), self._direct()))
+                worker.wire.send(message)
 
     def _even_out(self) -> None:
         """Begins to move buckets, once every worker serves, where that is owed."""
@@ -254,9 +255,7 @@ class Supervisor:
                 )
             if steered.anchor is not None:
                 await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id)])
-                for worker in self.workers.values():
-                    if worker.wire is not None:
-                        worker.wire.send(("anchor", tuple(steered.anchor)))
+                self._tell("anchor", tuple(steered.anchor))
 
     def _send_serve(self, worker: WorkerState) -> None:
         if self.clock is not None and worker.state == "recovered" and worker.wire is not None:
@@ -288,6 +287,7 @@ class Supervisor:
             "shard_id": worker.shard_id,
             "directory": self.settings.data_dir,
             "founded": worker.shard_id in self.registry.founded,
+            "proved": [one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
             "bucket_map": self.map.encode(),
             "peers": self._peers(),
             "listeners": [(kind, listener.fileno()) for kind, listener in inherited],
@@ -332,6 +332,7 @@ class Supervisor:
                     worker.shard_id, took_ns / 1e9, parts, records,
                 )  # fmt: skip
                 self._set_state(worker, "recovered")
+                self._tell("proved", worker.shard_id)
                 self._send_serve(worker)
             case ("serving", info):
                 self.spawn(self._on_serving(worker, info))
@@ -388,9 +389,7 @@ class Supervisor:
 
     async def _stop_workers(self) -> None:
         self.mover.stop()
-        for worker in self.workers.values():
-            if worker.wire is not None:
-                worker.wire.send(("stop",))
+        self._tell("stop")
         if tasks := [worker.task for worker in self.workers.values() if worker.task is not None]:
             _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
             for worker in self.workers.values():

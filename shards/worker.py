@@ -89,7 +89,8 @@ class Worker:
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
         self._scheduled = False
         self._writing = False
-        self._stopping = self._halted = False
+        self._stopping = False
+        self.halted = True  # nothing is written, told or answered: doors are not open yet, or the state may be wrong
         self.shortage = Shortage(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
@@ -205,17 +206,13 @@ class Worker:
             self._scheduled = True
             self._loop.call_soon(self._pump)
 
-    def halt(self) -> None:
-        """From now on nothing is written, told or answered but what is in flight: the state may be wrong."""
-        self._halted = True
-
     def _pump(self) -> None:
         self._scheduled = False
         self._guarded_turn()
 
     def _guarded_turn(self) -> None:
         try:
-            if not self._halted:
+            if not self.halted:
                 self._turn()
         except BaseException as error:
             self.fail(error)

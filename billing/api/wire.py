@@ -20,7 +20,7 @@ import msgspec
 
 from billing.ledger.errors import Refused
 from shards.router import Unavailable
-from shards.shard import WrongBucket
+from shards.shard import Moving, WrongBucket
 
 REQUEST: Final = 0
 RESPONSE: Final = 1
@@ -36,6 +36,9 @@ SLICE_BYTES_MAX: Final = 32 * 1024  # the decoder is given no more at a time, an
 TEXT_BYTES_MAX: Final = 4 * 1024
 ARRAY_LENGTH_MAX: Final = 64
 MAP_LENGTH_MAX: Final = 32
+
+# What `shards` replies that is no result, and its name.
+BY_SHARDS: Final[dict[type, str]] = {Unavailable: "UNAVAILABLE", Moving: "BUCKET_MOVING", WrongBucket: "WRONG_BUCKET"}
 
 # What the decoder raises at bytes that are no acceptable MessagePack. After it the decoder is of no further use.
 DECODE_ERRORS: Final = (ValueError, msgpack.UnpackException)
@@ -74,13 +77,13 @@ def refusal_of(error: Exception) -> Refused:
 
 def encode_reply(msgid: int | None, mode: int, reply: object) -> bytes:
     """A whole response. `reply` is a result, or a `Refused`, or what `shards` replies where a bucket's owner cannot be
-    asked (`Unavailable`, `WrongBucket`).
+    asked (`Unavailable`, `Moving`, `WrongBucket`).
     """
     kind = type(reply)
     if kind is Refused:
         error = reply.as_map() if mode == ERRORS_AS_MAP else str(reply)  # type: ignore[attr-defined]
         return encode((RESPONSE, msgid, error, None))
-    if kind is Unavailable or kind is WrongBucket:
+    if kind in BY_SHARDS:
         return encode_reply(msgid, mode, refused_by_shards(reply))
     return encode((RESPONSE, msgid, None, reply))
 
@@ -90,7 +93,7 @@ def error_name_of(reply: object) -> str:
     kind = type(reply)
     if kind is Refused:
         return str(reply.name)  # type: ignore[attr-defined]
-    return "UNAVAILABLE" if kind is Unavailable else "WRONG_BUCKET" if kind is WrongBucket else ""
+    return BY_SHARDS.get(kind, "")
 
 
 def refused_by_shards(reply: object) -> Refused:
@@ -102,6 +105,9 @@ def refused_by_shards(reply: object) -> Refused:
             {"shard_id": reply.shard_id},
             applied=reply.applied,
         )
+    if isinstance(reply, Moving):
+        message = f"bucket {reply.bucket_id} is on its way to another shard, and too many requests wait for it already"
+        return Refused("BUCKET_MOVING", message, {"bucket_id": reply.bucket_id})
     assert isinstance(reply, WrongBucket)
     return Refused(
         "WRONG_BUCKET",

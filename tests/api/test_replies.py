@@ -6,15 +6,34 @@ import msgspec
 import pytest
 
 from billing.api.replies import reply_of
+from billing.api.wire import ERRORS_AS_MAP, ERRORS_AS_STRING, encode_reply, error_name_of
 from billing.ledger import commands as ops
 from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX
+from shards.router import Unavailable
+from shards.shard import Moving, WrongBucket
 
 USERS = (b"7", b"user_0000123", "пользователь".encode(), b"x" * 31, b"y" * 32, b"z" * 128)
 BUCKET_ID = 65_535
 OPS = (ops.TOP_UP, ops.TOP_UP, ops.SET_RATE, ops.CHANGE_RATE, ops.DEBIT, ops.SET_CREDIT_LIMIT, ops.HOLD)
+
+
+@pytest.mark.parametrize(
+    ("reply", "name", "applied"),
+    [
+        (Moving(7), "BUCKET_MOVING", "no"),
+        (WrongBucket(7, 2), "WRONG_BUCKET", "no"),
+        (Unavailable(2, "gone", "unknown"), "UNAVAILABLE", "unknown"),
+    ],
+)
+def test_what_the_shards_cannot_do_now_is_an_error_that_may_be_tried_again(reply, name, applied) -> None:
+    kind, msgid, error, result = msgspec.msgpack.decode(encode_reply(5, ERRORS_AS_MAP, reply))
+    assert (kind, msgid, result) == (1, 5, None)
+    assert (error["name"], error["retry"], error["applied"]) == (name, True, applied)
+    assert msgspec.msgpack.decode(encode_reply(5, ERRORS_AS_STRING, reply))[2].startswith(f"{name}: ")
+    assert error_name_of(reply) == name
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -224,8 +224,8 @@ FAULTS = [
     ),
     Faulty(
         "orphans-are-kept",
-        "shards/shard.py",
-        "        for bucket_id in orphans:\n            self.leave(bucket_id)\n",
+        "shards/recover.py",
+        "        orphans.append(bucket_id)\n",
         "",
     ),
     # -- the ledger and what it tells -------------------------------------------------------------------------------

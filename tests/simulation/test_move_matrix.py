@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.moving import ABOUT_MOVES, HUNG_S, SOURCE, TARGET, Moving
+from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Moving
 
 ROLES = ("source", "target", "supervisor")
 MOVED = [  # a move's messages, in order, by direction
@@ -248,6 +248,69 @@ def test_every_message_late_until_a_later_move_is_over(moving, step):
     moving.run(story(), "moves")
     assert hit
     assert moving.end() == (TARGET, 4)
+
+
+def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving):
+    """Everything ends when the decision was made and before the source hears of it; then the target's data is damaged.
+    The source serves nothing of the bucket, and forgets nothing, through snapshots and restarts, until it is mended.
+    """
+    world, gone = moving.world, []
+
+    def end_all() -> None:
+        world.restart_wanted = False
+        for process in list(world.machine.processes.values()):
+            process.kill()
+
+    def fate(direction, message):
+        if message[0] == "map" and not gone:
+            gone.append(message)
+            world.outside.call_in(0, end_all)
+        return [] if message[0] == "map" else [0]
+
+    def orphans() -> set[int]:
+        worker = world.processes[SOURCE]._worker
+        return set() if worker is None else set(worker.shard.orphans)
+
+    def state_of(shard_id: int) -> str:
+        workers = world.supervisor.workers if world.supervisor is not None else {}
+        return workers[shard_id].state if shard_id in workers else "down"
+
+    async def until(holds) -> None:
+        for _ in range(1000):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(world.state())
+
+    moving.fate = fate
+    medium, path = world.machine.medium, f"/data/shard-{TARGET}/segment-0000000001"
+
+    async def story() -> None:
+        asking = asyncio.ensure_future(moving.move(TARGET))
+        await until(lambda: gone and world.supervisor is None)
+        moving.fate = lambda direction, message: [0]
+        payload = medium.node(path).content.index(b"slow")  # a note in the bucket that has come
+        medium.flip(path, 8 * payload)
+        world.restart_wanted = True
+        world.start()
+        await until(lambda: state_of(SOURCE) == "serving" and state_of(TARGET) == "held")
+        assert orphans() == {BUCKET}
+        worker = world.processes[SOURCE]._worker
+        worker.snapshotter.begin()
+        worker.wake()
+        await until(lambda: worker.snapshotter.count == 1)
+        moving.process("source").kill()
+        await until(lambda: state_of(SOURCE) != "serving")
+        await until(lambda: state_of(SOURCE) == "serving")
+        assert orphans() == {BUCKET}
+        medium.flip(path, 8 * payload)
+        await world.restart()
+        await until(world.is_ready)
+        await until(lambda: not orphans())
+        asking.cancel()
+
+    moving.run(story(), "damage, and its end")
+    assert moving.end() == (TARGET, 2)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -39,7 +39,7 @@ from tests.torture.load import Load
 TARGETS = ("source", "target", "supervisor")
 KILL_EVERY_S = 0.8
 BALANCE_WAIT_S = 600.0
-READY_WAIT_S = 120.0
+READY_WAIT_S = 600.0
 SIZES = (1, 3, 2, 4)
 
 
