@@ -18,6 +18,8 @@ from shards.committer import Committer
 from shards.disk import Disk, RealDisk
 from shards.links import SocketDirectory
 
+SEND_BUFFER_BYTES = 64 * 1024  # of payload; the kernel doubles it for its own needs
+
 
 class Child(Protocol):
     """A process that was started."""
@@ -75,11 +77,13 @@ def inherited(descriptor: int) -> socket.socket:
     return one
 
 
-def part_from_the_dead(listener: socket.socket) -> None:
-    """Connections of this TCP listener inherit that a peer who is gone without a word is noticed: probed after 30 s of
+def bound_peers(listener: socket.socket) -> None:
+    """What connections of this TCP listener inherit. A peer who is gone without a word is noticed: probed after 30 s of
     silence, every 10 s, and given up after 30 s without an acknowledgement. Not sooner, since a peer that takes nothing
-    for so long is the door's to drop.
+    for so long is the door's to drop. And the kernel keeps little for a peer that does not read: left alone, it takes
+    megabytes, and all of that is worked for before anybody else has a turn.
     """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
         listener.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -90,10 +94,8 @@ def listen_on(host: str) -> socket.socket:
     """A listening socket on a port that the kernel chooses. OSError."""
     listener = socket.create_server((host, 0), backlog=1024)
     listener.setblocking(False)
-    part_from_the_dead(listener)
+    bound_peers(listener)
     return listener
 
 
-REAL = Host(
-    RealDisk(), Committer, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits
-)
+REAL = Host(RealDisk(), Committer, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits)

@@ -67,7 +67,7 @@ class Limits(NamedTuple):
     in_flight_max: int = 4096
     frame_bytes_max: int = FRAME_BYTES_MAX
     frame_deadline_ns: int = 10 * SECOND_NS  # for an unfinished frame
-    write_buffer_bytes_max: int = 256 * 1024
+    write_buffer_bytes_max: int = 64 * 1024
     write_stall_ns: int = 30 * SECOND_NS  # how long a client may leave more than that unread
     handshake_bytes_max: int = 4096  # of an unfinished frame before sign-in
     handshake_deadline_ns: int = 5 * SECOND_NS

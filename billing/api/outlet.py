@@ -24,7 +24,7 @@ from billing.api.door import Door
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
-PROMPT_BYTES_MAX: Final = 64 * 1024  # the door's own replies are written when there are this many, or the read ends
+PROMPT_BYTES_MAX: Final = 32 * 1024  # the door's own replies are written when there are this many, or the read ends
 
 
 class Outlet(asyncio.Protocol, ABC):

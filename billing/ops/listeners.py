@@ -18,7 +18,7 @@ from typing import Final
 from billing.addresses import parse_listen
 from billing.config import Config
 from billing.config_load import ConfigError, Fault
-from shards.host import part_from_the_dead
+from shards.host import bound_peers
 
 BACKLOG: Final = 4096
 RPC, ADMIN, UNIX = "rpc", "admin", "unix"
@@ -63,7 +63,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Liste
     for kind, listener in listeners:
         listener.setblocking(False)
         if kind == "tcp":
-            part_from_the_dead(listener)
+            bound_peers(listener)
     return listeners, admin
 
 

@@ -32,6 +32,7 @@ WATCHED = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    (socket.SOL_SOCKET, socket.SO_SNDBUF),
 )
 
 
@@ -200,5 +201,5 @@ async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_kernel(data_
             )
         except PermissionError as error:
             pytest.skip(f"a process may not look into another here: {error}")
-        assert theirs == [1, 30, 10, 3, 30_000]
+        assert theirs == [1, 30, 10, 3, 30_000, 128 << 10]
         one.close()
