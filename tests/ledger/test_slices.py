@@ -1,0 +1,121 @@
+"""Buckets of more accounts than one slice, and what is asked of a whole bucket: delivered cutoffs, the next instant."""
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.account import Account
+from billing.ledger.book import SLICE_ROWS
+from billing.ledger.money import INT64_MAX
+from billing.ledger.views import due_within
+from tests.ledger.bank import BUCKET, HOUR, Bank
+
+MANY = 2 * SLICE_ROWS + 3
+
+
+def large() -> Bank:
+    """A bucket of three slices, in which every account has a credit limit, each another one."""
+    bank = Bank()
+    for number in range(MANY):
+        bank.top_up(f"u{number}", 1 + number, at=0)
+        bank.set_credit_limit(f"u{number}", 1 + number, at=1)
+    return bank
+
+
+def test_a_bucket_of_many_slices_comes_back_from_its_block():
+    bank = large()
+    block = bank.state()
+    other = Bank()
+    other.ledger.drop(BUCKET)
+    other.ledger.load(BUCKET, block)
+    one, back = bank.ledger.books[BUCKET], other.ledger.books[BUCKET]
+    assert back.users == one.users
+    assert back.slots == one.slots
+    assert [back.extras[slot].pack() for slot in range(MANY)] == [one.extras[slot].pack() for slot in range(MANY)]
+    assert other.state() == block
+    for number in (0, SLICE_ROWS - 1, SLICE_ROWS, 2 * SLICE_ROWS, MANY - 1):
+        assert other.view(f"u{number}", at=2)["available_nanos"] == 2 + 2 * number
+
+
+def test_a_book_that_nobody_needs_is_freed_slice_by_slice():
+    bank = large()
+    bank.top_up("gone", 1, at=2)
+    bank.close("gone", at=3)
+    book = bank.ledger.books[BUCKET]
+    left = []
+    for _ in book.shrinking():
+        left.append((len(book.slots), len(book.extras), len(book.closed), len(book.users)))
+    one, two, rows = MANY - SLICE_ROWS, MANY - 2 * SLICE_ROWS, MANY + 1
+    assert left == [
+        (one, MANY, 1, rows), (two, MANY, 1, rows), (0, MANY, 1, rows),
+        (0, one, 1, rows), (0, two, 1, rows), (0, 0, 1, rows), (0, 0, 0, rows),
+        (0, 0, 0, rows - SLICE_ROWS), (0, 0, 0, rows - 2 * SLICE_ROWS), (0, 0, 0, 0),
+    ]  # fmt: skip
+
+
+def test_delivered_cutoffs_whose_machines_still_run_are_told_with_their_seq():
+    bank = Bank(restore=True)
+    for user in ("plain", "limit", "pending", "delivered", "second", "effective", "restored"):
+        bank.top_up(user, 10, at=0)
+    bank.set_credit_limit("limit", 5, at=1)
+    for user in ("pending", "delivered", "second", "effective", "restored"):
+        bank.set_rate(user, HOUR, at=0)
+        assert bank.view(user, at=10)["state"] == "exhausted"
+    bank.set_rate("second", 7, at=11, resource="vm")
+    told = lambda: sorted(bank.ledger.delivered_in(BUCKET))  # noqa: E731
+    assert told() == []
+    for user in ("delivered", "second", "effective"):
+        bank.report(ops.CUTOFF_STARTED, user, 1, at=12)
+        bank.report(ops.CUTOFF_DELIVERED, user, 1, at=13)
+    assert told() == [(b"delivered", 1), (b"effective", 1)]
+    bank.report(ops.CUTOFF_STARTED, "second", 2, at=14)
+    bank.report(ops.CUTOFF_DELIVERED, "second", 2, at=15)
+    bank.set_rate("effective", 0, at=16)
+    bank.top_up("restored", 10, at=16)
+    assert told() == [(b"delivered", 1), (b"second", 2)]
+
+
+def test_the_next_instant_of_a_bucket_is_that_of_the_account_that_is_first():
+    bank = Bank()
+    book = bank.ledger.books[BUCKET]
+    assert due_within(book, INT64_MAX) == -1
+    for user, nanos in (("late", 500), ("first", 100), ("still", 7), ("gone", 1)):
+        bank.top_up(user, nanos, at=0)
+    bank.close("gone", at=0)
+    for user in ("late", "first"):
+        bank.set_rate(user, HOUR, at=0)
+    assert [due_within(book, until) for until in (0, 99, 100, 101, 500, INT64_MAX)] == [-1, -1, 100, 100, 100, 100]
+    bank.top_up("first", 800, at=50)  # its filing stays where it was, its instant is 900
+    assert [due_within(book, until) for until in (100, 499, 500, 899)] == [-1, -1, 500, 500]
+    bank.hold("still", 7, at=50, ttl=250)
+    assert due_within(book, 10**6) == 300
+    bank.set_rate("late", 0, at=50)
+    bank.release("still", bank.view("still", at=51)["holds"][0]["hold_id"], at=51)
+    assert due_within(book, 10**6) == 900
+    bank.ledger.still(BUCKET)
+    assert due_within(book, 899) == -1
+
+
+def test_a_row_that_is_free_again_has_no_instant():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.set_rate("u", 0, at=1)
+    bank.close("u", at=2)
+    book = bank.ledger.books[BUCKET]
+    assert (book.users, book.armed_ns[0]) == ([b""], 100)
+    assert due_within(book, INT64_MAX) == -1
+
+
+@pytest.mark.parametrize(("ends_ns", "filed"), [(INT64_MAX - 1, 1), (INT64_MAX, 1), (INT64_MAX + 1, 0)])
+def test_the_last_instant_there_is_is_filed_by_the_plain_way_too(ends_ns, filed):
+    bank = Bank()
+    bank.top_up("u", 100, at=ends_ns - 100)
+    bank.set_rate("u", HOUR, at=ends_ns - 100, resource="vm")
+    assert [due_ns for _, due_ns in bank.filed] == [ends_ns] * filed
+    assert bank.ledger.next_due_ns(BUCKET << 32, ends_ns) == (ends_ns if filed else -1)
+    bank.ledger.still(BUCKET)
+    bank.filed.clear()
+    bank.ledger.wake(BUCKET)
+    assert [due_ns for _, due_ns in bank.filed] == [ends_ns] * filed
+    book = bank.ledger.books[BUCKET]
+    assert Account(book, 0, b"u").runs_out_ns() == ends_ns
