@@ -158,15 +158,15 @@ def make_segment(rng: random.Random, bases: list[bytes]) -> bytes:
     told = header._replace(**{key: lie[key]}) if rng.random() < 0.3 else header
     parts, chain, position = [pack_block(told)], header.prev_chain, header.first_position
     for _, payload in which.log[header.first_position - 1 :]:
-        flags = BARRIER if rng.random() < 0.1 else 0
-        shown = position + rng.choice((0, 0, 0, 0, 1, -1))
-        durable = rng.choice((position - 1, position, 0, 2**63))
-        chain, batch = pack_batch(
-            salt_seed(header.salt), header.segment_id, chain, shown, flags, durable, rng.getrandbits(60),
-            b"" if flags and rng.random() < 0.7 else payload,
-        )  # fmt: skip
-        parts.append(batch.ljust(-(-len(batch) // header.align) * header.align, b"\0"))
-        position += not flags
+        for flags in (BARRIER, 0) if rng.random() < 0.1 else (0,):
+            shown = position - flags + rng.choice((0, 0, 0, 0, 1, -1))
+            durable = rng.choice((position - 1, position, 0, 2**63))
+            body = b"" if flags and rng.random() < 0.7 else payload
+            chain, batch = pack_batch(
+                salt_seed(header.salt), header.segment_id, chain, shown, flags, durable, rng.getrandbits(60), body
+            )
+            parts.append(batch.ljust(-(-len(batch) // header.align) * header.align, b"\0"))
+        position += 1
     return base[:1] + b"".join(parts).ljust(header.length, b"\0")[: header.length]
 
 
