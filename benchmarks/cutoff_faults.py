@@ -33,7 +33,7 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         directory = Path(name)
         directory.chmod(0o700)
         endpoint = Endpoint()
-        settings = {"cutoff__url": endpoint.url + "/off", "cutoff__timeout_s": 1.0}
+        settings = {"cutoff__url": endpoint.url + "/off", "cutoff__timeout_s": 1.0, "cutoff__connect_timeout_s": 0.5}
         daemon = Daemon(directory, shards__workers=2, journal__segment_bytes=64 << 20, **settings)
         with endpoint, daemon:
             rpc = await Rpc.connect(daemon.rpc_port)

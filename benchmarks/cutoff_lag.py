@@ -61,7 +61,7 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
     await many(rpc, [("top_up", f"other_{index}", 1) for index in range(10_000)])
     span = 3.0 if arguments.storm else arguments.seconds + 1.0
     # What is left after the rates are set is brought to its instant by debits, to the nanosecond.
-    lead_ns = int((2 * (span + SETTLE_S) + 4) * COIN) + count * 60_000
+    lead_ns = int((span + 2 * SETTLE_S + 4) * COIN) + count * 100_000
     target = (await rpc.ask("server_info"))["now_ns"] + lead_ns
     await _aim(rpc, users, target, 0 if arguments.storm else COIN * arguments.seconds / count, lead_ns)
     await asyncio.sleep(SETTLE_S)

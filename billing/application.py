@@ -231,6 +231,7 @@ class Billing:
         self._notices = self._outside.notices(directory, worker.shard_id, worker.journal, url, settings)
         self._delivery = self._new_delivery()
         self._holdback.take_up(self.machine, self._delivery, worker.fresh_now_ns())
+        self._holdback.ask(worker.operate, len(worker.map.weights), self._release_held)
         recheck_s = self.config.cutoff.recheck_s
         self._lookout = Lookout(
             self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s

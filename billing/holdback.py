@@ -6,19 +6,29 @@ restored from a backup (`RESTORED` is in it), until `release`. Overdue is what i
 exhaustion instant had passed by then: those become owed in the first moments of serving, one by one, and are told apart
 by their instants from what runs out while the daemon serves.
 
+It is the number of all shards that counts. A worker with no more of its own than `cutoff.hold_above` holds them back
+all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where
+the sum is not too many, they go.
+
 After a restore that is so at every start until the release, which removes the mark.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from shards.disk import Disk
 
 if TYPE_CHECKING:
     from billing.expirationd.delivery import Delivery
     from billing.machine import BillingMachine
+    from shards.machine import Command
+
+_AGAIN_S: Final = 0.1
+_TRIES_MAX: Final = 100  # a shard that does not come up must not hold up the cutoffs of the others for ever
 
 log = logging.getLogger("billing.holdback")
 
@@ -36,15 +46,37 @@ class Holdback:
         self._hold_above = hold_above
         self.restored = disk.exists(self._mark)
         self._until_ns = -1  # exhaustions up to this instant wait; -1: none
+        self.overdue = 0  # here, at the start; none any more once they were let go
+        self._undecided = False  # they wait until the other shards have told theirs
 
     def take_up(self, machine: BillingMachine, delivery: Delivery, now_ns: int) -> None:
         """At the start: everything that is owed from before is sent, or waits."""
-        overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
-        if self.restored or 0 <= self._hold_above < overdue:
+        overdue = self.overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
+        machine.overdue_at_start = lambda: self.overdue
+        held = self.restored or 0 <= self._hold_above < overdue
+        self._undecided = not held and self._hold_above >= 0 and overdue > 0
+        if held or self._undecided:
             self._until_ns = now_ns
-            if overdue:
-                log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", overdue)
+        if held and overdue:
+            self._warn()
         self.hand_over(list(machine.owed()), delivery)
+
+    def ask(self, operate: Callable[[Any, None, Command], None], shards: int, release: Callable[[], object]) -> None:
+        """Right after `take_up`: settles with the other shards what is undecided; `operate` as a worker has it."""
+        if self._undecided:
+            question = _Question(self, operate, shards, release)
+            asyncio.get_running_loop().call_later(_AGAIN_S, question.ask)
+
+    def told(self, overdue: list[int], shards: int, last: bool, release: Callable[[], object]) -> bool:
+        """So many were overdue at each shard that answered; True once it is decided. `last`: nobody is waited for."""
+        if not self._undecided:
+            return True  # an operator was first
+        if sum(overdue) > self._hold_above:
+            self._undecided = False
+            self._warn()
+        elif last or len(overdue) >= shards:
+            release()
+        return not self._undecided
 
     def hand_over(self, owed: list[tuple[int, bytes, str, int, int]], delivery: Delivery) -> None:
         """Tells a delivery of what is owed, as `BillingMachine.owed` says it; all that determined it is durable."""
@@ -67,6 +99,8 @@ class Holdback:
     def release(self, machine: BillingMachine, delivery: Delivery) -> int:
         """The operator says that what is overdue is right; how many accounts waited."""
         until_ns, self._until_ns = self._until_ns, -1
+        self._undecided = False
+        self.overdue = 0
         waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns, _ in machine.owed())
         if self.restored:
             self.restored = False
@@ -74,9 +108,40 @@ class Holdback:
         delivery.release()
         return waited
 
+    def _warn(self) -> None:
+        log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", self.overdue)
+
     def _remove_mark(self) -> None:
         try:
             self._disk.unlink(self._mark)
         except FileNotFoundError:
             return  # another worker of this daemon was first
         self._disk.fsync_dir(self._mark.rpartition("/")[0])
+
+
+class _Question:
+    """Asks all shards, until it is decided. As a caller, it takes the answers."""
+
+    mode = 0
+
+    def __init__(
+        self,
+        holdback: Holdback,
+        operate: Callable[[Any, None, Command], None],
+        shards: int,
+        release: Callable[[], object],
+    ) -> None:
+        self._holdback, self._operate, self._shards, self._release = holdback, operate, shards, release
+        self._tries = 0
+
+    def ask(self) -> None:
+        self._tries += 1
+        self._operate(self, None, ("overdue",))
+
+    def answer(self, token: None, reply: Any) -> None:
+        told = reply if isinstance(reply, list) else [self._holdback.overdue]  # else a shard cannot be asked yet
+        if not self._holdback.told(told, self._shards, self._tries >= _TRIES_MAX, self._release):
+            asyncio.get_running_loop().call_later(_AGAIN_S, self.ask)
+
+    def flush(self) -> None:
+        """Nothing waits here."""

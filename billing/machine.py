@@ -30,7 +30,7 @@ from billing.ledger.ledger import Ledger, Rules
 from billing.pages import joined_cutoffs
 from shards.machine import Command, Later, Notice, Record
 
-SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs", "release_cutoffs"})
+SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "overdue", "pending_cutoffs", "release_cutoffs"})
 
 
 class BillingMachine:
@@ -43,6 +43,7 @@ class BillingMachine:
         self.records: list[Record] = self.ledger.records
         self.notices: list[Notice] = self.ledger.notices
         self.release_held: Callable[[], int] = lambda: 0  # lets held cutoffs go; how many accounts that concerns
+        self.overdue_at_start: Callable[[], int] = lambda: 0  # cutoffs
         self.fired = 0  # filings that came due
         self._wheel: Wheel | None = None
 
@@ -84,6 +85,8 @@ class BillingMachine:
                 return Later(query)
             case ("release_cutoffs",):
                 return self.release_held()
+            case ("overdue",):
+                return self.overdue_at_start()
         raise AssertionError(f"no survey {query[0]}")
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
@@ -100,6 +103,8 @@ class BillingMachine:
                 return sorted(parts, key=lambda row: int(row["shard_id"]))
             case ("release_cutoffs",):
                 return {"released": sum(parts)}
+            case ("overdue",):
+                return parts
         raise AssertionError(f"no survey {operation[0]}")
 
     def owed(self) -> Iterator[tuple[int, bytes, str, int, int]]:

@@ -17,6 +17,10 @@ For `https://cloud.example/off?zone=3`, user `üser/1`, event `%C3%BCser%2F1-7-1
     webhook-signature: v1,...
 
 Event ids are printable ASCII without spaces; one that is not stands in `webhook-id` percent-encoded as in the query.
+
+**Nothing is prepared before the instant** but what is the same for everybody: the template takes the URL apart once. A
+request takes 2.4 µs to build (4.6 signed) of the 70 to 85 that a cutoff costs in all. Built ahead, it would save that
+only for users who are not topped up meanwhile, need a seq that is not given yet, and sign a second that may be over.
 """
 
 import re

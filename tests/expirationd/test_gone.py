@@ -1,14 +1,13 @@
 """An endpoint that is gone for 24 hours with 100,000 cutoffs pending, in virtual time."""
 
-import asyncio
 import random
 from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 from billing.expirationd.delivery import Delivery, Owed, Settings
-from billing.expirationd.endpoint import Unreachable, Verdict
 from billing.expirationd.outbox import FAILED, OK, Pace
+from tests.expirationd.away import Away
 from tests.expirationd.world import MS, S, World
 from tests.simulation.loop import Kernel, SimLoop
 
@@ -41,46 +40,6 @@ def test_gone_for_a_day_it_is_probed_once_a_second_then_drained_oldest_first() -
     drained = [int(user) for _, user, _, _ in world.attempts]
     assert sorted(drained) == list(range(PENDING))
     assert drained[1:] == sorted(drained[1:])
-
-
-class Away:
-    """An endpoint that refuses connections until an instant, and then answers within a millisecond."""
-
-    def __init__(self, kernel: Kernel, back_ns: int) -> None:
-        self.kernel, self.back_ns = kernel, back_ns
-        self.refused: list[int] = []
-        self.requests: list[bytes] = []
-        self.at_once = self.most_at_once = 0
-        self.endpoint = self  # it is its own line
-
-    def start(self) -> None:
-        """Nothing is warm where nobody answers."""
-
-    def spare(self) -> None:
-        return None
-
-    async def connect(self) -> "Away":
-        if self.kernel.now_ns < self.back_ns:
-            self.refused.append(self.kernel.now_ns)
-            raise Unreachable("connection refused")
-        return self
-
-    def keep(self, line: "Away") -> None:
-        """Whoever connects again is answered as well."""
-
-    async def exchange(self, line: "Away", request: bytes) -> Verdict:
-        self.requests.append(request)
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(0.001)
-        self.at_once -= 1
-        return OK, "", -1
-
-    def settle(self, line: "Away") -> bool:
-        return True
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 def test_delivery_too_probes_an_endpoint_that_is_gone_for_a_day_and_then_sends_all_of_it_once() -> None:

@@ -118,23 +118,30 @@ async def until_exhausted(rpc: Rpc, *users: str) -> None:
     raise AssertionError("they did not run out")
 
 
-async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(data_dir: Path) -> None:
+@pytest.mark.parametrize("overdue", [4, 5])
+async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(data_dir: Path, overdue: int) -> None:
+    """Of four users two are at either worker: neither has more than four, but with one more all of them together."""
+    users = ["user_0", "user_1", "user_2", "user_3", "user_4"][:overdue]
     async with receiving() as receiver:
-        daemon = Daemon(data_dir, cutoff__url=receiver.url, cutoff__hold_above=1, shards__workers=1)
+        daemon = Daemon(data_dir, cutoff__url=receiver.url, cutoff__hold_above=4, shards__workers=2)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
-            for user in ("a", "b"):
+            for user in users:
                 await rpc.ask("top_up", user, COIN)
                 await rpc.ask("set_rate", user, 2 * COIN)
+            shards = await rpc.ask("shards_info")
+            assert all(shard["accounts"] for shard in shards), "no shard has all of them"
             daemon.kill()
         await asyncio.sleep(0.7)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
-            await until_exhausted(rpc, "a", "b")
-            assert len(await rpc.ask("pending_cutoffs")) == 2
-            assert receiver.calls == []
-            assert await rpc.ask("release_cutoffs") == {"released": 2}
-            await until(lambda: sorted(call.user_id for call in receiver.calls) == ["a", "b"])
+            if overdue == 5:
+                await until_exhausted(rpc, *users)
+                await asyncio.sleep(0.5)  # all shards have been asked
+                assert len(await rpc.ask("pending_cutoffs")) == 5
+                assert receiver.calls == []
+                assert await rpc.ask("release_cutoffs") == {"released": 5}
+            await until(lambda: sorted(call.user_id for call in receiver.calls) == users)
             rpc.close()
 
 

@@ -1,0 +1,47 @@
+"""An endpoint in virtual time, in the place of `billing.expirationd.endpoint.Endpoint` and the service behind it."""
+
+import asyncio
+
+from billing.expirationd.endpoint import Unreachable, Verdict
+from billing.expirationd.outbox import OK
+from tests.simulation.loop import Kernel
+
+
+class Away:
+    """An endpoint that refuses connections until an instant, and then answers after `answer_s`."""
+
+    def __init__(self, kernel: Kernel, back_ns: int = 0, answer_s: float = 0.001) -> None:
+        self.kernel, self.back_ns, self.answer_s = kernel, back_ns, answer_s
+        self.refused: list[int] = []
+        self.requests: list[bytes] = []
+        self.at_once = self.most_at_once = 0
+        self.endpoint = self  # it is its own line
+
+    def start(self) -> None:
+        """Nothing is warm where nobody answers."""
+
+    def spare(self) -> None:
+        return None
+
+    async def connect(self) -> "Away":
+        if self.kernel.now_ns < self.back_ns:
+            self.refused.append(self.kernel.now_ns)
+            raise Unreachable("connection refused")
+        return self
+
+    def keep(self, line: "Away") -> None:
+        """Whoever connects again is answered as well."""
+
+    async def exchange(self, line: "Away", request: bytes) -> Verdict:
+        self.requests.append(request)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(self.answer_s)
+        self.at_once -= 1
+        return OK, "", -1
+
+    def settle(self, line: "Away") -> bool:
+        return True
+
+    async def close(self) -> None:
+        """Nothing is open."""
