@@ -64,7 +64,7 @@ async def _turn(
 
 def _row(fault: str, turns: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:
     def middle(index: int, name: str) -> float:
-        return statistics.median(turn[index][name] for turn in turns)
+        return round(statistics.median(turn[index][name] for turn in turns), 2)
 
     moved = statistics.median(turn[1]["p99"] / turn[0]["p99"] - 1 for turn in turns)
     return {
