@@ -1,0 +1,53 @@
+"""The contract's sentences about money, time, procedures and cutoffs (§§2-4), each with the tests that show it.
+
+`contract.toml` holds the table: a sentence, in the contract's own words, and tests as `path::name`. A test that is
+renamed or taken away must be replaced there.
+"""
+
+import ast
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import billing
+
+ROOT = Path(billing.__file__).parent.parent
+RULES = tomllib.loads(Path(__file__).with_name("contract.toml").read_text())["rule"]
+
+
+@cache
+def functions_of(path: str) -> frozenset[str]:
+    """The names of the test functions of a file; none where there is no such file."""
+    file = ROOT / path
+    found = ast.walk(ast.parse(file.read_text())) if file.exists() else ()
+    return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_every_test_that_the_table_names_is_there():
+    named = {test for rule in RULES for test in rule["tests"]}
+    assert {test for test in named if test.partition("::")[2] not in functions_of(test.partition("::")[0])} == set()
+
+
+def test_every_sentence_has_tests_and_stands_there_once():
+    assert all(rule["says"] and rule["tests"] and rule["section"] in (2, 3, 4) for rule in RULES)
+    assert len({(rule["section"], rule["says"]) for rule in RULES}) == len(RULES) > 80
+
+
+def inexact(path: Path) -> list[str]:
+    """Where a module divides into a float, writes one or makes one."""
+    return [
+        f"{path.name}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div))
+        or (isinstance(node, ast.Constant) and isinstance(node.value, float))
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("float", "round"))
+    ]
+
+
+def test_nothing_computes_money_in_floating_point(tmp_path):
+    rooms = [*(ROOT / "billing/ledger").glob("*.py"), *(ROOT / "billing/doctor").glob("*.py")]
+    assert [where for path in rooms for where in inexact(path)] == []
+    assert inexact(ROOT / "billing/history/statement.py") == []
+    bad = tmp_path / "bad.py"
+    bad.write_text("a = b / 2\na /= 2\nc = 0.5\nd = float(a)\ne = round(a)\nf = a // 2\n")
+    assert sorted(inexact(bad)) == [f"bad.py:{line}" for line in (1, 2, 3, 4, 5)]
