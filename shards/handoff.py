@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
+from shards.links import FRAME_BYTES_MAX
 from shards.move import digest_of
 from shards.router import PeerCaller, PeerLink, Unavailable
 from shards.shard import Moving, Shard, WrongBucket
@@ -32,6 +33,7 @@ QUIET_POLL_S = 0.005
 SLICE_NS = 1_000_000  # of a turn of the loop, for dumping, loading, arming or dropping a large bucket
 CALLS_WAIT_NS = 5_000_000_000  # how long a move waits for calls in flight
 STRAY_WAIT_S = 2.0
+BLOCK_BYTES_MAX = FRAME_BYTES_MAX - 4096  # of a bucket that moves: it goes in one frame
 WAITING_MAX = 4096  # requests that wait here for one bucket
 HANDOFF_NS_FIRST = 20_000_000  # how long a handoff is thought to take before one was measured
 
@@ -178,7 +180,12 @@ class Handoff:
             while boot_now_ns() - began_ns < SLICE_NS:
                 next(slices)
         except StopIteration as done:
-            self._send(("payload", number, done.value, digest_of(done.value)))
+            size = len(done.value)
+            if size <= BLOCK_BYTES_MAX:
+                self._send(("payload", number, done.value, digest_of(done.value)))
+                return
+            self._abort(number, bucket_id)
+            self._send(("unmoved", number, f"its content is {size} bytes, a move carries {BLOCK_BYTES_MAX} at most"))
         else:
             asyncio.get_running_loop().call_soon(self._dump, number, bucket_id, slices)
 

@@ -119,6 +119,10 @@ class Moving:
         """Clients that call until it is enough."""
         await asyncio.gather(*(client.run(1, lambda: self.stopped) for client in self.clients))
 
+    async def client_call(self, method: str, user: bytes, *params: Any, **options: Any) -> dict[str, Any]:
+        """What a client is answered at last."""
+        return await self.clients[0].until_known(self._call(method, user, *params, **options))
+
     async def move(self, shard: int) -> tuple[Any, Any]:
         """(error, result) of the operator's wish."""
         return await self.operator.ask("move_bucket", BUCKET, shard)

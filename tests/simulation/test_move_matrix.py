@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from shards import handoff
+from shards.mover import Caps
 from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Moving
 
 ROLES = ("source", "target", "supervisor")
@@ -248,6 +250,67 @@ def test_every_message_late_until_a_later_move_is_over(moving, step):
     moving.run(story(), "moves")
     assert hit
     assert moving.end() == (TARGET, 4)
+
+
+def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving, monkeypatch):
+    monkeypatch.setattr(handoff, "BLOCK_BYTES_MAX", 500)
+    error, _ = moving.run(moving.move(TARGET), "a move that is refused")
+    assert "MOVE_REFUSED" in str(error)
+    assert "a move carries 500 at most" in str(error)
+    assert carried_out(moving) == (SOURCE, 1)
+
+
+@pytest.mark.parametrize(("wait_ns", "is_before"), [(handoff.QUIET_WAIT_NS, False), (0, True)])
+def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(moving, monkeypatch, wait_ns, is_before):
+    """An account runs out of money some milliseconds after the wish: the bucket is frozen when that is over."""
+    monkeypatch.setattr(handoff, "QUIET_WAIT_NS", wait_ns)
+    world, user, left = moving.world, moving.users[1], []
+    world.moods.wrong.clear()
+
+    def fate(direction, message):
+        if message[0] == "payload":
+            left.append(world.kernel.wall_ns())
+        return [0]
+
+    moving.fate = fate
+
+    async def story() -> int:
+        balance = (await moving.client_call("get_account", user))["available_nanos"]
+        answer = await moving.client_call("set_rate", user, balance * 3600 * 1000 // 12, per="hour", message=b"soon")
+        assert (await moving.move(TARGET))[0] is None
+        return int(answer["exhausts_at_ns"])
+
+    due_ns = moving.run(story(), "a move that waits")
+    assert (left[0] < due_ns) is is_before
+    assert moving.end() == (TARGET, 2)
+
+
+def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving):
+    """Two out of each shard of two, three in all: the fourth waits its turn."""
+    mover = moving.world.supervisor.mover
+    mover.caps, most = Caps(total=3, sending=2, receiving=2), []
+
+    def fate(direction, message):
+        under_way = [one for one in mover.running.values() if one.move is not None]
+        most.append(len(under_way))
+        assert max(sum(one.source == shard for one in under_way) for shard in (SOURCE, TARGET)) <= 2
+        return [200_000]
+
+    moving.fate = fate
+    before = moving.world.supervisor.map.owner.tolist()[1:]
+
+    async def story() -> None:
+        load = asyncio.ensure_future(moving.load())
+        wishes = [moving.operator.ask("move_bucket", 1 + index, 3 - owner) for index, owner in enumerate(before)]
+        for error, _ in await asyncio.gather(*wishes):
+            assert error is None
+        moving.stopped = True
+        await load
+
+    moving.run(story(), "moves beside each other")
+    assert max(most) == 3
+    assert moving.world.supervisor.map.owner.tolist()[1:] == [3 - owner for owner in before]
+    assert moving.end() == (TARGET, 2)
 
 
 def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving):
