@@ -58,6 +58,7 @@ class Offered:
         self._ours, self._others = ours, others
         self._rng = random.Random(seed)
         self.latencies: dict[str, list[tuple[float, float]]] = {"ours": [], "others": []}  # (due, seconds)
+        self.late: list[float] = []  # seconds by which this process itself sent too late
         self.errors: list[Any] = []
         self.open = 0
 
@@ -65,8 +66,10 @@ class Offered:
         """Sends every call when it is due."""
         clock, due = time.perf_counter, time.perf_counter()
         while not stop.is_set():
-            while due <= clock():
+            now = clock()
+            while due <= now:
                 self._send(due)
+                self.late.append(now - due)
                 due += 1 / self._rate
             self._client.flush()
             await asyncio.sleep(max(0.0, due - clock()))
@@ -139,12 +142,16 @@ async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
         await task
     phases = {"still": still, "moving": moved}
     others_p99 = {name: quantile([s for _, s in phase["others"]], 0.99) for name, phase in phases.items()}
+    others_p50 = {name: quantile([s for _, s in phase["others"]], 0.5) for name, phase in phases.items()}
     return {
         "moves": arguments.moves,
         "move_p50_ms": round(quantile(took, 0.5) * 1e3, 2),
         "move_p99_ms": round(quantile(took, 0.99) * 1e3, 2),
         "pause_p50_ms": round(quantile(pauses, 0.5) * 1e3, 2),
         "pause_p99_ms": round(quantile(pauses, 0.99) * 1e3, 2),
+        "sent_late_p99_ms": round(quantile(offered.late, 0.99) * 1e3, 2),
+        "others_p50_still_ms": round(others_p50["still"] * 1e3, 2),
+        "others_p50_moving_ms": round(others_p50["moving"] * 1e3, 2),
         "others_p99_still_ms": round(others_p99["still"] * 1e3, 2),
         "others_p99_moving_ms": round(others_p99["moving"] * 1e3, 2),
         "commands_per_s": round(sum(map(len, moved.values())) / seconds),

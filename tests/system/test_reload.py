@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import ssl
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import trustme
 
 from billing.ops.receiver import Receiver
 from tests.system.daemon import Daemon, free_port
@@ -117,3 +122,99 @@ async def test_what_needs_a_restart_is_named_and_what_is_wrong_changes_nothing(d
         await reload(daemon, "nothing has changed", shards__workers=3, shards__weights="9=1")
         rpc = await Rpc.connect(daemon.rpc_port)
         assert await rpc.ask("route") == before
+
+
+def tokens_of(path: Path, *lines: tuple[str, str, str]) -> None:
+    """Writes (name, roles, token) as a tokens file."""
+    path.write_text("".join(f"{name}:{roles}:{sha256(token.encode()).hexdigest()}\n" for name, roles, token in lines))
+    path.chmod(0o600)
+
+
+async def signed_in(daemon: Daemon, token: str) -> Any:
+    """The error of a sign-in; None where it succeeded."""
+    rpc = await Rpc.connect(daemon.rpc_port)
+    error, _ = await rpc.call("hello", {"token": token})
+    rpc.close()
+    return error
+
+
+async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir: Path) -> None:
+    tokens = data_dir / "tokens"
+    tokens_of(tokens, ("shop", "top_up", "old"))
+    with Daemon(data_dir, rpc__tokens_file=str(tokens)) as daemon:
+        assert await signed_in(daemon, "old") is None
+        tokens_of(tokens, ("shop", "top_up", "new"))
+        assert await signed_in(daemon, "new") is not None, "nobody has asked for a reload yet"
+        await reload(daemon, "files that are named were read again")
+        for _ in range(200):  # the workers hear of it a moment later
+            if await signed_in(daemon, "new") is None and await signed_in(daemon, "old") is not None:
+                break
+            await asyncio.sleep(0.02)
+        for _ in range(8):  # whichever worker takes the connection
+            assert await signed_in(daemon, "new") is None
+            assert (await signed_in(daemon, "old")).startswith("UNAUTHENTICATED")
+
+
+async def test_certificates_are_read_again(data_dir: Path) -> None:
+    cert, key = data_dir / "server.pem", data_dir / "server.key"
+    authorities = [trustme.CA(), trustme.CA()]
+
+    def install(authority: trustme.CA) -> None:
+        issued = authority.issue_cert("127.0.0.1")
+        for path, blobs in ((cert, issued.cert_chain_pems), (key, [issued.private_key_pem])):
+            path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+            path.chmod(0o600)
+
+    def shown(daemon: Daemon) -> list[bool]:
+        """For each authority, whether its clients believe the daemon."""
+        believed = []
+        for authority in authorities:
+            context = ssl.create_default_context()
+            authority.configure_trust(context)
+            try:
+                with socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=20) as plain:
+                    context.wrap_socket(plain, server_hostname="127.0.0.1").close()
+                believed.append(True)
+            except ssl.SSLCertVerificationError:
+                believed.append(False)
+        return believed
+
+    install(authorities[0])
+    tokens_of(data_dir / "tokens", ("shop", "top_up", "t"))
+    settings = {"rpc__tls_cert": str(cert), "rpc__tls_key": str(key), "rpc__tokens_file": str(data_dir / "tokens")}
+    with Daemon(data_dir, **settings) as daemon:
+        assert await asyncio.to_thread(shown, daemon) == [True, False]
+        install(authorities[1])
+        await reload(daemon, "files that are named were read again")
+        for _ in range(200):
+            if await asyncio.to_thread(shown, daemon) == [False, True]:
+                break
+            await asyncio.sleep(0.02)
+        for _ in range(8):
+            assert await asyncio.to_thread(shown, daemon) == [False, True]
+
+
+async def first_words(daemon: Daemon) -> bytes:
+    """What the daemon says to whoever connects and asks for a pong."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.rpc_port)
+    writer.write(b"\x94\x00\x01\xa4ping\x90")
+    said = await reader.read(1000)
+    writer.close()
+    return said
+
+
+async def test_the_limit_of_connections_changes_while_it_serves(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1, rpc__connections_max=3) as daemon:
+        kept = [await Rpc.connect(daemon.rpc_port) for _ in range(3)]
+        for rpc in kept:
+            assert await rpc.ask("ping") == "pong"
+        assert b"TOO_MANY_CONNECTIONS" in await first_words(daemon)
+        await reload(daemon, "reloaded rpc.connections_max: 9", rpc__connections_max=9)
+        for _ in range(200):
+            said = await first_words(daemon)
+            if b"pong" in said:
+                break
+            await asyncio.sleep(0.02)
+        assert b"pong" in said
+        for rpc in kept:
+            assert await rpc.ask("ping") == "pong", "those that were there stay"
