@@ -87,6 +87,8 @@ class Handoff:
         self._calls = calls
         self._send = send
         self.routes = array("H", host.map.owner)
+        self.block_bytes_max = BLOCK_BYTES_MAX
+        self.quiet_wait_ns = QUIET_WAIT_NS
         self._held_up = ""  # what the supervisor was told that a move waits for
         self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
         self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
@@ -146,7 +148,7 @@ class Handoff:
             return
         if calls:
             held_up = f"{calls} calls of the bucket to end"
-        elif waited_ns < QUIET_WAIT_NS and not self._is_quiet(bucket_id):
+        elif waited_ns < self.quiet_wait_ns and not self._is_quiet(bucket_id):
             held_up = f"a moment at which nothing of the bucket is due within {self._handoff_ns / 1e6:.0f} ms"
         else:
             self._freeze(number, bucket_id)
@@ -180,12 +182,12 @@ class Handoff:
             while boot_now_ns() - began_ns < SLICE_NS:
                 next(slices)
         except StopIteration as done:
-            size = len(done.value)
-            if size <= BLOCK_BYTES_MAX:
+            size, most = len(done.value), self.block_bytes_max
+            if size <= most:
                 self._send(("payload", number, done.value, digest_of(done.value)))
                 return
             self._abort(number, bucket_id)
-            self._send(("unmoved", number, f"its content is {size} bytes, a move carries {BLOCK_BYTES_MAX} at most"))
+            self._send(("unmoved", number, f"its content is {size} bytes, a move carries {most} at most"))
         else:
             asyncio.get_running_loop().call_soon(self._dump, number, bucket_id, slices)
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from shards.buckets import bucket_id_of
+from shards.handoff import Handoff
 from shards.links import frame_of
 from tests.simulation.auditor import Violation
 from tests.simulation.calls import COIN, Call, Programs
@@ -126,6 +127,12 @@ class Moving:
     async def move(self, shard: int) -> tuple[Any, Any]:
         """(error, result) of the operator's wish."""
         return await self.operator.ask("move_bucket", BUCKET, shard)
+
+    def handoff(self) -> Handoff:
+        """The source's part in moves."""
+        worker = self.world.processes[SOURCE]._worker
+        assert worker is not None
+        return worker.handoff
 
     def process(self, role: str) -> SimProcess:
         """The running process of "source", "target" or "supervisor"."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards import handoff
+from shards.handoff import QUIET_WAIT_NS
 from shards.mover import Caps
 from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Moving
 
@@ -252,18 +252,18 @@ def test_every_message_late_until_a_later_move_is_over(moving, step):
     assert moving.end() == (TARGET, 4)
 
 
-def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving, monkeypatch):
-    monkeypatch.setattr(handoff, "BLOCK_BYTES_MAX", 500)
+def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving):
+    moving.handoff().block_bytes_max = 500
     error, _ = moving.run(moving.move(TARGET), "a move that is refused")
     assert "MOVE_REFUSED" in str(error)
     assert "a move carries 500 at most" in str(error)
     assert carried_out(moving) == (SOURCE, 1)
 
 
-@pytest.mark.parametrize(("wait_ns", "is_before"), [(handoff.QUIET_WAIT_NS, False), (0, True)])
-def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(moving, monkeypatch, wait_ns, is_before):
+@pytest.mark.parametrize(("wait_ns", "is_before"), [(QUIET_WAIT_NS, False), (0, True)])
+def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(moving, wait_ns, is_before):
     """An account runs out of money some milliseconds after the wish: the bucket is frozen when that is over."""
-    monkeypatch.setattr(handoff, "QUIET_WAIT_NS", wait_ns)
+    moving.handoff().quiet_wait_ns = wait_ns
     world, user, left = moving.world, moving.users[1], []
     world.moods.wrong.clear()
 
