@@ -67,14 +67,14 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
     await asyncio.sleep(SETTLE_S)
 
     async def spent() -> tuple[float, list[float]]:
-        before = daemon.cpu_seconds()
+        before = daemon.cpu_seconds(beside=True)
         latencies = [0.0]
         if arguments.commands:
             latencies = await top_ups(daemon.rpc_port, arguments.commands, span)
         else:
             await asyncio.sleep(span)
         await asyncio.sleep(SETTLE_S)
-        return daemon.cpu_seconds() - before, latencies
+        return daemon.cpu_seconds(beside=True) - before, latencies
 
     control, control_latencies = await spent()
     while (now_ns := (await rpc.ask("server_info"))["now_ns"]) < target - 200_000_000:

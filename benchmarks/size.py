@@ -72,9 +72,9 @@ def main() -> None:
         time.sleep(2)
         account_bytes = (resident_bytes(many) - empty_bytes) / arguments.accounts
         time.sleep(SETTLE_S)
-        cpu_s = many.cpu_seconds()
+        cpu_s = many.cpu_seconds(beside=True)
         time.sleep(REST_S)
-        rest_share = (many.cpu_seconds() - cpu_s) / REST_S
+        rest_share = (many.cpu_seconds(beside=True) - cpu_s) / REST_S
         few.start()
         runs = []
         try:

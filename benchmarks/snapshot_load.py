@@ -73,9 +73,9 @@ async def settled(daemon: Daemon) -> None:
     """Returns when the daemon has nothing to do any more: timers are armed, the history has caught up."""
     quiet = 0
     while quiet < 3:
-        before = daemon.cpu_seconds()
+        before = daemon.cpu_seconds(beside=True)
         await asyncio.sleep(0.5)
-        quiet = quiet + 1 if daemon.cpu_seconds() - before < 0.03 else 0
+        quiet = quiet + 1 if daemon.cpu_seconds(beside=True) - before < 0.03 else 0
 
 
 async def watch(daemon: Daemon, spans: list[tuple[float, float]]) -> None:

@@ -105,12 +105,15 @@ class Daemon:
                         found.append(int(name))
         return sorted(found)
 
-    def cpu_seconds(self) -> float:
-        """CPU that all processes of the daemon have used until now, those that its workers started included."""
+    def cpu_seconds(self, beside: bool = False) -> float:
+        """CPU that the main process and the workers have used until now; `beside`: also the processes that workers
+        started (history, notices), which run behind the commands.
+        """
         assert self.process is not None
         ticks = 0
         workers = self.worker_pids()
-        for pid in (self.process.pid, *workers, *(child for worker in workers for child in self._children(worker))):
+        others = [child for worker in workers for child in self._children(worker)] if beside else []
+        for pid in (self.process.pid, *workers, *others):
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
                 ticks += int(fields[11]) + int(fields[12])
