@@ -139,7 +139,8 @@ def _show(user: str, found: Statement) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("entry", "at", "operation", "accrued", "amount", "balance", "message", "request"):
-        table.add_column(title, justify="right" if title in ("accrued", "amount", "balance") else "left")
+        whole = title in ("accrued", "amount", "balance")  # of a sum no digit is ever left out
+        table.add_column(title, justify="right" if whole else "left", no_wrap=whole, overflow="fold")
     first = found.rows[0]["entry_id"] if found.rows else 1
     begin = "opening" if not found.is_first_known or first == 1 else "opening, nothing older is kept"
     table.add_row("", instant(found.from_ns) if found.from_ns else "", begin, "", "", format_coins(found.opening_nanos))
