@@ -17,7 +17,7 @@ from tests.simulation.decode import (
 )
 
 NEVER = 2**63 - 1
-_TOP_UP, _DEBIT, _LIMIT, _CAPTURE, _ADJUST, _CLOSE = 1, 4, 5, 7, 9, 11
+_TOP_UP, _DEBIT, _LIMIT, _HOLD, _CAPTURE, _ADJUST, _CLOSE = 1, 4, 5, 6, 7, 9, 11
 
 
 def exhaustion_of(item: Item) -> int:
@@ -40,6 +40,7 @@ class Known:
         self.superseded: set[int] = set()
         self.reported: set[int] = set()  # seqs that an entry calls delivered
         self.retried = False
+        self.holds = 0  # how many were ever opened
         self.charged = self.top_ups = self.debits = self.adjusted = self.paid_out = 0
 
     def fold(self, item: Item, accrues: bool) -> list[str]:
@@ -81,6 +82,7 @@ class Known:
             self.retried = False
         if item.flags & RESTORED:
             self.superseded |= {one for one in self.crossings if one not in self.reported}
+        self.holds += item.op == _HOLD
         self.charged += item.accrued
         self.items[item.entry_id] = item
         self.last = item

@@ -197,22 +197,27 @@ class Chaos:
         end = max(len(content.rstrip(b"\0")), 1)
         bit = rng.randrange(8 * end)
         node = medium.node(path)
+        whole = medium.directories[path.rpartition("/")[0]].image()
         medium.flip(path, bit)
         world.trace("rot", path, bit)
         world.restart_wanted = True
         world.start()
         refused = len(world.refused)
         await self._wait(lambda: world.is_ready() or len(world.refused) > refused or self._held(), 5.0)
-        if self._held() or len(world.refused) > refused:
+        was_refused = self._held() or len(world.refused) > refused
+        if was_refused:
             self.fired["rot refused"] = self.fired.get("rot refused", 0) + 1
         else:
             self._compare_journals()
         await asyncio.sleep(rng.random() * 0.2)
         world.restart_wanted = False
         await self.kill_all()
-        for directory in medium.directories.values():
-            for found in directory.names.values():
-                if found is node:
+        if was_refused:
+            # What refuses may have cut off a tail before it knew: damage of the last batch looks like a torn write.
+            medium.directories[path.rpartition("/")[0]].put_back(whole)
+        else:
+            for directory in medium.directories.values():
+                if node in directory.names.values():
                     for data in (node.content, node.stable):
                         if len(data) > bit >> 3:
                             data[bit >> 3] ^= 1 << (bit & 7)

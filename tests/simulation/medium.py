@@ -40,6 +40,9 @@ class Node:
         self.content = bytearray(self.stable)
 
 
+Image = list[tuple[str, Node, bytes, bytes]]
+
+
 class Directory:
     """Names: as they look, as they are on the medium, and the changes in between."""
 
@@ -56,6 +59,19 @@ class Directory:
         for how in self.pending:
             how(self.stable)
         self.pending.clear()
+
+    def image(self) -> Image:
+        """What an operator's copy of it holds."""
+        return [(name, node, bytes(node.content), bytes(node.stable)) for name, node in self.names.items()]
+
+    def put_back(self, image: Image) -> None:
+        """The same files with the same bytes as then, durably."""
+        self.names = {name: node for name, node, _, _ in image}
+        self.stable = dict(self.names)
+        self.pending.clear()
+        for _, node, content, stable in image:
+            node.content, node.stable = bytearray(content), bytearray(stable)
+            node.pending = [(0, content)]
 
     def lose_power(self, rng: random.Random) -> None:
         for how in self.pending:

@@ -18,6 +18,8 @@ FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.fa
     11: "shards that were being drained stayed for ever, where the daemon crashed meanwhile",
     277: "an orderly end waited for a minute, and the shard was held because its owner was not gone yet",
     115: "a peer's request was applied while the last snapshot was made: the next start refused with 65",
+    793: "a restart after seconds of rest, in which a hold's expiry saved an account that ran dry again",
+    2195: "rot of the last batch, cut off as torn before the start refused: the disk was not mended",
 }
 
 
