@@ -62,7 +62,7 @@ def command_of(op: Op) -> ops.Command:
 
 
 class Program:
-    """One seeded program on one bucket. `run(count)` raises `Difference`."""
+    """One seeded program on one bucket, whole (`run`) or step by step. Each step raises `Difference`."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -81,23 +81,32 @@ class Program:
     def run(self, count: int) -> None:
         """Carries out `count` commands and compares after each; then replays."""
         for _ in range(count):
-            self.step += 1
-            self.t = self.drawing.t = self.drawing.next_instant()
+            self.go_on()
             chance = self.random.random()
             if chance < 0.10:
-                self._advance()
+                self.pass_time()
             elif chance < 0.16:
-                self._look(self.random.choice(USERS))
+                self.look(self.random.choice(USERS))
             elif chance < 0.17:
-                self._dump_and_load()
-            self._command(self.drawing.next_op())
+                self.dump_and_load()
+            self.command(self.drawing.next_op())
+        self.end()
+
+    def go_on(self) -> None:
+        """To the instant of the next step."""
+        self.step += 1
+        self.t = self.drawing.t = self.drawing.next_instant()
+
+    def end(self) -> None:
+        """Looks at everything, and replays."""
         for user in USERS:
-            self._look(user)
+            self.look(user)
         self._replay()
 
     # -- both sides ---------------------------------------------------------------------------------------------------
 
-    def _command(self, op: Op) -> None:
+    def command(self, op: Op) -> None:
+        """One command on both sides: the same answer or refusal, the same entries and notices."""
         command = command_of(op)
         said: Any
         wanted: Any
@@ -137,7 +146,7 @@ class Program:
             shown["holds"] = list(shown["holds"].values())
         return shown
 
-    def _look(self, user: str) -> None:
+    def look(self, user: str) -> None:
         """get_account on both sides."""
         op = {"method": "get_account", "user": user}
         try:
@@ -213,7 +222,7 @@ class Program:
         self.filings.append((filed_ns, ref))
         return filed_ns
 
-    def _advance(self) -> None:
+    def pass_time(self) -> None:
         """Time passes by itself: everything that is due fires, nothing else does."""
         op = {"method": "advance", "user": ""}
         for user in sorted(self.model.accounts):
@@ -234,7 +243,7 @@ class Program:
         self.model.entries, self.model.notices = wanted, told
         self._drain(op)
 
-    def _dump_and_load(self) -> None:
+    def dump_and_load(self) -> None:
         """The bucket goes to another ledger, as in a move."""
         dumped = self.ledger.dump(BUCKET)
         self.ledger.still(BUCKET)

@@ -15,6 +15,31 @@ def bank():
     return bank
 
 
+def test_top_up_adds_money_and_creates_the_account_if_new(bank):
+    assert bank.top_up("u", 7, at=1)["balance_nanos"] == 107
+    reply = bank.top_up("new", 5, at=2)
+    assert (reply["balance_nanos"], reply["state"], reply["entry_id"], reply["exhaustion_seq"]) == (5, "active", 1, 0)
+    assert (reply["rate_nanos_per_hour"], reply["credit_limit_nanos"], reply["exhausts_at_ns"]) == (0, 0, None)
+    assert bank.view("u", at=2)["balance_nanos"] == 107
+
+
+def test_state_is_active_while_available_is_above_zero_else_exhausted(bank):
+    """Available is balance + credit limit - open holds, whichever of the three moves."""
+    bank.set_credit_limit("u", 50, at=1)
+    bank.hold("u", 30, at=1, request_id="h")
+    view = bank.view("u", at=1)
+    assert (view["balance_nanos"], view["credit_limit_nanos"], view["holds_nanos"]) == (100, 50, 30)
+    assert (view["available_nanos"], view["state"]) == (120, "active")
+    for move, at, available, state in (
+        (lambda at: bank.debit("u", 119, at=at), 2, 1, "active"),
+        (lambda at: bank.debit("u", 1, at=at), 3, 0, "exhausted"),
+        (lambda at: bank.set_credit_limit("u", 49, at=at), 4, -1, "exhausted"),
+        (lambda at: bank.release("u", "r:h", at=at), 5, 29, "active"),
+    ):
+        reply = move(at)
+        assert (reply["available_nanos"], reply["state"]) == (available, state)
+
+
 def test_strict_is_refused_with_insufficient_funds_if_it_exceeds_what_is_available(bank):
     error = refusal(bank.debit, "u", 130, at=1)
     assert (error.name, error.applied, error.retry) == ("INSUFFICIENT_FUNDS", "no", False)
@@ -164,6 +189,15 @@ def test_what_capture_frees_may_restore(bank):
     assert bank.capture("u", "r:h", 99, at=2)["restored"] is True
     bank.hold("u", 1, at=3, request_id="i")
     assert "restored" not in bank.capture("u", "r:i", 1, at=4)
+
+
+def test_release_gives_a_hold_back(bank):
+    bank.hold("u", 60, at=1, request_id="h")
+    bank.hold("u", 15, at=1, request_id="i")
+    reply = bank.release("u", "r:h", at=2)
+    assert (reply["available_nanos"], reply["balance_nanos"]) == (85, 100)
+    assert [hold["hold_id"] for hold in bank.view("u", at=2)["holds"]] == ["r:i"]
+    assert refusal(bank.release, "u", "r:h", at=3).name == "UNKNOWN_HOLD"
 
 
 def test_unknown_hold(bank):

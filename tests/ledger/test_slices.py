@@ -1,10 +1,13 @@
-"""Buckets of more accounts than one slice, and what is asked of a whole bucket: delivered cutoffs, the next instant."""
+"""Buckets of more accounts than one slice, and what is asked of a whole bucket: delivered cutoffs, the next instant,
+how many ran out unnoticed.
+"""
 
 import pytest
 
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.book import SLICE_ROWS
+from billing.ledger.due import unnoticed
 from billing.ledger.money import INT64_MAX
 from billing.ledger.views import due_within
 from tests.ledger.bank import BUCKET, HOUR, Bank
@@ -119,3 +122,34 @@ def test_the_last_instant_there_is_is_filed_by_the_plain_way_too(ends_ns, filed)
     assert [due_ns for _, due_ns in bank.filed] == [ends_ns] * filed
     book = bank.ledger.books[BUCKET]
     assert Account(book, 0, b"u").runs_out_ns() == ends_ns
+
+
+def test_accounts_that_ran_out_unnoticed_are_counted_until_they_are_looked_at():
+    bank = Bank()
+    book = bank.ledger.books[BUCKET]
+    for user, nanos in (("one", 100), ("two", 200), ("topped up", 100), ("holds", 5), ("gone", 100)):
+        bank.top_up(user, nanos, at=0)
+    for user in ("one", "two", "topped up", "gone"):
+        bank.set_rate(user, HOUR, at=0)
+    bank.top_up("topped up", 800, at=50)  # filed for 100, as it was; runs out at 900
+    bank.hold("holds", 1, at=0, ttl=100)  # filed for its expiry; never runs out
+    bank.set_rate("gone", 0, at=1)
+    bank.close("gone", at=2)
+    assert [unnoticed(book, now) for now in (0, 99, 100, 199, 200, 899, 900)] == [0, 0, 1, 1, 2, 2, 3]
+    bank.view("one", at=250)
+    assert [unnoticed(book, now) for now in (100, 250, 900)] == [0, 1, 2]
+    bank.view("two", at=250)
+    assert unnoticed(book, 250) == 0
+
+
+def test_the_newest_seq_is_that_of_the_latest_cutoff_of_the_account():
+    bank = Bank()
+    for user in ("u", "v"):
+        bank.top_up(user, 10, at=0)
+    newest = lambda user: bank.ledger.newest_seq(BUCKET, user)  # noqa: E731
+    assert (newest(b"u"), newest(b"v")) == (0, 0)
+    bank.debit("v", 10, at=1)
+    bank.top_up("v", 10, at=2)
+    assert (newest(b"u"), newest(b"v")) == (0, 1)
+    bank.debit("v", 10, at=3)
+    assert (newest(b"u"), newest(b"v")) == (0, 2)

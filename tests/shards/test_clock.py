@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from datetime import UTC, datetime
 
 import pytest
 import uvloop
@@ -240,6 +241,16 @@ def test_the_record_has_the_bytes_that_its_description_shows():
 def test_damaged_records_are_refused(damaged):
     with pytest.raises(clock.AnchorDamaged):
         decode_anchor(damaged)
+
+
+def test_instants_are_integer_nanoseconds_since_the_unix_epoch():
+    """2026-03-01T12:00:00.000000001Z, which is what the wall clock said at a first start, at whatever boot instant."""
+    wall_ns = int(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()) * SECOND + 1
+    line = BillingClock(restart(None, 0, BOOT, 5, wall_ns).anchor)
+    assert line.at(5) == wall_ns == 1_772_366_400_000_000_001
+    assert line.at(5 + 7) == wall_ns + 7
+    assert type(clock.wall_now_ns()) is int
+    assert abs(clock.wall_now_ns() - int(datetime.now(UTC).timestamp() * 1000) * 10**6) < HOUR
 
 
 def test_a_first_start_takes_wall_time():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from pathlib import Path
 
 from billing.expirationd.signature import parse_secrets
@@ -24,6 +26,16 @@ def kinds_of(receiver: Receiver, user: str) -> list[str]:
             _, entry, kind = call.event_id.split(":")
             names.append(kind if "-" in entry else f"{entry}:{kind}")
     return names
+
+
+def children_of(parent: int) -> dict[int, str]:
+    """The processes that one started, with their command lines."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((directory / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ")
+    return found
 
 
 async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_once_a_crossing(data_dir: Path) -> None:
@@ -102,6 +114,24 @@ async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_non
                 await asyncio.sleep(1.0)
                 again = len(receiver.calls) - before
                 assert again < 40, "what was acknowledged is on record, but for the last moment before the end"
+
+
+async def test_notices_are_always_behind_cutoffs(data_dir: Path) -> None:
+    """However many are owed to an endpoint that never answers, every cutoff arrives; and cores go to others first."""
+    async with receiving() as cutoffs, receiving(fault=Fault("hang")) as told:
+        with Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"{told.url}/told") as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            users = [f"user_{number}" for number in range(200)]
+            await asyncio.gather(*(rpc.ask("top_up", user, COIN) for user in users))
+            await until(lambda: len(told.calls) > 0)
+            await asyncio.gather(*(rpc.ask("debit", user, COIN) for user in users))
+            await until(lambda: {call.user_id for call in cutoffs.calls} == set(users))
+            assert not any(call.answered == "200" for call in told.calls)
+            for worker in daemon.worker_pids():
+                shown = {name: os.getpriority(os.PRIO_PROCESS, pid) for pid, name in children_of(worker).items()}
+                behind = [nice for name, nice in shown.items() if "billing.notices.notifier" in name]
+                assert len(behind) == 1, shown
+                assert behind[0] > os.getpriority(os.PRIO_PROCESS, worker)
 
 
 async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir: Path) -> None:

@@ -1,0 +1,34 @@
+"""One cutoff for each downward crossing of available, whatever caused it, as CONTRACT §4 has it."""
+
+import pytest
+
+from tests.ledger.bank import HOUR, Bank
+
+
+@pytest.mark.parametrize("cause", ["time", "debit at rate 0", "partial", "force", "hold", "lowered limit", "adjust"])
+def test_a_cutoff_fires_once_for_each_downward_crossing_whatever_caused_it(cause):
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_credit_limit("u", 20, at=0)
+    causes = {
+        "time": lambda at: bank.set_rate("u", 120 * HOUR, at=at - 1),
+        "debit at rate 0": lambda at: bank.debit("u", 120, at=at),
+        "partial": lambda at: bank.debit("u", 1000, at=at, mode="partial"),
+        "force": lambda at: bank.debit("u", 130, at=at, mode="force"),
+        "hold": lambda at: bank.hold("u", 120, at=at),
+        "lowered limit": lambda at: (bank.debit("u", 110, at=at), bank.set_credit_limit("u", 5, at=at)),
+        "adjust": lambda at: bank.adjust("u", -125, "wrong", at=at),
+    }
+    for round_, at in ((1, 1000), (2, 2000)):
+        causes[cause](at)
+        bank.view("u", at=at)
+        for later in (0, 1, 499):  # neither time nor what goes further down fires again
+            bank.debit("u", 1, at=at + later, mode="force")
+            bank.view("u", at=at + later)
+        assert bank.cutoffs() == [round_]
+        assert bank.view("u", at=at)["cutoff"]["exhausted_at_ns"] == at
+        bank.set_rate("u", 0, at=at + 600)
+        bank.set_credit_limit("u", 20, at=at + 600)
+        below = -bank.view("u", at=at + 600)["available_nanos"]
+        assert bank.top_up("u", below + 120, at=at + 700)["state"] == "active"
+    assert bank.view("u", at=3000)["exhaustion_seq"] == 2
