@@ -1,7 +1,7 @@
 """The contract's sentences about money, time, procedures and cutoffs (§§2-4), each with the tests that show it.
 
-`contract.toml` holds the table: a sentence, in the contract's own words, and tests as `path::name`. A test that is
-renamed or taken away must be replaced there.
+`contract.toml` holds the table: a sentence, in the contract's own words, and tests as `path::name`; behind the
+sentences the cases in which several of them meet. A test that is renamed or taken away must be replaced there.
 """
 
 import ast
@@ -12,7 +12,8 @@ from pathlib import Path
 import billing
 
 ROOT = Path(billing.__file__).parent.parent
-RULES = tomllib.loads(Path(__file__).with_name("contract.toml").read_text())["rule"]
+TABLE = tomllib.loads(Path(__file__).with_name("contract.toml").read_text())
+RULES, TRICKY = TABLE["rule"], TABLE["tricky"]
 
 
 @cache
@@ -24,13 +25,15 @@ def functions_of(path: str) -> frozenset[str]:
 
 
 def test_every_test_that_the_table_names_is_there():
-    named = {test for rule in RULES for test in rule["tests"]}
+    named = {test for rule in RULES + TRICKY for test in rule["tests"]}
     assert {test for test in named if test.partition("::")[2] not in functions_of(test.partition("::")[0])} == set()
 
 
 def test_every_sentence_has_tests_and_stands_there_once():
     assert all(rule["says"] and rule["tests"] and rule["section"] in (2, 3, 4) for rule in RULES)
-    assert len({(rule["section"], rule["says"]) for rule in RULES}) == len(RULES) > 80
+    assert len({(rule["section"], rule["says"]) for rule in RULES}) == len(RULES) > 100
+    assert all(tricky["case"] and tricky["tests"] for tricky in TRICKY)
+    assert len({tricky["case"] for tricky in TRICKY}) == len(TRICKY) == 9
 
 
 def inexact(path: Path) -> list[str]:

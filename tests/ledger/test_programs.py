@@ -17,7 +17,7 @@ run before found the first of the seeds below.)
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -90,5 +90,10 @@ class LedgerIsTheModel(RuleBasedStateMachine):
             self.program.end()
 
 
-LedgerIsTheModel.TestCase.settings = settings(settings(), max_examples=max(1, COMMANDS // 1000), stateful_step_count=50)
+LedgerIsTheModel.TestCase.settings = settings(
+    max_examples=max(1, COMMANDS // 1000),
+    stateful_step_count=50,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],  # the machine may be busy
+)
 TestLedgerIsTheModel = LedgerIsTheModel.TestCase

@@ -4,6 +4,7 @@ how many ran out unnoticed.
 
 import pytest
 
+from billing.ledger import audit
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.book import SLICE_ROWS
@@ -153,3 +154,16 @@ def test_the_newest_seq_is_that_of_the_latest_cutoff_of_the_account():
     assert (newest(b"u"), newest(b"v")) == (0, 1)
     bank.debit("v", 10, at=3)
     assert (newest(b"u"), newest(b"v")) == (0, 2)
+
+
+@pytest.mark.parametrize(("rare", "slices"), [(SLICE_ROWS - 1, 1), (SLICE_ROWS, 2)])
+def test_conservation_is_checked_in_slices_of_rows_and_then_of_their_rare_parts(rare, slices):
+    bank = Bank()
+    for number in range(rare):
+        bank.top_up(f"u{number}", 1, at=0)
+        bank.set_credit_limit(f"u{number}", 1, at=0)
+    book = bank.ledger.books[BUCKET]
+    assert sum(1 for _ in audit.checking(book)) == slices
+    book.extras[rare - 1].holds_nanos += 1
+    with pytest.raises(AssertionError, match="holds do not add up"):
+        audit.check(book)
