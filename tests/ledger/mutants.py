@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 Change = tuple[str, str]
 
 LIST = Path(__file__).with_name("mutants.toml")
 SURVIVED = {"survived", "no tests", "suspicious"}
-UNKNOWN = {"not checked"}
+UNKNOWN = {"not checked", "segfault", "check was interrupted by user"}  # the last two: from outside
 
 
 def listed(text: str) -> dict[Change, str]:
@@ -44,35 +45,39 @@ def change_of(diff: str) -> Change:
     return " ".join(was), " ".join(becomes)
 
 
-def survivors() -> tuple[dict[str, Change], int]:
-    """What the last run left alive, by name, and how many it has not checked."""
+def survivors() -> tuple[dict[str, Change], Counter[str]]:
+    """What the last run left alive, by name, and how many there are of each status."""
     from mutmut.__main__ import status_by_exit_code, walk_mutatable_files
     from mutmut.mutation.data import SourceFileMutationData
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
     alive: dict[str, Change] = {}
-    unchecked = 0
+    found: Counter[str] = Counter()
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
         for name, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
-            unchecked += status in UNKNOWN
+            found[status] += 1
             if status in SURVIVED:
                 alive[name] = change_of(get_diff_for_mutant(name))
-    return alive, unchecked
+    return alive, found
 
 
 def main() -> int:
     """The comparison, told; 0 where nothing survived that is not listed."""
     reasons = listed(LIST.read_text())
-    alive, unchecked = survivors()
+    alive, found = survivors()
     unknown = {name: change for name, change in alive.items() if change not in reasons}
     for name, (was, becomes) in unknown.items():
         print(f"survived: {name}\n    {was}\n    {becomes}")
     for was, becomes in reasons.keys() - set(alive.values()):
         print(f"on the list, but not alive:\n    {was}\n    {becomes}")
-    print(f"{len(unknown)} survived, {len(alive) - len(unknown)} are on the list, {unchecked} were not checked")
+    unchecked = sum(found[status] for status in UNKNOWN)
+    print(
+        f"{found.total()} changes: {found['killed']} made a test fail, {found['timeout']} never ended, {len(unknown)} "
+        f"survived, {len(alive) - len(unknown)} are on the list, {unchecked} were not checked"
+    )
     return 1 if unknown or unchecked else 0
 
 
