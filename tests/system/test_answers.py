@@ -150,3 +150,22 @@ async def test_server_info_says_version_and_limits(data_dir: Path) -> None:
         assert (info["version"], info["request_ids_per_bucket"]) == (__version__, 7)
         limits = info["limits"]
         assert (limits["user_id_bytes_max"], limits["request_id_bytes_max"]) == (128, 64)
+
+
+async def test_what_never_reached_the_ledger_is_not_stored_under_its_request_id(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for method, params, name in (
+            ("top_up", ("u", 0), "INVALID_AMOUNT"),
+            ("top_up", ("", 5), "INVALID_USER_ID"),
+            ("debit", ("u", 5), "UNKNOWN_ACCOUNT"),
+            ("debit", ("u", 5, {"mode": "gently"}), "INVALID_PARAMS"),
+        ):
+            options = {"request_id": "r", **(params[2] if len(params) > 2 else {})}
+            error, _ = await rpc.call(method, *params[:2], options)
+            assert error.startswith(f"{name}: ")
+        first = await rpc.ask("top_up", "u", 5, {"request_id": "r"})
+        assert (first["replayed"], first["balance_nanos"]) == (False, 5)
+        error, _ = await rpc.call("top_up", "u", 0, {"request_id": "r"})
+        assert error.startswith("INVALID_AMOUNT: ")
+        assert await rpc.ask("top_up", "u", 5, {"request_id": "r"}) == {**first, "replayed": True}
