@@ -145,3 +145,6 @@ class _Question:
 
     def flush(self) -> None:
         """Nothing waits here."""
+
+    def refuse(self, token: None, reply: Any) -> None:
+        """This process ends; the next one asks."""

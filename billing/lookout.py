@@ -25,9 +25,9 @@ from billing.expirationd.recheck import Rechecks
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.machine import BillingMachine
+from shards.answers import WrongBucket
 from shards.clock import boot_now_ns
 from shards.machine import Command
-from shards.shard import WrongBucket
 
 LOOK_S: Final = 1.0
 WARN_LOOKS: Final = 10  # how often the coming hour is held against what the endpoint takes

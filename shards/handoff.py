@@ -21,12 +21,13 @@ from array import array
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
+from shards.answers import Moving, WrongBucket
 from shards.buckets import BucketMap
 from shards.clock import boot_now_ns
 from shards.links import FRAME_BYTES_MAX
 from shards.move import digest_of
 from shards.router import PeerCaller, PeerLink, Unavailable
-from shards.shard import Moving, Shard, WrongBucket
+from shards.shard import Shard
 
 QUIET_WAIT_NS = 1_000_000_000  # how long a move waits for a quiet moment
 QUIET_POLL_S = 0.005

@@ -138,12 +138,12 @@ class Process:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Ends the process with the exit code that the error asks for; nothing is answered any more."""
+        """Ends the process with the exit code that the error asks for; no result is answered any more."""
         if self._exit_code:
             return
         self._exit_code = exit_code_of(error, self._application)
         if self._worker is not None:
-            self._worker.halted = True
+            self._worker.halt(error)
         if self._wire is not None:
             self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
         self._ended.set()

@@ -19,11 +19,12 @@ a command that was sent and not answered is unknown. All such answers leave with
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from shards.answers import WrongBucket
 from shards.links import Wire
-from shards.shard import COMMAND, READ, Shard, WrongBucket
+from shards.shard import COMMAND, READ, Shard
 
 if TYPE_CHECKING:
     from shards.shortage import Shortage
@@ -88,6 +89,25 @@ class Survey:
 
     def flush(self) -> None:
         """Nothing waits here: the answers count when they come."""
+
+    def refuse(self, token: object, reply: object) -> None:
+        """This shard cannot answer."""
+        self.answer(token, reply)
+
+
+def ask_all(
+    shard: Shard,
+    links: Iterable[PeerLink],
+    operation: Any,
+    now_ns: int,
+    done: Callable[[list[Any] | Unavailable], None],
+) -> None:
+    """Puts a question to this shard and all others; `done` gets their answers, or why there are none."""
+    links = list(links)
+    survey = Survey(1 + len(links), done)
+    shard.survey(survey, None, operation, now_ns)
+    for link in links:
+        link.ask(survey, None, SURVEY, 0, operation)
 
 
 class PeerLink:

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from shards.answers import Caller, Moving, Reply, WrongBucket
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, Corrupt, join_batch, split_batch
 from shards.machine import ALL_BUCKETS, Command, Later, Machine, Notice
 
@@ -35,30 +36,6 @@ WAITING_MAX = 4096  # requests that wait for a bucket on its way out; more are a
 BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
 
 
-class Caller(Protocol):
-    """Where a reply goes: a client's connection, or a link to another worker."""
-
-    def answer(self, token: object, reply: object) -> None:
-        """Encodes a reply into the caller's buffer; nothing leaves yet."""
-
-    def flush(self) -> None:
-        """What was answered may leave now."""
-
-
-class Moving(NamedTuple):
-    """The reply where too many requests wait for a bucket that is being moved."""
-
-    bucket_id: int
-
-
-class WrongBucket(NamedTuple):
-    """The reply where this shard does not serve the bucket (at that generation)."""
-
-    bucket_id: int
-    shard_id: int
-
-
-Reply = tuple[Caller, object, object]  # caller, token, reply
 Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
 
 

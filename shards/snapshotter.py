@@ -9,9 +9,10 @@ The snapshot as a whole carries the position that was durable when it began; rec
 skips what its part holds. When it stands and was read back, the journal is trimmed below it, but no further than the
 application still needs (its history).
 
-The loop makes parts (at most `SLICE_NS` a turn, at least one bucket); a thread of its own writes them, at most
-`PARTS_WAITING_MAX` behind. A snapshot that fails for want of room is given up and tried again at the next occasion; one
-that fails otherwise ends the worker, like every failure of the disk.
+The loop makes parts (at most `SLICE_NS` a turn, at least one bucket) and then leaves them alone for `REST` times as
+long, so that requests that come meanwhile find the loop free most of the time, however long the snapshot takes; a
+thread of its own writes them, at most `PARTS_WAITING_MAX` behind. A snapshot that fails for want of room is given up
+and tried again at the next occasion; one that fails otherwise ends the worker, like every failure of the disk.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from shards.committer import Committer
 from shards.journal import Journal, Unavailable
 from shards.shard import Shard
 
-SLICE_NS = 2_000_000  # of a turn of the loop, for making parts
+SLICE_NS = 500_000  # of a turn of the loop, for making parts
+REST = 4  # how much longer than a slice the loop is left alone after it
 PARTS_WAITING_MAX = 32
+LOOK_BATCHES = 64  # how often it is looked whether a snapshot is due
 FULL_RETRY_NS = 5_000_000_000  # after one that found no room
 
 
@@ -59,6 +62,7 @@ class Snapshotter:
         self.held = False  # nothing is begun and nothing trimmed: somebody copies the files
         self._trimming = False
         self.count = 0
+        self._next_boot_ns = 0  # of the next slice
         self.finished_boot_ns = 0  # of the last one
         self.retry_boot_ns = 0  # not before: there was no room
         self.stored_bytes = 0  # of the journal, after the last one
@@ -74,6 +78,11 @@ class Snapshotter:
         self._position = self._journal.head
         self._committer.submit(self._on_saved, self._journal.save_snapshot, self._position, self._written())
 
+    def look(self, batches: int, grown_bytes: int) -> None:
+        """Begins one where the journal has grown by more than that since the last; looks once in so many batches."""
+        if batches % LOOK_BATCHES == 0 and self._journal.stored_bytes - self.stored_bytes > grown_bytes:
+            self.begin()
+
     def _written(self) -> Iterator[bytes]:
         """The parts as the writing thread takes them; waits for each."""
         parts = self._parts
@@ -84,7 +93,7 @@ class Snapshotter:
 
     def step(self, position: int, durable: bool) -> bool:
         """Makes parts while the open batch is empty. `position` is that of the newest batch taken, `durable` whether it
-        is on the disk already. True where the next turn should come at once.
+        is on the disk already. True while parts are left: the next turn should come soon.
         """
         if not self.running or not self._left:
             return False
@@ -92,11 +101,14 @@ class Snapshotter:
         if not shard.is_drained():
             return False
         began_ns = now_ns = boot_now_ns()
+        if began_ns < self._next_boot_ns:
+            return True
         while self._left and now_ns - began_ns < SLICE_NS:
             if len(self._undurable) + self._parts.qsize() >= PARTS_WAITING_MAX:
                 break
             self._undurable.append(shard.dump(self._left.pop(), position))
             now_ns = boot_now_ns()
+        self._next_boot_ns = now_ns + REST * (now_ns - began_ns)
         self.pause_max_ns = max(self.pause_max_ns, now_ns - began_ns)
         if durable:
             self.synced()

@@ -25,16 +25,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from shards.answers import Reply
 from shards.buckets import BucketMap, bucket_id_of
 from shards.clock import Alarm, BillingClock, boot_now_ns
 from shards.committer import Committer
 from shards.handoff import Handoff, Request
 from shards.hosting import Application
-from shards.journal import Journal
+from shards.journal import Journal, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links import Wire
 from shards.machine import Command
-from shards.router import SURVEY, PeerCaller, PeerLink, Survey, Unavailable, receive_frame
+from shards.router import PeerCaller, PeerLink, Unavailable, ask_all, receive_frame
 from shards.shard import COMMAND, READ, Ready, Shard
 from shards.shortage import Shortage
 from shards.snapshotter import Snapshotter
@@ -42,7 +43,6 @@ from shards.tally import Syncs
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
-GROWTH_CHECK_BATCHES = 64  # how often it is looked whether a snapshot is due
 
 
 class Settings(NamedTuple):
@@ -89,6 +89,7 @@ class Worker:
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
         self._scheduled = False
         self._writing = False
+        self._unsynced: list[Reply] = []  # of the batch that is being written
         self._stopping = False
         self.halted = True  # nothing is written, told or answered: doors are not open yet, or the state may be wrong
         self.shortage = Shortage(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
@@ -159,8 +160,7 @@ class Worker:
             self._survey(caller, token, operation)
         else:
             self._ask_supervisor(caller, token, operation)
-        if not self._scheduled:
-            self._schedule()
+        self._schedule()
 
     def reply(self, caller: Any, token: Any, reply: object) -> None:
         """Lets a reply made elsewhere leave with the next batch."""
@@ -183,21 +183,17 @@ class Worker:
     def report(self, bucket_id: int, command: Command) -> object:
         """Applies a command that no client waits for: what became of something told outside."""
         outcome = self.shard.apply(bucket_id, command, self._now_ns or self.now_ns())
-        if not self._scheduled:
-            self._schedule()
+        self._schedule()
         return outcome
 
     route: Callable[[Command], object]  # set by the process: the map as a smart client reads it
 
     def _survey(self, caller: Any, token: Any, operation: Command) -> None:
         def done(parts: list[Any] | Unavailable) -> None:
-            self.reply(caller, token, parts if isinstance(parts, Unavailable) else merge(operation, parts))
+            merged = parts if isinstance(parts, Unavailable) else self.application.merge(operation, parts)
+            self.reply(caller, token, merged)
 
-        merge = self.application.merge
-        survey = Survey(1 + len(self.links), done)
-        self.shard.survey(survey, None, operation, self.now_ns())
-        for link in self.links.values():
-            link.ask(survey, None, SURVEY, 0, operation)
+        ask_all(self.shard, self.links.values(), operation, self.now_ns(), done)
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 
@@ -259,6 +255,7 @@ class Worker:
 
     def _append(self, ready: Ready) -> None:
         self._writing = True
+        self._unsynced = ready.replies
         self.syncs.begin()
         self._idle.clear()
         self.committer.submit(partial(self._on_synced, ready), self.journal.append, ready.payload, ready.decides)
@@ -269,15 +266,14 @@ class Worker:
                 self.shortage.stick(error, partial(self._append, ready))
             else:
                 self.fail(error)
-            return
+        if error is not None or self.halted:
+            return  # halted: what there was to say was said
         self.shortage.looked()
-        self._writing = False
+        self._writing, self._unsynced = False, []
         self.syncs.end(ready.records)
         self._release(ready)
         self.application.committed(position, ready.payload)
-        is_checked = self.syncs.batches % GROWTH_CHECK_BATCHES == 0
-        if is_checked and self.journal.stored_bytes - self.snapshotter.stored_bytes > self.settings.snapshot_bytes:
-            self.snapshotter.begin()
+        self.snapshotter.look(self.syncs.batches, self.settings.snapshot_bytes)
         self._barrier_due = True
         if self._barrier_timer is None and self.settings.idle_barrier_s:
             self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
@@ -376,6 +372,13 @@ class Worker:
         self._schedule()
 
     # -- the end ----------------------------------------------------------------------------------------------------
+
+    def halt(self, error: BaseException) -> None:
+        """Nothing is written or answered any more. Where the disk failed under a batch, its callers hear that much."""
+        self.halted = True
+        if isinstance(error, Unknown):
+            for caller, token, _ in self._unsynced:
+                caller.refuse(token, Unavailable(self.shard_id, "the disk failed under this batch", "unknown"))
 
     async def quiesce(self) -> None:
         """No more time-caused work; returns when all that was applied is durable and answered."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from shards.answers import WrongBucket
 from shards.batch import LEAVE, Corrupt, join_batch, split_batch
-from shards.shard import BATCH_RECORDS_MAX, Shard, WrongBucket
+from shards.shard import BATCH_RECORDS_MAX, Shard
 from tests.shards.counters import Counters
 
 

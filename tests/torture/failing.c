@@ -2,6 +2,7 @@
  *
  *   FAULT_DIR   part of the path of the directory      FAULT_AT      number of the call, from 1, in each process
  *   FAULT_WHAT  an errno; 0: a write that is short     FAULT_STICKY  1: all calls from there on
+ *   FAULT_ONLY  the name of the only call that is counted (open, write, fdatasync ...); all, where it is not set
  *   FAULT_LOG   a line is appended for each call that failed: its number, its name, its path
  *
  * Counted are open, read, write, sync, allocate, truncate, rename, unlink and mkdir; a call that fails does nothing.
@@ -34,6 +35,8 @@ static int number_of(const char *name) {
 
 /* -1: goes well; else an errno, or 0 for a short write. */
 static int fault(const char *call, const char *path, int can_be_short) {
+    const char *only = getenv("FAULT_ONLY");
+    if (only && strcmp(only, call)) return -1;
     int number = __sync_add_and_fetch(&calls, 1), at = number_of("FAULT_AT"), what = number_of("FAULT_WHAT");
     if (at <= 0 || number < at || (number > at && !number_of("FAULT_STICKY"))) return -1;
     if (what == 0 && !can_be_short) return -1;

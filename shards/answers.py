@@ -1,0 +1,38 @@
+"""Whom a shard answers, and what it answers where a request did not reach its bucket.
+
+A reply is staged with `answer` while the batch that it tells of is being written, and leaves with `flush` once that is
+durable. What depends on nothing stored leaves by `refuse`, which never takes along what is only staged.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class Caller(Protocol):
+    """Where a reply goes: a client's connection, or a link to another worker."""
+
+    def answer(self, token: object, reply: object) -> None:
+        """Encodes a reply into the caller's buffer; nothing leaves yet."""
+
+    def flush(self) -> None:
+        """What was answered may leave now."""
+
+    def refuse(self, token: object, reply: object) -> None:
+        """Sends a reply that depends on nothing stored, at once; what was answered and not flushed stays behind."""
+
+
+class Moving(NamedTuple):
+    """The reply where too many requests wait for a bucket that is being moved."""
+
+    bucket_id: int
+
+
+class WrongBucket(NamedTuple):
+    """The reply where this shard does not serve the bucket (at that generation)."""
+
+    bucket_id: int
+    shard_id: int
+
+
+Reply = tuple[Caller, object, object]  # caller, token, reply
