@@ -237,7 +237,7 @@ class Billing:
             self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s
         )
         self._lookout.start()
-        limits = limits_of(self.config.rpc.connections_max, self.config.cutoff.concurrency)
+        limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
         door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
         door.start()
         tls = self._tls = server_context(self.config.rpc)
@@ -257,7 +257,7 @@ class Billing:
         logging.getLogger().setLevel(self.config.log.level.upper())
         if self._door is not None:
             self._door.guard = self._guard()
-            self._door.limits = limits_of(self.config.rpc.connections_max, self.config.cutoff.concurrency)
+            self._door.limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
         if self._tls is not None:
             self._tls.load_cert_chain(self.config.rpc.tls_cert, self.config.rpc.tls_key)
         if self._delivery is not None and self._delivery_settings() != self._delivery.settings:

@@ -75,6 +75,13 @@ class Rpc(_Section):
     tls_key: SecretFile = _key("", "Private key (PEM) of tls_cert")
     tls_client_ca: PublicFile = _key("", "Authority (PEM) that signed the certificates clients must show")
     connections_max: int = _key(10_000, "Client connections a worker holds; more are closed at once", ge=1, le=10**6)
+    connections_per_origin_max: int = _key(
+        0, "Of these, of one TCP address (IPv6: its /64) or user of the unix socket; 0: as many", ge=0, le=10**6
+    )
+    in_flight_max: int = _key(262_144, "Requests a worker has under way; more are refused with BUSY", ge=4096, le=10**8)
+    requests_per_s_max: int = _key(
+        0, "Requests a second of one connection; more are refused with BUSY; 0: as many as it likes", ge=0, le=10**7
+    )
     direct: bool = _key(True, "Each worker also listens on a port of its own, which route tells to smart clients")
 
 

@@ -19,21 +19,17 @@ This module opens no file; whoever makes a `Guard` hands it the text.
 
 import hashlib
 import hmac
-import ipaddress
-import os
 import re
-import socket
-import struct
 from asyncio import BaseTransport
 from typing import Final, NamedTuple
 
 from billing.api.methods import ADMIN, ROLES
+from billing.api.origins import is_loopback, is_trusted, is_unix, peer_uid
 
 TOKENS_MAX: Final = 1_000
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
 class Grant(NamedTuple):
@@ -66,16 +62,16 @@ class Guard:
 
     def greet(self, transport: BaseTransport) -> Grant | None:
         """What a connection may do before it signs in."""
-        if _is_unix(transport):
+        if is_unix(transport):
             if self._tokens is None:
                 return Grant("local", frozenset({ADMIN}))
-            uid = _peer_uid(transport)
-            return Grant(f"uid-{uid}", frozenset({ADMIN})) if uid in (0, os.geteuid()) else None
+            uid = peer_uid(transport)
+            return Grant(f"uid-{uid}", frozenset({ADMIN})) if is_trusted(uid) else None
         certified = _certified_name(transport)
         if self._tokens is None:
             if certified is not None:
                 return Grant(certified, frozenset({ADMIN}))
-            return Grant("local", frozenset({ADMIN})) if _is_loopback(transport) else None
+            return Grant("local", frozenset({ADMIN})) if is_loopback(transport) else None
         return next((token.grant for token in self._tokens if token.grant.name == certified), None)
 
     def sign_in(self, token: bytes) -> Grant | None:
@@ -114,26 +110,6 @@ def _parse(text: str) -> tuple[_Token, ...]:
     return tuple(tokens)
 
 
-def _socket_of(transport: BaseTransport) -> socket.socket | None:
-    found: socket.socket | None = transport.get_extra_info("socket")
-    return found
-
-
-def _is_unix(transport: BaseTransport) -> bool:
-    connected = _socket_of(transport)
-    return connected is not None and connected.family == socket.AF_UNIX
-
-
-def _peer_uid(transport: BaseTransport) -> int:
-    """The user of the process at the other end of a unix socket; -1 where the kernel does not say."""
-    connected = _socket_of(transport)
-    if connected is None:
-        return -1
-    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(credentials)[1]
-    return uid
-
-
 def _certified_name(transport: BaseTransport) -> str | None:
     """The common name of the client's certificate, which the TLS layer has verified; None where there is none."""
     certificate = transport.get_extra_info("peercert") or {}
@@ -142,15 +118,3 @@ def _certified_name(transport: BaseTransport) -> str | None:
             if name == "commonName":
                 return str(value)
     return None
-
-
-def _is_loopback(transport: BaseTransport) -> bool:
-    peer = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple) or not peer:
-        return False
-    try:
-        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

@@ -4,25 +4,35 @@ A `Door` knows who is connected and ends those who are past a deadline. Deadline
 connection asks to be watched when there is one, and `sweep`, once a second, looks at those watched. So a deadline is
 kept to a second, and an idle connection is looked at by nobody.
 
+**Overload is answered at once.** Beyond `in_flight_total_max` requests of all its connections a door refuses, by name,
+what is asked for (`BUSY`), and beyond its connections it turns away who comes (`TOO_MANY_CONNECTIONS`); both are told
+to the operator, seldom. What is in flight is counted per batch, not per request: a read may exceed the limit by what it
+holds.
+
 It reads no clock: a monotonic one is passed in.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Guard
 from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers
+from billing.api.origins import Origins, Rarely
 from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
 from billing.api.wire import (
     ARRAY_LENGTH_MAX,
     FRAME_BYTES_MAX,
     MAP_LENGTH_MAX,
+    SLICE_BYTES_MAX,
     TEXT_BYTES_MAX,
     error_name_of,
     make_unpacker,
 )
 from billing.ledger.commands import MESSAGE_BYTES_MAX, REQUEST_ID_BYTES_MAX, RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
+
+log = logging.getLogger("billing.api")
 
 SECOND_NS: Final = 1_000_000_000
 SWEEP_INTERVAL_S: Final = 1.0
@@ -65,6 +75,11 @@ class Limits(NamedTuple):
     """The bounds of a door and of each of its connections."""
 
     in_flight_max: int = 4096
+    in_flight_total_max: int = 262_144  # over all connections; above, requests are refused
+    requests_per_s_max: int = 0  # of one connection; 0: as many as it likes
+    trial_in_flight_max: int = 64  # until a client has read so much:
+    trial_bytes: int = 1024 * 1024  # more than kernels take for a client that never reads
+    trial_write_buffer_bytes_max: int = 16 * 1024
     frame_bytes_max: int = FRAME_BYTES_MAX
     frame_deadline_ns: int = 10 * SECOND_NS  # for an unfinished frame
     write_buffer_bytes_max: int = 64 * 1024
@@ -73,6 +88,7 @@ class Limits(NamedTuple):
     handshake_deadline_ns: int = 5 * SECOND_NS
     handshakes_max: int = 64
     connections_max: int = 16_384
+    connections_per_origin_max: int = 0  # see `origins`; 0: as many as there may be
     refused_max: int = 256  # connections beyond those that are told so; more are closed without a word
     linger_ns: int = 2 * SECOND_NS  # how long a closed connection stays for its last words to be read
 
@@ -106,6 +122,10 @@ class Door:
         self.drops = 0  # connections ended for garbage, a limit or a deadline
         self.calls = dict.fromkeys(BY_WIRE_NAME, 0)  # wire name -> requests well formed enough to be carried out
         self.errors: dict[str, int] = {}  # name -> refusals that were answered
+        self.in_flight = 0  # requests of all connections, as of their last batches
+        self.read_buffer = memoryview(bytearray(SLICE_BYTES_MAX))  # all connections': emptied before the next read
+        self.origins = Origins()
+        self._busy = Rarely()
         self._server_info = server_info
         self._watched: set[Client] = set()
         self._unpackers: list[Any] = []
@@ -126,6 +146,17 @@ class Door:
         for client in list(self._watched):
             if not client.check_deadlines(now_ns):
                 self._watched.discard(client)
+        self.origins.tell(now_ns)
+        count = self._busy.due(now_ns)
+        if count:
+            log.warning("requests were refused %d times: %d in flight are as many as may be", count, self.in_flight)
+
+    def is_full(self) -> bool:
+        """Whether what is asked for is to be refused, since too much is in flight."""
+        full = self.in_flight >= self.limits.in_flight_total_max
+        if full:
+            self._busy.count += 1
+        return full
 
     def watch(self, client: Client) -> None:
         """Lets `sweep` look at a connection from now on."""
@@ -156,6 +187,7 @@ class Door:
             "connections": len(self.connections),
             "handshakes": self.handshakes,
             "drops": self.drops,
+            "requests_in_flight": self.in_flight,
             "calls": {name.decode(): count for name, count in self.calls.items() if count},
             "errors": dict(self.errors),
         }

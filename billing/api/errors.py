@@ -186,9 +186,15 @@ class WrongBucket(BillingError):
 
 
 class TooManyConnections(BillingError):
-    """The worker has as many connections as it takes."""
+    """The worker has as many connections as it takes, in all or from where this one came."""
 
     NAME = "TOO_MANY_CONNECTIONS"
+
+
+class Busy(BillingError):
+    """The worker has too much in flight, or this connection asks more often than it may. Nothing was changed."""
+
+    NAME = "BUSY"
 
 
 class UnknownBucket(BillingError):
@@ -252,6 +258,7 @@ CLASSES: dict[str, type[BillingError]] = {
         BucketMoving,
         WrongBucket,
         TooManyConnections,
+        Busy,
         UnknownBucket,
         UnknownShard,
         BucketPinned,

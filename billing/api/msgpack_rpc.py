@@ -8,8 +8,11 @@ What it keeps:
 
 - **Exactly one reply per request, none to a notification,** and never a push. Requests are submitted in the order sent.
 - **Bounded memory.** At most `in_flight_max` requests of a connection are in flight, after which it is not read, nor
-  is what was read decoded further. An unfinished frame is limited in bytes and in time. A connection that rests
-  between two frames owns no decoder and may stay for ever.
+  is what was read decoded further. It is read a slice at a time, into the door's one buffer. An unfinished frame is
+  limited in bytes and in time. A connection that rests between two frames owns no decoder and may stay for ever.
+- **Overload is said, not suffered.** Where the door is full, or this connection is ahead of its `pace`, requests are
+  refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is not found goes
+  the long way round.
 - **Garbage harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
   then the connection ends.
 """
@@ -20,7 +23,9 @@ from typing import Any, Final, cast
 from billing.api.auth import Grant
 from billing.api.door import Door, Limits
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, describe, find
+from billing.api.origins import origin_of
 from billing.api.outlet import Outlet, Proxy
+from billing.api.pace import Pace, piece_bytes
 from billing.api.wire import (
     DECODE_ERRORS,
     ERRORS_AS_MAP,
@@ -35,17 +40,35 @@ from billing.ledger.errors import Refused
 
 __all__ = ["Connection", "Door", "Limits"]
 
+_REFUSED_HERE_MAX: Final = 16  # connections of one origin beyond its limit that are told so
+_FULL: Final = "this worker has too many requests in flight"
+_NONE: Final[dict[bytes, Parser]] = {}
 _NO_RPC: Final = "expected [0, msgid, method, params] with a msgid of 32 bits unsigned, or [2, method, params]"
 
 
 class Connection(Outlet):
     """One client of a `Door`: `loop.create_server(lambda: Connection(door), …)`."""
 
-    __slots__ = ("_commands", "_fed", "_frame_start", "_rest", "_unpacker", "_waking")
+    __slots__ = (
+        "_busy",
+        "_commands",
+        "_fed",
+        "_frame_start",
+        "_on_trial",
+        "_pace",
+        "_rest",
+        "_unpacker",
+        "_waking",
+        "_window",
+    )
 
     def __init__(self, door: Door) -> None:
         super().__init__(door)
-        self._commands: dict[bytes, Parser] = {}  # what this client may call of the hot path
+        self._commands = _NONE  # what this client may call of the hot path
+        self._busy = ""  # why requests are refused; empty where they are not
+        self._pace: Pace | None = None  # None: as fast as it likes
+        self._on_trial = True  # has not shown yet that it reads
+        self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._unpacker: Any = None  # None between two frames
         self._fed = 0  # bytes the decoder was given, by its own count
         self._frame_start = 0  # of these, where the unfinished frame begins
@@ -55,8 +78,10 @@ class Connection(Outlet):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         door, limits = self._door, self._door.limits
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(limits.write_buffer_bytes_max, limits.write_buffer_bytes_max // 4)
+        self._limit_unread(limits.trial_write_buffer_bytes_max)
         self._opened_ns = door.clock()
+        self._origin = origin_of(transport)
+        here = door.origins.enter(self._origin)
         door.connections.add(self)
         door.handshakes += 1
         grant = door.guard.greet(transport)
@@ -64,14 +89,37 @@ class Connection(Outlet):
             self._admit(grant)
         else:
             door.watch(self)
-        count = len(door.connections)
-        if count > limits.connections_max + limits.refused_max:
-            door.drops += 1
-            self._transport.abort()
-        elif count > limits.connections_max or (grant is None and door.handshakes > limits.handshakes_max):
-            self._give_up(Refused("TOO_MANY_CONNECTIONS", "try again later"))
+        self._turn_away(here, limits.connections_per_origin_max, _REFUSED_HERE_MAX, "too many from there")
+        self._turn_away(len(door.connections), limits.connections_max, limits.refused_max, "too many in all")
+        if grant is None:
+            self._turn_away(door.handshakes, limits.handshakes_max, limits.connections_max, "too many not signed in")
 
-    def data_received(self, data: bytes) -> None:
+    def _turn_away(self, count: int, most: int, told: int, why: str) -> None:
+        """Ends a new connection where it is one too many; `told` of these at once are told so."""
+        if not most or count <= most or self._ending is not None or self._transport is None:
+            return
+        self._door.origins.turned_away(self._origin, why, self._opened_ns)
+        if count <= most + told:
+            self._give_up(Refused("TOO_MANY_CONNECTIONS", "try again later"))
+        else:
+            self._door.drops += 1
+            self._transport.abort()
+
+    def _limit_unread(self, most_bytes: int) -> None:
+        if self._transport is not None:
+            most_bytes = min(most_bytes, self._door.limits.write_buffer_bytes_max)
+            self._transport.set_write_buffer_limits(most_bytes, most_bytes // 4)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next read goes: it is decoded, or what is left of it copied, before there is another one."""
+        return self._door.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much was read."""
+        self.data_received(self._door.read_buffer[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """What the client sent; not kept."""
         if self._ending is not None:
             return
         if self._held or self._stalled_since_ns:  # a transport may still hand over one read after it was paused
@@ -83,7 +131,7 @@ class Connection(Outlet):
 
     # -- decoding ---------------------------------------------------------------------------------------------------
 
-    def _work(self, data: bytes) -> None:
+    def _work(self, data: bytes | memoryview) -> None:
         """Carries out what `data` completes, slice by slice, until it ends or the connection has to wait."""
         self._door.gate.arrived()
         unpacker = self._unpacker
@@ -95,27 +143,78 @@ class Connection(Outlet):
         offset, size = 0, len(data)
         while offset < size:
             signed_in = self._grant is not None
-            piece = data[offset : offset + (SLICE_BYTES_MAX if signed_in else limits.handshake_bytes_max)]
+            length = SLICE_BYTES_MAX if signed_in else limits.handshake_bytes_max
+            if limits.requests_per_s_max:
+                length = min(length, piece_bytes(self._left(limits.requests_per_s_max)))
+            piece = data[offset : offset + length]
             offset += len(piece)
             unpacker.feed(piece)
             self._fed += len(piece)
-            if not self._drain():
+            if not self._advance():
                 if self._ending is None:
-                    self._hold(data[offset:])
+                    self._hold(bytes(data[offset:]))
                 return
             if self._fed - self._frame_start >= (limits.frame_bytes_max if signed_in else limits.handshake_bytes_max):
                 self._give_up(Refused("FRAME_TOO_LARGE", f"a frame may have {limits.frame_bytes_max} bytes"))
                 return
         self._note_frame(self._frame_start != frame_start)
 
+    def _advance(self) -> bool:
+        """`_drain` within the limits, which are looked at here, once for all that one piece of input holds."""
+        door = self._door
+        if self._on_trial:
+            self._try()
+        busy = ""
+        if door.in_flight >= door.limits.in_flight_total_max and door.is_full():
+            busy = _FULL
+        per_s_max = door.limits.requests_per_s_max
+        if not per_s_max:
+            self._busy = busy
+            goes_on = self._drain()
+        else:
+            goes_on = self._drain_in_pace(per_s_max, busy)
+        if self.in_flight != self._counted:
+            self._count()
+        return goes_on
+
+    def _try(self) -> None:
+        """Ends the trial where enough has left for good."""
+        limits, transport = self._door.limits, self._transport
+        if self._written < limits.trial_bytes or transport is None:
+            return
+        if self._written - transport.get_write_buffer_size() >= limits.trial_bytes:
+            self._on_trial = False
+            self._window = limits.in_flight_max
+            self._limit_unread(limits.write_buffer_bytes_max)
+
+    def _left(self, per_s_max: int) -> int:
+        """How many requests this connection may make now."""
+        now_ns = self._door.clock()
+        if self._pace is None:
+            self._pace = Pace(now_ns)
+        return self._pace.left(now_ns, per_s_max)
+
+    def _drain_in_pace(self, per_s_max: int, busy: str) -> bool:
+        """`_drain` where requests a second are limited. All that it carries out, and all that is wrong, counts."""
+        door = self._door
+        if not self._left(per_s_max):
+            busy = busy or f"this connection asks more than {per_s_max} times a second"
+        self._busy = busy
+        before = sum(door.calls.values()) + sum(door.errors.values())
+        goes_on = self._drain()
+        if not busy:
+            assert self._pace is not None
+            self._pace.spend(sum(door.calls.values()) + sum(door.errors.values()) - before, per_s_max)
+        return goes_on
+
     def _drain(self) -> bool:
         """Carries out all frames that the decoder holds; False where the connection has to wait or to end first."""
         unpacker = self._unpacker
         tell = unpacker.tell
-        commands = self._commands
+        commands = _NONE if self._busy else self._commands
         submit = self._door.gate.submit
         bucket_of = self._door.gate.bucket_of
-        in_flight_max = self._door.limits.in_flight_max
+        in_flight_max = self._window
         calls = self._door.calls
         while self.in_flight < in_flight_max:
             try:
@@ -132,7 +231,7 @@ class Connection(Outlet):
             except (TypeError, ValueError, KeyError):
                 if not self._take_other(frame):
                     return False
-                commands = self._commands  # it may have been a sign-in
+                commands = _NONE if self._busy else self._commands  # it may have been a sign-in
                 continue
             if kind != REQUEST or type(kind) is not int or type(msgid) is not int or not 0 <= msgid <= MSGID_MAX:
                 self._give_up(Refused("PROTOCOL_ERROR", _NO_RPC))
@@ -176,6 +275,8 @@ class Connection(Outlet):
             raise Refused("UNKNOWN_METHOD", "there is no such method; call methods for a list")
         if self._grant is not None and not allowed(method, self._grant.roles):
             raise Refused("FORBIDDEN", f"{method.name} needs the role {method.role}")
+        if self._busy and (method.kind in (COMMAND, QUERY) or (self._busy is not _FULL and method.role != ANYONE)):
+            raise Refused("BUSY", self._busy)
         return method
 
     def _carry_out(self, method: Method, params: object, msgid: int | None) -> bool:
@@ -262,11 +363,11 @@ class Connection(Outlet):
         self._waking = False
         if self._transport is None or self._ending is not None or not self._held or self._stalled_since_ns:
             return
-        if self.in_flight > self._door.limits.in_flight_max // 2:
+        if self.in_flight > self._window // 2:
             return  # the next flush wakes again
         self._held = False
         rest, self._rest = self._rest, b""
-        if self._unpacker is None or self._drain():
+        if self._unpacker is None or self._advance():
             self._work(rest)
         elif self._ending is None:
             self._hold(rest)

@@ -10,7 +10,9 @@ one error after garbage) are written; its sending half is closed; then, when the
 would lose the replies with it.
 
 A client that leaves more than `write_buffer_bytes_max` of replies unread is not read either, and is dropped after
-`write_stall_ns`. It never waits: not for a client, not for a timer of its own.
+`write_stall_ns`. What such a client costs is what it had in flight, and that is little until it has shown that it reads
+(**the trial**: `trial_in_flight_max` requests until `trial_bytes` of replies have left for good). It never waits: not
+for a client, not for a timer of its own.
 """
 
 import asyncio
@@ -24,13 +26,14 @@ from billing.api.door import Door
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
-PROMPT_BYTES_MAX: Final = 32 * 1024  # the door's own replies are written when there are this many, or the read ends
+PROMPT_BYTES_MAX: Final = 16 * 1024  # the door's own replies are written when there are this many, or the read ends
 
 
-class Outlet(asyncio.Protocol, ABC):
+class Outlet(asyncio.BufferedProtocol, ABC):
     """What the gate answers. The token of an answer is the msgid of the request."""
 
     __slots__ = (
+        "_counted",
         "_door",
         "_ending",
         "_ending_since_ns",
@@ -39,12 +42,14 @@ class Outlet(asyncio.Protocol, ABC):
         "_grant",
         "_held",
         "_opened_ns",
+        "_origin",
         "_parted",
         "_prompt",
         "_relayed",
         "_staged",
         "_stalled_since_ns",
         "_transport",
+        "_written",
         "in_flight",
         "mode",
     )
@@ -52,10 +57,13 @@ class Outlet(asyncio.Protocol, ABC):
     def __init__(self, door: Door) -> None:
         self.mode = ERRORS_AS_STRING
         self.in_flight = 0  # requests submitted and not answered, a listing counted by its weight
+        self._counted = 0  # of these, what the door has counted
+        self._written = 0  # bytes of replies handed to the transport
         self._door = door
         self._transport: asyncio.Transport | None = None  # None: not yet or no longer connected
         self._grant: Grant | None = None  # None: has to sign in
         self._opened_ns = 0
+        self._origin = ""  # what it is counted by
         self._staged = bytearray()  # replies that wait for `flush`
         self._relayed = bytearray()  # replies that wait for `relay_flush`
         self._prompt = bytearray()  # replies of the door itself
@@ -85,7 +93,10 @@ class Outlet(asyncio.Protocol, ABC):
         if staged:
             self._staged = bytearray()
             if self._transport is not None:
+                self._written += len(staged)
                 self._transport.write(staged)
+        if self.in_flight != self._counted:
+            self._count()
         if self._held or self._ending is not None:
             self._settle()
 
@@ -100,7 +111,10 @@ class Outlet(asyncio.Protocol, ABC):
         if relayed:
             self._relayed = bytearray()
             if self._transport is not None:
+                self._written += len(relayed)
                 self._transport.write(relayed)
+        if self.in_flight != self._counted:
+            self._count()
         if self._held or self._ending is not None:
             self._settle()
 
@@ -109,8 +123,14 @@ class Outlet(asyncio.Protocol, ABC):
         self.in_flight -= 1
         self._reply(token, reply)
         self._write_prompt()
-        if self._ending is not None:
+        self._count()
+        if self._held or self._ending is not None:
             self._settle()
+
+    def _count(self) -> None:
+        """Lets the door know what is in flight."""
+        self._door.in_flight += self.in_flight - self._counted
+        self._counted = self.in_flight
 
     # -- the door's own replies -------------------------------------------------------------------------------------
 
@@ -126,6 +146,7 @@ class Outlet(asyncio.Protocol, ABC):
         if self._prompt:
             prompt, self._prompt = self._prompt, bytearray()
             if self._transport is not None:
+                self._written += len(prompt)
                 self._transport.write(prompt)
 
     # -- what the client reads --------------------------------------------------------------------------------------
@@ -163,6 +184,7 @@ class Outlet(asyncio.Protocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.connections.discard(self)
+        self._door.origins.leave(self._origin)
         if self._grant is None and self._ending is None:
             self._door.handshakes -= 1
         self._transport = None

@@ -11,6 +11,7 @@ import resource
 from typing import Final
 
 from billing.api.door import LIMITS, Limits
+from billing.config import Rpc
 
 log = logging.getLogger("billing.api")
 
@@ -30,17 +31,21 @@ def fit(connections_max: int, descriptors: int, calls_max: int) -> Limits:
     return Limits(connections_max=min(connections_max, room - refused_max), refused_max=refused_max)
 
 
-def limits_of(connections_max: int, concurrency: int) -> Limits:
+def limits_of(rpc: Rpc, concurrency: int) -> Limits:
     """The limits of this process's door, by the configuration and the descriptors it may have; warns where they are
     too few.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limits = fit(connections_max, descriptors, 2 * concurrency)
-    if limits.connections_max < connections_max:
+    limits = fit(rpc.connections_max, descriptors, 2 * concurrency)._replace(
+        connections_per_origin_max=rpc.connections_per_origin_max,
+        in_flight_total_max=rpc.in_flight_max,
+        requests_per_s_max=rpc.requests_per_s_max,
+    )
+    if limits.connections_max < rpc.connections_max:
         log.warning(
             "only %d connections fit into the %d file descriptors of a worker; rpc.connections_max asks for %d",
             limits.connections_max,
             descriptors,
-            connections_max,
+            rpc.connections_max,
         )
     return limits

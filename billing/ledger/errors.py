@@ -46,6 +46,7 @@ KINDS: Final[dict[str, Kind]] = {
     "BUCKET_MOVING": Kind(401, True),
     "WRONG_BUCKET": Kind(402, True),
     "TOO_MANY_CONNECTIONS": Kind(403, True),
+    "BUSY": Kind(404, True),  # the worker has too much in flight, or the connection asks too often; nothing was changed
     # 5xx: the operator's side of sharding
     "UNKNOWN_BUCKET": Kind(500, False),
     "UNKNOWN_SHARD": Kind(501, False),

@@ -33,6 +33,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "connections": ("billing_connections", "Client connections."),
     "handshakes": ("billing_connections_unsigned", "Client connections that have not signed in."),
     "drops": ("billing_connections_dropped_total", "Connections ended for garbage, a limit or a deadline."),
+    "requests_in_flight": ("billing_requests_in_flight", "Requests that clients of this worker have under way."),
     "records": ("billing_entries_total", "Entries made durable since the worker started."),
     "sync_ns": ("billing_sync_seconds", "From handing a batch to the disk to hearing that it is durable."),
     "sync_waiting_ns": ("billing_sync_waiting_seconds", "How long the batch under way has waited for the disk."),

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from billing.api.auth import Guard
-from billing.api.door import Door
+from billing.api.door import Door, Limits
 from billing.api.methods import METHODS, parse
 from billing.api.msgpack_rpc import Connection
 from billing.ledger.errors import KINDS, Refused
@@ -36,6 +36,9 @@ class Pipe:
 
     def set_write_buffer_limits(self, high: int, low: int) -> None:
         assert 0 < low < high
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def can_write_eof(self) -> bool:
         return True
@@ -63,7 +66,7 @@ class SyncGate(Gate):
 def converse(stream: bytes, cuts: list[int]) -> tuple[list[Any], list[Any], bool]:
     """(replies in no order, what the gate was asked, whether it was ended) of a connection, its input in pieces."""
     gate, pipe = SyncGate(), Pipe()
-    connection = Connection(Door(gate, Guard(), Clock(), dict))
+    connection = Connection(Door(gate, Guard(), Clock(), dict, Limits(trial_in_flight_max=4096)))  # none has to wait
     connection.connection_made(pipe)  # type: ignore[arg-type]
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     for begin, end in pairwise(edges):

@@ -89,7 +89,7 @@ async def test_notifications_count_as_in_flight():
 
 
 async def test_a_listing_counts_for_many():
-    async with open_house(Limits(in_flight_max=600)) as house:
+    async with open_house(Limits(in_flight_max=600, trial_in_flight_max=600)) as house:
         house.gate.holds_back = True
         wire = await house.connect()
         wire.send(b"".join(msgpack.packb([0, msgid, "history", ["u"]]) for msgid in range(10)))

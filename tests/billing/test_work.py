@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from billing.api.auth import Guard
-from billing.api.door import Door
+from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import Connection
 from billing.api.replies import reply_of
 from billing.ledger import commands as ops
@@ -86,7 +86,7 @@ def everyday(rounds: int) -> Iterator[tuple[int, Command]]:
 
 
 def test_all_commands_of_a_read_are_one_batch_and_one_write(shard: Shard) -> None:
-    connection = Connection(Door(Gate(shard), Guard(), lambda: 1, dict))
+    connection = Connection(Door(Gate(shard), Guard(), lambda: 1, dict, Limits(trial_in_flight_max=4096)))
     client = Client()
     connection.connection_made(client)
     requests = [msgpack.packb([0, number, "top_up", [user_id, 5]]) for number, user_id in enumerate(USERS)]

@@ -33,15 +33,25 @@ class Steps:
         sys.setprofile(None)
 
 
-def held(target: Target, data: bytes) -> None:
-    """Raises where the target breaks, or costs more than an input of this length may."""
+def cost(target: Target, data: bytes) -> tuple[int, int]:
+    """What an input costs: peak of memory, calls made."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     with Steps() as steps:
         target.take(data)
-    memory = tracemalloc.get_traced_memory()[1] - before
-    assert memory <= target.memory + MEMORY_A_BYTE * len(data), f"{memory} bytes for an input of {len(data)}"
-    assert steps.count <= target.steps + STEPS_A_BYTE * len(data), f"{steps.count} steps for an input of {len(data)}"
+    return tracemalloc.get_traced_memory()[1] - before, steps.count
+
+
+def held(target: Target, data: bytes) -> None:
+    """Raises where the target breaks, or costs more than an input of this length may. Where it seems to, it is looked
+    at again: now and then the interpreter's own tables grow (that of interned texts, by megabytes), whatever the input.
+    """
+    most_memory, most_steps = target.memory + MEMORY_A_BYTE * len(data), target.steps + STEPS_A_BYTE * len(data)
+    memory, steps = cost(target, data)
+    if memory > most_memory or steps > most_steps:
+        memory, steps = cost(target, data)
+    assert memory <= most_memory, f"{memory} bytes for an input of {len(data)}"
+    assert steps <= most_steps, f"{steps} steps for an input of {len(data)}"
 
 
 def bases_of(name: str) -> list[bytes]:

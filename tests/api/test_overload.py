@@ -1,0 +1,278 @@
+"""Overload is answered at once, by name: connections of one origin, requests in flight in all, requests a second."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from billing.api.door import Limits
+from billing.api.origins import TELL_INTERVAL_NS, origin_of
+from billing.api.pace import FRAME_BYTES_MIN, SMALLEST_PIECE_BYTES, Pace, piece_bytes
+from billing.ledger.errors import KINDS
+from tests.api.outside import SECOND_NS, House, Wire, open_house
+
+OVER = SMALLEST_PIECE_BYTES // FRAME_BYTES_MIN  # requests beyond a limit per second, at most
+
+# Connects to a unix socket as another user, and says what it was told.
+AS_ANOTHER = """
+import os, socket, sys
+os.setgid(65534); os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as one:
+    one.connect(sys.argv[1])
+    one.sendall(b"\\x94\\x00\\x07\\xa4ping\\x90")
+    sys.stdout.buffer.write(one.recv(4096))
+"""
+
+
+def top_ups(count: int, user: str = "u") -> bytes:
+    return b"".join(msgpack.packb([0, msgid, "top_up", [user, msgid + 1]]) for msgid in range(count))
+
+
+async def connect_from(house: House, host: str) -> Wire:
+    reader, writer = await asyncio.open_connection(*house.address, local_addr=(host, 0))
+    return Wire(reader, writer)
+
+
+async def refused(wire: Wire) -> bool:
+    """Whether a connection was turned away with its one error."""
+    told = (await wire.reply())[:3] == [1, None, "TOO_MANY_CONNECTIONS: try again later"]
+    return told and await wire.is_closed()
+
+
+def turned_away(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "turned away" in record.getMessage()]
+
+
+# -- connections of one origin ----------------------------------------------------------------------------------------
+
+
+async def test_one_address_gets_no_more_connections_than_its_own_and_others_get_theirs():
+    async with open_house(Limits(connections_per_origin_max=2)) as house:
+        first, second = await house.connect(), await house.connect()
+        assert await first.alive()
+        assert await second.alive()
+        third = await house.connect()
+        assert await refused(third)
+        other = await connect_from(house, "127.0.0.2")
+        assert await other.alive()
+        third.writer.close()
+        first.writer.close()
+        await house.until(lambda: len(house.door.connections) == 2)
+        again = await house.connect()
+        assert await again.alive()
+        other.writer.close()
+
+
+async def test_a_flood_of_one_origin_leaves_room_for_all_others():
+    async with open_house(Limits(connections_per_origin_max=2, connections_max=30)) as house:
+        flood = [await house.connect() for _ in range(200)]
+        await house.until(lambda: house.door.drops == 198)
+        assert len(house.door.connections) < 30, "what is turned away and lingers takes nobody else's place"
+        other = await connect_from(house, "127.0.0.2")
+        assert await other.alive()
+        assert await flood[0].alive()
+        assert await flood[1].alive()
+        other.writer.close()
+
+
+async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path):
+    path = tmp_path / "socket"
+    async with open_house(Limits(connections_per_origin_max=2), path=str(path)) as house:
+        for _ in range(2):
+            assert await (await house.connect()).alive()
+        assert await refused(await house.connect())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_another_user_of_the_unix_socket_has_connections_of_its_own():
+    path = Path("/tmp") / f"billing-test-{os.getpid()}.socket"
+    try:
+        async with open_house(Limits(connections_per_origin_max=1), path=str(path)) as house:
+            path.chmod(0o666)
+            assert await (await house.connect()).alive()
+            command = [sys.executable, "-I", "-c", AS_ANOTHER, str(path)]
+            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=20)
+            assert msgpack.unpackb(done.stdout) == [1, 7, None, "pong"]
+            assert await refused(await house.connect())
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", "an unknown address"),
+    ],
+)
+def test_what_an_origin_is(address, origin):
+    assert origin_of(asyncio.BaseTransport({"peername": (address, 5)})) == origin
+
+
+async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog):
+    async with open_house(Limits(connections_per_origin_max=1)) as house:
+        kept = await house.connect()
+        assert await kept.alive()
+        for _ in range(5):
+            assert await refused(await house.connect())
+        told = "1 connections were turned away, the last one from 127.0.0.1: too many from there"
+        assert turned_away(caplog) == [told]
+        house.clock.pass_s(TELL_INTERVAL_NS / SECOND_NS - 1)
+        house.door.sweep()
+        assert len(turned_away(caplog)) == 1
+        house.clock.pass_s(1)
+        house.door.sweep()
+        assert turned_away(caplog)[1:] == [told.replace("1", "4", 1)]
+        house.clock.pass_s(1000)
+        house.door.sweep()
+        assert len(turned_away(caplog)) == 2
+
+
+# -- requests in flight in all ----------------------------------------------------------------------------------------
+
+
+async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog):
+    async with open_house(Limits(in_flight_max=8, in_flight_total_max=10)) as house:
+        house.gate.holds_back = True
+        first, second, third = [await house.connect() for _ in range(3)]
+        first.send(top_ups(8))
+        second.send(top_ups(4))
+        await house.until(lambda: len(house.gate.asked) == 12)
+        third.send(msgpack.packb([0, 1, "hello", [{"errors": "map"}]]))
+        await third.reply()
+        for msgid, (method, params) in enumerate([("top_up", ["u", 1]), ("get_account", ["u"]), ("history", ["u"])], 2):
+            error = (await third.ask(msgpack.packb([0, msgid, method, params])))[2]
+            assert (error["name"], error["retry"], error["applied"]) == ("BUSY", True, "no")
+        third.send(msgpack.packb([2, "top_up", ["u", 1]]))  # nobody is told, and nothing is done
+        assert await third.alive()
+        assert len(house.gate.asked) == 12
+        third.send(msgpack.packb([0, 9, "shards_info", []]))  # the operator's questions are carried out
+        await house.until(lambda: house.gate.asked[-1] == ("operate", ("shards_info",)))
+        house.gate.holds_back = False
+        house.gate.release()
+        assert (await third.reply())[1] == 9
+        assert (await third.call("top_up", "u", 1))[0] is None
+        assert house.door.in_flight == 0
+        assert house.door.figures()["requests_in_flight"] == 0
+        assert house.door.errors["BUSY"] == 3
+        house.door.sweep()
+    assert sum("requests were refused" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_what_is_in_flight_is_counted_until_it_is_answered_whoever_is_left_to_hear_it():
+    async with open_house(Limits(in_flight_max=600, trial_in_flight_max=600)) as house:
+        house.gate.holds_back = True
+        gone, listing = await house.connect(), await house.connect()
+        gone.send(top_ups(5))
+        listing.send(msgpack.packb([0, 1, "history", ["u"]]) + msgpack.packb([2, "top_up", ["u", 1]]))
+        await house.until(lambda: len(house.gate.asked) == 7)
+        assert house.door.in_flight == 5 + 256 + 1
+        plain = gone.writer.get_extra_info("socket")
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.writer.transport.abort()
+        await house.until(lambda: len(house.door.connections) == 1)
+        assert house.door.in_flight == 5 + 256 + 1
+        house.gate.release()
+        assert house.door.in_flight == 0
+
+
+# -- until a client has shown that it reads ----------------------------------------------------------------------------
+
+
+async def test_a_client_on_trial_has_little_in_flight_and_one_that_reads_has_all():
+    async with open_house(Limits(trial_in_flight_max=8, trial_bytes=10_000)) as house:
+        wire = await house.connect()
+        house.gate.holds_back = True
+        wire.send(top_ups(600))
+        await house.until(lambda: len(house.gate.asked) == 8)
+        await house.settle()
+        assert len(house.gate.asked) == 8
+        house.gate.holds_back = False
+        house.gate.release()
+        assert [reply[1] for reply in await wire.replies(600)] == list(range(600))
+        assert await wire.alive()
+        house.gate.asked.clear()
+        house.gate.holds_back = True
+        wire.send(top_ups(500))
+        await house.until(lambda: len(house.gate.asked) == 500)
+        house.gate.release()
+        assert len(await wire.replies(500)) == 500
+
+
+# -- requests a second ------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much():
+    async with open_house(Limits(requests_per_s_max=100)) as house:
+        wire, neighbour = await house.connect(), await house.connect()
+        wire.send(top_ups(1000))
+        replies = await wire.replies(1000)
+        carried_out = [reply[1] for reply in replies if reply[2] is None]
+        assert 100 <= len(carried_out) <= 100 + OVER
+        assert len(carried_out) == len(house.gate.commands)
+        assert carried_out == list(range(len(carried_out))), "the first ones, in order"
+        said = {reply[2] for reply in replies if reply[2]}
+        assert said == {"BUSY: this connection asks more than 100 times a second"}
+        assert await wire.alive(), "a sign of life is always given"
+        assert (await neighbour.call("top_up", "u", 1))[0] is None
+        wire.send(msgpack.packb([2, "top_up", ["u", 1]]) * 50)
+        assert await wire.alive()
+        assert len(house.gate.commands) == len(carried_out) + 1
+
+
+async def test_over_time_no_more_is_carried_out_than_the_limit_allows():
+    async with open_house(Limits(requests_per_s_max=100)) as house:
+        wire = await house.connect()
+        for _ in range(10):
+            wire.send(top_ups(500))
+            await wire.replies(500)
+            house.clock.pass_s(0.5)
+        assert 100 + 9 * 50 <= len(house.gate.commands) <= 100 + 9 * 50 + OVER
+
+
+async def test_what_is_wrong_counts_too():
+    async with open_house(Limits(requests_per_s_max=50)) as house:
+        wire = await house.connect()
+        wire.send(msgpack.packb([0, 1, "top_up", ["u", -5]]) * 200)
+        names = [reply[2].partition(":")[0] for reply in await wire.replies(200)]
+        assert 50 <= names.count("INVALID_AMOUNT") <= 50 + OVER
+        assert names.count("BUSY") == 200 - names.count("INVALID_AMOUNT")
+
+
+async def test_a_client_within_its_limit_never_hears_of_it():
+    async with open_house(Limits(requests_per_s_max=100)) as house:
+        wire = await house.connect()
+        for _ in range(30):
+            wire.send(top_ups(50))
+            assert [reply[2] for reply in await wire.replies(50)] == [None] * 50
+            house.clock.pass_s(0.5)
+
+
+def test_a_pace_fills_up_to_a_second():
+    pace = Pace(0)
+    assert pace.left(10**18, 10) == 10
+    pace.spend(25, 10)
+    assert pace.left(10**18 + SECOND_NS, 10) == 0
+    assert pace.left(10**18 + 2 * SECOND_NS, 10) == 5
+    assert piece_bytes(1) == SMALLEST_PIECE_BYTES
+    assert piece_bytes(1000) == 8000
+
+
+def test_the_refusal_asks_to_try_again():
+    assert KINDS["BUSY"].retry
+    assert KINDS["TOO_MANY_CONNECTIONS"].retry
+
+
+def test_no_request_is_shorter():
+    assert len(msgpack.packb([2, "ping", []])) == FRAME_BYTES_MIN
