@@ -1,17 +1,36 @@
-# The two commands of the README are `make run` and `make test`; each makes its own environment in .venv.
+# The two commands of the README are `make run` and `make test`; each makes its own environment in .venv, of exactly the
+# packages that requirements-dev.lock names with their hashes. UNLOCKED=1 takes whatever pyproject.toml allows instead.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 CLIENTS := .clients
+LOCKER := .locker
+UNLOCKED ?=
 
-.PHONY: run test mutants torture lint types clients clean
+.PHONY: run test mutants torture lint types clients lock clean
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml requirements-dev.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(UNLOCKED),)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+endif
 	touch $@
+
+# Both locks anew, with the newest versions that pyproject.toml allows, for every Python from 3.11 and every platform.
+# requirements.lock is what a deployment installs (README), requirements-dev.lock what `make test` needs besides.
+lock:
+	$(PYTHON) -m venv $(LOCKER)
+	$(LOCKER)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade uv
+	for extra in "" -dev; do \
+		$(LOCKER)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+			--custom-compile-command "make lock" --extra build $${extra:+--extra dev} pyproject.toml \
+			--output-file requirements$$extra.lock || exit 1; \
+	done
 
 run: $(VENV)/.ready
 	$(BIN)/billing demo
@@ -56,4 +75,4 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) mutants build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOCKER) mutants build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ class BillingMachine:
             entry = self.ledger.apply(bucket_id, now_ns, command)
             return self._reply(entry, bucket_id) if command[0] < ops.CUTOFF_STARTED else entry
         except Refused as refusal:
-            return refusal
+            return refusal.with_traceback(None)  # it waits for the disk: without the frames it went through
 
     def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
         """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal. `("history", …)` and
@@ -73,7 +73,7 @@ class BillingMachine:
             if name == "retry_cutoff":
                 return self.ledger.retry_cutoff(bucket_id, user_id, now_ns)
         except Refused as refusal:
-            return refusal
+            return refusal.with_traceback(None)
         return Refused("UNKNOWN_METHOD", f"{name} is not served by this version")
 
     def survey(self, query: Command, now_ns: int) -> object:

@@ -72,7 +72,7 @@ class Connection(Outlet):
         self._unpacker: Any = None  # None between two frames
         self._fed = 0  # bytes the decoder was given, by its own count
         self._frame_start = 0  # of these, where the unfinished frame begins
-        self._rest = b""  # of what is held back, the part that the decoder was not given
+        self._rest = b""  # what is held back
         self._waking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -152,7 +152,7 @@ class Connection(Outlet):
             self._fed += len(piece)
             if not self._advance():
                 if self._ending is None:
-                    self._hold(bytes(data[offset:]))
+                    self._hold(self._give_back() + data[offset:])
                 return
             if self._fed - self._frame_start >= (limits.frame_bytes_max if signed_in else limits.handshake_bytes_max):
                 self._give_up(Refused("FRAME_TOO_LARGE", f"a frame may have {limits.frame_bytes_max} bytes"))
@@ -160,13 +160,11 @@ class Connection(Outlet):
         self._note_frame(self._frame_start != frame_start)
 
     def _advance(self) -> bool:
-        """`_drain` within the limits, which are looked at here, once for all that one piece of input holds."""
+        """`_drain` within the limits, looked at here once for all that one piece of input holds."""
         door = self._door
         if self._on_trial:
             self._try()
-        busy = ""
-        if door.in_flight >= door.limits.in_flight_total_max and door.is_full():
-            busy = _FULL
+        busy = _FULL if door.in_flight >= door.limits.in_flight_total_max and door.is_full() else ""
         per_s_max = door.limits.requests_per_s_max
         if not per_s_max:
             self._busy = busy
@@ -350,6 +348,13 @@ class Connection(Outlet):
         if self._transport is not None:
             self._transport.pause_reading()
 
+    def _give_back(self) -> bytes:
+        """Has no decoder while it waits between two frames: that is 41 KB each. What was not decoded yet, instead."""
+        unpacker, self._unpacker = self._unpacker, None
+        left: bytes = unpacker.read_bytes(self._fed - self._frame_start)
+        self._door.take_back(unpacker)
+        return left
+
     def _read_on(self) -> None:
         if self._held:
             if not self._waking:  # not at once: we are being called by the gate, which is not to be called back
@@ -370,7 +375,7 @@ class Connection(Outlet):
         if self._unpacker is None or self._advance():
             self._work(rest)
         elif self._ending is None:
-            self._hold(rest)
+            self._hold(self._give_back() + rest)
         if self._prompt:
             self._write_prompt()
         if not self._held and self._ending is None and not self._stalled_since_ns:

@@ -26,7 +26,7 @@ from billing.api.door import Door
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
-PROMPT_BYTES_MAX: Final = 16 * 1024  # the door's own replies are written when there are this many, or the read ends
+PROMPT_BYTES_MAX: Final = 8 * 1024  # the door's own replies are written when there are this many, or the read ends
 
 
 class Outlet(asyncio.BufferedProtocol, ABC):

@@ -32,7 +32,7 @@ ERRORS_AS_STRING: Final = 0
 ERRORS_AS_MAP: Final = 1
 
 FRAME_BYTES_MAX: Final = 64 * 1024
-SLICE_BYTES_MAX: Final = 16 * 1024  # the decoder is given no more at a time, and emptied before it is given the next
+SLICE_BYTES_MAX: Final = 8 * 1024  # the decoder is given no more at a time, and emptied before it is given the next
 TEXT_BYTES_MAX: Final = 4 * 1024
 ARRAY_LENGTH_MAX: Final = 64
 MAP_LENGTH_MAX: Final = 32

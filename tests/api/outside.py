@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableSequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ class Gate:
 
     def __init__(self, bucket_count: int = 3000) -> None:
         self.bucket_count = bucket_count
-        self.asked: list[tuple[str, Any]] = []
+        self.asked: MutableSequence[tuple[str, Any]] = []
         self.waiting: list[tuple[Any, Any, object]] = []
         self.holds_back = False
         self.replies: dict[str, object] = {}

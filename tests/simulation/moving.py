@@ -37,7 +37,9 @@ class Moving:
     """The world, its bucket, and the wires between supervisor and workers."""
 
     def __init__(self, seed: int = 1) -> None:
-        logging.getLogger("shards").setLevel(logging.CRITICAL + 1)
+        self._room = logging.getLogger("shards")
+        self._level = self._room.level
+        self._room.setLevel(logging.CRITICAL + 1)
         self.world = World(seed, workers=2, buckets=BUCKETS)
         self.users = [b"%d" % n for n in range(1, 200) if bucket_id_of(b"%d" % n, BUCKETS) == BUCKET][:4]
         rng = random.Random(seed)
@@ -173,6 +175,7 @@ class Moving:
     def close(self) -> None:
         """Nothing of it is left."""
         self.world.close()
+        self._room.setLevel(self._level)
 
 
 ABOUT_MOVES = ("move_out", "payload", "move_in", "stored", "map", "known", "served", "move_abort", "unmoved")

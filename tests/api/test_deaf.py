@@ -1,0 +1,106 @@
+"""A client that asks and never reads costs at most 256 KiB, in the worker and in the kernel together, whatever it asks.
+
+Counted is what is held for it while it stands there: by Python's own account of its memory (decoder, input that was
+read, replies that cannot leave), and by the kernel's of the socket (its send queue with all that belongs to it).
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import struct
+import tracemalloc
+from collections import deque
+from contextlib import suppress
+
+import msgpack
+import msgspec
+import pytest
+
+from shards.host import bound_peers
+from tests.api.outside import House, open_house
+
+COST_BYTES_MAX = 256 * 1024
+CLIENTS = 20
+SENT_BYTES = 1_000_000  # at once, in whole frames
+SO_MEMINFO = 55  # Python has no name for it
+SEND_QUEUE = 5  # of its numbers, the bytes of the send queue
+
+LONG = "u" * 128
+REPLY = {f"a_field_of_a_reply_{number:02}": 2**62 for number in range(16)}
+ASKED = {
+    "commands": ["top_up", [LONG, 5]],
+    "commands encoded ahead": ["debit", [LONG, 5]],
+    "questions": ["get_account", [LONG]],
+    "what the door answers itself": ["methods", []],
+    "what is refused": ["top_up", [LONG, -5]],
+    "what nobody knows": ["x" * 4000, []],
+    "long frames": ["top_up", [LONG, 5, {"message": "x" * 1000, "request_id": "r" * 64}]],
+}
+
+
+def deaf(house: House) -> list[socket.socket]:
+    """Clients whose kernels take little."""
+    made = []
+    for _ in range(CLIENTS):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.connect(house.address)
+        one.setblocking(False)
+        made.append(one)
+    return made
+
+
+async def ask_until_nobody_listens(house: House, clients: list[socket.socket], asked: bytes) -> None:
+    """Sends for as long as anything is taken, whole frames one after the other."""
+    quiet, ahead = 0, dict.fromkeys(clients, 0)
+    while quiet < 3:
+        sent = 0
+        for one, at in ahead.items():
+            with suppress(BlockingIOError):
+                taken = one.send(memoryview(asked)[at:])
+                ahead[one] = (at + taken) % len(asked)
+                sent += taken
+        await house.settle()
+        quiet = 0 if sent else quiet + 1
+
+
+def send_queues(house: House) -> list[int]:
+    """What the kernel holds of each connection's replies, in bytes of its memory."""
+    queues = []
+    for connection in house.door.connections:
+        plain = connection._transport.get_extra_info("socket")
+        queues.append(struct.unpack("9I", plain.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[SEND_QUEUE])
+    return queues
+
+
+@pytest.mark.parametrize("kind", ASKED)
+async def test_a_client_that_never_reads_costs_little(kind: str) -> None:
+    async with open_house() as house:
+        assert house.server is not None
+        for listener in house.server.sockets:
+            bound_peers(listener)
+        house.gate.asked = deque(maxlen=1)  # the fake's own memory
+        house.gate.replies |= {"1": REPLY, "get_account": REPLY, "4": msgspec.Raw(msgspec.msgpack.encode(REPLY))}
+        asked = b"".join(msgpack.packb([0, number, *ASKED[kind]]) for number in range(200))
+        asked *= SENT_BYTES // len(asked) + 1
+        warm = deaf(house)  # what is made once, for all, is made
+        await ask_until_nobody_listens(house, warm, asked)
+        clients = []
+        gc.collect()
+        tracemalloc.start()
+        try:
+            clients = deaf(house)
+            await ask_until_nobody_listens(house, clients, asked)
+            gc.collect()
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        queues = send_queues(house)
+        assert len(queues) == 2 * CLIENTS, "nobody was dropped yet"
+        assert min(queues) > 30_000, "the kernel is full"
+        assert all(connection._stalled_since_ns for connection in house.door.connections)
+        assert held / CLIENTS + max(queues) <= COST_BYTES_MAX
+        assert peak / CLIENTS + max(queues) <= COST_BYTES_MAX, "nor before it stood there"
+        for one in (*warm, *clients):
+            one.close()
