@@ -130,6 +130,17 @@ def test_what_would_leave_the_bounds_is_refused_with_limit_exceeded(bank, method
     assert bank.state() == before
 
 
+def test_a_fraction_of_a_nano_above_the_bound_is_beyond_it():
+    bank = Bank()
+    bank.top_up("u", 1, at=0)
+    bank.set_rate("u", HOUR // 2, at=0)  # half a nano is left after 1 ns
+    before = bank.state()
+    assert refusal(bank.top_up, "u", INT64_MAX, at=1).details["limit"] == "balance"
+    assert bank.state() == before
+    assert bank.top_up("u", INT64_MAX - 1, at=1)["balance_nanos"] == INT64_MAX - 1
+    assert bank.entries("u")[-1].balance == (INT64_MAX - 1) * NANO + NANO // 2
+
+
 def test_available_stays_within_what_a_reply_can_show(bank):
     bank.hold("u", 100, at=0)
     assert bank.adjust("u", -INT64_MAX, "to the bound", at=1)["available_nanos"] == -INT64_MAX

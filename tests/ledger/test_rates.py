@@ -145,6 +145,15 @@ def test_an_exhausted_account_is_never_admitted_but_may_always_stop(bank):
     assert bank.cutoffs() == [1]
 
 
+@pytest.mark.parametrize("number", [0, 1, 10**6])
+def test_a_rate_seq_and_a_min_runway_that_are_the_same_number_both_count(bank, number):
+    assert bank.set_rate("u", HOUR, at=1, seq=number, min_runway=number)["rate_nanos_per_hour"] == HOUR
+    assert refusal(bank.set_rate, "u", 1, at=1, seq=number, min_runway=number).name == "STALE_RATE"
+    number = 10**6 + 1
+    error = refusal(bank.set_rate, "u", HOUR, at=1, seq=number, min_runway=number)
+    assert (error.name, error.details["runway_ns"]) == ("INSUFFICIENT_RUNWAY", 10**6)
+
+
 def test_a_rate_report_is_a_fact_accepted_even_on_an_exhausted_account(bank):
     bank.debit("u", 10**6, at=1)
     reply = bank.set_rate("u", 10, at=2)
