@@ -151,8 +151,8 @@ def test_worked_example_of_the_docstring() -> None:
     accounts = Accounts(Wheel(0))
     accounts.arm(7, 200_000_000)
     assert 199_229_440 <= accounts.filed[7] <= 199_229_440 + 65_535
-    assert accounts.wheel.next_due_ns() == 66_060_288
-    assert accounts.advance(66_060_288, 10) == []
+    assert accounts.wheel.next_due_ns() == 133_169_152
+    assert accounts.advance(133_169_152, 10) == []
     assert accounts.wheel.next_due_ns() == 200_000_000
     assert accounts.advance(199_999_999, 10) == []
     assert accounts.advance(200_000_000, 10) == [(200_000_000, 7)]
