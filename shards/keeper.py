@@ -48,6 +48,9 @@ class WorkerState:
         return self.state in ("held", "waiting") or self.restarts.in_a_row > 1
 
 
+LAST_WORDS_S = 2.0  # its end of the wire closes with it, unless a process that it started holds it, too
+
+
 class Office(NamedTuple):
     """What a keeper needs of the supervisor."""
 
@@ -103,15 +106,17 @@ async def _run_once(worker: WorkerState, office: Office) -> int:
         return EXIT_BUG
     worker.process = process
     worker.pid = process.pid
+    said_all = asyncio.Event()
     _, wire = await loop.create_connection(
-        lambda: Wire(lambda _, message: office.on_message(worker, message), lambda _: None, lambda _: None),
+        lambda: Wire(lambda _, message: office.on_message(worker, message), lambda _: said_all.set(), lambda _: None),
         sock=control,
     )
     worker.wire = wire
     worker.state = "recovering"
     await office.begin(worker, inherited)
     code = await process.wait()
-    await asyncio.sleep(0)  # a last message may still be in the socket
+    with contextlib.suppress(asyncio.TimeoutError):  # its last message, the reason, may still be in the socket
+        await asyncio.wait_for(said_all.wait(), LAST_WORDS_S)
     wire.close()
     worker.wire = None
     worker.pid = 0
