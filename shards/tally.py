@@ -72,10 +72,10 @@ class Syncs:
         self.records = 0
         self.took = Tally(SYNC_NS)  # from handing a batch over to hearing that it is durable
         self.sizes = Tally(BATCH_RECORDS)
-        self._since_ns = 0  # since when the one under way is; 0: none is
+        self._since_ns = 0  # since when what is under way is; 0: nothing is
 
     def begin(self) -> None:
-        """A batch was handed to the disk, or is handed to it again."""
+        """A batch or a barrier was handed to the disk, or is handed to it again."""
         self._since_ns = self._since_ns or boot_now_ns()
 
     def end(self, records: int) -> None:
@@ -86,8 +86,12 @@ class Syncs:
         self.sizes.add(records)
         self._since_ns = 0
 
+    def rest(self) -> None:
+        """What was under way was no batch: an idle barrier."""
+        self._since_ns = 0
+
     def waiting_ns(self) -> int:
-        """How long the batch under way has been; 0 where none is."""
+        """How long the batch or barrier under way has been; 0 where none is."""
         return boot_now_ns() - self._since_ns if self._since_ns else 0
 
     def figures(self) -> dict[str, Any]:

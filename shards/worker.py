@@ -295,8 +295,8 @@ class Worker:
         if self._writing or self._stopping:
             return  # the next commit is the proof
         if self._barrier_due or self.shortage.reason:  # it makes room, too
-            self._barrier_due = False
-            self._writing = True
+            self._barrier_due, self._writing = False, True
+            self.syncs.begin()
             self.committer.submit(self._on_barrier, self.journal.idle_barrier)
 
     def _on_barrier(self, _: Any, error: BaseException | None) -> None:
@@ -305,6 +305,7 @@ class Worker:
             return
         self.shortage.looked()
         self._writing = False
+        self.syncs.rest()
         self._guarded_turn()
 
     # -- time -------------------------------------------------------------------------------------------------------
@@ -314,8 +315,7 @@ class Worker:
         if due_ns < 0:
             return  # nothing is coming, or the turn that does will see to it
         boot_ns = self.clock.boot_of(due_ns)
-        armed_ns = self._alarm.armed_ns
-        if armed_ns < 0 or boot_ns < armed_ns:
+        if self._alarm.armed_ns < 0 or boot_ns < self._alarm.armed_ns:
             self._alarm.arm(boot_ns)
 
     def _on_alarm(self) -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import ssl
+import urllib.error
+import urllib.request
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,32 @@ async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir
             await asyncio.sleep(0.02)
         assert agreed == 20
         assert (await signed_in(daemon, "old")).startswith("UNAUTHENTICATED")
+
+
+def page_status(daemon: Daemon, token: str) -> int:
+    """What the operators' pages say to this token."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{daemon.admin_port}/metrics", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+async def test_the_operators_pages_take_the_new_tokens_as_well(data_dir: Path) -> None:
+    tokens = data_dir / "tokens"
+    tokens_of(tokens, ("prometheus", "read", "old"), ("shop", "top_up", "shop"))
+    with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
+        assert [page_status(daemon, token) for token in ("old", "new", "shop")] == [200, 401, 403]
+        tokens_of(tokens, ("prometheus", "read", "new"), ("shop", "read", "shop"))
+        assert page_status(daemon, "new") == 401, "nobody has asked for a reload yet"
+        await reload(daemon, "files that are named were read again")
+        assert [page_status(daemon, token) for token in ("old", "new", "shop")] == [401, 200, 200]
+        tokens.write_text("nonsense")
+        await reload(daemon, "nothing has changed")
+        assert [page_status(daemon, token) for token in ("old", "new", "shop")] == [401, 200, 200]
 
 
 async def test_certificates_are_read_again(data_dir: Path) -> None:

@@ -3,6 +3,7 @@
  *   FAULT_DIR   part of the path of the directory      FAULT_AT      number of the call, from 1, in each process
  *   FAULT_WHAT  an errno; 0: a write that is short     FAULT_STICKY  1: all calls from there on
  *   FAULT_ONLY  the name of the only call that is counted (open, write, fdatasync ...); all, where it is not set
+ *   FAULT_STALL  as long as this file is there, every fdatasync waits
  *   FAULT_LOG   a line is appended for each call that failed: its number, its name, its path
  *
  * Counted are open, read, write, sync, allocate, truncate, rename, unlink and mkdir; a call that fails does nothing.
@@ -106,7 +107,11 @@ PREAD(pread64, off64_t)
         if (what >= 0) { errno = what; return -1; }                            \
         return REAL(name)(handle, ##__VA_ARGS__);
 int fsync(int handle) { OF_HANDLE(fsync) }
-int fdatasync(int handle) { OF_HANDLE(fdatasync) }
+int fdatasync(int handle) {
+    const char *stall = getenv("FAULT_STALL");
+    while (stall && known(handle) && REAL(access)(stall, F_OK) == 0) usleep(10000);
+    OF_HANDLE(fdatasync)
+}
 int ftruncate(int handle, off_t length) { OF_HANDLE(ftruncate, length) }
 int ftruncate64(int handle, off64_t length) { OF_HANDLE(ftruncate64, length) }
 
