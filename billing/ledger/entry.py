@@ -37,6 +37,9 @@ from billing.ledger.money import NANO
 EntryTuple = tuple[Any, ...]  # in the order of `FIELDS`
 
 FIXED: Final = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
+_CAUSE: Final = struct.Struct("<BHHqqqq")  # its beginning
+_LENGTHS: Final = struct.Struct("<BBBHH")  # its end
+_LENGTHS_AT: Final = FIXED.size - _LENGTHS.size
 
 # Flags.
 EXHAUSTED: Final = 1  # the account's state after the entry
@@ -142,6 +145,24 @@ def unpack(packed: bytes) -> EntryTuple:
         packed[message_at:note_at],
         packed[note_at:],
     )
+
+
+def cause_of(packed: bytes) -> tuple[int, int, ops.Command]:
+    """(flags, at_ns, command) of a packed entry: what makes it again, without the numbers that come of it. Raises
+    ValueError as `unpack` does.
+    """
+    if len(packed) < FIXED.size:
+        raise ValueError("entry shorter than its fixed part")
+    op, flags, _, a, b, c, at_ns = _CAUSE.unpack_from(packed)
+    user_len, key_len, request_len, message_len, note_len = _LENGTHS.unpack_from(packed, _LENGTHS_AT)
+    key_at = FIXED.size + user_len
+    request_at = key_at + key_len
+    message_at = request_at + request_len
+    note_at = message_at + message_len
+    if note_at + note_len != len(packed):
+        raise ValueError("entry's tails do not fill it")
+    user_id, key = packed[FIXED.size : key_at], packed[key_at:request_at]
+    return flags, at_ns, (op, user_id, a, b, c, key, packed[request_at:message_at], packed[message_at:note_at])
 
 
 # -- what else an answer needs -----------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from billing.ledger.entry import (
     RULE_RESTORE,
     Entry,
     EntryTuple,
+    cause_of,
     refused,
     unpack,
 )
@@ -176,16 +177,15 @@ class Ledger:
         """Fills `records` with the entry of a record and those that its change made behind it, by the rules of its
         time.
         """
-        op, flags, _, a, b, c, at_ns, *_, user_id, key, request_id, message, _ = unpack(packed)
+        flags, at_ns, command = cause_of(packed)
         clerk = self._clerk
         clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         clerk.presumed = flags & PRESUMED != 0
         try:
-            if op not in _BY_TIME:
-                command = (op, user_id, a, b, c, key, request_id, message)
+            if command[0] not in _BY_TIME:
                 if carry_out(clerk, book, at_ns, command) is None:
                     self._change(book, at_ns, command)
-            elif user_id in book.slots:
+            elif (user_id := command[1]) in book.slots:
                 clerk.pass_one(Account(book, book.slots[user_id], user_id), at_ns)
         except Refused:
             pass  # what the record says, too, or else there is no entry to compare it with

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from billing.ledger import commands as ops
 from billing.ledger import entry as entries
 from billing.ledger.account import No
-from billing.ledger.entry import FIXED, Entry, answer, event_id, hold_id, pack, text, unpack
+from billing.ledger.entry import FIXED, Entry, answer, cause_of, event_id, hold_id, pack, text, unpack
 from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
 from billing.ledger.money import INT64_MAX, NANO
 from tests.ledger.bank import HOUR, Bank
@@ -32,6 +32,7 @@ ENTRIES = st.builds(
 @given(ENTRIES)
 def test_what_is_packed_is_unpacked(entry):
     assert unpack(pack(tuple(entry))) == tuple(entry)
+    assert cause_of(pack(tuple(entry))) == (entry.flags, entry.at_ns, entry.command)
 
 
 def test_an_entry_byte_by_byte():
@@ -50,10 +51,11 @@ def test_an_entry_byte_by_byte():
 @given(ENTRIES, st.integers(0, 60))
 def test_a_shortened_or_lengthened_entry_is_refused(entry, cut):
     packed = pack(tuple(entry))
-    with pytest.raises(ValueError, match="entry"):
-        unpack(packed[: -cut - 1])
-    with pytest.raises(ValueError, match="entry"):
-        unpack(packed + b"x")
+    for read in (unpack, cause_of):
+        with pytest.raises(ValueError, match="entry"):
+            read(packed[: -cut - 1])
+        with pytest.raises(ValueError, match="entry"):
+            read(packed + b"x")
 
 
 def test_a_number_that_leaves_its_field_is_never_written():
@@ -209,10 +211,12 @@ def test_an_entry_without_tails_is_its_fixed_part():
     entry = (1, 0, 0, *[0] * 18, b"", b"", b"", b"", b"")
     assert len(pack(entry)) == FIXED.size
     assert unpack(pack(entry)) == entry
-    with pytest.raises(ValueError, match=r"^entry shorter than its fixed part$"):
-        unpack(pack(entry)[:-1])
-    with pytest.raises(ValueError, match=r"^entry's tails do not fill it$"):
-        unpack(pack(entry) + b"x")
+    assert cause_of(pack(entry)) == (0, 0, (1, b"", 0, 0, 0, b"", b"", b""))
+    for read in (unpack, cause_of):
+        with pytest.raises(ValueError, match=r"^entry shorter than its fixed part$"):
+            read(pack(entry)[:-1])
+        with pytest.raises(ValueError, match=r"^entry's tails do not fill it$"):
+            read(pack(entry) + b"x")
 
 
 def test_a_refusal_shows_its_name_and_sentence_in_a_traceback():
