@@ -1,7 +1,8 @@
 """What a worker looks at while nothing asks it to: the second opinion, what is coming, and whether cutoffs took effect.
 
-Three duties, each a small piece at a time between requests:
+Four duties, each a small piece at a time between requests:
 
+- where a burst falls due within a second and a bit, its requests are made but for what the instant of sending decides;
 - one step of the second opinion a second; a mismatch is logged, counted and healed;
 - a warning where a second of the coming hour brings more cutoffs than the endpoint was last seen to take;
 - `cutoff.recheck_s` after a 2xx, a look at whether machines still run; if so the cutoff becomes owed once more, as an
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Final
 
 from billing.expirationd.coming import SECOND_NS, forecast
@@ -32,6 +34,10 @@ from shards.machine import Command
 LOOK_S: Final = 1.0
 WARN_LOOKS: Final = 10  # how often the coming hour is held against what the endpoint takes
 RECHECKS_AT_ONCE: Final = 64
+AHEAD_NS: Final = 1_250_000_000  # what falls due until then is prepared: until the next look, and a little
+BURST: Final = 256  # so many filings are worth being prepared for
+PREPARE_PAUSE_S: Final = 0.001
+KEPT_LOOKS: Final = 60  # so long what was prepared for the last burst is kept, for an endpoint that is slow
 _LATE_S: Final = 0.001
 
 log = logging.getLogger("billing.expirationd")
@@ -59,6 +65,7 @@ class Lookout:
         self._rechecks = Rechecks(int(recheck_s * SECOND_NS))
         self._timer: asyncio.TimerHandle | None = None
         self._recheck_timer: asyncio.TimerHandle | None = None
+        self._prepare_timer: asyncio.TimerHandle | None = None
         self._looks = 0
         self._began_ns = boot_now_ns()
         self._peak = (0, 0)  # second, cutoffs
@@ -73,7 +80,7 @@ class Lookout:
 
     def close(self) -> None:
         """Looks no more."""
-        for timer in (self._timer, self._recheck_timer):
+        for timer in (self._timer, self._recheck_timer, self._prepare_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -94,7 +101,23 @@ class Lookout:
         if self._looks % WARN_LOOKS == 0:
             self._look_ahead(now_ns)
         self._looks += 1
+        if self._prepare_timer is None:
+            pieces = self._machine.running_out(now_ns + AHEAD_NS, BURST)
+            first = next(pieces, None)
+            if first is not None or self._looks % KEPT_LOOKS == 0:
+                self.delivery.ahead.turn()
+            if first is not None:
+                self._prepare(chain([first], pieces))
         self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _prepare(self, pieces: Iterator[list[tuple[bytes, str, int, int]]]) -> None:
+        piece = next(pieces, None)
+        if piece is None:
+            self._prepare_timer = None
+            return
+        for coming in piece:
+            self.delivery.ahead.prepare(*coming)
+        self._prepare_timer = self._loop.call_later(PREPARE_PAUSE_S, self._prepare, pieces)
 
     def _look_ahead(self, now_ns: int) -> None:
         coming = self._opinion.coming(now_ns)

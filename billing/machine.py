@@ -22,7 +22,7 @@ from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
 from billing.ledger import commands as ops
 from billing.ledger.block import dumping, loading
-from billing.ledger.book import Book
+from billing.ledger.book import SLOT_BITS, Book
 from billing.ledger.due import unnoticed
 from billing.ledger.entry import EntryTuple, answer
 from billing.ledger.errors import Refused
@@ -150,6 +150,18 @@ class BillingMachine:
     def next_due_ns(self) -> int:
         """When `due` has something to do; -1 for never."""
         return -1 if self._wheel is None else self._wheel.next_due_ns()
+
+    def running_out(self, until_ns: int, least: int) -> Iterator[list[tuple[bytes, str, int, int]]]:
+        """(user_id, event_id, seq, E) of the cutoffs that fall due up to `until_ns` if nothing else happens, in small
+        pieces between which the machine may be used; none where fewer than `least` filings come up until then.
+        """
+        wheel, books = self._wheel, self.ledger.books
+        if wheel is None or wheel.count_soon(until_ns) < least:
+            return
+        for refs in wheel.soon(until_ns):
+            places = [(books.get(ref >> SLOT_BITS), ref & (1 << SLOT_BITS) - 1) for ref in refs]
+            found = [views.next_cutoff(book, slot) for book, slot in places if book is not None]
+            yield [one for one in found if one is not None and one[3] <= until_ns]
 
     def _file(self, ref: int, due_ns: int) -> int:
         assert self._wheel is not None, "something is armed before start"

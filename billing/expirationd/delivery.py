@@ -168,6 +168,13 @@ class Delivery:
         self.rouse()
         return released
 
+    @property
+    def ahead(self) -> GetTemplate:
+        """Where what can be made of a coming cutoff's request is made."""
+        template = self._templates[CUTOFF]
+        assert isinstance(template, GetTemplate), "these are no cutoffs"
+        return template
+
     def start(self) -> None:
         """Opens warm connections and begins to send."""
         settings = self.settings

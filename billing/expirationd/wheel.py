@@ -34,12 +34,13 @@ into the heap; `advance(199_999_999)` returns nothing; `advance(200_000_000)` re
 """
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import Final
 
 REF_MAX: Final = 2**48 - 1
 DUE_NS_MAX: Final = 2**63 - 1
+SOON_PIECE: Final = 64
 
 _REF_BITS: Final = 48
 _SALT_MASK: Final = 2**16 - 1
@@ -137,6 +138,24 @@ class Wheel:
             if filed_ns - begin_ns <= _SALT_MASK and begin_ns << _KEY_BITS | level in self._slots:
                 return level, begin_ns, width_ns
         return -1, filed_ns, 1
+
+    def count_soon(self, until_ns: int) -> int:
+        """How many filings lie in the heap and in slots that begin up to `until_ns`, stale ones included."""
+        slots = self._slots.items()
+        return len(self._near) + sum(len(slot) for key, slot in slots if key >> _KEY_BITS <= until_ns)
+
+    def soon(self, until_ns: int) -> Iterator[list[int]]:
+        """The refs of these filings, in no order, in pieces of `SOON_PIECE`. The wheel may be used between two of them:
+        what is filed or moved meanwhile may be missed, or told twice.
+        """
+        near = self._near[:]
+        for first in range(0, len(near), SOON_PIECE):
+            yield [entry & REF_MAX for entry in near[first : first + SOON_PIECE]]
+        for key in [key for key in self._slots if key >> _KEY_BITS <= until_ns]:
+            first = 0
+            while entries := self._slots.get(key, _NO_SLOT)[first : first + SOON_PIECE]:
+                first += SOON_PIECE
+                yield [entry & REF_MAX for entry in entries]
 
     def next_due_ns(self) -> int:
         """When `advance` should be called next: at once if this is not after now; -1 when nothing is filed."""

@@ -69,6 +69,18 @@ def delivered_in(book: Book) -> Iterator[tuple[bytes, int]]:
             yield book.users[slot], extra.cutoffs[-1].seq
 
 
+def next_cutoff(book: Book, slot: int) -> tuple[bytes, str, int, int] | None:
+    """(user_id, event_id, seq, E) of the cutoff that is coming for the account in this row, if nothing else happens;
+    None where none is.
+    """
+    user_id = book.users[slot] if slot < len(book.users) else b""
+    if not user_id:
+        return None
+    account = Account(book, slot, user_id)
+    runs_out_ns, seq = account.runs_out_ns(), account.exhaustion_seq + 1
+    return (user_id, event_id(user_id, seq, runs_out_ns), seq, runs_out_ns) if runs_out_ns < NEVER_NS else None
+
+
 def due_within(book: Book, until_ns: int) -> int:
     """The first coming instant of the bucket up to `until_ns`; -1 when there is none. An account is always filed in
     time for its coming instant, so only those filed until then are looked at.

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from billing.expirationd.delivery import Delivery, Settings
+from billing.expirationd.request import GetTemplate
 from billing.ledger import commands as ops
+from billing.ledger.entry import event_id
 from billing.ledger.ledger import Rules
 from billing.lookout import Lookout
 from billing.machine import BillingMachine
@@ -66,6 +68,10 @@ class Worker:
         end_ns = self.kernel.now_ns + seconds * S
         self.loop.call_in(seconds * S, lambda: None)
         self.kernel.run(lambda: self.kernel.now_ns >= end_ns and hasattr(self, "lookout"), end_ns + S)
+
+    def let_due_happen(self) -> None:
+        while self.machine.due(self.now_ns(), 1000):
+            pass
 
     def exhaust(self, count: int) -> None:
         """So many have a cutoff owed now: more than one second of what the endpoint takes."""
@@ -130,3 +136,32 @@ def test_no_warning_of_what_the_endpoint_takes_or_where_it_was_never_seen_at_its
     assert worker.delivery.throughput.per_second > 0
     assert warnings(caplog) == []
     assert worker.lookout.figures()["cutoffs_bursts_warned"] == 0
+
+
+def test_requests_of_a_burst_are_prepared_before_it_and_those_of_a_few_are_not(worker: Worker) -> None:
+    worker.arm(b"few", 100, 2)
+    at_ns = worker.arm(b"storm", 400, 6) * S + S // 2
+    for _ in range(6):
+        worker.run(1)
+        worker.let_due_happen()
+    saved = [b"storm_%d" % number for number in range(50)]
+    for user in saved:
+        worker.command(ops.TOP_UP, user, S)
+    worker.run(1)
+    worker.let_due_happen()
+    users = [b"few_%d" % number for number in range(100)] + [b"storm_%d" % number for number in range(50, 400)]
+    for user in users:
+        worker.delivery.owe(BUCKET, user, "cutoff", at_ns)
+    worker.delivery.rouse()
+    worker.run(20)
+    assert worker.delivery.ahead.found_prepared == 350
+    sent = [request.partition(b"webhook-timestamp")[0] for request in worker.endpoint.requests]
+    plain = GetTemplate("http://slow.example/off")
+    expected = [
+        plain.request(user, event_id(user, 1, at_ns), 1, at_ns, 0).partition(b"webhook-timestamp")[0]
+        for user in users
+        if user.startswith(b"storm")
+    ]
+    assert sorted(sent)[-350:] == sorted(expected)
+    assert len(sent) == len(users)
+    assert plain.found_prepared == 0

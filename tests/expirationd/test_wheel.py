@@ -4,11 +4,11 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from billing.expirationd.wheel import DUE_NS_MAX, REF_MAX, Wheel
+from billing.expirationd.wheel import DUE_NS_MAX, REF_MAX, SOON_PIECE, Wheel
 
 
 class Accounts:
@@ -259,3 +259,18 @@ def test_an_owner_that_breaks_its_word_is_found_out() -> None:
 def test_out_of_range_is_refused(ref: int, due_ns: int) -> None:
     with pytest.raises(AssertionError):
         Wheel(0).insert(ref, due_ns)
+
+
+@given(st.lists(st.integers(0, 5 * 10**9), max_size=300), st.integers(0, 2 * 10**9), st.integers(0, 3 * 10**9))
+def test_who_is_due_soon_is_told_beforehand(dues, now_ns, ahead_ns):
+    accounts = Accounts(Wheel(0))
+    for ref, due_ns in enumerate(dues):
+        accounts.arm(ref, due_ns)
+    while accounts.wheel.next_due_ns() >= 0 and accounts.wheel.next_due_ns() <= now_ns:
+        accounts.advance(now_ns, 100)
+    until_ns = now_ns + ahead_ns
+    pieces = list(accounts.wheel.soon(until_ns))
+    told = [ref for piece in pieces for ref in piece]
+    assert {ref for ref, due_ns in enumerate(dues) if now_ns < due_ns <= until_ns} <= set(told)
+    assert accounts.wheel.count_soon(until_ns) == len(told)
+    assert all(0 < len(piece) <= SOON_PIECE for piece in pieces)
