@@ -248,3 +248,30 @@ async def test_the_limit_of_connections_changes_while_it_serves(data_dir: Path) 
         assert b"pong" in said
         for rpc in kept:
             assert await rpc.ask("ping") == "pong", "those that were there stay"
+
+
+async def test_the_limits_of_one_client_change_while_it_serves(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1, rpc__requests_per_s_max=0, rpc__connections_per_origin_max=0) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for _ in range(200):
+            assert (await rpc.ask("top_up", "u", 5))["entry_id"]
+        limits = {"rpc__requests_per_s_max": 1, "rpc__connections_per_origin_max": 1}
+        await reload(daemon, "reloaded rpc.requests_per_s_max: 1, was 0", **limits)
+        refused = None
+        for _ in range(400):
+            refused, _ = await rpc.call("top_up", "u", 5)
+            if refused is not None:
+                break
+            await asyncio.sleep(0.01)
+        assert refused == "BUSY: this connection asks more than 1 times a second"
+        assert await rpc.ask("ping") == "pong"
+        assert b"TOO_MANY_CONNECTIONS" in await first_words(daemon)
+        assert "were turned away, the last one from 127.0.0.1: too many from there" in daemon.log.read_text()
+        await reload(daemon, "reloaded rpc.requests_per_s_max: 0, was 1", **dict.fromkeys(limits, 0))
+        for _ in range(400):
+            said = await first_words(daemon)
+            if b"pong" in said:
+                break
+            await asyncio.sleep(0.01)
+        assert b"pong" in said
+        assert (await rpc.ask("get_account", "u"))["balance_nanos"] >= 1000
