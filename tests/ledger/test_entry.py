@@ -102,6 +102,27 @@ def test_first_and_replayed_answer_come_out_of_the_same_entry():
     assert answer(made, 3) | {"replayed": True} == answer(again, 3)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"m"),
+        (ops.TOP_UP, b"new", 5, 0, 0, b"", b"r", b"m"),
+        (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m"),
+        (ops.DEBIT, b"u", 100, 1, 0, b"", b"", b""),
+        (ops.SET_RATE, b"u", 7, -1, -1, b"", b"r", b"m"),
+        (ops.SET_RATE, b"u", 7, 3, 0, b"vm", b"", b""),
+        (ops.HOLD, b"u", 5, 9, 0, b"", b"r", b""),
+        (ops.ADJUST, b"u", -5, 0, 0, b"", b"", b"why"),
+    ],
+)
+def test_what_is_answered_is_the_entry_that_is_recorded(command):
+    bank = Bank()
+    bank.top_up("u", 50, at=0)
+    bank.set_rate("u", HOUR // 3, at=0)
+    made = bank.ledger.apply(3, 1, command)
+    assert unpack(bank.ledger.records[-1][1]) == made
+
+
 def test_floors_below_zero_are_shown_as_floors():
     bank = Bank(accrue=True)
     bank.top_up("u", 1, at=0)

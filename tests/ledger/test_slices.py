@@ -40,6 +40,52 @@ def test_a_bucket_of_many_slices_comes_back_from_its_block():
         assert other.view(f"u{number}", at=2)["available_nanos"] == 2 + 2 * number
 
 
+def running() -> Bank:
+    """A bucket of three slices, in which every account runs out, `u<number>` at 1000 + number; time stands still."""
+    bank = Bank()
+    for number in range(MANY):
+        bank.top_up(f"u{number}", 1000 + number, at=0)
+        bank.set_rate(f"u{number}", HOUR, at=0)
+    bank.ledger.still(BUCKET)
+    bank.filed.clear()
+    return bank
+
+
+def test_a_bucket_of_many_slices_wakes_slice_by_slice_and_files_every_account_for_its_instant():
+    bank = running()
+    filed = [len(bank.filed) for _ in bank.ledger.waking(BUCKET)]
+    assert filed == [SLICE_ROWS, 2 * SLICE_ROWS]
+    assert bank.filed == [(BUCKET << 32 | slot, 1000 + slot) for slot in range(MANY)]
+
+
+def test_waking_ends_where_the_bucket_leaves_between_two_slices():
+    bank = running()
+    waking = bank.ledger.waking(BUCKET)
+    next(waking)
+    bank.ledger.still(BUCKET)
+    assert list(waking) == []
+    assert len(bank.filed) == SLICE_ROWS
+    waking = bank.ledger.waking(BUCKET)
+    next(waking)
+    block = bank.state()
+    bank.ledger.drop(BUCKET)
+    bank.ledger.load(BUCKET, block)  # it is back already, and another book
+    bank.ledger.books[BUCKET].awake = True
+    assert list(waking) == []
+    assert len(bank.filed) == 2 * SLICE_ROWS
+
+
+def test_a_fraction_of_a_nano_counts_when_a_bucket_wakes():
+    bank = Bank()
+    bank.top_up("u", 1, at=0)
+    bank.set_rate("u", HOUR // 2, at=0)
+    assert bank.top_up("u", 1, at=1)["exhausts_at_ns"] == 4  # one and a half are there
+    bank.ledger.still(BUCKET)
+    bank.filed.clear()
+    bank.ledger.wake(BUCKET)
+    assert bank.filed == [(BUCKET << 32, 4)]
+
+
 def test_a_book_that_nobody_needs_is_freed_slice_by_slice():
     bank = large()
     bank.top_up("gone", 1, at=2)
@@ -110,11 +156,12 @@ def test_a_row_that_is_free_again_has_no_instant():
     assert due_within(book, INT64_MAX) == -1
 
 
+@pytest.mark.parametrize("resource", ["", "vm"])
 @pytest.mark.parametrize(("ends_ns", "filed"), [(INT64_MAX - 1, 1), (INT64_MAX, 1), (INT64_MAX + 1, 0)])
-def test_the_last_instant_there_is_is_filed_by_the_plain_way_too(ends_ns, filed):
+def test_the_last_instant_there_is_is_filed_whichever_way_the_account_goes(ends_ns, filed, resource):
     bank = Bank()
     bank.top_up("u", 100, at=ends_ns - 100)
-    bank.set_rate("u", HOUR, at=ends_ns - 100, resource="vm")
+    bank.set_rate("u", HOUR, at=ends_ns - 100, resource=resource)
     assert [due_ns for _, due_ns in bank.filed] == [ends_ns] * filed
     assert bank.ledger.next_due_ns(BUCKET << 32, ends_ns) == (ends_ns if filed else -1)
     bank.ledger.still(BUCKET)
