@@ -96,14 +96,15 @@ class Connection(Outlet):
 
     def _turn_away(self, count: int, most: int, told: int, why: str) -> None:
         """Ends a new connection where it is one too many; `told` of these at once are told so."""
-        if not most or count <= most or self._ending is not None or self._transport is None:
+        transport = self._transport
+        if not most or count <= most or self._ending is not None or transport is None or transport.is_closing():
             return
         self._door.origins.turned_away(self._origin, why, self._opened_ns)
         if count <= most + told:
             self._give_up(Refused("TOO_MANY_CONNECTIONS", "try again later"))
         else:
             self._door.drops += 1
-            self._transport.abort()
+            transport.abort()
 
     def _limit_unread(self, most_bytes: int) -> None:
         if self._transport is not None:
