@@ -17,6 +17,8 @@ Which invariant is checked where:
 - I12, I13, I15 (single owner, generations): at each durable record of a shard, against the durable map.
 - I14: `tests/simulation/test_move_matrix.py`; here: entries go on across a move without a gap or a change.
 - I16: the lock of the directory, `tests/journal`. I17, I19, I21 (never early, stable, never stale): at each attempt.
+  And one account is called by one attempt at a time, wherever its bucket is.
+- Nothing that waits for an instant is woken before it: at each setting of a worker's alarm, `armed`.
 - I18, I24 (every cutoff ends delivered or superseded, everything ends): `finish`.
 - I20, I22, I23 are figures of the real machine and are not checked here.
 """
@@ -24,6 +26,7 @@ Which invariant is checked where:
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgpack
@@ -51,6 +54,19 @@ class Violation(AssertionError):
     """Something that must not be."""
 
 
+def billing_of(anchors: Iterable[tuple[int, int, int, int]], boot_ns: int) -> int:
+    """Billing time at a boot instant, by anchors of (boot_ns, billing_ns, correction_ns, slew_ppm)."""
+    at = 0
+    for anchor_ns, billing_ns, correction_ns, ppm in anchors:
+        elapsed = boot_ns - anchor_ns
+        if elapsed >= 0 or not at:
+            reach = elapsed * ppm // 10**6
+            at = billing_ns + elapsed
+            if elapsed > 0:
+                at += max(-reach, min(reach, correction_ns))
+    return at
+
+
 class Auditor:
     """What is durable, what was answered, what was called."""
 
@@ -76,6 +92,9 @@ class Auditor:
         self._asked_tags: dict[bytes, Call] = {}
         self._plain: dict[tuple[bytes, int, int, bytes], int] = {}
         self._boot = b""
+        self._latest: dict[int, int] = {}  # shard -> the last instant in its journal
+        self._calling: dict[bytes, str] = {}  # user -> the attempt that is under way
+        self.late: Callable[[], set[int]] = set  # shards that a start does not wait for
 
     def wrong(self, text: str) -> None:
         """Ends the run."""
@@ -130,7 +149,9 @@ class Auditor:
                 owner = self.owner.get(bucket)
                 if owner != (shard, generation):
                     self.wrong(f"shard {shard} wrote to bucket {bucket} at {generation}, which is {owner} (I12)")
-                self._take_entry(item_of(body))
+                item = item_of(body)
+                self._take_entry(item)
+                self._latest[shard] = max(item.at_ns, self._latest.get(shard, 0))
             elif kind in (OWN, RECEIVED):
                 held[bucket] = generation
                 if kind == OWN and self.owner.get(bucket) != (shard, generation):
@@ -160,6 +181,10 @@ class Auditor:
                 self.wrong(f"billing time jumps by {billing_ns - before} ns within one boot (I21)")
             if boot != self._boot:
                 self._boot, self.anchors = boot, []
+                late = self.late()
+                last_ns = max((at_ns for shard, at_ns in self._latest.items() if shard not in late), default=0)
+                if billing_ns < last_ns:
+                    self.wrong(f"a boot begins {last_ns - billing_ns} ns before the last journalled instant (I21)")
             self.anchors.append((boot_ns, billing_ns, correction_ns, ppm))
 
     def _take_entry(self, item: Item) -> None:
@@ -202,6 +227,10 @@ class Auditor:
             return
         if call is None or call.user != item.user or COMMANDS[call.method] != item.op:
             self.wrong(f"nobody asked for {item} (I5)")
+
+    def head(self, journal: str) -> int:
+        """The last durable position there."""
+        return self._heads.get(journal, 0)
 
     def durable(self, journal: str, position: int) -> bytes | None:
         """What was written there and is durable."""
@@ -286,15 +315,13 @@ class Auditor:
 
     def billing_ns(self, boot_ns: int) -> int:
         """Billing time at an instant of the present boot."""
-        at = 0
-        for anchor_ns, billing_ns, correction_ns, ppm in self.anchors:
-            elapsed = boot_ns - anchor_ns
-            if elapsed >= 0 or not at:
-                reach = elapsed * ppm // 10**6
-                at = billing_ns + elapsed
-                if elapsed > 0:
-                    at += max(-reach, min(reach, correction_ns))
-        return at
+        return billing_of(self.anchors, boot_ns)
+
+    def armed(self, anchors: Iterable[tuple[int, int, int, int]], boot_ns: int, due_ns: int) -> None:
+        """A worker that follows these anchors lets itself be woken at `boot_ns`, for what is due at `due_ns`."""
+        early_ns = due_ns - billing_of(anchors, boot_ns)
+        if early_ns > 0:
+            self.wrong(f"an alarm is set {early_ns} ns before what it is for")
 
     def attempt(self, kind: str, user: bytes, event_id: str, seq: int, exhausted_at_ns: int, now_ns: int) -> None:
         """An attempt starts: its request is being written."""
@@ -326,6 +353,16 @@ class Auditor:
                 self.wrong(f"{event_id} has no cause that is durable: {last} (I4, I17)")
         elif crossed != exhausted_at_ns:
             self.wrong(f"{event_id} at {exhausted_at_ns}, the log says {crossed} (I17)")
+
+    def calls(self, user: bytes, event_id: str) -> None:
+        """An attempt is under way."""
+        if user in self._calling:
+            self.wrong(f"{event_id} starts while {self._calling[user]} is under way")
+        self._calling[user] = event_id
+
+    def called(self, user: bytes) -> None:
+        """It is over, or whoever made it is."""
+        del self._calling[user]
 
     def took(self, kind: str, user: bytes, seq: int) -> None:
         """The endpoint answers 2xx."""

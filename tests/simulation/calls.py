@@ -78,7 +78,8 @@ class Programs:
         """Small against what a coin-a-second rate burns in the seconds of a run, or odd, or large."""
         rng = self._rng
         small, large = rng.randrange(1, 10**6), rng.randrange(1, 5 * COIN)
-        return rng.choice((rng.randrange(1, 9), small, rng.randrange(1, COIN), large, 3 * COIN))
+        moment = rng.randrange(1, 3 * 10**7)  # it may be gone before a slow disk has it
+        return rng.choice((rng.randrange(1, 9), small, moment, rng.randrange(1, COIN), large, 3 * COIN))
 
     def _rate(self) -> int:
         """Nanos an hour; often such that accounts run out within seconds."""

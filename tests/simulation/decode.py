@@ -40,6 +40,8 @@ def segment_of(content: bytes) -> Segment | None:
     chain, align = struct.unpack_from("<II", block, 44)
     return Segment(salt, segment_id, first, chain, align)
 
+BATCH_HEADER_BYTES = 52
+
 
 def batches_of(content: bytes, segment: Segment, offset: int, chain: int) -> Iterator[tuple[int, bytes, int, int]]:
     """(position, payload, offset behind it, chain) from `offset` on, as long as they are whole; barriers are passed."""

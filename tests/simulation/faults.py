@@ -9,8 +9,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shards.journal import JournalError
+from shards.journal.recovery import is_segment
+from tests.simulation import together
 from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client
+from tests.simulation.decode import BATCH_HEADER_BYTES, batches_of, segment_of
 from tests.simulation.machine import SimProcess
 from tests.simulation.world import DATA, World
 
@@ -34,7 +37,9 @@ class Chaos:
         if world.workers == 1 and world.rng.random() < 0.5:
             self.chosen.insert(0, "workers")
         world.machine.net.slow = rng.random() < 0.3
-        world.machine.slow_disk = rng.random() < 0.3
+        world.machine.slow_disk = rng.random() < 0.4
+        world.machine.slow_share = rng.choice((0.05, 0.5))
+        self.chosen.sort(key=lambda kind: kind == "owing")  # no later start takes up what was left lying
         self._mover: asyncio.Task[Any] | None = None
 
     def hit(self, kind: str) -> None:
@@ -192,10 +197,13 @@ class Chaos:
             for name in directory.names
             if where.startswith(DATA) and name != "lock" and len(medium.node(f"{where}/{name}").content)
         ]
-        path = rng.choice(sorted(paths))
-        content = medium.node(path).content
-        end = max(len(content.rstrip(b"\0")), 1)
-        bit = rng.randrange(8 * end)
+        aimed = self._aim(paths) if rng.random() < 0.6 else None
+        if aimed is None:
+            path = rng.choice(sorted(paths))
+            bit = rng.randrange(8 * max(len(medium.node(path).content.rstrip(b"\0")), 1))
+        else:
+            path, bit = aimed
+        world.rotten = True
         node = medium.node(path)
         whole = medium.directories[path.rpartition("/")[0]].image()
         medium.flip(path, bit)
@@ -208,7 +216,7 @@ class Chaos:
         if was_refused:
             self.fired["rot refused"] = self.fired.get("rot refused", 0) + 1
         else:
-            self._compare_journals()
+            self._compare_journals(aimed is not None)
         await asyncio.sleep(rng.random() * 0.2)
         world.restart_wanted = False
         await self.kill_all()
@@ -225,7 +233,22 @@ class Chaos:
         world.start()
         return True
 
-    def _compare_journals(self) -> None:
+    def _aim(self, paths: list[str]) -> tuple[str, int] | None:
+        """(path, bit) in a batch of some newest segment, behind which another one proves that it was durable."""
+        newest = {path.rpartition("/")[0]: path for path in sorted(paths) if is_segment(path.rpartition("/")[2])}
+        path = self.rng.choice(list(newest.values()))
+        content = bytes(self.world.machine.medium.node(path).content)
+        segment = segment_of(content)
+        if segment is None:
+            return None
+        starts = [4096, *(offset for _, _, offset, _ in batches_of(content, segment, 4096, segment.chain))][:-1]
+        if len(starts) < 2:
+            return None
+        number = self.rng.randrange(len(starts) - 1)
+        length = BATCH_HEADER_BYTES if self.rng.random() < 0.6 else starts[number + 1] - starts[number]
+        return path, 8 * starts[number] + self.rng.randrange(8 * length)
+
+    def _compare_journals(self, aimed: bool) -> None:
         """Damage that was not refused: what the journals read must be what was durable, or be refused when it is read
         at last: a start reads nothing that stands before its snapshot (I11).
         """
@@ -234,6 +257,8 @@ class Chaos:
             if worker is None or worker._loop.is_closed():
                 continue
             journal = worker.journal
+            if aimed and journal.head < self.world.auditor.head(f"shard-{shard}"):
+                raise Violation(f"shard {shard} goes on from {journal.head}, more was durable and is damaged (I11)")
             try:
                 for position, payload in journal.replay(journal.first):
                     if self.world.auditor.durable(f"shard-{shard}", position) not in (None, payload):
@@ -346,7 +371,7 @@ KINDS: dict[str, tuple[int, Fault]] = {
     "io_error": (4, Chaos.io_error),
     "no_room": (2, Chaos.no_room),
     "short_write": (1, Chaos.short_write),
-    "rot": (3, Chaos.rot),
+    "rot": (5, Chaos.rot),
     "snapshot": (5, Chaos.snapshot),
     "cut_link": (3, Chaos.cut_link),
     "cut_client": (2, Chaos.cut_client),
@@ -355,4 +380,8 @@ KINDS: dict[str, tuple[int, Fault]] = {
     "move": (5, Chaos.move),
     "moves": (5, Chaos.moves),
     "rebalance": (2, Chaos.rebalance),
+    "set_back": (3, together.set_back),
+    "left_over": (4, together.left_over),
+    "busy_end": (5, together.busy_end),
+    "owing": (7, together.owing),
 }

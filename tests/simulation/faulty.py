@@ -305,22 +305,17 @@ FAULTS = [
     ),
 ]
 
-# What 60 seeds did not catch yet, so that it is not drawn; the campaign of all tells of them as survivors. For those of
-# moves it takes an endpoint that refuses while a bucket moves, as in `tests.simulation.moving`; the second opinion on
-# the wheel mends timers; an assertion stands behind the check of parts.
+# What 200 seeds were not seen to catch with the present draws, so that it is not drawn; the campaign of all tells of
+# them as survivors.
 NOT_CAUGHT_YET = {
+    "batch-in-flight-forgotten",  # 42 found it before the draws changed, 58 the next one
+    "chain-not-checked",
+    "damage-passes-for-a-torn-tail",
     "part-holds-what-is-not-durable",
-    "freeze-leaves-the-timers",
+    "freeze-leaves-the-timers",  # 57 found it once
     "moved-bucket-is-not-armed",
-    "moved-calls-are-not-taken-up",
-    "aborted-calls-are-not-taken-up",
     "calls-in-flight-are-not-waited-for",
-    "alarm-rounded-down",
-    "last-instant-not-honoured",  # a loss of power behind a wall clock that was set back
     "an-end-that-waits-for-nothing",
     "an-end-while-peers-are-served",  # 115 found it
     "a-shard-still-owned-is-held",
-    "batch-in-flight-forgotten",  # 194 found it once
-    "chain-not-checked",  # 181 found these two; rot in a log has to become likelier
-    "damage-passes-for-a-torn-tail",
 }

@@ -242,8 +242,9 @@ class SimAlarm:
 
     _next_fd = 1000
 
-    def __init__(self, loop: SimLoop, rng: random.Random) -> None:
+    def __init__(self, loop: SimLoop, rng: random.Random, on_arm: Callable[[int], None]) -> None:
         self._loop = loop
+        self._on_arm = on_arm
         self._rng = rng
         SimAlarm._next_fd += 1
         self._fd = SimAlarm._next_fd
@@ -260,6 +261,7 @@ class SimAlarm:
         if self._handle is not None:
             self._handle.cancel()
         self.armed_ns = boot_ns
+        self._on_arm(boot_ns)
         kernel = self._loop.kernel
         late_ns = self._rng.randrange(50_000)
         self._handle = self._loop.call_in(boot_ns + kernel.booted_ns - kernel.now_ns + late_ns, self._ring)

@@ -117,7 +117,7 @@ class SimProcess:
         return Host(
             disk=self.disk,
             committer=lambda name, _: SimCommitter(name, loop, machine),
-            alarm=lambda: SimAlarm(loop, self.rng),  # type: ignore[arg-type,return-value]
+            alarm=lambda: SimAlarm(loop, self.rng, lambda boot_ns: machine.on_alarm(self, boot_ns)),  # type: ignore[arg-type,return-value]
             sockets=lambda path: SimSocketDirectory(machine.net, path),  # type: ignore[arg-type,return-value]
             spawn=machine.spawn,
             exit=self._exit,
@@ -174,7 +174,9 @@ class Machine:
         self.next_fault: dict[str, tuple[int, str]] = {}  # for the next process of that name: at which call, what
         self.next_fired = 0
         self.on_control: Callable[[SimProcess, Stream], None] = lambda process, stream: None  # a new control wire
+        self.on_alarm: Callable[[SimProcess, int], None] = lambda process, boot_ns: None  # it is set for that instant
         self.slow_disk = False
+        self.slow_share = 0.05  # of its jobs, where it is slow
         self._disk_rng = random.Random(rng.getrandbits(64))
         self._pid = 100
         self._boots = 1
@@ -182,7 +184,7 @@ class Machine:
     def disk_ns(self) -> int:
         """How long half a job of the disk takes."""
         rng = self._disk_rng
-        if self.slow_disk and rng.random() < 0.05:
+        if self.slow_disk and rng.random() < self.slow_share:
             return rng.randrange(30_000_000)
         return 20_000 + rng.randrange(80_000)
 

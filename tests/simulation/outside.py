@@ -74,6 +74,13 @@ class SimEndpoint:
         now_ns = self._auditor.billing_ns(boot_now_ns())
         self._trace("attempt", kind, user, seq, exhausted_at_ns)
         self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
+        self._auditor.calls(user, event_id)
+        try:
+            return await self._behave(line, kind, user, seq)
+        finally:
+            self._auditor.called(user)
+
+    async def _behave(self, line: SimLine, kind: str, user: bytes, seq: int) -> Verdict:
         moods = self._moods
         wrong = moods.draw(("dropped", "slow", "5xx", "4xx", "lost"))
         if wrong == "dropped" and line.used:

@@ -7,6 +7,7 @@ import logging
 import random
 from typing import NamedTuple
 
+from shards import shard
 from tests.simulation.auditor import Violation
 from tests.simulation.calls import Call, Programs
 from tests.simulation.clients import Client
@@ -32,19 +33,22 @@ class Played(NamedTuple):
 def world_of(seed: int) -> World:
     """The world of a seed, before anything happened."""
     draw = random.Random(seed ^ 0x5EED)
-    return World(
+    world = World(
         seed,
         workers=draw.choice((1, 2, 2, 2, 3)),
         buckets=draw.choice((3, 6, 8)),
         accrues=draw.random() < 0.1,
         restores=draw.random() < 0.7,
     )
+    world.batch_records = draw.choice((world.batch_records, world.batch_records, 2))
+    return world
 
 
 def play(seed: int, log: list[str] | None = None) -> Played:
     """Plays a seed; raises what is wrong."""
     world = world_of(seed)
     world.log = log
+    batch_records, shard.BATCH_RECORDS_MAX = shard.BATCH_RECORDS_MAX, world.batch_records
     rooms = [logging.getLogger(name) for name in ("shards", "billing")]
     levels = [room.level for room in rooms]
     for room in rooms:
@@ -53,6 +57,7 @@ def play(seed: int, log: list[str] | None = None) -> Played:
         return _play(seed, world)
     finally:
         world.close()
+        shard.BATCH_RECORDS_MAX = batch_records
         for room, level in zip(rooms, levels, strict=True):
             room.setLevel(level)
 

@@ -68,6 +68,11 @@ class World:
             )
         )
         self.machine.start_worker = self._start_worker
+        self.machine.on_alarm = self._on_alarm
+        self.auditor.late = self._late
+        self._bodies: dict[int, Process] = {}  # by pid
+        self.rotten = False  # bytes that were durable have changed
+        self.batch_records = 8192  # see `shards.shard`
         self._chaos_rng = random.Random(self.rng.getrandbits(64))
 
     # -- the trace --------------------------------------------------------------------------------------------------
@@ -162,18 +167,42 @@ class World:
                 endpoint=lambda origin, *_: SimEndpoint(origin, self.moods, self.auditor, self.trace),  # type: ignore
             )
             application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)
-            self.processes[begin.shard_id] = body
+            self.processes[begin.shard_id] = self._bodies[process.pid] = body
             self.trace("worker", begin.shard_id, process.pid)
-            process.on_end.append(lambda code: self._on_worker_end(begin.shard_id, code))
+            process.on_end.append(lambda code: self._on_worker_end(process, begin.shard_id, code))
             return application
 
         process.loop.on_trouble = self._on_process_trouble("worker")
         body = Process(control, build, process.host())  # type: ignore[arg-type]
         return body.run()
 
-    def _on_worker_end(self, shard_id: int, code: int) -> None:
+    def _on_worker_end(self, process: SimProcess, shard_id: int, code: int) -> None:
         self.trace("worker ended", shard_id, code)
         self.exits.append((f"worker-{shard_id}", code))
+        self._look_at_timers()
+        if code == EXIT_DISK and not process.disk.fired and not self.machine.medium.refusals:
+            self._on_trouble({"message": f"shard {shard_id} ended with {code}, and its disk did nothing wrong"})
+        if code == EXIT_DAMAGED and not self.rotten:
+            self._on_trouble({"message": f"shard {shard_id} ended with {code}, and nothing was damaged"})
+
+    def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
+        worker = self._bodies[process.pid]._worker
+        assert worker is not None, "an alarm is set by nobody"
+        try:
+            self.auditor.armed(worker.clock.anchors, boot_ns, worker.shard.next_due_ns())
+        except Violation as error:
+            self.trouble = self.trouble or error
+
+    def _late(self) -> set[int]:
+        supervisor = self.supervisor
+        return set() if supervisor is None else {one.shard_id for one in supervisor.workers.values() if one.is_late}
+
+    def _look_at_timers(self) -> None:
+        """The second opinion of `billing.lookout` would mend timers that are missing; there must be none."""
+        for shard_id, application in self.applications.items():
+            lookout = application._lookout
+            if lookout is not None and lookout._opinion.mismatches:
+                self._on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
 
     def process_of(self, shard_id: int) -> SimProcess | None:
         """The running process of a shard."""
@@ -254,6 +283,8 @@ class World:
     def rest(self) -> None:
         """Waits until it is quiet, then lets the auditor look."""
         self.run(self.is_quiet, REST_S, "everything at rest")
+        self._look_at_timers()
+        self.run(lambda: True, 1, "timers are as they must be")
         self.auditor.finish()
         check_recovery(self)
 
