@@ -14,6 +14,7 @@ from typing import Any
 
 from billing.application import Billing, Outside
 from billing.config import Config, Cutoff
+from billing.expirationd.coming import coming_in
 from shards.clock import clocks_of
 from shards.process import Begin, Process
 from shards.restarts import EXIT_DAMAGED, EXIT_DISK
@@ -95,6 +96,7 @@ class World:
     def _on_sync(self, path: str, node: Any) -> None:
         try:
             self.auditor.on_sync(path, node)
+            self._look_at_frozen()
         except Violation as error:
             self.trouble = self.trouble or error
             raise
@@ -116,7 +118,11 @@ class World:
         """Starts the main process."""
         process = self.supervising = self.machine.start("supervisor")
         supervisor = self.supervisor = Supervisor(
-            self.settings(), ["worker"], b"", [("tcp", self.door)], process.host()  # type: ignore[list-item]
+            self.settings(),
+            ["worker"],
+            b"",
+            [("tcp", self.door)],
+            process.host(),  # type: ignore[list-item]
         )
         process.on_end.append(self._on_supervisor_end)
         self.trace("start", process.pid)
@@ -197,12 +203,31 @@ class World:
         supervisor = self.supervisor
         return set() if supervisor is None else {one.shard_id for one in supervisor.workers.values() if one.is_late}
 
+    def _look_at_frozen(self) -> None:
+        """No time passes in a bucket that is on its way out."""
+        for shard_id, application in self.applications.items():
+            worker = self.processes[shard_id]._worker
+            if worker is not None and not worker._loop.is_closed():
+                for bucket_id, book in application.machine.ledger.books.items():
+                    if book.awake and worker.shard.is_frozen(bucket_id):
+                        raise Violation(f"shard {shard_id}: time passes in bucket {bucket_id}, which is frozen (I14)")
+
     def _look_at_timers(self) -> None:
         """The second opinion of `billing.lookout` would mend timers that are missing; there must be none."""
         for shard_id, application in self.applications.items():
             lookout = application._lookout
             if lookout is not None and lookout._opinion.mismatches:
                 self._on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
+
+    def _look_at_books(self) -> None:
+        """At rest time passes in every bucket, and every account is filed for what is coming."""
+        for process in self.live():
+            shard = process._worker.shard  # type: ignore[union-attr]
+            for bucket_id, book in self.applications[shard.shard_id].machine.ledger.books.items():
+                late = [slot for slot, _, due_ns in coming_in(book, 0, len(book.users)) if book.armed_ns[slot] > due_ns]
+                if late or book.awake != (bucket_id in shard.held):
+                    what = f"awake: {book.awake}, not filed in time: {late}"
+                    self._on_trouble({"message": f"shard {shard.shard_id}, bucket {bucket_id} at rest: {what} (I18)"})
 
     def process_of(self, shard_id: int) -> SimProcess | None:
         """The running process of a shard."""
@@ -284,6 +309,7 @@ class World:
         """Waits until it is quiet, then lets the auditor look."""
         self.run(self.is_quiet, REST_S, "everything at rest")
         self._look_at_timers()
+        self._look_at_books()
         self.run(lambda: True, 1, "timers are as they must be")
         self.auditor.finish()
         check_recovery(self)
@@ -312,7 +338,7 @@ class World:
         self.restart_wanted = False
         if self.supervisor is not None:
             self.supervisor.stop()
-            self.run(lambda: self.supervisor is None and not self.machine.processes, 200, "an orderly end")
+            self.run(lambda: self.supervisor is None and not self.machine.processes, 40, "an orderly end")
         for name, code in self.exits[-1 - self.workers :]:
             if code not in (0, -9, EXIT_DAMAGED, EXIT_DISK):
                 raise Violation(f"{name} ended with {code}")
