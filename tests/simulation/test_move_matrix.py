@@ -353,6 +353,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
         await until(lambda: gone and world.supervisor is None)
         moving.fate = lambda direction, message: [0]
         payload = medium.node(path).content.index(b"slow")  # a note in the bucket that has come
+        world.rotten = True
         medium.flip(path, 8 * payload)
         world.restart_wanted = True
         world.start()
