@@ -1,7 +1,7 @@
 """Faults made by hand in the code that keeps things durable, owned by one, and told: each must be caught.
 
-A row is (name, file, what stands there, what is put instead). The text must occur exactly once: a fault that does not
-fit the code any more is told, not passed over. What was a bug once and was found here stands in it, too.
+All of `FAULTS` are. A row is (name, file, what stands there, what is put instead). The text must occur exactly once: a
+fault that does not fit the code any more is told, not passed over. What was a bug once and was found here stands in it.
 """
 
 from __future__ import annotations
@@ -105,12 +105,6 @@ FAULTS = [
         "",
     ),
     Faulty(
-        "damage-passes-for-a-torn-tail",
-        "shards/journal/recovery.py",
-        "    if proof >= 0:\n",
-        "    if False:\n",
-    ),
-    Faulty(
         "failed-sync-tried-again",
         "shards/journal/live.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
@@ -118,12 +112,6 @@ FAULTS = [
         "            except OSError:\n                self._disk.fdatasync(self.handle)\n",
     ),
     # -- snapshots --------------------------------------------------------------------------------------------------
-    Faulty(
-        "part-holds-what-is-not-durable",
-        "shards/snapshotter.py",
-        "        if not shard.is_drained():\n            return False\n",
-        "",
-    ),
     Faulty(
         "part-one-batch-behind",
         "shards/snapshotter.py",
@@ -280,23 +268,45 @@ FAULTS = [
     ),
     # -- found here -------------------------------------------------------------------------------------------------
     Faulty(
+        "a-shard-still-owned-is-held",
+        "shards/recover.py",
+        "        return EXIT_FENCED\n",
+        "        return EXIT_DISK\n",
+    ),
+]
+
+# Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is
+# caught belongs above.
+UNSEEN = [
+    # rot behind a batch that nothing but the barrier proves
+    Faulty(
+        "damage-passes-for-a-torn-tail",
+        "shards/journal/recovery.py",
+        "    if proof >= 0:\n",
+        "    if False:\n",
+    ),
+    # a snapshot between two cuts of one turn, and no other before the power fails
+    Faulty(
+        "part-holds-what-is-not-durable",
+        "shards/snapshotter.py",
+        "        if not shard.is_drained():\n            return False\n",
+        "",
+    ),
+    # an end in the very turn that answers without writing
+    Faulty(
         "an-end-that-waits-for-nothing",
         "shards/worker.py",
         "                    self._release(ready)\n                    self._idle.set()\n",
         "                    self._release(ready)\n",
     ),
+    # seed 115 of earlier draws found it
     Faulty(
         "an-end-while-peers-are-served",
         "shards/process.py",
         "        worker.close()\n        await worker.quiesce()  # what came in between\n        snapshotter.close()\n",
         "        snapshotter.close()\n",
     ),
-    Faulty(
-        "a-shard-still-owned-is-held",
-        "shards/recover.py",
-        "        return EXIT_FENCED\n",
-        "        return EXIT_DISK\n",
-    ),
+    # seed 11 of earlier draws found it
     Faulty(
         "rebalancing-forgotten-at-a-crash",
         "shards/registry.py",
@@ -304,13 +314,3 @@ FAULTS = [
         "        self.uneven = bool(changes)\n        return changes\n",
     ),
 ]
-
-# What 200 seeds were not seen to catch with the present draws, so that it is not drawn; the campaign of all tells of
-# them as survivors.
-NOT_CAUGHT_YET = {
-    "damage-passes-for-a-torn-tail",  # rot behind a batch that nothing but the barrier proves
-    "part-holds-what-is-not-durable",  # a snapshot between two cuts of one turn, and no other before the power fails
-    "an-end-that-waits-for-nothing",  # an end in the very turn that answers without writing
-    "an-end-while-peers-are-served",  # 115 found it
-    "rebalancing-forgotten-at-a-crash",  # 11 found it
-}

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.faulty import FAULTS, Faulty
+from tests.simulation.faulty import FAULTS, UNSEEN, Faulty
 
 SEEDS = 200
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +69,7 @@ def hunt(fault: Faulty, seeds: int = SEEDS) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--unseen", action="store_true", help="those that no seed is known to catch")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -79,7 +80,8 @@ def main() -> int:
         old = [json.loads(line) for line in asked.out.read_text().splitlines() if line.endswith("}")]
         done = {one["name"] for one in old}
         survivors = sum(one["seed"] is None for one in old)
-    chosen = [one for one in FAULTS if (not asked.names or one.name in asked.names) and one.name not in done]
+    wanted = FAULTS + UNSEEN if asked.names else UNSEEN if asked.unseen else FAULTS
+    chosen = [one for one in wanted if (not asked.names or one.name in asked.names) and one.name not in done]
     with ThreadPoolExecutor(asked.jobs) as pool:
         for found in pool.map(lambda fault: hunt(fault, asked.seeds), chosen):
             survivors += found["seed"] is None
