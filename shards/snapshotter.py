@@ -61,6 +61,7 @@ class Snapshotter:
         self.running = False
         self.held = False  # nothing is begun and nothing trimmed: somebody copies the files
         self._trimming = False
+        self._closed = False
         self.count = 0
         self._next_boot_ns = 0  # of the next slice
         self.finished_boot_ns = 0  # of the last one
@@ -127,6 +128,8 @@ class Snapshotter:
         self.running = False
         self._left = []
         self._undurable.clear()
+        if self._closed:
+            return  # the journal is closing or closed: nothing more is asked of it, and nothing wrong with the disk
         if error is None:
             self.count += 1
             self.finished_boot_ns = boot_now_ns()
@@ -145,12 +148,15 @@ class Snapshotter:
 
     def _on_trimmed(self, _: object, error: BaseException | None) -> None:
         self._trimming = False
+        if self._closed:
+            return
         self.stored_bytes = self._journal.stored_bytes
         if error is not None and not isinstance(error, Unavailable):
             self._fail(error)
 
     def close(self) -> None:
         """Gives an unfinished one up, and ends the thread."""
+        self._closed = True
         if self.running:
             self._parts.put(Abandoned())
         self._committer.close()

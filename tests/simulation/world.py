@@ -286,7 +286,10 @@ class World:
         if awake_ns > self.kernel.now_ns:
             return False
         workers = [process._worker for process in self.live()]
-        return all(w is not None and not w._writing and not w.shard.has_more() for w in workers)
+        if any(w is None or w._writing or w.shard.has_more() for w in workers):
+            return False
+        # Else the last word of a move is on its way.
+        return not any(w.shard._frozen or w.shard._arrived for w in workers if w is not None)
 
     def live(self) -> list[Process]:
         """The processes of all shards, in order."""
