@@ -84,11 +84,9 @@ class BucketMap:
         """bucket id -> generation, of one shard."""
         return {bucket_id: self.generation[bucket_id] for bucket_id in self.buckets_of(shard_id)}
 
-    def apply(self, record: tuple[object, ...] | list[object]) -> None:
-        """Changes the map by one record; raises MapConflict where it contradicts what is known."""
+    def check_record(self, record: tuple[object, ...] | list[object]) -> None:
+        """Raises MapConflict where an assignment or a retirement contradicts what is known; changes nothing."""
         match record:
-            case ("create", int(count), str(hash_name), [*shards]):
-                self._create(count, hash_name, [int(str(shard)) for shard in shards])
             case ("assign", int(bucket_id), int(shard_id), int(generation)):
                 self._check_bucket(bucket_id)
                 if shard_id not in self.weights:
@@ -96,6 +94,18 @@ class BucketMap:
                 if generation != self.generation[bucket_id] + 1:
                     known = self.generation[bucket_id]
                     raise MapConflict(f"bucket {bucket_id} is at generation {known}, the record says {generation}")
+            case ("retire", int(shard_id)):
+                owned = self.buckets_of(shard_id)
+                if owned:
+                    raise MapConflict(f"shard {shard_id} still owns {len(owned)} buckets, first {owned[0]}")
+
+    def apply(self, record: tuple[object, ...] | list[object]) -> None:
+        """Changes the map by one record; raises MapConflict where it contradicts what is known."""
+        self.check_record(record)
+        match record:
+            case ("create", int(count), str(hash_name), [*shards]):
+                self._create(count, hash_name, [int(str(shard)) for shard in shards])
+            case ("assign", int(bucket_id), int(shard_id), int(generation)):
                 self.owner[bucket_id] = shard_id
                 self.generation[bucket_id] = generation
             case ("pin", int(bucket_id)):
@@ -107,9 +117,6 @@ class BucketMap:
             case ("weight", int(shard_id), int(weight)):
                 self.weights[shard_id] = weight
             case ("retire", int(shard_id)):
-                owned = self.buckets_of(shard_id)
-                if owned:
-                    raise MapConflict(f"shard {shard_id} still owns {len(owned)} buckets, first {owned[0]}")
                 self.weights.pop(shard_id, None)
             case _:
                 raise MapConflict(f"unknown record in the bucket map's journal: {record!r}")

@@ -70,13 +70,17 @@ class Mover:
         caps: Caps,
         locked: frozenset[int],
         drained: Callable[[int], None],
+        is_leaving: Callable[[int], bool],
     ) -> None:
-        """`locked`: shards that the rebalancer leaves alone. `drained(shard_id)`: a shard of weight 0 is empty."""
+        """`locked`: shards that the rebalancer leaves alone. `drained(shard_id)`: a shard of weight 0 is empty.
+        `is_leaving(shard_id)`: the shard is not wanted any more, and goes as soon as it is empty.
+        """
         self._registry = registry
         self._workers = workers
         self.caps = caps
         self.locked = locked
         self._drained = drained
+        self._is_leaving = is_leaving
         self._number = 0
         self.running: dict[int, Running] = {}  # by bucket id
         self._by_number: dict[int, Running] = {}
@@ -122,6 +126,8 @@ class Mover:
         finally:
             del self.running[bucket_id]
             self._room.set()
+            if not self.rebalancing and (self._is_leaving(running.source) or self._is_leaving(shard_id)):
+                self.begin_rebalance()  # it would stay otherwise: whoever drained it is done
         owner = bucket_map.owner_of(bucket_id)
         if error and owner.shard_id == shard_id:
             return refusal("UNAVAILABLE", f"bucket {bucket_id} is on shard {shard_id} now, but {error}")
@@ -136,6 +142,8 @@ class Mover:
             return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
         if shard_id not in bucket_map.weights:
             return refusal("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
+        if self._is_leaving(shard_id) and (running is None or running.move is None):
+            return refusal("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
         source = bucket_map.owner[bucket_id]
         if source == shard_id:
             return refusal("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
@@ -151,6 +159,10 @@ class Mover:
                 state = "not there" if worker is None else worker.state
                 return refusal("MOVE_REFUSED", f"shard {one} is {state}")
         return None
+
+    def touches(self, shard_id: int) -> bool:
+        """Whether a move from or to this shard is not over."""
+        return any(shard_id in (one.source, one.target) for one in self.running.values())
 
     def _has_room(self, asked: Running) -> bool:
         under_way = [one for one in self.running.values() if one.move is not None]

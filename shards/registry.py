@@ -154,8 +154,12 @@ class Registry:
                 self.map.apply(record)
 
     async def record(self, *records: list[Any]) -> None:
-        """Makes records durable as one batch, then applies them. Raises the journal's errors."""
+        """Makes records durable as one batch, then applies them. Raises the journal's errors; MapConflict, with nothing
+        written, where the map would refuse one: it would at every start, too.
+        """
         assert self._committer is not None
+        for record in records:
+            self.map.check_record(record)
         payload = msgspec.msgpack.encode(records)
         position = await self._append(payload)
         self._apply_all(payload)

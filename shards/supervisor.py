@@ -70,21 +70,19 @@ class Supervisor:
         self.settings = settings
         self.registry = Registry(settings.data_dir, host, self._now_ns)
         self.workers: dict[int, WorkerState] = {}
-        self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained)
+        self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
         self.readings = Readings()
         self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
         self.backups = Backups(self.registry, self.workers, self.mover, settings.data_dir, self._now_ns)
         self.exit_code = 0
         self.clock: BillingClock | None = None
-        self.clock_offset_ns = 0
-        self.clock_steps = 0
+        self.clock_offset_ns = self.clock_steps = 0
         self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to what `shards.inquiry` asked
         self._host = host
         self._configuration = configuration
         self._stopping = asyncio.Event()
-        self._office = Office(
-            host.spawn, command, listeners, self._begin, self._on_message, self._on_event, self._stopping
-        )
+        tell = self._begin, self._on_message, self._on_event
+        self._office = Office(host.spawn, command, listeners, *tell, self._stopping)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -187,7 +185,6 @@ class Supervisor:
         self._even_out()
 
     def _tell_shards(self, records: list[list[Any]]) -> None:
-        """All workers learn which shards there are."""
         self._tell("shards", records, self._peers(), self._direct())
 
     def _tell(self, *message: Any) -> None:
@@ -195,9 +192,13 @@ class Supervisor:
             if worker.wire is not None:
                 worker.wire.send(message)
 
+    def _leaves(self, shard_id: int) -> bool:
+        return shard_id not in self.settings.weights
+
     def _even_out(self) -> None:
-        """Begins to move buckets, once every worker serves, where that is owed."""
-        if self.registry.uneven and all(worker.state == "serving" for worker in self.workers.values()):
+        """Begins to move buckets, once every worker serves, where that is owed, or a shard is still to go."""
+        is_owed = self.registry.uneven or any(map(self._leaves, self.map.weights))
+        if is_owed and all(worker.state == "serving" for worker in self.workers.values()):
             self.mover.begin_rebalance()
 
     def spawn(self, coroutine: Any) -> None:
@@ -373,8 +374,8 @@ class Supervisor:
 
     async def _retire(self, worker: WorkerState) -> None:
         async with self.registry.deciding:
-            if worker.shard_id in self.settings.weights or self.map.buckets_of(worker.shard_id):
-                return  # wanted again meanwhile
+            if (one := worker.shard_id) in self.settings.weights or self.map.buckets_of(one) or self.mover.touches(one):
+                return  # wanted again meanwhile, or a move is not over, behind which it is looked again
             await self.registry.record(["retire", worker.shard_id])
             worker.retired = True
             del self.workers[worker.shard_id]

@@ -200,7 +200,7 @@ class Chaos:
         aimed = self._aim(paths) if rng.random() < 0.6 else None
         if aimed is None:
             path = rng.choice(sorted(paths))
-            bit = rng.randrange(8 * max(len(medium.node(path).content.rstrip(b"\0")), 1))
+            bit = rng.randrange(8 * self._provable(path))
         else:
             path, bit = aimed
         world.rotten = True
@@ -232,6 +232,17 @@ class Chaos:
         world.restart_wanted = True
         world.start()
         return True
+
+    def _provable(self, path: str) -> int:
+        """How many bytes of a file can be told from torn ones: all that there are, of a segment not its last batch, for
+        whose durability nothing stands yet.
+        """
+        content = bytes(self.world.machine.medium.node(path).content)
+        segment = segment_of(content) if is_segment(path.rpartition("/")[2]) else None
+        if segment is None:
+            return max(len(content.rstrip(b"\0")), 1)
+        starts = [4096, *(offset for _, _, offset, _ in batches_of(content, segment, 4096, segment.chain))]
+        return starts[-2] if len(starts) > 1 else 4096
 
     def _aim(self, paths: list[str]) -> tuple[str, int] | None:
         """(path, bit) in a batch of some newest segment, behind which another one proves that it was durable."""

@@ -20,6 +20,11 @@ FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.fa
     115: "a peer's request was applied while the last snapshot was made: the next start refused with 65",
     793: "a restart after seconds of rest, in which a hold's expiry saved an account that ran dry again",
     2195: "rot of the last batch, cut off as torn before the start refused: the disk was not mended",
+    1122: "a snapshot that stood just before an orderly end asked the closed journal to trim: 74",
+    2080: "a quiet point while the last word of a move was on its way",
+    3781: "a bucket moved by hand to a shard that was being drained kept it for ever",
+    8042: "the same, while that shard was retired: an assignment to a shard that is gone, and no start after that",
+    9911: "a shard was drained, and the power failed before the map forgot it: it stayed for ever",
 }
 
 
