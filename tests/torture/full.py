@@ -102,6 +102,7 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
         await load.end()
         starting = asyncio.create_task(asyncio.to_thread(daemon.start, 60))
         await asyncio.sleep(2)
+        assert not starting.done(), "it is said to be ready, and it had no room to start"
         rig.filler.free()
         await starting
         load.counts["started while full"] += 1
