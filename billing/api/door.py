@@ -78,7 +78,7 @@ class Limits(NamedTuple):
     in_flight_total_max: int = 262_144  # over all connections; above, requests are refused
     requests_per_s_max: int = 0  # of one connection; 0: as many as it likes
     trial_in_flight_max: int = 32  # until a client has read so much:
-    trial_bytes: int = 1024 * 1024  # more than kernels take for a client that never reads
+    trial_bytes: int = 256 * 1024  # more than kernels take for a client that never reads
     trial_write_buffer_bytes_max: int = 8 * 1024
     frame_bytes_max: int = FRAME_BYTES_MAX
     frame_deadline_ns: int = 10 * SECOND_NS  # for an unfinished frame
