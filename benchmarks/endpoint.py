@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from tests.system.daemon import free_port
+from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 
 COIN = 10**9

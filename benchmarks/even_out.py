@@ -29,7 +29,8 @@ import uvloop
 from benchmarks.commands import COIN, run
 from billing.client import Client
 from billing.ops.receiver import Receiver
-from tests.system.daemon import Daemon, free_port
+from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc
 
 DEPTH = 256

@@ -1,4 +1,4 @@
-"""What all tests share: where they keep data, which ports they take, and how Hypothesis chooses its examples.
+"""What all tests share: where they keep data, and how Hypothesis chooses its examples.
 
 Data directories are private (0700) and on a real disk, because on a tmpfs a durability test proves nothing; and their
 paths are short, because those of unix sockets must be.
@@ -12,9 +12,8 @@ judges speed.
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,20 +43,3 @@ def data_dir() -> Iterator[Path]:
     home = next(home for home in homes if filesystem_of(home) not in IN_MEMORY and os.access(home, os.W_OK))
     with tempfile.TemporaryDirectory(prefix="billing-", dir=home) as name:
         yield Path(name)
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """Gives loopback TCP ports that nobody listens on, each another one."""
-    given: set[int] = set()
-
-    def find() -> int:
-        while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port: int = probe.getsockname()[1]
-            if port not in given:
-                given.add(port)
-                return port
-
-    return find

@@ -22,6 +22,7 @@ from billing.ledger.errors import KINDS, Refused
 from tests.api.outside import House, open_house
 from tests.api.test_auth import TOKENS
 from tests.api.test_methods import RIGHT
+from tests.system.ports import free_port
 
 
 def address_of(house: House) -> str:
@@ -259,7 +260,7 @@ async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(hou
         assert (await client.top_up("v", 5))["user_id"] == "v"
 
 
-async def test_nobody_there_is_applied_no_and_says_why(free_port):
+async def test_nobody_there_is_applied_no_and_says_why():
     client = Client(f"127.0.0.1:{free_port()}", timeout_s=0.1)
     with pytest.raises(Unavailable, match="cannot connect") as caught:
         await client.top_up("u", 5)
@@ -269,7 +270,7 @@ async def test_nobody_there_is_applied_no_and_says_why(free_port):
         await client.ping()
 
 
-async def test_a_daemon_that_comes_up_late_is_found(free_port):
+async def test_a_daemon_that_comes_up_late_is_found():
     port = free_port()
     client = Client(f"127.0.0.1:{port}", jitter=lambda: 0.0)
     waiting = asyncio.ensure_future(client.top_up("u", 5))

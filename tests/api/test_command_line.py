@@ -20,6 +20,7 @@ from billing.ops.operator_commands import COMMANDS as OPERATOR_COMMANDS
 from billing.ops.showing import instant, span, value_of
 from tests.api.outside import House, open_house
 from tests.api.test_auth import TOKENS
+from tests.system.ports import free_port
 
 ALL = {**ACCOUNT_COMMANDS, **OPERATOR_COMMANDS}
 HOUR_NS = 3_600 * 10**9
@@ -170,7 +171,7 @@ async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house):
     assert (result.exit_code, result.stderr) == (1, "billing: INVALID_AMOUNT: amount must be above zero\n")
 
 
-async def test_no_daemon_ends_with_1_and_says_so(house, free_port):
+async def test_no_daemon_ends_with_1_and_says_so(house):
     result = await run(house, "top-up u 1 --timeout 50ms", BILLING_ADDRESS=f"127.0.0.1:{free_port()}")
     assert result.exit_code == 1
     assert result.stderr.startswith("billing: UNAVAILABLE: no answer within 0.05 s: cannot connect")

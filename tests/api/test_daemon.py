@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from billing.client import Client, InsufficientFunds, StaleRate, UnknownAccount
 from tests.api.outside import Wire
+from tests.system.ports import free_port
 
 COIN = 10**9
 
@@ -23,13 +23,6 @@ class Daemon(NamedTuple):
     tcp: str
     unix: str
     directory: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 from billing.ops.faults import Fault
 from billing.ops.receiver import Receiver
 from shards.clock import wall_now_ns
-from tests.system.daemon import Daemon, free_port
+from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 
 COIN = 10**9

@@ -13,6 +13,7 @@ import pytest
 from billing.loadtest.result import histogram_of
 from tests.system.daemon import Daemon
 from tests.system.loadtest import loadtest, right
+from tests.system.ports import free_port
 
 SMALL = ("--accounts", "300", "--rate", "600", "--duration", "2", "--warmup", "0.5", "--quiet")
 USERS = 40
@@ -84,7 +85,7 @@ def test_a_trace_with_a_daemon_of_its_own(data_dir):
     assert run.cutoffs.received == run.cutoffs.expected >= USERS * 3 // 10
 
 
-def test_a_daemon_that_runs_already_twice(data_dir, free_port):
+def test_a_daemon_that_runs_already_twice(data_dir):
     trace = data_dir / "trace.csv.gz"
     make_trace(trace, seed=2)
     receiver = f"127.0.0.1:{free_port()}"

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from tests.system.daemon import Daemon
 from tests.system.loadtest import Done, loadtest
+from tests.system.ports import free_port
 
 SMALL = ("--accounts", "50", "--rate", "400", "--duration", "1.5", "--warmup", "0", "--runs", "1", "--quiet")
 CUTOFFS = ("--exhaust-per-second", "20")
@@ -134,7 +135,7 @@ def wrong(done: Done) -> str:
 
 
 @pytest.mark.parametrize("meddle", [changed, doubled, dropped])
-def test_a_system_that_is_wrong_about_one_command_fails(data_dir, free_port, meddle):
+def test_a_system_that_is_wrong_about_one_command_fails(data_dir, meddle):
     receiver = f"127.0.0.1:{free_port()}"
     with Daemon(data_dir, cutoff__url=f"http://{receiver}/cutoff") as daemon:
         proxy = Proxy(daemon.rpc_port, meddle)
@@ -165,7 +166,7 @@ def false(call: dict[str, Any]) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize(("forge", "field"), [(hidden, "missing"), (early, "early"), (false, "false")])
-def test_one_wrong_cutoff_fails(data_dir, free_port, forge, field):
+def test_one_wrong_cutoff_fails(data_dir, forge, field):
     true = f"127.0.0.1:{free_port()}"
 
     async def received(request: web.Request) -> web.Response:

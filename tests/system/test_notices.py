@@ -10,7 +10,8 @@ from pathlib import Path
 from billing.expirationd.signature import parse_secrets
 from billing.ops.faults import Fault
 from billing.ops.receiver import Receiver
-from tests.system.daemon import Daemon, free_port
+from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 from tests.system.test_cutoffs import receiving, until
 

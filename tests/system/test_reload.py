@@ -16,7 +16,8 @@ from typing import Any
 import trustme
 
 from billing.ops.receiver import Receiver
-from tests.system.daemon import Daemon, free_port
+from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc
 
 

@@ -23,7 +23,8 @@ from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
 from billing.ops.receiver import Receiver
 from shards.disk import RealDisk
-from tests.system.daemon import Daemon, free_port
+from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 from tests.torture.load import Load, pending
 
