@@ -132,11 +132,24 @@ def test_departures_are_those_of_the_journal(data_dir, statement, text):
 
 def test_a_file_that_is_missing_among_others(data_dir):
     yard = Yard(data_dir, history=True)
-    busy(yard, 4, 100, upheavals=0)
+    for seed in range(4, 8):
+        busy(yard, seed, 400, upheavals=0)
+        yard.workers[2].snapshot()
     yard.close()
     Path(f"{yard.path}/history/shard-2.sqlite").unlink()
     (found,) = told(yard.examine(), "history")
     assert found.text == "the history of shard 2 is missing"
+
+
+def test_a_file_that_the_power_left_no_time_to_make(data_dir):
+    yard = Yard(data_dir, history=True, trims=False)
+    busy(yard, 4, 100)
+    yard.close()
+    path = Path(f"{yard.path}/history/shard-2.sqlite")
+    path.unlink()
+    report = yard.examine()
+    assert report.findings == []
+    assert [note for note in report.notes if str(path) in note]
 
 
 def test_a_file_of_another_shard(data_dir):
