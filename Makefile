@@ -57,8 +57,9 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 || failed=1; \
 	exit $$failed
 
-# Every campaign against what must never be lost, at full size: about an hour on two cores; goes on where it was stopped.
-# Some of it needs root and the Debian packages named in .ci/run. TORTURE="power kill --share 0.1" runs a part.
+# Every campaign against what must never be lost, at full size: an hour on two cores, and with the fuzzing two and a half;
+# goes on where it was stopped. Some of it needs root and the Debian packages named in .ci/run.
+# TORTURE="power kill --share 0.1" runs a part.
 torture: $(VENV)/.ready
 	$(BIN)/python -m tests.torture --write $(TORTURE)
 

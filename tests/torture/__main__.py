@@ -1,13 +1,14 @@
 """`make torture`: every campaign at its full size, on both cores, to be stopped and resumed at will.
 
-    python -m tests.torture                          all of it, about an hour on two cores of its own
-    python -m tests.torture power kill               these campaigns alone
+    python -m tests.torture                          all of it: some two and a half hours on two cores of its own
+    python -m tests.torture power kill               these campaigns alone; all but `fuzz` are about an hour
     python -m tests.torture --share 0.05             a twentieth of the size, to try it out
     python -m tests.torture --list                   what would be run
     python -m tests.torture --write                  and put the table into tests/TORTURE.md
 
-What each piece said is added to the state file as soon as it ends; pieces that held on this commit are not run again.
-A table is printed at the end. Exit code 1 where anything failed, or a piece could not be run.
+What each piece said is added to the state file as soon as it ends; pieces that held on this code are not run again: a
+commit that changes documents or benchmarks alone leaves it the same. A table is printed at the end. Exit code 1 where
+anything failed, or a piece could not be run.
 """
 
 from __future__ import annotations
@@ -107,13 +108,13 @@ def run_piece(piece: Piece) -> dict[str, Any]:
 
 
 def commit_of() -> str:
-    """The commit that is checked out, marked where the tree differs from it."""
+    """The newest commit that changed code, marked where the tree differs from it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        command = ["git", *arguments, "--", ".", ":!*.md", ":!benchmarks"]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("TORTURE.md")]
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
+    return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
 
 def main() -> int:
