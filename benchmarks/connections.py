@@ -15,14 +15,19 @@ import select
 import socket
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgpack
 
 from benchmarks.commands import COIN, mixed_frames, preload
 from benchmarks.figures import add_arguments, medians, quantiles_ms, show
 from benchmarks.rpc_floor import serve
 from tests.system.daemon import Daemon
+
+LOOK_S = 50e-6
 
 
 def drive(
@@ -72,6 +77,45 @@ def drive(
         "server_cpu_us": round(cpu / len(latencies) * 1e6, 2),
         **quantiles_ms(latencies),
     }
+
+
+def paced(port: int, frames: list[bytes], connections: int, seconds: float, per_s: float) -> dict[str, float]:
+    """An open loop: so many commands a second, due evenly, over connections in turn, whatever is still unanswered.
+    Latencies count from the instant that a command was due, and are too long by up to `LOOK_S` and the kernel's slack;
+    those of the first quarter are left out.
+    """
+    poller = select.epoll()
+    order = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
+    for one in order:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poller.register(one, select.EPOLLIN)
+    waiting = {one.fileno(): deque[float]() for one in order}
+    readers = {one.fileno(): (one, msgpack.Unpacker()) for one in order}
+    latencies: list[float] = []
+    sent, count, total = 0, len(frames), int(per_s * seconds * 5 / 4)
+    answered, began = 0, time.perf_counter() + 0.01
+    while answered < total:
+        due = began + sent / per_s
+        now = time.perf_counter()
+        if sent < total and now >= due:
+            one = order[sent % connections]
+            waiting[one.fileno()].append(due)
+            one.send(frames[sent % count])
+            sent += 1
+            continue
+        time.sleep(LOOK_S)  # epoll itself would wait in whole milliseconds
+        for number, _ in poller.poll(0.0):
+            one, unpacker = readers[number]
+            unpacker.feed(one.recv(65_536))
+            now = time.perf_counter()
+            for reply in unpacker:
+                if reply[0] != 1:
+                    raise RuntimeError(f"not a reply: {reply!r}")
+                answered += 1
+                latencies.append(now - waiting[number].popleft())
+    for one in order:
+        one.close()
+    return quantiles_ms(latencies[total // 5 :])
 
 
 def main() -> None:

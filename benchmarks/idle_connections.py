@@ -1,11 +1,12 @@
 """What idle and hostile connections cost: bytes each of the worker's memory, and what others' commands notice of them.
 
-Ten connections keep one command in flight each, with nobody beside them, and then beside each kind of company in turn:
+Ten connections ask for 5,000 commands a second, with nobody beside them, and then beside each kind of company in turn:
 
     idle     so many connections that asked once and say nothing more
     flood    clients that connect, send the beginning of a frame, and go away, as fast as one process can
     slow     a thousand clients that send a byte of a frame each, ten times a second
     deaf     a hundred clients that ask for much and never read
+    spin     a process that only counts, and knows nothing of the daemon: what sharing the machine does (the floor)
 
     python -m benchmarks.idle_connections --seconds 3
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import resource
 import select
 import socket
@@ -31,7 +33,7 @@ import msgpack
 import psutil
 
 from benchmarks.commands import COIN, mixed_frames, preload
-from benchmarks.connections import drive
+from benchmarks.connections import paced
 from benchmarks.figures import add_arguments, medians, show
 from tests.system.daemon import Daemon
 
@@ -68,16 +70,17 @@ def flood(port: int) -> None:
 
 
 def slow(port: int) -> None:
-    """Until it is ended."""
+    """Until it is ended: each at its own time within the tenth of a second."""
     frame = msgpack.packb([0, 1, "top_up", ["slow", 1]])
     made = [connect(port) for _ in range(1000)]
+    began = time.monotonic()
     for turn in range(1_000_000):
-        for one in made:
-            one.send(frame[turn % len(frame) : turn % len(frame) + 1])
-        if turn % len(frame) == len(frame) - 1:
-            for one in made:
-                one.recv(4096)
-        time.sleep(0.1)
+        one, at = made[turn % 1000], turn // 1000 % len(frame)
+        one.send(frame[at : at + 1])
+        if at == len(frame) - 1:
+            one.recv(4096)
+        if turn % 10 == 9:
+            time.sleep(max(0.0, began + turn / 10_000 - time.monotonic()))
 
 
 def deaf(port: int) -> None:
@@ -100,6 +103,15 @@ def deaf(port: int) -> None:
         time.sleep(0.01)
 
 
+def spin(port: int) -> None:
+    """Until it is ended."""
+    for _ in itertools.count():
+        pass
+
+
+KINDS = {"flood": flood, "slow": slow, "deaf": deaf, "spin": spin}
+
+
 @contextlib.contextmanager
 def company(kind: str, port: int) -> Iterator[None]:
     """A process of this kind beside what is measured, nicer than the daemon."""
@@ -120,7 +132,7 @@ def measured(daemon: Daemon, frames: list[bytes], arguments: argparse.Namespace)
     seconds = arguments.seconds
 
     def p99() -> float:
-        return float(drive(daemon.rpc_port, frames, 10, seconds, daemon.cpu_seconds)["p99_ms"])
+        return paced(daemon.rpc_port, frames, 10, seconds, arguments.per_second)["p99_ms"]
 
     told: dict[str, Any] = {"alone_p99_ms": p99()}
     resting = idle(daemon.rpc_port, FIRST)  # so that what was freed before is in use again
@@ -131,7 +143,7 @@ def measured(daemon: Daemon, frames: list[bytes], arguments: argparse.Namespace)
     for one in resting:
         one.close()
     time.sleep(1.0)
-    for kind in ("flood", "slow", "deaf"):
+    for kind in KINDS:
         before = worker.memory_info().rss
         with company(kind, daemon.rpc_port):
             told[f"{kind}_p99_ms"] = p99()
@@ -146,14 +158,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=9_900)
     parser.add_argument("--accounts", type=int, default=10_000)
-    parser.add_argument("--be", choices=["flood", "slow", "deaf"], help="only be this kind of company, to --port")
+    parser.add_argument("--per-second", type=float, default=5_000)
+    parser.add_argument("--be", choices=KINDS, help="only be this kind of company, to --port")
     parser.add_argument("--port", type=int)
     add_arguments(parser, runs=1, seconds=2.0)
     arguments = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if arguments.be:
-        {"flood": flood, "slow": slow, "deaf": deaf}[arguments.be](arguments.port)
+        KINDS[arguments.be](arguments.port)
         return
     runs = []
     for _ in range(arguments.runs):
