@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
@@ -30,6 +30,8 @@ from billing.ledger.ledger import Ledger, Rules
 from billing.pages import joined_cutoffs
 from shards.machine import Command, Later, Notice, Record
 
+ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
+ROWS_SHOWN_NS: Final = 100_000_000
 SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "overdue", "pending_cutoffs", "release_cutoffs"})
 
 
@@ -46,6 +48,8 @@ class BillingMachine:
         self.overdue_at_start: Callable[[], int] = lambda: 0  # cutoffs
         self.fired = 0  # filings that came due
         self._wheel: Wheel | None = None
+        self._rows_shown = 0
+        self._rows_since_ns = 0
 
     # -- commands and queries ---------------------------------------------------------------------------------------
 
@@ -61,12 +65,15 @@ class BillingMachine:
 
     def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
         """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal. `("history", …)` and
-        `("explain", user_id)`: later.
+        `("explain", user_id)`: later. An account may have 10,000 rate lines, a connection 4,096 questions in flight: so
+        rows are counted, and too many within a moment are refused, before they fill the memory and everybody's time.
         """
         name, user_id = query[0], query[1]
         try:
             if name == "get_account":
-                return self.ledger.view(bucket_id, user_id, now_ns)
+                account = self.ledger.view(bucket_id, user_id, now_ns)
+                self._show(len(account["rates"]) + len(account["holds"]), now_ns)
+                return account
             if name in ("history", "explain"):
                 self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
                 return Later(query)
@@ -75,6 +82,14 @@ class BillingMachine:
         except Refused as refusal:
             return refusal.with_traceback(None)
         return Refused("UNKNOWN_METHOD", f"{name} is not served by this version")
+
+    def _show(self, rows: int, now_ns: int) -> None:
+        """Lets a reply with so many rows leave. Raises Refused where there were too many just now."""
+        if now_ns - self._rows_since_ns >= ROWS_SHOWN_NS:
+            self._rows_since_ns, self._rows_shown = now_ns, 0
+        if self._rows_shown + rows > ROWS_SHOWN_MAX:
+            raise Refused("BUSY", "too many rate lines and holds are being read at once")
+        self._rows_shown += rows
 
     def survey(self, query: Command, now_ns: int) -> object:
         """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""

@@ -21,7 +21,7 @@ and if it is a debit, because somebody may have asked to be told.
 
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
 from billing.ledger import commands as ops
@@ -292,7 +292,7 @@ class Ledger:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def view(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, object]:
+    def view(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, Any]:
         """`get_account`: everything about the account at `at_ns`; what was due until then happens first, as entries."""
         account = self._account(bucket_id, user_id)
         at_ns = max(at_ns, account.settled_ns)
