@@ -79,6 +79,12 @@ class Wire(asyncio.Protocol):
         self._on_closed = on_closed
         self._on_open = on_open
         self._transport: asyncio.Transport | None = None
+        self._parting: asyncio.Transport | None = None
+
+    @property
+    def is_parting(self) -> bool:
+        """Whether the last message of `part` may still be on its way."""
+        return self._parting is not None
 
     @property
     def is_open(self) -> bool:
@@ -103,7 +109,7 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._parting = None
         self._on_closed(self)
 
     def send(self, message: Any) -> None:
@@ -116,10 +122,19 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(b"".join(map(frame_of, messages)))
 
+    def part(self) -> None:
+        """Sends nothing more, and closes once the peer has read it all and closed. A process that simply ends, with
+        something unread in its socket, makes the kernel tell its peer of a reset, before the last words.
+        """
+        if self._transport is not None:
+            self._parting, self._transport = self._transport, None
+            self._parting.write_eof()
+
     def close(self) -> None:
         """Closes after what was sent has left."""
-        if self._transport is not None:
-            self._transport.close()
+        transport = self._transport or self._parting
+        if transport is not None:
+            transport.close()
 
 
 class SocketDirectory:

@@ -56,6 +56,7 @@ from shards.tally import Pulse
 from shards.worker import Settings, Worker
 
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # "serving" waits a second for the links; a peer that is held never comes
+LEAVE_POLL_S, LEAVE_POLLS = 0.05, 20  # a worker that failed stays for a second until the supervisor has heard why
 SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the disk, must not wait 5 ms for a busy loop
 
 
@@ -118,24 +119,22 @@ class Process:
         )
         self._wire = wire
         self._pulse = Pulse()
-        begin_task = loop.create_task(self._serve())
-        ended_task = loop.create_task(self._ended.wait())
+        begin_task, ended_task = loop.create_task(self._serve()), loop.create_task(self._ended.wait())
         await asyncio.wait({begin_task, ended_task}, return_when=asyncio.FIRST_COMPLETED)
         if not begin_task.done():
             self._messages.put_nowait(("stop",))
             await asyncio.wait({begin_task}, timeout=60)
-        await self._finished(begin_task)
+        try:
+            await begin_task
+        except BaseException as error:
+            self._fail(error)
         ended_task.cancel()
         self._pulse.close()
+        if self._exit_code:
+            await asyncio.sleep(2 * LEAVE_POLL_S * LEAVE_POLLS)  # `_leave` ends the process before
         wire.close()
         await asyncio.sleep(0)
         return self._exit_code
-
-    async def _finished(self, task: asyncio.Task[None]) -> None:
-        try:
-            await task
-        except BaseException as error:
-            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """Ends the process with the exit code that the error asks for; no result is answered any more."""
@@ -146,12 +145,19 @@ class Process:
             self._worker.halt(error)
         if self._wire is not None:
             self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
+            self._wire.part()
         self._ended.set()
         loop = asyncio.get_running_loop()
         if self._exit_code == EXIT_BUG:
             loop.call_exception_handler({"message": "the worker ends on a bug", "exception": error})
         # Not by an orderly shutdown, which would answer what is not durable: the journal knows.
-        loop.call_soon(loop.call_later, 0.05, self._host.exit, self._exit_code)  # what was sent above leaves first
+        loop.call_soon(loop.call_later, LEAVE_POLL_S, self._leave, LEAVE_POLLS)  # what was sent above leaves first
+
+    def _leave(self, polls: int) -> None:
+        if polls and self._wire is not None and self._wire.is_parting:
+            asyncio.get_running_loop().call_later(LEAVE_POLL_S, self._leave, polls - 1)
+        else:
+            self._host.exit(self._exit_code)
 
     def _begin_snapshot(self) -> None:
         assert self._worker is not None
@@ -274,8 +280,7 @@ class Process:
         assert begin is not None
         assert bucket_map is not None
         assert wire is not None
-        loop = asyncio.get_running_loop()
-        host = self._host
+        loop, host = asyncio.get_running_loop(), self._host
         directory = f"{begin.directory}/shard-{begin.shard_id}"
         journal = journal_of(directory, host, self._stamp_ns, begin.journal)
         application = self._application = self._build(begin)
@@ -369,8 +374,7 @@ class Process:
         self, worker: Worker, journal: Journal, committer: Committer, trim_floor: Callable[[], int]
     ) -> None:
         """A clean stop leaves a snapshot, so that a new version starts from state and not from old commands."""
-        shard = worker.shard
-        position = journal.head
+        shard, position = worker.shard, journal.head
         parts = (shard.dump(bucket_id, position) for bucket_id in sorted(shard.present()))
         with contextlib.suppress(Unavailable):  # no room: the journal alone is enough
             await committer.call(journal.save_snapshot, position, parts)

@@ -6,7 +6,8 @@
  *   FAULT_STALL  as long as this file is there, every fdatasync waits
  *   FAULT_LOG   a line is appended for each call that failed: its number, its name, its path
  *
- * Counted are open, read, write, sync, allocate, truncate, rename, unlink and mkdir; a call that fails does nothing.
+ * Counted are open, read, write, sync, allocate, truncate, rename, unlink and mkdir, and where writes are to be short,
+ * only those that can be; a call that fails does nothing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,10 +38,10 @@ static int number_of(const char *name) {
 /* -1: goes well; else an errno, or 0 for a short write. */
 static int fault(const char *call, const char *path, int can_be_short) {
     const char *only = getenv("FAULT_ONLY");
-    if (only && strcmp(only, call)) return -1;
-    int number = __sync_add_and_fetch(&calls, 1), at = number_of("FAULT_AT"), what = number_of("FAULT_WHAT");
+    int what = number_of("FAULT_WHAT");
+    if ((only && strcmp(only, call)) || (what == 0 && !can_be_short)) return -1;
+    int number = __sync_add_and_fetch(&calls, 1), at = number_of("FAULT_AT");
     if (at <= 0 || number < at || (number > at && !number_of("FAULT_STICKY"))) return -1;
-    if (what == 0 && !can_be_short) return -1;
     const char *log = getenv("FAULT_LOG");
     int handle = log ? (int)syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
     if (handle >= 0) {
