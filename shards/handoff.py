@@ -91,6 +91,7 @@ class Handoff:
         self.block_bytes_max = BLOCK_BYTES_MAX
         self.quiet_wait_ns = QUIET_WAIT_NS
         self._held_up = ""  # what the supervisor was told that a move waits for
+        self._closed = False
         self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
         self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
         self._with_old: dict[int, tuple[PeerLink, int]] = {}  # bucket id -> (old owner's link, requests it still has)
@@ -261,7 +262,7 @@ class Handoff:
                 if isinstance(caller, PeerCaller):
                     host.reply(caller, token, WrongBucket(bucket_id, shard.shard_id))
                 else:
-                    host.request((caller, token, kind, payload), bucket_id)
+                    self._go_on((caller, token, kind, payload), bucket_id)
         else:
             if owner == shard.shard_id:
                 self._arriving.pop(bucket_id, None)
@@ -283,7 +284,8 @@ class Handoff:
         self._host.wake()
 
     def close(self) -> None:
-        """No move changes the shard from here on."""
+        """Nothing changes the shard from here on: no move, and nothing that waited for one."""
+        self._closed = True
         self._arriving.clear()
         self._leaving.clear()
 
@@ -303,7 +305,14 @@ class Handoff:
         else:
             self.routes[bucket_id] = owner
             for request in strays:
-                self._host.request(request, bucket_id)
+                self._go_on(request, bucket_id)
+
+    def _go_on(self, request: Request, bucket_id: int) -> None:
+        """What waited is carried out; not after the end, when links close: nobody is left to hear of it, and what the
+        last snapshot holds, no batch behind it may hold again.
+        """
+        if not self._closed:
+            self._host.request(request, bucket_id)
 
     def hold(self, request: Request, bucket_id: int) -> None:
         """A request for a bucket with route 0: it waits."""
@@ -330,14 +339,14 @@ class Handoff:
         del self._with_old[bucket_id]
         self.routes[bucket_id] = self._host.map.owner[bucket_id]
         for request in self._returned.pop(bucket_id) + self._waiting.pop(bucket_id):
-            self._host.request(request, bucket_id)
+            self._go_on(request, bucket_id)
 
     def strayed(self, request: Request, bucket_id: int, shard_id: int) -> None:
         """The peer of `shard_id` says that it does not serve the bucket."""
         if bucket_id in self._with_old:
             self._returned[bucket_id].append(request)
         elif self.routes[bucket_id] != shard_id:
-            self._host.request(request, bucket_id)
+            self._go_on(request, bucket_id)
         else:
             strays = self._strays.setdefault(bucket_id, [])
             strays.append(request)

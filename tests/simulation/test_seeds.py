@@ -24,6 +24,7 @@ FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.fa
     2080: "a quiet point while the last word of a move was on its way",
     3781: "a bucket moved by hand to a shard that was being drained kept it for ever",
     8042: "the same, while that shard was retired: an assignment to a shard that is gone, and no start after that",
+    7837: "what waited for a moved bucket was applied while the last snapshot was made: the next start refused with 65",
     9911: "a shard was drained, and the power failed before the map forgot it: it stayed for ever",
 }
 
