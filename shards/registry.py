@@ -61,6 +61,7 @@ class Registry:
             boot_id=disk.boot_id(),
         )
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
+        self.unopened = "the map of the buckets is not open yet"  # why, while it is so
         self.held = False  # no snapshot and no trimming: somebody copies the files
         self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
         self._committer: Committer | None = None
@@ -72,6 +73,7 @@ class Registry:
             try:
                 return self.open(bucket_count, wanted)
             except Unavailable as full:
+                self.unopened = f"the map of the buckets: waiting: {full}"
                 log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stopping.wait(), ROOM_RETRY_S)

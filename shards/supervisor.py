@@ -99,7 +99,7 @@ class Supervisor:
 
     def ready_reasons(self) -> list[str]:
         """Why not every bucket is served; empty when each is."""
-        reasons = [] if self.map.weights else ["the map of the buckets is not open yet"]
+        reasons = [] if self.map.weights else [self.registry.unopened]
         for shard_id in sorted(self.map.weights):
             worker = self.workers.get(shard_id)
             if worker is None:

@@ -166,7 +166,8 @@ async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, l
     process = daemon.process
     assert process is not None
     if said != "ended":
-        await lead(daemon, told)
+        if "the map of the buckets: waiting" not in said:  # there, nothing is served, and nothing is answered
+            await lead(daemon, told)
         said = await asyncio.to_thread(readiness, daemon)
         process.terminate()
     try:

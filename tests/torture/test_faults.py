@@ -12,7 +12,7 @@ import pytest
 from shards.buckets import bucket_id_of
 from tests.system.rpc import Rpc
 from tests.torture.cycles import examined
-from tests.torture.faults import BUCKETS, kept, new_daemon, readiness, shim, why_not
+from tests.torture.faults import BUCKETS, kept, new_daemon, readiness, settled_start, shim, why_not
 
 SYNCS = 60  # a start needs fewer
 
@@ -72,3 +72,23 @@ async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(d
         raise
     examined(data_dir / "data")
     assert answered <= (await kept(data_dir / "data"))[user] <= answered + 1
+
+
+async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_dir: Path) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    daemon = new_daemon(data_dir)
+    daemon.environment = {
+        "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/map", "FAULT_AT": "1", "FAULT_STICKY": "1",
+        "FAULT_WHAT": str(errno.ENOSPC),
+    }  # fmt: skip
+    said = await settled_start(daemon)
+    assert "the map of the buckets: waiting: no room for opening: No space left on device" in said
+    assert daemon.process is not None
+    daemon.process.terminate()
+    try:
+        await asyncio.to_thread(daemon.process.wait, 20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        raise
