@@ -107,7 +107,8 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
 
     Returns the buckets that are here and another's, the orphans: left over from a move that was decided for the target
     before this source gave it up (the map is at a higher generation), or was never decided for this target (the map is
-    one lower). They are laid aside, and forgotten once their owner has passed this very check.
+    one lower, or gave that generation to another target since: nothing has happened to the copy then). They are laid
+    aside, and forgotten once their owner has passed this very check.
     """
     me = shard.shard_id
     for bucket_id, generation in bucket_map.ownership_of(me).items():
@@ -124,7 +125,7 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
         owner = bucket_map.owner_of(bucket_id)
         if owner.shard_id == me:
             continue
-        if held > owner.generation + 1 or held == owner.generation:
+        if held > owner.generation + 1 or (held == owner.generation and not shard.is_untouched(bucket_id)):
             raise Damaged(
                 f"shard {me} holds bucket {bucket_id} at generation {held}, the map says shard {owner.shard_id} at "
                 f"generation {owner.generation}: one of the two is an older backup"

@@ -79,6 +79,7 @@ class Shard:
         self._frozen: dict[int, _Still] = {}  # buckets on their way out
         self._arrived: dict[int, _Still] = {}  # buckets moved here, but not yet decided
         self.orphans: dict[int, tuple[int, bytes]] = {}  # (generation, content) of what is another's
+        self._untouched: set[int] = set()  # of recovery: moved here, and nothing has happened to them since
         self.chores: deque[Iterator[None]] = deque()  # what arming and dropping large buckets leave for later
         self._replies: list[Reply] = []
         self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
@@ -302,7 +303,7 @@ class Shard:
         A bucket that came from a snapshot part taken at or behind `position` holds its records already.
         """
         count = 0
-        machine, held, loaded = self.machine, self.held, self._loaded_at
+        machine, held, loaded, untouched = self.machine, self.held, self._loaded_at, self._untouched
         for kind, bucket_id, generation, body in split_batch(payload):
             count += 1
             if position <= loaded.get(bucket_id, -1):
@@ -314,18 +315,29 @@ class Shard:
                         f"while this shard holds {held.get(bucket_id, 'none')}"
                     )
                 machine.replay(bucket_id, body)
+                if untouched:
+                    untouched.discard(bucket_id)
             elif kind in (OWN, RECEIVED):
                 if bucket_id in held:
                     raise Corrupt(f"bucket {bucket_id} is taken over twice")
-                machine.create(bucket_id) if kind == OWN else machine.load(bucket_id, body)
+                if kind == OWN:
+                    machine.create(bucket_id)
+                else:
+                    machine.load(bucket_id, body)
+                    untouched.add(bucket_id)
                 self._hold(bucket_id, generation)
             elif kind == LEAVE:
                 if held.pop(bucket_id, None) is not None:  # else a snapshot began between leaving and its durability
                     machine.drop(bucket_id)
                 self._prefix.pop(bucket_id, None)
+                untouched.discard(bucket_id)
             else:
                 raise Corrupt(f"a record of unknown kind {kind}")
         return count
+
+    def is_untouched(self, bucket_id: int) -> bool:
+        """After recovery: whether the bucket was moved here, and nothing tells that the move was decided."""
+        return bucket_id in self._untouched
 
     def serve(self, now_ns: int, orphans: Iterable[int] = ()) -> None:
         """Ends the recovery: lays aside what is another's, and lets time pass in every other bucket from here on."""
@@ -334,25 +346,28 @@ class Shard:
         for bucket_id in orphans:
             self.orphans[bucket_id] = self.held.pop(bucket_id), self.machine.dump(bucket_id)
             self.machine.drop(bucket_id)
+        self._untouched.intersection_update(self.orphans)
         for bucket_id in self.held:
             self.machine.arm(bucket_id)
 
     def forget(self, bucket_id: int) -> None:
         """An orphan's owner has proved that it holds the bucket."""
         self._own_records.append((LEAVE, bucket_id, self.orphans.pop(bucket_id)[0], b""))
+        self._untouched.discard(bucket_id)
 
     def dump(self, bucket_id: int, position: int) -> bytes:
         """A bucket as one part of a snapshot; it holds all its records up to `position` and none after.
 
         So it is called when nothing is recorded but in batches up to there (`is_drained`): right after `take_ready`.
-        Of a bucket that is not here (any more) the part says just that.
+        Of a bucket that is not here (any more) the part says just that. RECEIVED is one that may never be decided for.
         """
         assert self.is_drained(), "a part of a snapshot must not hold what no batch has"
         generation = self.present().get(bucket_id)
         if generation is None:
             return ENVELOPE.pack(LEAVE, bucket_id, 0) + POSITION.pack(position)
         content = self.orphans[bucket_id][1] if bucket_id in self.orphans else self.machine.dump(bucket_id)
-        return ENVELOPE.pack(OWN, bucket_id, generation) + POSITION.pack(position) + content
+        kind = RECEIVED if bucket_id in self._arrived or bucket_id in self._untouched else OWN
+        return ENVELOPE.pack(kind, bucket_id, generation) + POSITION.pack(position) + content
 
     def present(self) -> dict[int, int]:
         """bucket id -> generation of all that a snapshot must hold: also of what is on its way, and of orphans."""
@@ -370,8 +385,10 @@ class Shard:
         self._loaded_at[bucket_id] = position
         if kind == LEAVE:
             return int(bucket_id)
-        if kind != OWN or bucket_id in self.held:
+        if kind not in (OWN, RECEIVED) or bucket_id in self.held:
             raise Corrupt(f"a part of a snapshot of kind {kind} for bucket {bucket_id}")
+        if kind == RECEIVED:
+            self._untouched.add(bucket_id)
         self.machine.load(bucket_id, part[ENVELOPE.size + POSITION.size :])
         self._hold(bucket_id, generation)
         return int(bucket_id)

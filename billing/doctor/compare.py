@@ -34,9 +34,12 @@ class Comparison:
         self._most: dict[int, int] = {}  # snapshot -> the most request ids that any bucket in it keeps
         self._buckets: dict[int, tuple[int, set[int]]] = {}  # its position -> (snapshot, buckets it has a part of)
 
-    def load_base(self) -> tuple[dict[int, Bucket], dict[int, int]]:
-        """(bucket id -> its state in the base, bucket id -> position up to which its records are in that)."""
+    def load_base(self) -> tuple[dict[int, Bucket], dict[int, int], set[int]]:
+        """(bucket id -> its state in the base, bucket id -> position up to which its records are in that, the untouched
+        ones).
+        """
         held: dict[int, Bucket] = {}
+        untouched: set[int] = set()
         if self._base is not None:
             path = self._path(self._base)
             with File(self._directory.disk, path) as file:
@@ -49,7 +52,9 @@ class Comparison:
                     self._loaded_at[part.head.bucket_id] = part.head.position
                     if part.bucket is not None:
                         held[part.head.bucket_id] = part.bucket
-        return held, self._loaded_at
+                    if part.head.is_untouched:
+                        untouched.add(part.head.bucket_id)
+        return held, self._loaded_at, untouched
 
     def await_parts(self) -> None:
         """Notes at which position each part of the other snapshots is to be compared."""

@@ -78,6 +78,7 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
     if owners is None:
         report.not_checked("owners", "nobody says who owns what")
     held: dict[int, dict[int, int]] = {}
+    untouched: dict[int, set[int]] = {}
     moves, chains = Moves(), Chains(report)
     has_history = disk.exists(f"{data_dir}/{HISTORY}")
     if not has_history:
@@ -94,6 +95,7 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
 
         if shard.examine(history, told):
             held[number] = {bucket.bucket_id: bucket.generation for bucket in shard.held.values()}
+            untouched[number] = shard.untouched
             if has_history:
                 for bucket in shard.owned():
                     chains.expect(bucket)
@@ -112,7 +114,7 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
                     report.fault("owners", f"the directory of shard {shard_id} is missing", file=data_dir)
         damaged = directories[0].damage is not None
         if not damaged:
-            compare_owners(owners, held, report)
+            compare_owners(owners, held, untouched, report)
     moves.compare(report)
     if report.sums and sum_off(report.sums):
         report.fault("conservation", f"over all accounts the sums are {sum_off(report.sums)} internal units off")

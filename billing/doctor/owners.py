@@ -151,12 +151,15 @@ def _of_snapshot(directory: Directory, snapshot: Snapshot) -> OwnerMap:
     return owners
 
 
-def compare_owners(owners: OwnerMap, held: dict[int, dict[int, int]], report: Report) -> None:
+def compare_owners(
+    owners: OwnerMap, held: dict[int, dict[int, int]], untouched: dict[int, set[int]], report: Report
+) -> None:
     """Holds the map against what each shard's own data say it has: `held` is shard id -> bucket id -> generation.
 
     A shard that is missing in `held` could not be read to its end: nothing is said of its buckets. Beside its owner a
     bucket may still be with its last one, or with one that a move was never decided for: both give it up at their next
-    start, and are told apart from owners by their generation.
+    start, and are told apart from owners by their generation, or, where another target was given that very generation
+    since, by being `untouched` (shard id -> bucket ids): nothing has happened to the copy.
     """
     copies: dict[int, list[tuple[int, int]]] = {}
     for shard, buckets in held.items():
@@ -170,7 +173,10 @@ def compare_owners(owners: OwnerMap, held: dict[int, dict[int, int]], report: Re
         says = f"the map says shard {shard} at generation {generation}"
         others = [copy for copy in copies.get(bucket, ()) if copy != owner]
         for other, other_generation in others:
-            if other != shard and (other_generation < generation or other_generation == generation + 1):
+            undecided = other_generation == generation and bucket in untouched.get(other, ())
+            if other != shard and (
+                other_generation < generation or other_generation == generation + 1 or undecided
+            ):
                 text = f"shard {other} has a copy of bucket {bucket} left over from a move"
                 report.note(f"{text}, and gives it up at its next start")
             elif other != shard and other_generation == generation:

@@ -1,7 +1,8 @@
 """A bucket as a snapshot holds it, read a second time: from the grammars in `shards.shard`, `billing.ledger.block`,
 `billing.ledger.book` and `billing.ledger.extra`, not with their code.
 
-    part    kind u8 (2; 3: the bucket is not here) | bucket u16 | generation u32 | position i64 | block
+    part    kind u8 | bucket u16 | generation u32 | position i64 | block
+            kind 2; 3: the bucket is not here; 4: it is as it was moved here, maybe undecided
     block   "BOOK" | u16 3 | bucket u32 | pending u32 | ten times: u32 length, bytes
             1 totals, five of 32 bytes   2 lengths of user_ids, u8 a row   3 user_ids   4 rows
             5 free rows, u32 each   6 rows with an extra, u32 each   7 extras, u32 length each
@@ -36,7 +37,7 @@ _HOLD = struct.Struct("<qQB")
 _THRESHOLD = struct.Struct("<Bq")
 _CUTOFF = struct.Struct("<IqIBBH")
 _GRAVE = struct.Struct("<qqIIH")
-_OWN, _LEAVE = 2, 3
+_OWN, _LEAVE, _RECEIVED = 2, 3, 4
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
 
 
@@ -47,6 +48,7 @@ class Head(NamedTuple):
     generation: int
     position: int
     is_here: bool
+    is_untouched: bool  # moved here, and nothing has happened to it since: the move may never have been decided
 
 
 class Part(NamedTuple):
@@ -91,9 +93,9 @@ def read_head(data: bytes) -> Head:
     if len(data) < _ENVELOPE.size:
         raise Garbled(f"a part of {len(data)} bytes")
     kind, bucket_id, generation, position = _ENVELOPE.unpack_from(data)
-    if kind not in (_OWN, _LEAVE) or (kind == _LEAVE and len(data) > _ENVELOPE.size):
+    if kind not in (_OWN, _LEAVE, _RECEIVED) or (kind == _LEAVE and len(data) > _ENVELOPE.size):
         raise Garbled(f"a part of kind {kind} with {len(data)} bytes")
-    return Head(bucket_id, generation, position, kind == _OWN)
+    return Head(bucket_id, generation, position, kind != _LEAVE, kind == _RECEIVED)
 
 
 def read_part(data: bytes) -> Part:

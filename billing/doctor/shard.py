@@ -82,7 +82,7 @@ class Shard:
         self._report = report
         self._replay = Replay(report, ids_max)
         self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
-        self._untouched: set[int] = set()  # buckets that arrived, without an entry since
+        self.untouched: set[int] = set()  # buckets that arrived, without an entry since
         self.entries = 0
 
     # -- the log ----------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Shard:
             return False
         start = base.position if base is not None else 0
         comparison = Comparison(directory, base, report)
-        self.held, self._loaded_at = comparison.load_base()
+        self.held, self._loaded_at, self.untouched = comparison.load_base()
         comparison.await_parts()
         comparison.reach(start, self.held, 0)
         for batch in directory.batches():
@@ -152,7 +152,7 @@ class Shard:
             has = "does not have it" if bucket is None else f"has it at generation {bucket.generation}"
             self._fault("owners", f"an entry of bucket {bucket_id} at generation {generation}, while the shard {has}")
             return
-        self._untouched.discard(bucket_id)
+        self.untouched.discard(bucket_id)
         entry = self._replay.entry(bucket, body)
         if entry is None:
             return
@@ -170,7 +170,7 @@ class Shard:
             bucket, pending = read_block(bucket_id, generation, block)
             for user_id, text in contradictions(bucket, pending):
                 self._fault("accounts", f"bucket {bucket_id} as it arrived: {text}", user_id)
-            self._untouched.add(bucket_id)
+            self.untouched.add(bucket_id)
             self._moves.arrived.setdefault((bucket_id, generation), set()).add(fingerprint(bucket))
         elif block:
             self._fault("files", f"bucket {bucket_id} is made of {len(block)} bytes, and should be empty")
@@ -180,9 +180,9 @@ class Shard:
         bucket = self.held.pop(bucket_id, None)
         if bucket is None or bucket.generation != generation:
             self._fault("owners", f"bucket {bucket_id} at generation {generation} is given up, and is not here")
-        elif bucket_id not in self._untouched:  # else it may just have been stored, and never decided for
+        elif bucket_id not in self.untouched:  # else it may just have been stored, and never decided for
             self._moves.left.setdefault((bucket_id, generation), set()).add(fingerprint(bucket))
-        self._untouched.discard(bucket_id)
+        self.untouched.discard(bucket_id)
 
     def _fault(self, check: str, text: str, user_id: bytes = b"") -> None:
         replay = self._replay

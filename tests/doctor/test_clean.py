@@ -239,6 +239,21 @@ def test_what_a_move_left_over_is_mentioned(data_dir):
     assert report.counts["conservation"] == {"buckets": 8, "accounts": 1}
 
 
+def test_a_copy_that_was_never_decided_for_is_mentioned_though_another_target_has_its_generation(data_dir):
+    yard = Yard(data_dir, shards=3)
+    yard.pay(b"7", COIN)
+    source = next(shard for shard, worker in yard.workers.items() if 5 in worker.shard.held)
+    first, second = (shard for shard in yard.workers if shard != source)
+    yard.workers[first].shard.take_in(5, 2, yard.workers[source].machine.dump(5))
+    yard.workers[first].commit()
+    yard.workers[first].snapshot()
+    yard.move(5, source, second)
+    report = yard.close().examine()
+    assert report.findings == []
+    text = f"shard {first} has a copy of bucket 5 left over from a move"
+    assert [note for note in report.notes if note.startswith(text)]
+
+
 def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir):
     yard = Yard(data_dir, shards=1, bucket_count=1, trims=False, ids_max=10)
     for number in range(30):

@@ -95,7 +95,7 @@ class Worker:
         """A part of each bucket; those of the second half hold records behind the snapshot's own position."""
         self.commit()
         position = self.journal.head
-        buckets = sorted(self.shard.held)
+        buckets = sorted(self.shard.present())
         parts = [self.shard.dump(bucket_id, position) for bucket_id in buckets[::2]]
         self.yard.pay(b"between", 1)
         self.commit()

@@ -8,6 +8,8 @@ import pytest
 
 from shards.answers import WrongBucket
 from shards.batch import LEAVE, Corrupt, join_batch, split_batch
+from shards.buckets import HASH_NAME, BucketMap
+from shards.recover import Damaged, check_ownership
 from shards.shard import BATCH_RECORDS_MAX, Shard
 from tests.shards.counters import Counters
 
@@ -218,6 +220,68 @@ def test_a_snapshot_begun_in_the_middle_of_a_move_holds_the_bucket_on_either_sid
         assert again.load(shard.dump(7, 1)) == 7
         assert again.held == {7: generation}
         assert again.machine.dump(7) == shard.machine.dump(7)
+
+
+def stored_copy() -> tuple[Shard, list[bytes]]:
+    """A target with a copy that no move was decided for yet, and its journal."""
+    source, target = new_shard(7), Shard(2, Counters())
+    target.serve(0)
+    source.freeze(7)
+    target.take_in(7, 2, source.machine.dump(7))
+    ready = target.take_ready()
+    assert ready is not None
+    target.synced(ready)
+    return target, [ready.payload]
+
+
+def recovered(journal: list[bytes], *parts: bytes) -> Shard:
+    shard = Shard(2, Counters())
+    for part in parts:
+        shard.load(part)
+    for position, payload in enumerate(journal, 1):
+        shard.replay(position, payload)
+    return shard
+
+
+def given_to_another() -> BucketMap:
+    """Bucket 7 is shard 1's at generation 2, by a move from shard 3."""
+    bucket_map = BucketMap()
+    for record in (["create", 7, HASH_NAME, [3]], ["weight", 1, 1], ["assign", 7, 1, 2]):
+        bucket_map.apply(record)
+    return bucket_map
+
+
+def test_a_copy_whose_generation_another_target_was_given_is_an_orphan_where_nothing_happened_to_it() -> None:
+    """The move to this one came to nothing while it was down, and the bucket went elsewhere, before it was up again."""
+    target, journal = stored_copy()
+    elsewhere = given_to_another()
+    assert check_ownership(recovered(journal), elsewhere, True, False) == [7]
+    part = target.dump(7, 1)  # and the same out of a snapshot, of this life and of the next
+    once = recovered([], part)
+    assert check_ownership(once, elsewhere, True, False) == [7]
+    once.serve(0, [7])
+    again = recovered([], once.dump(7, 1))
+    assert check_ownership(again, elsewhere, True, False) == [7]
+    again.serve(0, [7])
+    again.forget(7)
+    ready = again.take_ready()
+    assert ready is not None
+    forgotten = recovered([*journal, ready.payload])
+    assert check_ownership(forgotten, elsewhere, True, False) == []
+
+
+def test_a_copy_that_was_served_at_a_generation_of_anothers_is_damage() -> None:
+    """Something was answered here: one of the two is an older backup, and nobody throws an answer away."""
+    target, journal = stored_copy()
+    target.activate(7, 0)
+    target.receive(Ear(), 1, 7, ("add", "x", 5), 100)
+    ready = target.take_ready()
+    assert ready is not None
+    target.synced(ready)
+    journal.append(ready.payload)
+    for shard in (recovered(journal), recovered(journal[1:], target.dump(7, 1))):
+        with pytest.raises(Damaged, match="one of the two is an older backup"):
+            check_ownership(shard, given_to_another(), True, False)
 
 
 @pytest.mark.parametrize(
