@@ -20,6 +20,8 @@ from billing.doctor.report import Report
 from billing.doctor.snapshot import Snapshot
 from billing.doctor.state import Bucket
 
+LEAVING_BATCHES = 8  # a bucket may have left in a batch that was not durable yet when a snapshot began without it
+
 
 class Comparison:
     """The snapshots of one shard. `base` is the one that its state begins with, if any."""
@@ -32,6 +34,7 @@ class Comparison:
         self._waiting: list[tuple[int, int, int]] = []  # (position, snapshot, chunk) of parts to compare, last first
         self._fewer: dict[int, list[tuple[int, int, int]]] = {}  # snapshot -> (bucket id, ids kept in it, by the log)
         self._most: dict[int, int] = {}  # snapshot -> the most request ids that any bucket in it keeps
+        self._missing: dict[int, tuple[str, int]] = {}  # bucket id -> (snapshot without it, its position)
         self._buckets: dict[int, tuple[int, set[int]]] = {}  # its position -> (snapshot, buckets it has a part of)
 
     def load_base(self) -> tuple[dict[int, Bucket], dict[int, int], set[int]]:
@@ -86,11 +89,15 @@ class Comparison:
 
     def reach(self, position: int, held: dict[int, Bucket], now_ns: int) -> None:
         """The log has been walked up to `position`: compares the parts that stand for it."""
+        for bucket_id, (_, at) in list(self._missing.items()):
+            if bucket_id not in held:
+                del self._missing[bucket_id]
+            elif position - at >= LEAVING_BATCHES:
+                self._miss(bucket_id)
         number, here = self._buckets.pop(position, (-1, set()))
         if number >= 0:
-            for bucket_id in sorted(held.keys() - here):
-                path = self._path(self._directory.snapshots[number])
-                self._fault(path, f"no part of bucket {bucket_id}, which the shard holds at position {position}")
+            path = self._path(self._directory.snapshots[number])
+            self._missing.update((bucket_id, (path, position)) for bucket_id in held.keys() - here)
         while self._waiting and self._waiting[-1][0] <= position:
             _, number, index = self._waiting.pop()
             snapshot = self._directory.snapshots[number]
@@ -100,6 +107,10 @@ class Comparison:
                 part = self._part(path, file.at(chunk.offset, chunk.length))
             if part is not None and self._loaded_at.get(part.head.bucket_id, -1) <= part.head.position:
                 self._compare(path, number, part, held.get(part.head.bucket_id), now_ns)
+
+    def _miss(self, bucket_id: int) -> None:
+        path, at = self._missing.pop(bucket_id)
+        self._fault(path, f"no part of bucket {bucket_id}, which the shard holds at position {at}")
 
     def _compare(self, path: str, number: int, part: Part, bucket: Bucket | None, now_ns: int) -> None:
         self._report.count("snapshots", "parts compared")
@@ -121,6 +132,8 @@ class Comparison:
 
     def end(self) -> None:
         """The log has been walked to its end."""
+        for bucket_id in sorted(self._missing):
+            self._miss(bucket_id)
         for number, fewer in self._fewer.items():
             path = self._path(self._directory.snapshots[number])
             most = self._most[number]

@@ -83,6 +83,7 @@ class Shard:
         self._replay = Replay(report, ids_max)
         self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
         self.untouched: set[int] = set()  # buckets that arrived, without an entry since
+        self._missed: set[int] = set()  # buckets that left while the base began, which tells neither them nor that
         self.entries = 0
 
     # -- the log ----------------------------------------------------------------------------------------------------
@@ -103,6 +104,8 @@ class Shard:
         start = base.position if base is not None else 0
         comparison = Comparison(directory, base, report)
         self.held, self._loaded_at, self.untouched = comparison.load_base()
+        if base is not None and self._owners is not None:
+            self._missed = self._owners.owner.keys() - self._loaded_at.keys()
         comparison.await_parts()
         comparison.reach(start, self.held, 0)
         for batch in directory.batches():
@@ -163,6 +166,7 @@ class Shard:
             self._fault("accounts", text, entry.user_id)
 
     def _take_over(self, bucket_id: int, generation: int, block: bytes, moved: bool) -> None:
+        self._missed.discard(bucket_id)
         if bucket_id in self.held:
             self._fault("owners", f"bucket {bucket_id} is taken over, and is here already")
         bucket = Bucket(bucket_id, generation)
@@ -178,7 +182,9 @@ class Shard:
 
     def _leave(self, bucket_id: int, generation: int) -> None:
         bucket = self.held.pop(bucket_id, None)
-        if bucket is None or bucket.generation != generation:
+        if bucket is None and bucket_id in self._missed:
+            self._missed.discard(bucket_id)
+        elif bucket is None or bucket.generation != generation:
             self._fault("owners", f"bucket {bucket_id} at generation {generation} is given up, and is not here")
         elif bucket_id not in self.untouched:  # else it may just have been stored, and never decided for
             self._moves.left.setdefault((bucket_id, generation), set()).add(fingerprint(bucket))

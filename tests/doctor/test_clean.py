@@ -254,6 +254,24 @@ def test_a_copy_that_was_never_decided_for_is_mentioned_though_another_target_ha
     assert [note for note in report.notes if note.startswith(text)]
 
 
+def test_a_bucket_that_left_while_a_snapshot_began_is_no_fault(data_dir):
+    """The snapshot is of the position before, and knows of it no more: recovery does not miss it either."""
+    yard = Yard(data_dir)
+    yard.pay(b"7", COIN)
+    worker = yard.workers[2]
+    bucket_id = min(worker.shard.held)
+    yard.workers[1].shard.take_in(bucket_id, 2, worker.machine.dump(bucket_id))
+    yard.workers[1].commit()
+    yard.record(["assign", bucket_id, 1, 2])
+    yard.workers[1].shard.activate(bucket_id, yard.now_ns)
+    position = worker.journal.head
+    parts = [worker.shard.dump(other, position) for other in sorted(worker.shard.held) if other != bucket_id]
+    worker.shard.leave(bucket_id)
+    worker.commit()
+    worker.journal.save_snapshot(position, parts)
+    assert yard.close().examine().findings == []
+
+
 def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir):
     yard = Yard(data_dir, shards=1, bucket_count=1, trims=False, ids_max=10)
     for number in range(30):

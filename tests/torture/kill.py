@@ -33,8 +33,11 @@ async def campaign(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
         process = daemon.process
         assert process is not None
         if what == "worker":
-            daemon.kill(rng.choice(daemon.worker_pids()))
-            await asyncio.sleep(rng.uniform(0, 0.3))
+            pid = rng.choice(daemon.worker_pids())
+            daemon.kill(pid)
+            while pid in daemon.worker_pids():  # until it is noticed, `/readyz` says what was
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
         elif what == "supervisor":
             daemon.kill(process.pid)
             process.wait()
