@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 
 from shards.buckets import bucket_id_of
+from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.torture.cycles import examined
 from tests.torture.faults import BUCKETS, kept, new_daemon, readiness, settled_start, shim, why_not
 
 SYNCS = 60  # a start needs fewer
+
+
+async def stopped(daemon: Daemon) -> None:
+    """Tells it to stop, and sees that it does."""
+    assert daemon.process is not None
+    daemon.process.terminate()
+    try:
+        await asyncio.to_thread(daemon.process.wait, 20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        raise
 
 
 async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(data_dir: Path) -> None:
@@ -63,13 +75,7 @@ async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(d
     rpc.close()
     direct.close()
     through.close()
-    assert daemon.process is not None
-    daemon.process.terminate()
-    try:
-        await asyncio.to_thread(daemon.process.wait, 20)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        raise
+    await stopped(daemon)
     examined(data_dir / "data")
     assert answered <= (await kept(data_dir / "data"))[user] <= answered + 1
 
@@ -85,10 +91,4 @@ async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_d
     }  # fmt: skip
     said = await settled_start(daemon)
     assert "the map of the buckets: waiting: no room for opening: No space left on device" in said
-    assert daemon.process is not None
-    daemon.process.terminate()
-    try:
-        await asyncio.to_thread(daemon.process.wait, 20)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        raise
+    await stopped(daemon)
