@@ -14,6 +14,7 @@ import pytest
 
 from billing.client import Client, InsufficientFunds, StaleRate, UnknownAccount
 from tests.api.outside import Wire
+from tests.system.daemon import NOBODY
 from tests.system.ports import free_port
 
 COIN = 10**9
@@ -43,6 +44,8 @@ listen = "127.0.0.1:{port}"
 unix_socket = "{directory / "rpc.sock"}"
 [admin]
 listen = "127.0.0.1:{admin}"
+[cutoff]
+url = "{NOBODY}"
 """
     )
     (directory / "data").mkdir(mode=0o700)

@@ -68,7 +68,7 @@ async def load(rpc: Rpc, seed: int, steps: int) -> int:
 
 
 async def test_a_daemon_that_runs_is_not_looked_at_and_one_that_stopped_is_right(data_dir: Path) -> None:
-    daemon = Daemon(data_dir, shards__bucket_count=16, cutoff__url="http://127.0.0.1:9/cutoff")
+    daemon = Daemon(data_dir, shards__bucket_count=16)
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(20):

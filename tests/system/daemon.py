@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tests.system.ports import free_port
 
+NOBODY = "http://127.0.0.1:9/off"  # nothing answers here; at the default one somebody may, such as another test's scene
+
 
 class Daemon:
     """`billing serve` on a configuration of its own. Settings are `"section.key": value`."""
@@ -31,6 +33,7 @@ class Daemon:
             "daemon.data_dir": str(directory / "data"),
             "rpc.listen": self.address,
             "admin.listen": f"127.0.0.1:{self.admin_port}",
+            "cutoff.url": NOBODY,
             "journal.segment_bytes": 4 * 1024 * 1024,
             **{key.replace("__", "."): value for key, value in settings.items()},
         }

@@ -21,7 +21,6 @@ from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
 PROMTOOL = shutil.which("promtool")
-NOWHERE = "http://127.0.0.1:9/cutoff"  # the discard port: nobody listens
 
 
 async def scraped(session: aiohttp.ClientSession) -> dict[tuple[str, str], float]:
@@ -50,7 +49,7 @@ def at(daemon: Daemon) -> aiohttp.ClientSession:
 
 
 async def test_metrics_count_what_was_done(data_dir: Path) -> None:
-    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+    with Daemon(data_dir) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(20):
             await rpc.ask("top_up", f"u{number}", "0.5")
@@ -108,7 +107,7 @@ async def test_readyz_says_why_not_while_the_others_serve(data_dir: Path) -> Non
 
 async def test_the_page_needs_no_script_and_escapes_what_users_are_called(data_dir: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
-    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+    with Daemon(data_dir) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("top_up", evil, "0.001")
         await rpc.ask("set_rate", evil, 1000)

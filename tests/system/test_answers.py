@@ -47,7 +47,7 @@ async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_t
 
 
 async def test_lists_are_arrays_of_maps(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=2, shards__bucket_count=30, cutoff__url="http://127.0.0.1:9/off") as daemon:
+    with Daemon(data_dir, shards__workers=2, shards__bucket_count=30) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         account = await rpc.ask("top_up", "u", 5)
         bucket_id = await rpc.ask("bucket_id", "u")

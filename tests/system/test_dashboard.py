@@ -15,7 +15,6 @@ from tests.system.rpc import Rpc
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="the browser is Debian's package chromium")
 
-NOWHERE = "http://127.0.0.1:9/cutoff"
 EVIL = "<img src=x onerror=document.title='bad'>"
 SHOTS = os.environ.get("BILLING_SCREENSHOTS", "")  # a folder to keep what the browser saw in
 
@@ -32,7 +31,7 @@ async def keep(browser: Chromium, name: str) -> None:
 
 
 async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> None:
-    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+    with Daemon(data_dir) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         bucket = (await rpc.ask("top_up", "alice", "100"))["bucket_id"]
         await rpc.ask("set_rate", "alice", "0.5")
@@ -80,7 +79,7 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
 async def test_it_fits_and_can_be_read(
     data_dir: Path, browser: Chromium, name: str, width: int, height: int, dark: bool
 ) -> None:
-    with Daemon(data_dir, cutoff__url=NOWHERE) as daemon:
+    with Daemon(data_dir) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(30):
             await rpc.ask("top_up", f"a user with quite a long name, number {number} of some", "0.001")

@@ -28,7 +28,7 @@ async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
     for one in (secret, tokens):
         one.chmod(0o600)
     settings = {"rpc.tokens_file": str(tokens), "cutoff.secret_file": str(secret), "log.level": "debug"}
-    with Daemon(data_dir, cutoff__url="http://127.0.0.1:9/x", **settings) as daemon:
+    with Daemon(data_dir, **settings) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("hello", {"token": TOKEN})
         for number in range(50):
