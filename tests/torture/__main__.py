@@ -7,8 +7,8 @@
     python -m tests.torture --write                  and put the table into tests/TORTURE.md
 
 What each piece said is added to the state file as soon as it ends; pieces that held on this code are not run again: a
-commit that changes documents or benchmarks alone leaves it the same. A table is printed at the end. Exit code 1 where
-anything failed, or a piece could not be run.
+commit that changes documents, benchmarks or test files alone leaves it the same. A table is printed at the end. Exit
+code 1 where anything failed, or a piece could not be run.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def run_piece(piece: Piece) -> dict[str, Any]:
 
 
 def commit_of() -> str:
-    """The newest commit that changed code, marked where the tree differs from it."""
+    """The newest commit that changed what the campaigns run, marked where the tree differs from it."""
 
     def git(*arguments: str) -> str:
-        command = ["git", *arguments, "--", ".", ":!*.md", ":!benchmarks"]
+        command = ["git", *arguments, "--", ".", ":!*.md", ":!benchmarks", ":!tests/**/test_*.py"]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
     return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
