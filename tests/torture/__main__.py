@@ -134,7 +134,7 @@ def main() -> int:
         parser.error(f"no such campaign: {', '.join(sorted(unknown))}")
     pieces = [
         piece
-        for piece in all_pieces(arguments.share, str(arguments.state))
+        for piece in all_pieces(arguments.share)
         if not arguments.campaigns or piece.campaign in arguments.campaigns
     ]
     if arguments.list:

@@ -48,7 +48,7 @@ class Piece(NamedTuple):
     cores: int = 1
 
 
-def all_pieces(share: float, state_file: str) -> Iterator[Piece]:
+def all_pieces(share: float) -> Iterator[Piece]:
     """The pieces of all campaigns, fuzzing last, which takes longest. `share`: of the full size, 1 is the whole; every
     campaign keeps at least one piece, and mutants are always all.
     """
@@ -56,8 +56,7 @@ def all_pieces(share: float, state_file: str) -> Iterator[Piece]:
     def count(full: int) -> int:
         return max(1, round(full * share))
 
-    mutants = ["--seeds", "200", "--jobs", "2", "--out", f"{state_file}.mutants"]
-    yield Piece("mutants", "mutants", ["tests.simulation.mutants", *mutants], cores=2)
+    yield Piece("mutants", "mutants", ["tests.simulation.mutants", "--seeds", "200", "--jobs", "2"], cores=2)
     for target, what, sticky in FAULTS[: count(len(FAULTS))]:
         options = ["--target", target, "--what", what, *(["--sticky"] if sticky else [])]
         limit = [] if share >= 1 else ["--runs", str(count(100))]
