@@ -20,6 +20,7 @@ A test that wants bytes to rot changes them with `Medium.flip` or `Medium.replac
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import stat
@@ -58,7 +59,7 @@ class SimDisk:
         self._boot = medium.boots
         self._dead = False
         self._handles: dict[int, tuple[str, Node]] = {}
-        self._next_handle = 3
+        self._numbers = itertools.count(4)  # one for each, for two threads as well
 
     def kill(self) -> None:
         """The process ends; the machine goes on."""
@@ -130,9 +131,9 @@ class SimDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def _handle(self, path: str, node: Node) -> int:
-        self._next_handle += 1
-        self._handles[self._next_handle] = path, node
-        return self._next_handle
+        number = next(self._numbers)
+        self._handles[number] = path, node
+        return number
 
     # -- the disk ----------------------------------------------------------------------------------------------------
 
@@ -240,7 +241,7 @@ class SimDisk:
             names[new] = node
 
         self._changing("rename", source, move)
-        for handle, (_, held) in self._handles.items():
+        for handle, (_, held) in list(self._handles.items()):
             if held is node:
                 self._handles[handle] = target, node
 

@@ -6,9 +6,8 @@
     python -m tests.torture --list                   what would be run
     python -m tests.torture --write                  and put the table into tests/TORTURE.md
 
-What each piece said is added to the state file as soon as it ends; pieces that held on this code are not run again: a
-commit that changes documents, benchmarks or test files alone leaves it the same. A table is printed at the end. Exit
-code 1 where anything failed, or a piece could not be run.
+What each piece said is added to the state file as soon as it ends; pieces that held are not run again as long as what
+they run is the same. A table is printed at the end. Exit code 1 where anything failed, or a piece could not be run.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ import sys
 import tempfile
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
 from tests.torture import table
+from tests.torture.code import code_of
 from tests.torture.pieces import CAMPAIGNS, Piece, all_pieces
 
 PIECE_S_MAX = 3600
@@ -35,17 +36,17 @@ TAIL_BYTES = 6000
 class Runner:
     """Runs pieces on so many cores, and remembers."""
 
-    def __init__(self, state: Path, commit: str, cores: int) -> None:
+    def __init__(self, state: Path, cores: int) -> None:
         self._state = state
-        self._commit = commit
         self._cores = cores
         self._free = cores
         self._turn = threading.Condition()
         self.done: dict[str, dict[str, Any]] = {}
         if state.exists():
+            now = cache(code_of)
             for line in state.read_text().splitlines():
                 told = json.loads(line)
-                if told["commit"] == commit and told["ok"]:
+                if told["ok"] and told["code"] == now(told["piece"].split()[0]):
                     self.done[told["piece"]] = told
 
     def run(self, pieces: list[Piece]) -> None:
@@ -65,14 +66,14 @@ class Runner:
             thread.join()
 
     def _one(self, piece: Piece, cores: int, place: str) -> None:
-        began = time.monotonic()
+        began, code = time.monotonic(), code_of(piece.arguments[0])
         try:
             told = run_piece(piece)
         finally:
             with self._turn:
                 self._free += cores
                 self._turn.notify_all()
-        told |= {"piece": table.key_of(piece), "commit": self._commit, "seconds": round(time.monotonic() - began, 1)}
+        told |= {"piece": table.key_of(piece), "code": code, "seconds": round(time.monotonic() - began, 1)}
         with self._turn:
             self.done[told["piece"]] = told
             with self._state.open("a") as file:
@@ -108,11 +109,12 @@ def run_piece(piece: Piece) -> dict[str, Any]:
 
 
 def commit_of() -> str:
-    """The newest commit that changed what the campaigns run, marked where the tree differs from it."""
+    """The newest commit, marked where the tree differs from it."""
 
     def git(*arguments: str) -> str:
-        command = ["git", *arguments, "--", ".", ":!*.md", ":!benchmarks", ":!tests/**/test_*.py"]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
@@ -141,12 +143,11 @@ def main() -> int:
         for piece in pieces:
             print(f"{piece.campaign:11} {piece.name:32} python -m {table.key_of(piece)}")
         return 0
-    commit = commit_of()
-    runner = Runner(arguments.state, commit, arguments.cores)
+    runner = Runner(arguments.state, arguments.cores)
     runner.run(pieces)
     rows = table.lines(pieces, runner.done)
     size = "" if arguments.share == 1 else f", {arguments.share:g} of the full size"
-    headline = f"`make torture`, commit {commit}, {time.strftime('%Y-%m-%d')}{size}:"
+    headline = f"`make torture`, commit {commit_of()}, {time.strftime('%Y-%m-%d')}{size}:"
     print(headline, *rows, sep="\n")
     if arguments.write:
         table.write(REPOSITORY / "tests" / "TORTURE.md", rows, headline)

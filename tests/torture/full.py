@@ -31,7 +31,8 @@ from tests.torture.volume import Volume, alone, why_not
 
 SIZE_MIB = 256
 REFUSED_BEFORE_S = 60.0
-SERVED_BEFORE_S = 20.0
+SERVED_BEFORE_S = 60.0
+READ_BEFORE_S = 60.0  # a disk that others use, too, may take seconds for the batch before it
 SIZES = (8 << 20, 1 << 20, 65536, 4096)  # in which the filler grows
 
 
@@ -94,7 +95,7 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
         await asyncio.sleep(0.1)
     load.counts["filled"] += 1
     for user in users:
-        account = await asyncio.wait_for(rpc.ask("get_account", user), 5)
+        account = await asyncio.wait_for(rpc.ask("get_account", user), READ_BEFORE_S)
         assert account["balance_nanos"] > 0
     load.counts["read while full"] += len(users)
     if restart:

@@ -118,8 +118,12 @@ async def kills(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
             daemon.kill(process.pid)
             process.wait()
         else:
-            daemon.kill(pids[source if what == "source" else target])
-            await asyncio.sleep(rng.uniform(0, 0.3))
+            pid = pids[source if what == "source" else target]
+            assert pid, "a worker is missing before it is struck"
+            daemon.kill(pid)
+            while pid in daemon.worker_pids():  # until then /readyz may say what was before
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
         return what
 
     async def heal(what: str) -> None:
