@@ -252,8 +252,8 @@ async def test_a_refusal_is_not_repeated(house):
 async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(house):
     house.gate.holds_back = True
     async with Client(address_of(house)) as client:
-        with pytest.raises(Unavailable, match=r"no answer within 0\.05 s") as caught:
-            await client.call("top_up", "u", 5, timeout_s=0.05)
+        with pytest.raises(Unavailable, match=r"no answer within 1 s") as caught:
+            await client.call("top_up", "u", 5, timeout_s=1.0)
         assert caught.value.applied == "unknown"
         house.gate.holds_back = False
         house.gate.release()
@@ -261,7 +261,7 @@ async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(hou
 
 
 async def test_nobody_there_is_applied_no_and_says_why():
-    client = Client(f"127.0.0.1:{free_port()}", timeout_s=0.1)
+    client = Client(f"127.0.0.1:{free_port()}", timeout_s=1.0)
     with pytest.raises(Unavailable, match="cannot connect") as caught:
         await client.top_up("u", 5)
     assert caught.value.applied == "no"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,53 +13,31 @@ import pytest
 
 from billing.client import Client, InsufficientFunds, StaleRate, UnknownAccount
 from tests.api.outside import Wire
-from tests.system.daemon import NOBODY
-from tests.system.ports import free_port
+from tests.system.daemon import Daemon
 
 COIN = 10**9
 
 
-class Daemon(NamedTuple):
+class Served(NamedTuple):
     tcp: str
     unix: str
     directory: Path
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory) -> Iterator[Daemon]:
+def daemon(tmp_path_factory) -> Iterator[Served]:
     """Started once for all tests of this file; they keep to users of their own."""
     directory = tmp_path_factory.mktemp("d")
     directory.chmod(0o700)
-    port, admin = free_port(), free_port()
-    config = directory / "config.toml"
-    config.write_text(
-        f"""
-[daemon]
-data_dir = "{directory / "data"}"
-[shards]
-workers = 2
-[rpc]
-listen = "127.0.0.1:{port}"
-unix_socket = "{directory / "rpc.sock"}"
-[admin]
-listen = "127.0.0.1:{admin}"
-[cutoff]
-url = "{NOBODY}"
-"""
-    )
-    (directory / "data").mkdir(mode=0o700)
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "billing", "serve", "--config", str(config)], stdout=log, stderr=log
-        )
+    one = Daemon(directory, rpc__unix_socket=str(directory / "rpc.sock"))
+    one.start()
     try:
-        yield Daemon(f"127.0.0.1:{port}", f"unix:{directory / 'rpc.sock'}", directory)
+        yield Served(one.address, f"unix:{directory / 'rpc.sock'}", directory)
     finally:
-        process.terminate()
-        assert process.wait(30) == 0, (directory / "log").read_text()
+        assert one.stop() == 0, one.log.read_text()
 
 
-async def connect(daemon: Daemon) -> Wire:
+async def connect(daemon: Served) -> Wire:
     host, _, port = daemon.tcp.partition(":")
     async with Client(daemon.tcp) as client:  # waits until it is up
         await client.ping()

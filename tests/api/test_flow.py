@@ -93,6 +93,7 @@ async def test_a_listing_counts_for_many():
         house.gate.holds_back = True
         wire = await house.connect()
         wire.send(b"".join(msgpack.packb([0, msgid, "history", ["u"]]) for msgid in range(10)))
+        await house.until(lambda: len(house.gate.asked) == 3)
         await house.settle()
         assert len(house.gate.asked) == 3
         house.gate.holds_back = False

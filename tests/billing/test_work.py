@@ -136,7 +136,7 @@ def test_commands_leave_no_memory_behind(shard: Shard) -> None:
         machine.apply(bucket_id, command, NOW_NS)
         machine.records.clear()
     after = sys.getallocatedblocks()
-    assert after - before < 100, f"{len(commands)} commands"
+    assert after - before < len(commands) // 10, "less than one for ten commands, which other threads may have kept"
 
 
 def test_an_account_adds_nothing_that_the_collector_walks(shard: Shard) -> None:

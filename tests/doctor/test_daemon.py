@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.daemon import Daemon
+from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc
 
 COIN = 10**9
@@ -109,7 +110,7 @@ async def test_kill_9_moves_and_restarts_leave_what_is_right(data_dir: Path) -> 
             await driving
             daemon.stop()
         else:
-            daemon.kill()
+            await killed_with_all_it_started(daemon)
             await driving
         report = doctor(daemon)
         assert report["findings"] == []

@@ -102,8 +102,8 @@ def settings(url: str, **changes: Any) -> Settings:
     quick = Settings(
         url,
         concurrency=4,
-        timeout_s=0.3,
-        connect_timeout_s=0.5,
+        timeout_s=LONG_S,
+        connect_timeout_s=LONG_S,
         body_s=0.05,
         warm=1,
         pace=QUICK,

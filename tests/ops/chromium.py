@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -58,7 +59,8 @@ class Chromium:
                 await self.call("Browser.close")
                 await self._process.wait()
         except (TimeoutError, ConnectionError, aiohttp.ClientError):
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
         await self._session.close()
         await self._process.wait()
 

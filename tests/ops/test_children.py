@@ -44,7 +44,9 @@ async def test_a_line_without_end_does_not_stop_the_reading():
 
 
 async def test_it_is_asked_to_end():
-    one = await start("import signal, time\nsignal.signal(15, lambda *_: exit(7))\nprint('up')\ntime.sleep(60)")
+    one = await start(
+        "import signal, time\nsignal.signal(15, lambda *_: exit(7))\nprint('up')\nwhile True: time.sleep(0.1)"
+    )
     assert one.running
     assert await one.end() == 7
     assert await one.end() == 7  # once more does nothing

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -270,22 +271,40 @@ async def test_a_fault_is_begun_from_outside_and_ends_by_itself():
                 async with session.get(receiver.url + target) as answer:
                     return answer.status, await answer.json(content_type=None) if "?fault" in target else None
 
-            assert (await get("/misbehave?fault=status%3D503&for_s=0.3"))[1] == {"fault": "status", "for_s": 0.3}
-            await until(lambda: receiver.fault is not None)
+            async def tried(target: str) -> int | None:
+                try:
+                    return (await get(target))[0]
+                except aiohttp.ClientError:
+                    return None
+
+            async def begun(fault: str) -> None:
+                name = fault.partition("=")[0]
+                said = (await get(f"/misbehave?fault={quote(fault)}&for_s=600"))[1]
+                assert said == {"fault": name, "for_s": 600}
+                await until(lambda: receiver.fault is not None)
+
+            def soon_over(fault: str) -> None:
+                assert b"error" not in (receiver.page(f"/misbehave?fault={quote(fault)}&for_s=0.1") or b"")
+
+            await begun("status=503")
             assert (await get("/cutoff?event_id=a"))[0] == 503
+            soon_over("status=503")
             await until(lambda: receiver.fault is None)
             assert (await get("/cutoff?event_id=a"))[0] == 200
             assert "error" in (await get("/misbehave?fault=lazy&for_s=1"))[1]
-            await get("/misbehave?fault=refuse&for_s=0.3")
-            await until(lambda: receiver.fault is not None)
-            with pytest.raises(aiohttp.ClientError):
-                await get("/cutoff?event_id=b")
-            await until(lambda: receiver.fault is None)
-            await asyncio.sleep(0.05)
-            assert (await get("/cutoff?event_id=b"))[0] == 200
-            await get("/misbehave?fault=hang&for_s=0.3")
-            await until(lambda: receiver.fault is not None)
-            assert (await get("/cutoff?event_id=c"))[0] == 200  # let go when it ends, and sent again by the client
+            await begun("refuse")
+            async with asyncio.timeout(10):
+                while (await tried("/stats")) is not None:  # until it has stopped listening, it still answers
+                    await asyncio.sleep(0.005)
+            soon_over("refuse")
+            async with asyncio.timeout(10):
+                while (await tried("/cutoff?event_id=b")) != 200:
+                    await asyncio.sleep(0.005)
+            await begun("hang")
+            hanging = asyncio.create_task(get("/cutoff?event_id=c"))
+            await until(lambda: len(receiver.calls) == 4)
+            soon_over("hang")
+            assert (await hanging)[0] == 200  # let go when it ends, and sent again by the client
         finally:
             await receiver.close()
     assert [call.answered for call in receiver.calls] == ["503", "200", "200", "hang", "200"]

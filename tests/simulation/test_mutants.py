@@ -1,4 +1,4 @@
-"""Our own faults: three, drawn anew each time, must be caught by the simulation; `python -m tests.simulation.mutants`
+"""Our own faults: five, drawn anew each time, must be caught by the simulation; `python -m tests.simulation.mutants`
 tries all of them. Every one must still fit the code.
 """
 
@@ -12,7 +12,7 @@ from tests.simulation.faulty import FAULTS, UNSEEN
 from tests.simulation.mutants import ROOT, hunt
 
 SEED = random.SystemRandom().randrange(10**6)  # shown by a failure, in the name of the test
-DRAWN = 3
+DRAWN = 5
 
 
 def test_there_are_enough_and_each_fits_the_code_and_changes_it():

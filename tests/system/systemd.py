@@ -39,7 +39,7 @@ class Manager:
     def statuses(self) -> list[str]:
         return [message["STATUS"] for message in list(self.told) if "STATUS" in message]
 
-    def until(self, name: str, count: int = 1, wait_s: float = 30) -> None:
+    def until(self, name: str, count: int = 1, wait_s: float = 120) -> None:
         deadline = time.monotonic() + wait_s
         while self.count(name) < count:
             assert time.monotonic() < deadline, f"{name} was not told: {self.told}"

@@ -91,13 +91,15 @@ async def test_promtool_has_nothing_to_say_about_the_metrics(data_dir: Path) -> 
 async def test_readyz_says_why_not_while_the_others_serve(data_dir: Path) -> None:
     with Daemon(data_dir) as daemon, (data_dir / "out").open("wb"):
         async with at(daemon) as session:
-            for pid in daemon.worker_pids()[:1]:
-                daemon.kill(pid)
-            async with asyncio.timeout(10):
-                while True:
-                    async with session.get("/readyz") as answer:
-                        text = await answer.text()
-                        if answer.status == 503:
+            async with asyncio.timeout(60):
+                status, text = 200, ""
+                while status == 200:  # it is up again in a second, which a busy machine may let pass
+                    for pid in daemon.worker_pids()[:1]:
+                        daemon.kill(pid)
+                    for _ in range(50):
+                        async with session.get("/readyz") as answer:
+                            status, text = answer.status, await answer.text()
+                        if status == 503:
                             break
             assert text.startswith("shard ")
             async with session.get("/livez") as answer:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.clock import wall_now_ns
 from tests.system.daemon import Daemon
+from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc
 from tests.system.test_cutoffs import receiving, until
 
@@ -79,14 +81,15 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
         daemon = Daemon(data_dir, cutoff__url=receiver.url)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
+            dry_ns = 0
             for user in ("saved", "dry"):
-                await rpc.ask("top_up", user, 5 * COIN)
-                await rpc.ask("set_rate", user, COIN)
+                await rpc.ask("top_up", user, 10 * COIN)
+                dry_ns = (await rpc.ask("set_rate", user, COIN))["exhausts_at_ns"]
             await backed_up(daemon, data_dir / "backup")
             await rpc.ask("top_up", "saved", 1000 * COIN)  # after the backup: lost with the host
-            daemon.kill()
+            await killed_with_all_it_started(daemon)
         await put_back(daemon, data_dir / "backup")
-        await asyncio.sleep(5)  # they have run out by then
+        await until(lambda: wall_now_ns() > dry_ns)
         receiver.clear()
         for _ in range(2):
             with daemon:
@@ -126,13 +129,14 @@ async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(d
         daemon = Daemon(data_dir, cutoff__url=receiver.url, cutoff__hold_above=4, shards__workers=2)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
+            dry_ns = 0
             for user in users:
                 await rpc.ask("top_up", user, COIN)
-                await rpc.ask("set_rate", user, 2 * COIN)
+                dry_ns = (await rpc.ask("set_rate", user, COIN // 5))["exhausts_at_ns"]
             shards = await rpc.ask("shards_info")
             assert all(shard["accounts"] for shard in shards), "no shard has all of them"
             daemon.kill()
-        await asyncio.sleep(0.7)
+        await until(lambda: wall_now_ns() > dry_ns)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             if overdue == 5:

@@ -85,7 +85,7 @@ def test_a_session_at_a_terminal(daemon, tmp_path):
         terminal.type("top_up typed 10\r")
         terminal.until(r"balance.*10")
         terminal.type("deb\t")
-        terminal.until("debit")
+        terminal.until("it")  # of "debit", which may be drawn in two parts
         terminal.type(" typed 3 mo\t")
         terminal.until("de=")  # of "mode=", which may be drawn in two parts
         terminal.type("partial\r")

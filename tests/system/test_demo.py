@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.system.ports import free_port
+
 REPOSITORY = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "billing", "demo", "--config", str(REPOSITORY / "config.toml")]
-WAIT_S = 90
+WAIT_S = 180
 
 
 def children_of(pid: int) -> set[int]:
@@ -26,9 +29,21 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
 
 
-def test_the_scene_is_played_and_judged(data_dir):
+@pytest.fixture
+def demo(tmp_path: Path) -> list[str]:
+    """The command, on the default configuration but for its ports, which another suite may be using."""
+    text = (REPOSITORY / "config.toml").read_text()
+    for port in ("3311", "8080", "9311"):
+        text, times = re.subn(rf"(?<=127\.0\.0\.1:){port}\b", str(free_port()), text)
+        assert times == 1
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    return [sys.executable, "-m", "billing", "demo", "--config", str(config)]
+
+
+def test_the_scene_is_played_and_judged(data_dir, demo):
     done = subprocess.run(
-        [*DEMO, "--once", "--pace", "3"],
+        [*demo, "--once", "--pace", "0.5"],  # a second for the top-up that saves
         cwd=data_dir,
         env={**os.environ, "TMPDIR": str(data_dir)},
         capture_output=True,
@@ -41,16 +56,16 @@ def test_the_scene_is_played_and_judged(data_dir):
         assert f"{user} is topped up with" in told
         assert f"{user} starts a machine for 1 coin a second" in told
     assert re.search(r"user_03 is debited exactly \d+\.\d{9} coins", told)
-    assert "topped up with 10 coins: saved, no GET" in told
+    assert re.search(r"topped up with \d+(\.\d+)? coins: saved, no GET", told)
     gets = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", told)
     assert sorted(gets) == ["user_01", "user_03"]
     assert told.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
     assert list(data_dir.iterdir()) == []
 
 
-def test_ctrl_c_ends_it_and_everything_it_started(data_dir):
+def test_ctrl_c_ends_it_and_everything_it_started(data_dir, demo):
     running = subprocess.Popen(
-        DEMO, cwd=data_dir, env={**os.environ, "TMPDIR": str(data_dir)}, stdout=subprocess.PIPE, text=True
+        demo, cwd=data_dir, env={**os.environ, "TMPDIR": str(data_dir)}, stdout=subprocess.PIPE, text=True
     )
     below: set[int] = set()
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -173,13 +174,19 @@ def sockets_of(pid: int) -> Iterator[socket.socket]:
     libc, pidfd = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
-            if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                copy = libc.syscall(PIDFD_GETFD, pidfd, int(name), 0)
-                if copy < 0:
-                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
-                with socket.socket(fileno=copy) as one, contextlib.suppress(OSError):
-                    if one.family == socket.AF_INET and one.getpeername():
-                        yield one
+            try:
+                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                    continue
+            except FileNotFoundError:  # closed since it was listed
+                continue
+            copy = libc.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+            if copy < 0 and ctypes.get_errno() == errno.EBADF:  # likewise
+                continue
+            if copy < 0:
+                raise OSError(ctypes.get_errno(), "pidfd_getfd")
+            with socket.socket(fileno=copy) as one, contextlib.suppress(OSError):
+                if one.family == socket.AF_INET and one.getpeername():
+                    yield one
     finally:
         os.close(pidfd)
 

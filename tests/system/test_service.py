@@ -92,14 +92,14 @@ async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, m
     segment.write_bytes(stored)
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not any("shard 1: held" in status for status in manager.statuses()):
             assert time.monotonic() < deadline, manager.statuses()
             time.sleep(0.1)
         fed = manager.count("WATCHDOG")
         manager.until("WATCHDOG", fed + 3)
         assert manager.count("READY") == 0
-        assert manager.told[-1].get("EXTEND_TIMEOUT_USEC") or manager.told[-2].get("EXTEND_TIMEOUT_USEC")
+        assert any(message.get("EXTEND_TIMEOUT_USEC") for message in manager.told[-4:])
     finally:
         daemon.kill()
 

@@ -13,7 +13,7 @@ from shards.buckets import bucket_id_of
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.torture.cycles import examined
-from tests.torture.faults import BUCKETS, kept, new_daemon, readiness, settled_start, shim, why_not
+from tests.torture.faults import BUCKETS, STOP_S, kept, new_daemon, readiness, settled_start, shim, why_not
 
 SYNCS = 60  # a start needs fewer
 
@@ -23,7 +23,7 @@ async def stopped(daemon: Daemon) -> None:
     assert daemon.process is not None
     daemon.process.terminate()
     try:
-        await asyncio.to_thread(daemon.process.wait, 20)
+        await asyncio.to_thread(daemon.process.wait, STOP_S)
     except subprocess.TimeoutExpired:
         daemon.kill()
         raise
@@ -34,6 +34,8 @@ async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(d
     if reason:
         pytest.skip(reason)
     daemon = new_daemon(data_dir)
+    calmly = "[journal]\nidle_barrier_ms = 10000\n"  # of the syncs, only those of batches are due
+    daemon.config.write_text(daemon.config.read_text().replace("[journal]\n", calmly))
     daemon.environment = {
         "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/shard-1", "FAULT_ONLY": "fdatasync",
         "FAULT_AT": str(SYNCS), "FAULT_WHAT": str(errno.EIO), "FAULT_STICKY": "1", "FAULT_LOG": str(data_dir / "hits"),

@@ -17,7 +17,7 @@ def test_a_full_disk_refuses_new_work_and_recovers_by_itself() -> None:
     if reason:
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.torture.full", "--cycles", "2"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=400)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
     assert ended.returncode == 0, ended.stderr[-8000:]
     counts = json.loads(ended.stdout)
     assert counts["filled"] == 2
