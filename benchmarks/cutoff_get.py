@@ -22,9 +22,9 @@ import aiohttp
 import uvloop
 from yarl import URL
 
-from billing.expirationd.delivery import Delivery, Owed, Settings
+from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
 from billing.expirationd.request import GetTemplate
-from billing.ops.receiver import run_receiver
+from billing.trial.receiver import run_receiver
 
 E = 1_700_000_000_000_000_000
 HEADERS = {"webhook-id": "e", "webhook-timestamp": "1700000000", "Cache-Control": "no-store"}
@@ -170,7 +170,7 @@ class Ways:
         def failed(error: BaseException) -> None:
             raise error
 
-        made = Settings(self.base + "/off", secrets=secrets)
+        made = DeliverySettings(self.base + "/off", secrets=secrets)
         delivery = Delivery(owed, report, made, time.time_ns, random.Random(1), failed)
         delivery.start()
         self.cleanup.append(delivery.close)

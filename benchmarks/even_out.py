@@ -28,7 +28,7 @@ import uvloop
 
 from benchmarks.commands import COIN, run
 from billing.client import Client
-from billing.ops.receiver import Receiver
+from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc

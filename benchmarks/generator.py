@@ -24,12 +24,12 @@ from typing import Any
 import msgpack
 import uvloop
 
-from billing.api.client import Client
-from billing.loadtest.columns import Columns
-from billing.loadtest.latency import Histogram
-from billing.loadtest.pace import Pace
-from billing.loadtest.workload import Mixer, Share, Workload, names
-from shards.clock import boot_now_ns
+from billing.client.client import Client
+from billing.trial.loadtest.columns import Columns
+from billing.trial.loadtest.latency import Histogram
+from billing.trial.loadtest.load_driver import LoadDriver
+from billing.trial.loadtest.workload import Mixer, Share, Workload, names
+from shards.system.clock import boot_now_ns
 
 REPLY = {
     "user_id": "u1234567",
@@ -85,7 +85,7 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
     workload = Workload(accounts=arguments.accounts, seconds=arguments.seconds, warmup_s=0.0, closed=not arguments.rate)
     columns = Columns(0, names(workload, Share(), ""))
     mixer = Mixer(workload, Share(), 0)
-    paces: list[Pace] = []
+    paces: list[LoadDriver] = []
     client = Client(f"127.0.0.1:{port}")
     batches = [
         client.batch(lambda *answer: paces[0].on_answer(*answer), lambda: paces and paces[0].on_read())
@@ -99,7 +99,7 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
     gc.freeze()
     gc.disable()
     paces.append(
-        Pace(
+        LoadDriver(
             columns,
             batches,
             closed=not arguments.rate,

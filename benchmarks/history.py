@@ -37,8 +37,8 @@ from billing.ledger import commands as ops
 from billing.ledger.entry import FIXED
 from billing.ledger.money import NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
-from shards.disk import RealDisk
-from shards.journal.file import FileJournal
+from shards.journal.file.journal import FileJournal
+from shards.system.disk import RealDisk
 
 BATCHES_PER_SECOND = 100
 START_NS = 1_727_000_000_000_000_000

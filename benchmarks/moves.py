@@ -30,7 +30,7 @@ from benchmarks.commands import COIN, Generator
 from billing.client import Client
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
 from shards.buckets import bucket_id_of
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc

@@ -30,7 +30,7 @@ from benchmarks.commands import mixed_frames
 from benchmarks.figures import add_arguments, medians, show
 from benchmarks.snapshot_load import TICK_S, Paced
 from benchmarks.stock import fill
-from shards.tally import Pulse, Tally
+from shards.worker.histogram import Histogram, Pulse
 from tests.system.daemon import Daemon
 
 FRAMES = 500_000  # more than can be in flight: a frame carries its msgid
@@ -51,7 +51,7 @@ def greatest(found: list[tuple[str, str, float]], name: str) -> float:
     return max((value for one, _, value in found if one == name), default=0.0)
 
 
-async def floor_pulse(seconds: float) -> tuple[Tally, int]:
+async def floor_pulse(seconds: float) -> tuple[Histogram, int]:
     """The beat on a loop that does nothing else; the tally, and its longest pause."""
     pulse = Pulse()
     longest = 0

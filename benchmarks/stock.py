@@ -19,11 +19,11 @@ from pathlib import Path
 
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
 from shards.buckets import bucket_id_of
-from shards.host import REAL
-from shards.recover import journal_of, recover
 from shards.shard import Shard
+from shards.system.host import REAL
+from shards.worker.recover import journal_of, recover
 from tests.system.daemon import Daemon
 
 BUCKET_COUNT = 3000

@@ -1,6 +1,6 @@
 """`python -m billing`, which is `billing`."""
 
-from billing.cli import main
+from billing.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ It is taken in four steps, of which the supervisor does three, and whoever takes
     2 cut    an instant is chosen, a little ahead; each worker stands still from just before it until it has passed,
              closes its open batch, and answers the position up to which everything stamped at or before that instant
              is durable, and nothing stamped later is there. Where one was too late, another instant is chosen
-    3 copy   the caller copies each journal up to its position (`shards.journal.copying`), the map's with the rest
+    3 copy   the caller copies each journal up to its position (`shards.journal.file.copying`), the map's with the rest
     4 end    all goes on
 
 **Nobody waits.** Commands are served as ever, but for the moment of the cut (2 ms, more where cores are short); only
@@ -20,13 +20,13 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shards.links import Wire
 from shards.machine import Command
-from shards.mover import Mover
-from shards.registry import Registry
+from shards.moves.mover import Mover
+from shards.supervisor.registry import Registry
+from shards.system.links import Wire
 
 if TYPE_CHECKING:
-    from shards.worker import Worker
+    from shards.worker.worker import Worker
 
 LEASE_S = 60.0
 MS = 1_000_000

@@ -27,26 +27,26 @@ POSITION = struct.Struct("<q")
 _LENGTHS = [LENGTH.pack(length) for length in range(1024)]
 
 
-class Corrupt(Exception):
+class BatchCorrupt(Exception):
     """A batch whose checksum held does not parse, or contradicts what this shard holds."""
 
 
 def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """The records of a batch: (kind, bucket id, generation, body)."""
     if len(payload) < 4:
-        raise Corrupt(f"a batch of {len(payload)} bytes")
+        raise BatchCorrupt(f"a batch of {len(payload)} bytes")
     (count,) = LENGTH.unpack_from(payload)
     offset = 4
     for _ in range(count):
         (length,) = LENGTH.unpack_from(payload, offset) if offset + 4 <= len(payload) else (0,)
         offset += 4
         if length < ENVELOPE.size or offset + length > len(payload):
-            raise Corrupt(f"a record of {length} bytes at {offset} of {len(payload)}")
+            raise BatchCorrupt(f"a record of {length} bytes at {offset} of {len(payload)}")
         kind, bucket_id, generation = ENVELOPE.unpack_from(payload, offset)
         yield kind, bucket_id, generation, payload[offset + ENVELOPE.size : offset + length]
         offset += length
     if offset != len(payload):
-        raise Corrupt(f"{len(payload) - offset} bytes behind the last record")
+        raise BatchCorrupt(f"{len(payload) - offset} bytes behind the last record")
 
 
 def join_batch(

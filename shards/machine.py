@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 Command = tuple[Any, ...]
 Record = tuple[int, bytes]  # (bucket id, body); the body belongs to the machine
-Notice = tuple[Any, ...]  # (kind, depends_ns, bucket id, …); depends_ns: see `Shard.take_early`
+Effect = tuple[Any, ...]  # (kind, depends_ns, bucket id, …); depends_ns: see `Shard.take_early`
 
 
 class Later(NamedTuple):
@@ -33,7 +33,7 @@ class Machine(Protocol):
     """The content of all buckets of one shard."""
 
     records: list[Record]
-    notices: list[Notice]
+    notices: list[Effect]
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
         """Carries out a command at its instant and returns the reply; a refusal is a reply, too."""

@@ -17,7 +17,7 @@ One kind of notice may leave earlier (`take_early`): one that time alone caused 
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
 command, so "stamped before the first command not yet durable" decides it.
 
-What a batch looks like as bytes is in `shards.batch`. Who owns a bucket that is held, the map says (`shards.move`).
+What a batch looks like as bytes is in `shards.batch`. Who owns a bucket that is held, the map says (`shards.moves.move`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from shards.answers import Caller, Moving, Reply, WrongBucket
-from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, Corrupt, join_batch, split_batch
-from shards.machine import ALL_BUCKETS, Command, Later, Machine, Notice
+from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, join_batch, split_batch
+from shards.machine import ALL_BUCKETS, Command, Effect, Later, Machine
+from shards.replies import Caller, Moving, Reply, WrongBucket
 
 COMMAND = 0  # what a request is: a change of one bucket,
 READ = 1  # or a question about one bucket
@@ -46,7 +46,7 @@ class Ready(NamedTuple):
     payload: bytes  # empty where nothing was recorded: then nothing has to be appended
     records: int
     replies: list[Reply]
-    notices: list[Notice]
+    notices: list[Effect]
     decides: bool  # who owns a bucket: to be synced in every mode, since the map is
 
 
@@ -61,7 +61,7 @@ class _Batch(NamedTuple):
     payload: bytes
     records: int
     replies: list[Reply]
-    notices: list[Notice]
+    notices: list[Effect]
     from_ns: int  # instant of its first command, -1 where it has none
     decides: bool
 
@@ -228,7 +228,7 @@ class Shard:
 
     # -- the Ready --------------------------------------------------------------------------------------------------
 
-    def take_early(self) -> list[Notice]:
+    def take_early(self) -> list[Effect]:
         """Notices that need no sync of their own, because all that determined them is durable.
 
         A notice's second field, depends_ns, is the instant of the last command that determined it.
@@ -310,7 +310,7 @@ class Shard:
                 continue
             if kind == ENTRY:
                 if held.get(bucket_id) != generation:
-                    raise Corrupt(
+                    raise BatchCorrupt(
                         f"an entry of bucket {bucket_id} at generation {generation}, "
                         f"while this shard holds {held.get(bucket_id, 'none')}"
                     )
@@ -319,7 +319,7 @@ class Shard:
                     untouched.discard(bucket_id)
             elif kind in (OWN, RECEIVED):
                 if bucket_id in held:
-                    raise Corrupt(f"bucket {bucket_id} is taken over twice")
+                    raise BatchCorrupt(f"bucket {bucket_id} is taken over twice")
                 if kind == OWN:
                     machine.create(bucket_id)
                 else:
@@ -332,7 +332,7 @@ class Shard:
                 self._prefix.pop(bucket_id, None)
                 untouched.discard(bucket_id)
             else:
-                raise Corrupt(f"a record of unknown kind {kind}")
+                raise BatchCorrupt(f"a record of unknown kind {kind}")
         return count
 
     def is_untouched(self, bucket_id: int) -> bool:
@@ -386,7 +386,7 @@ class Shard:
         if kind == LEAVE:
             return int(bucket_id)
         if kind not in (OWN, RECEIVED) or bucket_id in self.held:
-            raise Corrupt(f"a part of a snapshot of kind {kind} for bucket {bucket_id}")
+            raise BatchCorrupt(f"a part of a snapshot of kind {kind} for bucket {bucket_id}")
         if kind == RECEIVED:
             self._untouched.add(bucket_id)
         self.machine.load(bucket_id, part[ENVELOPE.size + POSITION.size :])

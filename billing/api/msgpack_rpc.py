@@ -24,8 +24,8 @@ from billing.api.auth import Grant
 from billing.api.door import Door, Limits
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, describe, find
 from billing.api.origins import origin_of
-from billing.api.outlet import Outlet, Proxy
-from billing.api.pace import Pace, piece_bytes
+from billing.api.response_writer import Proxy, ResponseWriter
+from billing.api.token_bucket import TokenBucket, piece_bytes
 from billing.api.wire import (
     DECODE_ERRORS,
     ERRORS_AS_MAP,
@@ -46,7 +46,7 @@ _NONE: Final[dict[bytes, Parser]] = {}
 _NO_RPC: Final = "expected [0, msgid, method, params] with a msgid of 32 bits unsigned, or [2, method, params]"
 
 
-class Connection(Outlet):
+class Connection(ResponseWriter):
     """One client of a `Door`: `loop.create_server(lambda: Connection(door), …)`."""
 
     __slots__ = (
@@ -66,7 +66,7 @@ class Connection(Outlet):
         super().__init__(door)
         self._commands = _NONE  # what this client may call of the hot path
         self._busy = ""  # why requests are refused; empty where they are not
-        self._pace: Pace | None = None  # None: as fast as it likes
+        self._pace: TokenBucket | None = None  # None: as fast as it likes
         self._on_trial = True  # has not shown yet that it reads
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._unpacker: Any = None  # None between two frames
@@ -190,7 +190,7 @@ class Connection(Outlet):
         """How many requests this connection may make now."""
         now_ns = self._door.clock()
         if self._pace is None:
-            self._pace = Pace(now_ns)
+            self._pace = TokenBucket(now_ns)
         return self._pace.left(now_ns, per_s_max)
 
     def _drain_in_pace(self, per_s_max: int, busy: str) -> bool:

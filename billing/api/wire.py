@@ -19,8 +19,8 @@ import msgpack
 import msgspec
 
 from billing.ledger.errors import Refused
-from shards.answers import Moving, WrongBucket
-from shards.router import Unavailable
+from shards.replies import Moving, WrongBucket
+from shards.worker.router import Unavailable
 
 REQUEST: Final = 0
 RESPONSE: Final = 1

@@ -14,11 +14,11 @@ from pathlib import Path
 import click
 
 from billing.backup.files import NoBackup, copy, finish, restore
+from billing.cli.calling import Target, ask, target_options
 from billing.history.store import HistoryError
-from billing.ops.calling import Target, ask, target_options
-from shards.clock import boot_now_ns
-from shards.disk import Disk, RealDisk
 from shards.journal import JournalError
+from shards.system.clock import boot_now_ns
+from shards.system.disk import Disk, RealDisk
 
 RENEW_EVERY_NS = 10 * 10**9
 EXIT_DAMAGED = 65
@@ -65,7 +65,7 @@ def restore_command(directory: Path, file: Path | None) -> None:
     The next start holds every overdue cutoff back until `billing cutoffs release`: money may have come after the
     backup was taken.
     """
-    from billing.config_load import load
+    from billing.config.load import load
 
     data_dir = load(file, os.environ).config.daemon.data_dir
     try:

@@ -1,6 +1,6 @@
 """What a backup of the daemon is on disk: made from a serving data directory, and made into one again.
 
-    DIRECTORY/map, shard-1, …     journals, cut at one instant (`shards.journal.copying`)
+    DIRECTORY/map, shard-1, …     journals, cut at one instant (`shards.journal.file.copying`)
     DIRECTORY/history             the statements
     DIRECTORY/backup.json         which instant, up to which positions, and length and digest of every file
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from billing import __version__
 from billing.history.copying import copy_history
-from billing.holdback import RESTORED
-from shards.disk import Disk, private_directory, read_file, write_all, write_file
-from shards.journal.copying import copy_until
+from billing.worker.startup_hold import RESTORED
+from shards.journal.file.copying import copy_until
+from shards.system.disk import Disk, private_directory, read_file, write_all, write_file
 
 FORMAT = 1
 LIST = "backup.json"

@@ -1,6 +1,6 @@
 """`billing doctor --config FILE`: the examination as a command.
 
-With `--online` it asks a daemon that serves (`billing.ops.online_check`).
+With `--online` it asks a daemon that serves (`billing.cli.online_check`).
 
 Exit codes: 0 no faults, 65 faults were found (each is told), 1 something runs on the directory or a cut was refused,
 74 a file cannot be read, 78 the configuration cannot be used, or names a directory without data.
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import click
 
+from billing.cli.calling import Target, target_options
+from billing.cli.online_check import check_online
 from billing.doctor import cut
 from billing.doctor.directory import Directory
-from billing.doctor.examine import Absent, Live, Progress, examine, hold
+from billing.doctor.examine import Absent, DaemonRuns, Progress, examine, hold
 from billing.doctor.report import Report
-from billing.ops.calling import Target, target_options
-from billing.ops.online_check import check_online
-from shards.disk import Disk, RealDisk
+from shards.system.disk import Disk, RealDisk
 
 STEP_BYTES = 1 << 20  # of progress that are worth being shown
 EXIT_NO, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 1, 65, 74, 78
@@ -56,7 +56,7 @@ def doctor(
     and bucket map against each other. It changes nothing, but with --truncate-at POSITION --accept-loss: that gives up
     the damaged tail of a journal, keeps a copy of what it cut off, and writes an audit record beside it.
     """
-    from billing.config_load import load
+    from billing.config.load import load
 
     if online:
         sys.exit(0 if check_online(target) else EXIT_DAMAGED)
@@ -74,7 +74,7 @@ def doctor(
             if truncate_at is not None:
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return
-    except (Live, cut.Refusal) as no:
+    except (DaemonRuns, cut.CutRefused) as no:
         _end(EXIT_NO, str(no))
     except Absent as no:
         _end(EXIT_CONFIG, str(no))

@@ -22,13 +22,13 @@ from typing import Final
 from billing.doctor.directory import MANIFEST, Damage, Directory
 from billing.doctor.files import File
 from billing.doctor.segment import write_manifest
-from shards.clock import wall_now_ns
-from shards.disk import Disk, write_all, write_file
+from shards.system.clock import wall_now_ns
+from shards.system.disk import Disk, write_all, write_file
 
 ZEROS: Final = bytes(1 << 20)
 
 
-class Refusal(Exception):
+class CutRefused(Exception):
     """It will not be cut; nothing was changed. The text says why."""
 
 
@@ -38,10 +38,10 @@ def damaged_journal(directories: dict[int, Directory], shard: int | None) -> Dir
     if shard is None:
         if len(damaged) != 1:
             names = ", ".join(str(number) for number in sorted(damaged)) or "none"
-            raise Refusal(f"damaged journals of shards: {names}; say with --shard which one is meant")
+            raise CutRefused(f"damaged journals of shards: {names}; say with --shard which one is meant")
         return next(iter(damaged.values()))
     if shard not in damaged:
-        raise Refusal(f"the journal of shard {shard} can be followed to its end: there is nothing to cut off")
+        raise CutRefused(f"the journal of shard {shard} can be followed to its end: there is nothing to cut off")
     return damaged[shard]
 
 
@@ -50,18 +50,18 @@ def check(directory: Directory, position: int) -> Damage:
     damage = directory.damage
     assert damage is not None, "only a damaged journal is cut"
     if position != damage.position:
-        raise Refusal(f"the damage in {damage.path} begins at position {damage.position}; only there can it be cut")
+        raise CutRefused(f"the damage in {damage.path} begins at position {damage.position}; only there can it be cut")
     if not damage.newest:
-        raise Refusal(f"{damage.path} is not the newest segment: what follows it would be lost, too. Restore a backup")
+        raise CutRefused(f"{damage.path} is not the newest segment: what follows it would be lost, too. Restore a backup")
     if damage.offset == 0:
-        raise Refusal(f"the first block of {damage.path} is damaged: there is nothing to keep of it. Restore a backup")
+        raise CutRefused(f"the first block of {damage.path} is damaged: there is nothing to keep of it. Restore a backup")
     newest = directory.segments[-1]
     if newest.block is None or newest.size != newest.block.length:
-        raise Refusal(f"{damage.path} has {newest.size} bytes and was made with more: cutting does not mend that")
+        raise CutRefused(f"{damage.path} has {newest.size} bytes and was made with more: cutting does not mend that")
     for snapshot in directory.snapshots:
         if max(snapshot.position, snapshot.reached) >= position:
             text = f"{snapshot.name} was made when position {max(snapshot.position, snapshot.reached)} was durable"
-            raise Refusal(f"{text}: a log that ends before that is not believed. Restore a backup")
+            raise CutRefused(f"{text}: a log that ends before that is not believed. Restore a backup")
     return damage
 
 

@@ -35,7 +35,7 @@ from billing.doctor.segment import (
     salted,
 )
 from billing.doctor.snapshot import Chunk, Snapshot, examine, position_of
-from shards.disk import Disk
+from shards.system.disk import Disk
 
 PREFIX: Final = "segment-"
 MANIFEST: Final = "manifest"

@@ -16,7 +16,7 @@ from billing.doctor.history import Chains, open_history, path_of
 from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
 from billing.doctor.shard import Moves, Shard
-from shards.disk import Disk
+from shards.system.disk import Disk
 
 MAP: Final = "map"
 LOCK: Final = "lock"
@@ -26,7 +26,7 @@ HISTORY: Final = "history"
 Progress = Callable[[str, int, int], None]  # what is read, bytes of it done, bytes of it in all
 
 
-class Live(Exception):
+class DaemonRuns(Exception):
     """Something runs on the directory."""
 
 
@@ -53,7 +53,7 @@ def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
         try:
             handle = disk.lock(path)
         except BlockingIOError:
-            raise Live(f"a daemon runs on {data_dir}: {path} is locked. Stop it first, or look at a copy") from None
+            raise DaemonRuns(f"a daemon runs on {data_dir}: {path} is locked. Stop it first, or look at a copy") from None
         except OSError as error:
             if error.errno == errno.EROFS:  # nothing can run on it either
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from shards.disk import Disk
+from shards.system.disk import Disk
 
 PIECE_BYTES = 1 << 20
 

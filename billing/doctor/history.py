@@ -20,7 +20,7 @@ from billing.doctor.entry import UNIT, Entry, Garbled, read_entry
 from billing.doctor.report import Report
 from billing.doctor.segment import Batch
 from billing.doctor.state import Bucket
-from shards.disk import Disk
+from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
 VERSION: Final = 1

@@ -1,4 +1,4 @@
-"""Segments and the manifest, read a second time: from the grammar in `shards.journal.record`, not with its code.
+"""Segments and the manifest, read a second time: from the grammar in `shards.journal.file.record`, not with its code.
 
     block   "BWAL" u16 u8 | sync u8 | shard u32 | salt u64 | segment_id u64 | first_position u64 | length u64
             | prev_chain u32 | align u32 | epoch u64 | created_ns i64 | last_time_ns i64 | boot_id 16 | owner 64

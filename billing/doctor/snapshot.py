@@ -1,4 +1,4 @@
-"""Snapshots, read a second time: from the grammar in `shards.journal.snapshot`, not with its code.
+"""Snapshots, read a second time: from the grammar in `shards.journal.file.snapshot`, not with its code.
 
     head    "BSNP" | u16 1 | u16 0 | shard u32 | chain u32 | position u64 | epoch u64 | created_ns i64 | crc u32
     chunk   "\\xb1CHK" | length u32 | crc u32 | hcrc u32 | bytes

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from billing.ledger.account import Account
 from billing.ledger.book import ROW, Book
-from billing.ledger.due import coming_ns
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
+from billing.ledger.schedule import coming_ns
 
 SLICE_ACCOUNTS: Final = 1_000
 SECOND_NS: Final = 10**9

@@ -30,7 +30,7 @@ from billing.expirationd.endpoint import Endpoint, Limits, Line, Unreachable, Ve
 from billing.expirationd.outbox import DROPPED, FAILED, OK, Item, Outbox, Pace
 from billing.expirationd.request import GetTemplate
 from billing.expirationd.throughput import Throughput
-from shards.tally import LATENESS_NS, Tally
+from shards.worker.histogram import LATENESS_NS, Histogram
 
 if TYPE_CHECKING:
     import ssl
@@ -64,7 +64,7 @@ class Template(Protocol):
         """The whole request; timestamp_s: of this attempt, seconds since the epoch."""
 
 
-class Settings(NamedTuple):
+class DeliverySettings(NamedTuple):
     """What delivery needs of the configuration. URLs as `billing.addresses.check_url` takes them; times in seconds."""
 
     url: str
@@ -81,7 +81,7 @@ class Settings(NamedTuple):
     tls: ssl.SSLContext | None = None
 
 
-def _cutoff_templates(settings: Settings) -> dict[str, Template]:
+def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
     templates: dict[str, Template] = {CUTOFF: GetTemplate(settings.url, settings.secrets)}
     if settings.restore_url:
         templates[RESTORE] = GetTemplate(settings.restore_url, settings.secrets)
@@ -100,7 +100,7 @@ class Delivery:
         self,
         owed: OwedOf,
         report: Report,
-        settings: Settings,
+        settings: DeliverySettings,
         now_ns: Callable[[], int],
         rng: random.Random,
         failed: Callable[[BaseException], object],
@@ -122,8 +122,8 @@ class Delivery:
         self.endpoints: list[Endpoint] = []
         self.started = self.delivered = self.failures = self.dropped = 0
         self.last_error = ""
-        self.sent_late = Tally(LATENESS_NS)  # from E to the first attempt of each cutoff
-        self.done_late = Tally(LATENESS_NS)  # from E to its 2xx
+        self.sent_late = Histogram(LATENESS_NS)  # from E to the first attempt of each cutoff
+        self.done_late = Histogram(LATENESS_NS)  # from E to its 2xx
         self.throughput = Throughput()  # of cutoffs
         self._senders: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []

@@ -30,7 +30,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK
-from shards.clock import boot_now_ns
+from shards.system.clock import boot_now_ns
 
 if TYPE_CHECKING:
     import ssl

@@ -12,7 +12,7 @@ from contextlib import closing
 from urllib.parse import quote
 
 from billing.history.store import HistoryError
-from shards.disk import Disk
+from shards.system.disk import Disk
 
 PAGES_A_STEP = 1024  # between two steps the projector may write
 

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from shards.committer import Committer
 from shards.journal import Journal
+from shards.system.serial_executor import SerialExecutor
 
 SLICE_BYTES: Final = 1 << 20
 
@@ -29,7 +29,7 @@ class Feed:
 
     def __init__(self, journal: Journal, name: str) -> None:
         self._journal = journal
-        self._reader = Committer(name, asyncio.get_running_loop())
+        self._reader = SerialExecutor(name, asyncio.get_running_loop())
         self._replay: Iterator[tuple[int, bytes]] | None = None
         self._at = -1  # the last batch that the reading gave
 

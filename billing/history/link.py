@@ -33,9 +33,9 @@ from billing.history.feed import Feed, Slice
 from billing.history.messages import ASK, BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, REFUSED, ROWS, TOLD
 from billing.history.projection import slim
 from billing.ledger.errors import Refused
-from shards.clock import boot_now_ns
 from shards.journal import Journal
-from shards.links import Wire
+from shards.system.clock import boot_now_ns
+from shards.system.links import Wire
 
 log = logging.getLogger("billing.history")
 

@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import uvloop
 
+from billing.history.history_reader import HistoryReader
 from billing.history.messages import ASK, BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, REFUSED, ROWS
-from billing.history.shelf import Shelf
 from billing.history.store import HistoryError, Store, file_of
-from shards.disk import DirectoryRefused, Disk, RealDisk, private_directory
-from shards.links import Wire
+from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
+from shards.system.links import Wire
 
 GROUP_WAIT_S: Final = 0.25
 GROUP_ROWS_MAX: Final = 20_000
@@ -75,7 +75,7 @@ class Projector:
         self._loop = asyncio.get_running_loop()
         self._wire: Wire | None = None
         self._store: Store | None = None
-        self._shelf: Shelf | None = None
+        self._shelf: HistoryReader | None = None
         self._bytes = 0
         self._rows_at_checkpoint = 0
         self._flush_timer = _Timer(self._guarded(self._flush))
@@ -148,7 +148,7 @@ class Projector:
             private_directory(self._disk, directory)
         path = file_of(directory, shard)
         self._store = store = Store(path, shard, self._disk)
-        self._shelf = Shelf(directory, os.path.basename(path), store.db, self._disk)
+        self._shelf = HistoryReader(directory, os.path.basename(path), store.db, self._disk)
         position = store.settle(first, head)
         self._rows_at_checkpoint = store.seq
         self._send((OPENED, position, store.begins))

@@ -33,7 +33,7 @@ from itertools import islice
 from typing import Final
 
 from billing.history.projection import COLUMNS, Group, Place, project
-from shards.disk import Disk
+from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953  # "BHIS"
 VERSION: Final = 1

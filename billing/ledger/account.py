@@ -24,7 +24,7 @@ from billing.ledger.money import INT64_MAX, NANO
 BALANCE_MAX: Final = INT64_MAX * NANO
 
 
-class No(Exception):
+class Rejected(Exception):
     """A command is refused, with the name of the error and the number that belongs to it (see `entry.refused`)."""
 
     def __init__(self, name: str, number: int = 0) -> None:
@@ -116,9 +116,9 @@ class Account:
     def check_bounds(self, balance: int, credit_limit_nanos: int, holds_nanos: int) -> None:
         """Refuses `LIMIT_EXCEEDED` where a bound would be left. Available, too, stays above -2**63 nanos."""
         if abs(balance) > BALANCE_MAX:
-            raise No("LIMIT_EXCEEDED", 0)
+            raise Rejected("LIMIT_EXCEEDED", 0)
         if balance + (credit_limit_nanos - holds_nanos) * NANO < -BALANCE_MAX:
-            raise No("LIMIT_EXCEEDED", 1)
+            raise Rejected("LIMIT_EXCEEDED", 1)
 
     def store(self) -> None:
         """Writes the copy back. Asserts the invariants: bounds, state as available says, holds as they add up."""

@@ -6,7 +6,7 @@ from the change (exhaustion, restoring, thresholds) is the ledger's business and
 
 from typing import Final
 
-from billing.ledger.account import Account, No
+from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import FORCE, STRICT, Command
 from billing.ledger.entry import LIMITS, hold_id
 from billing.ledger.extra import NEVER_NS, Extra
@@ -34,7 +34,7 @@ def debit(account: Account, command: Command) -> None:
     available = account.available
     if amount > available and mode != FORCE:
         if mode == STRICT:
-            raise No("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
+            raise Rejected("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
         amount = max(available, 0)
     balance = account.balance - amount
     account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
@@ -62,16 +62,16 @@ def hold(account: Account, command: Command) -> None:
     _, _, amount_nanos, ttl_ns, _, _, request_id, _ = command
     available = account.available
     if amount_nanos * NANO > available:
-        raise No("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
+        raise Rejected("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
     holds_nanos = account.holds_nanos + amount_nanos
     if holds_nanos > INT64_MAX:
-        raise No("LIMIT_EXCEEDED", _HOLDS)
+        raise Rejected("LIMIT_EXCEEDED", _HOLDS)
     name = hold_id(request_id, account.entry_id + 1)
     open_holds = account.extra.holds if account.extra is not None else {}
     if name in open_holds:  # its request_id was let go before the hold was
-        raise No("REQUEST_ID_CONFLICT")
+        raise Rejected("REQUEST_ID_CONFLICT")
     if len(open_holds) >= HOLDS_MAX:
-        raise No("LIMIT_EXCEEDED", _OPEN_HOLDS)
+        raise Rejected("LIMIT_EXCEEDED", _OPEN_HOLDS)
     expires_ns = account.settled_ns + ttl_ns if ttl_ns else NEVER_NS
     if expires_ns > INT64_MAX:
         expires_ns = NEVER_NS
@@ -110,5 +110,5 @@ def free(account: Account, extra: Extra, name: bytes) -> None:
 def _extra_with(account: Account, name: bytes) -> Extra:
     extra = account.extra
     if extra is None or name not in extra.holds:
-        raise No("UNKNOWN_HOLD")
+        raise Rejected("UNKNOWN_HOLD")
     return extra

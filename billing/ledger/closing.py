@@ -9,7 +9,7 @@ and the top_up that opens the account restores it, as it would have without the 
 """
 
 from billing.ledger import cutoffs
-from billing.ledger.account import Account, No
+from billing.ledger.account import Account, Rejected
 from billing.ledger.book import Book, Tombstone
 from billing.ledger.entry import OBSTACLES
 from billing.ledger.extra import Extra, unpack
@@ -46,13 +46,13 @@ def check_closable(account: Account) -> None:
     """Refuses `ACCOUNT_NOT_CLOSABLE` with the first obstacle there is."""
     extra = account.extra
     if account.rate:
-        raise No("ACCOUNT_NOT_CLOSABLE", _RATE)
+        raise Rejected("ACCOUNT_NOT_CLOSABLE", _RATE)
     if account.balance < 0:
-        raise No("ACCOUNT_NOT_CLOSABLE", _DEBT)
+        raise Rejected("ACCOUNT_NOT_CLOSABLE", _DEBT)
     if extra is not None and extra.holds:
-        raise No("ACCOUNT_NOT_CLOSABLE", _HOLD)
+        raise Rejected("ACCOUNT_NOT_CLOSABLE", _HOLD)
     if cutoffs.owed(account) is not None:
-        raise No("ACCOUNT_NOT_CLOSABLE", _CUTOFF)
+        raise Rejected("ACCOUNT_NOT_CLOSABLE", _CUTOFF)
 
 
 def bury(account: Account) -> None:

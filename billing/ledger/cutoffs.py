@@ -16,7 +16,7 @@ before each attempt delivery asks `owed`, so only the newest state is ever sent.
 from typing import Final, NamedTuple
 
 from billing.ledger import commands as ops
-from billing.ledger.account import Account, No
+from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import Command
 from billing.ledger.entry import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, event_id
 from billing.ledger.extra import Cutoff, Extra
@@ -106,17 +106,17 @@ def report(account: Account, command: Command) -> None:
     unbegun = op == ops.CUTOFF_FAILED and operator == 1
     extra = account.extra
     if extra is None:
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     if op in (ops.RESTORE_STARTED, ops.RESTORE_FAILED, ops.RESTORE_DELIVERED):
         _report_restore(account, extra, op, seq, error)
         return
     cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
     ended = op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not unbegun
     if cutoff is None or (ended and seq > extra.off_seq):  # no attempt began
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     if unbegun:
         if cutoff.status != PENDING:
-            raise No("UNKNOWN_CUTOFF")
+            raise Rejected("UNKNOWN_CUTOFF")
         cutoff.attempts += 1
     if op == ops.CUTOFF_DELIVERED:
         _delivered(account, extra, cutoff)
@@ -125,7 +125,7 @@ def report(account: Account, command: Command) -> None:
     elif op == ops.CUTOFF_RETRY:
         _again(account, cutoff, bool(operator))
     elif cutoff.status != PENDING:
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     elif op == ops.CUTOFF_STARTED:
         cutoff.attempts += 1
         extra.begun(cutoff)
@@ -136,7 +136,7 @@ def report(account: Account, command: Command) -> None:
 
 def _delivered(account: Account, extra: Extra, cutoff: Cutoff) -> None:
     if cutoff.status in (DELIVERED, EFFECTIVE):
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     if cutoff.status == PENDING:
         account.book.pending_cutoffs -= 1
     cutoff.last_error = b""
@@ -152,14 +152,14 @@ def _again(account: Account, cutoff: Cutoff, operator: bool) -> None:
     """
     done = (DELIVERED, EFFECTIVE) if operator else (DELIVERED,)
     if not account.exhausted or cutoff.status not in done:
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     cutoff.status = PENDING
     account.book.pending_cutoffs += 1
 
 
 def _report_restore(account: Account, extra: Extra, op: int, seq: int, error: bytes) -> None:
     if seq > extra.off_seq or seq <= extra.on_seq:
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     if op == ops.RESTORE_DELIVERED:
         extra.on_seq = seq
         extra.restore_attempts = 0
@@ -167,6 +167,6 @@ def _report_restore(account: Account, extra: Extra, op: int, seq: int, error: by
     elif op == ops.RESTORE_FAILED:
         extra.restore_error = error
     elif account.exhausted:
-        raise No("UNKNOWN_CUTOFF")
+        raise Rejected("UNKNOWN_CUTOFF")
     else:
         extra.restore_attempts += 1

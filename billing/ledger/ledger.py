@@ -23,11 +23,11 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from billing.ledger import audit, balances, block, closing, cutoffs, due, rates, thresholds, views
+from billing.ledger import audit, balances, block, closing, cutoffs, rates, thresholds, views
 from billing.ledger import commands as ops
-from billing.ledger.account import Account, No
+from billing.ledger import schedule as due
+from billing.ledger.account import Account, Rejected
 from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, Book
-from billing.ledger.clerk import Arm, Clerk
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
 from billing.ledger.entry import (
@@ -44,9 +44,10 @@ from billing.ledger.entry import (
     unpack,
 )
 from billing.ledger.errors import Refused
-from billing.ledger.everyday import carry_out
 from billing.ledger.extra import NEVER_NS
+from billing.ledger.fast_path import carry_out
 from billing.ledger.money import INT64_MAX, NANO
+from billing.ledger.posting import Arm, Posting
 
 _HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
     ops.TOP_UP: balances.top_up,
@@ -93,10 +94,10 @@ class Ledger:
     def __init__(self, rules: Rules, arm: Arm) -> None:
         assert rules.request_ids_per_bucket >= 1
         self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
-        self._clerk = Clerk(self._own_flags, rules.request_ids_per_bucket, arm)
+        self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm)
         self.books: dict[int, Book] = {}
-        self.records = self._clerk.records  # (bucket_id, packed entry); in replay: made, not yet seen in the journal
-        self.notices = self._clerk.notices
+        self.records = self._posting.records  # (bucket_id, packed entry); in replay: made, not yet seen in the journal
+        self.notices = self._posting.notices
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Ledger:
             packed = book.ids.find(command[1], request_id, at_ns)
             if packed is not None:
                 return self._again(bucket_id, packed, command)
-        entry = carry_out(self._clerk, book, at_ns, command)
+        entry = carry_out(self._posting, book, at_ns, command)
         return self._change(book, at_ns, command) if entry is None else entry
 
     def _again(self, bucket_id: int, packed: bytes, command: Command) -> EntryTuple:
@@ -132,21 +133,21 @@ class Ledger:
             return self._open(book, at_ns, command)
         account = Account(book, slot, user_id)
         at_ns = max(at_ns, account.settled_ns)
-        self._clerk.pass_time(account, at_ns)
+        self._posting.pass_time(account, at_ns)
         if op in _REPORTS:
-            return self._clerk.report(account, at_ns, command)
+            return self._posting.report(account, at_ns, command)
         accrued = account.settle(at_ns, False)
         before = account.balance
         armed = thresholds.above(account)
         try:
             if op == ops.CLOSE:
                 closing.check_closable(account)
-                return self._clerk.close(account, command, accrued)
+                return self._posting.close(account, command, accrued)
             _HANDLERS[op](account, command)
-        except No as no:
-            raise self._clerk.refuse(account, command, no) from None
-        entry = self._clerk.conclude(account, command, before, accrued, armed, at_ns)
-        self._clerk.rearm(account)
+        except Rejected as no:
+            raise self._posting.refuse(account, command, no) from None
+        entry = self._posting.conclude(account, command, before, accrued, armed, at_ns)
+        self._posting.rearm(account)
         return entry
 
     def _open(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
@@ -155,7 +156,7 @@ class Ledger:
             raise Refused("UNKNOWN_ACCOUNT", "there is no such account")
         account = closing.open_account(book, command[1], at_ns)
         balances.top_up(account, command)
-        return self._clerk.conclude(account, command, 0, 0, [], account.settled_ns, OPENED)
+        return self._posting.conclude(account, command, 0, 0, [], account.settled_ns, OPENED)
 
     # -- replay and buckets --------------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class Ledger:
         time.
         """
         flags, at_ns, command = cause_of(packed)
-        clerk = self._clerk
+        clerk = self._posting
         clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         clerk.presumed = flags & PRESUMED != 0
         try:
@@ -234,9 +235,9 @@ class Ledger:
             return
         book.armed_ns[slot] = NEVER_NS
         account = Account(book, slot, book.users[slot])
-        while self._clerk.pass_one(account, now_ns):
+        while self._posting.pass_one(account, now_ns):
             pass
-        self._clerk.rearm(account)
+        self._posting.rearm(account)
 
     def next_due_ns(self, ref: int, filed_ns: int) -> int:
         """For the wheel: the coming instant of the account; -1 when the filing is not its live one, or nothing is
@@ -265,7 +266,7 @@ class Ledger:
         """`wake` in slices, between which the bucket may be used; it ends early where the bucket leaves again."""
         book = self.books[bucket_id]
         book.awake = True
-        clerk, first_ref = self._clerk, bucket_id << SLOT_BITS
+        clerk, first_ref = self._posting, bucket_id << SLOT_BITS
         for first in range(0, len(book.users), SLICE_ROWS):
             if first:
                 yield
@@ -296,7 +297,7 @@ class Ledger:
         """`get_account`: everything about the account at `at_ns`; what was due until then happens first, as entries."""
         account = self._account(bucket_id, user_id)
         at_ns = max(at_ns, account.settled_ns)
-        self._clerk.pass_time(account, at_ns)
+        self._posting.pass_time(account, at_ns)
         account.settle(at_ns, False)
         return views.account_map(account, bucket_id)
 
@@ -322,7 +323,7 @@ class Ledger:
     def retry_cutoff(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, object]:
         """An operator's order: what is owed is noticed again, a cutoff that was delivered becomes owed once more."""
         account = self._account(bucket_id, user_id)
-        self._clerk.pass_time(account, max(at_ns, account.settled_ns))
+        self._posting.pass_time(account, max(at_ns, account.settled_ns))
         call = cutoffs.owed(account)
         if call is not None:
             self.notices.append((RETRY, at_ns, bucket_id, user_id, call.seq))

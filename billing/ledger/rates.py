@@ -8,7 +8,7 @@ after 7 days with its rate_seq; at once if it has none, for then there is nothin
 
 from typing import Final
 
-from billing.ledger.account import Account, No
+from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import Command
 from billing.ledger.entry import LIMITS
 from billing.ledger.extra import Extra
@@ -27,7 +27,7 @@ def set_rate(account: Account, command: Command) -> None:
     old_rate, old_seq = line(account, resource)
     if rate_seq >= 0:
         if rate_seq <= old_seq:
-            raise No("STALE_RATE", old_seq)
+            raise Rejected("STALE_RATE", old_seq)
         old_seq = rate_seq
     _set_line(account, resource, old_rate, rate, old_seq, min_runway_ns)
 
@@ -37,7 +37,7 @@ def change_rate(account: Account, command: Command) -> None:
     _, _, delta, _, _, resource, _, _ = command
     old_rate, old_seq = line(account, resource)
     if old_rate + delta < 0:
-        raise No("INVALID_RATE", old_rate)
+        raise Rejected("INVALID_RATE", old_rate)
     _set_line(account, resource, old_rate, old_rate + delta, old_seq, -1)
 
 
@@ -72,14 +72,14 @@ def forget_old(extra: Extra, at_ns: int) -> None:
 def _set_line(account: Account, resource: bytes, old_rate: int, rate: int, rate_seq: int, min_runway_ns: int) -> None:
     total = account.rate - old_rate + rate
     if total > INT64_MAX:
-        raise No("LIMIT_EXCEEDED", _RATE)
+        raise Rejected("LIMIT_EXCEEDED", _RATE)
     if min_runway_ns >= 0 and total > 0:
         runway_ns = -(-account.available // total)
         if runway_ns <= 0 or runway_ns < min_runway_ns:
-            raise No("INSUFFICIENT_RUNWAY", max(runway_ns, 0))
+            raise Rejected("INSUFFICIENT_RUNWAY", max(runway_ns, 0))
     remembers = rate > 0 or rate_seq >= 0
     if remembers and not _has_room(account, resource):
-        raise No("LIMIT_EXCEEDED", _LINES)
+        raise Rejected("LIMIT_EXCEEDED", _LINES)
     if account.extra is not None or (remembers and (resource or rate_seq >= 0)):  # else the row says it all
         extra = account.need_extra()
         forget_old(extra, account.settled_ns)

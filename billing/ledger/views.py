@@ -7,10 +7,10 @@ from billing.ledger.account import Account
 from billing.ledger.book import Book
 from billing.ledger.commands import BY_AMOUNT
 from billing.ledger.cutoffs import Owed
-from billing.ledger.due import coming_ns
 from billing.ledger.entry import DELIVERED, cutoff_map, event_id, text
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
+from billing.ledger.schedule import coming_ns
 
 
 def account_map(account: Account, bucket_id: int) -> dict[str, object]:

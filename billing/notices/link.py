@@ -10,18 +10,18 @@ import logging
 import sys
 from typing import Final
 
-from billing.expirationd.delivery import Settings
+from billing.expirationd.delivery import DeliverySettings
 from billing.history.link import HistoryLink
 from billing.notices.store import abandon, found
-from shards.disk import RealDisk
 from shards.journal import Journal
+from shards.system.disk import RealDisk
 
 log = logging.getLogger("billing.notices")
 
 COMMAND: Final = (sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", "billing.notices.notifier")
 
 
-def opened(directory: str, shard_id: int, journal: Journal, url: str, settings: Settings) -> HistoryLink | None:
+def opened(directory: str, shard_id: int, journal: Journal, url: str, settings: DeliverySettings) -> HistoryLink | None:
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
     given up: whoever is named later is told of what happens from then on.
     """

@@ -23,15 +23,15 @@ from typing import Any, Final
 
 import uvloop
 
-from billing.expirationd.delivery import DELIVERED, FAILED_ATTEMPT, Delivery, Owed, Settings
+from billing.expirationd.delivery import DELIVERED, FAILED_ATTEMPT, Delivery, DeliverySettings, Owed
 from billing.history.messages import BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, TOLD
 from billing.notices.notice import webhook_id
 from billing.notices.post import PostTemplate
 from billing.notices.store import NoticesError, Store
 from billing.notices.window import Row, Window
-from shards.clock import boot_now_ns, wall_now_ns
-from shards.disk import DirectoryRefused, RealDisk
-from shards.links import Wire
+from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.disk import DirectoryRefused, RealDisk
+from shards.system.links import Wire
 
 GROUP_WAIT_S: Final = 0.02  # from a batch, or a 2xx, to its commit
 GROUP_ROWS_MAX: Final = 5_000
@@ -159,7 +159,7 @@ class Notifier:
         missing = store.settle(first, head)
         if missing:
             print(f"billing: {missing} batches of shard {shard} are gone; nobody is told of them", file=sys.stderr)
-        settings = Settings(
+        settings = DeliverySettings(
             url=url, concurrency=SENDERS, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, warm=1
         )
         template = PostTemplate(url, secrets, self._body_of)

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from billing.notices.notice import notices_of
 from shards.batch import ENTRY, LEAVE, OWN, RECEIVED, split_batch
-from shards.disk import Disk, private_directory
+from shards.system.disk import Disk, private_directory
 
 APPLICATION_ID: Final = 0x424E4F54  # "BNOT"
 VERSION: Final = 1

@@ -4,7 +4,7 @@ A journal is a sequence of opaque payloads, numbered 1, 2, 3 … without a gap. 
 is one batch, written and made durable as a whole or not at all. 0 is the position before the first one. Beside the
 sequence it keeps snapshots: a position and opaque chunks that stand for everything up to and including that position.
 
-What holds for every backend (the contract suite of `tests/journal/contract.py` is this paragraph as code):
+What holds for every backend (the contract suite of `tests/shards/journal/contract.py` is this paragraph as code):
 
 1. One owner. `open` raises the epoch durably before it returns; an older owner can append nothing afterwards. A backend
    that can tell that the older owner still lives may refuse the newer one instead. Either way the loser gets `Fenced`.

@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 
 from billing.api.auth import Guard
 from billing.api.methods import METHODS
+from billing.cli.account_commands import COMMANDS as ACCOUNT_COMMANDS
+from billing.cli.calling import DURATION
+from billing.cli.operator_commands import COMMANDS as OPERATOR_COMMANDS
+from billing.cli.showing import instant, span, value_of
 from billing.ledger import commands
 from billing.ledger.errors import Refused
-from billing.ops.account_commands import COMMANDS as ACCOUNT_COMMANDS
-from billing.ops.calling import DURATION
-from billing.ops.operator_commands import COMMANDS as OPERATOR_COMMANDS
-from billing.ops.showing import instant, span, value_of
 from tests.api.outside import House, open_house
 from tests.api.test_auth import TOKENS
 from tests.system.ports import free_port

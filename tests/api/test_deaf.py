@@ -17,7 +17,7 @@ import msgpack
 import msgspec
 import pytest
 
-from shards.host import bound_peers
+from shards.system.host import bound_peers
 from tests.api.outside import House, open_house
 
 COST_BYTES_MAX = 256 * 1024

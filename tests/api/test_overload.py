@@ -15,7 +15,7 @@ import pytest
 
 from billing.api.door import Limits
 from billing.api.origins import TELL_INTERVAL_NS, origin_of
-from billing.api.pace import FRAME_BYTES_MIN, SMALLEST_PIECE_BYTES, Pace, piece_bytes
+from billing.api.token_bucket import FRAME_BYTES_MIN, SMALLEST_PIECE_BYTES, TokenBucket, piece_bytes
 from billing.ledger.errors import KINDS
 from tests.api.outside import SECOND_NS, House, Wire, open_house
 
@@ -260,7 +260,7 @@ async def test_a_client_within_its_limit_never_hears_of_it():
 
 
 def test_a_pace_fills_up_to_a_second():
-    pace = Pace(0)
+    pace = TokenBucket(0)
     assert pace.left(10**18, 10) == 10
     pace.spend(25, 10)
     assert pace.left(10**18 + SECOND_NS, 10) == 0

@@ -12,8 +12,8 @@ from typing import Any
 
 from billing.ledger.entry import Entry, pack, unpack
 from shards.batch import ENTRY, ENVELOPE, LENGTH, split_batch
-from shards.journal.file import FileJournal
-from shards.journal.snapshot import Reader, position_of
+from shards.journal.file.journal import FileJournal
+from shards.journal.file.snapshot import Reader, position_of
 from tests.doctor.yard import DISK, SEGMENT_BYTES, Yard
 
 Record = tuple[int, int, int, bytes]  # kind, bucket id, generation, body

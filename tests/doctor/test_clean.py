@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.doctor.examine import Absent, Live, hold
+from billing.doctor.examine import Absent, DaemonRuns, hold
 from billing.doctor.report import CHECKS
 from billing.ledger import commands as ops
 from shards.buckets import bucket_id_of
@@ -192,7 +192,7 @@ def test_a_directory_in_use_is_not_looked_at(data_dir, tmp_path):
     assert f"a daemon runs on {yard.path}" in ended.stderr
     for worker in yard.workers.values():
         worker.journal.close()
-    with ExitStack() as stack, pytest.raises(Live, match="map/lock is locked"):
+    with ExitStack() as stack, pytest.raises(DaemonRuns, match="map/lock is locked"):
         hold(DISK, yard.path, stack)
     yard.close()
     assert command(config_of(yard, tmp_path)).returncode == 0

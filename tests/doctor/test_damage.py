@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from billing.doctor.cut import Refusal, check, cut, damaged_journal
+from billing.doctor.cut import CutRefused, check, cut, damaged_journal
 from billing.doctor.directory import Directory
 from billing.doctor.examine import examine
 from billing.doctor.report import Finding, Report
 from shards.journal import Corrupt
-from shards.journal.record import BLOCK_BYTES, HEADER_BYTES, unpack_block, walk
+from shards.journal.file.record import BLOCK_BYTES, HEADER_BYTES, unpack_block, walk
 from tests.doctor.forge import open_journal
 from tests.doctor.test_clean import command, config_of
 from tests.doctor.yard import COIN, DISK, Yard, busy, examined
@@ -268,7 +268,7 @@ def test_never_in_the_middle_of_the_log(data_dir):
     offset, _, position = batches_in(segment)[2]
     change(segment, offset + HEADER_BYTES, lambda byte: byte ^ 1)
     _, found = directories(yard)
-    with pytest.raises(Refusal, match="is not the newest segment"):
+    with pytest.raises(CutRefused, match="is not the newest segment"):
         cut(DISK, found[1], position)
 
 
@@ -282,7 +282,7 @@ def test_never_below_a_snapshot(data_dir):
     offset, _, position = batches_in(segment)[3]
     change(segment, offset + HEADER_BYTES, lambda byte: byte ^ 1)
     _, found = directories(yard)
-    with pytest.raises(Refusal, match="was made when position"):
+    with pytest.raises(CutRefused, match="was made when position"):
         check(damaged_journal(found, None), position)
 
 
@@ -295,7 +295,7 @@ def test_two_damaged_journals_must_be_told_apart(data_dir):
         segment = newest_segment(yard, shard)
         change(segment, batches_in(segment)[-1][0] + HEADER_BYTES, lambda byte: byte ^ 1)
     _, found = directories(yard)
-    with pytest.raises(Refusal, match="damaged journals of shards: 1, 2"):
+    with pytest.raises(CutRefused, match="damaged journals of shards: 1, 2"):
         damaged_journal(found, None)
     assert damaged_journal(found, 2) is found[2]
     damage = found[2].damage

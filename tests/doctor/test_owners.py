@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
 from shards.batch import LEAVE, OWN
 from tests.doctor.forge import Record, forge
 from tests.doctor.story import USER, scene, told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from billing.ledger.book import ROW
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
 from tests.doctor.forge import forge
 from tests.doctor.story import USER, scene, told
 from tests.doctor.yard import Yard

@@ -20,12 +20,12 @@ from billing.ledger import commands as ops
 from billing.ledger.commands import Command, pack_thresholds
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
 from shards.buckets import HASH_NAME, bucket_id_of
-from shards.disk import RealDisk
-from shards.journal.file import FileJournal
-from shards.machine import Notice
+from shards.journal.file.journal import FileJournal
+from shards.machine import Effect
 from shards.shard import Shard
+from shards.system.disk import RealDisk
 
 START_NS = 1_700_000_000 * 10**9
 SECOND_NS = 10**9
@@ -57,7 +57,7 @@ class Worker:
         self.journal = yard.journal(f"shard-{shard_id}", yard.segment_bytes)
         self.machine = BillingMachine(yard.rules)
         self.shard = Shard(shard_id, self.machine)
-        self.notices: list[Notice] = []
+        self.notices: list[Effect] = []
         self.store: Store | None = None
         self.journal.open(shard_id, "yard")
         is_new = self.journal.head == 0

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, Owed, Settings
+from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
 from billing.expirationd.outbox import Pace
-from billing.ops.receiver import Receiver
-from shards.clock import wall_now_ns
+from billing.trial.receiver import Receiver
+from shards.system.clock import wall_now_ns
 
 MS = 10**6
 QUICK = Pace(
@@ -98,8 +98,8 @@ class Desk:
                     continue
 
 
-def settings(url: str, **changes: Any) -> Settings:
-    quick = Settings(
+def settings(url: str, **changes: Any) -> DeliverySettings:
+    quick = DeliverySettings(
         url,
         concurrency=4,
         timeout_s=LONG_S,
@@ -112,7 +112,7 @@ def settings(url: str, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def sending(desk: Desk, made: Settings) -> AsyncIterator[Delivery]:
+async def sending(desk: Desk, made: DeliverySettings) -> AsyncIterator[Delivery]:
     """A delivery that runs; at the end, it must not have failed."""
     delivery = Delivery(desk.owed, desk.report, made, wall_now_ns, random.Random(1), desk.failed)
     delivery.start()

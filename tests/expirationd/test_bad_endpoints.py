@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from billing.ops.faults import BOMB_BYTES, Fault
-from shards.clock import wall_now_ns
+from billing.trial.faults import BOMB_BYTES, Fault
+from shards.system.clock import wall_now_ns
 from tests.expirationd.desk import LONG_S, QUICK, Desk, Raw, receiving, sending, settings
 
 TLS = Path(__file__).parent / "tls"

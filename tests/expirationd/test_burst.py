@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from billing.expirationd.delivery import Delivery, Settings
+from billing.expirationd.delivery import Delivery, DeliverySettings
 from billing.expirationd.request import GetTemplate
 from billing.ledger import commands as ops
 from billing.ledger.entry import event_id
 from billing.ledger.ledger import Rules
-from billing.lookout import Lookout
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
+from billing.worker.periodic_checks import PeriodicChecks
 from tests.expirationd.away import Away
 from tests.expirationd.world import S
 from tests.simulation.loop import Kernel, SimLoop
@@ -49,11 +49,11 @@ class Worker:
             op = ops.CUTOFF_STARTED if outcome == "started" else ops.CUTOFF_DELIVERED
             self.command(op, user, seq)
 
-        settings = Settings("http://slow.example/off", concurrency=5, warm=0)
+        settings = DeliverySettings("http://slow.example/off", concurrency=5, warm=0)
         self.delivery = Delivery(owed, report, settings, self.now_ns, random.Random(1), self.broken.append, endpoint_of)
         self.delivery.start()
-        self.lookout = Lookout(self.machine, self.delivery, self.now_ns, self.apply, lambda: None, 0.0)
-        self.lookout.start()
+        self.checks = PeriodicChecks(self.machine, self.delivery, self.now_ns, self.apply, lambda: None, 0.0)
+        self.checks.start()
 
     def now_ns(self) -> int:
         return self.kernel.now_ns
@@ -117,7 +117,7 @@ def test_a_burst_beyond_what_the_endpoint_was_seen_to_take_is_warned_of_once(
     worker.run(75)
     (warning,) = warnings(caplog)
     assert warning.startswith(f"{3 * TAKES} cutoffs fall due in the second of ")
-    figures = worker.lookout.figures()
+    figures = worker.checks.figures()
     assert (figures["cutoffs_bursts_warned"], figures["cutoffs_peak_per_second"]) == (1, 3 * TAKES)
     assert figures["cutoffs_peak_at_ns"] == second * S
     assert figures["endpoint_takes_per_second"] == worker.delivery.throughput.per_second
@@ -129,13 +129,13 @@ def test_no_warning_of_what_the_endpoint_takes_or_where_it_was_never_seen_at_its
     caplog.set_level(logging.WARNING)
     worker.arm(b"few", TAKES // 2, 600)
     worker.run(75)
-    assert worker.lookout.figures()["cutoffs_coming_hour"] == TAKES // 2
-    assert worker.lookout.figures()["endpoint_takes_per_second"] == -1
+    assert worker.checks.figures()["cutoffs_coming_hour"] == TAKES // 2
+    assert worker.checks.figures()["endpoint_takes_per_second"] == -1
     worker.exhaust(200)
     worker.run(75)
     assert worker.delivery.throughput.per_second > 0
     assert warnings(caplog) == []
-    assert worker.lookout.figures()["cutoffs_bursts_warned"] == 0
+    assert worker.checks.figures()["cutoffs_bursts_warned"] == 0
 
 
 def test_requests_of_a_burst_are_prepared_before_it_and_those_of_a_few_are_not(worker: Worker) -> None:

@@ -5,7 +5,7 @@ import os
 import socket
 
 from billing.expirationd.signature import parse_secrets
-from billing.ops.faults import Fault
+from billing.trial.faults import Fault
 from tests.expirationd.desk import Desk, receiving, sending, settings
 
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")

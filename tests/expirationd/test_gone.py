@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, Owed, Settings
+from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
 from billing.expirationd.outbox import FAILED, OK, Pace
 from tests.expirationd.away import Away
 from tests.expirationd.world import MS, S, World
@@ -62,7 +62,7 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_a_day_and_then_sends_a
             del owed[user]
 
     async def send() -> None:
-        settings = Settings("http://away.example/off", concurrency=64, warm=0)
+        settings = DeliverySettings("http://away.example/off", concurrency=64, warm=0)
 
         def endpoint_of(*_: Any) -> Any:
             return endpoint

@@ -18,17 +18,18 @@ import msgpack
 
 from billing.api.methods import METHODS, parse
 from billing.api.wire import DECODE_ERRORS, make_unpacker
-from billing.config_load import ConfigError, load
+from billing.config.load import ConfigError, load
 from billing.ledger.errors import KINDS, Refused
-from shards.journal import Corrupt, Gap, snapshot
-from shards.journal.record import BARRIER, Malformed, pack_batch, pack_block, salt_seed, unpack_block
-from shards.journal.recovery import examine
-from shards.links import FrameDecoder, FrameError, frame_of
+from shards.journal import Corrupt, Gap
+from shards.journal.file import snapshot
+from shards.journal.file.record import BARRIER, Malformed, pack_batch, pack_block, salt_seed, unpack_block
+from shards.journal.file.recovery import examine
+from shards.system.links import FrameDecoder, FrameError, frame_of
 from tests.api.test_any_bytes import converse
 from tests.conftest import REPOSITORY
 from tests.fuzz.mutation import mended_snapshot, mutated
-from tests.journal.rig import DIRECTORY, SHARD
-from tests.journal.specimen import STATES, Specimen
+from tests.shards.journal.rig import DIRECTORY, SHARD
+from tests.shards.journal.specimen import STATES, Specimen
 from tests.simulation.disk import SimDisk
 
 LONGEST = 20_000  # of an input, in bytes

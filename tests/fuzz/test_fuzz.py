@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.links import FrameDecoder, FrameError
+from shards.system.links import FrameDecoder, FrameError
 from tests.api.test_any_bytes import good, values
 from tests.conftest import REPOSITORY
 from tests.fuzz.run import Steps, bases_of, run

@@ -10,12 +10,12 @@ from typing import Any
 from billing.ledger import commands as ops
 from billing.ledger.entry import history_row, unpack
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
+from billing.worker.machine import BillingMachine
 from shards.batch import ENTRY, split_batch
 from shards.buckets import bucket_id_of
-from shards.disk import RealDisk
-from shards.journal.file import FileJournal
+from shards.journal.file.journal import FileJournal
 from shards.shard import Shard
+from shards.system.disk import RealDisk
 
 START_NS = 1_727_000_000_000_000_000
 BUCKETS = 4

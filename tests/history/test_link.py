@@ -19,7 +19,7 @@ from billing.history.messages import CLOSE
 from billing.history.store import file_of
 from billing.ledger.errors import Refused
 from shards.batch import LEAVE
-from shards.journal.file import FileJournal
+from shards.journal.file.journal import FileJournal
 from tests.history.scene import Scene, file_journal
 from tests.history.test_store import batch_of
 

@@ -11,10 +11,10 @@ from typing import Any
 import click
 import pytest
 
+from billing.cli.statement_command import INSTANT
 from billing.history.statement import NEWEST, fetch, statement
 from billing.ledger import commands as ops
 from billing.ledger.money import NANO
-from billing.ops.statement_command import INSTANT
 from tests.history.scene import Scene
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc

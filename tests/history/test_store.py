@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.history.history_reader import HistoryReader, as_map, rows_of
 from billing.history.projection import MARK_EVERY, Group, project, slim
-from billing.history.shelf import Shelf, as_map, rows_of
 from billing.history.store import HistoryError, Hole, Overtaken, Store, connect, file_of
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIELDS, history_row, pack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, split_batch
-from shards.disk import RealDisk
+from shards.system.disk import RealDisk
 from tests.history.scene import Scene
 
 NEWEST = INT64_MAX
@@ -30,8 +30,8 @@ def opened(directory: Path, *, first: int = 1, head: int = 0, shard: int = 0) ->
     return store
 
 
-def shelf_of(directory: Path, store: Store, shard: int = 0) -> Shelf:
-    return Shelf(str(directory), f"shard-{shard}.sqlite", store.db, RealDisk())
+def shelf_of(directory: Path, store: Store, shard: int = 0) -> HistoryReader:
+    return HistoryReader(str(directory), f"shard-{shard}.sqlite", store.db, RealDisk())
 
 
 def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
@@ -47,7 +47,7 @@ def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
     return pack(tuple(values[name] for name in FIELDS))
 
 
-def all_rows(scene: Scene, shelf: Shelf) -> None:
+def all_rows(scene: Scene, shelf: HistoryReader) -> None:
     for user in scene.users:
         assert shelf.history(2, user, NEWEST, 10**6) == scene.history(user, limit=10**6)
 

@@ -11,26 +11,26 @@ import pytest
 
 from tests.house.source import ROOMS, Module, imports, is_below, module_of, modules, uses
 
-CLOCK = "shards/clock.py"
-DISK = "shards/disk.py"
+CLOCK = "shards/system/clock.py"
+DISK = "shards/system/disk.py"
 
 # path -> (what it may use, why)
 FILES: dict[str, tuple[set[str], str]] = {
     CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
-    "shards/links.py": ({"os.open", "os.unlink"}, "the directory of the workers' unix sockets"),
+    "shards/system/links.py": ({"os.open", "os.unlink"}, "the directory of the workers' unix sockets"),
     "billing/api/msgpack_rpc.py": ({"unpacker.read_bytes"}, "no file: bytes that a decoder was fed"),
-    "billing/ops/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
-    "billing/ops/logs.py": ({"os.fstat"}, "whether standard error is the journal's"),
-    "billing/ops/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
-    "billing/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results and reports of a load test"),
+    "billing/service/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
+    "billing/service/logs.py": ({"os.fstat"}, "whether standard error is the journal's"),
+    "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
+    "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results and reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
-    "billing/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
+    "billing/cli/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),
-    "billing/history/shelf.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
+    "billing/history/history_reader.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
     "billing/history/store.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
     "billing/notices/store.py": ({"sqlite3"}, "owed notices are derived data, kept in an SQLite file"),
-    "billing/config_load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
+    "billing/config/load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
 }
 
 DATE_CALLS = {"now", "utcnow", "today"}
@@ -136,7 +136,7 @@ def test_the_rule_of_clocks_sees(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "from shards.clock import boot_now_ns\nboot_now_ns()",
+        "from shards.system.clock import boot_now_ns\nboot_now_ns()",
         "from datetime import UTC, datetime\ndatetime.fromtimestamp(0, UTC)",
         "time = 5\nprint(time)",
         "import asyncio\nasyncio.timeout(5)",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from billing.ledger import commands as ops
 from billing.ledger import entry as entries
-from billing.ledger.account import No
+from billing.ledger.account import Rejected
 from billing.ledger.entry import FIXED, Entry, answer, cause_of, event_id, hold_id, pack, text, unpack
 from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
 from billing.ledger.money import INT64_MAX, NANO
@@ -242,4 +242,4 @@ def test_an_entry_without_tails_is_its_fixed_part():
 
 def test_a_refusal_shows_its_name_and_sentence_in_a_traceback():
     assert Refused("INVALID_AMOUNT", "why").args == ("INVALID_AMOUNT", "why")
-    assert No("STALE_RATE", 7).args == ("STALE_RATE", 7)
+    assert Rejected("STALE_RATE", 7).args == ("STALE_RATE", 7)

@@ -8,8 +8,8 @@ from billing.ledger import audit
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.book import SLICE_ROWS
-from billing.ledger.due import unnoticed
 from billing.ledger.money import INT64_MAX
+from billing.ledger.schedule import unnoticed
 from billing.ledger.views import due_within
 from tests.ledger.bank import BUCKET, HOUR, Bank
 

@@ -10,7 +10,7 @@ from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.store import NoticesError, Store, abandon, file_of, found
 from shards.batch import ENTRY, LEAVE, RECEIVED
-from shards.disk import RealDisk
+from shards.system.disk import RealDisk
 from tests.history.test_store import batch_of
 
 COIN = 10**9

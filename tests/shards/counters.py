@@ -10,7 +10,7 @@ import json
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from shards.machine import Command, Notice, Record
+from shards.machine import Command, Effect, Record
 
 
 class Counters:
@@ -18,7 +18,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self.notices: list[Notice] = []
+        self.notices: list[Effect] = []
         self.buckets: dict[int, dict[str, Any]] = {}
         self.now_ns = 0
         self.awake: set[int] = set()

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from shards.answers import WrongBucket
-from shards.batch import LEAVE, Corrupt, join_batch, split_batch
+from shards.batch import LEAVE, BatchCorrupt, join_batch, split_batch
 from shards.buckets import HASH_NAME, BucketMap
-from shards.recover import Damaged, check_ownership
+from shards.replies import WrongBucket
 from shards.shard import BATCH_RECORDS_MAX, Shard
+from shards.worker.recover import Damaged, check_ownership
 from tests.shards.counters import Counters
 
 
@@ -296,7 +296,7 @@ def test_a_copy_that_was_served_at_a_generation_of_anothers_is_damage() -> None:
     ],
 )
 def test_a_batch_that_does_not_parse_is_damage(payload: bytes) -> None:
-    with pytest.raises(Corrupt):
+    with pytest.raises(BatchCorrupt):
         Shard(1, Counters()).replay(1, payload)
 
 

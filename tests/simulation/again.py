@@ -10,10 +10,10 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
-from shards.host import Host
-from shards.recover import journal_of, recover
+from billing.worker.machine import BillingMachine
 from shards.shard import Shard
+from shards.system.host import Host
+from shards.worker.recover import journal_of, recover
 from tests.simulation.disk import Medium, SimDisk
 from tests.simulation.medium import Directory, Node
 

@@ -1,6 +1,6 @@
 """A disk that forgets: what was synced is kept apart from what was not, and a loss of power shows the difference.
 
-`Medium` is the disk of one machine, `SimDisk` one process's way to it (an implementation of `shards.disk.Disk`).
+`Medium` is the disk of one machine, `SimDisk` one process's way to it (an implementation of `shards.system.disk.Disk`).
 
 What a loss of power may do (`Medium.lose_power`, all drawn from the random generator given):
 - each write since the last sync of its file is kept, lost, or kept in some of its 512-byte sectors only, in any order;

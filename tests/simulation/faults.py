@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shards.journal import JournalError
-from shards.journal.recovery import is_segment
+from shards.journal.file.recovery import is_segment
 from tests.simulation import together
 from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client

@@ -22,7 +22,7 @@ FAULTS = [
     # -- sync, then speak -------------------------------------------------------------------------------------------
     Faulty(
         "reply-before-sync",
-        "shards/worker.py",
+        "shards/worker/worker.py",
         "                    caller.answer(token, reply)\n",
         "                    caller.answer(token, reply)\n                    caller.flush()\n",
     ),
@@ -34,7 +34,7 @@ FAULTS = [
     ),
     Faulty(
         "batch-not-synced",
-        "shards/journal/live.py",
+        "shards/journal/file/active_segment.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
         "",
     ),
@@ -60,25 +60,25 @@ FAULTS = [
     # -- names and files --------------------------------------------------------------------------------------------
     Faulty(
         "spare-not-synced",
-        "shards/journal/room.py",
+        "shards/journal/file/segment_reserve.py",
         "        write_all(self._disk, self._spare, content, 0)\n        self._disk.fdatasync(self._spare)\n",
         "        write_all(self._disk, self._spare, content, 0)\n",
     ),
     Faulty(
         "snapshot-not-synced",
-        "shards/journal/snapshot.py",
+        "shards/journal/file/snapshot.py",
         "        _write(disk, handle, head, chunks, reached)\n        disk.fsync(handle)\n",
         "        _write(disk, handle, head, chunks, reached)\n",
     ),
     Faulty(
         "trim-beyond-the-older-snapshot",
-        "shards/journal/file.py",
+        "shards/journal/file/journal.py",
         "min(position, self._shelf.fallback), False\n",
         "position, False\n",
     ),
     Faulty(
         "trim-before-the-snapshot-stands",
-        "shards/journal/file.py",
+        "shards/journal/file/journal.py",
         "            self._shelf.save(head, chunks, self._reached)\n",
         "            while len(self._segments) > 1 and self._segments[1].header.first_position - 1 <= position:\n"
         '                self._disk.unlink(f"{self._directory}/{self._segments[0].name}")\n'
@@ -88,25 +88,25 @@ FAULTS = [
     # -- recovery ---------------------------------------------------------------------------------------------------
     Faulty(
         "suspects-not-written-anew",
-        "shards/journal/file.py",
+        "shards/journal/file/journal.py",
         "        body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)\n",
         '        body = b""\n',
     ),
     Faulty(
         "cache-is-trusted",
-        "shards/journal/recovery.py",
+        "shards/journal/file/recovery.py",
         "        unproven.append(batch)\n",
         "        durable, durable_chain, durable_end = head, chain, end\n",
     ),
     Faulty(
         "chain-not-checked",
-        "shards/journal/record.py",
+        "shards/journal/file/record.py",
         "        if crc32c(view[payload_at:payload_end], chain) != next_chain:\n            return\n",
         "",
     ),
     Faulty(
         "failed-sync-tried-again",
-        "shards/journal/live.py",
+        "shards/journal/file/active_segment.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
         "        if sync:\n            try:\n                self._disk.fdatasync(self.handle)\n"
         "            except OSError:\n                self._disk.fdatasync(self.handle)\n",
@@ -114,13 +114,13 @@ FAULTS = [
     # -- snapshots --------------------------------------------------------------------------------------------------
     Faulty(
         "part-one-batch-behind",
-        "shards/snapshotter.py",
+        "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position - 1)",
     ),
     Faulty(
         "part-one-batch-ahead",
-        "shards/snapshotter.py",
+        "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position + 1)",
     ),
@@ -145,25 +145,25 @@ FAULTS = [
     # -- ownership --------------------------------------------------------------------------------------------------
     Faulty(
         "generation-not-raised",
-        "shards/move.py",
+        "shards/moves/move.py",
         'self.generation + 1, block, digest))]\n',
         'self.generation, block, digest))]\n',
     ),
     Faulty(
         "commit-not-synced",
-        "shards/registry.py",
+        "shards/supervisor/registry.py",
         "            boot_id=disk.boot_id(),\n",
         '            boot_id=disk.boot_id(),\n            sync="never",\n',
     ),
     Faulty(
         "commit-before-it-is-stored",
-        "shards/handoff.py",
+        "shards/moves/handoff.py",
         '            self._host.when_durable(lambda: self._send(("stored", number, digest_of(block))))\n',
         '            self._send(("stored", number, digest_of(block)))\n',
     ),
     Faulty(
         "payload-before-it-is-durable",
-        "shards/handoff.py",
+        "shards/moves/handoff.py",
         "        self._host.when_durable(lambda: self._dump(number, bucket_id, "
         "self._host.shard.machine.dumping(bucket_id)))\n",
         "        self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id))\n",
@@ -194,25 +194,25 @@ FAULTS = [
     ),
     Faulty(
         "moved-calls-are-not-taken-up",
-        "shards/handoff.py",
+        "shards/moves/handoff.py",
         "                self._calls.take_up(bucket_id)\n            self._redirect",
         "            self._redirect",
     ),
     Faulty(
         "aborted-calls-are-not-taken-up",
-        "shards/handoff.py",
+        "shards/moves/handoff.py",
         "            self._frozen_ns.pop(bucket_id, None)\n            self._calls.take_up(bucket_id)\n",
         "            self._frozen_ns.pop(bucket_id, None)\n",
     ),
     Faulty(
         "calls-in-flight-are-not-waited-for",
-        "shards/handoff.py",
+        "shards/moves/handoff.py",
         "        calls = self._calls.calls_in_flight(bucket_id)\n",
         "        calls = 0\n",
     ),
     Faulty(
         "orphans-are-kept",
-        "shards/recover.py",
+        "shards/worker/recover.py",
         "        orphans.append(bucket_id)\n",
         "",
     ),
@@ -225,13 +225,13 @@ FAULTS = [
     ),
     Faulty(
         "request-id-forgotten",
-        "billing/ledger/everyday.py",
+        "billing/ledger/fast_path.py",
         "    if request_id:\n        book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)\n",
         "",
     ),
     Faulty(
         "delivered-before-2xx",
-        "billing/application.py",
+        "billing/worker/application.py",
         "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,\n",
         "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_DELIVERED,\n",
     ),
@@ -250,26 +250,26 @@ FAULTS = [
     ),
     Faulty(
         "alarm-rounded-down",
-        "shards/clock.py",
+        "shards/system/clock.py",
         "            return self.boot_ns + wanted_ns\n",
         "            return self.boot_ns + wanted_ns - 1_000_000\n",
     ),
     Faulty(
         "wall-clock-is-believed",
-        "shards/clock.py",
+        "shards/system/clock.py",
         "        if recorded_boot_id == boot_id and anchor.boot_ns - boot_ns <= SLEW_LEAD_NS_MAX:\n",
         "        if False:\n",
     ),
     Faulty(
         "last-instant-not-honoured",
-        "shards/clock.py",
+        "shards/system/clock.py",
         "    return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False,",
         "    return Restart(Anchor(boot_ns, wall_ns, 0, 0), False,",
     ),
     # -- found here -------------------------------------------------------------------------------------------------
     Faulty(
         "a-shard-still-owned-is-held",
-        "shards/recover.py",
+        "shards/worker/recover.py",
         "        return EXIT_FENCED\n",
         "        return EXIT_DISK\n",
     ),
@@ -281,35 +281,35 @@ UNSEEN = [
     # rot behind a batch that nothing but the barrier proves
     Faulty(
         "damage-passes-for-a-torn-tail",
-        "shards/journal/recovery.py",
+        "shards/journal/file/recovery.py",
         "    if proof >= 0:\n",
         "    if False:\n",
     ),
     # a snapshot between two cuts of one turn, and no other before the power fails
     Faulty(
         "part-holds-what-is-not-durable",
-        "shards/snapshotter.py",
+        "shards/worker/snapshotter.py",
         "        if not shard.is_drained():\n            return False\n",
         "",
     ),
     # an end in the very turn that answers without writing
     Faulty(
         "an-end-that-waits-for-nothing",
-        "shards/worker.py",
+        "shards/worker/worker.py",
         "                    self._release(ready)\n                    self._idle.set()\n",
         "                    self._release(ready)\n",
     ),
     # seed 115 of earlier draws found it
     Faulty(
         "an-end-while-peers-are-served",
-        "shards/process.py",
+        "shards/worker/process.py",
         "        worker.close()\n        await worker.quiesce()  # what came in between\n        snapshotter.close()\n",
         "        snapshotter.close()\n",
     ),
     # seed 11 of earlier draws found it
     Faulty(
         "rebalancing-forgotten-at-a-crash",
-        "shards/registry.py",
+        "shards/supervisor/registry.py",
         '        return [*changes, ["uneven", True]] if changes else []\n',
         "        self.uneven = bool(changes)\n        return changes\n",
     ),

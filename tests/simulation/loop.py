@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from heapq import heappop, heappush
 from typing import Any
 
-from shards.clock import INSTANT_NS_MAX
+from shards.system.clock import INSTANT_NS_MAX
 from tests.simulation.disk import Crashed
 
 SECOND_NS = 1_000_000_000
@@ -238,7 +238,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
 
 class SimAlarm:
-    """`shards.clock.Alarm` on the virtual clock: rings at the boot instant or a little after, never before."""
+    """`shards.system.clock.Alarm` on the virtual clock: rings at the boot instant or a little after, never before."""
 
     _next_fd = 1000
 

@@ -1,6 +1,6 @@
 """The machine: processes that run the daemon's real code on simulated loops, disks and threads, and how they end.
 
-A process is `shards.process.Process` or `shards.supervisor.Supervisor`, given a `Host` of this machine. It ends by
+A process is `shards.worker.process.Process` or `shards.supervisor.supervisor.Supervisor`, given a `Host` of this machine. It ends by
 itself, is killed between any two things that happen, or at any call of its disk; a loss of power ends all of them and
 takes what was not synced.
 
@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from shards.committer import Committer
-from shards.host import Host
+from shards.system.host import Host
+from shards.system.serial_executor import SerialExecutor
 from tests.simulation.disk import Crashed, Medium, SimDisk
 from tests.simulation.loop import Kernel, SimAlarm, SimLoop
 from tests.simulation.wires import Net, NetLoop, SimSocket, SimSocketDirectory, Stream
@@ -47,8 +47,8 @@ class SimQueue:
         return 0
 
 
-class SimCommitter(Committer):
-    """See `shards.committer.Committer`; `call` is its own."""
+class SimCommitter(SerialExecutor):
+    """See `shards.system.serial_executor.SerialExecutor`; `call` is its own."""
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop, machine: Machine) -> None:
         assert isinstance(loop, SimLoop)
@@ -116,7 +116,7 @@ class SimProcess:
         machine, loop = self.machine, self.loop
         return Host(
             disk=self.disk,
-            committer=lambda name, _: SimCommitter(name, loop, machine),
+            executor=lambda name, _: SimCommitter(name, loop, machine),
             alarm=lambda: SimAlarm(loop, self.rng, lambda boot_ns: machine.on_alarm(self, boot_ns)),  # type: ignore[arg-type,return-value]
             sockets=lambda path: SimSocketDirectory(machine.net, path),  # type: ignore[arg-type,return-value]
             spawn=machine.spawn,
@@ -145,7 +145,7 @@ class SimProcess:
 
         self.loop.create_task(main).add_done_callback(done)
 
-    # -- as shards.host.Child ---------------------------------------------------------------------------------------
+    # -- as shards.system.host.Child ---------------------------------------------------------------------------------------
 
     async def wait(self) -> int:
         if self.exit_code is None:
@@ -196,7 +196,7 @@ class Machine:
         return process
 
     async def spawn(self, command: list[str], inherited: list[Any]) -> tuple[Any, Any]:
-        """`shards.host.spawn`: the last word of the command names the process."""
+        """`shards.system.host.spawn`: the last word of the command names the process."""
         ours, theirs = self.net.pair()
         await asyncio.sleep(0)
         process = self.start(command[-1])

@@ -15,8 +15,8 @@ from typing import Any
 import msgpack
 
 from shards.buckets import bucket_id_of
-from shards.handoff import Handoff
-from shards.links import frame_of
+from shards.moves.handoff import Handoff
+from shards.system.links import frame_of
 from tests.simulation.auditor import Violation
 from tests.simulation.calls import COIN, Call, Programs
 from tests.simulation.clients import Client

@@ -12,7 +12,7 @@ from billing.expirationd.endpoint import Unreachable, Verdict
 from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK
 from billing.ledger.entry import history_row, unpack
 from shards.batch import ENTRY, split_batch
-from shards.clock import boot_now_ns
+from shards.system.clock import boot_now_ns
 from tests.simulation.auditor import Auditor
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards.handoff import QUIET_WAIT_NS
-from shards.mover import Caps
+from shards.moves.handoff import QUIET_WAIT_NS
+from shards.moves.mover import Caps
 from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Moving
 
 ROLES = ("source", "target", "supervisor")

@@ -336,7 +336,7 @@ class NetLoop(SimLoop):
 
 
 class SimSocketDirectory:
-    """`shards.links.SocketDirectory` of one process."""
+    """`shards.system.links.SocketDirectory` of one process."""
 
     def __init__(self, net: Net, path: str) -> None:
         self._net = net

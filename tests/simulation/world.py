@@ -12,13 +12,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from billing.application import Billing, Outside
-from billing.config import Config, Cutoff
+from billing.config.schema import Config, Cutoff
 from billing.expirationd.coming import coming_in
-from shards.clock import clocks_of
-from shards.process import Begin, Process
-from shards.restarts import EXIT_DAMAGED, EXIT_DISK
-from shards.supervisor import Settings, Supervisor
+from billing.worker.application import Billing, Outside
+from shards.supervisor.restart_policy import EXIT_DAMAGED, EXIT_DISK
+from shards.supervisor.supervisor import Supervisor, SupervisorSettings
+from shards.system.clock import clocks_of
+from shards.worker.process import Begin, Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.loop import SECOND_NS
@@ -103,8 +103,8 @@ class World:
 
     # -- the daemon -------------------------------------------------------------------------------------------------
 
-    def settings(self) -> Settings:
-        return Settings(
+    def settings(self) -> SupervisorSettings:
+        return SupervisorSettings(
             data_dir=DATA,
             weights=dict.fromkeys(range(1, self.workers + 1), 1),
             bucket_count=self.buckets,
@@ -213,10 +213,10 @@ class World:
                         raise Violation(f"shard {shard_id}: time passes in bucket {bucket_id}, which is frozen (I14)")
 
     def _look_at_timers(self) -> None:
-        """The second opinion of `billing.lookout` would mend timers that are missing; there must be none."""
+        """The second opinion of `billing.worker.periodic_checks` would mend timers that are missing; there must be none."""
         for shard_id, application in self.applications.items():
-            lookout = application._lookout
-            if lookout is not None and lookout._opinion.mismatches:
+            checks = application._checks
+            if checks is not None and checks._opinion.mismatches:
                 self._on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
 
     def _look_at_books(self) -> None:

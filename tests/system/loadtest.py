@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from billing.loadtest.result import Result
-from billing.loadtest.writing import read
+from billing.trial.loadtest.result import Result
+from billing.trial.loadtest.writing import read
 
 WAIT_S = 240
 

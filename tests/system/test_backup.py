@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.clock import wall_now_ns
+from shards.system.clock import wall_now_ns
 from tests.system.daemon import Daemon
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc

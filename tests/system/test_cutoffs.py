@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from billing.ops.faults import Fault
-from billing.ops.receiver import Receiver
-from shards.clock import wall_now_ns
+from billing.trial.faults import Fault
+from billing.trial.receiver import Receiver
+from shards.system.clock import wall_now_ns
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Rpc

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.chromium import PATH, Chromium
+from tests.admin.chromium import PATH, Chromium
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.loadtest.result import histogram_of
+from billing.trial.loadtest.result import histogram_of
 from tests.system.daemon import Daemon
 from tests.system.loadtest import loadtest, right
 from tests.system.ports import free_port

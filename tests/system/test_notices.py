@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from billing.expirationd.signature import parse_secrets
-from billing.ops.faults import Fault
-from billing.ops.receiver import Receiver
+from billing.trial.faults import Fault
+from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Rpc

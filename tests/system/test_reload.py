@@ -15,7 +15,7 @@ from typing import Any
 
 import trustme
 
-from billing.ops.receiver import Receiver
+from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from billing.api.connection import tls_context
 from billing.client import BillingError, Client
+from billing.client.connection import tls_context
 from tests.system.daemon import Daemon
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
-from billing.ops.receiver import Receiver
-from shards.disk import RealDisk
+from billing.trial.receiver import Receiver
+from shards.system.disk import RealDisk
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Rpc

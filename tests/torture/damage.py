@@ -15,8 +15,8 @@ import sys
 import traceback
 from collections import Counter
 
-from tests.journal.rig import DIRECTORY
-from tests.journal.specimen import STATES, Specimen, cut_off, flip, zeros_from
+from tests.shards.journal.rig import DIRECTORY
+from tests.shards.journal.specimen import STATES, Specimen, cut_off, flip, zeros_from
 
 SEGMENT_BYTES = 32_768  # two of them
 

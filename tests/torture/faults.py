@@ -35,11 +35,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from billing.ledger.ledger import Rules
-from billing.machine import BillingMachine
-from shards.disk import RealDisk
-from shards.journal.file import FileJournal
-from shards.recover import recover
+from billing.worker.machine import BillingMachine
+from shards.journal.file.journal import FileJournal
 from shards.shard import Shard
+from shards.system.disk import RealDisk
+from shards.worker.recover import recover
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 from tests.torture.cycles import IDS_PER_BUCKET, examined, struck_daemon

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.journal.specimen import STATES
+from tests.shards.journal.specimen import STATES
 
 FAULTS = (
     ("shard", "EIO", False), ("shard", "EIO", True), ("shard", "ENOSPC", False), ("shard", "ENOSPC", True),

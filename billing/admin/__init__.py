@@ -1,0 +1,1 @@
+"""What operators see over HTTP: the dashboard, /metrics, /readyz and the runbook."""

@@ -1,0 +1,217 @@
+"""The watchman: once a second he asks every worker for its figures, and keeps what operators are shown.
+
+Theory. Workers count, the watchman remembers. Of each worker he keeps the newest figures and when they came; of the
+whole it keeps a row a second for some minutes and a row each ten seconds for an hour (`Row`), made of differences
+between two looks. Whoever watches (`/metrics`, the page, the service manager) is told from here, so ten onlookers cost
+the workers what one does. Counters start at zero with each life of a worker; a difference below zero is such a start.
+
+`overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. A worker that
+is down or held is not overdue: that is known, told elsewhere, and not mended by ending the whole daemon. A full disk
+is not either.
+
+He reads and remembers; he decides nothing about workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from itertools import takewhile
+from typing import Any, Final, NamedTuple
+
+from shards.supervisor.child_process import WorkerState
+from shards.supervisor.supervisor import Supervisor
+from shards.system.clock import boot_now_ns, wall_now_ns
+
+LOOK_S: Final = 1.0
+GLANCE_S: Final = 0.25  # how often it is looked whether a bucket has another owner
+MOVES_KEPT: Final = 65_536  # as many as can happen between two glances: a page misses none
+FINE_ROWS: Final = 300  # one a second
+MINUTE_ROWS: Final = 60
+COARSE_NS: Final = 10_000_000_000
+COARSE_ROWS: Final = 360  # one each ten seconds: an hour
+LOOP_PATIENCE_NS: Final = 10_000_000_000  # a worker that serves answers within that
+START_PATIENCE_NS: Final = 120_000_000_000  # one that starts or recovers may be in one long call
+SYNC_PATIENCE_NS: Final = 30_000_000_000  # a disk that takes longer for one batch is not coming back
+NONE: Final[dict[str, Any]] = {"bounds": [], "counts": [], "sum": 0}
+
+
+class Row(NamedTuple):
+    """What happened between two looks, over all workers."""
+
+    wall_ns: int
+    commands: float  # a second
+    sent: int  # cutoffs whose first attempt left
+    late_p50_ns: int  # from E to that; -1 where none was sent
+    late_p99_ns: int
+    owed: int  # now
+
+
+class Moved(NamedTuple):
+    """A bucket got another owner."""
+
+    number: int  # rising
+    boot_ns: int
+    bucket_id: int
+    source: int
+    target: int
+
+
+class FigureSampler:
+    """See the module. `figures` is by shard, empty for a worker that did not answer lately."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.figures: dict[int, dict[str, Any]] = {}
+        self.fine: deque[Row] = deque(maxlen=FINE_ROWS)
+        self.coarse: deque[Row] = deque(maxlen=COARSE_ROWS)
+        self.moves: deque[Moved] = deque(maxlen=MOVES_KEPT)
+        self.moves_seen = 0
+        self.looks = 0
+        self._owners: list[int] = []
+        self.turned = asyncio.Event()  # set, and replaced, after each look
+        self._answered_ns: dict[int, tuple[int, int]] = {}  # shard -> (pid, when it answered last, or was first seen)
+        self._before = _Sums(), boot_now_ns()
+        self._coarse_before = self._before
+        self._minute = deque([self._before], maxlen=MINUTE_ROWS)
+
+    async def run(self) -> None:
+        """Looks until cancelled."""
+        while True:
+            await self.look()
+            for _ in range(round(LOOK_S / GLANCE_S)):
+                self.glance()
+                await asyncio.sleep(GLANCE_S)
+
+    def glance(self) -> None:
+        """Sees which buckets have another owner since the last time."""
+        owners = self.supervisor.map.owner.tolist()
+        if len(owners) == len(self._owners) and owners != self._owners:
+            for bucket_id, (source, target) in enumerate(zip(self._owners, owners, strict=True)):
+                if source != target:
+                    self.moves_seen += 1
+                    self.moves.append(Moved(self.moves_seen, boot_now_ns(), bucket_id, source, target))
+        self._owners = owners
+
+    async def look(self) -> None:
+        """One look at all workers."""
+        workers = list(self.supervisor.workers.values())
+        await asyncio.gather(*(self._look_at(worker) for worker in workers))
+        for gone in self.figures.keys() - {worker.shard_id for worker in workers}:
+            del self.figures[gone]
+        now_ns, sums = boot_now_ns(), _Sums(self.figures)
+        self.fine.append(_row(self._before, (sums, now_ns)))
+        self._before = sums, now_ns
+        self._minute.append(self._before)
+        if now_ns - self._coarse_before[1] >= COARSE_NS:
+            self.coarse.append(_row(self._coarse_before, (sums, now_ns)))
+            self._coarse_before = sums, now_ns
+        self.looks += 1
+        turned, self.turned = self.turned, asyncio.Event()
+        turned.set()
+
+    async def _look_at(self, worker: WorkerState) -> None:
+        pid, now_ns = worker.pid, boot_now_ns()
+        if self._answered_ns.get(worker.shard_id, (0, 0))[0] != pid:
+            self._answered_ns[worker.shard_id] = pid, now_ns
+        figures = await self.supervisor.readings.of(worker)
+        if figures and worker.pid == pid:
+            self._answered_ns[worker.shard_id] = pid, boot_now_ns()
+            self.figures[worker.shard_id] = figures
+        elif not pid:
+            self.figures[worker.shard_id] = {}
+
+    def moved_since(self, number: int) -> list[Moved]:
+        """The moves after that one, in order."""
+        return list(takewhile(lambda one: one.number > number, reversed(self.moves)))[::-1]
+
+    def last_minute(self) -> Row:
+        """What happened within the last minute, as one row."""
+        return _row(self._minute[0], self._minute[-1])
+
+    def overdue(self) -> list[str]:
+        """Which worker's loop or last sync is not fresh, and for how long; empty where all are."""
+        found = []
+        now_ns = boot_now_ns()
+        for worker in self.supervisor.workers.values():
+            pid, answered_ns = self._answered_ns.get(worker.shard_id, (0, now_ns))
+            if not worker.pid or pid != worker.pid:
+                continue
+            patience_ns = LOOP_PATIENCE_NS if worker.state == "serving" else START_PATIENCE_NS
+            still_s = (now_ns - answered_ns) // 10**9
+            if now_ns - answered_ns > patience_ns:
+                found.append(f"shard {worker.shard_id}: its loop has not turned for {still_s} s")
+            figures = self.figures.get(worker.shard_id, {})
+            waiting_ns = figures.get("sync_waiting_ns", 0)
+            if waiting_ns > SYNC_PATIENCE_NS and not figures.get("no_room"):
+                found.append(f"shard {worker.shard_id}: the disk has held a batch for {waiting_ns // 10**9} s")
+        return found
+
+    def total(self, name: str) -> int:
+        """A figure summed over the workers that have it."""
+        return sum(figures.get(name) or 0 for figures in self.figures.values())
+
+    def top(self, name: str, default: int = -1) -> int:
+        """The greatest of a figure over the workers that have it."""
+        return max((figures[name] for figures in self.figures.values() if name in figures), default=default)
+
+
+class _Sums:
+    """What is needed of one look to make a row with the next."""
+
+    __slots__ = ("bounds", "calls", "late", "owed")
+
+    def __init__(self, figures: dict[int, dict[str, Any]] | None = None) -> None:
+        self.calls: dict[int, int] = {}
+        self.late: dict[int, list[int]] = {}
+        self.bounds: list[int] = []
+        self.owed = 0
+        for shard_id, found in (figures or {}).items():
+            self.calls[shard_id] = sum(found.get("calls", {}).values())
+            late = found.get("cutoff_sent_ns", NONE)
+            self.late[shard_id] = late["counts"]
+            self.bounds = late["bounds"] or self.bounds
+            self.owed += found.get("pending_cutoffs", 0)
+
+
+def _row(before: tuple[_Sums, int], after: tuple[_Sums, int]) -> Row:
+    old, new = before[0], after[0]
+    seconds = max(after[1] - before[1], 1) / 1e9
+    commands = sum(grown(old.calls.get(shard_id, 0), calls) for shard_id, calls in new.calls.items())
+    counts = [0] * (len(new.bounds) + 1)
+    for shard_id, late in new.late.items():
+        earlier = old.late.get(shard_id) or [0] * len(late)
+        if sum(late) < sum(earlier):  # a new life
+            earlier = [0] * len(late)
+        for index, count in enumerate(late):
+            counts[index] += count - earlier[index]
+    return Row(
+        wall_now_ns(),
+        commands / seconds,
+        sum(counts),
+        quantile_ns(new.bounds, counts, 0.5),
+        quantile_ns(new.bounds, counts, 0.99),
+        new.owed,
+    )
+
+
+def grown(before: int, after: int) -> int:
+    """By how much a counter rose; one that fell began anew."""
+    return after - before if after >= before else after
+
+
+def quantile_ns(bounds: list[int], counts: list[int], share: float) -> int:
+    """An upper estimate of a quantile of a histogram: interpolated inside its bucket; -1 for an empty one."""
+    total = sum(counts)
+    if not total:
+        return -1
+    rank, below, low = share * total, 0, 0
+    for index, count in enumerate(counts):
+        if index == len(bounds):
+            return low  # above the last bound: at least that
+        high = bounds[index]
+        if count and below + count >= rank:
+            return int(low + (high - low) * (rank - below) / count)
+        below += count
+        low = high
+    return low

@@ -1,0 +1,187 @@
+"""`/metrics`: what the watchman knows, in Prometheus' text format.
+
+Theory. One table says which figure becomes which metric; names follow Prometheus' conventions: `billing_` first, base
+units (seconds, bytes, coins), `_total` behind counters. Figures are whole numbers in the unit their own name ends with;
+`_ns` becomes seconds and `_nanos` coins here and nowhere else. What a worker counts carries its `shard`; what is the
+daemon's has no label. A worker that is down has no figures, and its series are absent rather than zero.
+
+The registry is our own and holds nothing between two scrapes. It never asks anybody: a scrape reads what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from billing import __version__
+from billing.admin.figure_sampler import FigureSampler
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+_SCALES: Final = {"_ns": 1e9, "_nanos": 1e9}
+
+# figure of a worker -> (metric, what it means); the kind of metric follows from its name and value.
+WORKER: Final[dict[str, tuple[str, str]]] = {
+    "accounts": ("billing_accounts", "Accounts held."),
+    "buckets": ("billing_buckets", "Buckets owned."),
+    "armed": ("billing_timers_armed", "Filings in the timing wheel, stale ones included."),
+    "connections": ("billing_connections", "Client connections."),
+    "handshakes": ("billing_connections_unsigned", "Client connections that have not signed in."),
+    "drops": ("billing_connections_dropped_total", "Connections ended for garbage, a limit or a deadline."),
+    "requests_in_flight": ("billing_requests_in_flight", "Requests that clients of this worker have under way."),
+    "records": ("billing_entries_total", "Entries made durable since the worker started."),
+    "sync_ns": ("billing_sync_seconds", "From handing a batch to the disk to hearing that it is durable."),
+    "sync_waiting_ns": ("billing_sync_waiting_seconds", "How long the batch under way has waited for the disk."),
+    "batch_records": ("billing_batch_entries", "Entries in a batch."),
+    "loop_lag_ns": ("billing_loop_lag_seconds", "By how much a beat of the worker's loop came late."),
+    "gc_ns": ("billing_collection_seconds", "How long each collection of garbage took."),
+    "pause_max_ns": ("billing_pause_max_seconds", "The longest pause of the worker's loop within the last minute."),
+    "gc_pause_max_ns": ("billing_gc_pause_max_seconds", "The longest garbage collection since the worker started."),
+    "journal_bytes": ("billing_journal_bytes", "Journal on disk, segments that are kept included."),
+    "snapshots": ("billing_snapshots_total", "Snapshots made since the worker started."),
+    "snapshot_age_ns": ("billing_snapshot_age_seconds", "Since the last snapshot of this life; absent before it."),
+    "snapshot_pause_max_ns": ("billing_snapshot_pause_max_seconds", "The longest slice a snapshot took of the loop."),
+    "pending_cutoffs": ("billing_cutoffs_owed", "Cutoffs owed to the cutoff URL."),
+    "oldest_owed_ns": ("billing_cutoff_oldest_owed_seconds", "Since the oldest cutoff owed became due, or absent."),
+    "cutoffs_held": ("billing_cutoffs_held", "Cutoffs held back at a start, waiting for release_cutoffs."),
+    "calls_in_flight": ("billing_cutoff_calls_in_flight", "Calls out whose answer has not come."),
+    "endpoints_shut": ("billing_cutoff_endpoints_shut", "Endpoints that do not answer and are only probed."),
+    "cutoffs_started": ("billing_cutoff_attempts_total", "Calls out that were begun, restores included."),
+    "cutoffs_delivered": ("billing_cutoff_delivered_total", "Calls out that had their 2xx, restores included."),
+    "cutoffs_failed": ("billing_cutoff_failed_total", "Calls out that failed, restores included."),
+    "cutoff_sent_ns": ("billing_cutoff_sent_lateness_seconds", "From a balance running out to the first cutoff call."),
+    "cutoff_done_ns": ("billing_cutoff_done_lateness_seconds", "From a balance running out to the 2xx of its cutoff."),
+    "overrun_nanos": ("billing_overrun_coins", "What machines of exhausted accounts used without paying, in all."),
+    "overrun_nanos_per_hour": ("billing_overrun_coins_per_second", "How fast that grows now."),
+    "overrun_accounts": ("billing_overrun_accounts", "Exhausted accounts that still have a rate."),
+    "request_ids_evicted_early": (
+        "billing_request_ids_evicted_early_total",
+        "Stored answers that went before their 7 days: a late retry of these would be carried out again.",
+    ),
+    "cutoffs_coming_minute": ("billing_cutoffs_due_within_minute", "Balances that run out within a minute, as known."),
+    "cutoffs_coming_hour": ("billing_cutoffs_due_within_hour", "Balances that run out within an hour, as known."),
+    "cutoffs_peak_per_second": ("billing_cutoffs_due_peak", "The most that run out in one coming second."),
+    "endpoint_takes_per_second": ("billing_cutoff_endpoint_takes", "Calls a second the endpoint was seen to take."),
+    "cutoffs_not_effective": (
+        "billing_cutoffs_not_effective_total",
+        "Accounts that still had a rate some time after the 2xx of their cutoff.",
+    ),
+    "due_fired": ("billing_timers_fired_total", "Instants at which time was due to do something."),
+    "opinion_checked": ("billing_wheel_checked_total", "Accounts whose timer was compared with the ledger."),
+    "opinion_mismatches": ("billing_wheel_mismatches_total", "Accounts whose timer was not where the ledger says."),
+    "opinion_restarts": ("billing_wheel_check_restarts_total", "Times that comparison had to be started again."),
+    "notices_owed": ("billing_notices_owed", "Notices that had no 2xx yet."),
+    "notices_oldest_ns": ("billing_notices_oldest_owed_seconds", "Since the oldest notice owed was made, or absent."),
+    "notices_sent": ("billing_notices_delivered_total", "Notices that had their 2xx."),
+    "notices_failed": ("billing_notices_failed_total", "Attempts to send notices that failed."),
+    "passed_on": ("billing_requests_passed_on_total", "Requests passed on to the worker that owns the bucket."),
+    "history_lag_ns": ("billing_history_lag_seconds", "How far the history is behind the journal."),
+    "history_behind_batches": ("billing_history_behind_batches", "Batches the history has not reached."),
+    "history_starts": ("billing_history_starts_total", "Starts of the history's process."),
+}
+
+
+# What is the supervisor's, and what is counted by name.
+DAEMON: Final = (
+    *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
+    *("billing_moves_total", "billing_moves_aborted_total", "billing_move_duration_seconds"),
+    *("billing_shard_up", "billing_shard_held", "billing_worker_starts_total", "billing_disk_full"),
+    *("billing_commands_total", "billing_errors_total"),
+)
+
+
+class Exposition:
+    """The collector of one daemon."""
+
+    def __init__(self, sampler: FigureSampler, info: Mapping[str, str]) -> None:
+        """`info`: labels of `billing_info` beside the version."""
+        self._sampler = sampler
+        self._info = info
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """The page."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing ahead: names are checked when they are made."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric there is now."""
+        yield from self._daemon()
+        for figure, (name, help_text) in WORKER.items():
+            yield _worker_metric(figure, name, help_text, self._sampler.figures)
+        yield from self._by_name()
+
+    def _daemon(self) -> Iterator[Metric]:
+        supervisor = self._sampler.supervisor
+        info = GaugeMetricFamily("billing_info", "Version and settings, as labels.", labels=["version", *self._info])
+        info.add_metric([__version__, *self._info.values()], 1)
+        yield info
+        yield _gauge("billing_ready", "Whether every bucket is served.", int(not supervisor.ready_reasons()))
+        yield _gauge("billing_clock_offset_seconds", "Wall time minus billing time.", supervisor.clock_offset_ns / 1e9)
+        yield _counter("billing_clock_steps_total", "Times the wall clock was stepped.", supervisor.clock_steps)
+        mover = supervisor.mover
+        yield _counter("billing_moves_total", "Buckets moved.", mover.moved)
+        yield _counter("billing_moves_aborted_total", "Moves of buckets that were given up.", mover.aborted)
+        yield _gauge("billing_move_duration_seconds", "How long the last move took.", mover.last_duration_ns / 1e9)
+        up = GaugeMetricFamily("billing_shard_up", "Whether the shard is served.", labels=["shard"])
+        held = GaugeMetricFamily(
+            "billing_shard_held", "Whether it is not started again: damaged data or disk.", labels=["shard"]
+        )
+        starts = CounterMetricFamily("billing_worker_starts", "Starts of the shard's worker.", labels=["shard"])
+        full = GaugeMetricFamily("billing_disk_full", "Whether commands are refused: no room.", labels=["shard"])
+        for shard_id, worker in sorted(supervisor.workers.items()):
+            label = [str(shard_id)]
+            up.add_metric(label, int(worker.state == "serving"))
+            held.add_metric(label, int(worker.state == "held"))
+            starts.add_metric(label, worker.starts)
+            full.add_metric(label, int(bool(self._sampler.figures.get(shard_id, {}).get("no_room"))))
+        yield from (up, held, starts, full)
+
+    def _by_name(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily("billing_commands", "Requests carried out, by method.", labels=["shard", "method"])
+        errors = CounterMetricFamily("billing_errors", "Errors answered, by name.", labels=["shard", "name"])
+        for shard_id, figures in sorted(self._sampler.figures.items()):
+            for metric, counts in ((calls, figures.get("calls", {})), (errors, figures.get("errors", {}))):
+                for name, count in sorted(counts.items()):
+                    metric.add_metric([str(shard_id), name], count)
+        yield from (calls, errors)
+
+
+def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, dict[str, Any]]) -> Metric:
+    scale = next((scale for ending, scale in _SCALES.items() if figure.endswith(ending)), 1.0)
+    if figure.endswith("_nanos_per_hour"):
+        scale = 1e9 * 3600
+    found = [(str(shard), figures[figure]) for shard, figures in sorted(by_shard.items()) if figure in figures]
+    if any(isinstance(value, dict) for _, value in found):
+        histogram = HistogramMetricFamily(name, help_text, labels=["shard"])
+        for shard, value in found:
+            edges = [*(f"{bound / scale:g}" for bound in value["bounds"]), "+Inf"]
+            counts = accumulate(value["counts"])
+            histogram.add_metric([shard], list(zip(edges, counts, strict=True)), value["sum"] / scale)
+        return histogram
+    metric: CounterMetricFamily | GaugeMetricFamily
+    if name.endswith("_total"):
+        metric = CounterMetricFamily(name.removesuffix("_total"), help_text, labels=["shard"])
+    else:
+        metric = GaugeMetricFamily(name, help_text, labels=["shard"])
+    for shard, value in found:
+        if value >= 0:  # -1 says that there is none
+            metric.add_metric([shard], value / scale if scale != 1 else value)
+    return metric
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)
+
+
+def _counter(name: str, help_text: str, value: float) -> Metric:
+    return CounterMetricFamily(name.removesuffix("_total"), help_text, value=value)

@@ -1,0 +1,269 @@
+"""HTTP for operators on `admin.listen`. It only reads: there is no request here that changes anything.
+
+    /livez      200 while the supervisor's loop turns
+    /readyz     200 when every bucket is served, else 503 with one reason per line
+    /metrics    Prometheus
+    /           the dashboard; ?user=ID shows an account on it
+    /events     its parts as server-sent events: "parts" {now_ns, parts: {id: markup}}, "moved" [[bucket, shard], …]
+    /account    the part about one account: ?user=ID
+    /runbook    what each alert means
+
+**Who may read.** /livez and /readyz: whoever reaches the socket. All else: as on the RPC doors, whoever they would let
+in (`billing.api.auth`): without tokens, this host, or a client certificate; with tokens, the bearer of one with the
+role `read`, as `Authorization: Bearer` or, for browsers, as the password of Basic. On loopback a `Host` that is not
+this host is refused, so that no page of somebody else's can read here through a name it points at 127.0.0.1.
+
+At most `ONLOOKERS_MAX` pages are kept fresh at once. What is asked of the workers for them is asked once for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+from markupsafe import Markup
+
+from billing import __version__
+from billing.addresses import parse_listen
+from billing.admin.figure_sampler import GLANCE_S, FigureSampler
+from billing.admin.metrics import CONTENT_TYPE, Exposition
+from billing.admin.page import parts, plots
+from billing.admin.worker_queries import Inquiries, QueryRefused
+from billing.api.auth import Guard
+from billing.api.methods import ADMIN, READ
+from billing.config.schema import Config
+from billing.ledger.commands import USER_ID_BYTES_MAX
+from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.disk import RealDisk, read_file
+
+ONLOOKERS_MAX: Final = 32
+PAGE: Final = Path(__file__).parent / "page"
+ASSETS: Final = {"page.css": "text/css", "page.js": "text/javascript", "page.svg": "image/svg+xml"}
+OPEN: Final = ("/livez", "/readyz")
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Site:
+    """What is served, and to whom."""
+
+    def __init__(self, config: Config, sampler: FigureSampler) -> None:
+        self._sampler = sampler
+        self._supervisor = sampler.supervisor
+        self._disk = RealDisk()
+        self.take_up(config)
+        self._inquiries = Inquiries(sampler.supervisor)
+        info = {"journal_sync": config.journal.sync, "after_exhaustion": config.cutoff.after_exhaustion}
+        self._exposition = Exposition(sampler, info)
+        self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
+        self._onlookers = 0
+        self._made: tuple[int, str] = (-1, "")  # of which look, and the event's data
+        self._making = asyncio.Lock()
+
+    def take_up(self, config: Config) -> None:
+        """Who may read from now on: the tokens file is read again."""
+        tokens_file = config.rpc.tokens_file
+        self._guard = Guard(read_file(self._disk, tokens_file).decode() if tokens_file else None)
+
+    def application(self) -> web.Application:
+        """The routes, behind the door."""
+        application = web.Application(middlewares=[self._door])
+        for path, handler in (
+            ("/livez", self.livez), ("/readyz", self.readyz), ("/metrics", self.metrics), ("/", self.page),
+            ("/events", self.events), ("/account", self.account), ("/runbook", self.runbook),
+        ):  # fmt: skip
+            application.router.add_get(path, handler)
+        for name in ASSETS:
+            application.router.add_get(f"/{name}", self.asset)
+        return application
+
+    # -- the door ---------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in OPEN:
+            refused = self._refusal(request)
+            if refused is not None:
+                return refused
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            error.headers.update(HEADERS)
+            raise
+        if not response.prepared:
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)
+        return response
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        transport = request.transport
+        if transport is None:
+            return web.Response(status=400)
+        certified = transport.get_extra_info("peercert")
+        if not self._guard.asks_for_tokens and not certified and not is_this_host(request.host):
+            return web.Response(status=421, text="this is not the host that you named\n", headers=HEADERS)
+        grant = self._guard.greet(transport)
+        if grant is None:
+            token = token_of(request.headers.get("Authorization", ""))
+            grant = self._guard.sign_in(token) if token else None
+        if grant is None:
+            return web.Response(
+                status=401,
+                text="a token is needed: as a bearer, or as the password with any name\n",
+                headers={**HEADERS, "WWW-Authenticate": 'Basic realm="billing", charset="UTF-8"'},
+            )
+        if not grant.roles & {READ, ADMIN}:
+            return web.Response(status=403, text="this token has not the role read\n", headers=HEADERS)
+        return None
+
+    # -- for machines -----------------------------------------------------------------------------------------------
+
+    async def livez(self, _: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        reasons = self._supervisor.ready_reasons()
+        if reasons:
+            return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))
+        return web.Response(text="ready\n")
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        if not self._sampler.looks:
+            await self._sampler.turned.wait()
+        return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    # -- for people -------------------------------------------------------------------------------------------------
+
+    async def page(self, request: web.Request) -> web.Response:
+        user = request.query.get("user", "").strip()
+        if not self._sampler.looks:
+            await self._sampler.turned.wait()
+        bucket_map = self._supervisor.map
+        made = parts.parts(self._sampler, await self._ask())
+        body = Markup(self._files["page.html"].decode()).format(
+            **made,
+            user=user,
+            account=parts.account(await self._account(user)) if user else "",
+            buckets=plots.buckets(bucket_map.owner.tolist()[1:], set(bucket_map.pinned)),
+            version=__version__,
+        )
+        return web.Response(text=body, content_type="text/html")
+
+    async def account(self, request: web.Request) -> web.Response:
+        user = request.query.get("user", "").strip()
+        return web.Response(text=parts.account(await self._account(user)), content_type="text/html")
+
+    async def runbook(self, _: web.Request) -> web.Response:
+        body = Markup(self._files["runbook.html"].decode()).format(alerts=parts.runbook())
+        return web.Response(text=body, content_type="text/html")
+
+    async def asset(self, request: web.Request) -> web.Response:
+        name = request.path.removeprefix("/")
+        return web.Response(body=self._files[name], content_type=ASSETS[name], charset="utf-8")
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        if self._onlookers >= ONLOOKERS_MAX:
+            return web.Response(status=503, text=f"{ONLOOKERS_MAX} pages are kept fresh already\n")
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        self._onlookers += 1
+        looks, moves_seen = -1, self._sampler.moves_seen
+        try:
+            while True:
+                if self._sampler.moves_seen != moves_seen:
+                    moved = [[one.bucket_id, one.target] for one in self._sampler.moved_since(moves_seen)]
+                    moves_seen = self._sampler.moves_seen
+                    await response.write(f"event: moved\ndata: {json.dumps(moved)}\n\n".encode())
+                if self._sampler.looks != looks:
+                    looks = self._sampler.looks
+                    await response.write(f"event: parts\ndata: {await self._data(looks)}\n\n".encode())
+                await asyncio.sleep(GLANCE_S)
+        except ConnectionResetError:
+            return response
+        finally:
+            self._onlookers -= 1
+
+    async def _data(self, looks: int) -> str:
+        """The parts as JSON, made once a look for all onlookers."""
+        async with self._making:
+            if self._made[0] != looks:
+                asked = await self._ask()
+                made = {name: str(markup) for name, markup in parts.parts(self._sampler, asked).items()}
+                self._made = looks, json.dumps({"now_ns": str(self._now_ns()), "parts": made})
+            return self._made[1]
+
+    async def _ask(self) -> parts.Asked:
+        owed, coming = await asyncio.gather(
+            self._answer(self._inquiries.pending_cutoffs(parts.OWED_SHOWN)),
+            self._answer(self._inquiries.forecast(parts.HOUR_NS, parts.MINUTE_NS)),
+        )
+        return parts.Asked(owed, coming, self._now_ns())
+
+    async def _answer(self, question: Awaitable[T]) -> T | str:
+        try:
+            return await question
+        except QueryRefused as refusal:
+            return str(refusal)
+
+    async def _account(self, user: str) -> dict[str, Any] | str:
+        name = user.encode()
+        if not 1 <= len(name) <= USER_ID_BYTES_MAX:
+            return f"A user id has 1 to {USER_ID_BYTES_MAX} bytes."
+        try:
+            return await self._inquiries.account(name)
+        except QueryRefused as refusal:
+            return f"There is no account {user}." if refusal.name == "UNKNOWN_ACCOUNT" else str(refusal)
+
+    def _now_ns(self) -> int:
+        """Billing time, as near as the supervisor knows it; before it is anchored, wall time."""
+        clock = self._supervisor.clock
+        return wall_now_ns() if clock is None else clock.ahead(boot_now_ns())
+
+
+def is_this_host(host: str) -> bool:
+    """Whether a Host header names the loopback of this host."""
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    try:
+        return name == "localhost" or parse_listen(f"{name}:1").loopback
+    except ValueError:
+        return False
+
+
+def token_of(authorization: str) -> bytes:
+    """The token in an Authorization header: a bearer, or the password of Basic; empty where there is none."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+async def serve_admin(listener: socket.socket, site: Site, tls: ssl.SSLContext | None) -> None:
+    """Serves on a bound socket until cancelled."""
+    runner = web.AppRunner(site.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, ssl_context=tls).start()
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,98 @@
+"""Asking the workers, from the main process, what only they know: one account, what is owed, what is coming.
+
+A question goes over the control wire of any worker that serves (`shards.worker.worker_queries`), which answers it like a client's.
+Answers to questions about the whole daemon are kept for a moment, so that many onlookers cost what one does. There is
+an upper bound to the questions under way; what is beyond it is refused, as is what takes too long.
+
+It asks only; nothing here changes an account.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any, Final
+
+import msgpack
+
+from shards.machine import Command
+from shards.supervisor.supervisor import Supervisor
+from shards.system.clock import boot_now_ns
+
+TIMEOUT_S: Final = 2.0
+WAITING_MAX: Final = 64
+KEPT_NS: Final = 1_000_000_000  # an answer about the whole daemon is as good as new for that long
+FORECAST_KEPT_NS: Final = 20_000_000_000
+KEPT_MAX: Final = 16
+
+
+class QueryRefused(Exception):
+    """The answer is an error, as clients are told: `NAME: message`."""
+
+    @property
+    def name(self) -> str:
+        """The error's name."""
+        return str(self).partition(":")[0]
+
+
+class Inquiries:
+    """Questions to the workers of one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+        self._turn = itertools.count()
+        self._kept: dict[Command, tuple[int, Any]] = {}
+        supervisor.told = self._told
+
+    async def account(self, user_id: bytes) -> dict[str, Any]:
+        """What `get_account` answers. Raises Refusal."""
+        reply = await self._ask(user_id, ("get_account", user_id))
+        assert isinstance(reply, dict)
+        return reply
+
+    async def pending_cutoffs(self, limit: int) -> list[dict[str, Any]]:
+        """What `pending_cutoffs` answers. Raises Refusal."""
+        return list(await self._survey(("pending_cutoffs", b"", limit)))
+
+    async def forecast(self, within_ns: int, step_ns: int) -> dict[str, Any]:
+        """What `forecast` answers: a look at every account, so kept for longer. Raises Refusal."""
+        return dict(await self._survey(("forecast", within_ns, step_ns), FORECAST_KEPT_NS))
+
+    async def _survey(self, query: Command, kept_ns: int = KEPT_NS) -> Any:
+        asked_ns, reply = self._kept.get(query, (0, None))
+        if reply is None or boot_now_ns() - asked_ns > kept_ns:
+            reply = await self._ask(b"", query)
+            if len(self._kept) >= KEPT_MAX:
+                self._kept.clear()
+            self._kept[query] = (boot_now_ns(), reply)
+        return reply
+
+    async def _ask(self, key: bytes, query: Command) -> Any:
+        serving = [worker for worker in self._supervisor.workers.values() if worker.state == "serving" and worker.wire]
+        if not serving:
+            raise QueryRefused("UNAVAILABLE: no shard is served")
+        if len(self._waiting) >= WAITING_MAX:
+            raise QueryRefused("UNAVAILABLE: too many questions at once")
+        wire = serving[next(self._turn) % len(serving)].wire
+        assert wire is not None
+        self._number = number = (self._number + 1) & 0xFFFFFFFF
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        wire.send(("inquire", number, key, query))
+        try:
+            return await asyncio.wait_for(future, TIMEOUT_S)
+        except TimeoutError:
+            raise QueryRefused("UNAVAILABLE: no answer in time") from None
+        finally:
+            del self._waiting[number]
+
+    def _told(self, data: bytes) -> None:
+        _, number, error, result = msgpack.unpackb(data, raw=False, strict_map_key=False)
+        future = self._waiting.get(number)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(QueryRefused(str(error)))

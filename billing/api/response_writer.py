@@ -1,0 +1,302 @@
+"""The half of a connection by which replies leave, and by which it ends.
+
+Three kinds of reply wait in three buffers: what is staged until the gate says it is durable (`flush`), what another
+worker encoded and made durable (`relay_flush`), and what the door itself has to say, written at the end of a read.
+Each leaves in one write.
+
+A connection ends in this order: it is not read any more; everything it asked for is answered; its last words (the
+one error after garbage) are written; its sending half is closed; then, when the client has closed too or has had
+`linger_ns` for it, the rest. Closing at once with unread bytes in the kernel would reset the connection, and the client
+would lose the replies with it.
+
+A client that leaves more than `write_buffer_bytes_max` of replies unread is not read either, and is dropped after
+`write_stall_ns`. What such a client costs is what it had in flight, and that is little until it has shown that it reads
+(**the trial**: `trial_in_flight_max` requests until `trial_bytes` of replies have left for good). It never waits: not
+for a client, not for a timer of its own.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Any, Final
+
+from msgspec import Raw
+
+from billing.api.auth import Grant
+from billing.api.door import Door
+from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
+from billing.ledger.errors import Refused
+
+PROMPT_BYTES_MAX: Final = 8 * 1024  # the door's own replies are written when there are this many, or the read ends
+
+
+class ResponseWriter(asyncio.BufferedProtocol, ABC):
+    """What the gate answers. The token of an answer is the msgid of the request."""
+
+    __slots__ = (
+        "_counted",
+        "_door",
+        "_ending",
+        "_ending_since_ns",
+        "_eof",
+        "_frame_since_ns",
+        "_grant",
+        "_held",
+        "_opened_ns",
+        "_origin",
+        "_parted",
+        "_prompt",
+        "_relayed",
+        "_staged",
+        "_stalled_since_ns",
+        "_transport",
+        "_written",
+        "in_flight",
+        "mode",
+    )
+
+    def __init__(self, door: Door) -> None:
+        self.mode = ERRORS_AS_STRING
+        self.in_flight = 0  # requests submitted and not answered, a listing counted by its weight
+        self._counted = 0  # of these, what the door has counted
+        self._written = 0  # bytes of replies handed to the transport
+        self._door = door
+        self._transport: asyncio.Transport | None = None  # None: not yet or no longer connected
+        self._grant: Grant | None = None  # None: has to sign in
+        self._opened_ns = 0
+        self._origin = ""  # what it is counted by
+        self._staged = bytearray()  # replies that wait for `flush`
+        self._relayed = bytearray()  # replies that wait for `relay_flush`
+        self._prompt = bytearray()  # replies of the door itself
+        self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
+        self._held = False  # not all that was read is decoded
+        self._frame_since_ns = 0  # when the unfinished frame began; 0: there is none, or it is us who do not read
+        self._ending: bytes | None = None  # last words of a connection that is to close
+        self._ending_since_ns = 0
+        self._parted = False  # they are written
+        self._eof = False
+
+    # -- what the gate calls ----------------------------------------------------------------------------------------
+
+    def answer(self, token: Any, reply: object) -> None:
+        """Stages the reply to request `token`."""
+        self.in_flight -= 1
+        kind = type(reply)
+        if kind is Raw or kind is dict:
+            encode_into((RESPONSE, token, None, reply), self._staged, -1)
+        else:
+            self._door.note_error(reply)
+            self._staged += encode_reply(token, self.mode, reply)
+
+    def flush(self) -> None:
+        """Writes what is staged: all of it is durable."""
+        staged = self._staged
+        if staged:
+            self._staged = bytearray()
+            if self._transport is not None:
+                self._written += len(staged)
+                self._transport.write(staged)
+        if self.in_flight != self._counted:
+            self._count()
+        if self._held or self._ending is not None:
+            self._settle()
+
+    def relay(self, data: bytes) -> None:
+        """Stages a whole reply that another worker encoded, and made durable."""
+        self.in_flight -= 1
+        self._relayed += data
+
+    def relay_flush(self) -> None:
+        """Writes what was relayed."""
+        relayed = self._relayed
+        if relayed:
+            self._relayed = bytearray()
+            if self._transport is not None:
+                self._written += len(relayed)
+                self._transport.write(relayed)
+        if self.in_flight != self._counted:
+            self._count()
+        if self._held or self._ending is not None:
+            self._settle()
+
+    def refuse(self, token: Any, reply: object) -> None:
+        """Writes a reply that depends on nothing stored."""
+        self.in_flight -= 1
+        self._reply(token, reply)
+        self._write_prompt()
+        self._count()
+        if self._held or self._ending is not None:
+            self._settle()
+
+    def _count(self) -> None:
+        """Lets the door know what is in flight."""
+        self._door.in_flight += self.in_flight - self._counted
+        self._counted = self.in_flight
+
+    # -- the door's own replies -------------------------------------------------------------------------------------
+
+    def _reply(self, msgid: int, reply: object) -> bool:
+        """A reply of the door itself; False where the client has to read first."""
+        self._door.note_error(reply)
+        self._prompt += encode_reply(msgid, self.mode, reply)
+        if len(self._prompt) >= PROMPT_BYTES_MAX:
+            self._write_prompt()
+        return not self._stalled_since_ns
+
+    def _write_prompt(self) -> None:
+        if self._prompt:
+            prompt, self._prompt = self._prompt, bytearray()
+            if self._transport is not None:
+                self._written += len(prompt)
+                self._transport.write(prompt)
+
+    # -- what the client reads --------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        self._stalled_since_ns = self._door.clock()
+        self._frame_since_ns = 0
+        self._door.watch(self)
+        if self._transport is not None and self._ending is None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled_since_ns = 0
+        if self._transport is not None and self._ending is None:
+            self._read_on()
+
+    @abstractmethod
+    def _read_on(self) -> None:
+        """May decode what was held back, and read again."""
+
+    @abstractmethod
+    def _forget_input(self) -> None:
+        """Will not decode any more."""
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def eof_received(self) -> bool:
+        """Keeps the connection of a client that half-closed it until everything is answered."""
+        self._eof = True
+        if self._parted:
+            return False
+        if self._ending is None:
+            self.end(b"")
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.connections.discard(self)
+        self._door.origins.leave(self._origin)
+        if self._grant is None and self._ending is None:
+            self._door.handshakes -= 1
+        self._transport = None
+        self._forget_input()
+        for buffer in (self._staged, self._relayed, self._prompt):
+            buffer.clear()
+
+    def _give_up(self, refusal: Refused) -> None:
+        """One error, and the end."""
+        self._door.drops += 1
+        self._door.note_error(refusal)
+        self.end(encode_reply(None, self.mode, refusal))
+
+    def end(self, last_words: bytes) -> None:
+        """Reads nothing more; once everything asked for is answered, says `last_words` and closes."""
+        if self._ending is not None or self._transport is None:
+            return
+        if self._grant is None:
+            self._door.handshakes -= 1
+        self._ending = last_words
+        self._ending_since_ns = self._door.clock()
+        self._forget_input()
+        self._door.watch(self)
+        if not self._eof:
+            self._transport.pause_reading()
+        self._settle()
+
+    def _settle(self) -> None:
+        """After replies have left: goes on with what was held back, or closes if that was all."""
+        if self._ending is None:
+            self._read_on()
+        elif not self._parted and self.in_flight <= 0 and not self._staged and not self._relayed:
+            self._part()
+
+    def _part(self) -> None:
+        self._parted = True
+        self._ending_since_ns = self._door.clock()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._write_prompt()
+        if self._ending:
+            transport.write(self._ending)
+        if self._eof or not transport.can_write_eof():
+            transport.close()
+        else:
+            transport.write_eof()
+            transport.resume_reading()  # and throws away what comes, until the client closes
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def check_deadlines(self, now_ns: int) -> bool:
+        """Ends itself where a deadline has passed; whether there is still one to watch."""
+        transport, limits = self._transport, self._door.limits
+        if transport is None:
+            return False
+        if self._ending is not None:
+            patient = not self._parted or transport.get_write_buffer_size() > 0
+            if now_ns - self._ending_since_ns >= (limits.write_stall_ns if patient else limits.linger_ns):
+                transport.abort()
+        elif self._stalled_since_ns and now_ns - self._stalled_since_ns >= limits.write_stall_ns:
+            self._door.drops += 1
+            transport.abort()
+        elif self._grant is None and now_ns - self._opened_ns >= limits.handshake_deadline_ns:
+            self._give_up(Refused("UNAUTHENTICATED", "no sign-in in time"))
+        elif self._frame_since_ns and now_ns - self._frame_since_ns >= limits.frame_deadline_ns:
+            self._give_up(Refused("PROTOCOL_ERROR", "a frame was left unfinished"))
+        return bool(self._grant is None or self._ending is not None or self._stalled_since_ns or self._frame_since_ns)
+
+
+class Proxy:
+    """Stands for a connection where an answer counts for more than one, or is for nobody (a notification)."""
+
+    __slots__ = ("_told", "_weight", "_writer", "mode")
+
+    def __init__(self, writer: ResponseWriter, weight: int, told: bool) -> None:
+        self.mode = writer.mode
+        self._writer = writer
+        self._weight = weight
+        self._told = told
+
+    def answer(self, token: Any, reply: object) -> None:
+        """As `ResponseWriter.answer`."""
+        if self._told:
+            self._writer.in_flight -= self._weight - 1  # the connection's own `answer` counts the last one
+            self._writer.answer(token, reply)
+        else:
+            self._writer.in_flight -= self._weight
+
+    def flush(self) -> None:
+        """As `ResponseWriter.flush`."""
+        self._writer.flush()
+
+    def relay(self, data: bytes) -> None:
+        """As `ResponseWriter.relay`."""
+        if self._told:
+            self._writer.in_flight -= self._weight - 1
+            self._writer.relay(data)
+        else:
+            self._writer.in_flight -= self._weight
+
+    def relay_flush(self) -> None:
+        """As `ResponseWriter.relay_flush`."""
+        self._writer.relay_flush()
+
+    def refuse(self, token: Any, reply: object) -> None:
+        """As `ResponseWriter.refuse`."""
+        if self._told:
+            self._writer.in_flight -= self._weight - 1
+            self._writer.refuse(token, reply)
+        else:
+            self._writer.in_flight -= self._weight

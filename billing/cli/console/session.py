@@ -1,0 +1,171 @@
+"""`billing console`: reads lines, asks the daemon, shows what it said, until ^D.
+
+On a terminal there are history, completion and colour. From a pipe, lines are read and answered one by one without a
+prompt, and the first refusal of a line ends nothing: what a script wants to know it sees in the exit code, 1 where any
+line was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from rich.console import Console
+
+from billing.cli.calling import CommandRefused, Target, target_options
+from billing.cli.console.line import OWN, Asked, LineError, Table, span_of
+from billing.cli.console.watch import watch
+from billing.cli.showing import show
+from billing.client.client import Client
+from billing.client.errors import BillingError
+
+HISTORY_FILE: Final = "billing_console_history"
+
+
+@click.command()
+@target_options
+def console(target: Target) -> None:
+    """A prompt for all procedures, with history, completion and a live view; nothing is evaluated."""
+    try:
+        sys.exit(asyncio.run(_Session(target).run()))
+    except BillingError as error:
+        raise CommandRefused(error, target.as_json) from None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--address") from None
+
+
+class _Session:
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._console = Console(highlight=False)
+        self._table = Table(())
+        self._users: set[str] = set()
+        self._refused = False
+
+    async def run(self) -> int:
+        target = self._target
+        client = Client(target.address, token=target.token, tls=target.tls, timeout_s=target.timeout_s)
+        async with client:
+            self._table = Table(await client.call("methods"))
+            if sys.stdin.isatty():
+                await self._converse(client)
+            else:
+                loop = asyncio.get_running_loop()
+                while line := await loop.run_in_executor(None, sys.stdin.readline):
+                    await self._carry_out(client, line)
+        return 1 if self._refused else 0
+
+    async def _converse(self, client: Client) -> None:
+        info = await client.call("server_info")
+        self._console.print(
+            f"billing {info['version']} at {self._target.address}, {info['shards']} shards. Amounts are coins; "
+            "help lists what there is, ^D leaves."
+        )
+        prompt: PromptSession[str] = PromptSession(
+            history=_history(), completer=_Completer(self._table, self._users), complete_while_typing=False
+        )
+        while True:
+            try:
+                line = await prompt.prompt_async("billing> ")
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                continue
+            if await self._carry_out(client, line):
+                return
+
+    async def _carry_out(self, client: Client, line: str) -> bool:
+        """True where the console is to end."""
+        try:
+            asked = self._table.parse(line)
+            if asked is not None:
+                if asked.name in OWN:
+                    return await self._own(client, asked)
+                show(self._target, await client.call(asked.name, *asked.params, **asked.options))
+                self._note(asked)
+        except LineError as error:
+            self._say(str(error))
+        except BillingError as error:
+            doubt = " (it may have been carried out)" if error.applied == "unknown" else ""
+            self._say(f"{error}{doubt}")
+        return False
+
+    def _say(self, text: str) -> None:
+        self._refused = True
+        click.secho(text, fg="red", err=not sys.stdin.isatty())
+
+    def _note(self, asked: Asked) -> None:
+        fields = self._table.methods[asked.name]["params"]
+        for field, value in zip(fields, asked.params, strict=True):
+            if field["name"] == "user_id":
+                self._users.add(value)
+
+    async def _own(self, client: Client, asked: Asked) -> bool:
+        match asked.name, asked.params:
+            case "exit", _:
+                return True
+            case "help", []:
+                for name, method in sorted(self._table.methods.items()):
+                    click.echo(f"  {self._table.usage(name):<60} {method['doc']}")
+                for text in OWN.values():
+                    click.echo(f"  {text}")
+            case "help", [name]:
+                click.echo(self._table.help(name))
+            case "watch", [user, *rest] if len(rest) <= 1:
+                span_ns = span_of("SPAN", rest[0]) if rest else None
+                with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+                    await _until_interrupted(watch(self._console, lambda: client.get_account(user), span_ns))
+                self._users.add(user)
+            case name, _:
+                raise LineError(OWN[name])
+        return False
+
+
+async def _until_interrupted(work: Any) -> None:
+    """Awaits `work`; ^C ends it and not the console."""
+    import signal
+
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        await task
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+class _Completer(Completer):
+    def __init__(self, table: Table, users: set[str]) -> None:
+        self._table = table
+        self._users = users
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        text = document.text_before_cursor.lstrip()
+        last = text.rpartition(" ")[2]
+        for found in self._table.complete(text, self._users):
+            yield Completion(found, start_position=-len(last))
+
+
+def _history() -> History:
+    """Kept in the user's state folder, readable by nobody else; where that cannot be, only while the console runs."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        file = home / HISTORY_FILE
+        file.touch(mode=0o600, exist_ok=True)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(file))
+
+
+COMMANDS: dict[str, click.Command] = {"console": console}

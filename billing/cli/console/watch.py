@@ -1,0 +1,67 @@
+"""One account, drawn as it is being spent: between two answers of the daemon the balance is worked out here, exactly as
+the daemon does, from the rate and the billing instant of the last answer. What is shown is a picture, not an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from billing.cli.showing import instant, span
+from billing.ledger.money import format_coins
+from shards.system.clock import boot_now_ns
+
+DRAW_EVERY_S: Final = 0.1
+ASK_EVERY_NS: Final = 1_000_000_000
+HOUR_NS: Final = 3600 * 10**9
+
+Ask = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def picture(account: dict[str, Any], passed_ns: int) -> Table:
+    """The account as it is `passed_ns` after the answer."""
+    now_ns = account["at_ns"] + passed_ns
+    rate, available = account["rate_nanos_per_hour"], account["available_nanos"]
+    exhausts_at_ns = account["exhausts_at_ns"]
+    if account["state"] == "active" and rate:
+        if exhausts_at_ns is not None and now_ns >= exhausts_at_ns:
+            spent = available
+        else:
+            spent = rate * passed_ns // HOUR_NS
+    else:
+        spent = 0
+    left_ns = None if exhausts_at_ns is None else max(0, exhausts_at_ns - now_ns)
+    style = "red" if account["state"] == "exhausted" or left_ns == 0 else "yellow" if left_ns is not None else "green"
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row("user", Text(str(account["user_id"])))
+    table.add_row("balance", Text(format_coins(account["balance_nanos"] - spent), style=f"bold {style}"))
+    table.add_row("available", format_coins(available - spent))
+    table.add_row("rate", f"{format_coins(rate)} per hour")
+    table.add_row("runs out", "never" if exhausts_at_ns is None else instant(exhausts_at_ns))
+    table.add_row("in", "-" if left_ns is None else Text(span(left_ns // 10**6 * 10**6), style=style))
+    cutoff = account.get("cutoff")
+    table.add_row("cutoff", "-" if cutoff is None else f"{cutoff['status']}, {cutoff['attempts']} attempts")
+    return table
+
+
+async def watch(console: Console, ask: Ask, for_ns: int | None) -> None:
+    """Draws until it is cancelled, or `for_ns` have passed; asks once a second, and when the instant has come."""
+    account = await ask()
+    began_ns = asked_ns = boot_now_ns()
+    with Live(picture(account, 0), console=console, refresh_per_second=1 / DRAW_EVERY_S, transient=False) as live:
+        while for_ns is None or boot_now_ns() - began_ns < for_ns:
+            await asyncio.sleep(DRAW_EVERY_S)
+            due_ns = account["exhausts_at_ns"]
+            passed_ns = boot_now_ns() - asked_ns
+            if passed_ns > ASK_EVERY_NS or (due_ns is not None and account["at_ns"] + passed_ns >= due_ns):
+                account = await ask()
+                asked_ns, passed_ns = boot_now_ns(), 0
+            live.update(picture(account, passed_ns))

@@ -1,0 +1,154 @@
+"""`billing journal dump FILE`: what stands in one file of a journal, readable, without opening the journal.
+
+Segments, snapshots and manifests are told apart by their first bytes. Each thing found is one row: its kind and named
+fields, printed as text or, with `--json`, as one JSON object a line. Everything shown was checked as recovery checks
+it; at the first place that does not hold, a row says so with its offset, and the exit code is 65. One file alone cannot
+say whether that place is a torn tail or damage: recovery decides that from all files of the shard.
+
+It never writes, and takes no lock, so it may look at the files of a daemon that runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from billing.cli.entry_fields import entry_fields
+from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, BatchCorrupt, split_batch
+from shards.journal.file import record
+from shards.journal.file.snapshot import Reader
+from shards.system.disk import RealDisk, read_file
+
+EXIT_DAMAGED = 65
+MAP = 0  # the number of the journal in which the supervisor keeps the map; shards have numbers from 1
+KINDS = {ENTRY: "entry", OWN: "own", LEAVE: "leave"}
+
+Row = tuple[str, dict[str, Any]]
+
+
+class Damaged(Exception):
+    """From here on the file does not hold what it should."""
+
+    def __init__(self, text: str, offset: int) -> None:
+        super().__init__(text)
+        self.offset = offset
+
+
+def rows(path: str) -> Iterator[Row]:
+    """(kind, fields) of everything in the file, in order. Raises Damaged at the first thing that is not right."""
+    disk = RealDisk()
+    handle = disk.open(path)
+    try:
+        magic = disk.pread(handle, 4, 0)
+    finally:
+        disk.close(handle)
+    try:
+        if magic == b"BWAL":
+            yield from segment_rows(read_file(disk, path))
+        elif magic == b"BSNP":
+            yield from _snapshot_rows(disk, path)
+        elif magic == b"BMAN":
+            yield "manifest", record.unpack_manifest(read_file(disk, path))._asdict()
+        else:
+            raise Damaged(f"neither a segment nor a snapshot nor a manifest: it begins with {magic!r}", 0)
+    except record.Malformed as error:
+        raise Damaged(str(error), 0) from None
+
+
+def segment_rows(data: bytes) -> Iterator[Row]:
+    """The rows of a segment: its header, then each batch followed by its records, then how it ends."""
+    header = record.unpack_block(data)
+    yield "segment", header._asdict()
+    end = record.BLOCK_BYTES
+    for batch in record.walk(data, header):
+        fields = {
+            "offset": batch.offset,
+            "position": batch.position,
+            "time_ns": batch.time_ns,
+            "durable": batch.durable,
+        }
+        if batch.flags & record.BARRIER:
+            yield "barrier", fields
+        else:
+            payload = data[batch.payload_at : batch.payload_end]
+            yield "batch", fields | {"bytes": len(payload)}
+            try:
+                yield from _payload_rows(header.shard, payload)
+            except (BatchCorrupt, ValueError) as error:
+                raise Damaged(f"the batch does not parse: {error}", batch.offset) from None
+        end = record.aligned(batch.end, header.align)
+    if (used := record.used_end(data, end)) > end:
+        raise Damaged(f"no good batch begins here, and what is not zero goes on to offset {used}", end)
+    yield "end", {"offset": end, "free_bytes": len(data) - end}
+
+
+def _payload_rows(shard: int, payload: bytes) -> Iterator[Row]:
+    if shard == MAP:
+        for item in msgspec.msgpack.decode(payload):
+            yield "map", {"record": item}
+        return
+    for kind, bucket_id, generation, body in split_batch(payload):
+        fields: dict[str, Any] = {"bucket_id": bucket_id, "generation": generation}
+        if kind == ENTRY:
+            fields |= entry_fields(body, bucket_id)
+        yield KINDS.get(kind, f"kind {kind}"), fields
+
+
+def _snapshot_rows(disk: RealDisk, path: str) -> Iterator[Row]:
+    reader = Reader(disk, path)
+    try:
+        yield "snapshot", reader.head._asdict()
+        for chunk in reader.chunks():
+            if reader.head.shard == MAP:
+                yield from _payload_rows(MAP, chunk)
+                continue
+            _, bucket_id, generation = ENVELOPE.unpack_from(chunk)
+            (position,) = POSITION.unpack_from(chunk, ENVELOPE.size)
+            yield "part", {"bucket_id": bucket_id, "generation": generation, "position": position, "bytes": len(chunk)}
+        yield "end", {"chunks": reader.count, "reached": reader.reached, "bytes": reader.size}
+    finally:
+        reader.close()
+
+
+def plain(value: object) -> Any:
+    """A field as JSON has it: bytes as text where they are printable text, in hex where not."""
+    if isinstance(value, bytes):
+        text = value.rstrip(b"\0").decode(errors="replace")
+        return text if text.isprintable() and "\ufffd" not in text else value.hex()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return value
+
+
+@click.group()
+def journal() -> None:
+    """Looks into the files of a journal."""
+
+
+@journal.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def dump(file: Path, as_json: bool) -> None:
+    """Prints every batch and record of a segment, or a snapshot's parts, or a manifest."""
+    try:
+        for kind, fields in rows(str(file)):
+            shown = {name: plain(value) for name, value in fields.items()}
+            if as_json:
+                click.echo(json.dumps({"kind": kind} | shown))
+            else:
+                indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
+                words = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
+                click.echo(f"{indent}{kind} {' '.join(words)}")
+    except Damaged as error:
+        click.echo(f"billing: {file}: offset {error.offset}: {error}", err=True)
+        raise SystemExit(EXIT_DAMAGED) from None
+
+
+COMMANDS: dict[str, click.Command] = {"journal": journal}

@@ -1,0 +1,182 @@
+"""Many commands written at once, and a callback for each answer: for who sends tens of thousands a second.
+
+    async with client.batch(on_answer) as batch:
+        batch.send([("top_up", ["user_01", 5]), ("get_account", ["user_02"])], number=0)
+        await batch.answered()
+
+    def on_answer(number, error, result): ...
+
+A task and a future for each command cost more than all the rest of a call; here a command costs its encoding, one entry
+in a table, and the decoding of its answer. Commands are told apart by numbers that the caller chooses: any integers of
+which no two are open at once, such as indexes into the caller's own columns.
+
+**Each number is answered exactly once**, never from within `add` or `send`: with a result, with what the daemon
+refused, or with `Unavailable`, whose `applied` says whether the command may have had its effect. Nothing is sent twice:
+the caller repeats what its `request_id` makes harmless.
+
+A batch has a connection of its own, which is opened again when it was lost. Commands of one batch reach the daemon in
+the order in which they were added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
+
+from billing.api.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
+from billing.client.connection import Connection, Link
+from billing.client.errors import BillingError, Unavailable, error_of
+
+OnAnswer = Callable[[int, BillingError | None, Any], None]  # number, error, result
+OnRead = Callable[[], None]
+Request = tuple[str, Sequence[Any]]  # method, params
+
+OPEN_MAX: Final = 1_000_000  # commands not answered; more are refused with Unavailable
+
+
+class BatchConnection(Connection):
+    """A connection that also takes numbered commands."""
+
+    __slots__ = ("_numbers", "_on_answer", "_on_read")
+
+    def __init__(self, on_lost: Callable[[Connection], None], on_answer: OnAnswer, on_read: OnRead) -> None:
+        super().__init__(on_lost)
+        self._numbers: dict[int, int] = {}  # msgid -> number of what is not answered
+        self._on_answer = on_answer
+        self._on_read = on_read
+
+    @property
+    def open(self) -> int:
+        """Commands that wait for their answer."""
+        return len(self._numbers)
+
+    def add(self, number: int, method: str, params: Sequence[Any]) -> None:
+        """Stages a command; it leaves with `flush`."""
+        msgid = self._msgid
+        self._msgid = (msgid + 1) & MSGID_MAX
+        encode_into((REQUEST, msgid, method, params), self._staged, -1)
+        self._numbers[msgid] = number
+
+    def data_received(self, data: bytes) -> None:
+        numbers, on_answer = self._numbers, self._on_answer
+        self._on_read()
+        try:
+            self._unpacker.feed(data)
+            for kind, msgid, error, result in self._unpacker:
+                number = numbers.pop(msgid, None)
+                if number is None:
+                    self._other(kind, msgid, error, result)
+                elif kind != RESPONSE:
+                    raise ValueError("not a response")
+                else:
+                    on_answer(number, None if error is None else error_of(error), result)
+        except DECODE_ERRORS as error:
+            self._said = f"the server sent what is no reply: {error}"
+            self.close()
+
+    def _other(self, kind: int, msgid: int | None, error: Any, result: Any) -> None:
+        """What is no answer to a numbered command: one to the sign-in, or about the connection itself."""
+        if kind != RESPONSE:
+            raise ValueError("not a response")
+        if msgid is None:
+            self._said = str(error_of(error))
+            return
+        on_reply = self._pending.pop(msgid, None)
+        if on_reply is not None:
+            on_reply(None if error is None else error_of(error), result)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        numbers, self._numbers = self._numbers, {}
+        reason = "the connection was lost" + (f": {self._said or exc}" if self._said or exc else "")
+        super().connection_lost(exc)
+        for number in numbers.values():
+            self._on_answer(number, Unavailable(reason, applied="unknown"), None)
+
+
+class Batch:
+    """See the module. Made by `Client.batch`; usable from one event loop."""
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None,
+        tls: ssl.SSLContext | None,
+        jitter: Callable[[], float],
+        on_answer: OnAnswer,
+        on_read: OnRead,
+    ) -> None:
+        self._user_on_answer = on_answer
+        self._on_read = on_read
+        self._refused = 0  # answered with Unavailable soon, since there was no connection
+        self._waiting: list[asyncio.Future[None]] = []
+        self._link = Link(address, token=token, tls=tls, jitter=jitter, make=self._make)
+
+    def _make(self, on_lost: Callable[[Connection], None]) -> BatchConnection:
+        return BatchConnection(on_lost, self._on_answer, self._on_read)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def connect(self) -> None:
+        """Waits for a connection, signed in. Raises BillingError where the daemon does not let us in."""
+        await self._link.connected()
+
+    def close(self) -> None:
+        """Ends the connection; what is not answered gets `Unavailable`."""
+        self._link.close()
+
+    @property
+    def open(self) -> int:
+        """Commands that wait for their answer."""
+        connection = self._link.connection
+        return self._refused + (connection.open if isinstance(connection, BatchConnection) else 0)
+
+    def add(self, number: int, method: str, params: Sequence[Any]) -> None:
+        """Stages one command; it leaves with `flush`."""
+        connection = self._link.connection
+        if isinstance(connection, BatchConnection) and connection.open < OPEN_MAX:
+            connection.add(number, method, params)
+            return
+        reason = self._link.why_not() if connection is None else "too many commands are not answered yet"
+        self._refused += 1
+        asyncio.get_running_loop().call_soon(self._refuse, number, Unavailable(reason))
+
+    def flush(self) -> None:
+        """Writes all that was added, as one write."""
+        if self._link.connection is not None:
+            self._link.connection.flush()
+
+    def send(self, requests: Sequence[Request], number: int = 0) -> None:
+        """Adds commands, numbered from `number`, and writes them."""
+        for method, params in requests:
+            self.add(number, method, params)
+            number += 1
+        self.flush()
+
+    async def answered(self) -> None:
+        """Waits until no command is open."""
+        while self.open:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
+
+    def _on_answer(self, number: int, error: BillingError | None, result: Any) -> None:
+        self._user_on_answer(number, error, result)
+        if self._waiting and not self.open:
+            self._wake()
+
+    def _refuse(self, number: int, error: BillingError) -> None:
+        self._refused -= 1
+        self._on_answer(number, error, None)
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)

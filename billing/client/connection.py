@@ -1,0 +1,331 @@
+"""The client's side of a connection, and a link that always tries to have one.
+
+`Connection` speaks MessagePack-RPC: requests out, each with a callback that is called exactly once; no task or future
+per request. What is sent in one turn of the loop leaves as one write.
+
+`Link` keeps one connection to one address: it connects, signs in, and after a loss connects again with growing pauses.
+A client owns one, and where it routes by bucket (`routing`) one per worker besides.
+
+**Nothing is left hanging.** When a connection is lost, every request on it gets `Unavailable`: `applied` is "unknown"
+for what was handed to the transport, "no" for what never was. Neither sends anything twice: that is for the caller to
+decide.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, cast
+
+import msgpack
+
+from billing.api.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
+from billing.client.errors import BillingError, Unavailable, error_of
+
+OnReply = Callable[[BillingError | None, Any], None]
+
+PENDING_MAX: Final = 65_536  # requests not answered; more are refused
+REPLY_BYTES_MAX: Final = 256 * 1024 * 1024
+BACKOFF_FIRST_S: Final = 0.02
+BACKOFF_MAX_S: Final = 2.0
+
+
+class Address(NamedTuple):
+    """Where a daemon listens: a unix socket where `path` is set, else TCP."""
+
+    host: str
+    port: int
+    path: str
+
+
+def parse_address(text: str) -> Address:
+    """`host:port`, `[v6]:port` or `unix:/path`; raises ValueError that says so."""
+    if text.startswith("unix:") and len(text) > 5:
+        return Address("", 0, text[5:])
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
+        raise ValueError(f'expected "host:port", "[v6 host]:port" or "unix:/path", got {text!r}')
+    return Address(host, int(port), "")
+
+
+def tls_context(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """TLS 1.3 for a client: `ca` names the PEM file of whom to believe (None: the system's), `certificate` and `key`
+    those of the client's own. Raises OSError (ssl.SSLError among them) where a file is not what it should be.
+    """
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a daemon."""
+
+    __slots__ = (
+        "_fences",
+        "_loop",
+        "_msgid",
+        "_on_lost",
+        "_pending",
+        "_said",
+        "_scheduled",
+        "_staged",
+        "_unpacker",
+        "_unsent",
+        "sent",
+        "transport",
+    )
+
+    def __init__(self, on_lost: Callable[["Connection"], None]) -> None:
+        self.transport: asyncio.Transport | None = None  # None: not connected
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, OnReply] = {}
+        self._staged = bytearray()
+        self._unsent: list[int] = []  # msgids of what is staged
+        self._scheduled = False
+        self._msgid = 0
+        self._said = ""  # an error of the server about the connection itself
+        self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (msgids not answered yet, whom to call then)
+        self.sent = 0  # requests, ever
+        self._unpacker: Any = msgpack.Unpacker(
+            raw=False, unicode_errors="surrogateescape", strict_map_key=False, max_buffer_size=REPLY_BYTES_MAX
+        )
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for their reply."""
+        return len(self._pending)
+
+    def send(self, method: str, params: object, on_reply: OnReply) -> None:
+        """Asks; it leaves with `flush`, or at the end of this turn of the loop. `on_reply(error, result)` is called
+        once, never from within this call.
+        """
+        pending = self._pending
+        if self.transport is None or len(pending) >= PENDING_MAX:
+            reason = "not connected" if self.transport is None else "too many requests are not answered yet"
+            self._loop.call_soon(on_reply, Unavailable(reason), None)
+            return
+        msgid = self._msgid
+        while msgid in pending:
+            msgid = (msgid + 1) & MSGID_MAX
+        self._msgid = (msgid + 1) & MSGID_MAX
+        encode_into((REQUEST, msgid, method, params), self._staged, -1)
+        pending[msgid] = on_reply
+        self._unsent.append(msgid)
+        self.sent += 1
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_scheduled)
+
+    def flush(self) -> None:
+        """Writes what is staged."""
+        if self._staged and self.transport is not None:
+            staged, self._staged = self._staged, bytearray()
+            self._unsent.clear()
+            self.transport.write(staged)
+
+    def _flush_scheduled(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def when_answered(self, function: Callable[[], None]) -> None:
+        """Calls back once everything asked for until now is answered, or the connection is lost."""
+        self._fences.append((set(self._pending), function))
+
+    def _check_fences(self) -> None:
+        pending = self._pending
+        for fence in self._fences[:]:
+            fence[0].intersection_update(pending)
+            if not fence[0]:
+                self._fences.remove(fence)
+                fence[1]()
+
+    def close(self) -> None:
+        """Ends the connection; what is not answered gets `Unavailable`."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # -- the transport's side ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        pending = self._pending
+        try:
+            self._unpacker.feed(data)
+            for kind, msgid, error, result in self._unpacker:
+                if kind != RESPONSE:
+                    raise ValueError("not a response")
+                if msgid is None:
+                    self._said = str(error_of(error))
+                    continue
+                on_reply = pending.pop(msgid, None)
+                if on_reply is not None:
+                    on_reply(None if error is None else error_of(error), result)
+            if self._fences:
+                self._check_fences()
+        except DECODE_ERRORS as error:
+            self._said = f"the server sent what is no reply: {error}"
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        reason = "the connection was lost" + (f": {self._said or exc}" if self._said or exc else "")
+        pending, self._pending = self._pending, {}
+        unsent = set(self._unsent)
+        self._staged.clear()
+        self._unsent.clear()
+        self._on_lost(self)
+        for msgid, on_reply in pending.items():
+            on_reply(Unavailable(reason, applied="no" if msgid in unsent else "unknown"), None)
+        self._check_fences()
+
+
+class Link:
+    """A connection to one address, again and again."""
+
+    def __init__(
+        self,
+        address: Address | str,
+        *,
+        token: str | None,
+        tls: ssl.SSLContext | None,
+        jitter: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
+        make: Callable[[Callable[[Connection], None]], Connection] = Connection,
+    ) -> None:
+        """`tls`: how to check the daemon and, with a certificate in it, who we are; None: plain TCP. `jitter` gives
+        numbers from 0 to 1; pauses between attempts are stretched by it. `changed` is called when a connection is
+        usable, and when it is lost. `make` makes a connection of what to call when it is lost. Raises ValueError
+        for an address that is none.
+        """
+        self.address = parse_address(address) if isinstance(address, str) else address
+        self._tls = tls
+        self.connection: Connection | None = None  # signed in and usable
+        self._hello: dict[str, str] = {"errors": "map"} | ({"token": token} if token else {})
+        self._jitter = jitter
+        self._changed = changed
+        self._make = make
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Future[Connection]] = set()
+        self._said = ""  # why the last attempt failed
+        self.closed = False  # for good
+
+    async def connected(self) -> Connection:
+        """The connection, once there is one. Raises BillingError where the daemon refuses to let us in."""
+        if self.connection is not None:
+            return self.connection
+        if self.closed:
+            raise Unavailable("the client is closed")
+        self.start()
+        future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            return await future
+        finally:
+            self._waiting.discard(future)
+
+    def why_not(self) -> str:
+        """Why there is no connection, for a message."""
+        return self._said or "not connected"
+
+    def start(self) -> None:
+        """Begins to connect, if it does not."""
+        if self._task is None and not self.closed:
+            self._task = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        pause_s = BACKOFF_FIRST_S
+        try:
+            while not self.closed:
+                try:
+                    self._take(await self._sign_in(await self._dial()))
+                    return
+                except OSError as error:
+                    self._said = f"cannot connect: {error}"
+                except BillingError as error:
+                    self._said = str(error)
+                    if not error.retry:  # a token that is not known will not be known in a second either
+                        self._refuse(error)
+                        return
+                await asyncio.sleep(pause_s * (1 + self._jitter()))
+                pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+        finally:
+            self._task = None
+
+    async def _dial(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        address = self.address
+        if address.path:
+            _, connection = await loop.create_unix_connection(lambda: self._make(self._on_lost), address.path)
+        else:
+            _, connection = await loop.create_connection(
+                lambda: self._make(self._on_lost), address.host, address.port, ssl=self._tls
+            )
+        return connection
+
+    async def _sign_in(self, connection: Connection) -> Connection:
+        future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+        def on_reply(error: BillingError | None, _: Any) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(connection)
+            else:
+                future.set_exception(error)
+
+        connection.send("hello", [self._hello], on_reply)
+        try:
+            return await future
+        except BaseException:
+            connection.close()
+            raise
+
+    def _take(self, connection: Connection) -> None:
+        """Gives the connection to all that wait."""
+        if connection.transport is None:
+            raise Unavailable("the connection was lost")  # right after the sign-in: try again
+        self.connection = connection
+        self._changed()
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_result(connection)
+
+    def _refuse(self, error: BillingError) -> None:
+        """Tells all that wait that there will be none."""
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(error)
+
+    def _on_lost(self, connection: Connection) -> None:
+        if connection is self.connection:
+            self.connection = None
+            if not self.closed:
+                self._changed()
+            self.start()
+
+    def retire(self) -> None:
+        """Ends the connection once everything asked for is answered, and has no other."""
+        self.closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self.connection is not None:
+            self.connection.when_answered(self.connection.close)
+            self.connection._check_fences()
+            self.connection = None
+
+    def close(self) -> None:
+        """Ends the connection, and all attempts to have one."""
+        self.closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self.connection is not None:
+            self.connection.close()
+        self._refuse(Unavailable("the client is closed"))

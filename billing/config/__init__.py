@@ -1,0 +1,1 @@
+"""The configuration: every key declared once, loaded, checked as one, and reloaded."""

@@ -1,0 +1,263 @@
+"""Loading the configuration: default, file and environment, checked as one before anything starts.
+
+Theory. Values come, later ones winning, from the declaration (`billing.config.schema`), the file, and the environment
+(`BILLING_SECTION__KEY`); where each came from is kept beside them. Relative paths become absolute here: relative to the
+folder of the configuration file, or to the working directory if there is none, wherever they are set.
+
+Invariant: what `load` gives out can be run. Unknown keys are faults, and so are wrong types, combinations that cannot
+be meant, and named files that are missing, that too many can read, or that do not hold what they should. All faults
+are found in one go and told in one `ConfigError`: each with its path, the source of its value, and what is expected.
+
+It creates nothing, never writes, and repeats no secret in what it says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import reprlib
+import stat
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from billing.addresses import parse_listen
+from billing.config.schema import PATH, PUBLIC, SECRET, Config, declared, expected, value_text
+from billing.config.shares import parse_shards, parse_weights
+
+EXIT_CONFIG = 78
+ENVIRONMENT_PREFIX = "BILLING_"
+UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
+NAMED_FILE_CHARACTERS_MAX = 2**20
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong."""
+
+    path: str  # section.key, or the file
+    source: str  # "default", "file" or "environment"; "" where it is about no value
+    expected: str  # what would be right, and what is there
+
+
+class ConfigError(Exception):
+    """The configuration cannot be run; `faults` holds everything that is wrong. The command line exits with 78."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        told = (f"{path} ({source}): {text}" if source else f"{path}: {text}" for path, source, text in faults)
+        super().__init__("\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in told))
+
+
+class Loaded(NamedTuple):
+    """A configuration and where it came from."""
+
+    config: Config
+    sources: dict[str, str]  # section.key -> "default" | "file" | "environment"
+    file: Path | None
+
+
+def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
+    """Default, file and environment as one checked configuration, with absolute paths. Raises ConfigError."""
+    faults: list[Fault] = []
+    tables = _read(file, faults)
+    sources = {path: "default" for path, _ in declared()}
+    sources |= {f"{section}.{key}": "file" for section, table in tables.items() for key in table}
+    _override(tables, sources, environ, faults)
+
+    folder = (file.parent if file is not None else Path()).absolute()
+    for path, field in declared():
+        section, key = path.split(".")
+        value = tables.setdefault(section, {}).get(key, field.default)
+        if PATH in field.metadata and isinstance(value, str) and value:
+            tables[section][key] = os.path.normpath(folder / value)
+
+    config = _validate(tables, sources, faults)
+    wrong = {fault.path for fault in faults}
+    if str(file) not in wrong:  # otherwise too little is known
+        faults += [
+            Fault(paths[0], sources[paths[0]], text)
+            for paths, text in (*_combinations(config), *_files(config))
+            if wrong.isdisjoint(paths)
+        ]
+        wrong = {fault.path for fault in faults}
+        faults += [Fault(path, sources[path], text) for path, text in _contents(config, wrong)]
+    if faults:
+        raise ConfigError(sorted(faults, key=lambda fault: fault.path))
+    return Loaded(config, sources, file)
+
+
+def as_effective(loaded: Loaded) -> str:
+    """Every key with its value and, in a comment, where that came from; itself a configuration file."""
+    lines = [f"# {loaded.file or 'no file'}, BILLING_SECTION__KEY, and defaults, as they take effect"]
+    for path, _ in declared():
+        section, key = path.split(".")
+        if f"[{section}]" not in lines:
+            lines += ["", f"[{section}]"]
+        lines.append(f"{key} = {value_text(loaded.config, section, key)}  # {loaded.sources[path]}")
+    return "\n".join(lines) + "\n"
+
+
+def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    if file is None:
+        return {}
+    try:
+        with open(file, "rb") as opened:
+            document = tomllib.load(opened)
+    except (OSError, ValueError, RecursionError) as error:
+        faults.append(Fault(str(file), "", f"expected a readable TOML file: {error}"))
+        return {}
+    tables: dict[str, dict[str, Any]] = {}
+    for section, table in document.items():
+        if section not in Config.model_fields:
+            faults.append(Fault(section, "file", "no such section" + _nearest(section, Config.model_fields)))
+        elif not isinstance(table, dict):
+            faults.append(Fault(section, "file", f"expected a table, [{section}]"))
+        else:
+            tables[section] = table
+    return tables
+
+
+def _override(
+    tables: dict[str, dict[str, Any]], sources: dict[str, str], environ: Mapping[str, str], faults: list[Fault]
+) -> None:
+    known = dict(declared())
+    for name, text in sorted(environ.items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
+            continue
+        section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        path = f"{section}.{key}"
+        if path not in known:
+            faults.append(Fault(path, "environment", f"{name} overrides no key" + _nearest(path, known)))
+            continue
+        tables.setdefault(section, {})[key] = _from_text(known[path], text)
+        sources[path] = "environment"
+
+
+def _from_text(field: FieldInfo, text: str) -> object:
+    """A value of the environment, by the type of its key; what is none of that type stays a text, and so a fault."""
+    try:
+        if field.annotation is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if field.annotation is int:
+            return int(text)
+        if field.annotation is float:
+            return float(text)
+    except (ValueError, KeyError):
+        pass
+    return text
+
+
+def _validate(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults: list[Fault]) -> Config:
+    """The configuration, with defaults in place of what is faulty: so that combinations are looked at all the same."""
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        known = dict(declared())
+        for found in error.errors():
+            section, key = (str(part) for part in found["loc"][:2])
+            path = f"{section}.{key}"
+            value = tables[section].pop(key)
+            if path not in known:
+                text = "no such key" + _nearest(path, known)
+            elif found["type"] == "value_error":
+                text = str(found["ctx"]["error"])
+            else:
+                text = f"expected {expected(known[path])}, got {reprlib.repr(value)}"
+            faults.append(Fault(path, sources[path], text))
+        return Config.model_validate(tables)
+
+
+def _nearest(word: str, words: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(word, words, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong though each value alone is right: the keys concerned, the one to blame first, and what would do."""
+    rpc, admin = config.rpc, config.admin
+    for path, text in (("rpc.listen", rpc.listen), ("admin.listen", admin.listen)):
+        if text and not parse_listen(text).loopback and not rpc.tokens_file and not rpc.tls_client_ca:
+            guards = ("rpc.tokens_file", "rpc.tls_client_ca")
+            yield (path, *guards), f"expected {' or '.join(guards)}, since {text} is not loopback"
+    if not rpc.listen and not rpc.unix_socket:
+        yield ("rpc.listen", "rpc.unix_socket"), "expected this or rpc.unix_socket: without either nobody can call"
+    if rpc.listen and rpc.listen == admin.listen and parse_listen(rpc.listen).port:
+        yield ("admin.listen", "rpc.listen"), f"expected another address than rpc.listen, got {admin.listen}"
+    if rpc.tls_key and not rpc.tls_cert:
+        yield ("rpc.tls_key", "rpc.tls_cert"), "expected rpc.tls_cert beside it"
+    if rpc.tls_cert and not rpc.tls_key:
+        yield ("rpc.tls_cert", "rpc.tls_key"), "expected rpc.tls_key beside it"
+    if rpc.tls_client_ca and not rpc.tls_cert:
+        yield ("rpc.tls_client_ca", "rpc.tls_cert"), "expected rpc.tls_cert and rpc.tls_key beside it"
+    if len(os.fsencode(rpc.unix_socket)) > UNIX_PATH_BYTES_MAX:
+        yield ("rpc.unix_socket",), f"expected {UNIX_PATH_BYTES_MAX} bytes at most, got {rpc.unix_socket}"
+    shard_ids = range(1, config.shards.workers + 1)
+    weights = parse_weights(config.shards.weights)
+    if not any(weights.get(one, 1) for one in shard_ids):
+        yield ("shards.weights", "shards.workers"), "expected a weight above 0 for one of shards.workers at least"
+    for path, named in (("shards.weights", weights), ("shards.locked", parse_shards(config.shards.locked))):
+        beyond = sorted(one for one in named if one not in shard_ids)
+        if beyond:
+            yield (path, "shards.workers"), f"expected shards 1 to shards.workers, got {beyond[0]}"
+    if config.shards.bucket_count < config.shards.workers:
+        yield ("shards.workers", "shards.bucket_count"), "expected no more workers than shards.bucket_count"
+    if config.cutoff.connect_timeout_s > config.cutoff.timeout_s:
+        yield ("cutoff.timeout_s", "cutoff.connect_timeout_s"), "expected no less than cutoff.connect_timeout_s"
+
+
+def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Named files that are not there, or that too many can read."""
+    for path, field in declared():
+        section, key = path.split(".")
+        name = getattr(getattr(config, section), key)
+        if not name or (PUBLIC not in field.metadata and SECRET not in field.metadata):
+            continue
+        try:
+            mode = os.stat(name).st_mode
+        except (OSError, ValueError) as error:
+            yield (path,), f"expected a file: {error}"
+            continue
+        if not stat.S_ISREG(mode) or not os.access(name, os.R_OK):
+            yield (path,), f"expected a file that this user can read, got {name}"
+        elif SECRET in field.metadata and mode & 0o026:
+            yield (path,), f"expected mode 0600 or 0640, since it is secret: {name} has {mode & 0o777:04o}"
+
+
+def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong in the files that are named, as the parts that use them read them; imported where needed only."""
+    rpc, secret_file = config.rpc, config.cutoff.secret_file
+    if rpc.tokens_file and "rpc.tokens_file" not in wrong:
+        from billing.api.auth import Guard
+
+        yield from _parsed("rpc.tokens_file", rpc.tokens_file, Guard)
+    if secret_file and "cutoff.secret_file" not in wrong:
+        from billing.expirationd.signature import parse_secrets
+
+        yield from _parsed("cutoff.secret_file", secret_file, parse_secrets)
+    if rpc.tls_cert and not wrong & {"rpc.tls_cert", "rpc.tls_key"}:
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(rpc.tls_cert, rpc.tls_key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            yield "rpc.tls_cert", f"expected a certificate and, in rpc.tls_key, its key without a password: {error}"
+        if rpc.tls_client_ca and "rpc.tls_client_ca" not in wrong:
+            try:
+                context.load_verify_locations(rpc.tls_client_ca)
+            except (OSError, ValueError) as error:
+                yield "rpc.tls_client_ca", f"expected certificates in PEM: {error}"
+
+
+def _parsed(path: str, name: str, parse: Callable[[str], object]) -> Iterator[tuple[str, str]]:
+    try:
+        with open(name, encoding="utf-8") as opened:
+            parse(opened.read(NAMED_FILE_CHARACTERS_MAX))
+    except UnicodeDecodeError:
+        yield path, f"{name}: expected text in UTF-8"
+    except (OSError, ValueError) as error:
+        yield path, f"{name}: {error}"

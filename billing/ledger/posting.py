@@ -1,0 +1,231 @@
+"""The clerk: writes down what changed in an account, and what follows from it.
+
+The plain way of every change, whoever caused it. A working copy that was settled and changed comes here; the clerk
+sees whether available crossed zero downwards (a cutoff is owed) or upwards (cutoffs are superseded, a restore may be
+owed), which thresholds fired, writes the row, and appends one packed entry per change to `records` and what is to be
+told to `notices`. It also lets time pass, step by step, because what time causes is written down in the same way.
+
+It never decides whether a command is allowed; it keeps no account between two calls.
+"""
+
+from collections.abc import Callable
+
+from billing.ledger import closing, cutoffs, thresholds
+from billing.ledger import commands as ops
+from billing.ledger import schedule as due
+from billing.ledger.account import Account, Rejected
+from billing.ledger.book import SLOT_BITS, Book, Totals
+from billing.ledger.commands import Command
+from billing.ledger.entry import (
+    CROSSED,
+    EXHAUSTED,
+    PRESUMED,
+    REFUSED,
+    RESTORED,
+    RULE_ACCRUE,
+    RULE_RESTORE,
+    EntryTuple,
+    pack,
+    pack_cutoff,
+    pack_number,
+    refused,
+)
+from billing.ledger.errors import KINDS, Refused
+from billing.ledger.money import INT64_MAX, NANO
+from billing.ledger.thresholds import Threshold
+
+Effect = tuple[str, int, int, bytes, int]  # kind, depends_ns, bucket_id, user_id, seq (of a threshold its entry_id)
+Arm = Callable[[int, int], int]
+
+
+class Posting:
+    """Writes entries. `flags` say the rules in force, `presumed` is None but in replay, where the record says it."""
+
+    __slots__ = ("arm", "flags", "ids_max", "notices", "presumed", "records")
+
+    def __init__(self, flags: int, ids_max: int, arm: Arm) -> None:
+        self.flags = flags
+        self.ids_max = ids_max
+        self.presumed: bool | None = None
+        self.records: list[tuple[int, bytes]] = []
+        self.notices: list[Effect] = []
+        self.arm = arm
+
+    # -- entries ---------------------------------------------------------------------------------------------------
+
+    def close(self, account: Account, command: Command, accrued: int) -> EntryTuple:
+        """Pays out what is left, and leaves a tombstone."""
+        amount = -account.balance
+        account.balance = account.credit_limit_nanos = 0
+        account.exhausted = True  # nothing is available, and no cutoff comes of it
+        account.entry_id += 1
+        entry = self._entry(account, command, account.settled_ns, account.entry_id, amount, accrued, self.flags)
+        self._record(account.book, entry)
+        self._count(account.book.totals, ops.CLOSE, amount, accrued)
+        closing.bury(account)
+        return entry
+
+    def report(self, account: Account, at_ns: int, command: Command) -> EntryTuple:
+        """What delivery reports changes the state of a cutoff; it settles nothing and is no row of the history."""
+        try:
+            cutoffs.report(account, command)
+        except Rejected as no:
+            raise Refused(no.name, "no such cutoff is owed") from None
+        account.store()
+        if command[0] in (ops.CUTOFF_RETRY, ops.CUTOFF_RELEASED):
+            self.notices.append(("cutoff", at_ns, account.book.bucket_id, account.user_id, command[2]))
+        entry = self._entry(account, command, at_ns, 0, 0, 0, self.flags)
+        self._record(account.book, entry)
+        return entry
+
+    def refuse(self, account: Account, command: Command, no: Rejected) -> Refused:
+        """The error of a refused command; its entry is kept where it has to be."""
+        code = KINDS[no.name].code
+        note = pack_number(no.number)
+        entry = self._entry(account, command, account.settled_ns, 0, 0, 0, self.flags | REFUSED, note, code)
+        if command[0] == ops.DEBIT or command[6]:
+            self._record(account.book, entry)
+        return refused(entry, account.book.bucket_id)
+
+    # -- what follows from a change ------------------------------------------------------------------------------------
+
+    def conclude(
+        self,
+        account: Account,
+        command: Command,
+        before: int,
+        accrued: int,
+        armed: list[Threshold],
+        determined_ns: int,
+        flags: int = 0,
+    ) -> EntryTuple:
+        """Writes a changed account and its entry: whether it crossed zero or was restored, and which thresholds fired.
+
+        `before`: the balance before the command, after `accrued`. `armed`: the thresholds it was above of. What it owes
+        to the outside follows from commands up to `determined_ns`.
+        """
+        book, at_ns = account.book, account.settled_ns
+        flags |= self.flags
+        note = b""
+        exhausted = account.available <= 0
+        if exhausted and (account.raised or not account.exhausted):
+            if not account.exhausted:
+                account.accruing = flags & RULE_ACCRUE != 0
+            cutoffs.cross(account, at_ns)
+            flags |= CROSSED
+            self._notice("cutoff", determined_ns, account, account.exhaustion_seq)
+        elif account.exhausted and not exhausted:
+            flags |= RESTORED
+            account.accruing = False
+            flags, note = self._lift(account, flags, determined_ns)
+        account.exhausted = exhausted
+        account.raised = False
+        if exhausted and account.rate == 0:
+            cutoffs.rest(account)
+        amount = account.balance - before
+        account.entry_id += 1
+        account.store()
+        entry = self._entry(account, command, at_ns, account.entry_id, amount, accrued, flags, note)
+        self._record(book, entry)
+        self._count(book.totals, command[0], amount, accrued)
+        if command[0] == ops.THRESHOLD:
+            self._notice("threshold", determined_ns, account, account.entry_id)
+        if armed:
+            self._fire(account, armed, command, determined_ns)
+        return entry
+
+    def _lift(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
+        """Available rose above zero: cutoffs are superseded, a restore may be owed. The entry's flags and note."""
+        extra = account.need_extra()
+        presumed = self.presumed if self.presumed is not None else cutoffs.may_have_begun(extra)
+        for seq in cutoffs.lift(account, presumed, flags & RULE_RESTORE != 0):
+            self._notice("superseded", determined_ns, account, seq)
+        if extra.off_seq > extra.on_seq:
+            self._notice("restore", determined_ns, account, extra.off_seq)
+        latest = extra.cutoffs[-1]
+        note = pack_cutoff(latest.seq, latest.exhausted_at_ns, latest.status, latest.attempts, latest.last_error)
+        return (flags | PRESUMED if presumed else flags), note
+
+    def _fire(self, account: Account, armed: list[Threshold], command: Command, determined_ns: int) -> None:
+        """The other thresholds that a change crossed, each an entry of its own behind it."""
+        for kind, value in thresholds.fallen(account, armed):
+            if command[0] != ops.THRESHOLD or command[2:4] != (kind, value):
+                fired: Command = (ops.THRESHOLD, account.user_id, kind, value, 0, b"", b"", b"")
+                self.conclude(account, fired, account.balance, 0, [], determined_ns)
+
+    def _notice(self, kind: str, determined_ns: int, account: Account, number: int) -> None:
+        self.notices.append((kind, determined_ns, account.book.bucket_id, account.user_id, number))
+
+    def _entry(
+        self,
+        account: Account,
+        command: Command,
+        at_ns: int,
+        entry_id: int,
+        amount: int,
+        accrued: int,
+        flags: int,
+        note: bytes = b"",
+        refusal: int = 0,
+    ) -> EntryTuple:
+        """The entry of what happened, with the account as it is now."""
+        op, user_id, a, b, c, key, request_id, message = command
+        runs_out_ns = account.runs_out_ns()
+        return (
+            op, flags | EXHAUSTED if account.exhausted else flags, refusal, a, b, c, at_ns, entry_id,
+            *divmod(amount, NANO), *divmod(accrued, NANO), *divmod(account.balance, NANO),
+            account.rate, account.credit_limit_nanos, account.holds_nanos,
+            runs_out_ns if runs_out_ns <= INT64_MAX else -1, account.exhaustion_seq, *divmod(account.overrun, NANO),
+            user_id, key, request_id, message, note,
+        )  # fmt: skip
+
+    def _record(self, book: Book, entry: EntryTuple) -> None:
+        packed = pack(entry)
+        self.records.append((book.bucket_id, packed))
+        user_id, _, request_id, _, _ = entry[-5:]
+        if request_id:
+            book.ids.put(user_id, request_id, packed, entry[6], self.ids_max)
+
+    @staticmethod
+    def _count(totals: Totals, op: int, amount: int, accrued: int) -> None:
+        totals.accrued += accrued
+        if op == ops.TOP_UP:
+            totals.top_ups += amount
+        elif op == ops.ADJUST:
+            totals.adjustments += amount
+        elif op == ops.CLOSE:
+            totals.paid_out -= amount
+        else:
+            totals.debits -= amount
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def pass_time(self, account: Account, at_ns: int) -> None:
+        """Lets happen what time has made due for the account up to `at_ns`, each at its exact instant."""
+        if due.anything(account, at_ns):
+            while self.pass_one(account, at_ns):
+                pass
+            self.rearm(account)
+
+    def pass_one(self, account: Account, at_ns: int) -> bool:
+        """The next thing that time causes, if it is due at `at_ns`, and what follows from it: all of one instant's
+        expiries at once.
+        """
+        due_ns = due.coming_ns(account)
+        if due_ns > at_ns:
+            return False
+        determined_ns = account.settled_ns
+        armed = thresholds.above(account)
+        (*others, last), accrued = due.step(account, due_ns, self.flags & RULE_ACCRUE != 0)
+        for command in others:
+            self.conclude(account, command, account.balance, accrued, [], determined_ns)
+            accrued = 0
+        self.conclude(account, last, account.balance, accrued, armed, determined_ns)
+        return True
+
+    def rearm(self, account: Account) -> None:
+        """Files the account for its coming instant, if that lies before its live filing."""
+        due_ns = due.coming_ns(account)
+        armed_ns = account.book.armed_ns
+        if due_ns < armed_ns[account.slot] and due_ns <= INT64_MAX:
+            armed_ns[account.slot] = self.arm(account.book.bucket_id << SLOT_BITS | account.slot, due_ns)

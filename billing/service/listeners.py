@@ -1,0 +1,120 @@
+"""The sockets that clients and operators connect to: bound here, or handed over by the service manager.
+
+They are bound before anything starts, so that an address in use is told at once, and by the main process, so that a
+restarted worker finds its clients still queueing. A socket that was handed over (`notify.handed_over`) takes the place
+of the one that its name stands for: `rpc`, `admin` or `unix`; without such a name, a unix socket is `unix`, one on the
+port of `admin.listen` is `admin`, and any other is `rpc`. For those the rule of the configuration holds as well: beyond
+loopback only with tokens or client certificates.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import stat
+from typing import Final
+
+from billing.addresses import parse_listen
+from billing.config.load import ConfigError, Fault
+from billing.config.schema import Config
+from shards.system.host import bound_peers
+
+BACKLOG: Final = 4096
+RPC, ADMIN, UNIX = "rpc", "admin", "unix"
+KEYS: Final = {RPC: "rpc.listen", ADMIN: "admin.listen", UNIX: "rpc.unix_socket"}
+
+Listeners = list[tuple[str, socket.socket]]  # (kind, socket); kind: "tcp" or "unix"
+
+
+def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Listeners, socket.socket | None]:
+    """Every socket that clients of any worker connect to, and the admin server's. Raises ConfigError."""
+    listeners: Listeners = []
+    admin = None
+    faults = []
+    taken = set()
+    for name, one in handed:
+        role = role_of(name, one, config)
+        taken.add(role)
+        fault = _fault(role, one, config)
+        if fault:
+            faults.append(Fault(KEYS[role], "handed over", fault))
+        elif role == ADMIN:
+            admin = one
+        else:
+            listeners.append(("unix" if role == UNIX else "tcp", one))
+    if config.rpc.listen and RPC not in taken:
+        try:
+            listeners.append(("tcp", _bind_tcp(config.rpc.listen)))
+        except OSError as error:
+            faults.append(Fault("rpc.listen", "", f"{config.rpc.listen} cannot be listened on: {error.strerror}"))
+    if config.admin.listen and ADMIN not in taken:
+        try:
+            admin = _bind_tcp(config.admin.listen)
+        except OSError as error:
+            faults.append(Fault("admin.listen", "", f"{config.admin.listen} cannot be listened on: {error.strerror}"))
+    if config.rpc.unix_socket and UNIX not in taken:
+        try:
+            listeners.append(("unix", _bind_unix(config.rpc.unix_socket)))
+        except OSError as error:
+            faults.append(Fault("rpc.unix_socket", "", f"cannot be listened on: {error.strerror or error}"))
+    if faults:
+        raise ConfigError(faults)
+    for kind, listener in listeners:
+        listener.setblocking(False)
+        if kind == "tcp":
+            bound_peers(listener)
+    return listeners, admin
+
+
+def role_of(name: str, handed: socket.socket, config: Config) -> str:
+    """What a socket that was handed over is for."""
+    if name in KEYS:
+        return name
+    if handed.family == socket.AF_UNIX:
+        return UNIX
+    port = handed.getsockname()[1]
+    return ADMIN if config.admin.listen and parse_listen(config.admin.listen).port == port else RPC
+
+
+def _fault(role: str, handed: socket.socket, config: Config) -> str:
+    """Why a socket that was handed over cannot be used; empty where it can."""
+    if handed.type != socket.SOCK_STREAM or not handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "expected a listening stream socket (ListenStream=, Accept=no)"
+    if (handed.family == socket.AF_UNIX) != (role == UNIX):
+        return f"expected a {'unix' if role == UNIX else 'TCP'} socket under this name"
+    if role == UNIX or config.rpc.tokens_file or config.rpc.tls_client_ca:
+        return ""
+    host = handed.getsockname()[0]
+    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        return ""
+    return f"expected rpc.tokens_file or rpc.tls_client_ca, since {host} is not loopback"
+
+
+def _bind_tcp(text: str) -> socket.socket:
+    address = parse_listen(text)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """A listening unix socket, 0660. What another daemon still listens on is left alone."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise FileExistsError(0, f"{path} is there and is no socket")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise FileExistsError(0, "another process listens on it")
+            os.unlink(path)
+        mask = os.umask(0o117)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

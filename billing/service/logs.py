@@ -1,0 +1,212 @@
+"""Where log records go, and what an operator reads there: one event each, with what to do about it.
+
+Theory. The rooms log in plain words with the standard library, and know nothing of operators. `events.toml` knows every
+warning and worse that there is, by the words it is logged with: its name, the names of its values, and what to do. So
+records become events here: to journald with fields of their own (systemd.io/JOURNAL_NATIVE_PROTOCOL), to a terminal in
+colour, to anything else as lines. A test holds the table and the code together. Nothing is logged for requests at INFO.
+
+    journald    where JOURNAL_STREAM says that standard error is the journal's: MESSAGE, PRIORITY, BILLING_EVENT,
+                BILLING_DO, and BILLING_<NAME> for each value: `journalctl -u billing BILLING_EVENT=shard_held`
+    terminal    12:20:08 ERROR shard 1 is held …
+                         → what to do
+    lines       2026-11-24 12:20:08,123 ERROR shards.supervisor.child_process: shard 1 is held … [what to do]
+
+**What is kept out.** Characters that would steer a terminal are replaced. Secrets are never logged by anybody. Users'
+ids are shown, hashed or hidden (`log.user_ids`), wherever a text says `user_id=`, and so are the request ids and
+messages that clients write; hashed, equal ids stay equal, but whoever may guess at ids can try them.
+
+It never raises for a journal that is not there: what cannot be sent to it goes to standard error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import socket
+import struct
+import sys
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from billing.config.schema import Log
+from shards.system.disk import RealDisk, read_file
+
+JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
+MESSAGE_CHARACTERS_MAX: Final = 48_000  # a datagram holds more; what is longer is a bug's trace, cut at its end
+NAMESPACE: Final = uuid.UUID("6f2f2a0c-6d7c-4f0e-9a36-3b3d0b6f7c11")  # of MESSAGE_ID
+
+_PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+_COLOURS: Final = {logging.CRITICAL: "1;37;41", logging.ERROR: "1;31", logging.WARNING: "33", logging.INFO: "32"}
+_QUOTED = r"""b?'(?:[^'\\]|\\.)*'|b?"(?:[^"\\]|\\.)*"|[^\s,)]+"""
+_USER = re.compile(rf"\b(user_id)=({_QUOTED})")
+_WRITTEN = re.compile(rf"\b(request_id|message|note|key)=({_QUOTED})")
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Event(NamedTuple):
+    """A kind of record, by the words it is logged with."""
+
+    name: str
+    says: str
+    values: tuple[str, ...]
+    do: str
+
+
+def _read_events() -> dict[str, Event]:
+    text = read_file(RealDisk(), str(Path(__file__).parent / "events.toml")).decode()
+    events = (
+        Event(row["name"], row["says"], tuple(row.get("values", ())), " ".join(row["do"].split()))
+        for row in tomllib.loads(text)["event"]
+    )
+    return {event.says: event for event in events}
+
+
+EVENTS: Final = _read_events()
+_OTHER: Final = Event("note", "", (), "")
+
+
+class Discretion:
+    """What of the clients' own words is shown."""
+
+    def __init__(self, user_ids: str) -> None:
+        self.user_ids = user_ids
+
+    def __call__(self, text: str) -> str:
+        """The text as it may be shown."""
+        if self.user_ids != "shown":
+            text = _USER.sub(self._user, text)
+            text = _WRITTEN.sub(r"\1=…", text)
+        return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
+
+    def _user(self, match: re.Match[str]) -> str:
+        if self.user_ids == "hidden":
+            return f"{match[1]}=…"
+        return f"{match[1]}=#{hashlib.sha256(match[2].encode()).hexdigest()[:12]}"
+
+
+class Lines(logging.Formatter):
+    """For files and pipes."""
+
+    def __init__(self, discretion: Discretion) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._discretion = discretion
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = event_of(record)
+        return self._discretion(super().format(record)) + (f" [{event.do}]" if event.do else "")
+
+
+class Colours(logging.Formatter):
+    """For a terminal."""
+
+    def __init__(self, discretion: Discretion) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+        self._discretion = discretion
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = event_of(record)
+        text = self._discretion(super().format(record))
+        clock, level, rest = text.split(" ", 2)
+        colour = _COLOURS.get(record.levelno, "2")
+        advice = f"\n         \x1b[36m→ {event.do}\x1b[0m" if event.do else ""
+        return f"\x1b[2m{clock}\x1b[0m \x1b[{colour}m{level:<8}\x1b[0m {rest}{advice}"
+
+
+class JournaldHandler(logging.Handler):
+    """To journald, a datagram a record; what it does not take goes to `fallback`."""
+
+    def __init__(self, path: str, discretion: Discretion, fallback: logging.Handler, common: Mapping[str, str]) -> None:
+        super().__init__()
+        self._path = path
+        self._discretion = discretion
+        self._fallback = fallback
+        self._common = common
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._socket.sendto(self._packed(record), self._path)
+        except OSError:
+            self._fallback.handle(record)
+        except Exception:  # a record that cannot be formatted must not end what logged it
+            self.handleError(record)
+
+    def _packed(self, record: logging.LogRecord) -> bytes:
+        event = event_of(record)
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + logging.Formatter().formatException(record.exc_info)
+        fields = {
+            "MESSAGE": self._discretion(message)[:MESSAGE_CHARACTERS_MAX],
+            "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
+            "SYSLOG_IDENTIFIER": "billing",
+            "LOGGER": record.name,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": str(record.lineno),
+            "CODE_FUNC": record.funcName or "",
+            "BILLING_EVENT": event.name,
+            **self._common,
+        }
+        if event.do:
+            fields["BILLING_DO"] = event.do
+            fields["MESSAGE_ID"] = uuid.uuid5(NAMESPACE, event.name).hex
+        if isinstance(record.args, tuple):
+            for name, value in zip(event.values, record.args, strict=False):
+                fields[f"BILLING_{name.upper()}"] = self._discretion(str(value))
+        return b"".join(_field(name, value) for name, value in fields.items())
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def event_of(record: logging.LogRecord) -> Event:
+    """The event that a record is."""
+    return EVENTS.get(record.msg, _OTHER) if isinstance(record.msg, str) else _OTHER
+
+
+def set_up(
+    log: Log,
+    environ: Mapping[str, str],
+    common: Mapping[str, str] | None = None,
+    stream: Any = None,
+    journal: str = JOURNAL_SOCKET,
+) -> None:
+    """Sends all records of this process where they belong. `common`: fields that each of them has in the journal,
+    which listens at `journal`.
+    """
+    stream = sys.stderr if stream is None else stream
+    discretion = Discretion(log.user_ids)
+    handler: logging.Handler = logging.StreamHandler(stream)
+    colour = stream.isatty() and "NO_COLOR" not in environ and environ.get("TERM") != "dumb"
+    handler.setFormatter(Colours(discretion) if colour else Lines(discretion))
+    if is_journal(environ.get("JOURNAL_STREAM", ""), stream):
+        handler = JournaldHandler(journal, discretion, handler, common or {})
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(log.level.upper())
+
+
+def is_journal(journal_stream: str, stream: Any) -> bool:
+    """Whether `stream` is the one that systemd connected to the journal (`JOURNAL_STREAM`, systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return journal_stream == f"{status.st_dev}:{status.st_ino}"
+
+
+def _field(name: str, value: str) -> bytes:
+    data = value.encode("utf-8", "replace")
+    if b"\n" in data:
+        return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
+    return name.encode() + b"=" + data + b"\n"

@@ -1,0 +1,150 @@
+"""The one place where everything is joined: configuration, sockets, supervisor, admin server; and, in a worker process,
+the application that the shards room hosts.
+
+`serve` is the main process: it reads the configuration, binds every listening socket (so that a port in use is told
+before anything starts, and a restarted worker finds its clients still queueing), and runs the supervisor beside the
+admin server until SIGTERM or SIGINT. `work` is a worker process.
+
+Exit codes: 0 clean stop, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import uvloop
+
+from billing.addresses import parse_listen
+from billing.api.connection_limits import raise_limit
+from billing.api.tls import server_context
+from billing.config.load import EXIT_CONFIG, ConfigError, load
+from billing.config.reload import Reload
+from billing.config.schema import Config
+from billing.config.shares import parse_shards, parse_weights
+from billing.service.listeners import bind
+from billing.service.logs import set_up
+from billing.service.service import Service
+from billing.service.systemd import ServiceManager, handed_over
+from shards.journal import Corrupt, Fenced, Gap, JournalError, OtherFormat
+from shards.moves.mover import Caps
+from shards.supervisor.registry import Conflict
+from shards.supervisor.restart_policy import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
+from shards.supervisor.supervisor import Supervisor, SupervisorSettings
+from shards.system.disk import DirectoryRefused
+
+log = logging.getLogger("billing.service.serve")
+
+
+def serve(file: Path | None) -> int:
+    """Runs the daemon in the foreground; returns its exit code."""
+    if not __debug__:
+        print("billing: started with -O or PYTHONOPTIMIZE, under which nothing checks itself", file=sys.stderr)
+        return EXIT_CONFIG
+    os.umask(0o077)
+    raise_limit()
+    try:
+        config = load(file, os.environ).config
+        listeners, admin = bind(config, handed_over(os.environ))
+    except ConfigError as error:
+        print(f"billing: the configuration cannot be run:\n{error}", file=sys.stderr)
+        return EXIT_CONFIG
+    set_up(config.log, os.environ)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(file, config, listeners, admin))
+
+
+async def _run(
+    file: Path | None, config: Config, listeners: list[tuple[str, socket.socket]], admin: socket.socket | None
+) -> int:
+    isolated = ["-I"] if sys.flags.isolated else []
+    command = [sys.executable, *isolated, "-m", "billing", "worker"]
+    supervisor = Supervisor(_settings(config), command, config.to_json().encode(), listeners)
+    notifier = ServiceManager(os.environ)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, supervisor, notifier)
+    service = Service(config, supervisor, notifier)
+
+    async def take_up(changed: Config) -> None:
+        service.reloaded(changed)
+        await supervisor.reload(_settings(changed), changed.to_json().encode())
+
+    reload = Reload(file, os.environ, config, take_up)
+    loop.add_signal_handler(signal.SIGHUP, lambda: supervisor.spawn(service.reloading(reload)))
+    attending = loop.create_task(service.run(admin, _admin_tls(config)))
+    try:
+        code = await supervisor.run()
+    except (Conflict, DirectoryRefused, OtherFormat) as error:
+        print(f"billing: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except Fenced as error:
+        print(f"billing: another daemon runs on {config.daemon.data_dir}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except (Corrupt, Gap) as error:
+        print(f"billing: the data are damaged: {error}", file=sys.stderr)
+        return EXIT_DAMAGED
+    except (JournalError, OSError) as error:
+        print(f"billing: the disk failed: {error}", file=sys.stderr)
+        return EXIT_DISK
+    except Exception:
+        log.critical("the daemon ends on a bug", exc_info=True)
+        return EXIT_BUG
+    finally:
+        attending.cancel()
+        await asyncio.gather(attending, return_exceptions=True)
+        notifier.close()
+    return code
+
+
+def _stop(supervisor: Supervisor, notifier: ServiceManager) -> None:
+    notifier.stopping("stopping: what was asked for is answered, and a snapshot is made")
+    supervisor.stop()
+
+
+def _admin_tls(config: Config) -> ssl.SSLContext | None:
+    """Beyond loopback the admin server speaks TLS as the RPC door does."""
+    if parse_listen(config.admin.listen).loopback:
+        return None
+    return server_context(config.rpc)
+
+
+def _settings(config: Config) -> SupervisorSettings:
+    return SupervisorSettings(
+        data_dir=config.daemon.data_dir,
+        weights={
+            shard_id: parse_weights(config.shards.weights).get(shard_id, 1)
+            for shard_id in range(1, config.shards.workers + 1)
+        },
+        bucket_count=config.shards.bucket_count,
+        slew_ppm_max=config.clock.slew_ppm_max,
+        journal={
+            "kind": config.journal.kind,
+            "sync": config.journal.sync,
+            "segment_bytes": config.journal.segment_bytes,
+            "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
+        },
+        worker=(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
+        caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
+        locked=parse_shards(config.shards.locked),
+        direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
+    )
+
+
+def work(control_descriptor: int) -> int:
+    """A worker process: hosts one shard of the billing application; returns its exit code."""
+    from billing.worker.application import Billing, build
+    from shards.worker.process import Begin, run
+
+    def build_logging(begin: Begin) -> Billing:
+        billing = build(begin)
+        set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+        return billing
+
+    return run(control_descriptor, build_logging)

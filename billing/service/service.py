@@ -1,0 +1,119 @@
+"""The daemon as a service: watched, told of, and looked at, beside the supervisor that runs it.
+
+What the service manager is told, from what the watchman sees:
+
+    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200)
+    STATUS      what it is doing: "recovering shard 1: 62 %", "serving 2 shards, 1,204 accounts, nothing owed"
+    WATCHDOG    while every worker's loop and last sync are fresh; one that hangs starves it, and systemd ends the lot
+    EXTEND_…    while the start goes on, so that a long recovery is no failed start; also where a shard is held and the
+                others serve: that is for an operator to mend, not for a restart
+    RELOADING   from SIGHUP until what may change has changed
+    STOPPING    when the orderly end begins
+
+It never ends anything itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from billing.admin.figure_sampler import FigureSampler
+from billing.config.schema import Config
+from billing.service.systemd import ServiceManager
+from shards.supervisor.restart_policy import EXIT_BUG
+from shards.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from billing.admin.server import Site
+
+log = logging.getLogger("billing.service")
+
+_RECOVERING: Final = re.compile(r"^shard (\d+): recovering (\d+) %$")
+
+LOOK_S: Final = 0.5
+EXTEND_S: Final = 60
+
+
+class Service:
+    """What is around a supervisor: the watchman, the service manager, HTTP for operators."""
+
+    def __init__(self, config: Config, supervisor: Supervisor, notifier: ServiceManager) -> None:
+        self._config = config
+        self._supervisor = supervisor
+        self._notifier = notifier
+        self._sampler = FigureSampler(supervisor)
+        self._site: Site | None = None
+
+    async def run(self, admin: socket.socket | None, tls: ssl.SSLContext | None) -> None:
+        """Runs until cancelled. A bug in it ends the daemon: nobody would watch it any more."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._sampler.run())
+                tasks.create_task(attend(self._sampler, self._notifier))
+                if admin is not None:
+                    web = await asyncio.to_thread(import_module, "billing.admin.server")  # takes long, and workers start
+                    self._site = web.Site(self._config, self._sampler)
+                    tasks.create_task(web.serve_admin(admin, self._site, tls))
+        except Exception:
+            log.critical("the daemon ends on a bug", exc_info=True)
+            self._supervisor.exit_code = EXIT_BUG
+            self._supervisor.stop()
+
+    async def reloading(self, reload: Callable[[], Awaitable[None]]) -> None:
+        """Carries out a reload, of which the service manager is told."""
+        self._notifier.reloading()
+        try:
+            await reload()
+        finally:
+            self._notifier.reloaded()
+
+    def reloaded(self, config: Config) -> None:
+        """Takes up what has changed: who may read."""
+        self._config = config
+        if self._site is not None:
+            self._site.take_up(config)
+
+
+async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
+    """Keeps the service manager informed until cancelled."""
+    if not notifier.listening:
+        return
+    supervisor = sampler.supervisor
+    ready = False
+    while True:
+        reasons = supervisor.ready_reasons() if supervisor.workers else ["starting"]
+        if not ready and not reasons:
+            ready = True
+            notifier.ready(status_of(sampler, reasons))
+        notifier.status(status_of(sampler, reasons))
+        if not sampler.overdue():
+            notifier.alive()
+            if not ready:
+                notifier.extend(EXTEND_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(supervisor.wait_changed(), LOOK_S)
+
+
+def status_of(sampler: FigureSampler, reasons: list[str]) -> str:
+    """One line for `systemctl status`."""
+    found = [*map(doing, reasons), *sampler.overdue()]
+    if found:
+        return "; ".join(found)
+    owed = sampler.total("pending_cutoffs")
+    return (
+        f"serving {len(sampler.supervisor.workers)} shards, {sampler.total('accounts'):,} accounts, "
+        f"{f'{owed:,} cutoffs owed' if owed else 'nothing owed'}"
+    )
+
+
+def doing(reason: str) -> str:
+    """Why a shard is not served, as what is being done about it: "recovering shard 1: 62 %"."""
+    return _RECOVERING.sub(r"recovering shard \1: \2 %", reason)

@@ -1,0 +1,107 @@
+"""The service manager: what systemd is told about this process, and the sockets it hands over.
+
+`Notifier` speaks the protocol of sd_notify(3): datagrams of `NAME=value` lines to the unix socket in `NOTIFY_SOCKET`.
+`handed_over` takes the sockets of sd_listen_fds(3): descriptors from 3 on, `LISTEN_FDS` of them, meant for the process
+`LISTEN_PID`, named by `LISTEN_FDNAMES`. Both do nothing where the environment says nothing, and take their variables
+out of it, so that no child process believes them to be meant for it.
+
+It is a module of our own because the protocols are these lines; the libraries for it are unmaintained or wrap
+libsystemd, which need not be there. It never raises for a manager that is not listening: a daemon serves on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from typing import Final
+
+FIRST_DESCRIPTOR: Final = 3
+DESCRIPTORS_MAX: Final = 16
+
+
+class ServiceManager:
+    """Tells the service manager how this process is doing."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        path = environ.pop("NOTIFY_SOCKET", "")
+        watchdog = environ.pop("WATCHDOG_USEC", "")
+        meant = environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._socket: socket.socket | None = None
+        self._status, self._ready = "", False
+        self.watchdog_ns = int(watchdog) * 1000 if meant and watchdog.isdigit() else 0  # 0: none is set
+        if self._address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.setblocking(False)
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody is told."""
+        return self._socket is not None
+
+    def ready(self, status: str) -> None:
+        """Every bucket is served."""
+        self._status, self._ready = status, True
+        self._send("READY=1", f"STATUS={_line(status)}")
+
+    def status(self, status: str) -> None:
+        """One line for `systemctl status`; sent where it changed."""
+        if status != self._status:
+            self._status = status
+            self._send(f"STATUS={_line(status)}")
+
+    def extend(self, seconds: int) -> None:
+        """The start goes on: it may take that much longer from now."""
+        self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}")
+
+    def reloading(self) -> None:
+        """A reload begins; `reloaded` ends it."""
+        self._send("RELOADING=1")
+
+    def reloaded(self) -> None:
+        """It is over; only after it was ready."""
+        if self._ready:
+            self._send("READY=1")
+
+    def stopping(self, status: str) -> None:
+        """The orderly end begins."""
+        self._status = status
+        self._send("STOPPING=1", f"STATUS={_line(status)}")
+
+    def alive(self) -> None:
+        """Feeds the watchdog."""
+        self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Says nothing more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, *lines: str) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.sendto("\n".join(lines).encode(), self._address)
+            except OSError:
+                return  # nobody listens, or its queue is full: the next one may get through
+
+
+def handed_over(environ: MutableMapping[str, str]) -> list[tuple[str, socket.socket]]:
+    """The listening sockets that the service manager opened for this process, each with its name ("" for none)."""
+    count = environ.pop("LISTEN_FDS", "")
+    meant = environ.pop("LISTEN_PID", "") == str(os.getpid())
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not meant or not count.isdigit():
+        return []
+    found = []
+    for index in range(min(int(count), DESCRIPTORS_MAX)):
+        one = socket.socket(fileno=FIRST_DESCRIPTOR + index)
+        one.set_inheritable(False)
+        one.setblocking(False)
+        found.append((names[index] if index < len(names) else "", one))
+    return found
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

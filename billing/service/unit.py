@@ -1,0 +1,194 @@
+"""`billing install-unit` prints the systemd unit that runs this daemon, from the configuration it is to run with.
+
+Secrets that the configuration names (`cutoff.secret_file`, `rpc.tokens_file`, `rpc.tls_key`) become credentials:
+systemd reads them as root and shows copies to the daemon alone. Where every address is known as a number, no other can
+be reached or reach it.
+
+What is left out on purpose: `PrivateUsers=` (every peer of the unix socket would read as nobody), `ProcSubset=pid` (it
+hides the boot id, by which a torn journal is told from a damaged one), `~@resources` (the history's process is nicer
+than the workers). `KillMode=mixed` lets the main process end its workers in order.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+
+from billing.addresses import parse_listen
+from billing.config.load import load
+from billing.config.schema import Config
+
+CONFIG_FILE: Final = Path("/etc/billing/config.toml")
+SECRETS: Final = ("cutoff.secret_file", "rpc.tokens_file", "rpc.tls_key")
+
+SERVICE: Final = """\
+# Real-time prepaid billing. To install:
+#   billing install-unit --config {config} > /etc/systemd/system/billing.service
+#   systemctl daemon-reload && systemctl enable --now billing
+# Exit codes: 0 clean stop, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug. After 65, 74 and 78 it is not
+# started again: only a person can mend that. `systemctl reload billing` takes up what may change while it serves.
+
+[Unit]
+Description=Real-time prepaid billing
+Wants=network-online.target
+After=network-online.target time-sync.target
+StartLimitIntervalSec=300
+StartLimitBurst=10
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={python} -I -m billing serve --config {config}
+ExecReload=/bin/kill -HUP $MAINPID
+KillMode=mixed
+Restart=always
+RestartSec=1
+RestartPreventExitStatus=65 74 78
+# Every start is extended while recovery goes on; a stop answers what was asked and makes a snapshot.
+TimeoutStartSec=60
+TimeoutStopSec=180
+# Fed while every worker's loop turns and the disk answers.
+WatchdogSec=60
+
+DynamicUser=yes
+User=billing
+StateDirectory=billing
+StateDirectoryMode=0700
+RuntimeDirectory=billing
+RuntimeDirectoryMode=0750
+UMask=0077
+Environment=BILLING_DAEMON__DATA_DIR=%S/billing
+{credentials}
+LimitNOFILE=65536
+LimitCORE=0
+# One worker out of memory is restarted by the daemon; the others go on.
+OOMPolicy=continue
+OOMScoreAdjust=-500
+
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateMounts=yes
+PrivateDevices=yes
+DevicePolicy=closed
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectProc=invisible
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RemoveIPC=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+{addresses}
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+SOCKET: Final = """\
+# The daemon's sockets, held by systemd: clients queue while the daemon restarts. To install:
+#   billing install-unit --socket --config {config} > /etc/systemd/system/billing.socket
+#   systemctl daemon-reload && systemctl enable --now billing.socket
+
+[Unit]
+Description=Sockets of real-time prepaid billing
+
+[Socket]
+{listens}
+SocketMode=0660
+Backlog=4096
+NoDelay=yes
+
+[Install]
+WantedBy=sockets.target
+"""
+
+
+def service_unit(config: Config, file: Path, python: str) -> str:
+    """The .service unit."""
+    credentials = []
+    for path in SECRETS:
+        section, key = path.split(".")
+        name = getattr(getattr(config, section), key)
+        if name:
+            credential = path.replace(".", "-")
+            credentials.append(f"LoadCredential={credential}:{name}")
+            credentials.append(f"Environment=BILLING_{section.upper()}__{key.upper()}=%d/{credential}")
+    if credentials:
+        credentials.insert(0, "# Copies made at each start: a changed secret needs `systemctl restart billing`.")
+    allowed = addresses_of(config)
+    if allowed is None:
+        addresses = "# A host is named, not numbered: IPAddressDeny=any and IPAddressAllow= would narrow this further."
+    else:
+        addresses = "IPAddressDeny=any\nIPAddressAllow=" + " ".join(allowed)
+    secrets = "\n".join(credentials) or "# No secret is configured."
+    return SERVICE.format(config=file, python=python, credentials=secrets, addresses=addresses)
+
+
+def socket_unit(config: Config, file: Path) -> str:
+    """The .socket unit, for the addresses of the configuration."""
+    listens = [config.rpc.listen, config.admin.listen, config.rpc.unix_socket]
+    return SOCKET.format(config=file, listens="\n".join(f"ListenStream={one}" for one in listens if one))
+
+
+def addresses_of(config: Config) -> list[str] | None:
+    """What may be spoken with, where all of it is known by number; None where a name is configured, or any address may
+    come from outside.
+    """
+    found = {"localhost"}
+    for listen in (config.rpc.listen, config.admin.listen):
+        if listen and not parse_listen(listen).loopback:
+            return None
+    for url in (config.cutoff.url, config.cutoff.restore_url, config.notify.url):
+        if not url:
+            continue
+        host = urlsplit(url).hostname or ""
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            if host != "localhost":
+                return None
+        else:
+            if not address.is_loopback:
+                found.add(str(address))
+    return sorted(found)
+
+
+@click.command("install-unit")
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"The configuration that the unit runs with.  [{CONFIG_FILE} where it is there, else the defaults]",
+)
+@click.option("--socket", "as_socket", is_flag=True, help="The unit of its sockets instead.")
+def install_unit(file: Path | None, as_socket: bool) -> None:
+    """Prints the systemd unit for a configuration."""
+    found = file or (CONFIG_FILE if CONFIG_FILE.is_file() else None)
+    config = load(found, os.environ).config
+    shown = (found or CONFIG_FILE).absolute()
+    click.echo(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), nl=False)
+
+
+COMMANDS: dict[str, click.Command] = {"install-unit": install_unit}

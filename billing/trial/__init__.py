@@ -1,0 +1,1 @@
+"""For trying and measuring: the demo, the receiver and the load test."""

@@ -1,0 +1,153 @@
+"""`billing demo`: the real daemon and a receiver, a short scene with three users, and then it stays up.
+
+What is shown is the real thing: two worker processes, journals on disk, commands over MessagePack-RPC, GETs that arrive
+at another process and are stamped there. Nothing is computed here but the judgement at the end of the scene (see
+`demo_scene`). Data live in a temporary directory and are gone afterwards; an operator's are not touched.
+
+    --once   plays the scene and ends: 0, or 1 where a cutoff was missing, early or false
+
+Exit codes: 0 done (also on Ctrl-C after the scene), 1 the scene went wrong, 130 ended before the scene was over, 70 a
+child process ended by itself, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import click
+from rich.console import Console
+
+from billing.cli.calling import ADDRESS_DEFAULT
+from billing.client.client import Client
+from billing.client.errors import BillingError
+from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
+from billing.trial.child_processes import ChildError, run_until_signalled
+from billing.trial.demo_scene import USERS, Scene
+from billing.trial.demo_screen import LiveScreen, PlainScreen
+from billing.trial.own_daemon import OwnDaemon, default_config_file
+
+LOOK_S: Final = 0.1
+ARRIVALS_KEPT: Final = 1000  # far more than a scene has
+EXIT_WRONG: Final = 1
+EXIT_BUG: Final = 70
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Play the scene and end; exit code 0 only if all cutoffs were right.")
+@click.option("--pace", default=1.0, type=click.FloatRange(0.1, 10), show_default=True, help="2 takes half as long.")
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration to show; config.toml where there is one. Data, ports that are taken and calls out are set "
+    "aside.",
+)
+def demo(once: bool, pace: float, file: Path | None) -> None:
+    """Starts a daemon of its own and shows what it does, with three users."""
+    sys.exit(run_until_signalled(_demo(once, pace, file or default_config_file())))
+
+
+COMMANDS: dict[str, click.Command] = {"demo": demo}
+
+
+async def _demo(once: bool, pace: float, file: Path | None) -> int:
+    console = Console()
+    own = OwnDaemon(file, os.environ)
+    for note in own.notes:
+        print(note, flush=True)
+    print("starting the daemon and a receiver ...", flush=True)
+    try:
+        async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
+            reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
+            with LiveScreen(console) if console.is_terminal else PlainScreen(_print) as screen:
+                return await _play(own, client, reader, screen, once, pace)
+    except ChildError as error:
+        print(f"billing: {error}", file=sys.stderr)
+        return EXIT_BUG
+    except (BillingError, ReceiverError, aiohttp.ClientError) as error:
+        print(f"billing: the demo cannot go on: {type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_WRONG
+
+
+async def _play(
+    own: OwnDaemon,
+    client: Client,
+    reader: ArrivalReader,
+    screen: LiveScreen | PlainScreen,
+    once: bool,
+    pace: float,
+) -> int:
+    """The scene, and then whatever happens until somebody ends it."""
+    arrivals: deque[Arrival] = deque(maxlen=ARRIVALS_KEPT)
+    scene = Scene(client, screen, arrivals, pace)
+    looking = asyncio.create_task(_look(client, reader, screen, arrivals))
+    breaking = asyncio.create_task(_fail_when_broken(own))
+    playing = asyncio.create_task(scene.play())
+    try:
+        await _first(playing, looking, breaking)
+        score = playing.result()
+        screen.finish(str(score), score.clean, [] if once else _try_next(own))
+        if not once and score.clean:
+            with contextlib.suppress(asyncio.CancelledError):
+                await _first(looking, breaking)
+        return 0 if score.clean else EXIT_WRONG
+    finally:
+        for task in (playing, looking, breaking):
+            task.cancel()
+        await asyncio.gather(playing, looking, breaking, return_exceptions=True)
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Waits until one of them is over; raises what it raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _look(
+    client: Client, reader: ArrivalReader, screen: LiveScreen | PlainScreen, arrivals: deque[Arrival]
+) -> None:
+    """Shows balances as they are, and GETs as they arrive."""
+    while True:
+        for arrival in await reader.fresh():
+            if arrival.user_id in USERS:
+                arrivals.append(arrival)
+            screen.arrival(arrival)
+        for user_id in USERS:
+            with contextlib.suppress(BillingError):  # not there yet
+                screen.account(await client.get_account(user_id))
+        await asyncio.sleep(LOOK_S)
+
+
+async def _fail_when_broken(own: OwnDaemon) -> None:
+    raise await own.broken()
+
+
+def _try_next(own: OwnDaemon) -> list[str]:
+    """Commands for another terminal, with what is needed there to reach this daemon."""
+    script = Path(sys.argv[0])
+    here = [sys.executable, "-m", "billing"] if script.name != "billing" else [os.path.relpath(script)]
+    billing = shlex.join(here)
+    address = "" if own.rpc == ADDRESS_DEFAULT else f" --address {own.rpc}"
+    return [
+        "",
+        "From another terminal:",
+        f"  {billing} top-up {USERS[0]} 5{address}      (it runs again for five seconds, then the next GET)",
+        f"  {billing} account {USERS[0]}{address}",
+        f"  curl http://{own.admin}/readyz",
+        "",
+        "Ctrl-C ends it, and everything it started.",
+    ]
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,141 @@
+"""Runs the model over what was answered, and compares each answer with it.
+
+The model runs when the load is over, so that it costs the measurement nothing. Of one account the answers count in the
+order of their `entry_id`; a question tells the newest entry there was, and comes behind it. Accounts outlive a run:
+the next one goes on from where the model left them.
+
+A refused debit leaves no entry, so its place in the order is not known. It is wrong for certain where the account
+always had more than was asked for.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from billing.trial.loadtest.columns import ACTIVE, DEBIT, EXHAUSTED, NEVER, READ, REFUSED, TOP_UP, Columns
+from billing.trial.loadtest.verdict import ACTIVE as ACTIVE_NAME
+from billing.trial.loadtest.verdict import EXHAUSTED as EXHAUSTED_NAME
+from billing.trial.loadtest.verdict import HOUR_NS, Account, Expected, Impossible, View, differences
+
+TOLD_MAX: Final = 20  # differences kept in words; all are counted
+PROGRESS_ROWS: Final = 20_000
+
+
+class Claims(NamedTuple):
+    """What an account claims about cutoffs, as it travels from process to process. See `verdict.Claim`."""
+
+    user_id: str
+    cutoffs: list[Expected]
+    superseded: list[int]
+    overtaken: set[int]
+
+
+class Assessment:
+    """The accounts of the model, by the numbers of the columns, and how many answers were other ones."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[int, Account] = {}
+        self.wrong_replies = 0
+        self.wrong_balances = 0  # questions answered otherwise than the model
+        self.wrong_refusals = 0
+        self.told: list[str] = []
+
+    def apply(self, columns: Columns, on_progress: Callable[[int], None] = lambda _: None) -> None:
+        """All answers of a run."""
+        order, starts = _by_user(columns)
+        done = reported = 0
+        for user in range(len(columns.users)):
+            rows = order[starts[user] : starts[user + 1]]
+            if rows:
+                self._user(columns, user, rows)
+                done += len(rows)
+                if done - reported >= PROGRESS_ROWS:
+                    reported = done
+                    on_progress(done)
+        on_progress(done)
+
+    def settle(self, at_ns: int) -> None:
+        """Lets time pass for all accounts, after which no command came. Nothing happens to those beyond it."""
+        for account in self.accounts.values():
+            if account.settled_ns < at_ns:
+                account.settle(at_ns)
+
+    def soonest_ns(self) -> int | None:
+        """The soonest coming exhaustion of all accounts."""
+        coming = (each.view().exhausts_at_ns for each in self.accounts.values() if each.rate and not each.exhausted)
+        return min((due_ns for due_ns in coming if due_ns is not None), default=None)
+
+    def claims(self) -> list[Claims]:
+        """Those accounts that expect cutoffs."""
+        return [
+            Claims(each.user_id, list(each.cutoffs), list(each.superseded), set(each.overtaken))
+            for each in self.accounts.values()
+            if each.cutoffs
+        ]
+
+    def _user(self, columns: Columns, user: int, rows: Sequence[int]) -> None:
+        account = self.accounts.get(user)
+        if account is None:
+            account = self.accounts[user] = Account(columns.users[user])
+        state, entry, kind, at = columns.state, columns.entry, columns.kind, columns.at
+        answered = [row for row in rows if state[row] in (ACTIVE, EXHAUSTED)]
+        answered.sort(key=lambda row: (entry[row], kind[row] == READ, at[row], row))
+        for row in answered:
+            if not self._row(columns, account, row):
+                if kind[row] == READ:
+                    self.wrong_balances += 1
+                else:
+                    self.wrong_replies += 1
+        for row in rows:
+            if state[row] == REFUSED and columns.value[row] * HOUR_NS <= account.least:
+                self.wrong_refusals += 1
+                self._tell([f"{columns.words(row)} was refused, though there was always more than that"])
+
+    def _row(self, columns: Columns, account: Account, row: int) -> bool:
+        """Whether the model says the same."""
+        at_ns, kind = columns.at[row], columns.kind[row]
+        try:
+            if kind == TOP_UP:
+                account.top_up(at_ns, columns.value[row], columns.restored.get(row, ""))
+            elif kind == DEBIT:
+                account.debit(at_ns, columns.value[row])
+            elif kind == READ:
+                account.settle(at_ns)
+            else:
+                account.set_rate(at_ns, columns.rate_per_hour(row), columns.resources[columns.line[row]])
+        except Impossible as error:
+            self._tell([str(error)])
+            return False
+        expected = account.view()
+        exhausts_at_ns = columns.exhausts[row]
+        answered = View(
+            ACTIVE_NAME if columns.state[row] == ACTIVE else EXHAUSTED_NAME,
+            columns.balance[row],
+            columns.rate[row],
+            None if exhausts_at_ns == NEVER else exhausts_at_ns,
+            columns.seq[row],
+        )
+        if expected == answered:
+            return True
+        self._tell(differences(account.user_id, columns.words(row), expected, {**answered._asdict(), "at_ns": at_ns}))
+        return False
+
+    def _tell(self, lines: list[str]) -> None:
+        self.told += lines[: max(0, TOLD_MAX - len(self.told))]
+
+
+def _by_user(columns: Columns) -> tuple[array[int], array[int]]:
+    """Rows sorted by user, stable, and where each user's rows begin: a counting sort."""
+    starts = array("q", bytes(8 * (len(columns.users) + 1)))
+    for user in columns.user:
+        starts[user + 1] += 1
+    for user in range(len(columns.users)):
+        starts[user + 1] += starts[user]
+    order = array("q", bytes(8 * len(columns)))
+    place = array("q", starts)
+    for row, user in enumerate(columns.user):
+        order[place[user]] = row
+        place[user] += 1
+    return order, starts

@@ -1,0 +1,148 @@
+"""Trouble on demand, while the load runs: workers killed, buckets moved, snapshots, an endpoint that misbehaves.
+
+Each is done every so many seconds while the load runs; which worker and which bucket is drawn by seed. Whatever is done
+is noted among the events of the run, and the verdict at the end is the same as ever: none of it excuses a nano or a
+cutoff.
+
+Only processes of the harness's own daemon are killed, and only by their number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import aiohttp
+import msgspec
+import psutil
+
+from billing.client.client import Client
+from billing.client.errors import BillingError
+from billing.trial.loadtest.watch import Watch
+from shards.system.clock import wall_now_ns
+
+FAULT_PAUSE_SHARE: Final = 0.5  # of a period the endpoint is well again
+SETTLED_S: Final = 1.0  # a worker younger than that is left alone
+READY_WAIT_S: Final = 60.0
+
+
+class Chaos(msgspec.Struct, frozen=True):
+    """What is done, every so many seconds (0: never). `receiver_faults`: names as `billing receiver --fault` takes."""
+
+    kill_worker_every_s: float = 0.0
+    move_buckets_every_s: float = 0.0
+    snapshot_every_s: float = 0.0
+    receiver_faults: tuple[str, ...] = ()
+    fault_every_s: float = 2.0
+
+    @property
+    def disturbs_cutoffs(self) -> bool:
+        """Whether cutoffs may come twice."""
+        return bool(self.kill_worker_every_s or self.receiver_faults)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any."""
+        return bool(self.disturbs_cutoffs or self.move_buckets_every_s or self.snapshot_every_s)
+
+
+class Trouble:
+    """Does it. `pid`: the daemon's main process, where it is our own. `address` and `receiver`: where they listen."""
+
+    def __init__(
+        self, chaos: Chaos, seed: int, *, pid: int | None, address: str, token: str | None, receiver: str, watch: Watch
+    ) -> None:
+        self.counts: dict[str, int] = {}
+        self._chaos = chaos
+        self._rng = random.Random(f"{seed}:chaos")
+        self._pid = pid
+        self._address = address
+        self._token = token
+        self._receiver = receiver
+        self._watch = watch
+
+    async def run(self, until: Awaitable[None]) -> None:
+        """Makes trouble until `until` is over."""
+        chaos = self._chaos
+        steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
+            (chaos.kill_worker_every_s, self._kill),
+            (chaos.move_buckets_every_s, self._move),
+            (chaos.snapshot_every_s, self._snapshot),
+            (chaos.fault_every_s if chaos.receiver_faults else 0.0, self._misbehave),
+        ]
+        async with Client(self._address, token=self._token) as self._client:
+            tasks = [asyncio.create_task(_every(seconds, step)) for seconds, step in steps if seconds]
+            ending = asyncio.ensure_future(until)
+            try:
+                done, _ = await asyncio.wait({ending, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                for each in (ending, *tasks):
+                    each.cancel()
+                await asyncio.gather(ending, *tasks, return_exceptions=True)
+
+    def _did(self, kind: str, text: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self._watch.note(kind, text)
+
+    def _workers(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(self._pid).children():
+            with contextlib.suppress(psutil.Error):
+                if "worker" in process.cmdline() and wall_now_ns() / 1e9 - process.create_time() > SETTLED_S:
+                    found.append(process)
+        return sorted(found, key=lambda each: each.pid)
+
+    async def _kill(self) -> None:
+        workers = self._workers()
+        if workers:
+            victim = self._rng.choice(workers)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGKILL)
+                self._did("kill", f"worker {victim.pid} was killed")
+
+    async def _snapshot(self) -> None:
+        for process in self._workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR1)
+        self._did("snapshot", "snapshots were asked for")
+
+    async def _move(self) -> None:
+        try:
+            shards = [row["shard_id"] for row in await self._client.shards_info()]
+            route = await self._client.route()
+            bucket_id = self._rng.randrange(route["bucket_count"]) + 1
+            owner = route["owners"][bucket_id - 1]
+            others = [shard_id for shard_id in shards if shard_id != owner]
+            if others:
+                target = self._rng.choice(others)
+                await self._client.call("move_bucket", bucket_id, target, timeout_s=10.0)
+                self._did("move", f"bucket {bucket_id} went from shard {owner} to {target}")
+        except BillingError as error:
+            self._did("move refused", f"a move was refused: {error}")
+
+    async def _misbehave(self) -> None:
+        fault = self._rng.choice(self._chaos.receiver_faults)
+        seconds = self._chaos.fault_every_s * FAULT_PAUSE_SHARE
+        wanted = {"fault": fault, "for_s": f"{seconds:g}"}
+        with contextlib.suppress(aiohttp.ClientError):
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://{self._receiver}/misbehave", params=wanted) as answer,
+            ):
+                said = await answer.json(content_type=None)
+                if "error" in said:
+                    raise ValueError(said["error"])
+                self._did("fault", f"the endpoint: {fault} for {seconds:g} s")
+
+
+async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await step()

@@ -1,0 +1,116 @@
+"""Commands and what was answered, in columns: some 70 bytes a command, so that a run may have tens of millions.
+
+One row is one command. Before it is sent its row says when it is due, whose it is, what it does and with which value;
+when it is answered, the row says so with what the reply told of the account: the entry, its instant, balance, rate,
+coming instant and number of exhaustions. The verdict is made of these columns alone.
+
+Every command that changes anything carries a `request_id` made of the run and its row: sent again, it takes effect
+once. User ids are names by number; a row has the number.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any, Final
+
+from billing.trial.loadtest.verdict import BEGUN, SUPERSEDED
+
+TOP_UP: Final = 0  # value: nanos
+RATE: Final = 1  # nanos a second, of the line ""
+LINE_RATE: Final = 2  # nanos an hour, of the line named in the row
+DEBIT: Final = 3  # nanos
+READ: Final = 4
+NAMES: Final = ("top_up", "set_rate", "set_rate", "debit", "get_account")
+
+OPEN: Final = 0  # not answered
+ACTIVE: Final = 1  # answered: the account is active
+EXHAUSTED: Final = 2  # answered: the account is exhausted
+REFUSED: Final = 3  # a debit beyond what is available
+STALE: Final = 4  # a late retry of a rate, after a newer one
+FAILED: Final = 5  # refused for good though it should not be, or never answered
+
+NEVER: Final = -1  # no coming instant
+HOURS: Final = 3600
+RUN_SHIFT: Final = 40
+
+
+class Columns:
+    """The commands of one run. `users` are the names that numbers stand for; `resources` those of rate lines."""
+
+    def __init__(self, run: int, users: list[str], resources: list[str] | None = None) -> None:
+        self.run = run
+        self.users = users
+        self.resources = [""] if resources is None else resources
+        self.due = array("q")  # nanoseconds after the start of the run
+        self.user = array("I")
+        self.kind = bytearray()
+        self.value = array("q")
+        self.line = array("I")
+        self.state = bytearray()
+        self.sent = array("q")  # boot instant of the last sending
+        self.entry = array("Q")
+        self.at = array("q")
+        self.balance = array("q")
+        self.rate = array("q")  # nanos an hour
+        self.exhausts = array("q")
+        self.seq = array("I")
+        self.restored: dict[int, str] = {}  # row -> what the reply said of the newest cutoff, where it restored
+        self._ids = run << RUN_SHIFT
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def add(self, due_ns: int, user: int, kind: int, value: int, line: int = 0) -> int:
+        """Appends a command; its row."""
+        self.due.append(due_ns)
+        self.user.append(user)
+        self.kind.append(kind)
+        self.value.append(value)
+        self.line.append(line)
+        return len(self.kind) - 1
+
+    def seal(self) -> None:
+        """Makes room for the answers of all rows added until now."""
+        missing = len(self.kind) - len(self.state)
+        self.state.extend(bytes(missing))
+        for column in (self.sent, self.at, self.balance, self.rate, self.exhausts):
+            column.frombytes(bytes(8 * missing))
+        self.entry.frombytes(bytes(8 * missing))
+        self.seq.frombytes(bytes(self.seq.itemsize * missing))
+
+    def request(self, row: int) -> tuple[str, list[Any]]:
+        """Method and parameters."""
+        kind, user = self.kind[row], self.users[self.user[row]]
+        if kind == READ:
+            return "get_account", [user]
+        options: dict[str, Any] = {"request_id": (self._ids | row).to_bytes(8, "big")}
+        if kind == LINE_RATE:
+            options["per"] = "hour"
+            options["resource"] = self.resources[self.line[row]]
+            options["rate_seq"] = 1 if self.value[row] else 2
+        return NAMES[kind], [user, self.value[row], options]
+
+    def answer(self, row: int, reply: Mapping[str, Any]) -> None:
+        """Keeps what a reply said. KeyError or TypeError for one that is no reply on an account."""
+        self.at[row] = reply["at_ns"]
+        self.balance[row] = reply["balance_nanos"]
+        self.rate[row] = reply["rate_nanos_per_hour"]
+        exhausts_at_ns = reply["exhausts_at_ns"]
+        self.exhausts[row] = NEVER if exhausts_at_ns is None else exhausts_at_ns
+        self.seq[row] = reply["exhaustion_seq"]
+        self.entry[row] = reply["entry_id"]
+        self.state[row] = ACTIVE if reply["state"] == "active" else EXHAUSTED
+        if "restored" in reply and reply["restored"] and reply.get("cutoff"):
+            cutoff = reply["cutoff"]
+            status = cutoff["status"]
+            self.restored[row] = BEGUN if status == SUPERSEDED and cutoff["attempts"] else status
+
+    def rate_per_hour(self, row: int) -> int:
+        """What a rate command set, in nanos an hour."""
+        return self.value[row] * HOURS if self.kind[row] == RATE else self.value[row]
+
+    def words(self, row: int) -> str:
+        """A command for a message."""
+        line = self.resources[self.line[row]]
+        return f"{NAMES[self.kind[row]]} {self.users[self.user[row]]} {self.value[row]} {line}".rstrip()

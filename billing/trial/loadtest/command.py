@@ -1,0 +1,212 @@
+"""`billing loadtest`: offers a load to a daemon, measures what callers would see, and judges every nano and cutoff.
+
+Without `--address` it starts a daemon of its own in a temporary directory, with a receiver for its cutoffs, and both
+are gone afterwards. Ends with exit code 1 on any difference in money or cutoffs, whatever the speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+import aiohttp
+import click
+
+from billing.client.errors import BillingError
+from billing.trial.arrivals import ReceiverError
+from billing.trial.child_processes import ChildError, run_until_signalled
+from billing.trial.loadtest.chaos import Chaos
+from billing.trial.loadtest.generator import Order
+from billing.trial.loadtest.generators import GeneratorError, Generators
+from billing.trial.loadtest.load_driver import INTERVAL_NS
+from billing.trial.loadtest.progress import Display
+from billing.trial.loadtest.result import Result, environment
+from billing.trial.loadtest.session import Plan, Session
+from billing.trial.loadtest.summary import summary, verdict_line
+from billing.trial.loadtest.sweep import sweep
+from billing.trial.loadtest.target import Target, own_target, running_target
+from billing.trial.loadtest.trace import TraceError
+from billing.trial.loadtest.trace_plan import Tracing
+from billing.trial.loadtest.watch import Watch
+from billing.trial.loadtest.workload import Workload
+from billing.trial.loadtest.writing import FORMATS, write
+from shards.system.clock import wall_now_ns
+
+EXIT_WRONG: Final = 1
+NICENESS: Final = 10
+INTERVALS: Final = 1000  # of the curve over time, at most about so many
+
+
+class Wish(NamedTuple):
+    """All that was asked for on the command line."""
+
+    workload: Workload
+    tracing: Tracing | None
+    chaos: Chaos
+    rate: float
+    runs: int
+    sweeping: bool
+    p99_ms: float
+    processes: int
+    connections: int
+    depth: int
+    config: Path | None
+    workers: int
+    sync: str
+    directory: Path | None
+    address: str | None
+    token: str | None
+    receiver: str | None
+    quiet: bool
+    outputs: dict[str, Path]
+
+
+async def loadtest(wish: Wish) -> int:
+    """Runs it all; the exit code."""
+    async with contextlib.AsyncExitStack() as stack:
+        display = stack.enter_context(Display(wish.quiet))
+        target = await _target(wish, stack, display)
+        suffix = f"@{wall_now_ns() // 10**6:x}"
+        span_s = wish.workload.warmup_s + wish.workload.seconds
+        order = Order(
+            address=target.address,
+            workload=wish.workload,
+            token=target.token,
+            connections=max(1, wish.connections // wish.processes),
+            depth=wish.depth,
+            suffix=suffix,
+            tracing=wish.tracing,
+            interval_ns=max(INTERVAL_NS, int(span_s * 1e9) // INTERVALS),
+        )
+        watch = await stack.enter_async_context(Watch(target.pid, target.admin))
+        crew = await stack.enter_async_context(Generators(order, wish.processes))
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # all else is started: from here on it only watches
+        opened = await crew.open()
+        users, of_trace = sum(part["users"] for part in opened), opened[0]["plan"]
+        if not users:
+            raise click.UsageError("there is no account to put under load")
+        if of_trace:
+            display.say(
+                f"{users} users with {of_trace[1]} machines, {of_trace[2]} of them to run dry; {of_trace[0]} commands "
+                f"in {of_trace[3] / 1e9:.0f} s"
+            )
+        plan = Plan(wish.workload, wish.chaos, of_trace[0] if of_trace else 0, of_trace[3] if of_trace else 0)
+        session = Session(plan, target, crew, watch, http, users, order.interval_ns, display.at)
+        await session.begin()
+        result = _blank(wish, target)
+        await _runs(wish, session, result, display)
+        result.memory_bytes_per_account = session.memory_bytes_per_account
+        result.memory_accounts = session.memory_accounts
+    for line in summary(result):
+        click.echo(line)
+    write(result, wish.outputs)
+    for kind, path in wish.outputs.items():
+        click.echo(f"{kind}: {path}")
+    return 0 if result.clean else EXIT_WRONG
+
+
+async def _runs(wish: Wish, session: Session, result: Result, display: Display) -> None:
+    if wish.sweeping:
+        await sweep(session, wish.rate, wish.p99_ms, result, display.say)
+        return
+    for _ in range(wish.runs):
+        run = await session.run(wish.rate)
+        result.runs.append(run)
+        display.say(f"run {run.number + 1}: {'VALID' if run.valid else 'INVALID'}, {verdict_line(run)}")
+
+
+async def _target(wish: Wish, stack: contextlib.AsyncExitStack, display: Display) -> Target:
+    if wish.address is not None:
+        target = await running_target(stack, wish.address, wish.token, wish.receiver, wish.config)
+        display.say(f"the daemon at {target.address}, its cutoffs as received at {target.receiver}")
+        return target
+    target, notes = await own_target(stack, wish.config, wish.workers, wish.sync, wish.directory)
+    for note in notes:
+        display.say(note)
+    display.say(f"a daemon of our own listens at {target.address}, with {target.facts['workers']} workers")
+    return target
+
+
+def _blank(wish: Wish, target: Target) -> Result:
+    kind = "trace" if wish.tracing else "sweep" if wish.sweeping else "closed" if wish.workload.closed else "load"
+    return Result(
+        command="billing " + " ".join(sys.argv[1:]),
+        began_at=datetime.fromtimestamp(wall_now_ns() / 1e9, UTC).isoformat(timespec="seconds"),
+        kind=kind,
+        workload=wish.workload,
+        tracing=wish.tracing,
+        chaos=wish.chaos,
+        processes=wish.processes,
+        connections=wish.connections,
+        depth=wish.depth,
+        daemon={**target.facts, "own": target.own is not None},
+        configuration=target.configuration,
+        environment=environment(),
+        p99_limit_ms=wish.p99_ms,
+        memory_bytes_per_account=None,
+        memory_accounts=0,
+        runs=[],
+    )
+
+
+def wish_of(given: dict[str, Any]) -> Wish:
+    """The command line's options, by their names there."""
+    tracing = None
+    if given["trace"] is not None:
+        seconds = given["seconds"] if given["seconds_given"] else 0.0
+        tracing = Tracing(
+            str(given["trace"].resolve()), given["speed"], given["users"], given["exhaust_share"], seconds
+        )
+    token_file: IO[str] | None = given["token_file"]
+    outputs = {kind: given[f"{kind}_file"] for kind in FORMATS if given[f"{kind}_file"] is not None}
+    return Wish(
+        workload=Workload(
+            accounts=given["accounts"],
+            seconds=given["seconds"],
+            warmup_s=given["warmup"],
+            mix=given["mix"],
+            skew=given["skew"],
+            arrivals=given["arrivals"],
+            exhaust_per_second=given["exhaust_per_second"],
+            storm=given["storm"],
+            closed=given["closed"],
+            seed=given["seed"],
+        ),
+        tracing=tracing,
+        chaos=Chaos(
+            given["kill_worker_every"],
+            given["move_buckets"],
+            given["snapshot_every"],
+            given["receiver_faults"],
+            given["fault_every"],
+        ),
+        rate=given["rate"],
+        runs=1 if tracing is not None else given["runs"],
+        sweeping=given["sweep"],
+        p99_ms=given["p99_ms"],
+        processes=given["processes"],
+        connections=given["connections"],
+        depth=given["depth"],
+        config=given["config"],
+        workers=given["workers"],
+        sync=given["sync"],
+        directory=given["directory"],
+        address=given["address"],
+        token=token_file.read().strip() if token_file is not None else None,
+        receiver=given["receiver"],
+        quiet=given["quiet"],
+        outputs=outputs,
+    )
+
+
+def carry_out(wish: Wish) -> int:
+    """Runs it until it is over or a signal ends it."""
+    try:
+        return run_until_signalled(loadtest(wish))
+    except (TraceError, ChildError, GeneratorError, BillingError, ReceiverError, aiohttp.ClientError, ValueError) as error:
+        raise click.ClickException(str(error) or type(error).__name__) from error

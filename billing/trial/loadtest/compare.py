@@ -1,0 +1,99 @@
+"""What changed between two results beyond the noise of their own runs. Pure.
+
+A figure changed where all runs of one side lie on one side of all runs of the other, and the medians are further apart
+than the wider of the two spreads. With three runs a side, sides part by chance once in ten times; the second condition
+is what makes that rare. With fewer than three runs on a side nothing is said to have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Final
+
+from billing.trial.loadtest.latency import PERCENTILES
+from billing.trial.loadtest.result import Result, Run, histogram_of
+
+RUNS_MIN: Final = 3
+
+Figure = Callable[[Run], float | None]
+
+
+def _percentile(name: str, percent: str) -> Figure:
+    return lambda run: _ms(histogram_of(_pairs(run, name)).percentile(percent))
+
+
+def _pairs(run: Run, name: str) -> list[tuple[int, int]]:
+    pairs: list[tuple[int, int]] = run.cutoffs.lateness if name == "cutoff" else getattr(run, name)
+    return pairs
+
+
+def _ms(value: int | None) -> float | None:
+    return None if value is None else value / 1e6
+
+
+def _role(name: str) -> Figure:
+    return lambda run: run.cpu_by_role.get(name)
+
+
+FIGURES: Final[tuple[tuple[str, str, Figure], ...]] = (
+    ("commands answered a second", "", lambda run: run.per_s or None),
+    *((f"latency p{percent}", "ms", _percentile("latency", percent)) for percent in PERCENTILES),
+    *((f"service time p{percent}", "ms", _percentile("service", percent)) for percent in PERCENTILES),
+    *((f"cutoff lateness p{percent}", "ms", _percentile("cutoff", percent)) for percent in PERCENTILES),
+    ("server CPU a command", "µs", lambda run: run.cpu_us_per_command),
+    ("server CPU a cutoff", "µs", lambda run: run.cpu_us_per_cutoff),
+    *((f"cores of {role}", "", _role(role)) for role in ("supervisor", "worker", "beside")),
+)
+
+
+def compare(before: Result, after: Result) -> Iterator[str]:
+    """Lines: what makes the two hard to compare, what changed, what did not."""
+    yield from (f"not the same: {line}" for line in differing(before, after))
+    for name, result in (("A", before), ("B", after)):
+        if not result.clean:
+            yield f"{name} is WRONG: money or cutoffs came out otherwise than they had to"
+        if any(not run.valid for run in result.measured):
+            yield f"{name} has runs that are INVALID"
+        if len(result.runs) < RUNS_MIN:
+            yield f"{name} has {len(result.runs)} runs; of fewer than {RUNS_MIN} nothing can be said to have changed"
+    same = []
+    for name, unit, figure in FIGURES:
+        sides = [[value for run in result.runs if (value := figure(run)) is not None] for result in (before, after)]
+        if not all(sides):
+            continue
+        if changed(*sides):
+            yield _line(name, unit, *sides)
+        else:
+            same.append(name)
+    yield f"within the noise: {', '.join(same) or 'nothing'}"
+
+
+def differing(before: Result, after: Result) -> Iterator[str]:
+    """What was not the same for both, of what figures depend on."""
+    for name in ("kind", "workload", "tracing", "chaos", "processes", "connections", "depth"):
+        a, b = getattr(before, name), getattr(after, name)
+        if a != b:
+            yield f"{name}: {a} and {b}"
+    for name in ("workers", "journal_sync", "version"):
+        if before.daemon.get(name) != after.daemon.get(name):
+            yield f"{name}: {before.daemon.get(name)} and {after.daemon.get(name)}"
+    for name in ("host", "processor", "cores", "python", "system"):
+        if before.environment.get(name) != after.environment.get(name):
+            yield f"{name}: {before.environment.get(name)} and {after.environment.get(name)}"
+
+
+def changed(before: list[float], after: list[float]) -> bool:
+    """Whether two sides differ beyond their own noise."""
+    if min(len(before), len(after)) < RUNS_MIN:
+        return False
+    apart = max(before) < min(after) or max(after) < min(before)
+    spread = max(max(before) - min(before), max(after) - min(after))
+    return apart and abs(median(after) - median(before)) > spread
+
+
+def _line(name: str, unit: str, before: list[float], after: list[float]) -> str:
+    a, b = median(before), median(after)
+    share = f" ({(b - a) / a:+.1%})" if a else ""
+    ranges = f"runs {min(before):.4g} to {max(before):.4g}, then {min(after):.4g} to {max(after):.4g}"
+    return f"CHANGED: {name} {a:.4g} → {b:.4g} {unit}".rstrip() + f"{share}; {ranges}"

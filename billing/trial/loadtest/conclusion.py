@@ -1,0 +1,184 @@
+"""What a result means for who has to buy machines: plain words, each with the figure that it rests on. Pure.
+
+What was shown is told as shown, what is reckoned from it as reckoned. A rate counts as sustained where its measurement
+was VALID, money was right, and the 99th percentile stayed within the limit (`--p99-ms`). A sweep finds the highest such
+rate; any other run only shows that its own rate is sustained. Reckoning keeps `HEADROOM` back: a system that is full on
+an ordinary day fails on the first that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from statistics import median
+from typing import Final, NamedTuple
+
+from billing.trial.loadtest.result import Result, Run, histogram_of, whole
+
+HEADROOM: Final = 0.7  # of the sustained rate is planned with
+REPORT_EVERY_S: Final = 60
+FLEETS: Final = (10_000, 100_000, 1_000_000, 10_000_000)
+
+
+class Need(NamedTuple):
+    """For so many reporting machines: commands a second, and what it takes."""
+
+    machines: int
+    per_s: float
+    workers: int
+    memory_bytes: float | None
+
+
+def sustained(run: Run, limit_ms: float) -> bool:
+    """Whether a run shows that its rate can be had."""
+    latency = histogram_of(run.latency)
+    p99_ns = latency.percentile("99") or (latency.greatest if latency.total else None)
+    return run.valid and run.clean and p99_ns is not None and p99_ns <= limit_ms * 1e6
+
+
+def sustained_per_s(result: Result) -> float | None:
+    """The highest rate that is shown to be sustained; None where none is. A closed loop shows none: it asks less where
+    the daemon is slow.
+    """
+    if result.kind == "closed":
+        return None
+    if result.knee_per_s is not None:
+        return result.knee_per_s
+    if not result.runs or not all(sustained(run, result.p99_limit_ms) for run in result.runs):
+        return None
+    return median(run.per_s for run in result.runs)
+
+
+def telling(result: Result) -> list[Run]:
+    """The runs whose figures count: all runs, or the steps of a sweep at its knee."""
+    if result.runs:
+        return result.runs
+    at_knee = [step for step in result.steps if step.offered_per_s == result.knee_per_s]
+    good = [step for step in at_knee if sustained(step, result.p99_limit_ms)]
+    return good or result.steps[:1]
+
+
+def kept_up(result: Result) -> list[Run]:
+    """The runs of which lateness of cutoffs is told: all, but of a sweep only the sustained steps, where there are."""
+    good = [step for step in result.steps if sustained(step, result.p99_limit_ms)]
+    return result.runs or good or result.steps
+
+
+def counted(number: int, word: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def in_bytes(number: float) -> str:
+    """In MiB or GiB."""
+    return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
+
+
+def needs(result: Result) -> list[Need]:
+    """What fleets of machines need, each reporting once a minute."""
+    rate = sustained_per_s(result)
+    if rate is None:
+        return []
+    per_worker = rate * HEADROOM / result.daemon["workers"]
+    memory = result.memory_bytes_per_account
+    return [
+        Need(
+            machines,
+            machines / REPORT_EVERY_S,
+            max(1, ceil(machines / REPORT_EVERY_S / per_worker)),
+            None if memory is None else memory * machines,
+        )
+        for machines in FLEETS
+    ]
+
+
+def conclusion(result: Result) -> Iterator[str]:
+    """Sentences, the verdict first."""
+    if not result.clean:
+        yield (
+            "DO NOT TRUST THIS DAEMON: money or cutoffs came out wrong. No figure below means anything until that is "
+            "explained."
+        )
+    else:
+        answers = sum(run.money.answered for run in (*result.runs, *result.steps))
+        yield (
+            f"Money was right: all {answers:,} answers and every final balance are what an independent sum says, and "
+            f"every one of the {max((run.cutoffs.expected for run in result.measured), default=0):,} cutoffs that had "
+            "to come came, none early, none false."
+        )
+    if any(not run.valid for run in result.runs):
+        yield "At least one run is INVALID: its latencies are not to be used."
+    yield from _rate(result)
+    yield from _cutoffs(result)
+    memory = result.memory_bytes_per_account
+    if memory is not None:
+        yield f"Memory: {memory:,.0f} bytes an account in the workers, over {result.memory_accounts:,} accounts."
+    yield from _needs(result)
+
+
+def _rate(result: Result) -> Iterator[str]:
+    rate, workers, limit = sustained_per_s(result), result.daemon["workers"], f"{result.p99_limit_ms:g} ms"
+    cost = [run.cpu_us_per_command for run in telling(result) if run.cpu_us_per_command]
+    if result.kind == "closed" and result.runs:
+        yield (
+            f"A closed loop was answered {median(run.per_s for run in result.runs):,.0f} times a second. Its latencies "
+            "are not what callers would see, who do not wait for each other."
+        )
+    elif rate is None:
+        if result.measured and any(run.answered for run in result.measured):
+            yield f"The offered rate was not sustained: the 99th percentile was above {limit}, or a run was not valid."
+    else:
+        shown = "Sustained at most" if result.knee_per_s is not None else "Sustained at least (no higher was tried)"
+        latency = whole(telling(result), "latency")
+        p99_ns = latency.percentile("99")
+        yield (
+            f"{shown}: {rate:,.0f} durable commands a second on {counted(workers, 'worker')}, "
+            f"{rate / workers:,.0f} a worker, with the 99th percentile of latency within {limit}"
+            + (f" (it was {p99_ns / 1e6:.1f} ms)." if p99_ns else ".")
+        )
+    if cost:
+        each = median(cost)
+        yield (
+            f"A command cost {each:.1f} µs of the daemon's CPU at that rate (less where more of them share a sync): a "
+            f"core that does nothing else would be full at {1e6 / each:,.0f} a second."
+        )
+
+
+def _cutoffs(result: Result) -> Iterator[str]:
+    lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
+    p50_ns, p99_ns = lateness.percentile("50"), lateness.percentile("99")
+    if lateness.total and p50_ns is not None:
+        tail = f", 99 % within {p99_ns / 1e6:.1f} ms" if p99_ns is not None else ""
+        yield (
+            f"Cutoffs: half of {lateness.total:,} reached the endpoint within {p50_ns / 1e6:.1f} ms of "
+            f"the exact instant{tail}, the last after {lateness.greatest / 1e6:.0f} ms."
+        )
+    storms = [run.cutoffs.last_after_s for run in kept_up(result) if run.cutoffs.last_after_s]
+    if storms:
+        yield (
+            f"A storm of {result.workload.storm:,} cutoffs due at one instant was over after {median(storms):.2f} s: "
+            f"{result.workload.storm / median(storms):,.0f} a second."
+        )
+    cost = [run.cpu_us_per_cutoff for run in kept_up(result) if run.cpu_us_per_cutoff]
+    if cost:
+        yield f"A cutoff cost {median(cost):.0f} µs of the daemon's CPU (less where many are due at once)."
+
+
+def _needs(result: Result) -> Iterator[str]:
+    rows = needs(result)
+    if rows:
+        yield (
+            f"How many machines: a worker takes one core. Planned with {HEADROOM:.0%} of what was sustained, machines "
+            f"that each report once in {REPORT_EVERY_S} s need:"
+        )
+    for need in rows:
+        memory = "" if need.memory_bytes is None else f", {in_bytes(need.memory_bytes)} if each is an account"
+        yield (
+            f"  {need.machines:,} machines: {need.per_s:,.0f} commands a second, "
+            f"{counted(need.workers, 'worker')}{memory}"
+        )
+    if any(need.workers > result.daemon["workers"] for need in rows):
+        yield (
+            f"  (reckoned in proportion beyond the {counted(result.daemon['workers'], 'worker')} measured; a daemon is "
+            "one host, so more workers than its cores mean more daemons, each with its own users)"
+        )

@@ -1,0 +1,284 @@
+"""A generator: one process that sends its share of the load and judges its own accounts.
+
+It is told what to do over the socket that it inherits, one step after the other, and says when each is done:
+
+    coordinator → generator                    generator → coordinator
+    (number, "open", order)                    (number, "progress", answered)
+    (number, "preload", run)                   (number, "done", what came of it)
+    (number, "aim", run, instant)              (number, "failed", text)
+    (number, "drive", run, start, rate)
+    (number, "read", run)
+    (number, "settle", instant)
+
+`open` connects. `preload` tops up and arms; `aim` brings the armed accounts to their instants, counted from a billing
+instant; `drive` sends the load from a boot instant on and is what is measured; `read` asks for every account and runs
+the model over all answers of the run; `settle` lets time pass in the model and tells which cutoffs there had to be.
+
+While it drives, nothing else is done here: answers are kept in columns, and the collector of garbage is off. Where it
+may, it takes precedence over other processes: it sleeps most of the time, and what it measures is its own lateness too.
+When the wire closes, the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import uvloop
+
+from billing.client.batch import Batch
+from billing.client.client import Client
+from billing.client.errors import BillingError
+from billing.trial.loadtest import workload as work
+from billing.trial.loadtest.assess import Assessment
+from billing.trial.loadtest.columns import NEVER, READ, Columns
+from billing.trial.loadtest.load_driver import INTERVAL_NS, LoadDriver
+from billing.trial.loadtest.plan import Plan
+from billing.trial.loadtest.trace_plan import Tracing, plan_of
+from billing.trial.loadtest.workload import Mixer, Share, Workload
+from shards.system.clock import boot_now_ns
+from shards.system.links import Wire
+
+MORE_AT_ONCE = 4096  # commands made at a time in a closed loop
+PRIORITY = -10  # niceness
+PHASE_DEPTH = 512  # open commands a connection in phases that are not measured
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a generator is for."""
+
+    address: str
+    workload: Workload
+    share: Share = Share()
+    token: str | None = None
+    connections: int = 1  # of this process
+    depth: int = 4096  # open commands a connection
+    suffix: str = ""  # of user ids
+    tracing: Tracing | None = None
+    interval_ns: int = INTERVAL_NS
+
+
+class Generator:
+    """The steps, in the order of the module's docstring."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._batches: list[Batch] = []
+        self._pace: LoadDriver | None = None
+        self._columns: Columns | None = None
+        self._assessment = Assessment()
+        self._plan: Plan | None = None
+        self._armed: dict[int, int] = {}  # user -> coming instant
+        self._users: list[str] = []
+        self._mixed = 0
+
+    async def open(self, _: Callable[[int], None]) -> dict[str, Any]:
+        """Connects; how many users and commands there will be."""
+        order = self._order
+        if order.tracing is not None:
+            self._plan = plan_of(order.tracing, order.workload.seed, order.suffix)
+            self._users = self._plan.users[order.share.number :: order.share.of]
+        else:
+            self._users = work.names(order.workload, order.share, order.suffix)
+            self._mixed = order.share.count(order.workload.accounts)
+        client = Client(order.address, token=order.token)
+        for _number in range(order.connections):
+            batch = client.batch(self._on_answer, self._on_read)
+            await batch.connect()
+            self._batches.append(batch)
+        plan = self._plan
+        return {
+            "users": len(self._users),
+            "plan": None if plan is None else [len(plan.steps), plan.machines, plan.dry, plan.end_ns],
+        }
+
+    async def preload(self, on_progress: Callable[[int], None], run: int) -> dict[str, Any]:
+        """Money for all accounts of a run; the aimed ones are armed by it."""
+        columns = self._columns = Columns(run, self._users)
+        if self._plan is None:
+            work.preload(columns, run == 0, self._mixed)
+            self._mixer = Mixer(self._order.workload, self._order.share, run)
+        pace = await self._phase(columns, 0, on_progress)
+        if self._plan is None:
+            for row, user in enumerate(columns.user):
+                if user >= self._mixed and columns.exhausts[row] != NEVER:
+                    self._armed[user] = columns.exhausts[row]
+        return _came_of(pace)
+
+    async def aim(self, on_progress: Callable[[int], None], run: int, start_ns: int) -> dict[str, Any]:
+        """Brings the armed accounts to their instants, counted from the billing instant `start_ns`."""
+        columns = self._columns_of(run)
+        offsets = work.aims(self._order.workload, self._order.share, run)
+        wanted_ns = {user: start_ns + offset for user, offset in zip(sorted(self._armed), offsets, strict=True)}
+        first = len(columns)
+        work.aim(columns, self._armed, wanted_ns)
+        self._armed = {}
+        pace = await self._phase(columns, first, on_progress)
+        missed = sum(columns.exhausts[row] == NEVER for row in range(first, len(columns)))
+        return {**_came_of(pace), "missed": missed}
+
+    async def drive(self, on_progress: Callable[[int], None], run: int, start_ns: int, rate: float) -> dict[str, Any]:
+        """The load, from the boot instant `start_ns` on, at `rate` a second of all processes together."""
+        columns, order = self._columns_of(run), self._order
+        load = order.workload
+        first = len(columns)
+        end_ns = int((load.warmup_s + load.seconds) * work.SECOND_NS)
+        if self._plan is not None:
+            work.traced(columns, self._plan, order.share)
+        elif not load.closed:
+            self._mixer.until(columns, end_ns, rate)
+        closed_mix = load.closed and self._plan is None
+        pace = self._pace = LoadDriver(
+            columns,
+            self._batches,
+            first=first,
+            closed=closed_mix,
+            depth=order.depth,
+            start_ns=max(start_ns, boot_now_ns()),
+            warm_ns=0 if self._plan is not None else int(load.warmup_s * work.SECOND_NS),
+            end_ns=max(start_ns, boot_now_ns()) + end_ns,
+            more=(lambda: self._mixer.more(columns, MORE_AT_ONCE)) if closed_mix else None,
+            interval_ns=order.interval_ns,
+        )
+        columns.seal()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        await asyncio.sleep(max(0, start_ns - boot_now_ns() - 10**6) / 1e9)
+        busy_ns = boot_now_ns()
+        await pace.run(on_progress)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        gc.enable()
+        gc.unfreeze()
+        return {
+            **_came_of(pace),
+            "late_start_ns": max(0, busy_ns - start_ns),
+            "planned": len(columns) - first,
+            "kinds": [columns.kind[first:].count(kind) for kind in range(READ + 1)],
+            "took_ns": pace.ended_ns - pace.started_ns,
+            "latency": pace.latency.sparse(),
+            "service": pace.service.sparse(),
+            "lateness": pace.lateness.sparse(),
+            "intervals": [each.sparse() for each in pace.intervals],
+            "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        }
+
+    async def read(self, on_progress: Callable[[int], None], run: int) -> dict[str, Any]:
+        """Asks for every account, and compares all answers of the run with the model's."""
+        columns = self._columns_of(run)
+        first = len(columns)
+        for user in range(len(columns.users)):
+            columns.add(0, user, READ, 0)
+        pace = await self._phase(columns, first, on_progress)
+        assessment = self._assessment
+        assessment.apply(columns)
+        self._columns = None
+        return {
+            **_came_of(pace),
+            "wrong_replies": assessment.wrong_replies,
+            "wrong_balances": assessment.wrong_balances,
+            "wrong_refusals": assessment.wrong_refusals,
+            "told": [*assessment.told, *pace.told],
+        }
+
+    async def settle(self, _: Callable[[int], None], at_ns: int) -> dict[str, Any]:
+        """Which cutoffs there had to be until an instant."""
+        self._assessment.settle(at_ns)
+        return {
+            "claims": [
+                (each.user_id, [(one.seq, one.at_ns) for one in each.cutoffs], each.superseded, sorted(each.overtaken))
+                for each in self._assessment.claims()
+            ],
+            "coming": self._assessment.soonest_ns(),
+        }
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for batch in self._batches:
+            batch.close()
+
+    async def _phase(self, columns: Columns, first: int, on_progress: Callable[[int], None]) -> LoadDriver:
+        """Rows from `first` on, as fast as they are answered."""
+        pace = self._pace = LoadDriver(columns, self._batches, first=first, closed=True, depth=PHASE_DEPTH)
+        await pace.run(on_progress)
+        return pace
+
+    def _columns_of(self, run: int) -> Columns:
+        assert self._columns is not None
+        assert self._columns.run == run
+        return self._columns
+
+    def _on_answer(self, row: int, error: BillingError | None, reply: Any) -> None:
+        assert self._pace is not None
+        self._pace.on_answer(row, error, reply)
+
+    def _on_read(self) -> None:
+        if self._pace is not None:
+            self._pace.on_read()
+
+
+def _came_of(pace: LoadDriver) -> dict[str, Any]:
+    return {
+        "answered": pace.answered,
+        "refused": pace.refused,
+        "stale": pace.stale,
+        "retries": pace.retries,
+        "held": pace.held,
+        "failed": pace.failed,
+        "told": pace.told,
+        "skew": (pace.skew.low_ns, pace.skew.high_ns),
+    }
+
+
+async def _serve(descriptor: int) -> None:
+    connection = socket.socket(fileno=descriptor)
+    connection.setblocking(False)
+    loop = asyncio.get_running_loop()
+    messages: asyncio.Queue[Any] = asyncio.Queue()
+    _, wire = await loop.create_connection(
+        lambda: Wire(lambda _, message: messages.put_nowait(message), lambda _: messages.put_nowait(None), _nothing),
+        sock=connection,
+    )
+    generator: Generator | None = None
+    while (message := await messages.get()) is not None:
+        number, step, *arguments = message
+        try:
+            if step == "open":
+                generator = Generator(msgspec.json.decode(arguments.pop(), type=Order))
+            assert generator is not None, "nothing is open yet"
+            came = await getattr(generator, step)(_progress(wire, number), *arguments)
+        except Exception as error:
+            wire.send((number, "failed", f"{type(error).__name__}: {error}"))
+        else:
+            wire.send((number, "done", msgspec.json.encode(came)))
+    if generator is not None:
+        generator.close()
+
+
+def _nothing(_: Wire) -> None:
+    return None
+
+
+def _progress(wire: Wire, number: int) -> Callable[[int], None]:
+    return lambda answered: wire.send((number, "progress", answered))
+
+
+def main(arguments: list[str]) -> None:
+    """The main function of the process; the argument is the number of the wire's descriptor."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(int(arguments[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

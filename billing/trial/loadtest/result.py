@@ -1,0 +1,208 @@
+"""A load test's result as data: what is written with `--json`, and what all reports are made of.
+
+Histograms are kept as pairs (bucket of `latency`, count), so that a report made later tells the same percentiles. Times
+are named with their units; `at_s` counts from the start of the run, warm-up included.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import psutil
+
+from billing.trial.loadtest.chaos import Chaos
+from billing.trial.loadtest.latency import Histogram
+from billing.trial.loadtest.trace_plan import Tracing
+from billing.trial.loadtest.workload import Workload
+
+FORMAT: Final = 1
+
+Pairs = list[tuple[int, int]]
+
+
+class Interval(msgspec.Struct):
+    """A tenth of a second or so of the curve over time, by when answers came. None: too few samples to tell."""
+
+    at_s: float
+    count: int
+    p50_ns: int | None
+    p99_ns: int | None
+    max_ns: int
+
+
+class Money(msgspec.Struct):
+    """The verdict on balances and replies. Each is a number of differences but the first two."""
+
+    accounts: int = 0
+    answered: int = 0  # commands whose effect was compared, questions included
+    wrong_replies: int = 0
+    wrong_balances: int = 0
+    wrong_refusals: int = 0
+    unanswered: int = 0  # commands and questions that got no usable answer
+    told: list[str] = []
+
+    @property
+    def clean(self) -> bool:
+        return not (self.wrong_replies or self.wrong_balances or self.wrong_refusals or self.unanswered)
+
+
+class Cutoffs(msgspec.Struct):
+    """The verdict on cutoffs, of all runs until then; lateness of those of this run's measured time."""
+
+    expected: int = 0
+    received: int = 0
+    missing: int = 0
+    early: int = 0
+    false: int = 0
+    doubled: int = 0
+    doubled_is_wrong: bool = False  # nothing happened that excuses a second call
+    superseded: int = 0
+    lateness: Pairs = []
+    last_after_s: float | None = None  # of a storm: from its instant to the last arrival
+    told: list[str] = []
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing or self.early or self.false or (self.doubled and self.doubled_is_wrong))
+
+
+class Run(msgspec.Struct):
+    """One run."""
+
+    number: int
+    offered_per_s: float  # 0: as planned by a trace, or a closed loop
+    seconds: float  # measured
+    planned: int
+    answered: int  # within the histograms: warm-up excluded
+    per_s: float
+    refused: int
+    retries: int
+    held: int
+    latency: Pairs
+    service: Pairs
+    lateness: Pairs
+    intervals: list[Interval]
+    valid: bool
+    invalid_because: list[str]
+    money: Money
+    cutoffs: Cutoffs
+    cpu_us_per_command: float | None
+    cpu_us_per_cutoff: float | None
+    cpu_note: str
+    generator_cpu: float  # cores
+    cpu_by_role: dict[str, float]  # cores, in the measured time
+    samples: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    storm_at_s: float | None = None
+    warmup_s: float = 0.0
+    chaos_did: dict[str, int] = {}
+
+    @property
+    def clean(self) -> bool:
+        """Whether money and cutoffs were right."""
+        return self.money.clean and self.cutoffs.clean
+
+
+class Result(msgspec.Struct):
+    """A whole load test."""
+
+    command: str
+    began_at: str  # UTC
+    kind: str  # "load", "closed", "sweep" or "trace"
+    workload: Workload
+    tracing: Tracing | None
+    chaos: Chaos
+    processes: int
+    connections: int
+    depth: int
+    daemon: dict[str, Any]  # version, workers, sync mode, whether it is our own
+    configuration: str  # of our own daemon, as it took effect
+    environment: dict[str, Any]
+    p99_limit_ms: float
+    memory_bytes_per_account: float | None
+    memory_accounts: int
+    runs: list[Run]
+    steps: list[Run] = []  # of a sweep, by rising rate
+    knee_per_s: float | None = None  # of a sweep: the highest rate that was sustained
+    format: int = FORMAT
+
+    @property
+    def clean(self) -> bool:
+        """Whether money and cutoffs were right in all runs and steps."""
+        return all(run.clean for run in (*self.runs, *self.steps))
+
+    @property
+    def measured(self) -> list[Run]:
+        """The runs that figures are told of."""
+        return self.runs or self.steps
+
+
+def histogram_of(pairs: Pairs) -> Histogram:
+    """As it was recorded."""
+    histogram = Histogram()
+    histogram.add(pairs)
+    return histogram
+
+
+def whole(runs: list[Run], name: str) -> Histogram:
+    """A histogram of several runs together."""
+    histogram = Histogram()
+    for run in runs:
+        histogram.add(getattr(run, name))
+    return histogram
+
+
+def to_json(result: Result) -> bytes:
+    """For a file."""
+    return msgspec.json.format(msgspec.json.encode(result), indent=1)
+
+
+def from_json(data: bytes) -> Result:
+    """Raises ValueError for what is no result."""
+    try:
+        return msgspec.json.decode(data, type=Result)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"this is no result of a load test: {error}") from None
+
+
+def environment() -> dict[str, Any]:
+    """Where it was measured."""
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_before": [round(each, 2) for each in os.getloadavg()],
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout if _has("lscpu") else ""
+    for line in found.splitlines():
+        if line.startswith("Model name:"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    """Of the checkout that this code runs from; empty where it is none."""
+    if not _has("git"):
+        return ""
+    here = str(Path(__file__).parent)
+    said = [
+        subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=False).stdout.strip()
+        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    ]
+    return f"{said[0]}, with changes" if said[0] and said[1] else said[0]
+
+
+def _has(program: str) -> bool:
+    return subprocess.run(["which", program], capture_output=True, check=False).returncode == 0

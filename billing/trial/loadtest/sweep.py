@@ -1,0 +1,63 @@
+"""Raises the offered rate until the daemon does not keep up, and closes in on the knee between.
+
+A step is sustained where its measurement is valid, money was right, and the 99th percentile stayed within the limit.
+One that is not is tried once more, since a neighbour's noise must not end a sweep; the better of the two counts, and
+both are kept. The rate grows by `GROWTH` from step to step; after the first that is not sustained, the gap to the last
+that was is halved `HALVINGS` times. A generator that becomes too slow ends the sweep as a daemon does: what was
+measured then is no rate of the daemon, and the step says INVALID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from billing.trial.loadtest.conclusion import sustained
+from billing.trial.loadtest.result import Result, Run, histogram_of
+from billing.trial.loadtest.session import Session
+
+GROWTH: Final = 1.5
+HALVINGS: Final = 2
+TRIES: Final = 2
+STEPS_MAX: Final = 24
+
+
+async def sweep(
+    session: Session, first_per_s: float, limit_ms: float, result: Result, say: Callable[[str], None]
+) -> None:
+    """Fills in the steps of a result, and its knee."""
+    good, bad, rate = 0.0, 0.0, first_per_s
+    halvings = 0
+    while len(result.steps) < STEPS_MAX and halvings <= HALVINGS:
+        kept_up = False
+        for _ in range(TRIES):
+            step = await session.run(rate)
+            result.steps.append(step)
+            kept_up = sustained(step, limit_ms)
+            say(_line(step, kept_up))
+            if kept_up or not step.clean:
+                break
+        if not result.clean:
+            break
+        if kept_up:
+            good = max(good, rate)
+        else:
+            bad = min(bad or rate, rate)
+        if bad and bad <= first_per_s:
+            break
+        if bad:
+            halvings += 1
+            rate = (good + bad) / 2
+        else:
+            rate *= GROWTH
+    result.steps.sort(key=lambda step: step.offered_per_s)
+    result.knee_per_s = good or None
+
+
+def _line(step: Run, kept_up: bool) -> str:
+    told = histogram_of(step.latency).percentiles()
+    latency = ", ".join(f"{'max' if key == 'max' else 'p' + key} {value / 1e6:.2f}" for key, value in told.items())
+    return (
+        f"{step.offered_per_s:.0f} a second offered, {step.per_s:.0f} answered: {latency} ms; "
+        f"{'sustained' if kept_up else 'not sustained'}" + "".join(f"; {reason}" for reason in step.invalid_because)
+    )

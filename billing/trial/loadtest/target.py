@@ -1,0 +1,110 @@
+"""The daemon that is put under load: one of our own, made for this and gone afterwards, or one that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from billing.client.client import Client
+from billing.config.load import as_effective, load
+from billing.trial.child_processes import Child
+from billing.trial.own_daemon import OwnDaemon, answers, default_config_file, receiver_address
+
+RECEIVER_KEEPS = 2_000_000
+
+
+class Target(NamedTuple):
+    """Where it listens. `pid`: its main process, where that is known; `own`: made by us, so it may be harmed."""
+
+    address: str
+    admin: str
+    receiver: str
+    cutoff_url: str
+    pid: int | None
+    own: OwnDaemon | None
+    configuration: str
+    facts: dict[str, Any]
+    token: str | None
+
+    async def ready(self) -> None:
+        """Waits until an own daemon serves every bucket again."""
+        if self.own is not None:
+            await self.own.ready()
+
+
+async def own_target(
+    stack: contextlib.AsyncExitStack, file: Path | None, workers: int, sync: str, parent: Path | None
+) -> tuple[Target, list[str]]:
+    """A daemon of our own with its receiver, until the stack is closed; and notes on what is other than configured."""
+    environ = dict(os.environ)
+    if workers:
+        environ["BILLING_SHARDS__WORKERS"] = str(workers)
+    if sync:
+        environ["BILLING_JOURNAL__SYNC"] = sync
+    file = file or default_config_file()
+    keep = ["--keep", str(RECEIVER_KEEPS)]
+    own = await stack.enter_async_context(
+        OwnDaemon(file, environ, parent=parent, receiver_options=keep, free_ports=True)
+    )
+    facts = await _facts(own.rpc, None)
+    shown = as_effective(load(file, own.environment))
+    target = Target(own.rpc, own.admin, own.cutoff, own.config.cutoff.url, own.pid, own, shown, facts, None)
+    return target, own.notes
+
+
+async def running_target(
+    stack: contextlib.AsyncExitStack, address: str, token: str | None, receiver: str | None, file: Path | None
+) -> Target:
+    """A daemon that runs already. Its configuration says where its cutoffs go; where nobody listens there, and it is on
+    this host, a receiver is started.
+    """
+    config = load(file or default_config_file(), os.environ).config
+    receiver = receiver or receiver_address(config)
+    if not answers(receiver):
+        await _start_receiver(stack, receiver, os.environ)
+    facts = await _facts(address, token)
+    admin = config.admin.listen if config.admin.listen and answers(config.admin.listen) else ""
+    return Target(address, admin, receiver, config.cutoff.url, _main_pid(facts), None, "", facts, token)
+
+
+async def _start_receiver(stack: contextlib.AsyncExitStack, address: str, environ: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "billing", "receiver", "--quiet", "--listen", address]
+    child = Child("billing receiver", [*command, "--keep", str(RECEIVER_KEEPS)], environ)
+    stack.push_async_callback(child.end)
+    await child.start()
+    while not answers(address):
+        if not child.running:
+            raise child.complaint(f"ended with exit code {await child.ended()}")
+        await asyncio.sleep(0.05)
+
+
+async def _facts(address: str, token: str | None) -> dict[str, Any]:
+    async with Client(address, token=token) as client:
+        info = await client.server_info()
+        shards = await client.shards_info()
+    return {
+        "version": info["version"],
+        "workers": len(shards),
+        "journal_sync": info["journal_sync"],
+        "after_exhaustion": info["after_exhaustion"],
+        "bucket_count": info["bucket_count"],
+        "worker_pids": [row["worker_pid"] for row in shards],
+    }
+
+
+def _main_pid(facts: dict[str, Any]) -> int | None:
+    """The parent of the workers, where they run on this host and are ours to look at."""
+    with contextlib.suppress(psutil.Error):
+        parents = {
+            psutil.Process(pid).ppid() for pid in facts["worker_pids"] if "billing" in psutil.Process(pid).cmdline()
+        }
+        if len(parents) == 1:
+            return parents.pop()
+    return None

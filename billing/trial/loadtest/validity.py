@@ -1,0 +1,49 @@
+"""Whether a measurement is worth anything: VALID or INVALID, and why. Pure.
+
+A generator that cannot keep up measures itself. It is believed where
+
+    it was on time      99 % of the commands left within `LATENESS_NS` of their moments, or within a tenth of the
+                        latency that is told at the 99th percentile, whichever is more
+    it had room         it used less than `CPU_MAX` of a core in each of its processes
+    it sent everything  every planned command was sent
+    there was enough    at least 200 samples, so that a median can be told
+
+What had to wait for the server, because `--depth` commands were open already, is no fault of the generator: latency
+counts from the intended moment anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from billing.trial.loadtest.latency import Histogram
+
+LATENESS_NS: Final = 2_000_000
+LATENCY_SHARE: Final = 0.1
+CPU_MAX: Final = 0.9
+SAMPLES_MIN: Final = 200
+CRITERIA: Final = (
+    "VALID means: 99 % of the commands left within 2 ms of their intended moments (or a tenth of the p99 latency), "
+    "each generator process used less than 90 % of a core, and every planned command was sent."
+)
+
+
+def faults(
+    *, open_loop: bool, planned: int, sent: int, latency: Histogram, lateness: Histogram, cores: float
+) -> list[str]:
+    """What makes a measurement worthless; empty: it is valid. `cores`: of the busiest generator."""
+    found = []
+    if sent < planned:
+        found.append(f"{planned - sent} of {planned} planned commands were not sent")
+    if planned and latency.total < SAMPLES_MIN:
+        found.append(f"only {latency.total} samples, of which no median can be told")
+    if open_loop and lateness.total:
+        late_ns, allowed_ns = lateness.value_at(0.99), max(LATENESS_NS, latency.value_at(0.99) * LATENCY_SHARE)
+        if late_ns > allowed_ns:
+            found.append(
+                f"the generator was late: 1 % of the commands left {late_ns / 1e6:.2f} ms or more after their moments, "
+                f"allowed are {allowed_ns / 1e6:.2f} ms"
+            )
+    if cores > CPU_MAX:
+        found.append(f"a generator used {cores:.0%} of a core: more --processes are needed, or fewer commands")
+    return found

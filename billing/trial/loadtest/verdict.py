@@ -1,0 +1,277 @@
+"""The verdict: what the daemon should have done, computed independently and compared with what it did.
+
+Theory. An account is fully determined by the commands that were answered and the instants (`at_ns`) of the answers.
+`Account` is the contract's arithmetic written down a second time, sharing no code with the ledger. All is whole
+numbers: a rate of nanos an hour spends, in a nanosecond, 1/HOUR_NS of as many nanos; so money is counted in such parts,
+and the exhaustion instant is
+
+    E  =  settled + ceil(parts / rate)        the first nanosecond at which what was spent is >= what there was
+
+Time comes before commands: a command at t first lets happen what falls due at E <= t. At E what is left is taken, the
+account is exhausted and nothing accrues until available rises above zero. A cutoff is expected at each E, at each
+command that brings available from above zero to zero or below, and for each rate line raised from zero while exhausted.
+
+`judge` holds the expected cutoffs against the GETs that arrived:
+
+    missing   expected and never received
+    early     received before its instant
+    false     received and not expected: another user, number or instant, or one that was told to be superseded
+    doubled   received again under the same event_id; allowed, since delivery is at least once, but counted
+
+A cutoff that a top-up overtook is not owed any more. Only the daemon knows whether its first attempt had begun, and it
+tells in the reply to the call that restored: superseded before an attempt it is not expected and must not arrive;
+superseded after one (`BEGUN`) it may arrive or not, for no further attempt starts.
+
+It never reads a clock and never asks the daemon anything: replies and arrivals are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from fractions import Fraction
+from math import ceil
+from typing import Final, NamedTuple, Protocol
+
+from billing.trial.arrivals import Arrival
+
+HOUR_NS: Final = 3600 * 10**9
+INSTANT_NS_MAX: Final = 2**63 - 1  # a coming exhaustion beyond it is told as nil
+ACTIVE: Final = "active"
+EXHAUSTED: Final = "exhausted"
+SUPERSEDED: Final = "superseded"  # before its first attempt
+BEGUN: Final = "begun"  # superseded, but its first attempt had started
+
+
+class Impossible(Exception):
+    """Answers that no account could have given in this order."""
+
+
+class Expected(NamedTuple):
+    """A cutoff that should be called: the `seq`-th of its account, for the instant `at_ns`."""
+
+    user_id: str
+    seq: int
+    at_ns: int
+
+
+class View(NamedTuple):
+    """What a reply should say of an account at an instant. Names as in replies."""
+
+    state: str
+    balance_nanos: int
+    rate_nanos_per_hour: int
+    exhausts_at_ns: int | None
+    exhaustion_seq: int
+
+
+class Account:
+    """One account by the contract's rules; instants must not decrease from call to call. There may be millions."""
+
+    __slots__ = (
+        "cutoffs",
+        "exhausted",
+        "least",
+        "lifted",
+        "lines",
+        "overtaken",
+        "parts",
+        "rate",
+        "settled_ns",
+        "superseded",
+        "user_id",
+    )
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        self.parts = 0  # what is available, in nanos / HOUR_NS
+        self.least = 0  # the least there ever was, after the first top-up
+        self.rate = 0  # nanos per hour, the sum of the lines
+        self.lines: dict[str, int] | int = 0  # resource -> nanos per hour, without those at zero; or of "" alone
+        self.exhausted = True  # until the first top-up
+        self.settled_ns = 0
+        self.cutoffs: Sequence[Expected] = ()
+        self.lifted = 0  # cutoffs there were when available last rose above zero
+        self.superseded: Sequence[int] = ()  # numbers of cutoffs that must not arrive
+        self.overtaken: AbstractSet[int] = frozenset()  # numbers of those that may arrive or not
+
+    def settle(self, at_ns: int) -> None:
+        """Lets time pass up to an instant, with the exhaustion that falls due until then. Impossible if it lies before
+        the last one.
+        """
+        if at_ns < self.settled_ns:
+            raise Impossible(f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}")
+        if self.rate and not self.exhausted:
+            left = self.parts - self.rate * (at_ns - self.settled_ns)
+            if left > 0:
+                self.parts = left
+            else:
+                due_ns = self._due_ns()
+                self.parts = 0
+                self._exhaust(due_ns)
+            self.least = min(self.least, self.parts)
+        self.settled_ns = at_ns
+
+    def top_up(self, at_ns: int, amount_nanos: int, cutoff_status: str = "") -> None:
+        """`cutoff_status` is what the reply said of the newest cutoff where it restored the account: `SUPERSEDED`,
+        `BEGUN`, or anything else for one that was delivered."""
+        self.settle(at_ns)
+        if self.exhausted and not self.cutoffs and not self.parts:
+            self.least = amount_nanos * HOUR_NS
+        self.parts += amount_nanos * HOUR_NS
+        if self.exhausted and self.parts > 0:
+            self.exhausted = False
+            if cutoff_status in (SUPERSEDED, BEGUN):
+                self.overtaken |= set(range(self.lifted + 1, len(self.cutoffs) + 1))
+            if cutoff_status == SUPERSEDED:
+                self.superseded = [*self.superseded, len(self.cutoffs)]
+            self.lifted = len(self.cutoffs)
+
+    def set_rate(self, at_ns: int, nanos_per_hour: int, resource: str = "") -> None:
+        self.settle(at_ns)
+        lines = self.lines
+        if type(lines) is int:
+            if resource:
+                lines = self.lines = {"": lines} if lines else {}
+            else:
+                before = lines
+                self.lines = nanos_per_hour
+        if type(lines) is dict:
+            before = lines.pop(resource, 0)
+            if nanos_per_hour:
+                lines[resource] = nanos_per_hour
+        self.rate += nanos_per_hour - before
+        if self.exhausted and nanos_per_hour > before == 0:
+            self._exhaust(at_ns)
+
+    def line(self, resource: str) -> int:
+        """The rate of one line, in nanos per hour."""
+        if isinstance(self.lines, dict):
+            return self.lines.get(resource, 0)
+        return 0 if resource else self.lines
+
+    def change_rate(self, at_ns: int, delta_nanos_per_hour: int, resource: str = "") -> None:
+        self.settle(at_ns)
+        self.set_rate(at_ns, self.line(resource) + delta_nanos_per_hour, resource)
+
+    def debit(self, at_ns: int, amount_nanos: int, mode: str = "strict") -> int:
+        """An answered one (a refused one changes nothing); the nanos taken, as a floor. Impossible beyond available."""
+        self.settle(at_ns)
+        taken = amount_nanos * HOUR_NS
+        if mode == "partial":
+            taken = min(taken, max(self.parts, 0))
+        if mode != "force" and taken > self.parts:
+            raise Impossible(f"{self.user_id}: a debit at {at_ns} should have been refused")
+        self.parts -= taken
+        self.least = min(self.least, self.parts)
+        if not self.exhausted and self.parts <= 0:
+            self._exhaust(at_ns)
+        return taken // HOUR_NS
+
+    def view(self) -> View:
+        """As of the instant settled to."""
+        due_ns = None if self.exhausted or not self.rate else self._due_ns()
+        return View(
+            EXHAUSTED if self.exhausted else ACTIVE,
+            self.parts // HOUR_NS,
+            self.rate,
+            due_ns if due_ns is None or due_ns <= INSTANT_NS_MAX else None,
+            len(self.cutoffs),
+        )
+
+    def _due_ns(self) -> int:
+        return self.settled_ns + -(-self.parts // self.rate)
+
+    def _exhaust(self, at_ns: int) -> None:
+        self.exhausted = True
+        self.cutoffs = [*self.cutoffs, Expected(self.user_id, len(self.cutoffs) + 1, at_ns)]
+
+
+def differences(user_id: str, what: str, expected: View, reply: Mapping[str, object]) -> list[str]:
+    """One line per field of a reply that is not as it should be."""
+    return [
+        f"{user_id}: {what} at {reply.get('at_ns')} answered {name} {reply.get(name)!r}, expected {value!r}"
+        for name, value in zip(View._fields, expected, strict=True)
+        if reply.get(name) != value
+    ]
+
+
+class Claim(Protocol):
+    """What an account has to say about cutoffs; an `Account`, or what became of one elsewhere."""
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def cutoffs(self) -> Sequence[Expected]: ...
+    @property
+    def superseded(self) -> Sequence[int]: ...
+    @property
+    def overtaken(self) -> AbstractSet[int]: ...
+
+
+class Verdict(NamedTuple):
+    """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only, and only of
+    cutoffs that were due since the instant asked for.
+    """
+
+    expected: int
+    received: int
+    missing: list[Expected]
+    early: list[Arrival]
+    false: list[Arrival]
+    doubled: int
+    superseded: int
+    lateness_ns: list[int]
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing or self.early or self.false)
+
+
+def judge(accounts: Iterable[Claim], arrivals: Iterable[Arrival], since_ns: int = 0) -> Verdict:
+    """Holds what was expected against what arrived; of repeated arrivals the first counts.
+
+    Of the cutoffs that one top-up overtook, those before the newest may have gone out or not: one request is under way
+    at a time, oldest first.
+    """
+    owed: dict[tuple[str, int], Expected] = {}
+    droppable: set[tuple[str, int]] = set()
+    superseded = 0
+    for account in accounts:
+        for cutoff in account.cutoffs:
+            owed[account.user_id, cutoff.seq] = cutoff
+        droppable.update((account.user_id, seq) for seq in account.overtaken)
+        for seq in account.superseded:
+            del owed[account.user_id, seq]
+            superseded += 1
+    early: list[Arrival] = []
+    false: list[Arrival] = []
+    lateness_ns: list[int] = []
+    first: dict[tuple[str, int], str] = {}
+    doubled = 0
+    for arrival in sorted(arrivals, key=lambda each: each.arrived_ns):
+        key = arrival.user_id, arrival.seq
+        cutoff_of = owed.get(key)
+        if cutoff_of is None or cutoff_of.at_ns != arrival.exhausted_at_ns:
+            false.append(arrival)
+        elif key in first:
+            doubled += 1
+            if first[key] != arrival.event_id:  # the same event must keep its name
+                false.append(arrival)
+        else:
+            first[key] = arrival.event_id
+            if cutoff_of.at_ns >= since_ns:
+                lateness_ns.append(arrival.arrived_ns - cutoff_of.at_ns)
+            if arrival.arrived_ns < cutoff_of.at_ns:
+                early.append(arrival)
+    unseen = [cutoff for key, cutoff in owed.items() if key not in first]
+    missing = [cutoff for cutoff in unseen if (cutoff.user_id, cutoff.seq) not in droppable]
+    superseded += len(unseen) - len(missing)
+    lateness_ns.sort()
+    return Verdict(len(first) + len(missing), len(first), missing, early, false, doubled, superseded, lateness_ns)
+
+
+def percentile(ordered: list[int], share: float) -> int:
+    """The smallest value that at least this share of the (sorted, not empty) values does not exceed."""
+    assert 0 < share <= 1, share
+    return ordered[max(0, ceil(len(ordered) * Fraction(str(share))) - 1)]

@@ -1,0 +1,219 @@
+"""What the daemon's processes use, looked at a few times a second: CPU, memory, and what /metrics tells.
+
+CPU is user and system time from /proc, since time on a shared machine is noise and CPU is less so. A process that ends
+keeps what it had used in the sums. The daemon's processes are told apart by what they were started as: the supervisor,
+workers, and those beside them (history and notices), which are counted apart, since no command waits for them.
+
+Events come from the difference between two readings of /metrics: syncs that took long, snapshots, moves, collections of
+garbage, and workers that were started again. They are known to the time between two readings, not better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from shards.system.clock import boot_now_ns
+
+PERIOD_S: Final = 0.5
+SLOW_SYNC_S: Final = 0.02
+SLOW_COLLECTION_S: Final = 0.01
+
+# All that is read of the page: parsing it whole each time would be felt by what is measured.
+EVENT_METRICS: Final = (
+    "billing_sync_seconds",
+    "billing_collection_seconds",
+    "billing_snapshots_total",
+    "billing_moves_total",
+    "billing_worker_starts_total",
+)
+
+SUPERVISOR: Final = "supervisor"
+WORKER: Final = "worker"
+BESIDE: Final = "beside"  # history, notices
+SERVING: Final = (SUPERVISOR, WORKER)
+
+Series = dict[tuple[str, str, str], float]  # (sample name, shard, bound) -> value
+
+
+class Sample(NamedTuple):
+    """One process at an instant of the boot clock. CPU in seconds since its start, memory resident."""
+
+    boot_ns: int
+    pid: int
+    role: str
+    cpu_s: float
+    rss_bytes: int
+
+
+class Event(NamedTuple):
+    """Something that may explain a peak: what, between which boot instants, and in words."""
+
+    kind: str  # sync, snapshot, move, collection, restart, and what the harness itself does
+    boot_ns: int
+    text: str
+
+
+class Watch:
+    """Looks at the processes below `pid` (None: at none) and at the admin address (empty: at none)."""
+
+    def __init__(self, pid: int | None, admin: str) -> None:
+        self.samples: list[Sample] = []
+        self.events: list[Event] = []
+        self._pid = pid
+        self._admin = admin
+        self._latest: dict[int, Sample] = {}
+        self._series: Series = {}
+        self._task: asyncio.Task[None] | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Watch:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        assert self._session is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await self._session.close()
+
+    async def _run(self) -> None:
+        while True:
+            self.look()
+            await self._scrape()
+            await asyncio.sleep(PERIOD_S)
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Takes a sample of each process now."""
+        if self._pid is None:
+            return
+        now_ns = boot_now_ns()
+        with contextlib.suppress(psutil.Error):
+            main = psutil.Process(self._pid)
+            for process in (main, *main.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    with process.oneshot():
+                        times, memory = process.cpu_times(), process.memory_info()
+                        role = self._role(process, main)
+                    sample = Sample(now_ns, process.pid, role, times.user + times.system, memory.rss)
+                    self._latest[process.pid] = sample
+                    self.samples.append(sample)
+
+    def _role(self, process: psutil.Process, main: psutil.Process) -> str:
+        known = self._latest.get(process.pid)
+        if known is not None:
+            return known.role
+        if process.pid == main.pid:
+            return SUPERVISOR
+        command = process.cmdline()
+        return WORKER if "worker" in command else BESIDE
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU until now by role, of processes that have ended too."""
+        self.look()
+        sums: dict[str, float] = {}
+        for sample in self._latest.values():
+            sums[sample.role] = sums.get(sample.role, 0.0) + sample.cpu_s
+        return sums
+
+    def serving_cpu_s(self) -> float:
+        """CPU until now of what commands wait for: supervisor and workers."""
+        return sum(seconds for role, seconds in self.cpu_s().items() if role in SERVING)
+
+    def workers_rss_bytes(self) -> int:
+        """Resident memory of all workers that live."""
+        self.look()
+        newest = max((sample.boot_ns for sample in self._latest.values()), default=0)
+        return sum(
+            sample.rss_bytes for sample in self._latest.values() if sample.boot_ns == newest and sample.role == WORKER
+        )
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def note(self, kind: str, text: str) -> None:
+        """Something that the harness itself did now."""
+        self.events.append(Event(kind, boot_now_ns(), text))
+
+    async def _scrape(self) -> None:
+        if not self._admin:
+            return
+        assert self._session is not None
+        try:
+            async with self._session.get(f"http://{self._admin}/metrics") as answer:
+                if answer.status != 200:
+                    return
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return
+        before, self._series = self._series, series_of(text)
+        if before:
+            now_ns = boot_now_ns()
+            self.events += [Event(kind, now_ns, words) for kind, words in events_between(before, self._series)]
+
+
+def series_of(text: str) -> Series:
+    """The samples of a page of metrics that tell of events."""
+    found: Series = {}
+    told = "\n".join(line for line in text.splitlines() if line.startswith(EVENT_METRICS))
+    for family in text_string_to_metric_families(told + "\n"):
+        for sample in family.samples:
+            found[sample.name, sample.labels.get("shard", ""), sample.labels.get("le", "")] = sample.value
+    return found
+
+
+def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
+    """(kind, words) of what happened between two readings."""
+    found: list[tuple[str, str]] = []
+    for kind, metric, above_s, words in (
+        ("sync", "billing_sync_seconds", SLOW_SYNC_S, "syncs above"),
+        ("collection", "billing_collection_seconds", SLOW_COLLECTION_S, "collections of garbage above"),
+    ):
+        for shard, slow in _slow(before, after, metric, above_s):
+            found.append((kind, f"shard {shard}: {slow} {words} {above_s * 1000:g} ms"))
+    for kind, metric, words in (
+        ("snapshot", "billing_snapshots_total", "a snapshot finished"),
+        ("move", "billing_moves_total", "moved"),
+        ("restart", "billing_worker_starts_total", "its worker was started"),
+    ):
+        for (name, shard, _), value in after.items():
+            more = value - before.get((name, shard, ""), value)
+            if name == metric and more > 0:
+                found.append((kind, f"{more:g} buckets {words}" if kind == "move" else f"shard {shard}: {words}"))
+    return found
+
+
+def _slow(before: Series, after: Series, metric: str, above_s: float) -> list[tuple[str, int]]:
+    """How many more of a histogram's values lie above a bound, by shard."""
+    shards = {shard for name, shard, _ in after if name == f"{metric}_count"}
+    found: list[tuple[str, int]] = []
+    for shard in sorted(shards):
+        bounds = [le for name, of, le in after if name == f"{metric}_bucket" and of == shard and le != "+Inf"]
+        bound = min((le for le in bounds if float(le) >= above_s), key=float, default=None)
+        if bound is None:
+            continue
+        slow = [
+            series.get((f"{metric}_count", shard, ""), 0.0) - series.get((f"{metric}_bucket", shard, bound), 0.0)
+            for series in (before, after)
+        ]
+        if slow[1] > slow[0]:
+            found.append((shard, int(slow[1] - slow[0])))
+    return found
+
+
+def as_rows(samples: list[Sample], start_ns: int) -> list[dict[str, Any]]:
+    """Samples as the result keeps them: seconds after the start of the run."""
+    return [
+        {**sample._asdict(), "at_s": round((sample.boot_ns - start_ns) / 1e9, 3)}
+        for sample in samples
+        if sample.boot_ns >= start_ns
+    ]

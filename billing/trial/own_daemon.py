@@ -1,0 +1,205 @@
+"""A daemon of one's own: the real one and the real receiver as child processes, on a directory that goes with them.
+
+For tools that need a daemon to show or to judge something. It runs on the operator's configuration, except for what
+must never be touched by a trial: data live in a new temporary directory, cutoffs go to the receiver started here and
+nowhere else, and nothing is sent to `cutoff.restore_url` or `notify.url`. Where a port is taken by somebody else, a
+free one is used, and `notes` says so.
+
+    async with OwnDaemon(config_file, environ) as daemon:
+        async with Client(daemon.rpc) as client: ...
+
+Inside the block every bucket is served. Leaving it ends the daemon, then the receiver, then removes the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from billing.addresses import parse_listen
+from billing.config.load import load
+from billing.config.schema import Config
+from billing.trial.child_processes import Child, ChildError
+
+READY_WAIT_S: Final = 30.0
+READY_POLL_S: Final = 0.05
+CONFIG_FILE: Final = Path("config.toml")
+
+# What a trial never does, whatever the configuration says.
+SET_ASIDE: Final = {
+    "rpc.unix_socket": "",
+    "rpc.tokens_file": "",
+    "rpc.tls_cert": "",
+    "rpc.tls_key": "",
+    "rpc.tls_client_ca": "",
+    "cutoff.restore_url": "",
+    "cutoff.hold_above": "-1",
+    "cutoff.recheck_s": "0",
+    "cutoff.after_exhaustion": "clamp",
+    "notify.url": "",
+}
+
+
+def default_config_file() -> Path | None:
+    """`config.toml` of the working directory, where there is one."""
+    return CONFIG_FILE if CONFIG_FILE.is_file() else None
+
+
+def is_free(address: str) -> bool:
+    """Whether this TCP address can be listened on now."""
+    host, port = parse_listen(address)
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers(address: str) -> bool:
+    """Whether somebody accepts connections there now."""
+    host, port = parse_listen(address)
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def receiver_address(config: Config) -> str:
+    """`host:port` of `cutoff.url`."""
+    parts = urlsplit(config.cutoff.url)
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+class OwnDaemon:
+    """See the module. `rpc`, `admin` and `cutoff` are `host:port`; `config` is the one it runs on, `pid` the daemon's
+    main process.
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        environ: Mapping[str, str],
+        *,
+        parent: Path | None = None,
+        receiver_options: Sequence[str] = (),
+        free_ports: bool = False,
+    ) -> None:
+        """`parent`: where the directory is made; without it, where temporary files are. `receiver_options`: of
+        `billing receiver`. `free_ports`: takes free ones, whatever is configured. Raises ConfigError where the
+        operator's configuration cannot be run.
+        """
+        wanted = load(file, {**environ, **_as_environment(SET_ASIDE)}).config
+        self.notes: list[str] = []
+        any_port = "127.0.0.1:0"
+        self.rpc = self._place("rpc.listen", any_port if free_ports else wanted.rpc.listen)
+        self.admin = self._place("admin.listen", any_port if free_ports else wanted.admin.listen)
+        self.cutoff = self._place("cutoff.url", any_port if free_ports else _loopback_of(wanted))
+        self._file = file
+        self._environ = dict(environ)
+        self._parent = parent
+        self._receiver_options = list(receiver_options)
+        self._stack = contextlib.AsyncExitStack()
+        self._children: list[Child] = []
+
+    async def __aenter__(self) -> Self:
+        """Starts both and waits until every bucket is served. Raises ChildError."""
+        try:
+            directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir=self._parent))
+            settings = {
+                **SET_ASIDE,
+                "daemon.data_dir": str(Path(directory) / "data"),
+                "rpc.listen": self.rpc,
+                "admin.listen": self.admin,
+                "cutoff.url": f"http://{self.cutoff}/cutoff?user_id={{user_id}}",
+            }
+            environment = self.environment = {**self._environ, **_as_environment(settings)}
+            self.config = load(self._file, environment).config
+            billing = [sys.executable, "-m", "billing"]
+            receiver = [*billing, "receiver", "--quiet", "--listen", self.cutoff, *self._receiver_options]
+            await self._start("billing receiver", receiver, environment)
+            config = ["--config", str(self._file)] if self._file else []
+            self.pid = await self._start("billing serve", [*billing, "serve", *config], environment)
+            await self.ready()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def broken(self) -> ChildError:
+        """Waits until one of the processes ends though nobody told it to, and says which."""
+        endings = {asyncio.create_task(child.ended()): child for child in self._children}
+        try:
+            done, _ = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for ending in endings:
+                ending.cancel()
+        ending = done.pop()
+        return endings[ending].complaint(f"ended with exit code {ending.result()}")
+
+    async def _start(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> int:
+        child = Child(name, arguments, environment)
+        self._stack.push_async_callback(child.end)
+        await child.start()
+        self._children.append(child)
+        return child.pid
+
+    async def ready(self) -> None:
+        """Waits until the receiver answers and the daemon serves every bucket."""
+        pages = [f"http://{self.cutoff}/stats", f"http://{self.admin}/readyz"]
+        said = "no answer"
+        try:
+            async with asyncio.timeout(READY_WAIT_S), aiohttp.ClientSession() as session:
+                while pages:
+                    for child in self._children:
+                        if not child.running:
+                            raise child.complaint(f"ended with exit code {await child.ended()}")
+                    try:
+                        async with session.get(pages[0]) as answer:
+                            if answer.status == 200:
+                                del pages[0]
+                                continue
+                            said = await answer.text()
+                    except aiohttp.ClientError as error:
+                        said = str(error)
+                    await asyncio.sleep(READY_POLL_S)
+        except TimeoutError:
+            raise self._children[-1].complaint(f"is not ready after {READY_WAIT_S:g} s ({said.strip()})") from None
+
+    def _place(self, key: str, wanted: str) -> str:
+        """The wanted address where it is free, else a free port on the same host."""
+        host, port = parse_listen(wanted)
+        if port and is_free(wanted):
+            return wanted
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            free = f"{f'[{host}]' if ':' in host else host}:{probe.getsockname()[1]}"
+        if port:
+            self.notes.append(f"{wanted} ({key}) is taken: {free} instead")
+        return free
+
+
+def _loopback_of(config: Config) -> str:
+    """Where the receiver of a trial listens: the port of `cutoff.url` where that is on this host, else a free one."""
+    address = receiver_address(config)
+    try:
+        local = config.cutoff.url.startswith("http://") and parse_listen(address).loopback
+    except ValueError:
+        local = False
+    return address if local else "127.0.0.1:0"
+
+
+def _as_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"BILLING_{key.upper().replace('.', '__')}": value for key, value in settings.items()}

@@ -1,0 +1,353 @@
+"""The receiver: a cutoff endpoint for trying, for tests and for measuring.
+
+It takes GETs (cutoffs and restores) and POSTs (notices), stamps each with the instant at which its bytes were read,
+answers 200, and keeps what came. *Lateness* is that instant minus `exhausted_at_ns`, never below zero if the daemon
+keeps its word; `clock` says what time it is (the wall clock by default, which billing time follows up to its slew).
+With secrets, a call whose signature is wrong or missing is answered 401. It can also misbehave: see `faults`.
+
+**Cheap on purpose**, since it is measured beside the daemon: a plain `asyncio.Protocol` answers in the callback that
+read the request, and takes the request apart only later, between two looks, in batches. Pipelined requests are
+answered in order.
+
+    GET /stats       counts, lateness in microseconds (least, p50, p99, most), connections
+    GET /received    ?after=N&limit=N   calls as JSON, oldest first; `next` is where to go on
+    GET /misbehave   ?fault=NAME=VALUE&for_s=S   meets all calls with a fault for so long, then with none
+
+**Limits.** Those of `receiver_connection` for a request; `keep` calls and `EVENTS_MAX` event ids are remembered.
+
+It decides nothing about anybody's machines, and touches no file: a log is an open stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, TextIO
+from urllib.parse import parse_qs
+
+from billing.expirationd.signature import verify
+from billing.trial.faults import Fault, parse_fault
+from billing.trial.receiver_call import Call, call_of, line_of, shown
+from billing.trial.receiver_connection import Connection, headers_of
+from shards.system.clock import wall_now_ns
+
+if TYPE_CHECKING:
+    import ssl
+
+EVENTS_MAX: Final = 2_000_000
+CALLS_KEPT: Final = 100_000
+
+_LOOK_S: Final = 0.01
+_BIND_TRIES: Final = 100
+
+
+class Receiver:
+    """The endpoint, in this process: `await start()`, then `url`, `calls`, `stats()`, `await close()`.
+
+    `fault` may be changed while it runs; `fault_share` (0 to 1) of the calls meet it, drawn from `rng`. `on_call` is
+    told of each call, at most some 10 ms after it came.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        clock: Callable[[], int] = wall_now_ns,
+        secrets: Sequence[bytes] = (),
+        fault: Fault | None = None,
+        fault_share: float = 1.0,
+        rng: random.Random | None = None,
+        keep: int = CALLS_KEPT,
+        on_call: Callable[[Call], object] | None = None,
+        log: TextIO | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.host, self.port = host, port
+        self.now_ns = clock
+        self.secrets = tuple(secrets)
+        self.fault = fault
+        self.fault_share = fault_share
+        self.rng = rng or random.Random()
+        self.connections: set[Connection] = set()
+        self.connects = 0
+        self._raw: list[tuple[int, bytes, bytes, str]] = []  # arrived_ns, head, body, answered
+        self._calls: deque[Call] = deque(maxlen=keep)
+        self._events: set[str] = set()
+        self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
+        self._on_call, self._log, self._tls = on_call, log, tls
+        self._bound = False
+        self._server: asyncio.AbstractServer | None = None
+        self._shut: socket.socket | None = None  # bound but not listening: who connects is refused
+        self._look: asyncio.TimerHandle | None = None
+        self._flap: asyncio.TimerHandle | None = None
+        self._recovery: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`"""
+        return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls kept, oldest first."""
+        self._take_apart()
+        return list(self._calls)
+
+    def clear(self) -> None:
+        """Forgets what came so far."""
+        self._raw.clear()
+        self._calls.clear()
+        self._events.clear()
+        self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
+
+    async def start(self) -> None:
+        """Listens (port 0 takes a free one, kept from then on), unless the fault is `refuse`."""
+        name = self.fault.name if self.fault else ""
+        await self.listen(name != "refuse")
+        if name == "flap":
+            self._arm_flap()
+
+    async def listen(self, listening: bool) -> None:
+        """Listens, or refuses connections and resets those there are."""
+        if listening == (self._server is not None) and self._bound:
+            return
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            for connection in list(self.connections):
+                connection.reset()
+            await asyncio.sleep(0)
+        elif self._shut is not None:
+            self._shut.close()
+            self._shut = None
+        bound = await self._bind()
+        if listening:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(lambda: Connection(self), sock=bound, backlog=1024, ssl=self._tls)
+        else:
+            self._shut = bound
+
+    async def close(self) -> None:
+        """Stops and closes every connection."""
+        for timer in (self._look, self._flap, self._recovery):
+            if timer is not None:
+                timer.cancel()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._shut is not None:
+            self._shut.close()
+        for connection in list(self.connections):
+            connection.transport.abort()
+        self._take_apart()
+        await asyncio.sleep(0)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of all that came, and the lateness of the cutoffs kept, first attempts only."""
+        self._take_apart()
+        late = sorted(call.lateness_us for call in self._calls if call.exhausted_at_ns >= 0 and not call.repeated)
+        return {
+            "received": self._count,
+            "acknowledged": self._acknowledged,
+            "events": len(self._events),
+            "repeated": self._repeated,
+            "early": self._early,
+            "bad_signatures": self._refused,
+            "connections": len(self.connections),
+            "connects": self.connects,
+            "lateness_us": {
+                "least": round(late[0], 1),
+                "p50": round(late[len(late) // 2], 1),
+                "p99": round(late[len(late) * 99 // 100], 1),
+                "most": round(late[-1], 1),
+            }
+            if late
+            else None,
+        }
+
+    # -- for connections --------------------------------------------------------------------------------------------
+
+    def came(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None:
+        """Takes a call, to be looked at later."""
+        self._raw.append((arrived_ns, head, body, answered))
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._on_look)
+
+    def fault_now(self) -> Fault | None:
+        """What this call meets."""
+        fault = self.fault
+        if fault is None or fault.name in ("refuse", "flap"):
+            return None
+        return fault if self.fault_share >= 1 or self.rng.random() < self.fault_share else None
+
+    def genuine(self, head: bytes, body: bytes) -> bool:
+        """Whether the signature is right, or none is asked for."""
+        if not self.secrets:
+            return True
+        headers = headers_of(head)
+        return verify(
+            self.secrets,
+            headers.get(b"webhook-id", b""),
+            headers.get(b"webhook-timestamp", b""),
+            headers.get(b"webhook-signature", b""),
+            body or head.split(b" ", 2)[1],
+            self.now_ns() // 10**9,
+        )
+
+    def page(self, target: str) -> bytes | None:
+        """What `/stats`, `/received` and `/misbehave` answer; None for other paths."""
+        path, _, query = target.partition("?")
+        if path == "/stats":
+            return json.dumps(self.stats()).encode()
+        if path == "/misbehave":
+            return self._misbehave(query)
+        if path != "/received":
+            return None
+        wanted = {name: values[-1] for name, values in parse_qs(query).items()}
+        after = int(wanted.get("after", "0")) if wanted.get("after", "0").isdigit() else 0
+        limit = int(wanted.get("limit", "1000")) if wanted.get("limit", "1000").isdigit() else 1000
+        calls = [call for call in self.calls if call.number >= after][: min(limit, 10_000)]
+        return json.dumps(
+            {"calls": [shown(call) for call in calls], "next": calls[-1].number + 1 if calls else after}
+        ).encode()
+
+    def _misbehave(self, query: str) -> bytes:
+        """Begins a fault that ends by itself; says so, or what is wrong with it."""
+        wanted = {name: values[-1] for name, values in parse_qs(query).items()}
+        try:
+            fault, for_s = parse_fault(wanted.get("fault", "")), float(wanted.get("for_s", ""))
+        except ValueError as error:
+            return json.dumps({"error": str(error)}).encode()
+        loop = asyncio.get_running_loop()
+        for timer in (self._recovery, self._flap):
+            if timer is not None:
+                timer.cancel()
+        self._recovery = loop.call_later(for_s, lambda: self._spawn(self._change(None)))
+        # A little later, so that this answer still leaves where nobody is to listen any more.
+        loop.call_later(_LOOK_S, lambda: self._spawn(self._change(fault)))
+        return json.dumps({"fault": fault.name, "for_s": for_s}).encode()
+
+    def _spawn(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _change(self, fault: Fault | None) -> None:
+        if self._flap is not None:
+            self._flap.cancel()
+        self.fault = fault
+        name = fault.name if fault else ""
+        for connection in list(self.connections) if fault is None else []:
+            connection.recover()
+        await self.listen(name != "refuse")
+        if name == "flap":
+            self._arm_flap()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        for tries_left in range(_BIND_TRIES if self._bound else 1, 0, -1):
+            bound = socket.socket(family, socket.SOCK_STREAM)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                bound.bind((self.host, self.port))
+            except OSError:
+                bound.close()
+                if tries_left == 1:
+                    raise
+                await asyncio.sleep(_LOOK_S)  # our own socket of before is still being closed
+            else:
+                self.port = bound.getsockname()[1]
+                self._bound = True
+                return bound
+        raise AssertionError("the last try returns or raises")
+
+    def _arm_flap(self) -> None:
+        assert self.fault is not None
+        loop = asyncio.get_running_loop()
+        self._flap = loop.call_later(self.fault.value, lambda: self._spawn(self._on_flap()))
+
+    async def _on_flap(self) -> None:
+        if self.fault is not None and self.fault.name == "flap":
+            await self.listen(self._server is None)
+            self._arm_flap()
+
+    def _on_look(self) -> None:
+        self._look = None
+        self._take_apart()
+
+    def _take_apart(self) -> None:
+        raw, self._raw = self._raw, []
+        for arrived_ns, head, body, answered in raw:
+            call = call_of(self._count, arrived_ns, head, body, answered, self._events)
+            self._count += 1
+            self._acknowledged += answered.startswith("2")
+            self._refused += answered == "401"
+            self._repeated += call.repeated
+            self._early += call.arrived_ns < call.exhausted_at_ns
+            if len(self._events) < EVENTS_MAX:
+                self._events.add(call.event_id)
+            self._calls.append(call)
+            if self._log is not None:
+                self._log.write(json.dumps(shown(call)) + "\n")
+            if self._on_call is not None:
+                self._on_call(call)
+        if raw and self._log is not None:
+            self._log.flush()
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def run_receiver(
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    secrets: Sequence[bytes] = (),
+    fault: Fault | None = None,
+    fault_share: float = 1.0,
+    seed: int | None = None,
+    log: TextIO | None = None,
+    quiet: bool = False,
+    keep: int = CALLS_KEPT,
+    out: Callable[[str], object] = _print,
+) -> int:
+    """`billing receiver`: serves until SIGINT or SIGTERM; then one line of statistics. Returns 0.
+
+    `out` takes lines: where it listens, one for each call unless `quiet`, and the last.
+    """
+    import uvloop
+
+    async def serve() -> None:
+        receiver = Receiver(
+            host,
+            port,
+            secrets=secrets,
+            fault=fault,
+            fault_share=fault_share,
+            rng=random.Random(seed),
+            on_call=None if quiet else lambda call: out(line_of(call)),
+            log=log,
+            keep=keep,
+        )
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await receiver.start()
+        out(f"listening on {receiver.url}")
+        await stop.wait()
+        await receiver.close()
+        out(json.dumps(receiver.stats()))
+
+    uvloop.run(serve())
+    return 0

@@ -1,0 +1,86 @@
+"""What the accounts of a shard add up to for those who watch: overrun in money, and the oldest cutoff that is owed.
+
+Both are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
+`step` goes on where the last one stopped and looks at `EXTRAS_MAX` of them at most (a millisecond or two), and a bucket
+counts as it was when the round came by. With few such accounts every step is a whole round.
+
+Overrun is shown as of now: what an account had when it was last settled, and its rate since. It reads what the ledger
+holds and never changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from billing.ledger.book import EXHAUSTED, ROW, Book
+from billing.ledger.entry import PENDING
+from billing.ledger.extra import NEVER_NS
+from billing.ledger.money import NANO
+
+EXTRAS_MAX = 2_000
+
+
+class Count(NamedTuple):
+    """One bucket, when the round came by."""
+
+    overrun: int = 0  # internal units
+    running: int = 0  # nanos per hour of the accounts whose overrun still grows
+    accounts: int = 0  # how many these are
+    oldest_ns: int = NEVER_NS  # exhaustion instant of the oldest cutoff owed
+
+
+class Aggregates:
+    """The rounds over the books of one shard."""
+
+    def __init__(self, books: dict[int, Book]) -> None:
+        self._books = books
+        self._counts: dict[int, Count] = {}  # of buckets that had something to count
+        self._round: Iterator[int] = iter(())
+
+    def step(self, now_ns: int) -> None:
+        """Goes on with the round, or begins the next one."""
+        left = EXTRAS_MAX
+        bucket_id = next(self._round, 0)
+        if not bucket_id:
+            self._round = iter(sorted(self._books))
+            self._counts = {known: count for known, count in self._counts.items() if known in self._books}
+            bucket_id = next(self._round, 0)
+        while bucket_id:
+            book = self._books.get(bucket_id)
+            if book is not None and book.extras:
+                self._counts[bucket_id] = _count(book, now_ns)
+                left -= len(book.extras)
+            else:
+                self._counts.pop(bucket_id, None)
+            if left <= 0:
+                return
+            bucket_id = next(self._round, 0)
+
+    def figures(self, now_ns: int) -> dict[str, int]:
+        """Sums over the buckets, as plain data; -1: no cutoff is owed."""
+        counts = self._counts.values()
+        oldest_ns = min((count.oldest_ns for count in counts), default=NEVER_NS)
+        return {
+            "overrun_nanos": sum(count.overrun for count in counts) // NANO,
+            "overrun_nanos_per_hour": sum(count.running for count in counts),
+            "overrun_accounts": sum(count.accounts for count in counts),
+            "oldest_owed_ns": -1 if oldest_ns == NEVER_NS else max(0, now_ns - oldest_ns),
+        }
+
+
+def _count(book: Book, now_ns: int) -> Count:
+    overrun = running = accounts = 0
+    oldest_ns = NEVER_NS
+    for slot, extra in book.extras.items():
+        overrun += extra.overrun
+        settled_ns, _, _, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
+        if rate and flags & EXHAUSTED:
+            overrun += rate * max(0, now_ns - settled_ns)
+            running += rate
+            accounts += 1
+        if book.pending_cutoffs:
+            for cutoff in extra.cutoffs:
+                if cutoff.status == PENDING:
+                    oldest_ns = min(oldest_ns, cutoff.exhausted_at_ns)
+    return Count(overrun, running, accounts, oldest_ns)

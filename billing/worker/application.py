@@ -1,0 +1,399 @@
+"""What runs in a worker process beside the shard: the machine, the doors, and the delivery of cutoffs.
+
+This is the application that `shards.worker.process` hosts. It gives the worker its state machine, encodes replies for
+clients, merges the answers of all shards where a question concerns the whole daemon, and turns what became owed into
+calls: the worker tells it notices only once all that they tell is durable, and what became of a call goes back to the
+ledger as a command, through the journal like every other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+from collections.abc import Callable, Generator
+from ssl import SSLContext
+from typing import Any, NamedTuple
+
+from billing import __version__
+from billing.api.auth import Guard
+from billing.api.connection_limits import limits_of
+from billing.api.door import Door
+from billing.api.msgpack_rpc import Connection
+from billing.api.replies import reply_of
+from billing.api.tls import server_context
+from billing.api.wire import encode_reply
+from billing.config.schema import Config
+from billing.expirationd.delivery import (
+    CUTOFF,
+    DELIVERED,
+    FAILED_ATTEMPT,
+    RESTORE,
+    STARTED,
+    Delivery,
+    DeliverySettings,
+    EndpointOf,
+    Owed,
+)
+from billing.expirationd.endpoint import Endpoint
+from billing.expirationd.signature import parse_secrets
+from billing.history.link import HistoryLink
+from billing.ledger import audit
+from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import RETRY, ReplayDifference, Rules
+from billing.notices import link as notices
+from billing.worker.aggregates import Aggregates
+from billing.worker.explain import explain
+from billing.worker.machine import SURVEYS, BillingMachine
+from billing.worker.pages import PAGES
+from billing.worker.periodic_checks import PeriodicChecks
+from billing.worker.startup_hold import StartupHold
+from shards.buckets import BucketMap, route_of
+from shards.journal import Journal
+from shards.machine import Command, Effect
+from shards.system.clock import boot_now_ns
+from shards.system.disk import Disk, RealDisk, read_file
+from shards.worker.process import Begin
+from shards.worker.worker import Worker
+
+log = logging.getLogger("billing.worker.application")
+
+DRAIN_DELIVERY_S = 2.0
+HANDSHAKE_S = 5.0  # of TLS
+
+_REPORTS = {
+    (CUTOFF, STARTED): ops.CUTOFF_STARTED,
+    (CUTOFF, DELIVERED): ops.CUTOFF_DELIVERED,
+    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,
+    (RESTORE, STARTED): ops.RESTORE_STARTED,
+    (RESTORE, DELIVERED): ops.RESTORE_DELIVERED,
+    (RESTORE, FAILED_ATTEMPT): ops.RESTORE_FAILED,
+}
+
+
+class Outside(NamedTuple):
+    """What the application has of the world, beside the doors that it opens; a simulation passes its own."""
+
+    disk: Disk
+    rng: random.Random
+    history: Callable[[str, int, Journal], HistoryLink]  # directory, shard id, journal
+    endpoint: EndpointOf
+    notices: Callable[[str, int, Journal, str, DeliverySettings], HistoryLink | None] = notices.opened
+
+
+REAL = Outside(RealDisk(), random.Random(), HistoryLink, Endpoint)
+
+
+def build(begin: Begin) -> Billing:
+    """The application of one worker process."""
+    return Billing(Config.from_json(begin.configuration), begin)
+
+
+class Billing:
+    """Implements `shards.worker.process.Hosted`."""
+
+    surveys = SURVEYS
+
+    def __init__(self, config: Config, begin: Begin, outside: Outside = REAL) -> None:
+        self.config = config
+        self._outside = outside
+        self.machine = BillingMachine(
+            Rules(
+                accrue=config.cutoff.after_exhaustion == "accrue",
+                request_ids_per_bucket=config.ledger.request_ids_per_bucket,
+                restore=bool(config.cutoff.restore_url),
+            ),
+            reply_of,
+        )
+        self._aggregates = Aggregates(self.machine.ledger.books)
+        self._begin = begin
+        self._disk = outside.disk
+        self._startup_hold = StartupHold(self._disk, begin.directory, config.cutoff.hold_above)
+        self._worker: Worker | None = None
+        self._door: Door | None = None
+        self._delivery: Delivery | None = None
+        self._history: HistoryLink | None = None
+        self._notices: HistoryLink | None = None
+        self._checks: PeriodicChecks | None = None
+        self._servers: list[asyncio.Server] = []
+        self._tls: SSLContext | None = None
+        self._changing: asyncio.Task[None] | None = None
+        self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
+        self._calls: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
+
+    # -- what the worker asks ---------------------------------------------------------------------------------------
+
+    def encode(self, msgid: int, mode: int, reply: object) -> bytes:
+        """A whole reply as bytes, for the client of another worker."""
+        if self._door is not None and type(reply) is not dict:
+            self._door.note_error(reply)
+        return encode_reply(msgid, mode, reply)
+
+    def merge(self, operation: Command, parts: list[Any]) -> object:
+        """One reply out of all shards' answers."""
+        return self.machine.merge(operation, parts)
+
+    def tell(self, notices: list[Effect]) -> None:
+        """What became owed goes to the outbox, which asks the ledger what exactly, right before it sends."""
+        delivery = self._delivery
+        assert delivery is not None, "told before it was opened"
+        now_ns = delivery.now_ns()
+        for kind, _, bucket_id, user_id, seq in notices:
+            if kind in (CUTOFF, RESTORE):
+                if kind == RESTORE or not self._startup_hold.holds_back(self.machine, delivery, bucket_id, user_id, seq):
+                    delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq)
+            elif kind == RETRY:
+                known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
+                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, urgent=True, seq=-1 if known else seq)
+        delivery.rouse()
+
+    def committed(self, position: int, payload: bytes) -> None:
+        """Hands a durable batch on to the history."""
+        if self._history is not None:
+            self._history.hand(position, payload)
+        if self._notices is not None:
+            self._notices.hand(position, payload)
+
+    def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
+        """`("history", user_id, limit, before)`: rows out of the history. `("accounts" |
+        "pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which others are served.
+        """
+        if query[0] in PAGES:
+            self._go_on(PAGES[query[0]](self.machine.ledger.books, *query[1:]), done)
+            return
+        if query[0] in ("forecast", "expirationd_stats"):
+            assert self._checks is not None
+            self._go_on(self._checks.answer(self._begin.shard_id, query), done)
+            return
+        if query[0] == "explain" and self._worker is not None and self._delivery is not None:
+            done(explain(self.machine, bucket_id, query[1], self._worker, self._delivery))
+            return
+        _, user_id, limit, before = query
+        generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)
+        if self._history is None or generation is None:
+            done(Refused("UNAVAILABLE", "the history is not there yet"))
+        else:
+            self._history.ask(bucket_id, generation, user_id, limit, before, done)
+
+    def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
+        try:
+            next(slices)
+        except StopIteration as end:
+            done(end.value)
+        else:
+            asyncio.get_running_loop().call_soon(self._go_on, slices, done)
+
+    def reply_of(self, plain: object) -> object:
+        """What the supervisor answered, as a reply."""
+        if isinstance(plain, dict) and "refused" in plain:
+            return Refused(plain["refused"], plain["message"])
+        return plain
+
+    def replay_failed(self, error: BaseException) -> bool:
+        """Whether a replay came to another result than the journal has."""
+        return isinstance(error, ReplayDifference)
+
+    def route(self, operation: Command, bucket_map: BucketMap) -> object:
+        """`("route", version)`, see `shards.buckets.route_of`."""
+        return route_of(bucket_map, self._begin.direct, operation[1])
+
+    def trim_floor(self) -> int:
+        """The journal's position up to which history and notices have everything."""
+        floor = 0 if self._history is None else self._history.trim_floor()
+        return floor if self._notices is None else min(floor, self._notices.trim_floor())
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator."""
+        told = self.machine.figures() | self._census_figures()
+        for part in (self._history, self._door, self._delivery, self._checks, self._notices):
+            told |= {} if part is None else part.figures()
+        return told
+
+    def _census_figures(self) -> dict[str, int]:
+        if self._worker is None:
+            return {}
+        now_ns = self._worker.fresh_now_ns()
+        self._aggregates.step(now_ns)
+        return self._aggregates.figures(now_ns)
+
+    # -- the life ---------------------------------------------------------------------------------------------------
+
+    async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
+        """Opens the doors, and takes up what was owed when the last life ended."""
+        loop = asyncio.get_running_loop()
+        self._worker = worker
+        self._history = self._outside.history(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
+        self._history.start()
+        directory, url = f"{self._begin.directory}/notices", self.config.notify.url
+        settings = self._delivery_settings()
+        self._notices = self._outside.notices(directory, worker.shard_id, worker.journal, url, settings)
+        self._delivery = self._new_delivery()
+        self._startup_hold.take_up(self.machine, self._delivery, worker.fresh_now_ns())
+        self._startup_hold.ask(worker.operate, len(worker.map.weights), self._release_held)
+        recheck_s = self.config.cutoff.recheck_s
+        self._checks = PeriodicChecks(
+            self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s
+        )
+        self._checks.start()
+        limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
+        door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
+        door.start()
+        tls = self._tls = server_context(self.config.rpc)
+        for kind, listener in listeners:
+            if kind == "unix":
+                server = await loop.create_unix_server(lambda: Connection(door), sock=listener)
+            else:
+                s = HANDSHAKE_S if tls else None
+                server = await loop.create_server(
+                    lambda: Connection(door), sock=listener, ssl=tls, ssl_handshake_timeout=s, ssl_shutdown_timeout=s
+                )
+            self._servers.append(server)
+
+    def configure(self, configuration: bytes) -> None:
+        """Takes up what may change while it serves, see `billing.config.reload`. Calls under way end as they began."""
+        self.config = Config.from_json(configuration)
+        logging.getLogger().setLevel(self.config.log.level.upper())
+        if self._door is not None:
+            self._door.guard = self._guard()
+            self._door.limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
+        if self._tls is not None:
+            self._tls.load_cert_chain(self.config.rpc.tls_cert, self.config.rpc.tls_key)
+        if self._delivery is not None and self._delivery_settings() != self._delivery.settings:
+            self._changing = asyncio.get_running_loop().create_task(self._change_delivery())
+
+    async def _change_delivery(self) -> None:
+        """Another delivery takes over all that is owed, once the calls of the old one have ended."""
+        old = self._delivery
+        assert old is not None
+        await old.drain(DRAIN_DELIVERY_S)
+        await old.close()
+        self._delivery = self._new_delivery()
+        if self._checks is not None:
+            self._checks.delivery = self._delivery
+        self._owe(list(self.machine.owed()))
+
+    def examine(self, bucket_id: int) -> None:
+        """Asserts that a bucket's accounts add up."""
+        audit.check(self.machine.ledger.books[bucket_id])
+
+    def _guard(self) -> Guard:
+        file = self.config.rpc.tokens_file
+        return Guard(read_file(self._disk, file).decode() if file else None)
+
+    def _new_delivery(self) -> Delivery:
+        worker, outside = self._worker, self._outside
+        assert worker is not None
+        settings = self._delivery_settings()
+        delivery = Delivery(
+            self._owed, self._report, settings, worker.fresh_now_ns, outside.rng, worker.fail, outside.endpoint
+        )
+        delivery.start()
+        self.machine.release_held = self._release_held
+        return delivery
+
+    def pause_calls(self, bucket_id: int) -> None:
+        """Begins no further call for this bucket."""
+        self._paused.add(bucket_id)
+
+    def calls_in_flight(self, bucket_id: int) -> int:
+        """Calls for this bucket whose outcome is not known yet."""
+        return len(self._calls.get(bucket_id, ()))
+
+    def take_up(self, bucket_id: int) -> None:
+        """Makes what calls this bucket owes, from now on."""
+        self._paused.discard(bucket_id)
+        self._owe(list(self.machine.owed_in(bucket_id)))
+        if self._checks is not None:
+            self._checks.take_up(bucket_id)
+
+    def forget_calls(self, bucket_id: int) -> None:
+        """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
+        self._paused.discard(bucket_id)
+
+    def _release_held(self) -> int:
+        assert self._delivery is not None
+        return self._startup_hold.release(self.machine, self._delivery)
+
+    def _owe(self, owed: list[tuple[int, bytes, str, int, int]]) -> None:
+        """Lets the delivery know of all this, once what determined it is durable."""
+
+        def durable() -> None:
+            assert self._delivery is not None
+            self._startup_hold.hand_over(owed, self._delivery)
+
+        if owed:
+            assert self._worker is not None
+            self._worker.when_durable(durable)
+
+    async def stop_listening(self) -> None:
+        """No new connections; what was asked is still answered."""
+        for server in self._servers:
+            server.close()
+        if self._delivery is not None:
+            await self._delivery.drain(DRAIN_DELIVERY_S)
+        if self._door is not None:
+            self._door.drain()
+
+    async def close(self) -> None:
+        """Ends the connections and the delivery."""
+        if self._checks is not None:
+            self._checks.close()
+        if self._delivery is not None:
+            await self._delivery.close()
+        if self._door is not None:
+            self._door.close()
+        if self._history is not None:
+            await self._history.close()
+        if self._notices is not None:
+            await self._notices.close()
+
+    # -- delivery ---------------------------------------------------------------------------------------------------
+
+    def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
+        if bucket_id in self._paused:
+            return None
+        call = self.machine.ledger.owed(bucket_id, user_id)
+        if call is None:
+            return None
+        return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False)
+
+    def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+        assert self._worker is not None
+        op = _REPORTS[kind, outcome]
+        unbegun = op == ops.CUTOFF_FAILED and user_id not in self._calls.get(bucket_id, ())
+        if outcome == STARTED:
+            self._calls.setdefault(bucket_id, set()).add(user_id)
+        elif bucket_id in self._calls:
+            self._calls[bucket_id].discard(user_id)
+            if not self._calls[bucket_id]:
+                del self._calls[bucket_id]
+        self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255]))
+        if op == ops.CUTOFF_DELIVERED and self._checks is not None:
+            self._checks.delivered(bucket_id, user_id, seq)
+
+    def _delivery_settings(self) -> DeliverySettings:
+        cutoff = self.config.cutoff
+        secrets = parse_secrets(read_file(self._disk, cutoff.secret_file).decode()) if cutoff.secret_file else ()
+        return DeliverySettings(
+            url=cutoff.url,
+            restore_url=cutoff.restore_url,
+            secrets=tuple(secrets),
+            concurrency=cutoff.concurrency,
+            timeout_s=cutoff.timeout_s,
+            connect_timeout_s=cutoff.connect_timeout_s,
+        )
+
+    def _server_info(self) -> dict[str, object]:
+        assert self._worker is not None
+        return {
+            "version": __version__,
+            "shard_id": self._worker.shard_id,
+            "shards": len(self._worker.map.weights),
+            "bucket_count": self._worker.map.bucket_count,
+            "now_ns": self._worker.now_ns(),
+            "journal_sync": self.config.journal.sync,
+            "after_exhaustion": self.config.cutoff.after_exhaustion,
+            "request_ids_per_bucket": self.config.ledger.request_ids_per_bucket,
+        }

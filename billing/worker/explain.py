@@ -1,0 +1,77 @@
+"""Why an account stands where it stands: what `billing explain` shows of it, put together in its owner's worker.
+
+Everything `get_account` says, and besides: who owns the bucket at which generation, where the account is filed in the
+timing wheel, every cutoff that is remembered with its attempts, what is owed now, and what the outbox does about it. It
+changes nothing but what time has made due.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from billing.expirationd.delivery import Delivery
+from billing.ledger.book import Book
+from billing.ledger.entry import cutoff_map
+from billing.ledger.errors import Refused
+from billing.ledger.extra import NEVER_NS
+from billing.worker.machine import BillingMachine
+from shards.shard import Shard
+
+
+class Worker(Protocol):
+    """What is asked of the worker."""
+
+    shard: Shard
+
+    def fresh_now_ns(self) -> int:
+        """The billing instant, read anew."""
+
+
+def explain(
+    machine: BillingMachine, bucket_id: int, user_id: bytes, worker: Worker, delivery: Delivery
+) -> dict[str, Any] | Refused:
+    """A map, or the refusal where the account, or its bucket, is not here any more."""
+    now_ns = worker.fresh_now_ns()
+    generation = worker.shard.held.get(bucket_id)
+    if generation is None:
+        return Refused("BUCKET_MOVING", "its bucket is leaving this shard")
+    try:
+        account = machine.ledger.view(bucket_id, user_id, now_ns)
+    except Refused as refusal:
+        return refusal
+    book = machine.ledger.books[bucket_id]
+    extra = book.extras.get(book.slots[user_id])
+    owed = machine.ledger.owed(bucket_id, user_id)
+    standing = delivery.outbox.standing(bucket_id, user_id)
+    return {
+        **account,
+        "shard_id": worker.shard.shard_id,
+        "generation": generation,
+        "timer": _timer(machine, book, book.slots[user_id]),
+        "cutoffs": []
+        if extra is None
+        else [cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error) for c in extra.cutoffs],
+        "owes": None
+        if owed is None
+        else {"call": owed.kind, "event_id": owed.event_id, "seq": owed.seq, "attempts": owed.attempts},
+        "outbox": None
+        if standing is None
+        else {
+            "state": standing[0],
+            "failures": standing[1],
+            "next_attempt_in_ns": max(0, standing[2] - now_ns) if standing[2] else 0,
+        },
+    }
+
+
+def _timer(machine: BillingMachine, book: Book, slot: int) -> dict[str, Any]:
+    """Where the wheel will look at the account next; that is never after its coming instant."""
+    filed_ns = book.armed_ns[slot]
+    if not book.awake or filed_ns == 0:
+        return {"state": "still"}
+    if filed_ns == NEVER_NS:
+        return {"state": "not armed"}
+    level, begin_ns, width_ns = machine.place_of(filed_ns)
+    if level < 0:
+        return {"state": "armed in the exact heap", "filed_at_ns": filed_ns}
+    return {"state": "armed in a slot", "level": level, "slot_at_ns": begin_ns, "slot_width_ns": width_ns}

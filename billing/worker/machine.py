@@ -1,0 +1,253 @@
+"""Where the two rooms meet: ledger and timing wheel, as the content of a shard's buckets.
+
+A shard asks for a `shards.machine.Machine`; this is one. Commands go to the ledger, which is the only thing that
+changes money; the wheel remembers when to look at which account. The ledger tells (through `_file`) where the coming
+instant of an account is to be filed; when a filing comes up, the wheel asks the ledger whether it is still meant.
+
+During recovery the ledger works as ever but nothing is filed: timers are made by `start` and `arm`, once, from the
+state that replay ended with. What became due meanwhile comes up at once, with its true instant.
+
+It never reads a clock, touches no file and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain
+from typing import Any, Final
+
+from billing.expirationd.coming import merged
+from billing.expirationd.wheel import Wheel
+from billing.ledger import audit, views
+from billing.ledger import commands as ops
+from billing.ledger.block import dumping, loading
+from billing.ledger.book import SLOT_BITS, Book
+from billing.ledger.entry import EntryTuple, answer
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import Ledger, Rules
+from billing.ledger.schedule import unnoticed
+from billing.worker.pages import joined_cutoffs
+from shards.machine import Command, Effect, Later, Record
+
+ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
+ROWS_SHOWN_NS: Final = 100_000_000
+SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "overdue", "pending_cutoffs", "release_cutoffs"})
+
+
+class BillingMachine:
+    """All accounts of one shard."""
+
+    def __init__(self, rules: Rules, reply: Callable[[EntryTuple, int], object] = answer) -> None:
+        """`reply(entry, bucket_id)`: what a command is answered."""
+        self._reply = reply
+        self.ledger = Ledger(rules, self._file)
+        self.records: list[Record] = self.ledger.records
+        self.notices: list[Effect] = self.ledger.notices
+        self.release_held: Callable[[], int] = lambda: 0  # lets held cutoffs go; how many accounts that concerns
+        self.overdue_at_start: Callable[[], int] = lambda: 0  # cutoffs
+        self.fired = 0  # filings that came due
+        self._wheel: Wheel | None = None
+        self._rows_shown = 0
+        self._rows_since_ns = 0
+
+    # -- commands and queries ---------------------------------------------------------------------------------------
+
+    def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
+        """A reply map, maybe encoded already, or the refusal; for a report of delivery, to which nobody listens, the
+        bare entry.
+        """
+        try:
+            entry = self.ledger.apply(bucket_id, now_ns, command)
+            return self._reply(entry, bucket_id) if command[0] < ops.CUTOFF_STARTED else entry
+        except Refused as refusal:
+            return refusal.with_traceback(None)  # it waits for the disk: without the frames it went through
+
+    def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
+        """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal. `("history", …)` and
+        `("explain", user_id)`: later. An account may have 10,000 rate lines, a connection 4,096 questions in flight: so
+        rows are counted, and too many within a moment are refused, before they fill the memory and everybody's time.
+        """
+        name, user_id = query[0], query[1]
+        try:
+            if name == "get_account":
+                account = self.ledger.view(bucket_id, user_id, now_ns)
+                self._show(len(account["rates"]) + len(account["holds"]), now_ns)
+                return account
+            if name in ("history", "explain"):
+                self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
+                return Later(query)
+            if name == "retry_cutoff":
+                return self.ledger.retry_cutoff(bucket_id, user_id, now_ns)
+        except Refused as refusal:
+            return refusal.with_traceback(None)
+        return Refused("UNKNOWN_METHOD", f"{name} is not served by this version")
+
+    def _show(self, rows: int, now_ns: int) -> None:
+        """Lets a reply with so many rows leave. Raises Refused where there were too many just now."""
+        if now_ns - self._rows_since_ns >= ROWS_SHOWN_NS:
+            self._rows_since_ns, self._rows_shown = now_ns, 0
+        if self._rows_shown + rows > ROWS_SHOWN_MAX:
+            raise Refused("BUSY", "too many rate lines and holds are being read at once")
+        self._rows_shown += rows
+
+    def survey(self, query: Command, now_ns: int) -> object:
+        """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
+        match query:
+            case ("accounts" | "pending_cutoffs", bytes(), int()):
+                return Later(query)
+            case ("forecast", int(), int()) | ("expirationd_stats",):
+                return Later(query)
+            case ("release_cutoffs",):
+                return self.release_held()
+            case ("overdue",):
+                return self.overdue_at_start()
+        raise AssertionError(f"no survey {query[0]}")
+
+    def merge(self, operation: Command, parts: list[Any]) -> object:
+        """One answer out of all shards' parts."""
+        match operation:
+            case ("accounts", _, int(limit)):
+                users = set(chain.from_iterable(parts))  # of a bucket on its way two shards may tell
+                return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, users)]
+            case ("pending_cutoffs", _, int(limit)):
+                return joined_cutoffs(parts, limit)
+            case ("forecast", int(within_ns), int(step_ns)):
+                return merged(parts, within_ns, step_ns)
+            case ("expirationd_stats",):
+                return sorted(parts, key=lambda row: int(row["shard_id"]))
+            case ("release_cutoffs",):
+                return {"released": sum(parts)}
+            case ("overdue",):
+                return parts
+        raise AssertionError(f"no survey {operation[0]}")
+
+    def owed(self) -> Iterator[tuple[int, bytes, str, int, int]]:
+        """All that is owed to the outside: (bucket id, user id, kind, exhaustion instant, newest seq of that kind)."""
+        for bucket_id, book in self.ledger.books.items():
+            if book.extras:
+                yield from self.owed_in(bucket_id)
+
+    def overdue(self, now_ns: int) -> int:
+        """Cutoffs owed already, and accounts whose exhaustion instant has passed but was not looked at yet."""
+        owed = sum(1 for _, _, kind, _, _ in self.owed() if kind == "cutoff")
+        return owed + sum(unnoticed(book, now_ns) for book in self.ledger.books.values())
+
+    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int]]:
+        """The same of one bucket."""
+        for user_id, call in self.ledger.owed_in(bucket_id):
+            seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
+            yield bucket_id, user_id, call.kind, call.exhausted_at_ns, seq
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator; O(buckets)."""
+        books = self.ledger.books
+        return {
+            "accounts": sum(len(book.slots) for book in books.values()),
+            "armed": 0 if self._wheel is None else len(self._wheel),
+            "pending_cutoffs": sum(book.pending_cutoffs for book in books.values()),
+            "request_ids_evicted_early": sum(book.ids.evicted_early for book in books.values()),
+            "bucket_accounts": [(bucket_id, len(book.slots)) for bucket_id, book in books.items()],
+        }
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def due(self, now_ns: int, limit: int) -> bool:
+        """Carries out what time has made due, in the order of the instants."""
+        wheel, ledger = self._wheel, self.ledger
+        assert wheel is not None, "time passes before start"
+        fired = wheel.advance(now_ns, ledger.next_due_ns, ledger.moved, limit)
+        for ref in fired:
+            ledger.tick(ref, now_ns)
+        self.fired += len(fired)
+        return 0 <= wheel.next_due_ns() <= now_ns
+
+    def next_due_ns(self) -> int:
+        """When `due` has something to do; -1 for never."""
+        return -1 if self._wheel is None else self._wheel.next_due_ns()
+
+    def running_out(self, until_ns: int, least: int) -> Iterator[list[tuple[bytes, str, int, int]]]:
+        """(user_id, event_id, seq, E) of the cutoffs that fall due up to `until_ns` if nothing else happens, in small
+        pieces between which the machine may be used; none where fewer than `least` filings come up until then.
+        """
+        wheel, books = self._wheel, self.ledger.books
+        if wheel is None or wheel.count_soon(until_ns) < least:
+            return
+        for refs in wheel.soon(until_ns):
+            places = [(books.get(ref >> SLOT_BITS), ref & (1 << SLOT_BITS) - 1) for ref in refs]
+            found = [views.next_cutoff(book, slot) for book, slot in places if book is not None]
+            yield [one for one in found if one is not None and one[3] <= until_ns]
+
+    def _file(self, ref: int, due_ns: int) -> int:
+        assert self._wheel is not None, "something is armed before start"
+        return self._wheel.insert(ref, due_ns)
+
+    def place_of(self, filed_ns: int) -> tuple[int, int, int]:
+        """See `Wheel.place_of`."""
+        assert self._wheel is not None, "nothing is filed before start"
+        return self._wheel.place_of(filed_ns)
+
+    def start(self, now_ns: int) -> None:
+        """Recovery is over; timers are made from here on. What was pending may have been attempted unrecorded."""
+        self.ledger.replayed()
+        self._wheel = Wheel(now_ns)
+        for bucket_id in self.ledger.books:
+            self.ledger.presume_attempted(bucket_id)
+
+    def arm(self, bucket_id: int) -> None:
+        """Lets time pass in a bucket."""
+        self.ledger.wake(bucket_id)
+
+    def disarm(self, bucket_id: int) -> None:
+        """Lets time stand still in a bucket."""
+        self.ledger.still(bucket_id)
+
+    def arming(self, bucket_id: int) -> Iterator[None]:
+        """`arm` in slices."""
+        return self.ledger.waking(bucket_id)
+
+    def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
+        """The coming instant of one bucket, up to `until_ns`; -1 when there is none."""
+        return views.due_within(self.ledger.books[bucket_id], until_ns)
+
+    # -- recovery and moves -----------------------------------------------------------------------------------------
+
+    def replay(self, bucket_id: int, body: bytes) -> None:
+        """Applies a recorded entry again and compares."""
+        self.ledger.replay(bucket_id, body)
+
+    def create(self, bucket_id: int) -> None:
+        """An empty bucket."""
+        self.ledger.create(bucket_id)
+
+    def dump(self, bucket_id: int) -> bytes:
+        """A bucket as one block."""
+        return self.ledger.dump(bucket_id)
+
+    def dumping(self, bucket_id: int) -> Generator[None, None, bytes]:
+        """`dump` in slices."""
+        book = self.ledger.books[bucket_id]
+        yield from audit.checking(book)
+        return (yield from dumping(book))
+
+    def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
+        """The first half of `load`, in slices."""
+        return loading(bucket_id, block)
+
+    def put(self, bucket_id: int, content: Book) -> None:
+        """The second half of `load`."""
+        self.ledger.put(content)
+
+    def load(self, bucket_id: int, block: bytes) -> None:
+        """The bucket of a block."""
+        self.ledger.load(bucket_id, block)
+
+    def drop(self, bucket_id: int) -> None:
+        """Forgets a bucket."""
+        self.ledger.drop(bucket_id)
+
+    def dropping(self, bucket_id: int) -> Iterator[None]:
+        """`drop` in slices."""
+        book = self.ledger.books[bucket_id]
+        self.ledger.drop(bucket_id)
+        return book.shrinking()

@@ -1,0 +1,209 @@
+"""What a worker looks at while nothing asks it to: the second opinion, what is coming, and whether cutoffs took effect.
+
+Four duties, each a small piece at a time between requests:
+
+- where a burst falls due within a second and a bit, its requests are made but for what the instant of sending decides;
+- one step of the second opinion a second; a mismatch is logged, counted and healed;
+- a warning where a second of the coming hour brings more cutoffs than the endpoint was last seen to take;
+- `cutoff.recheck_s` after a 2xx, a look at whether machines still run; if so the cutoff becomes owed once more, as an
+  entry like all others, under its event_id.
+
+It decides nothing about money; what it finds goes through the worker's `report`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, Final
+
+from billing.expirationd.coming import SECOND_NS, forecast
+from billing.expirationd.delivery import Delivery
+from billing.expirationd.recheck import Rechecks
+from billing.expirationd.wheel_scrubber import WheelScrubber
+from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
+from billing.worker.machine import BillingMachine
+from shards.machine import Command
+from shards.replies import WrongBucket
+from shards.system.clock import boot_now_ns
+
+LOOK_S: Final = 1.0
+WARN_LOOKS: Final = 10  # how often the coming hour is held against what the endpoint takes
+RECHECKS_AT_ONCE: Final = 64
+AHEAD_NS: Final = 1_250_000_000  # what falls due until then is prepared: until the next look, and a little
+BURST: Final = 256  # so many filings are worth being prepared for
+PREPARE_PAUSE_S: Final = 0.001
+KEPT_LOOKS: Final = 60  # so long what was prepared for the last burst is kept, for an endpoint that is slow
+_LATE_S: Final = 0.001
+
+log = logging.getLogger("billing.expirationd")
+
+
+class PeriodicChecks:
+    """One worker's. `report` applies a command and says what came of it, `wake` lets the worker's next turn come."""
+
+    def __init__(
+        self,
+        machine: BillingMachine,
+        delivery: Delivery,
+        now_ns: Callable[[], int],
+        report: Callable[[int, Command], object],
+        wake: Callable[[], None],
+        recheck_s: float,
+    ) -> None:
+        self._machine = machine
+        self.delivery = delivery
+        self._now_ns = now_ns
+        self._report = report
+        self._wake = wake
+        self._loop = asyncio.get_running_loop()
+        self._opinion = WheelScrubber(machine.ledger.books, machine.ledger.tick)
+        self._rechecks = Rechecks(int(recheck_s * SECOND_NS))
+        self._timer: asyncio.TimerHandle | None = None
+        self._recheck_timer: asyncio.TimerHandle | None = None
+        self._prepare_timer: asyncio.TimerHandle | None = None
+        self._looks = 0
+        self._began_ns = boot_now_ns()
+        self._peak = (0, 0)  # second, cutoffs
+        self._warned = 0  # the second that was warned of last
+        self.restarts = self.not_effective = self.bursts = 0
+
+    def start(self) -> None:
+        """Begins to look."""
+        for bucket_id in self._machine.ledger.books:
+            self.take_up(bucket_id)
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def close(self) -> None:
+        """Looks no more."""
+        for timer in (self._timer, self._recheck_timer, self._prepare_timer):
+            if timer is not None:
+                timer.cancel()
+
+    # -- the second opinion ------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        now_ns = self._now_ns()
+        try:
+            wrong = self._opinion.step(now_ns, self._machine.next_due_ns())
+        except Exception:
+            self.restarts += 1
+            self._opinion.begin_again()
+            log.exception("the second opinion begins again")
+        else:
+            if wrong:
+                log.error("%d accounts were not filed for what is coming for them; they are now", wrong)
+                self._wake()
+        if self._looks % WARN_LOOKS == 0:
+            self._look_ahead(now_ns)
+        self._looks += 1
+        if self._prepare_timer is None:
+            pieces = self._machine.running_out(now_ns + AHEAD_NS, BURST)
+            first = next(pieces, None)
+            if first is not None or self._looks % KEPT_LOOKS == 0:
+                self.delivery.ahead.turn()
+            if first is not None:
+                self._prepare(chain([first], pieces))
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _prepare(self, pieces: Iterator[list[tuple[bytes, str, int, int]]]) -> None:
+        piece = next(pieces, None)
+        if piece is None:
+            self._prepare_timer = None
+            return
+        for coming in piece:
+            self.delivery.ahead.prepare(*coming)
+        self._prepare_timer = self._loop.call_later(PREPARE_PAUSE_S, self._prepare, pieces)
+
+    def _look_ahead(self, now_ns: int) -> None:
+        coming = self._opinion.coming(now_ns)
+        self._peak = max(coming, key=lambda one: one[1], default=(0, 0))
+        second, cutoffs = self._peak
+        takes = self.delivery.throughput.per_second
+        if 0 <= takes < cutoffs and second != self._warned:
+            self._warned = second
+            self.bursts += 1
+            log.warning(
+                "%d cutoffs fall due in the second of %s, the endpoint was last seen to take %d a second: the last "
+                "will be some %.1f s late",
+                cutoffs,
+                datetime.fromtimestamp(second, UTC).isoformat(),
+                takes,
+                cutoffs / max(takes, 1),
+            )
+
+    # -- verification ------------------------------------------------------------------------------------------------
+
+    def delivered(self, bucket_id: int, user_id: bytes, seq: int) -> None:
+        """This cutoff had its 2xx."""
+        self._rechecks.delivered(bucket_id, user_id, seq, self._now_ns())
+        self._arm()
+
+    def take_up(self, bucket_id: int) -> None:
+        """The bucket is here now: its delivered cutoffs are looked at as if their 2xx had just come."""
+        now_ns = self._now_ns()
+        for user_id, seq in self._machine.ledger.delivered_in(bucket_id):
+            self._rechecks.delivered(bucket_id, user_id, seq, now_ns)
+        self._arm()
+
+    def _arm(self) -> None:
+        next_ns = self._rechecks.next_ns()
+        if next_ns >= 0 and self._recheck_timer is None:
+            wait_s = max(0, next_ns - self._now_ns()) / SECOND_NS + _LATE_S
+            self._recheck_timer = self._loop.call_later(wait_s, self._recheck)
+
+    def _recheck(self) -> None:
+        self._recheck_timer = None
+        for _, bucket_id, user_id, seq in self._rechecks.due(self._now_ns(), RECHECKS_AT_ONCE):
+            outcome = self._report(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b""))
+            if not isinstance(outcome, Refused | WrongBucket):  # else it took effect, or was superseded
+                self.not_effective += 1
+        self._arm()
+
+    # -- for the operator --------------------------------------------------------------------------------------------
+
+    def answer(self, shard_id: int, query: Command) -> Generator[None, None, dict[str, Any]]:
+        """`("forecast", within_ns, step_ns)` or `("expirationd_stats",)`: this shard's part, in slices."""
+        if query[0] == "expirationd_stats":
+            return {"shard_id": shard_id, **self._stats()}
+        now_ns = self._now_ns()
+        part = yield from forecast(self._machine.ledger.books, now_ns, now_ns + int(query[1]))
+        return {**part, "takes_per_second": self.delivery.throughput.per_second}
+
+    def _stats(self) -> dict[str, int]:
+        """A row of `expirationd_stats`: this shard since its worker started; lateness is that of the first attempts."""
+        late = self.delivery.sent_late
+        return {
+            "checked_count": self._opinion.checked,
+            "expired_count": self._machine.fired,
+            "mismatches": self._opinion.mismatches,
+            "rounds": self._opinion.rounds,
+            "restarts": self.restarts,
+            "lateness_p50_ns": late.quantile(0.5),
+            "lateness_p99_ns": late.quantile(0.99),
+            "working_time_ns": boot_now_ns() - self._began_ns,
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Counters, as plain data."""
+        opinion, now_ns = self._opinion, self._now_ns()
+        coming = opinion.coming(now_ns)
+        minute = (now_ns + 60 * SECOND_NS) // SECOND_NS
+        return {
+            "opinion_checked": opinion.checked,
+            "opinion_mismatches": opinion.mismatches,
+            "opinion_rounds": opinion.rounds,
+            "opinion_restarts": self.restarts,
+            "due_fired": self._machine.fired,
+            "cutoffs_not_effective": self.not_effective,
+            "cutoffs_coming_minute": sum(count for second, count in coming if second < minute),
+            "cutoffs_coming_hour": sum(count for _, count in coming),
+            "cutoffs_peak_per_second": self._peak[1],
+            "cutoffs_peak_at_ns": self._peak[0] * SECOND_NS,
+            "cutoffs_bursts_warned": self.bursts,
+            "endpoint_takes_per_second": self.delivery.throughput.per_second,
+        }

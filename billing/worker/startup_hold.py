@@ -1,0 +1,150 @@
+"""Which cutoffs of a start wait for an operator.
+
+A machine that comes up with a wrong clock, or from a backup, finds many users exhausted who are not. So what was
+overdue when the daemon came up is held back where it is more than `cutoff.hold_above`, or where the data directory was
+restored from a backup (`RESTORED` is in it), until `release`. Overdue is what is owed already, and every account whose
+exhaustion instant had passed by then: those become owed in the first moments of serving, one by one, and are told apart
+by their instants from what runs out while the daemon serves.
+
+It is the number of all shards that counts. A worker with no more of its own than `cutoff.hold_above` holds them back
+all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where
+the sum is not too many, they go.
+
+After a restore that is so at every start until the release, which removes the mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from shards.system.disk import Disk
+
+if TYPE_CHECKING:
+    from billing.expirationd.delivery import Delivery
+    from billing.worker.machine import BillingMachine
+    from shards.machine import Command
+
+_AGAIN_S: Final = 0.1
+_TRIES_MAX: Final = 100  # a shard that does not come up must not hold up the cutoffs of the others for ever
+
+log = logging.getLogger("billing.worker.startup_hold")
+
+RESTORED = "restored"
+CUTOFF = "cutoff"  # the kind of call
+
+
+class StartupHold:
+    """Decides once, at the start of a worker; see the module's text."""
+
+    def __init__(self, disk: Disk, data_dir: str, hold_above: int) -> None:
+        """`hold_above`: -1 never holds back."""
+        self._disk = disk
+        self._mark = f"{data_dir}/{RESTORED}"
+        self._hold_above = hold_above
+        self.restored = disk.exists(self._mark)
+        self._until_ns = -1  # exhaustions up to this instant wait; -1: none
+        self.overdue = 0  # here, at the start; none any more once they were let go
+        self._undecided = False  # they wait until the other shards have told theirs
+
+    def take_up(self, machine: BillingMachine, delivery: Delivery, now_ns: int) -> None:
+        """At the start: everything that is owed from before is sent, or waits."""
+        overdue = self.overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
+        machine.overdue_at_start = lambda: self.overdue
+        held = self.restored or 0 <= self._hold_above < overdue
+        self._undecided = not held and self._hold_above >= 0 and overdue > 0
+        if held or self._undecided:
+            self._until_ns = now_ns
+        if held and overdue:
+            self._warn()
+        self.hand_over(list(machine.owed()), delivery)
+
+    def ask(self, operate: Callable[[Any, None, Command], None], shards: int, release: Callable[[], object]) -> None:
+        """Right after `take_up`: settles with the other shards what is undecided; `operate` as a worker has it."""
+        if self._undecided:
+            question = _Question(self, operate, shards, release)
+            asyncio.get_running_loop().call_later(_AGAIN_S, question.ask)
+
+    def told(self, overdue: list[int], shards: int, last: bool, release: Callable[[], object]) -> bool:
+        """So many were overdue at each shard that answered; True once it is decided. `last`: nobody is waited for."""
+        if not self._undecided:
+            return True  # an operator was first
+        if sum(overdue) > self._hold_above:
+            self._undecided = False
+            self._warn()
+        elif last or len(overdue) >= shards:
+            release()
+        return not self._undecided
+
+    def hand_over(self, owed: list[tuple[int, bytes, str, int, int]], delivery: Delivery) -> None:
+        """Tells a delivery of what is owed, as `BillingMachine.owed` says it; all that determined it is durable."""
+        for bucket_id, user_id, kind, since_ns, seq in owed:
+            if kind == CUTOFF and since_ns <= self._until_ns:
+                delivery.hold(bucket_id, user_id, since_ns, kind, seq)
+            else:
+                delivery.notify(bucket_id, user_id, kind, since_ns, seq=seq)
+
+    def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes, seq: int) -> bool:
+        """Whether the cutoff `seq`, owed just now, waits with the others, because it was overdue at the start."""
+        if self._until_ns < 0:
+            return False
+        call = machine.ledger.owed(bucket_id, user_id)
+        if call is None or call.kind != CUTOFF or call.exhausted_at_ns > self._until_ns:
+            return False
+        delivery.hold(bucket_id, user_id, call.exhausted_at_ns, CUTOFF, seq)
+        return True
+
+    def release(self, machine: BillingMachine, delivery: Delivery) -> int:
+        """The operator says that what is overdue is right; how many accounts waited."""
+        until_ns, self._until_ns = self._until_ns, -1
+        self._undecided = False
+        self.overdue = 0
+        waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns, _ in machine.owed())
+        if self.restored:
+            self.restored = False
+            self._remove_mark()
+        delivery.release()
+        return waited
+
+    def _warn(self) -> None:
+        log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", self.overdue)
+
+    def _remove_mark(self) -> None:
+        try:
+            self._disk.unlink(self._mark)
+        except FileNotFoundError:
+            return  # another worker of this daemon was first
+        self._disk.fsync_dir(self._mark.rpartition("/")[0])
+
+
+class _Question:
+    """Asks all shards, until it is decided. As a caller, it takes the answers."""
+
+    mode = 0
+
+    def __init__(
+        self,
+        holdback: StartupHold,
+        operate: Callable[[Any, None, Command], None],
+        shards: int,
+        release: Callable[[], object],
+    ) -> None:
+        self._startup_hold, self._operate, self._shards, self._release = holdback, operate, shards, release
+        self._tries = 0
+
+    def ask(self) -> None:
+        self._tries += 1
+        self._operate(self, None, ("overdue",))
+
+    def answer(self, token: None, reply: Any) -> None:
+        told = reply if isinstance(reply, list) else [self._startup_hold.overdue]  # else a shard cannot be asked yet
+        if not self._startup_hold.told(told, self._shards, self._tries >= _TRIES_MAX, self._release):
+            asyncio.get_running_loop().call_later(_AGAIN_S, self.ask)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def refuse(self, token: None, reply: Any) -> None:
+        """This process ends; the next one asks."""

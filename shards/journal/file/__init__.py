@@ -1,0 +1,1 @@
+"""The journal as local files: segments, snapshots, and their recovery."""

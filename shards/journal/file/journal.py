@@ -1,0 +1,399 @@
+"""A journal in local files: the embedded backend.
+
+One directory holds one shard's journal: `segment-…` files of batches, `manifest`, `snapshot-…` files, `lock`, and room
+got ahead (`spare`, `ballast`). The bytes are described in `record` and `snapshot`, what may be believed in `recovery`,
+how a full disk is kept between segments in `room`. Here is what is done with them:
+
+- Ownership is a lock on the directory, which the kernel holds for a process until its last handle is gone, so an older
+  owner that can still write makes the newer one wait (`Fenced`). The epoch is raised in the new segment's first block
+  and in the manifest before `open` returns.
+- Every opening begins a new segment. Nothing is ever appended after what an earlier life wrote, torn or not; and what
+  that life may have left in the cache alone is written into the new segment and synced before anybody hears of it.
+- `append` is one write and one fdatasync. An error of either is the end of this object: what happened is not known, and
+  a second sync could say "done" about data that the first one lost.
+- Old segments are removed only behind the older of two snapshots, the newer of which was read back.
+
+It never reads a clock or draws a random number itself: both are passed in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+
+from shards.journal import Corrupt, Fenced, Gap, JournalError, Opened, Snapshot, Unavailable, Unknown
+from shards.journal.file import snapshot
+from shards.journal.file.active_segment import ActiveSegment, length_for
+from shards.journal.file.cleanup import drop_replaced, drop_unfinished, keep_torn, set_aside
+from shards.journal.file.record import (
+    BARRIER,
+    FIRST_CHAIN,
+    OWNER_BYTES_MAX,
+    Malformed,
+    Manifest,
+    SegmentHeader,
+    pack_block,
+    salt_seed,
+)
+from shards.journal.file.recovery import Found, examine, segment_name, written_anew
+from shards.journal.file.replay import Segment, batches, chain_at, reaching
+from shards.journal.file.retained_snapshots import RetainedSnapshots
+from shards.journal.file.segment_reserve import SegmentReserve
+from shards.system.disk import Disk, is_full, private_directory
+
+LOCK = "lock"
+SYNC_MODES = ("always", "interval", "never")
+PAYLOAD_BYTES_MAX = 256 << 20
+RECENT_CHAINS = 1024
+ROOM_RETRY_NS = 1_000_000_000
+
+
+class FileJournal:
+    """See `shards.journal.Journal`. Not open until `open` returned; after an error of `open` it may be called again."""
+
+    _live: ActiveSegment  # from `open` on
+
+    def __init__(
+        self,
+        directory: str,
+        disk: Disk,
+        *,
+        now_ns: Callable[[], int],
+        salt: Callable[[], int],
+        boot_id: bytes,
+        sync: str = "always",
+        sync_interval_ns: int = 1_000_000_000,
+        segment_bytes: int = 64 << 20,
+        ballast_bytes: int = 0,
+        align_bytes: int = 512,
+    ) -> None:
+        """directory: made 0700 if absent, its parent must exist. now_ns: stamps batches, ns. salt: a random u64 each.
+
+        boot_id: 16 bytes that change when the machine is started anew (`Disk.boot_id`). sync: one of SYNC_MODES; with
+        "interval" a sync follows the first append that comes `sync_interval_ns` after the last one, and each barrier.
+        align_bytes: batches begin at multiples of it; at least a sector, so that no answered one is ever written over.
+        """
+        if sync not in SYNC_MODES:
+            raise ValueError(f"sync must be one of {SYNC_MODES}, not {sync!r}")
+        assert len(boot_id) == 16
+        self._directory, self._disk, self._now_ns, self._salt, self._boot_id = directory, disk, now_ns, salt, boot_id
+        self._sync, self._always, self._sync_interval_ns = sync, sync == "always", sync_interval_ns
+        self._align = align_bytes
+        self._room = SegmentReserve(disk, directory, segment_bytes, ballast_bytes)
+        self._warnings: list[str] = []
+        self._ended: JournalError | None = JournalError("the journal is not open", file=directory)
+        self._lock = -1
+        self._exchange = threading.Lock()  # held while the live segment is exchanged, or used by another thread
+        self._handle = -1  # of the live segment
+        self._shard = 0
+        self._owner = b""
+        self._epoch = 0
+        self._segments: list[Segment] = []  # ascending, the live one last
+        self._shelf = RetainedSnapshots(disk, directory)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_CHAINS)  # (position, chain)
+        self._head = self._durable = self._barrier = 0
+        self._chain = FIRST_CHAIN
+        self._last_time_ns = self._synced_ns = self._room_retry_ns = 0
+
+    @property
+    def head(self) -> int:
+        return self._head
+
+    @property
+    def first(self) -> int:
+        return self._segments[0].header.first_position if self._segments else 1
+
+    @property
+    def last_time_ns(self) -> int:
+        return self._last_time_ns
+
+    @property
+    def stored_bytes(self) -> int:
+        sealed = sum(segment.size for segment in self._segments[:-1])
+        return sealed + (self._live.offset if self._segments else 0) + self._shelf.stored_bytes
+
+    @property
+    def is_short(self) -> bool:
+        return self._room.is_wanting and self._live.is_filling
+
+    @property
+    def warnings(self) -> list[str]:
+        return self._warnings
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def open(self, shard: int, owner: str) -> Opened:
+        """Also raises DirectoryRefused when the directory is open to other users."""
+        assert self._lock < 0, "it is open already"
+        self._shard, self._owner = shard, owner.encode()
+        if len(self._owner) > OWNER_BYTES_MAX:
+            raise ValueError(f"the owner's name is longer than {OWNER_BYTES_MAX} bytes")
+        self._ended = None
+        self._recent.clear()
+        try:
+            self._warnings = private_directory(self._disk, self._directory)
+            try:
+                self._lock = self._disk.lock(f"{self._directory}/{LOCK}")
+            except BlockingIOError:
+                raise Fenced("another process holds this journal", file=f"{self._directory}/{LOCK}") from None
+            self._take(examine(self._disk, self._directory, shard, self._boot_id))
+        except OSError as error:
+            self._release()
+            raise self._failure("opening", error) from error
+        except Exception:
+            self._release()
+            raise
+        return Opened(self._epoch, self._head)
+
+    def _take(self, found: Found) -> None:
+        """Write what the earlier life may have left in a cache into a segment of our own, and begin there."""
+        log = found.log
+        self._room.sweep()
+        if log.torn is not None:
+            name = found.segments[-1].name
+            self._with_ballast(lambda: keep_torn(self._disk, self._directory, name, self._now_ns()))
+            self._warnings.append(f"cut off a torn tail that nobody was answered: {log.torn}; a copy is kept beside it")
+        self._epoch = found.epoch + 1
+        self._last_time_ns = log.last_time_ns
+        self._segments = list(found.segments)
+        drop_unfinished(self._disk, self._directory, found)
+        salt = self._salt()
+        body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)
+        self._with_ballast(lambda: self._room.prepare(length_for(len(body), self._align)))
+        self._with_ballast(lambda: self._begin(salt, log.durable + 1, log.durable_chain, body))
+        self._head = self._durable = self._barrier = log.head
+        self._chain = log.chain
+        self._recent.append((log.head, log.chain))
+        self._warnings += set_aside(self._disk, self._directory, found.damaged)
+        drop_replaced(self._disk, self._directory, self._segments, found)
+        self._shelf.fill(found.snapshots)
+        self._make_room()
+
+    def _with_ballast(self, step: Callable[[], None]) -> None:
+        """Do it; if there is no room, drop the ballast and do it once more. OSError."""
+        try:
+            step()
+        except OSError as error:
+            if not is_full(error) or not self._room.drop_ballast():
+                raise
+            self._warnings.append(f"the disk is full: dropped the ballast in {self._directory} to open the journal")
+            step()
+
+    # -- appending ---------------------------------------------------------------------------------------------------
+
+    def append(self, payload: bytes, durable: bool = False) -> int:
+        if self._ended is not None:
+            raise self._ended
+        if not 0 < len(payload) <= PAYLOAD_BYTES_MAX:
+            raise ValueError(f"a payload has 1 to {PAYLOAD_BYTES_MAX} bytes, not {len(payload)}")
+        now_ns = self._now_ns()
+        if not self._live.fits(len(payload)):
+            self._switch(len(payload))
+        elif self._live.is_filling and not self._room.spare_bytes and now_ns >= self._room_retry_ns:
+            self._make_room()
+        position = self._head + 1
+        if now_ns > self._last_time_ns:
+            self._last_time_ns = now_ns
+        sync = self._always or durable
+        sync = sync or (self._sync == "interval" and now_ns - self._synced_ns >= self._sync_interval_ns)
+        try:
+            chain = self._live.put(self._chain, position, 0, self._durable, self._last_time_ns, payload, sync)
+        except OSError as error:
+            raise self._end("writing a batch", error, position) from error
+        self._head, self._chain = position, chain
+        self._recent.append((position, chain))
+        if sync:
+            self._durable, self._synced_ns = position, now_ns
+        return position
+
+    def idle_barrier(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+        if self._barrier < self._head and self._sync != "never":
+            if self._durable < self._head:
+                self._sync_live()
+            head = self._barrier = self._head
+            try:
+                self._live.put(self._chain, head, BARRIER, head, self._last_time_ns, b"", True)
+            except OSError as error:
+                raise self._end("writing a barrier", error, head) from error
+        self._make_room()
+
+    def _sync_live(self) -> None:
+        """Make all that was written durable; from the thread that appends."""
+        try:
+            self._live.sync()
+        except OSError as error:
+            raise self._end("syncing", error, self._head) from error
+        self._durable, self._synced_ns = self._head, self._now_ns()
+
+    def _switch(self, payload_bytes: int) -> None:
+        """Begin the next segment, with room for such a payload. Raises Unavailable: nothing has changed."""
+        if self._durable < self._head:  # only the newest segment may hold what is not durable
+            self._sync_live()
+        try:
+            self._room.prepare(length_for(payload_bytes, self._align))
+            self._begin(self._salt(), self._head + 1, self._chain, b"")
+        except OSError as error:
+            raise self._failure("beginning a new segment", error) from error
+
+    def _begin(self, salt: int, first_position: int, prev_chain: int, body: bytes) -> None:
+        """Make the spare the live segment. OSError: nothing has changed yet. Unknown: the disk failed midway."""
+        segment_id, length = self._next_segment_id(), self._room.spare_bytes
+        header = SegmentHeader(
+            int(self._always), self._shard, salt, segment_id, first_position, length, prev_chain, self._align,
+            self._epoch, self._now_ns(), self._last_time_ns, self._boot_id, self._owner,
+        )  # fmt: skip
+        self._room.dress(pack_block(header) + body, self._manifest(header, clean=0))
+        name = segment_name(segment_id)
+        try:
+            handle = self._room.install(name)
+            segment = Segment(name, header, length)
+            with self._exchange:
+                older, self._handle = self._handle, handle
+                self._live = ActiveSegment(self._disk, handle, segment, len(body))
+                if older >= 0:
+                    self._disk.close(older)
+        except OSError as error:
+            raise self._end(f"beginning {name}", error) from error
+        self._segments.append(segment)
+
+    def _next_segment_id(self) -> int:
+        return self._segments[-1].header.segment_id + 1 if self._segments else 1
+
+    def _manifest(self, header: SegmentHeader, *, clean: int) -> Manifest:
+        return Manifest(
+            clean, self._shard, header.prev_chain, self._epoch, header.segment_id, header.first_position,
+            self._head if clean else 0, self._chain if clean else 0,
+        )  # fmt: skip
+
+    def _make_room(self) -> None:
+        """The next segment and the ballast, if there is room for them. Terminal when the disk fails."""
+        try:
+            self._room.prepare()
+            self._room.take_ballast()
+        except OSError as error:
+            if not is_full(error):
+                raise self._end("preparing a segment", error) from error
+            self._room_retry_ns = self._now_ns() + ROOM_RETRY_NS
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
+        if self._ended is not None:
+            raise self._ended
+        head = self._head  # read first: what is appended from now on is not looked for
+        segments = reaching(self._segments[:], start, head)
+        if not segments:
+            raise Gap(f"position {start} is not in the log, which ends at {head}", file=self._directory)
+        return self._replay(segments, start, head)
+
+    def _replay(self, segments: list[Segment], start: int, head: int) -> Iterator[tuple[int, bytes]]:
+        try:
+            yield from batches(self._disk, self._directory, segments, start, head)
+        except OSError as error:
+            raise self._end("reading", error) from error
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def save_snapshot(self, position: int, chunks: Iterable[bytes]) -> None:
+        if self._ended is not None:
+            raise self._ended
+        if not self._shelf.newest <= position <= self._head:
+            raise ValueError(f"position {position} does not lie between the last snapshot's and the head {self._head}")
+        try:
+            head = snapshot.Head(self._shard, self._chain_at(position), position, self._epoch, self._now_ns())
+            self._shelf.save(head, chunks, self._reached)
+        except Malformed as fault:
+            raise self._end("reading a snapshot back", fault) from fault
+        except OSError as error:
+            if is_full(error):
+                with suppress(OSError):
+                    self._room.drop_ballast()  # so that the next one may fit, and trimming free more
+            raise self._failure("saving a snapshot", error) from error
+
+    def load_snapshot(self) -> Snapshot | None:
+        if self._ended is not None:
+            raise self._ended
+        return Snapshot(self._shelf.newest, self._load()) if self._shelf.newest >= 0 else None
+
+    def _load(self) -> Iterator[bytes]:
+        try:
+            yield from self._shelf.load()
+        except Malformed as fault:
+            raise Corrupt(f"the snapshot is damaged: {fault}", file=self._directory) from fault
+        except OSError as error:
+            raise self._end("reading a snapshot", error) from error
+
+    def trim(self, position: int) -> None:
+        if self._ended is not None:
+            raise self._ended
+        if position > self._shelf.newest:
+            raise ValueError(f"position {position} lies beyond the newest snapshot, {self._shelf.newest}")
+        limit, trimmed = min(position, self._shelf.fallback), False
+        try:
+            while len(self._segments) > 1 and self._segments[1].header.first_position - 1 <= limit:
+                self._disk.unlink(f"{self._directory}/{self._segments[0].name}")
+                del self._segments[0]
+                trimmed = True
+            if trimmed:
+                self._disk.fsync_dir(self._directory)
+                self._room.want_ballast()
+        except OSError as error:
+            raise self._end("trimming", error) from error
+
+    def _reached(self) -> int:
+        """The head, once it is durable; asked from the thread that saves a snapshot. OSError."""
+        with self._exchange:
+            head = self._head
+            if not self._always:
+                self._live.sync()
+        return head
+
+    def _chain_at(self, position: int) -> int:
+        """The chain after this position: remembered for the last ones, else read again."""
+        for known, chain in [(0, FIRST_CHAIN), *self._recent]:
+            if known == position:
+                return chain
+        return chain_at(self._disk, self._directory, self._segments, position)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._lock < 0:
+            return
+        try:
+            if self._ended is None:
+                if self._durable < self._head:
+                    self._sync_live()
+                self._room.mark(self._manifest(self._segments[-1].header, clean=1))
+        except OSError as error:
+            if not is_full(error):  # without room for the mark the stop just does not count as clean
+                raise self._end("marking a clean stop", error) from error
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._room.close()
+        for handle in (self._handle, self._lock):
+            if handle >= 0:
+                with suppress(OSError):
+                    self._disk.close(handle)
+        self._handle = self._lock = -1
+        if self._ended is None:
+            self._ended = JournalError("the journal was closed", file=self._directory)
+
+    def _failure(self, doing: str, error: OSError) -> JournalError:
+        """What an error means where nothing has been changed yet."""
+        if is_full(error):
+            return Unavailable(f"no room for {doing}: {error.strerror}", file=self._directory)
+        return self._end(doing, error)
+
+    def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:
+        """The disk failed: from now on every call says so."""
+        name, offset = (self._live.segment.name, self._live.offset) if position >= 0 else ("", -1)
+        file = f"{self._directory}/{name}"
+        self._ended = Unknown(f"the disk failed while {doing}: {error}", file=file, offset=offset, position=position)
+        return self._ended

@@ -1,0 +1,98 @@
+"""The snapshots of one journal directory: the two newest that are good, and how a new one takes its place.
+
+    1  written under a temporary name and synced         a crash leaves a file that the next opening sweeps away
+    2  read back from the medium and compared
+    3  renamed, and the directory synced                 from here on it is the newest
+    4  all but the two newest removed                    in any order; one that comes back after a crash does no harm
+
+The log behind the older of the two is needed as long as both are kept: should the newer one be damaged later, the older
+one and that log give the same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from shards.journal.file import snapshot
+from shards.journal.file.record import Malformed
+from shards.journal.file.recovery import TEMPORARY
+from shards.system.disk import Disk
+
+KEPT = 2
+
+
+class Kept(NamedTuple):
+    """One snapshot file."""
+
+    position: int
+    size: int
+    name: str
+
+
+class RetainedSnapshots:
+    """The snapshots that are kept, ascending. `save` may run in another thread than everything else."""
+
+    def __init__(self, disk: Disk, directory: str) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._kept: list[Kept] = []
+
+    @property
+    def newest(self) -> int:
+        """Position of the newest; -1 when there is none."""
+        return self._kept[-1].position if self._kept else -1
+
+    @property
+    def fallback(self) -> int:
+        """Up to here the log may be forgotten: the position of the older of two; 0 when there are fewer."""
+        return self._kept[-2].position if len(self._kept) >= KEPT else 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all that are kept."""
+        return sum(kept.size for kept in list(self._kept))
+
+    def fill(self, names: list[str]) -> None:
+        """Begin with these files, ascending. OSError."""
+        self._kept = []
+        for name in names:
+            handle = self._disk.open(f"{self._directory}/{name}")
+            try:
+                self._kept.append(Kept(snapshot.position_of(name), self._disk.size(handle), name))
+            finally:
+                self._disk.close(handle)
+
+    def save(self, head: snapshot.Head, chunks: Iterable[bytes], reached: Callable[[], int]) -> None:
+        """Store one, not older than the newest. Raises Malformed when it reads back otherwise, OSError, and what the
+        iterator raises; in each case the others stand, unless the directory itself could not be synced.
+        """
+        name = snapshot.name_of(head.position)
+        path = f"{self._directory}/{name}"
+        temporary = name + TEMPORARY
+        try:
+            snapshot.write(self._disk, path + TEMPORARY, head, chunks, reached)
+            checked = snapshot.check(self._disk, self._directory, temporary, head.shard)
+            if checked.head != head:
+                raise Malformed("it reads back otherwise than it was written")
+            self._disk.rename(path + TEMPORARY, path)
+        except (Exception, GeneratorExit):
+            with suppress(OSError):
+                self._disk.unlink(path + TEMPORARY)
+            raise
+        self._disk.fsync_dir(self._directory)
+        if self.newest == head.position:
+            self._kept.pop()
+        self._kept.append(Kept(head.position, checked.length, name))
+        while len(self._kept) > KEPT:
+            self._disk.unlink(f"{self._directory}/{self._kept[0].name}")
+            del self._kept[0]
+
+    def load(self) -> Iterator[bytes]:
+        """The chunks of the newest, each checked. Raises Malformed, OSError."""
+        reader = snapshot.Reader(self._disk, f"{self._directory}/{self._kept[-1].name}")
+        try:
+            yield from reader.chunks()
+        finally:
+            reader.close()

@@ -1,0 +1,368 @@
+"""A worker's part in moves: giving a bucket away, taking one in, and sending requests after it.
+
+**Source.** Calls in flight end first (the application says when), at a moment when no instant of the bucket is near
+(the quiet window, for at most `QUIET_WAIT_NS`). Then the bucket is frozen: its requests wait, its timers stand still.
+When all that was recorded of it is durable, it is dumped and sent. It goes on as if nothing had been when the move is
+aborted, and is left when the map says so.
+
+**Target.** Stores the payload, says so when it is durable, and serves when the map says so.
+
+**Everybody else, and order.** `routes` says where requests for a bucket go; it is the map, but for buckets that
+change their owner while requests to the old one are still unanswered: those have route 0, and new requests wait here.
+The old owner answers what it applied and sends back, in order, what it did not; when nothing is with it any more,
+what came back and then what waited goes to the new owner. So the order of a connection holds across a move. A request
+that comes back before this worker has heard of the move waits for the word, for at most `STRAY_WAIT_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+from shards.buckets import BucketMap
+from shards.moves.move import digest_of
+from shards.replies import Moving, WrongBucket
+from shards.shard import Shard
+from shards.system.clock import boot_now_ns
+from shards.system.links import FRAME_BYTES_MAX
+from shards.worker.router import PeerCaller, PeerLink, Unavailable
+
+QUIET_WAIT_NS = 1_000_000_000  # how long a move waits for a quiet moment
+QUIET_POLL_S = 0.005
+SLICE_NS = 1_000_000  # of a turn of the loop, for dumping, loading, arming or dropping a large bucket
+CALLS_WAIT_NS = 5_000_000_000  # how long a move waits for calls in flight
+STRAY_WAIT_S = 2.0
+BLOCK_BYTES_MAX = FRAME_BYTES_MAX - 4096  # of a bucket that moves: it goes in one frame
+WAITING_MAX = 4096  # requests that wait here for one bucket
+HANDOFF_NS_FIRST = 20_000_000  # how long a handoff is thought to take before one was measured
+
+Request = tuple[Any, Any, int, Any]  # caller, token, COMMAND or READ, payload
+
+
+class HandoffHost(Protocol):
+    """What the handoff needs of the worker."""
+
+    shard: Shard
+    map: BucketMap
+    links: dict[int, PeerLink]
+
+    def fresh_now_ns(self) -> int:
+        """The billing instant, read anew."""
+
+    def request(self, request: Request, bucket_id: int) -> None:
+        """Takes a request as if it had just come."""
+
+    def reply(self, caller: Any, token: Any, reply: object) -> None:
+        """Lets a reply leave with the next batch."""
+
+    def when_durable(self, function: Callable[[], None]) -> None:
+        """Calls back when all that was recorded until now is durable."""
+
+    def wake(self) -> None:
+        """Lets the worker's next turn come."""
+
+
+class Calls(Protocol):
+    """What the handoff needs of the application: calls to the outside, per bucket."""
+
+    def pause_calls(self, bucket_id: int) -> None:
+        """Begins no further call for this bucket."""
+
+    def calls_in_flight(self, bucket_id: int) -> int:
+        """Calls for this bucket whose outcome is not known yet."""
+
+    def take_up(self, bucket_id: int) -> None:
+        """Begins (again) to make what calls this bucket owes."""
+
+    def forget_calls(self, bucket_id: int) -> None:
+        """The bucket is another's."""
+
+
+class Handoff:
+    """The moves one worker takes part in, and its routes."""
+
+    def __init__(self, host: HandoffHost, calls: Calls, send: Callable[[tuple[Any, ...]], None]) -> None:
+        self._host = host
+        self._calls = calls
+        self._send = send
+        self.routes = array("H", host.map.owner)
+        self.block_bytes_max = BLOCK_BYTES_MAX
+        self.quiet_wait_ns = QUIET_WAIT_NS
+        self._held_up = ""  # what the supervisor was told that a move waits for
+        self._closed = False
+        self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
+        self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
+        self._with_old: dict[int, tuple[PeerLink, int]] = {}  # bucket id -> (old owner's link, requests it still has)
+        self._returned: dict[int, list[Request]] = {}  # of these buckets: what the old owner sent back,
+        self._waiting: dict[int, list[Request]] = {}  # and what came after it
+        self._strays: dict[int, list[Request]] = {}
+        self._handoff_ns = HANDOFF_NS_FIRST  # how long handoffs from here take, the longest counting most
+        self._frozen_ns: dict[int, int] = {}  # bucket id -> boot instant at which it was frozen
+        self._over: dict[int, int] = {}  # bucket id -> number of the newest move of which it is known what came of it
+
+    # -- the supervisor's messages ----------------------------------------------------------------------------------
+
+    def on_message(self, message: Any) -> None:
+        """("move_out", number, bucket, generation) | ("move_in", number, bucket, generation, block, digest)
+        | ("move_abort", number, bucket) | ("map", number, bucket, shard, generation)
+        """
+        kind, number, bucket_id = message[0], message[1], message[2]
+        if kind in ("move_out", "move_in"):
+            is_over = number <= self._over.get(bucket_id, 0)
+            if is_over or number in (self._leaving.get(bucket_id), self._arriving.get(bucket_id)):
+                return  # it comes late, or twice
+        else:
+            self._over[bucket_id] = max(number, self._over.get(bucket_id, 0))
+        if kind == "move_out":
+            self._move_out(number, bucket_id, message[3])
+        elif kind == "move_in":
+            self._move_in(number, bucket_id, message[3], message[4], message[5])
+        elif kind == "move_abort":
+            self._abort(number, bucket_id)
+            self._send(("known", number))
+        else:
+            assert kind == "map", f"unknown message {kind}"
+            self._changed(bucket_id, message[3], message[4])
+            self._send(("served" if message[3] == self._host.shard.shard_id else "known", number))
+
+    def _move_out(self, number: int, bucket_id: int, generation: int) -> None:
+        shard = self._host.shard
+        if shard.held.get(bucket_id) != generation:
+            held = shard.held.get(bucket_id, "none")
+            self._send(("unmoved", number, f"the source holds generation {held}, not {generation}"))
+            return
+        self._leaving[bucket_id] = number
+        self._calls.pause_calls(bucket_id)
+        began_ns = boot_now_ns()
+        asyncio.get_running_loop().call_soon(self._try_freeze, number, bucket_id, began_ns)
+
+    def _try_freeze(self, number: int, bucket_id: int, began_ns: int) -> None:
+        if self._leaving.get(bucket_id) != number:
+            return  # aborted meanwhile
+        now_ns = boot_now_ns()
+        waited_ns = now_ns - began_ns
+        calls = self._calls.calls_in_flight(bucket_id)
+        if calls and waited_ns > CALLS_WAIT_NS:
+            self._abort(number, bucket_id)
+            self._send(("unmoved", number, f"{calls} calls of the bucket are still in flight"))
+            return
+        if calls:
+            held_up = f"{calls} calls of the bucket to end"
+        elif waited_ns < self.quiet_wait_ns and not self._is_quiet(bucket_id):
+            held_up = f"a moment at which nothing of the bucket is due within {self._handoff_ns / 1e6:.0f} ms"
+        else:
+            self._freeze(number, bucket_id)
+            return
+        if held_up != self._held_up:
+            self._held_up = held_up
+            self._send(("holdup", number, held_up))
+        took_s = (boot_now_ns() - now_ns) / 1e9  # looking at a large bucket must not become all that is done
+        delay_s = max(QUIET_POLL_S, 10 * took_s)
+        asyncio.get_running_loop().call_later(delay_s, self._try_freeze, number, bucket_id, began_ns)
+
+    def _is_quiet(self, bucket_id: int) -> bool:
+        """Whether nothing of the bucket comes due while a handoff takes."""
+        until_ns = self._host.fresh_now_ns() + self._handoff_ns
+        return self._host.shard.machine.bucket_due_ns(bucket_id, until_ns) < 0
+
+    def _freeze(self, number: int, bucket_id: int) -> None:
+        self._frozen_ns[bucket_id] = boot_now_ns()
+        self._held_up = ""
+        self._host.shard.freeze(bucket_id)
+        self._send(("holdup", number, "its last batch to be durable"))
+        self._host.when_durable(lambda: self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id)))
+        self._host.wake()
+
+    def _dump(self, number: int, bucket_id: int, slices: Generator[None, None, bytes]) -> None:
+        """Dumps a frozen bucket, a slice a turn of the loop."""
+        if self._leaving.get(bucket_id) != number:
+            return
+        began_ns = boot_now_ns()
+        try:
+            while boot_now_ns() - began_ns < SLICE_NS:
+                next(slices)
+        except StopIteration as done:
+            size, most = len(done.value), self.block_bytes_max
+            if size <= most:
+                self._send(("payload", number, done.value, digest_of(done.value)))
+                return
+            self._abort(number, bucket_id)
+            self._send(("unmoved", number, f"its content is {size} bytes, a move carries {most} at most"))
+        else:
+            asyncio.get_running_loop().call_soon(self._dump, number, bucket_id, slices)
+
+    def _move_in(self, number: int, bucket_id: int, generation: int, block: bytes, digest: bytes) -> None:
+        shard = self._host.shard
+        if digest_of(block) != digest:
+            self._send(("unmoved", number, "the payload was damaged on its way to the target"))
+            return
+        if bucket_id in shard.present() or bucket_id in self._arriving:
+            self._send(("unmoved", number, "the target has the bucket already"))
+            return
+        self._arriving[bucket_id] = number
+        self._load(number, bucket_id, generation, block, shard.machine.loading(bucket_id, block))
+
+    def _load(
+        self, number: int, bucket_id: int, generation: int, block: bytes, slices: Generator[None, None, object]
+    ) -> None:
+        """Loads a bucket, a slice a turn of the loop; then it is recorded."""
+        if self._arriving.get(bucket_id) != number:
+            return
+        began_ns = boot_now_ns()
+        try:
+            while boot_now_ns() - began_ns < SLICE_NS:
+                next(slices)
+        except StopIteration as done:
+            self._host.shard.take_in(bucket_id, generation, block, done.value)
+            self._host.when_durable(lambda: self._send(("stored", number, digest_of(block))))
+            self._host.wake()
+        else:
+            asyncio.get_running_loop().call_soon(self._load, number, bucket_id, generation, block, slices)
+
+    def _chores(self) -> None:
+        """What arming and dropping large buckets left for later, a slice a turn of the loop."""
+        began_ns = boot_now_ns()
+        chores = self._host.shard.chores
+        while chores and boot_now_ns() - began_ns < SLICE_NS:
+            if next(chores[0], self) is self:
+                chores.popleft()
+        if chores:
+            asyncio.get_running_loop().call_soon(self._chores)
+        self._host.wake()
+
+    def _abort(self, number: int, bucket_id: int) -> None:
+        shard = self._host.shard
+        if self._arriving.get(bucket_id) == number:
+            del self._arriving[bucket_id]
+            if shard.is_arriving(bucket_id):
+                shard.reject(bucket_id)
+        if self._leaving.get(bucket_id) == number:
+            del self._leaving[bucket_id]
+            if shard.is_frozen(bucket_id):
+                shard.thaw(bucket_id, self._host.fresh_now_ns())
+            self._frozen_ns.pop(bucket_id, None)
+            self._calls.take_up(bucket_id)
+        self._chores()
+
+    def _changed(self, bucket_id: int, owner: int, generation: int) -> None:
+        """The COMMIT record is durable: the bucket has another owner."""
+        host, shard = self._host, self._host.shard
+        before = host.map.owner[bucket_id]
+        if not host.map.follow(bucket_id, owner, generation):
+            return
+        if before == shard.shard_id:
+            self._leaving.pop(bucket_id, None)
+            self._calls.forget_calls(bucket_id)
+            self._measure(self._frozen_ns.pop(bucket_id, 0))
+            waiting = shard.leave(bucket_id)
+            self.routes[bucket_id] = owner
+            for caller, token, kind, payload in waiting:
+                if isinstance(caller, PeerCaller):
+                    host.reply(caller, token, WrongBucket(bucket_id, shard.shard_id))
+                else:
+                    self._go_on((caller, token, kind, payload), bucket_id)
+        else:
+            if owner == shard.shard_id:
+                self._arriving.pop(bucket_id, None)
+                shard.activate(bucket_id, host.fresh_now_ns())
+                self._calls.take_up(bucket_id)
+            self._redirect(bucket_id, before, owner)
+        self._chores()
+
+    def _measure(self, frozen_ns: int) -> None:
+        """A bucket was given away that stood still since then: the next ones will take as long, or a little less."""
+        took_ns = boot_now_ns() - frozen_ns if frozen_ns else 0
+        self._handoff_ns = max(took_ns, self._handoff_ns * 7 // 8)
+
+    def proved(self, shards: set[int]) -> None:
+        """These shards were recovered and hold what they own: what is theirs need not be kept here any longer."""
+        shard = self._host.shard
+        for bucket_id in [one for one in shard.orphans if self._host.map.owner[one] in shards]:
+            shard.forget(bucket_id)
+        self._host.wake()
+
+    def close(self) -> None:
+        """Nothing changes the shard from here on: no move, and nothing that waited for one."""
+        self._closed = True
+        self._arriving.clear()
+        self._leaving.clear()
+
+    # -- requests on their way --------------------------------------------------------------------------------------
+
+    def _redirect(self, bucket_id: int, before: int, owner: int) -> None:
+        link = self._host.links.get(before)
+        with_old = 0 if link is None else link.pending_of(bucket_id)
+        strays = self._strays.pop(bucket_id, [])
+        if bucket_id in self._with_old:  # it moved on before the owner before last had answered: they all wait for that
+            self._returned[bucket_id] += strays
+        elif link is not None and with_old:
+            self.routes[bucket_id] = 0
+            self._with_old[bucket_id] = (link, with_old)
+            self._returned[bucket_id] = strays
+            self._waiting[bucket_id] = []
+        else:
+            self.routes[bucket_id] = owner
+            for request in strays:
+                self._go_on(request, bucket_id)
+
+    def _go_on(self, request: Request, bucket_id: int) -> None:
+        """What waited is carried out; not after the end, when links close: nobody is left to hear of it, and what the
+        last snapshot holds, no batch behind it may hold again.
+        """
+        if not self._closed:
+            self._host.request(request, bucket_id)
+
+    def hold(self, request: Request, bucket_id: int) -> None:
+        """A request for a bucket with route 0: it waits."""
+        waiting = self._waiting[bucket_id]
+        if len(waiting) < WAITING_MAX:
+            waiting.append(request)
+        else:
+            self._host.reply(request[0], request[1], Moving(bucket_id))
+
+    @property
+    def redirecting(self) -> bool:
+        """Whether `answered` wants to hear of answers."""
+        return bool(self._with_old)
+
+    def answered(self, link: PeerLink, bucket_id: int) -> None:
+        """A link got an answer to a request for this bucket."""
+        entry = self._with_old.get(bucket_id)
+        if entry is None or entry[0] is not link:
+            return
+        left = entry[1] - 1
+        if left:
+            self._with_old[bucket_id] = (link, left)
+            return
+        del self._with_old[bucket_id]
+        self.routes[bucket_id] = self._host.map.owner[bucket_id]
+        for request in self._returned.pop(bucket_id) + self._waiting.pop(bucket_id):
+            self._go_on(request, bucket_id)
+
+    def strayed(self, request: Request, bucket_id: int, shard_id: int) -> None:
+        """The peer of `shard_id` says that it does not serve the bucket."""
+        if bucket_id in self._with_old:
+            self._returned[bucket_id].append(request)
+        elif self.routes[bucket_id] != shard_id:
+            self._go_on(request, bucket_id)
+        else:
+            strays = self._strays.setdefault(bucket_id, [])
+            strays.append(request)
+            if len(strays) == 1:
+                asyncio.get_running_loop().call_later(STRAY_WAIT_S, self._give_up, bucket_id, strays)
+
+    def _give_up(self, bucket_id: int, strays: list[Request]) -> None:
+        if self._strays.get(bucket_id) is strays:
+            del self._strays[bucket_id]
+            for caller, token, _, _ in strays:
+                self._host.reply(caller, token, Unavailable(self._host.map.owner[bucket_id], "no owner found", "no"))
+
+
+def before_serving(message: Any, bucket_map: BucketMap | None, send: Callable[[tuple[Any, ...]], None]) -> None:
+    """The supervisor's message about a move, where the worker does not serve yet; no map: it is still to come."""
+    kind, number = message[0], message[1]
+    if kind == "map" and bucket_map is not None:
+        bucket_map.follow(*message[2:])
+    send(("known", number) if kind in ("map", "move_abort") else ("unmoved", number, "the worker does not serve yet"))

@@ -1,0 +1,178 @@
+"""The move of one bucket from shard to shard, as a state machine without I/O.
+
+    supervisor                     source                              target
+    move_out ────────────────────> lets calls in flight end,
+                                   freezes the bucket (no command,
+                                   no timer), waits until all of it
+                                   is durable, dumps it
+             <──────────── payload
+    move_in  ─────────────────────────────────────────────────────────> stores payload and digest durably, disarmed
+             <────────────────────────────────────────────────── stored
+    COMMIT: one record, durable
+    map      ────────────────────> gives up what it has,               activates, arms: what is overdue fires with
+             ─────────────────────  passes on what waited, garbage      its true instant
+             <─────────────────────────────────── known │ served
+
+**The COMMIT record decides, and nothing else.** Before it every trouble (a process that ends, a refusal, too long a
+wait) aborts to the source, which goes on as if nothing had been; after it there is only forward: a target that dies
+finds the payload in its own journal, a source that dies finds in the map that the bucket is no longer its own. Nobody
+ever concludes anything from a peer's silence but the supervisor, and it only before COMMIT.
+
+**What is decided is said until it is known.** `map` goes to every worker, `move_abort` to source and target, again and
+again until each has acknowledged it or has ended (its next life begins with the map). Either may come any number of
+times: whoever knows it already acknowledges it and does nothing.
+
+**Generations and numbers fence.** The source's copy has generation g, the stored payload g + 1. Where a move comes to
+nothing while its target is down, the next one may give another target the same g + 1: the copy left behind is told from
+an owner's by nothing having happened to it (`shards.worker.recover`). A message that carries another move's number is ignored,
+and one of a move that was aborted or decided, so a late or doubled one changes nothing.
+
+`Move` is the supervisor's side: events in, actions out. What source and target do is in `shards.shard` and
+`shards.worker.worker`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+MOVE_TIMEOUT_NS = 10_000_000_000  # until COMMIT; then the move is aborted
+SAY_AGAIN_NS = 200_000_000  # what was decided is said again to who did not acknowledge it for so long
+
+
+class Send(NamedTuple):
+    """A message to a shard's worker."""
+
+    shard_id: int
+    message: tuple[Any, ...]
+
+
+class Commit(NamedTuple):
+    """The record that decides; to be made durable, applied to the map, then `on_committed`."""
+
+    record: list[Any]
+
+
+class Ended(NamedTuple):
+    """The move is over. `error` is empty where the target serves."""
+
+    error: str
+
+
+Action = Send | Commit | Ended
+
+PREPARING, STORING, COMMITTING, COMMITTED, ENDED = "preparing", "storing", "committing", "committed", "ended"
+
+
+def digest_of(block: bytes) -> bytes:
+    """What source and target agree on."""
+    return hashlib.blake2b(block, digest_size=16).digest()
+
+
+class Move:
+    """One move, from the supervisor's side."""
+
+    def __init__(
+        self, number: int, bucket_id: int, source: int, target: int, generation: int, now_ns: int
+    ) -> None:
+        """`generation`: of the source's ownership. `now_ns`: any clock that the calls of `on_time` use, too."""
+        self.number = number
+        self.bucket_id = bucket_id
+        self.source = source
+        self.target = target
+        self.generation = generation
+        self.state = PREPARING
+        self.reason = "the source is asked for the bucket"
+        self._deadline_ns = now_ns + MOVE_TIMEOUT_NS
+        self._digest = b""
+        self._word: tuple[Any, ...] = ()  # what came of it, as a message
+        self._untold: list[int] = []  # shards whose workers did not acknowledge that yet
+        self._say_again_ns = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be done or said."""
+        return self.state == ENDED and not self._untold
+
+    def start(self) -> list[Action]:
+        """The first message."""
+        return [Send(self.source, ("move_out", self.number, self.bucket_id, self.generation))]
+
+    def on_message(self, shard_id: int, message: tuple[Any, ...], now_ns: int) -> list[Action]:
+        """A message of a worker: ("payload", number, block, digest) | ("stored", number, digest) | ("served", number)
+        | ("known", number) | ("unmoved", number, reason) | ("holdup", number, what the source waits for). Messages of
+        other moves and of other states are ignored.
+        """
+        kind, number = message[0], message[1]
+        if number != self.number:
+            return []
+        if kind == "payload" and shard_id == self.source and self.state == PREPARING:
+            block, digest = message[2], message[3]
+            if digest_of(block) != digest:
+                return self.abort("the payload was damaged on its way from the source", now_ns)
+            self.state, self.reason, self._digest = STORING, "the target stores the payload", digest
+            return [Send(self.target, ("move_in", self.number, self.bucket_id, self.generation + 1, block, digest))]
+        if kind == "stored" and shard_id == self.target and self.state == STORING:
+            if message[2] != self._digest:
+                return self.abort("the target stored something else", now_ns)
+            self.state, self.reason = COMMITTING, "the decision is being recorded"
+            return [Commit(["assign", self.bucket_id, self.target, self.generation + 1])]
+        if kind in ("known", "served") and shard_id in self._untold:
+            self._untold.remove(shard_id)
+        if kind == "served" and shard_id == self.target and self.state == COMMITTED:
+            self.state = ENDED
+            return [Ended("")]
+        if kind == "holdup" and shard_id == self.source and self.state == PREPARING:
+            self.reason = str(message[2])
+        if kind == "unmoved" and self.state in (PREPARING, STORING):
+            return self.abort(str(message[2]), now_ns)
+        return []
+
+    def on_committed(self, shards: list[int], now_ns: int) -> list[Action]:
+        """The COMMIT record is durable and applied; `shards` have a worker that must hear of it."""
+        assert self.state == COMMITTING, self.state
+        self.state, self.reason = COMMITTED, "the target takes over"
+        word = ("map", self.number, self.bucket_id, self.target, self.generation + 1)
+        return self._say(word, shards, now_ns)
+
+    def _say(self, word: tuple[Any, ...], shards: list[int], now_ns: int) -> list[Action]:
+        self._word, self._untold, self._say_again_ns = word, list(shards), now_ns + SAY_AGAIN_NS
+        return [Send(shard_id, word) for shard_id in shards]
+
+    def on_down(self, shard_id: int, now_ns: int) -> list[Action]:
+        """A worker's process has ended. After COMMIT its next life finds the decision in the map."""
+        actions: list[Action] = []
+        if shard_id in (self.source, self.target) and self.state in (PREPARING, STORING):
+            actions = self.abort(f"the worker of shard {shard_id} went away", now_ns)
+        if shard_id in self._untold:
+            self._untold.remove(shard_id)
+        return actions
+
+    def on_held(self, shard_id: int, _: int) -> list[Action]:
+        """A worker will not be started again. What was decided stands, but nobody has to wait for it any more."""
+        if shard_id == self.target and self.state == COMMITTED:
+            self.state = ENDED
+            return [Ended(f"the worker of shard {shard_id} is held")]
+        return []
+
+    def on_serving(self, shard_id: int, _: int) -> list[Action]:
+        """A worker serves by the present map."""
+        if shard_id == self.target and self.state == COMMITTED:
+            self.state = ENDED
+            return [Ended("")]
+        return []
+
+    def on_time(self, now_ns: int) -> list[Action]:
+        """Time has passed."""
+        if now_ns >= self._deadline_ns and self.state in (PREPARING, STORING):
+            return self.abort(f"took too long while {self.reason}", now_ns)
+        if self._untold and now_ns >= self._say_again_ns:
+            return self._say(self._word, self._untold, now_ns)
+        return []
+
+    def abort(self, reason: str, now_ns: int) -> list[Action]:
+        """Before COMMIT: back to the source."""
+        assert self.state in (PREPARING, STORING), f"a move is not aborted while {self.state}"
+        self.state = ENDED
+        word = ("move_abort", self.number, self.bucket_id)
+        return [*self._say(word, [self.target, self.source], now_ns), Ended(reason)]

@@ -1,0 +1,303 @@
+"""Moves, carried out: by hand, and by the rebalancer.
+
+A move is decided by `shards.moves.move.Move`; this file carries out its actions: sends messages to workers, makes the
+COMMIT record durable, tells every worker of the new owner. Each bucket has at most one move at a time; how many run
+at once, and how many of them a shard gives or takes, is bounded (`Caps`); others wait their turn. The rebalancer runs
+after the set of shards or a weight has changed, and on demand; a bucket that was moved by hand stays where it was put
+until then. What cannot be is refused by name, and changes nothing.
+
+A worker process that starts while a COMMIT is being written must not be told the old owner: `Registry.deciding` is held
+over both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from shards.moves.move import Action, Commit, Ended, Move, Send
+from shards.moves.rebalancer import Step, plan
+from shards.supervisor.registry import Registry
+from shards.system.clock import boot_now_ns
+from shards.system.links import Wire
+
+log = logging.getLogger("shards.moves.mover")
+
+SWEEP_S = 0.1
+ERRORS_KEPT = 100
+
+
+class WorkerView(Protocol):
+    """What the mover needs to know of a worker."""
+
+    shard_id: int
+    state: str
+    reason: str
+    pid: int
+    wire: Wire | None
+
+
+class Caps(NamedTuple):
+    """How many moves may run at once: in all, out of one shard, into one shard."""
+
+    total: int = 1
+    sending: int = 1
+    receiving: int = 1
+
+
+class Running:
+    """A move that was asked for and is not over."""
+
+    def __init__(self, bucket_id: int, source: int, target: int) -> None:
+        self.bucket_id = bucket_id
+        self.source = source
+        self.target = target
+        self.move: Move | None = None  # None: it waits its turn
+        self.sweep: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+
+class Mover:
+    """Moves buckets."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        workers: dict[int, Any],
+        caps: Caps,
+        locked: frozenset[int],
+        drained: Callable[[int], None],
+        is_leaving: Callable[[int], bool],
+    ) -> None:
+        """`locked`: shards that the rebalancer leaves alone. `drained(shard_id)`: a shard of weight 0 is empty.
+        `is_leaving(shard_id)`: the shard is not wanted any more, and goes as soon as it is empty.
+        """
+        self._registry = registry
+        self._workers = workers
+        self.caps = caps
+        self.locked = locked
+        self._drained = drained
+        self._is_leaving = is_leaving
+        self._number = 0
+        self.running: dict[int, Running] = {}  # by bucket id
+        self._by_number: dict[int, Running] = {}
+        self._room = asyncio.Event()
+        self._held = False
+        self._serving = asyncio.Event()  # a shard serves that did not
+        self._rebalancing: asyncio.Task[None] | None = None
+        self._plans = 0  # how often a new plan was asked for
+        self.moved = 0
+        self.aborted = 0
+        self.errors: dict[int, str] = {}  # bucket id -> why its last move came to nothing, the newest last
+        self.last_duration_ns = 0
+
+    async def hold(self) -> None:
+        """From here on no move begins; returns when none is under way. Those asked for wait for `release`."""
+        self._held = True
+        while self._by_number:
+            self._room.clear()
+            await self._room.wait()
+
+    def release(self) -> None:
+        """Moves go on."""
+        self._held = False
+        self._room.set()
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    async def move(self, bucket_id: int, shard_id: int) -> dict[str, Any]:
+        """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it."""
+        refused = self.obstacle(bucket_id, shard_id)
+        if refused is not None:
+            return refused
+        bucket_map = self._registry.map
+        running = self.running[bucket_id] = Running(bucket_id, bucket_map.owner[bucket_id], shard_id)
+        try:
+            while not self._has_room(running):
+                self._room.clear()
+                await self._room.wait()
+            refused = self.obstacle(bucket_id, shard_id, running)
+            if refused is not None:
+                return refused
+            error = await self._carry_out(running)
+        finally:
+            del self.running[bucket_id]
+            self._room.set()
+            if not self.rebalancing and (self._is_leaving(running.source) or self._is_leaving(shard_id)):
+                self.begin_rebalance()  # it would stay otherwise: whoever drained it is done
+        owner = bucket_map.owner_of(bucket_id)
+        if error and owner.shard_id == shard_id:
+            return refusal("UNAVAILABLE", f"bucket {bucket_id} is on shard {shard_id} now, but {error}")
+        if error:
+            return refusal("MOVE_REFUSED", f"bucket {bucket_id} stays where it is: {error}")
+        return {"bucket_id": bucket_id, "shard_id": owner.shard_id, "generation": owner.generation}
+
+    def obstacle(self, bucket_id: int, shard_id: int, running: Running | None = None) -> dict[str, Any] | None:
+        """What stands against a move, as a refusal; `running`: the move itself, where it was let in already."""
+        bucket_map = self._registry.map
+        if not 1 <= bucket_id <= bucket_map.bucket_count:
+            return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
+        if shard_id not in bucket_map.weights:
+            return refusal("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
+        if self._is_leaving(shard_id) and (running is None or running.move is None):
+            return refusal("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
+        source = bucket_map.owner[bucket_id]
+        if source == shard_id:
+            return refusal("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
+        if bucket_id in bucket_map.pinned:
+            return refusal("BUCKET_PINNED", f"bucket {bucket_id} is pinned to shard {source}; unpin it first")
+        other = self.running.get(bucket_id)
+        if other is not running:
+            target = "another shard" if other is None else f"shard {other.target}"
+            return refusal("MOVE_REFUSED", f"bucket {bucket_id} is moving to {target} already")
+        for one in (source, shard_id):
+            worker = self._workers.get(one)
+            if worker is None or worker.state != "serving":
+                state = "not there" if worker is None else worker.state
+                return refusal("MOVE_REFUSED", f"shard {one} is {state}")
+        return None
+
+    def touches(self, shard_id: int) -> bool:
+        """Whether a move from or to this shard is not over."""
+        return any(shard_id in (one.source, one.target) for one in self.running.values())
+
+    def _has_room(self, asked: Running) -> bool:
+        under_way = [one for one in self.running.values() if one.move is not None]
+        return (
+            not self._held
+            and len(under_way) < self.caps.total
+            and sum(one.source == asked.source for one in under_way) < self.caps.sending
+            and sum(one.target == asked.target for one in under_way) < self.caps.receiving
+        )
+
+    async def _carry_out(self, running: Running) -> str:
+        began_ns = boot_now_ns()
+        generation = self._registry.map.generation[running.bucket_id]
+        self._number += 1
+        number = began_ns // 1000 * 1000 + self._number % 1000  # no two of any life are the same
+        move = Move(number, running.bucket_id, running.source, running.target, generation, began_ns)
+        running.move = move
+        self._by_number[number] = running
+        running.sweep = asyncio.get_running_loop().create_task(self._sweep(running, move))
+        await self._act(running, move.start())
+        error = await running.ended
+        self.last_duration_ns = boot_now_ns() - began_ns
+        self.errors.pop(running.bucket_id, None)
+        if error:
+            self.aborted += 1
+            self.errors[running.bucket_id] = error
+            if len(self.errors) > ERRORS_KEPT:
+                del self.errors[next(iter(self.errors))]
+            log.warning("bucket %d was not moved to shard %d: %s", running.bucket_id, running.target, error)
+        else:
+            self.moved += 1
+        return error
+
+    async def _sweep(self, running: Running, move: Move) -> None:
+        """Until the move is over; that is later than its end, where somebody did not hear of that."""
+        while not move.is_over:
+            await asyncio.sleep(SWEEP_S)
+            await self._act(running, move.on_time(boot_now_ns()))
+        self._by_number.pop(move.number, None)
+        self._room.set()
+
+    async def _act(self, running: Running, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(shard_id, message):
+                    worker = self._workers.get(shard_id)
+                    if worker is not None and worker.wire is not None:
+                        worker.wire.send(message)
+                case Commit(record):
+                    await self._commit(running, record)
+                case Ended(error):
+                    if not running.ended.done():
+                        running.ended.set_result(error)
+
+    async def _commit(self, running: Running, record: list[Any]) -> None:
+        """The decision: durable, then applied, then told; nobody else decides or starts meanwhile."""
+        move = running.move
+        assert move is not None
+        async with self._registry.deciding:
+            await self._registry.record(record)
+            shards = [worker.shard_id for worker in self._workers.values() if worker.wire is not None]
+            await self._act(running, move.on_committed(shards, boot_now_ns()))
+
+    async def on_message(self, shard_id: int, message: Any) -> None:
+        """A worker's word about a move."""
+        running = self._by_number.get(message[1])
+        if running is not None and running.move is not None:
+            await self._act(running, running.move.on_message(shard_id, message, boot_now_ns()))
+
+    async def on_worker(self, shard_id: int, event: str) -> None:
+        """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
+        if event == "serving":
+            self._serving.set()
+        for running in list(self._by_number.values()):
+            move = running.move
+            assert move is not None
+            react = {"down": move.on_down, "serving": move.on_serving, "held": move.on_held}[event]
+            await self._act(running, react(shard_id, boot_now_ns()))
+
+    # -- balance ----------------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[Step]:
+        """The moves that would make the load even."""
+        return plan(self._registry.map, self.locked)
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether the rebalancer is at it."""
+        return self._rebalancing is not None and not self._rebalancing.done()
+
+    def begin_rebalance(self) -> None:
+        """Starts to make the load even; where that is going on, by a new plan."""
+        self._plans += 1
+        if not self.rebalancing:
+            self._rebalancing = asyncio.get_running_loop().create_task(self._rebalance())
+
+    async def _rebalance(self) -> None:
+        failures = 0
+        while steps := self.plan():
+            left = iter(steps)
+            pool = [self._follow(left) for _ in range(self.caps.total)]
+            if all(await asyncio.gather(*pool)):
+                failures = 0
+            else:
+                failures += 1
+                self._serving.clear()
+                with contextlib.suppress(asyncio.TimeoutError):  # one that serves again is worth a try at once
+                    await asyncio.wait_for(self._serving.wait(), min(0.1 * 2**failures, 5.0))
+        if self._registry.uneven:
+            await self._registry.record(["uneven", False])
+        for shard_id, weight in list(self._registry.map.weights.items()):
+            if weight == 0 and not self._registry.map.buckets_of(shard_id):
+                self._drained(shard_id)
+
+    async def _follow(self, steps: Any) -> bool:
+        """Makes the moves of a plan one after the other; False where one was refused, so that a new plan is needed."""
+        plans = self._plans
+        for step in steps:
+            if plans != self._plans:
+                return True
+            reply = await self.move(step.bucket_id, step.target)
+            if "refused" in reply:
+                return False
+        return True
+
+    def stop(self) -> None:
+        """No further move is begun, and none that is under way is decided."""
+        if self._rebalancing is not None:
+            self._rebalancing.cancel()
+        for running in self._by_number.values():
+            if running.sweep is not None:
+                running.sweep.cancel()
+        self._by_number.clear()
+
+
+def refusal(name: str, message: str) -> dict[str, Any]:
+    """A refusal as plain data, for the application to make an error of."""
+    return {"refused": name, "message": message}

@@ -1,0 +1,123 @@
+"""Keeps one worker process alive: starts it, hears it out, and starts it again when it ends.
+
+When, and when not any more, `shards.supervisor.restart_policy` says. The others serve on meanwhile; requests for the buckets of one that
+is down are answered with UNAVAILABLE by whoever gets them, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from shards.supervisor.restart_policy import EXIT_BUG, HELD_AT_ONCE, RestartPolicy
+from shards.system.clock import boot_now_ns
+from shards.system.host import Child, Spawn
+from shards.system.links import Wire
+
+log = logging.getLogger("shards.supervisor.supervisor")
+
+
+class WorkerState:
+    """What the supervisor knows of one worker."""
+
+    def __init__(self, shard_id: int) -> None:
+        self.shard_id = shard_id
+        self.state = "starting"  # starting | waiting | recovering | recovered | serving | down | held
+        self.reason = ""
+        self.pid = 0
+        self.wire: Wire | None = None
+        self.process: Child | None = None
+        self.starts = 0
+        self.restarts = RestartPolicy()
+        self.exit_code = 0  # that it is held for
+        self.serving_since_ns = 0
+        self.last_instant_ns = 0
+        self.progress, self.progress_told_ns = (0, 0), 0
+        self.figures: dict[str, Any] = {}
+        self.direct: socket.socket | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.retired = False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nobody should wait for it: it is held, has no room to start, or has failed more than once."""
+        return self.state in ("held", "waiting") or self.restarts.in_a_row > 1
+
+
+LAST_WORDS_S = 2.0  # its end of the wire closes with it, unless a process that it started holds it, too
+
+
+class SupervisorPort(NamedTuple):
+    """What a keeper needs of the supervisor."""
+
+    spawn: Spawn
+    command: list[str]
+    listeners: list[tuple[str, socket.socket]]
+    begin: Callable[[WorkerState, list[tuple[str, socket.socket]]], Coroutine[Any, Any, None]]  # the first message
+    on_message: Callable[[WorkerState, Any], None]
+    on_event: Callable[[WorkerState, str], Coroutine[Any, Any, None]]  # "down", "held"
+    stopping: asyncio.Event
+
+
+async def keep(worker: WorkerState, office: SupervisorPort) -> None:
+    """Keeps one worker alive until the end, until it is retired, or until it is held."""
+    while not office.stopping.is_set():
+        code = await _run_once(worker, office)
+        served_ns = boot_now_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
+        worker.serving_since_ns = 0
+        if worker.retired:
+            await office.on_event(worker, "down")
+        if office.stopping.is_set() or worker.retired:
+            return
+        delay_s = worker.restarts.after(code, served_ns)
+        if delay_s is None:
+            worker.exit_code = code if code in HELD_AT_ONCE else EXIT_BUG
+            worker.state = "held"
+            worker.reason = worker.reason or f"ended with {code}"
+            if worker.exit_code == EXIT_BUG:
+                worker.reason = f"it ended {worker.restarts.in_a_row} times in a row, last: {worker.reason}"
+            log.error("shard %d is held until a reload or a restart: %s", worker.shard_id, worker.reason)
+            await office.on_event(worker, "held")
+            return
+        worker.state = "down"
+        worker.reason = f"{worker.reason or f'ended with {code}'}, restarted in {delay_s:g} s"
+        log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
+        await office.on_event(worker, "down")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(office.stopping.wait(), delay_s or 0.001)
+
+
+async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
+    loop = asyncio.get_running_loop()
+    inherited = list(office.listeners)
+    if worker.direct is not None:
+        inherited.append(("direct", worker.direct))
+    worker.starts += 1
+    worker.reason = ""
+    worker.progress = (0, 0)
+    try:
+        process, control = await office.spawn(office.command, [listener for _, listener in inherited])
+    except OSError as error:
+        worker.reason = f"cannot be started: {error}"
+        return EXIT_BUG
+    worker.process = process
+    worker.pid = process.pid
+    said_all = asyncio.Event()
+    _, wire = await loop.create_connection(
+        lambda: Wire(lambda _, message: office.on_message(worker, message), lambda _: said_all.set(), lambda _: None),
+        sock=control,
+    )
+    worker.wire = wire
+    worker.state = "recovering"
+    await office.begin(worker, inherited)
+    code = await process.wait()
+    with contextlib.suppress(asyncio.TimeoutError):  # its last message, the reason, may still be in the socket
+        await asyncio.wait_for(said_all.wait(), LAST_WORDS_S)
+    wire.close()
+    worker.wire = None
+    worker.pid = 0
+    return code

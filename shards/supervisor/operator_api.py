@@ -1,0 +1,225 @@
+"""What an operator asks about shards, buckets and moves, answered in the supervisor as plain data.
+
+    ("shards_info",)                 a row per shard: process, load, buckets by state, what is wrong with it (`alerts`)
+    ("buckets_info",)                a row per bucket
+    ("explain_move", bucket, shard)  what a move of the bucket waits for, and who could do something about it;
+                                     shard 0: wherever the rebalancer wants it
+    ("move_bucket", bucket, shard)   ("pin_bucket", bucket)   ("unpin_bucket", bucket)
+    ("rebalance", plan only)         begun, or only shown
+    ("check_owners",)                whether each bucket has exactly one owner, and its content adds up
+
+States are named as vshard names them. A refusal is `{"refused": name, "message": text}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
+from shards.machine import Command
+from shards.moves.mover import Mover, refusal
+from shards.supervisor.registry import Registry
+from shards.supervisor.worker_figures import Readings
+
+SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
+STEPS_SHOWN_MAX = 1000
+FAULTS_SHOWN_MAX = 100
+
+
+class Overview:
+    """Answers an operator's questions, and takes his orders."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        workers: dict[int, Any],
+        mover: Mover,
+        readings: Readings,
+    ) -> None:
+        self._registry = registry
+        self._workers = workers
+        self._mover = mover
+        self._readings = readings
+
+    async def operate(self, operation: Command) -> object:
+        """Carries out an operator's wish."""
+        mover, bucket_map = self._mover, self._registry.map
+        match operation:
+            case ("shards_info",):
+                return await self._shards_info()
+            case ("buckets_info",):
+                return await self._buckets_info()
+            case ("move_bucket", int(bucket_id), int(shard_id)):
+                return await mover.move(bucket_id, shard_id)
+            case ("explain_move", int(bucket_id), int(shard_id)):
+                return self._explain_move(bucket_id, shard_id)
+            case ("pin_bucket" | "unpin_bucket" as name, int(bucket_id)):
+                if not 1 <= bucket_id <= bucket_map.bucket_count:
+                    return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
+                async with self._registry.deciding:
+                    await self._registry.record([name.removesuffix("_bucket"), bucket_id])
+                return {"bucket_id": bucket_id, "pinned": bucket_id in bucket_map.pinned}
+            case ("rebalance", int(plan_only)):
+                steps = mover.plan()
+                if not plan_only:
+                    mover.begin_rebalance()
+                    return {"moves": len(steps)}
+                return {
+                    "moves": len(steps),
+                    "steps": [
+                        {"bucket_id": step.bucket_id, "shard_id": step.source, "to_shard_id": step.target}
+                        for step in steps[:STEPS_SHOWN_MAX]
+                    ],
+                }
+            case ("check_owners",):
+                return await self._check_owners()
+            case _:
+                return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
+
+    async def _from_all(self, ask: Callable[[Any], Awaitable[dict[str, Any]]]) -> list[tuple[Any, dict[str, Any]]]:
+        workers = [self._workers[shard_id] for shard_id in sorted(self._workers)]
+        answers = await asyncio.gather(*(ask(worker) for worker in workers))
+        return list(zip(workers, answers, strict=True))
+
+    # -- shards and buckets -----------------------------------------------------------------------------------------
+
+    async def _shards_info(self) -> list[dict[str, Any]]:
+        bucket_map, running = self._registry.map, self._mover.running.values()
+        return [
+            {
+                "shard_id": worker.shard_id,
+                "worker_pid": worker.pid or None,
+                "state": worker.state,
+                "reason": worker.reason,
+                "weight": bucket_map.weights.get(worker.shard_id, 0),
+                "buckets": len(bucket_map.buckets_of(worker.shard_id)),
+                PINNED: sum(bucket_map.owner[bucket_id] == worker.shard_id for bucket_id in bucket_map.pinned),
+                SENDING: sum(one.move is not None and one.source == worker.shard_id for one in running),
+                RECEIVING: sum(one.move is not None and one.target == worker.shard_id for one in running),
+                **{key: figures.get(key) for key in SHARD_FIGURES},
+                "starts": worker.starts,
+                "alerts": self._alerts(worker, figures),
+            }
+            for worker, figures in await self._from_all(self._readings.of)
+        ]
+
+    def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:
+        """What an operator should do something about, as `NAME: text`; vshard's alerts, in what they mean here."""
+        bucket_map = self._registry.map
+        owned = len(bucket_map.buckets_of(worker.shard_id))
+        alerts = []
+        if worker.state == "held":
+            alerts.append(f"SHARD_HELD: {owned} buckets are not served: {worker.reason}")
+        elif worker.state != "serving":
+            alerts.append(f"UNREACHABLE_SHARD: {owned} buckets are not served: {worker.reason or worker.state}")
+        elif not figures:
+            alerts.append("SILENT_SHARD: its worker does not answer")
+        if figures.get("no_room"):
+            alerts.append(f"DISK_FULL: changes are refused: {figures['no_room']}")
+        wanted = bucket_map.weights.get(worker.shard_id, 0)
+        if not wanted and owned:
+            alerts.append(f"DRAINING: {owned} buckets are still to leave")
+        stuck = [one for one in self._mover.errors if bucket_map.owner[one] == worker.shard_id]
+        if stuck:
+            alerts.append(f"MOVE_FAILED: bucket {stuck[-1]}: {self._mover.errors[stuck[-1]]}")
+        return alerts
+
+    async def _buckets_info(self) -> list[dict[str, Any]]:
+        accounts: dict[int, int] = {}
+        bucket_map = self._registry.map
+        for worker, figures in await self._from_all(self._readings.of):
+            for bucket_id, count in figures.get("bucket_accounts", ()):
+                if bucket_map.owner[bucket_id] == worker.shard_id:
+                    accounts[bucket_id] = count
+        return [
+            {
+                "bucket_id": bucket_id,
+                "shard_id": bucket_map.owner[bucket_id],
+                "state": self._state_of(bucket_id),
+                "generation": bucket_map.generation[bucket_id],
+                "accounts": accounts.get(bucket_id, 0),
+            }
+            for bucket_id in range(1, bucket_map.bucket_count + 1)
+        ]
+
+    def _state_of(self, bucket_id: int) -> str:
+        """The state of a bucket on its owner, by vshard's names."""
+        running = self._mover.running.get(bucket_id)
+        if running is not None and running.move is not None:
+            return RECEIVING if self._registry.map.owner[bucket_id] == running.target else SENDING
+        return PINNED if bucket_id in self._registry.map.pinned else ACTIVE
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    def _explain_move(self, bucket_id: int, shard_id: int) -> dict[str, Any]:
+        mover, bucket_map = self._mover, self._registry.map
+        if not 1 <= bucket_id <= bucket_map.bucket_count:
+            return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
+        wanted = {step.bucket_id: (place, step) for place, step in enumerate(mover.plan())}
+        running = mover.running.get(bucket_id)
+        target = running.target if running is not None else shard_id
+        if not target and bucket_id in wanted:
+            target = wanted[bucket_id][1].target
+        condition, whose = self._first_unmet(bucket_id, target, shard_id, wanted)
+        owner = bucket_map.owner_of(bucket_id)
+        return {
+            "bucket_id": bucket_id,
+            "shard_id": owner.shard_id,
+            "generation": owner.generation,
+            "state": self._state_of(bucket_id),
+            "to_shard_id": target or None,
+            "waits_for": condition,
+            "whose": whose,
+            "last_error": mover.errors.get(bucket_id),
+        }
+
+    def _first_unmet(self, bucket_id: int, target: int, asked: int, wanted: dict[int, Any]) -> tuple[str, str]:
+        """The first condition that is not met, and whose it is."""
+        mover = self._mover
+        running = mover.running.get(bucket_id)
+        if running is not None and running.move is not None:
+            move = running.move
+            by_state = {"preparing": f"shard {move.source}", "storing": f"shard {move.target}"}
+            by_state |= {"committing": "the supervisor", "committed": f"shard {move.target}"}
+            return move.reason or move.state, by_state.get(move.state, "nobody")
+        if running is not None:
+            others = ", ".join(str(one.bucket_id) for one in mover.running.values() if one.move is not None)
+            return f"its turn: of buckets, {others or 'none'} moves now; at most {mover.caps.total} do", "the mover"
+        if not target:
+            return "nothing wants it elsewhere: the load is even, or the rebalancer leaves it alone", "the operator"
+        obstacle = mover.obstacle(bucket_id, target)
+        if obstacle is not None:
+            name, text = obstacle["refused"], obstacle["message"]
+            return text, "the operator" if name != "MOVE_REFUSED" or "already" in text else "the shard that is down"
+        if asked:
+            return "an order: move_bucket", "the operator"
+        place, _ = wanted[bucket_id]
+        if mover.rebalancing:
+            return f"its turn: {place} buckets of the plan go before it", "the rebalancer"
+        return "an order: rebalance", "the operator"
+
+    # -- ownership --------------------------------------------------------------------------------------------------
+
+    async def _check_owners(self) -> dict[str, Any]:
+        """Every worker says what it holds; moves that run meanwhile are left out."""
+        moving = set(self._mover.running)
+        generations = self._registry.map.generation[:]
+        answers = await self._from_all(self._readings.examine)
+        bucket_map = self._registry.map
+        moving |= set(self._mover.running)
+        moving |= {one for one, generation in enumerate(bucket_map.generation) if generation != generations[one]}
+        silent = [worker.shard_id for worker, answer in answers if not answer]
+        held = {worker.shard_id: answer.get("held", ()) for worker, answer in answers}
+        faults = [f"shard {shard_id} does not answer: {self._workers[shard_id].state}" for shard_id in silent]
+        for shard_id, answer in zip(held, (answer for _, answer in answers), strict=True):
+            faults += [f"shard {shard_id}: {fault}" for fault in answer.get("faults", ())]
+        left_out = moving | {one for shard_id in silent for one in bucket_map.buckets_of(shard_id)}
+        faults += check_single_owner(bucket_map, held, left_out)
+        return {
+            "buckets": bucket_map.bucket_count - len(left_out),
+            "moving": len(moving),
+            "shards": len(answers),
+            "faults": faults[:FAULTS_SHOWN_MAX],
+        }

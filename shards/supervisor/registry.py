@@ -1,0 +1,200 @@
+"""What the supervisor knows durably: who owns which bucket, which shards have served, and the anchor of billing time.
+
+A small journal of its own (`map/` in the data directory) holds it as records, plain lists:
+
+    ["create", …] ["assign", …] ["pin", …] …   see `shards.buckets.BucketMap`
+    ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
+    ["anchor", 48 bytes]                        see `shards.system.clock`
+    ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
+    ["map", block]                              the whole map, in snapshots only
+
+A record is durable before it is applied, and applied before anybody acts on it. Opening this journal takes the lock of
+the data directory: one daemon at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shards.buckets import HASH_NAME, BucketMap
+from shards.journal import Unavailable
+from shards.journal.file.journal import FileJournal
+from shards.system.clock import Anchor, decode_anchor, encode_anchor
+from shards.system.disk import is_full, private_directory
+from shards.system.host import Host
+from shards.system.serial_executor import SerialExecutor
+
+SEGMENT_BYTES = 1024 * 1024
+SNAPSHOT_EVERY_RECORDS = 512
+ROOM_RETRY_S = 1.0  # how often a full disk is asked again
+
+log = logging.getLogger("shards.supervisor.supervisor")
+
+
+class Conflict(Exception):
+    """The configuration does not fit the data directory; nothing was started. Exit code 78."""
+
+
+class Registry:
+    """The map and its journal. `open` first; `record` from then on."""
+
+    def __init__(self, data_dir: str, host: Host, now_ns: Callable[[], int]) -> None:
+        self.map = BucketMap()
+        self.founded: set[int] = set()
+        self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
+        self._data_dir = data_dir
+        self._disk = disk = host.disk
+        self._owner = f"pid {host.pid()}"
+        self._journal = FileJournal(
+            f"{data_dir}/map",
+            disk,
+            segment_bytes=SEGMENT_BYTES,
+            ballast_bytes=SEGMENT_BYTES,
+            now_ns=now_ns,
+            salt=lambda: host.randbits(64),
+            boot_id=disk.boot_id(),
+        )
+        self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
+        self.unopened = "the map of the buckets is not open yet"  # why, while it is so
+        self.held = False  # no snapshot and no trimming: somebody copies the files
+        self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
+        self._executor: SerialExecutor | None = None
+        self._since_snapshot = 0
+
+    async def open_with_room(self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event) -> list[str]:
+        """As `open`, but where the disk is full it waits for room, or until it is to stop."""
+        while True:
+            try:
+                return self.open(bucket_count, wanted)
+            except Unavailable as full:
+                self.unopened = f"the map of the buckets: waiting: {full}"
+                log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), ROOM_RETRY_S)
+                    raise
+
+    def open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
+        """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.
+
+        Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
+        Raises Conflict where the configuration asks for other buckets than the directory has, DirectoryRefused, and
+        the journal's errors (Fenced: another daemon runs on it; Unavailable: no room, may be called again).
+        """
+        try:
+            return self._open(bucket_count, wanted)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise Unavailable(f"no room: {error.strerror}", file=self._data_dir) from error
+        except Unavailable:
+            self._journal.close()
+            raise
+
+    def _open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
+        warnings = private_directory(self._disk, self._data_dir)
+        private_directory(self._disk, f"{self._data_dir}/run")
+        journal = self._journal
+        journal.open(0, self._owner)
+        warnings += journal.warnings
+        start = 1
+        snapshot = journal.load_snapshot()
+        if snapshot is not None:
+            start = snapshot.position + 1
+            self._apply_all(b"".join(snapshot.chunks))
+        for _, payload in journal.replay(start):
+            self._apply_all(payload)
+        if not self.map.bucket_count:
+            payload = msgspec.msgpack.encode([["create", bucket_count, HASH_NAME, sorted(wanted)]])
+            journal.append(payload)
+            self._apply_all(payload)
+        if bucket_count != self.map.bucket_count:
+            raise Conflict(
+                f"shards.bucket_count: the data directory was made with {self.map.bucket_count} buckets, "
+                f"the configuration says {bucket_count}; the number is fixed for the life of the data"
+            )
+        if self.map.hash_name != HASH_NAME:
+            raise Conflict(f"the data directory hashes with {self.map.hash_name}, this version with {HASH_NAME}")
+        changes = self.changes(wanted)
+        if changes:
+            payload = msgspec.msgpack.encode(changes)
+            journal.append(payload)
+            self._apply_all(payload)
+        return warnings
+
+    def changes(self, wanted: dict[int, int]) -> list[list[Any]]:
+        """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
+        weights = self.map.weights
+        changes: list[list[Any]] = [["weight", one, wanted[one]] for one in wanted if weights.get(one) != wanted[one]]
+        changes += [["weight", one, 0] for one, weight in weights.items() if one not in wanted and weight]
+        return [*changes, ["uneven", True]] if changes else []
+
+    def use(self, executor: SerialExecutor) -> None:
+        """From here on, records are written on this thread."""
+        self._executor = executor
+
+    def _apply_all(self, payload: bytes) -> None:
+        for record in msgspec.msgpack.decode(payload):
+            self._apply(record)
+
+    def _apply(self, record: Any) -> None:
+        match record:
+            case ["map", bytes(block)]:
+                self.map = BucketMap.decode(block)
+            case ["founded", int(shard_id)]:
+                self.founded.add(shard_id)
+            case ["uneven", bool(uneven)]:
+                self.uneven = uneven
+            case ["anchor", bytes(block)]:
+                self.anchor = decode_anchor(block)
+            case _:
+                self.map.apply(record)
+
+    async def record(self, *records: list[Any]) -> None:
+        """Makes records durable as one batch, then applies them. Raises the journal's errors; MapConflict, with nothing
+        written, where the map would refuse one: it would at every start, too.
+        """
+        assert self._executor is not None
+        for record in records:
+            self.map.check_record(record)
+        payload = msgspec.msgpack.encode(records)
+        position = await self._append(payload)
+        self._apply_all(payload)
+        self._since_snapshot += len(records)
+        if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS and not self.held:
+            self._since_snapshot = 0
+            state: list[Any] = [["map", self.map.encode()], *(["founded", shard_id] for shard_id in self.founded)]
+            state.append(["uneven", self.uneven])
+            if self.anchor is not None:
+                state.append(["anchor", encode_anchor(*self.anchor)])
+            with contextlib.suppress(Unavailable):  # no room: the next occasion comes
+                await self._executor.call(self._journal.save_snapshot, position, [msgspec.msgpack.encode(state)])
+                await self._executor.call(self._journal.trim, position)
+
+    async def _append(self, payload: bytes) -> int:
+        """Waits for room where the disk is full: whoever wanted this record waits with it."""
+        assert self._executor is not None
+        told = False
+        while True:
+            try:
+                position: int = await self._executor.call(self._journal.append, payload)
+                return position
+            except Unavailable as error:
+                if not told:
+                    log.error("the map cannot be written: %s; it is tried every %g s", error, ROOM_RETRY_S)
+                told = True
+            await asyncio.sleep(ROOM_RETRY_S)
+
+    @property
+    def head(self) -> int:
+        """Position of the newest record's batch in the map's journal."""
+        return self._journal.head
+
+    def close(self) -> None:
+        """Gives the data directory back."""
+        self._journal.close()

@@ -1,0 +1,59 @@
+"""When a worker that ended is started again, as a pure rule.
+
+- One that was killed from outside (SIGKILL, SIGTERM) after it had served is started again at once: that was somebody's
+  doing, not the worker's. Before it served, pauses grow up to a second (a worker that outgrows the memory there is ends
+  like that, too), and `KILLS_MAX` such ends in a row are too many.
+- Any other end is a failure, and failures in a row are answered after growing pauses (`RESTART_DELAYS_S`). A worker
+  that served for `STABLE_NS` begins the row anew. More failures in a row than there are pauses are too many.
+- Too many, and the worker is *held*: a crash loop mends nothing, and its starts cost the others. So is, at once, one
+  whose data are damaged, whose disk failed, or whose directory others may enter.
+
+What is held stays so, with its reason, until the operator lets it be tried again (a reload, a restart).
+"""
+
+from __future__ import annotations
+
+import signal
+
+RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+KILL_DELAYS_S = (0.0, 0.2, 0.5, 1.0)
+KILLS_MAX = 30
+STABLE_NS = 60_000_000_000
+EXIT_BUG, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 70, 65, 74, 78
+EXIT_FENCED = 75  # another process holds the shard still: to be tried again
+HELD_AT_ONCE = (EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG)
+
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+
+
+class RestartPolicy:
+    """The rows of failures, and of kills, of one worker."""
+
+    def __init__(self) -> None:
+        self.failures = 0  # in a row
+        self.kills = 0  # in a row, before it served
+
+    @property
+    def in_a_row(self) -> int:
+        """How often it has ended in a row without serving as it should."""
+        return max(self.failures, self.kills)
+
+    def forget(self) -> None:
+        """Begins both rows anew."""
+        self.failures = self.kills = 0
+
+    def after(self, code: int, served_ns: int) -> float | None:
+        """Seconds until the next start; None: it is held. `served_ns`: how long it had served, 0 where it did not."""
+        if code in HELD_AT_ONCE:
+            return None
+        if served_ns:
+            self.kills = 0
+        if code in _FROM_OUTSIDE:
+            if served_ns:
+                return 0.0
+            self.kills += 1
+            return KILL_DELAYS_S[min(self.kills, len(KILL_DELAYS_S)) - 1] if self.kills <= KILLS_MAX else None
+        if served_ns > STABLE_NS:
+            self.failures = 0
+        self.failures += 1
+        return RESTART_DELAYS_S[self.failures - 1] if self.failures <= len(RESTART_DELAYS_S) else None

@@ -1,0 +1,400 @@
+"""The supervisor: it owns the map, the clock's anchor and the worker processes, and serves no request itself.
+
+**What it keeps durable** is in `shards.supervisor.registry`; a record there is durable before anybody acts on it.
+
+**Processes.** It is given the listening sockets, spawns one worker per shard (spawn, never fork), and restarts one
+that dies (`shards.supervisor.child_process`, `shards.supervisor.restart_policy`); the others serve on. The supervisor's own end is the end of the workers:
+their control wires close.
+
+**Shards come and go** while it serves (`resize`): a new one gets its worker, is made known to all, and buckets move to
+it; one that is wanted no more gets weight 0, is drained, and its worker ends.
+
+**Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
+these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from shards.backup import Backups
+from shards.buckets import BucketMap
+from shards.journal import JournalError
+from shards.machine import Command
+from shards.moves.mover import Caps, Mover
+from shards.supervisor.child_process import SupervisorPort, WorkerState, keep
+from shards.supervisor.operator_api import Overview
+from shards.supervisor.registry import Registry
+from shards.supervisor.restart_policy import EXIT_BUG, EXIT_DISK
+from shards.supervisor.worker_figures import Readings
+from shards.system.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
+from shards.system.host import REAL, Host, listen_on
+
+log = logging.getLogger("shards.supervisor.supervisor")
+
+STEER_INTERVAL_S = 1.0
+PROGRESS_EVERY_NS = 1_000_000_000
+STOP_TIMEOUT_S = 60.0
+
+
+class SupervisorSettings(NamedTuple):
+    """What the supervisor needs of the configuration."""
+
+    data_dir: str
+    weights: dict[int, int]  # of the shards that are wanted, by id
+    bucket_count: int
+    slew_ppm_max: int
+    journal: dict[str, Any]  # passed on to the workers' journals
+    worker: tuple[float, int]  # fields of shards.worker.worker.Settings
+    direct_host: str  # host of the port that each worker has for itself; "" for none
+    caps: Caps = Caps()
+    locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
+
+
+class Supervisor:
+    """One running daemon; `run` returns its exit code."""
+
+    def __init__(
+        self,
+        settings: SupervisorSettings,
+        command: list[str],
+        configuration: bytes,
+        listeners: list[tuple[str, socket.socket]],
+        host: Host = REAL,
+    ) -> None:
+        """`command` starts a worker, to which the number of its control descriptor is appended."""
+        self.settings = settings
+        self.registry = Registry(settings.data_dir, host, self._now_ns)
+        self.workers: dict[int, WorkerState] = {}
+        self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
+        self.readings = Readings()
+        self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
+        self.backups = Backups(self.registry, self.workers, self.mover, settings.data_dir, self._now_ns)
+        self.exit_code = 0
+        self.clock: BillingClock | None = None
+        self.clock_offset_ns = self.clock_steps = 0
+        self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to what `shards.worker.worker_queries` asked
+        self._host = host
+        self._configuration = configuration
+        self._stopping = asyncio.Event()
+        tell = self._begin, self._on_message, self._on_event
+        self._office = SupervisorPort(host.spawn, command, listeners, *tell, self._stopping)
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def map(self) -> BucketMap:
+        """Who owns which bucket."""
+        return self.registry.map
+
+    def _now_ns(self) -> int:
+        """Billing time; 0 before it has begun."""
+        return 0 if self.clock is None else self.clock.at(boot_now_ns())
+
+    # -- state that others look at ----------------------------------------------------------------------------------
+
+    def ready_reasons(self) -> list[str]:
+        """Why not every bucket is served; empty when each is."""
+        reasons = [] if self.map.weights else [self.registry.unopened]
+        for shard_id in sorted(self.map.weights):
+            worker = self.workers.get(shard_id)
+            if worker is None:
+                reasons.append(f"shard {shard_id}: no worker")
+            elif worker.state == "recovering":
+                done, total = worker.progress
+                share = f" {100 * done // total} %" if total else ""
+                reasons.append(f"shard {shard_id}: recovering{share}")
+            elif worker.state != "serving":
+                reasons.append(f"shard {shard_id}: {worker.state}{': ' + worker.reason if worker.reason else ''}")
+        return reasons
+
+    async def wait_changed(self) -> None:
+        """Returns when some worker's state has changed."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    # -- the life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
+        loop = asyncio.get_running_loop()
+        wanted = self.settings.bucket_count, self.settings.weights
+        for warning in await self.registry.open_with_room(*wanted, self._stopping):
+            log.warning("%s", warning)
+        executor = self._host.executor("map", loop)
+        self.registry.use(executor)
+        try:
+            for shard_id in sorted(self.map.weights):
+                self._add(shard_id)
+            for worker in self.workers.values():
+                worker.task = loop.create_task(keep(worker, self._office))
+            self.spawn(self._begin_time())
+            await self._stopping.wait()
+            await self._stop_workers()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            executor.close()
+            self.registry.close()
+        return self.exit_code
+
+    def _add(self, shard_id: int) -> WorkerState:
+        worker = self.workers[shard_id] = WorkerState(shard_id)
+        if self.settings.direct_host:
+            worker.direct = listen_on(self.settings.direct_host)
+        return worker
+
+    def stop(self) -> None:
+        """Begins the orderly end."""
+        self._stopping.set()
+
+    # -- changes while it serves ------------------------------------------------------------------------------------
+
+    async def reload(self, settings: SupervisorSettings, configuration: bytes) -> None:
+        """Takes up other shards, weights, caps, locks and paces, and passes the application's configuration on to every
+        worker. What is held is tried again. All else of `settings` must be as it was.
+        """
+        self.settings = settings
+        self.mover.caps, self.mover.locked = settings.caps, settings.locked
+        async with self.registry.deciding:
+            self._configuration = configuration
+            self._tell("configure", tuple(settings.worker), configuration)
+        for worker in self.workers.values():
+            if worker.state == "held":
+                worker.restarts.forget()
+                self.exit_code = 0
+                self._set_state(worker, "starting")
+                worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
+        await self._resize(settings.weights)
+
+    async def _resize(self, weights: dict[int, int]) -> None:
+        """Makes the shards those that are wanted; the rebalancer does the rest."""
+        async with self.registry.deciding:
+            records = self.registry.changes(weights)
+            if not records:
+                return
+            await self.registry.record(*records)
+            fresh = [self._add(shard_id) for shard_id in sorted(self.map.weights) if shard_id not in self.workers]
+            self._tell_shards([record for record in records if record[0] == "weight"])
+        for worker in fresh:
+            worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
+        self._even_out()
+
+    def _tell_shards(self, records: list[list[Any]]) -> None:
+        self._tell("shards", records, self._peers(), self._direct())
+
+    def _tell(self, *message: Any) -> None:
+        for worker in self.workers.values():
+            if worker.wire is not None:
+                worker.wire.send(message)
+
+    def _leaves(self, shard_id: int) -> bool:
+        return shard_id not in self.settings.weights
+
+    def _even_out(self) -> None:
+        """Begins to move buckets, once every worker serves, where that is owed, or a shard is still to go."""
+        is_owed = self.registry.uneven or any(map(self._leaves, self.map.weights))
+        if is_owed and all(worker.state == "serving" for worker in self.workers.values()):
+            self.mover.begin_rebalance()
+
+    def spawn(self, coroutine: Any) -> None:
+        """Runs something beside; a bug in it ends the daemon."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+
+        def done(finished: asyncio.Task[Any]) -> None:
+            self._tasks.discard(finished)
+            if not finished.cancelled() and finished.exception() is not None:
+                self._end(finished.exception())
+
+        task.add_done_callback(done)
+
+    def _end(self, error: BaseException | None) -> None:
+        """What must not fail has failed. On a disk that failed once nothing is tried again."""
+        if isinstance(error, JournalError | OSError):
+            log.critical("the supervisor ends: the disk failed: %s", error)
+        else:
+            log.critical("the supervisor ends on a bug", exc_info=error)
+        self.exit_code = EXIT_DISK if isinstance(error, JournalError | OSError) else EXIT_BUG
+        self.stop()
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    async def _begin_time(self) -> None:
+        """Waits until every worker knows the last instant of its journal, then anchors billing time and steers it."""
+        while any(worker.state != "recovered" and not worker.is_late for worker in self.workers.values()):
+            await self.wait_changed()
+        last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
+        boot_ns, wall_ns = paired_now()
+        boot_id = self._host.disk.boot_id()
+        begun = restart(self.registry.anchor, last_ns, boot_id, boot_ns, wall_ns)
+        if begun.alarm:
+            log.error(
+                "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "
+                "check the clock of this host",
+                begun.behind_ns / 1e9,
+            )
+        await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id)])
+        self.clock = BillingClock(begun.anchor)
+        for worker in self.workers.values():
+            self._send_serve(worker)
+        steering = Steering(self.clock, self.settings.slew_ppm_max)
+        while True:
+            await asyncio.sleep(STEER_INTERVAL_S)
+            steered = steering.steer(*paired_now())
+            self.clock_offset_ns = steered.offset_ns
+            if steered.step_ns:
+                self.clock_steps += 1
+                log.warning(
+                    "the wall clock was stepped by %.3f s; billing time is bent towards it by at most %d ppm",
+                    steered.step_ns / 1e9,
+                    self.settings.slew_ppm_max,
+                )
+            if steered.anchor is not None:
+                await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id)])
+                self._tell("anchor", tuple(steered.anchor))
+
+    def _send_serve(self, worker: WorkerState) -> None:
+        if self.clock is not None and worker.state == "recovered" and worker.wire is not None:
+            worker.wire.send(("serve", [tuple(anchor) for anchor in self.clock.anchors]))
+
+    # -- workers ----------------------------------------------------------------------------------------------------
+
+    async def _begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
+        self._changed.set()
+        async with self.registry.deciding:
+            if worker.wire is not None:
+                worker.wire.send(("begin", self._begin_of(worker, inherited)))
+
+    async def _on_event(self, worker: WorkerState, event: str) -> None:
+        """A worker is down, or held."""
+        self.backups.on_down(worker.shard_id)
+        self.readings.gone(worker.shard_id)
+        self._changed.set()
+        await self.mover.on_worker(worker.shard_id, "down")
+        if event == "held":
+            await self.mover.on_worker(worker.shard_id, "held")
+            if self.exit_code == 0:
+                self.exit_code = worker.exit_code
+            if all(other.state == "held" for other in self.workers.values()):
+                self.stop()
+
+    def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> dict[str, Any]:
+        return {
+            "shard_id": worker.shard_id,
+            "directory": self.settings.data_dir,
+            "founded": worker.shard_id in self.registry.founded,
+            "proved": [one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
+            "bucket_map": self.map.encode(),
+            "peers": self._peers(),
+            "listeners": [(kind, listener.fileno()) for kind, listener in inherited],
+            "direct": self._direct(),
+            "journal": self.settings.journal,
+            "settings": tuple(self.settings.worker),
+            "configuration": self._configuration,
+        }
+
+    def _peers(self) -> dict[int, str]:
+        return {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights}
+
+    def _direct(self) -> dict[int, str]:
+        return {
+            worker.shard_id: "{}:{}".format(*worker.direct.getsockname()[:2])
+            for worker in self.workers.values()
+            if worker.direct is not None
+        }
+
+    def _set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
+        worker.state = state
+        worker.reason = reason
+        self._changed.set()
+
+    def _on_message(self, worker: WorkerState, message: Any) -> None:
+        match message:
+            case ("progress", done, total):
+                worker.progress = (done, total)
+                if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
+                    worker.progress_told_ns = boot_now_ns()
+                    log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
+            case ("waiting", reason):
+                if worker.reason != reason:
+                    log.error("shard %d waits for room: %s", worker.shard_id, reason)
+                self._set_state(worker, "waiting", reason)
+            case ("recovered", last_instant_ns, took_ns, parts, records, warnings):
+                worker.last_instant_ns = last_instant_ns
+                for warning in warnings:
+                    log.warning("shard %d: %s", worker.shard_id, warning)
+                log.info(
+                    "shard %d recovered in %.2f s: %d parts of a snapshot, %d records replayed",
+                    worker.shard_id, took_ns / 1e9, parts, records,
+                )  # fmt: skip
+                self._set_state(worker, "recovered")
+                self._tell("proved", worker.shard_id)
+                self._send_serve(worker)
+            case ("serving", info):
+                self.spawn(self._on_serving(worker, info))
+            case ("figures", number, figures):
+                self.readings.told(number, figures)
+            case ("payload" | "stored" | "served" | "known" | "unmoved" | "holdup", *_):
+                self.spawn(self.mover.on_message(worker.shard_id, message))
+            case ("told", bytes(reply)):
+                self.told(reply)
+            case ("held" | "cut", *_):
+                self.backups.on_message(worker.shard_id, message)
+            case ("ask", number, operation):
+                self.spawn(self._answer(worker, number, operation))
+            case ("failed", _, text):
+                worker.reason = text
+                log.error("shard %d: %s", worker.shard_id, text)
+
+    async def _on_serving(self, worker: WorkerState, info: dict[str, Any]) -> None:
+        if worker.shard_id not in self.registry.founded:
+            await self.registry.record(["founded", worker.shard_id])
+        worker.serving_since_ns = boot_now_ns()
+        worker.figures = info
+        self._set_state(worker, "serving")
+        await self.mover.on_worker(worker.shard_id, "serving")
+        if not self.mover.rebalancing:
+            self._even_out()
+        log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
+
+    async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
+        reply = await (self.backups if operation[0] == "backup" else self.overview).operate(operation)
+        if worker.wire is not None:
+            worker.wire.send(("answer", number, reply))
+
+    def _on_drained(self, shard_id: int) -> None:
+        """A shard of weight 0 owns nothing any more: where it is not wanted, the map forgets it and its worker ends."""
+        if shard_id not in self.settings.weights:
+            self.spawn(self._retire(self.workers[shard_id]))
+
+    async def _retire(self, worker: WorkerState) -> None:
+        async with self.registry.deciding:
+            if (one := worker.shard_id) in self.settings.weights or self.map.buckets_of(one) or self.mover.touches(one):
+                return  # wanted again meanwhile, or a move is not over, behind which it is looked again
+            await self.registry.record(["retire", worker.shard_id])
+            worker.retired = True
+            del self.workers[worker.shard_id]
+            self._tell_shards([["retire", worker.shard_id]])
+            if worker.wire is not None:
+                worker.wire.send(("stop",))
+        if worker.task is not None:
+            await worker.task
+        if worker.direct is not None:
+            worker.direct.close()
+        log.info("shard %d is drained and gone", worker.shard_id)
+
+    async def _stop_workers(self) -> None:
+        self.mover.stop()
+        self._tell("stop")
+        if tasks := [worker.task for worker in self.workers.values() if worker.task is not None]:
+            _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+            for worker in self.workers.values():
+                if worker.task in late and worker.process is not None:
+                    log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
+                    worker.process.kill()
+            await asyncio.gather(*tasks, return_exceptions=True)

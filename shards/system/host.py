@@ -1,0 +1,101 @@
+"""What the daemon's processes have of the operating system, beside the clocks (`clock`) and sockets of the event loop.
+
+It is passed in as one value, so that a simulation can pass a disk that forgets, an alarm on a clock of its own, and
+processes that end at any step. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, NoReturn, Protocol
+
+from shards.system.clock import Alarm
+from shards.system.disk import Disk, RealDisk
+from shards.system.links import SocketDirectory
+from shards.system.serial_executor import SerialExecutor
+
+SEND_BUFFER_BYTES = 64 * 1024  # of payload; the kernel doubles it for its own needs
+
+
+class Child(Protocol):
+    """A process that was started."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, for people."""
+
+    async def wait(self) -> int:
+        """Returns its exit code once it has ended; negative where a signal ended it."""
+
+    def kill(self) -> None:
+        """Ends it at once."""
+
+
+Spawn = Callable[[list[str], list[socket.socket]], Awaitable[tuple[Child, socket.socket]]]
+
+
+class Host(NamedTuple):
+    """One process's way to the operating system."""
+
+    disk: Disk
+    executor: Callable[[str, asyncio.AbstractEventLoop], SerialExecutor]
+    alarm: Callable[[], Alarm]
+    sockets: Callable[[str], SocketDirectory]
+    spawn: Spawn
+    exit: Callable[[int], NoReturn]
+    inherited: Callable[[int], socket.socket]  # the socket that a number stands for in a started process
+    pid: Callable[[], int]
+    randbits: Callable[[int], int]  # so many random bits
+
+
+async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
+    """Starts a process: `command`, and the number of its end of a control socket, whose other end is returned. It
+    inherits that and the sockets named, nothing else. OSError: it cannot be started.
+    """
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        descriptors = [theirs.fileno(), *(one.fileno() for one in inherited)]
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *command, str(theirs.fileno()), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL
+            )
+        except OSError:
+            ours.close()
+            raise
+    return child, ours
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """The socket of an inherited descriptor, which a child that outlives this process must not hold on to."""
+    one = socket.socket(fileno=descriptor)
+    one.set_inheritable(False)
+    return one
+
+
+def bound_peers(listener: socket.socket) -> None:
+    """What connections of this TCP listener inherit. A peer who is gone without a word is noticed: probed after 30 s of
+    silence, every 10 s, and given up after 30 s without an acknowledgement. Not sooner, since a peer that takes nothing
+    for so long is the door's to drop. And the kernel keeps little for a peer that does not read: left alone, it takes
+    megabytes, and all of that is worked for before anybody else has a turn.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        listener.setsockopt(socket.IPPROTO_TCP, option, value)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+def listen_on(host: str) -> socket.socket:
+    """A listening socket on a port that the kernel chooses. OSError."""
+    listener = socket.create_server((host, 0), backlog=1024)
+    listener.setblocking(False)
+    bound_peers(listener)
+    return listener
+
+
+REAL = Host(RealDisk(), SerialExecutor, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits)

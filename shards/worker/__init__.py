@@ -1,0 +1,1 @@
+"""One worker process: recovers its shard, serves it, passes requests on, and takes snapshots meanwhile."""

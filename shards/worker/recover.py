@@ -1,0 +1,151 @@
+"""Recovery: from what is on the disk to a shard as it was, or a refusal.
+
+The newest good snapshot is loaded, what came after it is replayed through the same code that made it, and what the
+shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
+`Damaged` and not served. What an error of a worker means for its next start is said here, too.
+
+Nothing here reads a clock but to say how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from shards.batch import BatchCorrupt as ShardCorrupt
+from shards.buckets import BucketMap
+from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, OtherFormat, Torn, Unavailable
+from shards.journal.file.journal import FileJournal
+from shards.shard import Shard
+from shards.supervisor.restart_policy import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
+from shards.system.clock import boot_now_ns
+from shards.system.disk import DirectoryRefused
+from shards.system.host import Host
+from shards.worker.backpressure import ROOM_RETRY_S
+from shards.worker.hosting import Hosted
+
+LOCK_WAIT_S = 10.0  # a process left over from the last life gets this long to end
+SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
+
+
+class Damaged(Exception):
+    """What is stored contradicts what must be; exit code 65."""
+
+
+def journal_of(
+    directory: str, host: Host, now_ns: Callable[[], int], settings: dict[str, Any]
+) -> Journal:
+    """The journal that the configuration names."""
+    if settings["kind"] != "file":
+        raise ValueError(f"journal.kind {settings['kind']!r} is not known")
+    return FileJournal(
+        directory,
+        host.disk,
+        sync=settings["sync"],
+        segment_bytes=settings["segment_bytes"],
+        ballast_bytes=settings["segment_bytes"],  # so that a full disk has room for an opening
+        sync_interval_ns=settings["sync_interval_ns"],
+        now_ns=now_ns,
+        salt=lambda: host.randbits(64),
+        boot_id=host.disk.boot_id(),
+    )
+
+
+async def open_journal(journal: Journal, shard_id: int, pid: int, may_wait: Callable[[Unavailable], bool]) -> int:
+    """Opens it, and returns its head; a process left over from an earlier life gets some time to end (Fenced), and a
+    full disk all it needs, as long as it `may_wait`. The journal's errors.
+    """
+    deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
+    while True:
+        try:
+            return journal.open(shard_id, f"pid {pid}").head
+        except Fenced:
+            if boot_now_ns() > deadline_ns:
+                raise
+            await asyncio.sleep(0.1)
+        except Unavailable as full:
+            if not may_wait(full):
+                raise
+            await asyncio.sleep(ROOM_RETRY_S)
+
+
+class Recovered(NamedTuple):
+    """What a recovery did."""
+
+    parts: int  # of a snapshot, loaded
+    records: int  # replayed
+
+
+async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> Recovered:
+    """Brings a shard to where its journal ends. `progress(done, total)`: parts loaded (total 0), then batches."""
+    start, parts = 1, 0
+    snapshot = journal.load_snapshot()
+    last_ns = boot_now_ns()
+    if snapshot is not None:
+        start = snapshot.position + 1
+        for part in snapshot.chunks:
+            shard.load(part)
+            parts += 1
+            if boot_now_ns() - last_ns > SLICE_NS:
+                progress(parts, 0)
+                await asyncio.sleep(0)
+                last_ns = boot_now_ns()
+    records = 0
+    head = journal.head
+    for position, payload in journal.replay(start):
+        records += shard.replay(position, payload)
+        if boot_now_ns() - last_ns > SLICE_NS:
+            progress(position - start + 1, head - start + 1)
+            await asyncio.sleep(0)
+            last_ns = boot_now_ns()
+    return Recovered(parts, records)
+
+
+def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
+    """Compares what the journal holds with what the map says; raises Damaged.
+
+    Returns the buckets that are here and another's, the orphans: left over from a move that was decided for the target
+    before this source gave it up (the map is at a higher generation), or was never decided for this target (the map is
+    one lower, or gave that generation to another target since: nothing has happened to the copy then). They are laid
+    aside, and forgotten once their owner has passed this very check.
+    """
+    me = shard.shard_id
+    for bucket_id, generation in bucket_map.ownership_of(me).items():
+        held = shard.held.get(bucket_id)
+        if held == generation or (is_new and not founded):
+            continue
+        state = "does not have it" if held is None else f"has it at generation {held}"
+        raise Damaged(
+            f"shard {me} owns bucket {bucket_id} at generation {generation} by the map, but its own data {state}: "
+            "an older backup, or a directory that was emptied"
+        )
+    orphans = []
+    for bucket_id, held in shard.held.items():
+        owner = bucket_map.owner_of(bucket_id)
+        if owner.shard_id == me:
+            continue
+        if held > owner.generation + 1 or (held == owner.generation and not shard.is_untouched(bucket_id)):
+            raise Damaged(
+                f"shard {me} holds bucket {bucket_id} at generation {held}, the map says shard {owner.shard_id} at "
+                f"generation {owner.generation}: one of the two is an older backup"
+            )
+        orphans.append(bucket_id)
+    return orphans
+
+
+def exit_code_of(error: BaseException, application: Hosted | None) -> int:
+    """The exit code that an error ends a worker with."""
+    if isinstance(error, OtherFormat):
+        return EXIT_CONFIG
+    if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
+        return EXIT_DAMAGED
+    if application is not None and application.replay_failed(error):
+        return EXIT_DAMAGED
+    if isinstance(error, Fenced):
+        return EXIT_FENCED
+    if isinstance(error, JournalError | OSError):
+        return EXIT_DISK
+    if isinstance(error, DirectoryRefused):
+        return EXIT_CONFIG
+    return EXIT_BUG

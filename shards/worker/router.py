@@ -1,0 +1,279 @@
+"""Any worker answers any request: it serves its own buckets and passes the rest on.
+
+Between each two workers A and B there is one wire per direction: A asks over the wire that A opened. What A's clients
+asked for in one turn of the loop goes to B as one frame, and B's answers come back as one frame per sync, already
+encoded for the client, so that passing on costs A no second encoding. Requests of one connection for one user travel
+the same wire, and B applies a wire's frames in order: the order of a connection is kept.
+
+    request frame   [(number, kind, msgid, mode, bucket id, payload), …]
+    answer frame    [number, answer, number, answer, …]
+    answer          bytes for the client | (WRONG,) | any object (to a SURVEY)
+
+`number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers).
+A request is passed on once, never twice: B does not pass on, it says WRONG, and only to a link.
+
+**Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent, or only asks, was not applied;
+a command that was sent and not answered is unknown. All such answers leave with A's next batch, like every other reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from shards.replies import WrongBucket
+from shards.shard import COMMAND, READ, Shard
+from shards.system.links import Wire
+
+if TYPE_CHECKING:
+    from shards.worker.backpressure import Backpressure
+
+SURVEY = 2
+WRONG = 0
+IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
+RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
+
+
+class Unavailable(NamedTuple):
+    """The reply where the owner of a bucket cannot be asked. `applied` is "no" or "unknown"."""
+
+    shard_id: int
+    reason: str
+    applied: str
+
+
+class Client(Protocol):
+    """What the router needs of a client's connection, beyond `shards.shard.Caller`."""
+
+    mode: int  # how this client wants its replies encoded; opaque here
+
+    def answer(self, token: Any, reply: object) -> None:
+        """Encodes a reply into the buffer of what waits for durability."""
+
+    def flush(self) -> None:
+        """Lets what waited leave."""
+
+    def relay(self, data: bytes) -> None:
+        """Takes one whole reply that another worker encoded, and made durable."""
+
+    def relay_flush(self) -> None:
+        """Lets what was relayed leave."""
+
+    def refuse(self, token: Any, reply: object) -> None:
+        """Takes a reply that depends on nothing stored: it leaves at once, whatever waits."""
+
+
+class Survey:
+    """A question to all shards: collects their answers, then hands them on."""
+
+    mode = 0
+
+    def __init__(self, expected: int, done: Callable[[list[Any] | Unavailable], None]) -> None:
+        self._expected = expected
+        self._done = done
+        self._answers: list[Any] = []
+
+    def answer(self, token: object, reply: object) -> None:
+        """One shard's answer, or that it cannot be asked."""
+        if self._expected <= 0:
+            return
+        if isinstance(reply, Unavailable):
+            self._expected = 0
+            self._done(reply)
+            return
+        self._answers.append(reply)
+        self._expected -= 1
+        if not self._expected:
+            self._done(self._answers)
+
+    def flush(self) -> None:
+        """Nothing waits here: the answers count when they come."""
+
+    def refuse(self, token: object, reply: object) -> None:
+        """This shard cannot answer."""
+        self.answer(token, reply)
+
+
+def ask_all(
+    shard: Shard,
+    links: Iterable[PeerLink],
+    operation: Any,
+    now_ns: int,
+    done: Callable[[list[Any] | Unavailable], None],
+) -> None:
+    """Puts a question to this shard and all others; `done` gets their answers, or why there are none."""
+    links = list(links)
+    survey = Survey(1 + len(links), done)
+    shard.survey(survey, None, operation, now_ns)
+    for link in links:
+        link.ask(survey, None, SURVEY, 0, operation)
+
+
+class PeerLink:
+    """This worker's wire to one other worker."""
+
+    def __init__(
+        self,
+        shard_id: int,
+        path: str,
+        refuse: Callable[[Any, Any, object], None],
+        stray: Callable[[tuple[Any, Any, int, Any], int, int], None],
+        answered: Callable[[PeerLink, list[int]], None],
+    ) -> None:
+        """`refuse(caller, token, reply)` lets a reply leave with the next batch. `stray((caller, token, kind, payload),
+        bucket id, shard id)` is called where the peer says that it does not serve the bucket. `answered` is told the
+        buckets of the requests that the peer has no more, in order.
+        """
+        self.shard_id = shard_id
+        self._path = path
+        self._refuse = refuse
+        self._stray = stray
+        self._answered = answered
+        self._pending: dict[int, tuple[Any, Any, int, int, Any]] = {}
+        self._outgoing: list[tuple[int, int, int, int, int, Any]] = []
+        self._number = 0
+        self.passed_on = 0  # requests, ever
+        self._wire: Wire | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer can be asked now."""
+        return self._wire is not None and self._wire.is_open
+
+    def pending_of(self, bucket_id: int) -> int:
+        """How many requests for this bucket the peer has not answered."""
+        return sum(1 for asked in self._pending.values() if asked[3] == bucket_id)
+
+    def open(self) -> None:
+        """Connects, and again after each loss, until `close`."""
+        if self._task is None and not self._closing:
+            self._task = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        attempt = 0
+        try:
+            while not self._closing:
+                try:
+                    await loop.create_unix_connection(
+                        lambda: Wire(self._on_frame, self._on_closed, self._on_open), self._path
+                    )
+                    return
+                except OSError:
+                    await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, len(RECONNECT_DELAYS_S) - 1)])
+                    attempt += 1
+        finally:
+            self._task = None
+
+    def _on_open(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def _on_closed(self, wire: Wire) -> None:
+        self._wire = None
+        staged = {asked[0] for asked in self._outgoing}
+        self._outgoing.clear()
+        pending, self._pending = self._pending, {}
+        for number, (caller, token, kind, _, _) in pending.items():
+            applied = "unknown" if kind == COMMAND and number not in staged else "no"
+            self._refuse(caller, token, Unavailable(self.shard_id, "its worker went away", applied))
+        self._answered(self, [asked[3] for asked in pending.values()])
+        self.open()
+
+    def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
+        """Passes a request on; it leaves with `flush`."""
+        if self._wire is None:
+            self._refuse(caller, token, Unavailable(self.shard_id, "its worker is not up", "no"))
+            return
+        if len(self._pending) >= IN_FLIGHT_MAX:
+            self._refuse(caller, token, Unavailable(self.shard_id, "too much is in flight to its worker", "no"))
+            return
+        number = self._number = (self._number + 1) & 0xFFFFFFFF
+        self.passed_on += 1
+        self._pending[number] = (caller, token, kind, bucket_id, payload)
+        self._outgoing.append((number, kind, token if kind != SURVEY else 0, caller.mode, bucket_id, payload))
+
+    def flush(self) -> None:
+        """Sends what was asked for since the last time, as one frame."""
+        if self._outgoing and self._wire is not None:
+            self._wire.send(self._outgoing)
+            self._outgoing = []
+
+    def _on_frame(self, wire: Wire, frame: Any) -> None:
+        pop = self._pending.pop
+        touched: dict[Any, None] = {}  # in order
+        buckets = []
+        for index in range(0, len(frame), 2):
+            asked = pop(frame[index], None)
+            if asked is None:
+                continue
+            caller, token, kind, bucket_id, payload = asked
+            buckets.append(bucket_id)
+            answer = frame[index + 1]
+            if kind == SURVEY:
+                caller.answer(token, answer)
+            elif type(answer) is bytes:
+                caller.relay(answer)
+                touched[caller] = None
+            else:
+                self._stray((caller, token, kind, payload), bucket_id, self.shard_id)
+        for caller in touched:
+            caller.relay_flush()
+        self._answered(self, buckets)
+
+    def close(self) -> None:
+        """Ends the link for good."""
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._wire is not None:
+            self._wire.close()
+
+
+class PeerCaller:
+    """The other end: a worker that passes its clients' requests on to this one."""
+
+    def __init__(self, wire: Wire, encode: Callable[[int, int, object], bytes]) -> None:
+        """`encode(msgid, mode, reply)` makes a whole reply as the client reads it."""
+        self._wire = wire
+        self._encode = encode
+        self._staged: list[Any] = []
+
+    def answer(self, token: Any, reply: object) -> None:
+        """token: (number, kind, msgid, mode)."""
+        number, kind, msgid, mode = token
+        staged = self._staged
+        staged.append(number)
+        if type(reply) is WrongBucket:
+            staged.append((WRONG,))
+        elif kind == SURVEY:
+            staged.append(reply)
+        else:
+            staged.append(self._encode(msgid, mode, reply))
+
+    def refuse(self, token: Any, reply: object) -> None:
+        """Sends one answer at once."""
+        number, _, msgid, mode = token
+        self._wire.send([number, self._encode(msgid, mode, reply)])
+
+    def flush(self) -> None:
+        """Sends the staged answers as one frame."""
+        if self._staged:
+            self._wire.send(self._staged)
+            self._staged = []
+
+
+def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, shortage: Backpressure) -> None:
+    """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
+    for number, kind, msgid, mode, bucket_id, payload in frame:
+        token = (number, kind, msgid, mode)
+        if (shortage.reason and kind == COMMAND) or (shortage.stuck and kind == READ):
+            shortage.refuse(caller, token)
+        elif kind == COMMAND:
+            shard.receive(caller, token, bucket_id, payload, now_ns)
+        elif kind == READ:
+            shard.read(caller, token, bucket_id, payload, now_ns)
+        else:
+            shard.survey(caller, token, payload, now_ns)

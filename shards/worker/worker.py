@@ -1,0 +1,400 @@
+"""The worker: the asynchronous shell around one shard.
+
+Its duty, once per turn of the loop (`_pump`) and once per batch that the disk has taken (`_on_synced`):
+
+    1 append   what the shard recorded to the journal           (on the committer's thread)
+    2 sync     it                                               (the same call)
+    3 tell     the shard that it is durable
+    4 send     the replies and notices that waited for it
+    5 re-arm   the timer for the shard's next instant
+
+Requests that arrive while a batch is being synced are applied at once and wait in the next batch; so the disk sets the
+pace of answers, never the pace of commands. No `await` stands between reading state and changing it: requests are
+applied in the protocol's callback, and all of this file but the start is plain functions.
+
+All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
+slices of `TICK_ENTRIES_MAX`, between which requests are answered.
+
+It is also the `Gate` that doors see; it serves its own buckets and passes the rest on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from shards.buckets import BucketMap, bucket_id_of
+from shards.journal import Journal, Unknown
+from shards.journal import Unavailable as JournalUnavailable
+from shards.machine import Command
+from shards.moves.handoff import Handoff, Request
+from shards.replies import Reply
+from shards.shard import COMMAND, READ, Ready, Shard
+from shards.system.clock import Alarm, BillingClock, boot_now_ns
+from shards.system.links import Wire
+from shards.system.serial_executor import SerialExecutor
+from shards.worker.backpressure import Backpressure
+from shards.worker.histogram import Syncs
+from shards.worker.hosting import Application
+from shards.worker.router import PeerCaller, PeerLink, Unavailable, ask_all, receive_frame
+from shards.worker.snapshotter import Snapshotter
+
+TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
+SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
+
+
+class WorkerSettings(NamedTuple):
+    """What a worker needs of the configuration."""
+
+    idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
+    snapshot_bytes: int  # a snapshot is made when the journal has grown by that much
+
+
+class Worker:
+    """One shard, served. Made after recovery; `start` opens the links."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal,
+        executor: SerialExecutor,
+        clock: BillingClock,
+        bucket_map: BucketMap,
+        application: Application,
+        settings: WorkerSettings,
+        snapshotter: Snapshotter,
+        ask_supervisor: Callable[[Any, Any, Command], None],
+        send: Callable[[tuple[Any, ...]], None],
+        fail: Callable[[BaseException], None],
+        alarm: Alarm,
+    ) -> None:
+        self.shard = shard
+        self.shard_id = shard.shard_id
+        self.journal = journal
+        self.executor = executor
+        self.clock = clock
+        self.map = bucket_map
+        self.application = application
+        self.settings = settings
+        self.snapshotter = snapshotter
+        self.links: dict[int, PeerLink] = {}
+        self.handoff = Handoff(self, application, send)
+        self._routes = self.handoff.routes
+        self._ask_supervisor = ask_supervisor
+        self.fail = fail
+        self._loop = asyncio.get_running_loop()
+        self._alarm = alarm
+        self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
+        self._scheduled = False
+        self._writing = False
+        self._unsynced: list[Reply] = []  # of the batch that is being written
+        self._stopping = False
+        self.halted = True  # nothing is written, told or answered: doors are not open yet, or the state may be wrong
+        self.shortage = Backpressure(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
+        self._barrier_due = False
+        self._barrier_timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._peers: dict[Wire, PeerCaller] = {}
+        self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
+        self.syncs = Syncs()
+        self._loop.add_reader(self._alarm.fileno(), self._on_alarm)
+
+    # -- the gate: what doors call ----------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """The billing instant of this turn of the loop."""
+        if not self._now_ns:
+            self._now_ns = self.clock.at(boot_now_ns())
+        return self._now_ns
+
+    def fresh_now_ns(self) -> int:
+        """The billing instant, read anew."""
+        return self.clock.at(boot_now_ns())
+
+    def arrived(self) -> None:
+        """Requests have just been read: none of them is stamped with an instant before that."""
+        self._now_ns = 0
+
+    def bucket_of(self, key: bytes) -> int:
+        """The bucket a key hashes to."""
+        return bucket_id_of(key, self.map.bucket_count)
+
+    def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
+        """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
+        owner = self._routes[bucket_id]
+        if owner == self.shard_id:
+            if self.shortage.reason:
+                self.shortage.refuse(caller, token)
+            else:
+                self.shard.receive(caller, token, bucket_id, command, self._now_ns or self.now_ns())
+        elif owner:
+            self.links[owner].ask(caller, token, COMMAND, bucket_id, command)
+        else:
+            self.handoff.hold((caller, token, COMMAND, command), bucket_id)
+        if not self._scheduled:
+            self._schedule()
+
+    def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
+        """Answers a query about one bucket, here or at its owner."""
+        owner = self._routes[bucket_id]
+        if owner == self.shard_id:
+            if self.shortage.stuck:
+                self.shortage.refuse(caller, token)
+            else:
+                self.shard.read(caller, token, bucket_id, query, self._now_ns or self.now_ns())
+        elif owner:
+            self.links[owner].ask(caller, token, READ, bucket_id, query)
+        else:
+            self.handoff.hold((caller, token, READ, query), bucket_id)
+        if not self._scheduled:
+            self._schedule()
+
+    def operate(self, caller: Any, token: Any, operation: Command) -> None:
+        """Answers a question about the whole daemon, or carries out an operator's wish."""
+        name = operation[0]
+        if name == "route":
+            self.shard.reply_with_next(caller, token, self.route(operation))
+        elif name in self.application.surveys:
+            self._survey(caller, token, operation)
+        else:
+            self._ask_supervisor(caller, token, operation)
+        self._schedule()
+
+    def reply(self, caller: Any, token: Any, reply: object) -> None:
+        """Lets a reply made elsewhere leave with the next batch."""
+        self.shard.reply_with_next(caller, token, reply)
+        self.wake()
+
+    def request(self, request: Request, bucket_id: int) -> None:
+        """Takes a request as if it had just come."""
+        caller, token, kind, payload = request
+        (self.submit if kind == COMMAND else self.read)(caller, token, bucket_id, payload)
+
+    def when_durable(self, function: Callable[[], None]) -> None:
+        """Calls back when all that was recorded until now is durable."""
+        sequence = self.shard.pending_sequence()
+        if sequence:
+            self._after_sync.append((sequence, function))
+        else:
+            self._loop.call_soon(function)
+
+    def report(self, bucket_id: int, command: Command) -> object:
+        """Applies a command that no client waits for: what became of something told outside."""
+        outcome = self.shard.apply(bucket_id, command, self._now_ns or self.now_ns())
+        self._schedule()
+        return outcome
+
+    route: Callable[[Command], object]  # set by the process: the map as a smart client reads it
+
+    def _survey(self, caller: Any, token: Any, operation: Command) -> None:
+        def done(parts: list[Any] | Unavailable) -> None:
+            merged = parts if isinstance(parts, Unavailable) else self.application.merge(operation, parts)
+            self.reply(caller, token, merged)
+
+        ask_all(self.shard, self.links.values(), operation, self.now_ns(), done)
+
+    # -- the pump ---------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        self._guarded_turn()
+
+    def _guarded_turn(self) -> None:
+        try:
+            if not self.halted:
+                self._turn()
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def _turn(self) -> None:
+        shard = self.shard
+        self._now_ns = 0
+        if shard.later:
+            self._answer_later()
+        for link in self.links.values():
+            link.flush()
+        due_ns = shard.next_due_ns()
+        if 0 <= due_ns <= self.now_ns() and not self._stopping and shard.tick(self._now_ns, TICK_ENTRIES_MAX):
+            self._schedule()
+        if early := shard.take_early():
+            self.application.tell(early)
+        if not self._writing:
+            ready = shard.take_ready()
+            if ready is not None:
+                position = self.journal.head + bool(ready.payload)
+                if ready.payload:
+                    self._append(ready)  # the disk works while the replies are encoded
+                for caller, token, reply in ready.replies:
+                    caller.answer(token, reply)
+                if self.snapshotter.running:
+                    self.snapshotter.step(position, durable=False)
+                if not ready.payload:
+                    self._release(ready)
+                    self._idle.set()
+                    if shard.has_more():
+                        self._schedule()
+            else:
+                if self.snapshotter.running and self.snapshotter.step(self.journal.head, durable=True):
+                    self._loop.call_later(SNAPSHOT_PAUSE_S, self.wake)
+                self._idle.set()
+        self._now_ns = 0
+        self._rearm()
+
+    def _answer_later(self) -> None:
+        later, self.shard.later = self.shard.later, []
+        for caller, token, bucket_id, query in later:
+            self.application.answer(bucket_id, query, partial(self.reply, caller, token))
+
+    def _append(self, ready: Ready) -> None:
+        self._writing = True
+        self._unsynced = ready.replies
+        self.syncs.begin()
+        self._idle.clear()
+        self.executor.submit(partial(self._on_synced, ready), self.journal.append, ready.payload, ready.decides)
+
+    def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
+        if error is not None:
+            if isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
+                self.shortage.stick(error, partial(self._append, ready))
+            else:
+                self.fail(error)
+        if error is not None or self.halted:
+            return  # halted: what there was to say was said
+        self.shortage.looked()
+        self._writing, self._unsynced = False, []
+        self.syncs.end(ready.records)
+        self._release(ready)
+        self.application.committed(position, ready.payload)
+        self.snapshotter.look(self.syncs.batches, self.settings.snapshot_bytes)
+        self._barrier_due = True
+        if self._barrier_timer is None and self.settings.idle_barrier_s:
+            self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
+        self._guarded_turn()
+
+    def _release(self, ready: Ready) -> None:
+        self.shard.synced(ready)
+        for caller in dict.fromkeys([reply[0] for reply in ready.replies]):
+            caller.flush()
+        if ready.notices:
+            self.application.tell(ready.notices)
+        if self.snapshotter.running:
+            self.snapshotter.synced()
+        while self._after_sync and self._after_sync[0][0] <= ready.sequence:
+            self._after_sync.pop(0)[1]()
+
+    def _on_barrier_time(self) -> None:
+        self._barrier_timer = None
+        if self._writing or self._stopping:
+            return  # the next commit is the proof
+        if self._barrier_due or self.shortage.reason:  # it makes room, too
+            self._barrier_due, self._writing = False, True
+            self.syncs.begin()
+            self.executor.submit(self._on_barrier, self.journal.idle_barrier)
+
+    def _on_barrier(self, _: Any, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, JournalUnavailable):
+            self.fail(error)
+            return
+        self.shortage.looked()
+        self._writing = False
+        self.syncs.rest()
+        self._guarded_turn()
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _rearm(self) -> None:
+        due_ns = -1 if self._scheduled or self._stopping else self.shard.next_due_ns()
+        if due_ns < 0:
+            return  # nothing is coming, or the turn that does will see to it
+        boot_ns = self.clock.boot_of(due_ns)
+        if self._alarm.armed_ns < 0 or boot_ns < self._alarm.armed_ns:
+            self._alarm.arm(boot_ns)
+
+    def _on_alarm(self) -> None:
+        self._alarm.acknowledge()
+        if not self._stopping:
+            self._guarded_turn()
+
+    def wake(self) -> None:
+        """Lets the next turn come."""
+        self._schedule()
+
+    def follow_clock(self) -> None:
+        """After a new anchor: the same billing instant may lie at another boot instant now."""
+        self._alarm.disarm()
+        self._rearm()
+
+    # -- peers ------------------------------------------------------------------------------------------------------
+
+    def open_links(self, paths: dict[int, str]) -> None:
+        """Connects to the other workers, shard id -> path of its socket, and to no others any more."""
+        for shard_id in [one for one in self.links if one not in paths]:
+            self.links.pop(shard_id).close()
+        for shard_id, path in paths.items():
+            if shard_id != self.shard_id and shard_id not in self.links:
+                self.links[shard_id] = PeerLink(shard_id, path, self.reply, self.handoff.strayed, self._on_answered)
+                self.links[shard_id].open()
+
+    def is_linked(self) -> bool:
+        """Whether every other worker can be asked, and can ask."""
+        return all(link.is_open for link in self.links.values()) and len(self._peers) >= len(self.links)
+
+    def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
+        if self.handoff.redirecting:
+            for bucket_id in bucket_ids:
+                self.handoff.answered(link, bucket_id)
+
+    def peer_wire(self) -> Wire:
+        """A protocol for another worker that connected to this one."""
+        return Wire(self._on_peer_frame, self._on_peer_closed, self._on_peer_open)
+
+    def _on_peer_open(self, wire: Wire) -> None:
+        self._peers[wire] = PeerCaller(wire, self.application.encode)
+
+    def _on_peer_closed(self, wire: Wire) -> None:
+        self._peers.pop(wire, None)
+
+    def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
+        self._now_ns = 0
+        try:
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.shortage)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        self._schedule()
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def halt(self, error: BaseException) -> None:
+        """Nothing is written or answered any more. Where the disk failed under a batch, its callers hear that much."""
+        self.halted = True
+        if isinstance(error, Unknown):
+            for caller, token, _ in self._unsynced:
+                caller.refuse(token, Unavailable(self.shard_id, "the disk failed under this batch", "unknown"))
+
+    async def quiesce(self) -> None:
+        """No more time-caused work; returns when all that was applied is durable and answered."""
+        self._stopping = True
+        if self._barrier_timer is not None:
+            self._barrier_timer.cancel()
+        while self._writing or self.shard.has_more() or self._scheduled:
+            self.shortage.check_stop()
+            self._idle.clear()
+            if not self._writing:
+                self._pump()
+            await asyncio.wait_for(self._idle.wait(), timeout=60)
+
+    def close(self) -> None:
+        """Closes links and timer, not the journal."""
+        self._loop.remove_reader(self._alarm.fileno())
+        closing: list[Any] = [self._alarm, self.handoff, *self.links.values(), *self._peers]
+        for one in closing:
+            one.close()

@@ -1,0 +1,75 @@
+"""Questions of the supervisor's side to the application in a worker, over the control wire.
+
+The supervisor serves no request; but what it shows to operators (one account, what is owed, what is coming) only the
+workers know. It asks any serving worker, which treats the question like a client's: it answers for its own buckets,
+passes others on, and lets nothing leave that is not durable. An answer is a whole reply as the application encodes it,
+in which the number of the question stands where a client's message id would.
+
+It carries out questions only: a command has no way through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from shards.machine import Command
+from shards.system.links import Wire
+from shards.worker.router import Unavailable
+
+MODE = 0  # how replies are encoded: the application's default
+
+
+class Asked(Protocol):
+    """What answers: the worker."""
+
+    def bucket_of(self, key: bytes) -> int:
+        """The bucket a key hashes to."""
+
+    def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
+        """Answers a query about one bucket."""
+
+    def operate(self, caller: Any, token: Any, operation: Command) -> None:
+        """Answers a question about the whole daemon."""
+
+
+class Inquirer:
+    """Stands for the supervisor among a worker's callers."""
+
+    mode = MODE
+
+    def __init__(self, wire: Wire, encode: Callable[[int, int, object], bytes], surveys: frozenset[str]) -> None:
+        self._wire = wire
+        self._encode = encode
+        self._surveys = surveys
+        self._staged: list[bytes] = []
+
+    def ask(self, worker: Asked, number: int, key: bytes, query: Command) -> None:
+        """A question about the account `key`; with an empty key, about the whole daemon."""
+        if key:
+            worker.read(self, number, worker.bucket_of(key), query)
+        elif query[0] in self._surveys:
+            worker.operate(self, number, query)
+        else:
+            self.relay(self._encode(number, MODE, Unavailable(0, f"{query[0]} is not asked this way", "no")))
+
+    def answer(self, token: int, reply: object) -> None:
+        """Stages a reply until it is durable."""
+        self._staged.append(self._encode(token, MODE, reply))
+
+    def flush(self) -> None:
+        """Sends what is staged."""
+        staged, self._staged = self._staged, []
+        for data in staged:
+            self.relay(data)
+
+    def relay(self, data: bytes) -> None:
+        """A reply that another worker encoded and made durable."""
+        self._wire.send(("told", data))
+
+    def relay_flush(self) -> None:
+        """Nothing waits here."""
+
+    def refuse(self, token: int, reply: object) -> None:
+        """A reply that depends on nothing stored."""
+        self.relay(self._encode(token, MODE, reply))

@@ -1,0 +1,121 @@
+"""The page's words and plots: what is read at a glance is right, and what comes from outside is escaped."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.admin.figure_sampler import grown, quantile_ns
+from billing.admin.page import parts, plots, words
+from billing.admin.server import is_this_host, token_of
+from billing.service.service import doing
+from shards.worker.histogram import LATENESS_NS, Histogram
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+@pytest.mark.parametrize(
+    ("ns", "said"),
+    [
+        (0, "0 ms"),
+        (512_000, "0.512 ms"),
+        (187_400_000, "187 ms"),
+        (999_600_000, "1 s"),
+        (3_140_000_000, "3.1 s"),
+        (42 * 10**9, "42 s"),
+        (200 * 10**9, "3 min 20 s"),
+        (7500 * 10**9, "2 h 5 min"),
+        (90_000 * 10**9, "1 d 1 h"),
+        (-5_000_000, "−5 ms"),
+    ],
+)
+def test_spans_are_said_in_the_unit_that_fits(ns: int, said: str) -> None:
+    assert words.span(ns) == said
+
+
+def test_amounts_and_sizes() -> None:
+    assert words.coins(33_050_365_000_000) == "33,050.36"
+    assert words.coins(7) == "0.000000007"
+    assert words.coins(-1_500_000_000) == "−1.50"
+    assert words.size(64 * 2**20) == "64 MiB"
+    assert words.size(1023) == "1023 B"
+    assert words.number(0.25) == "0.2"
+    assert words.number(12345) == "12,345"
+
+
+@given(st.lists(st.integers(0, 10**11), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
+def test_a_quantile_is_in_the_bucket_where_it_belongs(values: list[int], share: float) -> None:
+    tally = Histogram(LATENESS_NS)
+    for value in values:
+        tally.add(value)
+    found = quantile_ns(list(tally.bounds), tally.counts, share)
+    rank = max(1, -(-int(share * len(values) * 1000) // 1000))
+    true = sorted(values)[min(rank, len(values)) - 1]
+    edges = [0, *tally.bounds, 10**12]
+    index = next(index for index, edge in enumerate(edges[1:]) if true <= edge)
+    assert edges[max(0, index - 1)] <= found <= edges[min(index + 1, len(edges) - 1)]
+
+
+def test_an_empty_histogram_has_no_quantile() -> None:
+    assert quantile_ns(list(LATENESS_NS), [0] * (len(LATENESS_NS) + 1), 0.99) == -1
+
+
+def test_a_counter_that_fell_began_anew() -> None:
+    assert grown(10, 15) == 5
+    assert grown(10, 3) == 3
+
+
+def test_a_gap_is_not_drawn_over() -> None:
+    plot = plots.lateness([1_000_000] * 3 + [-1] * 4 + [2_000_000], [5_000_000] * 3 + [-1] * 4 + [9_000_000], 3600, 360)
+    assert len(re.findall(r'class="p99"', plot)) == 2, "two runs, two lines"
+    assert len(re.findall(r"<path", plot)) == 4
+
+
+def test_there_is_a_cell_for_each_bucket_in_its_owners_colour() -> None:
+    picture = plots.buckets([1, 2, 1], {2})
+    assert re.findall(r'<i class="([^"]*)">', picture) == ["s1", "s2 pin", "s1"]
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    asked = {
+        "user_id": EVIL, "state": "active", "available_nanos": 1, "rate_nanos_per_hour": 0, "at_ns": 5,
+        "exhausts_at_ns": None, "balance_nanos": 1, "credit_limit_nanos": 0, "holds_nanos": 0, "overrun_nanos": 0,
+        "bucket_id": 4, "cutoff": None,
+    }  # fmt: skip
+    for made in (parts.account(asked), parts.account(EVIL)):
+        assert "<script>" not in made
+        assert "&lt;script&gt;" in made
+
+
+def test_a_bar_that_is_nearly_nothing_is_seen() -> None:
+    made = plots.bars([1, 0, 100_000], ["0 min", "1 min", "2 min"], "coming")
+    heights = [float(height) for height in re.findall(r'height="([0-9.]+)"', made)]
+    assert min(heights) >= 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9311", "localhost:9311", "[::1]:9311", "127.0.0.1"])
+def test_this_host_by_its_names(host: str) -> None:
+    assert is_this_host(host)
+
+
+@pytest.mark.parametrize("host", ["evil.example:9311", "", "10.0.0.1:9311", "localhost.evil.example", "127.0.0.1.x:1"])
+def test_any_other_name_is_not_this_host(host: str) -> None:
+    assert not is_this_host(host)
+
+
+def test_a_token_is_a_bearer_or_the_password_of_basic() -> None:
+    assert token_of("Bearer abc") == b"abc"
+    assert token_of("Basic YW55Om9wZW4=") == b"open"
+    assert token_of("Basic !!") == b""
+    assert token_of("") == b""
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("shard 1: recovering 62 %", "recovering shard 1: 62 %"), ("shard 2: down: killed", "shard 2: down: killed")],
+)
+def test_the_status_line_says_what_it_is_doing(reason: str, said: str) -> None:
+    assert doing(reason) == said

@@ -1,0 +1,35 @@
+"""Connections, refused ones and calls never take the descriptors that the journal needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing.api.connection_limits import ASIDE, fit
+from billing.api.door import Limits
+from tests.api.outside import open_house
+
+
+@pytest.mark.parametrize("descriptors", [128, 300, 1024, 4096, 65_536, 1_048_576])
+@pytest.mark.parametrize("asked_for", [1, 10_000, 1_000_000])
+def test_what_fits(descriptors, asked_for):
+    limits = fit(asked_for, descriptors, 20)
+    assert 1 <= limits.connections_max <= asked_for
+    assert 1 <= limits.refused_max <= 256
+    assert limits.connections_max + limits.refused_max + ASIDE + 20 <= max(descriptors * 9 // 10, ASIDE + 22)
+
+
+def test_enough_descriptors_change_nothing():
+    assert fit(10_000, 65_536, 128) == Limits(connections_max=10_000)
+
+
+async def test_beyond_those_that_are_told_nobody_is_told():
+    async with open_house(Limits(connections_max=2, refused_max=1)) as house:
+        first, second = await house.connect(), await house.connect()
+        assert await first.alive()
+        assert await second.alive()
+        told = await house.connect()
+        assert (await told.reply())[2].startswith("TOO_MANY_CONNECTIONS: ")
+        untold = await house.connect()
+        assert await untold.is_closed()
+        assert len(house.door.connections) == 3
+        assert await first.alive()

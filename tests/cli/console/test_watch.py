@@ -1,0 +1,52 @@
+"""The picture of an account between two answers: the balance as the ledger would say it, to the nano."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import pytest
+from rich.console import Console
+
+from billing.cli.console.watch import picture, watch
+from tests.ledger.bank import Bank
+
+HOUR = 3600 * 10**9
+
+
+def drawn(account: dict, passed_ns: int) -> dict[str, str]:
+    out = Console(file=io.StringIO(), width=120)
+    out.print(picture(account, passed_ns))
+    lines = [line.split(maxsplit=1) for line in out.file.getvalue().splitlines()]
+    return {line[0]: line[1].strip() for line in lines}
+
+
+@pytest.mark.parametrize("passed_ns", [0, 1, 999_999_999, 10**9, 1_500_000_001, 4 * 10**9])
+def test_the_balance_ticks_as_the_ledger_says(passed_ns):
+    bank = Bank()
+    bank.top_up("u", 3 * 10**9, at=0)
+    bank.set_rate("u", 10**9 * 3600 * 7 // 9, at=0)
+    account = {"cutoff": None, **bank.view("u", at=0)}
+    seen = drawn(account, passed_ns)
+    exact = bank.view("u", at=passed_ns)["balance_nanos"]
+    assert (
+        abs(round(float(seen["balance"]) * 10**9) - exact) <= 1
+    )  # a picture floors the spent, the ledger what is left
+    assert seen["user"] == "u"
+
+
+async def test_it_asks_again_when_the_instant_has_come():
+    bank = Bank()
+    bank.top_up("u", 10**9, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    asked = []
+
+    async def ask():
+        asked.append(len(asked))
+        at = 10**9 - 150_000_000 if len(asked) == 1 else 10**9
+        return {"cutoff": None, **bank.view("u", at=at)}
+
+    out = Console(file=io.StringIO(), width=120, force_terminal=True)
+    async with asyncio.timeout(20):
+        await watch(out, ask, 3_000_000_000)
+    assert len(asked) >= 2

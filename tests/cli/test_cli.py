@@ -1,0 +1,141 @@
+"""The command line: what it offers, that it is quick to say so, and with which code each ending ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from billing import __version__
+from billing.cli.main import ELSEWHERE, EXIT_BUG, MODULE_OF, SECTIONS, ending_of, root
+from billing.config.load import ConfigError, Fault
+from billing.config.schema import Config, declared
+from shards.journal import Corrupt, Gap, JournalError, Unknown
+
+HEAVY = ("pydantic", "aiohttp", "uvloop", "asyncio", "msgpack", "msgspec", "rich", "sqlite3", "billing.config.schema")
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "billing", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=60)
+
+
+def test_help_lists_every_command_with_one_line():
+    told = run("--help").stdout
+    for name, command in root.commands.items():
+        assert (f"\n  {name} " in told) is not command.hidden
+    words = " ".join(told.split())
+    for commands in ELSEWHERE.values():
+        for name, text in commands.items():
+            assert f" {name} {text}" in words
+    for title, names in SECTIONS.items():
+        assert f"\n{title}:\n" in told
+        assert set(names) <= {*root.commands, *MODULE_OF}
+
+
+def test_help_imports_no_more_than_it_needs():
+    code = (
+        "import sys; from billing.cli.main import root; root.main(['--help'], standalone_mode=False);"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ELSEWHERE)
+def test_a_module_has_the_commands_that_the_table_says(module):
+    commands = import_module(module).COMMANDS
+    assert {name: command.get_short_help_str(200) for name, command in commands.items()} == ELSEWHERE[module]
+    for name, command in commands.items():
+        assert root.get_command(click.Context(root), name) is command
+
+
+def test_no_name_is_given_twice():
+    names = [*root.commands, *(name for commands in ELSEWHERE.values() for name in commands)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", [*root.commands, *MODULE_OF])
+def test_every_command_explains_itself(name):
+    result = CliRunner().invoke(root, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Usage:")
+
+
+def test_the_version():
+    assert run("--version").stdout == f"billing {__version__}\n"
+
+
+def test_a_call_that_makes_no_sense_ends_with_2():
+    assert run("no-such-command").returncode == 2
+    assert run("serve", "--no-such-option").returncode == 2
+
+
+def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text('[shards]\nworkers = "2"\n[rpc]\nlisten = "0.0.0.0:1"\nlistn = 1\n')
+    ended = run("config", "check", "--config", str(file))
+    assert ended.returncode == 78
+    assert ended.stdout == ""
+    assert [line.split(" ")[0] for line in ended.stderr.splitlines()[1:]] == [
+        "rpc.listen",
+        "rpc.listn",
+        "shards.workers",
+    ]
+
+
+def test_config_check_says_that_nothing_is_wrong():
+    ended = run("config", "check", "--config", str(Path(__file__).parents[2] / "config.toml"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith("config.toml can be run\n")
+
+
+def test_config_show_prints_what_takes_effect_and_from_where(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("[shards]\nworkers = 3\n")
+    ended = run("config", "show", "--config", str(file), BILLING_RPC__DIRECT="false")
+    assert ended.returncode == 0
+    shown = tomllib.loads(ended.stdout)
+    assert [f"{section}.{key}" for section, table in shown.items() for key in table] == [path for path, _ in declared()]
+    assert shown["shards"]["workers"] == 3
+    assert shown["rpc"]["direct"] is False
+    assert shown["daemon"]["data_dir"] == str(tmp_path / "data")
+    lines = ended.stdout.splitlines()
+    assert "workers = 3  # file" in lines
+    assert "direct = false  # environment" in lines
+    assert f'listen = "{Config().rpc.listen}"  # default' in lines
+
+
+def test_what_config_show_prints_is_a_configuration(tmp_path):
+    file = tmp_path / "shown.toml"
+    file.write_text(run("config", "show").stdout)
+    assert run("config", "check", "--config", str(file)).returncode == 0
+
+
+def test_serve_does_not_start_on_a_faulty_configuration():
+    ended = run("serve", BILLING_SHARDS__WORKERS="none", BILLING_LOG__LEVEL="loud")
+    assert ended.returncode == 78
+    assert "shards.workers (environment)" in ended.stderr
+    assert "log.level (environment)" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError([Fault("rpc.listen", "file", "expected better")]), 78),
+        (Corrupt("x", file="f", offset=3), 65),
+        (Gap("x"), 65),
+        (Unknown("x"), 74),
+        (JournalError("x"), 74),
+        (ValueError("x"), EXIT_BUG),
+        (AssertionError("x"), EXIT_BUG),
+    ],
+)
+def test_every_ending_has_its_code(error, code):
+    assert ending_of(error)[0] == code

@@ -1,0 +1,357 @@
+"""The configuration: strict, complete, and every fault told at once with its path, its source and what is expected."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.config.load import ConfigError, Fault, load
+from billing.config.schema import Config, as_toml, declared, value_text
+
+REPOSITORY = Path(__file__).parents[2]
+FIXED_BY_CONTRACT = {
+    "daemon": {"data_dir"},
+    "shards": {"workers", "bucket_count"},
+    "rpc": {"listen", "unix_socket", "tokens_file", "tls_cert", "tls_key", "tls_client_ca"},
+    "journal": {"kind", "sync"},
+    "cutoff": {
+        "url",
+        "restore_url",
+        "secret_file",
+        "concurrency",
+        "hold_above",
+        "recheck_s",
+        "after_exhaustion",
+    },
+    "notify": {"url"},
+    "admin": {"listen"},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text: str, name: str = "config.toml", mode: int = 0o600) -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    return write_file
+
+
+def faults_of(file: Path | None, environ: dict[str, str] | None = None) -> list[Fault]:
+    with pytest.raises(ConfigError) as caught:
+        load(file, environ or {})
+    assert len(str(caught.value).splitlines()) == len(caught.value.faults)
+    return caught.value.faults
+
+
+def test_the_default_file_is_what_is_declared():
+    assert (REPOSITORY / "config.toml").read_text() == as_toml(Config())
+    printed = subprocess.run([sys.executable, "-m", "billing.config.schema"], capture_output=True, check=True, cwd=REPOSITORY)
+    assert printed.stdout.decode() == as_toml(Config())
+
+
+def test_the_default_file_is_complete_and_loads_to_the_defaults():
+    document = tomllib.loads(as_toml(Config()))
+    assert [f"{section}.{key}" for section, table in document.items() for key in table] == [p for p, _ in declared()]
+    loaded = load(REPOSITORY / "config.toml", {})
+    assert loaded.config.model_copy(update={"daemon": Config().daemon}) == Config()
+    assert loaded.config.daemon.data_dir == str(REPOSITORY / "data")
+    assert set(loaded.sources.values()) == {"file"}
+
+
+def test_the_keys_and_defaults_that_the_contract_fixes():
+    keys = {path for path, _ in declared()}
+    assert {f"{section}.{key}" for section, fixed in FIXED_BY_CONTRACT.items() for key in fixed} <= keys
+    config = Config()
+    assert config.rpc.listen == "127.0.0.1:3311"
+    assert config.admin.listen == "127.0.0.1:9311"
+    assert config.rpc.unix_socket == ""
+    assert (config.journal.kind, config.journal.sync) == ("file", "always")
+    assert config.shards.bucket_count == 3000
+    assert (config.cutoff.recheck_s, config.cutoff.hold_above) == (0, -1)
+
+
+def test_every_key_says_in_one_line_what_it_means():
+    for path, field in declared():
+        assert field.description, path
+        assert "\n" not in field.description, path
+        assert not field.description.endswith("."), path
+
+
+def test_no_file_means_defaults_relative_to_the_working_directory():
+    loaded = load(None, {})
+    assert loaded.config.daemon.data_dir == os.path.join(os.getcwd(), "data")
+    assert loaded.sources["daemon.data_dir"] == "default"
+    assert loaded.file is None
+
+
+def test_later_sources_win_and_are_told(write):
+    file = write('[shards]\nworkers = 3\nbucket_count = 64\n[cutoff]\ntimeout_s = 5\n[log]\nlevel = "debug"\n')
+    environ = {
+        "BILLING_SHARDS__WORKERS": "5",
+        "BILLING_RPC__DIRECT": "False",
+        "BILLING_CUTOFF__CONNECT_TIMEOUT_S": "0.5",
+        "BILLING_DAEMON__DATA_DIR": "elsewhere",
+        "BILLING_TOKEN": "not a key of the configuration",
+        "SHARDS__WORKERS": "9",
+    }
+    config, sources, _ = load(file, environ)
+    assert (config.shards.workers, config.shards.bucket_count) == (5, 64)
+    assert (config.cutoff.timeout_s, config.cutoff.connect_timeout_s) == (5, 0.5)
+    assert config.rpc.direct is False
+    assert config.daemon.data_dir == str(file.parent / "elsewhere")
+    assert sources["shards.workers"] == sources["rpc.direct"] == "environment"
+    assert sources["shards.bucket_count"] == sources["log.level"] == "file"
+    assert sources["rpc.listen"] == "default"
+
+
+def test_relative_paths_are_relative_to_the_folder_of_the_file(write):
+    write(SECRET, "secret.txt")
+    file = write(
+        '[daemon]\ndata_dir = "../data"\n[rpc]\nunix_socket = "run/rpc.sock"\n[cutoff]\nsecret_file = "secret.txt"\n'
+    )
+    config = load(file, {}).config
+    assert config.daemon.data_dir == str(file.parent.parent / "data")
+    assert config.rpc.unix_socket == str(file.parent / "run/rpc.sock")
+    assert config.cutoff.secret_file == str(file.parent / "secret.txt")
+    assert config.rpc.tokens_file == ""
+
+
+def test_all_faults_are_told_at_once(write):
+    file = write(
+        '[shards]\nworkers = "2"\nbuckets = 5\n[rpc]\nlisten = "0.0.0.0:3311"\ntls_key = "nowhere.pem"\n'
+        '[journal]\nsync = "sometimes"\n[cutof]\nurl = "x"\n[cutoff]\nurl = "ftp://x/"\n'
+    )
+    faults = faults_of(file, {"BILLING_RPC__LISTN": "x", "BILLING_CUTOFF__CONCURRENCY": "many"})
+    key = file.parent / "nowhere.pem"
+    assert faults == [
+        ("cutof", "file", "no such section; did you mean cutoff?"),
+        ("cutoff.concurrency", "environment", "expected a whole number, 1 to 4096, got 'many'"),
+        ("cutoff.url", "file", 'expected "http://host/path" or "https://host/path", got \'ftp://x/\''),
+        ("journal.sync", "file", 'expected "always" or "interval" or "never", got \'sometimes\''),
+        (
+            "rpc.listen",
+            "file",
+            "expected rpc.tokens_file or rpc.tls_client_ca, since 0.0.0.0:3311 is not loopback",
+        ),
+        ("rpc.listn", "environment", "BILLING_RPC__LISTN overrides no key; did you mean rpc.listen?"),
+        ("rpc.tls_key", "file", "expected rpc.tls_cert beside it"),
+        ("rpc.tls_key", "file", f"expected a file: [Errno 2] No such file or directory: '{key}'"),
+        ("shards.buckets", "file", "no such key; did you mean shards.bucket_count?"),
+        ("shards.workers", "file", "expected a whole number, 1 to 64, got '2'"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[shards]\nworkers = 0", "shards.workers"),
+        ("[shards]\nworkers = 2.0", "shards.workers"),
+        ("[shards]\nworkers = true", "shards.workers"),
+        ("[shards]\nworkers = [2]", "shards.workers"),
+        ("[shards]\nworkers = 65", "shards.workers"),
+        ("[shards]\nworkers = 3\nbucket_count = 2", "shards.workers"),
+        ("[shards]\nbucket_count = 65536", "shards.bucket_count"),
+        ("[journal]\nsegment_bytes = 65537", "journal.segment_bytes"),
+        ('[journal]\nkind = "nats"', "journal.kind"),
+        ("[rpc]\ndirect = 1", "rpc.direct"),
+        ("[rpc]\nlisten = 3311", "rpc.listen"),
+        ('[rpc]\nlisten = "3311"', "rpc.listen"),
+        ('[rpc]\nlisten = "127.0.0.1:70000"', "rpc.listen"),
+        ('[rpc]\nlisten = "::1:3311"', "rpc.listen"),
+        ('[rpc]\nlisten = ""', "rpc.listen"),
+        ('[rpc]\nlisten = "0.0.0.0:3311"', "rpc.listen"),
+        ('[rpc]\nlisten = "[::]:3311"', "rpc.listen"),
+        ('[rpc]\nlisten = "example.org:3311"', "rpc.listen"),
+        ('[rpc]\nunix_socket = "' + "x" * 200 + '"', "rpc.unix_socket"),
+        ('[rpc]\ntls_cert = "config.toml"', "rpc.tls_cert"),
+        ('[rpc]\ntls_client_ca = "config.toml"', "rpc.tls_client_ca"),
+        ('[rpc]\ntokens_file = "."', "rpc.tokens_file"),
+        ('[rpc]\ntokens_file = "a\\u0000b"', "rpc.tokens_file"),
+        ('[admin]\nlisten = "10.0.0.1:9311"', "admin.listen"),
+        ('[admin]\nlisten = "127.0.0.1:3311"', "admin.listen"),
+        ("[cutoff]\ntimeout_s = nan", "cutoff.timeout_s"),
+        ("[cutoff]\ntimeout_s = 1", "cutoff.timeout_s"),
+        ("[cutoff]\nhold_above = -2", "cutoff.hold_above"),
+        ('[cutoff]\nurl = ""', "cutoff.url"),
+        ('[daemon]\ndata_dir = ""', "daemon.data_dir"),
+        ("shards = 2", "shards"),
+        ("workers = 2", "workers"),
+    ],
+)
+def test_one_mistake_is_one_fault_at_its_path(write, text, path):
+    faults = faults_of(write(text))
+    assert [fault.path for fault in faults] == [path]
+    assert faults[0].source == "file"
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:3311", "127.9.9.9:1", "[::1]:3311", "localhost:3311", "127.0.0.1:0"])
+def test_loopback_needs_no_guard(write, listen):
+    assert load(write(f'[rpc]\nlisten = "{listen}"'), {}).config.rpc.listen == listen
+
+
+TOKENS = "metering:charge,read:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+CERTIFICATE = """
+-----BEGIN CERTIFICATE-----
+MIIBNDCB56ADAgECAhQo29EdguSzE6ni33knkjeskqcdZjAFBgMrZXAwDzENMAsG
+A1UEAwwEdGVzdDAgFw0yNjExMjMwOTMzNDdaGA8yMTI2MTAzMDA5MzM0N1owDzEN
+MAsGA1UEAwwEdGVzdDAqMAUGAytlcAMhAJqSc1uWg53Ng4FodEyylbViiIr8ncmA
+03ST3YjxLsP9o1MwUTAdBgNVHQ4EFgQUO7bD+KSoWTvHRGAByZbavOaX6hkwHwYD
+VR0jBBgwFoAUO7bD+KSoWTvHRGAByZbavOaX6hkwDwYDVR0TAQH/BAUwAwEB/zAF
+BgMrZXADQQD4R+I9RLiA8j3drfJ77Xj+Qg3VxgXTiUjGK/2bxHS1EIGx/8jRib1y
+nrq9p1NhUcsM5W31hmWuBatFLKvscYAD
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEICVz7Nr+Ywa3VP3Rh+lT0X674CCO/r/ai6IBttIAW8X0
+-----END PRIVATE KEY-----
+"""
+
+
+def test_beyond_loopback_tokens_or_client_certificates_are_needed(write):
+    write(TOKENS, "tokens")
+    write(CERTIFICATE, "pem")
+    assert load(write('[rpc]\nlisten = "0.0.0.0:1"\ntokens_file = "tokens"'), {})
+    tls = 'tls_cert = "pem"\ntls_key = "pem"\n'
+    assert load(write(f'[rpc]\nlisten = "0.0.0.0:1"\n{tls}tls_client_ca = "pem"'), {})
+    assert [fault.path for fault in faults_of(write(f'[rpc]\nlisten = "0.0.0.0:1"\n{tls}'))] == ["rpc.listen"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "fine"), [(0o600, True), (0o400, True), (0o640, True), (0o644, False), (0o620, False)]
+)
+def test_a_secret_is_readable_by_few(write, mode, fine):
+    write(SECRET, "secret", mode)
+    file = write('[cutoff]\nsecret_file = "secret"')
+    if fine:
+        assert load(file, {}).config.cutoff.secret_file == str(file.parent / "secret")
+    else:
+        (fault,) = faults_of(file)
+        assert f"{mode:04o}" in fault.expected
+
+
+def test_what_stands_in_the_named_files_is_looked_at_and_never_repeated(write):
+    write("metering:charge:hunter2", "tokens")
+    write("hunter2", "secret")
+    write(CERTIFICATE.partition("-----BEGIN PRIVATE")[0], "certificate")
+    write("hunter2", "key")
+    tls = 'tls_cert = "certificate"\ntls_key = "key"\ntls_client_ca = "key"\n'
+    file = write(f'[rpc]\ntokens_file = "tokens"\n{tls}[cutoff]\nsecret_file = "secret"\n')
+    faults = faults_of(file)
+    assert [fault.path for fault in faults] == [
+        "cutoff.secret_file",
+        "rpc.tls_cert",
+        "rpc.tls_client_ca",
+        "rpc.tokens_file",
+    ]
+    assert "line 1" in faults[0].expected
+    assert "hunter2" not in str(faults)
+    (file.parent / "secret").write_bytes(b"\xff\xfe")
+    assert "UTF-8" in faults_of(file)[0].expected
+
+
+def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write):
+    write(CERTIFICATE, "pem")
+    faults = faults_of(write('[rpc]\ntls_cert = 7\ntls_key = "pem"\nunix_socket = 5\nlisten = ""'))
+    assert [fault.path for fault in faults] == ["rpc.tls_cert", "rpc.unix_socket"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[shards\n", "workers = ", "\x00", "[shards]\nworkers = 1\nworkers = 2", "a=" + "[" * 9999]
+)
+def test_a_file_that_is_no_toml_is_one_fault(write, text):
+    file = write(text)
+    assert [fault.path for fault in faults_of(file, {"BILLING_RPC__LISTEN": ""})] == [str(file)]
+
+
+def test_a_file_that_is_missing_or_no_text_is_one_fault(tmp_path):
+    assert faults_of(tmp_path / "none.toml")[0].path == str(tmp_path / "none.toml")
+    assert faults_of(tmp_path)[0].path == str(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert faults_of(tmp_path / "binary")[0].path == str(tmp_path / "binary")
+
+
+def test_what_is_told_has_one_line_a_fault_whatever_the_names(write):
+    with pytest.raises(ConfigError) as caught:
+        load(write('"a\\nb\\u001b" = 1\n[shards]\n"x\\ny" = 1\nworkers = "\\u001b[31m"'), {})
+    assert len(str(caught.value).splitlines()) == 3
+    assert "\x1b" not in str(caught.value)
+
+
+@given(st.dictionaries(st.sampled_from([path for path, _ in declared()]), st.text(max_size=20), max_size=5))
+def test_any_environment_loads_or_is_a_fault(overrides):
+    environ = {"BILLING_" + path.upper().replace(".", "__"): text for path, text in overrides.items()}
+    try:
+        loaded = load(None, environ)
+    except ConfigError as error:
+        paths = {fault.path for fault in error.faults}
+        assert paths <= {path for path, _ in declared()}
+    else:
+        assert Config.from_json(loaded.config.to_json()) == loaded.config
+
+
+values = st.recursive(
+    st.one_of(st.integers(), st.booleans(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=5,
+)
+keys = st.one_of(st.sampled_from([path for path, _ in declared()]), st.from_regex(r"[a-z]{1,4}(\.[a-z]{1,4})?"))
+
+
+def is_refused_or_loaded(file: Path) -> None:
+    try:
+        loaded = load(file, {})
+    except ConfigError as error:
+        assert error.faults  # noqa: PT017 (either way is right, as long as it is told so)
+    else:
+        assert loaded.file == file
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_file_load_or_are_a_fault(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    file.write_bytes(content)
+    is_refused_or_loaded(file)
+
+
+@given(st.dictionaries(keys, values, max_size=6))
+def test_any_table_as_a_file_loads_or_is_a_fault(tmp_path_factory, table):
+    file = tmp_path_factory.getbasetemp() / "fuzzed-table.toml"
+    lines = [f"{key.strip()} = {toml_of(value)}" for key, value in table.items()]
+    file.write_bytes("\n".join(lines).encode(errors="replace"))
+    is_refused_or_loaded(file)
+
+
+def toml_of(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml_of(key)} = {toml_of(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_of, value)) + "]"
+    return json.dumps(value) if isinstance(value, str | bool) else str(value)
+
+
+def test_a_configuration_goes_to_other_processes_whole(write):
+    config = load(write('[cutoff]\nurl = "https://h/{user_id}?a=1"\ntimeout_s = 4\n'), {}).config
+    assert Config.from_json(config.to_json()) == config
+    assert Config.from_json(config.to_json().encode()) == config
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().shards.workers = 3
+
+
+@given(st.text())
+def test_values_are_shown_as_a_file_has_them(text):
+    config = Config.model_construct(daemon=Config().daemon.model_construct(data_dir=text))
+    assert tomllib.loads("x = " + value_text(config, "daemon", "data_dir")) == {"x": text}

@@ -1,0 +1,177 @@
+"""Logs: fields in the journal, colour on a terminal, plain in a file; with what to do, without what is private."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from billing.config.schema import Log
+from billing.ledger.ledger import ReplayDifference
+from billing.service.logs import EVENTS, Discretion, Lines, is_journal, set_up
+from tests.ledger.bank import Bank
+
+HELD = "shard %d is held until a reload or a restart: %s"
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """The root logger as it was."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    root.handlers.clear()  # pytest's own are not ours to close
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+class JournalSocket:
+    """Where journald would listen."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = str(directory / "journal")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.setblocking(False)
+
+    def take(self) -> dict[str, str]:
+        """One record, decoded as the protocol says."""
+        data, fields = self._socket.recv(1 << 20), {}
+        while data:
+            name, _, rest = data.partition(b"\n")
+            if b"=" in name:
+                key, _, value = name.partition(b"=")
+                data = rest
+            else:
+                (size,) = struct.unpack_from("<Q", rest)
+                key, value, data = name, rest[8 : 8 + size], rest[8 + size + 1 :]
+            fields[key.decode()] = value.decode()
+        return fields
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def journal(data_dir: Path) -> Iterator[JournalSocket]:
+    made = JournalSocket(data_dir)
+    yield made
+    made.close()
+
+
+def as_journal(stream: io.TextIOWrapper) -> dict[str, str]:
+    status = os.fstat(stream.fileno())
+    return {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+
+
+def test_the_journal_gets_fields(tmp_path: Path, journal: JournalSocket) -> None:
+    with (tmp_path / "stderr").open("w") as stream:
+        set_up(Log(), as_journal(stream), {"BILLING_WORKER": "2"}, stream, journal.path)
+        logging.getLogger("shards.supervisor.child_process").error(HELD, 2, "segment-1, offset 4096\nis damaged")
+        fields = journal.take()
+    assert fields["MESSAGE"] == "shard 2 is held until a reload or a restart: segment-1, offset 4096\nis damaged"
+    assert fields["PRIORITY"] == "3"
+    assert fields["SYSLOG_IDENTIFIER"] == "billing"
+    assert fields["BILLING_EVENT"] == "shard_held"
+    assert fields["BILLING_SHARD"] == "2"
+    assert fields["BILLING_REASON"].startswith("segment-1")
+    assert fields["BILLING_WORKER"] == "2"
+    assert fields["BILLING_DO"] == EVENTS[HELD].do
+    assert len(fields["MESSAGE_ID"]) == 32
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_a_bug_has_its_trace_in_the_journal(tmp_path: Path, journal: JournalSocket) -> None:
+    with (tmp_path / "stderr").open("w") as stream:
+        set_up(Log(), as_journal(stream), None, stream, journal.path)
+        try:
+            raise ZeroDivisionError("of x")
+        except ZeroDivisionError:
+            logging.getLogger("billing").critical("the daemon ends on a bug", exc_info=True)
+        fields = journal.take()
+    assert "ZeroDivisionError: of x" in fields["MESSAGE"]
+    assert fields["PRIORITY"] == "2"
+
+
+def test_a_journal_that_is_gone_loses_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "stderr").open("w") as stream:
+        set_up(Log(), as_journal(stream), None, stream, str(tmp_path / "nobody"))
+        logging.getLogger("shards.supervisor.child_process").error(HELD, 2, "why")
+    assert "shard 2 is held" in (tmp_path / "stderr").read_text()
+
+
+def test_another_stream_is_not_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "stderr").open("w") as stream, (tmp_path / "other").open("w") as other:
+        assert is_journal(as_journal(stream)["JOURNAL_STREAM"], stream)
+        assert not is_journal(as_journal(other)["JOURNAL_STREAM"], stream)
+        assert not is_journal("", stream)
+
+
+def test_a_terminal_gets_colour_and_advice() -> None:
+    ours, theirs = pty.openpty()
+    script = (
+        "import logging, os; from billing.config.schema import Log; from billing.service.logs import set_up;"
+        f"set_up(Log(), os.environ); logging.getLogger('x').error({HELD!r}, 1, 'why');"
+        "logging.getLogger('x').info('a plain word')"
+    )
+    environ = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", script], stderr=theirs, env=environ, check=True)
+    os.close(theirs)
+    text = ""
+    with suppress(OSError):  # EIO: all was read, and nobody holds the other end
+        while more := os.read(ours, 65536):
+            text += more.decode()
+    os.close(ours)
+    assert "\x1b[1;31mERROR" in text
+    assert "→ " + EVENTS[HELD].do in text
+    assert "\x1b[32mINFO" in text
+
+
+def test_a_file_gets_lines_without_colour(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        set_up(Log(level="warning"), {}, None, stream)
+        logging.getLogger("x").error(HELD, 1, "why")
+        logging.getLogger("x").info("not told")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith(f"ERROR x: shard 1 is held until a reload or a restart: why [{EVENTS[HELD].do}]")
+
+
+def difference() -> str:
+    """An error that shows a whole entry, with the user and what a client wrote."""
+    bank = Bank()
+    bank.top_up("alice@example.com", 100, at=0, request_id="invoice-17", message="paid by alice")
+    return str(ReplayDifference(bank.ledger.records[0][1], None))
+
+
+@pytest.mark.parametrize("user_ids", ["hashed", "hidden"])
+def test_users_are_not_named_where_they_are_not_to_be(user_ids: str) -> None:
+    text = difference()
+    assert "alice@example.com" in Discretion("shown")(text)
+    assert "invoice-17" in Discretion("shown")(text)
+    hidden = Discretion(user_ids)(text)
+    for private in ("alice", "invoice-17", "paid by"):
+        assert private not in hidden
+    assert "a=100" in hidden, "what is no client's own is still told"
+    if user_ids == "hashed":
+        assert Discretion(user_ids)("user_id=b'alice'") == Discretion(user_ids)("user_id=b'alice'")
+        assert Discretion(user_ids)("user_id=b'alice'") != Discretion(user_ids)("user_id=b'bob'")
+
+
+def test_what_comes_from_outside_does_not_steer_the_terminal() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "%s answers", ("\x1b[2J\x07evil\r",), None)
+    shown = Lines(Discretion("shown")).format(record)
+    assert not any(ord(character) < 32 for character in shown)
+    assert "evil" in shown

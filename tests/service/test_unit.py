@@ -1,0 +1,91 @@
+"""The systemd unit: well-formed, hard, and without what would break the daemon."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from billing.config.load import load
+from billing.config.schema import Config
+from billing.service.unit import service_unit, socket_unit
+
+ANALYZE = shutil.which("systemd-analyze")
+EXPOSURE_MAX = 1.5
+needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is in Debian's package systemd")
+URLS = ["http://127.0.0.1:8080/cutoff", "https://192.0.2.7/cutoff", "https://cloud.example/cutoff?u={user_id}"]
+
+
+def config_with(**keys: str) -> Config:
+    return load(None, {f"BILLING_{key.upper()}": value for key, value in keys.items()}).config
+
+
+def unit_of(config: Config) -> str:
+    return service_unit(config, Path("/etc/billing/config.toml"), "/usr/bin/python3")
+
+
+def lines_of(unit: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
+
+
+@needs_systemd
+@pytest.mark.parametrize("url", URLS)
+def test_it_is_hard(url: str, tmp_path: Path) -> None:
+    assert ANALYZE is not None
+    unit = tmp_path / "billing.service"
+    unit.write_text(unit_of(config_with(cutoff__url=url)))
+    told = subprocess.run(
+        [ANALYZE, "security", "--offline=true", f"--threshold={round(EXPOSURE_MAX * 10)}", str(unit)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    exposure = re.search(r"Overall exposure level for billing.service: ([0-9.]+)", told.stdout)
+    assert exposure, told.stdout + told.stderr
+    assert float(exposure[1]) <= EXPOSURE_MAX
+    assert told.returncode == 0
+
+
+@needs_systemd
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    assert ANALYZE is not None
+    config = config_with(rpc__unix_socket="/run/billing/rpc.sock")
+    (tmp_path / "billing.service").write_text(unit_of(config))
+    (tmp_path / "billing.socket").write_text(socket_unit(config, Path("/etc/billing/config.toml")))
+    told = subprocess.run(
+        [ANALYZE, "verify", str(tmp_path / "billing.service"), str(tmp_path / "billing.socket")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_the_traps_are_left_out() -> None:
+    unit = unit_of(Config())
+    assert lines_of(unit, "PrivateUsers") == [], "peers of the unix socket would read as nobody"
+    assert lines_of(unit, "ProcSubset") == [], "the boot id would be hidden"
+    assert "~@resources" not in " ".join(lines_of(unit, "SystemCallFilter")), "the history's process is nicer"
+    assert lines_of(unit, "RestartPreventExitStatus") == ["65 74 78"]
+    assert lines_of(unit, "Type") == ["notify"]
+    assert lines_of(unit, "LimitCORE") == ["0"]
+
+
+def test_secrets_become_credentials(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" + "\n")
+    secret.chmod(0o600)
+    unit = unit_of(config_with(cutoff__secret_file=str(secret)))
+    assert lines_of(unit, "LoadCredential") == [f"cutoff-secret_file:{secret}"]
+    assert "BILLING_CUTOFF__SECRET_FILE=%d/cutoff-secret_file" in lines_of(unit, "Environment")
+    assert lines_of(unit_of(Config()), "LoadCredential") == []
+
+
+def test_only_known_addresses_can_be_reached_where_all_are_known() -> None:
+    assert lines_of(unit_of(config_with(cutoff__url=URLS[0])), "IPAddressAllow") == ["localhost"]
+    assert lines_of(unit_of(config_with(cutoff__url=URLS[1])), "IPAddressAllow") == ["192.0.2.7 localhost"]
+    assert lines_of(unit_of(config_with(cutoff__url=URLS[2])), "IPAddressAllow") == []
+
+
+def test_the_socket_unit_listens_where_the_configuration_does() -> None:
+    unit = socket_unit(config_with(rpc__unix_socket="/run/billing/rpc.sock"), Path("x.toml"))
+    assert lines_of(unit, "ListenStream") == ["127.0.0.1:3311", "127.0.0.1:9311", "/run/billing/rpc.sock"]

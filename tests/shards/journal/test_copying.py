@@ -1,0 +1,103 @@
+"""A copy of a journal's files: up to any position the same log, closed there, and nothing of it can be lost unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from shards.journal import Corrupt, JournalError
+from shards.journal.file.copying import copy_until
+from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, file_journal, fill
+
+COPY = "/copy"
+
+
+def copied(rig: Rig, position: int) -> list[str]:
+    disk = rig.process()
+    disk.mkdir(COPY)
+    return copy_until(disk, DIRECTORY, COPY, SHARD, position)
+
+
+def opened(rig: Rig):
+    """The copy, as the next daemon finds it after the machine was started anew."""
+    rig.lose_power()
+    journal = file_journal(COPY, rig.process(), rig.tick, rig.rng, "always", rig.segment_bytes)
+    journal.open(SHARD, "test")
+    return journal
+
+
+@pytest.mark.parametrize("position", range(1, 41))
+def test_a_copy_is_the_log_up_to_its_position_and_goes_on_from_there(position):
+    rig = Rig()
+    journal = rig.opened()
+    batches = fill(journal, 40, 300)  # a segment holds about 12
+    copied(rig, position)
+    fill(journal, 3)
+    copy = opened(rig)
+    assert copy.head == position
+    assert list(copy.replay(1)) == batches[:position]
+    assert copy.append(b"more") == position + 1
+
+
+def test_an_empty_journal_can_be_copied():
+    rig = Rig()
+    rig.opened()
+    copied(rig, 0)
+    assert opened(rig).head == 0
+
+
+def test_snapshots_up_to_the_position_are_in_it_and_no_later_ones():
+    rig = Rig()
+    journal = rig.opened()
+    batches = fill(journal, 20, 300)
+    journal.save_snapshot(20, [b"as of 20"])
+    batches += fill(journal, 20, 300)
+    journal.save_snapshot(40, [b"as of 40"])
+    made = copied(rig, 30)
+    assert sorted(name for name in made if name.startswith("snapshot")) == ["snapshot-00000000000000000020"]
+    copy = opened(rig)
+    snapshot = copy.load_snapshot()
+    assert (snapshot.position, b"".join(snapshot.chunks)) == (20, b"as of 20")
+    assert list(copy.replay(21)) == batches[20:30]
+
+
+def test_a_position_that_was_never_written_is_refused():
+    rig = Rig()
+    fill(rig.opened(), 5)
+    with pytest.raises(Corrupt):
+        copied(rig, 6)
+
+
+def test_whatever_is_missing_or_changed_in_a_copy_is_recognised_its_last_batch_included():
+    """Every byte of the copy's last segment that says something, changed in turn; and every file, missing."""
+    rig = Rig()
+    batches = fill(rig.opened(), 15, 300)
+    made = copied(rig, 15)
+    rig.lose_power()
+    whole = {name: bytes(rig.medium.node(f"{COPY}/{name}").content) for name in made}
+    damaged = [(name, None) for name in made if name != "segment-0000000001"]
+    last = max(name for name in made if name.startswith("segment"))
+    used = len(whole[last].rstrip(b"\0"))
+    damaged += [(last, offset) for offset in range(0, used, 7)]
+    silent = []
+    for name, offset in damaged:
+        path = f"{COPY}/{name}"
+        if offset is None:
+            rig.medium.remove(path)
+        else:
+            data = bytearray(whole[name])
+            data[offset] ^= 0x10
+            rig.medium.replace(path, bytes(data))
+        journal = file_journal(COPY, rig.process(), rig.tick, rig.rng, "always", rig.segment_bytes)
+        try:
+            journal.open(SHARD, "test")
+        except JournalError:
+            pass
+        else:
+            if journal.head < 15 or list(journal.replay(1)) != batches:
+                silent.append((name, offset))
+        rig.kill()
+        for one, content in whole.items():
+            rig.medium.replace(f"{COPY}/{one}", content)
+        for extra in set(rig.medium.directories[COPY].names) - set(whole):
+            rig.medium.remove(f"{COPY}/{extra}")
+    assert silent == []

@@ -1,0 +1,256 @@
+"""Something goes wrong at the n-th call of the disk, for every n until a run comes to its end without it.
+
+Three lives of a journal are led by a script that does everything: first opening, segments filled, barriers, snapshots,
+trimming, a clean stop, recovery from a kill. In one of the lives one call fails, falls short, or is the last one of the
+process or of the machine. The script knows what it was answered; after each life a fresh process must find exactly
+that, plus at most the one batch that was under way.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from shards.journal import Unavailable, Unknown
+from shards.journal.file.journal import FileJournal
+from tests.shards.journal.contract import content
+from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
+from tests.simulation.disk import Crashed, Fault
+
+LIVES = 3
+
+
+class Told:
+    """What the journal has answered, and what it was doing when it did not."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, bytes]] = []
+        self.open_batch: bytes | None = None
+        self.snapshot: tuple[int, list[bytes] | None] = (-1, None)
+        self.open_snapshot: tuple[int, list[bytes] | None] | None = None
+        self.unavailable = 0
+
+    def append(self, journal: FileJournal, size: int) -> None:
+        payload = payload_of(len(self.batches) + 1, size)
+        self.open_batch = payload
+        position = journal.append(payload)
+        self.open_batch = None
+        self.batches.append((position, payload))
+        assert position == len(self.batches)
+
+    def save(self, journal: FileJournal, position: int) -> None:
+        snapshot = (position, [b"as of %d" % position, b"x" * 700, b""])
+        self.open_snapshot = snapshot
+        journal.save_snapshot(*snapshot)
+        self.snapshot, self.open_snapshot = snapshot, None  # those that were not answered may be gone at any time
+
+    def compare(self, journal: FileJournal) -> None:
+        """The journal was opened: all that was answered is there; what was under way is or is not, from now on."""
+        if self.open_batch is not None and journal.head == len(self.batches) + 1:
+            self.batches.append((journal.head, self.open_batch))
+        assert journal.head == len(self.batches)
+        position, chunks, batches = content(journal)
+        assert (position, chunks) in (self.snapshot, self.open_snapshot)
+        assert batches == self.batches[max(position, 0) :]
+        self.open_batch = None
+
+
+def lead(told: Told, journal: FileJournal, life: int) -> None:
+    """One life. Unavailable is taken as it comes; anything else ends it."""
+
+    def attempt(call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Unavailable:
+            told.unavailable += 1
+            told.open_batch = None
+
+    journal.open(SHARD, f"life {life}")
+    told.compare(journal)
+    for number in range(8):
+        attempt(told.append, journal, 200 + 90 * number)
+        if number % 3 == 0:
+            attempt(journal.idle_barrier)
+    attempt(told.append, journal, 9000)
+    head = journal.head
+    if head >= 3 and told.snapshot[0] <= head - 2:
+        attempt(told.save, journal, head - 2)
+        attempt(told.append, journal, 50)
+        if told.snapshot[0] == head - 2:
+            attempt(journal.trim, head - 2)
+    attempt(told.append, journal, 1500)
+    if life == 1:
+        journal.close()
+
+
+def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, Told]:
+    """All lives, one of them with the fault; (how often it fired, what was answered)."""
+    rig, told, fired = Rig(seed), Told(), 0
+    for life in range(LIVES):
+        journal = rig.journal(fault=fault if life == faulty_life else None, ballast_bytes=4096)
+        try:
+            lead(told, journal, life)
+        except (Unavailable, Unknown, Crashed):
+            assert rig.disk.fired, "nothing was to go wrong in this life"
+        fired += rig.disk.fired
+        rig.kill()
+        if fault.what == "power" and life == faulty_life:
+            rig.lose_power()
+    told.compare(rig.opened())
+    rig.lose_power()
+    told.compare(rig.opened())
+    return fired, told
+
+
+@pytest.mark.parametrize("life", range(LIVES))
+@pytest.mark.parametrize(
+    ("what", "sticky"),
+    [
+        (errno.EIO, False),
+        (errno.EIO, True),
+        (errno.ENOSPC, False),
+        (errno.ENOSPC, True),
+        (errno.EDQUOT, True),
+        (errno.EROFS, True),
+        ("short", False),
+        ("short", True),
+    ],
+)
+def test_an_error_at_any_call_loses_nothing_that_was_answered(life, what, sticky):
+    call = unavailable = 0
+    fired = 1
+    while fired:
+        call += 1
+        fired, told = run(Fault(call, what, sticky), life, seed=call)
+        unavailable += told.unavailable
+    assert call > 80, "the script did little"
+    assert bool(unavailable) == (what in (errno.ENOSPC, errno.EDQUOT)), (
+        "a full disk, and nothing else, can be waited for"
+    )
+
+
+@pytest.mark.parametrize("life", range(LIVES))
+@pytest.mark.parametrize("what", ["kill", "power"])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_end_at_any_call_loses_nothing_that_was_answered(life, what, seed):
+    call, fired = 0, 1
+    while fired:
+        call += 1
+        fired, _ = run(Fault(call, what), life, seed=1000 * seed + call)
+    assert call > 80
+
+
+# -- recovery --------------------------------------------------------------------------------------------------------
+
+
+def before(seed: int, fault: Fault | None = None) -> tuple[Rig, FileJournal]:
+    """Batches 1 to 20 in several segments, two snapshots; not yet ended."""
+    rig = Rig(seed)
+    journal = rig.opened(fault=fault)
+    fill(journal, 12, 400)
+    journal.save_snapshot(5, [b"five"])
+    journal.save_snapshot(11, [b"eleven"])
+    fill(journal, 8, 400)
+    return rig, journal
+
+
+def fresh(seed: int) -> Rig:
+    return Rig(seed)
+
+
+def killed(seed: int) -> Rig:
+    rig, _ = before(seed)
+    rig.kill()
+    return rig
+
+
+def closed(seed: int) -> Rig:
+    rig, journal = before(seed)
+    journal.close()
+    return rig
+
+
+def torn(seed: int) -> Rig:
+    """The power was lost within the write of batch 21."""
+    rig, journal = before(seed)
+    fill(journal, 1, 2000)
+    rig, journal = before(seed, Fault(rig.disk.calls - 1, "power"))
+    with pytest.raises(Crashed):
+        fill(journal, 1, 2000)
+    assert rig.disk.trace[-1].startswith("write segment-")
+    return rig
+
+
+def cached(seed: int) -> Rig:
+    """The sync of batch 21 failed: the cache has it, the medium does not."""
+    rig, journal = before(seed)
+    fill(journal, 1, 400)
+    rig, journal = before(seed, Fault(rig.disk.calls, errno.EIO))
+    with pytest.raises(Unknown):
+        fill(journal, 1, 400)
+    assert rig.disk.trace[-1].startswith("fdatasync segment-")
+    rig.kill()
+    return rig
+
+
+def damaged(seed: int) -> Rig:
+    """The newer snapshot rotted."""
+    rig = killed(seed)
+    rig.medium.flip(f"{DIRECTORY}/{rig.names('snapshot-')[-1]}", 700)
+    return rig
+
+
+SCENES: dict[Callable[[int], Rig], set[int]] = {
+    fresh: {0}, killed: {20}, closed: {20}, torn: {20, 21}, cached: {20, 21}, damaged: {20},
+}  # fmt: skip
+
+
+def judged(rig: Rig, heads: set[int], snapshot: int) -> tuple[int, list[bytes] | None, list[tuple[int, bytes]]]:
+    """Opens it, whole: what it says, which must be one of the states it may be in."""
+    journal = rig.opened()
+    assert journal.head in heads
+    said = content(journal)
+    assert said[0] == snapshot
+    sizes = {21: 2000} if len(said[2]) and len(said[2][-1][1]) == 2000 else {}
+    first = max(snapshot, 0) + 1
+    assert said[2] == [(n, payload_of(n, sizes.get(n, 400))) for n in range(first, journal.head + 1)]
+    rig.kill()
+    return said
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+@pytest.mark.parametrize("what", ["kill", "power", errno.EIO, errno.ENOSPC])
+def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(scene, what):
+    heads, snapshot = SCENES[scene], {fresh: -1, damaged: 5}.get(scene, 11)
+    reference = judged(scene(1), heads, snapshot)
+    for call in range(1, 300):
+        rig = scene(call)
+        fired = 0
+        for attempt in (call, 1 + call // 2, call):  # and again, at an earlier call and at the same one
+            journal = rig.journal(fault=Fault(attempt, what))
+            try:
+                journal.open(SHARD, "recovering")
+            except (Crashed, Unknown, Unavailable):
+                assert rig.disk.fired
+            fired += rig.disk.fired
+            rig.kill()
+        said = judged(rig, heads, snapshot)
+        if len(heads) == 1:
+            assert said == reference
+        rig.lose_power()
+        assert judged(rig, heads, snapshot) == said, "what one opening has shown stays"
+        if fired < 2:
+            assert call > 20
+            return
+    raise AssertionError("no recovery ever came to its end")
+
+
+def test_the_scenes_are_what_they_say():
+    assert any("torn" in warning for seed in range(20) for warning in torn(seed).opened().warnings)
+    assert cached(1).opened().head == 21
+    lost = cached(1)
+    lost.lose_power()
+    assert lost.opened().head == 20
+    assert any("damaged snapshot" in warning for warning in damaged(1).opened().warnings)

@@ -1,0 +1,122 @@
+"""The file journal keeps the contract of a journal: on a simulated disk, and on the real one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from shards.journal.file.journal import FileJournal
+from shards.system.disk import RealDisk
+from tests.shards.journal.contract import JournalContract
+from tests.shards.journal.contract_beside import BesideContract
+from tests.shards.journal.contract_snapshots import SnapshotContract
+from tests.shards.journal.rig import START_NS, Rig, file_journal
+
+
+class SimulatedFiles:
+    """The file journal on a simulated disk."""
+
+    can_lose_power = True
+    can_fill = True
+
+    def __init__(self) -> None:
+        self.rig = Rig(segment_bytes=16_384)
+        self.disks: list = []
+
+    def journal(self, sync: str = "always") -> FileJournal:
+        journal = self.rig.journal(sync=sync)
+        self.disks.append(self.rig.disk)
+        return journal
+
+    def kill(self) -> None:
+        for disk in self.disks:
+            disk.kill()
+
+    def lose_power(self) -> None:
+        self.rig.lose_power()
+
+    def fill(self) -> None:
+        self.rig.medium.capacity_bytes = self.rig.medium.used_bytes()
+
+    def free(self) -> None:
+        self.rig.medium.capacity_bytes = None
+
+    def step_clock(self, by_ns: int) -> None:
+        self.rig.now_ns += by_ns
+
+
+class Process(RealDisk):
+    """The files of one process, which may be killed: the handles it holds are closed by nobody but the kernel."""
+
+    def __init__(self) -> None:
+        self.handles: set[int] = set()
+
+    def create(self, path: str) -> int:
+        return self._held(super().create(path))
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        return self._held(super().open(path, write=write))
+
+    def lock(self, path: str) -> int:
+        return self._held(super().lock(path))
+
+    def close(self, handle: int) -> None:
+        self.handles.remove(handle)
+        super().close(handle)
+
+    def kill(self) -> None:
+        for handle in list(self.handles):
+            self.close(handle)
+
+    def _held(self, handle: int) -> int:
+        self.handles.add(handle)
+        return handle
+
+
+class RealFiles:
+    """The file journal on the disk of this machine."""
+
+    can_lose_power = False
+    can_fill = False
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.rng = random.Random(1)
+        self.now_ns = START_NS
+        self.processes: list[Process] = []
+
+    def journal(self, sync: str = "always") -> FileJournal:
+        self.processes.append(Process())
+        return file_journal(str(self.directory / "journal"), self.processes[-1], self.tick, self.rng, sync, 16_384)
+
+    def tick(self) -> int:
+        self.now_ns += 1_000_000
+        return self.now_ns
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def lose_power(self) -> None:
+        raise AssertionError("not here")
+
+    fill = free = lose_power
+
+    def step_clock(self, by_ns: int) -> None:
+        self.now_ns += by_ns
+
+
+class TestFileJournalOnASimulatedDisk(JournalContract, SnapshotContract, BesideContract):
+    @pytest.fixture
+    def backend(self):
+        return SimulatedFiles()
+
+
+class TestFileJournalOnTheRealDisk(JournalContract, SnapshotContract, BesideContract):
+    @pytest.fixture
+    def backend(self, data_dir):
+        files = RealFiles(data_dir)
+        yield files
+        files.kill()

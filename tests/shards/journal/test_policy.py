@@ -1,0 +1,362 @@
+"""Torn or corrupt: what opening does with an end of the log that is not right, rule by rule of `recovery`."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from shards.journal import Corrupt, Unknown
+from shards.journal.file.record import BARRIER, HEADER_BYTES, pack_batch, salt_seed
+from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill
+from tests.simulation.disk import Crashed, Fault
+
+
+def rig_with(count: int = 5, *, size: int = 100, barrier: bool = False, sync: str = "always") -> Rig:
+    """A machine whose journal holds so many batches in one segment, killed."""
+    rig = Rig()
+    journal = rig.opened(sync=sync)
+    fill(journal, count, size)
+    if barrier:
+        journal.idle_barrier()
+    rig.kill()
+    return rig
+
+
+def refused(rig: Rig, kind: type[Exception] = Corrupt) -> Exception:
+    """Opening is refused, and nothing on the disk is different afterwards."""
+    before = {name: rig.content(name) for name in rig.names()}
+    with pytest.raises(kind) as caught:
+        rig.opened()
+    rig.kill()
+    assert {name: rig.content(name) for name in rig.names()} == before
+    return caught.value
+
+
+def newest(rig: Rig):
+    return rig.batches(rig.segments()[-1])
+
+
+def reboot(rig: Rig) -> None:
+    """The machine was started anew, and nothing was lost by it."""
+    for node in rig.medium.directories[DIRECTORY].names.values():
+        node.synced()
+    rig.medium.directories[DIRECTORY].synced()
+    rig.lose_power()
+
+
+# -- rule 1: something good behind it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["header", "payload", "end"])
+@pytest.mark.parametrize("number", [0, 2, 3])
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_a_damaged_batch_with_a_good_one_behind_it_is_corrupt(place, number, rebooted):
+    rig = rig_with(5)
+    segment = newest(rig)
+    batch = segment.batches[number]
+    at = {"header": batch.offset + 20, "payload": batch.payload_at + 7, "end": batch.payload_end + 2}[place]
+    rig.damage(segment.name, at, b"\xaa\x55")
+    if rebooted:
+        reboot(rig)
+    error = refused(rig)
+    assert (error.file, error.offset, error.position) == (f"{DIRECTORY}/{segment.name}", batch.offset, number + 1)
+
+
+def test_a_batch_that_became_zeros_with_a_good_one_behind_it_is_corrupt():
+    rig = rig_with(5)
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[1].offset, bytes(1024))
+    reboot(rig)
+    assert refused(rig).position == 2
+
+
+def test_a_barrier_proves_the_batch_before_it():
+    for barrier in (False, True):
+        rig = rig_with(5, barrier=barrier)
+        segment = newest(rig)
+        last = segment.batches[4]
+        rig.damage(segment.name, last.payload_at, b"\xaa\x55")
+        reboot(rig)
+        if barrier:
+            assert refused(rig).position == 5
+        else:  # nothing says that it was ever answered: it may be a write that the loss of power tore
+            assert rig.opened().head == 4
+
+
+def test_a_damaged_barrier_with_a_batch_behind_it_is_corrupt():
+    rig = Rig()
+    journal = rig.opened()
+    fill(journal, 3)
+    journal.idle_barrier()
+    fill(journal, 1)
+    rig.kill()
+    segment = newest(rig)
+    assert [batch.flags for batch in segment.batches] == [0, 0, 0, BARRIER, 0]
+    rig.damage(segment.name, segment.batches[3].offset + 20, b"\xaa")
+    reboot(rig)
+    assert refused(rig).position == 4
+
+
+def test_a_damaged_barrier_at_the_end_costs_nothing():
+    rig = rig_with(3, barrier=True)
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[3].offset + 20, b"\xaa")
+    reboot(rig)
+    journal = rig.opened()
+    assert journal.head == 3
+    assert [position for position, _ in journal.replay(1)] == [1, 2, 3]
+
+
+def test_damage_in_a_segment_that_another_follows_is_corrupt_even_at_its_end():
+    rig = rig_with(30, size=300)
+    first, *_ = rig.segments()
+    assert len(rig.segments()) > 2
+    last = rig.batches(first).batches[-1]
+    rig.damage(first, last.payload_at, b"\xaa\x55")
+    reboot(rig)
+    error = refused(rig)
+    assert (error.file, error.position) == (f"{DIRECTORY}/{first}", last.position)
+
+
+def test_bytes_that_imitate_a_later_header_do_not_make_a_torn_batch_corrupt():
+    rig = Rig()
+    journal = rig.opened()
+    fill(journal, 2)
+    header = newest(rig).header
+    imitation = pack_batch(salt_seed(header.salt ^ 1), header.segment_id, 0, 9, 0, 8, 0, b"x")[1]
+    journal.append(imitation * 5)
+    rig.kill()
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[2].payload_end, bytes(4))
+    reboot(rig)
+    assert rig.opened().head == 2
+
+
+def test_batches_that_nothing_proves_durable_may_tear_in_any_order():
+    """Without a sync between them a later one may be on the disk and an earlier one not: a loss of power, no damage."""
+    rig = rig_with(5, sync="never")
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[2].payload_at, b"\xaa\x55")
+    reboot(rig)
+    assert rig.opened(sync="never").head == 2
+
+
+def test_after_a_sync_between_them_they_may_not():
+    rig = Rig()
+    journal = rig.opened(sync="interval")  # a sync comes about every third append
+    fill(journal, 7)
+    rig.kill()
+    segment = newest(rig)
+    proofs = [batch.position for batch in segment.batches if batch.durable == batch.position - 1 and batch.position > 2]
+    assert 0 < len(proofs) < 5
+    rig.damage(segment.name, segment.batches[proofs[0] - 2].payload_at, b"\xaa\x55")
+    reboot(rig)
+    assert refused(rig).position == proofs[0] - 1
+
+
+# -- rule 2: closed cleanly -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone", "behind"])
+def test_after_a_clean_stop_nothing_passes_for_a_torn_tail(damage):
+    rig = Rig()
+    journal = rig.opened()
+    fill(journal, 5)
+    journal.close()
+    segment = newest(rig)
+    last = segment.batches[-1]
+    match damage:
+        case "torn":
+            rig.damage(segment.name, last.payload_at + 50, bytes(60))
+        case "gone":
+            rig.damage(segment.name, last.offset, bytes(512))
+        case "behind":
+            rig.damage(segment.name, last.offset + 512, b"\1")
+    reboot(rig)
+    error = refused(rig)
+    assert error.file == f"{DIRECTORY}/{segment.name}"
+    assert error.offset == (last.offset + 512 if damage == "behind" else last.offset)
+
+
+def test_a_clean_stop_counts_only_until_the_next_opening():
+    rig = Rig()
+    for life in range(3):
+        journal = rig.opened()
+        fill(journal, 2)
+        if life < 2:
+            journal.close()
+    rig.kill()
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[-1].payload_at, b"\xaa")
+    reboot(rig)
+    assert rig.opened().head == 5
+
+
+# -- rule 3: the kernel still has every byte --------------------------------------------------------------------------
+
+
+def test_damage_to_the_last_batch_without_a_new_start_of_the_machine_is_corrupt():
+    rig = rig_with(5)
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[4].payload_at, b"\xaa\x55")
+    assert refused(rig).position == 5
+
+
+@pytest.mark.parametrize("kept", [1, 4, 8, 51, 52, 60, 151, 155])
+def test_a_last_batch_cut_short_by_a_kill_is_torn(kept):
+    rig = rig_with(4)
+    journal = rig.opened()
+    fill(journal, 1)
+    rig.kill()
+    segment = newest(rig)
+    batch = segment.batches[-1]
+    assert batch.end - batch.offset == HEADER_BYTES + 104 == 156
+    rig.damage(segment.name, batch.offset + kept, bytes(156 - kept))
+    journal = rig.opened()
+    assert journal.head == 4
+    assert "torn" in journal.warnings[0]
+
+
+def test_something_behind_a_gap_of_zeros_is_not_cut_short():
+    rig = rig_with(5)
+    segment = newest(rig)
+    rig.damage(segment.name, segment.batches[-1].offset + 1024, b"\1")
+    error = refused(rig)
+    assert error.position == 6
+
+
+# -- rule 4: a torn tail ----------------------------------------------------------------------------------------------
+
+
+def test_a_torn_tail_is_kept_aside_and_the_log_goes_on_in_a_new_segment():
+    rig = rig_with(5)
+    torn = newest(rig)
+    rig.damage(torn.name, torn.batches[4].payload_at + 10, bytes(90))
+    before = rig.content(torn.name)
+    reboot(rig)
+    journal = rig.opened()
+    (copy,) = rig.names(f"{torn.name}.torn-")
+    assert rig.content(copy) == before.rstrip(b"\0")
+    assert journal.head == 4
+    assert f"offset {torn.batches[4].offset}" in journal.warnings[0]
+    assert journal.append(b"new five") == 5
+    rig.kill()
+    assert newest(rig).name != torn.name
+    assert [payload for _, payload in rig.opened().replay(5)] == [b"new five"]
+
+
+def test_no_life_ever_writes_to_a_segment_of_an_earlier_one():
+    rig = Rig()
+    for life in range(6):
+        earlier = set(rig.segments()) if life else set()
+        journal = rig.opened()
+        fill(journal, 25, 200)
+        journal.idle_barrier()
+        written = {call.split()[1] for call in rig.disk.trace if call.startswith(("write", "allocate"))}
+        assert not written & earlier
+        rig.lose_power() if life % 2 else rig.kill()
+    assert rig.opened().head == 150
+
+
+def test_a_torn_tail_is_copied_once_however_often_opening_is_tried():
+    rig = rig_with(5)
+    torn = newest(rig)
+    rig.damage(torn.name, torn.batches[4].payload_at, bytes(100))
+    reboot(rig)
+    for call in range(1, 60):
+        journal = rig.journal(fault=Fault(call, "kill"))
+        try:
+            journal.open(SHARD, "test")
+        except Crashed:
+            continue
+        break
+    assert len(rig.names(f"{torn.name}.torn-")) == 1
+    assert journal.head == 4
+
+
+# -- rule 5: a read error is not the end of the log -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.EACCES])
+def test_a_read_error_is_not_the_end_of_the_log(error):
+    rig = rig_with(30, size=300)
+    reads = [number for number, call in enumerate(trace_of_opening(rig), 1) if call.startswith(("read", "open"))]
+    assert len(reads) > 10
+    for call in reads:
+        journal = rig.journal(fault=Fault(call, error))
+        with pytest.raises(Unknown):
+            journal.open(SHARD, "test")
+        with pytest.raises(Unknown):
+            journal.append(b"x")
+        rig.kill()
+    assert rig.opened().head == 30
+
+
+def trace_of_opening(rig: Rig) -> list[str]:
+    other = Rig(medium=rig.medium.copy())
+    other.opened()
+    return other.disk.trace
+
+
+# -- the page cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lives", [1, 2, 3])
+def test_what_only_the_cache_knows_is_written_anew_before_anybody_hears_of_it(lives):
+    rig = Rig()
+    journal = rig.opened()
+    fill(journal, 3)
+    calls = rig.disk.calls
+    rig.kill()
+    rig = Rig()  # the same again, but the sync of the fourth batch fails: the cache has it, the disk never will
+    journal = rig.opened(fault=Fault(calls + 2, errno.EIO))
+    fill(journal, 3)
+    with pytest.raises(Unknown):
+        journal.append(b"never answered")
+    rig.kill()
+    for _ in range(lives):
+        journal = rig.opened()
+        assert journal.head == 4
+        rig.kill()
+    rig.lose_power()
+    journal = rig.opened()
+    assert list(journal.replay(4)) == [(4, b"never answered")]
+
+
+def test_what_is_proven_durable_is_not_written_anew():
+    rig = rig_with(6, size=1000, barrier=True)
+    rig.opened()
+    assert newest(rig).batches == []
+    assert newest(rig).header.first_position == 7
+    rig = rig_with(6, size=1000)
+    rig.opened()
+    assert [(batch.position, batch.flags) for batch in newest(rig).batches] == [(6, 0), (6, BARRIER)]
+
+
+@pytest.mark.parametrize("what", [errno.EIO, "short"])
+@pytest.mark.parametrize("call", ["write", "fdatasync"])
+def test_a_failed_write_or_sync_is_never_repeated(call, what):
+    rig = Rig()
+    journal = rig.opened()
+    fill(journal, 2)
+    number = rig.disk.calls + (1 if call == "write" else 2)
+    rig = Rig()
+    journal = rig.opened(fault=Fault(number, what))
+    fill(journal, 2)
+    if what == "short" and call == "write":
+        assert journal.append(b"x" * 100) == 3
+        assert rig.disk.trace[-3:] == ["write segment-0000000001"] * 2 + ["fdatasync segment-0000000001"]
+        return
+    if what == "short":
+        return
+    for _ in range(3):
+        with pytest.raises(Unknown) as caught:
+            journal.append(b"x")
+    for refused_call in (journal.idle_barrier, journal.load_snapshot, lambda: journal.trim(0)):
+        with pytest.raises(Unknown):
+            refused_call()
+    assert (caught.value.file, caught.value.position) == (f"{DIRECTORY}/segment-0000000001", 3)
+    journal.close()
+    assert rig.disk.trace[number - 1] == f"{call} segment-0000000001"
+    assert len(rig.disk.trace) == number, "no other call after the one that failed"

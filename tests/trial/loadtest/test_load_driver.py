@@ -1,0 +1,245 @@
+"""Sending rows at their moments and settling each once, against a server that loses, refuses, stalls and doubles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+
+from billing.client.client import Client
+from billing.trial.loadtest.columns import ACTIVE, DEBIT, FAILED, LINE_RATE, READ, REFUSED, STALE, TOP_UP, Columns
+from billing.trial.loadtest.load_driver import LoadDriver
+from billing.trial.loadtest.skew import Skew
+from shards.system.clock import boot_now_ns
+
+MS = 1_000_000
+
+
+class Server(asyncio.Protocol):
+    """Answers every command, after what `faults` holds for its row: an error's map, or "close"."""
+
+    def __init__(self, faults: dict[int, list[Any]], seen: list[int], pause: Callable[[], float]) -> None:
+        self._faults = faults
+        self._seen = seen
+        self._pause = pause
+        self._unpacker = msgpack.Unpacker()
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._unpacker.feed(data)
+        for _, msgid, method, params in self._unpacker:
+            if method == "hello":
+                self._reply(msgid, None, {})
+                continue
+            row = -1 if method == "get_account" else int.from_bytes(params[2]["request_id"], "big") & (2**40 - 1)
+            self._seen.append(row)
+            fault = self._faults.get(row, []).pop(0) if self._faults.get(row) else None
+            if fault == "close":
+                self._transport.abort()
+                return
+            asyncio.get_running_loop().call_later(
+                self._pause(), self._reply, msgid, fault, None if fault else account(row)
+            )
+
+    def _reply(self, msgid: int, error: Any, result: Any) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(msgpack.packb([1, msgid, error, result]))
+
+
+def account(row: int) -> dict[str, Any]:
+    return {
+        "at_ns": 10**18 + row,
+        "balance_nanos": 100 + row,
+        "rate_nanos_per_hour": 0,
+        "exhausts_at_ns": None,
+        "exhaustion_seq": 0,
+        "entry_id": row + 1,
+        "state": "active",
+        "replayed": False,
+    }
+
+
+def refusal(name: str, retry: bool) -> dict[str, Any]:
+    return {"name": name, "code": 1, "message": "no", "retry": retry, "applied": "no"}
+
+
+def columns_of(*kinds: int, due_ns: list[int] | None = None) -> Columns:
+    columns = Columns(3, ["a", "b"], ["", "vm"])
+    for row, kind in enumerate(kinds):
+        columns.add(due_ns[row] if due_ns else 0, row % 2, kind, 5, int(kind == LINE_RATE))
+    return columns
+
+
+async def settled(
+    columns: Columns,
+    faults: dict[int, list[Any]] | None = None,
+    *,
+    connections: int = 1,
+    pause: Callable[[], float] = lambda: 0.0,
+    **options: Any,
+) -> tuple[LoadDriver, list[int]]:
+    seen: list[int] = []
+    server = await asyncio.get_running_loop().create_server(lambda: Server(faults or {}, seen, pause), "127.0.0.1", 0)
+    client = Client(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    paces: list[LoadDriver] = []
+    batches = [
+        client.batch(lambda *answer: paces[0].on_answer(*answer), lambda: paces and paces[0].on_read())
+        for _ in range(connections)
+    ]
+    try:
+        for batch in batches:
+            await batch.connect()
+        paces.append(LoadDriver(columns, batches, **{"closed": True, "depth": 64, **options}))
+        async with asyncio.timeout(30):
+            await paces[0].run()
+    finally:
+        for batch in batches:
+            batch.close()
+        server.close()
+    return paces[0], seen
+
+
+async def test_every_row_is_answered_once_and_sent_in_order():
+    columns = columns_of(*[TOP_UP] * 1000)
+    pace, seen = await settled(columns)
+    assert seen == list(range(1000))
+    assert set(columns.state) == {ACTIVE}
+    assert list(columns.balance) == [100 + row for row in range(1000)]
+    assert (pace.answered, pace.retries, pace.stale, pace.refused, pace.failed) == (1000, 0, 0, 0, 0)
+    assert pace.service.total == 1000
+
+
+async def test_users_keep_to_their_connection():
+    columns = columns_of(*[TOP_UP] * 600)
+    _, seen = await settled(columns, connections=2)
+    assert [row for row in seen if row % 2 == 0] == list(range(0, 600, 2))
+    assert [row for row in seen if row % 2] == list(range(1, 600, 2))
+
+
+async def test_nothing_goes_before_its_moment_and_latency_counts_from_it():
+    columns = columns_of(*[TOP_UP] * 3, due_ns=[0, MS, 60 * MS])
+    start_ns = boot_now_ns() + 20 * MS
+    pace, seen = await settled(columns, closed=False, start_ns=start_ns)
+    assert seen == [0, 1, 2]
+    assert all(sent >= start_ns + due for sent, due in zip(columns.sent, columns.due, strict=True))
+    assert pace.lateness.total == pace.latency.total == 3
+
+
+async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile():
+    """An open loop sees what a closed one cannot: here all commands are late, not one in a thousand."""
+    frozen = [0.3]
+    columns = columns_of(*[TOP_UP] * 200, due_ns=[row * MS for row in range(200)])
+    start_ns = boot_now_ns() + 5 * MS
+    pace, _ = await settled(
+        columns,
+        closed=False,
+        depth=1,
+        start_ns=start_ns,
+        pause=lambda: frozen.pop() if frozen else 0.0,
+    )
+    assert pace.latency.value_at(0.2) >= 100 * MS
+    assert pace.service.value_at(0.2) < pace.latency.value_at(0.2)
+    assert pace.held > 100
+    assert pace.lateness.total == 200 - pace.held
+
+
+async def test_warm_up_is_not_in_the_figures():
+    columns = columns_of(*[TOP_UP] * 10, due_ns=[row * MS for row in range(10)])
+    pace, _ = await settled(columns, closed=False, warm_ns=4 * MS)
+    assert (pace.answered, pace.latency.total, pace.service.total) == (10, 6, 6)
+    assert sum(each.total for each in pace.intervals) == 10
+
+
+async def test_a_closed_loop_goes_on_until_its_end():
+    columns = columns_of()
+    end_ns = boot_now_ns() + 1000 * MS
+
+    def more() -> None:
+        for _ in range(50):
+            columns.add(0, 0, TOP_UP, 1)
+
+    pace, seen = await settled(columns, more=more, end_ns=end_ns, depth=8)
+    assert len(seen) == pace.answered > 8
+    assert pace.sent <= len(columns)
+
+
+async def test_what_may_pass_is_tried_again_and_counts_from_its_moment():
+    faults = {
+        1: [refusal("UNAVAILABLE", True), refusal("BUCKET_MOVING", True)],
+        2: [refusal("UNKNOWN_ACCOUNT", False)],
+        3: ["close"],
+    }
+    columns = columns_of(*[TOP_UP] * 5)
+    pace, seen = await settled(columns, faults, closed=False)
+    assert set(columns.state) == {ACTIVE}
+    assert seen.count(1) == 3
+    assert seen.count(2) >= 2
+    assert pace.retries >= 4
+    assert pace.latency.value_at(1.0) >= 200 * MS
+    assert pace.failed == 0
+
+
+async def test_what_is_refused_for_good_is_told():
+    columns = columns_of(*[TOP_UP] * 3)
+    pace, seen = await settled(columns, {1: [refusal("INVALID_RATE", False)]})
+    assert list(columns.state) == [ACTIVE, FAILED, ACTIVE]
+    assert seen.count(1) == 1
+    assert pace.failed == 1
+    assert pace.told[0].startswith("top_up b 5: ")
+
+
+async def test_a_refused_debit_is_an_answer_and_a_refused_top_up_is_not():
+    no = refusal("INSUFFICIENT_FUNDS", False)
+    columns = columns_of(DEBIT, TOP_UP)
+    pace, _ = await settled(columns, {0: [no], 1: [no]})
+    assert list(columns.state) == [REFUSED, FAILED]
+    assert (pace.refused, pace.failed) == (1, 1)
+
+
+async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not():
+    faults = {
+        0: [refusal("UNAVAILABLE", True), refusal("STALE_RATE", False)],
+        1: [refusal("STALE_RATE", False)],
+    }
+    columns = columns_of(LINE_RATE, LINE_RATE)
+    pace, _ = await settled(columns, faults)
+    assert list(columns.state) == [STALE, FAILED]
+    assert pace.stale == 1
+
+
+async def test_questions_carry_no_request_id():
+    columns = columns_of(READ)
+    assert columns.request(0) == ("get_account", ["a"])
+    _, seen = await settled(columns)
+    assert seen == [-1]
+
+
+def test_requests_are_told_apart_by_run_and_row():
+    columns = columns_of(TOP_UP, LINE_RATE)
+    assert columns.request(0) == ("top_up", ["a", 5, {"request_id": (3 << 40).to_bytes(8, "big")}])
+    method, (user, value, options) = columns.request(1)
+    assert (method, user, value) == ("set_rate", "b", 5)
+    assert options == {"request_id": (3 << 40 | 1).to_bytes(8, "big"), "per": "hour", "resource": "vm", "rate_seq": 1}
+
+
+@pytest.mark.parametrize(
+    ("samples", "shift_ns"),
+    [
+        ([(1000, 900, 1100)], 0),  # stamped in between: the two may be equal
+        ([(1000, 500, 600)], 400),  # stamped 400 after the answer came: ahead by at least so much
+        ([(1000, 1500, 1600)], -500),  # stamped 500 before it was sent
+        ([(1000, 500, 900), (1000, 900, 1100)], 100),  # the one that tells most counts
+        ([(1000, 1005, 1900), (1000, 900, 1100)], 0),  # an old stamp on a slow answer does not
+    ],
+)
+def test_what_replies_tell_of_the_clocks(samples, shift_ns):
+    skew = Skew()
+    for at_ns, sent_ns, received_ns in samples:
+        skew.learn(at_ns, sent_ns, received_ns)
+    assert skew.shift_ns == shift_ns

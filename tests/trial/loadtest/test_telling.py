@@ -1,0 +1,180 @@
+"""What is said of a result: whether it is valid, what it means, what changed, and the page with plots."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from billing.trial.loadtest.compare import changed, compare
+from billing.trial.loadtest.conclusion import conclusion, needs, sustained_per_s
+from billing.trial.loadtest.latency import Histogram
+from billing.trial.loadtest.report import report
+from billing.trial.loadtest.result import Cutoffs, Money, from_json, to_json
+from billing.trial.loadtest.summary import csv_of, summary, verdict_line
+from billing.trial.loadtest.validity import faults
+from billing.trial.loadtest.watch import events_between, series_of
+from tests.trial.loadtest.made import MS, pairs, result_of, run_of
+
+
+def recorded(value_ns: int, count: int) -> Histogram:
+    histogram = Histogram()
+    for _ in range(count):
+        histogram.record(value_ns)
+    return histogram
+
+
+def judged(**other: object) -> list[str]:
+    fields: dict[str, object] = {
+        "open_loop": True,
+        "planned": 1000,
+        "sent": 1000,
+        "latency": recorded(5 * MS, 1000),
+        "lateness": recorded(MS, 1000),
+        "cores": 0.5,
+    }
+    return faults(**{**fields, **other})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({}, ""),
+        ({"lateness": recorded(3 * MS, 1000)}, "the generator was late"),
+        ({"lateness": recorded(3 * MS, 1000), "latency": recorded(100 * MS, 1000)}, ""),
+        ({"lateness": recorded(3 * MS, 1000), "open_loop": False}, ""),
+        ({"cores": 0.95}, "of a core"),
+        ({"sent": 999}, "1 of 1000 planned commands were not sent"),
+        ({"latency": recorded(MS, 199)}, "only 199 samples"),
+    ],
+)
+def test_a_measurement_is_valid_or_says_why_not(other, text):
+    found = judged(**other)
+    assert (len(found), text in "".join(found)) == (int(bool(text)), True)
+
+
+def test_a_rate_is_sustained_where_all_was_well():
+    assert sustained_per_s(result_of(run_of(), run_of(1, per_s=1100.0), run_of(2, per_s=1050.0))) == 1050.0
+    assert sustained_per_s(result_of(run_of(), run_of(1, valid=False))) is None
+    assert sustained_per_s(result_of(run_of(p50_ns=60 * MS))) is None
+    assert sustained_per_s(result_of(run_of(money=Money(wrong_balances=1)))) is None
+    assert sustained_per_s(result_of(steps=[run_of()], knee_per_s=700.0)) == 700.0
+
+
+def test_a_closed_loop_shows_no_rate_that_callers_could_have():
+    result = result_of(run_of(), kind="closed")
+    assert sustained_per_s(result) is None
+    assert needs(result) == []
+    assert any("closed loop" in sentence for sentence in conclusion(result))
+
+
+def test_machines_are_reckoned_with_headroom():
+    rows = {need.machines: need for need in needs(result_of(run_of(per_s=2000.0)))}
+    # 10^6 machines once a minute are 16,667 a second; a worker is planned with 0.7 of 1,000
+    assert (rows[1_000_000].workers, round(rows[1_000_000].per_s)) == (24, 16_667)
+    assert rows[10_000].workers == 1
+    assert rows[1_000_000].memory_bytes == 200_000_000
+    assert needs(result_of(run_of(valid=False))) == []
+
+
+def test_wrong_money_comes_before_everything():
+    for run in (run_of(money=Money(wrong_replies=1)), run_of(cutoffs=Cutoffs(missing=1))):
+        result = result_of(run)
+        assert next(conclusion(result)).startswith("DO NOT TRUST")
+        assert verdict_line(run).startswith("WRONG")
+        assert "Money is WRONG" in report(result)
+    doubled = Cutoffs(expected=1, received=1, doubled=1)
+    assert doubled.clean
+    assert not Cutoffs(expected=1, received=1, doubled=1, doubled_is_wrong=True).clean
+
+
+def test_a_result_survives_its_file_and_nothing_else_is_one():
+    result = result_of(run_of(), run_of(1))
+    assert from_json(to_json(result)) == result
+    with pytest.raises(ValueError, match="no result of a load test"):
+        from_json(b'{"runs": []}')
+
+
+def test_a_page_is_whole_and_escapes_what_it_shows():
+    page = report(result_of(run_of(), run_of(1), command="billing <b>", configuration="<i>"))
+    assert "<b>&lt;" not in page
+    assert "billing &lt;b&gt;" in page
+    assert "<i>" not in page
+    assert "<script" not in page
+    outside = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+", page)) - {"http://www.w3.org"}
+    assert outside == set()
+    drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawn) == 5
+    for svg in drawn:
+        ElementTree.fromstring(svg)
+
+
+def test_a_sweep_shows_its_knee():
+    steps = [run_of(number, per_s=1000.0 * (number + 1), p50_ns=(number + 1) * MS) for number in range(3)]
+    page = report(result_of(steps=steps, knee_per_s=2000.0, kind="sweep"))
+    assert "Throughput against latency" in page
+    assert "The knee is at 2,000" in page
+    assert page.count("<svg") == 6
+
+
+def test_figures_in_rows():
+    rows = csv_of(result_of(run_of(), run_of(1))).splitlines()
+    assert len(rows) == 3
+    assert len({row.count(",") for row in rows}) == 1
+    assert rows[1].startswith("run,0,1000,1000.0,20000,20.000,2007.0,")
+
+
+def test_a_summary_says_valid_and_right_for_each_run():
+    lines = list(summary(result_of(run_of(), run_of(1, valid=False, invalid_because=["late"]))))
+    assert [line.strip() for line in lines if "VALID" in line][:2] == ["VALID", "INVALID; late"]
+    assert sum("RIGHT" in line for line in lines) == 2
+
+
+def test_a_change_is_beyond_the_noise_of_both():
+    assert changed([10, 11, 12], [20, 21, 22])
+    assert not changed([10, 11, 12], [12, 13, 14])  # they meet
+    assert not changed([10, 17, 19], [20, 21, 22])  # apart, but by less than one of them spreads
+    assert not changed([10, 11], [20, 21])  # too few to say
+
+
+def test_what_changed_is_told_and_what_is_not_comparable_too():
+    before = result_of(*(run_of(number, cpu_us_per_command=10.0 + number / 10) for number in range(3)))
+    after = result_of(*(run_of(number, cpu_us_per_command=8.0 + number / 10) for number in range(3)), connections=8)
+    lines = list(compare(before, after))
+    assert [line for line in lines if line.startswith("CHANGED")] == [
+        "CHANGED: server CPU a command 10.1 → 8.1 µs (-19.8%); runs 10 to 10.2, then 8 to 8.2"
+    ]
+    assert "not the same: connections: 4 and 8" in lines
+    assert "latency p50" in lines[-1]
+    assert not [line for line in compare(before, before) if line.startswith("CHANGED")]
+
+
+METRICS = """
+# TYPE billing_sync_seconds histogram
+billing_sync_seconds_bucket{{le="0.01",shard="1"}} {fast}
+billing_sync_seconds_bucket{{le="0.02",shard="1"}} {fast}
+billing_sync_seconds_bucket{{le="+Inf",shard="1"}} {all}
+billing_sync_seconds_count{{shard="1"}} {all}
+billing_sync_seconds_sum{{shard="1"}} 1
+# TYPE billing_snapshots_total counter
+billing_snapshots_total{{shard="1"}} {snapshots}
+# TYPE billing_moves_total counter
+billing_moves_total {moves}
+"""
+
+
+def test_events_are_what_grew_between_two_readings():
+    before = series_of(METRICS.format(fast=10, all=11, snapshots=0, moves=3))
+    after = series_of(METRICS.format(fast=20, all=23, snapshots=1, moves=5))
+    assert events_between(before, after) == [
+        ("sync", "shard 1: 2 syncs above 20 ms"),
+        ("snapshot", "shard 1: a snapshot finished"),
+        ("move", "2 buckets moved"),
+    ]
+    assert events_between(after, after) == []
+
+
+def test_percentiles_that_may_not_be_told_are_left_out():
+    few = run_of(latency=pairs(2 * MS, 150), answered=150)
+    assert "p50" not in "".join(line for line in summary(result_of(few)) if "intended start:" in line)

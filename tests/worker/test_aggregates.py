@@ -1,0 +1,62 @@
+"""The census against the ledger's own answers, account by account."""
+
+from __future__ import annotations
+
+from billing.worker.aggregates import EXTRAS_MAX, Aggregates
+from tests.ledger.bank import BUCKET, HOUR, Bank
+
+
+def ran_dry(count: int) -> Bank:
+    """`count` users whose money ran out at 10, 11, …, each spending a nano a nanosecond; and one who has plenty."""
+    bank = Bank()
+    for number in range(count):
+        bank.top_up(f"u{number}", 10 + number, at=0)
+        bank.set_rate(f"u{number}", HOUR, at=0)
+        bank.debit(f"u{number}", 1, at=10 + number, mode="partial")
+    bank.top_up("rich", 10**9, at=0)
+    bank.set_rate("rich", HOUR, at=0)
+    return bank
+
+
+def test_overrun_is_what_the_accounts_show_now() -> None:
+    bank = ran_dry(5)
+    census = Aggregates(bank.ledger.books)
+    census.step(1000)
+    figures = census.figures(1000)
+    users = [f"u{number}" for number in range(5)]
+    shown = [bank.ledger.view(BUCKET, user.encode(), 1000)["overrun_nanos"] for user in users]
+    assert figures["overrun_nanos"] == sum(shown) == sum(1000 - (10 + number) for number in range(5))
+    assert figures["overrun_nanos_per_hour"] == 5 * HOUR
+    assert figures["overrun_accounts"] == 5
+    assert figures["oldest_owed_ns"] == 1000 - 10
+
+
+def test_a_rate_at_zero_ends_it_and_what_there_was_stays() -> None:
+    bank = ran_dry(1)
+    bank.set_rate("u0", 0, at=30)
+    census = Aggregates(bank.ledger.books)
+    census.step(1000)
+    assert census.figures(1000)["overrun_nanos"] == 20
+    assert census.figures(1000)["overrun_nanos_per_hour"] == 0
+
+
+def test_a_step_is_short_however_many_there_are_and_a_round_counts_all() -> None:
+    books = {bucket_id: ran_dry(EXTRAS_MAX // 2).ledger.books[BUCKET] for bucket_id in range(1, 6)}
+    census = Aggregates(books)
+    census.step(10**6)
+    part = census.figures(10**6)["overrun_accounts"]
+    assert 0 < part < 5 * (EXTRAS_MAX // 2)
+    for _ in range(5):
+        census.step(10**6)
+    assert census.figures(10**6)["overrun_accounts"] == 5 * (EXTRAS_MAX // 2)
+    del books[3]
+    for _ in range(6):
+        census.step(10**6)
+    assert census.figures(10**6)["overrun_accounts"] == 4 * (EXTRAS_MAX // 2)
+
+
+def test_nothing_owed_is_told_apart_from_owed_just_now() -> None:
+    bank = Bank()
+    census = Aggregates(bank.ledger.books)
+    census.step(5)
+    assert census.figures(5)["oldest_owed_ns"] == -1

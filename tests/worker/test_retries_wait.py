@@ -1,0 +1,93 @@
+"""A retry that arrives while the first call is unsynced waits for it: ledger and shard together, no daemon."""
+
+from __future__ import annotations
+
+from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
+from billing.ledger.ledger import Rules
+from billing.worker.machine import BillingMachine
+from shards.shard import Shard
+
+BUCKET = 5
+NOW_NS = 1_700_000_000 * 10**9
+
+
+class Asker:
+    """Keeps the replies that left."""
+
+    def __init__(self) -> None:
+        self.replies: list[object] = []
+
+    def answer(self, token: object, reply: object) -> None:
+        self.replies.append(reply)
+
+    def flush(self) -> None:
+        pass
+
+
+class Desk:
+    """One shard whose disk is the test: `write` takes what is to be written, `sync` is its return."""
+
+    def __init__(self) -> None:
+        self.shard = Shard(1, BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=False)))
+        self.shard.serve(NOW_NS)
+        self.shard.adopt(BUCKET, 1)
+        self.asker = Asker()
+        self.written: list[object] = []
+        self.sync(self.write())
+
+    def ask(self, op: int, amount: int, request_id: bytes) -> None:
+        command = (op, b"u", amount, 0, 0, b"", request_id, b"")
+        self.shard.receive(self.asker, None, BUCKET, command, NOW_NS)
+
+    def write(self):
+        ready = self.shard.take_ready()
+        if ready is not None and ready.payload:
+            self.written.append(ready.payload)
+        return ready
+
+    def sync(self, ready) -> None:
+        self.shard.synced(ready)
+        for caller, token, reply in ready.replies:
+            caller.answer(token, reply)
+
+
+def test_a_retry_of_a_call_that_is_being_synced_is_answered_behind_it():
+    desk = Desk()
+    desk.ask(ops.TOP_UP, 5, b"r")
+    first = desk.write()
+    desk.ask(ops.TOP_UP, 5, b"r")
+    assert desk.write() is None, "nothing leaves while the first is unsynced"
+    assert desk.asker.replies == []
+    desk.sync(first)
+    desk.sync(desk.write())
+    one, other = desk.asker.replies
+    assert other == {**one, "replayed": True}
+    assert one["balance_nanos"] == 5
+    assert len(desk.written) == 2, "the bucket's adoption and the call: the retry wrote nothing"
+
+
+def test_a_retry_in_the_same_batch_is_answered_with_it():
+    desk = Desk()
+    desk.ask(ops.TOP_UP, 5, b"r")
+    desk.ask(ops.TOP_UP, 5, b"r")
+    desk.sync(desk.write())
+    assert [reply["replayed"] for reply in desk.asker.replies] == [False, True]
+
+
+def test_so_does_the_retry_of_a_refusal_and_a_conflict():
+    desk = Desk()
+    desk.ask(ops.TOP_UP, 5, b"")
+    desk.sync(desk.write())
+    desk.asker.replies.clear()
+    desk.ask(ops.DEBIT, 9, b"r")
+    first = desk.write()
+    desk.ask(ops.DEBIT, 9, b"r")
+    desk.ask(ops.DEBIT, 8, b"r")
+    assert desk.write() is None
+    desk.sync(first)
+    desk.sync(desk.write())
+    refused, again, conflict = desk.asker.replies
+    assert isinstance(refused, Refused)
+    assert again.as_map() == refused.as_map() | {"replayed": True}
+    assert conflict.name == "REQUEST_ID_CONFLICT"

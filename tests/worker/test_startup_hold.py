@@ -1,0 +1,213 @@
+"""What waits at a start, with the real ledger and delivery: told of when durable, released, superseded meanwhile.
+
+The journal is played by hand: what the ledger names is durable as soon as `Start.synced` hands on its notices, as the
+application does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from billing.expirationd.delivery import CUTOFF, RESTORE, Delivery, Owed
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Rules
+from billing.trial.receiver import Receiver
+from billing.worker.machine import BillingMachine
+from billing.worker.startup_hold import RESTORED, StartupHold
+from shards.system.clock import wall_now_ns
+from shards.system.disk import RealDisk
+from tests.expirationd.desk import Desk, receiving, settings
+
+BUCKET = 1
+COIN = 10**9
+HOUR = 3600
+REPORTS = {
+    ("cutoff", "started"): ops.CUTOFF_STARTED,
+    ("cutoff", "delivered"): ops.CUTOFF_DELIVERED,
+    ("cutoff", "failed"): ops.CUTOFF_FAILED,
+    ("restore", "started"): ops.RESTORE_STARTED,
+    ("restore", "delivered"): ops.RESTORE_DELIVERED,
+    ("restore", "failed"): ops.RESTORE_FAILED,
+}
+
+
+class Start(Desk):
+    """A worker that comes up: its ledger, its delivery to a receiver, and what it holds back."""
+
+    def __init__(self, directory: Path, receiver: Receiver, hold_above: int) -> None:
+        super().__init__()
+        self.receiver = receiver
+        self.machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=True))
+        self.machine.create(BUCKET)
+        self.now_ns = wall_now_ns() - HOUR * COIN  # an hour ago the accounts were made
+        self.holdback = StartupHold(RealDisk(), str(directory), hold_above)
+        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
+        self.delivery = Delivery(self.owed, self.report, made, wall_now_ns, random.Random(1), self.failed)
+
+    def owed(self, bucket_id: int, user: bytes) -> Owed | None:
+        call = self.machine.ledger.owed(bucket_id, user)
+        if call is None:
+            return None
+        return call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False
+
+    def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+        super().report(kind, bucket_id, user, seq, outcome, error)
+        self.command(REPORTS[kind, outcome], user, seq)
+
+    def command(self, op: int, user: bytes, a: int = 0, b: int = 0, c: int = 0) -> None:
+        self.machine.apply(BUCKET, (op, user, a, b, c, b"", b"", b""), max(self.now_ns, wall_now_ns() - HOUR * COIN))
+
+    def runs_dry(self, user: bytes) -> None:
+        """An hour ago it had a coin for a second."""
+        self.command(ops.TOP_UP, user, COIN)
+        self.command(ops.SET_RATE, user, HOUR * COIN, -1, -1)
+
+    def serve(self) -> None:
+        """Recovery is over: what the journal had is durable."""
+        self.machine.notices.clear()
+        self.machine.records.clear()
+        self.now_ns = wall_now_ns()
+        self.holdback.take_up(self.machine, self.delivery, self.now_ns)
+        self.delivery.start()
+        self.machine.start(0)
+        self.machine.arm(BUCKET)
+
+    def now(self, op: int, user: bytes, a: int = 0) -> None:
+        self.now_ns = wall_now_ns()
+        self.machine.apply(BUCKET, (op, user, a, 0, 0, b"", b"", b""), self.now_ns)
+
+    def time_passes(self) -> None:
+        """The ledger is ahead of the journal from here until `synced`."""
+        self.machine.due(wall_now_ns(), 1000)
+
+    def synced(self) -> None:
+        notices = self.machine.notices[:]
+        self.machine.notices.clear()
+        for kind, _, bucket_id, user_id, seq in notices:
+            if kind == RESTORE or (
+                kind == CUTOFF
+                and not self.holdback.holds_back(self.machine, self.delivery, bucket_id, user_id, seq)
+            ):
+                self.delivery.notify(bucket_id, user_id, kind, seq=seq)
+
+    def called(self) -> list[tuple[str, str, int]]:
+        return [(call.path, call.user_id, call.seq) for call in self.receiver.calls]
+
+    async def free(self, user: bytes) -> None:
+        """Somebody who is not held runs out and is told; all that could go before has gone by then."""
+        self.now(ops.TOP_UP, user, COIN)
+        self.now(ops.DEBIT, user, COIN)
+        self.synced()
+        await self.until(lambda: ("/off", user.decode(), 1) in self.called())
+
+
+@pytest.fixture(params=["restored", "hold_above"])
+def why(request: pytest.FixtureRequest, tmp_path: Path) -> int:
+    """Held because of a backup, or because of their number: `hold_above`."""
+    if request.param == "restored":
+        (tmp_path / RESTORED).touch()
+        return -1
+    return 0
+
+
+@asynccontextmanager
+async def starting(directory: Path, hold_above: int) -> AsyncIterator[Start]:
+    async with receiving() as receiver:
+        start = Start(directory, receiver, hold_above)
+        try:
+            yield start
+        finally:
+            await start.delivery.close()
+        assert start.broken == []
+
+
+async def test_what_becomes_durable_later_is_held_released_and_sent_once(tmp_path: Path, why: int) -> None:
+    async with starting(tmp_path, why) as start:
+        start.runs_dry(b"u")
+        start.serve()
+        assert start.delivery.outbox.held == 0, "nothing of it is owed yet: its instant is found by the wheel"
+        start.time_passes()
+        await start.free(b"free")
+        assert start.owed(BUCKET, b"u") is not None
+        assert start.delivery.outbox.held == 1
+        assert start.holdback.release(start.machine, start.delivery) == 1
+        await start.until(lambda: ("/off", "u", 1) in start.called())
+        assert start.called() == [("/off", "free", 1), ("/off", "u", 1)]
+        await start.until(lambda: len(start.delivery.outbox) == 0)
+        assert not (tmp_path / RESTORED).exists()
+
+
+async def test_a_release_between_the_instant_and_its_being_durable_counts_it_but_sends_it_only_then(
+    tmp_path: Path, why: int
+) -> None:
+    async with starting(tmp_path, why) as start:
+        start.runs_dry(b"u")
+        start.serve()
+        start.time_passes()
+        assert start.holdback.release(start.machine, start.delivery) == 1
+        await start.until(lambda: len(start.receiver.connections) > 0)
+        assert start.called() == []
+        start.synced()
+        await start.until(lambda: start.called() == [("/off", "u", 1)])
+
+
+async def test_a_held_cutoff_that_is_superseded_is_never_sent_and_the_next_one_is_not_held(
+    tmp_path: Path, why: int
+) -> None:
+    async with starting(tmp_path, why) as start:
+        for user in (b"saved", b"again", b"between"):
+            start.runs_dry(user)
+        start.serve()
+        start.time_passes()
+        start.now(ops.TOP_UP, b"between", 1000 * HOUR * COIN)  # before its cutoff was told
+        start.synced()
+        assert start.delivery.outbox.held == 2
+        start.now(ops.TOP_UP, b"saved", 1000 * HOUR * COIN)
+        start.now(ops.TOP_UP, b"again", 1)
+        start.time_passes()  # the nano is spent at once
+        start.synced()
+        await start.until(lambda: ("/off", "again", 2) in start.called())
+        assert start.called() == [("/off", "again", 2)]
+        start.holdback.release(start.machine, start.delivery)
+        await start.until(lambda: len(start.delivery.outbox) == 0)
+        assert start.called() == [("/off", "again", 2)]
+
+
+async def test_what_the_ledger_names_beyond_the_durable_waits_although_a_release_let_an_older_one_go(
+    tmp_path: Path, why: int
+) -> None:
+    async with starting(tmp_path, why) as start:
+        start.runs_dry(b"u")
+        start.serve()
+        start.time_passes()
+        start.synced()
+        assert start.delivery.outbox.held == 1
+        start.now(ops.TOP_UP, b"u", 1)
+        start.time_passes()  # dry again: seq 2, none of it durable
+        start.holdback.release(start.machine, start.delivery)
+        await start.until(lambda: len(start.delivery.outbox) == 0)
+        assert start.called() == []
+        start.synced()
+        await start.until(lambda: start.called() == [("/off", "u", 2)])
+
+
+async def test_a_restore_owed_from_before_does_not_carry_the_overdue_cutoff_along(tmp_path: Path, why: int) -> None:
+    async with starting(tmp_path, why) as start:
+        start.command(ops.TOP_UP, b"u", COIN)
+        start.command(ops.DEBIT, b"u", COIN)
+        start.command(ops.CUTOFF_STARTED, b"u", 1)
+        start.command(ops.TOP_UP, b"u", COIN)  # owes a restore, and
+        start.command(ops.SET_RATE, b"u", HOUR * COIN, -1, -1)  # ran out a second later
+        start.serve()
+        start.time_passes()
+        await start.free(b"free")
+        await start.until(lambda: start.delivery.outbox.held == 1)
+        assert start.called() == [("/off", "free", 1)]
+        start.holdback.release(start.machine, start.delivery)
+        await start.until(lambda: ("/off", "u", 2) in start.called())
+        assert ("/on", "u", 1) not in start.called()
