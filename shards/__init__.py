@@ -6,8 +6,8 @@ protocol of `shards.machine`. This room never imports `billing`, which uses it a
 Another application brings
 - a `Machine` (`shards.machine`): apply a command, replay its record, let time pass, dump and load a bucket; commands
   and queries as tuples, records as bytes. `tests/shards/counters.py` is a whole one in a hundred lines;
-- a `Hosted` (`shards.worker.hosting`): its doors (`open` gets the sockets and hands requests to the worker's `submit`, `read`
-  and `operate`), how replies are encoded, and the calls to the outside that must not begin while a bucket leaves;
+- a `Hosted` (`shards.worker.hosting`): its doors (`open` gets the sockets and hands requests to the worker's `submit`,
+  `read` and `operate`), how replies are encoded, and the outgoing calls that must not begin while a bucket leaves;
 - a main process that binds sockets and runs a `Supervisor` with the command that starts a worker, and a worker command
   that calls `shards.worker.process.run` with a function that builds the `Hosted`.
 It gets buckets that move, shards that come and go, recovery, snapshots, routing, and one clock that never goes back.

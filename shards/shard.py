@@ -17,7 +17,7 @@ One kind of notice may leave earlier (`take_early`): one that time alone caused 
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
 command, so "stamped before the first command not yet durable" decides it.
 
-What a batch looks like as bytes is in `shards.batch`. Who owns a bucket that is held, the map says (`shards.moves.move`).
+`shards.batch` defines the bytes of a batch. The map says who owns a bucket that is held (`shards.moves.move`).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 `billing monitoring runbook` prints.
 
 Theory. An alert is something a person must act on, so each row says what it means and what to do; `page` is worth
-waking somebody, `ticket` waits for the morning. Expressions use the metrics of `billing.admin.metrics` (a test holds the
-two together). Thresholds are those of what is promised: a cutoff leaves within 50 ms at the 99th percentile, whatever
-is owed is being sent, nothing is lost.
+waking somebody, `ticket` waits for the morning. Expressions use the metrics of `billing.admin.metrics` (a test holds
+the two together). Thresholds are those of what is promised: a cutoff leaves within 50 ms at the 99th percentile,
+whatever is owed is being sent, nothing is lost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Asking the workers, from the main process, what only they know: one account, what is owed, what is coming.
 
-A question goes over the control wire of any worker that serves (`shards.worker.worker_queries`), which answers it like a client's.
+A question goes over the control wire of any worker that serves (`shards.worker.worker_queries`). The worker answers it
+as it answers a client.
 Answers to questions about the whole daemon are kept for a moment, so that many onlookers cost what one does. There is
 an upper bound to the questions under way; what is beyond it is refused, as is what takes too long.
 

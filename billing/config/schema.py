@@ -1,6 +1,7 @@
 """The configuration: every key declared once, with its type, bounds, default and meaning.
 
-Theory. What this module declares is the only truth: `config.toml` is printed from it (`python -m billing.config.schema`),
+Theory. What this module declares is the only truth: `config.toml` is printed from it
+(`python -m billing.config.schema`),
 `billing.config.load` fills it from a file and the environment, and each part of the daemon is handed the sub-table it
 needs (`config.rpc`, `config.journal`), never the whole. A key is one line: what it takes, its default, what it means
 and its bounds. Types are strict: `"2"` is no number and `true` is no 1. A `Config` cannot be changed once it exists.

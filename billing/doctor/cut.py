@@ -52,9 +52,9 @@ def check(directory: Directory, position: int) -> Damage:
     if position != damage.position:
         raise CutRefused(f"the damage in {damage.path} begins at position {damage.position}; only there can it be cut")
     if not damage.newest:
-        raise CutRefused(f"{damage.path} is not the newest segment: what follows it would be lost, too. Restore a backup")
+        raise CutRefused(f"{damage.path} is not the newest segment: what follows it would be lost. Restore a backup")
     if damage.offset == 0:
-        raise CutRefused(f"the first block of {damage.path} is damaged: there is nothing to keep of it. Restore a backup")
+        raise CutRefused(f"the first block of {damage.path} is damaged: nothing of it can be kept. Restore a backup")
     newest = directory.segments[-1]
     if newest.block is None or newest.size != newest.block.length:
         raise CutRefused(f"{damage.path} has {newest.size} bytes and was made with more: cutting does not mend that")

@@ -53,7 +53,7 @@ def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
         try:
             handle = disk.lock(path)
         except BlockingIOError:
-            raise DaemonRuns(f"a daemon runs on {data_dir}: {path} is locked. Stop it first, or look at a copy") from None
+            raise DaemonRuns(f"a daemon runs on {data_dir}: {path} is locked. Stop it, or look at a copy") from None
         except OSError as error:
             if error.errno == errno.EROFS:  # nothing can run on it either
                 continue

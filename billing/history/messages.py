@@ -1,4 +1,4 @@
-"""What a worker and the projector of its history say to each other: tuples over a `shards.system.links.Wire`, the kind first.
+"""What a worker and the projector of its history say to each other: tuples over a `Wire`, the kind first.
 
 worker → projector
     (OPEN, directory, shard, first, head)     first of all; the journal holds the batches `first` to `head`

@@ -59,7 +59,7 @@ class Service:
                 tasks.create_task(self._sampler.run())
                 tasks.create_task(attend(self._sampler, self._notifier))
                 if admin is not None:
-                    web = await asyncio.to_thread(import_module, "billing.admin.server")  # takes long, and workers start
+                    web = await asyncio.to_thread(import_module, "billing.admin.server")  # slow; workers start
                     self._site = web.Site(self._config, self._sampler)
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:

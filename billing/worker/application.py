@@ -142,7 +142,8 @@ class Billing:
         now_ns = delivery.now_ns()
         for kind, _, bucket_id, user_id, seq in notices:
             if kind in (CUTOFF, RESTORE):
-                if kind == RESTORE or not self._startup_hold.holds_back(self.machine, delivery, bucket_id, user_id, seq):
+                held = kind == CUTOFF and self._startup_hold.holds_back(self.machine, delivery, bucket_id, user_id, seq)
+                if not held:
                     delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq)
             elif kind == RETRY:
                 known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told

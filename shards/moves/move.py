@@ -24,8 +24,8 @@ times: whoever knows it already acknowledges it and does nothing.
 
 **Generations and numbers fence.** The source's copy has generation g, the stored payload g + 1. Where a move comes to
 nothing while its target is down, the next one may give another target the same g + 1: the copy left behind is told from
-an owner's by nothing having happened to it (`shards.worker.recover`). A message that carries another move's number is ignored,
-and one of a move that was aborted or decided, so a late or doubled one changes nothing.
+an owner's by nothing having happened to it (`shards.worker.recover`). A message that carries another move's number is
+ignored, and one of a move that was aborted or decided, so a late or doubled one changes nothing.
 
 `Move` is the supervisor's side: events in, actions out. What source and target do is in `shards.shard` and
 `shards.worker.worker`.

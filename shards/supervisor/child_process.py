@@ -1,7 +1,7 @@
 """Keeps one worker process alive: starts it, hears it out, and starts it again when it ends.
 
-When, and when not any more, `shards.supervisor.restart_policy` says. The others serve on meanwhile; requests for the buckets of one that
-is down are answered with UNAVAILABLE by whoever gets them, at once.
+`shards.supervisor.restart_policy` decides when it is started again and when no longer. The other workers serve on
+meanwhile; whoever gets a request for a bucket of a worker that is down answers UNAVAILABLE at once.
 """
 
 from __future__ import annotations

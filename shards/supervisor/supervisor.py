@@ -3,8 +3,8 @@
 **What it keeps durable** is in `shards.supervisor.registry`; a record there is durable before anybody acts on it.
 
 **Processes.** It is given the listening sockets, spawns one worker per shard (spawn, never fork), and restarts one
-that dies (`shards.supervisor.child_process`, `shards.supervisor.restart_policy`); the others serve on. The supervisor's own end is the end of the workers:
-their control wires close.
+that dies (`shards.supervisor.child_process`, `shards.supervisor.restart_policy`); the others serve on. The workers end
+with the supervisor: their control wires close.
 
 **Shards come and go** while it serves (`resize`): a new one gets its worker, is made known to all, and buckets move to
 it; one that is wanted no more gets weight 0, is drained, and its worker ends.
@@ -77,7 +77,7 @@ class Supervisor:
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = self.clock_steps = 0
-        self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to what `shards.worker.worker_queries` asked
+        self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to `worker_queries`
         self._host = host
         self._configuration = configuration
         self._stopping = asyncio.Event()

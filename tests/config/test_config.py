@@ -56,7 +56,8 @@ def faults_of(file: Path | None, environ: dict[str, str] | None = None) -> list[
 
 def test_the_default_file_is_what_is_declared():
     assert (REPOSITORY / "config.toml").read_text() == as_toml(Config())
-    printed = subprocess.run([sys.executable, "-m", "billing.config.schema"], capture_output=True, check=True, cwd=REPOSITORY)
+    command = [sys.executable, "-m", "billing.config.schema"]
+    printed = subprocess.run(command, capture_output=True, check=True, cwd=REPOSITORY)
     assert printed.stdout.decode() == as_toml(Config())
 
 

@@ -22,7 +22,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/service/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
     "billing/service/logs.py": ({"os.fstat"}, "whether standard error is the journal's"),
     "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
-    "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results and reports of a load test"),
+    "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
     "billing/cli/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),

@@ -1,10 +1,10 @@
 """The machine: processes that run the daemon's real code on simulated loops, disks and threads, and how they end.
 
-A process is `shards.worker.process.Process` or `shards.supervisor.supervisor.Supervisor`, given a `Host` of this machine. It ends by
-itself, is killed between any two things that happen, or at any call of its disk; a loss of power ends all of them and
-takes what was not synced.
+A process is `shards.worker.process.Process` or `shards.supervisor.supervisor.Supervisor`, given a `Host` of this
+machine. It ends by itself, is killed between any two things that happen, or at any call of its disk; a
+loss of power ends all of them and takes what was not synced.
 
-The committer's thread is a queue: a job begins after a while, is done at once, and is reported after another while, so
+The executor's thread is a queue: a job begins after a while, is done at once, and is reported after another while, so
 a process can end before a write, in the middle of it, or after it and before anybody hears of it. A job that takes from
 a queue (a snapshot its parts) begins when all of them are there.
 """
@@ -145,7 +145,7 @@ class SimProcess:
 
         self.loop.create_task(main).add_done_callback(done)
 
-    # -- as shards.system.host.Child ---------------------------------------------------------------------------------------
+    # -- as shards.system.host.Child -----------------------------------------------------------------------------------
 
     async def wait(self) -> int:
         if self.exit_code is None:

@@ -213,7 +213,7 @@ class World:
                         raise Violation(f"shard {shard_id}: time passes in bucket {bucket_id}, which is frozen (I14)")
 
     def _look_at_timers(self) -> None:
-        """The second opinion of `billing.worker.periodic_checks` would mend timers that are missing; there must be none."""
+        """The scrubber of `billing.worker.periodic_checks` would mend timers that are missing; there must be none."""
         for shard_id, application in self.applications.items():
             checks = application._checks
             if checks is not None and checks._opinion.mismatches:

@@ -204,9 +204,12 @@ def wish_of(given: dict[str, Any]) -> Wish:
     )
 
 
+FAILURES = (TraceError, ChildError, GeneratorError, BillingError, ReceiverError, aiohttp.ClientError, ValueError)
+
+
 def carry_out(wish: Wish) -> int:
     """Runs it until it is over or a signal ends it."""
     try:
         return run_until_signalled(loadtest(wish))
-    except (TraceError, ChildError, GeneratorError, BillingError, ReceiverError, aiohttp.ClientError, ValueError) as error:
+    except FAILURES as error:
         raise click.ClickException(str(error) or type(error).__name__) from error

@@ -1,7 +1,7 @@
 """The generators as one: each step is asked of all processes at once, and what came of it is added up.
 
-A generator that ends, or says that a step failed, ends the whole run (`GeneratorError`): numbers of a part of the load would
-look like numbers of all of it.
+A generator that ends, or says that a step failed, ends the whole run (`GeneratorError`): numbers of a part of the
+load would look like numbers of all of it.
 """
 
 from __future__ import annotations

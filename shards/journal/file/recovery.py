@@ -1,4 +1,4 @@
-"""What a directory of journal files says, and whether it can be believed. Reads only; `shards.journal.file.journal` acts on it.
+"""What a directory of journal files says, and whether it can be believed. Reads only; `file.journal` acts on it.
 
 The answer is the whole sequence from a good snapshot (or from position 1) to the head, or an exception. The one thing
 that is passed over is a *torn tail*: the last batch, whose write a loss of power or a kill cut off, and which nobody

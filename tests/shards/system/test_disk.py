@@ -101,7 +101,8 @@ def test_a_lock_is_held_by_one_handle_until_that_is_closed(path):
 
 def test_a_lock_ends_with_the_process_that_holds_it(path):
     code = (
-        "import sys; from shards.system.disk import RealDisk as D; D().lock(sys.argv[1]); print(flush=True); sys.stdin.read()"
+        "import sys; from shards.system.disk import RealDisk as D; D().lock(sys.argv[1]); print(flush=True); "
+        "sys.stdin.read()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, f"{path}/lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE

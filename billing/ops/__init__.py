@@ -1,1 +1,0 @@
-"""What operators meet: the admin server, the receiver for trying, the demo, and what prints."""
