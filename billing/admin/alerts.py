@@ -3,13 +3,14 @@
 
 Theory. An alert is something a person must act on, so each row says what it means and what to do; `page` is worth
 waking somebody, `ticket` waits for the morning. Expressions use the metrics of `billing.admin.metrics` (a test holds
-the two together). Thresholds are those of what is promised: a cutoff leaves within 50 ms at the 99th percentile,
-whatever is owed is being sent, nothing is lost.
+the two together) and name no job: `selected` puts that in. Thresholds are those of what is promised: a cutoff leaves
+within 50 ms at the 99th percentile, whatever is owed is being sent, nothing is lost.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +18,9 @@ from typing import Final, NamedTuple
 from shards.system.disk import RealDisk, read_file
 
 PAGE: Final = "page"
+JOB: Final = "billing"
+SITE: Final = "http://{{ $labels.instance }}"  # what Prometheus scrapes is what shows the runbook
+_METRIC: Final = re.compile(r"\b(billing_[a-z_]*[a-z]|up)\b(?!\{)")
 
 
 class Alert(NamedTuple):
@@ -39,8 +43,15 @@ def _read() -> tuple[Alert, ...]:
 ALERTS: Final = _read()
 
 
-def rules() -> str:
-    """Prometheus' rules file. Texts are JSON strings, which YAML reads as they are."""
+def selected(expression: str, labels: str) -> str:
+    """The expression with every metric narrowed down to these labels, as `job="billing"`."""
+    return _METRIC.sub(rf"\g<0>{{{labels}}}", expression)
+
+
+def rules(job: str = JOB, site: str = SITE) -> str:
+    """Prometheus' rules file for daemons that are scraped as this job and show `/runbook` at `site`. Texts are JSON
+    strings, which YAML reads as they are.
+    """
     lines = [
         "# Alerts of the billing daemon. Printed by `billing monitoring rules`.",
         "groups:",
@@ -50,7 +61,7 @@ def rules() -> str:
     for alert in ALERTS:
         lines += [
             f"  - alert: {alert.name}",
-            f"    expr: {json.dumps(alert.expression)}",
+            f"    expr: {json.dumps(selected(alert.expression, f'job={json.dumps(job)}'))}",
             f"    for: {alert.lasting}",
             "    labels:",
             f"      severity: {alert.severity}",
@@ -58,6 +69,7 @@ def rules() -> str:
             f"      summary: {json.dumps(alert.summary)}",
             f"      description: {json.dumps(alert.meaning)}",
             f"      action: {json.dumps(alert.action)}",
+            f"      runbook_url: {json.dumps(f'{site}/runbook#{alert.name}')}",
         ]
     return "\n".join(lines) + "\n"
 

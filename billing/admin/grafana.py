@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
+from billing.admin.alerts import selected
+
 COLUMNS: Final = 24  # of Grafana's grid
 SOURCE: Final = {"type": "prometheus", "uid": "${source}"}
+SELECTOR: Final = 'job=~"$job",instance=~"$instance"'
 
 
 class Panel(NamedTuple):
@@ -74,15 +77,16 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel(
                 "Commands a second, by method",
                 "short",
-                (("sum by (method) (rate(billing_commands_total[$__rate_interval]))", "{{method}}"),),
+                (("sum by (method) (rate(billing_requests_total[$__rate_interval]))", "{{method}}"),),
                 wide=12,
             ),
             Panel(
                 "Errors a second, by name",
                 "short",
-                (("sum by (name) (rate(billing_errors_total[$__rate_interval]))", "{{name}}"),),
+                (("sum by (error) (rate(billing_errors_total[$__rate_interval]))", "{{error}}"),),
                 wide=12,
             ),
+            Panel("From reading a request to writing its reply", "s", _quantiles("billing_request_duration_seconds")),
             Panel("Connections", "short", (("billing_connections", "shard {{shard}}"),)),
             Panel(
                 "Entries a second",
@@ -90,6 +94,12 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 (("rate(billing_entries_total[$__rate_interval])", "shard {{shard}}"),),
             ),
             Panel("Entries in a batch", "short", _quantiles("billing_batch_entries")),
+            Panel(
+                "CPU of each process",
+                "percentunit",
+                (("rate(billing_process_cpu_seconds_total[$__rate_interval])", "{{process}}"),),
+            ),
+            Panel("Memory of each process", "bytes", (("billing_process_resident_memory_bytes", "{{process}}"),)),
         ),
     ),
     (
@@ -97,7 +107,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
         (
             Panel("Sync", "s", _quantiles("billing_sync_seconds", "le, shard")),
             Panel("Loop lag", "s", _quantiles("billing_loop_lag_seconds", "le, shard")),
-            Panel("Longest pause within a minute", "s", (("billing_pause_max_seconds", "shard {{shard}}"),)),
+            Panel("Longest pause of a minute", "s", (("billing_loop_pause_minute_max_seconds", "shard {{shard}}"),)),
             Panel("Journal", "bytes", (("billing_journal_bytes", "shard {{shard}}"),)),
             Panel("Snapshot age", "s", (("billing_snapshot_age_seconds", "shard {{shard}}"),)),
             Panel("History behind", "s", (("billing_history_lag_seconds", "shard {{shard}}"),)),
@@ -150,10 +160,24 @@ def dashboard() -> str:
         "schemaVersion": 39,
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [source]},
+        "templating": {"list": [source, _variable("job", ""), _variable("instance", '{job=~"$job"}')]},
         "panels": panels,
     }
     return json.dumps(whole, indent=1) + "\n"
+
+
+def _variable(label: str, within: str) -> dict[str, Any]:
+    """A choice of values of a label, as `billing_info` has them; all of them at first."""
+    return {
+        "name": label,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": f"label_values(billing_info{within}, {label})",
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        "current": {"text": "All", "value": "$__all"},
+    }
 
 
 def _placed(panel: dict[str, Any], x: int, y: int, wide: int, tall: int) -> dict[str, Any]:
@@ -171,7 +195,12 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "overrides": [],
         },
         "targets": [
-            {"refId": chr(ord("A") + index), "expr": expression, "legendFormat": legend, "datasource": SOURCE}
+            {
+                "refId": chr(ord("A") + index),
+                "expr": selected(expression, SELECTOR),
+                "legendFormat": legend,
+                "datasource": SOURCE,
+            }
             for index, (expression, legend) in enumerate(panel.queries)
         ],
     }

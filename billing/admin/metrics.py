@@ -1,9 +1,13 @@
 """`/metrics`: what the watchman knows, in Prometheus' text format.
 
 Theory. One table says which figure becomes which metric; names follow Prometheus' conventions: `billing_` first, base
-units (seconds, bytes, coins), `_total` behind counters. Figures are whole numbers in the unit their own name ends with;
-`_ns` becomes seconds and `_nanos` coins here and nowhere else. What a worker counts carries its `shard`; what is the
-daemon's has no label. A worker that is down has no figures, and its series are absent rather than zero.
+units (seconds, bytes, coins), `_total` behind counters, `_per_second` behind rates. `process_*` are the main process's,
+as every Prometheus client names them; `billing_process_*` are those of all processes of the daemon, by name.
+
+Figures are whole numbers in the unit their own name ends with; `_ns` becomes seconds and `_nanos` coins here and nowhere
+else. What a worker counts carries its `shard`; what is the daemon's has no label. A worker that is down has no figures,
+and its series are absent rather than zero; what says that it is down (`billing_shard_up`, `billing_follower_up`) is
+always there, so that an alert can fire.
 
 The registry is our own and holds nothing between two scrapes. It never asks anybody: a scrape reads what is there.
 """
@@ -14,12 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from billing import __version__
 from billing.admin.figure_sampler import FigureSampler
+from billing.ops.processes import FOLLOWERS, Processes
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -39,13 +44,13 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "sync_waiting_ns": ("billing_sync_waiting_seconds", "How long the batch under way has waited for the disk."),
     "batch_records": ("billing_batch_entries", "Entries in a batch."),
     "loop_lag_ns": ("billing_loop_lag_seconds", "By how much a beat of the worker's loop came late."),
-    "gc_ns": ("billing_collection_seconds", "How long each collection of garbage took."),
-    "pause_max_ns": ("billing_pause_max_seconds", "The longest pause of the worker's loop within the last minute."),
-    "gc_pause_max_ns": ("billing_gc_pause_max_seconds", "The longest garbage collection since the worker started."),
+    "gc_ns": ("billing_gc_seconds", "How long each collection of garbage took."),
+    "pause_max_ns": ("billing_loop_pause_minute_max_seconds", "The longest pause of the loop within the last minute."),
+    "gc_pause_max_ns": ("billing_gc_life_max_seconds", "The longest garbage collection since the worker started."),
     "journal_bytes": ("billing_journal_bytes", "Journal on disk, segments that are kept included."),
     "snapshots": ("billing_snapshots_total", "Snapshots made since the worker started."),
     "snapshot_age_ns": ("billing_snapshot_age_seconds", "Since the last snapshot of this life; absent before it."),
-    "snapshot_pause_max_ns": ("billing_snapshot_pause_max_seconds", "The longest slice a snapshot took of the loop."),
+    "snapshot_pause_max_ns": ("billing_snapshot_slice_life_max_seconds", "The longest slice of the loop it took."),
     "pending_cutoffs": ("billing_cutoffs_owed", "Cutoffs owed to the cutoff URL."),
     "oldest_owed_ns": ("billing_cutoff_oldest_owed_seconds", "Since the oldest cutoff owed became due, or absent."),
     "cutoffs_held": ("billing_cutoffs_held", "Cutoffs held back at a start, waiting for release_cutoffs."),
@@ -65,8 +70,11 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     ),
     "cutoffs_coming_minute": ("billing_cutoffs_due_within_minute", "Balances that run out within a minute, as known."),
     "cutoffs_coming_hour": ("billing_cutoffs_due_within_hour", "Balances that run out within an hour, as known."),
-    "cutoffs_peak_per_second": ("billing_cutoffs_due_peak", "The most that run out in one coming second."),
-    "endpoint_takes_per_second": ("billing_cutoff_endpoint_takes", "Calls a second the endpoint was seen to take."),
+    "cutoffs_peak_per_second": ("billing_cutoffs_due_peak_per_second", "The most that run out in one coming second."),
+    "endpoint_takes_per_second": (
+        "billing_cutoff_endpoint_takes_per_second",
+        "Calls a second the endpoint was seen to take.",
+    ),
     "cutoffs_not_effective": (
         "billing_cutoffs_not_effective_total",
         "Accounts that still had a rate some time after the 2xx of their cutoff.",
@@ -82,7 +90,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "passed_on": ("billing_requests_passed_on_total", "Requests passed on to the worker that owns the bucket."),
     "history_lag_ns": ("billing_history_lag_seconds", "How far the history is behind the journal."),
     "history_behind_batches": ("billing_history_behind_batches", "Batches the history has not reached."),
-    "history_starts": ("billing_history_starts_total", "Starts of the history's process."),
+    "notices_lag_ns": ("billing_notices_lag_seconds", "How far the notices' process is behind the journal."),
 }
 
 
@@ -91,18 +99,22 @@ DAEMON: Final = (
     *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
     *("billing_moves_total", "billing_moves_aborted_total", "billing_move_duration_seconds"),
     *("billing_shard_up", "billing_shard_held", "billing_worker_starts_total", "billing_disk_full"),
-    *("billing_commands_total", "billing_errors_total"),
+    *("billing_requests_total", "billing_errors_total", "billing_request_duration_seconds"),
+    *("billing_follower_up", "billing_follower_starts_total", "billing_disk_free_bytes", "billing_disk_size_bytes"),
+    *("billing_process_cpu_seconds_total", "billing_process_resident_memory_bytes", "billing_process_open_fds"),
 )
 
 
 class Exposition:
     """The collector of one daemon."""
 
-    def __init__(self, sampler: FigureSampler, info: Mapping[str, str]) -> None:
+    def __init__(self, sampler: FigureSampler, processes: Processes, info: Mapping[str, str]) -> None:
         """`info`: labels of `billing_info` beside the version."""
         self._sampler = sampler
+        self._processes = processes
         self._info = info
         self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
         self._registry.register(self)
 
     def text(self) -> bytes:
@@ -119,6 +131,9 @@ class Exposition:
         for figure, (name, help_text) in WORKER.items():
             yield _worker_metric(figure, name, help_text, self._sampler.figures)
         yield from self._by_name()
+        yield self._requests()
+        yield from self._followers()
+        yield from self._used()
 
     def _daemon(self) -> Iterator[Metric]:
         supervisor = self._sampler.supervisor
@@ -147,13 +162,52 @@ class Exposition:
         yield from (up, held, starts, full)
 
     def _by_name(self) -> Iterator[Metric]:
-        calls = CounterMetricFamily("billing_commands", "Requests carried out, by method.", labels=["shard", "method"])
-        errors = CounterMetricFamily("billing_errors", "Errors answered, by name.", labels=["shard", "name"])
+        calls = CounterMetricFamily("billing_requests", "Requests carried out, by method.", labels=["shard", "method"])
+        errors = CounterMetricFamily("billing_errors", "Errors answered, by name.", labels=["shard", "error"])
         for shard_id, figures in sorted(self._sampler.figures.items()):
             for metric, counts in ((calls, figures.get("calls", {})), (errors, figures.get("errors", {}))):
                 for name, count in sorted(counts.items()):
                     metric.add_metric([str(shard_id), name], count)
         yield from (calls, errors)
+
+    def _requests(self) -> Metric:
+        durations = HistogramMetricFamily(
+            "billing_request_duration_seconds",
+            "From reading a request to writing its reply, by door and method.",
+            labels=["shard", "door", "method"],
+        )
+        for shard_id, figures in sorted(self._sampler.figures.items()):
+            for door, methods in sorted(figures.get("request_ns", {}).items()):
+                for method, plain in sorted(methods.items()):
+                    buckets, total = _histogram(plain, 1e9)
+                    durations.add_metric([str(shard_id), door, method], buckets, total)
+        return durations
+
+    def _followers(self) -> Iterator[Metric]:
+        """A process that is down has its series, too: it is 0."""
+        labels = ["shard", "follower"]
+        up = GaugeMetricFamily("billing_follower_up", "Whether the process behind the journal runs.", labels=labels)
+        starts = CounterMetricFamily("billing_follower_starts", "Starts of that process.", labels=labels)
+        for shard_id, figures in sorted(self._sampler.figures.items()):
+            for follower in FOLLOWERS:
+                if f"{follower}_starts" in figures:
+                    up.add_metric([str(shard_id), follower], int(bool(figures.get(f"{follower}_pid"))))
+                    starts.add_metric([str(shard_id), follower], figures[f"{follower}_starts"])
+        yield from (up, starts)
+
+    def _used(self) -> Iterator[Metric]:
+        usage = self._processes.usage()
+        if usage.disk_bytes:
+            yield _gauge("billing_disk_free_bytes", "Free on the disk of daemon.data_dir.", usage.disk_free_bytes)
+            yield _gauge("billing_disk_size_bytes", "Size of the disk of daemon.data_dir.", usage.disk_bytes)
+        cpu = CounterMetricFamily("billing_process_cpu_seconds", "CPU time of each process.", labels=["process"])
+        memory = GaugeMetricFamily("billing_process_resident_memory_bytes", "Its memory.", labels=["process"])
+        descriptors = GaugeMetricFamily("billing_process_open_fds", "Its file descriptors.", labels=["process"])
+        for process in usage.processes:
+            cpu.add_metric([process.name], process.cpu_s)
+            memory.add_metric([process.name], process.memory_bytes)
+            descriptors.add_metric([process.name], process.descriptors)
+        yield from (cpu, memory, descriptors)
 
 
 def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, dict[str, Any]]) -> Metric:
@@ -164,9 +218,8 @@ def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, d
     if any(isinstance(value, dict) for _, value in found):
         histogram = HistogramMetricFamily(name, help_text, labels=["shard"])
         for shard, value in found:
-            edges = [*(f"{bound / scale:g}" for bound in value["bounds"]), "+Inf"]
-            counts = accumulate(value["counts"])
-            histogram.add_metric([shard], list(zip(edges, counts, strict=True)), value["sum"] / scale)
+            buckets, total = _histogram(value, scale)
+            histogram.add_metric([shard], buckets, total)
         return histogram
     metric: CounterMetricFamily | GaugeMetricFamily
     if name.endswith("_total"):
@@ -177,6 +230,12 @@ def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, d
         if value >= 0:  # -1 says that there is none
             metric.add_metric([shard], value / scale if scale != 1 else value)
     return metric
+
+
+def _histogram(plain: Mapping[str, Any], scale: float) -> tuple[list[tuple[str, float]], float]:
+    """Prometheus' cumulative buckets and sum of a `Tally` as plain data."""
+    edges = [*(f"{bound / scale:g}" for bound in plain["bounds"]), "+Inf"]
+    return list(zip(edges, accumulate(plain["counts"]), strict=True)), plain["sum"] / scale
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

@@ -11,11 +11,13 @@ def monitoring() -> None:
 
 
 @monitoring.command("rules")
-def print_rules() -> None:
-    """Alert rules for Prometheus; they expect the job to be called billing."""
-    from billing.admin.alerts import rules
+@click.option("--job", default="billing", show_default=True, help="The job under which Prometheus scrapes the daemon.")
+@click.option("--url", metavar="URL", help="Where /runbook is read; else at the address that Prometheus scrapes.")
+def print_rules(job: str, url: str | None) -> None:
+    """Alert rules for Prometheus; each names its entry in the daemon's /runbook."""
+    from billing.admin.alerts import SITE, rules
 
-    click.echo(rules(), nl=False)
+    click.echo(rules(job, (url or SITE).rstrip("/")), nl=False)
 
 
 @monitoring.command("grafana")

@@ -41,6 +41,7 @@ from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
+from billing.ops.processes import Processes
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import RealDisk, read_file
 
@@ -70,7 +71,8 @@ class Site:
         self.take_up(config)
         self._inquiries = Inquiries(sampler.supervisor)
         info = {"journal_sync": config.journal.sync, "after_exhaustion": config.cutoff.after_exhaustion}
-        self._exposition = Exposition(sampler, info)
+        self._processes = Processes(sampler, config.daemon.data_dir)
+        self._exposition = Exposition(sampler, self._processes, info)
         self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
         self._onlookers = 0
         self._made: tuple[int, str] = (-1, "")  # of which look, and the event's data

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Guard
+from billing.api.latency import RequestLatency
 from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers
 from billing.api.origins import Origins, Rarely
 from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
@@ -122,6 +123,7 @@ class Door:
         self.drops = 0  # connections ended for garbage, a limit or a deadline
         self.calls = dict.fromkeys(BY_WIRE_NAME, 0)  # wire name -> requests well formed enough to be carried out
         self.errors: dict[str, int] = {}  # name -> refusals that were answered
+        self.latency = RequestLatency()
         self.in_flight = 0  # requests of all connections, as of their last batches
         self.read_buffer = memoryview(bytearray(SLICE_BYTES_MAX))  # all connections': emptied before the next read
         self.origins = Origins()
@@ -190,6 +192,7 @@ class Door:
             "requests_in_flight": self.in_flight,
             "calls": {name.decode(): count for name, count in self.calls.items() if count},
             "errors": dict(self.errors),
+            "request_ns": self.latency.figures(),
         }
 
     def server_info(self) -> dict[str, object]:

@@ -18,6 +18,7 @@ What it keeps:
 """
 
 import asyncio
+from collections import defaultdict
 from typing import Any, Final, cast
 
 from billing.api.auth import Grant
@@ -208,13 +209,23 @@ class Connection(ResponseWriter):
 
     def _drain(self) -> bool:
         """Carries out all frames that the decoder holds; False where the connection has to wait or to end first."""
+        door, before, at_ns = self._door, self.in_flight, self._door.clock()
+        counts: defaultdict[bytes, int] = defaultdict(int)
+        goes_on = self._carry_out_all(counts)
+        if counts:
+            for name, count in counts.items():
+                door.calls[name] += count
+            self._reads.begin(at_ns, self.in_flight - before, counts)
+        return goes_on
+
+    def _carry_out_all(self, counts: dict[bytes, int]) -> bool:
+        """`_drain`; counts by method what goes to the gate."""
         unpacker = self._unpacker
         tell = unpacker.tell
         commands = _NONE if self._busy else self._commands
         submit = self._door.gate.submit
         bucket_of = self._door.gate.bucket_of
         in_flight_max = self._window
-        calls = self._door.calls
         while self.in_flight < in_flight_max:
             try:
                 frame = next(unpacker)
@@ -228,7 +239,7 @@ class Connection(ResponseWriter):
                 kind, msgid, method, params = frame
                 parse = commands[method]
             except (TypeError, ValueError, KeyError):
-                if not self._take_other(frame):
+                if not self._take_other(frame, counts):
                     return False
                 commands = _NONE if self._busy else self._commands  # it may have been a sign-in
                 continue
@@ -241,7 +252,7 @@ class Connection(ResponseWriter):
                 if not self._reply(msgid, refusal):
                     return False
                 continue
-            calls[method] += 1
+            counts[method] += 1
             self.in_flight += 1
             try:
                 submit(self, msgid, bucket_of(command[1]), command)
@@ -250,17 +261,17 @@ class Connection(ResponseWriter):
                 raise
         return False
 
-    def _take_other(self, frame: object) -> bool:
+    def _take_other(self, frame: object, counts: dict[bytes, int]) -> bool:
         """Everything but a request for a command that this client may call; True where decoding goes on."""
         if type(frame) is list and len(frame) >= 3 and type(frame[0]) is int:
             if len(frame) == 4 and frame[0] == REQUEST and type(frame[1]) is int and 0 <= frame[1] <= MSGID_MAX:
                 try:
-                    return self._carry_out(self._method_of(frame[2]), frame[3], frame[1])
+                    return self._carry_out(self._method_of(frame[2]), frame[3], frame[1], counts)
                 except Refused as refusal:
                     return self._reply(frame[1], refusal)
             if len(frame) == 3 and frame[0] == NOTIFICATION:
                 try:
-                    return self._carry_out(self._method_of(frame[1]), frame[2], None)
+                    return self._carry_out(self._method_of(frame[1]), frame[2], None, counts)
                 except Refused:
                     return True  # nobody is told
         self._give_up(Refused("PROTOCOL_ERROR", _NO_RPC))
@@ -278,15 +289,16 @@ class Connection(ResponseWriter):
             raise Refused("BUSY", self._busy)
         return method
 
-    def _carry_out(self, method: Method, params: object, msgid: int | None) -> bool:
+    def _carry_out(self, method: Method, params: object, msgid: int | None, counts: dict[bytes, int]) -> bool:
         """A request, or with msgid None a notification; True where decoding goes on. Raises Refused."""
         body = method.parse(params)
-        self._door.calls[method.name.encode()] += 1
         gate = self._door.gate
-        if method.name == "hello":
-            return self._sign_in(body[1], body[2], msgid)
-        if method.kind == LOCAL:
+        if method.kind == LOCAL:  # answered at the end of the read: it has no latency of its own
+            self._door.calls[method.name.encode()] += 1
+            if method.name == "hello":
+                return self._sign_in(body[1], body[2], msgid)
             return self._reply(msgid, self._local(method.name, body)) if msgid is not None else True
+        counts[method.name.encode()] += 1
         caller: Connection | Proxy = self
         weight = 1 if msgid is None else method.weight
         if msgid is None or weight > 1:

@@ -23,6 +23,7 @@ from msgspec import Raw
 
 from billing.api.auth import Grant
 from billing.api.door import Door
+from billing.api.latency import Reads
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
@@ -30,8 +31,9 @@ PROMPT_BYTES_MAX: Final = 8 * 1024  # the door's own replies are written when th
 
 
 class ResponseWriter(asyncio.BufferedProtocol, ABC):
-    """What the gate answers. The token of an answer is the msgid of the request."""
+    """What the gate answers. The token of an answer is the msgid of the request. `NAME`: the door's, for figures."""
 
+    NAME = "msgpack_rpc"
     __slots__ = (
         "_counted",
         "_door",
@@ -45,6 +47,7 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         "_origin",
         "_parted",
         "_prompt",
+        "_reads",
         "_relayed",
         "_staged",
         "_stalled_since_ns",
@@ -59,6 +62,7 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         self.in_flight = 0  # requests submitted and not answered, a listing counted by its weight
         self._counted = 0  # of these, what the door has counted
         self._written = 0  # bytes of replies handed to the transport
+        self._reads = Reads()
         self._door = door
         self._transport: asyncio.Transport | None = None  # None: not yet or no longer connected
         self._grant: Grant | None = None  # None: has to sign in
@@ -95,6 +99,8 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
             if self._transport is not None:
                 self._written += len(staged)
                 self._transport.write(staged)
+        if self._reads:
+            self._note_latency()
         if self.in_flight != self._counted:
             self._count()
         if self._held or self._ending is not None:
@@ -113,6 +119,8 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
             if self._transport is not None:
                 self._written += len(relayed)
                 self._transport.write(relayed)
+        if self._reads:
+            self._note_latency()
         if self.in_flight != self._counted:
             self._count()
         if self._held or self._ending is not None:
@@ -123,9 +131,14 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         self.in_flight -= 1
         self._reply(token, reply)
         self._write_prompt()
+        self._note_latency()
         self._count()
         if self._held or self._ending is not None:
             self._settle()
+
+    def _note_latency(self) -> None:
+        """Replies have left."""
+        self._reads.answered(self._door.clock(), self.in_flight, self._door.latency, self.NAME)
 
     def _count(self) -> None:
         """Lets the door know what is in flight."""

@@ -148,6 +148,9 @@ class Log(_Section):
     """What is told: to journald under systemd, else on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = _key("info", "The least that is told")
+    format: Literal["auto", "lines", "json"] = _key(
+        "auto", 'How: "auto" has fields in journald, colour on a terminal, else lines; "json" has an object a line'
+    )
     user_ids: Literal["shown", "hashed", "hidden"] = _key(
         "shown", "How users are named there; if not shown, request ids and messages of clients are hidden, too"
     )

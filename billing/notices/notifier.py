@@ -222,7 +222,7 @@ class Notifier:
         assert delivery is not None
         told = {
             "notices_owed": store.owed,
-            "notices_oldest_ns": store.oldest_ns(),
+            "notices_oldest_at_ns": store.oldest_ns(),
             "notices_sent": delivery.delivered,
             "notices_failed": delivery.failures,
             "notices_error": delivery.last_error,

@@ -9,7 +9,11 @@ colour, to anything else as lines. A test holds the table and the code together.
                 BILLING_DO, and BILLING_<NAME> for each value: `journalctl -u billing BILLING_EVENT=shard_held`
     terminal    12:20:08 ERROR shard 1 is held …
                          → what to do
-    lines       2026-11-24 12:20:08,123 ERROR shards.supervisor.child_process: shard 1 is held … [what to do]
+    lines       2026-11-24T12:20:08.123Z ERROR shards.supervisor.child_process: shard 1 is held … event=shard_held shard=1 do="…"
+    json        {"time": "2026-11-24T12:20:08.123Z", "level": "error", "event": "shard_held", …}
+
+`log.format` asks for lines or JSON whatever standard error is; "auto" takes the first of these that fits. Times are UTC
+outside journald, which keeps its own, and outside a terminal, where they are local.
 
 **What is kept out.** Characters that would steer a terminal are replaced. Secrets are never logged by anybody. Users'
 ids are shown, hashed or hidden (`log.user_ids`), wherever a text says `user_id=`, and so are the request ids and
@@ -21,6 +25,7 @@ It never raises for a journal that is not there: what cannot be sent to it goes 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -30,6 +35,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -45,6 +51,7 @@ _COLOURS: Final = {logging.CRITICAL: "1;37;41", logging.ERROR: "1;31", logging.W
 _QUOTED = r"""b?'(?:[^'\\]|\\.)*'|b?"(?:[^"\\]|\\.)*"|[^\s,)]+"""
 _USER = re.compile(rf"\b(user_id)=({_QUOTED})")
 _WRITTEN = re.compile(rf"\b(request_id|message|note|key)=({_QUOTED})")
+_BARE = re.compile(r"[\w.:/@+-]+")  # a value that needs no quotes
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -90,15 +97,42 @@ class Discretion:
 
 
 class Lines(logging.Formatter):
-    """For files and pipes."""
+    """For files and pipes: the text, and behind it the event with its fields, as logfmt has them."""
 
-    def __init__(self, discretion: Discretion) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    def __init__(self, discretion: Discretion, common: Mapping[str, str]) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
         self._discretion = discretion
+        self._common = common
 
     def format(self, record: logging.LogRecord) -> str:
-        event = event_of(record)
-        return self._discretion(super().format(record)) + (f" [{event.do}]" if event.do else "")
+        text, _, trace = super().format(record).partition("\n")
+        fields = fields_of(record, self._discretion, self._common)
+        if not event_of(record).do:
+            del fields["event"]
+        tail = "".join(f" {name}={_quoted(value)}" for name, value in fields.items())
+        return f"{utc(record)} {self._discretion(text)}{tail}" + (f"\n{self._discretion(trace)}" if trace else "")
+
+
+class Json(logging.Formatter):
+    """For what collects logs: one object a line."""
+
+    def __init__(self, discretion: Discretion, common: Mapping[str, str]) -> None:
+        super().__init__()
+        self._discretion = discretion
+        self._common = common
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {
+            "time": utc(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": self._discretion(record.getMessage()),
+        }
+        for name, value in fields_of(record, self._discretion, self._common).items():
+            told.setdefault(name, value)
+        if record.exc_info:
+            told["exception"] = self._discretion(self.formatException(record.exc_info))
+        return json.dumps(told, ensure_ascii=False)
 
 
 class Colours(logging.Formatter):
@@ -166,6 +200,27 @@ class JournaldHandler(logging.Handler):
         super().close()
 
 
+def utc(record: logging.LogRecord) -> str:
+    """When it was logged: `2026-11-24T12:20:08.123Z`."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def fields_of(record: logging.LogRecord, discretion: Discretion, common: Mapping[str, str]) -> dict[str, str]:
+    """The event's name, its values by name, what is to be done, and what all records of the process have."""
+    event = event_of(record)
+    fields = {"event": event.name}
+    if isinstance(record.args, tuple):
+        for name, value in zip(event.values, record.args, strict=False):
+            fields[name] = discretion(str(value))
+    if event.do:
+        fields["do"] = event.do
+    return fields | {name.removeprefix("BILLING_").lower(): value for name, value in common.items()}
+
+
+def _quoted(value: str) -> str:
+    return value if _BARE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
 def event_of(record: logging.LogRecord) -> Event:
     """The event that a record is."""
     return EVENTS.get(record.msg, _OTHER) if isinstance(record.msg, str) else _OTHER
@@ -178,16 +233,21 @@ def set_up(
     stream: Any = None,
     journal: str = JOURNAL_SOCKET,
 ) -> None:
-    """Sends all records of this process where they belong. `common`: fields that each of them has in the journal,
-    which listens at `journal`.
+    """Sends all records of this process where they belong. `common`: fields that each of them has.
+    `journal`: where journald listens.
     """
     stream = sys.stderr if stream is None else stream
-    discretion = Discretion(log.user_ids)
+    discretion, common = Discretion(log.user_ids), common or {}
     handler: logging.Handler = logging.StreamHandler(stream)
     colour = stream.isatty() and "NO_COLOR" not in environ and environ.get("TERM") != "dumb"
-    handler.setFormatter(Colours(discretion) if colour else Lines(discretion))
-    if is_journal(environ.get("JOURNAL_STREAM", ""), stream):
-        handler = JournaldHandler(journal, discretion, handler, common or {})
+    if log.format == "json":
+        handler.setFormatter(Json(discretion, common))
+    elif log.format == "lines" or not colour:
+        handler.setFormatter(Lines(discretion, common))
+    else:
+        handler.setFormatter(Colours(discretion))
+    if log.format == "auto" and is_journal(environ.get("JOURNAL_STREAM", ""), stream):
+        handler = JournaldHandler(journal, discretion, handler, common)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

@@ -210,6 +210,9 @@ class Billing:
         told = self.machine.figures() | self._census_figures()
         for part in (self._history, self._door, self._delivery, self._checks, self._notices):
             told |= {} if part is None else part.figures()
+        if "notices_owed" in told and self._worker is not None:
+            at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0
+            told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
         return told
 
     def _census_figures(self) -> dict[str, int]:

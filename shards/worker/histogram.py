@@ -41,10 +41,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0
 
-    def add(self, value: int) -> None:
-        """Counts one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: int, count: int = 1) -> None:
+        """Counts a value, or `count` that are equal."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.total += value * count
 
     def quantile(self, share: float) -> int:
         """The bound that so great a share of the values does not exceed; 0 before the first value, and twice the last

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import pty
+import re
 import socket
 import struct
 import subprocess
@@ -141,12 +143,38 @@ def test_a_terminal_gets_colour_and_advice() -> None:
 
 def test_a_file_gets_lines_without_colour(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as stream:
-        set_up(Log(level="warning"), {}, None, stream)
-        logging.getLogger("x").error(HELD, 1, "why")
+        set_up(Log(level="warning"), {}, {"BILLING_WORKER": "3"}, stream)
+        logging.getLogger("x").error(HELD, 1, "why not")
         logging.getLogger("x").info("not told")
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 1
-    assert lines[0].endswith(f"ERROR x: shard 1 is held until a reload or a restart: why [{EVENTS[HELD].do}]")
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ERROR x: shard 1 is held ", lines[0])
+    tail = f' event=shard_held shard=1 reason="why not" do="{EVENTS[HELD].do}" worker=3'
+    assert lines[0].endswith("until a reload or a restart: why not" + tail)
+
+
+def test_json_is_one_object_a_line_with_the_events_fields(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        set_up(Log(format="json", user_ids="hidden"), as_journal(stream), {"BILLING_WORKER": "3"}, stream)
+        logging.getLogger("x").error(HELD, 1, "user_id='alice'\nand more")
+        try:
+            raise ZeroDivisionError("of x")
+        except ZeroDivisionError:
+            logging.getLogger("billing").critical("the daemon ends on a bug", exc_info=True)
+    first, second = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
+    assert first == {
+        "level": "error",
+        "logger": "x",
+        "message": "shard 1 is held until a reload or a restart: user_id=…\nand more",
+        "event": "shard_held",
+        "shard": "1",
+        "reason": "user_id=…\nand more",
+        "do": EVENTS[HELD].do,
+        "worker": "3",
+    }
+    assert second["event"] == "bug"
+    assert "ZeroDivisionError: of x" in second["exception"]
 
 
 def difference() -> str:
@@ -172,6 +200,6 @@ def test_users_are_not_named_where_they_are_not_to_be(user_ids: str) -> None:
 
 def test_what_comes_from_outside_does_not_steer_the_terminal() -> None:
     record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "%s answers", ("\x1b[2J\x07evil\r",), None)
-    shown = Lines(Discretion("shown")).format(record)
+    shown = Lines(Discretion("shown"), {}).format(record)
     assert not any(ord(character) < 32 for character in shown)
     assert "evil" in shown

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,10 +60,10 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         async with at(daemon) as session:
             found = await scraped_when(session, "billing_cutoff_failed_total", "", 1)
             found = await scraped_when(session, "billing_overrun_coins", "", 0.001)
-        assert found["billing_commands_total", "method=top_up"] == 20
-        assert found["billing_commands_total", "method=set_rate"] == 1
-        assert found["billing_errors_total", "name=INSUFFICIENT_FUNDS"] == 1
-        assert found["billing_errors_total", "name=UNKNOWN_ACCOUNT"] == 1
+        assert found["billing_requests_total", "method=top_up"] == 20
+        assert found["billing_requests_total", "method=set_rate"] == 1
+        assert found["billing_errors_total", "error=INSUFFICIENT_FUNDS"] == 1
+        assert found["billing_errors_total", "error=UNKNOWN_ACCOUNT"] == 1
         assert found["billing_accounts", ""] == 20
         assert found["billing_buckets", ""] == 3000
         assert found["billing_ready", ""] == 1
@@ -74,6 +75,26 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         assert found["billing_sync_seconds_count", ""] >= 22 / 20
         assert found["billing_batch_entries_sum", ""] >= 22
         assert found["billing_cutoff_done_lateness_seconds_count", ""] == 0
+        assert found["billing_request_duration_seconds_count", "door=msgpack_rpc,method=top_up"] == 20
+        assert found["billing_request_duration_seconds_count", "door=msgpack_rpc,method=debit"] == 1
+        assert found["billing_request_duration_seconds_sum", "door=msgpack_rpc,method=top_up"] > 0
+        assert found["billing_follower_up", "follower=history"] == 2
+        assert found["process_resident_memory_bytes", ""] > 2**20
+        assert found["billing_process_cpu_seconds_total", "process=shard-1"] > 0
+        assert 0 < found["billing_disk_free_bytes", ""] <= found["billing_disk_size_bytes", ""]
+
+
+async def test_a_process_that_does_not_run_has_a_series_that_says_so(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        async with at(daemon) as session:
+            await scraped_when(session, "billing_follower_up", "follower=history", 1)
+            async with asyncio.timeout(60):
+                while (await scraped(session))["billing_follower_up", "follower=history"] != 0:
+                    for follower in psutil.Process(daemon.worker_pids()[0]).children():
+                        daemon.kill(follower.pid)
+                    await asyncio.sleep(0.1)
+            found = await scraped(session)
+            assert ("billing_follower_starts_total", "follower=history") in found
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is in Debian's package prometheus")

@@ -27,7 +27,7 @@ SLOW_COLLECTION_S: Final = 0.01
 # All that is read of the page: parsing it whole each time would be felt by what is measured.
 EVENT_METRICS: Final = (
     "billing_sync_seconds",
-    "billing_collection_seconds",
+    "billing_gc_seconds",
     "billing_snapshots_total",
     "billing_moves_total",
     "billing_worker_starts_total",
@@ -176,7 +176,7 @@ def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for kind, metric, above_s, words in (
         ("sync", "billing_sync_seconds", SLOW_SYNC_S, "syncs above"),
-        ("collection", "billing_collection_seconds", SLOW_COLLECTION_S, "collections of garbage above"),
+        ("collection", "billing_gc_seconds", SLOW_COLLECTION_S, "collections of garbage above"),
     ):
         for shard, slow in _slow(before, after, metric, above_s):
             found.append((kind, f"shard {shard}: {slow} {words} {above_s * 1000:g} ms"))

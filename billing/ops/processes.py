@@ -1,0 +1,89 @@
+"""What the daemon's processes use, and what is left on the disk of its data: read only when somebody looks.
+
+A daemon is several processes: the main one, a worker for each shard, and for each worker the ones that follow its
+journal (history, notices). Each has a name here, such as `shard-2` or `history-2`, which stays the same over restarts.
+What is read is kept for `KEPT_NS`, so that any number of onlookers costs what one does. A process that ends between
+being listed and being read is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import psutil
+
+from billing.admin.figure_sampler import FigureSampler
+from shards.system.clock import boot_now_ns
+
+KEPT_NS: Final = 1_000_000_000
+FOLLOWERS: Final = ("history", "notices")
+HOST: Final = socket.gethostname()
+
+
+class Process(NamedTuple):
+    """One process. `started_s`: wall seconds since the epoch."""
+
+    name: str
+    pid: int
+    cpu_s: float
+    memory_bytes: int  # resident
+    descriptors: int
+    started_s: float
+
+
+class Usage(NamedTuple):
+    """All of them, and the file system of `daemon.data_dir`; `disk_bytes` is 0 where that cannot be read."""
+
+    processes: tuple[Process, ...]
+    disk_free_bytes: int
+    disk_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of all processes; what they share is counted in each."""
+        return sum(process.memory_bytes for process in self.processes)
+
+
+class Processes:
+    """Reads them for one daemon."""
+
+    def __init__(self, sampler: FigureSampler, data_dir: str) -> None:
+        self._sampler = sampler
+        self._data_dir = data_dir
+        self._usage = Usage((), 0, 0)
+        self._read_ns = 0
+
+    def usage(self) -> Usage:
+        """As of now, or of at most `KEPT_NS` ago."""
+        now_ns = boot_now_ns()
+        if not self._read_ns or now_ns - self._read_ns > KEPT_NS:
+            free_bytes = whole_bytes = 0
+            with contextlib.suppress(OSError):
+                disk = psutil.disk_usage(self._data_dir)
+                free_bytes, whole_bytes = disk.free, disk.total
+            self._usage = Usage(tuple(self._read()), free_bytes, whole_bytes)
+            self._read_ns = now_ns
+        return self._usage
+
+    def _read(self) -> Iterator[Process]:
+        for name, pid in self._pids():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                with process.oneshot():
+                    times, memory_bytes = process.cpu_times(), process.memory_info().rss
+                    descriptors, started_s = process.num_fds(), process.create_time()
+                yield Process(name, pid, times.user + times.system, memory_bytes, descriptors, started_s)
+
+    def _pids(self) -> Iterator[tuple[str, int]]:
+        yield "main", os.getpid()
+        for shard_id, worker in sorted(self._sampler.supervisor.workers.items()):
+            if worker.pid:
+                yield f"shard-{shard_id}", worker.pid
+            figures = self._sampler.figures.get(shard_id, {})
+            for follower in FOLLOWERS:
+                if pid := figures.get(f"{follower}_pid", 0):
+                    yield f"{follower}-{shard_id}", pid
