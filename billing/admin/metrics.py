@@ -24,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from billing import __version__
 from billing.admin.figure_sampler import FigureSampler
-from billing.ops.processes import FOLLOWERS, Processes
+from billing.admin.processes import FOLLOWERS, Processes
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 

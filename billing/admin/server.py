@@ -41,7 +41,7 @@ from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
-from billing.ops.processes import Processes
+from billing.admin.processes import Processes
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import RealDisk, read_file
 
