@@ -38,12 +38,15 @@ class Child:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
+        """`descriptors`: open files that the child inherits, under the same numbers."""
         self.name = name
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._arguments = list(arguments)
         self._environment = dict(environment)
         self._on_line = on_line
+        self._descriptors = tuple(descriptors)
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -57,6 +60,7 @@ class Child:
             stderr=STDOUT,
             limit=LINE_BYTES_MAX,
             process_group=0,
+            pass_fds=self._descriptors,
         )
         assert self._process.stdout is not None
         self._reading = asyncio.create_task(self._read(self._process.stdout))

@@ -31,7 +31,7 @@ from billing.client.errors import BillingError
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
 from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.demo_scene import USERS, Scene
-from billing.trial.demo_screen import LiveScreen, PlainScreen
+from billing.trial.demo_screen import LiveScreen, PlainScreen, Told
 from billing.trial.own_daemon import OwnDaemon, default_config_file
 
 LOOK_S: Final = 0.1
@@ -62,13 +62,14 @@ COMMANDS: dict[str, click.Command] = {"demo": demo}
 async def _demo(once: bool, pace: float, file: Path | None) -> int:
     console = Console()
     own = OwnDaemon(file, os.environ)
-    for note in own.notes:
-        print(note, flush=True)
     print("starting the daemon and a receiver ...", flush=True)
     try:
         async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
+            for note in own.notes:
+                print(note, flush=True)
             reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
-            with LiveScreen(console) if console.is_terminal else PlainScreen(_print) as screen:
+            told = Told(f"http://{own.admin}/?user={USERS[0]}", try_next(own.rpc) if not once else ())
+            with LiveScreen(console, told) if console.is_terminal else PlainScreen(_print, told) as screen:
                 return await _play(own, client, reader, screen, once, pace)
     except ChildError as error:
         print(f"billing: {error}", file=sys.stderr)
@@ -95,7 +96,7 @@ async def _play(
     try:
         await _first(playing, looking, breaking)
         score = playing.result()
-        screen.finish(str(score), score.clean, [] if once else _try_next(own))
+        screen.finish(str(score), score.clean)
         if not once and score.clean:
             with contextlib.suppress(asyncio.CancelledError):
                 await _first(looking, breaking)
@@ -132,21 +133,25 @@ async def _fail_when_broken(own: OwnDaemon) -> None:
     raise await own.broken()
 
 
-def _try_next(own: OwnDaemon) -> list[str]:
+def try_next(rpc: str) -> list[tuple[str, str]]:
     """Commands for another terminal, with what is needed there to reach this daemon."""
-    script = Path(sys.argv[0])
-    here = [sys.executable, "-m", "billing"] if script.name != "billing" else [os.path.relpath(script)]
-    billing = shlex.join(here)
-    address = "" if own.rpc == ADDRESS_DEFAULT else f" --address {own.rpc}"
+    address = "" if rpc == ADDRESS_DEFAULT else f" --address {rpc}"
+    billing = command_of(Path(sys.argv[0]), Path.cwd(), os.environ.get("PATH", ""))
     return [
-        "",
-        "From another terminal:",
-        f"  {billing} top-up {USERS[0]} 5{address}      (it runs again for five seconds, then the next GET)",
-        f"  {billing} account {USERS[0]}{address}",
-        f"  curl http://{own.admin}/readyz",
-        "",
-        "Ctrl-C ends it, and everything it started.",
+        (f"{billing} set-rate {USERS[1]} 1{address}", "it runs again, and out"),
+        (f"{billing} account {USERS[1]}{address}", "how it stands"),
+        (f"{billing} console{address}", f"then: watch {USERS[1]}"),
     ]
+
+
+def command_of(script: Path, here: Path, path: str) -> str:
+    """How somebody in the directory `here` calls this program, where the shell looks for programs in `path`."""
+    if script.name != "billing":
+        return shlex.join([sys.executable, "-m", "billing"])
+    script = here / script
+    if str(script.parent) in path.split(os.pathsep):
+        return "billing"
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
 def _print(line: str) -> None:

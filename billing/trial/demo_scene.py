@@ -1,8 +1,12 @@
 """The scene of the demo: three users, and what becomes of their money.
 
-    user_01   is topped up, starts a machine, and runs out
-    user_02   does the same, and is topped up again shortly before the instant: saved
+    user_01   is topped up, starts a machine, and runs out; whoever switched the machine off reports rate 0
+    user_02   does the same, is topped up again shortly before the instant: saved, and stops the machine
     user_03   stops the machine, and is debited what is left to the last nano: zero at once
+
+That report is the receiver's duty after each cutoff: the daemon keeps the reported rate, since a report is a fact, and
+counts what would have been charged as overrun until somebody reports 0. At the end no machine runs, so nothing comes
+behind the verdict.
 
 Every machine costs one coin a second, which is one nano a nanosecond, so that each balance can be followed by eye.
 
@@ -116,9 +120,12 @@ class Scene:
         await self._stop_and_spend_all(USERS[2])
         saved_at_ns = started[1] - int(SAVED_BEFORE_NS / self._pace)
         await self._sleep_until(saved_at_ns)
-        await self._top_up(USERS[1], 30.0, "is about to run out and is topped up with {}: saved, no GET")
+        await self._top_up(USERS[1], 12.0, "is about to run out and is topped up with {}: saved, no GET")
         await self._sleep_until(started[0])
+        await self._pause(1.5)
+        await self._report_off(USERS[0])
         await self._pause(1.0)
+        await self._stop(USERS[1])
         return await self._judge()
 
     async def _top_up(self, user_id: str, seconds: float, story: str) -> None:
@@ -134,11 +141,27 @@ class Scene:
         self._screen.say(f"{user_id} starts a machine for 1 coin a second")
         return boot_ns + int(account["runway_ns"])
 
-    async def _stop_and_spend_all(self, user_id: str) -> None:
+    async def _report_off(self, user_id: str) -> None:
+        """What the receiver of a cutoff has to do: switch off, and say so."""
+        account = await self._client.get_account(user_id)
+        self._show(account)
+        self._screen.say(
+            f"{user_id} has run out, its rate stands: {coins(account['overrun_nanos'])} coins of overrun so far"
+        )
+        await self._pause(1.0)
+        self._show(await self._client.set_rate(user_id, 0, resource=MACHINE))
+        self._screen.say(f"{user_id}: its machine is off, and whoever switched it off reports rate 0; overrun stops")
+
+    async def _stop(self, user_id: str) -> int:
+        """What is left then, in nanos."""
         account = await self._client.set_rate(user_id, 0, resource=MACHINE)
         self._show(account)
-        left_nanos = account["balance_nanos"]
+        left_nanos: int = account["balance_nanos"]
         self._screen.say(f"{user_id} stops the machine; {coins(left_nanos)} coins are left and stay")
+        return left_nanos
+
+    async def _stop_and_spend_all(self, user_id: str) -> None:
+        left_nanos = await self._stop(user_id)
         await self._pause(1.5)
         self._screen.say(f"{user_id} is debited exactly {coins(left_nanos)} coins")
         self._show(await self._client.debit(user_id, left_nanos))

@@ -1,22 +1,27 @@
-"""What the demo shows: a live table on a terminal, plain lines everywhere else.
+"""What the demo shows: a live screen on a terminal, plain lines everywhere else.
 
     PlainScreen   one line per step and per GET, and now and then a line with all balances: for pipes and logs
-    LiveScreen    a table of accounts that ticks, below it the story, and at the end what to try next
+    LiveScreen    fills the terminal: the dashboard's address, the accounts as they tick, the newest of the story, the
+                  verdict, and what to try next; when it ends, the terminal is as before, with the story below
 
 Both are told the same: `say`, `account`, `arrival`, `finish`. Instants are shown in UTC with all nine digits, and of
 each GET how long after the exact instant it was received.
+
+**It fits.** Each picture is made for the size that the terminal has at that moment. The verdict and the next steps have
+their lines before the story gets any; where it is narrow, the story is wrapped, columns lose digits, and then go. The
+picture has the screen to itself (the alternate one), so a terminal that is made larger or smaller shows no remains.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -26,9 +31,24 @@ from billing.trial.demo_scene import Account, coins
 from shards.system.clock import boot_now_ns
 
 SECOND_NS: Final = 10**9
-STORY_LINES: Final = 16
+STORY_LINES: Final = 100
 REFRESH_HZ: Final = 10
 BALANCES_EVERY_NS: Final = 2 * SECOND_NS
+ELAPSED_WIDTH: Final = 9
+RATE_FROM: Final = 60  # columns; narrower terminals do not see the rate
+DIGITS_FROM: Final = 72  # nor, below this, more than milliseconds
+REASON_FROM: Final = 80
+UNDER_WAY: Final = "The verdict comes here when the scene is over."
+END: Final = "Ctrl-C ends it, and everything it started."
+
+
+class Told(NamedTuple):
+    """What stands around the scene: the dashboard's address, and commands to try, each with what it shows (none: it
+    ends with the scene).
+    """
+
+    dashboard: str
+    commands: Sequence[tuple[str, str]]
 
 
 def clock_time(at_ns: int) -> str:
@@ -47,13 +67,15 @@ def told(arrival: Arrival) -> str:
 class PlainScreen:
     """Lines of text."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+    def __init__(self, write: Callable[[str], None], around: Told) -> None:
         self._write = write
+        self._around = around
         self._started_ns = boot_now_ns()
         self._balances: dict[str, str] = {}
         self._told_ns = self._started_ns
 
     def __enter__(self) -> Self:
+        self._write(f"dashboard: {self._around.dashboard}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,20 +93,27 @@ class PlainScreen:
     def arrival(self, arrival: Arrival) -> None:
         self.say(told(arrival))
 
-    def finish(self, score: str, clean: bool, lines: list[str]) -> None:
-        for line in [score, *lines]:
-            self._write(line)
+    def finish(self, score: str, clean: bool) -> None:
+        self._write(score)
+        if self._around.commands:
+            for line in ["try next, from another terminal:", *_shown(self._around.commands, 120)]:
+                self._write(line)
+            self._write(END)
 
 
 class LiveScreen:
-    """A table that ticks. Used as a context manager: the terminal is as before behind it."""
+    """A picture that ticks. Used as a context manager: the terminal is as before behind it, and has the story."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, around: Told) -> None:
+        self._console = console
+        self._around = around
         self._started_ns = boot_now_ns()
         self._accounts: dict[str, Account] = {}
         self._story: deque[Text] = deque(maxlen=STORY_LINES)
-        self._below: list[Panel] = []
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=REFRESH_HZ)
+        self._verdict = Text(UNDER_WAY, "dim")
+        self._live = Live(
+            console=console, get_renderable=self.picture, refresh_per_second=REFRESH_HZ, screen=True, transient=True
+        )
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -92,6 +121,7 @@ class LiveScreen:
 
     def __exit__(self, *_: object) -> None:
         self._live.__exit__(None, None, None)
+        self._console.print(*self._story, self._verdict, sep="\n", soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._tell(text, "")
@@ -102,30 +132,67 @@ class LiveScreen:
     def arrival(self, arrival: Arrival) -> None:
         self._tell(told(arrival), "bold green" if arrival.arrived_ns >= arrival.exhausted_at_ns else "bold red")
 
-    def finish(self, score: str, clean: bool, lines: list[str]) -> None:
-        if lines:
-            self._below = [Panel(Text("\n".join(lines)), title="try next", title_align="left")]
-        self._tell(score, "bold green" if clean else "bold red")
+    def finish(self, score: str, clean: bool) -> None:
+        self._verdict = Text(score, "bold green" if clean else "bold red")
 
     def _tell(self, text: str, style: str) -> None:
         elapsed = f"{(boot_now_ns() - self._started_ns) / SECOND_NS:6.2f} s  "
         self._story.append(Text.assemble((elapsed, "dim"), (text, style)))
 
-    def _render(self) -> Group:
-        table = Table(title="accounts", title_justify="left", expand=False)
-        table.add_column("user")
-        table.add_column("balance, coins", justify="right", min_width=16)
-        table.add_column("coins a second", justify="right")
-        table.add_column("runs out at (UTC)", min_width=18)
-        table.add_column("state", min_width=9)
-        for user_id, account in sorted(self._accounts.items()):
-            due_ns = account["exhausts_at_ns"]
-            active = account["state"] == "active"
-            table.add_row(
-                user_id,
-                coins(account["balance_nanos"]),
-                format_coins(account["rate_nanos_per_second"]),
-                clock_time(due_ns) if due_ns is not None else "",
-                Text(account["state"], "green" if active else "bold red"),
-            )
-        return Group(table, Panel(Group(*self._story), title="what happens", title_align="left"), *self._below)
+    def picture(self) -> Group:
+        """All of it, in exactly as many lines as the terminal has, at most."""
+        width, height = self._console.size
+        above = [Text.assemble("dashboard  ", (self._around.dashboard, "bold cyan")), Text()]
+        accounts = accounts_table(self._accounts, width)
+        below = [Text(), *self._wrapped(self._verdict, width, 0)]
+        if self._around.commands:
+            below += [Text("try next, from another terminal:", "dim")]
+            below += [Text(line) for line in _shown(self._around.commands, width)] + [Text(END, "dim")]
+        taken = len(above) + len(self._accounts) + 2 + len(below)
+        lines: list[Text] = []
+        for told_last in reversed(self._story):
+            wrapped = self._wrapped(told_last, width, ELAPSED_WIDTH)
+            if taken + len(lines) + len(wrapped) > height:
+                break
+            lines[:0] = wrapped
+        return Group(*map(_one_line, above), accounts, Text(), *lines, *map(_one_line, below))
+
+    def _wrapped(self, text: Text, width: int, indent: int) -> list[Text]:
+        """The text in lines of that width at most, those after the first one indented."""
+        if cell_len(text.plain) <= width:
+            return [text]
+        first, *others = text.wrap(self._console, width - indent)
+        return [first, *(Text.assemble(" " * indent, line) for line in others)]
+
+
+def accounts_table(accounts: dict[str, Account], width: int) -> Table:
+    """A row for each account, in that width: instants lose digits first, then the rate goes."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("user", no_wrap=True)
+    table.add_column("balance, coins", justify="right", no_wrap=True)
+    if width >= RATE_FROM:
+        table.add_column("a second", justify="right", no_wrap=True)
+    table.add_column("runs out, UTC", no_wrap=True, min_width=18 if width >= DIGITS_FROM else 12)
+    table.add_column("state", no_wrap=True)
+    for user_id, account in sorted(accounts.items()):
+        due_ns, active = account["exhausts_at_ns"], account["state"] == "active"
+        due = clock_time(due_ns)[: 18 if width >= DIGITS_FROM else 12] if due_ns is not None else ""
+        state = Text(account["state"], "green" if active else "bold red")
+        if not active and account["rate_nanos_per_hour"] and width >= REASON_FROM:
+            state.append(", rate not 0", "yellow")
+        row: list[str | Text] = [user_id, coins(account["balance_nanos"]), format_coins(account["rate_nanos_per_second"]), due, state]
+        table.add_row(*(row if width >= RATE_FROM else [*row[:2], *row[3:]]))
+    return table
+
+
+def _shown(commands: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """The commands in a column, with what each shows where all of that fits."""
+    longest = max(cell_len(command) for command, _ in commands)
+    lines = [f"  {command:<{longest}}   {shows}" for command, shows in commands]
+    fits = all(cell_len(line) <= width for line in lines)
+    return lines if fits else [f"  {command}" for command, _ in commands]
+
+
+def _one_line(text: Text) -> Text:
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text

@@ -3,7 +3,8 @@
 For tools that need a daemon to show or to judge something. It runs on the operator's configuration, except for what
 must never be touched by a trial: data live in a new temporary directory, cutoffs go to the receiver started here and
 nowhere else, and nothing is sent to `cutoff.restore_url` or `notify.url`. Where a port is taken by somebody else, a
-free one is used, and `notes` says so.
+free one is used, and `notes` says so. A port is bound once: the daemon's here, which hands the sockets over
+(`handing_over`), and the receiver's by the receiver, which says where it listens.
 
     async with OwnDaemon(config_file, environ) as daemon:
         async with Client(daemon.rpc) as client: ...
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -29,10 +30,15 @@ from billing.addresses import parse_listen
 from billing.config.load import load
 from billing.config.schema import Config
 from billing.trial.child_processes import Child, ChildError
+from billing.trial.handing_over import handed_over_by
 
 READY_WAIT_S: Final = 30.0
 READY_POLL_S: Final = 0.05
 CONFIG_FILE: Final = Path("config.toml")
+ANY_PORT: Final = "127.0.0.1:0"
+BACKLOG: Final = 4096
+BILLING: Final = (sys.executable, "-m", "billing")
+LISTENING: Final = "listening on "  # before its URL, in the first line of the receiver
 
 # What a trial never does, whatever the configuration says.
 SET_ASIDE: Final = {
@@ -54,16 +60,6 @@ def default_config_file() -> Path | None:
     return CONFIG_FILE if CONFIG_FILE.is_file() else None
 
 
-def is_free(address: str) -> bool:
-    """Whether this TCP address can be listened on now."""
-    host, port = parse_listen(address)
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError:
-        return False
-    return True
-
-
 def answers(address: str) -> bool:
     """Whether somebody accepts connections there now."""
     host, port = parse_listen(address)
@@ -82,8 +78,8 @@ def receiver_address(config: Config) -> str:
 
 
 class OwnDaemon:
-    """See the module. `rpc`, `admin` and `cutoff` are `host:port`; `config` is the one it runs on, `pid` the daemon's
-    main process.
+    """See the module. Inside the block `rpc`, `admin` and `cutoff` are `host:port`, `config` is the one it runs on,
+    and `pid` the daemon's main process.
     """
 
     def __init__(
@@ -101,10 +97,9 @@ class OwnDaemon:
         """
         wanted = load(file, {**environ, **_as_environment(SET_ASIDE)}).config
         self.notes: list[str] = []
-        any_port = "127.0.0.1:0"
-        self.rpc = self._place("rpc.listen", any_port if free_ports else wanted.rpc.listen)
-        self.admin = self._place("admin.listen", any_port if free_ports else wanted.admin.listen)
-        self.cutoff = self._place("cutoff.url", any_port if free_ports else _loopback_of(wanted))
+        self.rpc = ANY_PORT if free_ports else wanted.rpc.listen or ANY_PORT
+        self.admin = ANY_PORT if free_ports else wanted.admin.listen or ANY_PORT
+        self.cutoff = ANY_PORT if free_ports else _loopback_of(wanted)
         self._file = file
         self._environ = dict(environ)
         self._parent = parent
@@ -116,6 +111,9 @@ class OwnDaemon:
         """Starts both and waits until every bucket is served. Raises ChildError."""
         try:
             directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir=self._parent))
+            await self._start_receiver()
+            sockets = {"rpc": self._bound("rpc.listen", self.rpc), "admin": self._bound("admin.listen", self.admin)}
+            self.rpc, self.admin = map(_address_of, sockets.values())
             settings = {
                 **SET_ASIDE,
                 "daemon.data_dir": str(Path(directory) / "data"),
@@ -125,11 +123,14 @@ class OwnDaemon:
             }
             environment = self.environment = {**self._environ, **_as_environment(settings)}
             self.config = load(self._file, environment).config
-            billing = [sys.executable, "-m", "billing"]
-            receiver = [*billing, "receiver", "--quiet", "--listen", self.cutoff, *self._receiver_options]
-            await self._start("billing receiver", receiver, environment)
             config = ["--config", str(self._file)] if self._file else []
-            self.pid = await self._start("billing serve", [*billing, "serve", *config], environment)
+            command = handed_over_by(sockets, [*BILLING, "serve", *config])
+            descriptors = [one.fileno() for one in sockets.values()]
+            daemon = Child("billing serve", command, environment, descriptors=descriptors)
+            await self._start(daemon)
+            for one in sockets.values():
+                one.close()
+            self.pid = daemon.pid
             await self.ready()
         except BaseException:
             await self._stack.aclose()
@@ -150,12 +151,49 @@ class OwnDaemon:
         ending = done.pop()
         return endings[ending].complaint(f"ended with exit code {ending.result()}")
 
-    async def _start(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> int:
-        child = Child(name, arguments, environment)
+    async def _start(self, child: Child) -> None:
         self._stack.push_async_callback(child.end)
         await child.start()
         self._children.append(child)
-        return child.pid
+
+    async def _start_receiver(self) -> None:
+        """At its address, or at a free port where that is taken; it says where. Raises ChildError."""
+        for address in (self.cutoff, ANY_PORT):
+            listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+            def on_line(line: str, listening: asyncio.Future[str] = listening) -> None:
+                if line.startswith(LISTENING) and not listening.done():
+                    listening.set_result(urlsplit(line.removeprefix(LISTENING)).netloc)
+
+            arguments = [*BILLING, "receiver", "--quiet", "--listen", address, *self._receiver_options]
+            child = Child("billing receiver", arguments, self._environ, on_line)
+            self._stack.push_async_callback(child.end)
+            await child.start()
+            ended = asyncio.create_task(child.ended())
+            either: set[asyncio.Future[Any]] = {listening, ended}
+            await asyncio.wait(either, timeout=READY_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done():
+                ended.cancel()
+                if address == ANY_PORT != self.cutoff:
+                    self.notes.append(f"{self.cutoff} (cutoff.url) is taken: {listening.result()} instead")
+                self.cutoff = listening.result()
+                self._children.append(child)
+                return
+            ended.cancel()
+        raise child.complaint("does not listen")
+
+    def _bound(self, key: str, wanted: str) -> socket.socket:
+        """A listening socket at the wanted address where it is free, else at a free port of the same host; closed with
+        the rest.
+        """
+        host, port = parse_listen(wanted)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError:
+            listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
+            self.notes.append(f"{wanted} ({key}) is taken: {_address_of(listener)} instead")
+        return self._stack.enter_context(listener)
 
     async def ready(self) -> None:
         """Waits until the receiver answers and the daemon serves every bucket."""
@@ -179,16 +217,10 @@ class OwnDaemon:
         except TimeoutError:
             raise self._children[-1].complaint(f"is not ready after {READY_WAIT_S:g} s ({said.strip()})") from None
 
-    def _place(self, key: str, wanted: str) -> str:
-        """The wanted address where it is free, else a free port on the same host."""
-        host, port = parse_listen(wanted)
-        if port and is_free(wanted):
-            return wanted
-        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            free = f"{f'[{host}]' if ':' in host else host}:{probe.getsockname()[1]}"
-        if port:
-            self.notes.append(f"{wanted} ({key}) is taken: {free} instead")
-        return free
+
+def _address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _loopback_of(config: Config) -> str:
@@ -198,7 +230,7 @@ def _loopback_of(config: Config) -> str:
         local = config.cutoff.url.startswith("http://") and parse_listen(address).loopback
     except ValueError:
         local = False
-    return address if local else "127.0.0.1:0"
+    return address if local else ANY_PORT
 
 
 def _as_environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -59,6 +59,9 @@ def test_the_scene_is_played_and_judged(data_dir, demo):
     assert re.search(r"topped up with \d+(\.\d+)? coins: saved, no GET", told)
     gets = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", told)
     assert sorted(gets) == ["user_01", "user_03"]
+    assert told.index("http://127.0.0.1:") < told.index("user_01"), "the dashboard's address comes first"
+    assert re.search(r"user_01 has run out, its rate stands: \d+\.\d{9} coins of overrun", told)
+    assert "user_01: its machine is off, and whoever switched it off reports rate 0" in told
     assert told.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
     assert list(data_dir.iterdir()) == []
 
