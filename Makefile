@@ -8,7 +8,7 @@ CLIENTS := .clients
 LOCKER := .locker
 UNLOCKED ?=
 
-.PHONY: run test mutants torture lint types clients lock clean
+.PHONY: run test pictures mutants torture lint types clients lock clean
 
 $(VENV)/.ready: pyproject.toml requirements-dev.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -68,6 +68,10 @@ torture: $(VENV)/.ready
 mutants: $(VENV)/.ready
 	LEDGER_COMMANDS=1600 $(BIN)/mutmut run
 	$(BIN)/python -m tests.ledger.mutants
+
+# docs/pictures, which the README shows: the demo's screen and the dashboard, of a real daemon. Needs Debian's chromium.
+pictures: $(VENV)/.ready
+	$(BIN)/python -m tests.pictures
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

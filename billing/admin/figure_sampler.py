@@ -19,6 +19,7 @@ from collections import deque
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
+from billing.admin.recent import Recent
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.supervisor import Supervisor
 from shards.system.clock import boot_now_ns, wall_now_ns
@@ -26,6 +27,8 @@ from shards.system.clock import boot_now_ns, wall_now_ns
 LOOK_S: Final = 1.0
 GLANCE_S: Final = 0.25  # how often it is looked whether a bucket has another owner
 MOVES_KEPT: Final = 65_536  # as many as can happen between two glances: a page misses none
+EVENTS_KEPT: Final = 50
+MOVING_NS: Final = 60_000_000_000
 FINE_ROWS: Final = 300  # one a second
 MINUTE_ROWS: Final = 60
 COARSE_NS: Final = 10_000_000_000
@@ -47,6 +50,24 @@ class Row(NamedTuple):
     owed: int  # now
 
 
+class Outage(NamedTuple):
+    """An endpoint that does not answer. `since_ns`: wall clock; 0 where it is not known."""
+
+    endpoint: str
+    since_ns: int
+    error: str
+
+
+class Event(NamedTuple):
+    """A warning or worse that was logged."""
+
+    wall_ns: int
+    level: str
+    shard_id: int  # 0: by the main process
+    text: str
+    do: str
+
+
 class Moved(NamedTuple):
     """A bucket got another owner."""
 
@@ -60,8 +81,14 @@ class Moved(NamedTuple):
 class FigureSampler:
     """See the module. `figures` is by shard, empty for a worker that did not answer lately."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, recent: Recent | None = None) -> None:
+        """`recent`: what the main process has logged lately."""
         self.supervisor = supervisor
+        self.started_ns = wall_now_ns()
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._recent = recent
+        self._events_seen: dict[int, tuple[int, int]] = {}  # shard -> (pid, number of its last event)
+        self._shut_since_ns = 0
         self.figures: dict[int, dict[str, Any]] = {}
         self.fine: deque[Row] = deque(maxlen=FINE_ROWS)
         self.coarse: deque[Row] = deque(maxlen=COARSE_ROWS)
@@ -103,6 +130,11 @@ class FigureSampler:
         self.fine.append(_row(self._before, (sums, now_ns)))
         self._before = sums, now_ns
         self._minute.append(self._before)
+        self._hear()
+        if not self.total("endpoints_shut"):
+            self._shut_since_ns = 0
+        elif not self._shut_since_ns:
+            self._shut_since_ns = wall_now_ns()
         if now_ns - self._coarse_before[1] >= COARSE_NS:
             self.coarse.append(_row(self._coarse_before, (sums, now_ns)))
             self._coarse_before = sums, now_ns
@@ -125,9 +157,45 @@ class FigureSampler:
         """The moves after that one, in order."""
         return list(takewhile(lambda one: one.number > number, reversed(self.moves)))[::-1]
 
+    def moving(self) -> bool:
+        """Whether a bucket has moved within the last minute."""
+        return bool(self.moves) and boot_now_ns() - self.moves[-1].boot_ns < MOVING_NS
+
     def last_minute(self) -> Row:
         """What happened within the last minute, as one row."""
         return _row(self._minute[0], self._minute[-1])
+
+    def last_hour(self) -> list[Row]:
+        """Ten seconds a row, the last one as far as it has come: all figures of a page are of the same look."""
+        return [*self.coarse, _row(self._coarse_before, self._before)]
+
+    def outages(self) -> list[Outage]:
+        """The endpoints that do not answer, each once however many workers have seen it; the oldest outage counts."""
+        found: dict[str, Outage] = {}
+        for figures in self.figures.values():
+            for told in figures.get("endpoint_outages", ()):
+                one = Outage(told["endpoint"], told["since_ns"], told["error"])
+                if one.endpoint not in found or one.since_ns < found[one.endpoint].since_ns:
+                    found[one.endpoint] = one
+            if figures.get("endpoints_shut") and "endpoint_outages" not in figures:
+                error = figures.get("cutoff_error", "")
+                found.setdefault("", Outage("The cutoff endpoint", self._shut_since_ns, error))
+        return sorted(found.values(), key=lambda outage: outage.since_ns)
+
+    def _hear(self) -> None:
+        """Takes what was logged since the last look."""
+        heard = [(0, 0, self._recent.rows)] if self._recent is not None else []
+        for shard_id, worker in self.supervisor.workers.items():
+            heard.append((shard_id, worker.pid, self.figures.get(shard_id, {}).get("recent", ())))
+        fresh: list[Event] = []
+        for shard_id, pid, rows in heard:
+            known_pid, known = self._events_seen.get(shard_id, (pid, 0))
+            known = known if known_pid == pid else 0
+            for number, wall_ns, level, text, do in rows:
+                if number > known:
+                    fresh.append(Event(wall_ns, level, shard_id, text, do))
+                    self._events_seen[shard_id] = (pid, number)
+        self.events.extend(sorted(fresh))
 
     def overdue(self) -> list[str]:
         """Which worker's loop or last sync is not fresh, and for how long; empty where all are."""

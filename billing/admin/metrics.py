@@ -4,10 +4,10 @@ Theory. One table says which figure becomes which metric; names follow Prometheu
 units (seconds, bytes, coins), `_total` behind counters, `_per_second` behind rates. `process_*` are the main process's,
 as every Prometheus client names them; `billing_process_*` are those of all processes of the daemon, by name.
 
-Figures are whole numbers in the unit their own name ends with; `_ns` becomes seconds and `_nanos` coins here and nowhere
-else. What a worker counts carries its `shard`; what is the daemon's has no label. A worker that is down has no figures,
-and its series are absent rather than zero; what says that it is down (`billing_shard_up`, `billing_follower_up`) is
-always there, so that an alert can fire.
+Figures are whole numbers in the unit their own name ends with; `_ns` becomes seconds and `_nanos` coins here and
+nowhere else. What a worker counts carries its `shard`; what is the daemon's has no label. A worker that is down has no
+figures, and its series are absent rather than zero; what says that it is down (`billing_shard_up`,
+`billing_follower_up`) is always there, so that an alert can fire.
 
 The registry is our own and holds nothing between two scrapes. It never asks anybody: a scrape reads what is there.
 """

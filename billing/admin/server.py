@@ -31,17 +31,16 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 from markupsafe import Markup
 
-from billing import __version__
 from billing.addresses import parse_listen
 from billing.admin.figure_sampler import GLANCE_S, FigureSampler
 from billing.admin.metrics import CONTENT_TYPE, Exposition
 from billing.admin.page import parts, plots
+from billing.admin.processes import HOST, Processes
 from billing.admin.worker_queries import Inquiries, QueryRefused
 from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
-from billing.admin.processes import Processes
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import RealDisk, read_file
 
@@ -161,9 +160,10 @@ class Site:
         body = Markup(self._files["page.html"].decode()).format(
             **made,
             user=user,
+            host=HOST,
+            cells=Markup(" open") if self._sampler.moving() else "",
             account=parts.account(await self._account(user)) if user else "",
             buckets=plots.buckets(bucket_map.owner.tolist()[1:], set(bucket_map.pinned)),
-            version=__version__,
         )
         return web.Response(text=body, content_type="text/html")
 
@@ -215,7 +215,7 @@ class Site:
             self._answer(self._inquiries.pending_cutoffs(parts.OWED_SHOWN)),
             self._answer(self._inquiries.forecast(parts.HOUR_NS, parts.MINUTE_NS)),
         )
-        return parts.Asked(owed, coming, self._now_ns())
+        return parts.Asked(owed, coming, self._now_ns(), self._processes.usage())
 
     async def _answer(self, question: Awaitable[T]) -> T | str:
         try:

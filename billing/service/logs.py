@@ -9,7 +9,7 @@ colour, to anything else as lines. A test holds the table and the code together.
                 BILLING_DO, and BILLING_<NAME> for each value: `journalctl -u billing BILLING_EVENT=shard_held`
     terminal    12:20:08 ERROR shard 1 is held …
                          → what to do
-    lines       2026-11-24T12:20:08.123Z ERROR shards.supervisor.child_process: shard 1 is held … event=shard_held shard=1 do="…"
+    lines       2026-11-24T12:20:08.123Z ERROR shards.supervisor: shard 1 is held … event=shard_held shard=1 do="…"
     json        {"time": "2026-11-24T12:20:08.123Z", "level": "error", "event": "shard_held", …}
 
 `log.format` asks for lines or JSON whatever standard error is; "auto" takes the first of these that fits. Times are UTC
@@ -39,6 +39,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from billing.admin.recent import Recent
 from billing.config.schema import Log
 from shards.system.disk import RealDisk, read_file
 
@@ -232,9 +233,9 @@ def set_up(
     common: Mapping[str, str] | None = None,
     stream: Any = None,
     journal: str = JOURNAL_SOCKET,
-) -> None:
+) -> Recent:
     """Sends all records of this process where they belong. `common`: fields that each of them has.
-    `journal`: where journald listens.
+    `journal`: where journald listens. Returns what keeps the last of them.
     """
     stream = sys.stderr if stream is None else stream
     discretion, common = Discretion(log.user_ids), common or {}
@@ -253,7 +254,10 @@ def set_up(
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
+    recent = Recent(discretion, lambda record: event_of(record).do)
+    root.addHandler(recent)
     root.setLevel(log.level.upper())
+    return recent
 
 
 def is_journal(journal_stream: str, stream: Any) -> bool:

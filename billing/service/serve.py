@@ -22,6 +22,7 @@ from pathlib import Path
 import uvloop
 
 from billing.addresses import parse_listen
+from billing.admin.recent import Recent
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
 from billing.config.load import EXIT_CONFIG, ConfigError, load
@@ -55,13 +56,17 @@ def serve(file: Path | None) -> int:
     except ConfigError as error:
         print(f"billing: the configuration cannot be run:\n{error}", file=sys.stderr)
         return EXIT_CONFIG
-    set_up(config.log, os.environ)
+    recent = set_up(config.log, os.environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(file, config, listeners, admin))
+        return runner.run(_run(file, config, listeners, admin, recent))
 
 
 async def _run(
-    file: Path | None, config: Config, listeners: list[tuple[str, socket.socket]], admin: socket.socket | None
+    file: Path | None,
+    config: Config,
+    listeners: list[tuple[str, socket.socket]],
+    admin: socket.socket | None,
+    recent: Recent,
 ) -> int:
     isolated = ["-I"] if sys.flags.isolated else []
     command = [sys.executable, *isolated, "-m", "billing", "worker"]
@@ -70,7 +75,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, supervisor, notifier)
-    service = Service(config, supervisor, notifier)
+    service = Service(config, supervisor, notifier, recent)
 
     async def take_up(changed: Config) -> None:
         service.reloaded(changed)
@@ -144,7 +149,7 @@ def work(control_descriptor: int) -> int:
 
     def build_logging(begin: Begin) -> Billing:
         billing = build(begin)
-        set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+        billing.recent = set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
         return billing
 
     return run(control_descriptor, build_logging)

@@ -26,6 +26,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from billing.admin.figure_sampler import FigureSampler
+from billing.admin.recent import Recent
 from billing.config.schema import Config
 from billing.service.systemd import ServiceManager
 from shards.supervisor.restart_policy import EXIT_BUG
@@ -45,11 +46,11 @@ EXTEND_S: Final = 60
 class Service:
     """What is around a supervisor: the watchman, the service manager, HTTP for operators."""
 
-    def __init__(self, config: Config, supervisor: Supervisor, notifier: ServiceManager) -> None:
+    def __init__(self, config: Config, supervisor: Supervisor, notifier: ServiceManager, recent: Recent) -> None:
         self._config = config
         self._supervisor = supervisor
         self._notifier = notifier
-        self._sampler = FigureSampler(supervisor)
+        self._sampler = FigureSampler(supervisor, recent)
         self._site: Site | None = None
 
     async def run(self, admin: socket.socket | None, tls: ssl.SSLContext | None) -> None:

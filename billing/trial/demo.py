@@ -70,7 +70,7 @@ async def _demo(once: bool, pace: float, file: Path | None) -> int:
             reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
             told = Told(f"http://{own.admin}/?user={USERS[0]}", try_next(own.rpc) if not once else ())
             with LiveScreen(console, told) if console.is_terminal else PlainScreen(_print, told) as screen:
-                return await _play(own, client, reader, screen, once, pace)
+                return await play(own, client, reader, screen, once, pace)
     except ChildError as error:
         print(f"billing: {error}", file=sys.stderr)
         return EXIT_BUG
@@ -79,7 +79,7 @@ async def _demo(once: bool, pace: float, file: Path | None) -> int:
         return EXIT_WRONG
 
 
-async def _play(
+async def play(
     own: OwnDaemon,
     client: Client,
     reader: ArrivalReader,

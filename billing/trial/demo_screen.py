@@ -180,7 +180,8 @@ def accounts_table(accounts: dict[str, Account], width: int) -> Table:
         state = Text(account["state"], "green" if active else "bold red")
         if not active and account["rate_nanos_per_hour"] and width >= REASON_FROM:
             state.append(", rate not 0", "yellow")
-        row: list[str | Text] = [user_id, coins(account["balance_nanos"]), format_coins(account["rate_nanos_per_second"]), due, state]
+        rate = format_coins(account["rate_nanos_per_second"])
+        row: list[str | Text] = [user_id, coins(account["balance_nanos"]), rate, due, state]
         table.add_row(*(row if width >= RATE_FROM else [*row[:2], *row[3:]]))
     return table
 

@@ -40,6 +40,11 @@ def test_amounts_and_sizes() -> None:
     assert words.coins(33_050_365_000_000) == "33,050.36"
     assert words.coins(7) == "0.000000007"
     assert words.coins(-1_500_000_000) == "−1.50"
+    assert words.coins_short(0) == "0"
+    assert words.coins_short(99_999_999_999_999) == "99,999.99"
+    assert words.coins_short(112_470_640_000_000) == "112,470"
+    assert words.coins_short(-540_000_000 * 10**9) == "−540 M"
+    assert words.coins_short(2**63 - 1) == "9.2 bn"
     assert words.size(64 * 2**20) == "64 MiB"
     assert words.size(1023) == "1023 B"
     assert words.number(0.25) == "0.2"
@@ -66,6 +71,24 @@ def test_an_empty_histogram_has_no_quantile() -> None:
 def test_a_counter_that_fell_began_anew() -> None:
     assert grown(10, 15) == 5
     assert grown(10, 3) == 3
+
+
+def test_beyond_the_last_bound_a_span_is_only_known_to_be_longer() -> None:
+    assert words.late(148 * 10**9) == "2 min 28 s"
+    tally = Histogram(LATENESS_NS)
+    tally.add(10 * LATENESS_NS[-1])
+    assert words.late(quantile_ns(list(tally.bounds), tally.counts, 0.99)) == "> 30 min"
+
+
+def test_an_instant_has_its_date_where_it_is_not_of_today() -> None:
+    at_ns = 1_795_872_287_922_238_409
+    assert words.clock(at_ns, at_ns + 5 * 10**9) == "13:24:47 UTC"
+    assert words.clock(at_ns, at_ns + 86_400 * 10**9) == "2026-11-28 13:24 UTC"
+
+
+def test_a_bar_is_divided_as_the_buckets_are() -> None:
+    made = plots.shares({1: 2000, 2: 1000}, "shard 1: 2,000, shard 2: 1,000")
+    assert [float(width) for width in re.findall(r'width="([0-9.]+)"', made)] == [479.0, 239.0]
 
 
 def test_a_gap_is_not_drawn_over() -> None:

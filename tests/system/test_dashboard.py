@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
         await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
         await browser.until("document.getElementById('live').textContent === 'live'")
         assert await browser.evaluate("document.querySelectorAll('.buckets i').length") == 3000
+        assert await browser.evaluate("document.getElementById('cells').open") is False, "nothing moves"
 
         # a balance that is asked for is counted down, between two answers of the server as well
         await browser.evaluate("document.getElementById('user').value = 'alice'")
@@ -61,6 +63,7 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
         await rpc.ask("move_bucket", bucket, target)
         await browser.until(f"document.querySelectorAll('.buckets i')[{bucket - 1}].className === 's{target} moved'")
         await browser.until(f"document.getElementById('moves').textContent.includes('bucket {bucket}')")
+        assert await browser.evaluate("document.getElementById('cells').open") is True
 
         # what is owed appears with its error, as text
         await rpc.ask("top_up", EVIL, "0.000001")
@@ -68,7 +71,8 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
         await browser.until("document.querySelector('#owed td.user') !== null")
         assert await browser.evaluate("document.querySelector('#owed td.user').textContent") == EVIL
         await browser.until("document.querySelector('#owed .error').textContent.includes('refused')")
-        assert await browser.evaluate("document.title") == "billing"
+        title = await browser.evaluate("document.title")
+        assert title.endswith(f"billing on {socket.gethostname()}"), "what a user is called is no script"
         await keep(browser, "lives")
 
         # and when the daemon is gone, it says so
@@ -95,6 +99,47 @@ async def test_it_fits_and_can_be_read(
         assert over == [], "what does not fit into its card"
         await keep(browser, name)
     assert browser.errors == []
+
+
+async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_dir: Path, browser: Chromium) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(30):
+            await rpc.ask("top_up", f"late-{number}", "0.000001")
+            await rpc.ask("set_rate", f"late-{number}", "1")
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
+        await browser.until("document.querySelector('#state .pill.bad')?.textContent === '30 owed'", 60)
+        await browser.until("document.title.startsWith('● 30 owed')", 60)
+        seen = "document.querySelector('#troubles li.bad').innerText"
+        told = await browser.until(f"{seen}.includes('30 users wait') && {seen}", 60)
+        assert "does not answer since" in told
+        assert "refused" in told
+        assert await browser.evaluate("document.querySelector('#troubles .copy').dataset.copy") == "billing cutoffs"
+        link = await browser.evaluate("document.querySelector('#troubles a').getAttribute('href')")
+        assert link == "/runbook#BillingEndpointShut"
+        overrun = await browser.evaluate("document.querySelectorAll('.tile')[3].innerText")
+        assert "30 exhausted accounts whose rate nobody has set to 0" in " ".join(overrun.split())
+        await browser.until("document.getElementById('recent').innerText.includes('does not answer')", 60)
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}{link}")
+        assert await browser.evaluate("document.getElementById('BillingEndpointShut') !== null")
+    assert browser.errors == []
+
+
+async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chromium) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
+        await browser.until("document.querySelector('#state .pill.good') !== null", 60)
+        assert "No warning was logged since the start" in await browser.evaluate(
+            "document.getElementById('recent').innerText"
+        )
+        daemon.kill(daemon.worker_pids()[0])
+        await browser.until("document.getElementById('recent').innerText.includes('ended with -9')", 60)
+        await browser.until("document.querySelector('#state .pill.good') !== null", 60)
+        starts = "document.querySelectorAll('#shards tbody td')[3].textContent"
+        await browser.until(f"{starts} === '2'", 60)
+        identity = await browser.evaluate("document.getElementById('identity').innerText")
+        for fact in ("since", "version", "memory", "disk"):
+            assert fact in identity
 
 
 async def test_it_needs_no_script_for_the_figures(data_dir: Path, browser: Chromium) -> None:

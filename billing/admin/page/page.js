@@ -14,6 +14,12 @@ function put(id, markup) {
   }
 }
 
+function plain(markup) {
+  const text = document.createElement("textarea"); // its content is text, whatever it looks like
+  text.innerHTML = markup;
+  return text.value;
+}
+
 function nowNs() {
   return BigInt(Math.round((performance.now() + aheadMs) * 1000)) * 1000n;
 }
@@ -24,11 +30,15 @@ events.addEventListener("parts", (event) => {
   const told = JSON.parse(event.data);
   aheadMs = Number(BigInt(told.now_ns) / 1000n) / 1000 - performance.now();
   heardMs = performance.now();
-  for (const [id, markup] of Object.entries(told.parts)) put(id, markup);
+  for (const [id, markup] of Object.entries(told.parts)) {
+    if (id === "title") document.title = plain(markup);
+    else put(id, markup);
+  }
 });
 
 events.addEventListener("moved", (event) => {
   const cells = document.querySelectorAll(".buckets i");
+  at("cells").open = true;
   for (const [bucket, shard] of JSON.parse(event.data)) {
     const cell = cells[bucket - 1];
     if (!cell) continue;
@@ -46,6 +56,13 @@ setInterval(() => {
 }, 500);
 
 // One account. The server is asked every two seconds; in between the balance follows from its rate.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest(".copy");
+  if (!button || !navigator.clipboard) return;
+  await navigator.clipboard.writeText(button.dataset.copy);
+  button.textContent = "copied";
+});
+
 const form = at("ask");
 const NANO = 3600n * 1000000000n;
 let user = at("user").value;
@@ -73,7 +90,8 @@ setInterval(ask, 2000);
 function coins(nanos) {
   const sign = nanos < 0n ? "-" : "";
   const whole = nanos < 0n ? -nanos : nanos;
-  return sign + whole / 1000000000n + "." + String(whole % 1000000000n).padStart(9, "0");
+  const grouped = String(whole / 1000000000n).replace(/\B(?=(\d{3})+$)/g, ",");
+  return sign + grouped + "." + String(whole % 1000000000n).padStart(9, "0");
 }
 
 function spanOf(ns) {

@@ -6,68 +6,119 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from billing import __version__
 from billing.admin.alerts import ALERTS, PAGE
 from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, quantile_ns
 from billing.admin.page import plots, words
+from billing.admin.page.condition import OWED_LATE_NS, Trouble, age_ns, title, troubles
+from billing.admin.processes import HOST, Usage
 from billing.cli.showing import instant
 from billing.ledger.money import format_coins
 from shards.system.clock import boot_now_ns
 
 HOUR_NS: Final = 3600 * 10**9
 MINUTE_NS: Final = 60 * 10**9
-OWED_SHOWN: Final = 20
+OWED_SHOWN: Final = 8
 MOVES_SHOWN: Final = 8
-OWED_LATE_NS: Final = 5 * 10**9
+EVENTS_SHOWN: Final = 8
 
 
 class Asked(NamedTuple):
-    """What the workers answered for the page; a text says why there is no answer."""
+    """What the workers answered for the page (a text says why there is no answer), and what the processes use."""
 
     owed: Sequence[Mapping[str, Any]] | str
     coming: Mapping[str, Any] | str
     now_ns: int  # billing time of these answers
+    usage: Usage
 
 
 def parts(sampler: FigureSampler, asked: Asked) -> dict[str, Markup]:
-    """All parts that change by themselves, by id."""
+    """All parts that change by themselves, by id. `title` is the tab's, as text."""
+    found = troubles(sampler, asked.usage)
     return {
-        "state": state(sampler),
+        "title": escape(title(found, HOST)),
+        "state": state(found),
+        "troubles": troubles_list(found),
+        "identity": identity(sampler, asked.usage),
         "tiles": tiles(sampler, asked),
         "lateness": lateness(sampler),
         "owed": owed(sampler, asked),
         "coming": coming(asked),
         "shards": shards(sampler),
+        "recent": recent(sampler),
+        "shares": shares(sampler),
         "moves": moves(sampler),
     }
 
 
-def state(sampler: FigureSampler) -> Markup:
-    """One line: how the daemon is."""
-    reasons = [*sampler.supervisor.ready_reasons(), *sampler.overdue()]
-    if not reasons:
-        return Markup('<span class="pill good">Serving</span> every bucket is served')
-    kind, word = (
-        ("warn", "Starting")
-        if all("recover" in one or "starting" in one for one in reasons)
-        else (
-            "bad",
-            "Degraded",
+def state(found: Sequence[Trouble]) -> Markup:
+    """One line: how the daemon is, by the worst that there is."""
+    if not found:
+        return Markup('<span class="pill good">Serving</span> every bucket is served, nothing is wrong')
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return Markup('<span class="pill {}">{}</span>{}').format(found[0].kind, found[0].word, more)
+
+
+def troubles_list(found: Sequence[Trouble]) -> Markup:
+    """What is wrong, each with what shows more and what to do; empty where nothing is."""
+    items = [
+        Markup('<li class="{}"><b>{}</b><span class="what">{}</span><span class="do">{}{}</span></li>').format(
+            trouble.kind,
+            trouble.word,
+            trouble.text,
+            command(trouble.command) if trouble.command else "",
+            Markup('<a href="/runbook#{}">what to do</a>').format(trouble.alert) if trouble.alert else "",
         )
+        for trouble in found
+    ]
+    return Markup("<ul>{}</ul>").format(Markup("").join(items)) if items else Markup("")
+
+
+def command(text: str) -> Markup:
+    """A command with a button that copies it."""
+    return Markup(
+        '<span class="command"><code>{}</code><button type="button" class="copy" data-copy="{}">copy</button></span>'
+    ).format(text, text)
+
+
+def identity(sampler: FigureSampler, usage: Usage) -> Markup:
+    """Which daemon this is: where, since when, which version, and what it uses."""
+    main = usage.processes[0] if usage.processes else None
+    facts = [
+        ("up", f"{words.span(age_ns(sampler.started_ns))}, since {words.clock(sampler.started_ns)}"),
+        ("version", __version__),
+        ("process", str(main.pid) if main else "–"),
+        ("memory", f"{words.size(usage.memory_bytes)} in {len(usage.processes)} processes"),
+    ]
+    if usage.disk_bytes:
+        facts.append(("disk", f"{words.size(usage.disk_free_bytes)} free of {words.size(usage.disk_bytes)}"))
+    return Markup("<dl>{}</dl>").format(
+        Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in facts)
     )
-    return Markup('<span class="pill {}">{}</span> {}').format(kind, word, "; ".join(reasons))
+
+
+def within(sampler: FigureSampler) -> str:
+    """The time that the figures of an hour are of: less than one after a start."""
+    hour = age_ns(sampler.started_ns) >= HOUR_NS
+    return "in the last hour" if hour else f"since the start at {words.clock(sampler.started_ns)}"
 
 
 def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
     """The figures one looks at first."""
     fine = list(sampler.fine)
     rate = fine[-1].commands if fine else 0.0
-    minute = sampler.last_minute()
     owing = sampler.total("pending_cutoffs")
     oldest_ns = sampler.top("oldest_owed_ns")
     held = sampler.total("cutoffs_held")
     overrun, growing = sampler.total("overrun_nanos"), sampler.total("overrun_nanos_per_hour")
+    running, connections = sampler.total("overrun_accounts"), sampler.total("connections")
+    accounts = f"{running:,} exhausted account{'' if running == 1 else 's'}"
+    answering = sum(bool(figures) for figures in sampler.figures.values())
+    shards = len(sampler.supervisor.workers)
+    known = answering == shards
+    partly = "no shard answers" if not answering else f"of {answering} shards, {shards - answering} do not answer"
     return Markup("").join(
         (
             _tile(
@@ -75,18 +126,13 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
                 words.number(rate),
                 plots.spark([row.commands for row in fine], FINE_ROWS),
             ),
-            _tile(
-                "Cutoff lateness, p99",
-                words.span(minute.late_p99_ns) if minute.sent else "–",
-                f"median {words.span(minute.late_p50_ns)}, {words.number(minute.sent)} in the last minute"
-                if minute.sent
-                else "none was due in the last minute",
-                "bad" if minute.late_p99_ns > plots.BOUND_MS * 10**6 else "",
-            ),
+            _lateness_tile(sampler),
             _tile(
                 "Cutoffs owed",
-                words.number(owing),
-                f"{held} held back at the start"
+                words.number(owing) if answering else "–",
+                partly
+                if not known
+                else f"{held:,} held back since the start"
                 if held
                 else f"the oldest for {words.span(oldest_ns)}"
                 if owing and oldest_ns >= 0
@@ -95,8 +141,12 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
             ),
             _tile(
                 "Overrun, coins",
-                words.coins(overrun),
-                f"and {words.coins(growing)} more an hour" if growing else "not growing",
+                words.coins_short(overrun),
+                f"{words.coins_short(growing)} more an hour: {accounts} whose rate nobody has set to 0"
+                if growing
+                else "used by exhausted accounts before their rate was set to 0"
+                if overrun
+                else "no exhausted account uses anything",
                 "warn" if growing else "",
             ),
             _tile(
@@ -108,11 +158,26 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
             ),
             _tile(
                 "Accounts",
-                words.number(sampler.total("accounts")),
-                f"{words.number(sampler.total('connections'))} connections",
+                words.number(sampler.total("accounts")) if answering else "–",
+                partly if not known else f"{connections:,} connection{'' if connections == 1 else 's'}",
             ),
         )
     )
+
+
+def _lateness_tile(sampler: FigureSampler) -> Markup:
+    """How late cutoffs leave; one that has waited for longer than those that left counts, too."""
+    minute = sampler.last_minute()
+    waiting_ns = sampler.top("cutoffs_waiting_ns", sampler.top("oldest_owed_ns") if sampler.outages() else 0)
+    name = "Cutoff lateness, p99"
+    if waiting_ns > max(minute.late_p99_ns, plots.BOUND_MS * 10**6):
+        sent = f"{words.number(minute.sent)} left in the last minute" if minute.sent else "none left in the last minute"
+        return _tile(name, f"> {words.span(waiting_ns)}", f"the first that waits; {sent}", "bad")
+    if not minute.sent:
+        return _tile(name, "–", "none was due in the last minute")
+    below = f"median {words.late(minute.late_p50_ns)}, {words.number(minute.sent)} in the last minute"
+    kind = "bad" if minute.late_p99_ns > plots.BOUND_MS * 10**6 else ""
+    return _tile(name, words.late(minute.late_p99_ns), below, kind)
 
 
 def _tile(title: str, figure: str, below: str | Markup, kind: str = "") -> Markup:
@@ -123,15 +188,16 @@ def _tile(title: str, figure: str, below: str | Markup, kind: str = "") -> Marku
 
 def lateness(sampler: FigureSampler) -> Markup:
     """How late cutoffs left, over the last hour; the newest slot is the one under way."""
-    rows = list(sampler.coarse)
+    rows = sampler.last_hour()[-COARSE_ROWS:]
     span_s = COARSE_ROWS * COARSE_NS // 10**9
     plot = plots.lateness([row.late_p50_ns for row in rows], [row.late_p99_ns for row in rows], span_s, COARSE_ROWS)
     sent = sum(row.sent for row in rows)
     worst_ns = max((row.late_p99_ns for row in rows), default=-1)
+    count = "1 cutoff was" if sent == 1 else f"{words.number(sent)} cutoffs were"
     text = (
-        f"{words.number(sent)} cutoffs were sent in this hour; the worst p99 of ten seconds was {words.span(worst_ns)}."
+        f"{count} sent {within(sampler)}; the worst p99 of ten seconds was {words.late(worst_ns)}."
         if sent
-        else "No cutoff was sent in this hour."
+        else f"No cutoff was sent {within(sampler)}."
     )
     return plot + Markup(
         '<p class="note"><span class="key p50">median</span> <span class="key p99">99th percentile</span> {}</p>'
@@ -145,6 +211,7 @@ def owed(sampler: FigureSampler, asked: Asked) -> Markup:
     total = sampler.total("pending_cutoffs")
     if not asked.owed:
         return Markup('<p class="empty">Nothing is owed: every cutoff had its 2xx.</p>')
+    waits = "waits until the endpoint answers" if sampler.outages() else "waits for its turn"
     rows = Markup("").join(
         Markup(
             '<tr><td class="user">{}</td><td class="n">{}</td><td class="n">{}</td><td class="error">{}</td></tr>'
@@ -152,12 +219,13 @@ def owed(sampler: FigureSampler, asked: Asked) -> Markup:
             row["user_id"],
             words.ago(max(0, asked.now_ns - int(row["exhausted_at_ns"]))),
             row["attempts"],
-            row["last_error"] or ("being sent" if row["attempts"] else "waits for its turn"),
+            row["last_error"] or ("being sent" if row["attempts"] else waits),
         )
         for row in asked.owed
     )
     more = total - len(asked.owed)
-    note = Markup('<p class="note">and {} more</p>').format(words.number(more)) if more > 0 else ""
+    also = Markup('<p class="note">and {} more: {}</p>').format(words.number(more), command("billing cutoffs"))
+    note = also if more > 0 else ""
     return Markup(
         '<div class="scroll"><table><thead><tr><th>User</th><th class="n">Ran dry</th><th class="n">Attempts</th>'
         "<th>Last error</th></tr></thead><tbody>{}</tbody></table></div>{}"
@@ -212,7 +280,7 @@ def shards(sampler: FigureSampler) -> Markup:
             Markup(
                 '<tr><td><span class="swatch s{}"></span> {}</td><td><span class="pill small {}">{}</span> {}</td>'
                 '<td class="n">{}</td><td class="n">{}</td><td class="n">{}</td><td class="n">{}</td>'
-                '<td class="n">{}</td><td class="n">{}</td></tr>'
+                '<td class="n">{}</td><td class="n">{}</td><td class="n">{}</td></tr>'
             ).format(
                 shard_id % 8,
                 shard_id,
@@ -220,6 +288,7 @@ def shards(sampler: FigureSampler) -> Markup:
                 told,
                 worker.reason or figures.get("no_room", ""),
                 worker.pid or "–",
+                words.number(worker.starts),
                 words.number(len(supervisor.map.buckets_of(shard_id))),
                 words.number(figures.get("accounts", 0)),
                 words.size(figures.get("journal_bytes", 0)),
@@ -229,9 +298,36 @@ def shards(sampler: FigureSampler) -> Markup:
         )
     return Markup(
         '<div class="scroll"><table><thead><tr><th>Shard</th><th>State</th><th class="n">Process</th>'
+        '<th class="n">Starts</th>'
         '<th class="n">Buckets</th><th class="n">Accounts</th><th class="n">Journal</th><th class="n">Sync p99</th>'
         '<th class="n">Longest pause</th></tr></thead><tbody>{}</tbody></table></div>'
     ).format(Markup("").join(rows))
+
+
+def recent(sampler: FigureSampler) -> Markup:
+    """The warnings that were logged last, newest first."""
+    if not sampler.events:
+        since = words.clock(sampler.started_ns)
+        return Markup('<p class="empty">No warning was logged since the start at {}.</p>').format(since)
+    rows, said = [], ""
+    for event in islice(reversed(sampler.events), EVENTS_SHOWN):
+        of = f"shard {event.shard_id}: " if event.shard_id and "shard" not in event.text else ""
+        advice = Markup('<span class="note">{}</span>').format(event.do) if event.do != said else ""
+        said = event.do  # once for warnings of one kind that follow each other
+        rows.append(
+            Markup('<li class="{}"><time>{}</time><span class="what">{}{}</span>{}</li>').format(
+                "warn" if event.level == "warning" else "bad", words.clock(event.wall_ns), of, event.text, advice
+            )
+        )
+    return Markup("<ul>{}</ul>").format(Markup("").join(rows))
+
+
+def shares(sampler: FigureSampler) -> Markup:
+    """Which shard has how many buckets, as one bar."""
+    bucket_map = sampler.supervisor.map
+    counts = {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in sorted(sampler.supervisor.workers)}
+    said = ", ".join(f"shard {shard_id}: {words.number(count)}" for shard_id, count in counts.items())
+    return plots.shares(counts, said) + Markup('<p class="note">{}</p>').format(said)
 
 
 def moves(sampler: FigureSampler) -> Markup:
@@ -243,10 +339,11 @@ def moves(sampler: FigureSampler) -> Markup:
         )
         for one in islice(reversed(sampler.moves), MOVES_SHOWN)
     ]
+    since = words.clock(sampler.started_ns)
     if not shown:
-        return Markup('<p class="note">No bucket has moved since the start. A cell lights up when it does.</p>')
-    return Markup('<p class="note">{} moved since the start, the latest:</p><ul>{}</ul>').format(
-        sampler.moves_seen, Markup("").join(shown)
+        return Markup('<p class="note">No bucket has moved since the start at {}.</p>').format(since)
+    return Markup('<p class="note">{} moved since the start at {}, the latest:</p><ul>{}</ul>').format(
+        words.number(sampler.moves_seen), since, Markup("").join(shown)
     )
 
 
@@ -257,20 +354,20 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
     at_ns, ends_ns, rate = asked["at_ns"], asked["exhausts_at_ns"], asked["rate_nanos_per_hour"]
     good = asked["state"] == "active"
     if ends_ns is not None:
-        until = Markup('runs out in <span id="runway">{}</span>, at <b class="instant">{}</b>').format(
+        until = Markup('runs out in <span id="runway">{}</span><b class="instant">{}</b>').format(
             words.span(max(0, ends_ns - at_ns)), instant(ends_ns)
         )
     else:
-        until = Markup("does not run out" if good else "has run out")
+        until = Markup("has run out" if not good else "is not being spent" if not rate else "lasts for centuries")
     cutoff = asked.get("cutoff")
     rows = [
-        ("Rate", f"{format_coins(rate)} an hour"),
-        ("Balance", format_coins(asked["balance_nanos"])),
-        ("Credit limit", format_coins(asked["credit_limit_nanos"])),
-        ("Held", format_coins(asked["holds_nanos"])),
-        ("Overrun", format_coins(asked["overrun_nanos"])),
+        ("Rate", f"{_grouped(rate)} an hour"),
+        ("Balance", _grouped(asked["balance_nanos"])),
+        ("Credit limit", _grouped(asked["credit_limit_nanos"])),
+        ("Held", _grouped(asked["holds_nanos"])),
+        ("Overrun", _grouped(asked["overrun_nanos"])),
         ("Bucket", str(asked["bucket_id"])),
-        ("Last cutoff", f"{cutoff['status']}, {cutoff['attempts']} attempts" if cutoff else "none"),
+        ("Last cutoff", _last_cutoff(cutoff) if cutoff else "none"),
     ]
     return Markup(
         '<div class="account" data-available="{}" data-rate="{}" data-at="{}" data-ends="{}" data-state="{}">'
@@ -278,9 +375,20 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
         '<p class="figure" id="ticking" aria-label="available coins">{}</p><p>available; {}</p><dl>{}</dl></div>'
     ).format(
         asked["available_nanos"], rate, at_ns, ends_ns or "", asked["state"],
-        "good" if good else "bad", asked["state"], asked["user_id"], format_coins(asked["available_nanos"]), until,
+        "good" if good else "bad", asked["state"], asked["user_id"], _grouped(asked["available_nanos"]), until,
         Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in rows),
     )  # fmt: skip
+
+
+def _grouped(nanos: int) -> str:
+    """Exact coins, thousands apart."""
+    whole, point, rest = format_coins(nanos).partition(".")
+    return f"{int(whole):,}{point}{rest}" if whole not in ("-0",) else f"-0{point}{rest}"
+
+
+def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
+    attempts = cutoff["attempts"]
+    return f"{cutoff['status']} after {attempts} attempt{'' if attempts == 1 else 's'}"
 
 
 def runbook() -> Markup:
@@ -301,7 +409,9 @@ def runbook() -> Markup:
         )
         for alert in ALERTS
     ]
-    return Markup("").join(made)
+    links = Markup(" · ").join(Markup('<a href="#{}">{}</a>').format(alert.name, alert.name) for alert in ALERTS)
+    contents = Markup('<nav class="card full" aria-label="Contents"><h2>Contents</h2><p>{}</p></nav>').format(links)
+    return contents + Markup("").join(made)
 
 
 def _code(text: str) -> Markup:

@@ -7,7 +7,7 @@ security policy would refuse.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from markupsafe import Markup
@@ -16,7 +16,7 @@ WIDTH: Final = 720
 HEIGHT: Final = 250
 LEFT, RIGHT, TOP, BOTTOM = 78, 8, 12, 26
 LOWEST_MS: Final = 0.1
-DECADES_MS: Final = (0.1, 1, 10, 100, 1000, 10_000, 100_000)
+DECADES_MS: Final = (0.1, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000)
 BOUND_MS: Final = 50  # what is promised for the 99th percentile
 
 _GRID: Final = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
@@ -116,6 +116,22 @@ def bars(counts: Sequence[int], labels: Sequence[str], title: str) -> Markup:
             made.append(Markup('<text class="tick" x="{}" y="{}">{}</text>').format(x, floor + 18, labels[index]))
     made.append(_GRID.format(left, width, floor, floor))
     return Markup("").join([*made, Markup("</svg>")])
+
+
+def shares(counts: Mapping[int, int], title: str) -> Markup:
+    """One bar, divided by how many buckets each shard has."""
+    whole, x, made = max(sum(counts.values()), 1), 0.0, []
+    for shard_id, count in counts.items():
+        wide = WIDTH * count / whole
+        made.append(
+            Markup('<rect class="s{}" x="{}" y="0" width="{}" height="14"><title>shard {}: {:,}</title></rect>').format(
+                shard_id % 8, round(x, 1), round(max(wide - 1, 0), 1), shard_id, count
+            )
+        )
+        x += wide
+    return Markup(
+        '<svg class="share" viewBox="0 0 {} 14" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    ).format(WIDTH, title, Markup("").join(made))
 
 
 def buckets(owners: Sequence[int], pinned: set[int]) -> Markup:

@@ -1,10 +1,15 @@
-"""Numbers in words for people who read at a glance: spans, amounts, sizes. Pure."""
+"""Numbers in words for people who read at a glance: spans, amounts, sizes."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from billing.ledger.money import format_coins
+from shards.system.clock import wall_now_ns
+from shards.worker.histogram import LATENESS_NS
 
 SECOND_NS = 10**9
+HALF_DAY_NS = 12 * 3600 * SECOND_NS
 
 
 def span(ns: int) -> str:
@@ -24,6 +29,23 @@ def span(ns: int) -> str:
     return f"{whole} s"
 
 
+def late(ns: int) -> str:
+    """A span out of the histogram of lateness; beyond its last bound it is only known to be longer."""
+    return f"> {span(LATENESS_NS[-1])}" if ns >= LATENESS_NS[-1] else span(ns)
+
+
+def clock(wall_ns: int, now_ns: int | None = None) -> str:
+    """`13:29:23 UTC`, with the date where that is more than twelve hours ago."""
+    moment = datetime.fromtimestamp(wall_ns // SECOND_NS, UTC)
+    now_ns = wall_now_ns() if now_ns is None else now_ns
+    return f"{moment:%Y-%m-%d %H:%M} UTC" if now_ns - wall_ns > HALF_DAY_NS else f"{moment:%H:%M:%S} UTC"
+
+
+def users(count: int) -> str:
+    """`1 user`, `1,000 users`."""
+    return f"{count:,} user{'' if count == 1 else 's'}"
+
+
 def ago(ns: int) -> str:
     """`now`, `3 s ago`."""
     seconds = ns // SECOND_NS
@@ -36,6 +58,20 @@ def coins(nanos: int) -> str:
         return format_coins(nanos)
     sign, cents = "−" if nanos < 0 else "", abs(nanos) // 10_000_000
     return f"{sign}{cents // 100:,}.{cents % 100:02}"
+
+
+def coins_short(nanos: int) -> str:
+    """Coins in at most eight characters: whole ones from 100,000 on, millions from ten millions on."""
+    whole = abs(nanos) // 10**9
+    if whole < 100_000:
+        return coins(nanos) if nanos else "0"
+    sign = "−" if nanos < 0 else ""
+    if whole < 10_000_000:
+        return f"{sign}{whole:,}"
+    for unit, name in ((10**12, "tn"), (10**9, "bn"), (10**6, "M")):
+        if whole >= unit:
+            return f"{sign}{whole / unit:,.1f}".removesuffix(".0") + f" {name}"
+    raise AssertionError(whole)
 
 
 def size(count: int) -> str:

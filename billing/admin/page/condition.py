@@ -1,0 +1,126 @@
+"""What is wrong with the daemon now, the worst first: pure, figures in and sentences out.
+
+The header and the tab's title say the first of them, the list below the header all of them. Each names what is wrong,
+since when and for how many where that is known, the command that shows more, and the alert whose entry in the runbook
+says what to do. What is only worth knowing (overrun that grows) stands in its tile and not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from billing.admin.figure_sampler import FigureSampler
+from billing.admin.page import plots, words
+from billing.admin.processes import FOLLOWERS, Usage
+from shards.system.clock import wall_now_ns
+
+BAD, WARN = "bad", "warn"
+OWED_LATE_NS: Final = 5 * 10**9
+CLOCK_OFF_NS: Final = 10**9
+DISK_SHARE_MIN: Final = 0.1
+
+
+class Trouble(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str  # BAD or WARN
+    word: str  # for the pill and the tab: two or three words
+    text: str
+    alert: str  # whose entry of the runbook it is; empty where there is none
+    command: str  # that shows more; empty where there is none
+
+
+def troubles(sampler: FigureSampler, usage: Usage) -> list[Trouble]:
+    """All of them, the worst first."""
+    found = [
+        *_shards(sampler),
+        *_endpoint(sampler),
+        *_disk(sampler, usage),
+        *_owed(sampler),
+        *_rest(sampler),
+    ]
+    return sorted(found, key=lambda trouble: trouble.kind != BAD)
+
+
+def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
+    reasons = sampler.supervisor.ready_reasons()
+    shards = len(sampler.supervisor.workers)
+    serving = sum(worker.state == "serving" for worker in sampler.supervisor.workers.values())
+    held = any(worker.state == "held" for worker in sampler.supervisor.workers.values())
+    if reasons:
+        starting = all("recover" in one or "starting" in one for one in reasons)
+        served = f"{serving} of {shards} shards are served"
+        if starting:
+            yield Trouble(WARN, "Starting", f"{served}: {'; '.join(reasons)}", "BillingShardDown", "billing shards")
+        else:
+            alert = "BillingShardHeld" if held else "BillingShardDown"
+            yield Trouble(BAD, "Degraded", f"{served}: {'; '.join(reasons)}", alert, "billing shards")
+    for text in sampler.overdue():
+        yield Trouble(BAD, "Stuck", text, "BillingSyncStuck" if "disk" in text else "BillingLoopLag", "billing shards")
+
+
+def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
+    owed = sampler.total("pending_cutoffs")
+    for outage in sampler.outages():
+        since = f" since {words.clock(outage.since_ns)}" if outage.since_ns else ""
+        error = f" ({outage.error})" if outage.error else ""
+        waiting = f"; {words.users(owed)} {'waits' if owed == 1 else 'wait'} to be cut off" if owed else ""
+        yield Trouble(
+            BAD,
+            f"{words.number(owed)} owed" if owed else "No endpoint",
+            f"{outage.endpoint} does not answer{since}{error}{waiting}. It is probed about once a second.",
+            "BillingEndpointShut",
+            "billing cutoffs",
+        )
+
+
+def _disk(sampler: FigureSampler, usage: Usage) -> Iterator[Trouble]:
+    full = [str(shard_id) for shard_id, figures in sorted(sampler.figures.items()) if figures.get("no_room")]
+    if full:
+        text = f"No room for the journal of shard {', '.join(full)}: commands that change anything are refused."
+        yield Trouble(BAD, "Disk full", text, "BillingDiskFull", "df -h")
+    elif usage.disk_bytes and usage.disk_free_bytes < DISK_SHARE_MIN * usage.disk_bytes:
+        left = f"{words.size(usage.disk_free_bytes)} of {words.size(usage.disk_bytes)}"
+        yield Trouble(WARN, "Disk filling", f"The disk of the data has {left} left.", "BillingDiskFilling", "df -h")
+
+
+def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
+    held = sampler.total("cutoffs_held")
+    if held:
+        text = f"{words.number(held)} cutoffs are held back since the start, until somebody releases them."
+        yield Trouble(BAD, f"{words.number(held)} held back", text, "BillingCutoffsHeld", "billing cutoffs release")
+    owed, oldest_ns = sampler.total("pending_cutoffs"), sampler.top("oldest_owed_ns")
+    if owed and not held and oldest_ns > OWED_LATE_NS and not sampler.outages():
+        have = "has" if owed == 1 else "have"
+        text = f"{words.users(owed)} {have} not been cut off, the first for {words.span(oldest_ns)}."
+        errors = [figures["cutoff_error"] for figures in sampler.figures.values() if figures.get("cutoff_error")]
+        last = f" The last error: {errors[-1]}." if errors else ""
+        yield Trouble(BAD, f"{words.number(owed)} owed", text + last, "BillingCutoffsOwed", "billing cutoffs")
+    minute = sampler.last_minute()
+    if minute.sent and minute.late_p99_ns > plots.BOUND_MS * 10**6:
+        text = f"One in a hundred cutoffs of the last minute left {words.late(minute.late_p99_ns)} late or later."
+        yield Trouble(WARN, "Late", text, "BillingCutoffsLate", "billing shards")
+
+
+def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
+    for shard_id, figures in sorted(sampler.figures.items()):
+        for follower in FOLLOWERS:
+            if figures.get(f"{follower}_starts") and not figures.get(f"{follower}_pid"):
+                text = f"The process of the {follower} of shard {shard_id} does not run."
+                yield Trouble(WARN, f"No {follower}", text, "BillingFollowerDown", "journalctl -u billing")
+    offset_ns = sampler.supervisor.clock_offset_ns
+    if abs(offset_ns) > CLOCK_OFF_NS:
+        side = "behind" if offset_ns > 0 else "ahead of"
+        text = f"Billing time is {words.span(abs(offset_ns))} {side} the wall clock."
+        yield Trouble(WARN, "Clock", text, "BillingClockOff", "timedatectl")
+
+
+def title(found: list[Trouble], host: str) -> str:
+    """The tab's: the worst thing first, so that it is seen in a row of tabs."""
+    return f"● {found[0].word} · billing on {host}" if found else f"billing on {host}"
+
+
+def age_ns(since_ns: int) -> int:
+    """How long ago a wall-clock instant was."""
+    return max(0, wall_now_ns() - since_ns)
