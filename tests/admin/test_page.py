@@ -93,7 +93,7 @@ def test_a_bar_is_divided_as_the_buckets_are() -> None:
 
 def test_a_gap_is_not_drawn_over() -> None:
     plot = plots.lateness([1_000_000] * 3 + [-1] * 4 + [2_000_000], [5_000_000] * 3 + [-1] * 4 + [9_000_000], 3600, 360)
-    assert len(re.findall(r'class="p99"', plot)) == 2, "two runs, two lines"
+    assert len(re.findall(r'class="line p99"', plot)) == 2, "two runs, two lines"
     assert len(re.findall(r"<path", plot)) == 4
 
 

@@ -20,6 +20,7 @@ from billing.client.errors import BillingError
 from billing.trial.arrivals import ReceiverError
 from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.loadtest.chaos import Chaos
+from billing.trial.loadtest.conclusion import counted
 from billing.trial.loadtest.generator import Order
 from billing.trial.loadtest.generators import GeneratorError, Generators
 from billing.trial.loadtest.load_driver import INTERVAL_NS
@@ -38,6 +39,7 @@ from shards.system.clock import wall_now_ns
 
 EXIT_WRONG: Final = 1
 NICENESS: Final = 10
+AROUND_S: Final = 8  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
 INTERVALS: Final = 1000  # of the curve over time, at most about so many
 
 
@@ -111,6 +113,7 @@ async def loadtest(wish: Wish) -> int:
 
 
 async def _runs(wish: Wish, session: Session, result: Result, display: Display) -> None:
+    display.say(how_long(wish.workload, 0 if wish.sweeping or wish.tracing else wish.runs))
     if wish.sweeping:
         await sweep(session, wish.rate, wish.p99_ms, result, display.say)
         return
@@ -118,6 +121,16 @@ async def _runs(wish: Wish, session: Session, result: Result, display: Display) 
         run = await session.run(wish.rate)
         result.runs.append(run)
         display.say(f"run {run.number + 1}: {'VALID' if run.valid else 'INVALID'}, {verdict_line(run)}")
+
+
+def how_long(workload: Workload, runs: int) -> str:
+    """How long the whole takes, as far as it can be said before it. `runs` 0: not known how many."""
+    each_s = workload.warmup_s + workload.seconds
+    if not runs:
+        return f"each step takes {each_s:g} s and what is needed to prepare and judge it, some {AROUND_S:g} s"
+    whole_s = runs * (each_s + AROUND_S)
+    told = f"{whole_s:.0f} s" if whole_s < 120 else f"{whole_s / 60:.0f} min"
+    return f"{counted(runs, 'run')} of {each_s:g} s, with preparing and judging about {told} in all"
 
 
 async def _target(wish: Wish, stack: contextlib.AsyncExitStack, display: Display) -> Target:

@@ -48,25 +48,23 @@ FIGURES: Final[tuple[tuple[str, str, Figure], ...]] = (
 
 
 def compare(before: Result, after: Result) -> Iterator[str]:
-    """Lines: what makes the two hard to compare, what changed, what did not."""
+    """Lines: what makes the two hard to compare, then a table of all figures that both have, and what changed."""
     yield from (f"not the same: {line}" for line in differing(before, after))
-    for name, result in (("A", before), ("B", after)):
-        if not result.clean:
-            yield f"{name} is WRONG: money or cutoffs came out otherwise than they had to"
-        if any(not run.valid for run in result.measured):
-            yield f"{name} has runs that are INVALID"
-        if len(result.runs) < RUNS_MIN:
-            yield f"{name} has {len(result.runs)} runs; of fewer than {RUNS_MIN} nothing can be said to have changed"
-    same = []
+    for name, result in (("the first", before), ("the second", after)):
+        if invalid := sum(not run.valid for run in result.measured):
+            yield f"{invalid} of {len(result.measured)} runs of {name} are INVALID: their latencies are not to be used"
+    if min(len(before.runs), len(after.runs)) < RUNS_MIN:
+        yield f"fewer than {RUNS_MIN} runs on a side: nothing can be said to have changed"
+    rows: list[tuple[str, ...]] = [("", "before", "after", "difference", "runs before", "runs after", "")]
     for name, unit, figure in FIGURES:
-        sides = [[value for run in result.runs if (value := figure(run)) is not None] for result in (before, after)]
-        if not all(sides):
-            continue
-        if changed(*sides):
-            yield _line(name, unit, *sides)
-        else:
-            same.append(name)
-    yield f"within the noise: {', '.join(same) or 'nothing'}"
+        sides = [[value for run in result.measured if (value := figure(run)) is not None] for result in (before, after)]
+        if all(sides):
+            rows.append(_row(f"{name}, {unit}" if unit else name, *sides))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        first, *figures, verdict = row
+        aligned = "  ".join(f"{cell:>{width}}" for cell, width in zip(figures, widths[1:-1], strict=True))
+        yield f"{first:<{widths[0]}}  {aligned}  {verdict}".rstrip()
 
 
 def differing(before: Result, after: Result) -> Iterator[str]:
@@ -92,8 +90,8 @@ def changed(before: list[float], after: list[float]) -> bool:
     return apart and abs(median(after) - median(before)) > spread
 
 
-def _line(name: str, unit: str, before: list[float], after: list[float]) -> str:
+def _row(name: str, before: list[float], after: list[float]) -> tuple[str, ...]:
     a, b = median(before), median(after)
-    share = f" ({(b - a) / a:+.1%})" if a else ""
-    ranges = f"runs {min(before):.4g} to {max(before):.4g}, then {min(after):.4g} to {max(after):.4g}"
-    return f"CHANGED: {name} {a:.4g} → {b:.4g} {unit}".rstrip() + f"{share}; {ranges}"
+    share = f"{(b - a) / a:+.1%}" if a else "–"
+    ranges = (f"{min(side):,.4g}–{max(side):,.4g}" for side in (before, after))
+    return name, f"{a:,.4g}", f"{b:,.4g}", share, *ranges, "CHANGED" if changed(before, after) else "within the noise"

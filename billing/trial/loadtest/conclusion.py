@@ -2,7 +2,8 @@
 
 What was shown is told as shown, what is reckoned from it as reckoned. A rate counts as sustained where its measurement
 was VALID, money was right, and the 99th percentile stayed within the limit (`--p99-ms`). A sweep finds the highest such
-rate; any other run only shows that its own rate is sustained. Reckoning keeps `HEADROOM` back: a system that is full on
+rate; any other run only shows that its own rate is sustained, which says nothing about how many machines a fleet needs:
+only a sweep is reckoned from. Reckoning keeps `HEADROOM` back: a system that is full on
 an ordinary day fails on the first that is not.
 """
 
@@ -75,8 +76,8 @@ def in_bytes(number: float) -> str:
 
 
 def needs(result: Result) -> list[Need]:
-    """What fleets of machines need, each reporting once a minute."""
-    rate = sustained_per_s(result)
+    """What fleets of virtual machines need, each reporting once a minute; nothing but a sweep tells."""
+    rate = result.knee_per_s
     if rate is None:
         return []
     per_worker = rate * HEADROOM / result.daemon["workers"]
@@ -92,6 +93,77 @@ def needs(result: Result) -> list[Need]:
     ]
 
 
+def in_short(result: Result) -> list[str]:
+    """Three sentences for somebody who reads no more: how fast, how late cutoffs were, whether money was right."""
+    workers = counted(result.daemon["workers"], "worker")
+    latency = whole(telling(result), "latency")
+    p99_ns = latency.percentile("99") or (latency.greatest if latency.total else None)
+    within = f"; 99 of 100 answers came within {_in_ms(p99_ns)}" if p99_ns else ""
+    rate = sustained_per_s(result)
+    answered = median(run.per_s for run in telling(result)) if telling(result) else 0.0
+    if result.kind == "closed":
+        first = f"With {workers}, callers who wait for each answer were answered {answered:,.0f} times a second."
+    elif result.knee_per_s is not None:
+        first = f"With {workers} the daemon keeps up with {rate:,.0f} commands a second and not with more{within}."
+    elif rate is not None:
+        first = f"With {workers} the daemon kept up with the {rate:,.0f} commands a second that were offered{within}."
+    elif answered:
+        first = f"The daemon with {workers} did not keep up: {_why_not(result)}."
+    else:
+        first = f"No commands were offered to the daemon with {workers}."
+    return [first, _cutoffs_in_short(result), _money_in_short(result)]
+
+
+def _cutoffs_in_short(result: Result) -> str:
+    expected = expected_cutoffs(result)
+    lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
+    if not expected:
+        return "No cutoff was due, so nothing is said about cutoffs."
+    if not lateness.total:
+        return f"{counted(expected, 'cutoff').capitalize()} had to come."
+    p99_ns = lateness.percentile("99")
+    within = f"99 of 100 within {_in_ms(p99_ns)} of" if p99_ns else f"the last {_in_ms(lateness.greatest)} after"
+    return f"A user whose money ran out was cut off in time: {within} the exact instant, of {lateness.total:,} cutoffs."
+
+
+def _money_in_short(result: Result) -> str:
+    if not result.clean:
+        return "MONEY OR CUTOFFS CAME OUT WRONG: nothing else counts until that is explained."
+    answers = sum(run.money.answered for run in (*result.runs, *result.steps))
+    return f"Not a nano was wrong in {answers:,} answers and every final balance, held against an independent sum."
+
+
+def expected_cutoffs(result: Result) -> int:
+    """How many had to come, over all runs."""
+    return max((run.cutoffs.expected for run in result.measured), default=0)
+
+
+def _in_ms(nanoseconds: float) -> str:
+    value = nanoseconds / 1e6
+    return f"{value:.1f} ms" if value < 100 else f"{value:,.0f} ms"
+
+
+def _why_not(result: Result) -> str:
+    """Why a rate is not sustained: what was measured cannot be used, money was wrong, or answers were late."""
+    runs = result.measured
+    reasons = []
+    if invalid := [run for run in runs if not run.valid]:
+        because = f" ({invalid[0].invalid_because[0]})" if invalid[0].invalid_because else ""
+        reasons.append(f"{len(invalid)} of {len(runs)} measurements were not valid{because}")
+    limit_ns = result.p99_limit_ms * 1e6
+    told = [p99_ns for run in runs if (p99_ns := histogram_of(run.latency).percentile("99")) is not None]
+    if told and max(told) > limit_ns:
+        reasons.append(f"the 99th percentile was {_in_ms(max(told))}, above {result.p99_limit_ms:g} ms")
+    elif not told and (slowest := max((histogram_of(run.latency).greatest for run in runs), default=0)) > limit_ns:
+        reasons.append(
+            f"there were too few answers to tell a 99th percentile, and the slowest took {_in_ms(slowest)}, above "
+            f"{result.p99_limit_ms:g} ms"
+        )
+    if not result.clean:
+        reasons.append("money or cutoffs were wrong")
+    return " and ".join(reasons) or "nothing was answered"
+
+
 def conclusion(result: Result) -> Iterator[str]:
     """Sentences, the verdict first."""
     if not result.clean:
@@ -101,10 +173,15 @@ def conclusion(result: Result) -> Iterator[str]:
         )
     else:
         answers = sum(run.money.answered for run in (*result.runs, *result.steps))
+        expected = expected_cutoffs(result)
+        cutoffs = (
+            f"every one of the {expected:,} cutoffs that had to come came, none early, none false."
+            if expected
+            else "no cutoff was due, and none came."
+        )
         yield (
             f"Money was right: all {answers:,} answers and every final balance are what an independent sum says, and "
-            f"every one of the {max((run.cutoffs.expected for run in result.measured), default=0):,} cutoffs that had "
-            "to come came, none early, none false."
+            f"{cutoffs}"
         )
     if any(not run.valid for run in result.runs):
         yield "At least one run is INVALID: its latencies are not to be used."
@@ -126,7 +203,7 @@ def _rate(result: Result) -> Iterator[str]:
         )
     elif rate is None:
         if result.measured and any(run.answered for run in result.measured):
-            yield f"The offered rate was not sustained: the 99th percentile was above {limit}, or a run was not valid."
+            yield f"The offered rate was not sustained: {_why_not(result)}."
     else:
         shown = "Sustained at most" if result.knee_per_s is not None else "Sustained at least (no higher was tried)"
         latency = whole(telling(result), "latency")
@@ -168,13 +245,15 @@ def _needs(result: Result) -> Iterator[str]:
     rows = needs(result)
     if rows:
         yield (
-            f"How many machines: a worker takes one core. Planned with {HEADROOM:.0%} of what was sustained, machines "
+            f"Capacity: a worker takes one core. Planned with {HEADROOM:.0%} of what was sustained, virtual machines "
             f"that each report once in {REPORT_EVERY_S} s need:"
         )
+    else:
+        yield "Capacity is not measured by this run: --sweep raises the rate to what the daemon can, and says it."
     for need in rows:
         memory = "" if need.memory_bytes is None else f", {in_bytes(need.memory_bytes)} if each is an account"
         yield (
-            f"  {need.machines:,} machines: {need.per_s:,.0f} commands a second, "
+            f"  {need.machines:,} virtual machines: {need.per_s:,.0f} commands a second, "
             f"{counted(need.workers, 'worker')}{memory}"
         )
     if any(need.workers > result.daemon["workers"] for need in rows):

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG that stands in the page: nothing is fetched, and no script runs.
+"""The plots of a report, of `billing.svg`'s making: each is a picture and, below it, what its colours mean.
 
 Times are in milliseconds on axes of powers of ten, since a latency that is ten times as long is as far away as the one
 that is ten times as short. Instants are seconds after the start of the run; the warm-up is shown, though no percentile
@@ -7,78 +7,23 @@ counts it.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Any, Final
 
-import pygal
-from pygal.style import Style
+from markupsafe import Markup
 
+from billing import svg
+from billing.svg import Axis, Bar, Line, Point
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.result import Run, histogram_of
 
-# pygal leaves a finder of the old kind in the way of every import, for map plugins that are not used here; what walks
-# that way itself, as pytest does, trips over it.
-sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
-
-Points = list[tuple[float, float] | None]
-
-COLORS: Final = ("#1f5fa8", "#d1731a", "#2d8a4e", "#8b3fa0", "#b3261e", "#5c6670", "#0e8a8a", "#a88a00")
-EVENT_COLORS: Final = {
-    "sync": "#8a8f98",
-    "snapshot": "#2d8a4e",
-    "move": "#8b3fa0",
-    "collection": "#a88a00",
-    "kill": "#b3261e",
-    "restart": "#d1731a",
-    "fault": "#5c2d1a",
-}
-NINES: Final = {0: "0 %", 1: "90 %", 2: "99 %", 3: "99.9 %", 4: "99.99 %", 5: "99.999 %", 6: "99.9999 %"}
+EVENTS: Final = ("sync", "snapshot", "move", "collection", "kill", "restart", "fault")
+NINES: Final = ("0 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", "99.9999 %")
 BINS_A_DECADE: Final = 8
 FLOOR_MS: Final = 0.001
 POINTS_MAX: Final = 600
-UNWANTED: Final = re.compile("<script.*?</script>|<!--.*?-->", re.DOTALL)
-
-
-def _chart(kind: Any, colors: Sequence[str], **options: Any) -> Any:
-    style = Style(
-        background="transparent",
-        plot_background="#fbfbfc",
-        foreground="#3a3f47",
-        foreground_strong="#1c1f24",
-        foreground_subtle="#c9cdd3",
-        colors=tuple(colors),
-        font_family="system-ui, sans-serif",
-        label_font_size=12,
-        major_label_font_size=12,
-        legend_font_size=12,
-        title_font_size=15,
-        opacity=".65",
-        opacity_hover=".9",
-    )
-    return kind(
-        style=style,
-        js=[],
-        width=960,
-        height=380,
-        margin=14,
-        legend_at_bottom=True,
-        legend_box_size=12,
-        show_dots=False,
-        stroke_style={"width": 2},
-        include_x_axis=False,
-        truncate_legend=-1,
-        **options,
-    )
-
-
-def _svg(chart: Any) -> str:
-    chart.legend_at_bottom_columns = max(1, len(chart.raw_series))
-    text: str = chart.render(is_unicode=True, disable_xml_declaration=True)
-    return UNWANTED.sub("", text)
 
 
 def _power(nanoseconds: float) -> float:
@@ -86,73 +31,71 @@ def _power(nanoseconds: float) -> float:
     return log10(max(nanoseconds / 1e6, FLOOR_MS))
 
 
-def _decades(powers: Iterable[float]) -> list[float]:
-    """The whole powers of ten around some."""
-    found = list(powers) or [0.0]
-    low, high = floor(min(found)), ceil(max(found))
-    return [float(power) for power in range(low, max(high, low + 1) + 1)]
-
-
-def _format_power(power: float) -> str:
+def _said(power: float) -> str:
     value = 10**power
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+    return f"{value / 1000:,.3g} s" if value >= 1000 else f"{value:.3g} ms"
 
 
-def _scale(chart: Any, series: Sequence[tuple[str, Points]]) -> list[float]:
-    """Gives a chart an axis of powers of ten that holds all points; these powers."""
-    decades = _decades(point[1] for _, points in series for point in points if point)
-    chart.y_labels = decades
-    chart.range = (decades[0], decades[-1])
-    chart.value_formatter = _format_power
-    return decades
+def _decades(powers: Iterable[float]) -> Axis:
+    """An axis of whole powers of ten around some."""
+    found = list(powers) or [0.0]
+    low, high = floor(min(found)), max(ceil(max(found)), floor(min(found)) + 1)
+    return Axis(low, high, [(power, _said(power)) for power in range(low, high + 1)])
 
 
-def by_percentile(curves: Sequence[tuple[str, Histogram]]) -> str:
+def _values(lines: Sequence[Line]) -> list[float]:
+    return [point[1] for line in lines for point in line.points if point is not None]
+
+
+def _ends(lines: Sequence[Line]) -> tuple[float, float]:
+    found = [point[0] for line in lines for point in line.points if point is not None] or [0.0, 1.0]
+    return min(found), max(found)
+
+
+def _with_legend(picture: Markup, lines: Sequence[Line], more: Sequence[tuple[str, str]] = ()) -> Markup:
+    return picture + Markup('<p class="legend">{}</p>').format(
+        svg.legend([*((line.kind, line.name) for line in lines), *more])
+    )
+
+
+def _colour(number: int) -> str:
+    return f"c{number % svg.COLOURS}"
+
+
+def by_percentile(curves: Sequence[tuple[str, Histogram]]) -> Markup:
     """Latency by percentile: each step to the right leaves a tenth of the requests beyond."""
-    curves = [(name, histogram) for name, histogram in curves if histogram.total]
-    series: list[tuple[str, Points]] = []
-    for name, histogram in curves:
+    lines = []
+    for number, (name, histogram) in enumerate((name, histogram) for name, histogram in curves if histogram.total):
         total = histogram.total
-        points: Points = [
+        points = [
             (log10(total / (total - seen)) if seen < total else log10(total) + 0.3, _power(value))
             for value, seen in histogram.steps()
         ]
-        series.append((name, points))
-    chart = _chart(pygal.XY, COLORS, x_title="share of commands that were at least as fast")
-    chart.x_labels = [
-        number for number in NINES if number <= max((p[0] for _, ps in series for p in ps if p), default=1) + 0.5
-    ]
-    chart.x_value_formatter = lambda x: NINES.get(round(x), "") if abs(x - round(x)) < 0.01 else f"{1 - 10**-x:.4%}"
-    _scale(chart, series)
-    for name, points in series:
-        chart.add(name, points)
-    return _svg(chart)
+        lines.append(Line(name, _colour(number), points))
+    end = max(1.0, _ends(lines)[1])
+    x = Axis(0, end, [(number, text) for number, text in enumerate(NINES) if number <= end + 0.05])
+    return _with_legend(svg.chart("Latency by percentile", x, _decades(_values(lines)), lines), lines)
 
 
-def over_time(run: Run) -> str:
+def over_time(run: Run) -> Markup:
     """Latency by when answers came, with what happened meanwhile as upright lines."""
     bins = _fewer(run)
-    shown: list[tuple[str, Points]] = [
-        ("p50", [(at, _power(p50)) for at, _, p50, _, _ in bins if p50 is not None]),
-        ("p99", [(at, _power(p99)) for at, _, _, p99, _ in bins if p99 is not None]),
-        ("max", [(at, _power(most)) for at, count, _, _, most in bins if count]),
+    shown: list[tuple[str, list[Point | None]]] = [
+        ("half", [(at, _power(p50)) if p50 is not None else None for at, _, p50, _, _ in bins]),
+        ("99 %", [(at, _power(p99)) if p99 is not None else None for at, _, _, p99, _ in bins]),
+        ("slowest", [(at, _power(most)) if count else None for at, count, _, _, most in bins]),
     ]
-    shown = [(name, points) for name, points in shown if points]
-    kinds = [kind for kind in EVENT_COLORS if any(event["kind"] == kind for event in run.events)]
-    colors = [*COLORS[: len(shown)], *(EVENT_COLORS[kind] for kind in kinds)]
-    chart = _chart(pygal.XY, colors, allow_interruptions=True, x_title="seconds after the start")
-    decades = _scale(chart, shown)
-    chart.x_value_formatter = lambda x: f"{x:g} s"
-    for name, points in shown:
-        chart.add(name, points)
-    end_s = run.intervals[-1].at_s + 1 if run.intervals else 0.0
-    for kind in kinds:
-        points = []
-        for event in run.events:
-            if event["kind"] == kind and event["at_s"] <= end_s:
-                points += [(event["at_s"], decades[0]), (event["at_s"], decades[-1]), None]
-        chart.add(f"{kind} ({len(points) // 3})", points, stroke_style={"width": 1, "dasharray": "4, 3"})
-    return _svg(chart)
+    lines = [Line(name, _colour(number), points) for number, (name, points) in enumerate(shown) if any(points)]
+    end_s = run.intervals[-1].at_s + 1 if run.intervals else 1.0
+    events = [event for event in run.events if event["kind"] in EVENTS and 0 <= event["at_s"] <= end_s]
+    marks = [(event["at_s"], event["kind"], f"{event['at_s']:.1f} s: {event['text']}") for event in events]
+    kinds = [
+        (f"mark {kind}", f"{kind} ({count})")
+        for kind in EVENTS
+        if (count := sum(event["kind"] == kind for event in events))
+    ]
+    x = svg.linear(0, end_s, " s")
+    return _with_legend(svg.chart("Latency over time", x, _decades(_values(lines)), lines, marks=marks), lines, kinds)
 
 
 def _fewer(run: Run) -> list[tuple[float, int, int | None, int | None, int]]:
@@ -175,44 +118,38 @@ def _fewer(run: Run) -> list[tuple[float, int, int | None, int | None, int]]:
     return found
 
 
-def throughput(steps: Sequence[Run]) -> str:
+def throughput(steps: Sequence[Run]) -> Markup:
     """What a sweep is for: latency by what was answered a second."""
-    chart = _chart(pygal.XY, COLORS, x_title="commands answered a second")
-    chart.show_dots = True
-    chart.dots_size = 3
-    series: list[tuple[str, Points]] = []
-    for percent in ("50", "99", "99.9"):
-        points: Points = []
-        for step in steps:
-            value = histogram_of(step.latency).percentile(percent)
-            if value is not None:
-                points.append((step.per_s, _power(value)))
+    lines = []
+    for number, (percent, name) in enumerate((("50", "half"), ("99", "99 %"), ("99.9", "99.9 %"))):
+        points: list[Point | None] = [
+            (step.per_s, _power(value))
+            for step in sorted(steps, key=lambda step: step.per_s)
+            if (value := histogram_of(step.latency).percentile(percent)) is not None
+        ]
         if points:
-            series.append((f"p{percent}", points))
-            chart.add(f"p{percent}", points)
-    _scale(chart, series)
-    chart.x_value_formatter = lambda x: f"{x:,.0f}"
-    return _svg(chart)
+            lines.append(Line(name, _colour(number), points))
+    x = svg.linear(0, _ends(lines)[1], "/s")
+    return _with_legend(svg.chart("Latency by throughput", x, _decades(_values(lines)), lines, dots=True), lines)
 
 
-def cutoff_lateness(histogram: Histogram) -> str:
+def cutoff_lateness(histogram: Histogram) -> Markup:
     """How many cutoffs came how long after the exact instant, in bins of equal ratio."""
     bins: dict[int, int] = {}
     for value, count in _counts(histogram):
         number = floor(_power(value) * BINS_A_DECADE)
         bins[number] = bins.get(number, 0) + count
-    low, high = min(bins), max(bins) + 1
-    chart = _chart(pygal.Histogram, COLORS, show_legend=False, x_title="from the exact instant to the arrival")
-    powers = range(floor(low / BINS_A_DECADE), ceil(high / BINS_A_DECADE) + 1)
-    chart.x_labels = [float(power) for power in powers]
-    chart.x_value_formatter = _format_power
-    chart.value_formatter = lambda y: f"{y:,.0f}"
-    chart.add(
-        "cutoffs",
-        [(count, number / BINS_A_DECADE, (number + 1) / BINS_A_DECADE) for number, count in sorted(bins.items())],
-        formatter=lambda bar: f"{bar[0]:,.0f} from {_format_power(bar[1])} to {_format_power(bar[2])}",
-    )
-    return _svg(chart)
+    x = _decades([min(bins) / BINS_A_DECADE, (max(bins) + 1) / BINS_A_DECADE])
+    shown = [
+        Bar(
+            number / BINS_A_DECADE,
+            (number + 1) / BINS_A_DECADE,
+            count,
+            f"{count:,} from {_said(number / BINS_A_DECADE)} to {_said((number + 1) / BINS_A_DECADE)}",
+        )
+        for number, count in sorted(bins.items())
+    ]
+    return svg.bars("Lateness of cutoffs", x, svg.linear(0, max(bins.values())), shown)
 
 
 def _counts(histogram: Histogram) -> Iterable[tuple[int, int]]:
@@ -235,32 +172,30 @@ def _by_process(run: Run) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def cpu_over_time(run: Run) -> str:
+def cpu_over_time(run: Run) -> Markup:
     """Cores used by each process."""
-    chart = _chart(pygal.XY, COLORS, x_title="seconds after the start")
-    for name, samples in _by_process(run).items():
+    lines = []
+    for number, (name, samples) in enumerate(_by_process(run).items()):
         points = [
             (later["at_s"], (later["cpu_s"] - sooner["cpu_s"]) / (later["at_s"] - sooner["at_s"]))
             for sooner, later in pairwise(samples)
             if later["at_s"] - sooner["at_s"] > 0.1
         ]
         if points:
-            chart.add(name, points)
-    chart.range = (0, max(1.0, max((y for serie in chart.raw_series for _, y in serie[0]), default=1.0)))
-    chart.value_formatter = lambda y: f"{y:.2f} cores"
-    chart.x_value_formatter = lambda x: f"{x:g} s"
-    return _svg(chart)
+            lines.append(Line(name, _colour(number), points))
+    return _over_seconds("CPU of each process", lines, max(1.0, *_values(lines), 1.0))
 
 
-def memory_over_time(run: Run) -> str:
+def memory_over_time(run: Run) -> Markup:
     """Resident memory of each process."""
-    chart = _chart(pygal.XY, COLORS, x_title="seconds after the start")
-    most = 1.0
-    for name, samples in _by_process(run).items():
-        points = [(sample["at_s"], sample["rss_bytes"] / 2**20) for sample in samples]
-        most = max(most, *(y for _, y in points))
-        chart.add(name, points)
-    chart.range = (0, most)
-    chart.value_formatter = lambda y: f"{y:,.0f} MiB"
-    chart.x_value_formatter = lambda x: f"{x:g} s"
-    return _svg(chart)
+    lines = [
+        Line(name, _colour(number), [(sample["at_s"], sample["rss_bytes"] / 2**20) for sample in samples])
+        for number, (name, samples) in enumerate(_by_process(run).items())
+    ]
+    return _over_seconds("Memory of each process", lines, max(_values(lines), default=1.0), " MiB")
+
+
+def _over_seconds(title: str, lines: Sequence[Line], most: float, unit: str = "") -> Markup:
+    low, high = _ends(lines)
+    picture = svg.chart(title, svg.linear(low, high, " s"), svg.linear(0, most, unit), lines)
+    return _with_legend(picture, lines)

@@ -1,8 +1,6 @@
-"""What is seen while a load test runs: a bar with what is being done, and a line a second with how it goes.
+"""What is seen while a load test runs: a bar on a terminal, and elsewhere a line a second, as pgbench prints them:
 
-On a terminal both are shown, and on anything else only the lines, as pgbench prints them:
-
-    progress: 12.0 s, 24998 commands/s, in flight 14, cpu 0.71 cores
+    progress: 12.0 s, 24998 commands/s, 299976 answered
 
 It is told of progress and asks nobody.
 """
@@ -35,6 +33,7 @@ class Display:
             transient=True,
         )
         self._quiet = quiet
+        self._lines = not quiet and not self._console.is_terminal
         self._task: TaskID | None = None
         self._what = ""
         self._began_ns = self._line_ns = self._moved_ns = 0
@@ -66,5 +65,6 @@ class Display:
             self._bar.update(self._task, completed=done, total=of or None)
         if what == "load" and now_ns - self._line_ns >= LINE_EVERY_NS:
             per_s = (done - self._done) * 10**9 / (now_ns - self._line_ns)
-            self.say(f"progress: {(now_ns - self._began_ns) / 1e9:.1f} s, {per_s:.0f} commands/s, {done} answered")
+            if self._lines:
+                self.say(f"progress: {(now_ns - self._began_ns) / 1e9:.1f} s, {per_s:.0f} commands/s, {done} answered")
             self._line_ns, self._done = now_ns, done

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from statistics import median
 from typing import Final
 
 from billing.trial.loadtest import plots
@@ -18,6 +19,7 @@ from billing.trial.loadtest.conclusion import (
     conclusion,
     counted,
     in_bytes,
+    in_short,
     kept_up,
     needs,
     sustained_per_s,
@@ -28,23 +30,59 @@ from billing.trial.loadtest.summary import ms, spread, verdict_line
 from billing.trial.loadtest.validity import CRITERIA
 
 STYLE: Final = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1f24; background: #fff; max-width: 1000px; margin: 2em auto;
-  padding: 0 1em; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1f24; --soft: #57606a; --line: #d9dce1; --grid: #e7eaee;
+  --good: #14552b; --good-back: #e4f3e8; --bad: #8a1c14; --bad-back: #fbe4e2; --warn: #6b4a00; --warn-back: #fdf1d9;
+  --code: #f5f6f8; --bar: #1f5fa8;
+  --c0: #1f5fa8; --c1: #c2590b; --c2: #2d8a4e; --c3: #8b3fa0; --c4: #b3261e; --c5: #5c6670; --c6: #0e8a8a;
+  --c7: #8c6d00; }
+@media (prefers-color-scheme: dark) { :root { --paper: #0e1116; --ink: #e8ebef; --soft: #a0a9b4; --line: #2c333c;
+  --grid: #252b33; --good: #7fe0a2; --good-back: #12381f; --bad: #ff9b92; --bad-back: #4a1714; --warn: #f5c566;
+  --warn-back: #3d2c07; --code: #171b21; --bar: #7db2ff;
+  --c0: #7db2ff; --c1: #ff9d5c; --c2: #46b884; --c3: #c99ae0; --c4: #ff8d83; --c5: #a8b2bd; --c6: #5cc9c9;
+  --c7: #d8b84a; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 860px;
+  margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; margin: 0 0 .2em; } h2 { font-size: 1.2em; margin: 2em 0 .4em; }
-p { margin: .4em 0; } .faint { color: #5c6670; font-size: .92em; }
+p { margin: .4em 0; overflow-wrap: anywhere; } .faint { color: var(--soft); font-size: .92em; }
+.short { font-size: 1.15em; margin: .8em 0; }
 .verdict { padding: .8em 1em; border-radius: 6px; font-weight: 600; margin: 1em 0 .4em; }
-.right { background: #e4f3e8; color: #14552b; } .wrong { background: #fbe4e2; color: #8a1c14; }
-.unsure { background: #fdf1d9; color: #6b4a00; }
-.big { display: flex; flex-wrap: wrap; gap: 12px; margin: 1em 0; }
-.big div { flex: 1 1 170px; border: 1px solid #d9dce1; border-radius: 6px; padding: .6em .9em; }
-.big b { display: block; font-size: 1.5em; font-variant-numeric: tabular-nums; } .big span { color: #5c6670; }
+.right { background: var(--good-back); color: var(--good); } .wrong { background: var(--bad-back); color: var(--bad); }
+.unsure { background: var(--warn-back); color: var(--warn); }
+.big { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 1em 0; }
+.big div { border: 1px solid var(--line); border-radius: 6px; padding: .6em .9em; }
+.big b { display: block; font-size: 1.4em; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.big span { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; margin: .6em 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25em .6em; border-bottom: 1px solid #e3e6ea; } th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; } .scroll { overflow-x: auto; }
-figure { margin: 0; } svg { width: 100%; height: auto; }
-pre { background: #f5f6f8; padding: .8em 1em; border-radius: 6px; overflow-x: auto; font-size: .85em; }
+th, td { text-align: right; padding: .25em .6em; border-bottom: 1px solid var(--grid); white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
+.facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
+figure { margin: 0; } svg { display: block; width: 100%; height: auto; }
+.grid { stroke: var(--grid); stroke-width: 1; } .tick { font-size: 12px; fill: var(--soft); }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; } .bar { fill: var(--bar); }
+.mark { stroke-width: 1; stroke-dasharray: 3 4; opacity: .8; }
+.legend { font-size: 13px; color: var(--soft); } .key { display: inline-block; margin-right: 14px; }
+.key::before { content: ""; display: inline-block; width: 14px; height: 3px; margin-right: 6px; vertical-align: middle;
+  background: var(--key, var(--soft)); }
+.c0 { stroke: var(--c0); --key: var(--c0); } .c1 { stroke: var(--c1); --key: var(--c1); }
+.c2 { stroke: var(--c2); --key: var(--c2); } .c3 { stroke: var(--c3); --key: var(--c3); }
+.c4 { stroke: var(--c4); --key: var(--c4); } .c5 { stroke: var(--c5); --key: var(--c5); }
+.c6 { stroke: var(--c6); --key: var(--c6); } .c7 { stroke: var(--c7); --key: var(--c7); }
+circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); }
+.sync { stroke: var(--c5); --key: var(--c5); } .snapshot { stroke: var(--c2); --key: var(--c2); }
+.move { stroke: var(--c3); --key: var(--c3); } .collection { stroke: var(--c7); --key: var(--c7); }
+.kill { stroke: var(--c4); --key: var(--c4); } .restart { stroke: var(--c1); --key: var(--c1); }
+.fault { stroke: var(--c6); --key: var(--c6); }
+pre { background: var(--code); padding: .8em 1em; border-radius: 6px; overflow-x: auto; font-size: .85em; }
+:focus-visible { outline: 3px solid var(--bar); }
+@media (max-width: 640px) { body { margin: 1em auto; } .tick { font-size: 20px; } .line { stroke-width: 3; } }
 """
+NAMES: Final = {  # of what is kept under other names
+    "host": "host", "system": "system", "python": "Python", "processor": "processor", "cores": "cores",
+    "memory_gib": "memory, GiB", "load_before": "load average before", "commit": "commit", "version": "version",
+    "workers": "workers", "journal_sync": "journal.sync", "after_exhaustion": "cutoff.after_exhaustion",
+    "bucket_count": "buckets", "own": "daemon",
+}  # fmt: skip
 
 
 def report(result: Result) -> str:
@@ -52,7 +90,7 @@ def report(result: Result) -> str:
     title = "Load test of the billing daemon"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
         + "".join(_body(result, title))
         + "</body></html>\n"
     )
@@ -63,15 +101,19 @@ def _body(result: Result, title: str) -> Iterator[str]:
     yield f"<h1>{title}</h1>"
     yield (
         f'<p class="faint">{escape(result.began_at)} · {workers} on {result.environment["cores"]} '
-        f"cores ({escape(str(result.environment['processor']))}) · journal.sync = {facts['journal_sync']} · commit "
-        f"{escape(str(result.environment['commit']) or 'unknown')}</p>"
+        f"cores ({escape(str(result.environment['processor']))}) · journal.sync = {facts['journal_sync']}</p>"
+    )
+    yield "".join(f'<p class="short">{escape(sentence)}</p>' for sentence in in_short(result))
+    yield (
+        '<p class="faint">A command changes or asks for one account, such as a top-up; it is answered once it is '
+        "durable on the disk. A cutoff is the call to the cutoff URL at the instant at which a balance runs out.</p>"
     )
     yield from _verdicts(result)
     yield from _big(result)
     yield from _needs(result)
     yield "<h2>What was found</h2>"
     for sentence in conclusion(result):
-        if not sentence.startswith(" ") and not sentence.endswith(":"):
+        if not sentence.startswith((" ", "Capacity")):  # which has its own part
             yield f"<p>{escape(sentence)}</p>"
     yield from _figures(result)
     yield from _plots(result)
@@ -88,7 +130,8 @@ def _verdicts(result: Result) -> Iterator[str]:
         yield f"<pre>{escape(chr(10).join(told))}</pre>"
     invalid = [run for run in result.measured if not run.valid]
     if not invalid:
-        yield '<div class="verdict right">VALID: the generator kept its own plan in every run.</div>'
+        valid = "The measurement is VALID: commands went out when they were planned to, however the daemon did."
+        yield f'<div class="verdict right">{valid}</div>'
     elif result.kind == "sweep":
         yield (
             f'<div class="verdict unsure">{len(invalid)} of {len(result.steps)} steps are INVALID (the generator could '
@@ -105,22 +148,25 @@ def _big(result: Result) -> Iterator[str]:
     good = telling(result)
     latency = whole(good, "latency")
     lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
-    cost = sorted(run.cpu_us_per_command for run in good if run.cpu_us_per_command is not None)
-    top = max((run.per_s for run in good), default=0.0)
+    cost = [run.cpu_us_per_command for run in good if run.cpu_us_per_command]
+    rate = sustained_per_s(result)
+    answered = median(run.per_s for run in good) if good else 0.0
     cells = [
-        (f"{top:,.0f}/s", "commands sustained" if sustained_per_s(result) else "commands answered"),
-        (f"{ms(latency.percentile('50'))} / {ms(latency.percentile('99'))} ms", "latency of callers: half / 99 %"),
+        (f"{rate or answered:,.0f}/s", "commands sustained" if rate else "commands answered"),
+        (f"{ms(latency.percentile('50'))} ms", "half of the answers came within"),
     ]
+    if (p99_ns := latency.percentile("99")) is not None:
+        cells.append((f"{ms(p99_ns)} ms", "99 of 100 came within"))
     if lateness.total:
         p50 = lateness.percentile("50")
         cells.append(
             (
                 f"{ms(p50 if p50 is not None else lateness.greatest)} ms",
-                "cutoff lateness: " + ("half" if p50 else "most"),
+                "half of the cutoffs came within" if p50 else "the last cutoff came within",
             )
         )
     if cost:
-        cells.append((f"{cost[len(cost) // 2]:.1f} µs", "server CPU a command"))
+        cells.append((f"{median(cost):.1f} µs", "of the server's CPU a command"))
     if result.memory_bytes_per_account is not None:
         cells.append((f"{result.memory_bytes_per_account:,.0f} B", "memory an account"))
     yield '<div class="big">' + "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in cells)
@@ -129,12 +175,12 @@ def _big(result: Result) -> Iterator[str]:
 
 def _needs(result: Result) -> Iterator[str]:
     rows = needs(result)
-    yield "<h2>How many machines you need</h2>"
+    yield "<h2>Capacity: workers needed for so many virtual machines</h2>"
     if not rows:
         yield (
-            f"<p>This test does not say: its rate was not sustained within {result.p99_limit_ms:g} ms at the 99th "
-            f"percentile, or it was not valid, or offered nothing. Fleets of {FLEETS[0]:,} to {FLEETS[-1]:,} machines "
-            "are reckoned where it was; run it with <code>--sweep</code> on a quiet machine.</p>"
+            "<p>Not measured: this test shows that its own rate is answered, or is not, and not how much the daemon "
+            f"can. <code>--sweep</code> raises the rate until it cannot; from that, fleets of {FLEETS[0]:,} to "
+            f"{FLEETS[-1]:,} virtual machines are reckoned.</p>"
         )
         return
     yield (
@@ -153,7 +199,7 @@ def _needs(result: Result) -> Iterator[str]:
         ]
         for need in rows
     ]
-    yield _table(["machines that report", "commands a second", "workers (cores)", "memory, an account each"], body)
+    yield _table(["virtual machines", "commands a second", "workers (cores)", "memory, an account each"], body)
 
 
 def _figures(result: Result) -> Iterator[str]:
@@ -175,7 +221,7 @@ def _figures(result: Result) -> Iterator[str]:
             cells += ["–" if value is None else f"{value:.1f}" for value in (run.cpu_us_per_command,)]
             cells += ["–" if run.cpu_us_per_cutoff is None else f"{run.cpu_us_per_cutoff:.0f}"]
             body.append([*cells, "yes" if run.valid else "no", "right" if run.clean else "WRONG"])
-    yield f'<div class="scroll">{_table(head, body)}</div>'
+    yield _table(head, body)
     if len(result.runs) > 1:
         yield f'<p class="faint">Least / median / most of {len(result.runs)} runs: {escape(spread(result))}.</p>'
     for run in result.runs or result.steps[-1:]:
@@ -231,8 +277,13 @@ def _again(result: Result) -> Iterator[str]:
     yield f"<pre>{escape(result.command)}</pre>"
     facts = {**result.environment, **{key: result.daemon[key] for key in result.daemon if key != "worker_pids"}}
     facts |= {"processes of the generator": result.processes, "connections": result.connections, "depth": result.depth}
-    rows = [[escape(str(name)), escape(str(value))] for name, value in facts.items()]
-    yield _table(["environment", ""], rows)
+    facts["own"] = "its own, made for this test" if facts.get("own") else "one that was running"
+    rows = [
+        [escape(NAMES.get(name, name)), escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))]
+        for name, value in facts.items()
+        if value != ""
+    ]
+    yield f'<div class="facts">{_table(["environment", ""], rows)}</div>'
     if result.configuration:
         summary = "<summary>The daemon's configuration</summary>"
         yield f"<details>{summary}<pre>{escape(result.configuration)}</pre></details>"
@@ -245,4 +296,5 @@ def _figure(title: str, svg: str, caption: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'

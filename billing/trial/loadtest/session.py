@@ -30,7 +30,7 @@ from billing.trial.loadtest.watch import Watch, as_rows
 from billing.trial.loadtest.workload import SECOND_NS, Workload, aimed_count
 from shards.system.clock import boot_now_ns, paired_now
 
-START_LEAD_NS: Final = SECOND_NS // 4
+START_LEAD_NS: Final = 3 * SECOND_NS  # until all generators have heard of the start, however busy the cores are
 AIMED_A_SECOND: Final = 5_000  # time is left for aiming as if it went no faster
 ARRIVALS_WAIT_S: Final = 15.0
 TROUBLED_WAIT_S: Final = 75.0  # the longest pause between attempts is 30 s, and its jitter

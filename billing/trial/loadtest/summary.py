@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from statistics import median
 
-from billing.trial.loadtest.conclusion import conclusion, counted, telling
+from billing.trial.loadtest.conclusion import conclusion, counted, in_short, telling
 from billing.trial.loadtest.latency import PERCENTILES, Histogram, hgrm
 from billing.trial.loadtest.result import Result, Run, histogram_of, whole
 from billing.trial.loadtest.validity import CRITERIA
@@ -82,9 +82,15 @@ def verdict_line(run: Run) -> str:
 def summary(result: Result) -> Iterator[str]:
     """The whole result."""
     facts, workers = result.daemon, counted(result.daemon["workers"], "worker")
+    yield from in_short(result)
+    yield ""
+    yield from conclusion(result)
+    yield ""
+    commit = result.environment["commit"]
     yield (
         f"billing {facts['version']} with {workers}, journal.sync = {facts['journal_sync']}; "
-        f"{result.environment['processor']}, {result.environment['cores']} cores, commit {result.environment['commit']}"
+        f"{result.environment['processor']}, {result.environment['cores']} cores"
+        + (f", commit {commit}" if commit else "")
     )
     for step in result.steps:
         latency = histogram_of(step.latency)
@@ -98,8 +104,6 @@ def summary(result: Result) -> Iterator[str]:
     if len(result.runs) > 1:
         yield f"spread over {len(result.runs)} runs: {spread(result)}"
     yield CRITERIA
-    yield ""
-    yield from conclusion(result)
     for line in result.steps if not result.clean else []:
         yield from (f"    {told}" for told in (*line.money.told, *line.cutoffs.told))
 

@@ -7,14 +7,16 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from billing.trial.loadtest.command import how_long
 from billing.trial.loadtest.compare import changed, compare
-from billing.trial.loadtest.conclusion import conclusion, needs, sustained_per_s
+from billing.trial.loadtest.conclusion import conclusion, in_short, needs, sustained_per_s
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.report import report
 from billing.trial.loadtest.result import Cutoffs, Money, from_json, to_json
 from billing.trial.loadtest.summary import csv_of, summary, verdict_line
 from billing.trial.loadtest.validity import faults
 from billing.trial.loadtest.watch import events_between, series_of
+from billing.trial.loadtest.workload import Workload
 from tests.trial.loadtest.made import MS, pairs, result_of, run_of
 
 
@@ -69,13 +71,61 @@ def test_a_closed_loop_shows_no_rate_that_callers_could_have():
     assert any("closed loop" in sentence for sentence in conclusion(result))
 
 
-def test_machines_are_reckoned_with_headroom():
-    rows = {need.machines: need for need in needs(result_of(run_of(per_s=2000.0)))}
+def test_machines_are_reckoned_from_a_sweep_with_headroom():
+    swept = result_of(steps=[run_of(per_s=2000.0)], knee_per_s=2000.0, kind="sweep")
+    rows = {need.machines: need for need in needs(swept)}
     # 10^6 machines once a minute are 16,667 a second; a worker is planned with 0.7 of 1,000
     assert (rows[1_000_000].workers, round(rows[1_000_000].per_s)) == (24, 16_667)
     assert rows[10_000].workers == 1
     assert rows[1_000_000].memory_bytes == 200_000_000
-    assert needs(result_of(run_of(valid=False))) == []
+
+    # a run at a rate of its own says nothing of what the daemon can
+    for result in (result_of(run_of(per_s=2000.0)), result_of(run_of(valid=False))):
+        assert needs(result) == []
+        assert "Capacity is not measured" in " ".join(conclusion(result))
+        assert "Not measured" in report(result)
+        assert "--sweep" in report(result)
+
+
+def test_three_sentences_come_first():
+    slow = run_of(p50_ns=60 * MS)
+    late = result_of(slow, run_of(1, valid=False, invalid_because=["only 199 samples"]))
+    for result, first, second in (
+        (result_of(run_of(per_s=2000.0)), "kept up with the 2,000 commands a second", "300 cutoffs"),
+        (result_of(steps=[run_of()], knee_per_s=1000.0, kind="sweep"), "keeps up with 1,000 commands", "300 cutoffs"),
+        (result_of(run_of(cutoffs=Cutoffs())), "99 of 100 answers came within 2.0 ms", "No cutoff was due"),
+        (late, "1 of 2 measurements were not valid (only 199 samples)", "cut off in time"),
+        (result_of(slow), "the 99th percentile was 60.", "cut off in time"),
+    ):
+        told = in_short(result)
+        assert len(told) == 3
+        assert first in told[0]
+        assert second in told[1]
+        assert list(summary(result))[:3] == told
+        assert "Not a nano was wrong" in told[2]
+    assert "WRONG" in in_short(result_of(run_of(money=Money(wrong_balances=1))))[2]
+
+
+def test_one_number_for_one_thing():
+    result = result_of(run_of(per_s=1981.0), run_of(1, per_s=1990.0), run_of(2, per_s=2015.0))
+    page = report(result)
+    assert "<b>1,990/s</b>" in page
+    assert "2,015/s" not in page
+    swept = result_of(steps=[run_of(per_s=23_370.0), run_of(1, per_s=23_493.0)], knee_per_s=23_400.0, kind="sweep")
+    assert "<b>23,400/s</b>" in report(swept)
+
+
+def test_no_cutoff_was_due_is_said():
+    told = " ".join(conclusion(result_of(run_of(cutoffs=Cutoffs()))))
+    assert "no cutoff was due" in told
+    assert "every one of the 0" not in told
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"), [(3, "3 runs of 12 s, with preparing and judging about 60 s in all"), (0, "each step takes 12 s")]
+)
+def test_it_says_before_how_long_it_will_take(runs, said):
+    assert how_long(Workload(seconds=10.0, warmup_s=2.0), runs).startswith(said)
 
 
 def test_wrong_money_comes_before_everything():
@@ -127,7 +177,7 @@ def test_figures_in_rows():
 
 def test_a_summary_says_valid_and_right_for_each_run():
     lines = list(summary(result_of(run_of(), run_of(1, valid=False, invalid_because=["late"]))))
-    assert [line.strip() for line in lines if "VALID" in line][:2] == ["VALID", "INVALID; late"]
+    assert [line.strip() for line in lines if line.startswith("  ") and "VALID" in line] == ["VALID", "INVALID; late"]
     assert sum("RIGHT" in line for line in lines) == 2
 
 
@@ -142,12 +192,20 @@ def test_what_changed_is_told_and_what_is_not_comparable_too():
     before = result_of(*(run_of(number, cpu_us_per_command=10.0 + number / 10) for number in range(3)))
     after = result_of(*(run_of(number, cpu_us_per_command=8.0 + number / 10) for number in range(3)), connections=8)
     lines = list(compare(before, after))
-    assert [line for line in lines if line.startswith("CHANGED")] == [
-        "CHANGED: server CPU a command 10.1 → 8.1 µs (-19.8%); runs 10 to 10.2, then 8 to 8.2"
-    ]
+    changes = [line.split() for line in lines if line.endswith("CHANGED")]
+    assert [" ".join(words) for words in changes] == ["server CPU a command, µs 10.1 8.1 -19.8% 10–10.2 8–8.2 CHANGED"]
     assert "not the same: connections: 4 and 8" in lines
-    assert "latency p50" in lines[-1]
-    assert not [line for line in compare(before, before) if line.startswith("CHANGED")]
+    p50 = next(line for line in lines if line.startswith("latency p50, ms"))
+    assert p50.split()[3:6] == ["2.007", "2.007", "+0.0%"]
+    assert p50.endswith("within the noise")
+    assert not [line for line in compare(before, before) if line.endswith("CHANGED")]
+
+
+def test_a_comparison_of_what_is_not_valid_says_so_and_shows_values():
+    bad = result_of(run_of(valid=False), run_of(1), run_of(2))
+    lines = list(compare(bad, result_of(run_of(), run_of(1), run_of(2))))
+    assert "1 of 3 runs of the first are INVALID: their latencies are not to be used" in lines
+    assert any(line.startswith("commands answered a second") and "1,000" in line for line in lines)
 
 
 METRICS = """
