@@ -149,7 +149,8 @@ def work(control_descriptor: int) -> int:
 
     def build_logging(begin: Begin) -> Billing:
         billing = build(begin)
-        billing.recent = set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+        recent = set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+        billing.recent = recent.rows
         return billing
 
     return run(control_descriptor, build_logging)

@@ -12,12 +12,11 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from ssl import SSLContext
 from typing import Any, NamedTuple
 
 from billing import __version__
-from billing.admin.recent import Recent
 from billing.api.auth import Guard
 from billing.api.connection_limits import limits_of
 from billing.api.door import Door
@@ -110,7 +109,7 @@ class Billing:
         )
         self._aggregates = Aggregates(self.machine.ledger.books)
         self._begin = begin
-        self.recent: Recent | None = None  # what this process has logged lately
+        self.recent: Sequence[tuple[int, int, str, str, str]] = ()  # what this process has logged lately
         self._disk = outside.disk
         self._startup_hold = StartupHold(self._disk, begin.directory, config.cutoff.hold_above)
         self._worker: Worker | None = None
@@ -212,8 +211,7 @@ class Billing:
         told = self.machine.figures() | self._census_figures()
         for part in (self._history, self._door, self._delivery, self._checks, self._notices):
             told |= {} if part is None else part.figures()
-        if self.recent is not None:
-            told["recent"] = list(self.recent.rows)
+        told["recent"] = list(self.recent)
         if "notices_owed" in told and self._worker is not None:
             at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0
             told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1

@@ -23,7 +23,10 @@ BEAT_S = 0.1
 WINDOW_NS = 30_000_000_000  # `Pulse.pause_max_ns` is of the last one to two of these
 
 _MS = 1_000_000
-_LATENESS_MS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 15_000, 60_000, 300_000, 1_800_000)
+_LATENESS_MS = (
+    *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000),
+    *(15_000, 60_000, 300_000, 1_800_000),
+)
 LATENESS_NS = tuple(int(ms * _MS) for ms in _LATENESS_MS)
 SYNC_NS = tuple(int(ms * _MS) for ms in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 5000))
 LAG_NS = tuple(int(ms * _MS) for ms in (1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 5000))

@@ -16,8 +16,8 @@ Which invariant is checked where:
 - I10, I11 (replay equivalence; damage): `World.check_recovery`, and the runs with bit rot.
 - I12, I13, I15 (single owner, generations): at each durable record of a shard, against the durable map.
 - I14: `tests/simulation/test_move_matrix.py`; here: entries go on across a move without a gap or a change.
-- I16: the lock of the directory, `tests/shards/journal`. I17, I19, I21 (never early, stable, never stale): at each attempt.
-  And one account is called by one attempt at a time, wherever its bucket is.
+- I16: the lock of the directory, `tests/shards/journal`. I17, I19, I21 (never early, stable, never stale): at each
+  attempt. And one account is called by one attempt at a time, wherever its bucket is.
 - Nothing that waits for an instant is woken before it: at each setting of a worker's alarm, `armed`.
 - I18, I24 (every cutoff ends delivered or superseded, everything ends): `finish`.
 - I20, I22, I23 are figures of the real machine and are not checked here.
