@@ -21,9 +21,10 @@ from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from shards.buckets import bucket_id_of
+from shards.journal import backends
 from shards.shard import Shard
 from shards.system.host import REAL
-from shards.worker.recover import journal_of, recover
+from shards.worker.recover import recover
 from tests.system.daemon import Daemon
 
 BUCKET_COUNT = 3000
@@ -67,8 +68,8 @@ def populate(shard: Shard, accounts: int, now_ns: int) -> None:
 
 
 def _fill_shard(data: Path, shard_id: int, accounts: int) -> None:
-    settings = {"kind": "file", "sync": "always", "segment_bytes": 4 << 20, "sync_interval_ns": 10**9}
-    journal = journal_of(f"{data}/shard-{shard_id}", REAL, time.time_ns, settings)
+    settings = {"kind": "file", "directory": str(data), "sync": "always", "segment_bytes": 4 << 20}
+    journal = backends.open(settings | {"sync_interval_ns": 10**9}, REAL).journal(shard_id, time.time_ns)
     head = journal.open(shard_id, "benchmark").head
     shard = Shard(shard_id, BillingMachine(Rules(False, 10_000, False)))
     asyncio.run(recover(shard, journal, lambda done, total: None))

@@ -1,12 +1,12 @@
-"""A backup while serving: which files may be copied, and up to where, so that together they are one instant.
+"""A backup while serving: up to which positions the logs may be copied, so that together they are one instant.
 
-It is taken in four steps, of which the supervisor does three, and whoever takes the backup the one with the files:
+It is taken in four steps, of which the supervisor does three, and whoever takes the backup copies:
 
     1 hold   no bucket moves, no snapshot begins and nothing is trimmed from here on
     2 cut    an instant is chosen, a little ahead; each worker stands still from just before it until it has passed,
              closes its open batch, and answers the position up to which everything stamped at or before that instant
              is durable, and nothing stamped later is there. Where one was too late, another instant is chosen
-    3 copy   the caller copies each journal up to its position (`shards.journal.file.copying`), the map's with the rest
+    3 copy   the caller copies each journal up to its position, the map's with the rest
     4 end    all goes on
 
 **Nobody waits.** Commands are served as ever, but for the moment of the cut (2 ms, more where cores are short); only
@@ -139,7 +139,7 @@ class Backups:
         await self._ask_all(wires, ("hold", True), STILL_TIMEOUT_S)
         at_ns, positions = await self._cut(wires)
         async with self._registry.deciding:
-            head = self._registry.head
+            head = self._registry.version
         self._renew()
         return {
             "data_dir": self._data_dir,

@@ -1,16 +1,20 @@
-"""`billing journal dump FILE`: what stands in one file of a journal, readable, without opening the journal.
+"""`billing journal dump`: what stands in a journal, readable, without owning it: one file, or a shard's whole log.
 
 Segments, snapshots and manifests are told apart by their first bytes. Each thing found is one row: its kind and named
 fields, printed as text or, with `--json`, as one JSON object a line. Everything shown was checked as recovery checks
 it; at the first place that does not hold, a row says so with its offset, and the exit code is 65. One file alone cannot
 say whether that place is a torn tail or damage: recovery decides that from all files of the shard.
 
-It never writes, and takes no lock, so it may look at the files of a daemon that runs.
+With `--shard` the log is read as its backend shows it (`shards.journal.Reader`), whatever kind it is of: its snapshots,
+then every batch that is there.
+
+It never writes, and takes no lock, so it may look at the journal of a daemon that runs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +23,17 @@ import click
 import msgspec
 
 from billing.cli.entry_fields import entry_fields
-from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, BatchCorrupt, split_batch
-from shards.journal.file import record
-from shards.journal.file.snapshot import Reader
+from billing.config.load import load, log_of
+from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, split_batch
+from shards.journal import BatchCorrupt as JournalCorrupt
+from shards.journal import Reader, backends
+from shards.journal.file import record, snapshot
 from shards.system.disk import RealDisk, read_file
+from shards.system.host import REAL
 
 EXIT_DAMAGED = 65
 MAP = 0  # the number of the journal in which the supervisor keeps the map; shards have numbers from 1
-KINDS = {ENTRY: "entry", OWN: "own", LEAVE: "leave"}
+KINDS = {ENTRY: "entry", OWN: "own", LEAVE: "leave", RECEIVED: "received"}
 
 Row = tuple[str, dict[str, Any]]
 
@@ -100,7 +107,7 @@ def _payload_rows(shard: int, payload: bytes) -> Iterator[Row]:
 
 
 def _snapshot_rows(disk: RealDisk, path: str) -> Iterator[Row]:
-    reader = Reader(disk, path)
+    reader = snapshot.Reader(disk, path)
     try:
         yield "snapshot", reader.head._asdict()
         for chunk in reader.chunks():
@@ -113,6 +120,21 @@ def _snapshot_rows(disk: RealDisk, path: str) -> Iterator[Row]:
         yield "end", {"chunks": reader.count, "reached": reader.reached, "bytes": reader.size}
     finally:
         reader.close()
+
+
+def log_rows(reader: Reader, shard: int) -> Iterator[Row]:
+    """The rows of a whole log: its snapshots, then each batch followed by its records. Raises the journal's errors."""
+    for kept in reader.snapshots():
+        yield "snapshot", kept._asdict()
+    first, head = reader.first, reader.head
+    if first <= head:
+        for position, payload in reader.replay(first):
+            yield "batch", {"position": position, "bytes": len(payload)}
+            try:
+                yield from _payload_rows(shard, payload)
+            except (BatchCorrupt, ValueError) as error:
+                raise JournalCorrupt(f"the batch does not parse: {error}", position=position) from None
+    yield "end", {"first": first, "head": head}
 
 
 def plain(value: object) -> Any:
@@ -133,22 +155,37 @@ def journal() -> None:
 
 
 @journal.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--shard", type=click.IntRange(0), metavar="K", help="The whole log of shard K; 0: that of the map.")
+@click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="As for billing serve.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def dump(file: Path, as_json: bool) -> None:
-    """Prints every batch and record of a segment, or a snapshot's parts, or a manifest."""
+def dump(file: Path | None, shard: int | None, config: Path | None, as_json: bool) -> None:
+    """Prints every batch and record of a segment, or a snapshot's parts, or a manifest; or a shard's whole log."""
+    if (file is None) == (shard is None):
+        raise click.UsageError("name a file, or a shard with --shard")
     try:
-        for kind, fields in rows(str(file)):
-            shown = {name: plain(value) for name, value in fields.items()}
-            if as_json:
-                click.echo(json.dumps({"kind": kind} | shown))
-            else:
-                indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
-                words = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
-                click.echo(f"{indent}{kind} {' '.join(words)}")
+        if file is not None:
+            _show(rows(str(file)), as_json)
+        elif shard is not None:
+            reader = backends.open(log_of(load(config, os.environ).config), REAL).reader(shard)
+            try:
+                _show(log_rows(reader, shard), as_json)
+            finally:
+                reader.close()
     except Damaged as error:
         click.echo(f"billing: {file}: offset {error.offset}: {error}", err=True)
         raise SystemExit(EXIT_DAMAGED) from None
+
+
+def _show(found: Iterator[Row], as_json: bool) -> None:
+    for kind, fields in found:
+        shown = {name: plain(value) for name, value in fields.items()}
+        if as_json:
+            click.echo(json.dumps({"kind": kind} | shown))
+        else:
+            indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
+            words = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
+            click.echo(f"{indent}{kind} {' '.join(words)}")
 
 
 COMMANDS: dict[str, click.Command] = {"journal": journal}

@@ -99,7 +99,9 @@ ENDINGS: tuple[tuple[str, str, int, str], ...] = (
     ("shards.journal", "Corrupt", 65, "the data are damaged: "),
     ("shards.journal", "Gap", 65, "the data are damaged: "),
     ("shards.journal", "Torn", 65, "the data are damaged: "),
-    ("shards.journal", "JournalError", 74, "the disk failed: "),
+    ("shards.journal", "Unfit", 78, ""),
+    ("shards.journal", "Lost", 75, ""),
+    ("shards.journal", "JournalError", 74, ""),
 )
 
 

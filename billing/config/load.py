@@ -101,6 +101,17 @@ def as_effective(loaded: Loaded) -> str:
     return "\n".join(lines) + "\n"
 
 
+def log_of(config: Config) -> dict[str, Any]:
+    """The log that the configuration names, as `shards.journal.backends` takes it."""
+    return {
+        "kind": config.journal.kind,
+        "directory": config.daemon.data_dir,
+        "sync": config.journal.sync,
+        "segment_bytes": config.journal.segment_bytes,
+        "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
+    }
+
+
 def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:
     if file is None:
         return {}

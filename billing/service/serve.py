@@ -17,7 +17,9 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -25,7 +27,7 @@ from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
-from billing.config.load import EXIT_CONFIG, ConfigError, load
+from billing.config.load import EXIT_CONFIG, ConfigError, load, log_of
 from billing.config.reload import Reload
 from billing.config.schema import Config
 from billing.config.shares import parse_shards, parse_weights
@@ -36,14 +38,21 @@ from billing.service.systemd import ServiceManager, handed_over
 from shards.journal import Corrupt, Fenced, Gap, JournalError, OtherFormat
 from shards.moves.mover import Caps
 from shards.supervisor.registry import Conflict
-from shards.supervisor.restart_policy import EXIT_BUG, EXIT_DAMAGED, EXIT_DISK
+from shards.supervisor.restart_policy import EXIT_BUG, EXIT_DISK
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
-from shards.system.disk import DirectoryRefused
+from shards.worker.recover import exit_code_of
 
 log = logging.getLogger("billing.service.serve")
 
 
-def serve(file: Path | None) -> int:
+class Parts(NamedTuple):
+    """What the daemon is made with; a test with another log than those of `shards.journal.backends` passes its own."""
+
+    worker: list[str]  # starts a worker process, to which the number of its control descriptor is appended
+    log_of: Callable[[Config], dict[str, Any]]  # the log, as `shards.journal.backends` takes it
+
+
+def serve(file: Path | None, parts: Parts | None = None) -> int:
     """Runs the daemon in the foreground; returns its exit code."""
     if not __debug__:
         print("billing: started with -O or PYTHONOPTIMIZE, under which nothing checks itself", file=sys.stderr)
@@ -58,7 +67,9 @@ def serve(file: Path | None) -> int:
         return EXIT_CONFIG
     recent = set_up(config.log, os.environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(file, config, listeners, admin, recent))
+        isolated = ["-I"] if sys.flags.isolated else []
+        parts = parts or Parts([sys.executable, *isolated, "-m", "billing", "worker"], log_of)
+        return runner.run(_run(file, config, listeners, admin, recent, parts))
 
 
 async def _run(
@@ -67,10 +78,10 @@ async def _run(
     listeners: list[tuple[str, socket.socket]],
     admin: socket.socket | None,
     recent: Recent,
+    parts: Parts,
 ) -> int:
-    isolated = ["-I"] if sys.flags.isolated else []
-    command = [sys.executable, *isolated, "-m", "billing", "worker"]
-    supervisor = Supervisor(_settings(config), command, config.to_json().encode(), listeners)
+    log_settings = parts.log_of(config)
+    supervisor = Supervisor(_settings(config, log_settings), parts.worker, config.to_json().encode(), listeners)
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,23 +90,27 @@ async def _run(
 
     async def take_up(changed: Config) -> None:
         service.reloaded(changed)
-        await supervisor.reload(_settings(changed), changed.to_json().encode())
+        await supervisor.reload(_settings(changed, log_settings), changed.to_json().encode())
 
     reload = Reload(file, os.environ, config, take_up)
     loop.add_signal_handler(signal.SIGHUP, lambda: supervisor.spawn(service.reloading(reload)))
     attending = loop.create_task(service.run(admin, _admin_tls(config)))
     try:
         code = await supervisor.run()
-    except (Conflict, DirectoryRefused, OtherFormat) as error:
+    except Conflict as error:
         print(f"billing: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except Fenced as error:
         print(f"billing: another daemon runs on {config.daemon.data_dir}: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except (Corrupt, Gap) as error:
-        print(f"billing: the data are damaged: {error}", file=sys.stderr)
-        return EXIT_DAMAGED
-    except (JournalError, OSError) as error:
+        damaged = "" if isinstance(error, OtherFormat) else "the data are damaged: "
+        print(f"billing: {damaged}{error}", file=sys.stderr)
+        return exit_code_of(error, None)
+    except JournalError as error:
+        print(f"billing: {error}", file=sys.stderr)
+        return exit_code_of(error, None)
+    except OSError as error:
         print(f"billing: the disk failed: {error}", file=sys.stderr)
         return EXIT_DISK
     except Exception:
@@ -120,7 +135,7 @@ def _admin_tls(config: Config) -> ssl.SSLContext | None:
     return server_context(config.rpc)
 
 
-def _settings(config: Config) -> SupervisorSettings:
+def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSettings:
     return SupervisorSettings(
         data_dir=config.daemon.data_dir,
         weights={
@@ -129,12 +144,7 @@ def _settings(config: Config) -> SupervisorSettings:
         },
         bucket_count=config.shards.bucket_count,
         slew_ppm_max=config.clock.slew_ppm_max,
-        journal={
-            "kind": config.journal.kind,
-            "sync": config.journal.sync,
-            "segment_bytes": config.journal.segment_bytes,
-            "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
-        },
+        journal=log_settings,
         worker=(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
         caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
         locked=parse_shards(config.shards.locked),

@@ -357,9 +357,13 @@ class Billing:
 
     # -- delivery ---------------------------------------------------------------------------------------------------
 
+    def renewed(self) -> None:
+        """Takes up again what was not called while the journal's grant had run out."""
+        self._owe(list(self.machine.owed()))
+
     def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
-        if bucket_id in self._paused:
-            return None
+        if bucket_id in self._paused or self._worker is None or not self._worker.may_act():
+            return None  # another owner may make this call: `take_up` or `renewed` comes where it is this one's
         call = self.machine.ledger.owed(bucket_id, user_id)
         if call is None:
             return None

@@ -19,9 +19,16 @@ What holds for every backend (the contract suite of `tests/shards/journal/contra
    returns.
 6. A failed write ends it. After `Unknown` or `Fenced` every further call but `close` raises the same again: a write
    or a sync is never repeated on a disk that failed once. Reopening looks at what is really there.
-7. Disk full is not damage. `Unavailable` means: surely not written, and the same call may succeed later.
+7. No room is not damage. `Unavailable` means: surely not written, and the same call may succeed later.
+8. Time is granted. No instant at or after `granted_ns` may be used for a command, a read or a cutoff, and none before
+   `Opened.began_ns`: so every billing instant of a shard belongs to one epoch. A backend whose older owner cannot live
+   on beside a newer one grants all time there is.
 
-Nothing above this seam knows of files, segments or offsets; the errors carry them as evidence for people only.
+Nothing above this seam knows of files, segments, offsets, directories or servers; the errors carry them as evidence for
+people only, and what is told about a failure is the error's own text. `backends.open` makes a backend by its kind.
+
+Beside a shard's journal a backend has two more things: a `Reader`, which owns nothing and fences nothing, for the
+doctor, dumps, backups and followers; and the `MapLog`, in which the supervisor decides who owns what.
 
 Threads: `append` and `idle_barrier` belong to one thread, which they block (the GIL is free meanwhile). `save_snapshot`
 and `trim` may run in one other thread at the same time, `first`, `replay` and its iterator in a third one, as long as
@@ -30,22 +37,32 @@ nothing is trimmed that the iterator has yet to yield. Everything else is called
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 __all__ = [
+    "ALL_TIME_NS",
+    "Backend",
     "Corrupt",
     "Fenced",
     "Gap",
     "Journal",
     "JournalError",
+    "Lost",
+    "MapLog",
     "Opened",
     "OtherFormat",
+    "Overtaken",
+    "Reader",
+    "Retained",
     "Snapshot",
     "Torn",
     "Unavailable",
+    "Unfit",
     "Unknown",
 ]
+
+ALL_TIME_NS = (1 << 63) - 1  # what is granted where no newer owner can exist beside an older one
 
 
 class JournalError(Exception):
@@ -83,7 +100,17 @@ class Unavailable(JournalError):
 
 
 class Unknown(JournalError):
-    """The disk failed under a call: what was asked may or may not be there. Terminal: reopen and look."""
+    """The backend failed under a call: what was asked may or may not be there. Terminal: reopen and look."""
+
+
+class Lost(Unknown):
+    """The connection, or an answer beyond its deadline, is lost: terminal for this object, but nothing is broken. Any
+    process that reaches the log may reopen it."""
+
+
+class Unfit(JournalError):
+    """The place or the settings of the log are not fit for one, each fault named with its remedy. Nothing was changed;
+    the configuration must change first."""
 
 
 class Gap(JournalError):
@@ -103,11 +130,22 @@ class OtherFormat(Corrupt):
     """Sound bytes of a format that this version does not read: a newer version wrote them. Nothing was changed."""
 
 
+class Overtaken(JournalError):
+    """Somebody else decided first: the map's log is at `version`. Nothing was written; load what is new and look again.
+    """
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"the map has been changed meanwhile: it is at version {version}", position=version)
+        self.version = version
+
+
 class Opened(NamedTuple):
-    """What `open` found: the epoch of this ownership (from 1, above any before) and the last position (0: none)."""
+    """What `open` found: the epoch of this ownership (from 1, above any before), the last position (0: none), and the
+    first billing instant that belongs to this epoch (0: any)."""
 
     epoch: int
     head: int
+    began_ns: int
 
 
 class Snapshot(NamedTuple):
@@ -115,6 +153,15 @@ class Snapshot(NamedTuple):
 
     position: int
     chunks: Iterator[bytes]
+
+
+class Retained(NamedTuple):
+    """A snapshot that is kept: it stands for everything up to `position`, where the log's chain is `chain`; its chunks
+    may hold effects up to position `reached`."""
+
+    position: int
+    chain: int
+    reached: int
 
 
 class Journal(Protocol):
@@ -137,11 +184,19 @@ class Journal(Protocol):
         """Bytes taken on the medium by batches and snapshots together."""
 
     @property
-    def is_short(self) -> bool:
-        """Whether room for coming batches was looked for in vain: soon `append` will raise Unavailable.
+    def no_room(self) -> str:
+        """Why soon `append` will raise Unavailable: room for coming batches was looked for in vain. "": there is room.
 
         `append` and `idle_barrier` look again. To be asked while neither is under way.
         """
+
+    @property
+    def granted_ns(self) -> int:
+        """The billing instant up to which, exclusive, this owner may act. May be asked from any thread."""
+
+    @property
+    def beat_s(self) -> float:
+        """`idle_barrier` is to be called at least so often, or the grant runs out; 0: only after an append."""
 
     @property
     def warnings(self) -> list[str]:
@@ -150,7 +205,8 @@ class Journal(Protocol):
     def open(self, shard: int, owner: str) -> Opened:
         """Take the shard for this owner (a name for people, at most 64 bytes of UTF-8), fencing all older ones durably.
 
-        Raises Fenced (another owner lives), Unavailable (no room; try again), Unknown (the disk failed), Gap, Corrupt.
+        Raises Fenced (another owner lives, or may live still: try again), Unavailable (no room, or out of reach; try
+        again), Unfit, Unknown, Gap, Corrupt.
         """
 
     def append(self, payload: bytes, durable: bool = False) -> int:
@@ -163,8 +219,9 @@ class Journal(Protocol):
     def idle_barrier(self) -> None:
         """Put on record that the last batch was durable, so that damage to it can never pass for a torn write.
 
-        To be called about 50 ms after the last append, from its thread; does nothing when nothing was appended since.
-        It also prepares room for coming appends. Takes no position, is never replayed. Raises as append does.
+        To be called about 50 ms after the last append, and every `beat_s`, from the thread that appends; does nothing
+        where nothing is due. It also renews the grant, and prepares room for coming appends. Takes no position, is
+        never replayed. Raises as append does.
         """
 
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
@@ -194,3 +251,83 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Leave a mark of a clean stop and give the shard back; after an error only give it back. May be repeated."""
+
+
+class Reader(Protocol):
+    """One shard's log, or the map's (shard 0), for those who only look. It may be read while its owner goes on.
+
+    What it shows may not be durable yet where the owner is still at it: who acts on it asks the owner how far it is.
+    """
+
+    @property
+    def first(self) -> int:
+        """Position of the oldest batch there is; head + 1 where there is none."""
+
+    @property
+    def head(self) -> int:
+        """Position of the newest whole batch, as far as can be seen now; 0: none."""
+
+    def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """(position, payload) from `start` (>= 1) to the head at this call, contiguous, every link verified.
+
+        Raises Gap (`start` is not there any more, or lies beyond head + 1), Corrupt, Unknown (cannot be read).
+        """
+
+    def snapshots(self) -> list[Retained]:
+        """The snapshots that are whole, oldest first. Raises Unknown."""
+
+    def chunks(self, position: int) -> Iterator[bytes]:
+        """The chunks of the snapshot at this position, verified. Raises Gap (there is none), Corrupt, Unknown."""
+
+    def close(self) -> None:
+        """Gives back what reading needed. May be repeated."""
+
+
+class MapLog(Protocol):
+    """The log of decisions about who owns what. Versions are positions; a payload is one decision. Any supervisor may
+    write: a decision names the version it was made at, and is refused where that is not the newest any more.
+    """
+
+    @property
+    def version(self) -> int:
+        """The newest version that was loaded or decided here."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should hear about after `load`."""
+
+    def load(self, owner: str) -> tuple[int, list[bytes]]:
+        """(version, everything that was decided, in order); the first may be what `compact` left. May be repeated after
+        Unavailable and Overtaken. Raises Fenced, Unavailable, Unfit, Unknown, Gap, Corrupt.
+        """
+
+    def follow(self, callback: Callable[[int, bytes], None]) -> None:
+        """`callback(version, payload)` for each decision that `decide` or a later `load` here did not itself make."""
+
+    def decide(self, version: int, payload: bytes) -> int:
+        """Write a decision that was made knowing everything up to `version`; durable on return. Its own version.
+
+        Raises Overtaken (nothing written), Unavailable (surely not written), Unknown, Fenced.
+        """
+
+    def compact(self, version: int, payload: bytes) -> None:
+        """`payload` stands for everything up to `version`, which may be forgotten. Raises Unavailable, Unknown."""
+
+    def close(self) -> None:
+        """Leaves a mark of a clean stop, and gives the log back. May be repeated."""
+
+
+class Backend(Protocol):
+    """One kind of log, with its settings: what the rest of the daemon has of it."""
+
+    def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
+        """The journal of a shard, not open yet. `now_ns`: billing time, 0 before it has begun."""
+
+    def map_log(self, now_ns: Callable[[], int]) -> MapLog:
+        """The map's log, not loaded yet."""
+
+    def reader(self, shard: int) -> Reader:
+        """What a shard's log holds, or the map's where `shard` is 0. Raises Gap (there is none), Corrupt, Unknown."""
+
+    def prepare(self) -> list[str]:
+        """Before anything starts: looks whether the log is fit, and returns warnings. Raises Unfit, Unavailable."""

@@ -1,6 +1,6 @@
 """What the supervisor knows durably: who owns which bucket, which shards have served, and the anchor of billing time.
 
-A small journal of its own (`map/` in the data directory) holds it as records, plain lists:
+The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one decision is a list of them:
 
     ["create", …] ["assign", …] ["pin", …] …   see `shards.buckets.BucketMap`
     ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
@@ -8,8 +8,8 @@ A small journal of its own (`map/` in the data directory) holds it as records, p
     ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
     ["map", block]                              the whole map, in snapshots only
 
-A record is durable before it is applied, and applied before anybody acts on it. Opening this journal takes the lock of
-the data directory: one daemon at a time.
+A record is durable before it is applied, and applied before anybody acts on it. Opening takes the lock of the data
+directory first: one daemon at a time, whatever kind the log is of.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from shards.buckets import HASH_NAME, BucketMap
-from shards.journal import Unavailable
-from shards.journal.file.journal import FileJournal
+from shards.journal import Fenced, MapLog, Unavailable, Unfit
 from shards.system.clock import Anchor, decode_anchor, encode_anchor
-from shards.system.disk import is_full, private_directory
+from shards.system.disk import DirectoryRefused, is_full, private_directory
 from shards.system.host import Host
 from shards.system.serial_executor import SerialExecutor
 
-SEGMENT_BYTES = 1024 * 1024
+LOCK = "run/lock"  # below the data directory
 SNAPSHOT_EVERY_RECORDS = 512
-ROOM_RETRY_S = 1.0  # how often a full disk is asked again
+ROOM_RETRY_S = 1.0  # how often a log without room, or out of reach, is tried again
 
 log = logging.getLogger("shards.supervisor.supervisor")
 
@@ -44,31 +42,24 @@ class Conflict(Exception):
 class Registry:
     """The map and its journal. `open` first; `record` from then on."""
 
-    def __init__(self, data_dir: str, host: Host, now_ns: Callable[[], int]) -> None:
+    def __init__(self, data_dir: str, host: Host, map_log: MapLog) -> None:
         self.map = BucketMap()
         self.founded: set[int] = set()
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
         self._data_dir = data_dir
-        self._disk = disk = host.disk
+        self._disk = host.disk
+        self._lock = -1
         self._owner = f"pid {host.pid()}"
-        self._journal = FileJournal(
-            f"{data_dir}/map",
-            disk,
-            segment_bytes=SEGMENT_BYTES,
-            ballast_bytes=SEGMENT_BYTES,
-            now_ns=now_ns,
-            salt=lambda: host.randbits(64),
-            boot_id=disk.boot_id(),
-        )
+        self._log = map_log
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
         self.unopened = "the map of the buckets is not open yet"  # why, while it is so
-        self.held = False  # no snapshot and no trimming: somebody copies the files
+        self.held = False  # nothing is compacted: somebody copies the log
         self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
         self._executor: SerialExecutor | None = None
         self._since_snapshot = 0
 
     async def open_with_room(self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event) -> list[str]:
-        """As `open`, but where the disk is full it waits for room, or until it is to stop."""
+        """As `open`, but where there is no room, or the log is out of reach, it waits, or until it is to stop."""
         while True:
             try:
                 return self.open(bucket_count, wanted)
@@ -83,49 +74,52 @@ class Registry:
         """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.
 
         Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
-        Raises Conflict where the configuration asks for other buckets than the directory has, DirectoryRefused, and
-        the journal's errors (Fenced: another daemon runs on it; Unavailable: no room, may be called again).
+        Raises Conflict where the configuration asks for other buckets than the map has, and the log's errors (Fenced:
+        another daemon runs on it; Unavailable: no room or out of reach, may be called again).
         """
         try:
             return self._open(bucket_count, wanted)
         except OSError as error:
+            self.close()
             if not is_full(error):
                 raise
-            raise Unavailable(f"no room: {error.strerror}", file=self._data_dir) from error
+            raise Unavailable(f"the disk is full: {error.strerror}", file=self._data_dir) from error
+        except DirectoryRefused as refused:
+            raise Unfit(str(refused)) from refused
         except Unavailable:
-            self._journal.close()
+            self.close()
             raise
 
     def _open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
         warnings = private_directory(self._disk, self._data_dir)
         private_directory(self._disk, f"{self._data_dir}/run")
-        journal = self._journal
-        journal.open(0, self._owner)
-        warnings += journal.warnings
-        start = 1
-        snapshot = journal.load_snapshot()
-        if snapshot is not None:
-            start = snapshot.position + 1
-            self._apply_all(b"".join(snapshot.chunks))
-        for _, payload in journal.replay(start):
+        try:
+            self._lock = self._disk.lock(f"{self._data_dir}/{LOCK}")
+        except BlockingIOError:
+            raise Fenced("another daemon runs on it", file=self._data_dir) from None
+        _, payloads = self._log.load(self._owner)
+        warnings += self._log.warnings
+        self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
+        for payload in payloads:
             self._apply_all(payload)
         if not self.map.bucket_count:
-            payload = msgspec.msgpack.encode([["create", bucket_count, HASH_NAME, sorted(wanted)]])
-            journal.append(payload)
-            self._apply_all(payload)
+            self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted)]])
         if bucket_count != self.map.bucket_count:
             raise Conflict(
-                f"shards.bucket_count: the data directory was made with {self.map.bucket_count} buckets, "
+                f"shards.bucket_count: the data were made with {self.map.bucket_count} buckets, "
                 f"the configuration says {bucket_count}; the number is fixed for the life of the data"
             )
         if self.map.hash_name != HASH_NAME:
-            raise Conflict(f"the data directory hashes with {self.map.hash_name}, this version with {HASH_NAME}")
+            raise Conflict(f"the data hash with {self.map.hash_name}, this version with {HASH_NAME}")
         changes = self.changes(wanted)
         if changes:
-            payload = msgspec.msgpack.encode(changes)
-            journal.append(payload)
-            self._apply_all(payload)
+            self._decide_now(changes)
         return warnings
+
+    def _decide_now(self, records: list[list[Any]]) -> None:
+        payload = msgspec.msgpack.encode(records)
+        self._log.decide(self._log.version, payload)
+        self._apply_all(payload)
 
     def changes(self, wanted: dict[int, int]) -> list[list[Any]]:
         """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
@@ -163,7 +157,7 @@ class Registry:
         for record in records:
             self.map.check_record(record)
         payload = msgspec.msgpack.encode(records)
-        position = await self._append(payload)
+        version = await self._decide(payload)
         self._apply_all(payload)
         self._since_snapshot += len(records)
         if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS and not self.held:
@@ -173,17 +167,16 @@ class Registry:
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
             with contextlib.suppress(Unavailable):  # no room: the next occasion comes
-                await self._executor.call(self._journal.save_snapshot, position, [msgspec.msgpack.encode(state)])
-                await self._executor.call(self._journal.trim, position)
+                await self._executor.call(self._log.compact, version, msgspec.msgpack.encode(state))
 
-    async def _append(self, payload: bytes) -> int:
-        """Waits for room where the disk is full: whoever wanted this record waits with it."""
+    async def _decide(self, payload: bytes) -> int:
+        """Waits where there is no room, or the log is out of reach: whoever wanted this record waits with it."""
         assert self._executor is not None
         told = False
         while True:
             try:
-                position: int = await self._executor.call(self._journal.append, payload)
-                return position
+                version: int = await self._executor.call(self._log.decide, self._log.version, payload)
+                return version
             except Unavailable as error:
                 if not told:
                     log.error("the map cannot be written: %s; it is tried every %g s", error, ROOM_RETRY_S)
@@ -191,10 +184,13 @@ class Registry:
             await asyncio.sleep(ROOM_RETRY_S)
 
     @property
-    def head(self) -> int:
-        """Position of the newest record's batch in the map's journal."""
-        return self._journal.head
+    def version(self) -> int:
+        """The newest version of the map, as its log counts."""
+        return self._log.version
 
     def close(self) -> None:
-        """Gives the data directory back."""
-        self._journal.close()
+        """Gives the map's log and the data directory back."""
+        self._log.close()
+        if self._lock >= 0:
+            self._disk.close(self._lock)
+            self._lock = -1

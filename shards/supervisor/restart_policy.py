@@ -5,6 +5,8 @@
   like that, too), and `KILLS_MAX` such ends in a row are too many.
 - Any other end is a failure, and failures in a row are answered after growing pauses (`RESTART_DELAYS_S`). A worker
   that served for `STABLE_NS` begins the row anew. More failures in a row than there are pauses are too many.
+- One whose log was lost to it (another owner has the shard, or the log is out of reach) is started again without end,
+  after pauses that grow up to a second: nothing is broken here.
 - Too many, and the worker is *held*: a crash loop mends nothing, and its starts cost the others. So is, at once, one
   whose data are damaged, whose disk failed, or whose directory others may enter.
 
@@ -16,11 +18,12 @@ from __future__ import annotations
 import signal
 
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+LOST_DELAYS_S = (0.0, 0.2, 0.5, 1.0)
 KILL_DELAYS_S = (0.0, 0.2, 0.5, 1.0)
 KILLS_MAX = 30
 STABLE_NS = 60_000_000_000
 EXIT_BUG, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 70, 65, 74, 78
-EXIT_FENCED = 75  # another process holds the shard still: to be tried again
+EXIT_LOST = 75  # another owner holds the shard, or its log is out of reach: to be tried again, without end
 HELD_AT_ONCE = (EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG)
 
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
@@ -56,4 +59,6 @@ class RestartPolicy:
         if served_ns > STABLE_NS:
             self.failures = 0
         self.failures += 1
+        if code == EXIT_LOST:
+            return LOST_DELAYS_S[min(self.failures, len(LOST_DELAYS_S)) - 1]
         return RESTART_DELAYS_S[self.failures - 1] if self.failures <= len(RESTART_DELAYS_S) else None

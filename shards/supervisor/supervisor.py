@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 
 from shards.backup import Backups
 from shards.buckets import BucketMap
-from shards.journal import JournalError
+from shards.journal import JournalError, backends
 from shards.machine import Command
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep
 from shards.supervisor.operator_api import Overview
 from shards.supervisor.registry import Registry
-from shards.supervisor.restart_policy import EXIT_BUG, EXIT_DISK
 from shards.supervisor.worker_figures import Readings
 from shards.system.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
 from shards.system.host import REAL, Host, listen_on
+from shards.worker.recover import exit_code_of
 
 log = logging.getLogger("shards.supervisor.supervisor")
 
@@ -48,7 +48,7 @@ class SupervisorSettings(NamedTuple):
     weights: dict[int, int]  # of the shards that are wanted, by id
     bucket_count: int
     slew_ppm_max: int
-    journal: dict[str, Any]  # passed on to the workers' journals
+    journal: dict[str, Any]  # as `shards.journal.backends` takes it
     worker: tuple[float, int]  # fields of shards.worker.worker.Settings
     direct_host: str  # host of the port that each worker has for itself; "" for none
     caps: Caps = Caps()
@@ -68,7 +68,8 @@ class Supervisor:
     ) -> None:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
-        self.registry = Registry(settings.data_dir, host, self._now_ns)
+        map_log = backends.open(settings.journal, host).map_log(self._now_ns)
+        self.registry = Registry(settings.data_dir, host, map_log)
         self.workers: dict[int, WorkerState] = {}
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
         self.readings = Readings()
@@ -214,12 +215,12 @@ class Supervisor:
         task.add_done_callback(done)
 
     def _end(self, error: BaseException | None) -> None:
-        """What must not fail has failed. On a disk that failed once nothing is tried again."""
+        """What must not fail has failed. On a log that failed once nothing is tried again."""
         if isinstance(error, JournalError | OSError):
-            log.critical("the supervisor ends: the disk failed: %s", error)
+            log.critical("the supervisor ends: %s", error)
         else:
             log.critical("the supervisor ends on a bug", exc_info=error)
-        self.exit_code = EXIT_DISK if isinstance(error, JournalError | OSError) else EXIT_BUG
+        self.exit_code = exit_code_of(error, None) if error is not None else 0
         self.stop()
 
     # -- time -------------------------------------------------------------------------------------------------------
@@ -322,7 +323,7 @@ class Supervisor:
                     log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
             case ("waiting", reason):
                 if worker.reason != reason:
-                    log.error("shard %d waits for room: %s", worker.shard_id, reason)
+                    log.error("shard %d waits for its journal: %s", worker.shard_id, reason)
                 self._set_state(worker, "waiting", reason)
             case ("recovered", last_instant_ns, took_ns, parts, records, warnings):
                 worker.last_instant_ns = last_instant_ns

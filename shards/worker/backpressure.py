@@ -1,12 +1,16 @@
-"""A full disk, as a worker meets it: new commands are refused long before a commit could fail.
+"""A journal without room, or without a grant, as a worker meets it: what comes in is refused, surely not applied.
 
-The journal gets its next segment ahead. As long as there is no room for that one and the present one is filling up
-(`journal.is_short`), commands are refused, surely not applied; everything else goes on: reads are answered, and what
-time causes, and what became of calls, goes into the room that is left. It is looked again every second, and the first
-look that finds room ends the refusals. A snapshot is begun as well: the log behind it may be what fills the disk.
+**No room.** A journal says ahead of time that it will soon find none (`journal.no_room`). From then on commands are
+refused; everything else goes on: reads are answered, and what time causes, and what became of calls, goes into the room
+that is left. The journal is asked again every second, and the first answer that finds room ends the refusals. A
+snapshot is begun as well: the log behind it may be what takes the room. Should what is left be used up too (`stuck`),
+the batch under way waits for room. Its clients wait with it, since it may still be written; and whatever may have seen
+it waits or is refused.
 
-Should what is left be used up too (`stuck`), the batch under way waits for room. Its clients wait with it, since it may
-still be written; and whatever may have seen it waits or is refused. Nothing in this module reads a clock.
+**No grant.** Where the journal grants time and the grant has run out (`lapsed`), another owner may already live at
+these instants: commands and reads are refused until the journal has renewed it.
+
+Nothing in this module reads a clock, and every reason is the journal's own text.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from typing import Any
 from shards.journal import Journal, Unavailable
 from shards.worker.router import Unavailable as Refusal
 
-ROOM_RETRY_S = 1.0  # how often a full disk is asked again
+ROOM_RETRY_S = 1.0  # how often a journal without room is asked again
+LAPSED = "the grant of time has run out: the log of this shard cannot be reached"
 
 log = logging.getLogger("shards.worker.worker")
 
@@ -38,6 +43,7 @@ class Backpressure:
         """`look()` lets the journal try to get room, and calls `looked` afterwards; `snapshot()` begins one."""
         self.reason = ""  # why commands are refused; empty where they are not
         self.stuck = False  # a batch waits for room
+        self.lapsed = False  # the journal's grant has run out
         self._shard_id = shard_id
         self._journal = journal
         self._look = look
@@ -46,27 +52,46 @@ class Backpressure:
         self._snapshot_head = -1  # of the journal, when the last one was begun here
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def refuses_reads(self) -> bool:
+        """Whether reads are refused as well as commands."""
+        return self.stuck or self.lapsed
+
     def refuse(self, caller: Any, token: Any) -> None:
-        """The answer to a command, or to a read while a batch is stuck. It depends on nothing, so it leaves at once."""
+        """The answer to a command, or to a read that is refused. It depends on nothing, so it leaves at once."""
         caller.refuse(token, Refusal(self._shard_id, self.reason, "no"))
+
+    def lapse(self) -> None:
+        """The grant has run out, and the journal has not renewed it."""
+        if not self.lapsed:
+            self.lapsed = True
+            self.reason = self.reason or LAPSED
+            log.error("shard %d: %s; commands and reads are refused until it is renewed", self._shard_id, LAPSED)
+
+    def granted(self) -> None:
+        """The journal has renewed the grant."""
+        if self.lapsed:
+            self.lapsed = False
+            self.reason = "" if self.reason == LAPSED else self.reason
+            log.warning("shard %d: the journal has renewed the grant of time", self._shard_id)
 
     def looked(self) -> None:
         """The journal has just taken a batch, or tried to get room."""
         self.stuck = False
-        short = self._journal.is_short
-        if short and not self.reason:
-            self._say("the disk is full: no room for the next segment of the journal")
-        elif self.reason and not short:
-            self.reason = ""
-            log.warning("shard %d: there is room on the disk again", self._shard_id)
-        if short and self._timer is None:
+        no_room = self._journal.no_room
+        if no_room and self.reason in ("", LAPSED):
+            self._say(no_room)
+        elif self.reason not in ("", LAPSED) and not no_room:
+            self.reason = LAPSED if self.lapsed else ""
+            log.warning("shard %d: there is room for the journal again", self._shard_id)
+        if no_room and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._retry_s, self._again)
 
     def stick(self, error: Unavailable, append: Callable[[], None]) -> None:
-        """A batch found no room; `append` tries it again in a while."""
+        """A batch found no room, or could not reach the log; `append` tries it again in a while."""
         self.stuck = True
-        if not self.reason:
-            self._say(f"the disk is full: {error.message}")
+        if self.reason in ("", LAPSED):
+            self._say(error.message)
         asyncio.get_running_loop().call_later(self._retry_s, append)
 
     def check_stop(self) -> None:

@@ -43,6 +43,9 @@ class Application(Calls, Protocol):
     def tell(self, notices: list[Effect]) -> None:
         """Takes what is to be told outside; all that it tells is durable."""
 
+    def renewed(self) -> None:
+        """The journal's grant of time had run out, and holds again: what was not begun meanwhile may be begun."""
+
 
 class Hosted(Application, Protocol):
     """An application as a process needs it: besides what the worker asks, doors that open and close."""

@@ -38,7 +38,7 @@ import uvloop
 
 from shards import backup
 from shards.buckets import BucketMap
-from shards.journal import Journal, Unavailable
+from shards.journal import Journal, Unavailable, backends
 from shards.machine import Command
 from shards.moves.handoff import before_serving
 from shards.shard import Shard
@@ -50,27 +50,27 @@ from shards.system.serial_executor import SerialExecutor
 from shards.worker.gc_policy import Garbage
 from shards.worker.histogram import Pulse
 from shards.worker.hosting import Hosted
-from shards.worker.recover import check_ownership, exit_code_of, journal_of, open_journal, recover
+from shards.worker.recover import check_ownership, exit_code_of, open_journal, recover
 from shards.worker.snapshotter import Snapshotter
 from shards.worker.worker import Worker, WorkerSettings
 from shards.worker.worker_queries import Inquirer
 
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # "serving" waits a second for the links; a peer that is held never comes
 LEAVE_POLL_S, LEAVE_POLLS = 0.05, 20  # a worker that failed stays for a second until the supervisor has heard why
-SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the disk, must not wait 5 ms for a busy loop
+SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the journal, must not wait 5 ms for a busy loop
 
 
 class Begin(NamedTuple):
     """What a worker is told first."""
 
     shard_id: int
-    directory: str  # of the data
+    directory: str  # of what this host keeps for itself: sockets, history, notices
     founded: bool  # the map has seen this shard serve before
     bucket_map: bytes
     peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
     listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct"
     direct: dict[int, str]  # shard id -> "host:port" that only its worker answers
-    journal: dict[str, Any]
+    journal: dict[str, Any]  # as `shards.journal.backends` takes it
     settings: tuple[float, int]  # fields of shards.worker.worker.Settings
     configuration: bytes  # the application's own, opaque here
     proved: list[int]  # shards that were recovered and hold what they own
@@ -281,25 +281,25 @@ class Process:
         assert bucket_map is not None
         assert wire is not None
         loop, host = asyncio.get_running_loop(), self._host
-        directory = f"{begin.directory}/shard-{begin.shard_id}"
-        journal = journal_of(directory, host, self._stamp_ns, begin.journal)
+        journal = backends.open(begin.journal, host).journal(begin.shard_id, self._stamp_ns)
         application = self._application = self._build(begin)
         shard = Shard(begin.shard_id, application.machine)
         if self._garbage is not None:
             self._garbage.hold_off()
         began_ns = boot_now_ns()
-        head = await open_journal(journal, begin.shard_id, host.pid(), self._may_wait)
-        is_new = head == 0 and not begin.founded
+        opened = await open_journal(journal, begin.shard_id, host.pid(), self._may_wait)
+        is_new = opened.head == 0 and not begin.founded
         recovered = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
         check_ownership(shard, bucket_map, begin.founded, is_new)
         took_ns = boot_now_ns() - began_ns
-        wire.send(("recovered", journal.last_time_ns, took_ns, *recovered, journal.warnings))
+        last_ns = max(journal.last_time_ns, opened.began_ns)
+        wire.send(("recovered", last_ns, took_ns, *recovered, journal.warnings))
 
         message = await self._messages.get()
         if message[0] != "serve":
             journal.close()
             return
-        self._clock = BillingClock(Anchor(*message[1][0]), journal.last_time_ns)
+        self._clock = BillingClock(Anchor(*message[1][0]), last_ns)
         for anchor in message[1][1:]:
             self._clock.follow(Anchor(*anchor))
         executor = host.executor(f"journal-{begin.shard_id}", loop)
@@ -307,6 +307,8 @@ class Process:
             shard, journal, host.executor(f"snapshot-{begin.shard_id}", loop), application.trim_floor, self._fail
         )
         snapshotter.stored_bytes = journal.stored_bytes
+        if journal.granted_ns <= self._stamp_ns():
+            await executor.call(journal.idle_barrier)  # nothing is stamped before the journal has granted time
         worker = self._worker = Worker(
             shard,
             journal,
@@ -321,6 +323,7 @@ class Process:
             self._fail,
             host.alarm(),
         )
+        worker.begin_beats()
         loop.add_signal_handler(signal.SIGUSR1, self._begin_snapshot)
         worker.route = lambda operation: application.route(operation, worker.map)
         orphans = check_ownership(shard, bucket_map, begin.founded, is_new)  # moves may have been decided meanwhile
@@ -381,7 +384,7 @@ class Process:
             await executor.call(journal.trim, min(position, trim_floor()))
 
     def _may_wait(self, full: Unavailable) -> bool:
-        """The disk is too full for a start, even without the ballast."""
+        """The journal has no room for a start, or is out of reach."""
         if self._ended.is_set() or self._wire is None:
             return False
         self._wire.send(("waiting", str(full)))

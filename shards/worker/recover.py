@@ -1,4 +1,4 @@
-"""Recovery: from what is on the disk to a shard as it was, or a refusal.
+"""Recovery: from what the journal holds to a shard as it was, or a refusal.
 
 The newest good snapshot is loaded, what came after it is replayed through the same code that made it, and what the
 shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
@@ -11,21 +11,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shards.batch import BatchCorrupt as ShardCorrupt
 from shards.buckets import BucketMap
-from shards.journal import Corrupt, Fenced, Gap, Journal, JournalError, OtherFormat, Torn, Unavailable
-from shards.journal.file.journal import FileJournal
+from shards.journal import (
+    Corrupt,
+    Fenced,
+    Gap,
+    Journal,
+    JournalError,
+    Lost,
+    Opened,
+    OtherFormat,
+    Torn,
+    Unavailable,
+    Unfit,
+)
 from shards.shard import Shard
-from shards.supervisor.restart_policy import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_FENCED
+from shards.supervisor.restart_policy import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_LOST
 from shards.system.clock import boot_now_ns
-from shards.system.disk import DirectoryRefused
-from shards.system.host import Host
 from shards.worker.backpressure import ROOM_RETRY_S
 from shards.worker.hosting import Hosted
 
-LOCK_WAIT_S = 10.0  # a process left over from the last life gets this long to end
+FENCED_WAIT_S = 10.0  # an owner left over from the last life gets this long to end
 SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
 
 
@@ -33,33 +42,14 @@ class Damaged(Exception):
     """What is stored contradicts what must be; exit code 65."""
 
 
-def journal_of(
-    directory: str, host: Host, now_ns: Callable[[], int], settings: dict[str, Any]
-) -> Journal:
-    """The journal that the configuration names."""
-    if settings["kind"] != "file":
-        raise ValueError(f"journal.kind {settings['kind']!r} is not known")
-    return FileJournal(
-        directory,
-        host.disk,
-        sync=settings["sync"],
-        segment_bytes=settings["segment_bytes"],
-        ballast_bytes=settings["segment_bytes"],  # so that a full disk has room for an opening
-        sync_interval_ns=settings["sync_interval_ns"],
-        now_ns=now_ns,
-        salt=lambda: host.randbits(64),
-        boot_id=host.disk.boot_id(),
-    )
-
-
-async def open_journal(journal: Journal, shard_id: int, pid: int, may_wait: Callable[[Unavailable], bool]) -> int:
-    """Opens it, and returns its head; a process left over from an earlier life gets some time to end (Fenced), and a
-    full disk all it needs, as long as it `may_wait`. The journal's errors.
+async def open_journal(journal: Journal, shard_id: int, pid: int, may_wait: Callable[[Unavailable], bool]) -> Opened:
+    """Opens it; an owner left over from an earlier life gets some time to end (Fenced), and a journal without room all
+    it needs, as long as it `may_wait`. The journal's errors.
     """
-    deadline_ns = boot_now_ns() + int(LOCK_WAIT_S * 1e9)
+    deadline_ns = boot_now_ns() + int(FENCED_WAIT_S * 1e9)
     while True:
         try:
-            return journal.open(shard_id, f"pid {pid}").head
+            return journal.open(shard_id, f"pid {pid}")
         except Fenced:
             if boot_now_ns() > deadline_ns:
                 raise
@@ -136,16 +126,14 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
 
 def exit_code_of(error: BaseException, application: Hosted | None) -> int:
     """The exit code that an error ends a worker with."""
-    if isinstance(error, OtherFormat):
+    if isinstance(error, OtherFormat | Unfit):
         return EXIT_CONFIG
     if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
         return EXIT_DAMAGED
     if application is not None and application.replay_failed(error):
         return EXIT_DAMAGED
-    if isinstance(error, Fenced):
-        return EXIT_FENCED
+    if isinstance(error, Fenced | Lost):
+        return EXIT_LOST
     if isinstance(error, JournalError | OSError):
         return EXIT_DISK
-    if isinstance(error, DirectoryRefused):
-        return EXIT_CONFIG
     return EXIT_BUG

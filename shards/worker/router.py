@@ -269,7 +269,7 @@ def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, sho
     """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)
-        if (shortage.reason and kind == COMMAND) or (shortage.stuck and kind == READ):
+        if (shortage.reason and kind == COMMAND) or (shortage.refuses_reads and kind == READ):
             shortage.refuse(caller, token)
         elif kind == COMMAND:
             shard.receive(caller, token, bucket_id, payload, now_ns)

@@ -2,8 +2,8 @@
 
 A snapshot is one part per bucket, and each part carries its own position: it holds all records of its bucket up to that
 batch and none after. So a part can be made whenever the open batch is empty, right after the worker took a Ready; its
-position is that of the batch that is on its way to the disk, or of the last one there. A part is handed to the journal
-only once that batch is durable: a snapshot never holds what the journal does not.
+position is that of the batch that is on its way into the journal, or of the last one there. A part is handed on only
+once that batch is durable: a snapshot never holds what the journal does not.
 
 The snapshot as a whole carries the position that was durable when it began; recovery replays from there and each bucket
 skips what its part holds. When it stands and was read back, the journal is trimmed below it, but no further than the
@@ -12,7 +12,7 @@ application still needs (its history).
 The loop makes parts (at most `SLICE_NS` a turn, at least one bucket) and then leaves them alone for `REST` times as
 long, so that requests that come meanwhile find the loop free most of the time, however long the snapshot takes; a
 thread of its own writes them, at most `PARTS_WAITING_MAX` behind. A snapshot that fails for want of room is given up
-and tried again at the next occasion; one that fails otherwise ends the worker, like every failure of the disk.
+and tried again at the next occasion; one that fails otherwise ends the worker, like every failure of the journal.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Snapshotter:
         self._parts: SimpleQueue[bytes | Abandoned | None] = executor.queue()
         self._position = 0
         self.running = False
-        self.held = False  # nothing is begun and nothing trimmed: somebody copies the files
+        self.held = False  # nothing is begun and nothing trimmed: somebody copies the journal
         self._trimming = False
         self._closed = False
         self.count = 0
@@ -70,7 +70,7 @@ class Snapshotter:
         self.pause_max_ns = 0  # the longest slice there was
 
     def begin(self) -> None:
-        """Begins a snapshot, unless one is being made, or just found no room, or the files are held."""
+        """Begins a snapshot, unless one is being made, or just found no room, or the journal is held still."""
         if self.running or self.held or boot_now_ns() < self.retry_boot_ns:
             return
         self.running = True
@@ -94,7 +94,7 @@ class Snapshotter:
 
     def step(self, position: int, durable: bool) -> bool:
         """Makes parts while the open batch is empty. `position` is that of the newest batch taken, `durable` whether it
-        is on the disk already. True while parts are left: the next turn should come soon.
+        is durable already. True while parts are left: the next turn should come soon.
         """
         if not self.running or not self._left:
             return False
@@ -129,7 +129,7 @@ class Snapshotter:
         self._left = []
         self._undurable.clear()
         if self._closed:
-            return  # the journal is closing or closed: nothing more is asked of it, and nothing wrong with the disk
+            return  # the journal is closing or closed: nothing more is asked of it, and nothing wrong with it
         if error is None:
             self.count += 1
             self.finished_boot_ns = boot_now_ns()
@@ -143,7 +143,7 @@ class Snapshotter:
             self._fail(error)
 
     def is_still(self) -> bool:
-        """Whether no file of the journal is being made or removed here."""
+        """Whether no snapshot is being made here and nothing trimmed."""
         return not (self.running or self._trimming)
 
     def _on_trimmed(self, _: object, error: BaseException | None) -> None:

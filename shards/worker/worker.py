@@ -1,6 +1,6 @@
 """The worker: the asynchronous shell around one shard.
 
-Its duty, once per turn of the loop (`_pump`) and once per batch that the disk has taken (`_on_synced`):
+Its duty, once per turn of the loop (`_pump`) and once per batch that the journal has taken (`_on_synced`):
 
     1 append   what the shard recorded to the journal           (on the committer's thread)
     2 sync     it                                               (the same call)
@@ -8,8 +8,8 @@ Its duty, once per turn of the loop (`_pump`) and once per batch that the disk h
     4 send     the replies and notices that waited for it
     5 re-arm   the timer for the shard's next instant
 
-Requests that arrive while a batch is being synced are applied at once and wait in the next batch; so the disk sets the
-pace of answers, never the pace of commands. No `await` stands between reading state and changing it: requests are
+Requests that arrive while a batch is being synced are applied at once and wait in the next batch; so the journal sets
+the pace of answers, never the pace of commands. No `await` stands between reading state and changing it: requests are
 applied in the protocol's callback, and all of this file but the start is plain functions.
 
 All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
@@ -42,6 +42,7 @@ from shards.worker.router import PeerCaller, PeerLink, Unavailable, ask_all, rec
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
+RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
 
@@ -104,14 +105,34 @@ class Worker:
     # -- the gate: what doors call ----------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The billing instant of this turn of the loop."""
+        """The billing instant of this turn of the loop; never one that the journal has not granted."""
         if not self._now_ns:
-            self._now_ns = self.clock.at(boot_now_ns())
+            self._now_ns = self.fresh_now_ns()
         return self._now_ns
 
     def fresh_now_ns(self) -> int:
-        """The billing instant, read anew."""
-        return self.clock.at(boot_now_ns())
+        """The billing instant, read anew. Where the grant has run out, it stands still just below its end."""
+        now_ns, granted_ns = self.clock.at(boot_now_ns()), self.journal.granted_ns
+        if now_ns < granted_ns:
+            return now_ns
+        self._lapse()
+        return max(granted_ns - 1, 1)
+
+    def may_act(self) -> bool:
+        """Whether the journal's grant holds at this very moment; asked right before something leaves that no append has
+        proved.
+        """
+        if self.clock.at(boot_now_ns()) < self.journal.granted_ns:
+            return True
+        self._lapse()
+        return False
+
+    def _lapse(self) -> None:
+        """Another owner may live at this instant: the grant is asked for anew, and nothing is done before it is had."""
+        if not self.shortage.lapsed:
+            self.shortage.lapse()
+            if not self._stopping:
+                self._loop.call_soon(self._on_barrier_time)
 
     def arrived(self) -> None:
         """Requests have just been read: none of them is stamped with an instant before that."""
@@ -125,10 +146,11 @@ class Worker:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
+            now_ns = self._now_ns or self.now_ns()
             if self.shortage.reason:
                 self.shortage.refuse(caller, token)
             else:
-                self.shard.receive(caller, token, bucket_id, command, self._now_ns or self.now_ns())
+                self.shard.receive(caller, token, bucket_id, command, now_ns)
         elif owner:
             self.links[owner].ask(caller, token, COMMAND, bucket_id, command)
         else:
@@ -140,10 +162,11 @@ class Worker:
         """Answers a query about one bucket, here or at its owner."""
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
-            if self.shortage.stuck:
+            now_ns = self._now_ns or self.now_ns()
+            if self.shortage.refuses_reads:
                 self.shortage.refuse(caller, token)
             else:
-                self.shard.read(caller, token, bucket_id, query, self._now_ns or self.now_ns())
+                self.shard.read(caller, token, bucket_id, query, now_ns)
         elif owner:
             self.links[owner].ask(caller, token, READ, bucket_id, query)
         else:
@@ -231,16 +254,19 @@ class Worker:
             if ready is not None:
                 position = self.journal.head + bool(ready.payload)
                 if ready.payload:
-                    self._append(ready)  # the disk works while the replies are encoded
+                    self._append(ready)  # the journal works while the replies are encoded
                 for caller, token, reply in ready.replies:
                     caller.answer(token, reply)
                 if self.snapshotter.running:
                     self.snapshotter.step(position, durable=False)
                 if not ready.payload:
-                    self._release(ready)
-                    self._idle.set()
-                    if shard.has_more():
-                        self._schedule()
+                    if self.may_act():
+                        self._release(ready)
+                        self._idle.set()
+                        if shard.has_more():
+                            self._schedule()
+                    else:
+                        self._renew(ready)
             else:
                 if self.snapshotter.running and self.snapshotter.step(self.journal.head, durable=True):
                     self._loop.call_later(SNAPSHOT_PAUSE_S, self.wake)
@@ -268,6 +294,7 @@ class Worker:
                 self.fail(error)
         if error is not None or self.halted:
             return  # halted: what there was to say was said
+        self._on_granted()
         self.shortage.looked()
         self._writing, self._unsynced = False, []
         self.syncs.end(ready.records)
@@ -275,9 +302,45 @@ class Worker:
         self.application.committed(position, ready.payload)
         self.snapshotter.look(self.syncs.batches, self.settings.snapshot_bytes)
         self._barrier_due = True
-        if self._barrier_timer is None and self.settings.idle_barrier_s:
-            self._barrier_timer = self._loop.call_later(self.settings.idle_barrier_s, self._on_barrier_time)
+        self._await_barrier(self.settings.idle_barrier_s)
         self._guarded_turn()
+
+    def _await_barrier(self, delay_s: float) -> None:
+        delay_s = min(delay_s or self.journal.beat_s, self.journal.beat_s or delay_s)
+        if self._barrier_timer is None and delay_s and not self._stopping:
+            self._barrier_timer = self._loop.call_later(delay_s, self._on_barrier_time)
+
+    def _on_granted(self) -> None:
+        """The journal holds a batch or a beat of this epoch: time was granted anew, if it grants any."""
+        if self.shortage.lapsed and self.may_act():
+            self.shortage.granted()
+            self.application.renewed()
+
+    def begin_beats(self) -> None:
+        """From here on the journal is asked to renew its grant in time, where it grants any."""
+        self._await_barrier(self.journal.beat_s)
+
+    def _renew(self, ready: Ready) -> None:
+        """What this Ready tells was true while the grant held: it leaves once the journal has renewed it."""
+        self._writing = True
+        self._unsynced = ready.replies
+        self._idle.clear()
+
+        def renewed(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                if isinstance(error, JournalUnavailable):
+                    self._loop.call_later(RENEW_RETRY_S, self._renew, ready)
+                else:
+                    self.fail(error)
+                return
+            if not self.halted:
+                self._writing, self._unsynced = False, []
+                self._release(ready)
+                self._on_granted()
+                self._idle.set()
+                self._guarded_turn()
+
+        self.executor.submit(renewed, self.journal.idle_barrier)
 
     def _release(self, ready: Ready) -> None:
         self.shard.synced(ready)
@@ -291,19 +354,26 @@ class Worker:
             self._after_sync.pop(0)[1]()
 
     def _on_barrier_time(self) -> None:
-        self._barrier_timer = None
-        if self._writing or self._stopping:
-            return  # the next commit is the proof
-        if self._barrier_due or self.shortage.reason:  # it makes room, too
+        if self._barrier_timer is not None:
+            self._barrier_timer.cancel()  # where it is not this that has called
+            self._barrier_timer = None
+        if self._stopping:
+            return
+        if self._writing:  # the commit under way is the proof
+            self._await_barrier(self.journal.beat_s)
+        elif self._barrier_due or self.shortage.reason or self.journal.beat_s:  # it makes room, too
             self._barrier_due, self._writing = False, True
             self.syncs.begin()
             self.executor.submit(self._on_barrier, self.journal.idle_barrier)
 
     def _on_barrier(self, _: Any, error: BaseException | None) -> None:
-        if error is not None and not isinstance(error, JournalUnavailable):
+        if error is None:
+            self._on_granted()
+        elif not isinstance(error, JournalUnavailable):
             self.fail(error)
             return
         self.shortage.looked()
+        self._await_barrier(self.journal.beat_s)
         self._writing = False
         self.syncs.rest()
         self._guarded_turn()
@@ -314,6 +384,8 @@ class Worker:
         due_ns = -1 if self._scheduled or self._stopping else self.shard.next_due_ns()
         if due_ns < 0:
             return  # nothing is coming, or the turn that does will see to it
+        if self.shortage.lapsed and due_ns >= self.journal.granted_ns:
+            return  # the turn behind the renewal sees to it
         boot_ns = self.clock.boot_of(due_ns)
         if self._alarm.armed_ns < 0 or boot_ns < self._alarm.armed_ns:
             self._alarm.arm(boot_ns)
@@ -374,11 +446,11 @@ class Worker:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def halt(self, error: BaseException) -> None:
-        """Nothing is written or answered any more. Where the disk failed under a batch, its callers hear that much."""
+        """Nothing is written or answered any more. Where the journal failed under a batch, its callers are told so."""
         self.halted = True
         if isinstance(error, Unknown):
             for caller, token, _ in self._unsynced:
-                caller.refuse(token, Unavailable(self.shard_id, "the disk failed under this batch", "unknown"))
+                caller.refuse(token, Unavailable(self.shard_id, f"under this batch: {error.message}", "unknown"))
 
     async def quiesce(self) -> None:
         """No more time-caused work; returns when all that was applied is durable and answered."""

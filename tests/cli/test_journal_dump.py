@@ -11,6 +11,7 @@ from billing.cli.main import root
 from billing.ledger import commands
 from billing.ledger.entry import Entry, pack
 from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
+from shards.journal import backends
 from shards.journal.file.journal import FileJournal
 from shards.journal.file.recovery import segment_name
 from shards.supervisor.registry import Registry
@@ -85,7 +86,9 @@ def test_a_snapshot_and_a_manifest_are_shown(journal):
 
 
 def test_the_map_is_shown(data_dir):
-    registry = Registry(str(data_dir), REAL, lambda: NOW_NS)
+    settings = {"kind": "file", "directory": str(data_dir), "sync": "always", "segment_bytes": 1 << 20}
+    log = backends.open(settings | {"sync_interval_ns": 1}, REAL).map_log(lambda: NOW_NS)
+    registry = Registry(str(data_dir), REAL, log)
     registry.open(16, {1: 1, 2: 1})
     registry.close()
     code, rows, _ = dump(data_dir / "map" / segment_name(1))
@@ -123,3 +126,23 @@ def test_other_files_are_refused(data_dir):
     assert dump(data_dir / "other")[0] == 65
     assert dump(data_dir / "empty")[0] == 65
     assert CliRunner().invoke(root, ["journal", "dump", str(data_dir / "none")]).exit_code == 2
+
+
+def test_a_shards_whole_log_is_shown_whatever_it_is_kept_in(data_dir):
+    settings = {"kind": "file", "directory": str(data_dir), "sync": "always", "segment_bytes": 1 << 20}
+    log = backends.open(settings | {"sync_interval_ns": 1}, REAL)
+    written = log.journal(1, lambda: NOW_NS)
+    written.open(1, "test")
+    written.append(batch((OWN, 477, 1, b"")))
+    written.save_snapshot(1, [b"x"])
+    written.append(batch((ENTRY, 477, 1, pack(ENTRY_OF_ANNA))))
+    config = data_dir / "config.toml"
+    config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
+    result = CliRunner().invoke(root, ["journal", "dump", "--shard", "1", "--config", str(config), "--json"])
+    written.close()
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == ["snapshot", "batch", "own", "batch", "entry", "end"]
+    assert rows[-1] == {"kind": "end", "first": 1, "head": 2}
+    assert CliRunner().invoke(root, ["journal", "dump", "--shard", "1", str(config)]).exit_code == 2
+    assert CliRunner().invoke(root, ["journal", "dump"]).exit_code == 2

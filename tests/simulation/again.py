@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
+from shards.journal import backends
 from shards.shard import Shard
 from shards.system.host import Host
-from shards.worker.recover import journal_of, recover
+from shards.worker.recover import recover
 from tests.simulation.disk import Medium, SimDisk
 from tests.simulation.medium import Directory, Node
 
@@ -51,7 +52,7 @@ def recovered(world: World, medium: Medium, shard_id: int) -> dict[int, bytes]:
     ids_max = world.config.ledger.request_ids_per_bucket
     rules = Rules(cutoff.after_exhaustion == "accrue", ids_max, bool(cutoff.restore_url))
     shard = Shard(shard_id, BillingMachine(rules))
-    journal = journal_of(f"{settings.data_dir}/shard-{shard_id}", host, lambda: 0, settings.journal)
+    journal = backends.open(settings.journal, host).journal(shard_id, lambda: 0)
     journal.open(shard_id, "again")
     _run(recover(shard, journal, lambda done, total: None))
     shard.machine.ledger.replayed()  # type: ignore[attr-defined]

@@ -109,7 +109,13 @@ class World:
             weights=dict.fromkeys(range(1, self.workers + 1), 1),
             bucket_count=self.buckets,
             slew_ppm_max=500,
-            journal={"kind": "file", "sync": "always", "segment_bytes": 16 * 1024, "sync_interval_ns": 10**8},
+            journal={
+                "kind": "file",
+                "directory": DATA,
+                "sync": "always",
+                "segment_bytes": 16 * 1024,
+                "sync_interval_ns": 10**8,
+            },
             worker=(0.05, self.snapshot_bytes),
             direct_host="",
         )

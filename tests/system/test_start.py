@@ -100,7 +100,7 @@ async def test_a_shard_whose_directory_others_may_enter_is_held_with_the_reason(
         daemon.stop()
         (data_dir / "data" / "shard-1").chmod(0o750)
         process = daemon.launch()
-        with pytest.raises(AssertionError, match=r"shard 1: held: DirectoryRefused: .*open to other users"):
+        with pytest.raises(AssertionError, match=r"shard 1: held: Unfit: .*open to other users"):
             daemon.wait_ready(60, unless="held")
         rpc = await Rpc.connect(daemon.rpc_port)
         served = refused = 0

@@ -92,5 +92,5 @@ async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_d
         "FAULT_WHAT": str(errno.ENOSPC),
     }  # fmt: skip
     said = await settled_start(daemon)
-    assert "the map of the buckets: waiting: no room for opening: No space left on device" in said
+    assert "the map of the buckets: waiting: the disk is full: no room for opening: No space left on device" in said
     await stopped(daemon)

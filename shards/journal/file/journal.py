@@ -23,7 +23,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from shards.journal import Corrupt, Fenced, Gap, JournalError, Opened, Snapshot, Unavailable, Unknown
+from shards.journal import (
+    ALL_TIME_NS,
+    Corrupt,
+    Fenced,
+    Gap,
+    JournalError,
+    Opened,
+    Snapshot,
+    Unavailable,
+    Unfit,
+    Unknown,
+)
 from shards.journal.file import snapshot
 from shards.journal.file.active_segment import ActiveSegment, length_for
 from shards.journal.file.cleanup import drop_replaced, drop_unfinished, keep_torn, set_aside
@@ -41,7 +52,7 @@ from shards.journal.file.recovery import Found, examine, segment_name, written_a
 from shards.journal.file.replay import Segment, batches, chain_at, reaching
 from shards.journal.file.retained_snapshots import RetainedSnapshots
 from shards.journal.file.segment_reserve import SegmentReserve
-from shards.system.disk import Disk, is_full, private_directory
+from shards.system.disk import DirectoryRefused, Disk, is_full, private_directory
 
 LOCK = "lock"
 SYNC_MODES = ("always", "interval", "never")
@@ -115,8 +126,19 @@ class FileJournal:
         return sealed + (self._live.offset if self._segments else 0) + self._shelf.stored_bytes
 
     @property
-    def is_short(self) -> bool:
-        return self._room.is_wanting and self._live.is_filling
+    def no_room(self) -> str:
+        if self._room.is_wanting and self._live.is_filling:
+            return "the disk is full: no room for the next segment of the journal"
+        return ""
+
+    @property
+    def granted_ns(self) -> int:
+        """The lock keeps any newer owner away, so all time is this one's."""
+        return ALL_TIME_NS
+
+    @property
+    def beat_s(self) -> float:
+        return 0.0
 
     @property
     def warnings(self) -> list[str]:
@@ -125,7 +147,7 @@ class FileJournal:
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def open(self, shard: int, owner: str) -> Opened:
-        """Also raises DirectoryRefused when the directory is open to other users."""
+        """Raises Unfit when the directory is open to other users, or lies where locks do not hold."""
         assert self._lock < 0, "it is open already"
         self._shard, self._owner = shard, owner.encode()
         if len(self._owner) > OWNER_BYTES_MAX:
@@ -142,10 +164,13 @@ class FileJournal:
         except OSError as error:
             self._release()
             raise self._failure("opening", error) from error
+        except DirectoryRefused as refused:
+            self._release()
+            raise Unfit(str(refused), file=self._directory) from refused
         except Exception:
             self._release()
             raise
-        return Opened(self._epoch, self._head)
+        return Opened(self._epoch, self._head, 0)
 
     def _take(self, found: Found) -> None:
         """Write what the earlier life may have left in a cache into a segment of our own, and begin there."""
@@ -388,7 +413,7 @@ class FileJournal:
     def _failure(self, doing: str, error: OSError) -> JournalError:
         """What an error means where nothing has been changed yet."""
         if is_full(error):
-            return Unavailable(f"no room for {doing}: {error.strerror}", file=self._directory)
+            return Unavailable(f"the disk is full: no room for {doing}: {error.strerror}", file=self._directory)
         return self._end(doing, error)
 
     def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:

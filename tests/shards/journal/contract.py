@@ -60,7 +60,7 @@ class JournalContract:
 
     def test_a_new_journal_is_empty_and_its_first_epoch_is_1(self, backend):
         journal = backend.journal()
-        assert journal.open(7, OWNER) == (1, 0)
+        assert journal.open(7, OWNER)[:2] == (1, 0)
         assert journal.head == 0
         assert content(journal) == (-1, None, [])
 
@@ -82,7 +82,7 @@ class JournalContract:
         except Fenced:
             assert older.append(b"two") == 2
             older.close()
-            assert newer.open(7, "newer") == (2, 2)
+            assert newer.open(7, "newer")[:2] == (2, 2)
         else:
             with pytest.raises(Fenced):
                 older.append(b"two")
@@ -223,7 +223,7 @@ class JournalContract:
         expected = []
         for life in range(4):
             journal = backend.journal(sync)
-            assert journal.open(7, OWNER) == (life + 1, len(expected))
+            assert journal.open(7, OWNER)[:2] == (life + 1, len(expected))
             assert content(journal) == (-1, None, expected)
             for _ in range(5):
                 payload = payload_of(len(expected) + 1, 300)
@@ -239,7 +239,7 @@ class JournalContract:
         expected = []
         for life in range(20):
             journal = backend.journal()
-            assert journal.open(7, OWNER) == (life + 1, len(expected))
+            assert journal.open(7, OWNER)[:2] == (life + 1, len(expected))
             assert content(journal) == (-1, None, expected)
             for _ in range(life % 4):
                 payload = payload_of(len(expected) + 1, 100 * life + 1)

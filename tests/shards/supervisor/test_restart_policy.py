@@ -10,6 +10,7 @@ from shards.supervisor.restart_policy import (
     EXIT_BUG,
     EXIT_DAMAGED,
     EXIT_DISK,
+    EXIT_LOST,
     KILLS_MAX,
     RESTART_DELAYS_S,
     STABLE_NS,
@@ -52,3 +53,11 @@ def test_who_is_killed_again_and_again_before_it_serves_is_held_in_the_end() -> 
 @pytest.mark.parametrize("code", [EXIT_DAMAGED, EXIT_DISK])
 def test_what_a_start_cannot_mend_is_held_at_once(code: int) -> None:
     assert RestartPolicy().after(code, STABLE_NS * 2) is None
+
+
+def test_who_has_lost_its_log_is_started_again_without_end() -> None:
+    restarts = RestartPolicy()
+    pauses = [restarts.after(EXIT_LOST, 0) for _ in range(100)]
+    assert None not in pauses
+    assert pauses == sorted(pauses)
+    assert pauses[-1] <= 1.0

@@ -74,3 +74,29 @@ async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_order
         await asyncio.sleep(0.001)
     shortage.looked()
     assert not shortage.stuck
+
+
+async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewed() -> None:
+    shortage = Backpressure(SHARD, Rig().opened(), lambda: None, lambda: None)
+    assert not shortage.refuses_reads
+    shortage.lapse()
+    assert "grant" in shortage.reason
+    assert shortage.refuses_reads
+    shortage.looked()
+    assert "grant" in shortage.reason, "an append that was looked at says nothing about the grant"
+    shortage.granted()
+    assert (shortage.reason, shortage.refuses_reads) == ("", False)
+
+
+async def test_a_lack_of_room_outlives_a_grant_that_was_renewed() -> None:
+    rig, journal, shortage, _ = full_rig()
+    shortage.lapse()
+    while "disk" not in shortage.reason:
+        fill(journal, 1, 300)
+        shortage.looked()
+    shortage.granted()
+    assert "the disk is full" in shortage.reason
+    rig.medium.capacity_bytes = None
+    journal.idle_barrier()
+    shortage.looked()
+    assert shortage.reason == ""

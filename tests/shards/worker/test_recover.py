@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from shards.journal import Unknown
-from shards.system.disk import DirectoryRefused
+from shards.journal import Fenced, Lost, OtherFormat, Unfit, Unknown, backends
 from shards.system.host import REAL
-from shards.worker.recover import Damaged, exit_code_of, journal_of
+from shards.worker.recover import Damaged, exit_code_of
 
 SETTINGS = {"kind": "file", "sync": "always", "segment_bytes": 65_536, "sync_interval_ns": 1}
 
 
 def test_a_shard_keeps_ballast_of_a_segment_for_a_start_on_a_full_disk(data_dir: Path) -> None:
-    journal = journal_of(f"{data_dir}/shard-1", REAL, lambda: 1, SETTINGS)
+    journal = backends.open({**SETTINGS, "directory": str(data_dir)}, REAL).journal(1, lambda: 1)
     journal.open(1, "test")
     journal.append(b"x")
     journal.close()
@@ -31,7 +30,10 @@ def test_a_shard_keeps_ballast_of_a_segment_for_a_start_on_a_full_disk(data_dir:
         (Unknown("x"), 74),
         (OSError(5, "x"), 74),
         (Damaged("x"), 65),
-        (DirectoryRefused("x"), 78),
+        (Unfit("x"), 78),
+        (OtherFormat("x"), 78),
+        (Fenced("x"), 75),
+        (Lost("x"), 75),
         (ValueError("x"), 70),
     ],
 )

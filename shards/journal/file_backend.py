@@ -1,0 +1,60 @@
+"""The backend of local files: below one directory, `shard-1`, `shard-2` … hold the shards' journals, and `map` the map.
+
+Settings: `directory`, which must exist; `sync`, `sync_interval_ns` and `segment_bytes` as `FileJournal` takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shards.journal import Backend, Journal, MapLog, Reader
+from shards.journal.file.journal import FileJournal
+from shards.journal.file_map import FileMapLog
+from shards.journal.file_reader import FileReader
+from shards.system.host import Host
+
+MAP_SEGMENT_BYTES = 1024 * 1024
+
+
+class FileBackend:
+    """See `shards.journal.Backend`."""
+
+    def __init__(self, settings: dict[str, Any], host: Host) -> None:
+        self._directory = settings["directory"]
+        self._settings = settings
+        self._host = host
+
+    def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
+        return self._journal(shard, now_ns, self._settings["sync"], self._settings["segment_bytes"])
+
+    def map_log(self, now_ns: Callable[[], int]) -> MapLog:
+        return FileMapLog(self._journal(0, now_ns, "always", MAP_SEGMENT_BYTES))
+
+    def reader(self, shard: int) -> Reader:
+        return FileReader(self._host.disk, self._place(shard), shard)
+
+    def prepare(self) -> list[str]:
+        return []  # each directory is looked at where its lock is taken
+
+    def _place(self, shard: int) -> str:
+        return f"{self._directory}/{f'shard-{shard}' if shard else 'map'}"
+
+    def _journal(self, shard: int, now_ns: Callable[[], int], sync: str, segment_bytes: int) -> FileJournal:
+        host = self._host
+        return FileJournal(
+            self._place(shard),
+            host.disk,
+            sync=sync,
+            sync_interval_ns=self._settings["sync_interval_ns"],
+            segment_bytes=segment_bytes,
+            ballast_bytes=segment_bytes,  # so that a full disk has room for an opening
+            now_ns=now_ns,
+            salt=lambda: host.randbits(64),
+            boot_id=host.disk.boot_id(),
+        )
+
+
+def backend(settings: dict[str, Any], host: Host) -> Backend:
+    """As `shards.journal.backends` asks for it."""
+    return FileBackend(settings, host)

@@ -1,0 +1,87 @@
+"""Reading a journal's files beside its owner: what is whole is shown, and what was trimmed is a gap."""
+
+from __future__ import annotations
+
+import pytest
+
+from shards.journal import Corrupt, Gap, Retained
+from shards.journal.file_reader import FileReader
+from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
+
+
+def reader_of(rig: Rig) -> FileReader:
+    return FileReader(rig.process(), DIRECTORY, SHARD)
+
+
+def test_it_shows_what_its_owner_goes_on_appending():
+    rig = Rig()
+    journal = rig.opened()
+    owner = rig.disk
+    expected = fill(journal, 10)
+    reader = FileReader(owner, DIRECTORY, SHARD)
+    assert (reader.first, reader.head) == (1, 10)
+    assert list(reader.replay(1)) == expected
+    expected += fill(journal, 200)
+    journal.idle_barrier()
+    assert reader.head == 210
+    assert list(reader.replay(7)) == expected[6:]
+    assert list(reader.replay(211)) == []
+    with pytest.raises(Gap):
+        reader.replay(212)
+
+
+def test_snapshots_are_shown_with_where_they_belong_and_trimming_is_a_gap():
+    rig = Rig()
+    journal = rig.opened()
+    reader = FileReader(rig.disk, DIRECTORY, SHARD)
+    assert reader.snapshots() == []
+    for position in (100, 200, 300):
+        fill(journal, 100)
+        journal.save_snapshot(position, [b"as of ", b"%d" % position])
+        journal.trim(position)
+    rows = reader.snapshots()
+    assert [(row.position, row.reached) for row in rows] == [(200, 200), (300, 300)]
+    assert len({row.chain for row in rows}) == 2
+    assert list(reader.chunks(200)) == [b"as of ", b"200"]
+    with pytest.raises(Gap):
+        list(reader.chunks(100))
+    assert 1 < reader.first <= 201
+    with pytest.raises(Gap):
+        reader.replay(1)
+    assert next(reader.replay(reader.first)) == (reader.first, payload_of(reader.first))
+
+
+def test_a_batch_that_is_not_whole_yet_is_not_shown_and_one_that_was_is_damage():
+    rig = Rig()
+    fill(rig.opened(), 40)
+    rig.kill()
+    newest = rig.batches(rig.segments()[-1])
+    rig.damage(newest.name, newest.batches[-1].offset + 60, b"\xff\xff")
+    reader = reader_of(rig)
+    assert reader.head == newest.batches[-1].position - 1
+    oldest = rig.batches(rig.segments()[0])
+    rig.damage(oldest.name, oldest.batches[1].offset + 60, b"\xff\xff")
+    with pytest.raises(Corrupt):
+        list(reader_of(rig).replay(1))
+
+
+def test_a_damaged_snapshot_is_none():
+    rig = Rig()
+    journal = rig.opened()
+    fill(journal, 3)
+    journal.save_snapshot(2, [b"two"])
+    journal.save_snapshot(3, [b"three"])
+    rig.kill()
+    rig.damage(rig.names("snapshot-")[-1], 60, b"\xff\xff\xff")
+    reader = reader_of(rig)
+    assert [row.position for row in reader.snapshots()] == [2]
+    assert isinstance(reader.snapshots()[0], Retained)
+    with pytest.raises(Corrupt):
+        list(reader.chunks(3))
+
+
+def test_there_is_no_journal_where_there_is_no_directory():
+    rig = Rig()
+    rig.opened()
+    with pytest.raises(Gap):
+        FileReader(rig.disk, f"{DIRECTORY}/none", SHARD)
