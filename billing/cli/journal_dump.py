@@ -25,7 +25,7 @@ import msgspec
 from billing.cli.entry_fields import entry_fields
 from billing.config.load import load, log_of
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, split_batch
-from shards.journal import BatchCorrupt as JournalCorrupt
+from shards.journal import Corrupt as JournalCorrupt
 from shards.journal import Reader, backends
 from shards.journal.file import record, snapshot
 from shards.system.disk import RealDisk, read_file

@@ -14,7 +14,7 @@ from shards.journal import Backend
 from shards.system.host import Host
 
 KINDS: dict[str, str] = {
-    "file": "shards.journal.file_backend",
+    "file": "shards.journal.file.backend",
 }
 
 

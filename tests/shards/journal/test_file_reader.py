@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shards.journal import Corrupt, Gap, Retained
-from shards.journal.file_reader import FileReader
+from shards.journal.file.reader import FileReader
 from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from shards.journal import Backend, Journal, MapLog, Reader
 from shards.journal.file.journal import FileJournal
-from shards.journal.file_map import FileMapLog
-from shards.journal.file_reader import FileReader
+from shards.journal.file.map_log import FileMapLog
+from shards.journal.file.reader import FileReader
 from shards.system.host import Host
 
 MAP_SEGMENT_BYTES = 1024 * 1024
