@@ -15,6 +15,7 @@ from shards.system.host import Host
 
 KINDS: dict[str, str] = {
     "file": "shards.journal.file.backend",
+    "jetstream": "shards.journal.jetstream.backend",
 }
 
 

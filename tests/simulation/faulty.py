@@ -151,9 +151,9 @@ FAULTS = [
     ),
     Faulty(
         "commit-not-synced",
-        "shards/supervisor/registry.py",
-        "            boot_id=disk.boot_id(),\n",
-        '            boot_id=disk.boot_id(),\n            sync="never",\n',
+        "shards/journal/file/backend.py",
+        '(0, now_ns, "always", MAP_SEGMENT_BYTES)',
+        '(0, now_ns, "never", MAP_SEGMENT_BYTES)',
     ),
     Faulty(
         "commit-before-it-is-stored",
@@ -270,7 +270,7 @@ FAULTS = [
     Faulty(
         "a-shard-still-owned-is-held",
         "shards/worker/recover.py",
-        "        return EXIT_FENCED\n",
+        "        return EXIT_LOST\n",
         "        return EXIT_DISK\n",
     ),
 ]

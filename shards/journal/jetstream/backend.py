@@ -1,0 +1,95 @@
+"""The backend of JetStream: a journal, a map and readers over connections of their own.
+
+Settings: `servers` (URLs), `credentials_file` ("" for none), `tls_ca` ("" for the system's), `node`, `shards`,
+`replicas`, `bucket_count`, `hash_name`, `retain_bytes`, `grant_ns`, and `directory`, in which this host keeps what it
+has seen of each stream, and of which cluster that was.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from shards.journal import Backend, Journal, MapLog, Reader, Unfit
+from shards.journal.jetstream.connection import Access, Connection, endpoint_of
+from shards.journal.jetstream.guard import Guard, Shape
+from shards.journal.jetstream.journal import JetStreamJournal, Terms
+from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
+from shards.journal.jetstream.reader import JetStreamReader
+from shards.journal.jetstream.witness import Witness
+from shards.system.clock import boot_now_ns
+from shards.system.disk import read_file, write_file
+from shards.system.host import Host
+
+IDENTITY = "cluster"  # below the directory: of which cluster this host's data are
+
+
+class JetStreamBackend:
+    """See `shards.journal.Backend`."""
+
+    def __init__(self, settings: dict[str, Any], host: Host) -> None:
+        self._settings = settings
+        self._host = host
+
+    def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
+        settings = self._settings
+        terms = Terms(settings["grant_ns"], settings["retain_bytes"])
+        path = f"{settings['directory']}/run/seen-{shard}" if settings["directory"] else ""
+        witness = Witness(self._host.disk, path, boot_now_ns)
+        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, boot_now_ns)
+
+    def map_log(self, now_ns: Callable[[], int]) -> MapLog:
+        return JetStreamMapLog(self._connect("map"), boot_now_ns)
+
+    def reader(self, shard: int) -> Reader:
+        if shard == 0:
+            return MapReader(self._connect("read"), boot_now_ns)
+        return JetStreamReader(self._connect("read"), shard, boot_now_ns)
+
+    def prepare(self) -> list[str]:
+        identity, warnings = self._guard().check()
+        path = f"{self._settings['directory']}/{IDENTITY}"
+        disk = self._host.disk
+        if disk.exists(path):
+            known = read_file(disk, path).decode(errors="replace").strip()
+            if known != identity:
+                raise Unfit(
+                    f"daemon.data_dir holds what belongs to cluster {known}, and cluster.servers lead to {identity}: "
+                    "name the right servers, or an empty data_dir"
+                )
+        elif disk.exists(self._settings["directory"]):
+            write_file(disk, path, f"{identity}\n".encode())
+        return warnings
+
+    def make(self) -> list[str]:
+        """Makes the streams that are missing; their names. Raises Unfit, Unavailable."""
+        return self._guard().make(f"{self._host.randbits(64):016x}")
+
+    def _guard(self) -> Guard:
+        settings = self._settings
+        shape = Shape(settings["shards"], settings["replicas"], settings["bucket_count"], settings["hash_name"])
+        return Guard(self._connect("check"), self._access().endpoints, shape, boot_now_ns)
+
+    def _access(self) -> Access:
+        settings = self._settings
+        try:
+            endpoints = tuple(endpoint_of(url) for url in settings["servers"])
+        except ValueError as error:
+            raise Unfit(f"cluster.servers: {error}") from None
+        credentials = ""
+        if settings["credentials_file"]:
+            credentials = read_file(self._host.disk, settings["credentials_file"]).decode().strip()
+        context = None
+        if any(endpoint.tls for endpoint in endpoints):
+            context = ssl.create_default_context(cafile=settings["tls_ca"] or None)
+        return Access(endpoints, context, credentials)
+
+    def _connect(self, purpose: str) -> Connection:
+        name = f"billing {self._settings['node']} {purpose} pid {self._host.pid()}"
+        return Connection(self._access(), name, self._host.randbits, boot_now_ns)
+
+
+def backend(settings: dict[str, Any], host: Host) -> Backend:
+    """As `shards.journal.backends` asks for it."""
+    return JetStreamBackend(settings, host)

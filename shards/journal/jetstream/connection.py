@@ -1,0 +1,230 @@
+"""One blocking connection to whichever of the log's servers answers, and requests over it.
+
+It is used by one thread at a time, which it blocks: the thread of a serial executor. Every request has a reply subject
+of its own, so an answer that comes late, or twice, is an answer to nothing. A server that does not answer within the
+deadline is left for the next one: a request that was sent over a connection that died is in doubt (`NoAnswer`), one
+that could not be sent is not (`Unreachable`).
+
+Deadlines are short, of one or two seconds: what takes longer is looked for elsewhere.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from shards.journal.jetstream import codec
+
+CONNECT_TIMEOUT_S = 1.0
+ANSWER_TIMEOUT_S = 2.0
+RECEIVE_BYTES = 256 * 1024
+SUBSCRIPTION = 1
+
+
+class Unreachable(Exception):
+    """No server could be asked: nothing was sent."""
+
+
+class NoAnswer(Exception):
+    """The request was sent, and what came of it is not known."""
+
+
+class Denied(Exception):
+    """A server is there, and does not let us in: the credentials, or the encryption, are not those that it asks for."""
+
+
+class Endpoint(NamedTuple):
+    """One server, as `nats://host:port` or `tls://host:port` names it."""
+
+    host: str
+    port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        return f"{'tls' if self.tls else 'nats'}://{self.host}:{self.port}"
+
+
+class Access(NamedTuple):
+    """How to get in: the servers, and what to show them."""
+
+    endpoints: tuple[Endpoint, ...]
+    tls: ssl.SSLContext | None
+    credentials: str  # "user:password", a token, or "" for none
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """ValueError where it is no such URL."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path not in ("", "/") or parts.username:
+        raise ValueError(f"expected nats://host:port or tls://host:port, got {url}")
+    return Endpoint(parts.hostname, parts.port or 4222, parts.scheme == "tls")
+
+
+class Connection:
+    """See the module. Connects when it is first asked, and anew after each loss."""
+
+    def __init__(self, access: Access, name: str, randbits: Callable[[int], int], boot_ns: Callable[[], int]) -> None:
+        """`name`: for the servers' lists. `boot_ns`: a clock that never goes back, for deadlines."""
+        self._access = access
+        self._name = name
+        self._boot_ns = boot_ns
+        self._inbox = f"_INBOX.{randbits(96):024x}"
+        self._next = randbits(16) % len(access.endpoints)
+        self._number = 0
+        self._socket: socket.socket | None = None
+        self._decoder = codec.Decoder()
+        self._events: list[codec.Event] = []
+        self.info: dict[str, Any] = {}  # what the server that we are connected to says of itself
+        self.server = ""  # its URL
+
+    def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> codec.Message:
+        """The first answer. Raises Unreachable, NoAnswer, Denied."""
+        deadline_ns = self._boot_ns() + int(timeout_s * 1e9)
+        token = self._send(subject, payload, headers or {})
+        return self._await(token, deadline_ns)
+
+    def collect(self, subject: str, payload: bytes, timeout_s: float = ANSWER_TIMEOUT_S) -> Iterator[codec.Message]:
+        """All answers, the last one being one with a status. `timeout_s`: for each. Raises as `request` does."""
+        token = self._send(subject, payload, {})
+        while True:
+            message = self._await(token, self._boot_ns() + int(timeout_s * 1e9))
+            yield message
+            if message.status:
+                return
+
+    def close(self) -> None:
+        """Hangs up; the next request connects anew."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.close()
+            self._socket = None
+
+    def _send(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> str:
+        self._connect()
+        assert self._socket is not None
+        self._number += 1
+        token = f"{self._inbox}.{self._number}"
+        try:
+            self._socket.settimeout(ANSWER_TIMEOUT_S)
+            self._socket.sendall(codec.publish(subject, token, payload, headers))
+        except OSError as error:
+            self._lose()
+            raise NoAnswer(f"{self.server} went away: {error}") from error
+        return token
+
+    def _await(self, token: str, deadline_ns: int) -> codec.Message:
+        try:
+            while True:
+                event = self._event(deadline_ns)
+                if isinstance(event, codec.Message) and event.subject == token:
+                    return event
+                self._heed(event)
+        except (OSError, codec.ProtocolError) as error:
+            self._lose()
+            raise NoAnswer(f"{self.server} did not answer: {error}") from error
+
+    def _heed(self, event: codec.Event) -> None:
+        """An event that is no answer. Raises ConnectionError where the server hangs up."""
+        if isinstance(event, codec.Ping):
+            assert self._socket is not None
+            self._socket.sendall(codec.PONG)
+        elif isinstance(event, codec.Info):
+            self.info = event.fields
+        elif isinstance(event, codec.Failure) and "permissions violation" not in event.text.lower():
+            raise ConnectionError(event.text)
+
+    def _event(self, deadline_ns: int) -> codec.Event:
+        """The next one. Raises OSError (TimeoutError at the deadline), ProtocolError."""
+        assert self._socket is not None
+        while not self._events:
+            left_s = (deadline_ns - self._boot_ns()) / 1e9
+            if left_s <= 0:
+                raise TimeoutError("no answer in time")
+            self._socket.settimeout(left_s)
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                raise ConnectionError("it has hung up")
+            self._events = self._decoder.feed(data)
+        return self._events.pop(0)
+
+    # -- connecting -------------------------------------------------------------------------------------------------
+
+    def _lose(self) -> None:
+        """This server is left, and the next one tried."""
+        self.close()
+        self._next = (self._next + 1) % len(self._access.endpoints)
+
+    def _connect(self) -> None:
+        if self._socket is not None:
+            return
+        reasons = []
+        for _ in self._access.endpoints:
+            endpoint = self._access.endpoints[self._next]
+            try:
+                self._enter(endpoint)
+            except (OSError, codec.ProtocolError) as error:
+                reasons.append(f"{endpoint}: {error}")
+                self._lose()
+            except Denied:
+                self.close()
+                raise
+            else:
+                self.server = str(endpoint)
+                return
+        raise Unreachable(f"no server of the log can be reached: {'; '.join(reasons)}")
+
+    def _enter(self, endpoint: Endpoint) -> None:
+        """Raises OSError, ProtocolError, Denied."""
+        deadline_ns = self._boot_ns() + int((CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S) * 1e9)
+        self._socket = socket.create_connection((endpoint.host, endpoint.port), CONNECT_TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._decoder, self._events = codec.Decoder(), []
+        info = self._event(deadline_ns)
+        if not isinstance(info, codec.Info):
+            raise codec.ProtocolError("it does not begin with INFO")
+        self.info = info.fields
+        if self.info.get("tls_required") and not endpoint.tls:
+            raise Denied(f"{endpoint} asks for TLS: name it as tls://{endpoint.host}:{endpoint.port}")
+        if endpoint.tls:
+            if not (self.info.get("tls_required") or self.info.get("tls_available")):
+                raise Denied(f"{endpoint} does not speak TLS")
+            context = self._access.tls or ssl.create_default_context()
+            try:
+                self._socket = context.wrap_socket(self._socket, server_hostname=endpoint.host)
+            except ssl.SSLCertVerificationError as error:
+                raise Denied(f"{endpoint} is not trusted: {error.verify_message}") from error
+        hello = codec.connect(self._hello()) + codec.subscribe(f"{self._inbox}.*", SUBSCRIPTION) + codec.PING
+        self._socket.sendall(hello)
+        while not isinstance(event := self._event(deadline_ns), codec.Pong):
+            if isinstance(event, codec.Failure) and "authorization" in event.text.lower():
+                raise Denied(f"{endpoint} refuses the credentials: {event.text}")
+            self._heed(event)
+
+    def _hello(self) -> dict[str, object]:
+        fields: dict[str, object] = {
+            "verbose": False,
+            "pedantic": False,
+            "headers": True,
+            "no_responders": True,
+            "echo": False,
+            "lang": "python-billing",
+            "version": "1",
+            "protocol": 1,
+            "name": self._name,
+        }
+        user, colon, password = self._access.credentials.partition(":")
+        if colon:
+            fields |= {"user": user, "pass": password}
+        elif user:
+            fields["auth_token"] = user
+        return fields

@@ -1,0 +1,240 @@
+"""Whether the log's servers and streams are fit, before anything starts; and making the streams.
+
+All faults are found at once, each with the key or the setting concerned and what mends it. What is asked for:
+
+- servers of version 2.15.1 at least, and TLS to every one that is not on loopback;
+- a stream `J_k` and `S_k` for each shard and `M` for the map, with the settings of `wanted`: so many replicas, in
+  files, nothing forgotten by age or number, no message deleted singly, refused rather than forgotten where it is full;
+- one cluster: the same identity, number of shards, number of buckets and hash in the metadata of every stream;
+- `cluster.replicas = 1` only where it is said in so many words.
+
+What a client cannot see is said as a warning: whether a server syncs each message (`jetstream.sync_interval: always`)
+is shown only where the servers export it to the account (`$SYS.REQ.ACCOUNT.PING.JSZ`). Nor can it see that nobody but
+this daemon may publish to `J.>`, `S.>` and `M.>`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shards.journal import Unavailable, Unfit
+from shards.journal.jetstream.connection import Connection, Denied, Endpoint, NoAnswer, Unreachable
+from shards.journal.jetstream.map_log import NAME as MAP
+from shards.journal.jetstream.record import RECORD_BYTES_MAX
+from shards.journal.jetstream.streams import NO_STREAM, Refused, Stream
+
+VERSION_MIN = (2, 15, 1)
+PATIENCE_S = 5.0
+IDENTITY, SHARDS, BUCKETS, HASH = "billing.cluster", "billing.shards", "billing.bucket_count", "billing.hash"
+ACCOUNT_REPORT = "$SYS.REQ.ACCOUNT.PING.JSZ"
+
+
+class Shape(NamedTuple):
+    """What the cluster is made of, fixed once it is made."""
+
+    shards: int
+    replicas: int
+    bucket_count: int
+    hash_name: str
+
+
+def names(shards: int) -> list[str]:
+    """Every stream there is."""
+    return [MAP, *(f"{kind}_{shard}" for shard in range(1, shards + 1) for kind in ("J", "S"))]
+
+
+def wanted(name: str, shape: Shape, identity: str) -> dict[str, Any]:
+    """The settings of a stream."""
+    kind, _, number = name.partition("_")
+    subjects = {"J": [f"J.{number}"], "S": [f"S.{number}", f"S.{number}.whole"], MAP: [f"{MAP}.>"]}[kind]
+    return {
+        "name": name,
+        "subjects": subjects,
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": shape.replicas,
+        "discard": "new",
+        "max_age": 0,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_bytes": -1,
+        "max_msg_size": -1 if name == MAP else RECORD_BYTES_MAX,
+        "deny_delete": True,
+        "allow_direct": True,
+        "metadata": {
+            IDENTITY: identity,
+            SHARDS: str(shape.shards),
+            BUCKETS: str(shape.bucket_count),
+            HASH: shape.hash_name,
+        },
+    }
+
+
+CHECKED = ("subjects", "retention", "storage", "discard", "max_age", "max_msgs", "max_msgs_per_subject", "deny_delete")
+
+
+class Guard:
+    """Looks at everything over one connection."""
+
+    def __init__(
+        self, connection: Connection, endpoints: tuple[Endpoint, ...], shape: Shape, boot_ns: Callable[[], int]
+    ) -> None:
+        self._connection = connection
+        self._endpoints = endpoints
+        self._shape = shape
+        self._boot_ns = boot_ns
+
+    def check(self) -> tuple[str, list[str]]:
+        """(the cluster's identity, warnings). Raises Unfit with all faults, a line each; Unavailable."""
+        faults = self._servers()
+        warnings: list[str] = []
+        identity = ""
+        try:
+            identity = self._streams(faults)
+            warnings = self._account(faults)
+        except Denied as error:
+            faults.append(f"cluster.credentials_file, cluster.servers: {error}")
+        finally:
+            self._connection.close()
+        if faults:
+            raise Unfit("\n".join(faults))
+        if self._shape.replicas == 1:
+            warnings.append("cluster.replicas = 1: the log is on one server alone, and gone with it; for trying only")
+        return identity, warnings
+
+    def make(self, identity: str) -> list[str]:
+        """Makes the streams that are missing, of this identity where none is there yet; their names.
+
+        Raises Unfit where something is there and is another; Unavailable.
+        """
+        faults = self._servers()
+        if faults:
+            raise Unfit("\n".join(faults))
+        made = []
+        try:
+            there = {name: config for name in names(self._shape.shards) if (config := self._config(name)) is not None}
+            known = {config.get("metadata", {}).get(IDENTITY, "") for config in there.values()}
+            if len(known) > 1:
+                raise Unfit("the streams that are there are of different clusters: remove those of the others")
+            identity = next(iter(known), identity)
+            for name in names(self._shape.shards):
+                if name not in there:
+                    Stream(self._connection, name, PATIENCE_S, self._boot_ns).create(
+                        wanted(name, self._shape, identity)
+                    )
+                    made.append(name)
+        except Denied as error:
+            raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
+        except Refused as error:
+            raise Unfit(f"the servers do not make a stream: {error}") from error
+        self.check()
+        return made
+
+    def _servers(self) -> list[str]:
+        """Faults of the servers that can be seen without a stream. Raises Unavailable."""
+        faults = [
+            f"cluster.servers: {endpoint} is not on loopback: name it as tls://{endpoint.host}:{endpoint.port}"
+            for endpoint in self._endpoints
+            if not endpoint.tls and not _is_loopback(endpoint.host)
+        ]
+        try:
+            self._connection.request("$JS.API.INFO")
+        except Denied as error:
+            faults.append(f"cluster.credentials_file, cluster.servers: {error}")
+            raise Unfit("\n".join(faults)) from error
+        except (Unreachable, NoAnswer) as error:
+            raise Unavailable(f"the log cannot be reached: {error}") from error
+        version = str(self._connection.info.get("version", "0"))
+        if _version(version) < VERSION_MIN:
+            least = ".".join(map(str, VERSION_MIN))
+            faults.append(f"{self._connection.server} is nats-server {version}: install {least} or newer")
+        if not self._connection.info.get("jetstream"):
+            faults.append(f"{self._connection.server} has JetStream switched off: give it a [jetstream] section")
+        return faults
+
+    def _config(self, name: str) -> dict[str, Any] | None:
+        try:
+            return Stream(self._connection, name, PATIENCE_S, self._boot_ns).state().config
+        except Refused as error:
+            if error.code == NO_STREAM:
+                return None
+            raise
+
+    def _streams(self, faults: list[str]) -> str:
+        """The identity that the streams have in common; what is wrong with them is added to `faults`."""
+        missing: list[str] = []
+        identities: dict[str, list[str]] = {}
+        for name in names(self._shape.shards):
+            config = self._config(name)
+            if config is None:
+                missing.append(name)
+                continue
+            metadata = config.get("metadata") or {}
+            identity = metadata.get(IDENTITY, "")
+            identities.setdefault(identity, []).append(name)
+            faults += self._differences(name, config, metadata)
+        if missing:
+            faults.append(f"there are no streams {', '.join(missing)}: make them with `billing cluster init`")
+        if "" in identities:
+            faults.append(f"{', '.join(identities.pop(''))}: made by somebody else: not streams of this daemon")
+        if len(identities) > 1:
+            told = "; ".join(f"{', '.join(those)} of {identity}" for identity, those in identities.items())
+            faults.append(f"the streams are of different clusters: {told}")
+        return next(iter(identities), "")
+
+    def _differences(self, name: str, config: dict[str, Any], metadata: dict[str, str]) -> list[str]:
+        shape = self._shape
+        right = wanted(name, shape, "")
+        faults = [
+            f"{name}: {key} is {config.get(key)!r}: change it to {right[key]!r} with `nats stream edit {name}`"
+            for key in CHECKED
+            if config.get(key, right[key] if right[key] in (0, -1) else None) != right[key]
+        ]
+        if config.get("num_replicas") != shape.replicas:
+            there = config.get("num_replicas")
+            faults.append(f"cluster.replicas: {name} has {there} replicas, the configuration says {shape.replicas}")
+        if metadata.get(IDENTITY):
+            for key, path, value in (
+                (SHARDS, "cluster.shards", str(shape.shards)),
+                (BUCKETS, "shards.bucket_count", str(shape.bucket_count)),
+                (HASH, "the hash", shape.hash_name),
+            ):
+                if metadata.get(key) != value:
+                    faults.append(f"{path}: {name} was made with {metadata.get(key)}, the configuration says {value}")
+        return faults
+
+    def _account(self, faults: list[str]) -> list[str]:
+        """What the servers tell of their storage, where they tell anything."""
+        unseen = "jetstream.sync_interval of the servers cannot be seen from here: see that each has `always`"
+        try:
+            answer = self._connection.request(ACCOUNT_REPORT)
+        except (Unreachable, NoAnswer):
+            return [unseen]
+        if answer.status:
+            return [unseen]
+        try:
+            data = msgspec.json.decode(answer.payload).get("data", {})
+        except msgspec.DecodeError:
+            return [unseen]
+        settings = data.get("config", {})
+        if "sync_interval" not in settings and "sync_always" not in settings:
+            return [unseen]
+        if not settings.get("sync_always"):
+            faults.append("a server syncs now and then only: set jetstream.sync_interval to `always` on every one")
+        return []
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _version(text: str) -> tuple[int, ...]:
+    numbers = text.partition("-")[0].split(".")
+    return tuple(int(number) for number in numbers if number.isdecimal())

@@ -1,0 +1,113 @@
+"""A shard's journal in its stream, read: where a position stands, and what follows it.
+
+Every record that is looked at is checked, and every record of a replay is held against the one before it (`Walk`). A
+sequence that jumps is a hole: trimmed where the reading begins, damage anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from shards.journal import Corrupt, Gap
+from shards.journal.jetstream.record import BATCH, FIRST_CHAIN, Malformed, Record, Walk, unpack
+from shards.journal.jetstream.streams import Stored, Stream
+
+
+class Place(NamedTuple):
+    """Where a position ends: the sequence of the record that made it whole, and the chain there."""
+
+    position: int
+    sequence: int
+    chain: int
+
+
+def record_of(stored: Stored, shard: int, stream: str) -> Record:
+    """Raises Corrupt, which names the sequence."""
+    try:
+        record = unpack(stored.payload)
+        if record.shard != shard:
+            raise Malformed(f"the record belongs to shard {record.shard}, not to {shard}")
+    except Malformed as fault:
+        raise Corrupt(f"{stream}, sequence {stored.sequence}: {fault}") from None
+    return record
+
+
+def record_at(stream: Stream, sequence: int, shard: int) -> Record:
+    """The record at this sequence. Raises Gap (it is gone), Corrupt, Unavailable."""
+    stored = stream.message(sequence)
+    if stored is None:
+        raise Gap(f"{stream.name}: sequence {sequence} is missing")
+    return record_of(stored, shard, stream.name)
+
+
+def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Record]:
+    """The last whole batch at or before the record at `last`, and that record. Raises Gap, Corrupt, Unavailable."""
+    newest = record = record_at(stream, last, shard)
+    sequence = last
+    while record.kind == BATCH and not record.last:  # parts that no last one followed
+        begun = record_at(stream, sequence - record.part, shard)
+        sequence -= record.part + 1
+        if sequence < first:
+            return Place(record.position - 1, sequence, begun.prev_chain), newest
+        record = record_at(stream, sequence, shard)
+    return Place(record.position, sequence, record.chain), newest
+
+
+def locate(stream: Stream, first: int, last: int, position: int, shard: int) -> Place:
+    """Where this position ends, by halving what lies between two sequences. Raises Gap where it is not there any more,
+    Corrupt, Unavailable.
+    """
+    if position == 0 and first <= 1:
+        return Place(0, 0, FIRST_CHAIN)
+    low, high = first, last
+    while low < high:  # the first record at which the log is at this position or beyond it
+        middle = (low + high) // 2
+        record = record_at(stream, middle, shard)
+        reached = record.position - (record.kind == BATCH and not record.last)
+        if reached >= position:
+            high = middle
+        else:
+            low = middle + 1
+    record = record_at(stream, low, shard)
+    if record.kind == BATCH and record.position == position and record.last:
+        return Place(position, low, record.chain)
+    if low == first and record.kind == BATCH and record.part == 0 and record.position == position + 1:
+        return Place(position, first - 1, record.prev_chain)
+    if low == first and record.kind != BATCH and record.position == position:
+        return Place(position, first - 1, record.chain)
+    raise Gap(f"position {position} is not in {stream.name} any more", position=position)
+
+
+def first_position(stream: Stream, first: int, last: int, shard: int) -> int:
+    """The oldest position that a replay can begin with. Raises Corrupt, Unavailable."""
+    if first > last:
+        return 1
+    record = record_at(stream, first, shard)
+    return record.position if record.kind == BATCH and record.part == 0 else record.position + 1
+
+
+def replayed(stream: Stream, shard: int, after: Place, last: int, until: int) -> Iterator[tuple[int, bytes]]:
+    """(position, payload) behind `after`, up to position `until`, which the record at `last` is at or beyond.
+
+    Raises Corrupt, Gap, Unavailable.
+    """
+    walk = Walk(shard, after.position, after.chain)
+    following = after.sequence + 1
+    if walk.position >= until:
+        return
+    for stored in stream.walk(following, last):
+        if stored.sequence != following:
+            if following == after.sequence + 1:
+                raise Gap(f"{stream.name}: the beginning was trimmed meanwhile", position=after.position + 1)
+            raise Corrupt(f"{stream.name}: sequences {following} to {stored.sequence - 1} are missing")
+        following += 1
+        try:
+            payload = walk.take(record_of(stored, shard, stream.name))
+        except Malformed as fault:
+            raise Corrupt(f"{stream.name}, sequence {stored.sequence}: {fault}", position=walk.position + 1) from None
+        if payload is not None:
+            yield walk.position, payload
+            if walk.position >= until:
+                return
+    raise Corrupt(f"{stream.name} ends at position {walk.position}, and was at {until}", position=walk.position + 1)

@@ -1,0 +1,204 @@
+"""The map in the stream `M`: any supervisor decides, at the sequence behind everything that it knows.
+
+    M.decision   decision   "BJD\\x01", version u64, chain u32, crc u32, then what was decided
+    M.state      state      "BJT\\x01", version u64, chain u32, crc u32, then what stands for all up to `version`
+    chain = CRC-32C of what was decided, going on from the chain of the version before; the first goes on from 0
+    crc   = CRC-32C of everything else in the message
+
+Versions count from 1 without a gap. A state carries the version and chain of the last decision before it; below the
+newest state everything is forgotten. Nobody owns the map: two supervisors that decide at once are told apart by the
+sequence, and the second one is `Overtaken`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from crc32c import crc32c
+
+from shards.journal import Corrupt, Gap, Overtaken, Retained, Unfit, Unknown
+from shards.journal.jetstream.connection import Connection, Denied
+from shards.journal.jetstream.publisher import Publisher, Taken
+from shards.journal.jetstream.streams import NO_STREAM, Refused, Stored, Stream
+
+NAME, DECISION, STATE = "M", "M.decision", "M.state"
+LOAD_PATIENCE_S, PATIENCE_S = 2.0, 10.0
+
+_HEAD = struct.Struct("<4sQI")
+_U32 = struct.Struct("<I")
+_HEAD_BYTES = _HEAD.size + 4
+_MAGIC = {DECISION: b"BJD\x01", STATE: b"BJT\x01"}
+
+
+def pack(subject: str, version: int, chain: int, payload: bytes) -> bytes:
+    """The message for this subject."""
+    head = _HEAD.pack(_MAGIC[subject], version, chain)
+    return b"".join((head, _U32.pack(crc32c(payload, crc32c(head))), payload))
+
+
+def unpack(stored: Stored) -> tuple[int, int, bytes]:
+    """(version, chain, payload). Raises Corrupt."""
+    message = stored.payload
+    where = f"{NAME}, sequence {stored.sequence}"
+    if len(message) < _HEAD_BYTES or stored.subject not in _MAGIC:
+        raise Corrupt(f"{where}: neither a decision nor a state")
+    magic, version, chain = _HEAD.unpack_from(message)
+    payload = message[_HEAD_BYTES:]
+    if magic != _MAGIC[stored.subject]:
+        raise Corrupt(f"{where}: not a message this version can read: it begins with {magic!r}")
+    if _U32.unpack_from(message, _HEAD.size)[0] != crc32c(payload, crc32c(message[: _HEAD.size])):
+        raise Corrupt(f"{where}: its checksum is wrong")
+    return version, chain, payload
+
+
+class Decisions:
+    """Follows the messages of the map one after the other."""
+
+    def __init__(self) -> None:
+        self.version = self.chain = self.sequence = 0
+
+    def take(self, stored: Stored) -> tuple[int, bytes, bool]:
+        """(version, payload, whether it is a state that stands for all before). Raises Corrupt."""
+        version, chain, payload = unpack(stored)
+        is_state = stored.subject == STATE
+        if self.sequence and stored.sequence != self.sequence + 1:
+            raise Corrupt(f"{NAME}: sequences {self.sequence + 1} to {stored.sequence - 1} are missing")
+        if is_state:
+            if self.sequence and (version, chain) != (self.version, self.chain):
+                raise Corrupt(f"{NAME}, sequence {stored.sequence}: a state of version {version} at {self.version}")
+        elif version != self.version + 1 or chain != crc32c(payload, self.chain):
+            raise Corrupt(f"{NAME}, sequence {stored.sequence}: version {version} does not follow {self.version}")
+        self.version, self.chain, self.sequence = version, chain, stored.sequence
+        return version, payload, is_state
+
+
+class JetStreamMapLog:
+    """See `shards.journal.MapLog`."""
+
+    def __init__(self, connection: Connection, boot_ns: Callable[[], int]) -> None:
+        self._connection = connection
+        self._boot_ns = boot_ns
+        self._stream = Stream(connection, NAME, LOAD_PATIENCE_S, boot_ns)
+        self._seen = Decisions()
+        self._publisher = Publisher(self._stream, 0, boot_ns)
+        self._callbacks: list[Callable[[int, bytes], None]] = []
+
+    @property
+    def version(self) -> int:
+        return self._seen.version
+
+    @property
+    def warnings(self) -> list[str]:
+        return []
+
+    def load(self, owner: str) -> tuple[int, list[bytes]]:
+        known = self._seen.version
+        self._seen = Decisions()
+        self._stream.patience_s = LOAD_PATIENCE_S
+        payloads: list[bytes] = []
+        try:
+            for version, payload, is_state in self._messages():
+                payloads = [payload] if is_state else [*payloads, payload]
+                if known and version > known and not is_state:
+                    self._tell(version, payload)
+        except Denied as error:
+            raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
+        except Refused as error:
+            if error.code == NO_STREAM:
+                raise Unfit(f"there is no stream {error}: make the streams with `billing cluster init`") from error
+            raise Unknown(f"the log's servers refuse: {error}") from error
+        self._stream.patience_s = PATIENCE_S
+        self._publisher.sequence = self._seen.sequence
+        return self._seen.version, payloads
+
+    def _messages(self) -> Iterator[tuple[int, bytes, bool]]:
+        state = self._stream.state()
+        newest = self._stream.last_of(STATE)
+        first = newest.sequence if newest is not None else state.first
+        if state.last and first > state.last:
+            raise Corrupt(f"{NAME} is empty, and was at sequence {state.last}")
+        for stored in self._stream.walk(first, state.last):
+            yield self._seen.take(stored)
+        if self._seen.sequence != state.last:
+            raise Corrupt(f"{NAME} ends at sequence {self._seen.sequence}, and was at {state.last}")
+
+    def follow(self, callback: Callable[[int, bytes], None]) -> None:
+        self._callbacks.append(callback)
+
+    def _tell(self, version: int, payload: bytes) -> None:
+        for callback in self._callbacks:
+            callback(version, payload)
+
+    def decide(self, version: int, payload: bytes) -> int:
+        if version != self._seen.version:
+            raise Overtaken(self._seen.version)
+        chain = crc32c(payload, self._seen.chain)
+        message = pack(DECISION, version + 1, chain, payload)
+        try:
+            sequence = self._publisher.put(DECISION, message)
+        except Taken as taken:
+            raise Overtaken(unpack(taken.stored)[0]) from None
+        self._seen.take(Stored(sequence, DECISION, message))
+        return version + 1
+
+    def compact(self, version: int, payload: bytes) -> None:
+        if version != self._seen.version:
+            return  # somebody has decided since: the next occasion comes
+        message = pack(STATE, version, self._seen.chain, payload)
+        try:
+            sequence = self._publisher.put(STATE, message)
+            self._seen.take(Stored(sequence, STATE, message))
+            self._stream.purge(sequence)
+        except Taken:
+            return
+        except (Refused, Denied) as error:
+            raise Unknown(f"compacting the map: {error}") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class MapReader:
+    """See `shards.journal.Reader`: the map's decisions as positions, its state as the only snapshot."""
+
+    def __init__(self, connection: Connection, boot_ns: Callable[[], int]) -> None:
+        self._connection = connection
+        self._stream = Stream(connection, NAME, PATIENCE_S, boot_ns)
+
+    def _walked(self) -> list[tuple[int, bytes, bool, int]]:
+        seen = Decisions()
+        state = self._stream.state()
+        newest = self._stream.last_of(STATE)
+        first = newest.sequence if newest is not None else state.first
+        return [(*seen.take(stored), seen.chain) for stored in self._stream.walk(first, state.last)]
+
+    @property
+    def first(self) -> int:
+        decisions = [version for version, _, is_state, _ in self._walked() if not is_state]
+        return decisions[0] if decisions else self.head + 1
+
+    @property
+    def head(self) -> int:
+        walked = self._walked()
+        return walked[-1][0] if walked else 0
+
+    def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
+        rows = [(version, payload) for version, payload, is_state, _ in self._walked() if not is_state]
+        if start < 1 or (rows and start < rows[0][0]):
+            raise Gap(f"version {start} is not in {NAME} any more", position=start)
+        return iter([row for row in rows if row[0] >= start])
+
+    def snapshots(self) -> list[Retained]:
+        return [Retained(version, chain, version) for version, _, is_state, chain in self._walked() if is_state]
+
+    def chunks(self, position: int) -> Iterator[bytes]:
+        for version, payload, is_state, _ in self._walked():
+            if is_state and version == position:
+                yield payload
+                return
+        raise Gap("there is no such state of the map", position=position)
+
+    def close(self) -> None:
+        self._connection.close()
+

@@ -1,0 +1,70 @@
+"""Reading a shard's streams without owning them: nothing is published, and its owner goes on meanwhile.
+
+The head is that of the last whole batch that the stream's leader has, so everything shown is on a majority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from shards.journal import Corrupt, Gap, Retained
+from shards.journal.jetstream import log, snapshots
+from shards.journal.jetstream.connection import Connection
+from shards.journal.jetstream.record import FIRST_CHAIN, Malformed
+from shards.journal.jetstream.streams import State, Stream
+
+PATIENCE_S = 10.0
+
+
+class JetStreamReader:
+    """See `shards.journal.Reader`, for a shard; that of the map is in `map_log`."""
+
+    def __init__(self, connection: Connection, shard: int, boot_ns: Callable[[], int]) -> None:
+        self._connection = connection
+        self._shard = shard
+        self._log = Stream(connection, f"J_{shard}", PATIENCE_S, boot_ns)
+        self._saved = Stream(connection, f"S_{shard}", PATIENCE_S, boot_ns)
+
+    @property
+    def first(self) -> int:
+        state = self._log.state()
+        return log.first_position(self._log, state.first, state.last, self._shard)
+
+    @property
+    def head(self) -> int:
+        return self._end(self._log.state()).position
+
+    def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
+        state = self._log.state()
+        head = self._end(state).position
+        if not 1 <= start <= head + 1:
+            raise Gap(f"position {start} is not in {self._log.name}, which ends at {head}")
+        if start == head + 1:
+            return iter(())
+        after = log.locate(self._log, state.first, state.last, start - 1, self._shard)
+        return log.replayed(self._log, self._shard, after, state.last, head)
+
+    def snapshots(self) -> list[Retained]:
+        try:
+            kept = snapshots.kept(self._saved, self._shard)
+        except Malformed as fault:
+            raise Corrupt(f"{self._saved.name}: {fault}") from fault
+        return [Retained(manifest.position, manifest.chain, manifest.reached) for manifest in kept]
+
+    def chunks(self, position: int) -> Iterator[bytes]:
+        try:
+            for manifest in reversed(snapshots.kept(self._saved, self._shard)):
+                if manifest.position == position:
+                    yield from snapshots.chunks_of(self._saved, manifest)
+                    return
+        except Malformed as fault:
+            raise Corrupt(f"the snapshot is damaged: {fault}", position=position) from fault
+        raise Gap("there is no such snapshot", position=position)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _end(self, state: State) -> log.Place:
+        if state.first > state.last:
+            return log.Place(0, 0, FIRST_CHAIN)
+        return log.end_of(self._log, state.first, state.last, self._shard)[0]

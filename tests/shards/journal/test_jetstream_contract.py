@@ -1,0 +1,102 @@
+"""The journal in JetStream keeps the contract of a journal, on three real servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shards.journal import Fenced, Opened
+from shards.journal.jetstream.journal import JetStreamJournal, Terms
+from shards.journal.jetstream.witness import Witness
+from shards.system.clock import boot_now_ns
+from shards.system.disk import RealDisk
+from tests.shards.journal.contract import JournalContract
+from tests.shards.journal.contract_beside import BesideContract
+from tests.shards.journal.contract_snapshots import SnapshotContract
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.shards.journal.rig import SHARD, START_NS
+
+GRANT_NS = 200_000_000
+
+
+class Patient(JetStreamJournal):
+    """Waits at `open` until the killed owner's grant is over, as a worker does."""
+
+    waits = False
+
+    def open(self, shard: int, owner: str) -> Opened:
+        while True:
+            try:
+                return super().open(shard, owner)
+            except Fenced:
+                if not self.waits:
+                    raise
+                time.sleep(0.01)
+
+
+class OnServers:
+    """Journals of shard 7 on a cluster; a process that is killed just says no more."""
+
+    can_lose_power = False
+    can_fill = True
+
+    def __init__(self, cluster: NatsCluster) -> None:
+        self.cluster = cluster
+        self.now_ns = START_NS
+        self.killed = False
+        self.journals: list[JetStreamJournal] = []
+
+    def journal(self, sync: str = "always") -> JetStreamJournal:
+        terms, witness = Terms(GRANT_NS, 0), Witness(RealDisk(), "", boot_now_ns)
+        journal = Patient(self.cluster.connect, SHARD, terms, witness, self.tick, boot_now_ns)
+        journal.waits = self.killed
+        self.journals.append(journal)
+        return journal
+
+    def tick(self) -> int:
+        self.now_ns += 1_000_000
+        return self.now_ns
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def lose_power(self) -> None:
+        raise AssertionError("not here")
+
+    def fill(self) -> None:
+        for name in (f"J_{SHARD}", f"S_{SHARD}"):
+            self.cluster.limit(name, self.cluster.ask(f"STREAM.INFO.{name}")["state"]["bytes"] + 1000)
+
+    def free(self) -> None:
+        for name in (f"J_{SHARD}", f"S_{SHARD}"):
+            self.cluster.limit(name, -1)
+
+    def step_clock(self, by_ns: int) -> None:
+        self.now_ns += by_ns
+
+    def close(self) -> None:
+        for journal in self.journals:
+            for connection in journal._connections:
+                connection.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    if BINARY is None:
+        pytest.skip(MISSING)
+    cluster = NatsCluster(tmp_path_factory.mktemp("nats"))
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract):
+    @pytest.fixture
+    def backend(self, cluster):
+        cluster.make(SHARD)
+        servers = OnServers(cluster)
+        yield servers
+        servers.close()
