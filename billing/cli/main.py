@@ -78,6 +78,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "receiver": "Takes cutoff calls for trying and measuring, and says how late they came.",
     },
     "billing.cli.journal_dump": {"journal": "Looks into the files of a journal."},
+    "billing.cli.cluster_commands": {"cluster": "Looks at the servers of a replicated log, and makes its streams."},
     "billing.doctor.command": {"doctor": "Proves from the files alone that a stopped daemon's data are right."},
 }
 MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in commands}
@@ -86,7 +87,8 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
-        *("serve", "config", "console", "install-unit", "monitoring", "backup", "restore", "journal", "doctor"),
+        *("serve", "config", "console", "install-unit", "monitoring", "backup", "restore", "journal", "cluster"),
+        "doctor",
         *ELSEWHERE["billing.cli.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),
@@ -101,6 +103,7 @@ ENDINGS: tuple[tuple[str, str, int, str], ...] = (
     ("shards.journal", "Torn", 65, "the data are damaged: "),
     ("shards.journal", "Unfit", 78, ""),
     ("shards.journal", "Lost", 75, ""),
+    ("shards.journal", "Unavailable", 3, ""),
     ("shards.journal", "JournalError", 74, ""),
 )
 

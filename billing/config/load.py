@@ -21,15 +21,17 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from billing.addresses import parse_listen
-from billing.config.schema import PATH, PUBLIC, SECRET, Config, declared, expected, value_text
+from billing.config.schema import PATH, PUBLIC, SECRET, URLS, Config, declared, expected, value_text
 from billing.config.shares import parse_shards, parse_weights
 
 EXIT_CONFIG = 78
+GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
 ENVIRONMENT_PREFIX = "BILLING_"
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
 NAMED_FILE_CHARACTERS_MAX = 2**20
@@ -101,11 +103,28 @@ def as_effective(loaded: Loaded) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shard_count(config: Config) -> int:
+    """How many shards there are."""
+    return config.cluster.shards if config.journal.kind == "jetstream" else config.shards.workers
+
+
 def log_of(config: Config) -> dict[str, Any]:
     """The log that the configuration names, as `shards.journal.backends` takes it."""
+    directory = config.daemon.data_dir
+    if config.journal.kind == "jetstream":
+        from shards.buckets import HASH_NAME
+
+        return {
+            "kind": "jetstream",
+            "directory": directory,
+            **config.cluster.model_dump(),
+            "bucket_count": config.shards.bucket_count,
+            "hash_name": HASH_NAME,
+            "grant_ns": GRANT_NS,
+        }
     return {
-        "kind": config.journal.kind,
-        "directory": config.daemon.data_dir,
+        "kind": "file",
+        "directory": directory,
         "sync": config.journal.sync,
         "segment_bytes": config.journal.segment_bytes,
         "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
@@ -157,6 +176,8 @@ def _from_text(field: FieldInfo, text: str) -> object:
             return int(text)
         if field.annotation is float:
             return float(text)
+        if URLS in field.metadata:
+            return text.replace(",", " ").split()
     except (ValueError, KeyError):
         pass
     return text
@@ -206,18 +227,38 @@ def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("rpc.tls_client_ca", "rpc.tls_cert"), "expected rpc.tls_cert and rpc.tls_key beside it"
     if len(os.fsencode(rpc.unix_socket)) > UNIX_PATH_BYTES_MAX:
         yield ("rpc.unix_socket",), f"expected {UNIX_PATH_BYTES_MAX} bytes at most, got {rpc.unix_socket}"
-    shard_ids = range(1, config.shards.workers + 1)
+    if config.journal.kind == "jetstream":
+        yield from _cluster(config)
+    count, counted = shard_count(config), "cluster.shards" if config.journal.kind == "jetstream" else "shards.workers"
+    shard_ids = range(1, count + 1)
     weights = parse_weights(config.shards.weights)
     if not any(weights.get(one, 1) for one in shard_ids):
-        yield ("shards.weights", "shards.workers"), "expected a weight above 0 for one of shards.workers at least"
+        yield ("shards.weights", counted), f"expected a weight above 0 for one of {counted} at least"
     for path, named in (("shards.weights", weights), ("shards.locked", parse_shards(config.shards.locked))):
         beyond = sorted(one for one in named if one not in shard_ids)
         if beyond:
-            yield (path, "shards.workers"), f"expected shards 1 to shards.workers, got {beyond[0]}"
-    if config.shards.bucket_count < config.shards.workers:
-        yield ("shards.workers", "shards.bucket_count"), "expected no more workers than shards.bucket_count"
+            yield (path, counted), f"expected shards 1 to {counted}, got {beyond[0]}"
+    if config.shards.bucket_count < count:
+        yield (counted, "shards.bucket_count"), f"expected no more {counted.split('.')[1]} than shards.bucket_count"
     if config.cutoff.connect_timeout_s > config.cutoff.timeout_s:
         yield ("cutoff.timeout_s", "cutoff.connect_timeout_s"), "expected no less than cutoff.connect_timeout_s"
+
+
+def _cluster(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with [cluster] where the log is there."""
+    cluster = config.cluster
+    if not cluster.servers:
+        yield ("cluster.servers", "journal.kind"), 'expected URLs of servers, since journal.kind = "jetstream"'
+    for url in cluster.servers:
+        parts = urlsplit(url)
+        if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path not in ("", "/") or parts.username:
+            yield ("cluster.servers",), f"expected nats://host:port or tls://host:port, got {url}"
+    if cluster.replicas > 1 and 0 < len(cluster.servers) < cluster.replicas:
+        text = f"expected as many servers as cluster.replicas, {cluster.replicas}"
+        yield ("cluster.servers", "cluster.replicas"), text
+    if config.shards.workers < cluster.shards:
+        text = f"expected cluster.shards, {cluster.shards}, or more: this daemon serves every shard, with a worker each"
+        yield ("shards.workers", "cluster.shards"), text
 
 
 def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:

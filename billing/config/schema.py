@@ -26,6 +26,8 @@ from billing.config.shares import check_shards, check_weights
 PATH = "a path"
 LISTEN = '"host:port"'
 URL = "a URL"
+URLS = 'a list of URLs, ["…", …]'
+NAME = "^[A-Za-z0-9-]+$"
 WEIGHTS = '"shard=weight …"'
 SHARDS = '"shard …"'
 PUBLIC = "file"
@@ -36,6 +38,7 @@ UrlText = Annotated[str, URL, AfterValidator(check_url)]
 WeightsText = Annotated[str, WEIGHTS, AfterValidator(check_weights)]
 ShardsText = Annotated[str, SHARDS, AfterValidator(check_shards)]
 PathText = Annotated[str, PATH]
+UrlList = Annotated[list[str], URLS]
 PublicFile = Annotated[str, PATH, PUBLIC]
 SecretFile = Annotated[str, PATH, SECRET]
 
@@ -89,7 +92,9 @@ class Rpc(_Section):
 class JournalSection(_Section):
     """What makes an answer durable."""
 
-    kind: Literal["file"] = _key("file", "Where it is kept: files below daemon.data_dir")
+    kind: Literal["file", "jetstream"] = _key(
+        "file", "Where it is kept: files below daemon.data_dir, or NATS JetStream, as [cluster] says"
+    )
     sync: Literal["always", "interval", "never"] = _key(
         "always",
         "Synced before each answer, every sync_interval_ms (a power cut loses that much), or by the kernel alone",
@@ -98,6 +103,18 @@ class JournalSection(_Section):
     segment_bytes: int = _key(64 * 2**20, "Size of a file, allocated ahead", ge=65_536, le=2**30, multiple_of=4096)
     snapshot_bytes: int = _key(256 * 2**20, "After that much a snapshot replaces it", ge=65_536, le=2**40)
     idle_barrier_ms: int = _key(50, "After such a pause an empty batch proves the last one whole", ge=1, le=10_000)
+
+
+class Cluster(_Section):
+    """The log on a majority of servers, with journal.kind = "jetstream"; see `billing cluster check`."""
+
+    servers: UrlList = _key([], "Servers of NATS, nats://host:port or, beyond loopback, tls://host:port")
+    node: str = _key("local", "The name of this host", min_length=1, max_length=32, pattern=NAME)
+    shards: int = _key(12, "Shards, each served by a worker; fixed once the streams are made", ge=1, le=64)
+    replicas: int = _key(3, "Servers that keep each stream; 1 is for trying only", ge=1, le=5)
+    credentials_file: SecretFile = _key("", "user:password, or a token, that the servers ask for")
+    tls_ca: PublicFile = _key("", "Authority (PEM) of the servers' certificates, if not one of the system's")
+    retain_bytes: int = _key(1 << 30, "Of each journal, kept behind the snapshots that replace it", ge=0, le=2**40)
 
 
 class Cutoff(_Section):
@@ -163,6 +180,7 @@ class Config(_Section):
     shards: Shards = Shards()
     rpc: Rpc = Rpc()
     journal: JournalSection = JournalSection()
+    cluster: Cluster = Cluster()
     cutoff: Cutoff = Cutoff()
     notify: Notify = Notify()
     ledger: Ledger = Ledger()
@@ -191,11 +209,14 @@ def expected(field: FieldInfo) -> str:
     kind = field.annotation
     if kind is bool:
         return "true or false"
+    if URLS in field.metadata:
+        return f"{URLS}, [] for none"
     if choices := get_args(kind):
         return " or ".join(f'"{choice}"' for choice in choices)
     if kind is str:
         needed = any(getattr(bound, "min_length", 0) for bound in field.metadata)
-        what = next(kind for kind in (PATH, LISTEN, URL, WEIGHTS, SHARDS) if kind in field.metadata)
+        kinds = (PATH, LISTEN, URL, WEIGHTS, SHARDS)
+        what = next((kind for kind in kinds if kind in field.metadata), "letters, digits and -")
         return what if needed else f'{what}, "" for none'
     low, high, multiple = (
         next((getattr(bound, name) for bound in field.metadata if hasattr(bound, name)), None)
@@ -224,7 +245,7 @@ def value_text(config: Config, section: str, key: str) -> str:
     value = getattr(getattr(config, section), key)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):
+    if isinstance(value, str | list):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)
 

@@ -27,7 +27,7 @@ from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
-from billing.config.load import EXIT_CONFIG, ConfigError, load, log_of
+from billing.config.load import EXIT_CONFIG, ConfigError, load, log_of, shard_count
 from billing.config.reload import Reload
 from billing.config.schema import Config
 from billing.config.shares import parse_shards, parse_weights
@@ -140,7 +140,7 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         data_dir=config.daemon.data_dir,
         weights={
             shard_id: parse_weights(config.shards.weights).get(shard_id, 1)
-            for shard_id in range(1, config.shards.workers + 1)
+            for shard_id in range(1, shard_count(config) + 1)
         },
         bucket_count=config.shards.bucket_count,
         slew_ppm_max=config.clock.slew_ppm_max,

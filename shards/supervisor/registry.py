@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from shards.buckets import HASH_NAME, BucketMap
-from shards.journal import Fenced, MapLog, Unavailable, Unfit
+from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit
 from shards.system.clock import Anchor, decode_anchor, encode_anchor
 from shards.system.disk import DirectoryRefused, is_full, private_directory
 from shards.system.host import Host
@@ -42,7 +43,7 @@ class Conflict(Exception):
 class Registry:
     """The map and its journal. `open` first; `record` from then on."""
 
-    def __init__(self, data_dir: str, host: Host, map_log: MapLog) -> None:
+    def __init__(self, data_dir: str, host: Host, backend: Backend, now_ns: Callable[[], int]) -> None:
         self.map = BucketMap()
         self.founded: set[int] = set()
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
@@ -50,7 +51,9 @@ class Registry:
         self._disk = host.disk
         self._lock = -1
         self._owner = f"pid {host.pid()}"
-        self._log = map_log
+        self._backend = backend
+        self._log = backend.map_log(now_ns)
+        self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
         self.unopened = "the map of the buckets is not open yet"  # why, while it is so
         self.held = False  # nothing is compacted: somebody copies the log
@@ -97,11 +100,10 @@ class Registry:
             self._lock = self._disk.lock(f"{self._data_dir}/{LOCK}")
         except BlockingIOError:
             raise Fenced("another daemon runs on it", file=self._data_dir) from None
+        warnings += self._backend.prepare()
         _, payloads = self._log.load(self._owner)
         warnings += self._log.warnings
-        self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
-        for payload in payloads:
-            self._apply_all(payload)
+        self._restore(payloads)
         if not self.map.bucket_count:
             self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted)]])
         if bucket_count != self.map.bucket_count:
@@ -120,6 +122,11 @@ class Registry:
         payload = msgspec.msgpack.encode(records)
         self._log.decide(self._log.version, payload)
         self._apply_all(payload)
+
+    def _restore(self, payloads: list[bytes]) -> None:
+        self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
+        for payload in payloads:
+            self._apply_all(payload)
 
     def changes(self, wanted: dict[int, int]) -> list[list[Any]]:
         """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
@@ -154,12 +161,9 @@ class Registry:
         written, where the map would refuse one: it would at every start, too.
         """
         assert self._executor is not None
-        for record in records:
-            self.map.check_record(record)
-        payload = msgspec.msgpack.encode(records)
-        version = await self._decide(payload)
-        self._apply_all(payload)
-        self._since_snapshot += len(records)
+        async with self._recording:  # a decision is made knowing all before it, those of this process included
+            version = await self._decide(records)
+            self._since_snapshot += len(records)
         if self._since_snapshot >= SNAPSHOT_EVERY_RECORDS and not self.held:
             self._since_snapshot = 0
             state: list[Any] = [["map", self.map.encode()], *(["founded", shard_id] for shard_id in self.founded)]
@@ -169,14 +173,27 @@ class Registry:
             with contextlib.suppress(Unavailable):  # no room: the next occasion comes
                 await self._executor.call(self._log.compact, version, msgspec.msgpack.encode(state))
 
-    async def _decide(self, payload: bytes) -> int:
-        """Waits where there is no room, or the log is out of reach: whoever wanted this record waits with it."""
+    async def _decide(self, records: tuple[list[Any], ...]) -> int:
+        """Waits where there is no room, or the log is out of reach: whoever wanted this record waits with it. Where
+        another supervisor has decided meanwhile, what it decided is taken up, and the record looked at again.
+        """
         assert self._executor is not None
-        told = False
+        told = is_behind = False
         while True:
             try:
+                if is_behind:
+                    _, payloads = await self._executor.call(self._log.load, self._owner)
+                    self._restore(payloads)
+                    is_behind = False
+                for record in records:
+                    self.map.check_record(record)
+                payload = msgspec.msgpack.encode(records)
                 version: int = await self._executor.call(self._log.decide, self._log.version, payload)
+                self._apply_all(payload)
                 return version
+            except Overtaken:
+                is_behind = True
+                continue
             except Unavailable as error:
                 if not told:
                     log.error("the map cannot be written: %s; it is tried every %g s", error, ROOM_RETRY_S)

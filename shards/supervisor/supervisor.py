@@ -68,8 +68,8 @@ class Supervisor:
     ) -> None:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
-        map_log = backends.open(settings.journal, host).map_log(self._now_ns)
-        self.registry = Registry(settings.data_dir, host, map_log)
+        log_backend = backends.open(settings.journal, host)
+        self.registry = Registry(settings.data_dir, host, log_backend, self._now_ns)
         self.workers: dict[int, WorkerState] = {}
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
         self.readings = Readings()

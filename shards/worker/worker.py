@@ -253,14 +253,17 @@ class Worker:
             ready = shard.take_ready()
             if ready is not None:
                 position = self.journal.head + bool(ready.payload)
+                may_act = True
                 if ready.payload:
                     self._append(ready)  # the journal works while the replies are encoded
+                elif not self.may_act():
+                    may_act, ready = False, self._refused(ready)
                 for caller, token, reply in ready.replies:
                     caller.answer(token, reply)
                 if self.snapshotter.running:
                     self.snapshotter.step(position, durable=False)
                 if not ready.payload:
-                    if self.may_act():
+                    if may_act:
                         self._release(ready)
                         self._idle.set()
                         if shard.has_more():
@@ -320,10 +323,15 @@ class Worker:
         """From here on the journal is asked to renew its grant in time, where it grants any."""
         self._await_barrier(self.journal.beat_s)
 
+    def _refused(self, ready: Ready) -> Ready:
+        """Its reads were made while the grant held, and cannot leave any more: another owner may have answered since."""
+        for caller, token, _ in ready.replies:
+            caller.refuse(token, Unavailable(self.shard_id, self.shortage.reason, "unknown"))
+        return ready._replace(replies=[])
+
     def _renew(self, ready: Ready) -> None:
-        """What this Ready tells was true while the grant held: it leaves once the journal has renewed it."""
+        """What else this Ready tells was true while the grant held: it leaves once the journal has renewed it."""
         self._writing = True
-        self._unsynced = ready.replies
         self._idle.clear()
 
         def renewed(_: object, error: BaseException | None) -> None:
@@ -334,7 +342,7 @@ class Worker:
                     self.fail(error)
                 return
             if not self.halted:
-                self._writing, self._unsynced = False, []
+                self._writing = False
                 self._release(ready)
                 self._on_granted()
                 self._idle.set()

@@ -87,8 +87,8 @@ def test_a_snapshot_and_a_manifest_are_shown(journal):
 
 def test_the_map_is_shown(data_dir):
     settings = {"kind": "file", "directory": str(data_dir), "sync": "always", "segment_bytes": 1 << 20}
-    log = backends.open(settings | {"sync_interval_ns": 1}, REAL).map_log(lambda: NOW_NS)
-    registry = Registry(str(data_dir), REAL, log)
+    log = backends.open(settings | {"sync_interval_ns": 1}, REAL)
+    registry = Registry(str(data_dir), REAL, log, lambda: NOW_NS)
     registry.open(16, {1: 1, 2: 1})
     registry.close()
     code, rows, _ = dump(data_dir / "map" / segment_name(1))

@@ -48,7 +48,8 @@ RECENT = 4096  # places of the last batches that are remembered
 STILL_SHARE = 1.01  # of the grant, for clocks that run apart
 NO_ROOM_SHARE = 0.9  # of the stream's limit: what is behind it is for beats and for what time causes
 MESSAGE_OVERHEAD_BYTES = 100  # what a stream keeps beside a message, about
-LOOK_BYTES = 4 << 20  # so much is appended between two looks at the stream's size
+LOOK_BYTES = 4 << 20  # so much is appended between two looks at the stream's size, at most
+LOOK_NS = 5_000_000_000  # and so long it takes, at most: somebody may have limited it
 OPEN_PATIENCE_S, PATIENCE_S = 2.0, 10.0
 
 
@@ -83,7 +84,7 @@ class JetStreamJournal:
         self._chain = FIRST_CHAIN
         self._first = 1
         self._recent: deque[log.Place] = deque(maxlen=RECENT)
-        self._log_bytes = self._looked_bytes = self._bytes_max = 0
+        self._log_bytes = self._looked_bytes = self._looked_ns = self._bytes_max = 0
         self._kept: list[snapshots.Manifest] = []
         self._no_room = ""
         self._warnings: list[str] = []
@@ -239,7 +240,7 @@ class JetStreamJournal:
         fields = (kind, last, part, self._shard, self._epoch, position, prev_chain, chain, time_ns, until_ns)
         record = pack(Record(*fields, body))
         try:
-            self._publisher.put(self._subject, record)
+            self._publisher.put(self._subject, record, matters=kind != BEAT)
         except Taken as taken:
             raise self._end(self._intruder(taken)) from None
         except Unavailable as error:
@@ -266,9 +267,10 @@ class JetStreamJournal:
     def _look(self) -> None:
         """Looks at the stream's size now and then, and remembers how far this host has seen it."""
         self._witness.saw(self._publisher.sequence, self._chain)
-        if self._log_bytes - self._looked_bytes >= LOOK_BYTES or (
-            not self._no_room and 0 < self._bytes_max * NO_ROOM_SHARE < self._log_bytes
-        ):
+        now_ns = self._boot_ns()
+        nearly_full = not self._no_room and 0 < self._bytes_max * NO_ROOM_SHARE < self._log_bytes
+        if nearly_full or self._log_bytes - self._looked_bytes >= LOOK_BYTES or now_ns - self._looked_ns > LOOK_NS:
+            self._looked_ns = now_ns
             try:
                 self._measure(self._log.state())
             except (Unavailable, Refused, Denied):

@@ -9,7 +9,8 @@
     refused                                 `Unknown`
 
 Where nothing was ever in doubt, `Unavailable` after `PATIENCE_S`: surely not written. Where it is, `Lost` after
-`DOUBT_S`: only a new reading of the stream can tell.
+`DOUBT_S`: only a new reading of the stream can tell. What says nothing but that we live (`put` with `matters` false)
+stays in doubt instead: it is `Unavailable` after `PATIENCE_S`, and whatever is published next settles it first.
 """
 
 from __future__ import annotations
@@ -42,12 +43,18 @@ class Publisher:
         self._boot_ns = boot_ns
         self._never = threading.Event()
         self.doubts = 0  # how often an answer was missing
+        self._unsettled: tuple[str, bytes] | None = None  # may be there as the next sequence
 
-    def put(self, subject: str, message: bytes) -> int:
+    def put(self, subject: str, message: bytes, matters: bool = True) -> int:
         """Publishes, and returns the sequence. Raises Unavailable, Lost, Unknown, Taken; see the module."""
+        if self._unsettled is not None:
+            self._put(*self._unsettled, False, True)
+            self._unsettled = None
+        return self._put(subject, message, matters, False)
+
+    def _put(self, subject: str, message: bytes, matters: bool, in_doubt: bool) -> int:
         stream, expected = self._stream, self.sequence
         began_ns = self._boot_ns()
-        in_doubt = False
         while True:
             reason: Exception
             try:
@@ -76,8 +83,9 @@ class Publisher:
             except (Unreachable, NotNow, Denied) as error:
                 reason = error
             waited_ns = self._boot_ns() - began_ns
-            if in_doubt and waited_ns > DOUBT_S * 1e9:
+            if in_doubt and matters and waited_ns > DOUBT_S * 1e9:
                 raise Lost(f"it is not known whether {stream.name} took a message: {reason}") from reason
-            if not in_doubt and waited_ns > PATIENCE_S * 1e9:
+            if not (in_doubt and matters) and waited_ns > PATIENCE_S * 1e9:
+                self._unsettled = (subject, message) if in_doubt else None
                 raise Unavailable(f"the log cannot be reached: {reason}") from reason
             self._never.wait(RETRY_S)

@@ -1,0 +1,250 @@
+"""The whole daemon on three real nats-servers: what was answered is there, and what is unfit is named."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.daemon import Daemon
+from tests.system.rpc import Lost, Rpc
+
+USERS = [f"user-{number}" for number in range(24)]
+SHARDS = 2
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
+
+
+@pytest.fixture
+def servers(data_dir: Path) -> Iterator[NatsCluster]:
+    directory = data_dir / "servers"
+    directory.mkdir()
+    cluster = NatsCluster(directory)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+def daemon_on(servers: NatsCluster, directory: Path, **settings: object) -> Daemon:
+    directory.mkdir(exist_ok=True)
+    keys: dict[str, object] = {
+        "journal.kind": "jetstream",
+        "cluster.servers": servers.urls,
+        "cluster.shards": SHARDS,
+        "shards.workers": SHARDS,
+        "shards.bucket_count": 32,
+        **{key.replace("__", "."): value for key, value in settings.items()},
+    }
+    return Daemon(directory, **keys)
+
+
+def billing(daemon: Daemon, *arguments: str) -> tuple[int, str]:
+    """(exit code, all that it said) of a command with this daemon's configuration."""
+    command = [sys.executable, "-m", "billing", *arguments, "--config", str(daemon.config)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+@pytest.fixture
+def daemon(servers: NatsCluster, data_dir: Path) -> Iterator[Daemon]:
+    daemon = daemon_on(servers, data_dir / "host")
+    code, said = billing(daemon, "cluster", "init")
+    assert code == 0, said
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
+
+
+class Caller:
+    """Tops users up, each time with a request id, and calls again with the same one until it is answered."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.balances = dict.fromkeys(USERS, 0)
+        self.answers = 0
+        self.refusals = 0
+        self._rpc: Rpc | None = None
+
+    async def call(self, method: str, *params: Any) -> Any:
+        """The result; what was refused or lost is asked again."""
+        while True:
+            try:
+                if self._rpc is None:
+                    self._rpc = await Rpc.connect(self.port)
+                error, result = await asyncio.wait_for(self._rpc.call(method, *params), 60)
+            except (Lost, OSError, TimeoutError):
+                self._rpc = None
+            else:
+                if error is None:
+                    return result
+                assert error.startswith("UNAVAILABLE"), error
+            self.refusals += 1
+            await asyncio.sleep(0.05)
+
+    async def round(self) -> None:
+        for user in USERS:
+            self.answers += 1
+            options = {"request_id": f"r{self.answers}"}
+            reply = await self.call("top_up", user, 1000 + self.answers, options)
+            self.balances[user] += 1000 + self.answers
+            assert reply["balance_nanos"] == self.balances[user]
+
+    async def check(self) -> None:
+        for user in USERS:
+            reply = await self.call("get_account", user)
+            assert reply["balance_nanos"] == self.balances[user]
+            rows = await self.call("history", user, {"limit": 1000})
+            assert sum(row["amount_nanos"] for row in rows) == self.balances[user]
+
+
+async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_and_of_servers(
+    servers: NatsCluster, daemon: Daemon
+) -> None:
+    daemon.start()
+    caller = Caller(daemon.rpc_port)
+    await caller.round()
+    daemon.kill()
+    daemon.start()
+    await caller.check()
+    await caller.round()
+
+    leader = servers.leader("J_1")
+    servers.kill(leader)
+    await caller.round()
+    servers.start_server(leader)
+    await caller.check()
+
+    for pid in daemon.worker_pids():
+        daemon.kill(pid)
+    await caller.round()
+    servers.signal(servers.leader("J_2"), signal.SIGTERM)
+    await caller.round()
+    await caller.check()
+    assert daemon.stop() == 0
+    daemon.start()
+    await caller.check()
+    assert daemon.stop() == 0
+    code, said = billing(daemon, "journal", "dump", "--shard", "1")
+    assert code == 0, said
+    assert "entry" in said
+
+
+async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_itself(
+    servers: NatsCluster, daemon: Daemon
+) -> None:
+    daemon.start()
+    caller = Caller(daemon.rpc_port)
+    await caller.round()
+    for number in (0, 1):
+        servers.kill(number)
+    rpc = await Rpc.connect(daemon.rpc_port)
+    refused = unanswered = 0
+    while not refused:
+        try:
+            error, _ = await asyncio.wait_for(rpc.call("get_account", USERS[0]), 60)
+        except Lost:
+            unanswered += 1
+            rpc = await Rpc.connect(daemon.rpc_port)
+            continue
+        refused += error is not None
+        assert error is None or error.startswith("UNAVAILABLE"), error
+    for number in (0, 1):
+        servers.start_server(number)
+    await caller.check()
+    await caller.round()
+    assert daemon.stop() == 0
+
+
+async def test_a_full_stream_refuses_commands_and_answers_reads_until_there_is_room(
+    servers: NatsCluster, daemon: Daemon
+) -> None:
+    for shard in range(1, SHARDS + 1):
+        servers.limit(f"J_{shard}", 200_000)
+    daemon.start()
+    caller = Caller(daemon.rpc_port)
+    await caller.round()
+    rpc = await Rpc.connect(daemon.rpc_port)
+    await rpc.call("hello", {"errors": "map"})
+    number, refusal = 0, None
+    while refusal is None:
+        number += 1
+        user = USERS[number % len(USERS)]
+        error, _ = await asyncio.wait_for(rpc.call("top_up", user, 1, {"message": "x" * 200}), 60)
+        if error is None:
+            caller.balances[user] += 1
+        else:
+            refusal = error
+    assert (refusal["name"], refusal["applied"]) == ("UNAVAILABLE", "no")
+    assert "full" in refusal["message"]
+    for user in USERS:
+        error, reply = await rpc.call("get_account", user)
+        assert error is None, error
+        assert reply["balance_nanos"] == caller.balances[user]
+    for shard in range(1, SHARDS + 1):
+        servers.limit(f"J_{shard}", -1)
+    await caller.round()
+    assert daemon.stop() == 0
+
+
+def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(
+    servers: NatsCluster, data_dir: Path
+) -> None:
+    daemon = daemon_on(servers, data_dir / "host")
+    code, said = billing(daemon, "cluster", "check")
+    assert code == 78
+    assert "billing cluster init" in said
+    code, said = billing(daemon, "serve")
+    assert code == 78
+    assert "billing cluster init" in said
+    assert billing(daemon, "cluster", "init")[0] == 0
+    assert billing(daemon, "cluster", "check")[0] == 0
+    assert "all streams are there already" in billing(daemon, "cluster", "init")[1]
+
+    other = daemon_on(servers, data_dir / "other", shards__bucket_count=64, cluster__shards=1, cluster__replicas=1)
+    code, said = billing(other, "serve")
+    assert code == 78
+    for named in ("shards.bucket_count", "cluster.shards", "cluster.replicas"):
+        assert named in said, said
+
+    config = servers.ask("STREAM.INFO.J_1")["config"]
+    servers.ask("STREAM.UPDATE.J_1", config | {"max_age": 3_600_000_000_000})
+    code, said = billing(daemon, "cluster", "check")
+    assert (code, "max_age" in said) == (78, True), said
+    servers.ask("STREAM.UPDATE.J_1", config)
+
+    (data_dir / "host" / "data" / "cluster").write_text("another\n")
+    code, said = billing(daemon, "serve")
+    assert (code, "another" in said) == (78, True), said
+
+
+def test_wrong_credentials_are_named(data_dir: Path) -> None:
+    directory = data_dir / "servers"
+    directory.mkdir()
+    guarded = NatsCluster(directory, 1, 'authorization { user: "billing", password: "right" }\n')
+    guarded.credentials = "billing:right"
+    secret = data_dir / "credentials"
+    try:
+        guarded.start()
+        secret.write_text("billing:wrong\n")
+        secret.chmod(0o600)
+        daemon = daemon_on(guarded, data_dir / "host", cluster__replicas=1, cluster__credentials_file=str(secret))
+        for command in (("cluster", "check"), ("serve",)):
+            code, said = billing(daemon, *command)
+            assert code == 78, said
+            assert "cluster.credentials_file" in said
+            assert "wrong" not in said
+        secret.write_text("billing:right\n")
+        assert billing(daemon, "cluster", "init")[0] == 0
+        code, said = billing(daemon, "cluster", "check")
+        assert code == 0
+        assert "replicas = 1" in said
+    finally:
+        guarded.close()
