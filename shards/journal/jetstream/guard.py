@@ -29,6 +29,7 @@ from shards.journal.jetstream.streams import NO_STREAM, Refused, Stream
 
 VERSION_MIN = (2, 15, 1)
 PATIENCE_S = 5.0
+HEADER_BYTES_MAX = 1024  # of a message of NATS, which its limit counts as well
 IDENTITY, SHARDS, BUCKETS, HASH = "billing.cluster", "billing.shards", "billing.bucket_count", "billing.hash"
 ACCOUNT_REPORT = "$SYS.REQ.ACCOUNT.PING.JSZ"
 
@@ -62,7 +63,7 @@ def wanted(name: str, shape: Shape, identity: str) -> dict[str, Any]:
         "max_msgs": -1,
         "max_msgs_per_subject": -1,
         "max_bytes": -1,
-        "max_msg_size": -1 if name == MAP else RECORD_BYTES_MAX,
+        "max_msg_size": -1 if name == MAP else RECORD_BYTES_MAX + HEADER_BYTES_MAX,
         "deny_delete": True,
         "allow_direct": True,
         "metadata": {

@@ -373,6 +373,7 @@ class JetStreamJournal:
         try:
             if self._is_open and self._ended is None:
                 self._put(SEAL, 1, 0, self._head, self._chain, self._chain, self._last_time_ns, b"")
+                self._witness.saw(self._publisher.sequence, self._chain, at_once=True)
         finally:
             self._is_open = False
             if self._ended is None:

@@ -1,0 +1,371 @@
+"""The journal in JetStream under faults of servers, of the network, of strangers and of older owners."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import nats
+import pytest
+
+from shards.journal import Corrupt, Fenced, Gap, Lost, Overtaken, Unavailable
+from shards.journal.jetstream import map_log, publisher, record
+from shards.journal.jetstream.journal import JetStreamJournal, Terms
+from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
+from shards.journal.jetstream.reader import JetStreamReader
+from shards.journal.jetstream.witness import Witness
+from shards.system.clock import boot_now_ns
+from shards.system.disk import RealDisk
+from tests.shards.journal.contract import OWNER, payload_of
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.shards.journal.proxy import Proxy
+from tests.shards.journal.rig import SHARD, START_NS
+from tests.shards.journal.test_jetstream_contract import GRANT_NS, Patient
+
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    if BINARY is None:
+        pytest.skip(MISSING)
+    cluster = NatsCluster(tmp_path_factory.mktemp("nats"))
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def streams(cluster: NatsCluster) -> NatsCluster:
+    cluster.make(SHARD)
+    return cluster
+
+
+class Clock:
+    """Billing time that follows the boot clock."""
+
+    def __init__(self) -> None:
+        self._ahead_ns = START_NS - boot_now_ns()
+
+    def now_ns(self) -> int:
+        return self._ahead_ns + boot_now_ns()
+
+
+def journal_on(
+    cluster: NatsCluster, urls: list[str] | None = None, witness: str = "", clock: Clock | None = None
+) -> Patient:
+    def connect(purpose: str):  # type: ignore[no-untyped-def]
+        return cluster.connect(purpose, urls)
+
+    seen = Witness(RealDisk(), witness, boot_now_ns)
+    return Patient(connect, SHARD, Terms(GRANT_NS, 0), seen, (clock or Clock()).now_ns, boot_now_ns)
+
+
+def raw(cluster: NatsCluster, name: str) -> list[bytes]:
+    """Every message of a stream, read through NATS' own client."""
+
+    async def read() -> list[bytes]:
+        client = await nats.connect(cluster.urls)
+        stream = client.jetstream()
+        state = (await stream.stream_info(name)).state
+        found = [(await stream.get_msg(name, seq)).data or b"" for seq in range(state.first_seq, state.last_seq + 1)]
+        await client.close()
+        return found
+
+    import asyncio
+
+    return asyncio.run(read())
+
+
+def test_an_older_owner_that_wakes_up_has_no_instant_in_common_with_the_newer_one(streams: NatsCluster) -> None:
+    older, newer = journal_on(streams), journal_on(streams)
+    older.open(SHARD, "older")
+    older.append(b"one")
+    last_granted_ns = older.granted_ns
+    newer.waits = True
+    began = newer.open(SHARD, "newer")
+    assert began.began_ns == last_granted_ns
+    assert newer.append(b"two") == 2
+    for call in (older.idle_barrier, lambda: older.append(b"stale"), lambda: older.append(b"again")):
+        with pytest.raises(Fenced):
+            call()
+    assert older.granted_ns == last_granted_ns
+    assert list(newer.replay(1)) == [(1, b"one"), (2, b"two")]
+
+
+def test_an_owner_that_beats_is_not_overtaken_and_one_that_has_sealed_need_not_be_waited_for(
+    streams: NatsCluster,
+) -> None:
+    older, newer = journal_on(streams), journal_on(streams)
+    older.open(SHARD, "older")
+    until_ns = boot_now_ns() + 4 * GRANT_NS
+    while boot_now_ns() < until_ns:
+        older.idle_barrier()
+        with pytest.raises(Fenced):
+            newer.open(SHARD, "newer")
+        time.sleep(older.beat_s / 4)
+    older.close()
+    assert newer.open(SHARD, "newer").epoch == 2
+
+
+def test_grants_never_overlap_in_the_raw_stream(streams: NatsCluster) -> None:
+    clock = Clock()
+    for life in range(5):
+        journal = journal_on(streams, clock=clock)
+        journal.waits = True
+        journal.open(SHARD, f"life {life}")
+        for number in range(5):
+            journal.append(b"%d" % number)
+        if life % 2:
+            journal.close()
+    epochs: dict[int, list[record.Record]] = {}
+    walk = record.Walk(SHARD, 0, 0)
+    for message in raw(streams, f"J_{SHARD}"):
+        found = record.unpack(message)
+        walk.take(found)
+        epochs.setdefault(found.epoch, []).append(found)
+    assert list(epochs) == [1, 2, 3, 4, 5]
+    for before, after in zip(epochs.values(), list(epochs.values())[1:], strict=False):
+        granted_ns = before[-1].until_ns if before[-1].kind == record.SEAL else max(one.until_ns for one in before)
+        stamped = [one.time_ns for one in after if one.kind == record.BATCH]
+        assert min(stamped) >= granted_ns
+
+
+@pytest.mark.parametrize("fault", ["lost", "doubled", "hung up"])
+def test_an_answer_that_is_lost_or_doubled_changes_nothing(streams: NatsCluster, fault: str) -> None:
+    proxies = [Proxy(port) for port in streams.ports]
+    try:
+        journal = journal_on(streams, [proxy.url for proxy in proxies])
+        journal.open(SHARD, OWNER)
+        journal.append(b"first")
+        struck = threading.Event()
+
+        def answers(data: bytes) -> list[bytes] | None:
+            if b'"seq":' not in data or struck.is_set():
+                return [data]
+            struck.set()
+            return {"lost": [], "doubled": [data, data], "hung up": None}[fault]
+
+        expected = [(1, b"first")]
+        for number in range(2, 6):
+            struck.clear()
+            for proxy in proxies:
+                proxy.answers = answers
+            expected.append((journal.append(payload_of(number)), payload_of(number)))
+            assert struck.is_set()
+        for proxy in proxies:
+            proxy.answers = lambda data: [data]
+        assert list(journal.replay(1)) == expected
+        assert [record.unpack(message).kind for message in raw(streams, f"J_{SHARD}")] == [record.EPOCH, *[1] * 5]
+        assert (journal._publisher.doubts > 0) == (fault != "doubled")
+    finally:
+        for proxy in proxies:
+            proxy.close()
+
+
+def test_a_batch_whose_answer_never_comes_is_lost_to_us_and_found_or_not_by_the_next_owner(
+    streams: NatsCluster,
+) -> None:
+    proxy = Proxy(streams.ports[0])
+    try:
+        journal = journal_on(streams, [proxy.url])
+        journal.open(SHARD, OWNER)
+        journal.append(b"answered")
+        proxy.answers = lambda data: []
+        began_ns = boot_now_ns()
+        with pytest.raises(Lost):
+            journal.append(b"unknown")
+        assert boot_now_ns() - began_ns > publisher.DOUBT_S * 1e9
+        with pytest.raises(Lost):
+            journal.append(b"never")
+    finally:
+        proxy.close()
+    newer = journal_on(streams)
+    newer.waits = True
+    assert newer.open(SHARD, "newer").head == 2
+    assert list(newer.replay(1)) == [(1, b"answered"), (2, b"unknown")]
+
+
+def test_a_large_batch_is_there_once_its_last_part_is(streams: NatsCluster) -> None:
+    large = bytes(range(256)) * 12_000  # three megabytes: NATS takes one
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    assert journal.append(b"small") == 1
+    assert journal.append(large) == 2
+    assert list(journal.replay(1)) == [(1, b"small"), (2, large)]
+    half = large[: record.PART_BYTES_MAX]
+    journal._put(record.BATCH, 0, 0, 3, journal._chain, record.crc32c(half, journal._chain), journal.last_time_ns, half)
+    newer = journal_on(streams)
+    newer.waits = True
+    assert newer.open(SHARD, "newer").head == 2, "a part alone is nothing"
+    assert newer.append(b"three") == 3
+    assert [payload for _, payload in newer.replay(1)] == [b"small", large, b"three"]
+    assert max(len(message) for message in raw(streams, f"J_{SHARD}")) <= record.RECORD_BYTES_MAX
+
+
+def test_a_stranger_on_the_subject_is_named_and_nothing_is_served_behind_him(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    journal.append(b"one")
+    streams.publish(f"J.{SHARD}", b"something else")
+    with pytest.raises(Corrupt, match=f"no owner writes to J.{SHARD}"):
+        journal.append(b"two")
+    newer = journal_on(streams)
+    newer.waits = True
+    with pytest.raises(Corrupt, match="sequence 3"):
+        newer.open(SHARD, "newer")
+
+
+def test_a_right_record_of_a_wrong_epoch_is_damage(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    journal.append(b"one")
+    chain = record.crc32c(b"x", journal._chain)
+    alien = record.Record(
+        record.BATCH, 1, 0, SHARD, 9, 2, journal._chain, chain, journal.last_time_ns, journal.granted_ns, b"x"
+    )
+    streams.publish(f"J.{SHARD}", record.pack(alien))
+    with pytest.raises(Fenced, match="epoch 9"):
+        journal.append(b"two")
+    newer = journal_on(streams)
+    newer.waits = True
+    newer.open(SHARD, "newer")
+    with pytest.raises(Corrupt, match="epoch 9 stands in epoch 1"):
+        list(newer.replay(1))
+    with pytest.raises(Corrupt):
+        list(JetStreamReader(streams.connect(), SHARD, boot_now_ns).replay(1))
+
+
+def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
+    streams: NatsCluster, data_dir
+) -> None:
+    witness = str(data_dir / "seen")
+    journal = journal_on(streams, witness=witness)
+    journal.open(SHARD, OWNER)
+    for number in range(1, 6):
+        journal.append(payload_of(number))
+    journal.save_snapshot(5, [b"five"])
+    journal.close()
+    kept = raw(streams, f"J_{SHARD}")
+    for lost in (4, 1):
+        streams.make(SHARD)
+        for message in kept[: len(kept) - lost]:
+            streams.publish(f"J.{SHARD}", message)
+        newer = journal_on(streams, witness=witness)
+        newer.waits = True
+        with pytest.raises(Corrupt, match="its end is lost"):
+            newer.open(SHARD, "newer")
+    streams.make(SHARD)
+    for message in kept:
+        streams.publish(f"J.{SHARD}", message)
+    assert journal_on(streams, witness=witness).open(SHARD, "newer").head == 5
+
+
+def test_an_older_snapshot_under_a_newer_manifest_is_passed_over(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    for number in (1, 2):
+        journal.append(payload_of(number))
+        journal.save_snapshot(number, [b"as of %d" % number])
+    journal.close()
+    older, first, newer, second = raw(streams, f"S_{SHARD}")
+    streams.ask(f"STREAM.DELETE.S_{SHARD}")
+    kept = raw(streams, f"J_{SHARD}")
+    streams.make(SHARD)
+    for subject, message in (("", older), (".whole", first), ("", older), (".whole", second)):
+        streams.publish(f"S.{SHARD}{subject}", message)
+    for message in kept:
+        streams.publish(f"J.{SHARD}", message)
+    assert newer != older
+    again = journal_on(streams)
+    again.open(SHARD, OWNER)
+    loaded = again.load_snapshot()
+    assert loaded is not None
+    assert (loaded.position, list(loaded.chunks)) == (1, [b"as of 1"])
+    assert "passed over" in again.warnings[0]
+
+
+def append(journal: JetStreamJournal, payload: bytes) -> int:
+    """As a worker does it: what is surely not written is tried again."""
+    while True:
+        try:
+            return journal.append(payload)
+        except Unavailable:
+            assert journal._publisher._unsettled is None
+
+
+def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    expected = []
+    for turn in range(6):
+        leader = streams.leader(f"J_{SHARD}")
+        streams.kill(leader if turn % 2 else (leader + 1) % 3)
+        for _ in range(5):
+            payload = payload_of(len(expected) + 1)
+            expected.append((append(journal, payload), payload))
+        for number, process in enumerate(streams.processes):
+            if process is None:
+                streams.start_server(number)
+        streams.wait_ready()
+    assert list(journal.replay(1)) == expected
+    reader = JetStreamReader(streams.connect(), SHARD, boot_now_ns)
+    assert (reader.first, reader.head) == (1, len(expected))
+    assert list(reader.replay(1)) == expected
+    with pytest.raises(Gap):
+        reader.replay(len(expected) + 2)
+
+
+# -- the map ----------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_supervisors_that_decide_at_once_the_second_one_learns_what_the_first_one_did(
+    cluster: NatsCluster,
+) -> None:
+    cluster.make(0)
+    one, two = JetStreamMapLog(cluster.connect(), boot_now_ns), JetStreamMapLog(cluster.connect(), boot_now_ns)
+    told: list[tuple[int, bytes]] = []
+    two.follow(lambda version, payload: told.append((version, payload)))
+    assert one.load("one") == two.load("two") == (0, [])
+    assert one.decide(0, b"create") == 1
+    with pytest.raises(Overtaken) as overtaken:
+        two.decide(0, b"create otherwise")
+    assert overtaken.value.version == 1
+    assert two.load("two") == (1, [b"create"])
+    assert two.decide(1, b"assign") == 2
+    with pytest.raises(Overtaken):
+        one.decide(1, b"pin")
+    assert one.load("one") == (2, [b"create", b"assign"])
+    assert one.decide(2, b"pin") == 3
+    two.load("two")
+    assert told == [(3, b"pin")]
+
+
+def test_what_was_compacted_is_one_state_and_what_follows_it(cluster: NatsCluster) -> None:
+    cluster.make(0)
+    log = JetStreamMapLog(cluster.connect(), boot_now_ns)
+    log.load("one")
+    for version in range(5):
+        log.decide(version, b"%d" % version)
+    log.compact(5, b"all five")
+    log.decide(5, b"six")
+    again = JetStreamMapLog(cluster.connect(), boot_now_ns)
+    assert again.load("two") == (6, [b"all five", b"six"])
+    reader = MapReader(cluster.connect(), boot_now_ns)
+    assert (reader.first, reader.head, list(reader.replay(6))) == (6, 6, [(6, b"six")])
+    assert [(row.position, list(reader.chunks(row.position))) for row in reader.snapshots()] == [(5, [b"all five"])]
+    assert len(raw(cluster, map_log.NAME)) == 2
+    cluster.publish(map_log.DECISION, b"a stranger's")
+    with pytest.raises(Corrupt, match="neither a decision nor a state"):
+        JetStreamMapLog(cluster.connect(), boot_now_ns).load("three")
+
+
+def test_the_journal_is_as_it_says(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    assert isinstance(journal, JetStreamJournal)
+    journal.open(SHARD, OWNER)
+    journal.append(b"x")
+    assert 0 < journal.granted_ns - journal.last_time_ns <= GRANT_NS + 1000 * MS
+    assert journal.beat_s == GRANT_NS / 4e9
