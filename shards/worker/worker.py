@@ -324,7 +324,7 @@ class Worker:
         self._await_barrier(self.journal.beat_s)
 
     def _refused(self, ready: Ready) -> Ready:
-        """Its reads were made while the grant held, and cannot leave any more: another owner may have answered since."""
+        """Its reads were made while the grant held, and cannot leave any more: another owner may live by now."""
         for caller, token, _ in ready.replies:
             caller.refuse(token, Unavailable(self.shard_id, self.shortage.reason, "unknown"))
         return ready._replace(replies=[])
