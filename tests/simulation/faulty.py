@@ -296,8 +296,8 @@ UNSEEN = [
     Faulty(
         "an-end-that-waits-for-nothing",
         "shards/worker/worker.py",
-        "                    self._release(ready)\n                    self._idle.set()\n",
-        "                    self._release(ready)\n",
+        "                        self._release(ready)\n                        self._idle.set()\n",
+        "                        self._release(ready)\n",
     ),
     # seed 115 of earlier draws found it
     Faulty(
