@@ -31,7 +31,8 @@ from typing import Any
 
 import uvloop
 
-from billing.history.link import HistoryLink, Limits
+from billing.follower.link import Limits
+from billing.history.link import HistoryLink
 from billing.history.projection import Group, project
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIXED
@@ -146,7 +147,7 @@ async def page_ms(link: HistoryLink, user: bytes, limit: int) -> float:
     for _ in range(20):
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         before = time.perf_counter()
-        link.ask(1, 1, user, limit, NEWEST, answer.set_result)
+        link.history(1, 1, user, limit, NEWEST, 0, answer.set_result)
         await answer
         times.append(time.perf_counter() - before)
     return round(statistics.median(times) * 1e3, 2)

@@ -5,7 +5,7 @@ A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind 
 
     ENTRY     1   body: what the machine recorded
     OWN       2   body: empty; the bucket is made, empty, at this generation
-    LEAVE     3   body: empty; this shard has given the bucket away, or a move to it came to nothing
+    LEAVE     3   body: empty where this shard has given the bucket away; 1 where a move to it came to nothing
     RECEIVED  4   body: the whole bucket as the machine dumps it, moved here at this generation
 
 The checksums are the journal's; a batch that does not parse behind a good one is damage all the same, and `Corrupt`.
@@ -21,6 +21,7 @@ OWN = 2
 LEAVE = 3
 RECEIVED = 4
 
+CAME_TO_NOTHING = b"\x01"  # body of a LEAVE: the bucket was never this shard's at that generation
 ENVELOPE = struct.Struct("<BHI")
 LENGTH = struct.Struct("<I")
 POSITION = struct.Struct("<q")
@@ -63,3 +64,12 @@ def join_batch(
         length = len(body) + 7
         parts += (_LENGTHS[length] if length < 1024 else LENGTH.pack(length), prefix[bucket_id], body)
     return b"".join(parts)
+
+
+def slim(payload: bytes) -> bytes:
+    """The batch without what a follower has no use for: a moved bucket stands whole in a record, and may be large."""
+    records = []
+    for kind, bucket_id, generation, body in split_batch(payload):
+        kept = b"" if kind == RECEIVED else body
+        records.append(LENGTH.pack(ENVELOPE.size + len(kept)) + ENVELOPE.pack(kind, bucket_id, generation) + kept)
+    return LENGTH.pack(len(records)) + b"".join(records)

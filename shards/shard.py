@@ -26,7 +26,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, join_batch, split_batch
+from shards.batch import (
+    CAME_TO_NOTHING,
+    ENTRY,
+    ENVELOPE,
+    LEAVE,
+    OWN,
+    POSITION,
+    RECEIVED,
+    BatchCorrupt,
+    join_batch,
+    split_batch,
+)
 from shards.machine import ALL_BUCKETS, Command, Effect, Later, Machine
 from shards.replies import Caller, Moving, Reply, WrongBucket
 
@@ -205,7 +216,7 @@ class Shard:
     def reject(self, bucket_id: int) -> None:
         """Target: the move came to nothing; forgets what it stored."""
         generation, waiting = self._arrived.pop(bucket_id)
-        self._own_records.append((LEAVE, bucket_id, generation, b""))
+        self._own_records.append((LEAVE, bucket_id, generation, CAME_TO_NOTHING))
         self._begin_chore(self.machine.dropping(bucket_id))
         for caller, token, _, _ in waiting:
             self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))

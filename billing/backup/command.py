@@ -15,7 +15,7 @@ import click
 
 from billing.backup.files import NoBackup, copy, finish, restore
 from billing.cli.calling import Target, ask, target_options
-from billing.history.store import HistoryError
+from billing.follower.store import StoreError
 from shards.journal import JournalError
 from shards.system.clock import boot_now_ns
 from shards.system.disk import Disk, RealDisk
@@ -46,7 +46,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
 
     try:
         work = copy(disk, cut, str(directory.absolute()), renew)
-    except (NoBackup, JournalError, HistoryError, OSError) as error:
+    except (NoBackup, JournalError, StoreError, OSError) as error:
         ask(target, "backup", "end")
         raise click.ClickException(f"no backup was made: {error}") from None
     ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then

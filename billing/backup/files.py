@@ -37,7 +37,7 @@ class NoBackup(Exception):
 
 def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]) -> str:
     """Copies the files of a `backup("begin")` reply to a directory beside `target`, whose path it returns; `finish`
-    gives it its name. `renew` is called between files. Raises NoBackup, the journal's errors, HistoryError, OSError.
+    gives it its name. `renew` is called between files. Raises NoBackup, the journal's errors, StoreError, OSError.
     """
     source = cut["data_dir"]
     if disk.exists(target):
@@ -58,7 +58,7 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
         name = f"history/shard-{row['shard_id']}.sqlite"
         if row["position"]:
             _wait_for(disk, f"{source}/{name}")  # of a daemon that has just been founded
-        if copy_history(disk, f"{source}/{name}", f"{work}/{name}"):
+        if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):
             listed(name)
     disk.fsync_dir(f"{work}/history")
     for directory, (shard, position) in journals.items():

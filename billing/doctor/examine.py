@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from billing.doctor.directory import Directory
-from billing.doctor.history import Chains, open_history, path_of
+from billing.doctor.history import Chains, history_files, open_history, path_of
 from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
 from billing.doctor.shard import Moves, Shard
@@ -88,7 +88,10 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
         report.count("files", "journals")
         shard = Shard(directory, owners, moves, report, ids_max)
         path = path_of(data_dir, number)
-        history = open_history(disk, path, number, chains, report) if disk.exists(path) else None
+        is_retired = owners is not None and number not in owners.weights
+        history = None
+        if disk.exists(path):
+            history = open_history(disk, path, number, chains, report, is_retired=is_retired)
 
         def told(done: int, directory: Directory = directory) -> None:
             progress(directory.path, done, directory.bytes_total)
@@ -101,6 +104,10 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
                     chains.expect(bucket)
                 if shard.entries and not disk.exists(path):
                     missing(directory, path, chains, report)
+    if has_history:
+        for number in history_files(disk.listdir(f"{data_dir}/{HISTORY}")):
+            if number not in directories:
+                report.fault("history", "its journal is gone", file=path_of(data_dir, number))
     if has_history and len(held) == len(shards_in(names)):
         if report.faults["history"]:
             report.not_checked("history", "whether the rows of all files add up to the balances")

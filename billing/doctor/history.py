@@ -3,7 +3,8 @@
 A file `history/shard-N.sqlite` has a row for each entry with an entry_id that shard N's journal ever held, from batch
 `begins` to batch `position`, in their order (see `billing.history.store`; read here with SQL of its own). So rows and
 entries are walked side by side: from the first batch that the journal still has, each row must be the next entry. What
-is older than the journal is held against itself: what an account's rows say, one after the other, must add up.
+is older than the journal is held against itself: each row carries a CRC-32 of its columns as MessagePack, and what an
+account's rows say, one after the other, must add up. What the file itself says it has lost is noted, and is no fault.
 
 An account whose bucket moved has rows in several files. `Chains` keeps, for each account and file, the ends of unbroken
 runs of rows, and links them in the end: from the first entry to the last, without a gap, to the account's balance.
@@ -12,9 +13,12 @@ runs of rows, and links them in the end: from the first entry to the last, witho
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
+
+import msgpack
 
 from billing.doctor.entry import UNIT, Entry, Garbled, read_entry
 from billing.doctor.report import Report
@@ -23,14 +27,14 @@ from billing.doctor.state import Bucket
 from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
-VERSION: Final = 1
+VERSION: Final = 2
 MARK_EVERY: Final = 64
 _ENTRY, _LEAVE = 1, 3
 
-_ROWS: Final = (
-    "SELECT seq, older, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id "
-    "FROM entries ORDER BY seq"
-)
+_NAMES: Final = (
+    "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
+)  # fmt: skip
+UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # what damaged bytes lead to
 
 
 Departure = tuple[int, int]  # bucket id, generation
@@ -56,6 +60,15 @@ def path_of(data_dir: str, shard: int) -> str:
     return f"{data_dir}/history/shard-{shard}.sqlite"
 
 
+def history_files(names: list[str]) -> list[int]:
+    """The shards whose files are among these names."""
+    numbers = [name.removeprefix("shard-").removesuffix(".sqlite") for name in names]
+    return [
+        int(number) for number, name in zip(numbers, names, strict=True)
+        if name == f"shard-{number}.sqlite" and number.isdecimal()
+    ]  # fmt: skip
+
+
 class Chains:
     """The runs of all accounts in all files, and what they must lead to."""
 
@@ -65,6 +78,7 @@ class Chains:
         self._ends: dict[bytes, tuple[int, int]] = {}  # user_id -> (entry_id, balance in nanos) by the journals
         self.from_first = True  # every file begins with the first batch of its journal
         self.is_behind = False  # some file lacks rows that its journal has
+        self.has_losses = False  # some file says that it lacks rows which nobody has any more
 
     def add(self, user_id: bytes, run: Run) -> None:
         """One more run of an account."""
@@ -110,6 +124,8 @@ class Chains:
     def _missing(self, text: str, user_id: bytes) -> None:
         if self.is_behind:
             self._report.count("history", "accounts behind")
+        elif self.has_losses:
+            self._report.count("history", "accounts with rows that are lost")
         else:
             self._fault(text, user_id)
 
@@ -120,36 +136,73 @@ class Chains:
 class HistoryFile:
     """One shard's file while its journal is walked. `open_history` makes one."""
 
-    def __init__(self, db: sqlite3.Connection, path: str, chains: Chains, report: Report) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, path: str, chains: Chains, report: Report, *, is_retired: bool = False
+    ) -> None:
+        """`is_retired`: nobody feeds the file any more."""
         self._db = db
         self._path = path
         self._chains = chains
         self._report = report
+        self._is_retired = is_retired
         _, self.begins, self.position = db.execute("SELECT shard, begins, position FROM about").fetchone()
-        self._users: dict[int, bytes] = dict(db.execute("SELECT number, user_id FROM users"))
-        self._rows = iter(db.execute(_ROWS))
-        self._row: tuple[Any, ...] | None = next(self._rows, None)  # the one at hand, not looked at yet
+        self._users: dict[int, bytes] = {}
+        for number, user_id in db.execute("SELECT number, user_id FROM users"):
+            if isinstance(user_id, bytes):
+                self._users[number] = user_id
+            else:
+                self._fault(f"the id of user {number} is {user_id!r}", b"")
+        self._losses = [text for (text,) in db.execute("SELECT text FROM losses")]
+        for text in self._losses:
+            report.note(f"{path}: {text}")
+        chains.has_losses = chains.has_losses or bool(self._losses)
+        columns = [name for _, name, *_ in db.execute("PRAGMA table_info(entries)")]
+        self._at = [columns.index(name) for name in _NAMES]
+        self._checksum_at = columns.index("checksum")
+        self._lost = False  # rows and entries no longer go together
+        self._rows = iter(db.execute("SELECT * FROM entries ORDER BY seq"))
+        self._row: tuple[Any, ...] | None = None  # the one at hand, not looked at yet
+        self._next()
         self._newest: dict[int, int] = {}  # number of a user -> seq of the newest row looked at
         self._open: dict[int, Run] = {}  # number of a user -> the run that goes on
         self._left: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
         self._seq = 0
         self._aligned = False
-        self._lost = False  # rows and entries no longer go together
 
     # -- rows -------------------------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        """Takes the next row to hand: None at the end, and where a row is not what was written; then that is told."""
+        self._row = None
+        try:
+            row = next(self._rows, None)
+            if row is None:
+                return
+            columns = (*row[: self._checksum_at], *row[self._checksum_at + 1 :])
+            if zlib.crc32(msgpack.packb(columns)) != row[self._checksum_at]:
+                self._unreadable(f"row {row[0]} is not what was written")
+                return
+        except UNREADABLE as error:
+            self._unreadable(f"a row cannot be read: {error}")
+            return
+        self._row = tuple(row[at] for at in self._at)
+
+    def _unreadable(self, text: str) -> None:
+        self._lost = True
+        self._fault(text, b"")
 
     def _pass_row(self) -> None:
         """Holds the row at hand against the account's row before, and goes on to the next."""
         assert self._row is not None
         seq, older, number, entry_id, _, _, amount, accrued, balance, *_ = self._row
-        self._row = next(self._rows, None)
+        self._next()
         self._report.count("history", "rows")
         last_seq, self._seq = self._seq, seq
         user_id = self._users.get(number)
         if user_id is None:
             self._fault(f"row {seq} is of nobody", b"")
             return
-        if seq != last_seq + 1:
+        if seq != last_seq + 1 and not self._losses:
             self._fault(f"after row {last_seq} comes row {seq}", user_id)
         if older != self._newest.get(number, 0):
             self._fault(f"row {seq} goes back to row {older}, not to {self._newest.get(number, 0)}", user_id)
@@ -177,6 +230,12 @@ class HistoryFile:
 
     def take(self, batch: Batch, entries: list[Entry], left: list[Departure]) -> None:
         """The next batch of the journal: its entries that have an entry_id, and the buckets given up in it."""
+        try:
+            self._take(batch, entries, left)
+        except UNREADABLE as error:
+            self._unreadable(f"it cannot be read beside batch {batch.position}: {error}")
+
+    def _take(self, batch: Batch, entries: list[Entry], left: list[Departure]) -> None:
         if not self.begins <= batch.position <= self.position:
             return
         self._left.update(dict.fromkeys(left, batch.position))
@@ -238,17 +297,28 @@ class HistoryFile:
 
     def end(self, first: int, head: int) -> None:
         """The journal holds the batches `first` to `head`, and all of them were taken."""
+        try:
+            self._end(first, head)
+        except UNREADABLE as error:
+            self._unreadable(f"it cannot be read: {error}")
+        finally:
+            self._db.close()
+
+    def _end(self, first: int, head: int) -> None:
         report = self._report
         if self.position + 1 < first:
             text = f"it ends with batch {self.position}, the journal begins with {first}: what lies between is lost"
             self._fault(text, b"")
         if self.position < head:
             self._chains.is_behind = True
-            text = f"{head - self.position} batches behind its journal, and is fed at the next start"
-            report.note(f"{self._path} is {text}")
+            if self._is_retired:
+                self._fault(f"{head - self.position} batches behind the journal of a shard that is gone", b"")
+            else:
+                text = f"{head - self.position} batches behind its journal, and is fed at the next start"
+                report.note(f"{self._path} is {text}")
         if self.position > head:
-            text = f"it goes up to batch {self.position}, its journal only to {head}, and is cut back at the next start"
-            report.note(f"{self._path}: {text}")
+            text = f"it goes up to batch {self.position}, its journal only to {head}: the journal has lost batches"
+            self._fault(text, b"")
         else:
             if self._aligned and not self._lost and self._row is not None:
                 self._fault(
@@ -260,17 +330,18 @@ class HistoryFile:
             for number, newest in self._db.execute("SELECT number, newest FROM heads"):
                 if newest != self._newest.get(number, 0):
                     text = f"its newest row is said to be {newest}, and is {self._newest.get(number, 0)}"
-                    self._fault(text, self._users[number])
+                    self._fault(text, self._users.get(number, b""))
         for number, run in self._open.items():
-            self._chains.add(self._users[number], run)
+            self._chains.add(self._users.get(number, b""), run)
         self._chains.from_first = self._chains.from_first and self.begins == 1
-        self._db.close()
 
     def _fault(self, text: str, user_id: bytes) -> None:
         self._report.fault("history", text, file=self._path, account=user_id)
 
 
-def open_history(disk: Disk, path: str, shard: int, chains: Chains, report: Report) -> HistoryFile | None:
+def open_history(
+    disk: Disk, path: str, shard: int, chains: Chains, report: Report, *, is_retired: bool = False
+) -> HistoryFile | None:
     """The file of a shard, found whole by SQLite; None with a finding where it is not, or holds nothing yet."""
     # A log beside the file holds rows that are not in it yet: only then SQLite has to make its own index of it.
     log = disk.exists(f"{path}-wal")
@@ -281,6 +352,11 @@ def open_history(disk: Disk, path: str, shard: int, chains: Chains, report: Repo
             db.execute("PRAGMA application_id").fetchone()[0],
             db.execute("PRAGMA user_version").fetchone()[0],
         )
+        if made_by == (APPLICATION_ID, 1):
+            report.note(f"{path} is of version 1, and is converted at the next start")
+            report.not_checked("history", f"shard {shard}: its file is of version 1")
+            chains.is_behind = True
+            return None
         if made_by != (APPLICATION_ID, VERSION):
             report.fault("history", f"it is no history of a known version: {made_by[0]:#x} {made_by[1]}", file=path)
             return None
@@ -292,13 +368,13 @@ def open_history(disk: Disk, path: str, shard: int, chains: Chains, report: Repo
             report.fault("history", f"it is the history of shard {of_shard}", file=path)
             return None
         report.count("history", "files")
-        file = HistoryFile(db, path, chains, report)
+        file = HistoryFile(db, path, chains, report, is_retired=is_retired)
         if file.position < 0:
             report.note(f"{path} holds nothing yet, and is fed at the next start")
             chains.is_behind = True
             return None
         return file
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         report.fault("history", f"it cannot be read: {error}", file=path)
         return None
 
@@ -307,7 +383,7 @@ def rows_of(records: Iterator[tuple[int, int, int, bytes]]) -> tuple[list[Entry]
     """The entries of a batch that have rows, and the buckets given up. What is no entry is another check's business."""
     entries, left = [], []
     for kind, bucket_id, generation, body in records:
-        if kind == _LEAVE:
+        if kind == _LEAVE and not body:
             left.append((bucket_id, generation))
         elif kind == _ENTRY:
             with suppress(Garbled):

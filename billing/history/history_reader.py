@@ -1,58 +1,97 @@
 """An account's rows out of all files of a directory: its shard's own, and those of shards its bucket was at before.
 
-The rows of one file are a chain, newest first; those of several are merged by entry_id, which rises for an account
-wherever it is. The own file is read through its writer's connection, so all that was handed over before the question is
-seen. The others are fed by other processes, maybe later; that they have all there is to know of a bucket they prove by
-its departures: ownership passed from generation to generation, one at a time, so once the departures of all generations
-before the present one are there, so is every row made under them (`missing`).
+The rows of one file are a chain, newest first; those of several are merged by entry_id, which rises by one for an
+account wherever it is. The own file is read through its writer's connection, so all that was handed over before the
+question is seen. The others are fed by other processes, maybe later.
 
-It only reads. A file of another shard is opened when it is first seen, and let go when its name is gone.
+**Whole or said.** Entry_ids follow each other from 1 on, so rows that are missing are seen, wherever they were lost. In
+the place of each gap stands one row of the operation `missing`: its entry_id is that of the first entry it stands for,
+its amount is what makes its neighbours add up, and `whole_from_ns` is the instant from which the history is whole again
+(nil where the newest rows are missing). Whether they may only be late is known from the departures: ownership passed
+from generation to generation, one at a time, so once the departures of all generations before the present one are in
+the files, so is every row made under them (`missing`).
+
+Every row that is read is held against its checksum, its account and its neighbours; what does not hold is `Damaged`.
+
+It only reads. A file of another shard is opened when it is first seen, and let go when its name stands for another
+file.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from billing.history.store import PLACE, connect
-from billing.ledger.commands import NAMES
+from billing.follower.store import Damaged, connect, shard_files
+from billing.history.store import KIND, NAMES, PLACE, checksum_of
+from billing.ledger import commands as ops
 from billing.ledger.entry import text
 from shards.system.disk import Disk
 
-_ROW: Final = "entry_id, at_ns, operation, amount, accrued, balance, message, request_id"
+MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
+
+_COLUMNS: Final = ", ".join((*NAMES, "checksum"))
 _CHAIN: Final = f"""
-    WITH RECURSIVE chain(older, {_ROW}) AS (
-        SELECT older, {_ROW} FROM entries WHERE seq = ?
+    WITH RECURSIVE chain({_COLUMNS}) AS (
+        SELECT {_COLUMNS} FROM entries WHERE seq = ?
         UNION ALL
-        SELECT e.older, {", ".join("e." + name for name in _ROW.split(", "))}
+        SELECT {", ".join("e." + name for name in (*NAMES, "checksum"))}
         FROM chain JOIN entries AS e ON e.seq = chain.older)
-    SELECT {_ROW} FROM chain WHERE entry_id < ? LIMIT ?"""
+    SELECT {_COLUMNS} FROM chain"""
 _FROM_MARK: Final = "SELECT seq FROM marks WHERE number = ? AND entry_id >= ? ORDER BY entry_id LIMIT 1"
+_NUMBER, _ENTRY_ID = NAMES.index("number"), NAMES.index("entry_id")
 
-Row = tuple[int, int, int, int, int, int, bytes | None, bytes | None]  # in the order of `_ROW`; accrued as stored
+Row = tuple[Any, ...]  # in the order of `projection.COLUMNS`
+Shown = dict[str, Any]  # a row as `history` answers it
 
 
-def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> list[Row]:
-    """At most `limit` rows of an account in one file with an entry_id below `before`, newest first.
+class Page(NamedTuple):
+    """Rows as `history` answers them, newest first, and whether none of them stands for rows that are missing."""
+
+    rows: list[Shown]
+    is_whole: bool
+
+
+def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> tuple[Row | None, list[Row]]:
+    """At most `limit` rows of an account in one file with an entry_id below `before`, newest first; and the row above
+    them, where the file has one. Raises Damaged.
 
     Walks at most `projection.MARK_EVERY` rows beside those it returns.
     """
     found = db.execute(PLACE, (user_id,)).fetchone()
     if found is None:
-        return []
+        return None, []
     number, newest = found
     mark = db.execute(_FROM_MARK, (number, before)).fetchone()
-    rows: list[Row] = db.execute(_CHAIN, (newest if mark is None else mark[0], before, limit)).fetchall()
-    return rows
+    above: Row | None = None
+    rows: list[Row] = []
+    last_id = None
+    for *columns, checksum in db.execute(_CHAIN, (newest if mark is None else mark[0],)):
+        row = tuple(columns)
+        entry_id = row[_ENTRY_ID]
+        if checksum != checksum_of(row):
+            raise Damaged(f"row {row[0]} is not what was written")
+        if row[_NUMBER] != number or (last_id is not None and entry_id >= last_id):
+            raise Damaged(f"row {row[0]} is not of the account whose rows led to it")
+        last_id = entry_id
+        if entry_id >= before:
+            above = row
+        elif len(rows) < limit:
+            rows.append(row)
+        if len(rows) >= limit:
+            break
+    if last_id is None:
+        raise Damaged(f"the rows of account {number} begin with row {newest}, which is not there")
+    return above, rows
 
 
-def as_map(row: Row) -> dict[str, object]:
+def as_map(row: Row) -> Shown:
     """The row as `history` answers it; the same as `entry.history_row` makes of the entry."""
-    entry_id, at_ns, operation, amount, accrued, balance, message, request_id = row
+    _, _, _, entry_id, at_ns, operation, amount, accrued, balance, message, request_id = row
     return {
         "entry_id": entry_id,
         "at_ns": at_ns,
-        "operation": NAMES[operation],
+        "operation": ops.NAMES[operation],
         "amount_nanos": amount,
         "accrued_nanos": accrued if accrued >= 0 else accrued + (1 << 64),
         "balance_before_nanos": balance - amount,
@@ -62,36 +101,71 @@ def as_map(row: Row) -> dict[str, object]:
     }
 
 
-def shard_files(directory: str, disk: Disk) -> dict[str, str]:
-    """name -> path of all history files in a directory."""
+def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown | None) -> Shown:
+    """What stands for the entries from `first_id` to `last_id`, between the rows before and behind them."""
+    opening_nanos = 0 if older is None else older["balance_after_nanos"]
+    closing_nanos = opening_nanos
+    if newer is not None:
+        closing_nanos = newer["balance_before_nanos"] + newer["accrued_nanos"]
     return {
-        name: f"{directory}/{name}"
-        for name in disk.listdir(directory)
-        if name.startswith("shard-") and name.endswith(".sqlite")
+        "entry_id": first_id,
+        "at_ns": (older or {"at_ns": 0})["at_ns"] if newer is None else newer["at_ns"],
+        "operation": MISSING,
+        "amount_nanos": closing_nanos - opening_nanos,
+        "accrued_nanos": 0,
+        "balance_before_nanos": opening_nanos,
+        "balance_after_nanos": closing_nanos,
+        "message": f"the rows of entries {first_id} to {last_id} are missing",
+        "request_id": None,
+        "whole_from_ns": None if newer is None else newer["at_ns"],
     }
+
+
+def page_of(above: Shown | None, rows: list[Shown], before: int, limit: int, newest: int) -> Page:
+    """The rows below `before`, newest first, at most `limit`, with a row in the place of each gap. `above`: the row
+    that comes before them, where there is one; `newest`: the least entry_id that an account's newest row can have.
+    """
+    newest = max(newest, rows[0]["entry_id"] if rows else 0)
+    bound_id = min(before, newest + 1 if above is None else above["entry_id"])
+    whole: list[Shown] = []
+    newer = above
+    for row in rows:
+        if row["entry_id"] < bound_id - 1:
+            whole.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer))
+        whole.append(row)
+        newer, bound_id = row, row["entry_id"]
+    if len(rows) < limit and bound_id > 1:
+        whole.append(missing_row(1, bound_id - 1, None, newer))
+    page = whole[:limit]
+    return Page(page, all(row["operation"] != MISSING for row in page))
 
 
 class HistoryReader:
     """All files of one directory, read from the process that writes one of them."""
 
-    def __init__(self, directory: str, own_name: str, own: sqlite3.Connection, disk: Disk) -> None:
-        """own_name: the file that `own` is connected to."""
+    def __init__(self, directory: str, shard: int, own: sqlite3.Connection, disk: Disk) -> None:
+        """`own`: the writer's connection to the file of `shard`."""
         self._directory = directory
-        self._own_name = own_name
+        self._shard = shard
         self._own = own
         self._disk = disk
-        self._others: dict[str, sqlite3.Connection] = {}
+        self._others: dict[int, tuple[tuple[int, int], sqlite3.Connection]] = {}  # shard -> identity, connection
         self._whole: dict[int, int] = {}  # bucket id -> generation up to which nothing is missing
 
     def _connections(self) -> list[sqlite3.Connection]:
-        """The own file and those of others as they are now. Raises sqlite3.Error, HistoryError, OSError."""
-        files = shard_files(self._directory, self._disk)
-        files.pop(self._own_name, None)
-        for name in self._others.keys() - files.keys():
-            self._others.pop(name).close()
-        for name in files.keys() - self._others.keys():
-            self._others[name] = connect(files[name])
-        return [self._own, *self._others.values()]
+        """The own file and those of others as they are now. Raises sqlite3.Error, StoreError, OSError."""
+        found = {}
+        for shard, path in shard_files(self._directory, self._disk).items():
+            if shard != self._shard:
+                found[shard] = self._disk.identity(path), path
+        for shard, (identity, db) in list(self._others.items()):
+            if shard not in found or found[shard][0] != identity:
+                db.close()
+                del self._others[shard]
+        for shard in found.keys() - self._others.keys():
+            identity, path = found[shard]
+            self._others[shard] = identity, connect(path, KIND)
+        return [self._own, *(db for _, db in self._others.values())]
 
     def missing(self, bucket_id: int, generation: int) -> list[int]:
         """The generations before this one whose rows may not all be in the files yet; empty when nothing is missing."""
@@ -107,18 +181,24 @@ class HistoryReader:
             self._whole[bucket_id] = generation
         return missing
 
-    def history(self, generation: int, user_id: bytes, before: int, limit: int) -> list[dict[str, object]]:
+    def history(self, generation: int, user_id: bytes, before: int, limit: int, newest: int = 0) -> Page:
         """The account's rows below `before`, newest first, at most `limit`, as `history` answers them. A bucket of the
-        first generation was never elsewhere: then only the own file is read, whatever became of others.
+        first generation was never elsewhere: then only the own file is read, whatever became of others. `newest`: the
+        least entry_id that the account's newest row can have. Raises Damaged, sqlite3.Error, StoreError, OSError.
         """
         rows: list[Row] = []
+        aboves: list[Row] = []
         for db in [self._own] if generation <= 1 else self._connections():
-            rows += rows_of(db, user_id, before, limit)
-        rows.sort(reverse=True, key=lambda row: row[0])
-        return [as_map(row) for row in rows[:limit]]
+            above, found = rows_of(db, user_id, before, limit)
+            rows += found
+            aboves += [] if above is None else [above]
+        rows.sort(reverse=True, key=lambda row: row[_ENTRY_ID])
+        above = min(aboves, key=lambda row: row[_ENTRY_ID], default=None)
+        shown = [as_map(row) for row in rows[:limit]]
+        return page_of(None if above is None else as_map(above), shown, before, limit, newest)
 
     def close(self) -> None:
         """Closes the other files."""
-        for db in self._others.values():
+        for _, db in self._others.values():
             db.close()
         self._others.clear()

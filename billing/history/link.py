@@ -1,75 +1,32 @@
-"""A worker's end of its history: hands durable batches to the projector, and questions behind them.
-
-**Order is the whole trick.** Batches and questions travel one wire, in order; a batch is handed over when it is
-durable, in the turn of the loop in which what it holds is answered. So an answer holds every entry answered before its
-question.
-
-**Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
-Small batches are gathered for `GATHER_S` at most, or until somebody asks: a write and a process woken for each would
-cost more than the commands in it.
-What the projector has not committed is held up to `unreached_bytes_max`; above that the link stops sending and only
-remembers the head. What is missing is then read again from the journal by `feed`, until the head is reached; so it is
-after each start, too. Meanwhile questions wait for the head of the moment they were asked at.
-
-**Nobody hangs.** A question is answered, or refused with UNAVAILABLE: when the projector ends, while it waits for its
-restart, after `answer_timeout_s`, and where `questions_max` wait already. A projector that ends is started again, later
-each time it did not get as far as the head. Trouble here never ends the worker: the journal has everything, and
-is not trimmed above `trim_floor`.
-"""
+"""A worker's end of its history: a follower's link (`follower.link`) to a projector, and what it is asked."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import socket
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from billing.history.feed import Feed, Slice
-from billing.history.messages import ASK, BATCH, CLOSE, FAILED, OPEN, OPENED, REACHED, REFUSED, ROWS, TOLD
-from billing.history.projection import slim
+from billing.follower.link import DEFAULT_LIMITS, FollowerLink, Limits, command_of
+from billing.follower.store import file_of, refuse_ahead
+from billing.history.store import KIND
 from billing.ledger.errors import Refused
 from shards.journal import Journal
-from shards.system.clock import boot_now_ns
-from shards.system.links import Wire
 
-log = logging.getLogger("billing.history")
+COMMAND: Final = command_of("billing.history.projector")
 
-COMMAND: Final = (sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", "billing.history.projector")
-SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
-GATHER_S: Final = 0.005
-GATHER_BYTES: Final = 64 << 10
-RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-END_TIMEOUT_S: Final = 10.0
+Rows = list[dict[str, object]]
 
 
-class Limits(NamedTuple):
-    """What is waited for, at most."""
-
-    unreached_bytes_max: int = 32 << 20  # handed over and not committed; a quarter of it while catching up
-    questions_max: int = 1024  # asked and not answered
-    answer_timeout_s: float = 10.0
-
-
-DEFAULT_LIMITS: Final = Limits()
-Answer = Callable[[list[dict[str, object]] | Refused], None]
+def opened(directory: str, shard_id: int, journal: Journal, accept_loss: bool) -> HistoryLink:
+    """The link of a shard, not started yet. `accept_loss`: a file that is ahead of the journal is cut back. Raises
+    shards.journal.Corrupt where it is ahead and that is not accepted.
+    """
+    if not accept_loss:
+        refuse_ahead(file_of(directory, shard_id), KIND, journal.head)
+    return HistoryLink(directory, shard_id, journal, accept_loss=accept_loss)
 
 
-class _Question(NamedTuple):
-    """Asked and not answered. `head`: of the moment; it is sent once the projector was given this batch."""
-
-    head: int
-    message: tuple[Any, ...]
-    done: Answer
-    timeout: asyncio.TimerHandle
-
-
-class HistoryLink:
-    """The history of one shard. All calls on the loop of its worker; `journal` is open, and closed after `close`."""
+class HistoryLink(FollowerLink):
+    """The history of one shard."""
 
     def __init__(
         self,
@@ -77,298 +34,26 @@ class HistoryLink:
         shard_id: int,
         journal: Journal,
         *,
+        accept_loss: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         command: Sequence[str] = COMMAND,
-        noun: str = "history",
-        opening: tuple[Any, ...] = (),
     ) -> None:
-        """`directory`: of all shards' history files; its parent exists. `command` starts a projector, to which the
-        number of its descriptor is appended. One of another kind has a `noun` of its own, for log and figures, and
-        `opening` is what else it is told first.
-        """
-        self._noun = noun
-        self._opening = opening
-        self.told: dict[str, Any] = {}  # what the projector said of itself
-        self._directory = directory
-        self._shard_id = shard_id
-        self._journal = journal
-        self._limits = limits
-        self._command = command
-        self._loop = asyncio.get_running_loop()
-        self._feed = Feed(journal, f"{noun}-{shard_id}")
-        self._task: asyncio.Task[None] | None = None
-        self._closing = asyncio.Event()
-        self._accepting = False  # from the start of a projector to its end
-        self._reason = "it has not been started"  # why it is not live
-        self._head = journal.head  # the last durable batch that is known here
-        self._reached = self._durable = 0
-        self._watched = self._watched_ns = 0  # a batch, and when it was handed over; 0: none is watched
-        self._lag_ns = 0  # what it took the last batch that was watched
-        self._starts = 0
-        # of the present projector:
-        self._life = 0
-        self._process: asyncio.subprocess.Process | None = None
-        self._wire: Wire | None = None
-        self._lost = asyncio.Event()
-        self._opened = False
-        self._live = False  # each batch is sent as it comes
-        self._got_there = False  # it was live once
-        self._reading = False  # a slice is being read, maybe still for the projector before
-        self._sent = 0
-        self._sent_bytes = self._reached_bytes = 0
-        self._gathered: list[tuple[int, int, bytes]] = []  # sent in the sense of `_sent`, but not on the wire yet
-        self._gathered_bytes = 0
-        self._gathering: asyncio.TimerHandle | None = None
-        self._questions: dict[int, _Question] = {}  # by number
-        self._waiting: deque[int] = deque()  # numbers of those not sent yet
-        self._number = 0
+        """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
+        super().__init__("history", command, directory, shard_id, journal, options=(accept_loss,), limits=limits)
 
-    # -- what the worker calls ---------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Starts the projector, and again whenever it ends, until `close`."""
-        assert self._task is None
-        self._accepting = True
-        self._task = self._loop.create_task(self._keep())
-
-    def hand(self, position: int, payload: bytes) -> None:
-        """Takes the batch at `position`, which is durable, in the turn of the loop in which it is answered. Every batch
-        that is appended from `start` on, in order; an earlier one does no harm.
-        """
-        if position > self._head:
-            self._head = position
-            if not self._watched_ns:
-                self._watched, self._watched_ns = position, boot_now_ns()
-        if self._live and position == self._sent + 1 and self._unreached_bytes <= self._limits.unreached_bytes_max:
-            self._send(position, payload)
-        elif position > self._sent:
-            self._live = False
-            self._catch_up()
-
-    def ask(self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, done: Answer) -> None:
+    def history(
+        self,
+        bucket_id: int,
+        generation: int,
+        user_id: bytes,
+        limit: int,
+        before: int,
+        newest: int,
+        done: Callable[[Rows | Refused], None],
+    ) -> None:
         """Calls `done` with the rows of an account, newest first, at most `limit`, with an entry_id below `before`; or
         with UNAVAILABLE. The answer holds every batch handed over before. `generation`: at which the shard holds the
-        bucket.
+        bucket. `newest`: the least entry_id that the newest row can have; 0 where nobody knows.
         """
-        if not self._accepting:
-            done(_unavailable(self._reason))
-            return
-        if len(self._questions) >= self._limits.questions_max:
-            done(_unavailable(f"{self._limits.questions_max} questions are waiting"))
-            return
-        self._number = number = self._number + 1
-        message = (ASK, number, bucket_id, generation, user_id, before, limit)
-        timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer, number, None)
-        self._questions[number] = _Question(self._head, message, done, timeout)
-        if self._live and self._wire is not None:
-            self._post(message)
-        else:
-            self._waiting.append(number)
-
-    def trim_floor(self) -> int:
-        """The journal may be trimmed up to this position: the history holds it durably."""
-        return self._durable
-
-    def figures(self) -> dict[str, Any]:
-        """Counters for the operator."""
-        noun = self._noun
-        return {
-            f"{noun}_position": self._reached,
-            f"{noun}_behind_batches": max(0, self._head - self._reached),
-            f"{noun}_lag_ns": max(self._lag_ns, boot_now_ns() - self._watched_ns if self._watched_ns else 0),
-            f"{noun}_unreached_bytes": self._unreached_bytes,
-            f"{noun}_starts": self._starts,
-            f"{noun}_pid": 0 if self._wire is None or self._process is None else self._process.pid,
-            f"{noun}_trouble": "" if self._live else self._reason,
-            **self.told,
-        }
-
-    async def close(self) -> None:
-        """Lets what was handed over be written durably, and ends the projector. Questions are refused."""
-        self._closing.set()
-        self._refuse_all("the daemon is stopping")
-        if self._wire is not None:
-            self._post((CLOSE,))
-            self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
-        if self._task is not None:
-            await self._task
-        self._feed.close()
-
-    # -- batches -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _unreached_bytes(self) -> int:
-        return self._sent_bytes - self._reached_bytes
-
-    def _send(self, position: int, payload: bytes) -> None:
-        if len(payload) > SLIM_ABOVE_BYTES:
-            payload = slim(payload)
-        self._gathered.append((BATCH, position, payload))
-        self._gathered_bytes += len(payload)
-        self._sent = position
-        self._sent_bytes += len(payload)
-        if self._gathered_bytes >= GATHER_BYTES:
-            self._send_gathered()
-        elif self._gathering is None:
-            self._gathering = self._loop.call_later(GATHER_S, self._send_gathered)
-
-    def _send_gathered(self) -> None:
-        """Puts what was gathered on the wire, as one write."""
-        gathered, self._gathered = self._gathered, []
-        self._gathered_bytes = 0
-        if self._gathering is not None:
-            self._gathering.cancel()
-            self._gathering = None
-        if gathered and self._wire is not None:
-            self._wire.send_all(gathered)
-
-    def _post(self, message: tuple[Any, ...]) -> None:
-        """Sends a message behind all batches handed over before."""
-        assert self._wire is not None
-        self._send_gathered()
-        self._wire.send(message)
-
-    def _catch_up(self) -> None:
-        """Reads the next slice, unless one is under way, or too much is not committed yet."""
-        if not self._opened or self._live or self._reading or self._closing.is_set():
-            return
-        if self._unreached_bytes <= self._limits.unreached_bytes_max // 4:
-            self._reading = True
-            self._feed.read(self._sent, partial(self._on_slice, self._life))
-
-    def _on_slice(self, life: int, found: Slice | None, error: BaseException | None) -> None:
-        self._reading = False
-        if life != self._life or not self._opened or self._closing.is_set():
-            self._catch_up()
-            return
-        if found is None:
-            self._give_up(f"the journal cannot be read again: {error}")
-            return
-        for position, payload in found.batches:
-            self._send(position, payload)
-        if self._sent >= self._head:
-            self._live = self._got_there = True
-        while self._waiting:
-            question = self._questions.get(self._waiting[0])
-            if question is not None:
-                if question.head > self._sent:
-                    break
-                self._post(question.message)
-            self._waiting.popleft()
-        self._catch_up()
-
-    # -- what the projector says -------------------------------------------------------------------------------------
-
-    def _on_frame(self, wire: Wire, message: Any) -> None:
-        kind = message[0]
-        if kind == REACHED:
-            _, self._reached, self._reached_bytes, self._durable = message
-            if self._watched_ns and self._reached >= self._watched:
-                self._lag_ns = boot_now_ns() - self._watched_ns
-                self._watched_ns = 0
-            self._catch_up()
-        elif kind == ROWS:
-            self._answer(message[1], message[2])
-        elif kind == REFUSED:
-            self._answer(message[1], None, message[2])
-        elif kind == OPENED:
-            _, self._sent, begins = message
-            self._opened = True
-            if begins > 1:
-                log.warning("the %s of shard %d lacks what came before batch %d", self._noun, self._shard_id, begins)
-            self._reason = "it is catching up with the journal"
-            self._catch_up()
-        elif kind == TOLD:
-            self.told = message[1]
-        else:
-            assert kind == FAILED, f"a message of kind {kind}"
-            self._give_up(message[1])
-
-    def _answer(self, number: int, rows: Any, reason: str = "it does not answer in time") -> None:
-        question = self._questions.pop(number, None)
-        if question is not None:
-            question.timeout.cancel()
-            question.done(_unavailable(reason) if rows is None else list(rows))
-
-    def _refuse_all(self, reason: str) -> None:
-        """No question waits any more, and none is taken before the next projector."""
-        self._reason = reason
-        self._accepting = False
-        self._waiting.clear()
-        for number in list(self._questions):
-            self._answer(number, None, reason)
-
-    # -- its life ----------------------------------------------------------------------------------------------------
-
-    async def _keep(self) -> None:
-        failures = 0
-        while not self._closing.is_set():
-            self._accepting = True
-            self._reason = "it is starting"
-            await self._run_once()
-            if self._closing.is_set():
-                return
-            failures = 0 if self._got_there else failures + 1
-            delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
-            what = f"the {self._noun} of shard {self._shard_id} stopped"
-            log.error("%s: %s; again in %g s", what, self._reason, delay_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), delay_s)
-
-    async def _run_once(self) -> None:
-        """One projector from start to end."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._lost.clear()
-        self._got_there = False
-        self._life += 1
-        with theirs:
-            try:
-                self._process = process = await asyncio.create_subprocess_exec(
-                    *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
-                )
-            except OSError as error:
-                ours.close()
-                self._refuse_all(f"it cannot be started: {error}")
-                return
-        self._starts += 1
-        await self._loop.create_connection(lambda: Wire(self._on_frame, self._on_closed, self._on_connected), sock=ours)
-        await self._lost.wait()
-        try:
-            await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
-        except TimeoutError:
-            self._kill(self._life)
-            await process.wait()
-
-    def _on_connected(self, wire: Wire) -> None:
-        self._wire = wire
-        self._gathered, self._gathered_bytes = [], 0  # was meant for a projector before
-        self._sent = self._sent_bytes = self._reached_bytes = 0
-        wire.send((OPEN, self._directory, self._shard_id, self._journal.first, self._journal.head, *self._opening))
-        if self._closing.is_set():
-            wire.send((CLOSE,))
-
-    def _on_closed(self, wire: Wire) -> None:
-        reason = "its process ended" if self._accepting else self._reason
-        self._wire = None
-        self._opened = self._live = False
-        self._refuse_all(reason)
-        self._lost.set()
-
-    def _give_up(self, reason: str) -> None:
-        """Ends this projector; the next one may fare better."""
-        self._opened = self._live = False
-        self._refuse_all(reason)
-        if self._wire is not None:
-            self._wire.close()
-        self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
-
-    def _kill(self, life: int) -> None:
-        """Ends a projector that does not end by itself."""
-        if life == self._life and self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-
-
-def _unavailable(reason: str) -> Refused:
-    return Refused("UNAVAILABLE", f"the history cannot be read now: {reason}")
+        question = (bucket_id, generation, user_id, before, limit, newest)
+        self.ask(question, lambda answer: done(answer if isinstance(answer, Refused) else list(answer)))

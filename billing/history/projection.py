@@ -21,15 +21,34 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from billing.ledger.entry import FIELDS, FIXED
 from billing.ledger.money import INT64_MAX, NANO
-from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, split_batch
+from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH
+
+
+class Column(NamedTuple):
+    """A column of the rows. `absent`: what it holds in rows that an older version of the file has without it."""
+
+    name: str
+    sql: str
+    absent: int | bytes | None = None
+
 
 COLUMNS: Final = (
-    "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
-)  # fmt: skip
+    Column("seq", "INTEGER PRIMARY KEY"),
+    Column("older", "INTEGER NOT NULL"),
+    Column("number", "INTEGER NOT NULL"),
+    Column("entry_id", "INTEGER NOT NULL"),
+    Column("at_ns", "INTEGER NOT NULL"),
+    Column("operation", "INTEGER NOT NULL"),
+    Column("amount", "INTEGER NOT NULL"),
+    Column("accrued", "INTEGER NOT NULL"),
+    Column("balance", "INTEGER NOT NULL"),
+    Column("message", "BLOB"),
+    Column("request_id", "BLOB"),
+)  # the one list of them: schema, insertion, checksum and reading are made from it
 MARK_EVERY: Final = 64  # by entry_id; a power of two
 
 Row = tuple[Any, ...]  # in the order of `COLUMNS`; empty message and request_id are None, accrued is two's complement
@@ -131,15 +150,6 @@ def _other(payload: bytes, at: int, group: Group) -> int:
     """A record that is no entry; the offset of the next."""
     (length,) = LENGTH.unpack_from(payload, at)
     kind, bucket_id, generation = ENVELOPE.unpack_from(payload, at + _LENGTH_BYTES)
-    if kind == LEAVE:
+    if kind == LEAVE and length == ENVELOPE.size:  # a longer one: a move came to nothing
         group.left.append((bucket_id, generation))
     return at + _LENGTH_BYTES + int(length)
-
-
-def slim(payload: bytes) -> bytes:
-    """The batch without what nobody here looks at: a moved bucket stands whole in a record, and may be large."""
-    records = []
-    for kind, bucket_id, generation, body in split_batch(payload):
-        kept = body if kind == ENTRY else b""
-        records.append(LENGTH.pack(ENVELOPE.size + len(kept)) + ENVELOPE.pack(kind, bucket_id, generation) + kept)
-    return LENGTH.pack(len(records)) + b"".join(records)

@@ -1,4 +1,4 @@
-"""A worker's end of its notices: the link of the history (`history.link`), to a process of another kind.
+"""A worker's end of its notices: a follower's link (`follower.link`) to a notifier.
 
 The link hands every durable batch to the notifier, reads again what that has missed, starts it again where it ends, and
 keeps the journal for it. The worker's own share is one message a batch, of bytes that exist already.
@@ -7,31 +7,42 @@ keeps the journal for it. The worker's own share is one message a batch, of byte
 from __future__ import annotations
 
 import logging
-import sys
+import secrets
 from typing import Final
 
 from billing.expirationd.delivery import DeliverySettings
-from billing.history.link import HistoryLink
-from billing.notices.store import abandon, found
+from billing.follower.link import FollowerLink, command_of
+from billing.follower.store import file_of, refuse_ahead
+from billing.notices.opening import abandon, found
+from billing.notices.store import KIND
 from shards.journal import Journal
+from shards.system.clock import wall_now_ns
 from shards.system.disk import RealDisk
 
 log = logging.getLogger("billing.notices")
 
-COMMAND: Final = (sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", "billing.notices.notifier")
+COMMAND: Final = command_of("billing.notices.notifier")
 
 
-def opened(directory: str, shard_id: int, journal: Journal, url: str, settings: DeliverySettings) -> HistoryLink | None:
+def opened(
+    directory: str, shard_id: int, journal: Journal, url: str, settings: DeliverySettings, accept_loss: bool = False
+) -> FollowerLink | None:
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
-    given up: whoever is named later is told of what happens from then on.
+    given up: whoever is named later is told of what happens from then on. `accept_loss`: a file that is ahead of the
+    journal is cut back instead of refused.
     """
     disk = RealDisk()
     if not url:
         if abandon(directory, shard_id, disk):
             log.warning("notify.url is empty: what shard %d still had to tell is given up", shard_id)
         return None
-    found(directory, shard_id, journal.head, disk)
-    opening = (url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s)
-    link = HistoryLink(directory, shard_id, journal, command=COMMAND, noun="notices", opening=opening)
+    first, head = journal.first, journal.head
+    if not accept_loss:
+        refuse_ahead(file_of(directory, shard_id), KIND, head)
+    remark = found(directory, shard_id, first, head, disk, secrets.randbits(62), wall_now_ns())
+    if remark:
+        log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
+    options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s)
+    link = FollowerLink("notices", COMMAND, directory, shard_id, journal, options=options)
     link.start()
     return link

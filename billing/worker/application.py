@@ -38,6 +38,8 @@ from billing.expirationd.delivery import (
 )
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.signature import parse_secrets
+from billing.follower.link import FollowerLink
+from billing.history import link as history
 from billing.history.link import HistoryLink
 from billing.ledger import audit
 from billing.ledger import commands as ops
@@ -78,12 +80,12 @@ class Outside(NamedTuple):
 
     disk: Disk
     rng: random.Random
-    history: Callable[[str, int, Journal], HistoryLink]  # directory, shard id, journal
+    history: Callable[[str, int, Journal, bool], HistoryLink]  # directory, shard id, journal, whether it accepts a loss
     endpoint: EndpointOf
-    notices: Callable[[str, int, Journal, str, DeliverySettings], HistoryLink | None] = notices.opened
+    notices: Callable[[str, int, Journal, str, DeliverySettings, bool], FollowerLink | None] = notices.opened
 
 
-REAL = Outside(RealDisk(), random.Random(), HistoryLink, Endpoint)
+REAL = Outside(RealDisk(), random.Random(), history.opened, Endpoint)
 
 
 def build(begin: Begin) -> Billing:
@@ -116,7 +118,7 @@ class Billing:
         self._door: Door | None = None
         self._delivery: Delivery | None = None
         self._history: HistoryLink | None = None
-        self._notices: HistoryLink | None = None
+        self._notices: FollowerLink | None = None
         self._checks: PeriodicChecks | None = None
         self._servers: list[asyncio.Server] = []
         self._tls: SSLContext | None = None
@@ -177,7 +179,7 @@ class Billing:
         if self._history is None or generation is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
         else:
-            self._history.ask(bucket_id, generation, user_id, limit, before, done)
+            self._history.history(bucket_id, generation, user_id, limit, before, 0, done)
 
     def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
         try:
@@ -230,11 +232,13 @@ class Billing:
         """Opens the doors, and takes up what was owed when the last life ended."""
         loop = asyncio.get_running_loop()
         self._worker = worker
-        self._history = self._outside.history(f"{self._begin.directory}/history", worker.shard_id, worker.journal)
+        accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
+        place = f"{self._begin.directory}/history"
+        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss)
         self._history.start()
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
-        settings = self._delivery_settings()
-        self._notices = self._outside.notices(directory, worker.shard_id, worker.journal, url, settings)
+        settings, journal = self._delivery_settings(), worker.journal
+        self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, accepts_loss)
         self._delivery = self._new_delivery()
         self._startup_hold.take_up(self.machine, self._delivery, worker.fresh_now_ns())
         self._startup_hold.ask(worker.operate, len(worker.map.weights), self._release_held)

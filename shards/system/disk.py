@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from typing import Protocol
@@ -29,6 +30,7 @@ __all__ = [
     "write_file",
 ]
 
+DIRECT_BYTES = 4096  # reads past the page cache begin, and end, at a multiple of this
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
 
 
@@ -74,6 +76,15 @@ class Disk(Protocol):
 
     def drop_cache(self, handle: int) -> None:
         """Ask that the next read of this (synced) file come from the medium. A wish, not a promise."""
+
+    def read_medium(self, path: str, offset: int, length: int) -> bytes:
+        """What the medium holds of a file, read past the page cache; fewer bytes only at the end of the file.
+
+        `offset` and `length` are multiples of 512. Where a file system offers no such read, the cache is dropped first.
+        """
+
+    def identity(self, path: str) -> tuple[int, int]:
+        """What tells the file under this name from any other one: device and inode."""
 
     def rename(self, source: str, target: str) -> None:
         """Atomically, replacing the target; within one directory."""
@@ -151,6 +162,42 @@ class RealDisk:
 
     def drop_cache(self, handle: int) -> None:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read_medium(self, path: str, offset: int, length: int) -> bytes:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the file system has no reads past its cache
+                raise
+            return self._read_dropped(path, offset, length)
+        try:
+            with mmap.mmap(-1, -(-length // DIRECT_BYTES) * DIRECT_BYTES) as buffer:  # memory aligned as it must be
+                got = 0
+                with memoryview(buffer) as view:
+                    while got < length and not got % DIRECT_BYTES:
+                        more = os.preadv(handle, [view[got:]], offset + got)
+                        if not more:
+                            break
+                        got += more
+                return buffer[: min(got, length)]
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return self._read_dropped(path, offset, length)
+        finally:
+            os.close(handle)
+
+    def _read_dropped(self, path: str, offset: int, length: int) -> bytes:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
+            return os.pread(handle, length, offset)
+        finally:
+            os.close(handle)
+
+    def identity(self, path: str) -> tuple[int, int]:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
 
     def rename(self, source: str, target: str) -> None:
         os.rename(source, target)

@@ -15,7 +15,7 @@ import msgspec
 
 from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
-from billing.history.store import Store, file_of
+from billing.history.store import Store, open_store
 from billing.ledger import commands as ops
 from billing.ledger.commands import Command, pack_thresholds
 from billing.ledger.errors import Refused
@@ -71,8 +71,8 @@ class Worker:
             self.shard.replay(position, payload)
         self.shard.serve(yard.now_ns)
         if yard.history:
-            self.store = Store(file_of(f"{yard.path}/history", shard_id), shard_id, DISK)
-            for position, payload in self.journal.replay(self.store.settle(start, self.journal.head) + 1):
+            self.store, _ = open_store(f"{yard.path}/history", shard_id, start, self.journal.head, DISK, suspect=False)
+            for position, payload in self.journal.replay(self.store.position + 1):
                 self.store.take(position, payload)
             self.store.flush()
         if is_new:

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from billing.history.link import HistoryLink, Limits
-from billing.history.messages import CLOSE
-from billing.history.store import file_of
+from billing.follower.link import Limits
+from billing.follower.messages import CLOSE
+from billing.follower.store import file_of
+from billing.history.history_reader import MISSING
+from billing.history.link import HistoryLink
 from billing.ledger.errors import Refused
 from shards.batch import LEAVE
 from shards.journal.file.journal import FileJournal
@@ -47,7 +49,7 @@ class Worker:
         self, user: bytes, limit: int = 1000, before: int = NEWEST, bucket_id: int = 1, generation: int = 1
     ) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.link.ask(bucket_id, generation, user, limit, before, answer.set_result)
+        self.link.history(bucket_id, generation, user, limit, before, 0, answer.set_result)
         return answer
 
     async def check(self) -> None:
@@ -246,28 +248,42 @@ async def test_a_history_begun_late_begins_where_the_journal_does_and_says_so(da
         late.batch()
     assert late.batches == scene.batches
     worker = Worker(data_dir, late)
-    await worker.check()
+    for user in late.users:
+        *rows, gap = await worker.ask(user)
+        assert rows == late.history(user)
+        assert (gap["operation"], gap["entry_id"]) == (MISSING, 1)
+        assert gap["whole_from_ns"] == rows[-1]["at_ns"]
     await worker.end()
     assert f"lacks what came before batch {first}" in caplog.text
 
 
 async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir):
+    (data_dir / "history").mkdir(0o755)
+    worker = Worker(data_dir, Scene())
+    worker.work(5)
+    answer = await worker.ask(worker.scene.users[0])
+    assert isinstance(answer, Refused)
+    assert (answer.name, answer.retry, answer.applied) == ("UNAVAILABLE", True, "no")
+    assert "open to other users" in answer.message
+    again = await worker.ask(worker.scene.users[0])
+    assert isinstance(again, Refused)
+    (data_dir / "history").chmod(0o700)
+    worker.work(5)
+    await worker.until_live()
+    await worker.check()
+    await worker.end()
+
+
+async def test_a_file_that_is_rubbish_is_kept_and_made_anew_of_the_journal(data_dir, caplog):
     (data_dir / "history").mkdir(0o700)
     path = Path(file_of(str(data_dir / "history"), 0))
     path.write_bytes(b"no database at all, for whatever reason" * 200)
     path.chmod(0o600)
     worker = Worker(data_dir, Scene())
     worker.work(5)
-    answer = await worker.ask(worker.scene.users[0])
-    assert isinstance(answer, Refused)
-    assert (answer.name, answer.retry, answer.applied) == ("UNAVAILABLE", True, "no")
-    assert "not a database" in answer.message
-    again = await worker.ask(worker.scene.users[0])
-    assert isinstance(again, Refused)
-    path.unlink()
-    worker.work(5)
-    await worker.until_live()
     await worker.check()
+    assert "is made anew from the journal, which is whole" in caplog.text
+    assert (path.parent / "damaged-1-shard-0.sqlite").read_bytes().startswith(b"no database")
     await worker.end()
 
 

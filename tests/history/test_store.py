@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.history.history_reader import HistoryReader, as_map, rows_of
-from billing.history.projection import MARK_EVERY, Group, project, slim
-from billing.history.store import HistoryError, Hole, Overtaken, Store, connect, file_of
+from billing.follower.store import Ahead, Overtaken, StoreError, connect, file_of
+from billing.history.history_reader import MISSING, HistoryReader, as_map, rows_of
+from billing.history.projection import MARK_EVERY, Group, project
+from billing.history.store import KIND, Store, open_store
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIELDS, history_row, pack
 from billing.ledger.money import INT64_MAX, NANO
-from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, split_batch
+from shards.batch import CAME_TO_NOTHING, ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, slim, split_batch
 from shards.system.disk import RealDisk
 from tests.history.scene import Scene
 
@@ -25,13 +26,12 @@ NEWEST = INT64_MAX
 
 
 def opened(directory: Path, *, first: int = 1, head: int = 0, shard: int = 0) -> Store:
-    store = Store(file_of(str(directory), shard), shard, RealDisk())
-    store.settle(first, head)
+    store, _ = open_store(str(directory), shard, first, head, RealDisk(), suspect=False)
     return store
 
 
 def shelf_of(directory: Path, store: Store, shard: int = 0) -> HistoryReader:
-    return HistoryReader(str(directory), f"shard-{shard}.sqlite", store.db, RealDisk())
+    return HistoryReader(str(directory), shard, store.db, RealDisk())
 
 
 def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
@@ -49,7 +49,7 @@ def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
 
 def all_rows(scene: Scene, shelf: HistoryReader) -> None:
     for user in scene.users:
-        assert shelf.history(2, user, NEWEST, 10**6) == scene.history(user, limit=10**6)
+        assert shelf.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
 
 
 # -- projection --------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, a
     assert places == {b"u": [3, 41]}
     from billing.ledger.entry import unpack
 
-    assert as_map(row[3:]) == history_row(unpack(body))
+    assert as_map(row) == history_row(unpack(body))
 
 
 def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
@@ -92,6 +92,7 @@ def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
         (RECEIVED, 9, 2, b"a whole bucket"),
         (ENTRY, 1, 1, entry_of(b"u", 0)),
         (LEAVE, 7, 3, b""),
+        (LEAVE, 8, 3, CAME_TO_NOTHING),
         (ENTRY, 1, 1, entry_of(b"u", MARK_EVERY)),
     )
     assert project(payload, 0, places, places.__getitem__, group) == 1
@@ -99,7 +100,7 @@ def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
     assert group.marks == [(1, MARK_EVERY, 1)]
     assert group.left == [(7, 3)]
     kept = [record[:3] for record in split_batch(slim(payload))]
-    assert kept == [(RECEIVED, 9, 2), (ENTRY, 1, 1), (LEAVE, 7, 3), (ENTRY, 1, 1)]
+    assert kept == [(RECEIVED, 9, 2), (ENTRY, 1, 1), (LEAVE, 7, 3), (LEAVE, 8, 3), (ENTRY, 1, 1)]
     assert b"a whole bucket" not in slim(payload)
     again = Group()
     assert project(slim(payload), 0, {b"u": [1, 0]}, places.__getitem__, again) == 1
@@ -140,7 +141,7 @@ def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir)
         assert expected, "every user has a history in this scene"
         before = NEWEST
         paged = []
-        while rows := shelf.history(2, user, before, 7):
+        while rows := shelf.history(2, user, before, 7).rows:
             paged += rows
             before = rows[-1]["entry_id"]
         assert paged == expected
@@ -158,7 +159,7 @@ def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir):
         newest = scene.rows[user][-1]["entry_id"]
         assert newest > 5 * MARK_EVERY
         for before in [1, 2, 3, *range(2, newest + 3, 17), MARK_EVERY, MARK_EVERY + 1, newest, newest + 1, NEWEST]:
-            assert shelf.history(2, user, before, 3) == scene.history(user, before, 3)
+            assert shelf.history(2, user, before, 3).rows == scene.history(user, before, 3)
         (number,) = store.db.execute("SELECT number FROM users WHERE user_id = ?", (user,)).fetchone()
         marks = store.db.execute("SELECT entry_id FROM marks WHERE number = ?", (number,)).fetchall()
         assert [mark for (mark,) in marks] == [row["entry_id"] for row in scene.rows[user] if not row["entry_id"] % 64]
@@ -166,7 +167,7 @@ def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir):
 
 def test_a_user_who_is_not_there_has_no_rows(data_dir):
     store = opened(data_dir)
-    assert rows_of(store.db, b"nobody", NEWEST, 10) == []
+    assert rows_of(store.db, b"nobody", NEWEST, 10) == (None, [])
 
 
 def test_what_was_not_committed_is_gone_and_comes_again(data_dir):
@@ -189,6 +190,7 @@ def test_what_was_not_committed_is_gone_and_comes_again(data_dir):
 def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
     scene = Scene()
     store, orphan = opened(data_dir), opened(data_dir)
+    assert store.position == orphan.position == 0
     store.take(1, scene.batch())
     store.flush()
     with pytest.raises(Overtaken):
@@ -201,8 +203,8 @@ def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
 
 def test_more_accounts_than_are_remembered(data_dir):
     scene = Scene(users=30)
+    opened(data_dir).close()
     store = Store(file_of(str(data_dir), 0), 0, RealDisk(), places_max=3)
-    store.settle(1, 0)
     for position in range(1, 60):
         store.take(position, scene.batch())
         store.flush()
@@ -222,19 +224,30 @@ def test_files_are_private_and_appear_whole(data_dir):
         assert (data_dir / name).stat().st_mode & 0o777 == 0o600, name
 
 
-def test_a_file_that_is_none_is_refused_and_stays_as_it_is(data_dir):
+def test_a_file_that_is_none_is_kept_and_a_new_one_is_made(data_dir):
     path = Path(file_of(str(data_dir), 0))
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE mine (x)")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(HistoryError, match="no history file"):
-        opened(data_dir)
-    assert path.read_bytes() == before
+    opened(data_dir).close()
+    assert (data_dir / "damaged-1-shard-0.sqlite").read_bytes() == before
     opened(data_dir, shard=1).close()
     os.rename(file_of(str(data_dir), 1), file_of(str(data_dir), 2))
-    with pytest.raises(HistoryError, match="the history of shard 1"):
+    with pytest.raises(StoreError, match="the history of shard 1"):
         opened(data_dir, shard=2)
+
+
+def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(data_dir):
+    opened(data_dir).close()
+    path = Path(file_of(str(data_dir), 0))
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {KIND.version + 1}")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=f"of version {KIND.version + 1}"):
+        opened(data_dir)
+    assert path.read_bytes() == before
 
 
 # -- fitting into its journal ------------------------------------------------------------------------------------------
@@ -249,17 +262,72 @@ def test_a_new_file_begins_where_the_journal_does(data_dir):
     assert opened(data_dir, first=41, head=50).position == 41
 
 
-def test_a_hole_between_file_and_journal_is_named_and_nothing_is_changed(data_dir):
-    scene = Scene()
+def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answer(data_dir):
+    scene = Scene(users=1)
+    user = scene.users[0]
     store = opened(data_dir)
-    for position in range(1, 4):
-        store.take(position, scene.batch())
+    for position in range(1, 10):
+        payload = scene.batch()
+        if position <= 3:
+            store.take(position, payload)
     store.close()
-    with pytest.raises(Hole, match="ends with batch 3, the journal begins with batch 5"):
-        opened(data_dir, first=5, head=9)
-    store = opened(data_dir, first=4, head=9)
-    assert store.position == 3
-    all_rows(scene, shelf_of(data_dir, store))
+    store, remarks = open_store(str(data_dir), 0, 7, 9, RealDisk(), suspect=False)
+    assert store.position == 6
+    assert "batches 4 to 6 (3) are in neither" in remarks[0]
+    assert store.db.execute("SELECT position FROM losses").fetchall() == [(6,)]
+    for position in range(7, 10):
+        store.take(position, scene.batches[position - 1])
+    store.flush()
+    page = shelf_of(data_dir, store).history(2, user, NEWEST, 10**6)
+    assert not page.is_whole
+    (gap,) = [row for row in page.rows if row["operation"] == MISSING]
+    at = page.rows.index(gap)
+    newer, older = page.rows[at - 1], page.rows[at + 1]
+    assert gap["entry_id"] == older["entry_id"] + 1
+    assert gap["whole_from_ns"] == newer["at_ns"]
+    assert older["balance_after_nanos"] + gap["amount_nanos"] == gap["balance_after_nanos"]
+    assert gap["balance_after_nanos"] - newer["accrued_nanos"] == newer["balance_before_nanos"]
+    expected = scene.history(user, limit=10**6)
+    assert page.rows[:at] == expected[:at]
+    assert page.rows[at + 1 :] == expected[-len(page.rows) + at + 1 :]
+
+
+def test_pages_over_a_gap_hold_each_row_once(data_dir):
+    """However small the pages, and wherever the gap lies in them, the same rows come."""
+    scene = Scene(users=1)
+    user = scene.users[0]
+    store = opened(data_dir, first=4, head=3)
+    for position in range(1, 10):
+        payload = scene.batch(5)
+        if position > 3:
+            store.take(position, payload)
+    store.flush()
+    shelf = shelf_of(data_dir, store)
+    whole = shelf.history(2, user, NEWEST, 10**6).rows
+    assert (whole[-1]["operation"], whole[-1]["entry_id"]) == (MISSING, 1)
+    for limit in (1, 2, 3, 7):
+        before, paged = NEWEST, []
+        while rows := shelf.history(2, user, before, limit).rows:
+            assert len(rows) <= limit
+            paged += rows
+            before = rows[-1]["entry_id"]
+        assert paged == whole, limit
+
+
+def test_newest_rows_that_are_missing_are_said_as_well(data_dir):
+    scene = Scene(users=1)
+    store = opened(data_dir)
+    store.take(1, scene.batch())
+    store.flush()
+    user = scene.users[0]
+    newest = scene.rows[user][-1]["entry_id"]
+    shelf = shelf_of(data_dir, store)
+    assert shelf.history(2, user, NEWEST, 100, newest).is_whole
+    page = shelf.history(2, user, NEWEST, 100, newest + 2)
+    assert not page.is_whole
+    assert (page.rows[0]["entry_id"], page.rows[0]["whole_from_ns"]) == (newest + 1, None)
+    (row,) = shelf.history(2, b"nobody", NEWEST, 100, 3).rows
+    assert (row["operation"], row["entry_id"]) == (MISSING, 1)
 
 
 def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):
@@ -275,8 +343,14 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):
     for _ in range(20):
         kept.batch()
     kept.rng.seed(77)  # from here on another past
-    store = opened(data_dir, head=20)
+    with pytest.raises(Ahead, match="up to batch 31, its journal only up to 20"):
+        opened(data_dir, head=20)
+    store, remarks = open_store(str(data_dir), 0, 1, 20, RealDisk(), suspect=False, accept_loss=True)
     assert store.position == 18
+    assert "ahead-1-shard-0.sqlite keeps what it was" in remarks[0]
+    evidence = sqlite3.connect(data_dir / "ahead-1-shard-0.sqlite")
+    assert evidence.execute("SELECT position FROM about").fetchone() == (31,)
+    evidence.close()
     for position in range(19, 41):
         store.take(position, kept.batch() if position > 20 else kept.batches[position - 1])
     store.flush()
@@ -286,18 +360,20 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):
     assert opened(data_dir, head=40).position == 40
 
 
-def test_a_file_ahead_whose_past_the_journal_has_not_is_left_alone(data_dir):
+def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that_is_accepted(data_dir):
     scene = Scene()
     store = opened(data_dir)
     for position in range(1, 10):
         store.take(position, scene.batch())
     store.close()
-    with pytest.raises(Hole, match="up to batch 9, the journal only up to 5"):
+    with pytest.raises(Ahead, match="up to batch 9, its journal only up to 5"):
         opened(data_dir, first=3, head=5)
     store = opened(data_dir, head=9)
     all_rows(scene, shelf_of(data_dir, store))
     store.close()
-    assert opened(data_dir, first=1, head=5).position == 0, "the journal has it all: made anew from there"
+    store, _ = open_store(str(data_dir), 0, 3, 5, RealDisk(), suspect=False, accept_loss=True)
+    assert (store.position, store.begins) == (2, 3)
+    assert store.db.execute("SELECT count(*) FROM entries").fetchone() == (0,)
 
 
 def test_only_what_is_synced_counts_as_durable(data_dir):
@@ -309,7 +385,7 @@ def test_only_what_is_synced_counts_as_durable(data_dir):
     assert (store.position, store.durable) == (1, 0)
     assert store.checkpoint()
     assert store.durable == 1
-    reader = connect(file_of(str(data_dir), 0))
+    reader = connect(file_of(str(data_dir), 0), KIND)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM entries").fetchone()
     store.take(2, scene.batch())
@@ -339,7 +415,7 @@ def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir):
     shelf = shelf_of(data_dir, stores_of[0])
     for user in scene.users[:5]:
         for before in range(1, scene.rows[user][-1]["entry_id"] + 2):
-            assert shelf.history(2, user, before, 4) == scene.history(user, before, 4)
+            assert shelf.history(2, user, before, 4).rows == scene.history(user, before, 4)
     shelf.close()
 
 
@@ -348,14 +424,14 @@ def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir):
     store = opened(data_dir)
     shelf = shelf_of(data_dir, store)
     user = mine.users[0]
-    assert shelf.history(2, user, NEWEST, 9) == []
+    assert shelf.history(2, user, NEWEST, 9).rows == []
     later = opened(data_dir, shard=5)
     later.take(1, other.batch(200))
     later.close()
-    assert shelf.history(2, user, NEWEST, 9) == other.history(user, limit=9)
-    assert shelf.history(1, user, NEWEST, 9) == [], "a bucket that was never elsewhere"
+    assert shelf.history(2, user, NEWEST, 9).rows == other.history(user, limit=9)
+    assert shelf.history(1, user, NEWEST, 9).rows == [], "a bucket that was never elsewhere"
     os.unlink(file_of(str(data_dir), 5))
-    assert shelf.history(2, user, NEWEST, 9) == []
+    assert shelf.history(2, user, NEWEST, 9).rows == []
 
 
 def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir):

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "expirationd": {"ledger", "addresses"},
     "follower": {"ledger"},
     "history": {"ledger", "follower"},
-    "notices": {"ledger", "expirationd", "history", "follower"},
+    "notices": {"ledger", "expirationd", "follower"},
     "api": {"ledger", "config", "client", "addresses"},  # of the client, the errors that both ends know
     "client": {"api", "ledger", "addresses"},  # of the doors, the wire and the table of methods
     "config": {"addresses", "api", "expirationd"},  # tokens and secrets are checked by those who read them
@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"ledger", "history", "api", "client", "config", "service", "addresses"},
     "admin": {"ledger", "api", "client", "cli", "config", "addresses", "svg"},  # of the cli, how values are shown
     "doctor": {"config", "cli"},  # of the command line, how a daemon that serves is asked
-    "backup": {"history", "worker", "cli", "doctor", "config"},
+    "backup": {"follower", "history", "worker", "cli", "doctor", "config"},
     "trial": {"ledger", "expirationd", "api", "client", "cli", "admin", "config", "addresses", "svg"},
 }
 ANYTHING = {"service", "__main__", "billing"}  # where the parts are joined

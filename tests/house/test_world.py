@@ -25,10 +25,13 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
     "billing/cli/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
+    "billing/follower/store.py": ({"sqlite3"}, "a follower's derived data, kept in an SQLite file"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),
     "billing/history/history_reader.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
+    "billing/history/salvage.py": ({"sqlite3"}, "what is good in a damaged SQLite file"),
     "billing/history/store.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
+    "billing/notices/opening.py": ({"sqlite3"}, "what is good in a damaged SQLite file"),
     "billing/notices/store.py": ({"sqlite3"}, "owed notices are derived data, kept in an SQLite file"),
     "billing/config/load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
 }

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from billing.follower.store import Ahead, StoreError, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
-from billing.notices.store import NoticesError, Store, abandon, file_of, found
-from shards.batch import ENTRY, LEAVE, RECEIVED
+from billing.notices.opening import abandon, begun_of, found, open_store
+from billing.notices.store import Store
+from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
 from shards.system.disk import RealDisk
 from tests.history.test_store import batch_of
 
 COIN = 10**9
+NOW_NS = 1_700_000_000 * COIN
 
 
 class Shard:
@@ -22,16 +25,17 @@ class Shard:
     def __init__(self, home: Path, shard: int, generation: int = 1, head: int = 0) -> None:
         self.home, self.shard, self.generation = home, shard, generation
         self.position = head
-        found(str(home), shard, head, RealDisk())
+        found(str(home), shard, 1, head, RealDisk(), 100 + shard, NOW_NS)
         self.open()
 
     def open(self) -> None:
-        self.store = Store(str(self.home), self.shard, RealDisk())
-        self.store.settle(1, self.position)
+        self.store, _ = open_store(
+            str(self.home), self.shard, 1, self.position, RealDisk(), suspect=False, file_id=200, now_ns=NOW_NS
+        )
 
     def take(self, *records: tuple[int, int, int, bytes]) -> None:
         self.position += 1
-        self.store.take(self.position, batch_of(*records))
+        self.store.take(self.position, batch_of(*records), NOW_NS)
 
     def names(self) -> list[str]:
         self.store.flush()
@@ -65,7 +69,7 @@ def test_what_is_not_acknowledged_is_owed_over_any_end(tmp_path: Path, ledger: L
     shard.store.db.close()
     shard.open()
     assert shard.names() == ["2:account-topped_up", "3:account-topped_up"]
-    assert shard.store.owed == 2
+    assert shard.store.owed() == 2
     assert shard.store.oldest_ns() == 1
 
 
@@ -74,10 +78,10 @@ def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path):
     shard = Shard(tmp_path, 3, head=17)
     assert shard.store.position == 17
     shard.store.close()
-    found(str(tmp_path), 3, 99, RealDisk())
+    found(str(tmp_path), 3, 1, 99, RealDisk(), 7, NOW_NS)
     assert Store(str(tmp_path), 3, RealDisk()).position == 17
     (tmp_path / "shard-4.sqlite").write_bytes(Path(file_of(str(tmp_path), 3)).read_bytes())
-    with pytest.raises(NoticesError, match="of shard 3"):
+    with pytest.raises(StoreError, match="of shard 3"):
         Store(str(tmp_path), 4, RealDisk())
     assert abandon(str(tmp_path), 3, RealDisk())
     assert not abandon(str(tmp_path), 3, RealDisk())
@@ -90,10 +94,12 @@ def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_
         top_up(ledger, shard)
     shard.store.close()
     store = Store(str(tmp_path), 0, RealDisk())
-    assert store.settle(1, 2) == 0
+    with pytest.raises(Ahead, match="up to batch 4, its journal only up to 2"):
+        store.settle(1, 2)
+    assert "keeps what it was" in store.settle(1, 2, accept_loss=True)[0]
     assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up", "2:account-topped_up"]
     assert store.position == 2
-    assert store.settle(8, 20) == 5
+    assert "5 batches" in store.settle(8, 20)[0]
     assert store.position == 7
 
 
@@ -107,12 +113,18 @@ def test_a_bucket_takes_along_what_it_owes_once_its_departure_is_on_record(tmp_p
     top_up(ledger, target)
     target.store.flush()
     assert target.store.pending == {1: 2}
-    assert not target.store.claim(1, False)
+    assert not target.store.claim(1)
     source.take((LEAVE, 1, 1, b""))
     assert source.names() == []
-    assert target.store.claim(1, False)
+    assert target.store.claim(1)
     assert target.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+    assert source.store.delete_claimed() == 0, "nobody has proved yet that it is there"
+    assert target.store.checkpoint()
+    target.store.publish_claims()
+    assert source.store.has_departed()
+    assert source.store.delete_claimed() == 2
     assert source.store.after(0, 10) == []
+    assert not source.store.has_departed()
     assert target.store.pending == {}
     target.store.db.close()
     target.open()
@@ -132,27 +144,79 @@ def test_there_and_back_before_anything_was_claimed(tmp_path: Path, ledger: Ledg
     home.take((RECEIVED, 1, 3, b""))
     top_up(ledger, home)
     home.store.flush()
-    assert home.store.claim(1, False)
+    assert home.store.claim(1)
     assert home.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+    assert home.store.checkpoint()
+    home.store.publish_claims()
+    assert away.store.delete_claimed() == 1
     assert away.store.after(0, 10) == []
-    assert home.store.orphans() == set()
 
 
-def test_what_a_former_shard_recorded_too_late_is_found_later(tmp_path: Path, ledger: Ledger):
+def test_what_was_claimed_is_claimed_once_whoever_dies_before_it_is_deleted(tmp_path: Path, ledger: Ledger):
     tmp_path.chmod(0o700)
-    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    source, target, third = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2), Shard(tmp_path, 2, generation=3)
+    top_up(ledger, source)
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    target.take((RECEIVED, 1, 2, b""))
+    target.store.flush()
+    assert target.store.claim(1)
+    target.store.acknowledge(target.store.after(0, 10)[0][0])  # told, and gone
+    top_up(ledger, target)
+    target.take((LEAVE, 1, 2, b""))
+    target.store.flush()
+    third.take((RECEIVED, 1, 3, b""))
+    top_up(ledger, third)
+    third.store.flush()
+    assert third.store.claim(1)
+    assert third.names() == ["2:account-topped_up", "3:account-topped_up"]
+
+
+def test_the_target_waits_for_all_who_owe_however_slow_they_are(tmp_path: Path, ledger: Ledger):
+    """A bucket goes on before its shard has taken over what the first one owes: the third one waits for both."""
+    tmp_path.chmod(0o700)
+    source, target, third = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2), Shard(tmp_path, 2, generation=3)
     top_up(ledger, source)
     target.take((RECEIVED, 1, 2, b""))
     top_up(ledger, target)
+    target.take((LEAVE, 1, 2, b""))
     target.store.flush()
-    assert target.store.claim(1, True)
-    assert target.names() == ["2:account-topped_up"]
-    assert target.store.orphans() == set()
+    third.take((RECEIVED, 1, 3, b""))
+    top_up(ledger, third)
+    third.store.flush()
+    assert not third.store.claim(1), "the first one has not recorded the departure, and may owe more"
     source.take((LEAVE, 1, 1, b""))
     source.store.flush()
-    assert target.store.orphans() == {1}
-    assert target.store.claim(1, True)
-    assert target.names() == ["2:account-topped_up", "1:account-topped_up"]
+    assert third.store.claim(1)
+    assert third.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
+
+
+def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, source)
+    source.store.close()
+    target.take((RECEIVED, 1, 2, b""))
+    target.store.flush()
+    assert not target.store.claim(1)
+    Path(file_of(str(tmp_path), 0)).unlink()
+    said = found(str(tmp_path), 0, 5, 9, RealDisk(), 300, NOW_NS + 1)
+    assert "made anew from batch 5" in said
+    assert target.store.claim(1)
+
+
+def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    top_up(ledger, shard)
+    shard.store.close()
+    Path(file_of(str(tmp_path), 0)).unlink()
+    assert "made anew from batch 1" in found(str(tmp_path), 0, 1, 1, RealDisk(), 300, NOW_NS)
+    assert Store(str(tmp_path), 0, RealDisk()).position == 0
+    Path(begun_of(str(tmp_path), 0)).unlink()
+    Path(file_of(str(tmp_path), 0)).unlink()
+    assert found(str(tmp_path), 0, 1, 1, RealDisk(), 300, NOW_NS) == ""
+    assert Store(str(tmp_path), 0, RealDisk()).position == 1, "there never were any"
 
 
 def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledger):
@@ -160,13 +224,14 @@ def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledg
     source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     top_up(ledger, source)
     target.take((RECEIVED, 1, 2, b""))
-    target.take((LEAVE, 1, 2, b""))
+    target.take((LEAVE, 1, 2, CAME_TO_NOTHING))
     target.store.flush()
     assert target.store.here == {}
+    assert target.store.departed == set()
     target.take((RECEIVED, 1, 2, b""))
     source.take((LEAVE, 1, 1, b""))
     source.store.flush()
     top_up(ledger, target)
     target.store.flush()
-    assert target.store.claim(1, False)
+    assert target.store.claim(1)
     assert target.names() == ["1:account-topped_up", "2:account-topped_up"]

@@ -231,6 +231,13 @@ class SimDisk:
     def drop_cache(self, handle: int) -> None:
         self._plain("drop_cache", self._handles[handle][0])
 
+    def read_medium(self, path: str, offset: int, length: int) -> bytes:
+        self._plain("read_medium", path)
+        return bytes(self.medium.node(path).stable[offset : offset + length])
+
+    def identity(self, path: str) -> tuple[int, int]:
+        return 1, id(self.medium.node(path))
+
     def rename(self, source: str, target: str) -> None:
         node = self.medium.node(source)
         old, new = os.path.basename(source), os.path.basename(target)

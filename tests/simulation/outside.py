@@ -156,7 +156,9 @@ class SimHistory:
                 if entry[7]:
                     archive.rows.setdefault(entry[21], {})[entry[7]] = history_row(entry)
 
-    def ask(self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, done: Any) -> None:
+    def history(
+        self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, newest: int, done: Any
+    ) -> None:
         rows = self._archive.rows.get(user_id, {})
         chosen = sorted((entry_id for entry_id in rows if entry_id < before), reverse=True)[:limit]
         done([rows[entry_id] for entry_id in chosen])

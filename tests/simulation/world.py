@@ -175,7 +175,7 @@ class World:
             outside = Outside(
                 disk=process.disk,
                 rng=process.rng,
-                history=lambda _, shard_id, journal: SimHistory(self.archive, shard_id, journal),  # type: ignore
+                history=lambda _, shard_id, journal, __: SimHistory(self.archive, shard_id, journal),  # type: ignore
                 endpoint=lambda origin, *_: SimEndpoint(origin, self.moods, self.auditor, self.trace),  # type: ignore
             )
             application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)

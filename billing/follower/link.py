@@ -1,0 +1,399 @@
+"""A worker's end of a follower: hands durable batches to its process, and questions behind them.
+
+**Order is the whole trick.** Batches and questions travel one wire, in order; a batch is handed over when it is
+durable, in the turn of the loop in which what it holds is answered. So an answer holds every entry answered before its
+question.
+
+**Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
+Small batches are gathered for `GATHER_S` at most, or until somebody asks: a write and a process woken for each would
+cost more than the commands in it.
+What the process has not committed is held up to `unreached_bytes_max`; above that the link stops sending and only
+remembers the head. What is missing is then read again from the journal by `feed`, until the head is reached; so it is
+after each start, too. Meanwhile questions wait for the head of the moment they were asked at.
+
+**Phases.** `DOWN` no process, questions are refused · `STARTING` a process was started and opens its file · `BEHIND` it
+is fed from the journal · `LIVE` each batch is sent as it comes.
+
+**Nobody hangs.** A question is answered, or refused with UNAVAILABLE: when the process ends, while it waits for its
+restart, after `answer_timeout_s`, and where `questions_max` wait already. A process that ends is started again, later
+each time it did not get as far as the head; one that ended on the disk or on damage has a suspicious successor (see
+`store`). Trouble here never ends the worker: the journal has everything, and is not trimmed above `trim_floor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from billing.follower import messages as say
+from billing.follower.feed import Feed, Slice
+from billing.follower.store import EXIT_DAMAGED, EXIT_DISK
+from billing.ledger.errors import Refused
+from shards.batch import slim
+from shards.journal import Journal
+from shards.system.clock import boot_now_ns
+from shards.system.host import Child, Spawn, spawn
+from shards.system.links import Wire
+
+log = logging.getLogger("billing.follower")
+
+SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
+GATHER_S: Final = 0.005
+GATHER_BYTES: Final = 64 << 10
+RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+END_TIMEOUT_S: Final = 10.0
+DOWN, STARTING, BEHIND, LIVE = range(4)
+
+
+def command_of(module: str) -> list[str]:
+    """What starts a follower's process, to which the number of its descriptor is appended."""
+    return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", module]
+
+
+class Limits(NamedTuple):
+    """What is waited for, at most."""
+
+    unreached_bytes_max: int = 32 << 20  # handed over and not committed; a quarter of it while catching up
+    questions_max: int = 1024  # asked and not answered
+    answer_timeout_s: float = 10.0
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+class _Question(NamedTuple):
+    """Asked and not answered. `head`: of the moment; it is sent once the process was given this batch."""
+
+    head: int
+    message: tuple[Any, ...]
+    done: Callable[[Any], None]
+    timeout: asyncio.TimerHandle
+
+
+class FollowerLink:
+    """One follower of one shard. All calls on the loop of its worker; `journal` is open, and closed after `close`."""
+
+    def __init__(
+        self,
+        noun: str,
+        command: Sequence[str],
+        directory: str,
+        shard_id: int,
+        journal: Journal,
+        *,
+        options: tuple[Any, ...] = (),
+        limits: Limits = DEFAULT_LIMITS,
+        spawn: Spawn = spawn,
+    ) -> None:
+        """`noun`: for log and figures. `command` starts a process, to which the number of its descriptor is appended.
+        `directory`: of all files of this kind; its parent exists. `options`: what the process is told of its kind.
+        """
+        self._noun = noun
+        self._command = list(command)
+        self._directory = directory
+        self._shard_id = shard_id
+        self._journal = journal
+        self._options = options
+        self._limits = limits
+        self._spawn = spawn
+        self._loop = asyncio.get_running_loop()
+        self._feed = Feed(journal, f"{noun}-{shard_id}")
+        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._phase = DOWN
+        self._reason = "it has not been started"  # why it is not live
+        self._head = journal.head  # the last durable batch that is known here
+        self._reached = self._durable = 0
+        self._owes = 0
+        self._told: dict[str, Any] = {}  # what the process said of itself
+        self._watched = self._watched_ns = 0  # a batch, and when it was handed over; 0: none is watched
+        self._lag_ns = 0  # what it took the last batch that was watched
+        self._starts = 0
+        self._suspect = False  # the process before ended on the disk, or on damage
+        # of the present process:
+        self._life = 0
+        self._process: Child | None = None
+        self._wire: Wire | None = None
+        self._lost = asyncio.Event()
+        self._was_live = False
+        self._reading = False  # a slice is being read, maybe still for the process before
+        self._sent = 0
+        self._sent_bytes = self._reached_bytes = 0
+        self._gathered: list[tuple[int, int, bytes]] = []  # sent in the sense of `_sent`, but not on the wire yet
+        self._gathered_bytes = 0
+        self._gathering: asyncio.TimerHandle | None = None
+        self._questions: dict[int, _Question] = {}  # by number
+        self._waiting: deque[int] = deque()  # numbers of those not sent yet
+        self._number = 0
+
+    # -- what the worker calls ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the process, and again whenever it ends, until `close`."""
+        assert self._task is None
+        self._phase = STARTING
+        self._task = self._loop.create_task(self._keep())
+
+    def hand(self, position: int, payload: bytes) -> None:
+        """Takes the batch at `position`, which is durable, in the turn of the loop in which it is answered. Every batch
+        that is appended from `start` on, in order; an earlier one does no harm.
+        """
+        if position > self._head:
+            self._head = position
+            if not self._watched_ns:
+                self._watched, self._watched_ns = position, boot_now_ns()
+        if (
+            self._phase == LIVE
+            and position == self._sent + 1
+            and self._unreached_bytes <= self._limits.unreached_bytes_max
+        ):
+            self._send(position, payload)
+        elif position > self._sent:
+            if self._phase == LIVE:
+                self._phase = BEHIND
+            self._catch_up()
+
+    def ask(self, question: tuple[Any, ...], done: Callable[[Any], None]) -> None:
+        """Calls `done` with the answer to a question that the follower's kind knows, or with UNAVAILABLE. The answer
+        holds every batch handed over before.
+        """
+        if self._phase == DOWN:
+            done(self._unavailable(self._reason))
+            return
+        if len(self._questions) >= self._limits.questions_max:
+            done(self._unavailable(f"{self._limits.questions_max} questions are waiting"))
+            return
+        self._number = number = self._number + 1
+        message = (say.ASK, number, question)
+        late = self._unavailable("it does not answer in time")
+        timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer, number, late)
+        self._questions[number] = _Question(self._head, message, done, timeout)
+        if self._phase == LIVE and self._wire is not None:
+            self._post(message)
+        else:
+            self._waiting.append(number)
+
+    def trim_floor(self) -> int:
+        """The journal may be trimmed up to this position: the follower's file holds it, proved."""
+        return self._durable
+
+    def obstacle(self) -> str:
+        """Why the shard cannot go yet, for want of this follower; empty where it can: all of the journal is in the
+        file, proved, and nothing is left to do with it. To be asked again; what can be hastened is.
+        """
+        if self._phase != LIVE:
+            return f"the {self._noun} of shard {self._shard_id} is behind: {self._reason}"
+        if self._durable < self._head:
+            if self._wire is not None:
+                self._post((say.SETTLE,))
+            return f"the {self._noun} of shard {self._shard_id} is proved up to batch {self._durable} of {self._head}"
+        if self._owes:
+            return f"the {self._noun} of shard {self._shard_id} still have {self._owes} to hand over"
+        return ""
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator."""
+        noun = self._noun
+        return {
+            f"{noun}_up": int(self._phase in (BEHIND, LIVE)),
+            f"{noun}_position": self._reached,
+            f"{noun}_proved_position": self._durable,
+            f"{noun}_behind_batches": max(0, self._head - self._reached),
+            f"{noun}_lag_ns": max(self._lag_ns, boot_now_ns() - self._watched_ns if self._watched_ns else 0),
+            f"{noun}_unreached_bytes": self._unreached_bytes,
+            f"{noun}_starts": self._starts,
+            f"{noun}_pid": 0 if self._wire is None or self._process is None else self._process.pid,
+            f"{noun}_trouble": "" if self._phase == LIVE else self._reason,
+            **self._told,
+        }
+
+    async def close(self) -> None:
+        """Lets what was handed over be written durably, and ends the process. Questions are refused."""
+        self._closing.set()
+        self._refuse_all("the daemon is stopping")
+        if self._wire is not None:
+            self._post((say.CLOSE,))
+            self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
+        if self._task is not None:
+            await self._task
+        self._feed.close()
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _unreached_bytes(self) -> int:
+        return self._sent_bytes - self._reached_bytes
+
+    def _send(self, position: int, payload: bytes) -> None:
+        if len(payload) > SLIM_ABOVE_BYTES:
+            payload = slim(payload)
+        self._gathered.append((say.BATCH, position, payload))
+        self._gathered_bytes += len(payload)
+        self._sent = position
+        self._sent_bytes += len(payload)
+        if self._gathered_bytes >= GATHER_BYTES:
+            self._send_gathered()
+        elif self._gathering is None:
+            self._gathering = self._loop.call_later(GATHER_S, self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        """Puts what was gathered on the wire, as one write."""
+        gathered, self._gathered = self._gathered, []
+        self._gathered_bytes = 0
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if gathered and self._wire is not None:
+            self._wire.send_all(gathered)
+
+    def _post(self, message: tuple[Any, ...]) -> None:
+        """Sends a message behind all batches handed over before."""
+        assert self._wire is not None
+        self._send_gathered()
+        self._wire.send(message)
+
+    def _catch_up(self) -> None:
+        """Reads the next slice, unless one is under way, or too much is not committed yet."""
+        if self._phase != BEHIND or self._reading or self._closing.is_set():
+            return
+        if self._unreached_bytes <= self._limits.unreached_bytes_max // 4:
+            self._reading = True
+            self._feed.read(self._sent, partial(self._on_slice, self._life))
+
+    def _on_slice(self, life: int, found: Slice | None, error: BaseException | None) -> None:
+        self._reading = False
+        if life != self._life or self._phase != BEHIND or self._closing.is_set():
+            self._catch_up()
+            return
+        if found is None:
+            self._give_up(f"the journal cannot be read again: {error}")
+            return
+        for position, payload in found.batches:
+            self._send(position, payload)
+        if self._sent >= self._head:
+            self._phase, self._was_live = LIVE, True
+        while self._waiting:
+            question = self._questions.get(self._waiting[0])
+            if question is not None:
+                if question.head > self._sent:
+                    break
+                self._post(question.message)
+            self._waiting.popleft()
+        self._catch_up()
+
+    # -- what the process says ---------------------------------------------------------------------------------------
+
+    def _on_frame(self, wire: Wire, message: Any) -> None:
+        kind = message[0]
+        if kind == say.REACHED:
+            _, self._reached, self._reached_bytes, self._durable, self._owes = message
+            if self._watched_ns and self._reached >= self._watched:
+                self._lag_ns = boot_now_ns() - self._watched_ns
+                self._watched_ns = 0
+            self._catch_up()
+        elif kind == say.ANSWER:
+            self._answer(message[1], message[2])
+        elif kind == say.REFUSED:
+            self._answer(message[1], self._unavailable(message[2]))
+        elif kind == say.OPENED:
+            _, self._sent, remarks = message
+            self._phase = BEHIND
+            for remark in remarks:
+                log.warning("the %s of shard %d: %s", self._noun, self._shard_id, remark)
+            self._reason = "it is catching up with the journal"
+            self._suspect = False
+            self._catch_up()
+        elif kind == say.TOLD:
+            self._told = message[1]
+        else:
+            assert kind == say.FAILED, f"a message of kind {kind}"
+            self._suspect = self._suspect or message[1] in (EXIT_DAMAGED, EXIT_DISK)
+            self._give_up(message[2])
+
+    def _answer(self, number: int, answer: Any) -> None:
+        question = self._questions.pop(number, None)
+        if question is not None:
+            question.timeout.cancel()
+            question.done(answer)
+
+    def _refuse_all(self, reason: str) -> None:
+        """No question waits any more, and none is taken before the next process."""
+        self._reason = reason
+        self._phase = DOWN
+        self._waiting.clear()
+        for number in list(self._questions):
+            self._answer(number, self._unavailable(reason))
+
+    def _unavailable(self, reason: str) -> Refused:
+        return Refused("UNAVAILABLE", f"the {self._noun} cannot be read now: {reason}")
+
+    # -- its life ----------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            self._phase, self._reason = STARTING, "it is starting"
+            await self._run_once()
+            if self._closing.is_set():
+                return
+            failures = 0 if self._was_live else failures + 1
+            delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
+            what = f"the {self._noun} of shard {self._shard_id} stopped"
+            log.error("%s: %s; again in %g s", what, self._reason, delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay_s)
+
+    async def _run_once(self) -> None:
+        """One process from start to end."""
+        self._lost.clear()
+        self._was_live = False
+        self._life += 1
+        try:
+            self._process, ours = await self._spawn(self._command, [])
+        except OSError as error:
+            self._refuse_all(f"it cannot be started: {error}")
+            return
+        self._starts += 1
+        process = self._process
+        await self._loop.create_connection(lambda: Wire(self._on_frame, self._on_closed, self._on_connected), sock=ours)
+        await self._lost.wait()
+        try:
+            await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+        except TimeoutError:
+            self._kill(self._life)
+            await process.wait()
+        self._process = None
+
+    def _on_connected(self, wire: Wire) -> None:
+        self._wire = wire
+        self._gathered, self._gathered_bytes = [], 0  # was meant for a process before
+        self._sent = self._sent_bytes = self._reached_bytes = 0
+        journal, suspect = self._journal, self._suspect
+        wire.send((say.OPEN, self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
+        if self._closing.is_set():
+            wire.send((say.CLOSE,))
+
+    def _on_closed(self, wire: Wire) -> None:
+        reason = self._reason if self._phase == DOWN else "its process ended"
+        self._wire = None
+        self._refuse_all(reason)
+        self._lost.set()
+
+    def _give_up(self, reason: str) -> None:
+        """Ends this process; the next one may fare better."""
+        self._refuse_all(reason)
+        if self._wire is not None:
+            self._wire.close()
+        self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
+
+    def _kill(self, life: int) -> None:
+        """Ends a process that does not end by itself."""
+        if life == self._life and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()

@@ -1,0 +1,250 @@
+"""What the processes of all followers have in common: one wire to the worker, one file, timers, and an end.
+
+The process inherits its wire as a descriptor and ends when that closes; terminal signals are the worker's business,
+not its own. Whatever goes wrong with its file ends it, after it has told why and with which exit code; what goes
+wrong with a question refuses that question alone. After an error the process exits without closing its file: SQLite
+would copy its log into it and remove the log, which may be the only good copy.
+
+A kind of follower says what it opens, what it does with a batch and with a question, and how long its batches may wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Final
+
+import uvloop
+
+from billing.follower.messages import (
+    ANSWER,
+    ASK,
+    BATCH,
+    CLOSE,
+    FAILED,
+    OPEN,
+    OPENED,
+    REACHED,
+    REFUSED,
+    SETTLE,
+    TOLD,
+)
+from billing.follower.store import FollowerStore, code_of, reason_of
+from shards.system.disk import Disk, private_directory
+from shards.system.links import Wire
+
+CHECKPOINT_S: Final = 10.0
+CHECKPOINT_RETRY_S: Final = 1.0  # a reader of another process stood in the way
+LAST_WORDS_S: Final = 1.0  # the worker has them, and has closed its end
+
+
+class Follower(ABC):
+    """One wire, one file."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.ended = asyncio.Event()  # nothing is left to do, and what was said has left
+        self._closed = asyncio.Event()
+        self.exit_code = 0
+        self.disk = disk
+        self._loop = asyncio.get_running_loop()
+        self._wire: Wire | None = None
+        self._ending = False
+        self._bytes = 0
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    # -- what a kind says --------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def store(self) -> FollowerStore | None:
+        """The file, once it is open."""
+
+    @abstractmethod
+    def on_open(
+        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
+    ) -> tuple[FollowerStore, list[str]]:
+        """Opens the file, and brings it into a journal that holds the batches `first` to `head`; also remarks."""
+
+    @abstractmethod
+    def on_batch(self, position: int, payload: bytes) -> None:
+        """Takes the batch after the last one, and sees to it that it is committed soon."""
+
+    @abstractmethod
+    def on_ask(self, number: int, question: tuple[Any, ...]) -> None:
+        """Answers a question, or refuses it, now or later."""
+
+    @abstractmethod
+    def flush(self) -> bool:
+        """Commits what was taken; False where there is nothing."""
+
+    def owes(self) -> int:
+        """How many things this follower has still to do before its shard may go."""
+        return 0
+
+    async def finish(self) -> None:
+        """Ends what the kind has under way, before its file is closed."""
+        return
+
+    # -- the wire ----------------------------------------------------------------------------------------------------
+
+    def wire(self) -> Wire:
+        """The protocol for the worker's end."""
+        return Wire(self._on_frame, self._on_closed, self._on_connected)
+
+    def _on_connected(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def _on_frame(self, wire: Wire, message: Any) -> None:
+        if self._ending:
+            return
+        try:
+            kind = message[0]
+            if kind == BATCH:
+                assert self.store is not None, "a batch before OPEN"
+                self._bytes += len(message[2])
+                self.on_batch(message[1], message[2])
+            elif kind == ASK:
+                assert self.store is not None, "a question before OPEN"
+                self.on_ask(message[1], message[2])
+            elif kind == SETTLE:
+                self.checkpoint()
+            elif kind == OPEN:
+                self._on_open(*message[1:])
+            else:
+                assert kind == CLOSE, f"a message of kind {kind}"
+                self.end(None)
+        except Exception as error:
+            self.end(error)
+
+    def _on_open(
+        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
+    ) -> None:
+        assert self.store is None, "opened twice"
+        try:
+            private_directory(self.disk, directory)
+        except FileExistsError:  # the follower of another shard made it just now
+            private_directory(self.disk, directory)
+        store, remarks = self.on_open(directory, shard, first, head, suspect, options)
+        self._send((OPENED, store.position, remarks))
+        self.tell_reached()
+
+    def _on_closed(self, wire: Wire) -> None:
+        self._wire = None
+        self._closed.set()
+        self.end(None)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        if self._wire is not None:
+            self._wire.send(message)
+
+    def answer(self, number: int, answer: Any) -> None:
+        """Answers a question."""
+        self._send((ANSWER, number, answer))
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Refuses a question."""
+        self._send((REFUSED, number, reason))
+
+    def tell(self, figures: dict[str, Any]) -> None:
+        """Tells the operator's figures."""
+        self._send((TOLD, figures))
+
+    def tell_reached(self) -> None:
+        """Tells how far the file is."""
+        if (store := self.store) is not None:
+            self._send((REACHED, store.position, self._bytes, store.durable, self.owes()))
+
+    # -- work that waits ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing is begun any more."""
+        return self._ending
+
+    def later(self, name: str, delay_s: float, work: Callable[[], object]) -> None:
+        """Calls `work` once, in so many seconds, unless work of this name is ahead already. Trouble with it ends the
+        process, as trouble with a message does.
+        """
+        if name in self._timers or self._ending:
+            return
+
+        def fire() -> None:
+            self._timers.pop(name, None)
+            if not self._ending:
+                try:
+                    work()
+                except Exception as error:
+                    self.end(error)
+
+        self._timers[name] = self._loop.call_later(delay_s, fire)
+
+    def cancel(self, name: str) -> None:
+        """No work of this name is ahead."""
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+
+    def checkpoint(self) -> None:
+        """Commits what was taken, makes it durable and proves it."""
+        store = self.store
+        assert store is not None
+        self.cancel("checkpoint")
+        self.flush()
+        if not store.checkpoint():
+            self.later("checkpoint", CHECKPOINT_RETRY_S, self.checkpoint)
+        self.tell_reached()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def end(self, error: BaseException | None) -> None:
+        """Ends the process; without an error in good order. What was handed over is durable in the journal, so it is
+        committed whoever is still there to hear of it.
+        """
+        if self._ending:
+            return
+        self._ending = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._loop.create_task(self._finish(error))
+
+    async def _finish(self, error: BaseException | None) -> None:
+        try:
+            await self.finish()
+            if error is None and self.store is not None:
+                self.flush()
+                self.store.close()
+                self.tell_reached()
+        except Exception as trouble:
+            error = error or trouble
+        if error is not None:
+            self.exit_code = code_of(error)
+            self._send((FAILED, self.exit_code, reason_of(error)))
+        if self._wire is not None:
+            self._wire.part()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), LAST_WORDS_S)
+        self.ended.set()
+
+
+async def _serve(descriptor: int, make: Callable[[], Follower]) -> int:
+    connection = socket.socket(fileno=descriptor)
+    connection.setblocking(False)
+    follower = make()
+    await asyncio.get_running_loop().create_connection(follower.wire, sock=connection)
+    await follower.ended.wait()
+    return follower.exit_code
+
+
+def run(descriptor: int, niceness: int, make: Callable[[], Follower]) -> None:
+    """The main function of a follower's process, which ends with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(niceness)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_serve(descriptor, make))
+        if code:
+            os._exit(code)  # not by way of the interpreter's end, which would close the file

@@ -1,0 +1,146 @@
+"""Makes, finds again, and mends the file of one shard's owed notices (`store`).
+
+A file that never was begins behind the journal's last batch: whoever is named in `notify.url` is told of what happens
+from then on. A file that is gone or damaged is made anew as far as the journal reaches: what was told already is told
+again under the same id. `begun-N`, a small file beside it, tells the one from the other.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from typing import Any
+
+from billing.follower.store import connect, file_of, make, make_of, opened
+from billing.notices.store import INSERT, KIND, OWED, Store, checksum_of
+from shards.system.disk import Disk, private_directory, read_file, write_file
+
+
+def begun_of(directory: str, shard: int) -> str:
+    """The small file that says that a shard's notices had begun, and behind which batch."""
+    return f"{directory}/begun-{shard}"
+
+
+def found(directory: str, shard: int, first: int, head: int, disk: Disk, file_id: int, now_ns: int) -> str:
+    """Sees to it that the file is there: where there never was one, notices begin behind the journal's last batch,
+    `head`; where it is gone, it is made anew from `first`, and what that means is returned. `now_ns`: wall time.
+    """
+    try:
+        private_directory(disk, directory)
+    except FileExistsError:  # another shard made it just now
+        private_directory(disk, directory)
+    path, begun = file_of(directory, shard), begun_of(directory, shard)
+    if disk.exists(path):
+        if not disk.exists(begun):  # of an older version
+            write_file(disk, begun, b"0")
+        return ""
+    position, made_ns, remark = head, 0, ""
+    if disk.exists(begun):
+        position, made_ns = max(first - 1, _begun(disk, begun)), now_ns
+        remark = (
+            f"its file is gone, and is made anew from batch {position + 1} on; what was told since may be told again"
+        )
+    else:
+        write_file(disk, begun, b"%d" % head)
+    make(path, KIND, disk, lambda db: _fill(db, shard, position, file_id, made_ns))
+    return remark
+
+
+def _begun(disk: Disk, path: str) -> int:
+    with suppress(ValueError):
+        return int(read_file(disk, path))
+    return 0
+
+
+def _fill(db: sqlite3.Connection, shard: int, position: int, file_id: int, made_ns: int) -> None:
+    db.execute("INSERT INTO about VALUES (?, ?, 0, ?, ?)", (shard, position, file_id, made_ns))
+
+
+def abandon(directory: str, shard: int, disk: Disk) -> bool:
+    """Gives up what a shard owes, where nobody is to be told any more; False where there was nothing."""
+    path = file_of(directory, shard)
+    if not disk.exists(path):
+        return False
+    for name in (path, f"{path}-wal", f"{path}-shm", begun_of(directory, shard)):
+        if disk.exists(name):
+            disk.unlink(name)
+    return True
+
+
+def rows_are_sound(db: sqlite3.Connection) -> bool:
+    """Whether every owed notice of a file of this version is what was written."""
+    if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
+        return True  # older rows have no checksum
+    return all(checksum == checksum_of(row) for *row, checksum in db.execute("SELECT * FROM owed"))
+
+
+def open_store(
+    directory: str,
+    shard: int,
+    first: int,
+    head: int,
+    disk: Disk,
+    *,
+    suspect: bool,
+    file_id: int,
+    now_ns: int,
+    accept_loss: bool = False,
+) -> tuple[Store, list[str]]:
+    """The store of a shard whose journal holds the batches `first` to `head`, and remarks for the operator. The file is
+    there (`found`); where it is damaged or of an older version, a new one is made of it and of the journal. Raises
+    StoreError (Ahead), Unproved, sqlite3.Error, OSError.
+    """
+    path = file_of(directory, shard)
+    remarks = []
+    if remark := found(directory, shard, first, head, disk, file_id, now_ns):
+        remarks.append(remark)
+    elif source := opened(path, KIND, disk, suspect, rows_are_sound):
+        again = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches
+        made_ns = now_ns if source != path else 0
+        remark = make_of(
+            path,
+            source,
+            KIND,
+            disk,
+            lambda db: _salvage(db, source, shard, again, file_id, made_ns),
+            lambda db: _fill(db, shard, first - 1, file_id, now_ns),
+        )
+        remarks += [remark] if remark else []
+    store = Store(directory, shard, disk)
+    remarks += store.settle(first, head, accept_loss=accept_loss)
+    return store, remarks
+
+
+def _salvage(db: sqlite3.Connection, source: str, shard: int, again: int, file_id: int, made_ns: int) -> str:
+    """Fills `db` with what is good in `source` up to the batch `again`, or to its own end; says what came of it."""
+    old = connect(source, KIND, versions=(KIND.version, *KIND.older))
+    kept = 0
+    try:
+        about = _readable(old, "SELECT position FROM about")
+        position = min(again, about[0][0]) if about else again
+        _fill(db, shard, position, file_id, made_ns)
+        is_old = old.execute("PRAGMA user_version").fetchone() != (KIND.version,)
+        for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if is_old else 'checksum'} FROM owed"):
+            if row[4] <= position and (is_old or row[-1] == checksum_of(row[:-1])):
+                db.execute(INSERT, (*row[:-1], checksum_of(row[:-1])))
+                kept += 1
+        pending = "0" if is_old else "pending"
+        for departure in _readable(old, f"SELECT bucket_id, generation, position, {pending} FROM departures"):
+            db.execute("INSERT INTO departures VALUES (?, ?, ?, ?)", departure)
+        arrived = "0" if is_old else "arrived_ns"
+        for arrival in _readable(old, f"SELECT bucket_id, generation, position, pending, {arrived} FROM arrivals"):
+            db.execute("INSERT INTO arrivals VALUES (?, ?, ?, ?, ?)", arrival)
+        if not is_old:
+            for claim in _readable(old, "SELECT bucket_id, file_id, seq, proved FROM claims"):
+                db.execute("INSERT INTO claims VALUES (?, ?, ?, ?)", claim)
+    finally:
+        old.close()
+    return f"{kept} owed notices up to batch {position}, and of the journal behind it"
+
+
+def _readable(db: sqlite3.Connection, query: str) -> list[Any]:
+    """The rows up to the first page that cannot be read."""
+    rows: list[Any] = []
+    with suppress(sqlite3.DatabaseError):
+        rows.extend(iter(db.execute(query)))
+    return rows
