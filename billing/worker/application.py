@@ -208,6 +208,11 @@ class Billing:
         floor = 0 if self._history is None else self._history.trim_floor()
         return floor if self._notices is None else min(floor, self._notices.trim_floor())
 
+    def obstacle(self) -> str:
+        """Why this shard cannot go yet, though it has no bucket any more: what its history and notices still need."""
+        parts = (self._history, self._notices)
+        return next((found for part in parts if part is not None and (found := part.obstacle())), "")
+
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
         told = self.machine.figures() | self._census_figures()

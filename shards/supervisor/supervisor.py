@@ -7,7 +7,8 @@ that dies (`shards.supervisor.child_process`, `shards.supervisor.restart_policy`
 with the supervisor: their control wires close.
 
 **Shards come and go** while it serves (`resize`): a new one gets its worker, is made known to all, and buckets move to
-it; one that is wanted no more gets weight 0, is drained, and its worker ends.
+it; one that is wanted no more gets weight 0, is drained, and its worker ends as soon as the application needs nothing
+of the shard's journal any more (its followers are through).
 
 **Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
 these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
@@ -16,6 +17,7 @@ these, recorded, and sent to all. About once a second billing time is compared w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -39,6 +41,8 @@ log = logging.getLogger("shards.supervisor.supervisor")
 STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
+RETIRE_POLL_S = 0.2  # how often a drained shard is asked whether it may go
+OBSTACLE_TIMEOUT_S = 1.0
 
 
 class SupervisorSettings(NamedTuple):
@@ -86,6 +90,7 @@ class Supervisor:
         self._office = SupervisorPort(host.spawn, command, listeners, *tell, self._stopping)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._retiring: set[int] = set()  # drained shards that are asked whether they may go
 
     @property
     def map(self) -> BucketMap:
@@ -374,20 +379,46 @@ class Supervisor:
             self.spawn(self._retire(self.workers[shard_id]))
 
     async def _retire(self, worker: WorkerState) -> None:
-        async with self.registry.deciding:
-            if (one := worker.shard_id) in self.settings.weights or self.map.buckets_of(one) or self.mover.touches(one):
-                return  # wanted again meanwhile, or a move is not over, behind which it is looked again
-            await self.registry.record(["retire", worker.shard_id])
-            worker.retired = True
-            del self.workers[worker.shard_id]
-            self._tell_shards([["retire", worker.shard_id]])
-            if worker.wire is not None:
-                worker.wire.send(("stop",))
+        """Lets a drained shard go, once its application needs nothing of it any more, however long that takes."""
+        one = worker.shard_id
+        if one in self._retiring:
+            return
+        self._retiring.add(one)
+        try:
+            while await self._must_wait(worker):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), RETIRE_POLL_S)
+                    return
+        finally:
+            self._retiring.discard(one)
+        if not worker.retired:
+            return
         if worker.task is not None:
             await worker.task
         if worker.direct is not None:
             worker.direct.close()
-        log.info("shard %d is drained and gone", worker.shard_id)
+        log.info("shard %d is drained and gone", one)
+
+    async def _must_wait(self, worker: WorkerState) -> bool:
+        """Whether the shard cannot go yet. Where it can, the map forgets it and its worker ends."""
+        one = worker.shard_id
+        async with self.registry.deciding:
+            if one in self.settings.weights or self.map.buckets_of(one) or self.mover.touches(one):
+                return False  # wanted again meanwhile, or a move is not over, behind which it is looked again
+            told = await self.readings.ask(worker, "obstacle", OBSTACLE_TIMEOUT_S)
+            obstacle = told.get("obstacle", "its worker does not answer")
+            if obstacle:
+                if worker.reason != obstacle:
+                    log.info("shard %d is drained, and waits: %s", one, obstacle)
+                worker.reason = obstacle
+                return True
+            await self.registry.record(["retire", one])
+            worker.retired = True
+            del self.workers[one]
+            self._tell_shards([["retire", one]])
+            if worker.wire is not None:
+                worker.wire.send(("stop",))
+            return False
 
     async def _stop_workers(self) -> None:
         self.mover.stop()

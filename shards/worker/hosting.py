@@ -68,6 +68,11 @@ class Hosted(Application, Protocol):
     def trim_floor(self) -> int:
         """The journal's position up to which the application needs nothing of it any more."""
 
+    def obstacle(self) -> str:
+        """Why a shard without buckets cannot go yet, for want of what the application makes of its journal; empty where
+        it can. Asked again and again: what can be hastened is.
+        """
+
     def configure(self, configuration: bytes) -> None:
         """Takes up a changed configuration, in what may change while it serves."""
 

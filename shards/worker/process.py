@@ -199,6 +199,10 @@ class Process:
             backup.on_message(self._worker, message, wire.send)
         elif kind == "figures":
             wire.send(("figures", message[1], self._figures()))
+        elif kind == "obstacle":
+            obstacle = "it is starting" if self._worker is None or self._application is None else ""
+            obstacle = obstacle or (self._application.obstacle() if self._application is not None else "")
+            wire.send(("figures", message[1], {"obstacle": obstacle}))
         elif kind == "inquire":
             if self._worker is not None and self._inquirer is not None:
                 self._inquirer.ask(self._worker, message[1], message[2], message[3])

@@ -166,6 +166,9 @@ class SimHistory:
     def trim_floor(self) -> int:
         return self._archive.positions.get(self._shard_id, 0)
 
+    def obstacle(self) -> str:
+        return ""
+
     def figures(self) -> dict[str, Any]:
         return {}
 
