@@ -118,7 +118,7 @@ class Cluster(_Section):
 
 
 class Cutoff(_Section):
-    """The GET that switches a user's machines off at the instant the balance runs out."""
+    """The call that switches a user's machines off at the instant the balance runs out."""
 
     url: UrlText = _key(
         "http://127.0.0.1:8080/cutoff?user_id={user_id}",
@@ -126,10 +126,19 @@ class Cutoff(_Section):
         min_length=1,
     )
     restore_url: UrlText = _key("", "Called likewise once a user who may have been switched off has money again")
+    method: Literal["GET", "POST"] = _key("GET", "The fields stand in the query, or in a JSON body as webhooks have it")
     secret_file: SecretFile = _key("", "The secret that signs calls and notices; two lines while it is being changed")
     concurrency: int = _key(64, "Calls under way at once in each worker", ge=1, le=4096)
-    timeout_s: float = _key(10.0, "Seconds from sending a call to its answer", ge=0.05, le=300)
+    timeout_s: float = _key(
+        10.0,
+        "Seconds from sending a call to its answer; up to six times as long while nobody is answered",
+        ge=0.05,
+        le=300,
+    )
     connect_timeout_s: float = _key(3.0, "Seconds of these to connect", ge=0.05, le=300)
+    warm_connections: int = _key(
+        8, "Kept open in each worker, ahead of calls, to endpoints shown to serve others beside them", ge=0, le=256
+    )
     hold_above: int = _key(-1, "With more overdue at a start, all wait for release_cutoffs; -1: never", ge=-1, le=10**9)
     recheck_s: float = _key(0.0, "Called again if there is a rate this long after the 2xx; 0: never", ge=0, le=86_400)
     after_exhaustion: Literal["clamp", "accrue"] = _key(

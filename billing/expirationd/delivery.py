@@ -5,9 +5,9 @@ written, with no `await` between), `request` makes the bytes, `endpoint` exchang
 back (`report`). A fixed number of sender coroutines take one item after the other: no task per request.
 
 **Order of an attempt.** 1 take an item. 2 Ask what is owed; nothing: done. 3 Have a connection; if it had to be opened,
-ask again. 4 Report STARTED. 5 Write. 6 Status and headers: report DELIVERED or FAILED, finish the item. 7 Let the rest
-of the answer pass. Where no connection comes about, nothing was started: FAILED alone is reported, and the account may
-still be saved without anybody having been told.
+ask again. 4 Report STARTED. 5 Write. 6 The status: report DELIVERED or FAILED, finish the item. Where no connection
+comes about, nothing was started: FAILED alone is reported, and the account may still be saved without anybody having
+been told.
 
 **What the caller promises.** `report` changes what `owed` answers before it returns. Whoever makes something owed calls
 `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
@@ -15,21 +15,28 @@ still be saved without anybody having been told.
 account, the same event_id on every attempt, and another attempt until a 2xx. It holds no truth: what was in flight when
 the process died is owed in the ledger still.
 
-It never decides what is owed, and never reads a clock but through `now_ns`.
+**Two clocks.** `now_ns` is billing time, which schedules and lateness are made of; `wall_ns` is the wall clock, of
+which receivers check that a call is fresh: `webhook-timestamp` is the wall clock's second at the moment of writing.
+
+It never decides what is owed, and never reads a clock but through these two.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from billing.expirationd.endpoint import Endpoint, Limits, Line, Unreachable, Verdict
-from billing.expirationd.outbox import DROPPED, FAILED, OK, Item, Outbox, Pace
-from billing.expirationd.request import GetTemplate
+from billing.expirationd.dialing import Unreachable
+from billing.expirationd.endpoint import Endpoint, Limits, Verdict
+from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Pace
+from billing.expirationd.line import Line
+from billing.expirationd.outages import Outages
+from billing.expirationd.outbox import Item, Outbox
+from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
 from billing.expirationd.throughput import Throughput
+from shards.system.clock import wall_now_ns
 from shards.worker.histogram import LATENESS_NS, Histogram
 
 if TYPE_CHECKING:
@@ -49,8 +56,8 @@ Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, 
 
 _UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
 _LATE_S: Final = 0.001
-
-log = logging.getLogger(__name__)
+_TIMEOUT_MAX: Final = 6  # times `timeout_s`, as far as a patience grows
+_SECOND_NS: Final = 10**9
 
 
 class Template(Protocol):
@@ -69,6 +76,7 @@ class DeliverySettings(NamedTuple):
 
     url: str
     restore_url: str = ""
+    method: str = "GET"
     secrets: tuple[bytes, ...] = ()
     concurrency: int = 64
     timeout_s: float = 10.0
@@ -82,17 +90,19 @@ class DeliverySettings(NamedTuple):
 
 
 def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
-    templates: dict[str, Template] = {CUTOFF: GetTemplate(settings.url, settings.secrets)}
+    made = PostTemplate if settings.method == "POST" else GetTemplate
+    templates: dict[str, Template] = {CUTOFF: made(settings.url, settings.secrets)}
     if settings.restore_url:
-        templates[RESTORE] = GetTemplate(settings.restore_url, settings.secrets)
+        templates[RESTORE] = made(settings.restore_url, settings.secrets)
     return templates
 
 
 class Delivery:
     """Sends what is owed. Made inside a running loop.
 
-    `now_ns` reads billing time anew at each call; `failed` takes what must end the process (a broken invariant).
-    `templates` (by kind) make other requests than the GETs of the settings' URLs; the first is where what has no kind
+    `now_ns` reads billing time anew at each call, `wall_ns` the wall clock; `failed` takes what must end the process (a
+    broken invariant).
+    `templates` (by kind) make other requests than those of the settings' URLs; the first is where what has no kind
     yet is expected to go.
     """
 
@@ -106,18 +116,23 @@ class Delivery:
         failed: Callable[[BaseException], object],
         endpoint_of: EndpointOf = Endpoint,
         templates: dict[str, Template] | None = None,
+        wall_ns: Callable[[], int] = wall_now_ns,
     ) -> None:
         self._owed = owed
         self._report = report
         self.settings = settings
         self.now_ns = now_ns
+        self._wall_ns = wall_ns
         self._failed = failed
         self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
         self._templates = _cutoff_templates(settings) if templates is None else templates
         self._origins = list(dict.fromkeys(template.origin for template in self._templates.values()))
         self._lanes = {kind: self._origins.index(template.origin) for kind, template in self._templates.items()}
-        pace = settings.pace._replace(concurrency=settings.concurrency)
+        timeout_ns = int(settings.timeout_s * _SECOND_NS)
+        pace = settings.pace._replace(
+            concurrency=settings.concurrency, timeout_ns=timeout_ns, patience_max_ns=_TIMEOUT_MAX * timeout_ns
+        )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
         self.started = self.delivered = self.failures = self.dropped = 0
@@ -125,13 +140,15 @@ class Delivery:
         self.sent_late = Histogram(LATENESS_NS)  # from E to the first attempt of each cutoff
         self.done_late = Histogram(LATENESS_NS)  # from E to its 2xx
         self.throughput = Throughput()  # of cutoffs
+        self._lines: dict[Item, Line] = {}  # calls in flight
         self._senders: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
+        self._cutting: asyncio.TimerHandle | None = None
         self._running = False
         self._quiet: asyncio.Event = asyncio.Event()
-        self._shut = [False] * len(self._origins)
+        self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox))
 
     # -- what the caller tells --------------------------------------------------------------------------------------
 
@@ -169,25 +186,24 @@ class Delivery:
         return released
 
     @property
-    def ahead(self) -> GetTemplate:
+    def ahead(self) -> CutoffTemplate:
         """Where what can be made of a coming cutoff's request is made."""
         template = self._templates[CUTOFF]
-        assert isinstance(template, GetTemplate), "these are no cutoffs"
+        assert isinstance(template, CutoffTemplate), "these are no cutoffs"
         return template
 
     def start(self) -> None:
-        """Opens warm connections and begins to send."""
+        """Begins to send."""
         settings = self.settings
         limits = Limits(
             connect_timeout_s=settings.connect_timeout_s,
-            timeout_s=settings.timeout_s,
             body_s=settings.body_s,
             answer_bytes_max=settings.answer_bytes_max,
             connections_max=settings.concurrency + settings.warm,
             warm=settings.warm,
             idle_s=settings.idle_s,
         )
-        self.endpoints = [self._endpoint_of(origin, limits, self.now_ns, settings.tls) for origin in self._origins]
+        self.endpoints = [self._endpoint_of(origin, limits, self._wall_ns, settings.tls) for origin in self._origins]
         for endpoint in self.endpoints:
             endpoint.start()
         self._running = True
@@ -201,11 +217,18 @@ class Delivery:
             "cutoffs_failed": self.failures,
             "cutoffs_held": self.outbox.held,
             "calls_in_flight": self.outbox.in_flight,
-            "endpoints_shut": sum(self._shut),
+            "cutoffs_waiting_ns": self._waiting_ns(),
+            "endpoints_shut": len(self.outages),
+            "endpoint_outages": self.outages.plain(),
             "cutoff_error": self.last_error,
             "cutoff_sent_ns": self.sent_late.plain(),
             "cutoff_done_ns": self.done_late.plain(),
         }
+
+    def _waiting_ns(self) -> int:
+        """How late the first attempt already is that waits for longest; 0 where none waits."""
+        oldest_ns = self.outbox.oldest_fresh_ns()
+        return 0 if oldest_ns < 0 else max(0, self.now_ns() - oldest_ns)
 
     async def drain(self, timeout_s: float) -> bool:
         """Begins nothing new and waits for what is in flight; True if nothing is any more."""
@@ -221,8 +244,10 @@ class Delivery:
     async def close(self) -> None:
         """Ends at once. What is in flight stays owed: whether it arrived is unknown."""
         self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
+        self.outages.close()
+        for timer in (self._timer, self._cutting):
+            if timer is not None:
+                timer.cancel()
         for sender in self._senders:
             sender.cancel()
         await asyncio.gather(*self._senders, return_exceptions=True)
@@ -236,6 +261,8 @@ class Delivery:
         if not self._running:
             return
         if not self._idle and len(self._senders) >= self.settings.concurrency:
+            if self._cutting is None:
+                self._watch()
             return  # all are at work, and each looks for more when it is done
         now_ns = self.now_ns()
         wake_ns = self.outbox.next_wake_ns(now_ns)
@@ -256,6 +283,26 @@ class Delivery:
             sender = self._loop.create_task(self._send())
             self._senders.add(sender)
             sender.add_done_callback(self._on_sender_done)
+
+    def _watch(self) -> None:
+        """All senders are at work: sees to it that calls that hang do not hold more than their share."""
+        now_ns = self.now_ns()
+        cut_ns = self.outbox.next_cut_ns(now_ns)
+        if cut_ns >= 0:
+            self._cutting = self._loop.call_later((cut_ns - now_ns) / 1e9 + _LATE_S, self._on_cutting, False)
+
+    def _on_cutting(self, seen: bool) -> None:
+        if not seen:  # what came while the process did not run is read first
+            self._cutting = self._loop.call_later(10 * _LATE_S, self._on_cutting, True)
+            return
+        self._cutting = None
+        now_ns = self.now_ns()
+        for item in self.outbox.cut(now_ns):
+            line = self._lines.get(item)
+            if line is not None:
+                in_s = (now_ns - item.begun_ns) / 1e9
+                line.endpoint.end(line, f"no answer within {in_s:.1f} s, and others wait")
+        self.rouse()
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -307,24 +354,21 @@ class Delivery:
             try:
                 line = await endpoint.connect()
             except Unreachable as error:
-                self._told(item, kind, seq, exhausted_at_ns, (FAILED, str(error), -1))
+                self._told(item, kind, seq, exhausted_at_ns, (UNREACHABLE, str(error), -1))
                 return True
         self.started += 1
         if kind == CUTOFF and not attempts:
             self.sent_late.add(max(0, now_ns - exhausted_at_ns))
         self._report(kind, bucket_id, user_id, seq, STARTED, "")
-        request = self._templates[kind].request(user_id, event_id, seq, exhausted_at_ns, now_ns // 10**9)
-        settled = False
+        timestamp_s = self._wall_ns() // _SECOND_NS
+        request = self._templates[kind].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
+        timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
+        self._lines[item] = line
         try:
-            self._told(item, kind, seq, exhausted_at_ns, await endpoint.exchange(line, request))
-            settled = endpoint.settle(line)
-            if not settled:
-                settled = True
-                await endpoint.drain(line)
+            verdict = await endpoint.exchange(line, request, timeout_s)
         finally:
-            if not settled:
-                line.payload = None
-                endpoint.settle(line)
+            del self._lines[item]
+        self._told(item, kind, seq, exhausted_at_ns, verdict)
         return True
 
     def _named(self, item: Item) -> Owed | None:
@@ -358,15 +402,9 @@ class Delivery:
             self.dropped += outcome == DROPPED
             self.last_error = error
             self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
+        lane = self.outbox.lanes[item.lane]
         self.outbox.finish(item, outcome, now_ns, retry_after_ns, more)
-        shut = self.outbox.lanes[item.lane].shut
-        if shut != self._shut[item.lane]:
-            self._shut[item.lane] = shut
-            origin = self._origins[item.lane]
-            if shut:
-                log.warning("%s does not answer (%s): probing it, %d owed", origin, error, len(self.outbox))
-            else:
-                log.warning("%s answers again: sending, %d owed", origin, len(self.outbox))
+        self.outages.look(self._origins[item.lane], lane, error)
         self._when_quiet()
 
     def _when_quiet(self) -> None:

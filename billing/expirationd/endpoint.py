@@ -1,22 +1,39 @@
-"""One endpoint over aiohttp: warm connections, one request written, one answer judged, everything bounded.
+"""One endpoint: connections, one request written, one answer judged, everything bounded.
 
-aiohttp does what it does well: resolve, connect, TLS, and parse answers with its C parser. Its session and request
-classes are left out, because they cost ten times what the exchange itself costs (`benchmarks/cutoff_get.py` shows
-it); with them go, by construction: redirects, cookies, proxies and passwords from the environment, decompression, and
-the silent second try of a GET on a dropped connection. Used are `TCPConnector.connect`, and of the connection it gives
-`transport.write` and the response handler's `set_response_params` and `read`.
+`dialing` makes connections, `answer` takes answers apart; here is what joins them: which connection a call is written
+on, how long it may take, and which connections are kept. Left out, because they cost many times what the exchange
+itself costs (`benchmarks/cutoff_get.py`): redirects, cookies, proxies and passwords from the environment,
+decompression, and a silent second try on a dropped connection.
 
-**What is an answer.** Status and headers, complete. 2xx is OK, 5xx is FAILED, all else ANSWERED. The body decides
-nothing: up to `answer_bytes_max` of it are read so that the connection can be used again, for at most `body_s`;
-otherwise the connection is closed. No answer: FAILED; but if a connection that was used before ends without one, it
-was probably closed while idle: DROPPED, to be tried at once on a new connection, as another attempt that is counted.
+**What is an answer.** A complete final status line. 2xx is OK, 429 or 503 with a Retry-After is BUSY, all else FAILED.
+Where the headers do not end, or end too late, the status that came decides all the same. Up to `answer_bytes_max` of
+the body are read so that the connection can be used again, for at most `body_s`; otherwise the connection is closed.
+No answer: FAILED, or TIMED_OUT; but if a connection that was used before ends without one, it was probably closed
+while idle: DROPPED, to be tried at once on a new connection, as another attempt that is counted.
 
-**Time.** `connect_timeout_s` to be connected, `timeout_s` from writing to the end of the headers, whatever dribbles in
-meanwhile. Both are kept to the millisecond (aiohttp would round times above 5 s up to whole seconds), by one timer for
-all connections rather than one a request.
+**Time.** `connect_timeout_s` to be connected, and what `exchange` is given from writing to the status. One timer serves
+all connections rather than one a request. Where that timer itself rings late, because the process did not run, answers
+that came meanwhile are read first.
 
-**Idle connections** are used last in, first out; one idle for longer than `idle_s` is replaced before the other side
-or something between forgets it. `warm` of them are kept open while nothing happens.
+**Which connection.** Many servers serve one connection at a time in each process or thread: one that is silent keeps
+such a server waiting for its request, and a call that is written on another connection is not even accepted. Nobody can
+see this from outside, so it is found out by behaviour. A connection is *proved* once an answer came on it: the server
+has accepted it, and keeps it open. Proved connections are used first, the youngest of them first. *Spare* ones were
+opened ahead, and nothing was ever written on them.
+
+    UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`
+    MANY      `warm` connections are kept open, spare ones where too few are proved
+    FEW       none is kept: a connection is closed as soon as nothing is to be sent on it
+
+From UNKNOWN to MANY there is one way, once an answer has left a connection open: a call for which all spare connections
+are opened first, and then its own, is answered while all of them stay silent. A call on a connection not proved that is
+unanswered for `SILENCE_S` and twice the usual time, while nobody else was answered either, has all idle connections
+closed: nothing was written on them, or everything was answered, so nothing can be lost. If an answer follows as soon on
+a connection not proved, the server waited for those: where that happens `STRIKES_MAX` times, it serves FEW. After
+`FORGET_S`, FEW is UNKNOWN again.
+
+So a call waits for connections of this process for some `SILENCE_S` at most, and a call of another process for as long.
+A connection idle for `idle_s`, or for two thirds of the time after which this server closed one, is closed or replaced.
 
 It never decides when to try again, and knows neither accounts nor money. What an endpoint sends is never logged.
 """
@@ -24,28 +41,37 @@ It never decides when to try again, and knows neither accounts nor money. What a
 from __future__ import annotations
 
 import asyncio
-import os
+from collections import deque
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK
+from billing.expirationd.answer import AnswerReader, Malformed
+from billing.expirationd.dialing import Dialer, Unreachable
+from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
+from billing.expirationd.line import Line
 from shards.system.clock import boot_now_ns
 
 if TYPE_CHECKING:
     import ssl
 
-    from aiohttp.client_proto import ResponseHandler
-    from aiohttp.connector import Connection
-    from aiohttp.streams import StreamReader
+UNKNOWN: Final = "unknown"
+MANY: Final = "many"
+FEW: Final = "few"
 
-_NO_ROUNDING_S: Final = 1e9  # ClientTimeout.ceil_threshold: times above it are rounded up to whole seconds
+SILENCE_S: Final = 0.02
+BRIEFLY_S: Final = 1.0
+FORGET_S: Final = 600.0
+STRIKES_MAX: Final = 2
+
 _TEND_S: Final = 1.0
 _TICK_S: Final = 0.001  # the resolution of the loop's timers
+_TICK_NS: Final = 1_000_000
+_STALLED_NS: Final = 50_000_000  # a timer this late says that the process did not run
 _SECOND_NS: Final = 10**9
-_INFORMATIONAL_MAX: Final = 8  # 1xx answers before the real one
 _RECENTLY_NS: Final = 10**9
 _RETRY_AFTER_S_MAX: Final = 10**9
+_IDLE_S_MIN: Final = 0.2
 
 Verdict = tuple[int, str, int]  # outcome, error ("" for OK), Retry-After in ns (-1: none)
 
@@ -54,7 +80,6 @@ class Limits(NamedTuple):
     """Seconds, bytes and connections."""
 
     connect_timeout_s: float = 3.0
-    timeout_s: float = 10.0
     body_s: float = 1.0
     answer_bytes_max: int = 4096
     connections_max: int = 64
@@ -62,233 +87,283 @@ class Limits(NamedTuple):
     idle_s: float = 30.0
 
 
-class Unreachable(Exception):
-    """No connection; the message says why in a few words."""
-
-
-class Line:
-    """One connection, and what is known of it."""
-
-    __slots__ = (
-        "busy_until_ns",
-        "connection",
-        "endpoint",
-        "idle_since_ns",
-        "late",
-        "payload",
-        "protocol",
-        "transport",
-        "used",
-    )
-
-    def __init__(self, endpoint: Endpoint, connection: Connection, protocol: ResponseHandler, now_ns: int) -> None:
-        self.endpoint = endpoint
-        self.connection = connection
-        self.protocol = protocol
-        assert connection.transport is not None
-        self.transport: asyncio.Transport = connection.transport
-        self.payload: StreamReader | None = None
-        self.idle_since_ns = now_ns
-        self.busy_until_ns = 0
-        self.late = False  # its deadline passed and it was aborted
-        self.used = False
-
-    def usable(self) -> bool:
-        """Whether a request may be written on it: it is open, and nothing came that nobody asked for."""
-        return self.protocol.is_connected() and not self.protocol.should_close
-
-
 class Endpoint:
     """Connections to one origin (`scheme://host[:port]`). Made and used inside a running loop.
 
-    `now_ns` is asked only to understand a Retry-After that is a date; `tls` replaces the system's trust (None).
+    `wall_ns` is asked only to understand a Retry-After that is a date; `tls` replaces the system's trust (None).
     """
 
-    def __init__(self, origin: str, limits: Limits, now_ns: Callable[[], int], tls: ssl.SSLContext | None) -> None:
-        import aiohttp  # half a second of imports, wanted only where cutoffs are sent
-        from yarl import URL
-
-        self._aiohttp = aiohttp
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, origin: str, limits: Limits, wall_ns: Callable[[], int], tls: ssl.SSLContext | None) -> None:
+        self.loop = asyncio.get_running_loop()
         self.origin = origin
         self.limits = limits
-        self._now_ns = now_ns
-        self._connector = aiohttp.TCPConnector(limit=limits.connections_max, ssl=True if tls is None else tls)
-        self._connect_timeout = aiohttp.ClientTimeout(
-            total=None,
-            connect=limits.connect_timeout_s,
-            sock_connect=limits.connect_timeout_s,
-            ceil_threshold=_NO_ROUNDING_S,
-        )
-        self._url = URL(origin + "/")
-        self._idle: list[Line] = []
-        self._busy: set[Line] = set()
+        self.serves = UNKNOWN
+        self._wall_ns = wall_ns
+        self._dialer = Dialer(origin, limits.connect_timeout_s, tls)
+        self._proved: list[Line] = []  # idle, the one that was used last behind
+        self._spares: deque[Line] = deque()  # idle and never used, the oldest first
+        self._asked: dict[Line, None] = {}  # with a request that has no answer yet, in the order of their writing
+        self._asked_unproved = 0  # of these
+        self._draining: set[Line] = set()  # answered, the body is still to come
+        self._connecting = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_ns = 0
+        self._silence: asyncio.TimerHandle | None = None
+        self._silence_due_ns = 0
         self._tend: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
         self._warm_at_ns = 0
         self._warm_failures = 0
+        self._kept_open = False  # an answer has left its connection open
+        self._trial: set[Line] = set()  # spare connections that a call is to be answered beside
+        self._tried_ns = 0
+        self._few_since_ns = 0
+        self._strikes = 0
+        self._cleared_ns = 0  # when the idle connections were closed for the sake of calls without an answer
+        self._answered_ns = 0
+        self._usual_ns = 0
+        self._idle_ns = int(limits.idle_s * _SECOND_NS)
         self.connects = 0
         self.closed = False
 
     @property
     def connections(self) -> int:
         """Open connections, idle and busy."""
-        return len(self._idle) + len(self._busy)
+        return len(self._proved) + len(self._spares) + len(self._asked) + len(self._draining)
 
     # -- connections ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to keep connections warm."""
+        """Begins to look after its connections."""
         self._on_tend()
 
     def spare(self) -> Line | None:
-        """A warm connection to write on now, or None."""
-        idle = self._idle
-        while idle:
-            line = idle.pop()
-            if line.usable():
+        """An idle connection to write on now, or None."""
+        while self._proved:
+            line = self._proved.pop()
+            if line.usable and boot_now_ns() - line.idle_since_ns < self._idle_ns:
+                if not self._is_to_try():
+                    return line
+                self._proved.append(line)
+                return None
+            line.close()
+        while self._spares and self.serves == MANY:
+            line = self._spares.popleft()
+            if line.usable:
                 return line
-            line.connection.close()
         return None
 
     async def connect(self) -> Line:
-        """A new connection; raises Unreachable."""
-        aiohttp = self._aiohttp
-        request = aiohttp.ClientRequest("GET", self._url, loop=self._loop)
-        try:
-            connection = await self._connector.connect(request, [], self._connect_timeout)
-        except aiohttp.ClientConnectorCertificateError as error:
-            why = getattr(error.certificate_error, "verify_message", "") or "certificate refused"
-            raise Unreachable(f"TLS: {why}") from None
-        except aiohttp.ClientConnectorSSLError as error:
-            why = getattr(error.os_error, "reason", "") or "handshake failed"
-            raise Unreachable(f"TLS: {why}") from None
-        except aiohttp.ClientConnectorDNSError:
-            raise Unreachable("the name does not resolve") from None
-        except aiohttp.ClientConnectorError as error:
-            raise Unreachable(_reason(error.os_error)) from None
-        except TimeoutError:
-            raise Unreachable(f"no connection within {self.limits.connect_timeout_s:g} s") from None
-        except (OSError, aiohttp.ClientError) as error:
-            raise Unreachable(_reason(error)) from None
-        self.connects += 1
-        protocol = connection.protocol
-        assert protocol is not None
-        return Line(self, connection, protocol, boot_now_ns())
+        """A new connection; raises Unreachable. Where it is time, spare ones are opened first."""
+        if self._is_to_try():
+            self._tried_ns = boot_now_ns()
+            await asyncio.gather(*[self._add_spare() for _ in range(self.limits.warm)], return_exceptions=True)
+            self._trial = set(self._spares)
+        return await self._connect()
 
     def keep(self, line: Line) -> None:
-        """Gives back a connection on which nothing was written."""
-        if self.closed:
-            line.connection.close()
+        """Gives back a connection on which nothing was written, or whose answer was taken whole."""
+        if self.closed or not line.usable or self.serves == FEW:
+            line.close()
             return
-        line.idle_since_ns = boot_now_ns()
-        self._idle.append(line)
+        line.rest()
+        if line.proved:
+            self._proved.append(line)
+            if self._asked_unproved and self._silence is None:
+                self._listen_closely()
+        elif self.serves == MANY and len(self._spares) < self.limits.warm:
+            self._spares.append(line)
+        else:
+            line.close()
+
+    async def _connect(self) -> Line:
+        self._connecting += 1
+        try:
+            line = await self._dialer.connect(lambda: Line(self))
+        finally:
+            self._connecting -= 1
+        self.connects += 1
+        return line
+
+    async def _add_spare(self) -> None:
+        line = await self._connect()
+        if self.closed:
+            line.close()
+        else:
+            self._spares.append(line)
+
+    def _is_to_try(self) -> bool:
+        """Whether the next call is to find out if this server serves it beside silent connections."""
+        return (
+            self.serves == UNKNOWN
+            and self._kept_open
+            and self.limits.warm > 0
+            and not self._spares
+            and not self._asked
+            and boot_now_ns() - self._tried_ns > _RECENTLY_NS
+        )
 
     # -- one exchange -----------------------------------------------------------------------------------------------
 
-    async def exchange(self, line: Line, request: bytes) -> Verdict:
-        """Writes one request and judges the answer. Afterwards `settle` the line, whatever the verdict."""
-        protocol = line.protocol
-        protocol.set_response_params(
-            read_until_eof=True, auto_decompress=False, read_bufsize=self.limits.answer_bytes_max
-        )
-        reused, line.used = line.used, True
-        self._allow(line, self.limits.timeout_s)
+    async def exchange(self, line: Line, request: bytes, timeout_s: float) -> Verdict:
+        """Writes one request and judges the answer. What becomes of the connection is seen to here."""
+        proved = line.proved
+        self._asked[line] = None
+        self._asked_unproved += not proved
+        answered = line.ask(request, self.limits.answer_bytes_max)
+        self._allow(line, timeout_s)
+        if self._asked_unproved and self._silence is None and (self._proved or self._spares):
+            self._listen_closely()
         try:
-            line.transport.write(request)
-            message, line.payload = await protocol.read()
-            status = message.code
-            informational = 0
-            while status < 200 and status != 101:
-                informational += 1
-                if informational > _INFORMATIONAL_MAX:
-                    return self._lost(line, FAILED, "too many informational answers")
-                message, line.payload = await protocol.read()
-                status = message.code
+            answer = await answered
         except asyncio.CancelledError:
-            self._lost(line, FAILED, "")
+            self._unask(line)
+            line.close()
             raise
-        except Exception as error:  # of many kinds, all of them about this connection
+        except Malformed:
+            self._unask(line)
+            return FAILED, "malformed answer", -1
+        except OSError:
+            self._unask(line)
+            if line.tired:
+                return TIMED_OUT, line.tired, -1
             if line.late:
-                return self._lost(line, FAILED, f"no answer within {self.limits.timeout_s:g} s")
-            if not isinstance(error, (OSError, self._aiohttp.ClientError)):
-                return self._lost(line, FAILED, "malformed answer")
-            if not reused:
-                return self._lost(line, FAILED, "connection lost before an answer")
-            self._distrust_idle()
-            return self._lost(line, DROPPED, "connection was closed while idle")
+                return TIMED_OUT, f"no answer within {timeout_s:g} s", -1
+            if not proved:
+                return FAILED, "connection lost before an answer", -1
+            self._distrust_idle(line)
+            return DROPPED, "connection was closed while idle", -1
+        status = answer.status
         if 200 <= status < 300:
             return OK, "", -1
-        retry_after_ns = -1
-        if (text := message.headers.get("Retry-After")) is not None:
-            retry_after_ns = self._retry_after_ns(text)
-        return FAILED if status >= 500 else ANSWERED, f"status {status}", retry_after_ns
+        retry_after_ns = self._retry_after_ns(answer.retry_after) if answer.retry_after else -1
+        busy = retry_after_ns >= 0 and status in (429, 503)
+        return BUSY if busy else FAILED, f"status {status}", retry_after_ns
 
-    def settle(self, line: Line) -> bool:
-        """Makes the connection idle or closes it. False: the body is still to come, `await drain` does the rest."""
-        payload = line.payload
-        if payload is not None and not payload.is_eof() and not line.late:
-            return False
-        self._busy.discard(line)
-        line.payload = None
-        if payload is None or line.late or not line.usable():
-            line.connection.close()
-        else:
+    def end(self, line: Line, why: str) -> None:
+        """Ends the exchange on a line before its time: its verdict will be TIMED_OUT."""
+        if line in self._asked and not line.late:
+            line.tired = why
+            line.close()
+
+    def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
+        """A final status came: called before anybody is told. Sees to the connection."""
+        self._unask(line)
+        self._answered_ns = now_ns = boot_now_ns()
+        self._usual_ns += (took_ns - self._usual_ns) // 16 if self._usual_ns else took_ns
+        if not line.proved:
+            self._learn(now_ns - took_ns, now_ns)
+            line.proved = True
+        if answer.done and answer.reusable:
+            self._kept_open = True
+            line.rest()
             self.keep(line)
-        return True
-
-    async def drain(self, line: Line) -> None:
-        """Reads a body that nobody needs, as far as the limits allow, then settles the line."""
-        payload = line.payload
-        assert payload is not None
-        self._allow(line, self.limits.body_s)
-        left = self.limits.answer_bytes_max
-        try:
-            while not payload.is_eof():
-                left -= len(await payload.readany())
-                if left < 0:
-                    break
-        except asyncio.CancelledError:
-            line.payload = None
-            raise
-        except Exception:  # the answer was judged already; what is wrong with its body is of no interest
-            line.payload = None
+        elif answer.done or line.late or line.tired or self.connections >= self.limits.connections_max:
+            line.close()
         else:
-            if left < 0 or not payload.is_eof():
-                line.payload = None
-        finally:
-            self.settle(line)
+            self._draining.add(line)
+            self._allow(line, self.limits.body_s)
+
+    def _unask(self, line: Line) -> None:
+        if line in self._asked:
+            del self._asked[line]
+            self._asked_unproved -= not line.proved
+
+    def on_body(self, line: Line) -> None:
+        """The body that nobody needs has been read, or has grown too long."""
+        self._draining.discard(line)
+        answer = line.answer
+        if answer is None or not answer.reusable:
+            line.close()
+        else:
+            self._kept_open = True
+            line.rest()
+            self.keep(line)
+
+    def on_lost(self, line: Line) -> None:
+        """The connection has ended."""
+        self._unask(line)
+        self._draining.discard(line)
+        idle_ns = boot_now_ns() - line.idle_since_ns
+        if line in self._proved:
+            self._proved.remove(line)
+        elif line in self._spares:
+            self._spares.remove(line)
+        else:
+            return
+        if not self.closed and line.answer is None and not line.late and idle_ns > _IDLE_S_MIN * _SECOND_NS:
+            self._idle_ns = min(self._idle_ns, idle_ns * 2 // 3)
 
     async def close(self) -> None:
         """Closes every connection; exchanges under way end as lost."""
         self.closed = True
-        for timer in (self._deadline, self._tend):
+        for timer in (self._deadline, self._tend, self._silence):
             if timer is not None:
                 timer.cancel()
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.gather(self._warming, return_exceptions=True)
-        for line in [*self._idle, *self._busy]:
-            line.connection.close()
-        self._idle.clear()
-        self._busy.clear()
-        await self._connector.close()
+        for line in [*self._proved, *self._spares, *self._asked, *self._draining]:
+            line.close()
+        await asyncio.sleep(0)
+
+    # -- how many this server serves --------------------------------------------------------------------------------
+
+    def _silence_ns(self) -> int:
+        return int(SILENCE_S * _SECOND_NS) + 2 * self._usual_ns
+
+    def _listen_closely(self) -> None:
+        self._silence_due_ns = boot_now_ns() + self._silence_ns() + _TICK_NS
+        self._silence = self.loop.call_later(self._silence_ns() / _SECOND_NS + _TICK_S, self._on_silence)
+
+    def _on_silence(self) -> None:
+        self._silence = None
+        waiting = [line for line in self._asked if not line.proved]
+        if not waiting or not (self._proved or self._spares):
+            return
+        quiet_since_ns = max(waiting[0].asked_ns, self._answered_ns)
+        now_ns = boot_now_ns()
+        stalled = now_ns - self._silence_due_ns > _STALLED_NS
+        if not stalled and now_ns - quiet_since_ns >= self._silence_ns():
+            self._clear()
+            self._cleared_ns = now_ns
+        else:
+            self._listen_closely()
+
+    def _clear(self) -> None:
+        """Closes all idle connections."""
+        idle = [*self._proved, *self._spares]
+        self._proved.clear()
+        self._spares.clear()
+        self._trial.clear()
+        for line in idle:
+            line.close()
+
+    def _learn(self, asked_ns: int, now_ns: int) -> None:
+        """What an answer on a connection not proved before says about how many connections this server serves."""
+        if asked_ns < self._cleared_ns and now_ns <= self._cleared_ns + self._silence_ns():
+            self._cleared_ns = 0
+            self._strikes += 1
+            if self._strikes >= STRIKES_MAX:
+                self.serves, self._few_since_ns, self._strikes = FEW, now_ns, 0
+                self._clear()
+        elif self._trial:
+            if self._trial.issubset(self._spares):
+                self.serves = MANY
+            self._trial.clear()
+        elif self._spares:
+            self._strikes = 0
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _lost(self, line: Line, outcome: int, error: str) -> Verdict:
-        line.payload = None
-        return outcome, error, -1
-
-    def _distrust_idle(self) -> None:
+    def _distrust_idle(self, lost: Line) -> None:
         """What closed one idle connection probably closed the others that have been idle as well."""
         before_ns = boot_now_ns() - _RECENTLY_NS
-        for line in self._idle:
-            if line.idle_since_ns < before_ns:
-                line.connection.close()
-        self._idle = [line for line in self._idle if line.idle_since_ns >= before_ns]
+        for line in [line for line in (*self._proved, *self._spares) if line.idle_since_ns < before_ns]:
+            line.late = True
+            line.close()
+        self._proved = [line for line in self._proved if line.idle_since_ns >= before_ns]
+        self._spares = deque(line for line in self._spares if line.idle_since_ns >= before_ns)
 
     def _retry_after_ns(self, text: str) -> int:
         """Of the header's value, seconds or a date (RFC 9110, section 10.2.3); -1 if it is neither."""
@@ -296,14 +371,13 @@ class Endpoint:
         if text.isascii() and text.isdigit():
             return min(int(text[:10]), _RETRY_AFTER_S_MAX) * _SECOND_NS
         try:
-            return max(0, int(parsedate_to_datetime(text).timestamp()) * _SECOND_NS - self._now_ns())
+            return max(0, int(parsedate_to_datetime(text).timestamp()) * _SECOND_NS - self._wall_ns())
         except (ValueError, TypeError, OverflowError):
             return -1
 
     def _allow(self, line: Line, seconds: float) -> None:
-        """From now on the line is aborted unless it is settled within `seconds`."""
-        line.busy_until_ns = until_ns = boot_now_ns() + int(seconds * _SECOND_NS)
-        self._busy.add(line)
+        """From now on the line is closed unless it is idle within `seconds`."""
+        line.until_ns = until_ns = boot_now_ns() + int(seconds * _SECOND_NS)
         if self._deadline is None or self._deadline_ns > until_ns:
             self._arm(until_ns)
 
@@ -312,49 +386,46 @@ class Endpoint:
             self._deadline.cancel()
         self._deadline_ns = at_ns
         wait_s = max(0, at_ns - boot_now_ns()) / _SECOND_NS + _TICK_S
-        self._deadline = self._loop.call_later(wait_s, self._on_deadline)
+        self._deadline = self.loop.call_later(wait_s, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._deadline = None
         now_ns = boot_now_ns()
+        if now_ns - self._deadline_ns > _STALLED_NS:
+            self._arm(now_ns)  # what came meanwhile is read before anything is given up
+            return
         next_ns = 0
-        for line in self._busy:
-            if line.late:
-                continue
-            if line.busy_until_ns <= now_ns:
+        for line in [*self._asked, *self._draining]:
+            if line.until_ns <= now_ns:
                 line.late = True
-                line.transport.abort()
-            elif not next_ns or line.busy_until_ns < next_ns:
-                next_ns = line.busy_until_ns
+                line.close()
+            elif not next_ns or line.until_ns < next_ns:
+                next_ns = line.until_ns
         if next_ns:
             self._arm(next_ns)
 
     def _on_tend(self) -> None:
         now_ns = boot_now_ns()
-        idle_ns = int(self.limits.idle_s * _SECOND_NS)
-        fresh = []
-        for line in self._idle:
-            if line.usable() and now_ns - line.idle_since_ns < idle_ns:
-                fresh.append(line)
-            else:
-                line.connection.close()
-        self._idle = fresh
-        if self.connections < self.limits.warm and self._warming is None and now_ns >= self._warm_at_ns:
-            self._warming = self._loop.create_task(self._warm())
-        self._tend = self._loop.call_later(_TEND_S, self._on_tend)
+        if self.serves == FEW and now_ns - self._few_since_ns > FORGET_S * _SECOND_NS:
+            self.serves = UNKNOWN
+        idle_ns = self._idle_ns if self.serves == MANY else min(self._idle_ns, int(BRIEFLY_S * _SECOND_NS))
+        for line in [line for line in (*self._proved, *self._spares) if now_ns - line.idle_since_ns >= idle_ns]:
+            line.late = True
+            line.close()
+        self._proved = [line for line in self._proved if line.usable]
+        self._spares = deque(line for line in self._spares if line.usable)
+        wanted = self.serves == MANY and self.connections < self.limits.warm
+        if wanted and self._warming is None and now_ns >= self._warm_at_ns:
+            self._warming = self.loop.create_task(self._warm())
+        self._tend = self.loop.call_later(_TEND_S, self._on_tend)
 
     async def _warm(self) -> None:
         try:
-            while self.connections < self.limits.warm and not self.closed:
-                self.keep(await self.connect())
+            while self.serves == MANY and self.connections < self.limits.warm and not self.closed:
+                await self._add_spare()
             self._warm_failures = 0
         except Unreachable:
             self._warm_failures = min(self._warm_failures + 1, 5)
             self._warm_at_ns = boot_now_ns() + (1 << self._warm_failures) * _SECOND_NS
         finally:
             self._warming = None
-
-
-def _reason(error: BaseException) -> str:
-    number = getattr(error, "errno", None)
-    return os.strerror(number).lower() if number else type(error).__name__

@@ -1,73 +1,80 @@
-"""The outbox: which request goes next, and when. Pure: it decides, `delivery` sends.
+"""The outbox: which request goes next, and when. Pure: the outbox decides, `delivery` sends.
 
-An *item* says that something is owed for one account, never what: that is asked of the ledger right before each
-attempt, so what was superseded meanwhile simply turns out not to be owed, and there is nothing to cancel. An *event*
-is what the ledger then names (its kind and number). A *lane* is one endpoint with its own breaker.
+An *item* says that something is owed for one account, never what: the ledger is asked right before each attempt, so
+what was superseded meanwhile turns out not to be owed, and there is nothing to cancel. An *event* is what the ledger
+then names (its kind and number). A *lane* is one endpoint.
 
     hold -> PARKED --release--+
                               v
-    owe ------------------> READY --take--> FLYING --forget-->            nothing is owed (any more)
-                              ^                |--begin (held)-->         PARKED
-                              |                +--begin, then finish-->   delivered, and nothing more is owed
-                              +---- WAITING <--+                          finish (failed), or begin (too soon)
+    owe ------------------> FRESH --take--> FLYING --forget-->            nothing is owed (any more)
+                                               |--begin (held)-->         PARKED
+                              RETRY --take-->  |--begin, then finish-->   delivered, and nothing more is owed
+                              ^                |
+                              +----------------+--finish (failed), or begin (too soon)
 
-**Invariants.** At most one item an account, so at most one request in flight for it. At most `concurrency` items fly.
-No item is lost: it leaves only when the ledger owes nothing. What is held is not begun before `release`, or before
-something new is owed for the account. An event that failed n times is not begun again before
-the n-th wait of the schedule is over, however often the account is reported; a new event begins at once.
+**Isolation.** All state of retry belongs to one item: how often its event failed, when it may be begun again, whether
+its calls were slow. What one user's call meets (a status, Retry-After, silence, a reset) delays that user alone.
 
-**Order.** Of what is ready the oldest `since_ns` (the exhaustion instant, once known) goes first, over all lanes.
+**Order.** Events never attempted go first, oldest exhaustion instant first, over all lanes. Retries follow in the order
+of their due instants. While both wait, one take in `RETRY_TURN` is a retry's, so a stream of new events starves nobody.
 
-**Breaker.** `failures_max` failures in a row (no connection, no answer, 5xx) shut a lane; from then on one item at a
-time probes it, at most one each `probe_ns`. Any answer that shows it alive opens it again: what waits there becomes
-ready at once and the backlog drains at full speed. Retry-After shuts a lane for as long as it says, up to
-`retry_after_max_ns`: it is the endpoint that speaks, not one of its users.
+**Concurrency.** At most `concurrency` calls fly; of these at most half are retries, and at most a quarter are retries
+of users whose last call was not answered in time. A call in flight for longer than `slow_ns` *hangs*: four times what
+successful calls of its lane usually take, and never less than `hang_min_ns`. Where all senders are busy, events never
+attempted wait and more than half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these
+are ended, and retried like any call that was not answered in time. The others keep their time, so that an endpoint
+that is slow for everybody shows what it needs.
 
-**Limits.** One item (some 200 bytes) an account with something owed; `take` moves at most 64 items between queues, so
-no call is long.
+**The bound.** Let F be the events never attempted that are older than that of a user, C the concurrency and S the
+largest `slow_ns`, or the time that a connection may take to come about, if that is longer. The user is called within S
+* (2 + 3 * F / C), where C is 2 at least, whatever the endpoint answers for others; where the lane is shut and can be
+reached, within F * `fresh_probe_ns` beyond that. A retry that is due is called within `RETRY_TURN` takes of its rank
+in its queue, as the share of its kind has room.
 
-It never reads a clock, draws its jitter from the `random.Random` given, and knows neither URLs nor money.
+**The endpoint's own state** is `health`'s: whether a lane is shut, and how patient it is. While it is shut, it takes a
+retry each `probe_ns`, the one that is due for longest, so that each probe is another user's, and events never
+attempted as `Health` admits them. The first success opens the lane: items that failed only since the outage began are
+due at once, so the backlog drains at full speed; others keep to their own schedule.
+
+**Invariants.** At most one item an account, so at most one request in flight for it. No item is lost: an item leaves
+only when the ledger owes nothing. What is held is not begun before `release`, or before something new is owed for the
+account. An event that was called and failed n times is not begun again before the n-th wait of the schedule is over,
+however often the account is reported, unless the lane was opened meanwhile; a new event begins at once.
+
+**Limits.** One item (some 250 bytes) an account with something owed; `take` moves at most 64 items between queues.
+
+The outbox never reads a clock, draws its jitter from the `random.Random` given, and knows neither URLs nor money.
 """
+
+from __future__ import annotations
 
 import random
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
-from typing import Final, NamedTuple
+from itertools import islice
+from typing import Final
 
-READY: Final = 0
-WAITING: Final = 1
+from billing.expirationd.health import DROPPED, OK, TIMED_OUT, UNREACHABLE, Account, Health, Pace
+
+FRESH: Final = 0
+RETRY: Final = 1
 FLYING: Final = 2
 PARKED: Final = 3
 _STATE_NAMES: Final = ("ready", "waits", "in flight", "held")
 
-OK: Final = 0  # 2xx: this event is done
-ANSWERED: Final = 1  # another status: the endpoint lives, but did not take it
-FAILED: Final = 2  # no connection, no answer in time, or 5xx
-DROPPED: Final = 3  # a connection used before turned out to be closed, not a byte came back: at once once more
-
+RETRY_TURN: Final = 8
 _MOVES_MAX: Final = 64
-_SECOND_NS: Final = 10**9
-_WAITS_NS: Final = tuple(int(seconds * _SECOND_NS) for seconds in (0.2, 0.5, 1, 2, 4, 8, 15, 30))
-
-
-class Pace(NamedTuple):
-    """How fast and how patiently."""
-
-    waits_ns: tuple[int, ...] = _WAITS_NS  # after the first failure, the second, ...
-    repeat_ns: int = 30 * _SECOND_NS  # after all further ones
-    jitter: float = 0.1  # of repeat_ns, to either side
-    concurrency: int = 64
-    failures_max: int = 5
-    probe_ns: int = _SECOND_NS
-    retry_after_max_ns: int = 30 * _SECOND_NS
+_ANY: Final = 0  # shares of the concurrency
+_RETRIES: Final = 1
+_SLOW_RETRIES: Final = 2
 
 
 class Item:
     """One account with something owed."""
 
     __slots__ = (
-        *("again", "bucket_id", "due_ns", "event", "failures", "hold", "lane", "serial", "since_ns", "state"),
-        *("told", "user_id"),
+        *("again", "begun_ns", "bucket_id", "due_ns", "event", "failing_since_ns", "failures", "hold", "lane"),
+        *("serial", "share", "since_ns", "slow", "state", "told", "user_id", "waits"),
     )
 
     def __init__(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int) -> None:
@@ -75,34 +82,43 @@ class Item:
         self.user_id = user_id
         self.since_ns = since_ns
         self.lane = lane
-        self.state = READY
+        self.state = FRESH
         self.serial = 0  # of its one valid place in a queue
         self.told: tuple[str, int] | None = None  # kind and seq up to which it may be named; None: whatever is owed
-        self.event: Hashable = None  # the one that `failures` and `due_ns` are about
-        self.failures = 0
+        self.event: Hashable = None  # the one that all of the following is about
+        self.failures = 0  # calls that were no success, and connections that did not come about
+        self.waits = 0  # how far in the schedule
+        self.failing_since_ns = 0
         self.due_ns = 0  # not to be begun before
+        self.slow = False  # its last call was not answered in time
         self.again = False  # reported again while it flies
+        self.share = _ANY  # of the concurrency, which it takes of while it flies
+        self.begun_ns = -1  # since when it flies with a request; -1: not yet
         self.hold = 0  # to be parked when it is to be begun, before this release; 0: not
+
+    @property
+    def account(self) -> Account:
+        """Its bucket and user."""
+        return self.bucket_id, self.user_id
+
+    def new_event(self, event: Hashable) -> None:
+        """From now on it is about this event, which nobody has been called for."""
+        self.event, self.failures, self.waits, self.due_ns, self.slow = event, 0, 0, 0, False
 
 
 _Queue = list[tuple[int, int, Item]]
 
 
-class Lane:
-    """One endpoint: what is ready for it, what waits, and whether it is thought to be alive."""
+class Lane(Health):
+    """One endpoint: what goes to it next, and what is thought of it."""
 
-    __slots__ = ("failures", "not_before_ns", "probe", "ready", "shut", "waiting")
+    __slots__ = ("fresh", "retries", "slow")
 
-    def __init__(self) -> None:
-        self.ready: _Queue = []  # (since_ns, serial, item)
-        self.waiting: _Queue = []  # (due_ns, serial, item)
-        self.failures = 0  # in a row
-        self.shut = False
-        self.probe: Item | None = None
-        self.not_before_ns = 0  # of the next probe, or the end of a Retry-After
-
-    def admits(self, now_ns: int) -> bool:
-        return now_ns >= self.not_before_ns and self.probe is None
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(pace)
+        self.fresh: _Queue = []  # (since_ns, serial, item): events never attempted
+        self.retries: _Queue = []  # (due_ns, serial, item)
+        self.slow: _Queue = []  # the same, of users whose last call was not answered in time
 
 
 class Outbox:
@@ -110,23 +126,33 @@ class Outbox:
 
     def __init__(self, pace: Pace, lanes: int, rng: random.Random) -> None:
         self.pace = pace
-        self.lanes = [Lane() for _ in range(lanes)]
+        self.lanes = [Lane(pace) for _ in range(lanes)]
         self.in_flight = 0
-        self._items: dict[tuple[int, bytes], Item] = {}
+        self.retries_in_flight = 0
+        self._slow_in_flight = 0
+        self._half = max(1, pace.concurrency // 2)
+        self._slow_max = max(1, pace.concurrency // 4)
+        self._items: dict[Account, Item] = {}
+        self._called: dict[Item, None] = {}  # items that fly with a request, in the order of `begun_ns`
         self._parked: _Queue = []
         self._released: _Queue = []  # let go by an operator, on the way to be ready
         self._held = 0
         self._releases = 1  # the coming one
         self._serial = 0
+        self._turn = 0  # takes of new events since the last of a retry
         self._rng = rng
 
     def __len__(self) -> int:
         """Accounts with something owed."""
         return len(self._items)
 
-    def __contains__(self, account: tuple[int, bytes]) -> bool:
+    def __contains__(self, account: Account) -> bool:
         """Whether this (bucket_id, user_id) is known to have something owed."""
         return account in self._items
+
+    def find(self, bucket_id: int, user_id: bytes) -> Item | None:
+        """The account's item, to look at; None where nothing is known to be owed."""
+        return self._items.get((bucket_id, user_id))
 
     def standing(self, bucket_id: int, user_id: bytes) -> tuple[str, int, int] | None:
         """How it stands with an account, for people: state, failures in a row, and the instant before which nothing is
@@ -139,6 +165,14 @@ class Outbox:
     def held(self) -> int:
         """Accounts that wait for `release`."""
         return self._held
+
+    def oldest_fresh_ns(self) -> int:
+        """Since when the oldest event waits that nobody was called for yet; -1 where none waits."""
+        oldest_ns = -1
+        for lane in self.lanes:
+            if _tidy(lane.fresh) and (oldest_ns < 0 or lane.fresh[0][0] < oldest_ns):
+                oldest_ns = lane.fresh[0][0]
+        return oldest_ns
 
     # -- what the world tells ---------------------------------------------------------------------------------------
 
@@ -163,17 +197,17 @@ class Outbox:
         if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
             item.told = told
-            self._make_ready(item)
+            self._make_fresh(item)
             return
         item.hold = 0
         if urgent:
-            item.event, item.failures, item.due_ns = None, 0, 0
+            item.new_event(None)
         if item.state == FLYING:
             item.again = True
-        elif item.state != READY or item.lane != lane:
+        elif item.state != FRESH or item.lane != lane:
             self._held -= item.state == PARKED
             item.lane = lane
-            self._make_ready(item)
+            self._make_fresh(item)
 
     def hold(
         self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, told: tuple[str, int] | None = None
@@ -203,97 +237,121 @@ class Outbox:
         """The item to attempt now, if any. It flies until `forget`, a refused `begin` or `finish`."""
         if self.in_flight >= self.pace.concurrency:
             return None
-        self._move(now_ns)
-        chosen: Lane | None = None
-        for lane in self.lanes:
-            ready = lane.ready
-            while ready and ready[0][1] != ready[0][2].serial:
-                heappop(ready)
-            if ready and lane.admits(now_ns) and (chosen is None or ready[0] < chosen.ready[0]):
-                chosen = lane
-        if chosen is None:
+        self._move_released()
+        fresh = self._first_fresh(now_ns)
+        queue = self._first_retry(now_ns) if fresh is None or self._turn >= RETRY_TURN - 1 else None
+        if queue is not None:
+            item = heappop(queue)[2]
+            item.share = _SLOW_RETRIES if item.slow else _RETRIES
+            self.retries_in_flight += 1
+            self._slow_in_flight += item.slow
+            self._turn = 0
+        elif fresh is not None:
+            item = heappop(fresh.fresh)[2]
+            item.share = _ANY
+            self._turn += 1
+        else:
             return None
-        item = heappop(chosen.ready)[2]
         item.state = FLYING
         item.again = False
+        item.begun_ns = -1
         self.in_flight += 1
-        if chosen.shut:
-            chosen.probe = item
-            chosen.not_before_ns = now_ns + self.pace.probe_ns
         return item
 
     def begin(self, item: Item, event: Hashable, lane: int, since_ns: int, now_ns: int) -> bool:
-        """What the ledger says is owed; True if the request may be written now, else the item waits for its turn."""
+        """What the ledger says is owed; True if the request may be written now, else the item waits for its turn.
+
+        To be asked again, with what is owed then, where a connection had to be opened first.
+        """
         assert item.state == FLYING, item.state
         item.since_ns = since_ns
         if item.hold == self._releases:
-            self._unsent(item)
-            self.in_flight -= 1
+            self._land(item)
             self._park(item)
             return False
         if item.event != event:
-            item.event, item.failures, item.due_ns = event, 0, now_ns
+            item.new_event(event)
+        if item.due_ns > now_ns or (item.waits and item.share == _ANY):
+            self._land(item)
+            self._make_retry(item)
+            return False
         if item.lane != lane:
-            self._unsent(item)
             item.lane = lane
             there = self.lanes[lane]
-            if not there.admits(now_ns):
-                self.in_flight -= 1
+            if not (there.admits_fresh(now_ns) if item.waits == 0 else there.admits_retry(now_ns)):
+                self._land(item)
                 self._make_ready(item)
                 return False
-            if there.shut:
-                there.probe = item
-                there.not_before_ns = now_ns + self.pace.probe_ns
-        if item.due_ns > now_ns:
-            self._unsent(item)
-            self.in_flight -= 1
-            self._make_wait(item)
-            return False
+            item.begun_ns = -1
+        if item.begun_ns < 0:
+            item.begun_ns = now_ns
+            self._called.pop(item, None)
+            self._called[item] = None
+            self.lanes[lane].spend(now_ns)
         item.again = False
         return True
 
     def forget(self, item: Item) -> None:
         """Nothing is owed for it (any more)."""
         assert item.state == FLYING, item.state
-        self._unsent(item)
-        self.in_flight -= 1
+        self._land(item)
         del self._items[item.bucket_id, item.user_id]
 
     def finish(self, item: Item, outcome: int, now_ns: int, retry_after_ns: int = -1, more: bool = True) -> None:
         """What became of the attempt. `more` after OK: something is owed for the account still, or may be."""
         assert item.state == FLYING, item.state
-        pace = self.pace
         lane = self.lanes[item.lane]
-        if lane.probe is item:
-            lane.probe = None
-        self.in_flight -= 1
-        if outcome in (OK, ANSWERED):
-            self._alive(lane)
-        elif outcome == FAILED or item.failures:
-            lane.failures += 1
-            if lane.failures >= pace.failures_max and not lane.shut:
-                lane.shut = True
-                lane.not_before_ns = max(lane.not_before_ns, now_ns + pace.probe_ns)
-        wait_ns = 0
-        if outcome != OK and (outcome != DROPPED or item.failures):
-            wait_ns = self._wait_ns(item.failures)
-        if retry_after_ns >= 0 and outcome != OK:
-            pause_ns = min(retry_after_ns, pace.retry_after_max_ns)
-            lane.not_before_ns = max(lane.not_before_ns, now_ns + pause_ns)
-            wait_ns = max(wait_ns, pause_ns)
+        begun_ns = item.begun_ns
+        self._land(item)
         if outcome == OK:
+            opened_since_ns = lane.success(now_ns, now_ns - begun_ns)
+            if opened_since_ns >= 0:
+                self._drain(lane, opened_since_ns)
             if more:  # if that is the same event again, it waits like after a failure
-                item.failures, item.due_ns = 1, now_ns + self._wait_ns(0)
-                self._make_ready(item)
+                item.failures = item.waits = 1
+                item.failing_since_ns, item.due_ns = now_ns, now_ns + self._wait_ns(0)
+                self._make_fresh(item)
             else:
                 del self._items[item.bucket_id, item.user_id]
             return
-        item.failures += 1
-        item.due_ns = now_ns + wait_ns
-        if item.again or not wait_ns:
-            self._make_ready(item)
+        dropped_once = outcome == DROPPED and not item.failures
+        wait_ns = 0 if dropped_once else self._wait_ns(item.waits)
+        if outcome == UNREACHABLE:
+            wait_ns = min(wait_ns, self.pace.probe_ns)
         else:
-            self._make_wait(item)
+            item.slow = outcome == TIMED_OUT
+            item.waits += not dropped_once
+        if retry_after_ns >= 0:
+            wait_ns = max(wait_ns, min(retry_after_ns, self.pace.retry_after_max_ns))
+        if not item.failures:
+            item.failing_since_ns = now_ns
+        item.failures += 1
+        if not dropped_once:
+            lane.failure(item.account, item.waits == 1, outcome, begun_ns, now_ns, retry_after_ns)
+        item.due_ns = now_ns + wait_ns if wait_ns else 0
+        if item.again:
+            self._make_fresh(item)  # to see whether something new is owed; if not, `begin` lets it wait
+        else:
+            self._make_ready(item)
+
+    def cut(self, now_ns: int) -> list[Item]:
+        """Calls that hang, to be ended now, so that others who were never called have their turn."""
+        if self.in_flight < self.pace.concurrency or self._first_fresh(now_ns) is None:
+            return []
+        slow_ns = [lane.slow_ns() for lane in self.lanes]
+        hanging = [item for item in self._called if now_ns - item.begun_ns >= slow_ns[item.lane]]
+        return hanging[self._half :]
+
+    def next_cut_ns(self, now_ns: int) -> int:
+        """When `cut` may name calls, if nothing changes; -1: not as things are."""
+        if self.in_flight < self.pace.concurrency or len(self._called) <= self._half:
+            return -1
+        wanted_ns = [lane.fresh_from_ns() if lane.shut else now_ns for lane in self.lanes if _tidy(lane.fresh)]
+        if not wanted_ns:
+            return -1
+        item = next(islice(self._called, self._half, None))
+        hangs_ns = item.begun_ns + self.lanes[item.lane].slow_ns()
+        return max(now_ns + 1, hangs_ns, min(wanted_ns))
 
     def next_wake_ns(self, now_ns: int) -> int:
         """When `take` may have something: now_ns if at once, -1 if only a report or a result can change that."""
@@ -301,61 +359,101 @@ class Outbox:
             return -1
         if self._released:
             return now_ns
-        wake_ns = -1
+        wakes_ns = []
         for lane in self.lanes:
-            ready, waiting = lane.ready, lane.waiting
-            while ready and ready[0][1] != ready[0][2].serial:
-                heappop(ready)
-            while waiting and waiting[0][1] != waiting[0][2].serial:
-                heappop(waiting)
-            if ready and lane.probe is None:
-                at_ns = max(now_ns, lane.not_before_ns)
-                wake_ns = at_ns if wake_ns < 0 else min(wake_ns, at_ns)
-            if waiting:
-                at_ns = max(now_ns, waiting[0][0])
-                wake_ns = at_ns if wake_ns < 0 else min(wake_ns, at_ns)
-        return wake_ns
+            if _tidy(lane.fresh):
+                wakes_ns.append(lane.fresh_from_ns() if lane.shut else now_ns)
+            for queue in self._open_queues(lane):
+                wakes_ns.append(max(queue[0][0], lane.probe_after_ns if lane.shut else now_ns))
+        return max(now_ns, min(wakes_ns)) if wakes_ns else -1
 
-    # -- inside -----------------------------------------------------------------------------------------------------
+    # -- what goes next ---------------------------------------------------------------------------------------------
 
-    def _wait_ns(self, failures: int) -> int:
+    def _first_fresh(self, now_ns: int) -> Lane | None:
+        chosen: Lane | None = None
+        for lane in self.lanes:
+            if _tidy(lane.fresh) and lane.admits_fresh(now_ns) and (chosen is None or lane.fresh[0] < chosen.fresh[0]):
+                chosen = lane
+        return chosen
+
+    def _first_retry(self, now_ns: int) -> _Queue | None:
+        chosen: _Queue | None = None
+        for lane in self.lanes:
+            if lane.admits_retry(now_ns):
+                for queue in self._open_queues(lane):
+                    if queue[0][0] <= now_ns and (chosen is None or queue[0] < chosen[0]):
+                        chosen = queue
+        return chosen
+
+    def _open_queues(self, lane: Lane) -> list[_Queue]:
+        """The lane's queues of retries that have something and, in the share of their kind, room in flight."""
+        found: list[_Queue] = []
+        if self.retries_in_flight < self._half:
+            if _tidy(lane.retries):
+                found.append(lane.retries)
+            if self._slow_in_flight < self._slow_max and _tidy(lane.slow):
+                found.append(lane.slow)
+        return found
+
+    def _drain(self, lane: Lane, outage_since_ns: int) -> None:
+        """The endpoint takes calls again: what failed only since its outage began is due at once, oldest first."""
+        for name in ("retries", "slow"):
+            kept: _Queue = []
+            for place in getattr(lane, name):
+                item = place[2]
+                if place[1] != item.serial:
+                    continue
+                if item.failing_since_ns < outage_since_ns:
+                    kept.append(place)
+                    continue
+                item.due_ns = 0
+                if item.waits:
+                    self._serial += 1
+                    item.serial = self._serial
+                    kept.append((item.since_ns, item.serial, item))
+                else:
+                    self._make_fresh(item)
+            heapify(kept)
+            setattr(lane, name, kept)
+
+    # -- queues -----------------------------------------------------------------------------------------------------
+
+    def _wait_ns(self, waits: int) -> int:
         pace = self.pace
-        if failures < len(pace.waits_ns):
-            return pace.waits_ns[failures]
+        if waits < len(pace.waits_ns):
+            return pace.waits_ns[waits]
         return int(pace.repeat_ns * (1 + pace.jitter * self._rng.uniform(-1, 1)))
 
-    def _alive(self, lane: Lane) -> None:
-        lane.failures = 0
-        if lane.shut:
-            lane.shut = False
-            lane.probe = None
-            lane.not_before_ns = 0
-            for _, serial, item in lane.waiting:
-                if serial == item.serial:
-                    item.due_ns = 0
-                    self._make_ready(item)
-            lane.waiting = []
-
-    def _unsent(self, item: Item) -> None:
-        """It was taken, but no request follows: where it was to be the probe, another one may be at once."""
-        lane = self.lanes[item.lane]
-        if lane.probe is item:
-            lane.probe = None
-            lane.not_before_ns = 0
+    def _land(self, item: Item) -> None:
+        """The item flies no more; it is to be given another state."""
+        self.in_flight -= 1
+        self._called.pop(item, None)
+        if item.share != _ANY:
+            self.retries_in_flight -= 1
+            self._slow_in_flight -= item.share == _SLOW_RETRIES
+            item.share = _ANY
 
     def _make_ready(self, item: Item) -> None:
-        item.state = READY
-        self._place(self.lanes[item.lane].ready, item.since_ns, item)
+        """Puts an item where its own state wants it: into a queue of retries if it has to wait or was called before."""
+        if item.waits or item.due_ns:
+            self._make_retry(item)
+        else:
+            self._make_fresh(item)
+
+    def _make_fresh(self, item: Item) -> None:
+        item.state = FRESH
+        self._place(self.lanes[item.lane].fresh, item.since_ns, item)
+
+    def _make_retry(self, item: Item) -> None:
+        item.state = RETRY
+        lane = self.lanes[item.lane]
+        self._place(lane.slow if item.slow else lane.retries, item.due_ns, item)
 
     def _park(self, item: Item) -> None:
         item.state = PARKED
         item.hold = 0
         self._held += 1
         self._place(self._parked, item.since_ns, item)
-
-    def _make_wait(self, item: Item) -> None:
-        item.state = WAITING
-        self._place(self.lanes[item.lane].waiting, item.due_ns, item)
 
     def _place(self, queue: _Queue, at_ns: int, item: Item) -> None:
         self._serial += 1
@@ -365,19 +463,19 @@ class Outbox:
             queue[:] = [place for place in queue if place[1] == place[2].serial]
             heapify(queue)
 
-    def _move(self, now_ns: int) -> None:
-        """Makes ready what has waited long enough and what was released, a bounded number at a time."""
+    def _move_released(self) -> None:
+        """Makes ready what was released, a bounded number at a time."""
         moves = _MOVES_MAX
-        for lane in self.lanes:
-            waiting = lane.waiting
-            while moves and waiting and waiting[0][0] <= now_ns:
-                _, serial, item = heappop(waiting)
-                if serial == item.serial:
-                    self._make_ready(item)
-                moves -= 1
         while moves and self._released:
             _, serial, item = heappop(self._released)
             if serial == item.serial:
                 self._held -= 1
-                self._make_ready(item)
+                self._make_fresh(item)
             moves -= 1
+
+
+def _tidy(queue: _Queue) -> _Queue:
+    """The queue, without places at its head that their items have left."""
+    while queue and queue[0][1] != queue[0][2].serial:
+        heappop(queue)
+    return queue

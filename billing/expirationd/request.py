@@ -1,4 +1,4 @@
-"""What a cutoff looks like on the wire: from the configured URL and what is owed to the bytes of one GET. Pure.
+"""What a cutoff looks like on the wire: from the configured URL and what is owed to the bytes of one request. Pure.
 
 `{user_id}` in the URL is replaced by the user id, or else `user_id=` is added to the query; behind it always come
 `event_id`, `seq` and `exhausted_at_ns`. All that an outsider may have chosen is percent-encoded with nothing kept as
@@ -18,13 +18,30 @@ For `https://cloud.example/off?zone=3`, user `üser/1`, event `%C3%BCser%2F1-7-1
 
 Event ids are printable ASCII without spaces; one that is not stands in `webhook-id` percent-encoded as in the query.
 
+With `cutoff.method = "POST"` the same fields are a JSON body, over which the signature goes, as Standard Webhooks
+libraries expect; `{user_id}` in the URL is replaced likewise, and nothing is added to the query:
+
+    POST /off?zone=3 HTTP/1.1
+    Host: cloud.example
+    User-Agent: billing
+    Accept: */*
+    Content-Type: application/json
+    Content-Length: 122
+    webhook-id: %C3%BCser%2F1-7-1700000000000000000
+    webhook-timestamp: 1700000012
+    webhook-signature: v1,...
+
+    {"user_id":"üser/1","event_id":"%C3%BCser%2F1-7-1700000000000000000","seq":7,"exhausted_at_ns":1700000000000000000}
+
 **Prepared before the instant**: the template takes the URL apart once, and `prepare` makes all of a request that does
 not depend on when it is sent, under its event id, for those of a burst that comes within a second. Who is topped up
 meanwhile has another event later, so what was prepared for it is never asked for; it is forgotten two `turn`s on. What
 is left for the attempt is its second, and the signature over it.
 """
 
+import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, quote_from_bytes, urlsplit
@@ -36,7 +53,7 @@ _HEADER_SAFE: Final = re.compile(r"[!-~]+")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 PREPARED_MAX: Final = 20_000  # some 400 bytes each; what is beyond is made when it is sent
 
-Prepared = tuple[bytes, bytes]  # the target, the webhook-id
+Prepared = tuple[bytes, bytes, bytes]  # the target, the webhook-id, the body
 
 
 def target_of(url: str) -> tuple[str, str, str]:
@@ -55,20 +72,15 @@ def target_of(url: str) -> tuple[str, str, str]:
     return f"{parts.scheme}://{host}", host, target
 
 
-class GetTemplate:
+class CutoffTemplate(ABC):
     """A configured URL, taken apart once. `origin` is `scheme://host[:port]`; raises ValueError for a bad URL."""
 
     __slots__ = ("_before", "_head", "_pieces", "_prepared", "_secrets", "found_prepared", "origin")
 
-    def __init__(self, url: str, secrets: Sequence[bytes] = ()) -> None:
+    def __init__(self, url: str, secrets: Sequence[bytes]) -> None:
         self.origin, host, target = target_of(url)
-        if "{user_id}" not in target:
-            target += ("&" if "?" in target else "?") + "user_id={user_id}"
-        target += "&" if "?" in target else "?"
-        self._pieces = target.encode("ascii").split(b"{user_id}")
-        self._head = (f"Host: {host}\r\nUser-Agent: billing\r\nAccept: */*\r\nCache-Control: no-store\r\n").encode(
-            "ascii"
-        )
+        self._pieces = self._target(target).encode("ascii").split(b"{user_id}")
+        self._head = f"Host: {host}\r\nUser-Agent: billing\r\nAccept: */*\r\n".encode("ascii")
         self._secrets = tuple(secrets)
         self._prepared: dict[str, Prepared] = {}
         self._before: dict[str, Prepared] = {}  # what was prepared before the last turn
@@ -83,29 +95,91 @@ class GetTemplate:
         """Forgets what was prepared before the last turn and not sent."""
         self._before, self._prepared = self._prepared, {}
 
+    def _target(self, target: str) -> str:
+        """Path and query as configured, with `{user_id}` where that belongs."""
+        return target
+
+    @abstractmethod
+    def _make(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> Prepared:
+        """What of a request does not depend on when it is sent."""
+
+    @abstractmethod
+    def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
+        """The whole request. user_id: UTF-8; timestamp_s: of this attempt, seconds since the epoch."""
+
+    def _take(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> Prepared:
+        prepared = self._prepared.pop(event_id, None) or self._before.pop(event_id, None)
+        self.found_prepared += prepared is not None
+        return prepared or self._make(user_id, event_id, seq, exhausted_at_ns)
+
+
+class GetTemplate(CutoffTemplate):
+    """A GET: everything stands in the query."""
+
+    __slots__ = ()
+
+    def __init__(self, url: str, secrets: Sequence[bytes] = ()) -> None:
+        super().__init__(url, secrets)
+        self._head += b"Cache-Control: no-store\r\n"
+
+    def _target(self, target: str) -> str:
+        if "{user_id}" not in target:
+            target += ("&" if "?" in target else "?") + "user_id={user_id}"
+        return target + ("&" if "?" in target else "?")
+
     def _make(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> Prepared:
         user = quote_from_bytes(user_id, safe="").encode("ascii")
         event = quote(event_id, safe="").encode("ascii")
-        webhook_id = event_id.encode("ascii") if _HEADER_SAFE.fullmatch(event_id) else event
         target = b"%bevent_id=%b&seq=%d&exhausted_at_ns=%d" % (user.join(self._pieces), event, seq, exhausted_at_ns)
-        return target, webhook_id
+        return target, webhook_id_of(event_id), b""
 
     def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
         """The whole GET. user_id: UTF-8; timestamp_s: of this attempt, seconds since the epoch."""
-        prepared = self._prepared.pop(event_id, None) or self._before.pop(event_id, None)
-        self.found_prepared += prepared is not None
-        target, webhook_id = prepared or self._make(user_id, event_id, seq, exhausted_at_ns)
-        if not self._secrets:
-            return b"GET %b HTTP/1.1\r\n%bwebhook-id: %b\r\nwebhook-timestamp: %d\r\n\r\n" % (
-                target,
-                self._head,
-                webhook_id,
-                timestamp_s,
-            )
-        return b"GET %b HTTP/1.1\r\n%bwebhook-id: %b\r\nwebhook-timestamp: %d\r\nwebhook-signature: %b\r\n\r\n" % (
+        target, webhook_id, _ = self._take(user_id, event_id, seq, exhausted_at_ns)
+        return b"GET %b HTTP/1.1\r\n%b%b" % (
             target,
             self._head,
-            webhook_id,
-            timestamp_s,
-            sign(self._secrets, webhook_id, timestamp_s, target),
+            webhook_headers(self._secrets, webhook_id, timestamp_s, target),
         )
+
+
+class PostTemplate(CutoffTemplate):
+    """A POST: everything stands in a JSON body."""
+
+    __slots__ = ()
+
+    def __init__(self, url: str, secrets: Sequence[bytes] = ()) -> None:
+        super().__init__(url, secrets)
+        self._head += b"Content-Type: application/json\r\nContent-Length: "
+
+    def _make(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> Prepared:
+        target = quote_from_bytes(user_id, safe="").encode("ascii").join(self._pieces)
+        fields = {"user_id": user_id.decode(), "event_id": event_id, "seq": seq, "exhausted_at_ns": exhausted_at_ns}
+        return target, webhook_id_of(event_id), json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
+        """The whole POST. user_id: UTF-8; timestamp_s: of this attempt, seconds since the epoch."""
+        target, webhook_id, body = self._take(user_id, event_id, seq, exhausted_at_ns)
+        return b"POST %b HTTP/1.1\r\n%b%d\r\n%b%b" % (
+            target,
+            self._head,
+            len(body),
+            webhook_headers(self._secrets, webhook_id, timestamp_s, body),
+            body,
+        )
+
+
+def webhook_id_of(event_id: str) -> bytes:
+    """An event id as a header carries it."""
+    return (event_id if _HEADER_SAFE.fullmatch(event_id) else quote(event_id, safe="")).encode("ascii")
+
+
+def webhook_headers(secrets: Sequence[bytes], webhook_id: bytes, timestamp_s: int, content: bytes) -> bytes:
+    """The headers of Standard Webhooks, with the empty line behind them; without secrets, no signature."""
+    if not secrets:
+        return b"webhook-id: %b\r\nwebhook-timestamp: %d\r\n\r\n" % (webhook_id, timestamp_s)
+    return b"webhook-id: %b\r\nwebhook-timestamp: %d\r\nwebhook-signature: %b\r\n\r\n" % (
+        webhook_id,
+        timestamp_s,
+        sign(secrets, webhook_id, timestamp_s, content),
+    )

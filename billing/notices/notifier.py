@@ -22,7 +22,7 @@ from billing.expirationd.delivery import DELIVERED, Delivery, DeliverySettings, 
 from billing.follower.process import Follower, run
 from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
-from billing.notices.post import PostTemplate
+from billing.notices.post import NoticeTemplate
 from billing.notices.store import Row, Store
 from billing.notices.window import Window
 from shards.system.clock import boot_now_ns, wall_now_ns
@@ -78,9 +78,9 @@ class Notifier(Follower):
             accept_loss=accept_loss,
         )
         settings = DeliverySettings(
-            url=url, concurrency=SENDERS, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, warm=1
+            url=url, concurrency=SENDERS, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, warm=0
         )
-        template = PostTemplate(url, secrets_, self._body_of)
+        template = NoticeTemplate(url, secrets_, self._body_of)
         self._delivery = Delivery(
             self._owed_of,
             self._report,

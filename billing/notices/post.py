@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from billing.expirationd.request import target_of
-from billing.expirationd.signature import sign
+from billing.expirationd.request import target_of, webhook_headers
 
 
-class PostTemplate:
+class NoticeTemplate:
     """`notify.url`, taken apart once; raises ValueError for a bad URL. `body_of(user_id, seq)`: what to post."""
 
     __slots__ = ("_body_of", "_head", "_secrets", "origin")
@@ -35,15 +34,5 @@ class PostTemplate:
     def request(self, user_id: bytes, event_id: str, seq: int, at_ns: int, timestamp_s: int) -> bytes:
         """The whole POST. event_id: the webhook-id; timestamp_s: of this attempt, seconds since the epoch."""
         body = self._body_of(user_id, seq)
-        name = event_id.encode("ascii")
-        signature = b""
-        if self._secrets:
-            signature = b"\r\nwebhook-signature: " + sign(self._secrets, name, timestamp_s, body)
-        return b"%b%d\r\nwebhook-id: %b\r\nwebhook-timestamp: %d%b\r\n\r\n%b" % (
-            self._head,
-            len(body),
-            name,
-            timestamp_s,
-            signature,
-            body,
-        )
+        headers = webhook_headers(self._secrets, event_id.encode("ascii"), timestamp_s, body)
+        return b"%b%d\r\n%b%b" % (self._head, len(body), headers, body)

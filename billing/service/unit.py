@@ -36,7 +36,7 @@ SERVICE: Final = """\
 
 [Unit]
 Description=Real-time prepaid billing
-Wants=network-online.target
+Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 StartLimitIntervalSec=300
 StartLimitBurst=10

@@ -398,10 +398,12 @@ class Billing:
         return DeliverySettings(
             url=cutoff.url,
             restore_url=cutoff.restore_url,
+            method=cutoff.method,
             secrets=tuple(secrets),
             concurrency=cutoff.concurrency,
             timeout_s=cutoff.timeout_s,
             connect_timeout_s=cutoff.connect_timeout_s,
+            warm=cutoff.warm_connections,
         )
 
     def _server_info(self) -> dict[str, object]:

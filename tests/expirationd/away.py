@@ -2,8 +2,9 @@
 
 import asyncio
 
-from billing.expirationd.endpoint import Unreachable, Verdict
-from billing.expirationd.outbox import OK
+from billing.expirationd.dialing import Unreachable
+from billing.expirationd.endpoint import Verdict
+from billing.expirationd.health import OK
 from tests.simulation.loop import Kernel
 
 
@@ -32,7 +33,7 @@ class Away:
     def keep(self, line: "Away") -> None:
         """Whoever connects again is answered as well."""
 
-    async def exchange(self, line: "Away", request: bytes) -> Verdict:
+    async def exchange(self, line: "Away", request: bytes, timeout_s: float) -> Verdict:
         self.requests.append(request)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -40,8 +41,8 @@ class Away:
         self.at_once -= 1
         return OK, "", -1
 
-    def settle(self, line: "Away") -> bool:
-        return True
+    def end(self, line: "Away", why: str) -> None:
+        """Whoever is answered at all is answered soon."""
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
-from billing.expirationd.outbox import Pace
+from billing.expirationd.health import Pace
 from billing.trial.receiver import Receiver
 from shards.system.clock import wall_now_ns
 
@@ -20,9 +20,11 @@ MS = 10**6
 QUICK = Pace(
     waits_ns=(20 * MS, 40 * MS, 60 * MS),
     repeat_ns=60 * MS,
-    failures_max=4,
+    users_max=4,
     probe_ns=50 * MS,
+    fresh_probe_ns=50 * MS,
     retry_after_max_ns=300 * MS,
+    rest_max_ns=300 * MS,
 )
 LONG_S = 20.0  # after which a test that waits is broken
 
@@ -96,6 +98,13 @@ class Desk:
                     await asyncio.wait_for(self._told.wait(), 0.01)
                 except TimeoutError:
                     continue
+
+    async def until_endpoint(self, delivery: Delivery, serves: str) -> None:
+        """Makes calls until the endpoint has been found to serve so many connections at once."""
+        async with asyncio.timeout(LONG_S):
+            while delivery.endpoints[0].serves != serves:
+                self.exhaust(delivery, b"calls")
+                await self.until(self.nothing_owed)
 
 
 def settings(url: str, **changes: Any) -> DeliverySettings:

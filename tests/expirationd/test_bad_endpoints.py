@@ -123,7 +123,7 @@ async def test_a_dead_endpoint_is_probed_and_its_backlog_drained_when_it_is_back
         assert sorted(acknowledged) == sorted(f"u{number}" for number in range(500))
 
 
-async def test_retry_after_is_kept_up_to_its_limit() -> None:
+async def test_retry_after_is_kept_up_to_its_limit_and_by_its_user_alone() -> None:
     desk = Desk()
     async with (
         receiving(fault=Fault("status", 429, 3600)) as receiver,
@@ -134,8 +134,9 @@ async def test_retry_after_is_kept_up_to_its_limit() -> None:
         receiver.fault = None
         desk.exhaust(delivery, b"other")
         await desk.until(desk.nothing_owed)
-        first, *later = receiver.calls
-        assert all(call.arrived_ns - first.arrived_ns >= QUICK.retry_after_max_ns for call in later)
+        first, other, again = receiver.calls
+        assert [call.user_id for call in (first, other, again)] == ["u", "other", "u"]
+        assert again.arrived_ns - first.arrived_ns >= QUICK.retry_after_max_ns
 
 
 async def test_a_flapping_endpoint_gets_everything_in_the_end() -> None:
@@ -240,17 +241,39 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
         (b"HTTP/1.0 200 OK\r\n\r\nuntil the end", ""),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK, ""),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000, ""),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20 + OK, "too many informational answers"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20 + OK, ""),
+        (b'HTTP/1.1 204 No Content\r\nContent-Type: application/json\r\n\r\n{"ok": true}', ""),
+        (b'HTTP/1.1 204 No Content\r\nContent-Length: 12\r\n\r\n{"ok": true}', ""),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 12\r\n\r\n", ""),
+        (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ""),
+        (b"HTTP/1.1 205 Reset Content\r\n\r\n", ""),
+        (b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-1/9\r\nContent-Length: 2\r\n\r\nok", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\nno header at all\r\n\r\n", ""),
+        (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", ""),
+        (b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", ""),
+        (b"\r\n" + OK, ""),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "malformed answer"),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", "malformed answer"),
+        (b"HTTP/2 200\r\n\r\n", "malformed answer"),
+        (b"HTTP/1.1 20\r\n\r\n", "malformed answer"),
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "status 101"),
         (b"HTTP/1.1 304 Not Modified\r\n\r\n", "status 304"),
         (b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n", "status 999"),
         (b"220 mail.example ESMTP\r\n", "malformed answer"),
         (b"\x16\x03\x01\x02\x00 not http", "malformed answer"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000 + b"\r\n\r\n", "malformed answer"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "malformed answer"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", "connection lost before an answer"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 9_000 + b"\r\n\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 250_000 + b"\r\n\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000, "malformed answer"),
+        (b"HTTP/1.1 200 O", "connection lost before an answer"),
         (b"", "connection lost before an answer"),
     ],
+    ids=range(37),
 )
 async def test_answers_byte_by_byte(answer: bytes, error: str) -> None:
     """What follows decides nothing about it: the second user is cut off, whatever the first answer left behind."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 
+from billing.expirationd.endpoint import MANY, UNKNOWN
 from billing.expirationd.signature import parse_secrets
 from billing.trial.faults import Fault
 from tests.expirationd.desk import Desk, receiving, sending, settings
@@ -44,44 +45,59 @@ async def test_many_at_once_arrive_once_each_over_a_bounded_number_of_connection
         assert delivery.outbox.in_flight == 0  # nothing is written in the call that reports it
         await desk.until(desk.nothing_owed)
         assert sorted(call.user_id for call in receiver.calls) == sorted(f"u{number}" for number in range(3000))
-        assert receiver.connects <= 20
+        assert receiver.connects <= 2 * (16 + 4)
         assert desk.errors() == []
         assert (delivery.started, delivery.delivered) == (3000, 3000)
 
 
-async def test_connections_are_warm_before_anything_is_owed_and_are_replaced_when_closed() -> None:
+async def test_a_server_shown_to_serve_many_gets_warm_connections_and_they_are_replaced_when_closed() -> None:
     desk = Desk()
     async with receiving() as receiver, sending(desk, settings(receiver.url, warm=3)) as delivery:
-        await desk.until(lambda: len(receiver.connections) == 3)
-        desk.exhaust(delivery, b"u")
-        await desk.until(desk.nothing_owed)
-        assert receiver.connects == 3
+        assert receiver.connections == set(), "nobody knows yet whether silent connections do harm"
+        await desk.until_endpoint(delivery, MANY)
+        await desk.until(lambda: len(receiver.connections) >= 3)
         for connection in list(receiver.connections):
             connection.transport.close()
-        await desk.until(lambda: len(receiver.connections) == 3 and receiver.connects == 6)
+        await desk.until(lambda: not receiver.connections)
+        await desk.until(lambda: len(receiver.connections) == 3)
         desk.exhaust(delivery, b"u")
         await desk.until(desk.nothing_owed)
         assert desk.errors() == []
 
 
+async def test_with_no_warm_connections_none_is_opened_ahead() -> None:
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=0)) as delivery:
+        for _ in range(5):
+            desk.exhaust(delivery, b"u")
+            await desk.until(desk.nothing_owed)
+        assert delivery.endpoints[0].serves == UNKNOWN
+        assert receiver.connects == 1
+
+
 async def test_a_connection_known_to_be_closed_is_not_written_on() -> None:
     desk = Desk()
-    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=2)) as delivery:
-        await desk.until(lambda: len(receiver.connections) == 2)
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=0)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
         for connection in list(receiver.connections):
             connection.transport.close()
-        await asyncio.sleep(0.05)  # the news arrives
+        await desk.until(lambda: delivery.endpoints[0].connections == 0)  # the news has arrived
         desk.exhaust(delivery, b"u")
         await desk.until(desk.nothing_owed)
-        assert desk.outcomes(b"u") == ["started", "delivered"]
+        assert desk.outcomes(b"u") == ["started", "delivered"] * 2
 
 
-async def test_a_connection_idle_for_long_is_replaced_before_it_is_used() -> None:
+async def test_a_connection_idle_for_long_is_closed_and_not_used() -> None:
     desk = Desk()
-    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=1, idle_s=0.1)) as delivery:
-        await desk.until(lambda: receiver.connects >= 2)
+    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=0, idle_s=0.05)) as delivery:
         desk.exhaust(delivery, b"u")
         await desk.until(desk.nothing_owed)
+        await desk.until(lambda: not receiver.connections)
+        desk.exhaust(delivery, b"u")
+        await desk.until(desk.nothing_owed)
+        assert receiver.connects == 2
+        assert desk.errors() == []
 
 
 async def test_a_user_saved_before_the_first_attempt_is_never_called() -> None:

@@ -1,6 +1,6 @@
 """What the outbox holds back until it is released."""
 
-from billing.expirationd.outbox import ANSWERED, OK, Pace
+from billing.expirationd.health import FAILED, OK, Pace
 from tests.expirationd.world import S, World
 
 
@@ -38,7 +38,7 @@ def test_a_held_account_with_a_new_event_is_held_no_longer() -> None:
 def test_what_is_to_be_held_is_not_begun_although_something_older_of_the_account_is_ready_waits_or_flies() -> None:
     """A restore is owed since before the start; meanwhile the account runs out, and that is to wait."""
     world = World(Pace(concurrency=1, jitter=0.0), lanes=2)
-    outcomes = {b"ready": OK, b"waits": ANSWERED, b"flies": OK}
+    outcomes = {b"ready": OK, b"waits": FAILED, b"flies": OK}
     world.answer = lambda item: (outcomes[item.user_id], S, -1)
     world.owe(b"waits", kind="restore")
     world.run(S)

@@ -5,7 +5,8 @@ import random
 from collections.abc import Callable
 from itertools import pairwise
 
-from billing.expirationd.outbox import OK, Item, Outbox, Pace
+from billing.expirationd.health import OK, TIMED_OUT, Pace
+from billing.expirationd.outbox import Item, Outbox
 
 S = 10**9
 MS = 10**6
@@ -22,6 +23,8 @@ class World:
         self.lane_of = {"cutoff": 0, "restore": lanes - 1}
         self.answer: Callable[[Item], Answer] = lambda item: (OK, MS, -1)
         self.attempts: list[tuple[int, bytes, str, int]] = []  # when, user, kind, seq
+        self.cut: list[tuple[int, bytes]] = []  # when, user
+        self._flying: dict[Item, int] = {}
         self._results: list[tuple[int, int, Item, int, int]] = []
         self._count = 0
 
@@ -41,7 +44,11 @@ class World:
             if self.outbox.begin(item, (kind, seq), self.lane_of[kind], since_ns, self.now_ns):
                 self.attempts.append((self.now_ns, item.user_id, kind, seq))
                 outcome, latency_ns, retry_after_ns = self.answer(item)
+                patience_ns = self.outbox.lanes[item.lane].patience_ns
+                if latency_ns > patience_ns:
+                    outcome, latency_ns, retry_after_ns = TIMED_OUT, patience_ns, -1
                 self._count += 1
+                self._flying[item] = self._count
                 result = (self.now_ns + latency_ns, self._count, item, outcome, retry_after_ns)
                 heapq.heappush(self._results, result)
 
@@ -49,17 +56,27 @@ class World:
         while True:
             self.send_what_is_due()
             wake_ns = self.outbox.next_wake_ns(self.now_ns)
-            coming = [at_ns for at_ns in (wake_ns, self._results[0][0] if self._results else -1) if at_ns >= 0]
+            cut_ns = self.outbox.next_cut_ns(self.now_ns)
+            result_ns = self._results[0][0] if self._results else -1
+            coming = [at_ns for at_ns in (wake_ns, cut_ns, result_ns) if at_ns >= 0]
             if not coming or min(coming) > until_ns:
                 self.now_ns = max(self.now_ns, until_ns)
                 return
             self.now_ns = min(coming)
             while self._results and self._results[0][0] <= self.now_ns:
-                _, _, item, outcome, retry_after_ns = heapq.heappop(self._results)
-                events = self.owed[item.bucket_id, item.user_id]
-                if outcome == OK:
-                    events.pop(0)
-                self.outbox.finish(item, outcome, self.now_ns, retry_after_ns, bool(events))
+                _, count, item, outcome, retry_after_ns = heapq.heappop(self._results)
+                if self._flying.get(item) == count:
+                    self._finish(item, outcome, retry_after_ns)
+            for item in self.outbox.cut(self.now_ns):
+                self.cut.append((self.now_ns, item.user_id))
+                self._finish(item, TIMED_OUT, -1)
+
+    def _finish(self, item: Item, outcome: int, retry_after_ns: int) -> None:
+        del self._flying[item]
+        events = self.owed[item.bucket_id, item.user_id]
+        if outcome == OK:
+            events.pop(0)
+        self.outbox.finish(item, outcome, self.now_ns, retry_after_ns, bool(events))
 
     def gaps(self, user_id: bytes) -> list[float]:
         instants = [at_ns for at_ns, user, _, _ in self.attempts if user == user_id]

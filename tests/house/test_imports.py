@@ -34,6 +34,8 @@ ANYTHING = {"service", "__main__", "billing"}  # where the parts are joined
 PURE = (
     "billing.ledger",
     "billing.svg",
+    "billing.expirationd.answer",
+    "billing.expirationd.health",
     "billing.expirationd.coming",
     "billing.expirationd.wheel_scrubber",
     "billing.expirationd.recheck",

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
-from billing.expirationd.endpoint import Unreachable, Verdict
-from billing.expirationd.outbox import ANSWERED, DROPPED, FAILED, OK
+from billing.expirationd.dialing import Unreachable
+from billing.expirationd.endpoint import Verdict
+from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
 from billing.ledger.entry import history_row, unpack
 from shards.batch import ENTRY, split_batch
 from shards.system.clock import boot_now_ns
@@ -37,8 +38,8 @@ class SimLine:
 
     def __init__(self, endpoint: SimEndpoint) -> None:
         self.endpoint = endpoint
-        self.payload = None
         self.used = False
+        self.ended = asyncio.Event()
 
 
 class SimEndpoint:
@@ -69,44 +70,49 @@ class SimEndpoint:
     def keep(self, line: SimLine) -> None:
         self._idle.append(line)
 
-    async def exchange(self, line: SimLine, request: bytes) -> Verdict:
+    async def exchange(self, line: SimLine, request: bytes, timeout_s: float) -> Verdict:
         kind, user, event_id, seq, exhausted_at_ns = _read(request)
         now_ns = self._auditor.billing_ns(boot_now_ns())
         self._trace("attempt", kind, user, seq, exhausted_at_ns)
         self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
         self._auditor.calls(user, event_id)
         try:
-            return await self._behave(line, kind, user, seq)
+            verdict = await self._behave(line, kind, user, seq, timeout_s)
         finally:
             self._auditor.called(user)
+        if not self.closed and verdict[0] != TIMED_OUT:
+            self._idle.append(line)
+        return verdict
 
-    async def _behave(self, line: SimLine, kind: str, user: bytes, seq: int) -> Verdict:
+    async def _behave(self, line: SimLine, kind: str, user: bytes, seq: int, timeout_s: float) -> Verdict:
         moods = self._moods
         wrong = moods.draw(("dropped", "slow", "5xx", "4xx", "lost"))
         if wrong == "dropped" and line.used:
             return DROPPED, "the connection was closed", -1
         line.used = True
-        delay_s = moods.rng.random() * 0.004
-        await asyncio.sleep(10.0 if wrong == "slow" else delay_s)
         if wrong == "slow":
-            return FAILED, "no answer in time", -1
+            return await self._hang(line, timeout_s)
+        await asyncio.sleep(moods.rng.random() * 0.004)
         if wrong == "5xx":
-            return FAILED, "503", -1 if moods.rng.random() < 0.5 else moods.rng.randrange(3 * 10**9)
+            pause_ns = -1 if moods.rng.random() < 0.5 else moods.rng.randrange(3 * 10**9)
+            return FAILED if pause_ns < 0 else BUSY, "503", pause_ns
         if wrong == "4xx":
-            return ANSWERED, "404", -1
+            return FAILED, "404", -1
         self._auditor.last_call[user] = kind, seq
         if wrong == "lost":
             return FAILED, "the reply was lost", -1
         self._auditor.took(kind, user, seq)
         return OK, "", -1
 
-    def settle(self, line: SimLine) -> bool:
-        if not self.closed:
-            self._idle.append(line)
-        return True
+    async def _hang(self, line: SimLine, timeout_s: float) -> Verdict:
+        try:
+            await asyncio.wait_for(line.ended.wait(), timeout_s)
+        except TimeoutError:
+            return TIMED_OUT, "no answer in time", -1
+        return TIMED_OUT, "no answer so far, and others wait", -1
 
-    async def drain(self, line: SimLine) -> None:
-        """There is no body."""
+    def end(self, line: SimLine, why: str) -> None:
+        line.ended.set()
 
     async def close(self) -> None:
         self.closed = True

@@ -1,0 +1,226 @@
+"""The answer to one call, taken apart as it comes. Pure: bytes in, a status out.
+
+**The status decides.** Of an answer, only the final status line counts: `HTTP/1.0` or `HTTP/1.1`, a space, three
+digits, then a space with anything, or the end of the line. Informational answers (1xx, but 101) may stand before it.
+The headers are read for two things, neither of which can change the status: Retry-After, and whether the connection can
+be used again. Everything else about headers and body is neither checked nor believed.
+
+    answer      = *( informational-head ) final-head [ body ]
+    final-head  = status-line *( header-line ) empty-line        lines end with LF, a CR before it is dropped
+
+**May the connection be used again?** Only if it is certain where the answer ends: HTTP/1.1 without `Connection: close`
+(HTTP/1.0 with `Connection: keep-alive`); a body of the one Content-Length given, or chunked, of `body_bytes_max` at
+most; for 204 and 304 no body and no header that speaks of one; and not a byte behind it. Else it is closed.
+
+**Limits.** `HEAD_BYTES_MAX` for everything up to the end of the final head; `body_bytes_max` of the body are taken, and
+none of them is kept beyond what taking a chunked body apart needs.
+
+Worked example: `feed(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")` makes `status` 204, `head_done`, `done` and `reusable`
+true.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+HEAD_BYTES_MAX: Final = 262_144
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\n]*)?\r?\n")
+_BLANK: Final = re.compile(rb"(?:\r?\n)*")
+_STATUS_LINE_BYTES_MAX: Final = 16_384
+_LONGEST_BEGINNING: Final = len(b"HTTP/1.1 200 ")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
+_PLAIN: Final = re.compile(
+    rb"HTTP/1\.1 ([2-9][0-9][0-9])(?: [^\n]*)?\r\n"
+    rb"(?:(?!content-length:)[^\n]+\r\n)*content-length: ?([0-9]{1,9})\r\n(?:(?!content-length:)[^\n]+\r\n)*\r\n(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_UNUSUAL: Final = re.compile(rb"\nconnection:|\nretry-after:|\ntransfer-encoding:|\n\n", re.IGNORECASE)
+_SIZE_LINE_BYTES_MAX: Final = 1_024
+_SWITCHING: Final = 101
+_BODILESS: Final = (204, 304)
+
+
+class Malformed(Exception):
+    """What came is not the beginning of an HTTP/1 answer."""
+
+
+class AnswerReader:
+    """One answer. `feed` it until `head_done`, then, to use the connection again, until `done`."""
+
+    __slots__ = (
+        *("_body", "_body_max", "_chunked", "_head", "_left", "_line", "_passed", "_searched"),
+        *("done", "head_done", "retry_after", "reusable", "status"),
+    )
+
+    def __init__(self, body_bytes_max: int) -> None:
+        self.status = 0  # the final one; 0: not yet
+        self.head_done = False
+        self.retry_after = ""  # as it stands in the header; "": none
+        self.reusable = False  # whether the connection can be used again, as far as is known: final once `done`
+        self.done = False  # whatever is still to come of this answer is of no interest
+        self._head = bytearray()
+        self._line: re.Match[bytes] | None = None  # the status line at the beginning of `_head`
+        self._passed = 0  # bytes of informational answers
+        self._searched = 0  # so many bytes of `_head` hold no end of it
+        self._body = b""  # of a chunked one, what is not taken apart yet
+        self._body_max = body_bytes_max
+        self._left = 0  # bytes of the body still to come, or of its limit where it is chunked
+        self._chunked = False
+
+    def feed(self, data: bytes) -> None:
+        """Takes what came; raises Malformed, never once `status` is known."""
+        if self.done:
+            self.reusable = False
+        elif self.head_done:
+            self._take_body(data)
+        elif self._head or not self._take_plain(data):
+            self._head += data
+            while self._take_head():
+                continue
+
+    def _take_plain(self, data: bytes) -> bool:
+        """The common answer in one piece, at a third of the cost; whatever is unusual in it goes the general way."""
+        plain = _PLAIN.fullmatch(data)
+        if plain is None or _UNUSUAL.search(data):
+            return False
+        status, left = int(plain[1]), int(plain[2])
+        if status in _BODILESS or left != len(plain[3]) or left > self._body_max:
+            return False
+        self.status = status
+        self.head_done = self.done = self.reusable = True
+        return True
+
+    def _take_head(self) -> bool:
+        """Takes one head, if it is there to its end; True if it was an informational one, and the next may follow."""
+        head = self._head
+        if self._line is None and not self._take_status_line():
+            return False
+        assert self._line is not None
+        end = _HEAD_END.search(head, max(self._line.end() - 1, self._searched - 2))
+        if end is None:
+            self._searched = len(head)
+            if len(head) > HEAD_BYTES_MAX:
+                if not self.status:
+                    raise Malformed("no final status line")
+                self._head, self.head_done, self.done = bytearray(), True, True
+            return False
+        lines_at, keeps_open = self._line.end(), self._line[1] == b"1"
+        self._line, self._searched = None, 0
+        if not self.status:
+            self._passed += end.end()
+            if self._passed > HEAD_BYTES_MAX:
+                raise Malformed("no final status line")
+            del head[: end.end()]
+            return True
+        lines, rest = bytes(head[lines_at : end.start() + 1]), bytes(head[end.end() :])
+        self._head = bytearray()
+        self.head_done = True
+        self._judge(keeps_open, lines)
+        if rest and self.done:
+            self.reusable = False
+        elif rest:
+            self._take_body(rest)
+        return False
+
+    def _take_status_line(self) -> bool:
+        head = bytes(self._head[:_STATUS_LINE_BYTES_MAX])
+        blank = _BLANK.match(head)
+        if blank is not None and blank.end():
+            del self._head[: blank.end()]
+            head = head[blank.end() :]
+        line = _STATUS_LINE.match(head)
+        if line is None:
+            if b"\n" in head or not _may_begin(head) or len(head) >= _STATUS_LINE_BYTES_MAX:
+                raise Malformed("no status line")
+            return False
+        self._line = line
+        status = int(line[2])
+        if status >= 200 or status == _SWITCHING:
+            self.status = status
+        return True
+
+    def _judge(self, keeps_open: bool, lines: bytes) -> None:
+        """Finds out where the body ends, if that can be told, and whether the connection stays open."""
+        lengths: set[bytes] = set()
+        encoded = False
+        for line in lines.split(b"\n"):
+            name, _, value = line.partition(b":")
+            name = name.lower()
+            if name == b"content-length":
+                lengths.add(value.strip())
+            elif name == b"transfer-encoding":
+                self._chunked = value.strip().lower() == b"chunked" and not encoded
+                encoded = True
+            elif name == b"connection":
+                options = value.lower()
+                keeps_open = b"close" not in options and (keeps_open or b"keep-alive" in options)
+            elif name == b"retry-after":
+                self.retry_after = value.strip().decode("latin-1")
+        self.reusable = keeps_open and self.status != _SWITCHING
+        length = lengths.pop() if lengths else b""
+        if self.status in _BODILESS:
+            self.reusable = (
+                self.reusable and not encoded and (length in (b"", b"0") or self.status == 304) and not lengths
+            )
+            self._left = 0
+        elif encoded:
+            self.reusable = self.reusable and self._chunked and not length
+            self._left = self._body_max
+        else:
+            self.reusable = self.reusable and length.isdigit() and not lengths and len(length) < 10
+            self._left = int(length) if self.reusable else 0
+            self.reusable = self.reusable and self._left <= self._body_max
+        self.done = not self.reusable or (not self._chunked and not self._left)
+
+    def _take_body(self, data: bytes) -> None:
+        if not self._chunked:
+            self._left -= len(data)
+            self.done = self._left <= 0
+            self.reusable = self._left >= 0
+            return
+        self._left -= len(data)
+        self._body += data
+        if self._left < 0:
+            self.reusable, self.done, self._body = False, True, b""
+            return
+        while not self.done:
+            size = _CHUNK_SIZE.match(self._body)
+            if size is None:
+                wrong = b"\n" in self._body or len(self._body) > _SIZE_LINE_BYTES_MAX
+                self.reusable, self.done = not wrong, wrong
+                return
+            length = int(size[1], 16)
+            if length == 0:
+                rest = self._body[size.end() - 1 :]
+                end = _HEAD_END.match(rest) or _HEAD_END.search(rest)
+                if end is not None:
+                    self.done, self.reusable = True, end.end() == len(rest)
+                return
+            behind = size.end() + length
+            ending = self._body[behind : behind + 2]
+            if len(ending) < 2 and ending[:1] != b"\n":
+                return
+            if ending == b"\r\n":
+                behind += 2
+            elif ending[:1] == b"\n":
+                behind += 1
+            else:
+                self.reusable, self.done = False, True
+            self._body = self._body[behind:]
+
+
+def _may_begin(head: bytes) -> bool:
+    """Whether a status line may begin like this, as far as it has come."""
+    if head == b"\r":
+        return True
+    pattern = b"HTTP/1.1 200 "
+    for have, want in zip(head[:_LONGEST_BEGINNING], pattern, strict=False):
+        if chr(want).isdigit():
+            if not chr(have).isdigit():
+                return False
+        elif have != want and not (want == 32 and have == 13):
+            return False
+    return True

@@ -1,0 +1,147 @@
+"""How a connection to an endpoint comes about: its name is resolved, its addresses are tried, TLS is spoken.
+
+Addresses are tried in the order of RFC 8305 (families in turns, the next one `NEXT_ADDRESS_S` after the last), by
+aiohappyeyeballs; the one that worked last is tried first. A name is resolved again after `RESOLVED_S`, and at once
+where no address could be connected to. While a name does not resolve, the addresses that it had are tried: whether
+these are still right is shown by the connection, and for `https` by the certificate.
+
+Nothing is sent here but what TLS sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
+
+from shards.system.clock import boot_now_ns
+
+if TYPE_CHECKING:
+    import ssl
+
+    from aiohappyeyeballs import AddrInfoType
+
+RESOLVED_S: Final = 10
+NEXT_ADDRESS_S: Final = 0.1
+ADDRESSES_MAX: Final = 64
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_SECOND_NS: Final = 10**9
+
+Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
+
+
+class Unreachable(Exception):
+    """No connection; the message says why in a few words."""
+
+
+class Dialer:
+    """Connects to one origin (`scheme://host[:port]`); `tls` replaces the system's trust (None)."""
+
+    def __init__(self, origin: str, connect_timeout_s: float, tls: ssl.SSLContext | None) -> None:
+        parts = urlsplit(origin)
+        assert parts.hostname is not None, origin
+        self.host = parts.hostname
+        self.port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        self.connect_timeout_s = connect_timeout_s
+        self._tls = _trust(tls) if parts.scheme == "https" else None
+        self._addresses: list[AddrInfoType] = []
+        self._resolved_ns = 0
+        self._resolving: asyncio.Future[None] | None = None
+
+    async def connect(self, protocol_of: Callable[[], Protocol]) -> Protocol:
+        """A protocol of a new connection; raises Unreachable."""
+        import ssl
+
+        try:
+            async with asyncio.timeout(self.connect_timeout_s):
+                return await self._connect(protocol_of)
+        except ssl.SSLCertVerificationError as error:
+            raise Unreachable(f"TLS: {error.verify_message or 'certificate refused'}") from None
+        except ssl.SSLError as error:
+            raise Unreachable(f"TLS: {error.reason or 'handshake failed'}") from None
+        except socket.gaierror:
+            raise Unreachable("the name does not resolve") from None
+        except TimeoutError:
+            raise Unreachable(f"no connection within {self.connect_timeout_s:g} s") from None
+        except (OSError, RuntimeError) as error:  # of several addresses that failed in several ways, either
+            self._resolved_ns = 0
+            raise Unreachable(_reason(error)) from None
+
+    async def _connect(self, protocol_of: Callable[[], Protocol]) -> Protocol:
+        from aiohappyeyeballs import start_connection
+
+        loop = asyncio.get_running_loop()
+        now_ns = boot_now_ns()
+        if not self._resolved_ns or now_ns - self._resolved_ns >= RESOLVED_S * _SECOND_NS:
+            await self._resolve()
+        addresses = self._addresses
+        connection = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
+        try:
+            peer = connection.getpeername()
+            if peer != addresses[0][4]:
+                self._addresses = sorted(addresses, key=lambda address: address[4][:2] != peer[:2])
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            unheard_ms = int(self.connect_timeout_s * 1000)  # what is not acknowledged for so long ends the connection
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unheard_ms)
+            if self._tls is None:
+                _, protocol = await loop.create_connection(protocol_of, sock=connection)
+            else:
+                _, protocol = await loop.create_connection(
+                    protocol_of,
+                    sock=connection,
+                    ssl=self._tls,
+                    server_hostname=self.host,
+                    ssl_handshake_timeout=self.connect_timeout_s,
+                    ssl_shutdown_timeout=1.0,
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return protocol
+
+    async def _resolve(self) -> None:
+        """One question for all who wait for its answer."""
+        if self._resolving is None:
+            self._resolving = asyncio.ensure_future(self._ask())
+            self._resolving.add_done_callback(self._on_resolved)
+        await asyncio.shield(self._resolving)
+
+    async def _ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            if not self._addresses:
+                raise
+        else:
+            addresses: list[AddrInfoType] = []
+            addresses.extend(list(dict.fromkeys(found))[:ADDRESSES_MAX])
+            worked = self._addresses[:1]
+            self._addresses = sorted(addresses, key=lambda address: address not in worked)
+        self._resolved_ns = boot_now_ns()
+
+    def _on_resolved(self, resolving: asyncio.Future[None]) -> None:
+        self._resolving = None
+        if not resolving.cancelled():
+            resolving.exception()  # told to whoever waits; nobody may
+
+
+def _trust(tls: ssl.SSLContext | None) -> ssl.SSLContext:
+    import ssl
+
+    if tls is not None:
+        return tls
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _reason(error: BaseException) -> str:
+    """Why, in a few words; of several addresses, what the last one met."""
+    number = getattr(error, "errno", None)
+    if number:
+        return os.strerror(number).lower()
+    return "connection lost" if isinstance(error, ConnectionError) else "no address can be connected to"

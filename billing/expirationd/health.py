@@ -1,0 +1,158 @@
+"""What is thought of an endpoint as a whole, and on what evidence. Pure.
+
+**Shut.** The state of an endpoint comes from evidence over different users. It is shut when connections fail twice
+without a success between, or when `users_max` different users had the first failure of an event without a success
+between. (The repeated failure of a user is no news about the endpoint.) While shut, an endpoint is probed: it takes a
+retry each `probe_ns`, after a few in quicker succession; events never attempted go out at once, up to `FRESH_BURST`,
+then one each `fresh_probe_ns`. Where connections fail, who is called makes no difference, and one item each `probe_ns`
+goes out. The first success opens it.
+
+**Rest.** Where `users_max` different users were answered 429 or 503
+with a Retry-After without a success between, the endpoint as a whole asks for rest: retries pause for as long, up to
+`rest_max_ns`, and events never attempted go out as they do to an endpoint that is shut.
+
+**Patience.** A call may take `timeout_ns`. When `SLOW_CALLS` calls were not answered in time, all of them begun after
+the last success, the patience doubles, up to `patience_max_ns`; a success that came sooner brings it back.
+
+The health of an endpoint never delays a single user's retry: that is the outbox's, per user.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+OK: Final = 0  # 2xx: this event is done
+FAILED: Final = 1  # another status, or a connection that ended without one
+TIMED_OUT: Final = 2  # no answer in time
+BUSY: Final = 3  # 429 or 503, with a Retry-After
+UNREACHABLE: Final = 4  # no connection came about, so nothing was called
+DROPPED: Final = 5  # a connection used before turned out to be closed, not a byte came back: at once once more
+
+FRESH_BURST: Final = 8  # events never attempted that may go to a lane that is shut without a pause between them
+SLOW_CALLS: Final = 3
+UNREACHABLE_MAX: Final = 2
+
+_SECOND_NS: Final = 10**9
+_WAITS_NS: Final = tuple(int(seconds * _SECOND_NS) for seconds in (0.2, 0.5, 1, 2, 4, 8, 15, 30))
+
+Account = tuple[int, bytes]  # bucket_id, user_id
+
+
+class Pace(NamedTuple):
+    """How fast and how patiently."""
+
+    waits_ns: tuple[int, ...] = _WAITS_NS  # after the first failure, the second, ...
+    repeat_ns: int = 30 * _SECOND_NS  # after all further ones
+    jitter: float = 0.1  # of repeat_ns, to either side
+    concurrency: int = 64
+    users_max: int = 5  # different users who fail without a success between: the endpoint does
+    probe_ns: int = _SECOND_NS
+    fresh_probe_ns: int = _SECOND_NS // 50
+    retry_after_max_ns: int = 300 * _SECOND_NS
+    rest_max_ns: int = 30 * _SECOND_NS
+    timeout_ns: int = 10 * _SECOND_NS
+    patience_max_ns: int = 60 * _SECOND_NS
+    hang_min_ns: int = _SECOND_NS // 2
+
+
+class Health:
+    """One endpoint. Instants in nanoseconds, never decreasing from call to call."""
+
+    __slots__ = (
+        *("_fresh_after_ns", "_outage_since_ns", "_pace", "_probe_wait_ns", "_resting", "_succeeded_ns", "_suspects"),
+        *("_timed_out", "_unreachable", "_usual_ns", "patience_ns", "probe_after_ns", "shut", "shut_since_ns"),
+    )
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self.shut = False
+        self.shut_since_ns = 0
+        self.patience_ns = pace.timeout_ns
+        self.probe_after_ns = 0  # the next retry, while it is shut
+        self._probe_wait_ns = 0
+        self._fresh_after_ns = 0
+        self._outage_since_ns = -1  # the first failure since the last success that counts as evidence; -1: none
+        self._suspects: set[Account] = set()  # first failures since the last success, `users_max` at most
+        self._resting: set[Account] = set()  # who was answered 429 or 503 with a Retry-After since the last success
+        self._timed_out = 0  # calls begun since the last success, and since the patience grew
+        self._unreachable = 0  # connections that failed since the last one that did not
+        self._succeeded_ns = -1  # the last success
+        self._usual_ns = 0  # what successful calls take, smoothed
+
+    def admits_fresh(self, now_ns: int) -> bool:
+        """Whether an event never attempted may go to this endpoint now."""
+        return not self.shut or now_ns >= self.fresh_from_ns()
+
+    def admits_retry(self, now_ns: int) -> bool:
+        """Whether a retry may go to this endpoint now."""
+        return not self.shut or now_ns >= self.probe_after_ns
+
+    def fresh_from_ns(self) -> int:
+        """When the next event never attempted may go to this endpoint, which is shut."""
+        if self._unreachable:
+            return self.probe_after_ns
+        return self._fresh_after_ns - (FRESH_BURST - 1) * self._pace.fresh_probe_ns
+
+    def slow_ns(self) -> int:
+        """How long a call has to be in flight to be one that hangs."""
+        return min(max(4 * self._usual_ns, self._pace.hang_min_ns), self.patience_ns)
+
+    def spend(self, now_ns: int) -> None:
+        """A call goes to this endpoint now: where that is shut, the next one is put off."""
+        if self.shut:
+            self._probe_wait_ns = min(2 * self._probe_wait_ns, self._pace.probe_ns)
+            self.probe_after_ns = max(self.probe_after_ns, now_ns + self._probe_wait_ns)
+            self._fresh_after_ns = max(self._fresh_after_ns, now_ns) + self._pace.fresh_probe_ns
+
+    def success(self, now_ns: int, took_ns: int) -> int:
+        """A call had its 2xx. Returns since when the outage lasted that this ends; -1: the endpoint was not shut."""
+        self._succeeded_ns = now_ns
+        self._usual_ns += (took_ns - self._usual_ns) // 16 if self._usual_ns else took_ns
+        if self.patience_ns > self._pace.timeout_ns:
+            self.patience_ns = max(self._pace.timeout_ns, min(self.patience_ns, 2 * took_ns))
+        ended_ns = -1
+        if self._outage_since_ns >= 0:
+            ended_ns = self._outage_since_ns if self.shut else -1
+            self._suspects.clear()
+            self._resting.clear()
+            self._timed_out = self._unreachable = 0
+            self._outage_since_ns = -1
+            self.shut = False
+        return ended_ns
+
+    def failure(
+        self, account: Account, first: bool, outcome: int, begun_ns: int, now_ns: int, retry_after_ns: int
+    ) -> None:
+        """A call was no success. `first`: of its event."""
+        pace = self._pace
+        if self._outage_since_ns < 0:
+            self._outage_since_ns = now_ns
+        if outcome == UNREACHABLE:
+            self._unreachable += 1
+            if self._unreachable >= UNREACHABLE_MAX:
+                self._shut(now_ns)
+            return
+        self._unreachable = 0
+        if first and len(self._suspects) < pace.users_max:
+            self._suspects.add(account)
+            if len(self._suspects) >= pace.users_max:
+                self._shut(now_ns)
+        if outcome == TIMED_OUT and begun_ns > self._succeeded_ns and now_ns - begun_ns >= self.patience_ns:
+            self._timed_out += 1
+            if self._timed_out >= SLOW_CALLS:
+                self._timed_out = 0
+                self.patience_ns = max(self.patience_ns, min(2 * self.patience_ns, pace.patience_max_ns))
+        elif outcome == BUSY:
+            if len(self._resting) < pace.users_max:
+                self._resting.add(account)
+            if len(self._resting) >= pace.users_max:
+                self._shut(now_ns)
+                self.probe_after_ns = max(self.probe_after_ns, now_ns + min(retry_after_ns, pace.rest_max_ns))
+
+    def _shut(self, now_ns: int) -> None:
+        if not self.shut:
+            self.shut = True
+            self.shut_since_ns = now_ns
+            self._probe_wait_ns = self._pace.probe_ns // 8
+            self.probe_after_ns = now_ns + self._probe_wait_ns
+            self._fresh_after_ns = now_ns

@@ -1,0 +1,139 @@
+"""One connection to an endpoint: at most one request in flight, and its answer as far as it came.
+
+The owner of a line asks it, hears of the answer by a future, and is told of everything else that happens to it: of the
+status before anybody else is (`on_answer`), of the end of a body that was still to come (`on_body`), and of the end of
+the connection (`on_lost`). Bytes that nobody asked for end the connection.
+
+A line decides nothing: how long to wait, and what becomes of the connection, is its owner's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from billing.expirationd.answer import AnswerReader, Malformed
+from shards.system.clock import boot_now_ns
+
+
+class Owner(Protocol):
+    """Whoever keeps lines."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def keep(self, line: Line) -> None:
+        """The line was not asked anything: it is idle again."""
+
+    def end(self, line: Line, why: str) -> None:
+        """Ends what is under way on the line."""
+
+    def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
+        """A final status came."""
+
+    def on_body(self, line: Line) -> None:
+        """The body has been read, or has grown too long."""
+
+    def on_lost(self, line: Line) -> None:
+        """The connection has ended."""
+
+
+class Line(asyncio.Protocol):
+    """One connection, and what is known of it."""
+
+    __slots__ = (
+        *("_answered", "_lost", "_reader", "_waiter", "asked_ns", "endpoint", "idle_since_ns", "late", "proved"),
+        *("tired", "transport", "until_ns"),
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, endpoint: Owner) -> None:
+        self.endpoint = endpoint
+        self.idle_since_ns = boot_now_ns()
+        self.asked_ns = 0  # when the request was written that is not answered yet; 0: there is none
+        self.until_ns = 0  # when it is closed, unless it is idle by then
+        self.late = False  # it was closed since its time was over
+        self.tired = ""  # why it was ended before its time
+        self.proved = False  # an answer came on it
+        self._lost = False
+        self._reader: AnswerReader | None = None
+        self._waiter: asyncio.Future[AnswerReader] | None = None
+        self._answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request may be written on it: it is open, and nothing came that nobody asked for."""
+        return not self._lost and self._reader is None and not self.transport.is_closing()
+
+    def ask(self, request: bytes, body_bytes_max: int) -> asyncio.Future[AnswerReader]:
+        """Writes a request. The future: its answer, as far as it came; an exception where there is none."""
+        self._reader = AnswerReader(body_bytes_max)
+        self._waiter = waiter = self.endpoint.loop.create_future()
+        self._answered = False
+        self.asked_ns = boot_now_ns()
+        self.transport.write(request)
+        return waiter
+
+    @property
+    def answer(self) -> AnswerReader | None:
+        """The answer that comes or came; None while nothing was asked."""
+        return self._reader
+
+    def rest(self) -> None:
+        """Its answer was taken whole: it is idle."""
+        self._reader = None
+        self.until_ns = 0
+        self.idle_since_ns = boot_now_ns()
+
+    def close(self) -> None:
+        """Closes it, whatever is still to come."""
+        self.until_ns = 0
+        if self._lost:
+            return
+        if self.asked_ns:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            self.transport.abort()  # nobody asked
+            return
+        try:
+            reader.feed(data)
+        except Malformed as error:
+            self._settle(error)
+            self.transport.abort()
+            return
+        if not self._answered and reader.head_done:
+            self._settle(None)
+        elif self._answered and reader.done:
+            self.endpoint.on_body(self)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        if self._reader is not None and not self._answered:
+            self._settle(error or ConnectionResetError())
+        self.endpoint.on_lost(self)
+
+    def _settle(self, error: Exception | None) -> None:
+        """The answer is there as far as it decides, or it will not come."""
+        self._answered = True
+        waiter, reader = self._waiter, self._reader
+        self._waiter = None
+        assert reader is not None
+        if waiter is None or waiter.done():
+            return
+        if reader.status:
+            took_ns, self.asked_ns = boot_now_ns() - self.asked_ns, 0
+            self.endpoint.on_answer(self, reader, took_ns)
+            waiter.set_result(reader)
+        else:
+            waiter.set_exception(error or ConnectionResetError())

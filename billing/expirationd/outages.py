@@ -1,0 +1,116 @@
+"""What is told of endpoints that take no calls: by log lines, and as figures.
+
+An outage is logged when it begins, once a minute while it lasts, with how many users wait, and when it ends, with how
+long it lasted. So is, at most once a minute, that an endpoint needs more than `cutoff.timeout_s`.
+
+Nothing is decided here: `health` does that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from billing.expirationd.health import Health
+
+LOG_S: Final = 60
+_SECOND_NS: Final = 10**9
+
+log = logging.getLogger("billing.expirationd")
+
+
+class Outage:
+    """One endpoint that takes no calls: since when, and why."""
+
+    def __init__(self, origin: str, since_ns: int, error: str) -> None:
+        self.origin = origin
+        self.since_ns = since_ns
+        self.error = error
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Outages:
+    """Those of one delivery. `waiting` says for how many users something is owed. To be closed."""
+
+    def __init__(self, timeout_s: float, now_ns: Callable[[], int], waiting: Callable[[], int]) -> None:
+        self._timeout_s = timeout_s
+        self._now_ns = now_ns
+        self._waiting = waiting
+        self._loop = asyncio.get_running_loop()
+        self._known: dict[str, Outage] = {}  # by origin
+        self._patience_ns: dict[str, int] = {}  # of each origin, as it was last
+        self._patience_told_ns: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """Endpoints that take no calls."""
+        return len(self._known)
+
+    def of(self, origin: str) -> Outage | None:
+        """What is known of this endpoint's outage; None while it takes calls."""
+        return self._known.get(origin)
+
+    def plain(self) -> list[dict[str, Any]]:
+        """For the operator, as plain data."""
+        waiting = self._waiting()
+        return [
+            {"endpoint": one.origin, "since_ns": one.since_ns, "error": one.error, "waiting": waiting}
+            for one in self._known.values()
+        ]
+
+    def close(self) -> None:
+        """Tells no more."""
+        for outage in self._known.values():
+            if outage.timer is not None:
+                outage.timer.cancel()
+
+    def look(self, origin: str, health: Health, error: str) -> None:
+        """An attempt has ended; `error`: what it met, "" for a success."""
+        outage = self._known.get(origin)
+        if health.shut and outage is None:
+            self._begin(Outage(origin, health.shut_since_ns, error))
+        elif outage is not None and health.shut:
+            outage.error = error or outage.error
+        elif outage is not None:
+            self._end(outage)
+        if health.patience_ns > self._patience_ns.get(origin, int(self._timeout_s * _SECOND_NS)):
+            self._tell_patience(origin, health.patience_ns)
+        self._patience_ns[origin] = health.patience_ns
+
+    def _begin(self, outage: Outage) -> None:
+        self._known[outage.origin] = outage
+        log.warning(
+            "%s takes no calls (%s): probing it, calls for %d users wait", outage.origin, outage.error, self._waiting()
+        )
+        outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
+
+    def _go_on(self, outage: Outage) -> None:
+        lasted_s = (self._now_ns() - outage.since_ns) // _SECOND_NS
+        log.warning(
+            "%s has taken no calls for %d s (%s): calls for %d users wait",
+            outage.origin,
+            lasted_s,
+            outage.error,
+            self._waiting(),
+        )
+        outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
+
+    def _end(self, outage: Outage) -> None:
+        del self._known[outage.origin]
+        if outage.timer is not None:
+            outage.timer.cancel()
+        lasted_s = (self._now_ns() - outage.since_ns) / _SECOND_NS
+        log.info("%s takes calls again after %.1f s: sending, %d owed", outage.origin, lasted_s, self._waiting())
+
+    def _tell_patience(self, origin: str, patience_ns: int) -> None:
+        now_ns = self._now_ns()
+        if now_ns - self._patience_told_ns.get(origin, -LOG_S * _SECOND_NS) < LOG_S * _SECOND_NS:
+            return
+        self._patience_told_ns[origin] = now_ns
+        log.warning(
+            "%s answered nobody in time (cutoff.timeout_s is %g): calls may take %g s now",
+            origin,
+            self._timeout_s,
+            patience_ns / _SECOND_NS,
+        )
