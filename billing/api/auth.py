@@ -28,7 +28,7 @@ from billing.api.origins import is_loopback, is_trusted, is_unix, peer_uid
 
 TOKENS_MAX: Final = 1_000
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -94,7 +94,7 @@ def _parse(text: str) -> tuple[_Token, ...]:
             raise TokensError(f"line {number}: expected name:role,role:sha256")
         name, roles_text, digest = parts
         roles = frozenset(role.strip() for role in roles_text.split(","))
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise TokensError(f"line {number}: expected a name of 1 to 64 letters, digits or ._-")
         if not roles <= ROLES:
             raise TokensError(f"line {number}: expected roles out of {', '.join(sorted(ROLES))}")

@@ -15,6 +15,8 @@ import click
 
 from billing.backup.files import NoBackup, copy, finish, restore
 from billing.cli.calling import Target, ask, target_options
+from billing.cli.finding import config_file as found_config
+from billing.cli.options import Command, config_option
 from billing.follower.store import StoreError
 from shards.journal import JournalError
 from shards.system.clock import boot_now_ns
@@ -24,7 +26,7 @@ RENEW_EVERY_NS = 10 * 10**9
 EXIT_DAMAGED = 65
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--no-proof", is_flag=True, help="Leaves out the proof of the copy, which takes as long as the doctor.")
 @target_options
@@ -56,10 +58,10 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     click.echo(f"{directory} holds everything up to {_shown(cut['at_ns'])}")
 
 
-@click.command(name="restore")
+@click.command(name="restore", cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="As for billing serve.")
-def restore_command(directory: Path, file: Path | None) -> None:
+@config_option
+def restore_command(directory: Path, config_file: str | None) -> None:
     """Makes the configured data directory, which must be empty, from the backup in DIRECTORY.
 
     The next start holds every overdue cutoff back until `billing cutoffs release`: money may have come after the
@@ -67,7 +69,7 @@ def restore_command(directory: Path, file: Path | None) -> None:
     """
     from billing.config.load import load
 
-    data_dir = load(file, os.environ).config.daemon.data_dir
+    data_dir = load(found_config(config_file, os.environ), os.environ).config.daemon.data_dir
     try:
         about = restore(RealDisk(), str(directory.absolute()), data_dir)
     except (NoBackup, OSError) as error:

@@ -11,17 +11,18 @@ from typing import Any
 
 import click
 
-from billing.cli.calling import DURATION, Target, ask, target_options
-from billing.cli.showing import show
+from billing.cli.calling import Target, ask, is_change, target_options
+from billing.cli.confirming import confirmed
+from billing.cli.options import COINS, DURATION, YES, Command, applied, option
+from billing.cli.paging import list_all_option, show_pages
+from billing.cli.showing import coins, show, tell
 
-SIGNED = {"ignore_unknown_options": True}  # so that -5 is an amount and no option
-
-_request_id = click.option("--request-id", metavar="ID", help="Makes the call safe to repeat: it takes effect once.")
-_message = click.option("--message", metavar="TEXT", help="Stands in the history.")
-_per = click.option("--per", type=click.Choice(["second", "minute", "hour"]), help="Unit of the rate.  [second]")
-_resource = click.option("--resource", metavar="NAME", help="Which rate line; the account's rate is their sum.")
+_request_id = option("--request-id", metavar="ID", help="Makes the call safe to repeat: it takes effect once.")
+_message = option("--message", metavar="TEXT", help="Stands in the history.")
+_per = option("--per", type=click.Choice(["second", "minute", "hour"]), help="Unit of the rate.  [second]")
+_resource = option("--resource", metavar="NAME", help="Which rate line; the account's rate is their sum.")
 _user = click.argument("user")
-_amount = click.argument("amount")
+_amount = click.argument("amount", type=COINS)
 
 
 def _call(method: str, *names: str) -> Callable[..., None]:
@@ -29,23 +30,43 @@ def _call(method: str, *names: str) -> Callable[..., None]:
 
     def run(target: Target, **given: Any) -> None:
         params = [given.pop(name) for name in names]
-        show(target, ask(target, method, *params, **given))
+        reply = ask(target, method, *params, **given)
+        if is_change(method):
+            tell(target, method, reply)
+        else:
+            show(target, reply)
 
     return run
 
 
-def _command(name: str, doc: str, run: Callable[..., None], *parts: Any, signed: bool = False) -> click.Command:
+def _command(name: str, doc: str, run: Callable[..., None], *parts: Any) -> click.Command:
     """A click command out of its function, and its arguments and options in their order."""
-    run = target_options(run)
-    for part in reversed(parts):
-        run = part(run)
-    return click.command(name, help=doc, context_settings=SIGNED if signed else None)(run)
+    return click.command(name, cls=Command, help=doc)(applied(parts, target_options(run)))
 
 
-def _set_thresholds(target: Target, user: str, amount: tuple[str, ...], runway: tuple[int, ...]) -> None:
+def _set_thresholds(
+    target: Target, user: str, amount: tuple[str, ...], runway: tuple[int, ...], request_id: str | None
+) -> None:
     thresholds: list[dict[str, Any]] = [{"amount": each} for each in amount]
     thresholds += [{"runway_ns": each} for each in runway]
-    show(target, ask(target, "set_thresholds", user, thresholds))
+    tell(target, "set_thresholds", ask(target, "set_thresholds", user, thresholds, request_id=request_id))
+
+
+def _close(target: Target, user: str, yes: bool, request_id: str | None) -> None:
+    def question() -> str:
+        account = ask(target, "get_account", user)
+        return f"{user} has {coins(account['balance_nanos'])} coins, which are paid out. Close the account?"
+
+    confirmed(question, yes)
+    tell(target, "close_account", ask(target, "close_account", user, request_id=request_id))
+
+
+def _accounts(target: Target, after: str | None, limit: int | None, every: bool, **filters: Any) -> None:
+    show_pages(target, "accounts", "user_id", "--after", after, limit, every, **filters)
+
+
+def _history(target: Target, user: str, limit: int | None, before: int | None, every: bool) -> None:
+    show_pages(target, "history", "entry_id", "--before", before, limit, every, user=user)
 
 
 _ALL = (
@@ -59,26 +80,23 @@ _ALL = (
         "set-rate",
         "Sets how fast USER's money is being spent: RATE coins a second.",
         _call("set_rate", "user", "rate"),
-        *(_user, click.argument("rate"), _per, _resource),
-        click.option("--rate-seq", type=int, help="Refused unless newer than the line's last one."),
-        click.option(
-            *("--min-runway", "min_runway_ns"), type=DURATION, help="Refused unless the money lasts that long."
-        ),
+        *(_user, click.argument("rate", type=COINS), _per, _resource),
+        option("--rate-seq", type=int, help="Refused unless newer than the line's last one."),
+        option(*("--min-runway", "min_runway_ns"), type=DURATION, help="Refused unless the money lasts that long."),
         *(_request_id, _message),
     ),
     _command(
         "change-rate",
         "Adds DELTA coins a second to a rate of USER; below zero it is refused.",
         _call("change_rate", "user", "delta"),
-        *(_user, click.argument("delta"), _per, _resource, _request_id, _message),
-        signed=True,
+        *(_user, click.argument("delta", type=COINS), _per, _resource, _request_id, _message),
     ),
     _command(
         "debit",
         "Takes AMOUNT coins from USER once.",
         _call("debit", "user", "amount"),
         *(_user, _amount),
-        click.option(
+        option(
             "--mode",
             type=click.Choice(["strict", "partial", "force"]),
             help="Where there is not enough: refuse, take what is there, or go below.  [strict]",
@@ -89,17 +107,19 @@ _ALL = (
     _command(
         "accounts",
         "Lists accounts in order of their user ids.",
-        _call("accounts"),
-        click.option("--after", metavar="USER", help="Starts behind this user."),
-        click.option("--limit", type=int, help="How many at most.  [1000]"),
+        _accounts,
+        option("--after", metavar="USER", help="Starts behind this user."),
+        option("--limit", type=int, help="How many at most.  [1000]"),
+        list_all_option,
     ),
     _command(
         "history",
         "Lists what happened to USER, newest first.",
-        _call("history", "user"),
+        _history,
         _user,
-        click.option("--limit", type=int, help="How many at most.  [100]"),
-        click.option("--before", type=int, metavar="ENTRY", help="Only entries older than this one."),
+        option("--limit", type=int, help="How many at most.  [100]"),
+        option("--before", type=int, metavar="ENTRY", help="Only entries older than this one."),
+        list_all_option,
     ),
     _command(
         "credit-limit",
@@ -112,7 +132,7 @@ _ALL = (
         "Reserves AMOUNT coins of USER; the reply names the hold.",
         _call("hold", "user", "amount"),
         *(_user, _amount),
-        click.option("--ttl", "ttl_ns", type=DURATION, help="Gives it back by itself after that long."),
+        option("--ttl", "ttl_ns", type=DURATION, help="Gives it back by itself after that long."),
         _request_id,
     ),
     _command(
@@ -132,21 +152,21 @@ _ALL = (
         "Corrects USER's balance by AMOUNT coins, with a REASON.",
         _call("adjust", "user", "amount", "reason"),
         *(_user, _amount, click.argument("reason"), _request_id),
-        signed=True,
     ),
     _command(
         "thresholds",
         "Sets when notices about USER's low balance are sent; without options, never.",
         _set_thresholds,
         _user,
-        click.option("--amount", multiple=True, metavar="COINS", help="When this little is available."),
-        click.option("--runway", multiple=True, type=DURATION, help="When it lasts no longer than that."),
+        option("--amount", multiple=True, type=COINS, metavar="COINS", help="When this little is available."),
+        option("--runway", multiple=True, type=DURATION, help="When it lasts no longer than that."),
+        _request_id,
     ),
     _command(
         "close",
-        "Closes USER's account and pays out the rest.",
-        _call("close_account", "user"),
-        *(_user, _request_id),
+        "Closes USER's account and pays out the rest; asks first.",
+        _close,
+        *(_user, YES, _request_id),
     ),
 )
 

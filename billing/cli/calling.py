@@ -1,8 +1,12 @@
 """How a command on the command line calls the daemon: where, as whom, and how long it waits.
 
-Every such command takes the same options (`target_options`) and gets them as one `Target`. A refusal ends it with exit
-code 1 and the error on standard error, as a line or, with `--json`, as the map the daemon sent. A token never stands on
-the command line, where other users of the machine could read it.
+Every such command takes the same options (`target_options`) and gets them as one `Target`. All of them, the console and
+the statement included, make their client here (`client_of`), so that no option can be left out by one of them.
+
+A command that cannot reach the daemon says so at the first attempt: it does not wait for one to come. Exit codes: 1 the
+daemon refused, 3 it was not reached or did not answer, 4 the caller may not do that. The error stands on standard
+error, as a line or, with `--json`, as the map that the daemon sent. A token never stands on the command line, where
+other users of the machine could read it.
 """
 
 from __future__ import annotations
@@ -10,49 +14,62 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import ssl
-from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
+from click.core import ParameterSource
 
+from billing.api.methods import COMMAND, LOCAL, METHODS, QUERY, READ
+from billing.cli.finding import config_file, listening
+from billing.cli.options import CONNECTION_OPTIONS, OUTPUT_OPTIONS, applied
+from billing.cli.output import say
+from billing.cli.values import coins, printable, span
 from billing.client.client import Client
-from billing.client.connection import tls_context
-from billing.client.errors import BillingError
+from billing.client.connection import parse_address, tls_context
+from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unavailable
 
-ADDRESS_DEFAULT = "127.0.0.1:3311"
-TIMEOUT_S_DEFAULT = 10.0
+EXIT_REFUSED: Final = 1
+EXIT_NOT_REACHED: Final = 3
+EXIT_NOT_ALLOWED: Final = 4
 
-_DURATIONS_NS = {
-    "ns": 1,
-    "us": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3_600 * 10**9,
-    "d": 86_400 * 10**9,
-}
+# Commands that work on the configuration themselves, wherever the daemon is that they call.
+FOR_ITSELF: Final = frozenset({"doctor"})
+
+_OF_ACCOUNT: Final = frozenset(name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY))
+_CHANGES: Final = frozenset(name for name, row in METHODS.items() if row.role != READ and row.kind != LOCAL)
+
+T = TypeVar("T")
 
 
 class Target(NamedTuple):
     """Which daemon, and how to tell what it said."""
 
     address: str
-    token: str | None
-    timeout_s: float
-    as_json: bool
+    told_by: str  # where the address stands, for people; "" where it was given on the line
+    token: str | None = None
+    timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
+    as_json: bool = False
+    as_csv: bool = False
+    wide: bool = False
+    zone: str | None = None
+    file: Path | None = None  # the configuration that was found
 
 
 class CommandRefused(click.ClickException):
-    """The daemon said no, or nothing."""
+    """The daemon said no."""
 
-    exit_code = 1
+    exit_code = EXIT_REFUSED
 
-    def __init__(self, error: BillingError, as_json: bool) -> None:
-        super().__init__(str(error))
+    def __init__(self, error: BillingError, target: Target, user: object = None) -> None:
+        super().__init__(words_of(error, target, user))
         self._error = error
-        self._as_json = as_json
+        self._as_json = target.as_json
 
     def show(self, file: IO[Any] | None = None) -> None:
         """One line on standard error."""
@@ -65,99 +82,182 @@ class CommandRefused(click.ClickException):
             "applied": error.applied,
             **error.details,
         }
-        doubt = " (it may have been carried out)" if error.applied == "unknown" else ""
-        click.echo(json.dumps(told) if self._as_json else f"billing: {self.message}{doubt}", err=True, file=file)
+        say(json.dumps(told, default=bytes.hex) if self._as_json else f"billing: {self.message}")
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A span of time such as `90s`, `5m`, `2h`, `1d` or `250ms`, in nanoseconds; a number alone is seconds."""
+class NotReached(CommandRefused):
+    """No daemon was reached, or it did not answer."""
 
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The nanoseconds; whole ones only."""
-        if isinstance(value, int):  # a default
-            return int(value)
-        number = str(value).rstrip("abcdefghijklmnopqrstuvwxyz")
-        unit = str(value)[len(number) :] or "s"
-        whole, _, fraction = number.partition(".")
-        digits = whole + fraction
-        if unit not in _DURATIONS_NS or not digits.isascii() or not digits.isdigit() or not whole or len(digits) > 40:
-            self.fail(f"expected a span of time such as 90s, 5m, 2h or 1d, got {value!r}", param, ctx)
-        scale: int = 10 ** len(fraction)
-        total, rest = divmod(int(digits) * _DURATIONS_NS[unit], scale)
-        if rest:
-            self.fail(f"expected whole nanoseconds, got {value!r}", param, ctx)
-        return total
+    exit_code = EXIT_NOT_REACHED
 
 
-DURATION = Duration()
+class NotAllowed(CommandRefused):
+    """The daemon does not let this caller do that."""
+
+    exit_code = EXIT_NOT_ALLOWED
+
+
+def refused(error: BillingError, target: Target, user: object = None) -> CommandRefused:
+    """What ends a command that `error` ended, with the exit code that belongs to it."""
+    if isinstance(error, Unauthenticated | Forbidden):
+        return NotAllowed(error, target, user)
+    kind = NotReached if isinstance(error, Unavailable) else CommandRefused
+    return kind(error, target, user)
+
+
+def words_of(error: BillingError, target: Target, user: object = None) -> str:
+    """What a person is told of an error of the daemon, or of one about reaching it."""
+    text = str(error)
+    details = error.details
+    if error.name == "UNKNOWN_ACCOUNT" and user is not None:
+        text = f"{error.name}: there is no account {printable(str(user))}"
+    elif error.name == "INSUFFICIENT_FUNDS" and "available_nanos" in details:
+        available, short = coins(details["available_nanos"]), coins(details["shortfall_nanos"])
+        text = f"{error.name}: {short} coins are missing; {available} are available"
+    elif error.name == "INSUFFICIENT_RUNWAY" and "runway_ns" in details:
+        lasts, wanted = span(details["runway_ns"]), span(details.get("min_runway_ns", 0))
+        text = f"{error.name}: the money would last for {lasts}; {wanted} is asked for"
+    elif error.name == "INVALID_RATE" and "rate_nanos_per_hour" in details:
+        text = (
+            f"{error.name}: the line is at {coins(details['rate_nanos_per_hour'])} per hour and cannot fall below zero"
+        )
+    elif isinstance(error, Unauthenticated) and target.token is None:
+        text = f"{error.name}: this daemon asks for a token; --token-file FILE or BILLING_TOKEN_FILE names one"
+    elif isinstance(error, Unavailable) and (reason := details.get("unreached")):
+        where = f"{target.address} ({target.told_by})" if target.told_by else target.address
+        text = (
+            f"UNAVAILABLE: no daemon answers at {where}: {reason}; `billing serve` starts one, --address names another"
+        )
+    return printable(text) + (" (it may have been carried out)" if error.applied == "unknown" else "")
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options for calling a daemon; its function gets them as its first argument, a `Target`."""
+    """Gives a command the options for calling a daemon and for showing what it said; its function gets them as its
+    first argument, a `Target`.
+    """
 
-    @click.option(
-        "--address",
-        metavar="ADDRESS",
-        envvar="BILLING_ADDRESS",
-        default=ADDRESS_DEFAULT,
-        show_default=True,
-        help="host:port or unix:/path of the daemon; also BILLING_ADDRESS.",
-    )
-    @click.option("--token-file", type=click.File(), help="A file that holds the token to sign in with; - reads it.")
-    @click.option(
-        "--tls-ca",
-        metavar="FILE",
-        envvar="BILLING_TLS_CA",
-        type=click.Path(exists=True, dir_okay=False),
-        help="Speaks TLS, and believes a daemon that this authority (PEM) signed; also BILLING_TLS_CA.",
-    )
-    @click.option(
-        "--tls-cert",
-        metavar="FILE",
-        envvar="BILLING_TLS_CERT",
-        type=click.Path(exists=True, dir_okay=False),
-        help="Certificate and key (PEM, one file) by which the daemon knows us; also BILLING_TLS_CERT.",
-    )
-    @click.option("--timeout", type=DURATION, default=int(TIMEOUT_S_DEFAULT * 10**9), help="How long to wait.  [10s]")
-    @click.option("--json", "as_json", is_flag=True, help="Prints the daemon's reply as JSON: nanos and nanoseconds.")
     @functools.wraps(command)
     def with_target(
         *arguments: Any,
-        address: str,
-        token_file: IO[str] | None,
+        address: str | None,
+        config_file: str | None,
+        token_file: str | None,
+        tls: bool,
         tls_ca: str | None,
         tls_cert: str | None,
         timeout: int,
         as_json: bool,
+        as_csv: bool,
+        wide: bool,
+        zone: str | None,
         **options: Any,
     ) -> Any:
-        token = token_file.read().strip() if token_file is not None else None
+        if as_json and as_csv:
+            raise click.UsageError("--json and --csv cannot both be given")
+        target = _located(address, config_file)._replace(
+            token=_token(token_file), timeout_s=timeout / 10**9, as_json=as_json, as_csv=as_csv, wide=wide, zone=zone
+        )
+        if zone is not None:
+            _check_zone(zone)
+        if tls or tls_ca or tls_cert or target.tls:
+            try:
+                target = target._replace(tls=tls_context(tls_ca, tls_cert))
+            except OSError as error:
+                raise click.BadParameter(f"expected PEM files: {error}", param_hint="--tls-ca, --tls-cert") from None
+        return command(target, *arguments, **options)
+
+    return applied((*OUTPUT_OPTIONS, *CONNECTION_OPTIONS), with_target)  # type: ignore[no-any-return]
+
+
+def _located(address: str | None, given_file: str | None) -> Target:
+    """The target by the rule of `finding`."""
+    context = click.get_current_context()
+    on_the_line = context.get_parameter_source("address") is ParameterSource.COMMANDLINE
+    file = config_file(given_file, os.environ)
+    if on_the_line and given_file is not None and context.command.name not in FOR_ITSELF:
+        raise click.UsageError("--config and --address cannot both be given")
+    if address is not None and (on_the_line or given_file is None):
+        told_by = "" if on_the_line else "BILLING_ADDRESS"
+        hint, by_tls = "--address", None
+    else:
         try:
-            tls = tls_context(tls_ca, tls_cert) if tls_ca or tls_cert else None
-        except OSError as error:
-            raise click.BadParameter(f"expected PEM files: {error}", param_hint="--tls-ca, --tls-cert") from None
-        return command(Target(address, token, timeout / 10**9, as_json, tls), *arguments, **options)
+            address, by_tls_too, told_by = listening(file, os.environ)
+        except ValueError as error:
+            raise click.UsageError(f"where to call? {error}; --address says it") from None
+        hint, by_tls = told_by, ssl.create_default_context() if by_tls_too else None
+    try:
+        parse_address(address)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=hint) from None
+    return Target(address, told_by, tls=by_tls, file=file)
 
-    return with_target
+
+def _token(file: str | None) -> str | None:
+    """The token that a file holds."""
+    if file is None:
+        return None
+    try:
+        with click.open_file(file, encoding="utf-8") as opened:
+            return str(opened.read()).strip()
+    except (OSError, UnicodeError) as error:
+        raise click.BadParameter(f"{file}: {error}", param_hint="--token-file") from None
 
 
-def ask(target: Target, method: str, *params: Any, **options: Any) -> Any:
-    """The result of one call; options that are None are not sent. Raises Refusal, and click's error for an address
-    that is none.
+def _check_zone(name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise click.BadParameter(
+            f"there is no time zone {name!r}; as Europe/Moscow or UTC", param_hint="--tz"
+        ) from None
+
+
+def client_of(target: Target) -> Client:
+    """The one place where a command makes its client."""
+    return Client(target.address, token=target.token, tls=target.tls, timeout_s=target.timeout_s)
+
+
+def run(target: Target, work: Callable[[Client], Awaitable[T]], user: object = None, *, changes: bool = False) -> T:
+    """What `work` returns, called with a client that has reached the daemon. Raises CommandRefused. `user` is whom it
+    is about, for the words of a refusal; `changes`, whether an interruption leaves open what it did.
     """
 
-    async def call() -> Any:
-        client = Client(target.address, token=target.token, tls=target.tls, timeout_s=target.timeout_s)
+    async def call() -> T:
+        client = client_of(target)
         try:
-            return await client.call(method, *params, **options)
+            await client.connect(tries=1)
+            return await work(client)
         finally:
             client.close()
 
     try:
         return asyncio.run(call())
     except BillingError as error:
-        raise CommandRefused(error, target.as_json) from None
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--address") from None
+        raise refused(error, target, user) from None
+    except KeyboardInterrupt:
+        if not changes:
+            raise
+        raise refused(Unavailable("interrupted", applied="unknown"), target, user) from None
+
+
+def ask(target: Target, method: str, *params: Any, **options: Any) -> Any:
+    """The result of one call; options that are None are not sent. Raises CommandRefused."""
+    user = params[0] if method in _OF_ACCOUNT and params else None
+    sent = [sendable(param) for param in params]
+    given = {name: sendable(value) for name, value in options.items()}
+    return run(target, lambda client: client.call(method, *sent, **given), user, changes=is_change(method))
+
+
+def is_change(method: str) -> bool:
+    """Whether a call of this procedure may change something."""
+    return method in _CHANGES
+
+
+def sendable(value: Any) -> Any:
+    """A word that is no UTF-8 goes as the bytes it came as: what is wrong with them is for the daemon to say."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeError:
+            return os.fsencode(value)
+    return value

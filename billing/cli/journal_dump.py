@@ -23,6 +23,11 @@ import click
 import msgspec
 
 from billing.cli.entry_fields import entry_fields
+from billing.cli.finding import config_file as found_config
+from billing.cli.options import Group, config_option, option
+from billing.cli.output import as_json as as_one_json
+from billing.cli.output import put, say
+from billing.cli.values import instant
 from billing.config.load import load, log_of
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, split_batch
 from shards.journal import Corrupt as JournalCorrupt
@@ -103,6 +108,8 @@ def _payload_rows(shard: int, payload: bytes) -> Iterator[Row]:
         fields: dict[str, Any] = {"bucket_id": bucket_id, "generation": generation}
         if kind == ENTRY:
             fields |= entry_fields(body, bucket_id)
+        elif body:
+            fields["bytes"] = len(body)
         yield KINDS.get(kind, f"kind {kind}"), fields
 
 
@@ -149,43 +156,67 @@ def plain(value: object) -> Any:
     return value
 
 
-@click.group()
+@click.group(cls=Group)
 def journal() -> None:
     """Looks into the files of a journal."""
 
 
 @journal.command()
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--shard", type=click.IntRange(0), metavar="K", help="The whole log of shard K; 0: that of the map.")
-@click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="As for billing serve.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def dump(file: Path | None, shard: int | None, config: Path | None, as_json: bool) -> None:
+@option("--shard", type=click.IntRange(0), metavar="K", help="The whole log of shard K; 0: that of the map.")
+@option("--user", metavar="USER", help="Only the entries of this user.")
+@option("--operation", metavar="NAME", help="Only the entries of this operation, as top_up.")
+@option("--json", "as_json", is_flag=True, help="One JSON object a line; bytes that are no text in hex.")
+@config_option
+def dump(
+    file: Path | None,
+    shard: int | None,
+    user: str | None,
+    operation: str | None,
+    as_json: bool,
+    config_file: str | None,
+) -> None:
     """Prints every batch and record of a segment, or a snapshot's parts, or a manifest; or a shard's whole log."""
     if (file is None) == (shard is None):
         raise click.UsageError("name a file, or a shard with --shard")
+    if file is not None and config_file is not None:
+        raise click.UsageError("--config is only taken with --shard")
+    wanted = {"user_id": user, "operation": None if operation is None else operation.replace("-", "_")}
     try:
         if file is not None:
-            _show(rows(str(file)), as_json)
+            _show(rows(str(file)), wanted, as_json)
         elif shard is not None:
-            reader = backends.open(log_of(load(config, os.environ).config), REAL).reader(shard)
+            loaded = load(found_config(config_file, os.environ), os.environ)
+            reader = backends.open(log_of(loaded.config), REAL).reader(shard)
             try:
-                _show(log_rows(reader, shard), as_json)
+                _show(log_rows(reader, shard), wanted, as_json)
             finally:
                 reader.close()
     except Damaged as error:
-        click.echo(f"billing: {file}: offset {error.offset}: {error}", err=True)
+        say(f"billing: {file}: offset {error.offset}: {error}")
         raise SystemExit(EXIT_DAMAGED) from None
 
 
-def _show(found: Iterator[Row], as_json: bool) -> None:
+def _show(found: Iterator[Row], wanted: dict[str, str | None], as_json: bool) -> None:
+    """Prints the rows; where something is wanted, only the entries that have it."""
     for kind, fields in found:
         shown = {name: plain(value) for name, value in fields.items()}
-        if as_json:
-            click.echo(json.dumps({"kind": kind} | shown))
-        else:
-            indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
-            words = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
-            click.echo(f"{indent}{kind} {' '.join(words)}")
+        if all(text is None or (kind == "entry" and shown.get(key) == text) for key, text in wanted.items()):
+            put(as_one_json({"kind": kind} | shown) if as_json else _line(kind, shown))
 
+
+def _line(kind: str, shown: dict[str, Any]) -> str:
+    """A row for people: instants beside their numbers."""
+    indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
+    words = []
+    for name, value in shown.items():
+        words.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        if name in ("time_ns", "at_ns") and isinstance(value, int) and value >= 0:
+            words[-1] += f" ({instant(value)})"
+    return f"{indent}{kind} {' '.join(words)}"
+
+
+for command in journal.commands.values():
+    journal.hands_on(command.params)
 
 COMMANDS: dict[str, click.Command] = {"journal": journal}

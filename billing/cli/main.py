@@ -4,8 +4,9 @@ Commands that need little stand here and import what they need when they run. Al
 which export `COMMANDS: dict[str, click.Command]`, and are named in `ELSEWHERE` with their one line of help; a test
 holds the two equal.
 
-Exit codes: 0 done, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug, 2 a call that makes no sense, 1 a
-command that says no.
+Exit codes of a command: 0 done, 1 refused, 2 a line that makes no sense, 3 the daemon was not reached or did not
+answer, 4 the caller may not do that. Of the daemon, and of what works on its files: 78 configuration, 65 damaged data,
+74 disk failure, 70 a bug. A trace is only ever shown of a bug.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from billing import __version__
+from billing.cli.finding import config_file as found_config
+from billing.cli.options import SETTINGS, Group, config_option, shared_options
+from billing.cli.output import prepare, put, say
+from billing.cli.vocabulary import words_of
 
 EXIT_BUG = 70
 
@@ -41,7 +45,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "release": "Gives a hold of USER back.",
         "adjust": "Corrects USER's balance by AMOUNT coins, with a REASON.",
         "thresholds": "Sets when notices about USER's low balance are sent; without options, never.",
-        "close": "Closes USER's account and pays out the rest.",
+        "close": "Closes USER's account and pays out the rest; asks first.",
     },
     "billing.cli.statement_command": {
         "statement": "Shows what USER's account opened with, its entries, what it closed with, and that it adds up.",
@@ -50,19 +54,19 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "shards": "Lists the shards: process, buckets, accounts, load, and what is wrong.",
         "buckets": "Lists the buckets and their owners, or moves and pins them.",
         "rebalance": "Moves buckets until the load is even.",
-        "explain": "Shows why USER stands where it stands: bucket and owner, timer, cutoffs and attempts.",
+        "explain": "Tells in sentences why USER stands where it stands, and shows owner, timer, cutoffs and attempts.",
         "explain-move": "Shows what a move of BUCKET (to SHARD) waits for, and whose that is.",
         "cutoffs": "Lists the cutoffs that are owed, or tries and releases them.",
         "forecast": "Tells how many cutoffs are coming, by the second or minute, and the worst second.",
-        "expirationd": "What users of Tarantool's expirationd look for.",
-        "methods": "Lists the procedures of the daemon, and what they take.",
+        "expirationd": "Shows the timers that find accounts running out, as Tarantool's expirationd; also: timers.",
+        "methods": "Lists the procedures of the daemon and what they take; of NAME, everything about it.",
         "ping": "Asks whether the daemon answers.",
         "info": "Shows the daemon's version and limits.",
     },
-    "billing.admin.monitoring": {
-        "monitoring": "Prints alert rules, the Grafana dashboard, and what each alert means."
-    },
+    "billing.admin.monitoring": {"monitoring": "Prints alert rules, the Grafana dashboard, and what each alert means."},
     "billing.service.unit": {"install-unit": "Prints the systemd unit for a configuration."},
+    "billing.cli.token_commands": {"token": "Makes, lists and revokes the tokens by which callers sign in."},
+    "billing.cli.completion_command": {"completion": "Prints what makes SHELL complete commands and options."},
     "billing.cli.console.session": {
         "console": "A prompt for all procedures, with history, completion and a live view; nothing is evaluated.",
     },
@@ -87,8 +91,8 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
-        *("serve", "config", "console", "install-unit", "monitoring", "backup", "restore", "journal", "cluster"),
-        "doctor",
+        *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "backup"),
+        *("restore", "journal", "cluster", "doctor"),
         *ELSEWHERE["billing.cli.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),
@@ -108,8 +112,8 @@ ENDINGS: tuple[tuple[str, str, int, str], ...] = (
 )
 
 
-class Group(click.Group):
-    """A group that also has the commands in `ELSEWHERE`."""
+class Root(Group):
+    """The group of all commands: also of those in `ELSEWHERE`, by every name that the vocabulary has for them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *MODULE_OF})
@@ -121,6 +125,15 @@ class Group(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in MODULE_OF and args[0] not in self.commands:
+            words = words_of(args[0])
+            if words[0] in MODULE_OF or words[0] in self.commands:
+                args = [*words, *args[1:]]
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         texts = {name: text for commands in ELSEWHERE.values() for name, text in commands.items()}
         texts |= {name: found.get_short_help_str(90) for name, found in self.commands.items() if not found.hidden}
@@ -131,28 +144,32 @@ class Group(click.Group):
                 formatter.write_dl([(name, texts.pop(name)) for name in dict.fromkeys(names) if name in texts])
 
 
-config_option = click.option(
-    "--config",
-    "file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The configuration file; without one, the defaults. BILLING_SECTION__KEY overrides either.",
-)
+EPILOG = """\b
+The daemon that a command calls, the first of these that there is:
+  --address; rpc.listen of --config FILE; BILLING_ADDRESS; rpc.listen of the
+  configuration: BILLING_CONFIG, ./config.toml, /etc/billing/config.toml;
+  127.0.0.1:3311.
+
+Options may stand anywhere on the line. Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable, 4 not allowed.
+Procedures are commands, too: get_account is account, move_bucket is buckets move."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=Root, context_settings=SETTINGS, epilog=EPILOG)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def root() -> None:
     """Prepaid billing by the second: balances, the exact instants at which they run out, and the calls that follow."""
 
 
+root.hands_on(shared_options())
+
+
 @root.command()
 @config_option
-def serve(file: Path | None) -> None:
+def serve(config_file: str | None) -> None:
     """Runs the daemon in the foreground until SIGTERM."""
     from billing.service import serve as daemon
 
-    sys.exit(daemon.serve(file))
+    sys.exit(daemon.serve(found_config(config_file, os.environ)))
 
 
 @root.command(hidden=True)
@@ -164,41 +181,70 @@ def worker(control: int) -> None:
     sys.exit(daemon.work(control))
 
 
-@root.group()
+@click.group(cls=Group)
 def config() -> None:
     """Checks and shows the configuration."""
 
 
 @config.command()
 @config_option
-def check(file: Path | None) -> None:
+def check(config_file: str | None) -> None:
     """Says everything that is wrong with it, and exits with 78; or that nothing is."""
     from billing.config.load import load
 
+    file = found_config(config_file, os.environ)
     load(file, os.environ)
-    click.echo(f"{file or 'the default configuration'} can be run")
+    put(f"{file or 'the default configuration'} can be run")
 
 
-@config.command()
+@config.command("show")
 @config_option
-def show(file: Path | None) -> None:
+def show_config(config_file: str | None) -> None:
     """Prints every key as it takes effect, and where its value comes from, as a file that can be used."""
     from billing.config.load import as_effective, load
 
-    click.echo(as_effective(load(file, os.environ)), nl=False)
+    put(as_effective(load(found_config(config_file, os.environ), os.environ)), newline=False)
+
+
+for each in config.commands.values():
+    config.hands_on(each.params)
+root.add_command(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line (that of the process by default) and exits with its code."""
+    words = prepare(sys.argv[1:] if arguments is None else arguments)
     try:
-        root.main(arguments, prog_name="billing")
+        code = root.main(words, prog_name="billing", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.UsageError as error:
+        _say_usage(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        if type(error).show is click.ClickException.show:
+            say(f"billing: {error.format_message()}")
+        else:
+            error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        say("billing: aborted")
+        sys.exit(1)
     except Exception as error:
         code, text = ending_of(error)
+        if isinstance(error, OSError) and code == EXIT_BUG and not {"serve", "worker"} & set(words[:1]):
+            say(f"billing: {error}")
+            sys.exit(1)
         if code == EXIT_BUG:
-            traceback.print_exc()
-        print(f"billing: {text}{error}", file=sys.stderr)
+            say(traceback.format_exc().rstrip())
+        say(f"billing: {text}{error}")
         sys.exit(code)
-    raise AssertionError("click exits by itself")
+
+
+def _say_usage(error: click.UsageError) -> None:
+    """What is wrong with the line, and where to read what would be right."""
+    say(f"billing: {error.format_message()}")
+    if error.ctx is not None:
+        say(f"{error.ctx.get_usage()}\n`{error.ctx.command_path} --help` explains it.")
 
 
 def ending_of(error: Exception) -> tuple[int, str]:

@@ -7,12 +7,10 @@ are counted and left out. The files of a stopped daemon prove more.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import click
-
 from billing.cli.calling import Target, ask
+from billing.cli.output import as_json, put
 
 
 def check_online(target: Target) -> bool:
@@ -20,15 +18,15 @@ def check_online(target: Target) -> bool:
     found: dict[str, Any] = ask(target, "check_owners")
     alerts = [f"shard {row['shard_id']}: {alert}" for row in ask(target, "shards_info") for alert in row["alerts"]]
     if target.as_json:
-        click.echo(json.dumps({**found, "alerts": alerts}))
+        put(as_json({**found, "alerts": alerts}))
         return not found["faults"] and not alerts
-    click.echo(f"{found['buckets']} buckets on {found['shards']} shards were looked at: their owners, and their sums")
+    put(f"{found['buckets']} buckets on {found['shards']} shards were looked at: their owners, and their sums")
     if found["moving"]:
-        click.echo(f"{found['moving']} buckets moved meanwhile and were left out")
+        put(f"{found['moving']} buckets moved meanwhile and were left out")
     for line in (*alerts, *found["faults"]):
-        click.echo(line)
+        put(line)
     if found["faults"] or alerts:
-        click.echo(f"{len(found['faults']) + len(alerts)} faults")
+        put(f"{len(found['faults']) + len(alerts)} faults")
     else:
-        click.echo("no faults")
+        put("no faults")
     return not found["faults"] and not alerts

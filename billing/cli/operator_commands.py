@@ -5,37 +5,52 @@ A group called without a command lists what it is about.
 
 from __future__ import annotations
 
+import sys
+from typing import Any, Final
+
 import click
 
-from billing.cli.calling import DURATION, Target, ask, target_options
-from billing.cli.showing import show
+from billing.cli.calling import Target, ask, target_options
+from billing.cli.confirming import confirmed
+from billing.cli.options import DURATION, YES, Command, Group, option
+from billing.cli.output import put, say
+from billing.cli.paging import list_all_option, show_pages
+from billing.cli.showing import ESSENTIAL, show, show_explained, tell
 
-BAR_WIDTH = 40
+BAR_WIDTH: Final = 40
 
-_limit = click.option("--limit", type=int, help="How many at most.  [1000]")
+_METHODS: Final = ("method", "does", "takes", "options")
 
 
-@click.command()
+@click.command(cls=Command)
 @target_options
 def shards(target: Target) -> None:
     """Lists the shards: process, buckets, accounts, load, and what is wrong."""
     rows = ask(target, "shards_info")
-    if target.as_json:
+    if target.as_json or target.as_csv:
         show(target, rows)
         return
-    show(target, [{name: value for name, value in row.items() if name not in ("alerts", "reason")} for row in rows])
+    kept = [{name: value for name, value in row.items() if name not in ("alerts", "reason")} for row in rows]
+    if not target.wide:
+        kept = [{name: row.get(name) for name in ESSENTIAL["shards_info"]} for row in kept]
+    show(target, kept, ESSENTIAL["shards_info"])
     for row in rows:
+        if row.get("reason"):
+            put(f"shard {row['shard_id']}: {row['reason']}")
         for alert in row.get("alerts", ()):
-            click.echo(f"shard {row['shard_id']}: {alert}")
+            put(f"shard {row['shard_id']}: {alert}")
 
 
-@click.group(invoke_without_command=True)
-@target_options
-@click.pass_context
-def buckets(context: click.Context, target: Target) -> None:
+@click.group(cls=Group, default="list")
+def buckets() -> None:
     """Lists the buckets and their owners, or moves and pins them."""
-    if context.invoked_subcommand is None:
-        show(target, ask(target, "buckets_info"))
+
+
+@buckets.command("list")
+@target_options
+def list_buckets(target: Target) -> None:
+    """Lists the buckets: owner, state, generation and accounts."""
+    show(target, ask(target, "buckets_info"), ESSENTIAL["buckets_info"])
 
 
 @buckets.command("of")
@@ -59,7 +74,7 @@ def route(target: Target) -> None:
 @target_options
 def move(target: Target, bucket: int, shard: int) -> None:
     """Moves BUCKET to SHARD, and waits until it serves."""
-    show(target, ask(target, "move_bucket", bucket, shard))
+    tell(target, "move_bucket", ask(target, "move_bucket", bucket, shard))
 
 
 @buckets.command()
@@ -67,7 +82,7 @@ def move(target: Target, bucket: int, shard: int) -> None:
 @target_options
 def pin(target: Target, bucket: int) -> None:
     """Keeps the rebalancer off BUCKET."""
-    show(target, ask(target, "pin_bucket", bucket))
+    tell(target, "pin_bucket", ask(target, "pin_bucket", bucket))
 
 
 @buckets.command()
@@ -75,34 +90,35 @@ def pin(target: Target, bucket: int) -> None:
 @target_options
 def unpin(target: Target, bucket: int) -> None:
     """Lets the rebalancer move BUCKET again."""
-    show(target, ask(target, "unpin_bucket", bucket))
+    tell(target, "unpin_bucket", ask(target, "unpin_bucket", bucket))
 
 
-@click.command()
-@click.option("--plan", is_flag=True, help="Only shows which buckets would move.")
+@click.command(cls=Command)
+@option("--plan", is_flag=True, help="Only shows which buckets would move.")
 @target_options
 def rebalance(target: Target, plan: bool) -> None:
     """Moves buckets until the load is even."""
     reply = ask(target, "rebalance", plan=plan or None)
     if plan and not target.as_json:
-        click.echo(f"{reply['moves']} buckets would move")
+        if not target.as_csv:
+            put(f"{reply['moves']} buckets would move")
         reply = reply["steps"]
     if reply or target.as_json:
-        show(target, reply)
+        tell(target, "rebalance", reply)
 
 
 buckets.add_command(rebalance)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("user")
 @target_options
 def explain(target: Target, user: str) -> None:
-    """Shows why USER stands where it stands: bucket and owner, timer, cutoffs and attempts."""
-    show(target, ask(target, "explain", user))
+    """Tells in sentences why USER stands where it stands, and shows owner, timer, cutoffs and attempts."""
+    show_explained(target, ask(target, "explain", user))
 
 
-@click.command("explain-move")
+@click.command("explain-move", cls=Command)
 @click.argument("bucket", type=int)
 @click.argument("shard", type=int, required=False)
 @target_options
@@ -111,15 +127,19 @@ def explain_move(target: Target, bucket: int, shard: int | None) -> None:
     show(target, ask(target, "explain_move", bucket, shard_id=shard))
 
 
-@click.group(invoke_without_command=True)
-@click.option("--after", metavar="USER", help="Starts behind this user.")
-@_limit
-@target_options
-@click.pass_context
-def cutoffs(context: click.Context, target: Target, after: str | None, limit: int | None) -> None:
+@click.group(cls=Group, default="list")
+def cutoffs() -> None:
     """Lists the cutoffs that are owed, or tries and releases them."""
-    if context.invoked_subcommand is None:
-        show(target, ask(target, "pending_cutoffs", after=after, limit=limit))
+
+
+@cutoffs.command("list")
+@option("--after", metavar="USER", help="Starts behind this user.")
+@option("--limit", type=int, help="How many at most.  [1000]")
+@list_all_option
+@target_options
+def list_cutoffs(target: Target, after: str | None, limit: int | None, every: bool) -> None:
+    """Lists the cutoffs that are owed: since when, attempts, and what the last one met."""
+    show_pages(target, "pending_cutoffs", "user_id", "--after", after, limit, every)
 
 
 @cutoffs.command()
@@ -127,19 +147,21 @@ def cutoffs(context: click.Context, target: Target, after: str | None, limit: in
 @target_options
 def retry(target: Target, user: str) -> None:
     """Tries the cutoff that is owed for USER at once."""
-    show(target, ask(target, "retry_cutoff", user))
+    tell(target, "retry_cutoff", ask(target, "retry_cutoff", user))
 
 
 @cutoffs.command()
+@YES
 @target_options
-def release(target: Target) -> None:
-    """Lets the cutoffs go that the start of the daemon held back."""
-    show(target, ask(target, "release_cutoffs"))
+def release(target: Target, yes: bool) -> None:
+    """Lets the cutoffs go that the start of the daemon held back; asks first."""
+    confirmed(lambda: "Every cutoff that was held back is called now: machines will be switched off. Go on?", yes)
+    tell(target, "release_cutoffs", ask(target, "release_cutoffs"))
 
 
-@click.command()
-@click.option("--next", "--within", "within_ns", type=DURATION, help="How far ahead.  [1h]")
-@click.option("--step", "step_ns", type=DURATION, help="Width of a row.  [1s up to 5m ahead, else 1m]")
+@click.command(cls=Command)
+@option("--within", "--next", "within_ns", type=DURATION, help="How far ahead.  [1h]")
+@option("--step", "step_ns", type=DURATION, help="Width of a row.  [1s up to 5m ahead, else 1m]")
 @target_options
 def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None:
     """Tells how many cutoffs are coming, by the second or minute, and the worst second."""
@@ -148,23 +170,25 @@ def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None
         show(target, coming)
         return
     steps = coming.pop("steps")
+    if target.as_csv:
+        show(target, steps)
+        return
     show(target, coming)
     if steps:
         most = max(row["cutoffs"] for row in steps)
-        click.echo()
+        put("")
         show(target, [{**row, "": "#" * -(-row["cutoffs"] * BAR_WIDTH // most)} for row in steps])
     takes = coming["endpoint_takes_per_second"]
     if takes is not None and takes < coming["peak_per_second"]:
-        click.echo(
+        say(
             f"\nThe worst second brings more than the endpoint was last seen to take: the last of them will be some "
-            f"{coming['peak_per_second'] / max(takes, 1):.1f} s late.",
-            err=True,
+            f"{coming['peak_per_second'] / max(takes, 1):.1f} s late."
         )
 
 
-@click.group()
+@click.group(cls=Group, default="stats")
 def expirationd() -> None:
-    """What users of Tarantool's expirationd look for."""
+    """Shows the timers that find accounts running out, as Tarantool's expirationd; also: timers."""
 
 
 @expirationd.command()
@@ -174,38 +198,56 @@ def stats(target: Target) -> None:
     show(target, ask(target, "expirationd_stats"))
 
 
-@click.command()
+@click.command(cls=Command)
+@click.argument("name", required=False)
 @target_options
-def methods(target: Target) -> None:
-    """Lists the procedures of the daemon, and what they take."""
-    described = ask(target, "methods")
-    if not target.as_json:
-        described = [
-            {
-                "method": row["name"],
-                "takes": ", ".join(field["name"] for field in row["params"]) or "-",
-                "options": ", ".join(field["name"] for field in row["options"]) or "-",
-                "role": row["role"],
-                "does": row["doc"],
-            }
-            for row in described
-        ]
-    show(target, described)
+def methods(target: Target, name: str | None) -> None:
+    """Lists the procedures of the daemon and what they take; of NAME, everything about it."""
+    described: list[dict[str, Any]] = ask(target, "methods")
+    if name is not None:
+        wanted = name.replace("-", "_")
+        described = [row for row in described if row["name"] == wanted]
+        if not described:
+            say(f"billing: there is no procedure {name}; `billing methods` lists them")
+            sys.exit(1)
+    if target.as_json or target.as_csv:
+        show(target, described)
+    elif name is not None:
+        show(target, described[0])
+    else:
+        show(
+            target,
+            [
+                {
+                    "method": row["name"],
+                    "takes": ", ".join(field["name"] for field in row["params"]) or "-",
+                    "options": ", ".join(field["name"] for field in row["options"]) or "-",
+                    "role": row["role"],
+                    "does": row["doc"],
+                }
+                for row in described
+            ],
+            _METHODS,
+        )
 
 
-@click.command()
+@click.command(cls=Command)
 @target_options
 def ping(target: Target) -> None:
     """Asks whether the daemon answers."""
     show(target, ask(target, "ping"))
 
 
-@click.command()
+@click.command(cls=Command)
 @target_options
 def info(target: Target) -> None:
     """Shows the daemon's version and limits."""
     show(target, ask(target, "server_info"))
 
+
+for group in (buckets, cutoffs, expirationd):
+    for command in group.commands.values():
+        group.hands_on(command.params)
 
 ALL = (
     *(shards, buckets, rebalance, explain, explain_move),

@@ -1,166 +1,227 @@
-"""What the daemon said, for people: amounts in coins, instants in UTC to the nanosecond, spans in days and hours.
+"""What the daemon said, printed: for people as lines and tables, as it came with `--json`, as rows with `--csv`.
 
-How a value is shown follows from its name, since names carry units: `…_nanos` is an amount, `…at_ns` an instant, any
-other `…_ns` a span. With `--json` nothing is turned into anything: the reply is printed as it came.
+`tell` shows what came of a change. Money that has moved is said to have moved even where the output takes no more.
 """
 
 from __future__ import annotations
 
-import json
+import csv
+import io
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
-
-import click
+from datetime import tzinfo
+from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from billing.cli.calling import Target
-from billing.ledger.money import format_coins
+from billing.cli.output import OutputFailed, as_json, put, say
+from billing.cli.sentences import explained, standing
+from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column, draw, fold
+from billing.cli.values import (
+    Look,
+    coins,
+    csv_name,
+    csv_value,
+    instant,
+    is_instant,
+    label_of,
+    printable,
+    rate_lines,
+    span,
+    value_of,
+)
 
-SECOND_NS = 10**9
-WIDTH_OF_A_PIPE = 240
-LIST_SHOWN_MAX = 64  # a longer one within a map is only counted; --json has it all
+__all__ = ["coins", "instant", "look_of", "put_table", "show", "span", "tell", "value_of"]
 
-_HIDDEN = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
-_NEVER = {"exhausts_at_ns": "never", "runway_ns": "without end"}
-_LABELS = {
-    "user_id": "user",
-    "request_id": "request",
-    "entry_id": "entry",
-    "exhaustion_seq": "exhaustions",
-    "holds_nanos": "held",
+# Procedure -> the columns of its rows that a narrow terminal keeps longest, the most important first.
+ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
+    "history": ("at_ns", "operation", "amount_nanos", "balance_after_nanos", "accrued_nanos", "resource", "entry_id"),
+    "accounts": ("user_id", "state", "balance_nanos", "exhausts_at_ns", "rate_nanos_per_hour", "available_nanos"),
+    "shards_info": ("shard_id", "state", "worker_pid", "buckets", "accounts", "pending_cutoffs"),
+    "buckets_info": ("bucket_id", "shard_id", "state", "accounts"),
+    "pending_cutoffs": ("user_id", "exhausted_at_ns", "attempts", "last_error"),
+    "methods": ("name", "params", "options", "doc"),
 }
 
-
-def instant(at_ns: int) -> str:
-    """`2026-03-01T12:00:00.000000001Z`."""
-    seconds, rest_ns = divmod(at_ns, SECOND_NS)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns:09}Z"
-
-
-def span(duration_ns: int) -> str:
-    """`1d 02:03:04.5`; the fraction as long as it has to be."""
-    sign = "-" if duration_ns < 0 else ""
-    seconds, rest_ns = divmod(abs(duration_ns), SECOND_NS)
-    minutes, second = divmod(seconds, 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    fraction = f".{rest_ns:09}".rstrip("0") if rest_ns else ""
-    return f"{sign}{f'{days}d ' if days else ''}{hour:02}:{minute:02}:{second:02}{fraction}"
+_HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
+_OF_EXPLAIN: Final = ("bucket_id", "shard_id", "generation", "timer", "cutoffs", "owes", "outbox")
+NAME_CHARACTERS_MAX: Final = 40  # longer ones are folded as other texts are
+_NAMES: Final = {"state", "operation", "user_id", "name", "method", "resource"}
+MAP_IN_LINE_MAX: Final = 3  # a larger one within a reply has a line for each field
+_RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"
 
 
-def label_of(name: str) -> str:
-    """A field's name as a heading, its unit being in the value."""
-    if name in _LABELS:
-        return _LABELS[name]
-    for unit in ("_nanos_per_hour", "_nanos", "_ns", "_id"):
-        if name.endswith(unit):
-            name = name.removesuffix(unit)
-            break
-    return name.replace("_", " ") or "value"
-
-
-def value_of(name: str, value: Any) -> str:
-    """A field's value as text."""
-    if value is None:
-        return _NEVER.get(name, "-")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return _number_of(name, value)
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Mapping) and name == "rates":  # per rate line, by resource
-        lines = (
-            f"{_printable(resource) or '(default)'} {format_coins(rate)} per hour" for resource, rate in value.items()
-        )
-        return "; ".join(lines) or "-"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{label_of(str(key))} {value_of(str(key), item)}" for key, item in value.items())
-    if isinstance(value, list):
-        if len(value) > LIST_SHOWN_MAX:
-            return f"{len(value)} values"
-        return "; ".join(value_of(name, item) for item in value) or "-"
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """What clients called things must not steer the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def _number_of(name: str, value: int) -> str:
-    if name.endswith("_nanos_per_hour"):
-        return f"{format_coins(value)} per hour"
-    if name.endswith("_nanos_per_second"):
-        return f"{format_coins(value)} per second"
-    if name.endswith("_nanos"):
-        return format_coins(value)
-    if name.endswith("at_ns") or name == "now_ns":
-        return instant(value)
-    if name.endswith("_ns"):
-        return span(value)
-    return str(value)
-
-
-def show(target: Target, reply: Any) -> None:
-    """Prints any reply: a map as lines, an array of maps as a table, anything else as it is."""
+def show(target: Target, reply: Any, essential: Sequence[str] = ()) -> None:
+    """Prints any reply: a map as lines, an array of maps as a table, anything else as it is. `essential` names the
+    columns that are left out last where the terminal is narrow, the most important first. Raises OutputFailed.
+    """
+    rows = isinstance(reply, list) and bool(reply) and all(isinstance(row, Mapping) for row in reply)
     if target.as_json:
-        click.echo(json.dumps(reply, ensure_ascii=False, default=bytes.hex))
+        put(as_json(reply))
+    elif target.as_csv:
+        put(_as_csv(reply if isinstance(reply, list) else [reply]), newline=False)
     elif isinstance(reply, Mapping):
-        print_table(_lines_of(reply))
-    elif isinstance(reply, list) and reply and all(isinstance(row, Mapping) for row in reply):
-        print_table(_table_of(reply))
+        put("\n".join(_lines_of(reply, look_of(target, exact=True))))
+    elif rows:
+        put_table(target, _columns_of(reply, look_of(target, exact=target.wide), essential))
     elif isinstance(reply, list):
-        click.echo("\n".join(str(row) for row in reply) if reply else "nothing")
+        put("\n".join(str(row) for row in reply) if reply else "nothing")
     else:
-        click.echo(str(reply))
+        put(str(reply))
+
+
+def tell(target: Target, method: str, reply: Any) -> None:
+    """Prints what came of a change. Where the output takes no more, the change stands all the same: that is said on
+    standard error, and the command ends with 0.
+    """
+    try:
+        show(target, reply)
+    except (OutputFailed, BrokenPipeError) as error:
+        why = error.message if isinstance(error, OutputFailed) else "nobody reads it"
+        came = ""
+        if isinstance(reply, Mapping) and "entry_id" in reply:
+            came = f" (entry {reply['entry_id']}, balance {coins(reply['balance_nanos'])})"
+        say(f"billing: {method} was carried out{came}; only its reply could not be written: {why}")
+        sys.exit(0)
+
+
+def show_explained(target: Target, found: Any) -> None:
+    """Prints why an account stands where it stands: sentences, then what only its worker knows; with `--wide`
+    everything.
+    """
+    if target.as_json or target.as_csv or "state" not in found:
+        show(target, found)
+        return
+    width = width_of(target)
+    for sentence in explained(found, look_of(target, exact=True)):
+        put("\n".join(fold(sentence, width) if width else [sentence]))
+    put("")
+    show(target, found if target.wide else {name: found[name] for name in _OF_EXPLAIN if found.get(name)})
+
+
+def look_of(target: Target, *, exact: bool) -> Look:
+    """How this command shows instants: `--tz`, else the machine's own zone, which TZ sets."""
+    zone: tzinfo | None = ZoneInfo(target.zone) if target.zone is not None else None
+    return Look(zone, exact or target.wide)
+
+
+def put_table(target: Target, columns: Sequence[Column]) -> None:
+    """Prints a table as wide as the terminal; into a pipe, or with `--wide`, as wide as it is."""
+    drawn = draw(columns, width_of(target))
+    put("\n".join(drawn.lines))
+    if drawn.left_out:
+        say(f"left out: {', '.join(drawn.left_out)}; --wide shows everything")
+
+
+def width_of(target: Target) -> int | None:
+    """The width to keep to; None: any."""
+    return shutil.get_terminal_size().columns if not target.wide and is_terminal() else None
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _fields(reply: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    return ((str(name), value) for name, value in reply.items() if name not in _HIDDEN)
+    return (
+        (str(name), value)
+        for name, value in reply.items()
+        if name not in _HIDDEN and not (name == "replayed" and value is False)
+    )
 
 
-def _lines_of(reply: Mapping[Any, Any]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+def _lines_of(reply: Mapping[Any, Any], look: Look) -> list[str]:
+    """A line for each field, and more where it holds several things."""
+    said = standing(reply, look)
+    texts: list[tuple[str, list[str], str]] = []
     for name, value in _fields(reply):
-        table.add_row(label_of(name), Text(value_of(name, value), style=_style_of(name, value)))
-    return table
+        label, text = said.get(name, (label_of(name), ""))
+        if name == "rates" and isinstance(value, Mapping):
+            shown = rate_lines(value) or ["-"]
+        elif isinstance(value, Mapping) and len(value) > MAP_IN_LINE_MAX:
+            shown = [f"{label_of(str(key))} {value_of(str(key), item, look)}" for key, item in value.items()]
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            shown = [value_of(name, item, look) for item in value]
+        else:
+            shown = [text or value_of(name, value, look)]
+        if label:
+            texts.append((label, shown, _style_of(name, value)))
+    labels = max(len(label) for label, _, _ in texts)
+    width = max(24, shutil.get_terminal_size().columns - labels - 2) if is_terminal() else None
+    lines = []
+    for label, shown, style in texts:
+        for index, line in enumerate(part for text in shown for part in (fold(text, width) if width else [text])):
+            head = label if index == 0 else ""
+            lines.append(f"{_styled(head, _DIM)}{' ' * (labels - len(head))}  {_styled(line, style)}")
+    return lines
 
 
-def _table_of(rows: Sequence[Mapping[Any, Any]]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
+def _columns_of(rows: Sequence[Mapping[Any, Any]], look: Look, essential: Sequence[str]) -> list[Column]:
     names = list(dict.fromkeys(name for row in rows for name, _ in _fields(row)))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        numbers = all(isinstance(row.get(name), int | None) for row in rows) and not name.endswith("at_ns")
-        table.add_column(label_of(name), justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(value_of(name, row.get(name)), style=_style_of(name, row.get(name))) for name in names))
-    return table
+    rank = {name: index for index, name in enumerate(essential)}
+    columns = []
+    for index, name in enumerate(names):
+        values = [row.get(name) for row in rows]
+        cells = ["" if value is None and name == "message" else value_of(name, value, look) for value in values]
+        heading = label_of(name)
+        if is_instant(name):
+            heading, cells = with_zone(heading, cells)
+        columns.append(
+            Column(
+                heading,
+                _kind_of(name, values),
+                cells,
+                rank.get(name, len(rank) + index),
+                [_style_of(name, value) if _is_coloured() else "" for value in values],
+            )
+        )
+    return columns
+
+
+def with_zone(heading: str, moments: Sequence[str]) -> tuple[str, list[str]]:
+    """Instants of a column with their zone in the heading, where all have the same; `-` and empty ones have none."""
+    zones = {text.rpartition(" ")[2] for text in moments if " " in text}
+    if len(zones) != 1:
+        return heading, list(moments)
+    zone = zones.pop()
+    return f"{heading}, {zone}", [text.removesuffix(f" {zone}") for text in moments]
+
+
+def _kind_of(name: str, values: Sequence[Any]) -> str:
+    if not all(isinstance(value, int | None) and not isinstance(value, bool) for value in values):
+        whole = name in _NAMES and all(len(str(value)) <= NAME_CHARACTERS_MAX for value in values)
+        return WHOLE if whole else TEXT
+    if is_instant(name):
+        return WHOLE
+    return COINS if name.endswith("_nanos") else NUMBER
 
 
 def _style_of(name: str, value: Any) -> str:
     if name == "state":
-        return {"active": "green", "exhausted": "red"}.get(str(value), "")
-    return "red" if name.endswith("_nanos") and isinstance(value, int) and value < 0 else ""
+        return {"active": _GREEN, "exhausted": _RED}.get(str(value), "")
+    return _RED if name.endswith("_nanos") and isinstance(value, int) and value < 0 else ""
 
 
-def print_table(table: Any) -> None:
-    """Prints a table of rich, as wide as the terminal; into a pipe, as wide as it is."""
-    from rich.console import Console
+def _styled(text: str, style: str) -> str:
+    return f"{style}{text}\x1b[0m" if style and text and _is_coloured() else text
 
-    if sys.stdout.isatty():
-        Console(highlight=False).print(table)
-        return
-    console = Console(width=WIDTH_OF_A_PIPE, highlight=False)
-    with console.capture() as printed:
-        console.print(table)
-    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+def _is_coloured() -> bool:
+    return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _as_csv(rows: Sequence[Any]) -> str:
+    """Rows under a line of names; what is no map has the one column `value`."""
+    maps = [row if isinstance(row, Mapping) else {"value": row} for row in rows]
+    names = list(dict.fromkeys(str(name) for row in maps for name in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if names:
+        writer.writerow(map(csv_name, names))
+    for row in maps:
+        cells = (csv_value(name, row.get(name)) for name in names)
+        writer.writerow(map(printable, cells) if is_terminal() else cells)
+    return out.getvalue()

@@ -6,23 +6,26 @@ The rows come from the running daemon through `history`; what they must add up t
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import re
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-from click.core import ParameterSource
 
-from billing.cli.calling import CommandRefused, Target, target_options
-from billing.cli.showing import SECOND_NS, instant, print_table, value_of
+from billing.cli.calling import Target, run, target_options
+from billing.cli.options import Command, option
+from billing.cli.output import as_json, put, say
+from billing.cli.showing import look_of, put_table, show, with_zone
+from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column
+from billing.cli.values import SECOND_NS, coins, moment, value_of
 from billing.client.client import Client
-from billing.client.errors import BillingError
 from billing.history.statement import NEWEST, Row, Statement, fetch
-from billing.ledger.money import format_coins
+
+# The columns: heading, how they are set, and which a narrow terminal leaves out first (the highest number).
+_COLUMNS: Final = (
+    *(("entry", NUMBER, 5), ("at", WHOLE, 0), ("operation", WHOLE, 1), ("accrued", COINS, 4), ("amount", COINS, 2)),
+    *(("balance", COINS, 3), ("message", TEXT, 6), ("request", TEXT, 7)),
+)
 
 _INSTANT = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z?)",
@@ -60,62 +63,35 @@ class Instant(click.ParamType):  # type: ignore[type-arg]
 INSTANT = Instant()
 
 
-@click.command(context_settings={"max_content_width": 120})
+@click.command(cls=Command)
 @click.argument("user")
-@click.option("--from", "from_ns", type=INSTANT, default=0, help="The first instant, UTC.  [the first entry]")
-@click.option("--to", "to_ns", type=INSTANT, default=NEWEST, help="The instant it ends before, UTC.  [the last entry]")
-@click.option(
-    "--config",
-    "file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Calls the daemon where this configuration listens, instead of --address.",
-)
+@option("--from", "from_ns", type=INSTANT, default=0, help="The first instant, UTC.  [the first entry]")
+@option("--to", "to_ns", type=INSTANT, default=NEWEST, help="The instant it ends before, UTC.  [the last entry]")
 @target_options
 @click.pass_context
-def statement(context: click.Context, target: Target, user: str, from_ns: int, to_ns: int, file: Path | None) -> None:
+def statement(context: click.Context, target: Target, user: str, from_ns: int, to_ns: int) -> None:
     """Shows what USER's account opened with, its entries, what it closed with, and that it adds up."""
     if from_ns > to_ns:
         raise click.BadParameter("lies after --to", param_hint="--from")
-    if file is not None:
-        if context.get_parameter_source("address") == ParameterSource.COMMANDLINE:
-            raise click.UsageError("--config and --address cannot both be given")
-        target = target._replace(address=_address_in(file))
     found = _ask(target, user, from_ns, to_ns)
     if target.as_json:
-        click.echo(json.dumps(_as_map(user, found), ensure_ascii=False, default=bytes.hex))
+        put(as_json(_as_map(user, found)))
+    elif target.as_csv:
+        show(target, found.rows)
     else:
-        _show(user, found)
+        _show(target, user, found)
     if found.faults:
         context.exit(1)
 
 
-def _address_in(file: Path) -> str:
-    """Where the daemon of this configuration can be called. Raises ConfigError."""
-    from billing.config.load import load
-
-    rpc = load(file, os.environ).config.rpc
-    return rpc.listen or f"unix:{rpc.unix_socket}"
-
-
 def _ask(target: Target, user: str, from_ns: int, to_ns: int) -> Statement:
-    async def call() -> Statement:
-        client = Client(target.address, token=target.token, timeout_s=target.timeout_s)
-
+    async def work(client: Client) -> Statement:
         async def page(before: int, limit: int) -> list[Row]:
             return await client.history(user, limit=limit, before=before)
 
-        try:
-            return await fetch(page, from_ns, to_ns)
-        finally:
-            client.close()
+        return await fetch(page, from_ns, to_ns)
 
-    try:
-        return asyncio.run(call())
-    except BillingError as error:
-        raise CommandRefused(error, target.as_json) from None
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--address") from None
+    return run(target, work, user)
 
 
 def _as_map(user: str, found: Statement) -> dict[str, Any]:
@@ -133,44 +109,47 @@ def _as_map(user: str, found: Statement) -> dict[str, Any]:
     }
 
 
-def _show(user: str, found: Statement) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("entry", "at", "operation", "accrued", "amount", "balance", "message", "request"):
-        whole = title in ("accrued", "amount", "balance")  # of a sum no digit is ever left out
-        table.add_column(title, justify="right" if whole else "left", no_wrap=whole, overflow="fold")
+def _show(target: Target, user: str, found: Statement) -> None:
+    look = look_of(target, exact=target.wide)
     first = found.rows[0]["entry_id"] if found.rows else 1
     begin = "opening" if not found.is_first_known or first == 1 else "opening, nothing older is kept"
-    table.add_row("", instant(found.from_ns) if found.from_ns else "", begin, "", "", format_coins(found.opening_nanos))
-    for row in found.rows:
-        accrued = row["accrued_nanos"]
-        table.add_row(
+    from_text = moment(found.from_ns, look) if found.from_ns else ""
+    to_text = moment(found.to_ns, look) if found.to_ns != NEWEST else ""
+    lines = [("", from_text, begin, "", "", coins(found.opening_nanos), "", "")]
+    lines += [
+        (
             str(row["entry_id"]),
-            instant(row["at_ns"]),
+            moment(row["at_ns"], look),
             str(row["operation"]),
-            format_coins(-accrued) if accrued else "",
-            format_coins(row["amount_nanos"]) if row["amount_nanos"] else "",
-            format_coins(row["balance_after_nanos"]),
-            Text(value_of("message", row["message"])),
-            Text(value_of("request_id", row["request_id"]) if row["request_id"] else ""),
+            coins(-row["accrued_nanos"]) if row["accrued_nanos"] else "",
+            coins(row["amount_nanos"]) if row["amount_nanos"] else "",
+            coins(row["balance_after_nanos"]),
+            value_of("message", row["message"]),
+            value_of("request_id", row["request_id"]) if row["request_id"] else "",
         )
-    table.add_row(
-        "",
-        instant(found.to_ns) if found.to_ns != NEWEST else "",
-        "closing",
-        format_coins(-found.accrued_nanos),
-        format_coins(found.amount_nanos),
-        format_coins(found.closing_nanos),
+        for row in found.rows
+    ]
+    sums = (coins(-found.accrued_nanos), coins(found.amount_nanos), coins(found.closing_nanos))
+    lines.append(("", to_text, "closing", *sums, "", ""))
+    cells = list(zip(*lines, strict=True))
+    at, moments = with_zone("at", cells[1])
+    cells[1] = tuple(moments)
+    put_table(
+        target,
+        [
+            Column(at if title == "at" else title, kind, of_it, importance)
+            for (title, kind, importance), of_it in zip(_COLUMNS, cells, strict=True)
+        ],
     )
-    print_table(table)
-    sums = f"{format_coins(found.opening_nanos)} - {format_coins(found.accrued_nanos)} + "
-    sums += f"{format_coins(found.amount_nanos)} = {format_coins(found.closing_nanos)}"
     if not found.faults:
-        click.echo(f"{len(found.rows)} entries; they add up: {sums}")
+        number = f"{len(found.rows):,} entr{'y' if len(found.rows) == 1 else 'ies'}"
+        sign = "-" if found.amount_nanos < 0 else "+"
+        put(
+            f"{number}; they add up: {coins(found.opening_nanos)} - {coins(found.accrued_nanos)} {sign} "
+            f"{coins(abs(found.amount_nanos))} = {coins(found.closing_nanos)}"
+        )
     for fault in found.faults:
-        click.echo(f"does not add up: {fault}", err=True)
+        say(f"does not add up: {fault}")
 
 
 COMMANDS: dict[str, click.Command] = {"statement": statement}

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
 from billing.api.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
-from billing.client.connection import Connection, Link
+from billing.client.connection import Connection, Link, foreign_words
 from billing.client.errors import BillingError, Unavailable, error_of
 
 OnAnswer = Callable[[int, BillingError | None, Any], None]  # number, error, result
@@ -64,7 +64,11 @@ class BatchConnection(Connection):
         self._on_read()
         try:
             self._unpacker.feed(data)
-            for kind, msgid, error, result in self._unpacker:
+            for message in self._unpacker:
+                try:
+                    kind, msgid, error, result = message
+                except TypeError:  # no array at all
+                    raise ValueError("not a response") from None
                 number = numbers.pop(msgid, None)
                 if number is None:
                     self._other(kind, msgid, error, result)
@@ -73,7 +77,7 @@ class BatchConnection(Connection):
                 else:
                     on_answer(number, None if error is None else error_of(error), result)
         except DECODE_ERRORS as error:
-            self._said = f"the server sent what is no reply: {error}"
+            self._foreign = foreign_words(data, error)
             self.close()
 
     def _other(self, kind: int, msgid: int | None, error: Any, result: Any) -> None:
@@ -89,7 +93,7 @@ class BatchConnection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         numbers, self._numbers = self._numbers, {}
-        reason = "the connection was lost" + (f": {self._said or exc}" if self._said or exc else "")
+        reason = "the connection was lost" + (f": {why}" if (why := self._foreign or self._said or exc) else "")
         super().connection_lost(exc)
         for number in numbers.values():
             self._on_answer(number, Unavailable(reason, applied="unknown"), None)

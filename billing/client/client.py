@@ -70,16 +70,19 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    async def connect(self, timeout_s: float | None = None) -> None:
-        """Waits for the first connection; without it, the first call waits. Raises BillingError."""
+    async def connect(self, timeout_s: float | None = None, *, tries: int | None = None) -> None:
+        """Waits for the first connection; without it, the first call waits. With `tries`, gives up after so many
+        attempts that failed instead of when the time is over; the error's details say why (`unreached`). Raises
+        BillingError.
+        """
         seconds = self.timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(seconds) as scope:
-                await self._link.connected()
+                await self._link.connected(tries)
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise self._no_answer(seconds, False) from None
+            raise self._unreached(seconds) from None
 
     def close(self) -> None:
         """Ends the connections; calls that are not answered raise `Unavailable`."""
@@ -142,6 +145,11 @@ class Client:
     def _no_answer(self, seconds: float, unknown: bool) -> Unavailable:
         why = "" if self._link.connection is not None else f": {self._link.why_not()}"
         return Unavailable(f"no answer within {seconds:g} s{why}", applied="unknown" if unknown else "no")
+
+    def _unreached(self, seconds: float) -> Unavailable:
+        error = self._no_answer(seconds, False)
+        error.details["unreached"] = f"nobody answered within {seconds:g} s ({self._link.why_not()})"
+        return error
 
     # -- accounts ---------------------------------------------------------------------------------------------------
 

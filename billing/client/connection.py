@@ -12,6 +12,8 @@ decide.
 """
 
 import asyncio
+import errno
+import os
 import ssl
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
@@ -67,6 +69,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_fences",
+        "_foreign",
         "_loop",
         "_msgid",
         "_on_lost",
@@ -90,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._scheduled = False
         self._msgid = 0
         self._said = ""  # an error of the server about the connection itself
+        self._foreign = ""  # what was wrong with bytes that are no reply
         self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (msgids not answered yet, whom to call then)
         self.sent = 0  # requests, ever
         self._unpacker: Any = msgpack.Unpacker(
@@ -159,9 +163,10 @@ class Connection(asyncio.Protocol):
         pending = self._pending
         try:
             self._unpacker.feed(data)
-            for kind, msgid, error, result in self._unpacker:
-                if kind != RESPONSE:
+            for message in self._unpacker:
+                if type(message) is not list or len(message) != 4 or message[0] != RESPONSE:
                     raise ValueError("not a response")
+                _, msgid, error, result = message
                 if msgid is None:
                     self._said = str(error_of(error))
                     continue
@@ -171,20 +176,39 @@ class Connection(asyncio.Protocol):
             if self._fences:
                 self._check_fences()
         except DECODE_ERRORS as error:
-            self._said = f"the server sent what is no reply: {error}"
+            self._foreign = foreign_words(data, error)
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        reason = "the connection was lost" + (f": {self._said or exc}" if self._said or exc else "")
+        why = self._foreign or self._said or exc
+        reason = "the connection was lost" + (f": {why}" if why else "")
         pending, self._pending = self._pending, {}
+        foreign = self._foreign
         unsent = set(self._unsent)
         self._staged.clear()
         self._unsent.clear()
         self._on_lost(self)
         for msgid, on_reply in pending.items():
-            on_reply(Unavailable(reason, applied="no" if msgid in unsent else "unknown"), None)
+            applied = "no" if msgid in unsent else "unknown"
+            on_reply(Unavailable(reason, applied=applied, details={"foreign": foreign} if foreign else None), None)
         self._check_fences()
+
+
+def _connect_words(error: OSError) -> str:
+    """Why no connection could be made: the system's words, without the address that the caller knows."""
+    if isinstance(error, ssl.SSLError) or error.errno is None or not error.strerror:
+        return str(error)
+    return os.strerror(error.errno) if error.errno in errno.errorcode else error.strerror
+
+
+def foreign_words(data: bytes, error: Exception) -> str:
+    """What answers, where that is no MessagePack-RPC."""
+    if data.startswith(b"HTTP/"):
+        return "what answers there speaks HTTP and not MessagePack-RPC: is that the address of the dashboard?"
+    if data[:2] == b"\x15\x03":  # a TLS alert
+        return "what answers there speaks TLS: an authority or a certificate must be given"
+    return f"what answers there does not speak MessagePack-RPC: {error}"
 
 
 class Link:
@@ -213,23 +237,25 @@ class Link:
         self._changed = changed
         self._make = make
         self._task: asyncio.Task[None] | None = None
-        self._waiting: set[asyncio.Future[Connection]] = set()
+        self._waiting: dict[asyncio.Future[Connection], int | None] = {}  # -> attempts it has left, None: any number
         self._said = ""  # why the last attempt failed
         self.closed = False  # for good
 
-    async def connected(self) -> Connection:
-        """The connection, once there is one. Raises BillingError where the daemon refuses to let us in."""
+    async def connected(self, tries: int | None = None) -> Connection:
+        """The connection, once there is one. Raises BillingError where the daemon refuses to let us in, and where
+        `tries` attempts have failed.
+        """
         if self.connection is not None:
             return self.connection
         if self.closed:
             raise Unavailable("the client is closed")
         self.start()
         future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        self._waiting[future] = tries
         try:
             return await future
         finally:
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
 
     def why_not(self) -> str:
         """Why there is no connection, for a message."""
@@ -249,11 +275,13 @@ class Link:
                     return
                 except OSError as error:
                     self._said = f"cannot connect: {error}"
+                    self._count_attempt(_connect_words(error))
                 except BillingError as error:
                     self._said = str(error)
                     if not error.retry:  # a token that is not known will not be known in a second either
                         self._refuse(error)
                         return
+                    self._count_attempt(error.details.get("foreign", error.message))
                 await asyncio.sleep(pause_s * (1 + self._jitter()))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         finally:
@@ -279,6 +307,7 @@ class Link:
             if error is None:
                 future.set_result(connection)
             else:
+                error.applied = "no"  # signing in changes nothing
                 future.set_exception(error)
 
         connection.send("hello", [self._hello], on_reply)
@@ -297,6 +326,14 @@ class Link:
         for future in list(self._waiting):
             if not future.done():
                 future.set_result(connection)
+
+    def _count_attempt(self, reason: str) -> None:
+        """An attempt failed: tells those that wait for no other."""
+        for future, left in list(self._waiting.items()):
+            if left is not None and not future.done():
+                self._waiting[future] = left - 1
+                if left <= 1:
+                    future.set_exception(Unavailable(self._said, applied="no", details={"unreached": reason}))
 
     def _refuse(self, error: BillingError) -> None:
         """Tells all that wait that there will be none."""

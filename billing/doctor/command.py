@@ -13,12 +13,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import click
 
 from billing.cli.calling import Target, target_options
 from billing.cli.online_check import check_online
+from billing.cli.options import Command
 from billing.doctor import cut
 from billing.doctor.directory import Directory
 from billing.doctor.examine import Absent, DaemonRuns, Progress, examine, hold
@@ -29,14 +29,7 @@ STEP_BYTES = 1 << 20  # of progress that are worth being shown
 EXIT_NO, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 1, 65, 74, 78
 
 
-@click.command()
-@click.option(
-    "--config",
-    "file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The daemon's configuration file; without one, the defaults. BILLING_SECTION__KEY overrides either.",
-)
+@click.command(cls=Command)
 @click.option("--truncate-at", type=int, metavar="POSITION", help="Cut a damaged journal here; needs --accept-loss.")
 @click.option("--shard", type=int, help="With --truncate-at: the shard whose journal is meant, 0 for the map.")
 @click.option("--accept-loss", is_flag=True, help="With --truncate-at: what is cut off may have been answered.")
@@ -44,7 +37,6 @@ EXIT_NO, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 1, 65, 74, 78
 @target_options
 def doctor(
     target: Target,
-    file: Path | None,
     truncate_at: int | None,
     shard: int | None,
     accept_loss: bool,
@@ -62,7 +54,7 @@ def doctor(
         sys.exit(0 if check_online(target) else EXIT_DAMAGED)
     if (truncate_at is None) is not (accept_loss is False):
         raise click.UsageError("--truncate-at and --accept-loss are only taken together")
-    config = load(file, os.environ).config
+    config = load(target.file, os.environ).config
     disk = RealDisk()
     report = Report()
     data_dir = config.daemon.data_dir

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import click
 
 from billing.addresses import parse_listen
+from billing.cli.finding import RULE, config_file
 from billing.config.load import load
 from billing.config.schema import Config
 
@@ -180,12 +181,12 @@ def addresses_of(config: Config) -> list[str] | None:
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help=f"The configuration that the unit runs with.  [{CONFIG_FILE} where it is there, else the defaults]",
+    help=f"The configuration that the unit runs with. {RULE}",
 )
 @click.option("--socket", "as_socket", is_flag=True, help="The unit of its sockets instead.")
 def install_unit(file: Path | None, as_socket: bool) -> None:
     """Prints the systemd unit for a configuration."""
-    found = file or (CONFIG_FILE if CONFIG_FILE.is_file() else None)
+    found = config_file(file, os.environ)
     config = load(found, os.environ).config
     shown = (found or CONFIG_FILE).absolute()
     click.echo(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), nl=False)

@@ -25,7 +25,7 @@ import aiohttp
 import click
 from rich.console import Console
 
-from billing.cli.calling import ADDRESS_DEFAULT
+from billing.cli.finding import ADDRESS_DEFAULT
 from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from billing.addresses import parse_listen
+from billing.cli.finding import config_file
 from billing.config.load import load
 from billing.config.schema import Config
 from billing.trial.child_processes import Child, ChildError
@@ -34,7 +36,6 @@ from billing.trial.handing_over import handed_over_by
 
 READY_WAIT_S: Final = 30.0
 READY_POLL_S: Final = 0.05
-CONFIG_FILE: Final = Path("config.toml")
 ANY_PORT: Final = "127.0.0.1:0"
 BACKLOG: Final = 4096
 BILLING: Final = (sys.executable, "-m", "billing")
@@ -56,8 +57,8 @@ SET_ASIDE: Final = {
 
 
 def default_config_file() -> Path | None:
-    """`config.toml` of the working directory, where there is one."""
-    return CONFIG_FILE if CONFIG_FILE.is_file() else None
+    """The configuration that a command finds where none is named."""
+    return config_file(None, os.environ)
 
 
 def answers(address: str) -> bool:

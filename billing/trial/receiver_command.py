@@ -71,8 +71,8 @@ def receiver(
     """Takes cutoff calls for trying and measuring, and says how late they came."""
     from billing.trial.receiver import run_receiver
 
-    sys.exit(
-        run_receiver(
+    try:
+        code = run_receiver(
             *listen,
             secrets=secrets,
             fault=fault,
@@ -83,7 +83,9 @@ def receiver(
             keep=keep,
             out=click.echo,
         )
-    )
+    except OSError as error:
+        raise click.ClickException(f"the receiver ended at {listen[0]}:{listen[1]}: {error.strerror}") from None
+    sys.exit(code)
 
 
 COMMANDS: dict[str, click.Command] = {"receiver": receiver}

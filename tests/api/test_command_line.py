@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 import pytest
@@ -13,9 +16,13 @@ from click.testing import CliRunner, Result
 from billing.api.auth import Guard
 from billing.api.methods import METHODS
 from billing.cli.account_commands import COMMANDS as ACCOUNT_COMMANDS
-from billing.cli.calling import DURATION
+from billing.cli.finding import config_file, listening
+from billing.cli.main import root
 from billing.cli.operator_commands import COMMANDS as OPERATOR_COMMANDS
-from billing.cli.showing import instant, span, value_of
+from billing.cli.options import DURATION
+from billing.cli.values import Look, coins, instant, moment, span, value_of
+from billing.cli.vocabulary import procedure_of, words_of
+from billing.config.load import ConfigError
 from billing.ledger import commands
 from billing.ledger.errors import Refused
 from tests.api.outside import House, open_house
@@ -29,14 +36,20 @@ ACCOUNT: dict[str, Any] = {
     "user_id": "u",
     "bucket_id": 477,
     "state": "exhausted",
-    "balance_nanos": -12_500_000_000,
+    "balance_nanos": -12_345_500_000_000,
     "rate_nanos_per_hour": 3_600_000_000_000,
     "rate_nanos_per_second": 1_000_000_000,
     "exhausts_at_ns": None,
     "runway_ns": None,
     "at_ns": 1_767_225_600_000_000_007,
     "replayed": False,
-    "cutoff": {"event_id": "u:1:7", "attempts": 2, "last_error": None},
+    "cutoff": {
+        "event_id": "u:1:7",
+        "status": "pending",
+        "attempts": 2,
+        "last_error": "500",
+        "exhausted_at_ns": 1_767_225_599_500_000_000,
+    },
 }
 
 
@@ -63,7 +76,7 @@ CHANGES: list[tuple[str, commands.Command]] = [
             *(b"", b""),
         ),
     ),
-    ("close u --request-id r", (commands.CLOSE, b"u", 0, 0, 0, b"", b"r", b"")),
+    ("close u --yes --request-id r", (commands.CLOSE, b"u", 0, 0, 0, b"", b"r", b"")),
 ]
 
 QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
@@ -83,7 +96,7 @@ QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("explain-move 477 2", ("explain_move", 477, 2)),
     ("cutoffs --limit 5", ("pending_cutoffs", b"", 5)),
     ("cutoffs retry u", ("retry_cutoff", b"u")),
-    ("cutoffs release", ("release_cutoffs",)),
+    ("cutoffs release --yes", ("release_cutoffs",)),
     ("forecast --next 1h", ("forecast", HOUR_NS, 60 * 10**9)),
     ("expirationd stats", ("expirationd_stats",)),
 ]
@@ -118,21 +131,38 @@ async def test_what_a_question_sends(house, line, question):
 async def test_what_the_door_answers_itself(house):
     assert (await run(house, "ping")).stdout == "pong\n"
     assert (await run(house, "buckets of 1")).stdout == "477\n"
-    assert "in_flight_max 4096" in (await run(house, "info")).stdout.replace("in flight max", "in_flight_max")
+    assert re.search(r"^limits +in flight max 4,096$", (await run(house, "info")).stdout, re.M)
     told = (await run(house, "methods")).stdout
     assert all(name in told for name in METHODS)
 
 
 async def test_an_account_is_shown_for_people(house):
     house.gate.replies["get_account"] = ACCOUNT
-    told = (await run(house, "account u")).stdout
-    shown = dict(line.split(None, 1) for line in told.splitlines())
-    assert shown["balance"].strip() == "-12.5"
-    assert shown["rate"].strip() == "3600 per hour"
-    assert shown["exhausts"].strip() == "at  never" or "never" in shown["exhausts"]
-    assert shown["runway"].strip() == "without end"
-    assert shown["at"].strip() == "2026-01-01T00:00:00.000000007Z"
-    assert shown["cutoff"].strip() == "event u:1:7, attempts 2, last error -"
+    told = (await run(house, "account u --tz Europe/Moscow")).stdout
+    shown = dict(re.split(" {2,}", line, maxsplit=1) for line in told.splitlines() if line[0] != " ")
+    assert shown["balance"] == "-12,345.5"
+    assert shown["rate"] == "3,600 per hour"
+    assert shown["ran out at"] == (
+        "2026-01-01 02:59:59.500000000 MSK, not cut off yet: 2 attempts failed, the last with 500"
+    )
+    assert shown["at"] == "2026-01-01 03:00:00.000000007 MSK"
+    assert "lasts for" not in shown
+    assert "answered before" not in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"rate_nanos_per_hour": 1}, "runs out at  does not run out before the year 2262"),
+        ({"rate_nanos_per_hour": 0}, "runs out at  does not run out: nothing is being spent"),
+        ({"exhausts_at_ns": 1_767_225_600_000_000_001}, "runs out at  2026-01-01 00:00:00.000000001 UTC"),
+        ({"state": "exhausted"}, "runs out at  it has no money left"),
+    ],
+)
+async def test_it_is_said_when_the_money_runs_out(house, changes, text):
+    house.gate.replies["get_account"] = {"state": "active", "exhausts_at_ns": None, "runway_ns": None, **changes}
+    told = (await run(house, "account u --tz UTC")).stdout
+    assert text in [re.sub(" {2,}", "  ", line) for line in told.splitlines()]
 
 
 async def test_json_is_the_reply_as_it_came(house):
@@ -144,41 +174,84 @@ async def test_json_is_the_reply_as_it_came(house):
 
 async def test_rows_are_a_table(house):
     house.gate.replies["history"] = [
-        {"entry_id": 2, "at_ns": 5, "amount_nanos": -1, "message": "two\x1b[31m"},
-        {"entry_id": 1, "at_ns": 4, "amount_nanos": 10**9, "message": "one"},
+        {"entry_id": 2, "at_ns": 10**9 + 5, "amount_nanos": -1, "message": "two\x1b[31m"},
+        {"entry_id": 1, "at_ns": 4, "amount_nanos": 1234 * 10**9, "message": "one"},
     ]
-    lines = (await run(house, "history u")).stdout.splitlines()
-    assert lines[0].split() == ["entry", "at", "amount", "message"]
-    assert lines[1].split() == [
-        "2",
-        "1970-01-01T00:00:00.000000005Z",
-        "-0.000000001",
-        "two\N{REPLACEMENT CHARACTER}[31m",
+    assert (await run(house, "history u --tz UTC")).stdout.splitlines() == [
+        "entry  at, UTC                       amount  message",
+        "    2  1970-01-01 00:00:01     -0.000000001  two\N{REPLACEMENT CHARACTER}[31m",
+        "    1  1970-01-01 00:00:00  1,234            one",
     ]
-    assert lines[2].split() == ["1", "1970-01-01T00:00:00.000000004Z", "1", "one"]
+    wide = (await run(house, "history u --tz UTC --wide")).stdout
+    assert "1970-01-01 00:00:01.000000005" in wide
+    assert (await run(house, "history u --csv")).stdout.splitlines() == [
+        "entry_id,at,amount_coins,message",
+        "2,1970-01-01T00:00:01.000000005Z,-0.000000001,two\x1b[31m",
+        "1,1970-01-01T00:00:00.000000004Z,1234,one",
+    ]
     house.gate.replies["history"] = []
     assert (await run(house, "history u")).stdout == "nothing\n"
 
 
 async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house):
-    house.gate.replies["get_account"] = Refused("INSUFFICIENT_FUNDS", "too little", {"shortfall_nanos": 7})
-    result = await run(house, "account u")
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "billing: INSUFFICIENT_FUNDS: too little\n")
-    result = await run(house, "account u --json")
+    house.gate.replies[str(commands.DEBIT)] = Refused(
+        "INSUFFICIENT_FUNDS", "too little", {"shortfall_nanos": 7, "available_nanos": 1234 * 10**9}
+    )
+    result = await run(house, "debit u 2000")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "billing: INSUFFICIENT_FUNDS: 0.000000007 coins are missing; 1,234 are available\n"
+    result = await run(house, "debit u 2000 --json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert json.loads(result.stderr)["shortfall_nanos"] == 7
     result = await run(house, "top-up u 0")
     assert (result.exit_code, result.stderr) == (1, "billing: INVALID_AMOUNT: amount must be above zero\n")
 
 
-async def test_no_daemon_ends_with_1_and_says_so(house):
-    result = await run(house, "top-up u 1 --timeout 1s", BILLING_ADDRESS=f"127.0.0.1:{free_port()}")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("billing: UNAVAILABLE: no answer within 1 s: cannot connect")
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:{port}", "Connection refused"),
+        ("unix:/nonexistent/socket", "No such file or directory"),
+        ("no-such-host.invalid:3311", ""),
+    ],
+)
+async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(house, address, reason):
+    # the wait would outlast the test's own
+    address = address.format(port=free_port())
+    async with asyncio.timeout(60):
+        result = await run(house, "top-up u 1 --timeout 1d", BILLING_ADDRESS=address)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"billing: UNAVAILABLE: no daemon answers at {address} (BILLING_ADDRESS): {reason}")
+    assert "`billing serve` starts one" in result.stderr
     assert "may have been" not in result.stderr
+
+
+async def test_no_answer_ends_with_3_and_says_what_is_not_known(house):
     house.gate.holds_back = True
     result = await run(house, "top-up u 1 --timeout 1s")
+    assert result.exit_code == 3
     assert result.stderr == "billing: UNAVAILABLE: no answer within 1 s (it may have been carried out)\n"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP"), (b"\x15\x03\x03\x00\x02\x02\x46", "speaks TLS")],
+)
+async def test_what_is_no_daemon_is_called_what_it_is(house, greeting, words):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(greeting)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(60):
+            result = await run(house, "ping --timeout 1d", BILLING_ADDRESS=f"127.0.0.1:{port}")
+    assert result.exit_code == 3
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 async def test_a_call_that_makes_no_sense_ends_with_2(house):
@@ -187,6 +260,9 @@ async def test_a_call_that_makes_no_sense_ends_with_2(house):
         "top-up u",
         "debit u 1 --mode gently",
         "hold u 1 --ttl soon",
+        "top-up u a-lot",
+        "top-up u 1 --tz Nowhere/Land",
+        "account u --json --csv",
         "ping --timeout -1",
     ):
         result = await run(house, line)
@@ -198,9 +274,13 @@ async def test_a_token_comes_from_a_file(tmp_path):
     token = tmp_path / "token"
     token.write_text("shop\n")
     async with open_house(guard=Guard(TOKENS)) as house:
-        assert (await run(house, "top-up u 1")).stderr.startswith("billing: UNAUTHENTICATED: ")
+        nobody = await run(house, "top-up u 1")
+        assert nobody.exit_code == 4
+        assert "this daemon asks for a token; --token-file FILE or BILLING_TOKEN_FILE names one" in nobody.stderr
         assert (await run(house, f"top-up u 1 --token-file {token}")).exit_code == 0
-        assert (await run(house, f"adjust u 1 why --token-file {token}")).stderr.startswith("billing: FORBIDDEN: ")
+        assert (await run(house, "top-up u 1", BILLING_TOKEN_FILE=str(token))).exit_code == 0
+        denied = await run(house, f"adjust u 1 why --token-file {token}")
+        assert (denied.exit_code, denied.stderr.startswith("billing: FORBIDDEN: ")) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +302,11 @@ def test_values_for_people():
     assert instant(2**63 - 1) == "2262-04-11T23:47:16.854775807Z"
     assert [span(0), span(-1), span(93_784_500_000_000)] == ["00:00:00", "-00:00:00.000000001", "1d 02:03:04.5"]
     assert (
-        value_of("rates", {"": 5, "v\x1bm": 10**9})
-        == "(default) 0.000000005 per hour; v\N{REPLACEMENT CHARACTER}m 1 per hour"
+        value_of("rates", {"": 5, "v\x1bm": 10**9}) == "0.000000005 per hour; 1 per hour on v\N{REPLACEMENT CHARACTER}m"
     )
-    assert value_of("owners", list(range(3000))) == "3000 values"
+    assert coins(-1_234_567_000_000_001) == "-1,234,567.000000001"
+    assert moment(5, Look(ZoneInfo("Asia/Tokyo"), exact=False)) == "1970-01-01 09:00:00 JST"
+    assert value_of("owners", list(range(3000))) == "3,000 values"
     assert value_of("replayed", True) == "yes"
     assert value_of("message", None) == "-"
 
@@ -236,3 +317,134 @@ def test_each_procedure_has_its_command():
     assert called | {*ANSWERED_BY_THE_DOOR.values()} | elsewhere == set(METHODS)
     tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {name.split()[0] for name in ANSWERED_BY_THE_DOOR}
     assert tried == set(ALL)
+
+
+# -- options anywhere, and none dropped ------------------------------------------------------------------------------
+
+
+def nowhere() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.mark.parametrize(("line", "question"), QUESTIONS)
+async def test_a_connection_may_stand_before_the_command_it_is_for(house, line, question):
+    """The daemon that the line names is asked, and not the one of the environment, which is not there."""
+    house.gate.replies["forecast"] = dict(FORECAST)
+    host, port = house.address
+    name, *words = line.split()
+    for words_of_line in (
+        ["--address", f"{host}:{port}", name, *words],
+        [name, f"--address={host}:{port}", *words],
+        [name, *words, "--address", f"{host}:{port}"],
+        ["--address", nowhere(), name, *words, "--address", f"{host}:{port}"],
+    ):
+        result = await asyncio.to_thread(
+            CliRunner().invoke, root, words_of_line, env={"BILLING_ADDRESS": nowhere()}, catch_exceptions=False
+        )
+        assert (result.exit_code, result.stderr) == (0, ""), words_of_line
+    assert [what for _, what in house.gate.asked] == [question] * 4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cutoffs --limit 3 retry u",
+        "cutoffs --after u release --yes",
+        "--address 127.0.0.1:1 serve",
+        "--json config check",
+        "buckets --no-such-option of u",
+    ],
+)
+def test_an_option_that_a_command_does_not_take_is_refused_wherever_it_stands(line):
+    result = CliRunner().invoke(root, line.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No such option" in result.stderr
+
+
+async def test_a_group_hands_its_options_to_what_it_does_by_itself(house):
+    result = await run(house, "cutoffs --limit 3 --after u --json")
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+    assert house.gate.asked[-1][1] == ("pending_cutoffs", b"u", 3)
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"hello", "backup", "check_owners"}))
+async def test_each_procedure_is_a_command_by_its_own_name_too(house, name):
+    for spelled in {name, name.replace("_", "-")}:
+        result = CliRunner().invoke(root, [spelled, "--help"])
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"Usage: root {' '.join(words_of(name))} [OPTIONS]")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "taken"),
+    [
+        (["account", "u"], "get_account", 1),
+        (["buckets", "move", "5", "2"], "move_bucket", 2),
+        (["buckets"], "buckets_info", 1),
+        (["cutoffs", "u"], "pending_cutoffs", 1),
+        (["credit-limit", "u"], "set_credit_limit", 1),
+        (["release", "u", "h"], "release", 1),
+        (["cutoffs", "release"], "release_cutoffs", 2),
+        (["timers"], "expirationd_stats", 1),
+        (["top-up"], "top_up", 1),
+        (["nothing"], "nothing", 1),
+    ],
+)
+def test_words_stand_for_procedures(words, name, taken):
+    assert procedure_of(words, METHODS) == (name, taken)
+
+
+# -- where the daemon is ---------------------------------------------------------------------------------------------
+
+
+def test_one_rule_finds_the_configuration_and_by_it_the_daemon(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('[rpc]\nlisten = "0.0.0.0:4000"\n')
+    assert config_file(file, {"BILLING_CONFIG": "other.toml"}) == file
+    assert config_file(None, {"BILLING_CONFIG": "other.toml"}) == Path("other.toml")
+    assert listening(file, {}).address == "127.0.0.1:4000"
+    assert listening(file, {"BILLING_RPC__LISTEN": "[::]:4001"}).address == "[::1]:4001"
+    assert listening(None, {}).address == "127.0.0.1:3311"
+    file.write_text('[rpc]\nlisten = ""\nunix_socket = "here.sock"\n')
+    assert listening(file, {}).address == f"unix:{tmp_path / 'here.sock'}"
+    file.write_text('[rpc]\nlisten = "127.0.0.1:0"\n')
+    with pytest.raises(ValueError, match="takes a free port"):
+        listening(file, {})
+    file.write_text("[rpc]\nlisten = 7\n")
+    with pytest.raises(ConfigError, match=r"rpc\.listen"):
+        listening(file, {})
+
+
+async def test_a_configuration_says_where_to_call(house, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('[rpc]\nlisten = "{}:{}"\n'.format(*house.address))
+    for environ in ({}, {"BILLING_ADDRESS": nowhere()}):
+        result = await asyncio.to_thread(CliRunner().invoke, root, ["ping", "--config", str(file)], env=environ)
+        assert (result.exit_code, result.stdout) == (0, "pong\n")
+    result = await asyncio.to_thread(CliRunner().invoke, root, ["ping"], env={"BILLING_CONFIG": str(file)})
+    assert result.stdout == "pong\n"
+    both = CliRunner().invoke(root, ["ping", "--config", str(file), "--address", nowhere()])
+    assert both.exit_code == 2
+
+
+# -- pages -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
+    house.gate.replies["accounts"] = [{"user_id": "a b"}, {"user_id": "c"}]
+    result = await run(house, "accounts --limit 2")
+    assert result.stdout.split() == ["user", "a", "b", "c"]
+    assert result.stderr == "More follow: accounts --after c, or --all.\n"
+    house.gate.replies["accounts"] = []
+    assert (await run(house, "accounts --limit 2")).stderr == ""
+
+
+# -- what cannot be undone -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["close u", "cutoffs release"])
+async def test_what_cannot_be_undone_is_only_done_when_it_is_meant(house, line):
+    result = await run(house, line)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--yes" in result.stderr
+    assert house.gate.asked == []

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from billing.cli.main import root
 from billing.ledger import commands
 from billing.ledger.entry import Entry, pack
-from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION
+from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION, RECEIVED
 from shards.journal import backends
 from shards.journal.file.journal import FileJournal
 from shards.journal.file.recovery import segment_name
@@ -39,7 +39,7 @@ def journal(data_dir):
     )
     opened.open(1, "a test")
     opened.append(batch((OWN, 477, 1, b""), (ENTRY, 477, 1, pack(ENTRY_OF_ANNA))))
-    opened.append(batch((OWN, 478, 3, b"")))
+    opened.append(batch((OWN, 478, 3, b""), (RECEIVED, 479, 4, b"a whole bucket")))
     opened.idle_barrier()
     opened.save_snapshot(2, [ENVELOPE.pack(OWN, 477, 1) + POSITION.pack(2) + b"the bucket"])
     opened.close()
@@ -54,7 +54,9 @@ def dump(path, *options: str) -> tuple[int, list[dict[str, object]], str]:
 def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal):
     code, rows, _ = dump(journal / segment_name(1))
     assert code == 0
-    assert [row["kind"] for row in rows] == ["segment", "batch", "own", "entry", "batch", "own", "barrier", "end"]
+    assert [row["kind"] for row in rows] == [
+        *("segment", "batch", "own", "entry", "batch", "own", "received", "barrier", "end"),
+    ]
     assert rows[0]["shard"] == 1
     assert rows[0]["owner"] == "a test"
     assert rows[1]["position"] == 1
@@ -64,6 +66,7 @@ def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal):
     assert (entry["asked_amount_nanos"], entry["balance_nanos"], entry["request_id"]) == (5, 5, "ff006964")
     assert "credit_limit_nanos" not in entry  # what is zero or empty is left out
     assert rows[5]["generation"] == 3
+    assert rows[6] == {"kind": "received", "bucket_id": 479, "generation": 4, "bytes": 14}
 
 
 def test_the_text_names_the_same_things(journal):
@@ -72,6 +75,21 @@ def test_the_text_names_the_same_things(journal):
     assert lines[0].startswith("segment sync=1 shard=1 ")
     assert lines[3].startswith('    entry bucket_id=477 generation=1 operation="top_up" ')
     assert 'user_id="änna"' in lines[3]
+    assert f"at_ns={NOW_NS} (2025-06-15T15:06:40.000000000Z)" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--user", "änna"), ["entry"]),
+        (("--operation", "top-up"), ["entry"]),
+        (("--user", "bert"), []),
+        (("--user", "änna", "--operation", "debit"), []),
+    ],
+)
+def test_entries_can_be_chosen(journal, options, found):
+    code, rows, _ = dump(journal / segment_name(1), *options)
+    assert (code, [row["kind"] for row in rows]) == (0, found)
 
 
 def test_a_snapshot_and_a_manifest_are_shown(journal):

@@ -24,6 +24,15 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
+    "billing/cli/finding.py": ({"open"}, "the configuration, which says where the daemon listens"),
+    "billing/cli/output.py": ({"os.open", "os.fstat"}, "standard streams that are closed or full"),
+    "billing/cli/showing.py": ({"shutil"}, "no file: the width of the terminal"),
+    "billing/cli/token_commands.py": (
+        {
+            *("open", "fcntl", "os.open", "os.stat", "os.fchmod", "os.fchown", "os.fsync", "os.rename", "os.unlink"),
+        },
+        "the tokens file, put in place whole",
+    ),
     "billing/cli/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
     "billing/follower/store.py": ({"sqlite3"}, "a follower's derived data, kept in an SQLite file"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),

@@ -14,7 +14,7 @@ from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, Figu
 from billing.admin.page import plots, words
 from billing.admin.page.condition import OWED_LATE_NS, Trouble, age_ns, title, troubles
 from billing.admin.processes import HOST, Usage
-from billing.cli.showing import instant
+from billing.cli.values import instant
 from billing.ledger.money import format_coins
 from shards.system.clock import boot_now_ns
 

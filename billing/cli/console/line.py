@@ -1,8 +1,9 @@
 """What is typed at the console, as a call; by the table that `methods` answers, so that the console knows no procedure.
 
-    line   = name {value} {option "=" value}
-    name   = that of a procedure, with - or _          top_up, top-up
-    value  = word | "quoted text"                      as a shell quotes
+    line   = name {value | option}
+    name   = that of a procedure or of its command, with - or _     top_up, top-up, account, buckets move
+    option = name "=" value | "--" name "=" value | "--" name value      ttl=5m, --ttl 5m
+    value  = word | "quoted text"                                   as a shell quotes
 
 A value is read by what the table says of its parameter: money is coins ("12.5"), or nanos with an n behind it ("5n");
 a span (`…_ns`) is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON; everything else is what it looks
@@ -15,19 +16,29 @@ import difflib
 import json
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-OWN = {
+from billing.cli.options import span_ns
+from billing.cli.vocabulary import option_of, procedure_of
+from billing.cli.vocabulary import words_of as command_words_of
+
+OWN: Final = {
     "help": "help [PROCEDURE]: what there is, or what a procedure takes",
     "watch": "watch USER [SPAN]: an account's balance as it ticks, until ^C or for a span of time",
+    "clear": "clear: empties the screen",
     "exit": "exit: ends the console, as ^D does",
 }
-_SPANS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
-_SPAN = re.compile(r"(\d{1,18})(ns|us|ms|s|m|h|d)?")
+OWN_ALSO: Final = {"quit": "exit", "?": "help"}
+
+# What a procedure is about, as it stands in the table -> the title under which `help` lists it.
+_TITLES: Final = {"command": "Accounts: changes", "query": "Accounts: questions", "operation": "Operation"}
+_LAST_TITLE: Final = "The daemon"
 _NANOS = re.compile(r"-?\d{1,30}n")
-_COINS = re.compile(r"-?\d+(\.\d+)?")
-_WORD = re.compile(r"[a-z]+")
+_COINS = re.compile(r"[+-]?\d{1,30}(\.\d{1,9})?")
+_WORD = re.compile(r"[a-z_]+")
+_LINE_WIDTH_MIN: Final = 40
 
 
 class LineError(ValueError):
@@ -51,7 +62,8 @@ class Table:
 
     def names(self) -> list[str]:
         """All first words."""
-        return sorted([*self.methods, *OWN])
+        also = {command_words_of(name)[0].replace("-", "_") for name in self.methods}
+        return sorted({*self.methods, *also, *OWN})
 
     def parse(self, text: str) -> Asked | None:
         """The call that `text` is; None for an empty line. Raises LineError."""
@@ -61,25 +73,40 @@ class Table:
             raise LineError(f"the quotes do not match: {error}") from None
         if not words:
             return None
-        name = words[0].replace("-", "_")
-        if name in OWN:
-            return Asked(name, words[1:], {})
+        own = OWN_ALSO.get(words[0], words[0])
+        if own in OWN:
+            return Asked(own, words[1:], {})
+        name, taken = procedure_of(words, self.methods)
         method = self.methods.get(name)
         if method is None:
             near = difflib.get_close_matches(name, self.names(), 3, 0.5)
             raise LineError(f"there is no {words[0]}" + (f"; do you mean {' or '.join(near)}?" if near else ": help"))
         required, optional = method["params"], {field["name"]: field for field in method["options"]}
-        values = words[1 : 1 + len(required)]
+        values, given = self._sorted(name, words[taken:], len(required), optional)
         if len(values) < len(required):
             raise LineError(f"{required[len(values)]['name']} is missing: {self.usage(name)}")
         params = [_value_of(field, value) for field, value in zip(required, values, strict=True)]
-        options = {}
-        for word in words[1 + len(required) :]:
-            key, equals, value = word.partition("=")
-            if not equals or key not in optional:
+        return Asked(name, params, {key: _value_of(optional[key], value) for key, value in given.items()})
+
+    def _sorted(
+        self, name: str, words: list[str], required: int, optional: Mapping[str, Any]
+    ) -> tuple[list[str], dict[str, str]]:
+        """The words behind the name: values in order, and options by name. Raises LineError."""
+        values: list[str] = []
+        given: dict[str, str] = {}
+        rest = iter(words)
+        for word in rest:
+            head, equals, value = word.partition("=")
+            key = option_of(head, optional) if word.startswith("--") or (equals and len(values) >= required) else None
+            if key is not None:
+                if not equals:
+                    value = "true" if optional[key]["type"] == "true or false" else next(rest, "")
+                given[key] = value
+            elif len(values) < required and not word.startswith("--"):
+                values.append(word)
+            else:
                 raise LineError(f"{word!r} is no option: {self.usage(name)}")
-            options[key] = _value_of(optional[key], value)
-        return Asked(name, params, options)
+        return values, given
 
     def usage(self, name: str) -> str:
         """How a procedure is called, in one line."""
@@ -90,14 +117,41 @@ class Table:
 
     def help(self, name: str) -> str:
         """Everything about a procedure, or one of the console's own words. Raises LineError."""
-        name = name.replace("-", "_")
-        if name in OWN:
-            return OWN[name]
-        if name not in self.methods:
+        own = OWN_ALSO.get(name, name)
+        if own in OWN:
+            return OWN[own]
+        found, _ = procedure_of(name.split(), self.methods)
+        if found not in self.methods:
             raise LineError(f"there is no {name}")
-        method = self.methods[name]
-        lines = [self.usage(name), f"    {method['doc']} (role {method['role']})"]
+        method = self.methods[found]
+        also = " ".join(command_words_of(found))
+        lines = [self.usage(found), f"    {method['doc']} (role {method['role']})"]
         lines += [f"    {field['name']}: {field['type']}" for field in [*method["params"], *method["options"]]]
+        if also != found.replace("_", "-"):
+            lines.append(f"    also: {also}")
+        return "\n".join(lines)
+
+    def overview(self, width: int) -> str:
+        """Every procedure in a line or two, by what it is about; no line is wider than `width`."""
+        sections: dict[str, list[str]] = {title: [] for title in (*_TITLES.values(), _LAST_TITLE)}
+        names = max((len(name) for name in self.methods), default=0)
+        for name, method in self.methods.items():
+            takes = " ".join(field["name"].upper() for field in method["params"])
+            text = f"{takes}: {method['doc']}" if takes else str(method["doc"])
+            title = _TITLES.get(str(method.get("kind")), _LAST_TITLE)
+            sections[title] += _wrapped(f"  {name:<{names}}  ", text, width)
+        lines = []
+        for title, found in sections.items():
+            if found:
+                lines += [title, *found, ""]
+        lines.append("The console")
+        for text in OWN.values():
+            name, _, told = text.partition(": ")
+            lines += _wrapped(f"  {name:<{names}}  ", told, width)
+        lines += [
+            "",
+            *_wrapped("", "help PROCEDURE tells its options; commands' names, as account, are taken, too.", width),
+        ]
         return "\n".join(lines)
 
     def complete(self, text: str, users: Iterable[str]) -> list[str]:
@@ -106,14 +160,14 @@ class Table:
         last = words[-1]
         if len(words) == 1:
             return [name for name in self.names() if name.startswith(last.replace("-", "_"))]
-        name = words[0].replace("-", "_")
-        if name == "help":
+        if words[0].replace("-", "_") == "help":
             return [other for other in self.names() if other.startswith(last)]
+        name, taken = procedure_of(words[:-1], self.methods)
         method = self.methods.get(name)
         required = [field["name"] for field in method["params"]] if method is not None else []
-        if name == "watch":
+        if words[0] == "watch":
             required = ["user_id"]
-        place = len(words) - 2
+        place = len(words) - 1 - taken
         if place < len(required):
             return sorted(user for user in users if user.startswith(last)) if required[place] == "user_id" else []
         if method is None:
@@ -123,6 +177,12 @@ class Table:
             return [f"{field['name']}=" for field in method["options"] if field["name"].startswith(key)]
         types = [field["type"] for field in method["options"] if field["name"] == key]
         return [f"{key}={choice}" for kind in types for choice in _choices(kind) if choice.startswith(value)]
+
+
+def _wrapped(head: str, text: str, width: int) -> list[str]:
+    """`text` behind `head`, with the lines that follow below it."""
+    wide = max(width, _LINE_WIDTH_MIN)
+    return textwrap.wrap(head + text, wide, subsequent_indent=" " * len(head), break_long_words=False)
 
 
 def _choices(kind: str) -> list[str]:
@@ -161,7 +221,7 @@ def _value_of(field: Mapping[str, str], value: str) -> Any:
 
 def span_of(name: str, value: str) -> int:
     """`90s`, `5m`, `250ms`, or nanoseconds. Raises LineError."""
-    found = _SPAN.fullmatch(value)
-    if found is None:
-        raise LineError(f"{name}: expected a span of time, as 90s, 5m, 2h or 1d; got {value!r}")
-    return int(found[1]) * _SPANS_NS[found[2] or "ns"]
+    try:
+        return int(value) if value.isascii() and value.isdigit() else span_ns(value)
+    except ValueError:
+        raise LineError(f"{name}: expected a span of time, as 90s, 5m, 2h or 1d; got {value!r}") from None

@@ -22,26 +22,25 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from rich.console import Console
 
-from billing.cli.calling import CommandRefused, Target, target_options
+from billing.cli.calling import Target, is_change, run, target_options, words_of
 from billing.cli.console.line import OWN, Asked, LineError, Table, span_of
 from billing.cli.console.watch import watch
-from billing.cli.showing import show
+from billing.cli.options import Command
+from billing.cli.output import put, say
+from billing.cli.showing import ESSENTIAL, is_terminal, look_of, show, show_explained, tell
 from billing.client.client import Client
 from billing.client.errors import BillingError
 
 HISTORY_FILE: Final = "billing_console_history"
+IRREVOCABLE: Final = frozenset({"close_account", "release_cutoffs"})
 
 
-@click.command()
+@click.command(cls=Command)
 @target_options
 def console(target: Target) -> None:
     """A prompt for all procedures, with history, completion and a live view; nothing is evaluated."""
-    try:
-        sys.exit(asyncio.run(_Session(target).run()))
-    except BillingError as error:
-        raise CommandRefused(error, target.as_json) from None
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--address") from None
+    session = _Session(target)
+    sys.exit(run(target, session.run))
 
 
 class _Session:
@@ -52,17 +51,17 @@ class _Session:
         self._users: set[str] = set()
         self._refused = False
 
-    async def run(self) -> int:
-        target = self._target
-        client = Client(target.address, token=target.token, tls=target.tls, timeout_s=target.timeout_s)
-        async with client:
-            self._table = Table(await client.call("methods"))
-            if sys.stdin.isatty():
-                await self._converse(client)
-            else:
-                loop = asyncio.get_running_loop()
-                while line := await loop.run_in_executor(None, sys.stdin.readline):
-                    await self._carry_out(client, line)
+    async def run(self, client: Client) -> int:
+        self._table = Table(await client.call("methods"))
+        if sys.stdin is None:
+            raise click.UsageError("standard input is closed: there is nothing to read")
+        if sys.stdin.isatty():
+            await self._converse(client)
+        else:
+            loop = asyncio.get_running_loop()
+            while line := await loop.run_in_executor(None, sys.stdin.readline):
+                if await self._carry_out(client, line):
+                    break
         return 1 if self._refused else 0
 
     async def _converse(self, client: Client) -> None:
@@ -86,23 +85,46 @@ class _Session:
 
     async def _carry_out(self, client: Client, line: str) -> bool:
         """True where the console is to end."""
+        asked = None
         try:
             asked = self._table.parse(line)
             if asked is not None:
                 if asked.name in OWN:
                     return await self._own(client, asked)
-                show(self._target, await client.call(asked.name, *asked.params, **asked.options))
+                if is_change(asked.name) and asked.name in IRREVOCABLE and not self._is_meant(asked):
+                    return False
+                self._show(asked.name, await client.call(asked.name, *asked.params, **asked.options))
                 self._note(asked)
         except LineError as error:
             self._say(str(error))
         except BillingError as error:
-            doubt = " (it may have been carried out)" if error.applied == "unknown" else ""
-            self._say(f"{error}{doubt}")
+            user = asked.params[0] if asked is not None and asked.params else None
+            self._say(words_of(error, self._target, user))
         return False
+
+    def _show(self, name: str, reply: Any) -> None:
+        if is_change(name):
+            tell(self._target, name, reply)
+        elif name == "explain":
+            show_explained(self._target, reply)
+        else:
+            show(self._target, reply, ESSENTIAL.get(name, ()))
+
+    def _is_meant(self, asked: Asked) -> bool:
+        """Asks before what cannot be undone; from a pipe, whoever wrote the line has meant it."""
+        if not sys.stdin.isatty():
+            return True
+        try:
+            return click.confirm(f"{asked.name} cannot be undone. Go on?", err=True)
+        except click.Abort:
+            return False
 
     def _say(self, text: str) -> None:
         self._refused = True
-        click.secho(text, fg="red", err=not sys.stdin.isatty())
+        if sys.stdin.isatty():
+            click.secho(text, fg=None if os.environ.get("NO_COLOR") else "red")
+        else:
+            say(text)
 
     def _note(self, asked: Asked) -> None:
         fields = self._table.methods[asked.name]["params"]
@@ -115,16 +137,17 @@ class _Session:
             case "exit", _:
                 return True
             case "help", []:
-                for name, method in sorted(self._table.methods.items()):
-                    click.echo(f"  {self._table.usage(name):<60} {method['doc']}")
-                for text in OWN.values():
-                    click.echo(f"  {text}")
-            case "help", [name]:
-                click.echo(self._table.help(name))
+                put(self._table.overview(self._console.width))
+            case "help", words:
+                put(self._table.help(" ".join(words)))
+            case "clear", []:
+                if is_terminal():
+                    click.clear()
             case "watch", [user, *rest] if len(rest) <= 1:
                 span_ns = span_of("SPAN", rest[0]) if rest else None
+                look = look_of(self._target, exact=True)
                 with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-                    await _until_interrupted(watch(self._console, lambda: client.get_account(user), span_ns))
+                    await _until_interrupted(watch(self._console, lambda: client.get_account(user), span_ns, look))
                 self._users.add(user)
             case name, _:
                 raise LineError(OWN[name])

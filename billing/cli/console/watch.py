@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from billing.cli.showing import instant, span
-from billing.ledger.money import format_coins
+from billing.cli.sentences import called, standing
+from billing.cli.values import Look, coins, moment, printable, span
 from shards.system.clock import boot_now_ns
 
 DRAW_EVERY_S: Final = 0.1
@@ -24,7 +24,7 @@ HOUR_NS: Final = 3600 * 10**9
 Ask = Callable[[], Awaitable[dict[str, Any]]]
 
 
-def picture(account: dict[str, Any], passed_ns: int) -> Table:
+def picture(account: dict[str, Any], passed_ns: int, look: Look = Look()) -> Table:  # noqa: B008  immutable
     """The account as it is `passed_ns` after the answer."""
     now_ns = account["at_ns"] + passed_ns
     rate, available = account["rate_nanos_per_hour"], account["available_nanos"]
@@ -41,22 +41,23 @@ def picture(account: dict[str, Any], passed_ns: int) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    table.add_row("user", Text(str(account["user_id"])))
-    table.add_row("balance", Text(format_coins(account["balance_nanos"] - spent), style=f"bold {style}"))
-    table.add_row("available", format_coins(available - spent))
-    table.add_row("rate", f"{format_coins(rate)} per hour")
-    table.add_row("runs out", "never" if exhausts_at_ns is None else instant(exhausts_at_ns))
-    table.add_row("in", "-" if left_ns is None else Text(span(left_ns // 10**6 * 10**6), style=style))
-    cutoff = account.get("cutoff")
-    table.add_row("cutoff", "-" if cutoff is None else f"{cutoff['status']}, {cutoff['attempts']} attempts")
+    table.add_row("user", Text(printable(str(account["user_id"]))))
+    table.add_row("balance", Text(coins(account["balance_nanos"] - spent), style=f"bold {style}"))
+    table.add_row("available", coins(available - spent))
+    table.add_row("rate", f"{coins(rate)} per hour")
+    table.add_row(*map(Text, standing(account, look)["exhausts_at_ns"]))
+    if left_ns is not None:
+        table.add_row("in", Text(span(left_ns // 10**6 * 10**6), style=style))
+    if (cutoff := account.get("cutoff")) is not None:
+        table.add_row("last cutoff", Text(f"{moment(cutoff['exhausted_at_ns'], look)}, {called(cutoff)}"))
     return table
 
 
-async def watch(console: Console, ask: Ask, for_ns: int | None) -> None:
+async def watch(console: Console, ask: Ask, for_ns: int | None, look: Look = Look()) -> None:  # noqa: B008
     """Draws until it is cancelled, or `for_ns` have passed; asks once a second, and when the instant has come."""
     account = await ask()
     began_ns = asked_ns = boot_now_ns()
-    with Live(picture(account, 0), console=console, refresh_per_second=1 / DRAW_EVERY_S, transient=False) as live:
+    with Live(picture(account, 0, look), console=console, refresh_per_second=1 / DRAW_EVERY_S, transient=False) as live:
         while for_ns is None or boot_now_ns() - began_ns < for_ns:
             await asyncio.sleep(DRAW_EVERY_S)
             due_ns = account["exhausts_at_ns"]
@@ -64,4 +65,4 @@ async def watch(console: Console, ask: Ask, for_ns: int | None) -> None:
             if passed_ns > ASK_EVERY_NS or (due_ns is not None and account["at_ns"] + passed_ns >= due_ns):
                 account = await ask()
                 asked_ns, passed_ns = boot_now_ns(), 0
-            live.update(picture(account, passed_ns))
+            live.update(picture(account, passed_ns, look))

@@ -26,6 +26,16 @@ TABLE = Table(describe())
         ("rebalance plan=true", "rebalance", [], {"plan": True}),
         ("ping # is it there?", "ping", [], {}),
         ("watch u 5s", "watch", ["u", "5s"], {}),
+        ("account u", "get_account", ["u"], {}),
+        ("buckets move 477 2", "move_bucket", [477, 2], {}),
+        ("cutoffs --limit 3", "pending_cutoffs", [], {"limit": 3}),
+        ("cutoffs release", "release_cutoffs", [], {}),
+        ("credit-limit u 5", "set_credit_limit", ["u", "5"], {}),
+        ("hold u 1 --ttl 5m", "hold", ["u", "1"], {"ttl_ns": 300 * 10**9}),
+        ("hold --request-id=r u 1 ttl=1h", "hold", ["u", "1"], {"ttl_ns": 3600 * 10**9, "request_id": "r"}),
+        ("rebalance --plan", "rebalance", [], {"plan": True}),
+        ("timers", "expirationd_stats", [], {}),
+        ("quit", "exit", [], {}),
     ],
 )  # fmt: skip
 def test_a_line_is_a_call(line, name, params, options):
@@ -53,6 +63,8 @@ def test_an_empty_line_is_none(line):
         ("set_thresholds u [", "thresholds: expected JSON"),
         ("debit 'u 5", "the quotes do not match"),
         ("hello", "there is no hello"),
+        ("hold u 1 --tll 5m", "'--tll' is no option"),
+        ("bukets move 1 2", "do you mean buckets"),
     ],
 )
 def test_what_is_no_call_says_what_would_be_one(line, text):
@@ -82,7 +94,22 @@ def test_every_procedure_can_be_typed_and_is_explained():
         ("set_rate user_01 5 resource=", []),
         ("help unp", ["unpin_bucket"]),
         ("nothing u", []),
+        ("acc", ["account", "accounts"]),
+        ("account us", ["user_01", "user_02"]),
     ],
 )
 def test_completion_comes_from_the_table(text, found):
     assert TABLE.complete(text, {"user_01", "user_02", "other"}) == found
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_overview_names_everything_within_its_width_and_breaks_no_word(width):
+    lines = TABLE.overview(width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    words = " ".join(TABLE.overview(width).split())
+    for name, method in METHODS.items():
+        if name != "hello":
+            assert f" {name} " in words
+            assert method.doc in words
+    titles = [line for line in lines if line and not line.startswith(" ")]
+    assert titles[:4] == ["Accounts: changes", "Accounts: questions", "Operation", "The daemon"]

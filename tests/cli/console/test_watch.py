@@ -50,3 +50,20 @@ async def test_it_asks_again_when_the_instant_has_come():
     async with asyncio.timeout(20):
         await watch(out, ask, 3_000_000_000)
     assert len(asked) >= 2
+
+
+def test_what_a_client_called_a_user_steers_no_terminal():
+    account = {
+        "user_id": "u\x1b[2J",
+        "state": "active",
+        "balance_nanos": 0,
+        "available_nanos": 0,
+        "at_ns": 0,
+        "rate_nanos_per_hour": 0,
+        "exhausts_at_ns": None,
+        "cutoff": None,
+    }
+    out = Console(file=io.StringIO(), width=120, force_terminal=False)
+    out.print(picture(account, 0))
+    assert "\x1b" not in out.file.getvalue()
+    assert "u\N{REPLACEMENT CHARACTER}[2J" in out.file.getvalue()

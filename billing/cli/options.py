@@ -1,0 +1,300 @@
+"""Options that may stand anywhere on the line, and the words in which values are typed. Imports click alone.
+
+**No option is ever dropped.** A group takes the options of the commands behind it, as words that it does not look at,
+and hands them to the command that follows, as if they stood there: `billing buckets --address A move 5 2`,
+`billing --address A buckets move 5 2` and `billing buckets move 5 2 --address A` are one command line. A command that
+does not take an option refuses it wherever it stood. Where an option is given twice, the last one counts.
+
+A group with a `default` runs that command where no other is named, with the same options.
+
+Help shows what is about the connection and the output apart from what is about the command itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import click
+from click.core import ParameterSource
+
+from billing.cli.finding import RULE
+
+CONNECTION: Final = "Connection"
+OUTPUT: Final = "Output"
+OWN: Final = "Options"
+
+HELP_WIDTH: Final = 120
+SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH}
+
+_DURATIONS_NS: Final = {
+    "ns": 1,
+    "us": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3_600 * 10**9,
+    "d": 86_400 * 10**9,
+}
+_NEGATIVE = re.compile(r"-[0-9][0-9.]*")
+_COINS = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,9})?")
+
+
+class Option(click.Option):
+    """An option that knows under which title help shows it."""
+
+    def __init__(self, *arguments: Any, section: str = OWN, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose help has its own options first, then those of the output and of the connection."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Takes a number below zero as a value and not as an option."""
+        if any(_NEGATIVE.fullmatch(word) for word in args):
+            ctx.ignore_unknown_options = True
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the sections."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if not isinstance(param, click.Option):
+                continue  # the usage line has it
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", OWN), []).append(record)
+        for title in (OWN, OUTPUT, CONNECTION):
+            if title in sections:
+                with formatter.section(title):
+                    formatter.write_dl(sections[title])
+
+
+class Group(click.Group):
+    """A group that hands the options it is given to the command behind it."""
+
+    command_class = Command
+
+    def __init__(self, *arguments: Any, default: str | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.default = default
+        self.callback = None  # a group by itself does nothing
+        if default is not None:
+            self.invoke_without_command = True
+            self.no_args_is_help = False
+            self.callback = self._run_default
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes each command with the whole first sentence about it."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, one.get_short_help_str(200)) for name, one in found if one is not None and not one.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def hands_on(self, options: Iterable[click.Parameter]) -> None:
+        """Lets these options stand before the command that takes them."""
+        known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+        for option in options:
+            if isinstance(option, click.Option) and known.isdisjoint(option.opts) and "--help" not in option.opts:
+                known.update(option.opts)
+                self.params.append(_unread(option))
+
+    def _run_default(self, **_: Any) -> Any:
+        """What the group does where no command is named."""
+        context = click.get_current_context()
+        if context.invoked_subcommand is not None:
+            return None
+        assert self.default is not None
+        name, command, words = self.resolve_command(context, [self.default])
+        assert command is not None
+        with command.make_context(name, words, parent=context) as inner:
+            return command.invoke(inner)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named, and its words behind those that were given to the group."""
+        if args and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 3, 0.6)
+            ctx.fail(f"there is no command {args[0]}" + (f"; do you mean {' or '.join(near)}?" if near else ""))
+        name, command, words = super().resolve_command(ctx, args)
+        return name, command, [*self._given(ctx), *words]
+
+    def _given(self, context: click.Context) -> list[str]:
+        words: list[str] = []
+        for param in self.params:
+            if not isinstance(param, _Unread) or param.name is None:
+                continue
+            if context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+                value = context.params[param.name]
+                name = max(param.opts, key=len)
+                if param.is_flag:
+                    words.append(name)
+                else:
+                    words += [f"{name}={one}" for one in (value if param.multiple else (value,))]
+        return words
+
+
+class _Unread(click.Option):
+    """An option of a group: only its words are kept, for the command that takes it."""
+
+
+def _unread(option: click.Option) -> _Unread:
+    if option.is_flag:
+        return _Unread([*option.opts, str(option.name)], is_flag=True, hidden=True)
+    return _Unread([*option.opts, str(option.name)], type=click.UNPROCESSED, multiple=option.multiple, hidden=True)
+
+
+def option(*names: str, section: str = OWN, **attributes: Any) -> Callable[[Any], Any]:
+    """As `click.option`, under a title of help."""
+    return click.option(*names, cls=Option, section=section, **attributes)
+
+
+def applied(decorators: Sequence[Callable[[Any], Any]], function: Any) -> Any:
+    """The function with these options, in this order."""
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+# -- what is typed ---------------------------------------------------------------------------------------------------
+
+
+def span_ns(text: str) -> int:
+    """`90s`, `1.5h` or `250ms` in nanoseconds; a number alone is seconds. Raises ValueError that says what is right."""
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :] or "s"
+    whole, _, fraction = number.partition(".")
+    digits = whole + fraction
+    if unit not in _DURATIONS_NS or not digits.isascii() or not digits.isdigit() or not whole or len(digits) > 40:
+        raise ValueError(f"expected a span of time such as 90s, 5m, 2h or 1d, got {text!r}")
+    scale: int = 10 ** len(fraction)
+    total, rest = divmod(int(digits) * _DURATIONS_NS[unit], scale)
+    if rest:
+        raise ValueError(f"expected whole nanoseconds, got {text!r}")
+    return total
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A span of time such as `90s`, `5m`, `2h`, `1d` or `250ms`, in nanoseconds; a number alone is seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The nanoseconds; whole ones only."""
+        if isinstance(value, int):  # a default
+            return int(value)
+        try:
+            return span_ns(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Coins(click.ParamType):  # type: ignore[type-arg]
+    """An amount of coins such as `12.5`, as text all the way to the daemon: nothing here computes money."""
+
+    name = "coins"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, where it is a number of coins."""
+        text = str(value)
+        if not _COINS.fullmatch(text):
+            self.fail(f"expected coins such as 12.5, at most 9 digits after the point, got {text!r}", param, ctx)
+        return text
+
+
+DURATION = Duration()
+COINS = Coins()
+
+
+# -- of every command that calls a daemon ----------------------------------------------------------------------------
+
+FINDING: Final = f"The configuration of the daemon to call: a command calls where it listens. {RULE}"
+CONFIG_RULE: Final = f"The configuration file. {RULE}"
+_FILE = click.Path(exists=True, dir_okay=False)
+
+CONNECTION_OPTIONS: Final = (
+    option(
+        "--address",
+        metavar="ADDRESS",
+        envvar="BILLING_ADDRESS",
+        section=CONNECTION,
+        help="host:port or unix:/path of the daemon; also BILLING_ADDRESS. Without it, as --config says.",
+    ),
+    option("--config", "config_file", metavar="FILE", type=click.Path(), section=CONNECTION, help=FINDING),
+    option(
+        "--token-file",
+        metavar="FILE",
+        envvar="BILLING_TOKEN_FILE",
+        type=click.Path(allow_dash=True),
+        section=CONNECTION,
+        help="A file that holds the token to sign in with, - for standard input; also BILLING_TOKEN_FILE.",
+    ),
+    option("--tls", is_flag=True, section=CONNECTION, help="Speaks TLS, and believes the system's authorities."),
+    option(
+        "--tls-ca",
+        metavar="FILE",
+        envvar="BILLING_TLS_CA",
+        type=_FILE,
+        section=CONNECTION,
+        help="Speaks TLS, and believes a daemon that this authority (PEM) signed; also BILLING_TLS_CA.",
+    ),
+    option(
+        "--tls-cert",
+        metavar="FILE",
+        envvar="BILLING_TLS_CERT",
+        type=_FILE,
+        section=CONNECTION,
+        help="Certificate and key (PEM, one file) by which the daemon knows us; also BILLING_TLS_CERT.",
+    ),
+    option(
+        "--timeout",
+        metavar="DURATION",
+        type=DURATION,
+        default=10 * 10**9,
+        section=CONNECTION,
+        help="How long to wait for an answer; where nobody listens, that is said at once.  [10s]",
+    ),
+)
+OUTPUT_OPTIONS: Final = (
+    option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        section=OUTPUT,
+        help="Prints the reply as it came: exact integers of nanos (…_nanos) and nanoseconds (…_ns).",
+    ),
+    option(
+        "--csv",
+        "as_csv",
+        is_flag=True,
+        section=OUTPUT,
+        help="Prints rows as CSV under a line of names: coins as decimals, instants as ISO 8601 in UTC, spans in "
+        "seconds.",
+    ),
+    option("--wide", is_flag=True, section=OUTPUT, help="Prints every column and nanosecond, however wide that is."),
+    option(
+        "--tz", "zone", metavar="ZONE", section=OUTPUT, help="The zone of the times shown, as Europe/Moscow or UTC."
+    ),
+)
+YES: Final = option("--yes", is_flag=True, help="Does not ask: what cannot be undone is meant.")
+
+
+def config_option(function: Any) -> Any:
+    """`--config` of a command that works on the configuration itself."""
+    return option("--config", "config_file", metavar="FILE", type=click.Path(), help=CONFIG_RULE)(function)
+
+
+def shared_options() -> list[click.Parameter]:
+    """The options that may stand before any command."""
+
+    @click.command()
+    def bearer() -> None:
+        """Carries them."""
+
+    return list(applied((*CONNECTION_OPTIONS, *OUTPUT_OPTIONS), bearer).params)

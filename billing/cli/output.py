@@ -1,0 +1,95 @@
+"""Writing to standard output and standard error, whatever they are: closed, full, a terminal that knows few characters.
+
+`put` raises `OutputFailed` and nothing else. A command whose call changed nothing ends with 1 then: what was asked for
+was not delivered. A command whose call changed something has done what it was asked to do, so it says that on standard
+error, with what came of it, and ends with 0: a script that repeats on failure must not pay twice.
+
+`prepare` makes both streams take every text: characters that the terminal cannot show stand as `\\u20ac`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import IO, Any
+
+import click
+
+EXIT_NOT_WRITTEN = 1
+
+
+class OutputFailed(click.ClickException):
+    """Standard output does not take what was to be written; the message says why."""
+
+    exit_code = EXIT_NOT_WRITTEN
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """One line on standard error."""
+        say(f"billing: the output could not be written: {self.message}")
+
+
+def prepare(arguments: Iterable[str]) -> list[str]:
+    """Makes the streams take every text, and the words of the command line UTF-8 wherever they are, whatever the
+    locale; what is no UTF-8 stays as it came, for the daemon to refuse.
+    """
+    for descriptor in range(3):  # closed ones would be given to the next file or socket
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    return [_as_utf8(word) for word in arguments]
+
+
+def _as_utf8(word: str) -> str:
+    try:
+        return os.fsencode(word).decode() if not word.isascii() and _has_raw_bytes(word) else word
+    except UnicodeError:
+        return word
+
+
+def _has_raw_bytes(word: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in word)
+
+
+def put(text: str, *, newline: bool = True) -> None:
+    """Writes a text to standard output, now. Raises OutputFailed; BrokenPipeError where nobody reads any more."""
+    if sys.stdout is None:
+        raise OutputFailed("it is closed")
+    try:
+        sys.stdout.write(text + ("\n" if newline else ""))  # exactly: click's echo takes escape sequences out
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+        raise
+    except (OSError, ValueError) as error:
+        _drop(sys.stdout)
+        raise OutputFailed(getattr(error, "strerror", None) or str(error)) from None
+
+
+def say(text: str) -> None:
+    """Writes a line for people to standard error; where that is not possible, nothing is lost but the line."""
+    try:
+        click.echo(text, err=True)
+    except (OSError, ValueError):
+        _drop(sys.stderr)
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON. Bytes stand in hex; characters are escaped where the terminal cannot show all of them."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(value, ensure_ascii=encoding != "utf8", default=bytes.hex)
+
+
+def _drop(stream: Any) -> None:
+    """Lets what is still buffered go nowhere, so that the end of the process does not fail on it once more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -1,0 +1,63 @@
+"""Lists that are longer than a page: a page says whether more follow, and how to get them; `--all` fetches them all.
+
+Whether more follow is known from the daemon, not guessed from a full page: one row behind the last is asked for.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Final
+
+import click
+
+from billing.cli.calling import Target, run, sendable
+from billing.cli.options import option
+from billing.cli.output import say
+from billing.cli.showing import ESSENTIAL, show
+from billing.client.client import Client
+
+PAGE_ROWS_MAX: Final = 1000
+ROWS_SHOWN: Final = {"history": 100}  # where no limit is given; all others a page
+
+list_all_option = option("--all", "every", is_flag=True, help="Fetches every page.")
+
+
+def show_pages(
+    target: Target,
+    method: str,
+    key: str,
+    cursor: str,
+    start: Any,
+    limit: int | None,
+    every: bool,
+    *,
+    user: str | None = None,
+    **filters: Any,
+) -> None:
+    """Asks for a page of `method` behind `start`, or for all of them, and shows it. `key` is the field by which the
+    next page is asked for, `cursor` the option that takes it.
+    """
+    if every and limit is not None:
+        raise click.UsageError("--all and --limit cannot both be given")
+    wanted = PAGE_ROWS_MAX if every else ROWS_SHOWN.get(method, PAGE_ROWS_MAX) if limit is None else limit
+    name = cursor.lstrip("-")
+
+    async def fetch(client: Client) -> tuple[list[Any], bool]:
+        async def page(behind: Any, rows: int) -> list[Any]:
+            params = [] if user is None else [sendable(user)]
+            found: list[Any] = await client.call(method, *params, limit=rows, **{name: sendable(behind)}, **filters)
+            return found
+
+        rows = found = await page(start, wanted)
+        while every and len(found) >= wanted:
+            found = await page(found[-1][key], wanted)
+            rows = rows + found
+        more = bool(not every and len(rows) >= wanted and await page(rows[-1][key], 1))
+        return rows, more
+
+    rows, more = run(target, fetch, user)
+    show(target, rows, ESSENTIAL[method])
+    if more:
+        context = click.get_current_context()
+        words = [context.command_path, *([user] if user is not None else []), cursor, str(rows[-1][key])]
+        say(f"More follow: {shlex.join(words[0].split() + words[1:])}, or --all.")

@@ -1,0 +1,128 @@
+"""What a person is told of an account in sentences: whether and when the money runs out, and what follows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from billing.cli.values import Look, coins, moment, printable, rate_lines, span
+
+# E lies beyond 2**63-1 nanoseconds since the epoch, which is the last instant that can be told.
+NOT_WITHIN_SIGHT: Final = "does not run out before the year 2262"
+NO_MONEY: Final = "it has no money left"
+NOT_SPENT: Final = "does not run out: nothing is being spent"
+
+
+def standing(account: Mapping[Any, Any], look: Look) -> dict[str, tuple[str, str]]:
+    """Field -> (label, text) of those fields of an account that a missing value would leave unsaid; a field with an
+    empty label is not shown. Empty where the map is about no account.
+    """
+    if "exhausts_at_ns" not in account or "state" not in account:
+        return {}
+    if account["state"] == "exhausted":
+        cutoff = account.get("cutoff")
+        label = "ran out at" if isinstance(cutoff, Mapping) and "exhausted_at_ns" in cutoff else "runs out at"
+        return {"exhausts_at_ns": (label, ran_out(account, look)), "runway_ns": ("", "")}
+    if account["exhausts_at_ns"] is None:
+        return {
+            "exhausts_at_ns": ("runs out at", NOT_WITHIN_SIGHT if account.get("rate_nanos_per_hour") else NOT_SPENT),
+            "runway_ns": ("", ""),
+        }
+    return {"exhausts_at_ns": ("runs out at", moment(account["exhausts_at_ns"], look)), "runway_ns": ("lasts for", "")}
+
+
+def ran_out(account: Mapping[Any, Any], look: Look) -> str:
+    """When an exhausted account ran out, and when it was cut off, as far as its last cutoff says."""
+    cutoff = account.get("cutoff")
+    if not isinstance(cutoff, Mapping) or "exhausted_at_ns" not in cutoff:
+        return NO_MONEY
+    text = moment(cutoff["exhausted_at_ns"], look)
+    return f"{text}, {called(cutoff)}" if "status" in cutoff else text
+
+
+def called(cutoff: Mapping[Any, Any]) -> str:
+    """What became of a cutoff's call."""
+    attempts = cutoff.get("attempts", 0)
+    tries = attempts_of(cutoff)
+    match cutoff["status"]:
+        case "delivered" | "effective":
+            delivered_ns = cutoff.get("delivered_at_ns")
+            if delivered_ns is None:
+                return "cut off at the first attempt" if attempts <= 1 else f"cut off after {tries}"
+            return f"cut off {milliseconds(delivered_ns - cutoff['exhausted_at_ns'])} later"
+        case "pending":
+            error = cutoff.get("last_error")
+            failed = f": {tries} failed" + (f", the last with {printable(str(error))}" if error else "")
+            return "not cut off yet" + (failed if attempts else "")
+        case "superseded":
+            return "not cut off, since money came before the call"
+    return f"the cutoff is {cutoff['status']} after {tries}"
+
+
+def attempts_of(call: Mapping[Any, Any]) -> str:
+    """`1 attempt`, `12 attempts`."""
+    attempts = call.get("attempts", 0)
+    return f"{attempts:,} attempt{'' if attempts == 1 else 's'}"
+
+
+def milliseconds(duration_ns: int) -> str:
+    """`0.512 ms` of a short span, else as spans are."""
+    return f"{duration_ns / 10**6:.3g} ms" if abs(duration_ns) < 10**9 else span(duration_ns)
+
+
+def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
+    """Why an account stands where it stands, in sentences."""
+    user = printable(str(account["user_id"]))
+    rate = account["rate_nanos_per_hour"]
+    lines = rate_lines(account.get("rates") or {})
+    spends = f"spends {' and '.join(lines)}" if lines and len(lines) <= 3 else f"spends {coins(rate)} per hour"
+    available = f"{user} has {coins(account['available_nanos'])} coins available"
+    said = []
+    if account["state"] == "exhausted":
+        when = ran_out(account, look)
+        said.append(f"{user} has no money left" + (f": it ran out at {when}." if when != NO_MONEY else "."))
+        if rate:
+            said.append(
+                f"Its rate of {coins(rate)} per hour is still reported: {coins(account.get('overrun_nanos', 0))} coins "
+                "were used since, and are counted until somebody sets the rate to 0 or adds money."
+            )
+    elif not rate:
+        said.append(f"{available} and spends nothing, so the money does not run out.")
+    elif account["exhausts_at_ns"] is None:
+        said.append(f"{available} and {spends}; the money {NOT_WITHIN_SIGHT}.")
+    else:
+        said.append(f"{available} and {spends}; the money lasts until {moment(account['exhausts_at_ns'], look)}.")
+    if limit := account.get("credit_limit_nanos"):
+        said.append(f"A credit limit of {coins(limit)} coins is part of that.")
+    if held := account.get("holds_nanos"):
+        said.append(_holds(held, account.get("holds") or [], look))
+    said.append(_owed(account))
+    return said
+
+
+def _holds(held_nanos: int, holds: list[Mapping[Any, Any]], look: Look) -> str:
+    ends = [hold["expires_at_ns"] for hold in holds if hold.get("expires_at_ns") is not None]
+    number = f"in {len(holds)} holds" if len(holds) > 1 else "in one hold"
+    first = f", the first of them until {moment(min(ends), look)}" if ends and len(holds) > 1 else ""
+    only = f" until {moment(ends[0], look)}" if len(holds) == 1 and ends else ""
+    return f"{coins(held_nanos)} coins are held {number}{first}{only}, and are not available."
+
+
+def _owed(account: Mapping[Any, Any]) -> str:
+    owes, outbox = account.get("owes"), account.get("outbox")
+    if not owes:
+        return "No call is owed to the cutoff URL."
+    call = f"A {owes['call']} call (seq {owes['seq']}) is owed, after {attempts_of(owes)}"
+    if not isinstance(outbox, Mapping):
+        return f"{call}; its worker has not taken it up yet."
+    if reason := outbox.get("waits_for"):
+        return f"{call}; it waits: {printable(str(reason))}."
+    waits = {
+        "ready": "it is next when a connection is free and the endpoint takes calls",
+        "waits": "it is tried again",
+        "in flight": "it is on its way",
+        "held": "it is held back since the start: `billing cutoffs release` lets it go",
+    }
+    text = waits.get(str(outbox["state"]), f"it is {outbox['state']}")
+    in_ns = outbox.get("next_attempt_in_ns")
+    return f"{call}; {text}" + (f" in {span(in_ns)}" if in_ns else "") + "."

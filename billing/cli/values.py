@@ -1,0 +1,160 @@
+"""A value of a reply as text, for people and for tables of other programs. How it is shown follows from its name, since
+names carry units: `…_nanos` is an amount, `…at_ns` an instant, any other `…_ns` a span.
+
+People see coins with thousands separators and instants in a zone that is named; CSV has decimals of coins, ISO 8601 in
+UTC and seconds, each with its unit in the name of the column. Both lose nothing of a value but, in `Look.exact`'s
+absence, the fraction of a second. Text that clients chose never steers a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, tzinfo
+from typing import Any, Final, NamedTuple
+
+from billing.ledger.money import format_coins
+
+SECOND_NS: Final = 10**9
+LIST_SHOWN_MAX: Final = 64  # a longer one within a map is only counted; --json has it all
+
+_INSTANTS: Final = {"now_ns", "from_ns", "to_ns"}
+_LABELS: Final = {
+    "user_id": "user",
+    "request_id": "request",
+    "entry_id": "entry",
+    "exhaustion_seq": "times exhausted",
+    "holds_nanos": "held",
+    "replayed": "answered before",
+    "overrun_nanos": "used after it ran out",
+}
+
+
+class Look(NamedTuple):
+    """How instants are shown: in which zone (None: the machine's own), and whether with every nanosecond."""
+
+    zone: tzinfo | None = UTC
+    exact: bool = True
+
+
+def instant(at_ns: int) -> str:
+    """`2026-03-01T12:00:00.000000001Z`."""
+    seconds, rest_ns = divmod(at_ns, SECOND_NS)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns:09}Z"
+
+
+def moment(at_ns: int, look: Look) -> str:
+    """`2026-03-01 13:00:00.000000001 CET`, or to the second."""
+    seconds, rest_ns = divmod(at_ns, SECOND_NS)
+    at = datetime.fromtimestamp(seconds, UTC).astimezone(look.zone)
+    return f"{at:%Y-%m-%d %H:%M:%S}{f'.{rest_ns:09}' if look.exact else ''} {at.tzname()}"
+
+
+def span(duration_ns: int) -> str:
+    """`1d 02:03:04.5`; the fraction as long as it has to be."""
+    sign = "-" if duration_ns < 0 else ""
+    seconds, rest_ns = divmod(abs(duration_ns), SECOND_NS)
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    fraction = f".{rest_ns:09}".rstrip("0") if rest_ns else ""
+    return f"{sign}{f'{days:,}d ' if days else ''}{hour:02}:{minute:02}:{second:02}{fraction}"
+
+
+def coins(nanos: int) -> str:
+    """`12,378.77836746`: every digit, and separators to count them by."""
+    whole, point, fraction = format_coins(abs(nanos)).partition(".")
+    return f"{'-' if nanos < 0 else ''}{int(whole):,}{point}{fraction}"
+
+
+def is_instant(name: str) -> bool:
+    """Whether a field of this name is an instant."""
+    return name.endswith("at_ns") or name in _INSTANTS
+
+
+def label_of(name: str) -> str:
+    """A field's name as a heading, its unit being in the value."""
+    if name in _LABELS:
+        return _LABELS[name]
+    for unit in ("_nanos_per_hour", "_nanos", "_ns", "_id"):
+        if name.endswith(unit):
+            name = name.removesuffix(unit)
+            break
+    return name.replace("_", " ")
+
+
+def value_of(name: str, value: Any, look: Look = Look()) -> str:  # noqa: B008  immutable
+    """A field's value as text for people."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return _number_of(name, value, look)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping) and name == "rates":  # per rate line, by resource
+        return "; ".join(rate_lines(value)) or "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{label_of(str(key))} {value_of(str(key), item, look)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        if len(value) > LIST_SHOWN_MAX:
+            return f"{len(value):,} values"
+        return "; ".join(value_of(name, item, look) for item in value) or "-"
+    return printable(str(value))
+
+
+def rate_lines(rates: Mapping[Any, int]) -> list[str]:
+    """`0.41 per hour on vm-web-1`, a line each."""
+    return [
+        f"{coins(rate)} per hour" + (f" on {printable(str(resource))}" if resource else "")
+        for resource, rate in rates.items()
+    ]
+
+
+def printable(text: str) -> str:
+    """What clients called things, with nothing in it that would steer the terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _number_of(name: str, value: int, look: Look) -> str:
+    if name.endswith("_nanos_per_hour"):
+        return f"{coins(value)} per hour"
+    if name.endswith("_nanos_per_second"):
+        return f"{coins(value)} per second"
+    if name.endswith("_nanos"):
+        return coins(value)
+    if is_instant(name):
+        return moment(value, look)
+    if name.endswith("_ns"):
+        return span(value)
+    return str(value) if name.endswith(("_id", "_pid", "pid")) else f"{value:,}"
+
+
+# -- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def csv_name(name: str) -> str:
+    """The heading of a column: its unit stands in it."""
+    if is_instant(name):
+        return name.removesuffix("_ns")
+    if name.endswith("_ns"):
+        return name.removesuffix("_ns") + "_s"
+    return name.replace("_nanos", "_coins")
+
+
+def csv_value(name: str, value: Any) -> str:
+    """A cell, exact: `12.5`, `2026-03-01T12:00:00.000000001Z`; empty where there is none."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        if is_instant(name):
+            return instant(value)
+        return format_coins(value) if "_nanos" in name or name.endswith("_ns") else str(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping | list):
+        return json.dumps(value, ensure_ascii=False, default=bytes.hex)
+    return str(value)

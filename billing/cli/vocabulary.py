@@ -1,0 +1,85 @@
+"""One vocabulary: every procedure may be called by its own name or by its command's, on the command line and at the
+console, with - or with _ between its words. Pure.
+
+    procedure            command                 elsewhere known as
+    get_account          account
+    pending_cutoffs      cutoffs                 cutoffs list
+    move_bucket 5 2      buckets move 5 2
+    expirationd_stats    expirationd stats       timers
+
+Options are the same words, too: an option of a procedure is `--ttl 5m` on the command line and `ttl=5m`, `ttl_ns=5m` or
+`--ttl 5m` at the console. Units that a typed value names itself are left out of the word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+# Procedure -> the words of its command, where they are not its own name.
+COMMAND_OF: Final[dict[str, tuple[str, ...]]] = {
+    "get_account": ("account",),
+    "set_credit_limit": ("credit-limit",),
+    "set_thresholds": ("thresholds",),
+    "close_account": ("close",),
+    "server_info": ("info",),
+    "bucket_id": ("buckets", "of"),
+    "buckets_info": ("buckets", "list"),
+    "route": ("buckets", "route"),
+    "move_bucket": ("buckets", "move"),
+    "pin_bucket": ("buckets", "pin"),
+    "unpin_bucket": ("buckets", "unpin"),
+    "shards_info": ("shards",),
+    "pending_cutoffs": ("cutoffs", "list"),
+    "retry_cutoff": ("cutoffs", "retry"),
+    "release_cutoffs": ("cutoffs", "release"),
+    "expirationd_stats": ("expirationd", "stats"),
+}
+
+# Another word for a command -> its words.
+ALSO: Final[dict[str, tuple[str, ...]]] = {
+    "timers": ("expirationd", "stats"),
+    "topup": ("top-up",),
+    "limit": ("credit-limit",),
+}
+
+_UNITS: Final = ("_ns", "_id")
+
+# The words of each command, and other words for it, -> its procedure; a group alone lists what it is about.
+_BY_WORDS: Final[dict[tuple[str, ...], str]] = {
+    **{words[:-1]: name for name, words in COMMAND_OF.items() if words[-1] == "list"},
+    **{words: name for name, words in COMMAND_OF.items()},
+    **{(also,): name for also, words in ALSO.items() for name, known in COMMAND_OF.items() if known == words},
+    ("topup",): "top_up",
+    ("buckets", "rebalance"): "rebalance",
+}
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of the command that a name, a procedure's or another word, stands for; the name's own otherwise."""
+    wanted = name.replace("-", "_")
+    return COMMAND_OF.get(wanted) or ALSO.get(name) or (wanted.replace("_", "-"),)
+
+
+def procedure_of(words: Sequence[str], known: Iterable[str]) -> tuple[str, int]:
+    """The procedure that these words begin with, out of the known ones, and how many words its name takes; the first
+    word as a name, and 1, where none does.
+    """
+    procedures = set(known)
+    name = words[0].replace("-", "_")
+    if name in procedures:
+        return name, 1
+    for length in (2, 1):
+        found = _BY_WORDS.get(tuple(word.replace("_", "-") for word in words[:length]))
+        if found in procedures and len(words) >= length:
+            return str(found), length
+    return name, 1
+
+
+def option_of(word: str, known: Iterable[str]) -> str | None:
+    """The option that a word names, out of the known ones, with or without its unit; None where it names none."""
+    wanted = word.lstrip("-").replace("-", "_")
+    options = list(known)
+    if wanted in options:
+        return wanted
+    return next((name for name in options if any(name == wanted + unit for unit in _UNITS)), None)

@@ -1,0 +1,93 @@
+"""What a person is told of an account, in sentences."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+import pytest
+
+from billing.cli.sentences import called, explained
+from billing.cli.values import Look
+
+LOOK = Look(UTC, exact=False)
+AT_NS = 1_767_225_600_000_000_000
+ACCOUNT = {
+    "user_id": "alice",
+    "state": "active",
+    "available_nanos": 12_373_720_000_000,
+    "rate_nanos_per_hour": 410_000_000,
+    "rates": {"vm-web-1": 410_000_000},
+    "exhausts_at_ns": AT_NS,
+    "cutoff": None,
+    "owes": None,
+    "outbox": None,
+    "holds_nanos": 0,
+    "holds": [],
+    "credit_limit_nanos": 0,
+}
+CUTOFF = {"exhausted_at_ns": AT_NS, "status": "delivered", "attempts": 1, "last_error": None}
+
+
+def told(**changes: object) -> str:
+    return " ".join(explained({**ACCOUNT, **changes}, LOOK))
+
+
+def test_who_has_money():
+    assert told() == (
+        "alice has 12,373.72 coins available and spends 0.41 per hour on vm-web-1; the money lasts until "
+        "2026-01-01 00:00:00 UTC. No call is owed to the cutoff URL."
+    )
+    assert "the money does not run out before the year 2262." in told(exhausts_at_ns=None)
+    assert "spends nothing, so the money does not run out." in told(rate_nanos_per_hour=0, exhausts_at_ns=None)
+
+
+def test_what_is_held_and_lent():
+    holds = [{"hold_id": "e:1", "amount_nanos": 10**11, "expires_at_ns": AT_NS}]
+    assert "100 coins are held in one hold until 2026-01-01 00:00:00 UTC" in told(holds_nanos=10**11, holds=holds)
+    two = [*holds, {"hold_id": "e:2", "amount_nanos": 1, "expires_at_ns": None}]
+    assert "in 2 holds, the first of them until 2026-01-01" in told(holds_nanos=10**11, holds=two)
+    assert "A credit limit of 5 coins is part of that." in told(credit_limit_nanos=5 * 10**9)
+
+
+def test_who_has_none():
+    gone = told(state="exhausted", exhausts_at_ns=None, available_nanos=0, cutoff=CUTOFF, overrun_nanos=3 * 10**9)
+    assert gone.startswith(
+        "alice has no money left: it ran out at 2026-01-01 00:00:00 UTC, cut off at the first attempt. Its rate of "
+        "0.41 per hour is still reported: 3 coins were used since"
+    )
+    assert told(state="exhausted", exhausts_at_ns=None, rate_nanos_per_hour=0).startswith("alice has no money left. ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "cut off at the first attempt"),
+        ({"status": "effective", "attempts": 3}, "cut off after 3 attempts"),
+        ({"delivered_at_ns": AT_NS + 512_000}, "cut off 0.512 ms later"),
+        ({"delivered_at_ns": AT_NS + 148 * 10**9}, "cut off 00:02:28 later"),
+        ({"status": "pending", "attempts": 0}, "not cut off yet"),
+        (
+            {"status": "pending", "attempts": 2, "last_error": "refused\x1b[0m"},
+            "not cut off yet: 2 attempts failed, the last with refused\N{REPLACEMENT CHARACTER}[0m",
+        ),
+        ({"status": "superseded"}, "not cut off, since money came before the call"),
+    ],
+)
+def test_what_became_of_the_call(changes, text):
+    assert called({**CUTOFF, **changes}) == text
+
+
+@pytest.mark.parametrize(
+    ("outbox", "text"),
+    [
+        (None, "its worker has not taken it up yet."),
+        ({"state": "ready"}, "it is next when a connection is free and the endpoint takes calls."),
+        ({"state": "waits", "next_attempt_in_ns": 4 * 10**9}, "it is tried again in 00:00:04."),
+        ({"state": "in flight"}, "it is on its way."),
+        ({"state": "held"}, "`billing cutoffs release` lets it go."),
+        ({"state": "ready", "waits_for": "the endpoint is shut"}, "it waits: the endpoint is shut."),
+    ],
+)
+def test_what_an_owed_call_waits_for(outbox, text):
+    owes = {"call": "cutoff", "seq": 2, "attempts": 1}
+    assert told(owes=owes, outbox=outbox).endswith(text)

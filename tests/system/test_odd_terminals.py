@@ -1,0 +1,108 @@
+"""The command line where the world around it is odd: words that are no text, terminals that know few characters, output
+that is closed or full, and a port that is somebody else's. No trace is ever shown, and money that moved is said to have
+moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.daemon import Daemon
+
+BILLING = f"{sys.executable} -m billing"
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+EMOJI = "\N{GRINNING FACE}"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("odd"), shards__workers=1) as daemon:
+        yield daemon
+
+
+def shell(daemon: Daemon, line: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of bash; `billing` in it calls this daemon."""
+    environment = {**os.environ, "BILLING_ADDRESS": daemon.address, **environ}
+    line = line.replace("billing", BILLING, 1)
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=120, check=False)
+    assert b"Traceback" not in ended.stderr, ended.stderr.decode()
+    return ended
+
+
+def balance(daemon: Daemon, user: str) -> int:
+    told = shell(daemon, f"billing account '{user}' --json").stdout
+    return int(json.loads(told)["balance_nanos"])
+
+
+def test_a_user_id_that_is_no_text_is_the_daemons_to_refuse(daemon):
+    ended = shell(daemon, r"billing account $'\xff\xfe'")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"billing: INVALID_USER_ID: ")
+
+
+def test_a_locale_without_characters_takes_all_of_them(daemon):
+    ended = shell(daemon, r"billing top-up $'\xf0\x9f\x98\x80' 1", **ASCII)
+    assert ended.returncode == 0, ended.stderr
+    assert balance(daemon, EMOJI) == 10**9
+
+
+@pytest.mark.parametrize("option", ["", "--json", "--csv"])
+def test_a_terminal_that_cannot_show_the_reply_gets_it_all_the_same(daemon, option):
+    user = f"é{EMOJI}{option or 'plain'}"
+    ended = shell(daemon, f"billing top-up '{user}' 1 {option}", PYTHONIOENCODING="latin-1")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    if option == "--json":
+        assert json.loads(ended.stdout.decode("latin-1"))["user_id"] == user
+    assert balance(daemon, user) == 10**9
+
+
+@pytest.mark.parametrize(("name", "redirection"), [("full", "> /dev/full"), ("closed", ">&-"), ("all", ">&- 2>&- <&-")])
+def test_money_that_moved_is_said_to_have_moved(daemon, name, redirection):
+    ended = shell(daemon, f"billing top-up {name} 1 {redirection}")
+    assert ended.returncode == 0
+    assert balance(daemon, name) == 10**9
+    if name != "all":
+        assert b"top_up was carried out (entry 1, balance 1)" in ended.stderr
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-"])
+def test_an_answer_that_could_not_be_written_is_none(daemon, redirection):
+    shell(daemon, "billing top-up asked 1")
+    ended = shell(daemon, f"billing account asked {redirection}")
+    assert ended.returncode == 1
+    assert b"the output could not be written" in ended.stderr
+
+
+def test_the_dashboards_port_is_called_what_it_is(daemon):
+    ended = shell(daemon, f"billing ping --timeout 1d --address 127.0.0.1:{daemon.admin_port}")
+    assert ended.returncode == 3
+    assert b"speaks HTTP and not MessagePack-RPC" in ended.stderr
+
+
+def test_a_receiver_says_that_its_port_is_taken(daemon):
+    ended = shell(daemon, f"billing receiver --listen {daemon.address}")
+    assert ended.returncode == 1
+    assert b"Address already in use" in ended.stderr
+
+
+@pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(daemon, shell_name):
+    ended = shell(daemon, f"billing completion {shell_name}")
+    assert ended.returncode == 0
+    assert b"_BILLING_COMPLETE" in ended.stdout
+
+
+def test_bash_completes_commands_and_options(daemon):
+    asked = {"_BILLING_COMPLETE": "bash_complete"}
+    first = shell(daemon, "billing", **asked, COMP_WORDS="billing cu", COMP_CWORD="1")
+    assert first.stdout == b"plain,cutoffs\n"
+    option = shell(daemon, "billing", **asked, COMP_WORDS="billing top-up --req", COMP_CWORD="2")
+    assert option.stdout == b"plain,--request-id\n"
+    behind = shell(daemon, "billing", **asked, COMP_WORDS="billing --json buckets mo", COMP_CWORD="3")
+    assert behind.stdout == b"plain,move\n"
