@@ -182,7 +182,9 @@ class Table:
 def _wrapped(head: str, text: str, width: int) -> list[str]:
     """`text` behind `head`, with the lines that follow below it."""
     wide = max(width, _LINE_WIDTH_MIN)
-    return textwrap.wrap(head + text, wide, subsequent_indent=" " * len(head), break_long_words=False)
+    return textwrap.wrap(
+        head + text, wide, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _choices(kind: str) -> list[str]:
