@@ -95,7 +95,7 @@ def test_a_session_at_a_terminal(daemon, tmp_path):
         terminal.type("set_rate typed 100\r")
         terminal.until("360,000 per hour")
         terminal.type("watch typed 1s\r")
-        terminal.until("runs out")
+        terminal.until("r[au]ns? out")
         terminal.type("get_account typed\r")
         terminal.until(r"exhausted[\s\S]*thresholds[\s\S]*billing>")
         terminal.type("\x04")

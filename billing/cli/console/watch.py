@@ -48,7 +48,7 @@ def picture(account: dict[str, Any], passed_ns: int, look: Look = Look()) -> Tab
     table.add_row(*map(Text, standing(account, look)["exhausts_at_ns"]))
     if left_ns is not None:
         table.add_row("in", Text(span(left_ns // 10**6 * 10**6), style=style))
-    if (cutoff := account.get("cutoff")) is not None:
+    if account["state"] == "active" and (cutoff := account.get("cutoff")) is not None:
         table.add_row("last cutoff", Text(f"{moment(cutoff['exhausted_at_ns'], look)}, {called(cutoff)}"))
     return table
 
