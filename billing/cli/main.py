@@ -74,6 +74,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "backup": "Copies all data as of one instant to the new DIRECTORY, while the daemon serves.",
         "restore": "Makes the configured data directory, which must be empty, from the backup in DIRECTORY.",
     },
+    "billing.backup.rebuild": {
+        "rebuild": "Makes history and notices again from the journal, and from what is good in their files."
+    },
     "billing.trial.demo": {"demo": "Starts a daemon of its own and shows what it does, with three users."},
     "billing.trial.loadtest.options": {
         "loadtest": "Offers a load to a daemon, measures what callers see, and judges every nano and every cutoff.",
@@ -92,7 +95,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
         *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "backup"),
-        *("restore", "journal", "cluster", "doctor"),
+        *("restore", "rebuild", "journal", "cluster", "doctor"),
         *ELSEWHERE["billing.cli.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),

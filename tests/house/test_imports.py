@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"ledger", "history", "api", "client", "config", "service", "addresses"},
     "admin": {"ledger", "api", "client", "cli", "config", "addresses", "svg"},  # of the cli, how values are shown
     "doctor": {"config", "cli"},  # of the command line, how a daemon that serves is asked
-    "backup": {"follower", "history", "worker", "cli", "doctor", "config"},
+    "backup": {"follower", "history", "notices", "worker", "cli", "doctor", "config"},
     "trial": {"ledger", "expirationd", "api", "client", "cli", "admin", "config", "addresses", "svg"},
 }
 ANYTHING = {"service", "__main__", "billing"}  # where the parts are joined

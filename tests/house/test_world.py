@@ -34,6 +34,7 @@ FILES: dict[str, tuple[set[str], str]] = {
         "the tokens file, put in place whole",
     ),
     "billing/cli/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
+    "billing/backup/rebuild.py": ({"sqlite3"}, "the errors of the followers' files"),
     "billing/follower/store.py": ({"sqlite3"}, "a follower's derived data, kept in an SQLite file"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),

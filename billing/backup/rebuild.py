@@ -1,0 +1,107 @@
+"""`billing rebuild`: the files of history and notices, made again from what there is, while the daemon does not run.
+
+For every shard whose journal is there, the ones that are gone from the map included, the file is opened as its own
+process would open it, with suspicion: a damaged one is made anew of what is good in it, one that is gone is made, and
+what lies behind is read from the journal, to its end. So the followers of a shard that an older version let go too
+early are brought through, too: what they owed is taken over by the others at the next start.
+
+A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone;
+what it was is kept beside it as `ahead-…`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
+from billing.follower.proof import Unproved
+from billing.follower.store import StoreError, code_of, file_of, reason_of
+from billing.history import store as history
+from billing.notices import opening as notices
+from shards.journal import Reader, backends
+from shards.system.clock import wall_now_ns
+from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
+from shards.system.host import REAL
+
+ROWS_AT_ONCE = 20_000
+
+
+@click.command()
+@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="As for billing serve.")
+@click.option("--shard", type=int, help="Only the files of this shard.")
+@click.option("--accept-loss", is_flag=True, help="A file that is ahead of its journal is cut back; a copy is kept.")
+def rebuild(file: Path | None, shard: int | None, accept_loss: bool) -> None:
+    """Makes history and notices again from the journal, and from what is good in their files.
+
+    The daemon must be stopped. What cannot be made again is said, here and in each answer that misses it.
+    """
+    from billing.config.load import load, log_of
+
+    config = load(file, os.environ).config
+    disk, data_dir = RealDisk(), config.daemon.data_dir
+    try:
+        with ExitStack() as stack:
+            hold(disk, data_dir, stack)
+            backend = backends.open(log_of(config), REAL)
+            for number in [one for one in shards_in(disk.listdir(data_dir)) if shard in (None, one)]:
+                reader = backend.reader(number)
+                stack.callback(reader.close)
+                for line in rebuild_shard(disk, data_dir, number, reader, accept_loss=accept_loss):
+                    click.echo(line)
+    except (DaemonRuns, Absent) as no:
+        raise click.ClickException(str(no)) from None
+    except (StoreError, Unproved, DirectoryRefused, sqlite3.Error, OSError) as error:
+        click.echo(f"billing: {reason_of(error)}", err=True)
+        sys.exit(code_of(error))
+
+
+def rebuild_shard(disk: Disk, data_dir: str, shard: int, reader: Reader, *, accept_loss: bool) -> Iterator[str]:
+    """Brings the files of one shard to the end of its journal; lines that say what was done. Raises StoreError (Ahead),
+    Unproved, sqlite3.Error, JournalError, OSError.
+    """
+    first, head = reader.first, reader.head
+    directory = f"{data_dir}/history"
+    private_directory(disk, directory)
+    rows, remarks = history.open_store(directory, shard, first, head, disk, suspect=True, accept_loss=accept_loss)
+    yield from (f"{SHARD}{shard}: history: {remark}" for remark in remarks)
+    before = rows.position
+    for position, payload in reader.replay(before + 1):
+        rows.take(position, payload)
+        if rows.rows_open >= ROWS_AT_ONCE:
+            rows.flush()
+    rows.close()
+    yield f"{SHARD}{shard}: history: whole up to batch {rows.position}, {rows.position - before} of them read just now"
+    directory = f"{data_dir}/notices"
+    if not disk.exists(file_of(directory, shard)) and not disk.exists(notices.begun_of(directory, shard)):
+        return
+    owed, remarks = notices.open_store(
+        directory,
+        shard,
+        first,
+        head,
+        disk,
+        suspect=True,
+        file_id=secrets.randbits(62),
+        now_ns=wall_now_ns(),
+        accept_loss=accept_loss,
+    )
+    yield from (f"{SHARD}{shard}: notices: {remark}" for remark in remarks)
+    for position, payload in reader.replay(owed.position + 1):
+        owed.take(position, payload, wall_now_ns())
+        if owed.changes >= ROWS_AT_ONCE:
+            owed.flush()
+    owed.flush()
+    count = owed.owed()
+    owed.close()
+    yield f"{SHARD}{shard}: notices: whole up to batch {owed.position}, {count} owed"
+
+
+COMMANDS: dict[str, click.Command] = {"rebuild": rebuild}

@@ -1,0 +1,291 @@
+"""A follower's word is worth what the medium holds: lost write-backs, stale logs, flipped bytes, older files.
+
+`Medium` is the operating system's disk on which write-back can fail: from then on reads see what was written, and the
+medium keeps what it had. That is what Linux leaves behind a failed sync, to every process that opens the file later.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from billing.follower.proof import Unproved
+from billing.follower.store import Damaged, StoreError, file_of
+from billing.history.history_reader import MISSING, HistoryReader
+from billing.history.store import KIND, Store, checksum_of, open_store
+from shards.system.disk import RealDisk
+from tests.history.scene import Scene
+
+NEWEST = 2**63 - 1
+STEPS = 5
+
+
+class Medium(RealDisk):
+    """A disk whose write-back fails for some files, after `fail`, without a word."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}  # path -> what the medium has, where that is not what reads see
+
+    def fail(self, *paths: str) -> None:
+        for path in paths:
+            self.kept[path] = Path(path).read_bytes() if os.path.exists(path) else b""
+
+    def read_medium(self, path: str, offset: int, length: int) -> bytes:
+        if path in self.kept:
+            return self.kept[path][offset : offset + length]
+        return super().read_medium(path, offset, length)
+
+    def lose_power(self, directory: Path, after: Path) -> None:
+        """Makes `after` of what is on the medium of `directory`: what was only in memory is gone."""
+        after.mkdir(0o700)
+        for path in directory.iterdir():
+            content = self.kept.get(str(path), path.read_bytes() if path.is_file() else b"")
+            if content and not path.name.endswith("-shm"):
+                (after / path.name).write_bytes(content)
+
+
+def opened(directory: Path, disk: RealDisk, *, first: int = 1, head: int, suspect: bool = False) -> Store:
+    store, _ = open_store(str(directory), 0, first, head, disk, suspect=suspect)
+    return store
+
+
+def feed(store: Store, scene: Scene, head: int) -> None:
+    for position in range(store.position + 1, head + 1):
+        store.take(position, scene.batches[position - 1])
+    store.flush()
+
+
+def answers(directory: Path, store: Store, scene: Scene) -> dict[bytes, list[dict[str, object]]]:
+    reader = HistoryReader(str(directory), 0, store.db, RealDisk())
+    return {user: reader.history(1, user, NEWEST, 10**6).rows for user in scene.users}
+
+
+def all_right(directory: Path, store: Store, scene: Scene) -> None:
+    for user, rows in answers(directory, store, scene).items():
+        assert rows == scene.history(user, limit=10**6)
+
+
+def dropped(store: Store) -> None:
+    """The process is killed: nothing is written any more."""
+    store.db.execute("PRAGMA query_only = 1")  # closing would let SQLite write
+
+
+def test_what_the_medium_does_not_hold_is_not_durable_and_ends_the_store(data_dir: Path) -> None:
+    disk, scene = Medium(), Scene()
+    store = opened(data_dir, disk, head=0)
+    for _ in range(4):
+        scene.batch(STEPS)
+    feed(store, scene, 2)
+    assert store.checkpoint()
+    assert store.durable == 2
+    disk.fail(store.path)
+    feed(store, scene, 4)
+    with pytest.raises(Unproved, match="the medium does not hold it"):
+        store.checkpoint()
+    assert store.durable == 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_journal_is_trimmed_only_for_what_survives_the_loss_of_power(data_dir: Path, seed: int) -> None:
+    """Write-back fails at a random instant, of the file alone or of its log too; then the power goes."""
+    rng, disk, scene = random.Random(seed), Medium(), Scene(seed=seed)
+    store = opened(data_dir, disk, head=0)
+    durable = head = 0
+    for step in range(60):
+        scene.batch(rng.randrange(12, 20))
+        head += 1
+        feed(store, scene, head) if rng.random() < 0.6 else None
+        if step == 20 + seed:
+            disk.fail(store.path, *([f"{store.path}-wal"] if rng.random() < 0.5 else []))
+        if rng.random() < 0.3:
+            try:
+                store.checkpoint()
+            except Unproved:
+                break
+            durable = max(durable, store.durable)
+    disk.lose_power(data_dir, data_dir / "after")
+    again = opened(data_dir / "after", RealDisk(), first=durable + 1, head=head)
+    assert again.position >= durable
+    assert again.db.execute("SELECT * FROM losses").fetchall() == []
+    feed(again, scene, head)
+    all_right(data_dir / "after", again, scene)
+    assert again.checkpoint()
+
+
+def test_the_successor_of_a_store_whose_sync_failed_works_on_what_the_medium_holds(data_dir: Path) -> None:
+    disk, scene = Medium(), Scene()
+    store = opened(data_dir, disk, head=0)
+    for _ in range(6):
+        scene.batch(STEPS)
+    feed(store, scene, 3)
+    assert store.checkpoint()
+    feed(store, scene, 4)
+    disk.fail(store.path, f"{store.path}-wal")
+    feed(store, scene, 5)
+    with pytest.raises(Unproved):
+        store.checkpoint()
+    dropped(store)
+    successor = opened(data_dir, disk, head=6)  # the log in memory is not the log on the medium: nobody need say so
+    assert successor.position in (3, 4)
+    disk.kept.clear()  # the disk is sound again, and what it lost stays lost
+    feed(successor, scene, 6)
+    all_right(data_dir, successor, scene)
+    assert successor.checkpoint()
+    assert successor.durable == 6
+
+
+@pytest.mark.parametrize("moved", ["file", "file and shm"])
+def test_what_a_file_that_was_moved_away_leaves_beside_does_not_harm_the_new_one(data_dir: Path, moved: str) -> None:
+    scene = Scene()
+    store = opened(data_dir, RealDisk(), head=0)
+    for _ in range(6):
+        scene.batch(STEPS)
+    feed(store, scene, 6)  # in the log alone
+    path = Path(store.path)
+    assert Path(f"{path}-wal").stat().st_size > 0
+    path.rename(data_dir / "elsewhere")
+    if moved == "file and shm":
+        Path(f"{path}-shm").rename(data_dir / "elsewhere-shm")
+    again = opened(data_dir, RealDisk(), head=6)
+    assert again.position == 0
+    feed(again, scene, 6)
+    again.close()
+    again = opened(data_dir, RealDisk(), head=6)
+    assert again.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    all_right(data_dir, again, scene)
+
+
+def never_silent(directory: Path, scene: Scene, first: int, head: int) -> int:
+    """Opens, feeds and asks as the processes do, again after damage; how many answers say that something is missing."""
+    for suspect in (False, True, True):
+        try:
+            store = opened(directory, RealDisk(), first=first, head=head, suspect=suspect)
+            feed(store, scene, head)
+            found = answers(directory, store, scene)
+        except (Damaged, sqlite3.DatabaseError):
+            continue
+        silent = 0
+        for user, rows in found.items():
+            expected = scene.history(user, limit=10**6)
+            if rows != expected:
+                assert [row for row in rows if row["operation"] != MISSING] == [row for row in expected if row in rows]
+                assert any(row["operation"] == MISSING for row in rows), "an answer lacks rows and does not say so"
+                silent += 1
+        return silent
+    raise AssertionError("a damaged file is damaged still after it was made anew")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_flipped_byte_is_never_in_an_answer(data_dir: Path, seed: int) -> None:
+    """Any byte of the file: each answer is right, or says what is missing."""
+    rng, scene = random.Random(seed), Scene(seed=4, users=8)
+    store = opened(data_dir, RealDisk(), head=0)
+    for _ in range(30):
+        scene.batch(STEPS)
+    feed(store, scene, 20)
+    store.close()
+    path = Path(file_of(str(data_dir), 0))
+    data = bytearray(path.read_bytes())
+    at = rng.randrange(len(data))
+    data[at] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+    never_silent(data_dir, scene, 15, 30)
+
+
+def test_a_damaged_file_is_made_anew_wholly_where_the_journal_reaches_back(data_dir: Path) -> None:
+    scene = Scene(users=8)
+    store = opened(data_dir, RealDisk(), head=0)
+    for _ in range(30):
+        scene.batch(STEPS)
+    feed(store, scene, 30)
+    store.close()
+    path = Path(file_of(str(data_dir), 0))
+    data = bytearray(path.read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    path.write_bytes(data)
+    assert never_silent(data_dir, scene, 1, 30) == 0
+    assert (data_dir / "damaged-1-shard-0.sqlite").read_bytes() == bytes(data)
+
+
+def test_only_what_is_damaged_before_the_journal_is_lost_and_each_answer_says_which(data_dir: Path) -> None:
+    scene = Scene(users=8)
+    store = opened(data_dir, RealDisk(), head=0)
+    for _ in range(40):
+        scene.batch(STEPS)
+    for head in range(1, 31):
+        feed(store, scene, head)
+    row = store.db.execute("SELECT * FROM entries WHERE seq = 20").fetchone()
+    store.db.execute("UPDATE entries SET amount = amount + 1 WHERE seq = 20")  # and its checksum as it was
+    (user,) = store.db.execute("SELECT user_id FROM users WHERE number = ?", (row[2],)).fetchone()
+    store.close()
+    assert never_silent(data_dir, scene, 21, 40) == 1
+    store = opened(data_dir, RealDisk(), first=21, head=40)
+    rows = answers(data_dir, store, scene)[user]
+    (gap,) = [row for row in rows if row["operation"] == MISSING]
+    assert gap["entry_id"] == row[3]
+    assert store.db.execute("SELECT count(*) FROM losses").fetchone() == (1,)
+
+
+VERSION_1 = (
+    "PRAGMA application_id = 1112033619",
+    "PRAGMA user_version = 1",
+    "PRAGMA journal_mode = WAL",
+    "CREATE TABLE about (shard INTEGER NOT NULL, begins INTEGER NOT NULL, position INTEGER NOT NULL)",
+    "CREATE TABLE users (number INTEGER PRIMARY KEY, user_id BLOB NOT NULL UNIQUE)",
+    "CREATE TABLE heads (number INTEGER PRIMARY KEY, newest INTEGER NOT NULL)",
+    """CREATE TABLE entries (
+        seq INTEGER PRIMARY KEY, older INTEGER NOT NULL, number INTEGER NOT NULL, entry_id INTEGER NOT NULL,
+        at_ns INTEGER NOT NULL, operation INTEGER NOT NULL, amount INTEGER NOT NULL, accrued INTEGER NOT NULL,
+        balance INTEGER NOT NULL, message BLOB, request_id BLOB)""",
+    """CREATE TABLE marks (number INTEGER NOT NULL, entry_id INTEGER NOT NULL, seq INTEGER NOT NULL,
+        PRIMARY KEY (number, entry_id)) WITHOUT ROWID""",
+    """CREATE TABLE departures (bucket_id INTEGER NOT NULL, generation INTEGER NOT NULL, position INTEGER NOT NULL,
+        PRIMARY KEY (bucket_id, generation)) WITHOUT ROWID""",
+    "CREATE TABLE groups (slot INTEGER PRIMARY KEY, position INTEGER NOT NULL, seq INTEGER NOT NULL)",
+)
+
+
+def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> None:
+    scene = Scene(users=6)
+    for _ in range(30):
+        scene.batch(STEPS)
+    made = data_dir / "made"
+    made.mkdir(0o700)
+    store = opened(made, RealDisk(), head=0)
+    feed(store, scene, 20)
+    store.close()
+    old = sqlite3.connect(file_of(str(data_dir), 0), isolation_level=None)
+    for statement in VERSION_1:
+        old.execute(statement)
+    old.execute("ATTACH ? AS new", (file_of(str(made), 0),))
+    names = "seq, older, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id"
+    old.execute(f"INSERT INTO main.entries SELECT {names} FROM new.entries")
+    old.execute("INSERT INTO main.about SELECT shard, begins, position FROM new.about")
+    for table in ("users", "heads", "marks", "departures", "groups"):
+        old.execute(f"INSERT INTO main.{table} SELECT * FROM new.{table}")
+    old.close()
+    store = opened(data_dir, RealDisk(), first=15, head=30)
+    assert store.position >= 14
+    feed(store, scene, 30)
+    all_right(data_dir, store, scene)
+    assert store.db.execute("PRAGMA user_version").fetchone() == (KIND.version,)
+    assert all(checksum == checksum_of(row) for *row, checksum in store.db.execute("SELECT * FROM entries"))
+    assert not list(data_dir.glob("damaged-*"))
+
+
+def test_a_file_that_is_replaced_under_its_writer_ends_the_writer(data_dir: Path) -> None:
+    scene = Scene()
+    store = opened(data_dir, RealDisk(), head=0)
+    scene.batch(STEPS)
+    feed(store, scene, 1)
+    path = Path(store.path)
+    other = data_dir / "other"
+    other.write_bytes(path.read_bytes())
+    other.rename(path)
+    with pytest.raises(StoreError, match="was replaced while it was in use"):
+        store.checkpoint()
+    assert store.durable == 0
