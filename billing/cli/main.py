@@ -37,7 +37,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "change-rate": "Adds DELTA coins a second to a rate of USER; below zero it is refused.",
         "debit": "Takes AMOUNT coins from USER once.",
         "account": "Shows everything about USER now.",
-        "accounts": "Lists accounts in order of their user ids.",
+        "accounts": "Lists accounts in order of their user ids: state, money, rate, and when it runs out.",
         "history": "Lists what happened to USER, newest first.",
         "credit-limit": "Sets how far below zero USER may go: AMOUNT coins.",
         "hold": "Reserves AMOUNT coins of USER; the reply names the hold.",

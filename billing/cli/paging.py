@@ -6,6 +6,7 @@ Whether more follow is known from the daemon, not guessed from a full page: one 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import click
@@ -17,6 +18,8 @@ from billing.cli.showing import ESSENTIAL, show
 from billing.client.client import Client
 
 PAGE_ROWS_MAX: Final = 1000
+
+Complete = Callable[[Client, list[Any]], Awaitable[list[Any]]]
 ROWS_SHOWN: Final = {"history": 100}  # where no limit is given; all others a page
 
 list_all_option = option("--all", "every", is_flag=True, help="Fetches every page.")
@@ -32,11 +35,14 @@ def show_pages(
     every: bool,
     *,
     user: str | None = None,
+    complete: Complete | None = None,
     **filters: Any,
 ) -> None:
     """Asks for a page of `method` behind `start`, or for all of them, and shows it. `key` is the field by which the
-    next page is asked for, `cursor` the option that takes it.
+    next page is asked for, `cursor` the option that takes it. `complete` makes the rows that are shown of those of the
+    page.
     """
+    last: list[Any] = [None]  # the key of the last row of the page
     if every and limit is not None:
         raise click.UsageError("--all and --limit cannot both be given")
     wanted = PAGE_ROWS_MAX if every else ROWS_SHOWN.get(method, PAGE_ROWS_MAX) if limit is None else limit
@@ -53,11 +59,12 @@ def show_pages(
             found = await page(found[-1][key], wanted)
             rows = rows + found
         more = bool(not every and len(rows) >= wanted and await page(rows[-1][key], 1))
-        return rows, more
+        last[0] = rows[-1].get(key) if rows else None
+        return (rows if complete is None else await complete(client, rows)), more
 
     rows, more = run(target, fetch, user)
     show(target, rows, ESSENTIAL[method])
     if more:
         context = click.get_current_context()
-        words = [context.command_path, *([user] if user is not None else []), cursor, str(rows[-1][key])]
+        words = [context.command_path, *([user] if user is not None else []), cursor, str(last[0])]
         say(f"More follow: {shlex.join(words[0].split() + words[1:])}, or --all.")

@@ -37,7 +37,10 @@ __all__ = ["coins", "instant", "look_of", "put_table", "show", "span", "tell", "
 
 # Procedure -> the columns of its rows that a narrow terminal keeps longest, the most important first.
 ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
-    "history": ("at_ns", "operation", "amount_nanos", "balance_after_nanos", "accrued_nanos", "resource", "entry_id"),
+    "history": (
+        *("at_ns", "operation", "amount_nanos", "balance_after_nanos", "accrued_nanos", "resource"),
+        *("line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "message", "entry_id"),
+    ),
     "accounts": ("user_id", "state", "balance_nanos", "exhausts_at_ns", "rate_nanos_per_hour", "available_nanos"),
     "shards_info": ("shard_id", "state", "worker_pid", "buckets", "accounts", "pending_cutoffs"),
     "buckets_info": ("bucket_id", "shard_id", "state", "accounts"),
@@ -48,6 +51,7 @@ ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
 _HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
 _OF_EXPLAIN: Final = ("bucket_id", "shard_id", "generation", "timer", "cutoffs", "owes", "outbox")
 NAME_CHARACTERS_MAX: Final = 40  # longer ones are folded as other texts are
+_OFTEN_EMPTY: Final = {"message", "request_id", "resource", "actor", "value_nanos", "line_rate_nanos_per_hour"}
 _NAMES: Final = {"state", "operation", "user_id", "name", "method", "resource"}
 MAP_IN_LINE_MAX: Final = 3  # a larger one within a reply has a line for each field
 _RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"
@@ -165,8 +169,13 @@ def _columns_of(rows: Sequence[Mapping[Any, Any]], look: Look, essential: Sequen
     columns = []
     for index, name in enumerate(names):
         values = [row.get(name) for row in rows]
-        cells = ["" if value is None and name == "message" else value_of(name, value, look) for value in values]
+        cells = ["" if value is None and name in _OFTEN_EMPTY else value_of(name, value, look) for value in values]
         heading = label_of(name)
+        if not look.exact and not any(value not in (None, "") for value in values):
+            continue  # nothing stands in it
+        if name.endswith("_nanos_per_hour"):
+            heading = f"{heading} per hour"
+            cells = [text.removesuffix(" per hour") for text in cells]
         if is_instant(name):
             heading, cells = with_zone(heading, cells)
         columns.append(
@@ -196,7 +205,7 @@ def _kind_of(name: str, values: Sequence[Any]) -> str:
         return WHOLE if whole else TEXT
     if is_instant(name):
         return WHOLE
-    return COINS if name.endswith("_nanos") else NUMBER
+    return COINS if "_nanos" in name else NUMBER
 
 
 def _style_of(name: str, value: Any) -> str:

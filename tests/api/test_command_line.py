@@ -432,11 +432,23 @@ async def test_a_configuration_says_where_to_call(house, tmp_path):
 
 async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
     house.gate.replies["accounts"] = [{"user_id": "a b"}, {"user_id": "c"}]
-    result = await run(house, "accounts --limit 2")
+    result = await run(house, "accounts --limit 2 --ids")
     assert result.stdout.split() == ["user", "a", "b", "c"]
     assert result.stderr == "More follow: accounts --after c, or --all.\n"
     house.gate.replies["accounts"] = []
     assert (await run(house, "accounts --limit 2")).stderr == ""
+
+
+async def test_accounts_are_listed_with_how_it_stands_with_them(house):
+    house.gate.replies["accounts"] = [{"user_id": "u"}]
+    house.gate.replies["get_account"] = ACCOUNT
+    assert (await run(house, "accounts --tz UTC")).stdout.splitlines() == [
+        "user  state        balance  rate per hour",
+        "u     exhausted  -12,345.5          3,600",
+    ]
+    assert (await run(house, "accounts --state active")).stdout == "nothing\n"
+    house.gate.replies["get_account"] = Refused("UNKNOWN_ACCOUNT", "it was closed meanwhile")
+    assert (await run(house, "accounts")).stdout == "nothing\n"
 
 
 # -- what cannot be undone -------------------------------------------------------------------------------------------
