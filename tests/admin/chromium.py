@@ -94,6 +94,7 @@ class Chromium:
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
+        await self.call("Emulation.setScrollbarsHidden", hidden=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
         await self.call("Emulation.setScriptExecutionDisabled", value=not script)
@@ -113,7 +114,7 @@ class Chromium:
                 await asyncio.sleep(0.05)
             return value
 
-    async def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    async def screenshot(self, path: Path, whole: bool = True) -> None:
+        """The page as PNG: the whole of it, or what fits the window."""
+        shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -107,8 +107,15 @@ SIZES = {  # width, height, dark
 README = {("at-work", "desk"): "dashboard", ("outage", "dark"): "dashboard-outage"}
 
 
-async def take(scene: Scene, sizes: dict[str, Path]) -> None:
-    """The scene at each of these sizes, into these files."""
+async def ask_on(rpc: Rpc, user: str) -> None:
+    """Some hundred commands a second, as services ask them, until cancelled."""
+    while user:
+        await asyncio.gather(*(rpc.ask("get_account", user) for _ in range(20)))
+        await asyncio.sleep(0.05)
+
+
+async def take(scene: Scene, sizes: dict[str, Path], whole: bool) -> None:
+    """The scene at each of these sizes, into these files; the whole page, or what fits the window."""
     with tempfile.TemporaryDirectory(prefix="billing-pictures-") as directory:
         receiver = Receiver()
         await receiver.start()
@@ -118,6 +125,7 @@ async def take(scene: Scene, sizes: dict[str, Path]) -> None:
         with Daemon(Path(directory), cutoff__url=url, **{"cutoff.concurrency": 16}) as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await scene.prepare(daemon, rpc, receiver)
+            traffic = asyncio.create_task(ask_on(rpc, scene.user))
             async with Chromium(Path(directory)) as browser:
                 for size, file in sizes.items():
                     width, height, dark = SIZES[size]
@@ -125,7 +133,8 @@ async def take(scene: Scene, sizes: dict[str, Path]) -> None:
                     await browser.open(f"http://127.0.0.1:{daemon.admin_port}/{query}", width, height, dark)
                     await browser.until(scene.shows, PAGE_S)
                     await browser.until("document.getElementById('live').textContent === 'live'", PAGE_S)
-                    await browser.screenshot(file)
+                    await browser.screenshot(file, whole)
+            traffic.cancel()
         if scene.receiver_answers:
             await receiver.close()
 
@@ -143,9 +152,9 @@ async def main() -> None:
         if options.scene not in (None, scene.name):
             continue
         if options.every:
-            await take(scene, {size: folder / f"{scene.name}-{size}.png" for size in SIZES})
+            await take(scene, {size: folder / f"{scene.name}-{size}.png" for size in SIZES}, True)
         elif wanted := {size: folder / f"{name}.png" for (of, size), name in README.items() if of == scene.name}:
-            await take(scene, wanted)
+            await take(scene, wanted, False)
     if options.scene in (None, "demo"):
         await draw_demo(folder / "demo.svg")
     for file in sorted(folder.iterdir()):

@@ -41,9 +41,9 @@ def _spot(at_s: float, value_ns: int) -> svg.Point | None:
 
 
 def bars(counts: Sequence[int], labels: Sequence[str], title: str) -> Markup:
-    """One bar a slot; every tenth slot is named."""
+    """One bar a slot, the first is now; every tenth slot is named."""
     top = max([1, *counts])
-    x = Axis(0, len(counts), [(index, labels[index]) for index in range(0, len(counts), 10)])
+    x = Axis(0, len(counts), [(0, "now"), *((index, labels[index]) for index in range(10, len(counts), 10))])
     y = Axis(0, top, [(value, f"{value:,}") for value in sorted({0, top // 2, top})])
     shown = [
         Bar(index, index + 1, count, f"{labels[index]}: {count:,}") for index, count in enumerate(counts) if count
