@@ -54,6 +54,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "pending_cutoffs": ("billing_cutoffs_owed", "Cutoffs owed to the cutoff URL."),
     "oldest_owed_ns": ("billing_cutoff_oldest_owed_seconds", "Since the oldest cutoff owed became due, or absent."),
     "cutoffs_held": ("billing_cutoffs_held", "Cutoffs held back at a start, waiting for release_cutoffs."),
+    "cutoffs_waiting_ns": ("billing_cutoff_waiting_seconds", "How late the first attempt that waits longest is now."),
     "calls_in_flight": ("billing_cutoff_calls_in_flight", "Calls out whose answer has not come."),
     "endpoints_shut": ("billing_cutoff_endpoints_shut", "Endpoints that do not answer and are only probed."),
     "cutoffs_started": ("billing_cutoff_attempts_total", "Calls out that were begun, restores included."),
@@ -85,6 +86,10 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "opinion_restarts": ("billing_wheel_check_restarts_total", "Times that comparison had to be started again."),
     "notices_owed": ("billing_notices_owed", "Notices that had no 2xx yet."),
     "notices_oldest_ns": ("billing_notices_oldest_owed_seconds", "Since the oldest notice owed was made, or absent."),
+    "notices_awaited_buckets": (
+        "billing_notices_awaited_buckets",
+        "Buckets that came from a shard whose notices for them are not on record yet.",
+    ),
     "notices_sent": ("billing_notices_delivered_total", "Notices that had their 2xx."),
     "notices_failed": ("billing_notices_failed_total", "Attempts to send notices that failed."),
     "passed_on": ("billing_requests_passed_on_total", "Requests passed on to the worker that owns the bucket."),
@@ -191,7 +196,7 @@ class Exposition:
         for shard_id, figures in sorted(self._sampler.figures.items()):
             for follower in FOLLOWERS:
                 if f"{follower}_starts" in figures:
-                    up.add_metric([str(shard_id), follower], int(bool(figures.get(f"{follower}_pid"))))
+                    up.add_metric([str(shard_id), follower], figures[f"{follower}_up"])
                     starts.add_metric([str(shard_id), follower], figures[f"{follower}_starts"])
         yield from (up, starts)
 

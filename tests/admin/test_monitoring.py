@@ -98,6 +98,7 @@ tests:
   - {series: 'billing_cutoffs_held{@,shard="1"}', values: '0x80'}
   - {series: 'billing_cutoff_sent_lateness_seconds_bucket{@,le="0.05"}', values: '0x80'}
   - {series: 'billing_cutoff_sent_lateness_seconds_bucket{@,le="+Inf"}', values: '0x39 1000x41'}
+  - {series: 'billing_cutoff_waiting_seconds{@,shard="1"}', values: '0x7 0+15x32 0x40'}
   promql_expr_test:
   - expr: count(count_over_time(ALERTS{alertstate="firing",severity="page"}[20m]))
     eval_time: 20m

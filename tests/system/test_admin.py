@@ -59,6 +59,7 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         await rpc.ask("set_rate", "u2", "1000")
         async with at(daemon) as session:
             found = await scraped_when(session, "billing_cutoff_failed_total", "", 1)
+            await scraped_when(session, "billing_follower_up", "follower=history", 2)
             found = await scraped_when(session, "billing_overrun_coins", "", 0.001)
         assert found["billing_requests_total", "method=top_up"] == 20
         assert found["billing_requests_total", "method=set_rate"] == 1

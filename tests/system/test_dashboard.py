@@ -112,14 +112,14 @@ async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_di
         await browser.until("document.title.startsWith('● 30 owed')", 60)
         seen = "document.querySelector('#troubles li.bad').innerText"
         told = await browser.until(f"{seen}.includes('30 users wait') && {seen}", 60)
-        assert "does not answer since" in told
+        assert "has taken no calls since" in told
         assert "refused" in told
         assert await browser.evaluate("document.querySelector('#troubles .copy').dataset.copy") == "billing cutoffs"
         link = await browser.evaluate("document.querySelector('#troubles a').getAttribute('href')")
         assert link == "/runbook#BillingEndpointShut"
         overrun = await browser.evaluate("document.querySelectorAll('.tile')[3].innerText")
         assert "30 exhausted accounts whose rate nobody has set to 0" in " ".join(overrun.split())
-        await browser.until("document.getElementById('recent').innerText.includes('does not answer')", 60)
+        await browser.until("document.getElementById('recent').innerText.includes('refused')", 60)
         await browser.open(f"http://127.0.0.1:{daemon.admin_port}{link}")
         assert await browser.evaluate("document.getElementById('BillingEndpointShut') !== null")
     assert browser.errors == []

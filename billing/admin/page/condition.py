@@ -69,7 +69,7 @@ def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
         yield Trouble(
             BAD,
             f"{words.number(owed)} owed" if owed else "No endpoint",
-            f"{outage.endpoint} does not answer{since}{error}{waiting}. It is probed about once a second.",
+            f"{outage.endpoint} has taken no calls{since}{error}{waiting}. It is probed about once a second.",
             "BillingEndpointShut",
             "billing cutoffs",
         )
@@ -106,8 +106,11 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
 def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
     for shard_id, figures in sorted(sampler.figures.items()):
         for follower in FOLLOWERS:
-            if figures.get(f"{follower}_starts") and not figures.get(f"{follower}_pid"):
-                text = f"The process of the {follower} of shard {shard_id} does not run."
+            started_before = figures.get(f"{follower}_starts", 0) > 1  # the first start takes a while
+            if started_before and not figures[f"{follower}_up"]:
+                trouble = figures.get(f"{follower}_trouble", "")
+                because = f" ({trouble})" if trouble else ""
+                text = f"The process of the {follower} of shard {shard_id} does not run{because}."
                 yield Trouble(WARN, f"No {follower}", text, "BillingFollowerDown", "journalctl -u billing")
     offset_ns = sampler.supervisor.clock_offset_ns
     if abs(offset_ns) > CLOCK_OFF_NS:
