@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from billing.cli.options import Listing
 
-@click.group()
+
+@click.group(cls=Listing)
 def monitoring() -> None:
     """Prints alert rules, the Grafana dashboard, and what each alert means."""
 

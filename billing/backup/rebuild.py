@@ -17,10 +17,11 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import click
 
+from billing.cli.finding import config_file as found_config
+from billing.cli.options import Command, config_option
 from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
 from billing.follower.proof import Unproved
 from billing.follower.store import StoreError, code_of, file_of, reason_of
@@ -34,18 +35,18 @@ from shards.system.host import REAL
 ROWS_AT_ONCE = 20_000
 
 
-@click.command()
-@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="As for billing serve.")
+@click.command(cls=Command)
+@config_option
 @click.option("--shard", type=int, help="Only the files of this shard.")
 @click.option("--accept-loss", is_flag=True, help="A file that is ahead of its journal is cut back; a copy is kept.")
-def rebuild(file: Path | None, shard: int | None, accept_loss: bool) -> None:
+def rebuild(config_file: str | None, shard: int | None, accept_loss: bool) -> None:
     """Makes history and notices again from the journal, and from what is good in their files.
 
     The daemon must be stopped. What cannot be made again is said, here and in each answer that misses it.
     """
     from billing.config.load import load, log_of
 
-    config = load(file, os.environ).config
+    config = load(found_config(config_file, os.environ), os.environ).config
     disk, data_dir = RealDisk(), config.daemon.data_dir
     try:
         with ExitStack() as stack:

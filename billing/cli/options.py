@@ -74,7 +74,19 @@ class Command(click.Command):
                     formatter.write_dl(sections[title])
 
 
-class Group(click.Group):
+class Listing(click.Group):
+    """A group whose help has the whole first sentence about each command."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, one.get_short_help_str(200)) for name, one in found if one is not None and not one.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+class Group(Listing):
     """A group that hands the options it is given to the command behind it."""
 
     command_class = Command
@@ -87,14 +99,6 @@ class Group(click.Group):
             self.invoke_without_command = True
             self.no_args_is_help = False
             self.callback = self._run_default
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes each command with the whole first sentence about it."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, one.get_short_help_str(200)) for name, one in found if one is not None and not one.hidden]
-        if rows:
-            with formatter.section("Commands"):
-                formatter.write_dl(rows)
 
     def hands_on(self, options: Iterable[click.Parameter]) -> None:
         """Lets these options stand before the command that takes them."""

@@ -25,7 +25,7 @@ import aiohttp
 import click
 from rich.console import Console
 
-from billing.cli.finding import ADDRESS_DEFAULT
+from billing.cli.finding import ADDRESS_DEFAULT, RULE
 from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
@@ -48,8 +48,7 @@ EXIT_BUG: Final = 70
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The configuration to show; config.toml where there is one. Data, ports that are taken and calls out are set "
-    "aside.",
+    help=f"The configuration to show. {RULE} Data, ports that are taken and calls out are set aside.",
 )
 def demo(once: bool, pace: float, file: Path | None) -> None:
     """Starts a daemon of its own and shows what it does, with three users."""

@@ -353,12 +353,22 @@ async def test_a_connection_may_stand_before_the_command_it_is_for(house, line, 
         "--address 127.0.0.1:1 serve",
         "--json config check",
         "buckets --no-such-option of u",
+        "loadtest --no-such-option",
     ],
 )
 def test_an_option_that_a_command_does_not_take_is_refused_wherever_it_stands(line):
     result = CliRunner().invoke(root, line.split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert "No such option" in result.stderr
+
+
+def test_what_a_load_test_would_take_is_refused_by_what_looks_at_its_results(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("{}")
+    line = ["loadtest", "--seed", "3", "compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    result = CliRunner().invoke(root, line)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "compare takes no --seed" in result.stderr
 
 
 async def test_a_group_hands_its_options_to_what_it_does_by_itself(house):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from billing import __version__
+from billing.cli.finding import RULE
 from billing.cli.main import ELSEWHERE, EXIT_BUG, MODULE_OF, SECTIONS, ending_of, root
 from billing.config.load import ConfigError, Fault
 from billing.config.schema import Config, declared
@@ -66,6 +68,25 @@ def test_every_command_explains_itself(name):
     result = CliRunner().invoke(root, [name, "--help"])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Usage:")
+
+
+def leaves(group: click.Group, context: click.Context) -> Iterator[click.Command]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from leaves(command, click.Context(command, parent=context))
+        yield command
+
+
+def test_one_rule_finds_the_configuration_of_every_command():
+    found = 0
+    for command in leaves(root, click.Context(root)):
+        for param in command.params:
+            if isinstance(param, click.Option) and "--config" in param.opts and not param.hidden:
+                assert RULE in str(param.help), command.name
+                found += 1
+    assert found > 30
 
 
 def test_the_version():

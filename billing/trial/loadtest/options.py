@@ -10,6 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from billing.cli.finding import RULE
+from billing.cli.options import Listing
 from billing.trial.faults import parse_fault
 
 
@@ -59,7 +61,7 @@ SECONDS = click.FloatRange(0, 86_400)
 PATH = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Listing, invoke_without_command=True)
 @click.option(
     "--rate",
     default=2000.0,
@@ -174,7 +176,7 @@ PATH = click.Path(path_type=Path, dir_okay=False)
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The daemon's configuration; config.toml where there is one.",
+    help=f"The daemon's configuration. {RULE}",
 )
 @click.option("--workers", default=0, type=click.IntRange(0, 64), help="Of a daemon of our own.  [as configured]")
 @click.option(
@@ -202,6 +204,9 @@ PATH = click.Path(path_type=Path, dir_okay=False)
 def loadtest(context: click.Context, /, **given: Any) -> None:
     """Offers a load to a daemon, measures what callers see, and judges every nano and every cutoff."""
     if context.invoked_subcommand is not None:
+        for param in context.command.params:
+            if context.get_parameter_source(str(param.name)) == ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{context.invoked_subcommand} takes no {param.opts[0]}")
         return
     _check(given)
     given["seconds_given"] = context.get_parameter_source("seconds") != ParameterSource.DEFAULT
