@@ -92,6 +92,7 @@ class Backups:
         workers: dict[int, Any],
         moves: Mover,
         data_dir: str,
+        log_settings: dict[str, Any],
         now_ns: Callable[[], int],
     ) -> None:
         """`workers`: shard id -> what has `state` and `wire`."""
@@ -99,6 +100,7 @@ class Backups:
         self._workers = workers
         self._moves = moves
         self._data_dir = data_dir
+        self._log_settings = log_settings
         self._now_ns = now_ns
         self._answers: dict[int, asyncio.Future[Any]] = {}  # shard id -> of the message it was sent last
         self._held: set[int] = set()
@@ -143,6 +145,7 @@ class Backups:
         self._renew()
         return {
             "data_dir": self._data_dir,
+            "log": self._log_settings,
             "at_ns": at_ns,
             "bucket_count": self._registry.map.bucket_count,
             "map_position": head,

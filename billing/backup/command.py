@@ -67,12 +67,13 @@ def restore_command(directory: Path, config_file: str | None) -> None:
     The next start holds every overdue cutoff back until `billing cutoffs release`: money may have come after the
     backup was taken.
     """
-    from billing.config.load import load
+    from billing.config.load import load, log_of
 
-    data_dir = load(found_config(config_file, os.environ), os.environ).config.daemon.data_dir
+    config = load(found_config(config_file, os.environ), os.environ).config
+    data_dir = config.daemon.data_dir
     try:
-        about = restore(RealDisk(), str(directory.absolute()), data_dir)
-    except (NoBackup, OSError) as error:
+        about = restore(RealDisk(), str(directory.absolute()), data_dir, log_of(config))
+    except (NoBackup, JournalError, OSError) as error:
         raise click.ClickException(f"nothing was restored: {error}") from None
     click.echo(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
     click.echo("overdue cutoffs will wait for: billing cutoffs release")

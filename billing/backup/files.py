@@ -1,6 +1,6 @@
 """What a backup of the daemon is on disk: made from a serving data directory, and made into one again.
 
-    DIRECTORY/map, shard-1, …     journals, cut at one instant (`shards.journal.file.copying`)
+    DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows
     DIRECTORY/history             the statements
     DIRECTORY/backup.json         which instant, up to which positions, and length and digest of every file
 
@@ -17,13 +17,19 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from billing import __version__
 from billing.history.copying import copy_history
 from billing.worker.startup_hold import RESTORED
+from shards.journal import backends
 from shards.journal.file.copying import copy_until
+from shards.journal.file.reader import FileReader
+from shards.journal.file.writing import write_journal
+from shards.journal.jetstream.backend import JetStreamBackend
 from shards.system.disk import Disk, private_directory, read_file, write_all, write_file
+from shards.system.host import REAL
 
 FORMAT = 1
 LIST = "backup.json"
@@ -63,7 +69,13 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
     disk.fsync_dir(f"{work}/history")
     for directory, (shard, position) in journals.items():
         private_directory(disk, f"{work}/{directory}")
-        for name in copy_until(disk, f"{source}/{directory}", f"{work}/{directory}", shard, position):
+        if cut["log"]["kind"] == "file":
+            names = copy_until(disk, f"{source}/{directory}", f"{work}/{directory}", shard, position)
+        else:
+            with closing(backends.open(cut["log"], REAL).reader(shard)) as reader:
+                where = f"{work}/{directory}"
+                names = write_journal(disk, where, shard, reader, position, cut["at_ns"], lambda: REAL.randbits(64))
+        for name in names:
             listed(f"{directory}/{name}")
     about = {
         "format": FORMAT,
@@ -83,9 +95,11 @@ def finish(disk: Disk, work: str, target: str) -> None:
     disk.fsync_dir(_parent(target))
 
 
-def restore(disk: Disk, source: str, target: str) -> dict[str, Any]:
+def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[str, Any]:
     """Makes the data directory `target`, which must be empty or not be there, from a backup; what `backup.json` says.
-    Raises NoBackup, OSError.
+    Where `log` is of another kind than files, the journals go there, and its streams must be empty, too.
+
+    Raises NoBackup, the journal's errors, OSError.
     """
     about = read_list(disk, source)
     if disk.exists(target) and disk.listdir(target):
@@ -93,12 +107,16 @@ def restore(disk: Disk, source: str, target: str) -> dict[str, Any]:
     work = target.rstrip("/") + UNFINISHED
     _check_unused(disk, work)
     private_directory(disk, work)
-    for directory in sorted({name.rpartition("/")[0] for name in about["files"]} | {"history"}):
+    into_files = log["kind"] == "file"
+    kept = [name for name in about["files"] if into_files or name.startswith("history/")]
+    for directory in sorted({name.rpartition("/")[0] for name in kept} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
     for name, wanted in about["files"].items():
         data = read_file(disk, f"{source}/{name}")
         if _digest_of(data) != wanted:
             raise NoBackup(f"{source}/{name} is not what was backed up: its length or digest is another")
+        if name not in kept:
+            continue
         handle = disk.create(f"{work}/{name}")
         try:
             write_all(disk, handle, data, 0)
@@ -106,10 +124,28 @@ def restore(disk: Disk, source: str, target: str) -> dict[str, Any]:
         finally:
             disk.close(handle)
         disk.fsync_dir(f"{work}/{name.rpartition('/')[0]}")
+    if not into_files:
+        _fill(disk, source, work, about, log)
     write_file(disk, f"{work}/{RESTORED}", json.dumps({"taken_at_ns": about["taken_at_ns"]}).encode())
     disk.rename(work, target.rstrip("/"))
     disk.fsync_dir(_parent(target))
     return about
+
+
+def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
+    """The journals go into the log's streams."""
+    backend = backends.open(log | {"directory": work}, REAL)
+    assert isinstance(backend, JetStreamBackend)
+    private_directory(disk, f"{work}/run")
+
+    def reader_of(shard: int) -> FileReader:
+        return FileReader(disk, f"{source}/{_journal_name(shard)}", shard)
+
+    backend.fill(len(about["positions"]) - 1, reader_of, about["taken_at_ns"])
+
+
+def _journal_name(shard: int) -> str:
+    return f"shard-{shard}" if shard else "map"
 
 
 def read_list(disk: Disk, source: str) -> dict[str, Any]:

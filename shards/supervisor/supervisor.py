@@ -78,7 +78,8 @@ class Supervisor:
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
         self.readings = Readings()
         self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
-        self.backups = Backups(self.registry, self.workers, self.mover, settings.data_dir, self._now_ns)
+        where = settings.data_dir, settings.journal
+        self.backups = Backups(self.registry, self.workers, self.mover, *where, self._now_ns)
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = self.clock_steps = 0

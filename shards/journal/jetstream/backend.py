@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from shards.journal import Backend, Journal, MapLog, Reader, Unfit
@@ -17,6 +18,7 @@ from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
+from shards.journal.jetstream.restoring import fill_map, fill_shard
 from shards.journal.jetstream.witness import Witness
 from shards.system.clock import boot_now_ns
 from shards.system.disk import read_file, write_file
@@ -65,6 +67,22 @@ class JetStreamBackend:
     def make(self) -> list[str]:
         """Makes the streams that are missing; their names. Raises Unfit, Unavailable."""
         return self._guard().make(f"{self._host.randbits(64):016x}")
+
+    def fill(self, shards: int, reader_of: Callable[[int], Reader], at_ns: int) -> None:
+        """Fills the streams, which must hold nothing, from another log: shards 1 to `shards`, and the map as shard 0.
+
+        `at_ns`: the billing instant that everything is stamped with. Raises Unfit, and what the readers raise.
+        """
+        if shards != self._settings["shards"]:
+            raise Unfit(f"cluster.shards: the backup has {shards} shards, the cluster {self._settings['shards']}")
+        self.prepare()
+        for shard in range(1, shards + 1):
+            journal = self.journal(shard, lambda: at_ns)
+            assert isinstance(journal, JetStreamJournal)
+            with closing(self._connect("restore")) as connection, closing(reader_of(shard)) as reader:
+                fill_shard(connection, journal, shard, reader, boot_now_ns)
+        with closing(self._connect("restore")) as connection, closing(reader_of(0)) as reader:
+            fill_map(connection, reader, boot_now_ns)
 
     def _guard(self) -> Guard:
         settings = self._settings

@@ -1,0 +1,63 @@
+"""Streams filled from what a `Reader` shows of another log: the way of a backup into the log of a cluster.
+
+The streams must have been made, and hold nothing. A shard's log begins with an epoch of nobody, which names the
+position and chain that it goes on from; then come the batches, then the snapshots, and a seal, so that its next owner
+need not wait. The map begins with its state. Batches are stamped with the instant that the caller names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crc32c import crc32c
+
+from shards.journal import Reader, Unfit
+from shards.journal.jetstream import map_log
+from shards.journal.jetstream.connection import Connection
+from shards.journal.jetstream.journal import JetStreamJournal
+from shards.journal.jetstream.publisher import Publisher
+from shards.journal.jetstream.record import EPOCH, FIRST_CHAIN, SEAL, Record, pack
+from shards.journal.jetstream.streams import Stream
+
+PATIENCE_S = 10.0
+OWNER = b"restored from a backup"
+
+
+def fill_shard(
+    connection: Connection, journal: JetStreamJournal, shard: int, reader: Reader, boot_ns: Callable[[], int]
+) -> None:
+    """Fills `J_<shard>` and `S_<shard>`. `journal`: of that shard, not open yet, whose clock says the instant of all
+    stamps. Raises Unfit where the streams are not empty, and what the reader and the journal raise.
+    """
+    log, saved = (Stream(connection, f"{kind}_{shard}", PATIENCE_S, boot_ns) for kind in "JS")
+    for stream in (log, saved):
+        if stream.state().last:
+            raise Unfit(f"{stream.name} is not empty: a backup is restored into streams that were just made only")
+    kept = reader.snapshots()
+    base, chain = (kept[0].position, kept[0].chain) if kept else (0, FIRST_CHAIN)
+    publisher = Publisher(log, 0, boot_ns)
+    for kind in (EPOCH, SEAL):
+        publisher.put(f"J.{shard}", pack(Record(kind, 1, 0, shard, 1, base, chain, chain, 0, 0, OWNER)))
+    journal.open(shard, OWNER.decode())
+    for position, payload in reader.replay(base + 1):
+        assert journal.append(payload) == position
+    for row in kept:
+        journal.save_snapshot(row.position, reader.chunks(row.position))
+    journal.close()
+
+
+def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int]) -> None:
+    """Fills `M`. Raises Unfit where it is not empty, and what the reader raises."""
+    stream = Stream(connection, map_log.NAME, PATIENCE_S, boot_ns)
+    if stream.state().last:
+        raise Unfit("M is not empty: a backup is restored into streams that were just made only")
+    publisher = Publisher(stream, 0, boot_ns)
+    kept = reader.snapshots()
+    version, chain = 0, FIRST_CHAIN
+    if kept:
+        version, chain = kept[-1].position, kept[-1].chain
+        state = b"".join(reader.chunks(version))
+        publisher.put(map_log.STATE, map_log.pack(map_log.STATE, version, chain, state))
+    for following, payload in reader.replay(version + 1):
+        chain = crc32c(payload, chain)
+        publisher.put(map_log.DECISION, map_log.pack(map_log.DECISION, following, chain, payload))
