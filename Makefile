@@ -8,7 +8,7 @@ CLIENTS := .clients
 LOCKER := .locker
 UNLOCKED ?=
 
-.PHONY: run test pictures mutants torture lint types clients lock clean
+.PHONY: run run-cluster test pictures mutants torture lint types clients lock clean
 
 $(VENV)/.ready: pyproject.toml requirements-dev.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -34,6 +34,10 @@ lock:
 
 run: $(VENV)/.ready
 	$(BIN)/billing demo
+
+# The same scene, with the log on three nats-servers on this machine.
+run-cluster: $(VENV)/.ready
+	$(BIN)/billing demo --cluster
 
 # Other people's clients, for the tests of tests/outsiders; a test whose client is missing is skipped and says so.
 $(CLIENTS)/.ready: tests/outsiders/requirements.txt tests/outsiders/requirements-old.txt tests/outsiders/package.json

@@ -4,7 +4,8 @@ What is shown is the real thing: two worker processes, journals on disk, command
 at another process and are stamped there. Nothing is computed here but the judgement at the end of the scene (see
 `demo_scene`). Data live in a temporary directory and are gone afterwards; an operator's are not touched.
 
-    --once   plays the scene and ends: 0, or 1 where a cutoff was missing, early or false
+    --once      plays the scene and ends: 0, or 1 where a cutoff was missing, early or false
+    --cluster   keeps the log on three nats-servers, started for it
 
 Exit codes: 0 done (also on Ctrl-C after the scene), 1 the scene went wrong, 130 ended before the scene was over, 70 a
 child process ended by itself, 78 configuration.
@@ -36,6 +37,7 @@ from billing.trial.own_daemon import OwnDaemon, default_config_file
 
 LOOK_S: Final = 0.1
 ARRIVALS_KEPT: Final = 1000  # far more than a scene has
+CLUSTER_SERVERS: Final = 3
 EXIT_WRONG: Final = 1
 EXIT_BUG: Final = 70
 
@@ -43,6 +45,7 @@ EXIT_BUG: Final = 70
 @click.command()
 @click.option("--once", is_flag=True, help="Play the scene and end; exit code 0 only if all cutoffs were right.")
 @click.option("--pace", default=1.0, type=click.FloatRange(0.1, 10), show_default=True, help="2 takes half as long.")
+@click.option("--cluster", is_flag=True, help="Keep the log on three nats-servers, which are started for it.")
 @click.option(
     "--config",
     "file",
@@ -50,18 +53,19 @@ EXIT_BUG: Final = 70
     type=click.Path(path_type=Path),
     help=f"The configuration to show. {RULE} Data, ports that are taken and calls out are set aside.",
 )
-def demo(once: bool, pace: float, file: Path | None) -> None:
+def demo(once: bool, pace: float, cluster: bool, file: Path | None) -> None:
     """Starts a daemon of its own and shows what it does, with three users."""
-    sys.exit(run_until_signalled(_demo(once, pace, file or default_config_file())))
+    sys.exit(run_until_signalled(_demo(once, pace, CLUSTER_SERVERS if cluster else 0, file or default_config_file())))
 
 
 COMMANDS: dict[str, click.Command] = {"demo": demo}
 
 
-async def _demo(once: bool, pace: float, file: Path | None) -> int:
+async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) -> int:
     console = Console()
-    own = OwnDaemon(file, os.environ)
-    print("starting the daemon and a receiver ...", flush=True)
+    own = OwnDaemon(file, os.environ, log_servers=log_servers)
+    others = f", {log_servers} nats-servers" if log_servers else ""
+    print(f"starting the daemon and a receiver{others} ...", flush=True)
     try:
         async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
             for note in own.notes:

@@ -33,6 +33,7 @@ from billing.config.load import load
 from billing.config.schema import Config
 from billing.trial.child_processes import Child, ChildError
 from billing.trial.handing_over import handed_over_by
+from billing.trial.log_servers import make_streams, servers
 
 READY_WAIT_S: Final = 30.0
 READY_POLL_S: Final = 0.05
@@ -43,6 +44,7 @@ LISTENING: Final = "listening on "  # before its URL, in the first line of the r
 
 # What a trial never does, whatever the configuration says.
 SET_ASIDE: Final = {
+    "journal.kind": "file",
     "rpc.unix_socket": "",
     "rpc.tokens_file": "",
     "rpc.tls_cert": "",
@@ -91,10 +93,11 @@ class OwnDaemon:
         parent: Path | None = None,
         receiver_options: Sequence[str] = (),
         free_ports: bool = False,
+        log_servers: int = 0,
     ) -> None:
         """`parent`: where the directory is made; without it, where temporary files are. `receiver_options`: of
-        `billing receiver`. `free_ports`: takes free ones, whatever is configured. Raises ConfigError where the
-        operator's configuration cannot be run.
+        `billing receiver`. `free_ports`: takes free ones, whatever is configured. `log_servers`: so many nats-servers
+        are started, too, and keep the log. Raises ConfigError where the operator's configuration cannot be run.
         """
         wanted = load(file, {**environ, **_as_environment(SET_ASIDE)}).config
         self.notes: list[str] = []
@@ -105,6 +108,7 @@ class OwnDaemon:
         self._environ = dict(environ)
         self._parent = parent
         self._receiver_options = list(receiver_options)
+        self._log_servers = log_servers
         self._stack = contextlib.AsyncExitStack()
         self._children: list[Child] = []
 
@@ -122,8 +126,12 @@ class OwnDaemon:
                 "admin.listen": self.admin,
                 "cutoff.url": f"http://{self.cutoff}/cutoff?user_id={{user_id}}",
             }
+            if self._log_servers:
+                settings |= await self._start_log(Path(directory))
             environment = self.environment = {**self._environ, **_as_environment(settings)}
             self.config = load(self._file, environment).config
+            if self._log_servers:
+                await make_streams(self.config)
             config = ["--config", str(self._file)] if self._file else []
             command = handed_over_by(sockets, [*BILLING, "serve", *config])
             descriptors = [one.fileno() for one in sockets.values()]
@@ -156,6 +164,20 @@ class OwnDaemon:
         self._stack.push_async_callback(child.end)
         await child.start()
         self._children.append(child)
+
+    async def _start_log(self, directory: Path) -> dict[str, str]:
+        """Starts the servers of the log; the settings that lead to them. Raises ChildError."""
+        children, urls = servers(directory, self._log_servers, self._environ)
+        for child in children:
+            await self._start(child)
+        return {
+            "journal.kind": "jetstream",
+            "cluster.servers": " ".join(urls),
+            "cluster.shards": "2",
+            "shards.workers": "2",
+            "cluster.replicas": str(self._log_servers),
+            "cluster.credentials_file": "",
+        }
 
     async def _start_receiver(self) -> None:
         """At its address, or at a free port where that is taken; it says where. Raises ChildError."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shards.journal.nats_cluster import BINARY, MISSING
 from tests.system.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,6 +64,21 @@ def test_the_scene_is_played_and_judged(data_dir, demo):
     assert re.search(r"user_01 has run out, its rate stands: \d+\.\d{9} coins of overrun", told)
     assert "user_01: its machine is off, and whoever switched it off reports rate 0" in told
     assert told.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
+    assert list(data_dir.iterdir()) == []
+
+
+@pytest.mark.skipif(BINARY is None, reason=MISSING)
+def test_the_scene_is_played_with_the_log_on_three_servers(data_dir, demo):
+    done = subprocess.run(
+        [*demo, "--once", "--pace", "0.5", "--cluster"],
+        cwd=data_dir,
+        env={**os.environ, "TMPDIR": str(data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
     assert list(data_dir.iterdir()) == []
 
 
