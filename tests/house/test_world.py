@@ -21,6 +21,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/api/msgpack_rpc.py": ({"unpacker.read_bytes"}, "no file: bytes that a decoder was fed"),
     "billing/service/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
     "billing/service/logs.py": ({"os.fstat"}, "whether standard error is the journal's"),
+    "billing/trial/log_servers.py": ({"shutil", "file.write_text"}, "nats-servers of a trial, and what they are told"),
     "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
