@@ -50,6 +50,15 @@ def sustained_per_s(result: Result) -> float | None:
     return median(run.per_s for run in result.runs)
 
 
+def found_the_limit(result: Result) -> bool:
+    """Whether a sweep ended at what the daemon can: some rate above the knee was offered as planned and was too much. A
+    sweep that ended because its generator could not offer more has found no limit of the daemon.
+    """
+    knee = result.knee_per_s
+    above = [step for step in result.steps if knee is not None and step.offered_per_s > knee]
+    return any(step.valid and step.clean and not sustained(step, result.p99_limit_ms) for step in above)
+
+
 def telling(result: Result) -> list[Run]:
     """The runs whose figures count: all runs, or the steps of a sweep at its knee."""
     if result.runs:
@@ -78,7 +87,7 @@ def in_bytes(number: float) -> str:
 def needs(result: Result) -> list[Need]:
     """What fleets of virtual machines need, each reporting once a minute; nothing but a sweep tells."""
     rate = result.knee_per_s
-    if rate is None:
+    if rate is None or not found_the_limit(result):
         return []
     per_worker = rate * HEADROOM / result.daemon["workers"]
     memory = result.memory_bytes_per_account
@@ -103,6 +112,11 @@ def in_short(result: Result) -> list[str]:
     answered = median(run.per_s for run in telling(result)) if telling(result) else 0.0
     if result.kind == "closed":
         first = f"With {workers}, callers who wait for each answer were answered {answered:,.0f} times a second."
+    elif result.knee_per_s is not None and not found_the_limit(result):
+        first = (
+            f"With {workers} the daemon keeps up with at least {rate:,.0f} commands a second{within}; the generator "
+            "could not offer more on this machine."
+        )
     elif result.knee_per_s is not None:
         first = f"With {workers} the daemon keeps up with {rate:,.0f} commands a second and not with more{within}."
     elif rate is not None:
@@ -205,7 +219,7 @@ def _rate(result: Result) -> Iterator[str]:
         if result.measured and any(run.answered for run in result.measured):
             yield f"The offered rate was not sustained: {_why_not(result)}."
     else:
-        shown = "Sustained at most" if result.knee_per_s is not None else "Sustained at least (no higher was tried)"
+        shown = "Sustained at most" if found_the_limit(result) else "Sustained at least (no higher was tried)"
         latency = whole(telling(result), "latency")
         p99_ns = latency.percentile("99")
         yield (
@@ -248,6 +262,8 @@ def _needs(result: Result) -> Iterator[str]:
             f"Capacity: a worker takes one core. Planned with {HEADROOM:.0%} of what was sustained, virtual machines "
             f"that each report once in {REPORT_EVERY_S} s need:"
         )
+    elif result.kind == "sweep":
+        yield "Capacity is not measured: the sweep ended before it found what is too much for the daemon."
     else:
         yield "Capacity is not measured by this run: --sweep raises the rate to what the daemon can, and says it."
     for need in rows:

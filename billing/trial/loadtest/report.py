@@ -176,6 +176,9 @@ def _big(result: Result) -> Iterator[str]:
 def _needs(result: Result) -> Iterator[str]:
     rows = needs(result)
     yield "<h2>Capacity: workers needed for so many virtual machines</h2>"
+    if not rows and result.kind == "sweep":
+        yield "<p>Not measured: the sweep ended before it found what is too much for the daemon.</p>"
+        return
     if not rows:
         yield (
             "<p>Not measured: this test shows that its own rate is answered, or is not, and not how much the daemon "

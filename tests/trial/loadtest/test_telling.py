@@ -72,7 +72,8 @@ def test_a_closed_loop_shows_no_rate_that_callers_could_have():
 
 
 def test_machines_are_reckoned_from_a_sweep_with_headroom():
-    swept = result_of(steps=[run_of(per_s=2000.0)], knee_per_s=2000.0, kind="sweep")
+    too_much = run_of(1, per_s=3000.0, p50_ns=60 * MS)
+    swept = result_of(steps=[run_of(per_s=2000.0), too_much], knee_per_s=2000.0, kind="sweep")
     rows = {need.machines: need for need in needs(swept)}
     # 10^6 machines once a minute are 16,667 a second; a worker is planned with 0.7 of 1,000
     assert (rows[1_000_000].workers, round(rows[1_000_000].per_s)) == (24, 16_667)
@@ -87,12 +88,24 @@ def test_machines_are_reckoned_from_a_sweep_with_headroom():
         assert "--sweep" in report(result)
 
 
+def test_a_sweep_that_its_generator_ended_has_found_no_limit():
+    late = run_of(1, per_s=3000.0, valid=False, invalid_because=["the generator was late"])
+    result = result_of(steps=[run_of(per_s=2000.0), late], knee_per_s=2000.0, kind="sweep")
+    assert needs(result) == []
+    assert "at least 2,000 commands a second" in in_short(result)[0]
+    assert "could not offer more" in in_short(result)[0]
+    assert "Capacity is not measured" in " ".join(conclusion(result))
+    assert "Not measured: the sweep ended" in report(result)
+
+
 def test_three_sentences_come_first():
     slow = run_of(p50_ns=60 * MS)
+    too_much = run_of(1, per_s=1500.0, p50_ns=60 * MS)
     late = result_of(slow, run_of(1, valid=False, invalid_because=["only 199 samples"]))
+    swept = result_of(steps=[run_of(), too_much], knee_per_s=1000.0, kind="sweep")
     for result, first, second in (
         (result_of(run_of(per_s=2000.0)), "kept up with the 2,000 commands a second", "300 cutoffs"),
-        (result_of(steps=[run_of()], knee_per_s=1000.0, kind="sweep"), "keeps up with 1,000 commands", "300 cutoffs"),
+        (swept, "keeps up with 1,000 commands", "300 cutoffs"),
         (result_of(run_of(cutoffs=Cutoffs())), "99 of 100 answers came within 2.0 ms", "No cutoff was due"),
         (late, "1 of 2 measurements were not valid (only 199 samples)", "cut off in time"),
         (result_of(slow), "the 99th percentile was 60.", "cut off in time"),
