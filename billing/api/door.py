@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Guard
 from billing.api.latency import RequestLatency
-from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers
+from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers, describe
 from billing.api.origins import Origins, Rarely
 from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
 from billing.api.wire import (
@@ -211,6 +211,17 @@ class Door:
             "page_rows_max": PAGE_ROWS_MAX,
         }
         return {**self._server_info(), "limits": limits}
+
+    def answer_local(self, name: str, body: tuple[Any, ...]) -> object:
+        """The reply to a parsed call of the kind LOCAL, `hello` aside: that is for the connection."""
+        if name == "bucket_id":
+            return self.gate.bucket_of(body[1])
+        if name == "server_info":
+            return self.server_info()
+        if name == "methods":
+            return describe()
+        assert name == "ping", f"the door has no answer to {name}"
+        return "pong"
 
     def parsers_of(self, roles: frozenset[str]) -> dict[bytes, Parser]:
         """The commands that `roles` may call; one dict for all connections of these roles."""

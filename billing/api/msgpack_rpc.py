@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 
 from billing.api.auth import Grant
 from billing.api.door import Door, Limits
-from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, describe, find
+from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
 from billing.api.origins import origin_of
 from billing.api.response_writer import Proxy, ResponseWriter
 from billing.api.token_bucket import TokenBucket, piece_bytes
@@ -297,7 +297,7 @@ class Connection(ResponseWriter):
             self._door.calls[method.name.encode()] += 1
             if method.name == "hello":
                 return self._sign_in(body[1], body[2], msgid)
-            return self._reply(msgid, self._local(method.name, body)) if msgid is not None else True
+            return self._reply(msgid, self._door.answer_local(method.name, body)) if msgid is not None else True
         counts[method.name.encode()] += 1
         caller: Connection | Proxy = self
         weight = 1 if msgid is None else method.weight
@@ -315,16 +315,6 @@ class Connection(ResponseWriter):
             self._door.fail(error)
             raise
         return True
-
-    def _local(self, name: str, body: tuple[Any, ...]) -> object:
-        if name == "bucket_id":
-            return self._door.gate.bucket_of(body[1])
-        if name == "server_info":
-            return self._door.server_info()
-        if name == "methods":
-            return describe()
-        assert name == "ping", f"the door has no answer to {name}"
-        return "pong"
 
     def _sign_in(self, token: bytes, errors: str, msgid: int | None) -> bool:
         """`hello`. A wrong token ends the connection: one guess each."""

@@ -174,9 +174,7 @@ def compare_owners(
         others = [copy for copy in copies.get(bucket, ()) if copy != owner]
         for other, other_generation in others:
             undecided = other_generation == generation and bucket in untouched.get(other, ())
-            if other != shard and (
-                other_generation < generation or other_generation == generation + 1 or undecided
-            ):
+            if other != shard and (other_generation < generation or other_generation == generation + 1 or undecided):
                 text = f"shard {other} has a copy of bucket {bucket} left over from a move"
                 report.note(f"{text}, and gives it up at its next start")
             elif other != shard and other_generation == generation:

@@ -1,0 +1,173 @@
+"""The seam of the other doors: each call has one reply, after durability, whoever made it and in whatever form."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgpack
+import pytest
+from msgspec import Raw
+
+from billing.api.auth import Grant, Guard
+from billing.api.calling import Session, packed, plain, split_response
+from billing.api.door import Limits
+from billing.api.methods import LISTING_WEIGHT
+from billing.api.wire import ERRORS_AS_MAP, encode, encode_reply
+from billing.ledger.errors import Refused
+from shards.worker.replies import Moving
+from shards.worker.router import Unavailable
+from tests.api.outside import House, open_house
+
+ADMIN = Grant("operator", frozenset({"admin"}))
+READER = Grant("reader", frozenset({"read"}))
+
+
+class Desk:
+    """A door of no protocol: it writes down what its session is answered."""
+
+    def __init__(self, house: House, grant: Grant | None = ADMIN) -> None:
+        self.told: list[tuple[int, object]] = []
+        self.flushes = 0
+        self.session = Session(house.door, lambda token, reply: self.told.append((token, reply)), self._flushed)
+        self.session.grant = grant
+
+    def _flushed(self) -> None:
+        self.flushes += 1
+
+    def ask(self, name: str, *params: Any) -> Any:
+        """The reply to a call that is answered at once."""
+        self.session.call(99, name, list(params))
+        token, reply = self.told.pop()
+        assert token == 99
+        return reply
+
+
+async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(house: House) -> None:
+    desk = Desk(house)
+    house.gate.holds_back = True
+    desk.session.arrived()
+    desk.session.call(1, "top_up", ["ann", "5", {"request_id": "r1"}])
+    desk.session.call(2, b"get_account", ["ann"])
+    desk.session.call(3, "shards_info", None)
+    assert [kind for kind, _ in house.gate.asked] == ["submit", "read", "operate"]
+    assert house.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
+    assert (desk.session.in_flight, house.door.in_flight) == (3, 3)
+    caller = house.gate.waiting[0][0]
+    caller.answer(1, {"user_id": "ann"})
+    assert desk.told == [], "a staged reply left before it was durable"
+    caller.flush()
+    assert desk.told == [(1, {"user_id": "ann"})]
+    assert (desk.flushes, desk.session.in_flight) == (1, 2)
+
+
+async def test_a_listing_counts_by_its_weight_until_it_is_answered(house: House) -> None:
+    desk = Desk(house)
+    desk.session.call(1, "history", ["ann"])
+    desk.session.call(2, "get_account", ["ann"])
+    assert house.door.in_flight == LISTING_WEIGHT + 1
+    await house.until(lambda: len(desk.told) == 2)
+    assert (house.door.in_flight, desk.session.in_flight) == (0, 0)
+
+
+async def test_what_cannot_be_called_is_refused_at_once(house: House) -> None:
+    desk = Desk(house, READER)
+    assert desk.ask("top_up", "ann", 5).name == "FORBIDDEN"
+    assert desk.ask("no_such", "ann").name == "UNKNOWN_METHOD"
+    assert desk.ask("get_account").name == "INVALID_PARAMS"
+    assert desk.ask("get_account", "").name == "INVALID_USER_ID"
+    assert desk.ask("ping") == "pong"
+    assert desk.ask("bucket_id", "ann") == house.gate.bucket_of(b"ann")
+    assert house.gate.asked == []
+    assert house.door.errors["FORBIDDEN"] == 1
+
+
+async def test_nothing_happens_before_the_sign_in() -> None:
+    digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    async with open_house(guard=Guard(f"metering:charge:{digest}\n")) as house:
+        desk = Desk(house, None)
+        for name in ("top_up", "get_account", "methods", "no_such"):
+            assert desk.ask(name, "ann", 5).name == "UNAUTHENTICATED"
+        assert desk.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
+        assert desk.session.grant is None
+        assert desk.ask("hello", {"token": "test"}) == {"name": "metering", "roles": ["charge"], "errors": "map"}
+        assert desk.ask("top_up", "ann", 5).name == "FORBIDDEN"
+        desk.session.call(1, "debit", ["ann", 5])
+        assert house.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"")]
+
+
+async def test_a_full_worker_refuses_commands_and_questions() -> None:
+    async with open_house(Limits(in_flight_total_max=2)) as house:
+        desk = Desk(house)
+        house.gate.holds_back = True
+        desk.session.call(1, "top_up", ["ann", 5])
+        desk.session.call(2, "top_up", ["ann", 5])
+        for name in ("top_up", "debit"):
+            refusal = desk.ask(name, "ann", 5)
+            assert (refusal.name, refusal.retry, refusal.applied) == ("BUSY", True, "no")
+        house.gate.release()
+        desk.told.clear()
+        desk.session.call(3, "top_up", ["ann", 5])
+        assert desk.told == []
+
+
+async def test_what_shards_say_is_a_refusal_under_its_name(house: House) -> None:
+    desk = Desk(house)
+    house.gate.replies["get_account"] = Unavailable(2, "its worker went away", "unknown")
+    house.gate.replies["explain"] = Moving(7)
+    desk.session.call(1, "get_account", ["ann"])
+    desk.session.call(2, "explain", ["ann"])
+    await house.until(lambda: len(desk.told) == 2)
+    away, moving = (reply for _, reply in desk.told)
+    assert isinstance(away, Refused)
+    assert isinstance(moving, Refused)
+    assert (away.name, away.applied, away.details) == ("UNAVAILABLE", "unknown", {"shard_id": 2})
+    assert (moving.name, moving.details) == ("BUCKET_MOVING", {"bucket_id": 7})
+    assert house.door.errors == {"UNAVAILABLE": 1, "BUCKET_MOVING": 1}
+
+
+@pytest.mark.parametrize("msgid", [0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1])
+@pytest.mark.parametrize("result", [{"balance_nanos": -5}, [1, None], "pong", 7, None])
+def test_the_response_of_another_worker_is_split_without_decoding(msgid: int, result: object) -> None:
+    token, reply = split_response(encode_reply(msgid, ERRORS_AS_MAP, result))
+    assert token == msgid
+    assert plain(reply) == result
+    assert msgpack.unpackb(packed(reply)) == result
+
+
+@pytest.mark.parametrize("msgid", [0, 200, 2**32 - 1])
+def test_the_refusal_of_another_worker_is_one_here(msgid: int) -> None:
+    refused = Refused("INSUFFICIENT_FUNDS", "there is less", {"shortfall_nanos": 7})
+    token, reply = split_response(encode_reply(msgid, ERRORS_AS_MAP, refused))
+    assert token == msgid
+    assert isinstance(reply, Refused)
+    assert reply.as_map() == refused.as_map()
+
+
+async def test_replies_of_other_workers_count_and_leave_as_they_are(house: House) -> None:
+    desk = Desk(house)
+    house.gate.holds_back = True
+    desk.session.call(5, "top_up", ["ann", 5])
+    session = house.gate.waiting.pop()[0]
+    session.relay(encode_reply(5, session.mode, {"user_id": "ann"}))
+    assert desk.flushes == 0
+    session.relay_flush()
+    assert [(token, plain(reply)) for token, reply in desk.told] == [(5, {"user_id": "ann"})]
+    assert (desk.flushes, house.door.in_flight) == (1, 0)
+
+
+def test_a_result_has_both_forms() -> None:
+    account = {"user_id": "ann", "balance_nanos": 5}
+    raw = Raw(encode(account))
+    assert plain(raw) == plain(account) == account
+    assert bytes(packed(raw)) == bytes(packed(account)) == encode(account)
+
+
+async def test_a_bug_behind_the_gate_ends_the_worker(house: House) -> None:
+    desk = Desk(house)
+    house.gate.broken = AssertionError("a broken invariant")
+    for name in ("top_up", "accounts"):
+        with pytest.raises(AssertionError):
+            desk.session.call(1, name, ["ann", 5] if name == "top_up" else [])
+    assert house.bugs == [house.gate.broken] * 2
+    await asyncio.sleep(0)
