@@ -1,22 +1,20 @@
-"""One parser per procedure that changes an account: from the decoded `params` of a request to its `Command`.
+"""Commands: what the parsed values of a call become, and the parsers of the three that fill a busy day.
 
-A parser takes what the client sent as `params` (an array, or nil for an empty one) and returns a `Command` of
-`billing.ledger.commands`. It raises `Refused`: `INVALID_PARAMS` saying what the procedure takes, or the name that
-belongs to the value at fault. After all required parameters one more may be a map of options.
+Every command of the table has a function `…_of` here, which makes its canonical tuple (`billing.ledger.commands`) out
+of the values that its row has parsed.
 
-`top_up`, `set_rate` and `debit` are called for every request of a busy day: their plain forms run straight through,
-with the checks written out.
+`top_up`, `set_rate` and `debit` are called for every request of a busy day: their parsers are written by hand, and
+their plain forms run straight through, with the checks written out. They take the decoded `params` of a request and
+return or raise exactly what the parser made of the row does; a test holds both together.
 """
 
 from typing import Final
 
 from billing.api.params import (
-    array_of,
     array_params,
     invalid,
     pairs_of,
     request_id_of,
-    split_params,
     text_of,
     two_and_options,
     unknown_option,
@@ -25,14 +23,11 @@ from billing.api.params import (
 )
 from billing.ledger.commands import (
     ADJUST,
-    BY_AMOUNT,
-    BY_RUNWAY,
     CAPTURE,
     CHANGE_RATE,
     CLOSE,
     DEBIT,
     HOLD,
-    HOLD_ID_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     MODES,
     RELEASE,
@@ -41,7 +36,6 @@ from billing.ledger.commands import (
     SET_RATE,
     SET_THRESHOLDS,
     STRICT,
-    THRESHOLDS_MAX,
     TOP_UP,
     USER_ID_BYTES_MAX,
     Command,
@@ -51,9 +45,7 @@ from billing.ledger.money import (
     INT64_MAX,
     parse_amount,
     parse_delta,
-    parse_limit,
     parse_rate,
-    parse_signed_amount,
 )
 
 _RATE_PER_SECOND_MAX: Final = INT64_MAX // 3600
@@ -111,25 +103,6 @@ def set_rate(params: object) -> Command:
     return (SET_RATE, user_id, rate_per_hour, rate_seq, min_runway_ns, resource, request_id, message)
 
 
-def change_rate(params: object) -> Command:
-    """user_id, delta, {per, resource, request_id, message}"""
-    user_id, delta, options = two_and_options(array_params(params, 2, "user_id, delta"), "user_id, delta")
-    per: object = _SECOND
-    resource = request_id = message = b""
-    for name, value in pairs_of(options):
-        if name == b"per":
-            per = _SECOND if value is None else value
-        elif name == b"resource":
-            resource = _resource_of(value)
-        elif name == b"request_id":
-            request_id = b"" if value is None else request_id_of(value)
-        elif name == b"message":
-            message = _message_of(value)
-        else:
-            raise unknown_option(name, ("per", "resource", "request_id", "message"))
-    return (CHANGE_RATE, user_id_of(user_id), parse_delta(delta, per), 0, 0, resource, request_id, message)
-
-
 def debit(params: object) -> Command:
     """user_id, amount, {mode, request_id, message}"""
     values = params if type(params) is list else array_params(params, 2, "user_id, amount")
@@ -155,75 +128,6 @@ def debit(params: object) -> Command:
     return (DEBIT, user_id, amount, mode, 0, b"", request_id, message)
 
 
-def set_credit_limit(params: object) -> Command:
-    """user_id, amount, {request_id}"""
-    user_id, amount, options = two_and_options(array_params(params, 2, "user_id, amount"), "user_id, amount")
-    request_id = _request_id(options)
-    return (SET_CREDIT_LIMIT, user_id_of(user_id), parse_limit(amount), 0, 0, b"", request_id, b"")
-
-
-def hold(params: object) -> Command:
-    """user_id, amount, {ttl_ns, request_id}"""
-    user_id, amount, options = two_and_options(array_params(params, 2, "user_id, amount"), "user_id, amount")
-    ttl_ns = 0
-    request_id = b""
-    for name, value in pairs_of(options):
-        if name == b"ttl_ns":
-            ttl_ns = 0 if value is None else whole_of(value, "ttl_ns", 1)
-        elif name == b"request_id":
-            request_id = b"" if value is None else request_id_of(value)
-        else:
-            raise unknown_option(name, ("ttl_ns", "request_id"))
-    return (HOLD, user_id_of(user_id), parse_amount(amount), ttl_ns, 0, b"", request_id, b"")
-
-
-def capture(params: object) -> Command:
-    """user_id, hold_id, amount, {request_id}"""
-    values, options = split_params(params, 3, "user_id, hold_id, amount")
-    user_id, hold_id, amount = values
-    request_id = _request_id(options)
-    return (CAPTURE, user_id_of(user_id), parse_amount(amount), 0, 0, _hold_id_of(hold_id), request_id, b"")
-
-
-def release(params: object) -> Command:
-    """user_id, hold_id, {request_id}"""
-    user_id, hold_id, options = two_and_options(array_params(params, 2, "user_id, hold_id"), "user_id, hold_id")
-    return (RELEASE, user_id_of(user_id), 0, 0, 0, _hold_id_of(hold_id), _request_id(options), b"")
-
-
-def adjust(params: object) -> Command:
-    """user_id, amount, reason, {request_id}"""
-    values, options = split_params(params, 3, "user_id, amount, reason")
-    user_id, amount, reason = values
-    message = text_of(reason, "reason", 1, MESSAGE_BYTES_MAX)
-    request_id = _request_id(options)
-    return (ADJUST, user_id_of(user_id), parse_signed_amount(amount), 0, 0, b"", request_id, message)
-
-
-def set_thresholds(params: object) -> Command:
-    """user_id, thresholds, {request_id}"""
-    user_id, given, options = two_and_options(array_params(params, 2, "user_id, thresholds"), "user_id, thresholds")
-    thresholds = [_threshold_of(each) for each in array_of(given, "thresholds", THRESHOLDS_MAX)]
-    packed = pack_thresholds(thresholds)
-    count = len(set(thresholds))
-    return (SET_THRESHOLDS, user_id_of(user_id), count, 0, 0, packed, _request_id(options), b"")
-
-
-def close_account(params: object) -> Command:
-    """user_id, {request_id}"""
-    (user_id,), options = split_params(params, 1, "user_id")
-    return (CLOSE, user_id_of(user_id), 0, 0, 0, b"", _request_id(options), b"")
-
-
-def _request_id(options: object) -> bytes:
-    request_id = b""
-    for name, value in pairs_of(options):
-        if name != b"request_id":
-            raise unknown_option(name, ("request_id",))
-        request_id = b"" if value is None else request_id_of(value)
-    return request_id
-
-
 def _request_id_and_message(options: object) -> tuple[bytes, bytes]:
     request_id = message = b""
     for name, value in pairs_of(options):
@@ -244,10 +148,6 @@ def _resource_of(value: object) -> bytes:
     return b"" if value is None else text_of(value, "resource", 0, RESOURCE_BYTES_MAX)
 
 
-def _hold_id_of(value: object) -> bytes:
-    return text_of(value, "hold_id", 1, HOLD_ID_BYTES_MAX)
-
-
 def _mode_of(value: object) -> int:
     name = value.encode("utf-8", "surrogatepass") if type(value) is str else value
     mode = _MODES.get(name) if type(name) is bytes else None
@@ -256,12 +156,71 @@ def _mode_of(value: object) -> int:
     return mode
 
 
-def _threshold_of(value: object) -> tuple[int, int]:
-    pairs = pairs_of(value, "a threshold") if value is not None else ()
-    if len(pairs) == 1:
-        name, bound = pairs[0]
-        if name == b"amount":
-            return BY_AMOUNT, parse_limit(bound)
-        if name == b"runway_ns":
-            return BY_RUNWAY, whole_of(bound, "runway_ns", 0)
-    raise invalid("a threshold must be a map of either amount or runway_ns")
+# -- from values to commands: what the rows of the table build ---------------------------------------------------------
+
+
+def top_up_of(user_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
+    """Of `top_up`, where it is parsed by its row."""
+    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message)
+
+
+def set_rate_of(
+    user_id: bytes,
+    rate: object,
+    per: object,
+    resource: bytes,
+    rate_seq: int,
+    min_runway_ns: int,
+    request_id: bytes,
+    message: bytes,
+) -> Command:
+    """Of `set_rate`, where it is parsed by its row."""
+    return (SET_RATE, user_id, parse_rate(rate, per), rate_seq, min_runway_ns, resource, request_id, message)
+
+
+def change_rate_of(
+    user_id: bytes, delta: object, per: object, resource: bytes, request_id: bytes, message: bytes
+) -> Command:
+    """Of `change_rate`."""
+    return (CHANGE_RATE, user_id, parse_delta(delta, per), 0, 0, resource, request_id, message)
+
+
+def debit_of(user_id: bytes, amount: int, mode: int, request_id: bytes, message: bytes) -> Command:
+    """Of `debit`, where it is parsed by its row."""
+    return (DEBIT, user_id, amount, mode, 0, b"", request_id, message)
+
+
+def set_credit_limit_of(user_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
+    """Of `set_credit_limit`."""
+    return (SET_CREDIT_LIMIT, user_id, amount, 0, 0, b"", request_id, message)
+
+
+def hold_of(user_id: bytes, amount: int, ttl_ns: int, request_id: bytes, message: bytes) -> Command:
+    """Of `hold`."""
+    return (HOLD, user_id, amount, ttl_ns, 0, b"", request_id, message)
+
+
+def capture_of(user_id: bytes, hold_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
+    """Of `capture`."""
+    return (CAPTURE, user_id, amount, 0, 0, hold_id, request_id, message)
+
+
+def release_of(user_id: bytes, hold_id: bytes, request_id: bytes, message: bytes) -> Command:
+    """Of `release`."""
+    return (RELEASE, user_id, 0, 0, 0, hold_id, request_id, message)
+
+
+def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes) -> Command:
+    """Of `adjust`, whose reason is its message."""
+    return (ADJUST, user_id, amount, 0, 0, b"", request_id, reason)
+
+
+def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request_id: bytes, message: bytes) -> Command:
+    """Of `set_thresholds`."""
+    packed = pack_thresholds(thresholds)
+    return (SET_THRESHOLDS, user_id, len(set(thresholds)), 0, 0, packed, request_id, message)
+
+
+def close_account_of(user_id: bytes, request_id: bytes, message: bytes) -> Command:
+    """Of `close_account`."""
+    return (CLOSE, user_id, 0, 0, 0, b"", request_id, message)

@@ -19,9 +19,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Guard
 from billing.api.latency import RequestLatency
-from billing.api.methods import BY_WIRE_NAME, Parser, command_parsers, describe
+from billing.api.methods import BY_WIRE_NAME, HISTORY_ROWS_MAX, PAGE_ROWS_MAX, Parser, command_parsers, describe
 from billing.api.origins import Origins, Rarely
-from billing.api.questions import HISTORY_ROWS_MAX, PAGE_ROWS_MAX
 from billing.api.wire import (
     ARRAY_LENGTH_MAX,
     FRAME_BYTES_MAX,

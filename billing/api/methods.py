@@ -1,23 +1,61 @@
-"""The table of procedures: one for every door, and the only place where a procedure is born.
+"""The table of methods: one for every door, and the only place where a method is born.
 
-Each row says what a procedure is called, what it takes, what kind it is, which role may call it and, in one line, what
-it does; its parser is the function of the same name in `calls` or `questions`. The kind tells a door where the parsed
-tuple goes:
+Each row says what a method is called, what it takes (fields with types, see `values`), what it answers (see `shapes`),
+which refusals of the ledger it knows, what kind it is, which role may call it and, in one line, what it does. From the
+rows come: the parser of each method, what `methods` answers, the routes and the document of the HTTP door, the types
+and methods of `billing.client`, and the options of the command line.
+
+The kind tells a door where the parsed tuple goes:
 
     command    a change of one account: a `Command`, to the owner of the user's bucket; answered once durable
     query      a question about one account: `(name, user_id, …)`, to the owner of the user's bucket
     operation  the operator's side and whole-daemon questions: `(name, …)`, to the worker the door belongs to
     local      answered by the door itself: `(name, …)`
 
+A parser takes what the client sent as `params` (an array, or nil for an empty one; after all required fields one more
+may be a map of options) and returns the canonical tuple: `(name, required…, options…)` in the order of the row, or what
+the row's `build` makes of the same values by name. It raises `Refused`. Three methods are called for every request of a
+busy day; their parsers are written by hand in `calls`, and a test holds them to what their rows say.
+
 Deny by default: a role may call what names it here and nothing else, `admin` may call everything, and only `hello` and
-`ping` need no role at all. What `methods` answers is made of this table.
+`ping` need no role at all.
+
+**To add a question** is a row here and whoever answers it. **To add a command** is its number in
+`billing.ledger.commands`, its handler in the ledger, and a row here with a `build`.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from billing.api import calls, questions
+from billing.api import calls, shapes
+from billing.api.params import invalid, pairs_of, split_params, unknown_option
+from billing.api.shapes import Reply
+from billing.api.values import (
+    SIGNED,
+    ZERO_TOO,
+    Amount,
+    Enum,
+    Flag,
+    Integer,
+    Key,
+    Rate,
+    Span,
+    Text,
+    Thresholds,
+    Type,
+    UserId,
+)
+from billing.ledger.commands import (
+    HOLD_ID_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    MODES,
+    REQUEST_ID_BYTES_MAX,
+    RESOURCE_BYTES_MAX,
+)
 from billing.ledger.errors import Refused
+from billing.ledger.money import INT64_MAX
 
 COMMAND: Final = "command"
 QUERY: Final = "query"
@@ -35,14 +73,41 @@ ANYONE: Final = "anyone"  # needs no sign-in; no token can carry it
 # counted in ordinary ones.
 LISTING_WEIGHT: Final = 256
 
+HISTORY_ROWS_DEFAULT: Final = 100
+HISTORY_ROWS_MAX: Final = 1_000
+PAGE_ROWS_MAX: Final = 1_000
+NEWEST: Final = INT64_MAX  # the entry_id that the first page of a history stays below
+SECOND_NS: Final = 10**9
+FORECAST_NS_DEFAULT: Final = 3_600 * SECOND_NS
+FORECAST_NS_MAX: Final = 7 * 86_400 * SECOND_NS
+FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second is shown, beyond it each minute
+FORECAST_STEPS_MAX: Final = 20_000
+TOKEN_BYTES_MAX: Final = 512
+
+# What any method about an account may be refused with, beside its own; and any method at all.
+ACCOUNT_ERRORS: Final = ("INVALID_USER_ID", "UNKNOWN_ACCOUNT", "BUCKET_MOVING", "WRONG_BUCKET")
+COMMON_ERRORS: Final = ("INVALID_PARAMS", "UNAUTHENTICATED", "FORBIDDEN", "UNAVAILABLE", "BUSY", "INTERNAL")
+
 Parser = Callable[[object], tuple[Any, ...]]
+Build = Callable[..., tuple[Any, ...]]
 
 
 class Field(NamedTuple):
-    """A parameter or an option: its name and, in words a client's author understands, its type."""
+    """A parameter or an option: its name, its type and, of an option, what it is where it is not given."""
 
     name: str
-    type: str
+    type: Type
+    default: Any = None
+    doc: str = ""
+
+    def describe(self) -> dict[str, object]:
+        """The field as `methods` answers it: `type` is for people, `kind` and the bounds for machines."""
+        return {
+            "name": self.name,
+            "type": self.type.words + (f"; {self.doc}" if self.doc else ""),
+            "kind": self.type.kind,
+            **self.type.bounds,
+        }
 
 
 class Method(NamedTuple):
@@ -53,9 +118,33 @@ class Method(NamedTuple):
     role: str
     required: tuple[Field, ...]
     options: tuple[Field, ...]
+    reply: Reply
+    refusals: tuple[str, ...]  # of its own; see `errors`
     doc: str
     parse: Parser
+    by_row: Parser  # the parser made of the row: the same function, but for the three written by hand
     weight: int
+
+    @property
+    def about_account(self) -> bool:
+        """Whether the second value of the parsed tuple is a user id."""
+        return bool(self.required) and self.required[0].name == "user_id"
+
+    @property
+    def changes(self) -> bool:
+        """Whether a call may change something."""
+        return self.kind == COMMAND or (self.kind != LOCAL and self.role not in (READ, ANYONE))
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The names of all refusals that may come."""
+        keyed = ("REQUEST_ID_CONFLICT",) if self.option("request_id") is not None else ()
+        own = self.refusals + keyed + (ACCOUNT_ERRORS if self.about_account else ())
+        return tuple(dict.fromkeys(own + COMMON_ERRORS))
+
+    def option(self, name: str) -> Field | None:
+        """The option of this name."""
+        return next((field for field in self.options if field.name == name), None)
 
     def describe(self) -> dict[str, object]:
         """The row as `methods` answers it."""
@@ -63,238 +152,411 @@ class Method(NamedTuple):
             "name": self.name,
             "kind": self.kind,
             "role": self.role,
-            "params": [field._asdict() for field in self.required],
-            "options": [field._asdict() for field in self.options],
+            "params": [field.describe() for field in self.required],
+            "options": [field.describe() for field in self.options],
+            "reply": self.reply.describe(),
+            "errors": list(self.errors),
             "doc": self.doc,
         }
 
 
 class Call(NamedTuple):
-    """A parsed request. `user_id` is empty where the procedure is not about one account."""
+    """A parsed request. `user_id` is empty where the method is not about one account."""
 
     method: Method
     user_id: bytes
     body: tuple[Any, ...]
 
 
-USER_ID = Field("user_id", "text of 1-128 bytes, or integer")
-AMOUNT = Field("amount", "integer of nanos above 0, or decimal string of coins")
-REQUEST_ID = Field("request_id", "text or bytes, 1-64 bytes")
-MESSAGE = Field("message", "text of at most 1024 bytes")
-PER = Field("per", "second (default), minute or hour")
-RESOURCE = Field("resource", "text of at most 128 bytes, default empty")
-HOLD_ID = Field("hold_id", "text")
-BUCKET_ID = Field("bucket_id", "integer")
-LIMIT = Field("limit", "integer, 1-1000")
-AFTER = Field("after", "user_id")
+def parser_of(required: tuple[Field, ...], options: tuple[Field, ...], build: Build) -> Parser:
+    """The parser of a method that takes these."""
+    count, expected = len(required), ", ".join(field.name for field in required)
+    names = [field.name for field in options]
+    by_key = {field.name.encode(): field for field in options}
+    defaults = {field.name: field.default for field in options}
+
+    def parse(params: object) -> tuple[Any, ...]:
+        values, given = split_params(params, count, expected)
+        found = defaults.copy()
+        for key, value in pairs_of(given):
+            option = by_key.get(key) if type(key) is bytes else None
+            if option is None:
+                raise unknown_option(key, names)
+            if value is not None:
+                found[option.name] = option.type.parse(value, option.name)
+        for field, value in zip(required, values, strict=True):
+            found[field.name] = field.type.parse(value, field.name)
+        return build(**found)
+
+    return parse
 
 
 def _row(
     kind: str,
     role: str,
-    parse: Parser,
+    name: str,
     doc: str,
+    reply: Reply,
     required: tuple[Field, ...] = (),
     options: tuple[Field, ...] = (),
+    refusals: tuple[str, ...] = (),
+    build: Build | None = None,
+    parse: Parser | None = None,
     weight: int = 1,
 ) -> Method:
-    return Method(parse.__name__, kind, role, required, options, doc, parse, weight)
+    order = [field.name for field in (*required, *options)]
 
+    def plain(**values: Any) -> tuple[Any, ...]:
+        return (name, *(values[field] for field in order))
+
+    by_row = parser_of(required, options, build or plain)
+    return Method(name, kind, role, required, options, reply, refusals, doc, parse or by_row, by_row, weight)
+
+
+def _forecast(within_ns: int, step_ns: int) -> tuple[Any, ...]:
+    step_ns = step_ns or (SECOND_NS if within_ns <= FORECAST_SECONDS_UP_TO_NS else 60 * SECOND_NS)
+    if step_ns % SECOND_NS or within_ns > step_ns * FORECAST_STEPS_MAX:
+        raise invalid(f"step_ns: expected whole seconds, and at most {FORECAST_STEPS_MAX} steps within within_ns")
+    return ("forecast", within_ns, step_ns)
+
+
+_PERIODS: Final[Mapping[str, str]] = {"second": "second", "minute": "minute", "hour": "hour"}
+
+USER_ID: Final = Field("user_id", UserId())
+AMOUNT: Final = Field("amount", Amount())
+REQUEST_ID: Final = Field("request_id", Key(REQUEST_ID_BYTES_MAX), b"", "a call that comes again has its first answer")
+MESSAGE: Final = Field("message", Text(MESSAGE_BYTES_MAX), b"", "goes into the entry")
+PER: Final = Field("per", Enum(_PERIODS, "second", raw=True), b"second")
+RESOURCE: Final = Field("resource", Text(RESOURCE_BYTES_MAX), b"", "names the rate line")
+HOLD_ID: Final = Field("hold_id", Text(HOLD_ID_BYTES_MAX, 1))
+BUCKET_ID: Final = Field("bucket_id", Integer(1))
+SHARD_ID: Final = Field("shard_id", Integer())
+AFTER: Final = Field("after", UserId(empty=True), b"", "behind which the page starts")
+LIMIT: Final = Field("limit", Integer(1, PAGE_ROWS_MAX), PAGE_ROWS_MAX)
 
 _ROWS: Final = (
     _row(
         COMMAND,
         TOP_UP,
-        calls.top_up,
+        "top_up",
         "adds money; creates the account if it is new",
+        shapes.one(shapes.STANDING),
         (USER_ID, AMOUNT),
         (REQUEST_ID, MESSAGE),
+        ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
+        calls.top_up_of,
+        calls.top_up,
     ),
     _row(
         COMMAND,
         CHARGE,
-        calls.set_rate,
+        "set_rate",
         "sets the rate of one rate line; the account's rate is the sum of its lines",
-        (USER_ID, Field("rate", "integer of nanos, or decimal string of coins; 0 allowed")),
+        shapes.one(shapes.STANDING),
+        (USER_ID, Field("rate", Rate())),
         (
             PER,
             RESOURCE,
-            Field("rate_seq", "integer; one that is not newer is refused"),
-            Field("min_runway_ns", "integer; refuses where the money would last for less"),
+            Field("rate_seq", Integer(), -1, "one that is not newer is refused"),
+            Field("min_runway_ns", Span(), -1, "refuses where the money would last for less"),
             REQUEST_ID,
             MESSAGE,
         ),
+        ("INVALID_RATE", "LIMIT_EXCEEDED", "STALE_RATE", "INSUFFICIENT_RUNWAY"),
+        calls.set_rate_of,
+        calls.set_rate,
     ),
     _row(
         COMMAND,
         CHARGE,
-        calls.change_rate,
+        "change_rate",
         "adds to a rate line, or takes from it",
-        (USER_ID, Field("delta", "signed integer of nanos, or decimal string of coins")),
+        shapes.one(shapes.STANDING),
+        (USER_ID, Field("delta", Rate(SIGNED))),
         (PER, RESOURCE, REQUEST_ID, MESSAGE),
+        ("INVALID_RATE", "LIMIT_EXCEEDED"),
+        calls.change_rate_of,
     ),
     _row(
         COMMAND,
         CHARGE,
-        calls.debit,
+        "debit",
         "a one-off charge",
+        shapes.one(shapes.DEBIT),
         (USER_ID, AMOUNT),
-        (Field("mode", "strict (default), partial or force"), REQUEST_ID, MESSAGE),
+        (
+            Field("mode", Enum(MODES, "strict"), MODES["strict"], "where there is not enough"),
+            REQUEST_ID,
+            MESSAGE,
+        ),
+        ("INVALID_AMOUNT", "INSUFFICIENT_FUNDS", "LIMIT_EXCEEDED"),
+        calls.debit_of,
+        calls.debit,
     ),
     _row(
         COMMAND,
         ADMIN,
-        calls.set_credit_limit,
+        "set_credit_limit",
         "how far below zero available money reaches",
-        (USER_ID, Field("amount", "integer of nanos, or decimal string of coins; 0 allowed")),
-        (REQUEST_ID,),
+        shapes.one(shapes.STANDING),
+        (USER_ID, Field("amount", Amount(ZERO_TOO))),
+        (REQUEST_ID, MESSAGE),
+        ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
+        calls.set_credit_limit_of,
     ),
-    _row(QUERY, READ, questions.get_account, "everything about the account now", (USER_ID,)),
+    _row(QUERY, READ, "get_account", "everything about the account now", shapes.one(shapes.ACCOUNT), (USER_ID,)),
     _row(
         OPERATION,
         READ,
-        questions.accounts,
+        "accounts",
         "accounts in order of user_id, a page",
+        shapes.rows(shapes.ACCOUNT_ROW, "after", "user_id"),
         (),
         (AFTER, LIMIT),
-        LISTING_WEIGHT,
+        weight=LISTING_WEIGHT,
     ),
     _row(
         QUERY,
         READ,
-        questions.history,
+        "history",
         "the account's entries, newest first",
+        shapes.rows(shapes.HISTORY_ROW, "before", "entry_id"),
         (USER_ID,),
-        (LIMIT, Field("before", "entry_id")),
-        LISTING_WEIGHT,
-    ),
-    _row(
-        COMMAND,
-        CHARGE,
-        calls.hold,
-        "reserves money",
-        (USER_ID, AMOUNT),
-        (Field("ttl_ns", "integer above 0"), REQUEST_ID),
-    ),
-    _row(
-        COMMAND,
-        CHARGE,
-        calls.capture,
-        "takes part or all of a hold and frees the rest",
-        (USER_ID, HOLD_ID, AMOUNT),
-        (REQUEST_ID,),
-    ),
-    _row(COMMAND, CHARGE, calls.release, "gives a hold back", (USER_ID, HOLD_ID), (REQUEST_ID,)),
-    _row(
-        COMMAND,
-        ADMIN,
-        calls.adjust,
-        "a correction, booked as such",
         (
-            USER_ID,
-            Field("amount", "signed integer of nanos, or decimal string of coins"),
-            Field("reason", "text of 1-1024 bytes"),
+            Field("limit", Integer(1, HISTORY_ROWS_MAX), HISTORY_ROWS_DEFAULT),
+            Field("before", Integer(said=", an entry_id"), NEWEST, "which the page stays below"),
         ),
-        (REQUEST_ID,),
+        weight=LISTING_WEIGHT,
+    ),
+    _row(
+        COMMAND,
+        CHARGE,
+        "hold",
+        "reserves money",
+        shapes.one(shapes.HOLD),
+        (USER_ID, AMOUNT),
+        (Field("ttl_ns", Span(1), 0, "after which it is given back by itself"), REQUEST_ID, MESSAGE),
+        ("INVALID_AMOUNT", "INSUFFICIENT_FUNDS", "LIMIT_EXCEEDED"),
+        calls.hold_of,
+    ),
+    _row(
+        COMMAND,
+        CHARGE,
+        "capture",
+        "takes part or all of a hold and frees the rest",
+        shapes.one(shapes.CAPTURE),
+        (USER_ID, HOLD_ID, AMOUNT),
+        (REQUEST_ID, MESSAGE),
+        ("INVALID_AMOUNT", "UNKNOWN_HOLD", "INSUFFICIENT_FUNDS", "LIMIT_EXCEEDED"),
+        calls.capture_of,
+    ),
+    _row(
+        COMMAND,
+        CHARGE,
+        "release",
+        "gives a hold back",
+        shapes.one(shapes.STANDING),
+        (USER_ID, HOLD_ID),
+        (REQUEST_ID, MESSAGE),
+        ("UNKNOWN_HOLD",),
+        calls.release_of,
     ),
     _row(
         COMMAND,
         ADMIN,
-        calls.set_thresholds,
+        "adjust",
+        "a correction, booked as such",
+        shapes.one(shapes.STANDING),
+        (USER_ID, Field("amount", Amount(SIGNED)), Field("reason", Text(MESSAGE_BYTES_MAX, 1))),
+        (REQUEST_ID,),
+        ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
+        calls.adjust_of,
+    ),
+    _row(
+        COMMAND,
+        ADMIN,
+        "set_thresholds",
         "when to send low-balance notices",
-        (USER_ID, Field("thresholds", "array of maps of either amount or runway_ns")),
-        (REQUEST_ID,),
+        shapes.one(shapes.STANDING),
+        (USER_ID, Field("thresholds", Thresholds())),
+        (REQUEST_ID, MESSAGE),
+        ("INVALID_AMOUNT",),
+        calls.set_thresholds_of,
     ),
     _row(
         COMMAND,
         ADMIN,
-        calls.close_account,
+        "close_account",
         "closes an account at rate 0 without debt, hold or owed cutoff; pays out the rest as an entry",
+        shapes.one(shapes.CLOSING),
         (USER_ID,),
-        (REQUEST_ID,),
+        (REQUEST_ID, MESSAGE),
+        ("ACCOUNT_NOT_CLOSABLE",),
+        calls.close_account_of,
     ),
     _row(
         LOCAL,
         ANYONE,
-        questions.hello,
+        "hello",
         "signs in; errors = map asks for structured errors on this connection",
+        shapes.one(shapes.SIGNED_IN),
         (),
-        (Field("token", "text"), Field("errors", "map or string")),
+        (
+            Field("token", Text(TOKEN_BYTES_MAX, 1), b""),
+            Field("errors", Enum({"map": "map", "string": "string"}), ""),
+        ),
     ),
-    _row(LOCAL, ANYONE, questions.ping, "answers pong"),
-    _row(LOCAL, READ, questions.server_info, "version and limits"),
-    _row(LOCAL, READ, questions.methods, "this table"),
-    _row(LOCAL, READ, questions.bucket_id, "the bucket a user hashes to", (USER_ID,)),
+    _row(LOCAL, ANYONE, "ping", "answers pong", shapes.TEXT),
+    _row(LOCAL, READ, "server_info", "version and limits", shapes.one(shapes.SERVER_INFO)),
+    _row(LOCAL, READ, "methods", "this table", shapes.ANY),
+    _row(LOCAL, READ, "bucket_id", "the bucket a user hashes to", shapes.INTEGER, (USER_ID,)),
     _row(
         OPERATION,
         READ,
-        questions.route,
+        "route",
         "who owns each bucket, and where to call; only its version where that is the one given",
+        shapes.ANY,
         (),
-        (Field("version", "integer"),),
-        LISTING_WEIGHT,
+        (Field("version", Integer(), 0),),
+        weight=LISTING_WEIGHT,
     ),
-    _row(OPERATION, READ, questions.buckets_info, "each bucket's owner, state and size", (), (), LISTING_WEIGHT),
-    _row(OPERATION, READ, questions.shards_info, "each shard's process, buckets and load"),
+    _row(
+        OPERATION,
+        READ,
+        "buckets_info",
+        "each bucket's owner, state and size",
+        shapes.rows(shapes.BUCKET),
+        weight=LISTING_WEIGHT,
+    ),
+    _row(OPERATION, READ, "shards_info", "each shard's process, buckets and load", shapes.rows(shapes.SHARD)),
     _row(
         OPERATION,
         ADMIN,
-        questions.move_bucket,
+        "move_bucket",
         "moves a bucket to a shard; answers when the target serves",
-        (BUCKET_ID, Field("shard_id", "integer")),
-    ),
-    _row(OPERATION, ADMIN, questions.pin_bucket, "keeps the rebalancer off a bucket", (BUCKET_ID,)),
-    _row(OPERATION, ADMIN, questions.unpin_bucket, "lets the rebalancer move a bucket again", (BUCKET_ID,)),
-    _row(
-        OPERATION,
-        ADMIN,
-        questions.rebalance,
-        "moves buckets until the load is even; with plan = true only says which",
+        shapes.one(shapes.MOVED),
+        (BUCKET_ID, SHARD_ID),
         (),
-        (Field("plan", "true or false"),),
+        ("UNKNOWN_BUCKET", "UNKNOWN_SHARD", "BUCKET_PINNED", "MOVE_REFUSED"),
     ),
-    _row(QUERY, READ, questions.explain, "why an account stands where it stands", (USER_ID,), (), LISTING_WEIGHT),
-    _row(
-        OPERATION,
-        READ,
-        questions.explain_move,
-        "what a move of the bucket waits for, and whose that is",
-        (BUCKET_ID,),
-        (Field("shard_id", "integer, where it should go"),),
-    ),
-    _row(OPERATION, READ, questions.check_owners, "whether each bucket has exactly one owner, and adds up"),
     _row(
         OPERATION,
         ADMIN,
-        questions.backup,
-        "holds files still and names the positions to copy them up to; see billing backup",
-        (Field("step", "begin, renew or end"),),
+        "pin_bucket",
+        "keeps the rebalancer off a bucket",
+        shapes.one(shapes.PINNED),
+        (BUCKET_ID,),
+        (),
+        ("UNKNOWN_BUCKET",),
+    ),
+    _row(
+        OPERATION,
+        ADMIN,
+        "unpin_bucket",
+        "lets the rebalancer move a bucket again",
+        shapes.one(shapes.PINNED),
+        (BUCKET_ID,),
+        (),
+        ("UNKNOWN_BUCKET",),
+    ),
+    _row(
+        OPERATION,
+        ADMIN,
+        "rebalance",
+        "moves buckets until the load is even; with plan = true only says which",
+        shapes.one(shapes.REBALANCE),
+        (),
+        (Field("plan", Flag(), 0),),
+        ("MOVE_REFUSED",),
+    ),
+    _row(
+        QUERY,
+        READ,
+        "explain",
+        "why an account stands where it stands",
+        shapes.one(shapes.ACCOUNT),
+        (USER_ID,),
+        weight=LISTING_WEIGHT,
     ),
     _row(
         OPERATION,
         READ,
-        questions.pending_cutoffs,
+        "explain_move",
+        "what a move of the bucket waits for, and whose that is",
+        shapes.one(shapes.EXPLAIN_MOVE),
+        (BUCKET_ID,),
+        (Field("shard_id", Integer(1), 0, "where it should go"),),
+        ("UNKNOWN_BUCKET", "UNKNOWN_SHARD"),
+    ),
+    _row(
+        OPERATION,
+        READ,
+        "check_owners",
+        "whether each bucket has exactly one owner, and adds up",
+        shapes.one(shapes.OWNERS),
+    ),
+    _row(
+        OPERATION,
+        ADMIN,
+        "backup",
+        "holds files still and names the positions to copy them up to; see billing backup",
+        shapes.ANY,
+        (Field("step", Enum({"begin": "begin", "renew": "renew", "end": "end"})),),
+        (),
+        ("BACKUP_REFUSED",),
+    ),
+    _row(
+        OPERATION,
+        READ,
+        "pending_cutoffs",
         "what is owed to the cutoff URL; all rows of a user are on one page",
+        shapes.rows(shapes.PENDING_CUTOFF, "after", "user_id"),
         (),
         (AFTER, LIMIT),
-        LISTING_WEIGHT,
+        weight=LISTING_WEIGHT,
     ),
-    _row(OPERATION, READ, questions.expirationd_stats, "what was checked and fired, per shard, and mismatches"),
-    _row(QUERY, ADMIN, questions.retry_cutoff, "tries an account's owed cutoff at once", (USER_ID,)),
-    _row(OPERATION, ADMIN, questions.release_cutoffs, "lets the cutoffs go that a start held back"),
     _row(
         OPERATION,
         READ,
-        questions.forecast,
-        "how many cutoffs are coming, by the second or minute",
+        "expirationd_stats",
+        "what was checked and fired, per shard, and mismatches",
+        shapes.rows(shapes.EXPIRATION),
+    ),
+    _row(
+        QUERY,
+        ADMIN,
+        "retry_cutoff",
+        "tries an account's owed cutoff at once",
+        shapes.one(shapes.STANDING),
+        (USER_ID,),
         (),
-        (Field("within_ns", "integer"), Field("step_ns", "integer")),
-        LISTING_WEIGHT,
+        ("UNKNOWN_CUTOFF",),
+    ),
+    _row(
+        OPERATION,
+        ADMIN,
+        "release_cutoffs",
+        "lets the cutoffs go that a start held back",
+        shapes.one(shapes.RELEASED),
+    ),
+    _row(
+        OPERATION,
+        READ,
+        "forecast",
+        "how many cutoffs are coming, by the second or minute",
+        shapes.one(shapes.FORECAST),
+        (),
+        (
+            Field("within_ns", Span(SECOND_NS, FORECAST_NS_MAX), FORECAST_NS_DEFAULT, "how far ahead"),
+            Field("step_ns", Span(SECOND_NS, FORECAST_NS_MAX), 0, "whole seconds"),
+        ),
+        build=_forecast,
+        weight=LISTING_WEIGHT,
     ),
 )
 
 METHODS: Final[dict[str, Method]] = {row.name: row for row in _ROWS}
-assert len(METHODS) == len(_ROWS), "two procedures share a name"
+assert len(METHODS) == len(_ROWS), "two methods share a name"
 
 BY_WIRE_NAME: Final[dict[bytes, Method]] = {row.name.encode("ascii"): row for row in _ROWS}
 
@@ -305,7 +567,7 @@ def describe() -> list[dict[str, object]]:
 
 
 def allowed(method: Method, roles: frozenset[str]) -> bool:
-    """Whether one of `roles` may call the procedure."""
+    """Whether one of `roles` may call the method."""
     return method.role == ANYONE or method.role in roles or ADMIN in roles
 
 
@@ -329,5 +591,4 @@ def parse(name: object, params: object) -> Call:
     if method is None:
         raise Refused("UNKNOWN_METHOD", "there is no such method; call methods for a list")
     body = method.parse(params)
-    about_account = method.kind in (COMMAND, QUERY) or method.name == "bucket_id"
-    return Call(method, body[1] if about_account else b"", body)
+    return Call(method, body[1] if method.about_account else b"", body)

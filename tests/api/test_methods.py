@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from billing.api.methods import (
     ADMIN,
@@ -14,6 +16,7 @@ from billing.api.methods import (
     READ,
     ROLES,
     TOP_UP,
+    Parser,
     allowed,
     command_parsers,
     describe,
@@ -35,16 +38,16 @@ CONTRACT = {
     ),
     "change_rate": (["user_id", "delta"], {"per", "resource", "request_id", "message"}),
     "debit": (["user_id", "amount"], {"mode", "request_id", "message"}),
-    "set_credit_limit": (["user_id", "amount"], {"request_id"}),
+    "set_credit_limit": (["user_id", "amount"], {"request_id", "message"}),
     "get_account": (["user_id"], set()),
     "accounts": ([], {"after", "limit"}),
     "history": (["user_id"], {"limit", "before"}),
-    "hold": (["user_id", "amount"], {"ttl_ns", "request_id"}),
-    "capture": (["user_id", "hold_id", "amount"], {"request_id"}),
-    "release": (["user_id", "hold_id"], {"request_id"}),
+    "hold": (["user_id", "amount"], {"ttl_ns", "request_id", "message"}),
+    "capture": (["user_id", "hold_id", "amount"], {"request_id", "message"}),
+    "release": (["user_id", "hold_id"], {"request_id", "message"}),
     "adjust": (["user_id", "amount", "reason"], {"request_id"}),
-    "set_thresholds": (["user_id", "thresholds"], {"request_id"}),
-    "close_account": (["user_id"], {"request_id"}),
+    "set_thresholds": (["user_id", "thresholds"], {"request_id", "message"}),
+    "close_account": (["user_id"], {"request_id", "message"}),
     "hello": ([], {"token", "errors"}),
     "ping": ([], set()),
     "server_info": ([], set()),
@@ -319,6 +322,67 @@ def test_what_is_out_of_range_is_named(call, field):
     assert field in error.message
 
 
+HAND_WRITTEN = [row for row in METHODS.values() if row.parse is not row.by_row]
+WIRE_VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.binary(max_size=140),
+        st.text(max_size=70),
+        st.sampled_from([RIGHT[name] for name in RIGHT if name != "thresholds"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.lists(st.tuples(inner, inner), max_size=4).map(tuple)),
+    max_leaves=8,
+)
+
+
+def outcome(parser: Parser, params: object) -> object:
+    """What a parser returns, or the name of its refusal."""
+    try:
+        return parser(params)
+    except Refused as refused:
+        return refused.name
+
+
+def test_three_parsers_are_written_by_hand():
+    assert [row.name for row in HAND_WRITTEN] == ["top_up", "set_rate", "debit"]
+
+
+@pytest.mark.parametrize("row", HAND_WRITTEN, ids=lambda row: row.name)
+@given(data=st.data())
+def test_what_is_written_by_hand_is_what_the_row_says(row, data):
+    """Right values mixed with wrong ones, any subset of the options: one tuple, or a refusal of both."""
+    required = [data.draw(st.one_of(st.just(RIGHT[field.name]), WIRE_VALUES)) for field in row.required]
+    chosen = data.draw(st.sets(st.sampled_from([field.name for field in row.options])))
+    options = {name: data.draw(st.one_of(st.just(RIGHT[name]), st.none(), WIRE_VALUES)) for name in chosen}
+    for form in (options, tuple((name.encode(), value) for name, value in options.items())):
+        by_hand, by_row = outcome(row.parse, [*required, form]), outcome(row.by_row, [*required, form])
+        assert isinstance(by_hand, str) == isinstance(by_row, str)
+        if not isinstance(by_hand, str):
+            assert by_hand == by_row
+
+
+@pytest.mark.parametrize("row", HAND_WRITTEN, ids=lambda row: row.name)
+@given(params=WIRE_VALUES)
+def test_any_params_are_taken_or_refused_by_both(row, params):
+    by_hand, by_row = outcome(row.parse, params), outcome(row.by_row, params)
+    assert by_hand == by_row or (isinstance(by_hand, str) and isinstance(by_row, str))
+
+
+@pytest.mark.parametrize("row", HAND_WRITTEN, ids=lambda row: row.name)
+def test_one_thing_wrong_has_the_same_name_by_hand_and_by_row(row):
+    right = [RIGHT[field.name] for field in row.required]
+    wrong: list[object] = [[*right, {"nothing": 1}], right[:1], [*right, 5], [*right, (), ()]]
+    for place in range(len(right)):
+        wrong += [[*right[:place], value, *right[place + 1 :]] for value in (None, -1, True, 2**64, b"", [], "x" * 200)]
+    for field in row.options:
+        wrong += [[*right, {field.name: value}] for value in (-2, 5.5, True, [], b"", b"\xff", "x" * 2000, 2**63)]
+    for params in wrong:
+        assert outcome(row.parse, params) == outcome(row.by_row, params), params
+
+
 def test_an_option_that_comes_twice_is_refused():
     error = refusal("top_up", b"u", 5, ((b"message", b"a"), (b"message", b"b")))
     assert (error.name, error.message) == ("INVALID_PARAMS", "options must not name anything twice")
@@ -359,6 +423,14 @@ def test_the_self_description_travels():
     described = msgpack.unpackb(msgpack.packb(describe()))
     assert [row["name"] for row in described] == list(METHODS)
     top_up = described[0]
-    assert top_up["params"][1] == {"name": "amount", "type": "integer of nanos above 0, or decimal string of coins"}
+    assert top_up["params"][1] == {
+        "name": "amount",
+        "type": "integer of nanos above 0, or decimal string of coins",
+        "kind": "amount",
+        "sign": "positive",
+    }
+    assert {"INVALID_AMOUNT", "LIMIT_EXCEEDED", "REQUEST_ID_CONFLICT", "UNAVAILABLE"} <= set(top_up["errors"])
+    assert top_up["reply"]["shape"] == "Standing"
+    assert {"name": "balance_nanos", "kind": "nanos"} in top_up["reply"]["fields"]
     assert {option["name"] for option in top_up["options"]} == {"request_id", "message"}
     assert all(row["doc"] and row["kind"] and row["role"] for row in described)

@@ -5,8 +5,8 @@
     option = name "=" value | "--" name "=" value | "--" name value      ttl=5m, --ttl 5m
     value  = word | "quoted text"                                   as a shell quotes
 
-A value is read by what the table says of its parameter: money is coins ("12.5"), or nanos with an n behind it ("5n");
-a span (`…_ns`) is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON; everything else is what it looks
+A value is read by the kind of its parameter in the table: money is coins ("12.5"), or nanos with an n behind it ("5n");
+a span is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON; everything else is what it looks
 like. Nothing is computed, and nothing is evaluated: a line that is no call is refused, with what would be one.
 """
 
@@ -37,7 +37,6 @@ _TITLES: Final = {"command": "Accounts: changes", "query": "Accounts: questions"
 _LAST_TITLE: Final = "The daemon"
 _NANOS = re.compile(r"-?\d{1,30}n")
 _COINS = re.compile(r"[+-]?\d{1,30}(\.\d{1,9})?")
-_WORD = re.compile(r"[a-z_]+")
 _LINE_WIDTH_MIN: Final = 40
 
 
@@ -175,8 +174,8 @@ class Table:
         key, equals, value = last.partition("=")
         if not equals:
             return [f"{field['name']}=" for field in method["options"] if field["name"].startswith(key)]
-        types = [field["type"] for field in method["options"] if field["name"] == key]
-        return [f"{key}={choice}" for kind in types for choice in _choices(kind) if choice.startswith(value)]
+        chosen = [choice for field in method["options"] if field["name"] == key for choice in _choices(field)]
+        return [f"{key}={choice}" for choice in chosen if choice.startswith(value)]
 
 
 def _wrapped(head: str, text: str, width: int) -> list[str]:
@@ -187,33 +186,31 @@ def _wrapped(head: str, text: str, width: int) -> list[str]:
     )
 
 
-def _choices(kind: str) -> list[str]:
-    """The words of a type that lists them: `strict (default), partial or force`."""
-    if any(word in kind for word in ("text", "integer", "array", "coins", "_id")):
-        return []
-    return [word for word in _WORD.findall(kind) if word not in ("default", "or")]
+def _choices(field: Mapping[str, Any]) -> list[str]:
+    """The words that a field takes, where it takes only those."""
+    return ["true", "false"] if field["kind"] == "flag" else list(field.get("choices", ()))
 
 
-def _value_of(field: Mapping[str, str], value: str) -> Any:
+def _value_of(field: Mapping[str, Any], value: str) -> Any:
     """A typed value as it goes over the wire."""
-    name, kind = field["name"], field["type"]
-    if "coins" in kind:
+    name, kind = field["name"], field["kind"]
+    if kind in ("amount", "rate"):
         if _NANOS.fullmatch(value):
             return int(value[:-1])
         if not _COINS.fullmatch(value):
             raise LineError(f"{name}: expected coins, as 12.5, or nanos, as 5n; got {value!r}")
         return value
-    if name.endswith("_ns"):
+    if kind == "span":
         return span_of(name, value)
-    if kind.startswith("integer") or kind == "entry_id":
+    if kind in ("integer", "instant"):
         if not re.fullmatch(r"-?\d{1,19}", value):
             raise LineError(f"{name}: expected a whole number, got {value!r}")
         return int(value)
-    if kind == "true or false":
+    if kind == "flag":
         if value not in ("true", "false"):
             raise LineError(f"{name}: expected true or false, got {value!r}")
         return value == "true"
-    if kind.startswith("array"):
+    if kind in ("thresholds", "array", "set"):
         try:
             return json.loads(value)
         except ValueError as error:

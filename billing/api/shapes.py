@@ -1,0 +1,292 @@
+"""What replies look like, said once: for clients' types, for OpenAPI, for `methods`.
+
+A `Shape` is a map with named fields. Each field has a kind, and three flags: it may be nil, it may be absent, it is an
+array of its kind. The kinds of numbers say their unit:
+
+    text  integer  flag      as they are
+    nanos                    10**-9 of a coin, signed
+    nanos_per_hour           a rate
+    nanos_per_second         a rate, rounded down
+    instant                  nanoseconds since the epoch
+    span                     nanoseconds of time
+    enum                     one of `choices`
+    rates                    a map from resource to nanos per hour
+    map                      a map of another shape
+    any                      whatever the method says
+
+**A shape names what every reply has, and closes nothing:** a later version may add fields, and clients ignore what they
+do not know. A test compares each shape with what the daemon really answers.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Field(NamedTuple):
+    """One field of a shape."""
+
+    name: str
+    kind: str
+    doc: str = ""
+    nullable: bool = False
+    optional: bool = False  # absent where it does not apply
+    many: bool = False  # an array
+    choices: tuple[str, ...] = ()
+    shape: Shape | None = None
+
+    def describe(self) -> dict[str, object]:
+        """The field as `methods` answers it: what is false or empty is left out."""
+        told: dict[str, object] = {"name": self.name, "kind": self.kind}
+        for flag in ("nullable", "optional", "many"):
+            if getattr(self, flag):
+                told[flag] = True
+        if self.choices:
+            told["choices"] = list(self.choices)
+        if self.shape is not None:
+            told["shape"] = self.shape.name
+        if self.doc:
+            told["doc"] = self.doc
+        return told
+
+
+class Shape(NamedTuple):
+    """A map with these fields. `name` is what clients' types are called."""
+
+    name: str
+    fields: tuple[Field, ...]
+
+
+class Reply(NamedTuple):
+    """What a method answers: a `kind` as of a field, a map of `shape` or, with `many`, an array of such maps. `cursor`
+    names the option by which the next page is asked for, and `cursor_field` the field of the last row that goes there.
+    """
+
+    kind: str = "map"
+    shape: Shape | None = None
+    many: bool = False
+    cursor: str = ""
+    cursor_field: str = ""
+
+    def describe(self) -> dict[str, object]:
+        """The reply as `methods` answers it."""
+        told: dict[str, object] = {"kind": self.kind}
+        if self.many:
+            told["many"] = True
+        if self.shape is not None:
+            told["shape"] = self.shape.name
+            told["fields"] = [field.describe() for field in self.shape.fields]
+        if self.cursor:
+            told["cursor"] = {"option": self.cursor, "field": self.cursor_field}
+        return told
+
+
+def _nullable(name: str, kind: str, doc: str = "") -> Field:
+    return Field(name, kind, doc, nullable=True)
+
+
+_USER: Final = Field("user_id", "text")
+_STATE: Final = Field("state", "enum", choices=("active", "exhausted"))
+
+_STANDING: Final = (
+    _USER,
+    Field("bucket_id", "integer", "the bucket the user hashes to"),
+    _STATE,
+    Field("balance_nanos", "nanos"),
+    Field("credit_limit_nanos", "nanos", "how far below zero available money reaches"),
+    Field("available_nanos", "nanos", "balance and credit limit less open holds"),
+    Field("rate_nanos_per_hour", "nanos_per_hour"),
+    Field("rate_nanos_per_second", "nanos_per_second"),
+    _nullable("exhausts_at_ns", "instant", "when it runs out if nothing else happens"),
+    _nullable("runway_ns", "span", "how long the money lasts"),
+    Field("exhaustion_seq", "integer", "how often it was exhausted"),
+    Field("entry_id", "integer", "the account's newest entry"),
+    Field("at_ns", "instant", "the instant of this answer"),
+    Field("replayed", "flag", "whether this is the first answer of a call that came again"),
+)
+
+CUTOFF: Final = Shape(
+    "Cutoff",
+    (
+        Field("event_id", "text"),
+        Field("seq", "integer"),
+        Field("exhausted_at_ns", "instant"),
+        Field("status", "text"),
+        Field("attempts", "integer"),
+        _nullable("last_error", "text"),
+    ),
+)
+_RESTORED: Final = (
+    Field("restored", "flag", "whether this took the account out of exhaustion", optional=True),
+    Field("cutoff", "map", "the cutoff that this restored from", optional=True, shape=CUTOFF),
+)
+STANDING: Final = Shape("Standing", _STANDING + _RESTORED)
+DEBIT: Final = Shape(
+    "Debit",
+    (
+        *_STANDING,
+        Field("outcome", "enum", choices=("ok", "exhausted")),
+        Field("debited_nanos", "nanos", "what was taken"),
+        *_RESTORED,
+    ),
+)
+HOLD: Final = Shape("Hold", (*_STANDING, Field("hold_id", "text", "names the hold in capture and release"), *_RESTORED))
+CAPTURE: Final = Shape("Capture", (*_STANDING, Field("captured_nanos", "nanos"), *_RESTORED))
+CLOSING: Final = Shape("Closing", (*_STANDING, Field("paid_out_nanos", "nanos"), *_RESTORED))
+OPEN_HOLD: Final = Shape(
+    "OpenHold",
+    (Field("hold_id", "text"), Field("amount_nanos", "nanos"), _nullable("expires_at_ns", "instant")),
+)
+THRESHOLD: Final = Shape(
+    "Threshold",
+    (Field("amount_nanos", "nanos", optional=True), Field("runway_ns", "span", optional=True)),
+)
+ACCOUNT: Final = Shape(
+    "Account",
+    (
+        *_STANDING,
+        Field("rates", "rates", "each line above zero, by resource"),
+        Field("cutoff", "map", "the latest cutoff", nullable=True, shape=CUTOFF),
+        Field("overrun_nanos", "nanos", "what would have accrued since it ran out"),
+        Field("holds_nanos", "nanos"),
+        Field("holds", "map", many=True, shape=OPEN_HOLD),
+        Field("thresholds", "map", many=True, shape=THRESHOLD),
+    ),
+)
+ACCOUNT_ROW: Final = Shape("AccountRow", (_USER,))
+HISTORY_ROW: Final = Shape(
+    "HistoryRow",
+    (
+        Field("entry_id", "integer"),
+        Field("at_ns", "instant"),
+        Field("operation", "text"),
+        Field("amount_nanos", "nanos", "what it added, or took"),
+        Field("accrued_nanos", "nanos", "spent by time since the entry before"),
+        Field("balance_before_nanos", "nanos", "after that accrual"),
+        Field("balance_after_nanos", "nanos"),
+        Field("message", "text"),
+        _nullable("request_id", "text"),
+    ),
+)
+PENDING_CUTOFF: Final = Shape(
+    "PendingCutoff",
+    (
+        _USER,
+        Field("event_id", "text"),
+        Field("seq", "integer"),
+        Field("exhausted_at_ns", "instant"),
+        Field("attempts", "integer"),
+        _nullable("last_error", "text"),
+    ),
+)
+BUCKET: Final = Shape(
+    "Bucket",
+    (
+        Field("bucket_id", "integer"),
+        Field("shard_id", "integer"),
+        Field("state", "text"),
+        Field("generation", "integer"),
+        Field("accounts", "integer"),
+    ),
+)
+SHARD: Final = Shape(
+    "Shard",
+    (
+        Field("shard_id", "integer"),
+        _nullable("worker_pid", "integer"),
+        Field("state", "text"),
+        Field("reason", "text"),
+        Field("weight", "integer"),
+        Field("buckets", "integer"),
+        _nullable("accounts", "integer", "nil where the worker does not answer, as below"),
+        _nullable("armed", "integer"),
+        _nullable("pending_cutoffs", "integer"),
+        _nullable("journal_bytes", "integer"),
+        Field("starts", "integer"),
+        Field("alerts", "text", many=True),
+    ),
+)
+SERVER_INFO: Final = Shape(
+    "ServerInfo",
+    (
+        Field("version", "text"),
+        Field("shard_id", "integer", "the shard of the worker that answers"),
+        Field("shards", "integer"),
+        Field("bucket_count", "integer"),
+        Field("now_ns", "instant"),
+        Field("limits", "any"),
+    ),
+)
+MOVED: Final = Shape(
+    "Moved", (Field("bucket_id", "integer"), Field("shard_id", "integer"), Field("generation", "integer"))
+)
+PINNED: Final = Shape("Pinned", (Field("bucket_id", "integer"), Field("pinned", "flag")))
+REBALANCE: Final = Shape("Rebalance", (Field("moves", "integer"), Field("steps", "any", many=True, optional=True)))
+EXPLAIN_MOVE: Final = Shape(
+    "MoveExplained",
+    (
+        Field("bucket_id", "integer"),
+        Field("shard_id", "integer"),
+        Field("generation", "integer"),
+        Field("state", "text"),
+        _nullable("to_shard_id", "integer"),
+        _nullable("waits_for", "text"),
+        _nullable("whose", "text"),
+        _nullable("last_error", "text"),
+    ),
+)
+OWNERS: Final = Shape(
+    "Owners",
+    (
+        Field("buckets", "integer"),
+        Field("moving", "integer"),
+        Field("shards", "integer"),
+        Field("faults", "any", many=True),
+    ),
+)
+RELEASED: Final = Shape("Released", (Field("released", "integer"),))
+EXPIRATION: Final = Shape(
+    "Expiration",
+    (
+        Field("shard_id", "integer"),
+        Field("checked_count", "integer"),
+        Field("expired_count", "integer"),
+        Field("mismatches", "integer", "0, or a bug"),
+        Field("rounds", "integer"),
+        Field("restarts", "integer"),
+        Field("working_time_ns", "span"),
+    ),
+)
+FORECAST_STEP: Final = Shape(
+    "ForecastStep", (Field("at_ns", "instant"), Field("cutoffs", "integer"), Field("most_in_a_second", "integer"))
+)
+FORECAST: Final = Shape(
+    "Forecast",
+    (
+        Field("from_ns", "instant"),
+        Field("within_ns", "span"),
+        Field("step_ns", "span"),
+        Field("cutoffs", "integer"),
+        _nullable("peak_at_ns", "instant"),
+        Field("peak_per_second", "integer"),
+        _nullable("endpoint_takes_per_second", "any"),
+        Field("steps", "map", many=True, shape=FORECAST_STEP),
+    ),
+)
+SIGNED_IN: Final = Shape(
+    "SignedIn", (Field("name", "text"), Field("roles", "text", many=True), Field("errors", "text"))
+)
+
+ANY: Final = Reply("any")
+TEXT: Final = Reply("text")
+INTEGER: Final = Reply("integer")
+
+
+def one(shape: Shape) -> Reply:
+    """A map."""
+    return Reply(shape=shape)
+
+
+def rows(shape: Shape, cursor: str = "", cursor_field: str = "") -> Reply:
+    """An array of maps, a page where there is a cursor."""
+    return Reply(shape=shape, many=True, cursor=cursor, cursor_field=cursor_field)

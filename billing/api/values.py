@@ -1,0 +1,313 @@
+"""The types of parameters and options: what may stand in a request, said once for machines, for people and for parsers.
+
+A `Type` belongs to a field of the table of methods. It tells
+
+    kind       its machine name, one of the words below, by which clients, command line and documents choose
+    words      what it takes, for people
+    bounds     the rest of what a machine has to know: `min`, `max`, `bytes_max`, `choices`, …
+    parse      the canonical value of what any door decoded, or `Refused` with the name that the contract fixes
+
+    kind        as a client sends it                                      canonical
+    user_id     text of 1-128 bytes, or a non-negative integer            bytes
+    amount      nanos, or a decimal string of coins                       int, nanos
+    rate        the same per second, minute or hour (see `per`)           as sent: it depends on another field
+    integer     a whole number                                            int
+    span        nanoseconds of time                                       int
+    instant     nanoseconds since the epoch                               int
+    text        UTF-8                                                     bytes
+    key         any bytes                                                 bytes
+    enum        one of a few words                                        whatever the words stand for
+    flag        true or false                                             0 or 1
+    set         an array of some of a few words                           tuple of str, in the order of the choices
+    thresholds  an array of maps of either `amount` or `runway_ns`        [(kind, value)]
+    array       any array, not looked into                                list
+
+A field that is optional and given as nil has its default; `parse` is not asked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from billing.api.params import array_of, invalid, pairs_of, request_id_of, text_of, user_id_of, whole_of
+from billing.ledger.commands import BY_AMOUNT, BY_RUNWAY, THRESHOLDS_MAX
+from billing.ledger.money import INT64_MAX, parse_amount, parse_limit, parse_signed_amount
+
+POSITIVE: Final = "positive"
+ZERO_TOO: Final = "zero_too"
+SIGNED: Final = "signed"
+
+_AMOUNTS: Final[dict[str, tuple[str, Callable[[object], int]]]] = {
+    POSITIVE: ("integer of nanos above 0, or decimal string of coins", parse_amount),
+    ZERO_TOO: ("integer of nanos, or decimal string of coins; 0 allowed", parse_limit),
+    SIGNED: ("signed integer of nanos, or decimal string of coins", parse_signed_amount),
+}
+
+
+class Type(ABC):
+    """See the module."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What it takes, for people."""
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        """What else a machine has to know."""
+        return {}
+
+    @abstractmethod
+    def parse(self, value: object, name: str) -> Any:
+        """The canonical value of the field `name`. Raises Refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserId(Type):
+    """Whom a call is about. With `empty`, a cursor: an empty text means the start."""
+
+    empty: bool = False
+    kind: ClassVar[str] = "user_id"
+
+    @property
+    def words(self) -> str:
+        return "user_id" if self.empty else "text of 1-128 bytes, or integer"
+
+    def parse(self, value: object, name: str) -> bytes:
+        return b"" if self.empty and value in (b"", "") else user_id_of(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount(Type):
+    """Money. `sign`: POSITIVE, ZERO_TOO or SIGNED, in which zero is none."""
+
+    sign: str = POSITIVE
+    kind: ClassVar[str] = "amount"
+
+    @property
+    def words(self) -> str:
+        return _AMOUNTS[self.sign][0]
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"sign": self.sign}
+
+    def parse(self, value: object, name: str) -> int:
+        return _AMOUNTS[self.sign][1](value)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate(Type):
+    """Money a second, minute or hour. Whoever builds the command parses it, since that hangs on `per`."""
+
+    sign: str = ZERO_TOO
+    kind: ClassVar[str] = "rate"
+
+    @property
+    def words(self) -> str:
+        return _AMOUNTS[self.sign][0]
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"sign": self.sign}
+
+    def parse(self, value: object, name: str) -> object:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Integer(Type):
+    """A whole number from `low` to `high`."""
+
+    low: int = 0
+    high: int = INT64_MAX
+    said: str = ""  # beside its being one
+    kind: ClassVar[str] = "integer"
+
+    @property
+    def words(self) -> str:
+        return ("integer" if self.high == INT64_MAX else f"integer, {self.low}-{self.high}") + self.said
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"min": self.low, "max": self.high}
+
+    def parse(self, value: object, name: str) -> int:
+        return whole_of(value, name, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Span(Integer):
+    """Nanoseconds of time."""
+
+    kind: ClassVar[str] = "span"
+
+
+@dataclass(frozen=True, slots=True)
+class Instant(Integer):
+    """Nanoseconds since the epoch."""
+
+    kind: ClassVar[str] = "instant"
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Type):
+    """UTF-8 text of `bytes_min` to `bytes_max` bytes."""
+
+    bytes_max: int
+    bytes_min: int = 0
+    kind: ClassVar[str] = "text"
+
+    @property
+    def words(self) -> str:
+        return f"text of {self.bytes_min}-{self.bytes_max} bytes"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"bytes_min": self.bytes_min, "bytes_max": self.bytes_max}
+
+    def parse(self, value: object, name: str) -> bytes:
+        return text_of(value, name, self.bytes_min, self.bytes_max)
+
+
+@dataclass(frozen=True, slots=True)
+class Key(Type):
+    """What makes a call idempotent: any bytes."""
+
+    bytes_max: int
+    kind: ClassVar[str] = "key"
+
+    @property
+    def words(self) -> str:
+        return f"text or bytes, 1-{self.bytes_max} bytes"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"bytes_min": 1, "bytes_max": self.bytes_max}
+
+    def parse(self, value: object, name: str) -> bytes:
+        return request_id_of(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Enum(Type):
+    """One of a few words, each of which stands for something."""
+
+    choices: Mapping[str, Any]
+    default: str = ""
+    raw: bool = False  # left as sent, for whoever builds the body
+    kind: ClassVar[str] = "enum"
+
+    @property
+    def words(self) -> str:
+        return listed([f"{word} (default)" if word == self.default else word for word in self.choices])
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"choices": list(self.choices)}
+
+    def parse(self, value: object, name: str) -> Any:
+        if self.raw:
+            return value
+        word = value.decode("utf-8", "replace") if type(value) is bytes else value
+        if type(word) is not str or word not in self.choices:
+            raise invalid(f"{name} must be {listed(list(self.choices))}")
+        return self.choices[word]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(Type):
+    """True or false, as 1 or 0."""
+
+    kind: ClassVar[str] = "flag"
+
+    @property
+    def words(self) -> str:
+        return "true or false"
+
+    def parse(self, value: object, name: str) -> int:
+        if type(value) is not bool:
+            raise invalid(f"{name} must be true or false")
+        return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class WordSet(Type):
+    """Some of a few words."""
+
+    choices: tuple[str, ...]
+    kind: ClassVar[str] = "set"
+
+    @property
+    def words(self) -> str:
+        return f"array of {listed(list(self.choices))}"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"choices": list(self.choices)}
+
+    def parse(self, value: object, name: str) -> tuple[str, ...]:
+        given = array_of(value, name, len(self.choices))
+        names = [word.decode("utf-8", "replace") if type(word) is bytes else word for word in given]
+        if any(type(word) is not str or word not in self.choices for word in names):
+            raise invalid(f"{name} must be an array of {listed(list(self.choices))}")
+        return tuple(choice for choice in self.choices if choice in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds(Type):
+    """When to send low-balance notices."""
+
+    kind: ClassVar[str] = "thresholds"
+
+    @property
+    def words(self) -> str:
+        return "array of maps of either amount or runway_ns"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"length_max": THRESHOLDS_MAX}
+
+    def parse(self, value: object, name: str) -> list[tuple[int, int]]:
+        return [_threshold_of(each) for each in array_of(value, name, THRESHOLDS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Array(Type):
+    """Any values, which another parser looks into."""
+
+    length_max: int
+    kind: ClassVar[str] = "array"
+    _said: str = field(default="array", repr=False)
+
+    @property
+    def words(self) -> str:
+        return self._said
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"length_max": self.length_max}
+
+    def parse(self, value: object, name: str) -> list[object]:
+        return array_of(value, name, self.length_max)
+
+
+def listed(words: list[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _threshold_of(value: object) -> tuple[int, int]:
+    pairs = pairs_of(value, "a threshold") if value is not None else ()
+    if len(pairs) == 1:
+        name, bound = pairs[0]
+        if name == b"amount":
+            return BY_AMOUNT, parse_limit(bound)
+        if name == b"runway_ns":
+            return BY_RUNWAY, whole_of(bound, "runway_ns", 0)
+    raise invalid("a threshold must be a map of either amount or runway_ns")
