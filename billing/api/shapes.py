@@ -153,6 +153,18 @@ ACCOUNT: Final = Shape(
         Field("thresholds", "map", many=True, shape=THRESHOLD),
     ),
 )
+EXPLAINED: Final = Shape(
+    "Explained",
+    (
+        *ACCOUNT.fields,
+        Field("shard_id", "integer"),
+        Field("generation", "integer"),
+        Field("timer", "any", "where the account is filed in the timing wheel"),
+        Field("cutoffs", "map", "all that are remembered", many=True, shape=CUTOFF),
+        Field("owes", "any", "the call that is owed now", nullable=True),
+        Field("outbox", "any", "what is being done about it", nullable=True),
+    ),
+)
 ACCOUNT_ROW: Final = Shape("AccountRow", (_USER,))
 HISTORY_ROW: Final = Shape(
     "HistoryRow",
@@ -198,10 +210,15 @@ SHARD: Final = Shape(
         Field("reason", "text"),
         Field("weight", "integer"),
         Field("buckets", "integer"),
+        Field("pinned", "integer"),
+        Field("sending", "integer"),
+        Field("receiving", "integer"),
         _nullable("accounts", "integer", "nil where the worker does not answer, as below"),
         _nullable("armed", "integer"),
         _nullable("pending_cutoffs", "integer"),
         _nullable("journal_bytes", "integer"),
+        _nullable("passed_on", "integer"),
+        _nullable("garbage", "integer"),
         Field("starts", "integer"),
         Field("alerts", "text", many=True),
     ),
@@ -214,6 +231,9 @@ SERVER_INFO: Final = Shape(
         Field("shards", "integer"),
         Field("bucket_count", "integer"),
         Field("now_ns", "instant"),
+        Field("journal_sync", "text"),
+        Field("after_exhaustion", "text"),
+        Field("request_ids_per_bucket", "integer"),
         Field("limits", "any"),
     ),
 )
@@ -254,6 +274,8 @@ EXPIRATION: Final = Shape(
         Field("mismatches", "integer", "0, or a bug"),
         Field("rounds", "integer"),
         Field("restarts", "integer"),
+        Field("lateness_p50_ns", "span"),
+        Field("lateness_p99_ns", "span"),
         Field("working_time_ns", "span"),
     ),
 )
