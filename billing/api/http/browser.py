@@ -1,0 +1,59 @@
+"""Whether a request without a token of its own may have been made by a web page. No sockets.
+
+Over loopback without tokens, and with a client certificate, it is the connection that says who is asking. Any page in a
+browser on this host can make a request over such a connection. So what comes that way is refused where its headers say,
+or leave open, that another site made it:
+
+- `Sec-Fetch-Site`, which a page cannot set, must be `same-origin` or `none`, where it is there;
+- `Origin`, which browsers add to everything but plain GETs, must name the host that `Host` names;
+- over loopback, `Host` must be a name or an address of loopback: else a page of a site whose name was made to lead here
+  would count as our own (DNS rebinding).
+
+Together with the demand for `application/json`, for which a browser asks leave first and is given none, that leaves a
+page nothing that it could do or read.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from billing.ledger.errors import Refused
+
+
+def check(headers: Mapping[str, str], loopback: bool) -> None:
+    """Raises Refused `FORBIDDEN`. `loopback`: whether it is the loopback address that the caller may do so much by."""
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None and site not in ("same-origin", "none"):
+        raise Refused("FORBIDDEN", "a page of another site made this request; sign in with a token")
+    host = headers.get("Host")
+    origin = headers.get("Origin")
+    if origin is not None and (host is None or _host_of(origin) != host.lower()):
+        raise Refused("FORBIDDEN", "the Origin is another than the Host; sign in with a token")
+    if loopback and host is not None and not is_loopback_host(host):
+        raise Refused("FORBIDDEN", "the Host is none of loopback; sign in with a token, or call 127.0.0.1 or localhost")
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a Host header (name or address, maybe with a port) is this host's loopback."""
+    name = host.lower()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(origin: str) -> str:
+    """Host and port of an Origin as a Host header has them; empty for `null` and whatever is no origin."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return ""
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else ""

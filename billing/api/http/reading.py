@@ -1,0 +1,308 @@
+"""A request's path, query, headers and JSON, as the params of its method. No sockets.
+
+    POST /v1/accounts/ann/debit?            Idempotency-Key: invoice-4711
+    {"amount": "12.5", "mode": "partial"}
+        debit  [b"ann", "12.5", ((b"mode", "partial"), (b"request_id", b"invoice-4711"))]
+
+A **field** comes as JSON in the body or, where the method only reads, as text in the query. By its kind in the table:
+
+    amount, rate    "amount": "12.5" (coins), or "amount_nanos": 12500000000; a bare number of coins is refused
+    instant         "from_ns": 1764335000000000000, or "from": "2025-11-28T13:03:20.5Z"
+    thresholds      [{"amount": "5"}, {"amount_nanos": 5}, {"runway_ns": 60000000000}]
+    request_id      the header Idempotency-Key, with or without the quotes of its draft standard
+    set             an array; in a query words with commas between them
+    flag            true or false, in a query, too
+    all others      as JSON has them, in a query as text
+
+The option by which a method is paged is called `cursor` here, and is what `next_cursor` of the page before says.
+
+JSON is read strictly: UTF-8, an object, no name twice, no NaN, Infinity or number beyond range, not nested so deep that
+it could not be meant. What is wrong is `INVALID_PARAMS`, or the name that belongs to the value, and names the field.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from billing.api.http.routes import Route
+from billing.api.methods import Field
+from billing.api.params import invalid
+from billing.ledger.errors import Refused
+
+Pairs = list[tuple[str, Any]]
+
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_WHOLE: Final = re.compile(r"-?[0-9]{1,19}")
+_INSTANT: Final = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d{2}):(\d{2}))", re.ASCII
+)
+_MONEY_ERROR: Final = {"amount": "INVALID_AMOUNT", "rate": "INVALID_RATE"}
+CURSOR: Final = "cursor"
+
+
+class Entry(NamedTuple):
+    """What a name in a request stands for: a field of the method, and how its value is read."""
+
+    field: Field
+    read: Callable[[str, Any], Any]  # (name as sent, value as JSON or text) -> value for the method's parser
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _as_is(name: str, value: Any) -> Any:
+    return value
+
+
+def _coins(error: str) -> Callable[[str, Any], Any]:
+    def read(name: str, value: Any) -> Any:
+        if type(value) is not str:
+            raise Refused(error, f'{name} must be a decimal string of coins, as "12.5"; or give {name}_nanos')
+        return value
+
+    return read
+
+
+def _nanos(error: str) -> Callable[[str, Any], Any]:
+    def read(name: str, value: Any) -> Any:
+        if type(value) is not int:
+            raise Refused(error, f"{name} must be a whole number")
+        return value
+
+    return read
+
+
+def _whole_text(name: str, value: str) -> int:
+    if not _WHOLE.fullmatch(value):
+        raise invalid(f"{name} must be a whole number")
+    return int(value)
+
+
+def _flag_text(name: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise invalid(f"{name} must be true or false")
+    return value == "true"
+
+
+def _words_text(name: str, value: str) -> list[str]:
+    return value.split(",")
+
+
+def _instant(name: str, value: Any) -> int:
+    """Nanoseconds since the epoch of an instant as RFC 3339 writes it, to the nanosecond."""
+    found = _INSTANT.fullmatch(value) if type(value) is str else None
+    if found is None:
+        raise invalid(f"{name} must be an instant, as 2025-11-28T13:03:20.5Z; or give {name}_ns")
+    day, time, fraction, sign, hours, minutes = found.groups()
+    try:
+        whole = datetime.fromisoformat(f"{day}T{time}").replace(tzinfo=UTC)
+        if sign:
+            away = timedelta(hours=int(hours), minutes=int(minutes))
+            whole = whole - away if sign == "+" else whole + away
+    except (ValueError, OverflowError):
+        raise invalid(f"{name} must be an instant that the calendar has") from None
+    seconds = (whole - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+    return seconds * 10**9 + int((fraction or "").ljust(9, "0"))
+
+
+def _thresholds(name: str, value: Any) -> Any:
+    if type(value) is not list:
+        raise invalid(f"{name} must be an array")
+    return [_threshold(each) for each in value]
+
+
+def _threshold(value: Any) -> dict[str, Any]:
+    if type(value) is not dict or len(value) != 1:
+        raise invalid("a threshold must be a map of one of amount, amount_nanos and runway_ns")
+    ((name, bound),) = value.items()
+    if name == "amount":
+        return {"amount": _coins("INVALID_AMOUNT")(name, bound)}
+    if name == "amount_nanos":
+        return {"amount": _nanos("INVALID_AMOUNT")(name, bound)}
+    return {name: bound}
+
+
+def cursor_of(value: object) -> str:
+    """What names the place behind a row: a user id or a number, as a word that nobody has to read."""
+    text = f"n{value}" if type(value) is int else f"t{value}"
+    return base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).decode().rstrip("=")
+
+
+def _cursor(name: str, value: Any) -> Any:
+    try:
+        text = base64.b64decode(value.encode() + b"=" * (-len(value) % 4), b"-_", validate=True).decode()
+        if text[:1] == "t":
+            return text[1:]
+        if text[:1] == "n" and _WHOLE.fullmatch(text[1:]):
+            return int(text[1:])
+    except (ValueError, binascii.Error):
+        pass
+    raise invalid(f"{name} must be what next_cursor of the page before says")
+
+
+_IN_QUERY: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "integer": _whole_text,
+    "span": _whole_text,
+    "instant": _whole_text,
+    "flag": _flag_text,
+    "set": _words_text,
+}
+
+
+def entries_of(route: Route) -> dict[str, Entry]:
+    """All names that a request for this route may have in its body or query."""
+    entries: dict[str, Entry] = {}
+    for field in (*route.in_body, *route.method.options):
+        name, kind = field.name, field.type.kind
+        if name == "request_id":
+            continue
+        if name == route.method.reply.cursor:
+            entries[CURSOR] = Entry(field, _cursor)
+        elif kind in _MONEY_ERROR:
+            entries[name] = Entry(field, _coins(_MONEY_ERROR[kind]))
+            entries[f"{name}_nanos"] = Entry(field, _nanos(_MONEY_ERROR[kind]))
+        elif kind == "thresholds":
+            entries[name] = Entry(field, _thresholds)
+        else:
+            entries[name] = Entry(field, _as_is if route.has_body else _IN_QUERY.get(kind, _as_is))
+            if kind == "instant":
+                entries[name.removesuffix("_ns")] = Entry(field, _instant)
+    return entries
+
+
+# -- JSON and queries --------------------------------------------------------------------------------------------------
+
+
+def _object(pairs: Pairs) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise invalid(f"the name {_shown(twice)} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise invalid(f"{name} is no number of JSON")
+
+
+_decode: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant).decode
+
+
+def json_of(body: bytes) -> dict[str, Any]:
+    """The object that a body is; an empty body is an empty object. Raises Refused `INVALID_PARAMS`."""
+    if not body:
+        return {}
+    try:
+        found = _decode(body.decode())
+    except RecursionError:
+        raise invalid("the body nests too deep") from None
+    except UnicodeDecodeError:
+        raise invalid("the body must be UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise invalid(f"the body is no JSON: {error.msg} at byte {error.pos}") from None
+    except ValueError:  # an integer of more digits than Python converts
+        raise invalid("the body has a number that nothing here can be") from None
+    if type(found) is not dict:
+        raise invalid("the body must be a JSON object")
+    return found
+
+
+def query_of(query: str) -> dict[str, str]:
+    """Names and values of a query. Raises Refused `INVALID_PARAMS`."""
+    found: dict[str, str] = {}
+    for pair in query.split("&") if query else ():
+        if not pair:
+            continue
+        name, _, value = (_unquoted(part) for part in pair.partition("="))
+        if name in found:
+            raise invalid(f"{_shown(name)} stands twice in the query")
+        found[name] = value
+    return found
+
+
+def _unquoted(part: str) -> str:
+    try:
+        return unquote_to_bytes(part.replace("+", " ")).decode()
+    except UnicodeDecodeError:
+        raise invalid("the query must be UTF-8") from None
+
+
+def _shown(name: str) -> str:
+    return name if _WORD.fullmatch(name) else "that is no plain word"
+
+
+# -- the whole request -------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Reads the requests of one route."""
+
+    __slots__ = ("_entries", "_keyed", "_names", "_required", "_room", "_route")
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._entries = entries_of(route)
+        self._names = [field.name for field in route.method.required]
+        self._room = {name: route.in_path.index(name) for name in route.in_path}
+        self._required = {field.name for field in route.in_body}
+        self._keyed = route.method.option("request_id") is not None
+
+    def params(self, in_path: list[bytes], query: str, key: str | None, body: bytes) -> list[Any]:
+        """The params of the method. `in_path`: what `routes.find` found. `key`: the header Idempotency-Key. Raises
+        Refused.
+        """
+        route, entries = self._route, self._entries
+        asked: dict[str, Any] = query_of(query) if query else {}
+        if route.has_body:
+            if asked:
+                raise invalid(f"{route.method.name} takes its fields as JSON, not in the query")
+            asked = json_of(body)
+        given: dict[str, Any] = {}
+        options: list[tuple[bytes, Any]] = []
+        for name, value in asked.items():
+            entry = entries.get(name)
+            if entry is None:
+                raise self._unknown(name)
+            own = entry.field.name
+            if own in given:
+                raise invalid(f"{name} says again what another field says")
+            read = given[own] = None if value is None else entry.read(name, value)
+            if own not in self._required:
+                options.append((own.encode(), read))
+        if key is not None:
+            if self._keyed:
+                options.append((b"request_id", request_id_of(key)))
+            elif route.has_body:
+                raise invalid(f"{route.method.name} takes no Idempotency-Key")
+        params = [in_path[self._room[name]] if name in self._room else self._given(given, name) for name in self._names]
+        for index, field in enumerate(route.method.required):
+            if field.name in self._room and field.type.kind == "integer":
+                params[index] = _whole_text(field.name, params[index].decode("utf-8", "replace"))
+        return [*params, tuple(options)] if options else params
+
+    def _given(self, given: dict[str, Any], name: str) -> Any:
+        if name not in given:
+            forms = [form for form, entry in self._entries.items() if entry.field.name == name]
+            raise invalid(f"{' or '.join(forms)} is missing")
+        return given[name]
+
+    def _unknown(self, name: str) -> Refused:
+        if name == "request_id" and self._keyed:
+            return invalid("request_id comes as the header Idempotency-Key")
+        known = f"fields are {', '.join(self._entries)}" if self._entries else "there are no fields"
+        return invalid(f"unknown field: {_shown(name)}; {known}")
+
+
+def request_id_of(header: str) -> bytes:
+    """The request id that the header Idempotency-Key carries: as it stands, or in the quotes of a structured field."""
+    if len(header) > 2 and header[0] == header[-1] == '"':
+        header = header[1:-1]
+    return header.encode("utf-8", "surrogateescape")

@@ -1,0 +1,136 @@
+"""Which method an HTTP request means: a path and a verb for each row of the table.
+
+A row's place follows from its kind, so that a new method has one without another word:
+
+    get_account                     GET   /v1/accounts/{user_id}
+    a question about an account     GET   /v1/accounts/{user_id}/NAME
+    a command                       POST  /v1/accounts/{user_id}/NAME
+    local to the door               GET   /v1/NAME
+    the operator's side             GET   /v1/operator/NAME, or POST where it changes something
+
+`_ELSEWHERE` has the few that stand elsewhere because people would look for them there. A hold is a resource of its
+account, so `capture` and `release` name it in the path. `hello` has no place: a request carries its token itself.
+
+A segment of a path is percent-decoded after the path was split, so a user id may contain a slash.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from billing.api.methods import COMMAND, LOCAL, METHODS, QUERY, Field, Method
+
+GET: Final = "GET"
+POST: Final = "POST"
+PUT: Final = "PUT"
+
+_ACCOUNT: Final = "/v1/accounts/{user_id}"
+
+_ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
+    "get_account": (GET, _ACCOUNT),
+    "accounts": (GET, "/v1/accounts"),
+    "entries": (GET, "/v1/entries"),
+    "balance_at": (GET, _ACCOUNT + "/balance"),
+    "capture": (POST, _ACCOUNT + "/holds/{hold_id}/capture"),
+    "release": (POST, _ACCOUNT + "/holds/{hold_id}/release"),
+    "hold": (POST, _ACCOUNT + "/holds"),
+    "set_credit_limit": (PUT, _ACCOUNT + "/credit_limit"),
+    "set_thresholds": (PUT, _ACCOUNT + "/thresholds"),
+    "close_account": (POST, _ACCOUNT + "/close"),
+    "dry_run": (POST, "/v1/dry_run"),
+    "retry_cutoff": (POST, "/v1/operator/cutoffs/{user_id}/retry"),
+    "pending_cutoffs": (GET, "/v1/operator/cutoffs"),
+    "buckets_info": (GET, "/v1/operator/buckets"),
+    "shards_info": (GET, "/v1/operator/shards"),
+    "move_bucket": (POST, "/v1/operator/buckets/{bucket_id}/move"),
+    "pin_bucket": (POST, "/v1/operator/buckets/{bucket_id}/pin"),
+    "unpin_bucket": (POST, "/v1/operator/buckets/{bucket_id}/unpin"),
+    "explain_move": (GET, "/v1/operator/buckets/{bucket_id}/explain_move"),
+}
+_NOWHERE: Final = frozenset({"hello"})
+
+
+class Route(NamedTuple):
+    """One method's place."""
+
+    method: Method
+    verb: str
+    path: str  # with {names} in it
+    in_path: tuple[str, ...]  # names of the required fields that stand in the path, in its order
+    in_body: tuple[Field, ...]  # required fields that do not
+
+    @property
+    def has_body(self) -> bool:
+        """Whether fields and options come as JSON; else they stand in the query."""
+        return self.verb != GET
+
+
+class Found(NamedTuple):
+    """What a path means: its routes by verb, and the texts that stand for the names in it."""
+
+    routes: dict[str, Route]
+    values: list[bytes]
+
+
+def place_of(method: Method) -> tuple[str, str]:
+    """(verb, path) of a method."""
+    if method.name in _ELSEWHERE:
+        return _ELSEWHERE[method.name]
+    verb = POST if method.changes else GET
+    if method.about_account:
+        return verb, f"{_ACCOUNT}/{method.name}"
+    return verb, f"/v1/{method.name}" if method.kind == LOCAL else f"/v1/operator/{method.name}"
+
+
+def _route_of(method: Method) -> Route:
+    verb, path = place_of(method)
+    in_path = tuple(part[1:-1] for part in path.split("/") if part.startswith("{"))
+    required = {field.name for field in method.required}
+    assert required.issuperset(in_path), f"{path} names what {method.name} does not take"
+    assert method.kind not in (COMMAND, QUERY) or in_path[:1] == ("user_id",), f"{path} is about no account"
+    return Route(method, verb, path, in_path, tuple(field for field in method.required if field.name not in in_path))
+
+
+ROUTES: Final = tuple(_route_of(row) for row in METHODS.values() if row.name not in _NOWHERE)
+
+_ANY: Final = "any"  # what a node has for whatever segment; segments themselves are bytes
+_HERE: Final = "here"  # the routes of the path that ends at a node
+
+_Node = dict[bytes | str, Any]
+
+
+def _tree() -> _Node:
+    root: _Node = {}
+    for route in ROUTES:
+        node = root
+        for part in route.path.split("/")[1:]:
+            node = node.setdefault(_ANY if part.startswith("{") else part.encode(), {})
+        routes = node.setdefault(_HERE, {})
+        assert route.verb not in routes, f"{route.path} has two methods for {route.verb}"
+        routes[route.verb] = route
+    return root
+
+
+_ROOT: Final = _tree()
+
+
+def find(path: str) -> Found | None:
+    """What the path of a request (percent-encoded, without its query) means; None where there is nothing. Where a word
+    and a name stand at the same place, the word is meant.
+    """
+    node = _ROOT
+    values: list[bytes] = []
+    if not path.startswith("/"):
+        return None
+    for part in path[1:].split("/"):
+        segment = unquote_to_bytes(part) if "%" in part else part.encode("utf-8", "surrogateescape")
+        below = node.get(segment)
+        if below is None:
+            below = node.get(_ANY)
+            if below is None or not segment:
+                return None
+            values.append(segment)
+        node = below
+    routes = node.get(_HERE)
+    return None if routes is None else Found(routes, values)

@@ -1,0 +1,191 @@
+"""A reply as JSON, a refusal as a problem. No sockets.
+
+Every field of money comes twice: `balance_nanos`, a whole number of nanos, and `balance`, a decimal string of coins,
+which JavaScript reads exactly, too. Rates likewise (`rate_nanos_per_hour`, `rate_per_hour`). The `rates` of an account
+are `rates_nanos_per_hour` and, as decimal strings, `rates_per_hour`.
+
+A reply that is a map is that map. Anything else stands in a map under its method's name: `{"ping": "pong"}`. A page of
+rows has `next_cursor` beside it, null behind the last row.
+
+Text that is no UTF-8, such as a request id of raw bytes, comes as `base64:` and its bytes in base64.
+
+A **problem** (RFC 9457) has the contract's error under its own names: `name`, `code`, `retry`, `applied` and the named
+details, `detail` is the message, and `type` a URN that ends with the name. The status is what HTTP's own clients expect
+of such an answer; whoever reads `name` never needs it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from billing.api.http.reading import cursor_of
+from billing.api.methods import Method
+from billing.api.shapes import Shape
+from billing.ledger.errors import KINDS, Refused
+from billing.ledger.money import format_coins
+
+JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:billing:error:"
+RETRY_AFTER_S: Final = "1"
+
+encode: Final = msgspec.json.Encoder().encode
+
+STATUS: Final[dict[str, int]] = {
+    "PROTOCOL_ERROR": 400,
+    "FRAME_TOO_LARGE": 413,
+    "UNKNOWN_METHOD": 404,
+    "INVALID_PARAMS": 400,
+    "INVALID_USER_ID": 400,
+    "INVALID_AMOUNT": 400,
+    "INVALID_RATE": 400,
+    "UNKNOWN_ACCOUNT": 404,
+    "INSUFFICIENT_FUNDS": 402,
+    "INSUFFICIENT_RUNWAY": 402,
+    "STALE_RATE": 409,
+    "REQUEST_ID_CONFLICT": 409,
+    "UNKNOWN_HOLD": 404,
+    "LIMIT_EXCEEDED": 422,
+    "ACCOUNT_NOT_CLOSABLE": 409,
+    "UNKNOWN_CUTOFF": 404,
+    "UNAUTHENTICATED": 401,
+    "FORBIDDEN": 403,
+    "UNAVAILABLE": 503,
+    "BUCKET_MOVING": 503,
+    "WRONG_BUCKET": 503,
+    "TOO_MANY_CONNECTIONS": 503,
+    "BUSY": 429,
+    "UNKNOWN_BUCKET": 404,
+    "UNKNOWN_SHARD": 404,
+    "BUCKET_PINNED": 409,
+    "MOVE_REFUSED": 409,
+    "BACKUP_REFUSED": 409,
+    "INTERNAL": 500,
+}
+
+
+def status_of(name: str) -> int:
+    """The HTTP status of an error's name; of one that has none here, by whether trying again can help."""
+    return STATUS.get(name) or (503 if KINDS[name].retry else 409)
+
+
+class Problem(NamedTuple):
+    """A whole answer that is an error."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    name: str
+
+
+def title_of(name: str) -> str:
+    """An error's name as words."""
+    return name.replace("_", " ").capitalize()
+
+
+def problem(refusal: Refused, status: int = 0) -> Problem:
+    """The answer that a refusal is. `status`: where it is another than that of the name."""
+    status = status or status_of(refusal.name)
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = RETRY_AFTER_S
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if refusal.details.get("replayed"):
+        headers["Idempotent-Replayed"] = "true"
+    told = {
+        **_plain(refusal.details),
+        "type": TYPE_PREFIX + refusal.name,
+        "title": title_of(refusal.name),
+        "status": status,
+        "detail": refusal.message,
+        "code": refusal.code,
+        "name": refusal.name,
+        "retry": refusal.retry,
+        "applied": refusal.applied,
+    }
+    return Problem(status, headers, encode(told), refusal.name)
+
+
+def money_name(name: str, kind: str) -> str:
+    """The name of the decimal string that stands beside a field of money; empty where none does."""
+    if kind in ("nanos", "nanos_per_hour") and "_nanos" in name:
+        return name.replace("_nanos", "")
+    return ""
+
+
+class Writer:
+    """Renders maps of one shape. What a shape does not name is left as it is."""
+
+    __slots__ = ("_inner", "_money", "_rates", "_texts")
+
+    def __init__(self, shape: Shape) -> None:
+        self._money = [(field.name, other) for field in shape.fields if (other := money_name(field.name, field.kind))]
+        self._rates = [field.name for field in shape.fields if field.kind == "rates"]
+        self._texts = [field.name for field in shape.fields if field.kind == "text" and not field.many]
+        self._inner = [
+            (field.name, Writer(field.shape), field.many) for field in shape.fields if field.shape is not None
+        ]
+
+    def render(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The map as JSON has it."""
+        for name, other in self._money:
+            nanos = row.get(name)
+            if nanos is not None:
+                row[other] = format_coins(nanos)
+        for name in self._texts:
+            if type(row.get(name)) is bytes:
+                row[name] = _text_of(row[name])
+        for name in self._rates:
+            rates = row.pop(name)
+            row[f"{name}_nanos_per_hour"] = rates
+            row[f"{name}_per_hour"] = {resource: format_coins(rate) for resource, rate in rates.items()}
+        for name, writer, many in self._inner:
+            found = row.get(name)
+            if found is not None:
+                row[name] = [writer.render(one) for one in found] if many else writer.render(found)
+        return row
+
+
+def rendering_of(method: Method) -> Callable[[Any, int], Any]:
+    """What makes JSON out of a method's plain result; it is given the result, which it may change, and how many rows
+    were asked for.
+    """
+    reply, name = method.reply, method.name
+    if reply.shape is None:
+        return lambda result, limit: {name: _plain(result)}
+    render = Writer(reply.shape).render
+    if not reply.many:
+        return lambda result, limit: render(result)
+
+    def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+        told: dict[str, Any] = {name: rows}
+        if reply.cursor:
+            full = rows and len(rows) >= limit
+            told["next_cursor"] = cursor_of(rows[-1][reply.cursor_field]) if full else None
+        told[name] = [render(row) for row in rows]
+        return told
+
+    return page
+
+
+def _plain(value: Any) -> Any:
+    """The same without bytes."""
+    if type(value) is bytes:
+        return _text_of(value)
+    if type(value) is dict:
+        return {_plain(key) if type(key) is bytes else key: _plain(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return "base64:" + base64.b64encode(value).decode()
