@@ -19,6 +19,7 @@ import reprlib
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -210,15 +211,17 @@ def _nearest(word: str, words: Mapping[str, object]) -> str:
 
 def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong though each value alone is right: the keys concerned, the one to blame first, and what would do."""
-    rpc, admin = config.rpc, config.admin
-    for path, text in (("rpc.listen", rpc.listen), ("admin.listen", admin.listen)):
+    rpc = config.rpc
+    listens = [("rpc.listen", rpc.listen), ("http.listen", config.http.listen), ("admin.listen", config.admin.listen)]
+    for path, text in listens:
         if text and not parse_listen(text).loopback and not rpc.tokens_file and not rpc.tls_client_ca:
             guards = ("rpc.tokens_file", "rpc.tls_client_ca")
             yield (path, *guards), f"expected {' or '.join(guards)}, since {text} is not loopback"
     if not rpc.listen and not rpc.unix_socket:
         yield ("rpc.listen", "rpc.unix_socket"), "expected this or rpc.unix_socket: without either nobody can call"
-    if rpc.listen and rpc.listen == admin.listen and parse_listen(rpc.listen).port:
-        yield ("admin.listen", "rpc.listen"), f"expected another address than rpc.listen, got {admin.listen}"
+    for (before, taken), (path, text) in combinations(listens, 2):
+        if text and text == taken and parse_listen(text).port:
+            yield (path, before), f"expected another address than {before}, got {text}"
     if rpc.tls_key and not rpc.tls_cert:
         yield ("rpc.tls_key", "rpc.tls_cert"), "expected rpc.tls_cert beside it"
     if rpc.tls_cert and not rpc.tls_key:

@@ -89,6 +89,12 @@ class Rpc(_Section):
     direct: bool = _key(True, "Each worker also listens on a port of its own, which route tells to smart clients")
 
 
+class Http(_Section):
+    """The door for HTTP and JSON, with the tokens and certificates of [rpc]. Beyond loopback it needs them."""
+
+    listen: ListenText = _key("127.0.0.1:3312", "TCP address; port 0 takes a free one")
+
+
 class JournalSection(_Section):
     """What makes an answer durable."""
 
@@ -188,6 +194,7 @@ class Config(_Section):
     daemon: Daemon = Daemon()
     shards: Shards = Shards()
     rpc: Rpc = Rpc()
+    http: Http = Http()
     journal: JournalSection = JournalSection()
     cluster: Cluster = Cluster()
     cutoff: Cutoff = Cutoff()

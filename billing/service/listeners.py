@@ -2,8 +2,8 @@
 
 They are bound before anything starts, so that an address in use is told at once, and by the main process, so that a
 restarted worker finds its clients still queueing. A socket that was handed over (`notify.handed_over`) takes the place
-of the one that its name stands for: `rpc`, `admin` or `unix`; without such a name, a unix socket is `unix`, one on the
-port of `admin.listen` is `admin`, and any other is `rpc`. For those the rule of the configuration holds as well: beyond
+of the one that its name stands for: `rpc`, `http`, `admin` or `unix`; without such a name, a unix socket is `unix`, one
+on the port of `admin.listen` or `http.listen` is that, and any other is `rpc`. For those the rule of the configuration holds as well: beyond
 loopback only with tokens or client certificates.
 """
 
@@ -21,10 +21,11 @@ from billing.config.schema import Config
 from shards.system.host import bound_peers
 
 BACKLOG: Final = 4096
-RPC, ADMIN, UNIX = "rpc", "admin", "unix"
-KEYS: Final = {RPC: "rpc.listen", ADMIN: "admin.listen", UNIX: "rpc.unix_socket"}
+RPC, HTTP, ADMIN, UNIX = "rpc", "http", "admin", "unix"
+KEYS: Final = {RPC: "rpc.listen", HTTP: "http.listen", ADMIN: "admin.listen", UNIX: "rpc.unix_socket"}
+KINDS: Final = {RPC: "tcp", HTTP: "http", UNIX: "unix"}  # what workers know a listener of this role by
 
-Listeners = list[tuple[str, socket.socket]]  # (kind, socket); kind: "tcp" or "unix"
+Listeners = list[tuple[str, socket.socket]]  # (kind, socket); see billing.api.opening
 
 
 def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Listeners, socket.socket | None]:
@@ -42,17 +43,19 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Liste
         elif role == ADMIN:
             admin = one
         else:
-            listeners.append(("unix" if role == UNIX else "tcp", one))
-    if config.rpc.listen and RPC not in taken:
+            listeners.append((KINDS[role], one))
+    for role, listen in _tcp(config).items():
+        if not listen or role in taken:
+            continue
         try:
-            listeners.append(("tcp", _bind_tcp(config.rpc.listen)))
+            bound = _bind_tcp(listen)
         except OSError as error:
-            faults.append(Fault("rpc.listen", "", f"{config.rpc.listen} cannot be listened on: {error.strerror}"))
-    if config.admin.listen and ADMIN not in taken:
-        try:
-            admin = _bind_tcp(config.admin.listen)
-        except OSError as error:
-            faults.append(Fault("admin.listen", "", f"{config.admin.listen} cannot be listened on: {error.strerror}"))
+            faults.append(Fault(KEYS[role], "", f"{listen} cannot be listened on: {error.strerror}"))
+            continue
+        if role == ADMIN:
+            admin = bound
+        else:
+            listeners.append((KINDS[role], bound))
     if config.rpc.unix_socket and UNIX not in taken:
         try:
             listeners.append(("unix", _bind_unix(config.rpc.unix_socket)))
@@ -62,7 +65,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Liste
         raise ConfigError(faults)
     for kind, listener in listeners:
         listener.setblocking(False)
-        if kind == "tcp":
+        if kind != KINDS[UNIX]:
             bound_peers(listener)
     return listeners, admin
 
@@ -74,7 +77,13 @@ def role_of(name: str, handed: socket.socket, config: Config) -> str:
     if handed.family == socket.AF_UNIX:
         return UNIX
     port = handed.getsockname()[1]
-    return ADMIN if config.admin.listen and parse_listen(config.admin.listen).port == port else RPC
+    ports = {role: parse_listen(listen).port for role, listen in _tcp(config).items() if listen}
+    return next((role for role in (ADMIN, HTTP) if ports.get(role) == port), RPC)
+
+
+def _tcp(config: Config) -> dict[str, str]:
+    """The addresses of the configuration, by role."""
+    return {RPC: config.rpc.listen, HTTP: config.http.listen, ADMIN: config.admin.listen}
 
 
 def _fault(role: str, handed: socket.socket, config: Config) -> str:

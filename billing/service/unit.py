@@ -148,7 +148,7 @@ def service_unit(config: Config, file: Path, python: str) -> str:
 
 def socket_unit(config: Config, file: Path) -> str:
     """The .socket unit, for the addresses of the configuration."""
-    listens = [config.rpc.listen, config.admin.listen, config.rpc.unix_socket]
+    listens = [config.rpc.listen, config.http.listen, config.admin.listen, config.rpc.unix_socket]
     return SOCKET.format(config=file, listens="\n".join(f"ListenStream={one}" for one in listens if one))
 
 
@@ -157,7 +157,7 @@ def addresses_of(config: Config) -> list[str] | None:
     come from outside.
     """
     found = {"localhost"}
-    for listen in (config.rpc.listen, config.admin.listen):
+    for listen in (config.rpc.listen, config.http.listen, config.admin.listen):
         if listen and not parse_listen(listen).loopback:
             return None
     for url in (config.cutoff.url, config.cutoff.restore_url, config.notify.url):

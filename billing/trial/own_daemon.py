@@ -81,8 +81,8 @@ def receiver_address(config: Config) -> str:
 
 
 class OwnDaemon:
-    """See the module. Inside the block `rpc`, `admin` and `cutoff` are `host:port`, `config` is the one it runs on,
-    and `pid` the daemon's main process.
+    """See the module. Inside the block `rpc`, `http`, `admin` and `cutoff` are `host:port`, `config` is the one it runs
+    on, and `pid` the daemon's main process.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class OwnDaemon:
         wanted = load(file, {**environ, **_as_environment(SET_ASIDE)}).config
         self.notes: list[str] = []
         self.rpc = ANY_PORT if free_ports else wanted.rpc.listen or ANY_PORT
+        self.http = ANY_PORT if free_ports else wanted.http.listen or ANY_PORT
         self.admin = ANY_PORT if free_ports else wanted.admin.listen or ANY_PORT
         self.cutoff = ANY_PORT if free_ports else _loopback_of(wanted)
         self._file = file
@@ -117,12 +118,14 @@ class OwnDaemon:
         try:
             directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir=self._parent))
             await self._start_receiver()
-            sockets = {"rpc": self._bound("rpc.listen", self.rpc), "admin": self._bound("admin.listen", self.admin)}
-            self.rpc, self.admin = map(_address_of, sockets.values())
+            wanted = {"rpc": self.rpc, "http": self.http, "admin": self.admin}
+            sockets = {role: self._bound(f"{role}.listen", listen) for role, listen in wanted.items()}
+            self.rpc, self.http, self.admin = map(_address_of, sockets.values())
             settings = {
                 **SET_ASIDE,
                 "daemon.data_dir": str(Path(directory) / "data"),
                 "rpc.listen": self.rpc,
+                "http.listen": self.http,
                 "admin.listen": self.admin,
                 "cutoff.url": f"http://{self.cutoff}/cutoff?user_id={{user_id}}",
             }

@@ -20,7 +20,7 @@ from billing import __version__
 from billing.api.auth import Guard
 from billing.api.connection_limits import limits_of
 from billing.api.door import Door
-from billing.api.msgpack_rpc import Connection
+from billing.api.opening import Doors
 from billing.api.replies import reply_of
 from billing.api.tls import server_context
 from billing.api.wire import encode_reply
@@ -55,7 +55,7 @@ from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
 from shards.journal import Journal
 from shards.machine import Command, Effect
-from shards.system.clock import boot_now_ns
+from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import Disk, RealDisk, read_file
 from shards.worker.process import Begin
 from shards.worker.worker import Worker
@@ -63,7 +63,6 @@ from shards.worker.worker import Worker
 log = logging.getLogger("billing.worker.application")
 
 DRAIN_DELIVERY_S = 2.0
-HANDSHAKE_S = 5.0  # of TLS
 
 _REPORTS = {
     (CUTOFF, STARTED): ops.CUTOFF_STARTED,
@@ -120,7 +119,7 @@ class Billing:
         self._history: HistoryLink | None = None
         self._notices: FollowerLink | None = None
         self._checks: PeriodicChecks | None = None
-        self._servers: list[asyncio.Server] = []
+        self._doors: Doors | None = None
         self._tls: SSLContext | None = None
         self._changing: asyncio.Task[None] | None = None
         self._paused: set[int] = set()  # buckets on their way out: no call is begun for them
@@ -235,7 +234,6 @@ class Billing:
 
     async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
         """Opens the doors, and takes up what was owed when the last life ended."""
-        loop = asyncio.get_running_loop()
         self._worker = worker
         accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
         place = f"{self._begin.directory}/history"
@@ -255,16 +253,10 @@ class Billing:
         limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
         door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
         door.start()
-        tls = self._tls = server_context(self.config.rpc)
+        self._tls = server_context(self.config.rpc)
+        doors = self._doors = Doors(door, self._tls, wall_now_ns)
         for kind, listener in listeners:
-            if kind == "unix":
-                server = await loop.create_unix_server(lambda: Connection(door), sock=listener)
-            else:
-                s = HANDSHAKE_S if tls else None
-                server = await loop.create_server(
-                    lambda: Connection(door), sock=listener, ssl=tls, ssl_handshake_timeout=s, ssl_shutdown_timeout=s
-                )
-            self._servers.append(server)
+            await doors.listen(kind, listener)
 
     def configure(self, configuration: bytes) -> None:
         """Takes up what may change while it serves, see `billing.config.reload`. Calls under way end as they began."""
@@ -344,8 +336,8 @@ class Billing:
 
     async def stop_listening(self) -> None:
         """No new connections; what was asked is still answered."""
-        for server in self._servers:
-            server.close()
+        if self._doors is not None:
+            self._doors.stop_listening()
         if self._delivery is not None:
             await self._delivery.drain(DRAIN_DELIVERY_S)
         if self._door is not None:

@@ -123,7 +123,7 @@ class Served:
         return self._limit
 
 
-_SERVED: Final = {route: Served(route) for route in ROUTES}
+_SERVED: Final = {route.method.name: Served(route) for route in ROUTES}
 _REPLAYED: Final = {"Idempotent-Replayed": "true"}
 _BARE: Final[dict[str, str]] = {}
 
@@ -364,7 +364,7 @@ class HttpDoor:
         route = found.routes.get(verb)
         if route is None:
             raise Misplaced(405, "this path takes other verbs", {"Allow": _allowed(found.routes)})
-        served = _SERVED[route]
+        served = _SERVED[route.method.name]
         if not allowed(served.method, grant.roles):
             raise Refused("FORBIDDEN", f"{served.method.name} needs the role {served.method.role}")
         headers = request.headers

@@ -1,0 +1,66 @@
+"""From listening sockets to doors: which protocol is spoken on which.
+
+    kind of socket   protocol
+    tcp, direct      MessagePack-RPC
+    unix             MessagePack-RPC
+    http             HTTP and JSON
+
+All doors of a worker share one `Door`, that is their guard, their limits and their counters, and over TCP the same TLS.
+A further protocol is a package beside `http` and one more kind here and in `billing.service.listeners`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from billing.api.door import Door
+from billing.api.http.server import HttpDoor
+from billing.api.msgpack_rpc import Connection
+
+HANDSHAKE_S: Final = 5.0  # of TLS
+HTTP: Final = "http"
+
+
+class Doors:
+    """What listens in one worker."""
+
+    def __init__(self, door: Door, tls: ssl.SSLContext | None, wall_now_ns: Callable[[], int]) -> None:
+        """`tls`: of all TCP doors; None: they speak plainly. `wall_now_ns`: what HTTP dates its answers by."""
+        self.door = door
+        self._tls = tls
+        self._wall_now_ns = wall_now_ns
+        self._servers: list[asyncio.Server] = []
+
+    async def listen(self, kind: str, listener: socket.socket) -> None:
+        """Lets clients in by one more socket."""
+        loop = asyncio.get_running_loop()
+        connection = self._protocol(kind)
+        if kind == "unix":
+            self._servers.append(await loop.create_unix_server(connection, sock=listener))
+            return
+        seconds = HANDSHAKE_S if self._tls else None
+        self._servers.append(
+            await loop.create_server(
+                connection,
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
+            )
+        )
+
+    def _protocol(self, kind: str) -> Callable[[], asyncio.BaseProtocol]:
+        """What makes a connection of this kind."""
+        if kind == HTTP:
+            return HttpDoor(self.door, self._wall_now_ns).connection
+        door = self.door
+        return lambda: Connection(door)
+
+    def stop_listening(self) -> None:
+        """No new connections; those that there are stay."""
+        for server in self._servers:
+            server.close()
