@@ -8,7 +8,6 @@ from typing import Any
 import msgpack
 import pytest
 from msgspec import Raw
-from shards.worker.replies import Moving
 
 from billing.api.auth import Grant, Guard
 from billing.api.calling import Session, packed, plain, split_response
@@ -16,6 +15,7 @@ from billing.api.door import Limits
 from billing.api.methods import LISTING_WEIGHT
 from billing.api.wire import ERRORS_AS_MAP, encode, encode_reply
 from billing.ledger.errors import Refused
+from shards.replies import Moving
 from shards.worker.router import Unavailable
 from tests.api.outside import House, open_house
 

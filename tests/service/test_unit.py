@@ -88,4 +88,5 @@ def test_only_known_addresses_can_be_reached_where_all_are_known() -> None:
 
 def test_the_socket_unit_listens_where_the_configuration_does() -> None:
     unit = socket_unit(config_with(rpc__unix_socket="/run/billing/rpc.sock"), Path("x.toml"))
-    assert lines_of(unit, "ListenStream") == ["127.0.0.1:3311", "127.0.0.1:9311", "/run/billing/rpc.sock"]
+    tcp = ["127.0.0.1:3311", "127.0.0.1:3312", "127.0.0.1:9311"]
+    assert lines_of(unit, "ListenStream") == [*tcp, "/run/billing/rpc.sock"]
