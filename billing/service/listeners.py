@@ -3,8 +3,8 @@
 They are bound before anything starts, so that an address in use is told at once, and by the main process, so that a
 restarted worker finds its clients still queueing. A socket that was handed over (`notify.handed_over`) takes the place
 of the one that its name stands for: `rpc`, `http`, `admin` or `unix`; without such a name, a unix socket is `unix`, one
-on the port of `admin.listen` or `http.listen` is that, and any other is `rpc`. For those the rule of the configuration holds as well: beyond
-loopback only with tokens or client certificates.
+on the port of `admin.listen` or `http.listen` is that, and any other is `rpc`. For those the rule of the configuration
+holds as well: beyond loopback only with tokens or client certificates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The HTTP door on a loopback socket, with a worker behind it that writes down what it is asked, and a client of bytes."""
+"""The HTTP door on a loopback socket, with a worker behind it that notes what it is asked, and clients of bytes."""
 
 from __future__ import annotations
 
