@@ -22,18 +22,20 @@ has accepted it, and keeps it open. Proved connections are used first, the young
 opened ahead, and nothing was ever written on them.
 
     UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`
-    MANY      `warm` connections are kept open, spare ones where too few are proved
-    FEW       none is kept: a connection is closed as soon as nothing is to be sent on it
+    MANY      up to `warm` connections are kept open, spare ones where too few are proved
+    FEW       none is kept, and `FEW_CALLS` at most are open at once; others wait for their turn
 
-From UNKNOWN to MANY there is one way, once an answer has left a connection open: a call for which all spare connections
-are opened first, and then its own, is answered while all of them stay silent. A call on a connection not proved that is
+From UNKNOWN to MANY there is one way, once an answer has left a connection open: a call for which some spare
+connections are opened first, and then its own, is answered while all of them stay silent. Two at first; each such
+trial doubles them, up to `warm`, and no more are kept than were tried. A call on a connection not proved that is
 unanswered for `SILENCE_S` and twice the usual time, while nobody else was answered either, has all idle connections
-closed: nothing was written on them, or everything was answered, so nothing can be lost. If an answer follows as soon on
-a connection not proved, the server waited for those: where that happens `STRIKES_MAX` times, it serves FEW. After
+closed: nothing was written on them, or everything was answered, so nothing can be lost. If an answer follows as soon
+on a connection not proved, the server waited for those: where that happens `STRIKES_MAX` times, it serves FEW. After
 `FORGET_S`, FEW is UNKNOWN again.
 
-So a call waits for connections of this process for some `SILENCE_S` at most, and a call of another process for as long.
-A connection idle for `idle_s`, or for two thirds of the time after which this server closed one, is closed or replaced.
+So a call waits for connections of this process for some `SILENCE_S` at most, and a call of another process for
+`BRIEFLY_S`. A connection idle for `idle_s`, or for two thirds of the time after which this server closed one, is closed
+or replaced.
 
 It never decides when to try again, and knows neither accounts nor money. What an endpoint sends is never logged.
 """
@@ -60,7 +62,9 @@ MANY: Final = "many"
 FEW: Final = "few"
 
 SILENCE_S: Final = 0.02
-BRIEFLY_S: Final = 1.0
+BRIEFLY_S: Final = 0.03
+FEW_CALLS: Final = 2
+TRIED_FIRST: Final = 2
 FORGET_S: Final = 600.0
 STRIKES_MAX: Final = 2
 
@@ -111,10 +115,13 @@ class Endpoint:
         self._silence: asyncio.TimerHandle | None = None
         self._silence_due_ns = 0
         self._tend: asyncio.TimerHandle | None = None
+        self._briefly: asyncio.TimerHandle | None = None
+        self._turns: deque[asyncio.Future[None]] = deque()  # who waits to connect to a server that serves few
         self._warming: asyncio.Task[None] | None = None
         self._warm_at_ns = 0
         self._warm_failures = 0
         self._kept_open = False  # an answer has left its connection open
+        self.shown = 0  # spare connections that a call was answered beside
         self._trial: set[Line] = set()  # spare connections that a call is to be answered beside
         self._tried_ns = 0
         self._few_since_ns = 0
@@ -155,9 +162,15 @@ class Endpoint:
 
     async def connect(self) -> Line:
         """A new connection; raises Unreachable. Where it is time, spare ones are opened first."""
+        while self.serves == FEW and len(self._asked) + self._connecting >= FEW_CALLS:
+            turn = self.loop.create_future()
+            self._turns.append(turn)
+            await turn
         if self._is_to_try():
             self._tried_ns = boot_now_ns()
-            await asyncio.gather(*[self._add_spare() for _ in range(self.limits.warm)], return_exceptions=True)
+            wanted = min(self.limits.warm, max(TRIED_FIRST, 2 * self.shown))
+            missing = range(wanted - len(self._spares))
+            await asyncio.gather(*[self._add_spare() for _ in missing], return_exceptions=True)
             self._trial = set(self._spares)
         return await self._connect()
 
@@ -169,9 +182,11 @@ class Endpoint:
         line.rest()
         if line.proved:
             self._proved.append(line)
+            if self.serves == UNKNOWN and self._briefly is None:
+                self._briefly = self.loop.call_later(BRIEFLY_S, self._on_briefly)
             if self._asked_unproved and self._silence is None:
                 self._listen_closely()
-        elif self.serves == MANY and len(self._spares) < self.limits.warm:
+        elif self.serves == MANY and len(self._spares) < self.shown:
             self._spares.append(line)
         else:
             line.close()
@@ -182,6 +197,7 @@ class Endpoint:
             line = await self._dialer.connect(lambda: Line(self))
         finally:
             self._connecting -= 1
+            self._give_turn()
         self.connects += 1
         return line
 
@@ -195,10 +211,9 @@ class Endpoint:
     def _is_to_try(self) -> bool:
         """Whether the next call is to find out if this server serves it beside silent connections."""
         return (
-            self.serves == UNKNOWN
+            self.serves != FEW
+            and self.shown < self.limits.warm
             and self._kept_open
-            and self.limits.warm > 0
-            and not self._spares
             and not self._asked
             and boot_now_ns() - self._tried_ns > _RECENTLY_NS
         )
@@ -268,6 +283,15 @@ class Endpoint:
         if line in self._asked:
             del self._asked[line]
             self._asked_unproved -= not line.proved
+            self._give_turn()
+
+    def _give_turn(self) -> None:
+        while self._turns and (self.serves != FEW or len(self._asked) + self._connecting < FEW_CALLS):
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                if self.serves == FEW:
+                    return
 
     def on_body(self, line: Line) -> None:
         """The body that nobody needs has been read, or has grown too long."""
@@ -297,7 +321,7 @@ class Endpoint:
     async def close(self) -> None:
         """Closes every connection; exchanges under way end as lost."""
         self.closed = True
-        for timer in (self._deadline, self._tend, self._silence):
+        for timer in (self._deadline, self._tend, self._silence, self._briefly):
             if timer is not None:
                 timer.cancel()
         if self._warming is not None:
@@ -345,11 +369,11 @@ class Endpoint:
             self._cleared_ns = 0
             self._strikes += 1
             if self._strikes >= STRIKES_MAX:
-                self.serves, self._few_since_ns, self._strikes = FEW, now_ns, 0
+                self.serves, self._few_since_ns, self._strikes, self.shown = FEW, now_ns, 0, 0
                 self._clear()
         elif self._trial:
             if self._trial.issubset(self._spares):
-                self.serves = MANY
+                self.serves, self.shown, self._strikes = MANY, len(self._trial), 0
             self._trial.clear()
         elif self._spares:
             self._strikes = 0
@@ -404,24 +428,36 @@ class Endpoint:
         if next_ns:
             self._arm(next_ns)
 
-    def _on_tend(self) -> None:
-        now_ns = boot_now_ns()
-        if self.serves == FEW and now_ns - self._few_since_ns > FORGET_S * _SECOND_NS:
-            self.serves = UNKNOWN
-        idle_ns = self._idle_ns if self.serves == MANY else min(self._idle_ns, int(BRIEFLY_S * _SECOND_NS))
-        for line in [line for line in (*self._proved, *self._spares) if now_ns - line.idle_since_ns >= idle_ns]:
+    def _close_idle(self, for_ns: int) -> None:
+        """Closes what has been idle for so long."""
+        before_ns = boot_now_ns() - for_ns
+        for line in [line for line in (*self._proved, *self._spares) if line.idle_since_ns <= before_ns]:
             line.late = True
             line.close()
         self._proved = [line for line in self._proved if line.usable]
         self._spares = deque(line for line in self._spares if line.usable)
-        wanted = self.serves == MANY and self.connections < self.limits.warm
+
+    def _on_briefly(self) -> None:
+        self._briefly = None
+        if self.serves == UNKNOWN:
+            self._close_idle(int(BRIEFLY_S * _SECOND_NS))
+            if self._proved or self._spares:
+                self._briefly = self.loop.call_later(BRIEFLY_S, self._on_briefly)
+
+    def _on_tend(self) -> None:
+        now_ns = boot_now_ns()
+        if self.serves == FEW and now_ns - self._few_since_ns > FORGET_S * _SECOND_NS:
+            self.serves = UNKNOWN
+            self._give_turn()
+        self._close_idle(self._idle_ns if self.serves == MANY else int(BRIEFLY_S * _SECOND_NS))
+        wanted = self.serves == MANY and self.connections < self.shown
         if wanted and self._warming is None and now_ns >= self._warm_at_ns:
             self._warming = self.loop.create_task(self._warm())
         self._tend = self.loop.call_later(_TEND_S, self._on_tend)
 
     async def _warm(self) -> None:
         try:
-            while self.serves == MANY and self.connections < self.limits.warm and not self.closed:
+            while self.serves == MANY and self.connections < self.shown and not self.closed:
                 await self._add_spare()
             self._warm_failures = 0
         except Unreachable:

@@ -99,10 +99,10 @@ class Desk:
                 except TimeoutError:
                     continue
 
-    async def until_endpoint(self, delivery: Delivery, serves: str) -> None:
-        """Makes calls until the endpoint has been found to serve so many connections at once."""
-        async with asyncio.timeout(LONG_S):
-            while delivery.endpoints[0].serves != serves:
+    async def until_shown(self, delivery: Delivery, connections: int) -> None:
+        """Makes calls until the endpoint was seen to answer beside so many silent connections."""
+        async with asyncio.timeout(3 * LONG_S):
+            while delivery.endpoints[0].shown < connections:
                 self.exhaust(delivery, b"calls")
                 await self.until(self.nothing_owed)
 

@@ -1,0 +1,2 @@
+# A cutoff endpoint as Rack has it.
+run ->(_environment) { [204, {}, []] }
