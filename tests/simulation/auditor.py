@@ -18,6 +18,7 @@ Which invariant is checked where:
 - I14: `tests/simulation/test_move_matrix.py`; here: entries go on across a move without a gap or a change.
 - I16: the lock of the directory, `tests/shards/journal`. I17, I19, I21 (never early, stable, never stale): at each
   attempt. And one account is called by one attempt at a time, wherever its bucket is.
+- I25 (one user holds up nobody else): in the last act of some runs, `beside`.
 - Nothing that waits for an instant is woken before it: at each setting of a worker's alarm, `armed`.
 - I18, I24 (every cutoff ends delivered or superseded, everything ends): `finish`.
 - I20, I22, I23 are figures of the real machine and are not checked here.
@@ -82,12 +83,14 @@ class Auditor:
         self.restored: dict[bytes, int] = {}  # user -> seq of the last restore that got its 2xx
         self.events: dict[tuple[bytes, int, str], tuple[str, int]] = {}
         self.last_call: dict[bytes, tuple[str, int]] = {}  # the newest call that the endpoint took
+        self.first_ns: dict[bytes, int] = {}  # user -> lateness of the first attempt of the newest cutoff
         self.seen: dict[bytes, int] = {}  # user -> the highest entry_id that an answer told
         self._medium = medium
         self._read: dict[int, tuple[Any, Segment, int, int]] = {}  # id of a node -> it, and how far it was read
         self._payloads: dict[tuple[str, int], bytes] = {}
         self._heads: dict[str, int] = {}
         self._tags: set[bytes] = set()
+        self._attempted: set[tuple[bytes, int, str]] = set()
         self._asked: dict[tuple[bytes, bytes], Call] = {}
         self._asked_tags: dict[bytes, Call] = {}
         self._plain: dict[tuple[bytes, int, int, bytes], int] = {}
@@ -342,6 +345,9 @@ class Auditor:
             self.wrong(f"{kind} {seq} of {user!r} was {name} and is {event_id} at {exhausted_at_ns} now (I19)")
         if kind != "cutoff":
             return
+        if event not in self._attempted:
+            self._attempted.add(event)
+            self.first_ns[user] = now_ns - exhausted_at_ns
         if seq in known.superseded:
             self.wrong(f"{event_id} starts after what superseded it was durable (I19)")
         if seq in known.reported and not known.retried:
@@ -356,6 +362,10 @@ class Auditor:
                 self.wrong(f"{event_id} has no cause that is durable: {last} (I4, I17)")
         elif crossed != exhausted_at_ns:
             self.wrong(f"{event_id} at {exhausted_at_ns}, the log says {crossed} (I17)")
+
+    def lateness_ns(self, user: bytes) -> int:
+        """From the instant of the user's latest cutoff that was called to its first attempt; -1: none was called."""
+        return self.first_ns.get(user, -1)
 
     def calls(self, user: bytes, event_id: str) -> None:
         """An attempt is under way."""

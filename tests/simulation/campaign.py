@@ -1,7 +1,7 @@
 """Many seeds, on several processes, resumable: each line of the file is one seed that was played.
 
-    {"seed": 17, "ok": true, "calls": 190, "entries": 240, "attempts": 12, "fired": {"power": 1}, "steps": 9000}
-    {"seed": 18, "ok": false, "error": "Violation: …"}
+{"seed": 17, "ok": true, "calls": 190, "entries": 240, "attempts": 12, "fired": {"power": 1}, "steps": 9000}
+{"seed": 18, "ok": false, "error": "Violation: …"}
 """
 
 from __future__ import annotations

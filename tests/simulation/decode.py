@@ -40,6 +40,7 @@ def segment_of(content: bytes) -> Segment | None:
     chain, align = struct.unpack_from("<II", block, 44)
     return Segment(salt, segment_id, first, chain, align)
 
+
 BATCH_HEADER_BYTES = 52
 
 

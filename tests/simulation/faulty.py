@@ -146,8 +146,8 @@ FAULTS = [
     Faulty(
         "generation-not-raised",
         "shards/moves/move.py",
-        'self.generation + 1, block, digest))]\n',
-        'self.generation, block, digest))]\n',
+        "self.generation + 1, block, digest))]\n",
+        "self.generation, block, digest))]\n",
     ),
     Faulty(
         "commit-not-synced",
@@ -272,6 +272,33 @@ FAULTS = [
         "shards/worker/recover.py",
         "        return EXIT_LOST\n",
         "        return EXIT_DISK\n",
+    ),
+    # -- one user never holds up another ----------------------------------------------------------------------------
+    Faulty(
+        "breaker-shared-by-all-users",
+        "billing/expirationd/health.py",
+        "        return not self.shut or now_ns >= self.fresh_from_ns()\n",
+        "        return not self.shut\n",
+    ),
+    Faulty(
+        "probe-oldest-first",
+        "billing/expirationd/outbox.py",
+        "            if _tidy(lane.fresh) and lane.admits_fresh(now_ns) and ",
+        "            if _tidy(lane.fresh) and not (lane.shut and (lane.retries or lane.slow)) and ",
+    ),
+    Faulty(
+        "retry-after-pauses-the-lane",
+        "billing/expirationd/health.py",
+        "        elif outcome == BUSY:\n",
+        "        elif outcome == BUSY:\n"
+        "            self._shut(now_ns)\n"
+        "            self._fresh_after_ns = now_ns + retry_after_ns\n",
+    ),
+    Faulty(
+        "calls-that-hang-hold-everything",
+        "billing/expirationd/outbox.py",
+        "        return hanging[self._half :]\n",
+        "        return []\n",
     ),
 ]
 

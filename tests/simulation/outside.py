@@ -16,14 +16,18 @@ from shards.batch import ENTRY, split_batch
 from shards.system.clock import boot_now_ns
 from tests.simulation.auditor import Auditor
 
+SICK = ("hangs", "fails", "asks for time", "hangs up")
+ASKED_FOR_NS = 20 * 10**9
+
 
 class Moods:
-    """How the endpoint behaves now: the share of calls that go wrong, by how."""
+    """How the endpoint behaves now: the share of calls that go wrong, by how; and the users for whom all calls do."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.wrong: dict[str, float] = {}  # "refused" | "slow" | "5xx" | "4xx" | "lost" | "dropped" -> share
         self.met: dict[str, int] = {}
+        self.sick: dict[bytes, str] = {}  # user -> one of SICK
 
     def draw(self, among: tuple[str, ...]) -> str:
         for name in among:
@@ -90,12 +94,15 @@ class SimEndpoint:
         if wrong == "dropped" and line.used:
             return DROPPED, "the connection was closed", -1
         line.used = True
-        if wrong == "slow":
+        sick = moods.sick.get(user, "")
+        if wrong == "slow" or sick == "hangs":
             return await self._hang(line, timeout_s)
         await asyncio.sleep(moods.rng.random() * 0.004)
         if wrong == "5xx":
             pause_ns = -1 if moods.rng.random() < 0.5 else moods.rng.randrange(3 * 10**9)
             return FAILED if pause_ns < 0 else BUSY, "503", pause_ns
+        if sick:
+            return (BUSY, "429", ASKED_FOR_NS) if sick == "asks for time" else (FAILED, sick, -1)
         if wrong == "4xx":
             return FAILED, "404", -1
         self._auditor.last_call[user] = kind, seq

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from shards import shard
 from tests.simulation.auditor import Violation
+from tests.simulation.beside import play_beside, plays
 from tests.simulation.calls import Call, Programs
 from tests.simulation.clients import Client
 from tests.simulation.faults import Chaos
@@ -94,6 +95,9 @@ def _play(seed: int, world: World) -> Played:
     world.heal()
     world.run(calling.done, 600, "all calls answered")
     world.rest()
+    if plays(seed):
+        play_beside(seed, world, clients[0])
+        world.rest()
     reading = world.task(_read_all(clients[0], users))
     world.run(reading.done, 60, "all accounts are read")
     world.stop()

@@ -27,6 +27,7 @@ from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
 from tests.simulation.wires import NetLoop, SimSocket
 
 DATA = "/data"
+CALLS_AT_ONCE = 8  # of each worker: few, so that calls that hang matter
 REST_S = 120  # of virtual time, for everything to end once nothing goes wrong any more
 LIFE_NS = 3600 * SECOND_NS  # of one run, in virtual time
 
@@ -66,6 +67,7 @@ class World:
                 url="http://sim/cutoff",
                 restore_url="http://sim/restore" if restores else "",
                 after_exhaustion="accrue" if accrues else "clamp",
+                concurrency=CALLS_AT_ONCE,
             )
         )
         self.machine.start_worker = self._start_worker
