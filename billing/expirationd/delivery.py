@@ -32,7 +32,7 @@ from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Endpoint, Limits, Verdict
 from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Pace
 from billing.expirationd.line import Line
-from billing.expirationd.outages import Outages
+from billing.expirationd.outages import Outages, waiting_because
 from billing.expirationd.outbox import Item, Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
 from billing.expirationd.throughput import Throughput
@@ -225,6 +225,16 @@ class Delivery:
             "cutoff_done_ns": self.done_late.plain(),
         }
 
+    def why(self, bucket_id: int, user_id: bytes, last_error: str) -> str | None:
+        """Why a call for this user is not over yet, in a sentence; None where nothing is known to be owed.
+        `last_error`: what the last attempt met, "" for nothing.
+        """
+        item = self.outbox.find(bucket_id, user_id)
+        if item is None:
+            return None
+        outage = self.outages.of(self._origins[item.lane])
+        return waiting_because(item, outage, last_error, self.now_ns(), len(self.outbox))
+
     def _waiting_ns(self) -> int:
         """How late the first attempt already is that waits for longest; 0 where none waits."""
         oldest_ns = self.outbox.oldest_fresh_ns()
@@ -394,7 +404,7 @@ class Delivery:
             self.delivered += 1
             if kind == CUTOFF:
                 self.done_late.add(max(0, now_ns - exhausted_at_ns))
-                self.throughput.answered(now_ns, not self._idle)
+                self.throughput.answered(now_ns, self.outbox.in_flight >= self.settings.concurrency)
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
             more = self._named(item) is not None
         else:

@@ -47,7 +47,7 @@ class Dialer:
         self.port = parts.port or _DEFAULT_PORTS[parts.scheme]
         self.connect_timeout_s = connect_timeout_s
         self._tls = _trust(tls) if parts.scheme == "https" else None
-        self._addresses: list[AddrInfoType] = []
+        self.addresses: list[AddrInfoType] = []
         self._resolved_ns = 0
         self._resolving: asyncio.Future[None] | None = None
 
@@ -67,7 +67,7 @@ class Dialer:
         except TimeoutError:
             raise Unreachable(f"no connection within {self.connect_timeout_s:g} s") from None
         except (OSError, RuntimeError) as error:  # of several addresses that failed in several ways, either
-            self._resolved_ns = 0
+            self.forget()
             raise Unreachable(_reason(error)) from None
 
     async def _connect(self, protocol_of: Callable[[], Protocol]) -> Protocol:
@@ -77,12 +77,12 @@ class Dialer:
         now_ns = boot_now_ns()
         if not self._resolved_ns or now_ns - self._resolved_ns >= RESOLVED_S * _SECOND_NS:
             await self._resolve()
-        addresses = self._addresses
+        addresses = self.addresses
         connection = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
         try:
             peer = connection.getpeername()
             if peer != addresses[0][4]:
-                self._addresses = sorted(addresses, key=lambda address: address[4][:2] != peer[:2])
+                self.addresses = sorted(addresses, key=lambda address: address[4][:2] != peer[:2])
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             unheard_ms = int(self.connect_timeout_s * 1000)  # what is not acknowledged for so long ends the connection
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unheard_ms)
@@ -109,18 +109,27 @@ class Dialer:
             self._resolving.add_done_callback(self._on_resolved)
         await asyncio.shield(self._resolving)
 
-    async def _ask(self) -> None:
+    async def look_up(self) -> list[AddrInfoType]:
+        """The addresses that the system's resolver knows for the name."""
         loop = asyncio.get_running_loop()
+        found: list[AddrInfoType] = []
+        found.extend(await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+        return found
+
+    def forget(self) -> None:
+        """Has the name resolved again before the next connection."""
+        self._resolved_ns = 0
+
+    async def _ask(self) -> None:
         try:
-            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            found = await self.look_up()
         except socket.gaierror:
-            if not self._addresses:
+            if not self.addresses:
                 raise
         else:
-            addresses: list[AddrInfoType] = []
-            addresses.extend(list(dict.fromkeys(found))[:ADDRESSES_MAX])
-            worked = self._addresses[:1]
-            self._addresses = sorted(addresses, key=lambda address: address not in worked)
+            addresses = list(dict.fromkeys(found))[:ADDRESSES_MAX]
+            worked = self.addresses[:1]
+            self.addresses = sorted(addresses, key=lambda address: address not in worked)
         self._resolved_ns = boot_now_ns()
 
     def _on_resolved(self, resolving: asyncio.Future[None]) -> None:

@@ -66,7 +66,7 @@ BRIEFLY_S: Final = 0.03
 FEW_CALLS: Final = 2
 TRIED_FIRST: Final = 2
 FORGET_S: Final = 600.0
-STRIKES_MAX: Final = 2
+STRIKES_MAX: Final = 3
 
 _TEND_S: Final = 1.0
 _TICK_S: Final = 0.001  # the resolution of the loop's timers

@@ -1,4 +1,4 @@
-"""What is told of endpoints that take no calls: by log lines, and as figures.
+"""What is told of endpoints that take no calls, and of users who wait: by log lines, as figures and in sentences.
 
 An outage is logged when it begins, once a minute while it lasts, with how many users wait, and when it ends, with how
 long it lasted. So is, at most once a minute, that an endpoint needs more than `cutoff.timeout_s`.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from billing.expirationd.health import Health
+from billing.expirationd.outbox import FLYING, PARKED, Item
 
 LOG_S: Final = 60
 _SECOND_NS: Final = 10**9
@@ -114,3 +115,25 @@ class Outages:
             self._timeout_s,
             patience_ns / _SECOND_NS,
         )
+
+
+def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: int, owed: int) -> str:
+    """Why the call for one account is not over yet, in a sentence. `owed`: accounts with something owed in all."""
+    if item.state == PARKED:
+        return "The call is held back since the start, and waits for `billing cutoffs release`."
+    if item.state == FLYING:
+        under_way_s = max(0, now_ns - item.begun_ns) / _SECOND_NS if item.begun_ns >= 0 else 0.0
+        return f"A call is under way, for {under_way_s:.1f} s so far."
+    if outage is not None:
+        lasts_s = (now_ns - outage.since_ns) // _SECOND_NS
+        return (
+            f"{outage.origin} has taken no calls for {lasts_s} s ({outage.error}): it is probed with one user after "
+            f"the other, and calls for {owed} users wait."
+        )
+    if item.failures:
+        met = f" ({last_error})" if last_error else ""
+        next_s = (item.due_ns - now_ns) / _SECOND_NS
+        follows = f"follows in {next_s:.1f} s" if next_s > 0 else "waits for its turn among those that failed"
+        times = "The last attempt" if item.failures == 1 else f"The last {item.failures} attempts"
+        return f"{times} failed for this user{met}; the next one {follows}. Other users are not held up by it."
+    return f"The first call waits for its turn: calls for {owed} users are owed, the oldest goes first."

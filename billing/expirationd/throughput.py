@@ -1,8 +1,8 @@
 """How many calls a second the endpoint was last seen to take. Pure.
 
-Only while every sender was at work does the number of answers say what the endpoint takes, and not what there was to
-send. So answers are counted in windows of `WINDOW_NS` in which no sender was idle; a shorter one counts where it holds
-`ANSWERS_MIN`.
+Only while as many calls were under way as may be does the number of answers say what the endpoint takes, and not what
+there was to send. So answers are counted in windows of `WINDOW_NS` in which that was so; a shorter one counts where it
+holds `ANSWERS_MIN`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Throughput:
         self._answers = 0
 
     def answered(self, now_ns: int, saturated: bool) -> None:
-        """A call had its 2xx. `saturated`: all senders are at work."""
+        """A call had its 2xx. `saturated`: as many are under way as may be."""
         if not self._since_ns:
             if saturated:
                 self._since_ns, self._answers = now_ns, 0
@@ -32,7 +32,7 @@ class Throughput:
         self._answers += 1
         spent_ns = now_ns - self._since_ns
         if spent_ns >= WINDOW_NS or (not saturated and self._answers >= ANSWERS_MIN and spent_ns > 0):
-            self.per_second = self._answers * 10**9 // spent_ns
+            self.per_second = max(1, self._answers * 10**9 // spent_ns)
             self._since_ns, self._answers = now_ns if saturated else 0, 0
         elif not saturated:
             self._since_ns = 0

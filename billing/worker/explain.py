@@ -1,8 +1,8 @@
 """Why an account stands where it stands: what `billing explain` shows of it, put together in its owner's worker.
 
 Everything `get_account` says, and besides: who owns the bucket at which generation, where the account is filed in the
-timing wheel, every cutoff that is remembered with its attempts, what is owed now, and what the outbox does about it. It
-changes nothing but what time has made due.
+timing wheel, every cutoff that is remembered with its attempts, what is owed now, what the outbox does about it, and,
+in a sentence, why this user waits. It changes nothing but what time has made due.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from billing.expirationd.delivery import Delivery
 from billing.ledger.book import Book
 from billing.ledger.entry import cutoff_map
 from billing.ledger.errors import Refused
-from billing.ledger.extra import NEVER_NS
+from billing.ledger.extra import NEVER_NS, Extra
 from billing.worker.machine import BillingMachine
 from shards.shard import Shard
 
@@ -61,7 +61,14 @@ def explain(
             "failures": standing[1],
             "next_attempt_in_ns": max(0, standing[2] - now_ns) if standing[2] else 0,
         },
+        "why": delivery.why(bucket_id, user_id, _last_error(extra)),
     }
+
+
+def _last_error(extra: Extra | None) -> str:
+    """What the last attempt for the newest cutoff met; "" for nothing."""
+    error = extra.cutoffs[-1].last_error if extra is not None and extra.cutoffs else ""
+    return error.decode("utf-8", "replace") if isinstance(error, bytes) else error
 
 
 def _timer(machine: BillingMachine, book: Book, slot: int) -> dict[str, Any]:

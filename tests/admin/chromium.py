@@ -1,9 +1,9 @@
 """Debian's Chromium, headless, spoken to over its DevTools protocol: what a person sees, and what the script does.
 
-    async with Chromium(directory) as browser:
-        await browser.open(url, width=390, height=844, dark=True)
-        await browser.evaluate("document.title")
-        await browser.screenshot(path)
+async with Chromium(directory) as browser:
+    await browser.open(url, width=390, height=844, dark=True)
+    await browser.evaluate("document.title")
+    await browser.screenshot(path)
 """
 
 from __future__ import annotations

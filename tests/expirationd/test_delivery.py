@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import random
 import socket
 
+from billing.expirationd.delivery import Delivery
 from billing.expirationd.endpoint import MANY, UNKNOWN
 from billing.expirationd.signature import parse_secrets
 from billing.trial.faults import Fault
+from shards.system.clock import wall_now_ns
 from tests.expirationd.desk import Desk, receiving, sending, settings
 
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -262,3 +265,56 @@ async def test_what_was_not_notified_yet_is_not_sent_although_the_ledger_names_i
         delivery.notify(1, b"u", seq=2)
         await desk.until(desk.nothing_owed)
         assert [call.seq for call in receiver.calls] == [2]
+
+
+async def test_the_timestamp_is_the_wall_clocks_at_sending_and_the_instant_stays_billing_time() -> None:
+    """The daemon was started an hour before its time; the wall clock was set since, billing time was not."""
+    desk, hour_ns = Desk(), 3600 * 10**9
+    async with receiving(secrets=SECRETS) as receiver:
+
+        def billing_ns() -> int:
+            return wall_now_ns() - hour_ns
+
+        made = settings(receiver.url, secrets=SECRETS)
+        delivery = Delivery(desk.owed, desk.report, made, billing_ns, random.Random(1), desk.failed)
+        delivery.start()
+        try:
+            desk.exhaust(delivery, b"u")
+            await desk.until(desk.nothing_owed)
+        finally:
+            await delivery.close()
+        (call,) = receiver.calls
+        assert call.answered == "200", "the receiver checks that a call is no older than five minutes"
+
+
+async def test_with_post_the_same_fields_come_as_a_body_and_restores_too() -> None:
+    desk = Desk()
+    async with receiving(secrets=SECRETS, fault=Fault("slow", 100)) as receiver:
+        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on", secrets=SECRETS, method="POST")
+        async with sending(desk, made) as delivery:
+            desk.exhaust(delivery, "üser/1".encode())
+            await desk.until(lambda: bool(desk.started))
+            desk.top_up(delivery, "üser/1".encode())
+            await desk.until(desk.nothing_owed)
+        assert [(call.method, call.path, call.user_id, call.seq) for call in receiver.calls] == [
+            ("POST", "/off", "üser/1", 1),
+            ("POST", "/on", "üser/1", 1),
+        ]
+        assert len({call.event_id for call in receiver.calls}) == 1
+
+
+async def test_a_sentence_says_why_a_user_waits() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("status", 500)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        assert delivery.why(1, b"u", "") is None
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: len(desk.errors()) >= 2)
+        why = delivery.why(1, b"u", "status 500") or ""
+        assert "failed for this user (status 500)" in why or why.startswith("A call is under way")
+        for number in range(10):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(lambda: delivery.outbox.lanes[0].shut)
+        waiting = [delivery.why(1, b"u%d" % number, "") or "" for number in range(10)]
+        assert any(f"{receiver.url} has taken no calls for 0 s (status 500)" in why for why in waiting)
+        delivery.hold(1, b"held", 5)
+        assert "billing cutoffs release" in (delivery.why(1, b"held", "") or "")

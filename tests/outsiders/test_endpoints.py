@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 
-from billing.expirationd.endpoint import FEW, MANY, UNKNOWN
+from billing.expirationd.endpoint import FEW, MANY
 from tests.conftest import REPOSITORY
 from tests.expirationd.desk import Desk, sending, settings
 from tests.system.ports import free_port
@@ -38,28 +38,28 @@ PATIENCE_S = 60.0
 
 
 class Server(NamedTuple):
-    """A server: the command, with {port} and {inner} for ports, and what may be found out about how many it serves."""
+    """A server: the command, with {port} and {inner} for ports, and what is known of it."""
 
     command: str
-    serves: tuple[str, ...]
+    many: bool | None  # whether it serves others beside silent connections; None: in some versions, or at times
     inner: str = ""  # another server that this one stands in front of
 
 
 GUNICORN = "gunicorn --no-control-socket -b 127.0.0.1:{port} wsgi_app:app"
 SERVERS = {
-    "gunicorn sync -w 1": Server(GUNICORN + " -w 1", (UNKNOWN, FEW)),
-    "gunicorn sync -w 4": Server(GUNICORN + " -w 4", (UNKNOWN, FEW)),
-    "gunicorn sync -w 9": Server(GUNICORN + " -w 9", (UNKNOWN, FEW)),
-    "gunicorn gthread": Server(GUNICORN + " -k gthread --threads 4", (UNKNOWN, FEW, MANY)),
-    "flask --without-threads": Server("flask --app flask_app run --without-threads -p {port}", (UNKNOWN, FEW)),
-    "HTTPServer": Server("python {apps}/plain_server.py {port} HTTP/1.0", (UNKNOWN, FEW)),
-    "HTTPServer, keeping one connection": Server("python {apps}/plain_server.py {port} HTTP/1.1", (UNKNOWN, FEW)),
-    "uvicorn": Server("uvicorn --log-level warning --port {port} wsgi_app:asgi", (MANY,)),
-    "waitress": Server("waitress-serve --listen=127.0.0.1:{port} wsgi_app:app", (UNKNOWN, MANY)),
-    "node": Server("node {apps}/server.js {port}", (MANY,)),
-    "puma": Server("puma -q -b tcp://127.0.0.1:{port} {apps}/config.ru", (MANY,)),
+    "gunicorn sync -w 1": Server(GUNICORN + " -w 1", False),
+    "gunicorn sync -w 4": Server(GUNICORN + " -w 4", False),
+    "gunicorn sync -w 9": Server(GUNICORN + " -w 9", False),
+    "gunicorn gthread": Server(GUNICORN + " -k gthread --threads 4", None),
+    "flask --without-threads": Server("flask --app flask_app run --without-threads -p {port}", False),
+    "HTTPServer": Server("python {apps}/plain_server.py {port} HTTP/1.0", False),
+    "HTTPServer, keeping one connection": Server("python {apps}/plain_server.py {port} HTTP/1.1", False),
+    "uvicorn": Server("uvicorn --log-level warning --port {port} wsgi_app:asgi", True),
+    "waitress": Server("waitress-serve --listen=127.0.0.1:{port} wsgi_app:app", None),
+    "node": Server("node {apps}/server.js {port}", True),
+    "puma": Server("puma -q -b tcp://127.0.0.1:{port} {apps}/config.ru", True),
     "nginx before gunicorn sync": Server(
-        "nginx -p {directory} -c nginx.conf", (MANY,), "gunicorn --no-control-socket -b 127.0.0.1:{inner} wsgi_app:app"
+        "nginx -p {directory} -c nginx.conf", True, "gunicorn --no-control-socket -b 127.0.0.1:{inner} wsgi_app:app"
     ),
 }
 NGINX = """
@@ -158,8 +158,9 @@ async def test_no_server_swallows_a_call(
             desk.exhaust(delivery, b"u%d" % number)
             await desk.until(desk.nothing_owed)
             late_s.append(time.perf_counter() - began)
-        assert one.endpoints[0].serves in server.serves
-        if server.serves == (MANY,):
+        serves = one.endpoints[0].serves
+        assert serves != MANY or server.many is not False
+        if server.many is True and serves != FEW:  # a busy machine may look like a server that serves few
             await desk.until_shown(one, WARM)
             await desk.until(lambda: one.endpoints[0].connections >= WARM)
         for number in range(40):

@@ -244,9 +244,8 @@ FAULTS = [
     Faulty(
         "outbox-forgets-what-failed",
         "billing/expirationd/outbox.py",
-        "            self._make_ready(item)\n        else:\n            self._make_wait(item)\n\n    def next_wake_ns",
-        "            self._make_ready(item)\n        else:\n"
-        "            del self._items[item.bucket_id, item.user_id]\n\n    def next_wake_ns",
+        "        else:\n            self._make_ready(item)\n\n    def cut",
+        "        else:\n            del self._items[item.bucket_id, item.user_id]\n\n    def cut",
     ),
     Faulty(
         "alarm-rounded-down",

@@ -202,9 +202,7 @@ async def test_a_full_stream_refuses_commands_and_answers_reads_until_there_is_r
     assert daemon.stop() == 0
 
 
-def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(
-    servers: NatsCluster, data_dir: Path
-) -> None:
+def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:
     daemon = daemon_on(servers, data_dir / "host")
     code, said = billing(daemon, "cluster", "check")
     assert code == 78

@@ -29,9 +29,7 @@ async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connecti
                     called[user] += 1
                 await asyncio.gather(*calls)
 
-        tasks = [
-            asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in users
-        ]
+        tasks = [asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in users]
         operator = await Rpc.connect(daemon.rpc_port)
         rng, moved = random.Random(1), 0
         for _ in range(40):

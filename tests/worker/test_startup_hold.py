@@ -90,8 +90,7 @@ class Start(Desk):
         self.machine.notices.clear()
         for kind, _, bucket_id, user_id, seq in notices:
             if kind == RESTORE or (
-                kind == CUTOFF
-                and not self.holdback.holds_back(self.machine, self.delivery, bucket_id, user_id, seq)
+                kind == CUTOFF and not self.holdback.holds_back(self.machine, self.delivery, bucket_id, user_id, seq)
             ):
                 self.delivery.notify(bucket_id, user_id, kind, seq=seq)
 

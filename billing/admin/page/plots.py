@@ -45,9 +45,7 @@ def bars(counts: Sequence[int], labels: Sequence[str], title: str) -> Markup:
     top = max([1, *counts])
     x = Axis(0, len(counts), [(0, "now"), *((index, labels[index]) for index in range(10, len(counts), 10))])
     y = Axis(0, top, [(value, f"{value:,}") for value in sorted({0, top // 2, top})])
-    shown = [
-        Bar(index, index + 1, count, f"{labels[index]}: {count:,}") for index, count in enumerate(counts) if count
-    ]
+    shown = [Bar(index, index + 1, count, f"{labels[index]}: {count:,}") for index, count in enumerate(counts) if count]
     return svg.bars(title, x, y, shown)
 
 

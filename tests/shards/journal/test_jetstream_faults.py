@@ -238,9 +238,7 @@ def test_a_right_record_of_a_wrong_epoch_is_damage(streams: NatsCluster) -> None
         list(JetStreamReader(streams.connect(), SHARD, boot_now_ns).replay(1))
 
 
-def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
-    streams: NatsCluster, data_dir
-) -> None:
+def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(streams: NatsCluster, data_dir) -> None:
     witness = str(data_dir / "seen")
     journal = journal_on(streams, witness=witness)
     journal.open(SHARD, OWNER)

@@ -1,0 +1,116 @@
+"""How connections come about: several addresses of which one lives, IPv6 first and dead, names that stop resolving."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from billing.expirationd.dialing import Dialer, Unreachable
+
+
+class Protocol(asyncio.Protocol):
+    """A connection of which only that it came about matters."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+
+class Names(Dialer):
+    """A dialer whose resolver is a list: each answer is taken once, the last one for ever."""
+
+    def __init__(self, answers: list[list[Any] | OSError], port: int, connect_timeout_s: float = 20.0) -> None:
+        super().__init__(f"http://endpoint.example:{port}", connect_timeout_s, None)
+        self.answers = answers
+        self.asked = 0
+
+    async def look_up(self) -> list[Any]:
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[int]:
+    server = await asyncio.get_running_loop().create_server(Protocol, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def ip4(port: int, host: str = "127.0.0.1") -> Any:
+    return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))
+
+
+def ip6(port: int) -> Any:
+    return (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", port, 0, 0))
+
+
+async def reaches(dialer: Dialer) -> Any:
+    protocol = await dialer.connect(Protocol)
+    peer = protocol.transport.get_extra_info("peername")
+    protocol.transport.close()
+    return peer
+
+
+async def test_ipv6_first_and_dead() -> None:
+    async with listening() as port:
+        dialer = Names([[ip6(port), ip4(port)]], port)
+        assert (await reaches(dialer))[:2] == ("127.0.0.1", port)
+
+
+async def test_twenty_addresses_of_which_one_lives_and_that_one_is_tried_first_from_then_on() -> None:
+    async with listening() as port:
+        dead = [ip4(port, f"127.0.0.{number}") for number in range(2, 21)]
+        dialer = Names([[*dead, ip4(port)]], port)
+        assert await reaches(dialer) == ("127.0.0.1", port)
+        assert dialer.addresses[0] == ip4(port)
+        assert await reaches(dialer) == ("127.0.0.1", port)
+
+
+async def test_a_name_that_does_not_resolve_any_more_is_reached_where_it_was() -> None:
+    async with listening() as port:
+        dialer = Names([[ip4(port)], socket.gaierror(socket.EAI_AGAIN, "try again")], port)
+        await reaches(dialer)
+        dialer.forget()
+        await reaches(dialer)
+        assert dialer.asked == 2
+
+
+async def test_an_address_that_refuses_has_the_name_resolved_again_at_once() -> None:
+    async with listening() as port:
+        dialer = Names([[ip4(1)], [ip4(port)]], port)
+        with pytest.raises(Unreachable, match="connection refused"):
+            await reaches(dialer)
+        assert await reaches(dialer) == ("127.0.0.1", port)
+        assert dialer.asked == 2
+
+
+async def test_a_name_that_never_resolved_is_unreachable_and_asked_for_again() -> None:
+    dialer = Names([socket.gaierror(socket.EAI_NONAME, "unknown")], 80)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="the name does not resolve"):
+            await reaches(dialer)
+    assert dialer.asked == 2
+
+
+async def test_a_server_that_dies_in_the_middle_of_the_handshake() -> None:
+    class Dies(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.abort()
+
+    server = await asyncio.get_running_loop().create_server(Dies, "127.0.0.1", 0)
+    dialer = Dialer(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", 20.0, None)
+    with pytest.raises(Unreachable):
+        await reaches(dialer)
+    server.close()

@@ -1,0 +1,66 @@
+"""Cutoffs and restores as POSTs, against the reference library of Standard Webhooks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.expirationd.request import PostTemplate
+from billing.expirationd.signature import parse_secrets
+from shards.system.clock import wall_now_ns
+from tests.conftest import REPOSITORY
+
+PYTHON = REPOSITORY / ".clients" / "python" / "bin" / "python"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OLDER = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx"
+E_NS = 1_700_000_000_123_456_789
+
+
+def verified(calls: list[dict[str, Any]]) -> list[Any]:
+    """What the library makes of them: the JSON it verified, or its complaint."""
+    if not PYTHON.exists():
+        pytest.skip(f"{PYTHON} is not installed: make clients")
+    done = subprocess.run(
+        [str(PYTHON), str(Path(__file__).parent / "verify_webhook.py")],
+        input=json.dumps({"secret": SECRET, "calls": calls}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if "ModuleNotFoundError" in done.stderr:
+        pytest.skip("standardwebhooks is not installed: make clients")
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout))
+
+
+def call(user: str, secrets: tuple[bytes, ...], timestamp_s: int) -> dict[str, Any]:
+    """One request as the library wants it: headers and body."""
+    template = PostTemplate("https://cloud.example/off/{user_id}?zone=3", secrets)
+    request = template.request(user.encode(), f"{user}:7:{E_NS}", 7, E_NS, timestamp_s)
+    head, _, body = request.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    assert int(headers["content-length"]) == len(body)
+    return {"headers": headers, "body": body.decode()}
+
+
+def test_the_reference_library_verifies_what_is_posted_and_refuses_what_was_changed_or_is_old() -> None:
+    now_s = wall_now_ns() // 10**9
+    secrets = parse_secrets(SECRET)
+    users = ["u1", "üser/1", "a b&c=d", "名前"]
+    good = [call(user, secrets, now_s) for user in users]
+    both = call("u1", parse_secrets(f"{OLDER}\n{SECRET}"), now_s)
+    changed = call("u1", secrets, now_s)
+    changed["body"] = changed["body"].replace("u1", "u2")
+    old = call("u1", secrets, now_s - 3600)
+    made = verified([*good, both, changed, old])
+    assert made[: len(users)] == [
+        {"user_id": user, "event_id": f"{user}:7:{E_NS}", "seq": 7, "exhausted_at_ns": E_NS} for user in users
+    ]
+    assert made[len(users)]["user_id"] == "u1"
+    assert all(isinstance(complaint, str) for complaint in made[len(users) + 1 :])
