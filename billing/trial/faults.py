@@ -7,17 +7,30 @@
     hang-body    status and headers, then nothing              drip         one byte a second; drip=MS: each MS
     endless      a body without end                            gzip-bomb    10 KiB that would unpack to 10 MiB
 
-`refuse` and `flap` concern the whole receiver; all others concern single calls, a share of them if one is given. In
+    body-204     a 204 with a length and a body            odd-framing  200 with two lengths, and chunked besides
+    long-header  200 behind a header of 64 KiB             one-at-a-time  serves its oldest connection only
+
+`NAME[=VALUE]@SHARE` makes users sick: all calls for that share of the users (0 to 1) meet the fault, and no others.
+`refuse`, `flap` and `one-at-a-time` concern the whole receiver; all others concern single calls, a share of them if one
+is given. In
 each case the call that came is recorded first: what a fault takes away is the answer.
 """
 
 import zlib
 from functools import cache
 from typing import Final, NamedTuple
+from zlib import crc32
 
 BOMB_BYTES: Final = 10 * 2**20
 ENDLESS_CHUNK: Final = b"x" * 65_536
 DRIP_MS: Final = 1000
+
+WHOLE: Final = ("refuse", "flap", "one-at-a-time")  # these concern the receiver, not single calls
+ODD: Final = {
+    "body-204": b'HTTP/1.1 204 No Content\r\nContent-Length: 12\r\n\r\n{"ok": true}',
+    "odd-framing": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nok",
+    "long-header": b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 65_536 + b"\r\nContent-Length: 2\r\n\r\nok",
+}
 
 _NAMES: Final = {
     "slow": "required",
@@ -32,19 +45,32 @@ _NAMES: Final = {
     "reset": "",
     "flap": "required",
     "lost": "",
+    "body-204": "",
+    "odd-framing": "",
+    "long-header": "",
+    "one-at-a-time": "",
 }
 
 
 class Fault(NamedTuple):
-    """`value`: milliseconds of slow and drip, the code of status, seconds of flap."""
+    """`value`: milliseconds of slow and drip, the code of status, seconds of flap. `users`: the share of users whose
+    calls meet it."""
 
     name: str
     value: float = 0.0
     retry_after_s: int = -1
+    users: float = 1.0
+
+    def concerns(self, user_id: str) -> bool:
+        """Whether the user is one of those who are sick; the same users each time."""
+        return crc32(user_id.encode()) < self.users * 2**32
 
 
 def parse_fault(text: str) -> Fault:
     """A fault as written on a command line; raises ValueError that says what is expected."""
+    text, at, users = text.partition("@")
+    if at:
+        return _of_users(parse_fault(text), users)
     name, _, value = text.partition("=")
     wanted = _NAMES.get(name)
     if wanted is None or (wanted == "required" and not value) or (wanted == "" and value):
@@ -65,6 +91,16 @@ def parse_fault(text: str) -> Fault:
     if not 0 < fault.value < 86_400_000:
         raise ValueError(f"expected a number above 0, got {text!r}")
     return fault
+
+
+def _of_users(fault: Fault, users: str) -> Fault:
+    try:
+        share = float(users)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1 or fault.name in WHOLE:
+        raise ValueError(f"expected a share of users above 0 and up to 1 behind @, of a fault of calls, got {users!r}")
+    return fault._replace(users=share)
 
 
 def answer(status: int, body: bytes = b"ok", headers: bytes = b"") -> bytes:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from urllib.parse import parse_qs
 
 from billing.expirationd.signature import verify
-from billing.trial.faults import Fault, parse_fault
+from billing.trial.faults import WHOLE, Fault, parse_fault
 from billing.trial.receiver_call import Call, call_of, line_of, shown
 from billing.trial.receiver_connection import Connection, headers_of
 from shards.system.clock import wall_now_ns
@@ -180,12 +180,25 @@ class Receiver:
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._on_look)
 
-    def fault_now(self) -> Fault | None:
+    def fault_now(self, head: bytes, body: bytes) -> Fault | None:
         """What this call meets."""
         fault = self.fault
-        if fault is None or fault.name in ("refuse", "flap"):
+        if fault is None or fault.name in WHOLE:
+            return None
+        if fault.users < 1 and not fault.concerns(call_of(0, 0, head, body, "", set()).user_id):
             return None
         return fault if self.fault_share >= 1 or self.rng.random() < self.fault_share else None
+
+    def is_served(self, connection: Connection) -> bool:
+        """Whether requests on this connection are looked at now."""
+        if self.fault is None or self.fault.name != "one-at-a-time":
+            return True
+        return min(self.connections, key=lambda one: one.number) is connection
+
+    def serve_next(self) -> None:
+        """A connection has ended: another one's requests may be looked at."""
+        if self.connections and self.fault is not None and self.fault.name == "one-at-a-time":
+            min(self.connections, key=lambda one: one.number).serve()
 
     def genuine(self, head: bytes, body: bytes) -> bool:
         """Whether the signature is right, or none is asked for."""

@@ -42,8 +42,8 @@ def _secrets(_: click.Context, __: click.Parameter, file: TextIO | None) -> tupl
     "--fault",
     callback=_fault,
     metavar="NAME[=VALUE]",
-    help="Misbehaves: slow=MS, status=CODE, refuse, hang, hang-body, drip, endless, gzip-bomb, redirect, reset, flap=S "
-    "or lost.",
+    help="Misbehaves: slow=MS, status=CODE, refuse, hang, hang-body, drip, endless, gzip-bomb, redirect, reset, "
+    "lost, body-204, odd-framing, long-header or one-at-a-time. NAME@SHARE: for that share of users.",
 )
 @click.option(
     "--fault-share",

@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import Final, Protocol, cast
 
-from billing.trial.faults import ENDLESS_CHUNK, Fault, answer, bomb
+from billing.trial.faults import ENDLESS_CHUNK, ODD, Fault, answer, bomb
 
 HEAD_BYTES_MAX: Final = 16_384
 BODY_BYTES_MAX: Final = 262_144
@@ -32,7 +32,9 @@ class Site(Protocol):
 
     def now_ns(self) -> int: ...
     def came(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None: ...
-    def fault_now(self) -> Fault | None: ...
+    def fault_now(self, head: bytes, body: bytes) -> Fault | None: ...
+    def is_served(self, connection: Connection) -> bool: ...
+    def serve_next(self) -> None: ...
     def genuine(self, head: bytes, body: bytes) -> bool: ...
     def page(self, target: str) -> bytes | None: ...
 
@@ -47,15 +49,18 @@ class Connection(asyncio.Protocol):
         self._waiting = False  # for an answer that is delayed, perhaps for ever
         self._pouring = False
         self._paused = False
+        self.number = 0  # of all that connected, from 1
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._site.connections.add(self)
         self._site.connects += 1
+        self.number = self._site.connects
 
     def connection_lost(self, error: Exception | None) -> None:
         self._site.connections.discard(self)
+        self._site.serve_next()
         self._waiting = True
         self._buffer = b""
 
@@ -64,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._buffer = self._buffer + data if self._buffer else data
         if self._waiting and len(self._buffer) > WAITING_BYTES_MAX:
             self.transport.pause_reading()
-        self._serve()
+        self.serve()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -87,8 +92,9 @@ class Connection(asyncio.Protocol):
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        while not self._waiting and self._buffer:
+    def serve(self) -> None:
+        """Answers what has come, as far as it can be answered now."""
+        while not self._waiting and self._buffer and self._site.is_served(self):
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0 or end > HEAD_BYTES_MAX:
                 if len(self._buffer) > HEAD_BYTES_MAX:
@@ -143,7 +149,7 @@ class Connection(asyncio.Protocol):
             site.came(self._arrived_ns, head, body, "401")
             self._write(head, answer(401, b"wrong signature"))
             return
-        fault = site.fault_now()
+        fault = site.fault_now(head, body)
         if fault is None:
             self._write(head, _OK)
             site.came(self._arrived_ns, head, body, "200")
@@ -186,6 +192,8 @@ class Connection(asyncio.Protocol):
                 self._waiting = self._pouring = True
                 self.transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
                 self._pour()
+            case "body-204" | "odd-framing" | "long-header":
+                self._write(head, ODD[name])
             case "reset":
                 self.reset()
             case "lost":
@@ -216,7 +224,7 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         self.transport.resume_reading()
-        self._serve()
+        self.serve()
 
 
 def headers_of(head: bytes) -> dict[bytes, bytes]:

@@ -192,6 +192,9 @@ async def test_only_so_many_calls_are_kept_but_all_are_counted_and_logged() -> N
         ("flap=0.5", Fault("flap", 0.5)),
         ("status=503", Fault("status", 503)),
         ("status=429:3", Fault("status", 429, 3)),
+        ("hang@0.1", Fault("hang", users=0.1)),
+        ("status=409:3600@1", Fault("status", 409, 3600)),
+        ("one-at-a-time", Fault("one-at-a-time")),
     ],
 )
 def test_faults_as_written(text: str, fault: Fault) -> None:
@@ -200,7 +203,22 @@ def test_faults_as_written(text: str, fault: Fault) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "explode", "slow", "slow=", "slow=x", "slow=-1", "hang=1", "status=99", "status=1e9", "slow=5:1", "flap=0"],
+    [
+        "",
+        "explode",
+        "slow",
+        "slow=",
+        "slow=x",
+        "slow=-1",
+        "hang=1",
+        "status=99",
+        "status=1e9",
+        "slow=5:1",
+        "flap=0",
+        "hang@",
+        "hang@2",
+        "flap=1@0.5",
+    ],
 )
 def test_faults_that_do_not_exist(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|only status="):

@@ -1,0 +1,57 @@
+"""The trial receiver is sick for some users, answers oddly, or serves one connection at a time: delivery copes."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing.trial.faults import ODD, Fault, parse_fault
+from tests.expirationd.desk import Desk, receiving, sending, settings
+
+USERS = [f"u{number}" for number in range(40)]
+
+
+def sick_of(fault: Fault) -> set[str]:
+    return {user for user in USERS if fault.concerns(user)}
+
+
+def test_a_share_of_the_users_is_sick_and_always_the_same_ones() -> None:
+    few, many = sick_of(parse_fault("hang@0.1")), sick_of(parse_fault("hang@0.5"))
+    assert 0 < len(few) < len(many) < len(USERS)
+    assert few < many
+    assert sick_of(Fault("hang")) == set(USERS)
+
+
+@pytest.mark.parametrize("text", ["hang@0.25", "status=409:3600@0.25", "reset@0.25", "drip=50@0.25"])
+async def test_sick_users_alone_are_not_delivered(text: str) -> None:
+    desk, fault = Desk(), parse_fault(text)
+    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, timeout_s=0.3)) as delivery:
+        for user in USERS:
+            desk.exhaust(delivery, user.encode())
+        sick = sick_of(fault)
+        await desk.until(lambda: {user.decode() for user, owed in desk.cutoffs.items() if owed} == sick)
+        receiver.fault = None
+        if "3600" not in text:
+            await desk.until(desk.nothing_owed)
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_an_odd_answer_with_2xx_is_a_success(name: str) -> None:
+    desk = Desk()
+    async with receiving(fault=Fault(name)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        for user in USERS:
+            desk.exhaust(delivery, user.encode())
+        await desk.until(desk.nothing_owed)
+        assert desk.errors() == []
+        assert len(receiver.calls) == len(USERS)
+
+
+async def test_a_receiver_that_serves_one_connection_at_a_time_gets_every_call() -> None:
+    desk = Desk()
+    async with receiving(fault=Fault("one-at-a-time")) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        for user in USERS:
+            desk.exhaust(delivery, user.encode())
+        await desk.until(desk.nothing_owed)
+        for _ in range(5):
+            desk.exhaust(delivery, b"alone")
+            await desk.until(desk.nothing_owed)
+        assert desk.errors() == []
