@@ -3,6 +3,8 @@
 Invariant: a URL that passes is safe to put a user id into. Its scheme, host and port are fixed, it carries no user
 name, password, fragment or hidden character, and `{user_id}` is the only placeholder and stands behind the host.
 
+A URL may carry a secret in its query; whoever shows one to people shows `shown_url` of it.
+
 It never resolves a name or opens a socket.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 
@@ -65,3 +67,13 @@ def check_url(text: str) -> str:
     if "{" in parts.netloc or "{" in (rest := text.replace("{user_id}", "")) or "}" in rest:
         raise ValueError(f"expected no placeholder but {{user_id}}, and it in the path or the query, got {text!r}")
     return text
+
+
+def shown_url(url: str) -> str:
+    """A URL as people may see it: of the query only the names, and values that are a placeholder or empty."""
+    before, mark, query = url.partition("?")
+    shown = [
+        f"{quote(name, safe='{}')}={value if value in ('', '{user_id}') else '***'}"
+        for name, value in parse_qsl(query, keep_blank_values=True)
+    ]
+    return before + mark + "&".join(shown)

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from shards import exits
 
 ENTRY = 1
 OWN = 2
@@ -30,6 +33,8 @@ _LENGTHS = [LENGTH.pack(length) for length in range(1024)]
 
 class BatchCorrupt(Exception):
     """A batch whose checksum held does not parse, or contradicts what this shard holds."""
+
+    ending: ClassVar[exits.Ending] = exits.DAMAGED
 
 
 def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:

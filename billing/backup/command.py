@@ -18,12 +18,12 @@ from billing.cli.calling import Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
 from billing.follower.store import StoreError
+from shards.exits import Exit
 from shards.journal import JournalError
 from shards.system.clock import boot_now_ns
 from shards.system.disk import Disk, RealDisk
 
 RENEW_EVERY_NS = 10 * 10**9
-EXIT_DAMAGED = 65
 
 
 @click.command(cls=Command)
@@ -90,7 +90,7 @@ def _prove(disk: Disk, work: str, ids_max: int) -> None:
         click.echo(line)
     if report.fault_count:
         click.echo(f"billing: the copy is not good; it is left in {work}", err=True)
-        sys.exit(EXIT_DAMAGED)
+        sys.exit(Exit.DAMAGED)
 
 
 def _shown(at_ns: int) -> str:

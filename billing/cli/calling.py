@@ -32,10 +32,7 @@ from billing.cli.values import coins, printable, span
 from billing.client.client import Client
 from billing.client.connection import parse_address, tls_context
 from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unavailable
-
-EXIT_REFUSED: Final = 1
-EXIT_NOT_REACHED: Final = 3
-EXIT_NOT_ALLOWED: Final = 4
+from shards.exits import Exit
 
 # Commands that work on the configuration themselves, wherever the daemon is that they call.
 FOR_ITSELF: Final = frozenset({"doctor"})
@@ -64,7 +61,7 @@ class Target(NamedTuple):
 class CommandRefused(click.ClickException):
     """The daemon said no."""
 
-    exit_code = EXIT_REFUSED
+    exit_code = int(Exit.REFUSED)
 
     def __init__(self, error: BillingError, target: Target, user: object = None) -> None:
         super().__init__(words_of(error, target, user))
@@ -88,13 +85,13 @@ class CommandRefused(click.ClickException):
 class NotReached(CommandRefused):
     """No daemon was reached, or it did not answer."""
 
-    exit_code = EXIT_NOT_REACHED
+    exit_code = int(Exit.UNREACHABLE)
 
 
 class NotAllowed(CommandRefused):
     """The daemon does not let this caller do that."""
 
-    exit_code = EXIT_NOT_ALLOWED
+    exit_code = int(Exit.NOT_ALLOWED)
 
 
 def refused(error: BillingError, target: Target, user: object = None) -> CommandRefused:

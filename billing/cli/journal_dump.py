@@ -30,13 +30,13 @@ from billing.cli.output import put, say
 from billing.cli.values import instant
 from billing.config.load import load, log_of
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, split_batch
+from shards.exits import Exit
 from shards.journal import Corrupt as JournalCorrupt
 from shards.journal import Reader, backends
 from shards.journal.file import record, snapshot
 from shards.system.disk import RealDisk, read_file
 from shards.system.host import REAL
 
-EXIT_DAMAGED = 65
 MAP = 0  # the number of the journal in which the supervisor keeps the map; shards have numbers from 1
 KINDS = {ENTRY: "entry", OWN: "own", LEAVE: "leave", RECEIVED: "received"}
 
@@ -194,7 +194,7 @@ def dump(
                 reader.close()
     except Damaged as error:
         say(f"billing: {file}: offset {error.offset}: {error}")
-        raise SystemExit(EXIT_DAMAGED) from None
+        raise SystemExit(Exit.DAMAGED) from None
 
 
 def _show(found: Iterator[Row], wanted: dict[str, str | None], as_json: bool) -> None:

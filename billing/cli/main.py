@@ -4,9 +4,7 @@ Commands that need little stand here and import what they need when they run. Al
 which export `COMMANDS: dict[str, click.Command]`, and are named in `ELSEWHERE` with their one line of help; a test
 holds the two equal.
 
-Exit codes of a command: 0 done, 1 refused, 2 a line that makes no sense, 3 the daemon was not reached or did not
-answer, 4 the caller may not do that. Of the daemon, and of what works on its files: 78 configuration, 65 damaged data,
-74 disk failure, 70 a bug. A trace is only ever shown of a bug.
+Exit codes: `shards.exits`. A trace is only ever shown of a bug.
 """
 
 from __future__ import annotations
@@ -25,9 +23,7 @@ from billing.cli.finding import config_file as found_config
 from billing.cli.options import SETTINGS, Group, config_option, shared_options
 from billing.cli.output import prepare, put, say
 from billing.cli.vocabulary import words_of
-
-EXIT_BUG = 70
-
+from shards.exits import Exit, ending_of, text_of
 
 # Module -> its commands, each with its one line of help.
 ELSEWHERE: dict[str, dict[str, str]] = {
@@ -100,20 +96,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),
 }
-
-# An exception that ends a command -> exit code and what is said before its text. Named, so that nothing is imported:
-# what was never imported cannot have been raised.
-ENDINGS: tuple[tuple[str, str, int, str], ...] = (
-    ("billing.config.load", "ConfigError", 78, "the configuration cannot be run:\n"),
-    ("shards.journal", "Corrupt", 65, "the data are damaged: "),
-    ("shards.journal", "Gap", 65, "the data are damaged: "),
-    ("shards.journal", "Torn", 65, "the data are damaged: "),
-    ("shards.journal", "Unfit", 78, ""),
-    ("shards.journal", "Lost", 75, ""),
-    ("shards.journal", "Unavailable", 3, ""),
-    ("shards.journal", "JournalError", 74, ""),
-)
-
 
 class Root(Group):
     """The group of all commands: also of those in `ELSEWHERE`, by every name that the vocabulary has for them."""
@@ -233,13 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         say("billing: aborted")
         sys.exit(1)
     except Exception as error:
-        code, text = ending_of(error)
-        if isinstance(error, OSError) and code == EXIT_BUG and not {"serve", "worker"} & set(words[:1]):
+        code = ending_of(error).code
+        if isinstance(error, OSError) and not {"serve", "worker"} & set(words[:1]):
             say(f"billing: {error}")
-            sys.exit(1)
-        if code == EXIT_BUG:
+            sys.exit(Exit.REFUSED)
+        if code == Exit.BUG:
             say(traceback.format_exc().rstrip())
-        say(f"billing: {text}{error}")
+        say(f"billing: {text_of(error)}")
         sys.exit(code)
 
 
@@ -248,11 +230,3 @@ def _say_usage(error: click.UsageError) -> None:
     say(f"billing: {error.format_message()}")
     if error.ctx is not None:
         say(f"{error.ctx.get_usage()}\n`{error.ctx.command_path} --help` explains it.")
-
-
-def ending_of(error: Exception) -> tuple[int, str]:
-    """The exit code of a command that `error` ended, and what is said before its text."""
-    for module, name, code, text in ENDINGS:
-        if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
-            return code, text
-    return EXIT_BUG, f"this is a bug: {type(error).__name__}: "

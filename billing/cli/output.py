@@ -19,13 +19,13 @@ from typing import IO, Any
 
 import click
 
-EXIT_NOT_WRITTEN = 1
+from shards.exits import Exit
 
 
 class OutputFailed(click.ClickException):
     """Standard output does not take what was to be written; the message says why."""
 
-    exit_code = EXIT_NOT_WRITTEN
+    exit_code = int(Exit.REFUSED)
 
     def show(self, file: IO[Any] | None = None) -> None:
         """One line on standard error."""

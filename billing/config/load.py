@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -30,8 +30,8 @@ from pydantic.fields import FieldInfo
 from billing.addresses import parse_listen
 from billing.config.schema import PATH, PUBLIC, SECRET, URLS, Config, declared, expected, value_text
 from billing.config.shares import parse_shards, parse_weights
+from shards.exits import Ending, Exit
 
-EXIT_CONFIG = 78
 GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
 ENVIRONMENT_PREFIX = "BILLING_"
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
@@ -47,7 +47,9 @@ class Fault(NamedTuple):
 
 
 class ConfigError(Exception):
-    """The configuration cannot be run; `faults` holds everything that is wrong. The command line exits with 78."""
+    """The configuration cannot be run; `faults` holds everything that is wrong."""
+
+    ending: ClassVar[Ending] = Ending(Exit.CONFIG, "the configuration cannot be run:\n")
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
@@ -83,7 +85,7 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
     if str(file) not in wrong:  # otherwise too little is known
         faults += [
             Fault(paths[0], sources[paths[0]], text)
-            for paths, text in (*_combinations(config), *_files(config))
+            for paths, text in (*_combinations(config), *_files(config), *_folders(config))
             if wrong.isdisjoint(paths)
         ]
         wrong = {fault.path for fault in faults}
@@ -136,8 +138,8 @@ def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:
     if file is None:
         return {}
     try:
-        with open(file, "rb") as opened:
-            document = tomllib.load(opened)
+        with open(file, encoding="utf-8-sig") as opened:  # an editor may have put a byte order mark before it
+            document = tomllib.loads(opened.read())
     except (OSError, ValueError, RecursionError) as error:
         faults.append(Fault(str(file), "", f"expected a readable TOML file: {error}"))
         return {}
@@ -280,6 +282,18 @@ def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (path,), f"expected a file that this user can read, got {name}"
         elif SECRET in field.metadata and mode & 0o026:
             yield (path,), f"expected mode 0600 or 0640, since it is secret: {name} has {mode & 0o777:04o}"
+
+
+def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The data directory, where it can be neither used nor made."""
+    name = config.daemon.data_dir
+    parent = os.path.dirname(name)
+    if os.path.lexists(name) and not os.path.isdir(name):
+        yield ("daemon.data_dir",), f"expected a folder, {name} is none"
+    elif os.path.lexists(parent) and not os.path.isdir(parent):
+        yield ("daemon.data_dir",), f"expected {parent} to be a folder, which it is not"
+    elif not os.path.isdir(parent):
+        yield ("daemon.data_dir",), f"expected {parent} to exist: only the last folder of {name} is made by itself"
 
 
 def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:

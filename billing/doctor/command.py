@@ -23,10 +23,10 @@ from billing.doctor import cut
 from billing.doctor.directory import Directory
 from billing.doctor.examine import Absent, DaemonRuns, Progress, examine, hold
 from billing.doctor.report import Report
+from shards.exits import Exit, ending_of, text_of
 from shards.system.disk import Disk, RealDisk
 
 STEP_BYTES = 1 << 20  # of progress that are worth being shown
-EXIT_NO, EXIT_DAMAGED, EXIT_DISK, EXIT_CONFIG = 1, 65, 74, 78
 
 
 @click.command(cls=Command)
@@ -51,7 +51,7 @@ def doctor(
     from billing.config.load import load
 
     if online:
-        sys.exit(0 if check_online(target) else EXIT_DAMAGED)
+        sys.exit(0 if check_online(target) else Exit.DAMAGED)
     if (truncate_at is None) is not (accept_loss is False):
         raise click.UsageError("--truncate-at and --accept-loss are only taken together")
     config = load(target.file, os.environ).config
@@ -67,18 +67,18 @@ def doctor(
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return
     except (DaemonRuns, cut.CutRefused) as no:
-        _end(EXIT_NO, str(no))
+        _end(Exit.REFUSED, str(no))
     except Absent as no:
-        _end(EXIT_CONFIG, str(no))
+        _end(Exit.CONFIG, str(no))
     except OSError as error:
-        _end(EXIT_DISK, f"the disk failed: {error}")
+        _end(ending_of(error).code, text_of(error))
     if target.as_json:
         click.echo(json.dumps(report.as_map(), indent=2))
     else:
         for line in report.lines():
             click.echo(line)
     if report.fault_count:
-        sys.exit(EXIT_DAMAGED)
+        sys.exit(Exit.DAMAGED)
 
 
 def _cut(disk: Disk, directory: Directory, position: int) -> None:

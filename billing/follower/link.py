@@ -33,9 +33,9 @@ from typing import Any, Final, NamedTuple
 
 from billing.follower import messages as say
 from billing.follower.feed import Feed, Slice
-from billing.follower.store import EXIT_DAMAGED, EXIT_DISK
 from billing.ledger.errors import Refused
 from shards.batch import slim
+from shards.exits import Exit
 from shards.journal import Journal
 from shards.system.clock import boot_now_ns
 from shards.system.host import Child, Spawn, spawn
@@ -313,7 +313,7 @@ class FollowerLink:
             self._told = message[1]
         else:
             assert kind == say.FAILED, f"a message of kind {kind}"
-            self._suspect = self._suspect or message[1] in (EXIT_DAMAGED, EXIT_DISK)
+            self._suspect = self._suspect or message[1] in (Exit.DAMAGED, Exit.DISK)
             self._give_up(message[2])
 
     def _answer(self, number: int, answer: Any) -> None:

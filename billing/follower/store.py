@@ -29,40 +29,37 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from billing.follower.proof import Unproved, copy_from_medium, differs, prove_checkpoint, read_log, salts_of
+from shards.exits import Exit
 from shards.journal import Corrupt
 from shards.system.disk import DirectoryRefused, Disk
 
 BUSY_TIMEOUT_S: Final = 10.0  # how long a transaction waits for an orphan's last one
 CACHE_KIB: Final = 32 * 1024
-EXIT_DAMAGED: Final = 65
-EXIT_BUG: Final = 70
-EXIT_DISK: Final = 74
-EXIT_AGAIN: Final = 75
 SIDES: Final = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, by the file's name
 
 
 class StoreError(Exception):
     """The file cannot be used, and why; nothing was changed. `code`: the exit code of a process that this ends."""
 
-    code = EXIT_BUG
+    code = Exit.BUG
 
 
 class Overtaken(StoreError):
     """Another process has written to the file, or the file is another one by now. Opening it again is all it takes."""
 
-    code = EXIT_AGAIN
+    code = Exit.AGAIN
 
 
 class Damaged(StoreError):
     """What was read is not what was written. The next process opens a copy, and makes a new file of what is good."""
 
-    code = EXIT_DAMAGED
+    code = Exit.DAMAGED
 
 
 class Ahead(StoreError):
     """The file holds batches that its journal does not have: the journal has lost them, or is an older copy."""
 
-    code = EXIT_DAMAGED
+    code = Exit.DAMAGED
 
 
 Filling = Callable[[sqlite3.Connection], None]  # writes what a new file holds at first
@@ -98,16 +95,16 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, StoreError):
         return error.code
     if isinstance(error, DirectoryRefused):
-        return EXIT_BUG
+        return Exit.BUG
     if isinstance(error, Unproved | OSError):
-        return EXIT_DISK
+        return Exit.DISK
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            return EXIT_DAMAGED
+            return Exit.DAMAGED
         if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
-            return EXIT_DISK
-    return EXIT_BUG
+            return Exit.DISK
+    return Exit.BUG
 
 
 def reason_of(error: BaseException) -> str:
@@ -212,7 +209,7 @@ def opened(
         finally:
             db.close()
     except (sqlite3.DatabaseError, Damaged) as error:
-        if code_of(error) != EXIT_DAMAGED:
+        if code_of(error) != Exit.DAMAGED:
             raise
         version, suspect = kind.version, True
     if suspect:
@@ -238,7 +235,7 @@ def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection
         finally:
             db.close()
     except (sqlite3.DatabaseError, Damaged) as error:
-        if code_of(error) != EXIT_DAMAGED:
+        if code_of(error) != Exit.DAMAGED:
             raise
         return False
 
@@ -262,7 +259,7 @@ def make_of(
     try:
         make(path, kind, disk, lambda db: said.append(salvage(db)))
     except (sqlite3.DatabaseError, Damaged) as error:
-        if code_of(error) != EXIT_DAMAGED:
+        if code_of(error) != Exit.DAMAGED:
             raise
         make(path, kind, disk, found)
         said = [f"the journal alone, since nothing of it can be read ({reason_of(error)})"]

@@ -15,9 +15,10 @@ import sys
 from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
-from billing.follower.store import EXIT_DAMAGED, StoreError, code_of, reason_of
+from billing.follower.store import StoreError, code_of, reason_of
 from billing.history.history_reader import HistoryReader
 from billing.history.store import Store, open_store
+from shards.exits import Exit
 from shards.system.clock import boot_now_ns
 from shards.system.disk import Disk, RealDisk
 
@@ -102,7 +103,7 @@ class Projector(Follower):
             page = shelf.history(generation, user_id, before, limit, newest)
             missing = [] if page.is_whole else shelf.missing(bucket_id, generation)
         except (sqlite3.Error, StoreError, OSError) as error:
-            if code_of(error) == EXIT_DAMAGED:
+            if code_of(error) == Exit.DAMAGED:
                 raise  # the next process makes a new file of what is good in this one
             self.refuse(number, reason_of(error))
             return

@@ -9,16 +9,17 @@ holds as well: beyond loopback only with tokens or client certificates.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
 import stat
-from typing import Final
+from typing import Final, NamedTuple
 
 from billing.addresses import parse_listen
 from billing.config.load import ConfigError, Fault
 from billing.config.schema import Config
-from shards.system.host import bound_peers
+from shards.system.host import bind_tcp, bound_peers
 
 BACKLOG: Final = 4096
 RPC, HTTP, ADMIN, UNIX = "rpc", "http", "admin", "unix"
@@ -28,9 +29,18 @@ KINDS: Final = {RPC: "tcp", HTTP: "http", UNIX: "unix"}  # what workers know a l
 Listeners = list[tuple[str, socket.socket]]  # (kind, socket); see billing.api.opening
 
 
-def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Listeners, socket.socket | None]:
-    """Every socket that clients of any worker connect to, and the admin server's. Raises ConfigError."""
+class Bound(NamedTuple):
+    """The sockets of a daemon."""
+
+    listeners: Listeners  # that clients of any worker connect to
+    admin: socket.socket | None
+    made: list[tuple[str, int]]  # path and inode of each unix socket that was made here: to be taken away at the end
+
+
+def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
+    """Every socket, bound. Raises ConfigError."""
     listeners: Listeners = []
+    made: list[tuple[str, int]] = []
     admin = None
     faults = []
     taken = set()
@@ -49,8 +59,8 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Liste
             continue
         try:
             bound = _bind_tcp(listen)
-        except OSError as error:
-            faults.append(Fault(KEYS[role], "", f"{listen} cannot be listened on: {error.strerror}"))
+        except (OSError, UnicodeError) as error:
+            faults.append(Fault(KEYS[role], "", f"{listen} cannot be listened on: {reason_of(error)}"))
             continue
         if role == ADMIN:
             admin = bound
@@ -59,15 +69,33 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> tuple[Liste
     if config.rpc.unix_socket and UNIX not in taken:
         try:
             listeners.append(("unix", _bind_unix(config.rpc.unix_socket)))
+            made.append((config.rpc.unix_socket, os.stat(config.rpc.unix_socket).st_ino))
         except OSError as error:
-            faults.append(Fault("rpc.unix_socket", "", f"cannot be listened on: {error.strerror or error}"))
+            text = f"{config.rpc.unix_socket} cannot be listened on: {reason_of(error)}"
+            faults.append(Fault("rpc.unix_socket", "", text))
     if faults:
+        take_away(made)
         raise ConfigError(faults)
     for kind, listener in listeners:
         listener.setblocking(False)
         if kind != KINDS[UNIX]:
             bound_peers(listener)
-    return listeners, admin
+    return Bound(listeners, admin, made)
+
+
+def take_away(made: list[tuple[str, int]]) -> None:
+    """Removes the files of unix sockets, unless another process has put its own there meanwhile."""
+    for path, inode in made:
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == inode:
+                os.unlink(path)
+
+
+def reason_of(error: OSError | UnicodeError) -> str:
+    """Why an address cannot be listened on, in the system's words and without the address once more."""
+    if isinstance(error, socket.gaierror) or not isinstance(error, OSError) or not error.errno:
+        return str(error.strerror or error) if isinstance(error, OSError) else "this is no name of a host"
+    return os.strerror(error.errno)
 
 
 def role_of(name: str, handed: socket.socket, config: Config) -> str:
@@ -102,8 +130,7 @@ def _fault(role: str, handed: socket.socket, config: Config) -> str:
 
 def _bind_tcp(text: str) -> socket.socket:
     address = parse_listen(text)
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+    return bind_tcp(address.host, address.port, BACKLOG)
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -5,7 +5,7 @@ the application that the shards room hosts.
 before anything starts, and a restarted worker finds its clients still queueing), and runs the supervisor beside the
 admin server until SIGTERM or SIGINT. `work` is a worker process.
 
-Exit codes: 0 clean stop, 78 configuration, 65 damaged data, 74 disk failure, 70 a bug.
+Exit codes: `shards.exits`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
-from billing.config.load import EXIT_CONFIG, ConfigError, load, log_of, shard_count
+from billing.config.load import ConfigError, load, log_of, shard_count
 from billing.config.reload import Reload
 from billing.config.schema import Config
 from billing.config.shares import parse_shards, parse_weights
-from billing.service.listeners import bind
+from billing.service.beginning import WORKER, asked_to, asked_to_stop
+from billing.service.introduction import calls_of, doors_of, introduction
+from billing.service.listeners import bind, take_away
 from billing.service.logs import set_up
 from billing.service.service import Service
 from billing.service.systemd import ServiceManager, handed_over
-from shards.journal import Corrupt, Fenced, Gap, JournalError, OtherFormat
+from shards.exits import Exit, ending_of, text_of
+from shards.journal import Fenced
 from shards.moves.mover import Caps
-from shards.supervisor.registry import Conflict
-from shards.supervisor.restart_policy import EXIT_BUG, EXIT_DISK
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
-from shards.worker.recover import exit_code_of
+from shards.system.clock import boot_now_ns
 
 log = logging.getLogger("billing.service.serve")
 
@@ -56,20 +57,29 @@ def serve(file: Path | None, parts: Parts | None = None) -> int:
     """Runs the daemon in the foreground; returns its exit code."""
     if not __debug__:
         print("billing: started with -O or PYTHONOPTIMIZE, under which nothing checks itself", file=sys.stderr)
-        return EXIT_CONFIG
+        return Exit.CONFIG
     os.umask(0o077)
     raise_limit()
     try:
         config = load(file, os.environ).config
-        listeners, admin = bind(config, handed_over(os.environ))
+        listeners, admin, made = bind(config, handed_over(os.environ))
     except ConfigError as error:
-        print(f"billing: the configuration cannot be run:\n{error}", file=sys.stderr)
-        return EXIT_CONFIG
+        print(f"billing: {text_of(error)}", file=sys.stderr)
+        return Exit.CONFIG
     recent = set_up(config.log, os.environ)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        isolated = ["-I"] if sys.flags.isolated else []
-        parts = parts or Parts([sys.executable, *isolated, "-m", "billing", "worker"], log_of)
-        return runner.run(_run(file, config, listeners, admin, recent, parts))
+    log.info("%s", introduction(file, config, os.getpid()))
+    log.info("%s", doors_of(listeners, admin, has_tls=_admin_tls(config) is not None))
+    log.info("%s", calls_of(config))
+    try:
+        if asked_to_stop():
+            log.info("stopped before anything was started")
+            return Exit.CLEAN
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            isolated = ["-I"] if sys.flags.isolated else []
+            parts = parts or Parts([sys.executable, *isolated, "-X", "utf8=1", "-m", "billing", WORKER], log_of)
+            return runner.run(_run(file, config, listeners, admin, recent, parts))
+    finally:
+        take_away(made)
 
 
 async def _run(
@@ -84,48 +94,49 @@ async def _run(
     supervisor = Supervisor(_settings(config, log_settings), parts.worker, config.to_json().encode(), listeners)
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, supervisor, notifier)
     service = Service(config, supervisor, notifier, recent)
+
+    def stop() -> None:
+        log.info("stopping: what was asked for is answered, and each shard makes a snapshot")
+        notifier.stopping("stopping: what was asked for is answered, and a snapshot is made")
+        supervisor.stop()
 
     async def take_up(changed: Config) -> None:
         service.reloaded(changed)
         await supervisor.reload(_settings(changed, log_settings), changed.to_json().encode())
 
     reload = Reload(file, os.environ, config, take_up)
-    loop.add_signal_handler(signal.SIGHUP, lambda: supervisor.spawn(service.reloading(reload)))
+
+    def begin_reload() -> None:
+        supervisor.spawn(service.reloading(reload))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, begin_reload)
+    if asked_to_stop():  # it came before the loop heard for itself
+        stop()
+    elif asked_to(signal.SIGHUP):
+        loop.call_soon(begin_reload)
     attending = loop.create_task(service.run(admin, _admin_tls(config)))
+    began_ns = boot_now_ns()
     try:
         code = await supervisor.run()
-    except Conflict as error:
-        print(f"billing: {error}", file=sys.stderr)
-        return EXIT_CONFIG
     except Fenced as error:
         print(f"billing: another daemon runs on {config.daemon.data_dir}: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    except (Corrupt, Gap) as error:
-        damaged = "" if isinstance(error, OtherFormat) else "the data are damaged: "
-        print(f"billing: {damaged}{error}", file=sys.stderr)
-        return exit_code_of(error, None)
-    except JournalError as error:
-        print(f"billing: {error}", file=sys.stderr)
-        return exit_code_of(error, None)
-    except OSError as error:
-        print(f"billing: the disk failed: {error}", file=sys.stderr)
-        return EXIT_DISK
-    except Exception:
-        log.critical("the daemon ends on a bug", exc_info=True)
-        return EXIT_BUG
+        return Exit.CONFIG
+    except Exception as error:
+        ending = ending_of(error)
+        if ending.code == Exit.BUG:
+            log.critical("the daemon ends on a bug", exc_info=True)
+        else:
+            print(f"billing: {text_of(error)}", file=sys.stderr)
+        return ending.code
     finally:
         attending.cancel()
         await asyncio.gather(attending, return_exceptions=True)
         notifier.close()
+    log.info("stopped with exit code %d after %.0f s", code, (boot_now_ns() - began_ns) / 1e9)
     return code
-
-
-def _stop(supervisor: Supervisor, notifier: ServiceManager) -> None:
-    notifier.stopping("stopping: what was asked for is answered, and a snapshot is made")
-    supervisor.stop()
 
 
 def _admin_tls(config: Config) -> ssl.SSLContext | None:

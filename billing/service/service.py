@@ -29,7 +29,7 @@ from billing.admin.figure_sampler import FigureSampler
 from billing.admin.recent import Recent
 from billing.config.schema import Config
 from billing.service.systemd import ServiceManager
-from shards.supervisor.restart_policy import EXIT_BUG
+from shards.exits import Exit
 from shards.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Service:
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:
             log.critical("the daemon ends on a bug", exc_info=True)
-            self._supervisor.exit_code = EXIT_BUG
+            self._supervisor.exit_code = Exit.BUG
             self._supervisor.stop()
 
     async def reloading(self, reload: Callable[[], Awaitable[None]]) -> None:

@@ -18,10 +18,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
+from shards.exits import Exit
+
 TAIL_LINES: Final = 30
 LINE_BYTES_MAX: Final = 64 * 1024
 END_WAIT_S: Final = 20.0
-EXIT_INTERRUPTED: Final = 130
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -119,7 +120,7 @@ class Child:
 
 
 def run_until_signalled(work: Coroutine[Any, Any, int]) -> int:
-    """The exit code that `work` returns, or `EXIT_INTERRUPTED` where a signal ended it."""
+    """The exit code that `work` returns, or `Exit.INTERRUPTED` where a signal ended it."""
 
     async def run() -> int:
         loop = asyncio.get_running_loop()
@@ -134,6 +135,6 @@ def run_until_signalled(work: Coroutine[Any, Any, int]) -> int:
         try:
             return await task
         except asyncio.CancelledError:
-            return EXIT_INTERRUPTED
+            return Exit.INTERRUPTED
 
     return asyncio.run(run())

@@ -34,12 +34,11 @@ from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.demo_scene import USERS, Scene
 from billing.trial.demo_screen import LiveScreen, PlainScreen, Told
 from billing.trial.own_daemon import OwnDaemon, default_config_file
+from shards.exits import Exit
 
 LOOK_S: Final = 0.1
 ARRIVALS_KEPT: Final = 1000  # far more than a scene has
 CLUSTER_SERVERS: Final = 3
-EXIT_WRONG: Final = 1
-EXIT_BUG: Final = 70
 
 
 @click.command()
@@ -76,10 +75,10 @@ async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) ->
                 return await play(own, client, reader, screen, once, pace)
     except ChildError as error:
         print(f"billing: {error}", file=sys.stderr)
-        return EXIT_BUG
+        return Exit.BUG
     except (BillingError, ReceiverError, aiohttp.ClientError) as error:
         print(f"billing: the demo cannot go on: {type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_WRONG
+        return Exit.REFUSED
 
 
 async def play(
@@ -103,7 +102,7 @@ async def play(
         if not once and score.clean:
             with contextlib.suppress(asyncio.CancelledError):
                 await _first(looking, breaking)
-        return 0 if score.clean else EXIT_WRONG
+        return 0 if score.clean else Exit.REFUSED
     finally:
         for task in (playing, looking, breaking):
             task.cancel()

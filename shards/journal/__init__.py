@@ -38,7 +38,9 @@ nothing is trimmed that the iterator has yet to yield. Everything else is called
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
+
+from shards import exits
 
 __all__ = [
     "ALL_TIME_NS",
@@ -71,6 +73,8 @@ class JournalError(Exception):
     file: the file concerned, or "". offset: byte offset in it, or -1. position: batch concerned, or -1.
     """
 
+    ending: ClassVar[exits.Ending] = exits.LOG_FAILED
+
     def __init__(self, message: str, *, file: str = "", offset: int = -1, position: int = -1) -> None:
         super().__init__(message)
         self.message = message
@@ -94,9 +98,13 @@ class JournalError(Exception):
 class Fenced(JournalError):
     """Another owner holds or has taken this shard. Nothing was written. Terminal for this journal object."""
 
+    ending = exits.AGAIN
+
 
 class Unavailable(JournalError):
     """Surely not written, and nothing is broken: no room, or the backend cannot be reached. Try again later."""
+
+    ending = exits.UNREACHABLE
 
 
 class Unknown(JournalError):
@@ -107,27 +115,39 @@ class Lost(Unknown):
     """The connection, or an answer beyond its deadline, is lost: terminal for this object, but nothing is broken. Any
     process that reaches the log may reopen it."""
 
+    ending = exits.AGAIN
+
 
 class Unfit(JournalError):
     """The place or the settings of the log are not fit for one, each fault named with its remedy. Nothing was changed;
     the configuration must change first."""
 
+    ending = exits.CONFIG
+
 
 class Gap(JournalError):
     """Batches that must be there are missing as a whole: a file is gone, or was replaced by an older one."""
+
+    ending = exits.DAMAGED
 
 
 class Torn(JournalError):
     """The last batch is unfinished and was never answered. `open` settles this itself and mentions it in `warnings`;
     it is raised only by readers that may change nothing."""
 
+    ending = exits.DAMAGED
+
 
 class Corrupt(JournalError):
     """Bytes that had been durable are damaged. Nothing was changed; a person has to look."""
 
+    ending = exits.DAMAGED
+
 
 class OtherFormat(Corrupt):
-    """Sound bytes of a format that this version does not read: a newer version wrote them. Nothing was changed."""
+    """Sound bytes of a format that this version does not read: another version wrote them. Nothing was changed."""
+
+    ending = exits.CONFIG
 
 
 class Overtaken(JournalError):
@@ -153,6 +173,7 @@ class Snapshot(NamedTuple):
 
     position: int
     chunks: Iterator[bytes]
+    chunk_count: int = 0  # 0 where the backend does not know it before they are read
 
 
 class Retained(NamedTuple):

@@ -2,6 +2,9 @@
 
 `shards.supervisor.restart_policy` decides when it is started again and when no longer. The other workers serve on
 meanwhile; whoever gets a request for a bucket of a worker that is down answers UNAVAILABLE at once.
+
+A process that comes up after its end was ordered (the daemon stops, or its shard is retired) hears of it first of all:
+the order went only to the processes that were there.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from shards.supervisor.restart_policy import EXIT_BUG, HELD_AT_ONCE, RestartPolicy
+from shards.exits import Exit
+from shards.supervisor.restart_policy import HELD_AT_ONCE, RestartPolicy
 from shards.system.clock import boot_now_ns
 from shards.system.host import Child, Spawn
 from shards.system.links import Wire
@@ -41,6 +45,7 @@ class WorkerState:
         self.direct: socket.socket | None = None
         self.task: asyncio.Task[None] | None = None
         self.retired = False
+        self.again = asyncio.Event()  # one that is held is to be tried now
 
     @property
     def is_late(self) -> bool:
@@ -64,7 +69,7 @@ class SupervisorPort(NamedTuple):
 
 
 async def keep(worker: WorkerState, office: SupervisorPort) -> None:
-    """Keeps one worker alive until the end, until it is retired, or until it is held."""
+    """Keeps one worker alive until the end, or until it is retired."""
     while not office.stopping.is_set():
         code = await _run_once(worker, office)
         served_ns = boot_now_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
@@ -75,20 +80,42 @@ async def keep(worker: WorkerState, office: SupervisorPort) -> None:
             return
         delay_s = worker.restarts.after(code, served_ns)
         if delay_s is None:
-            worker.exit_code = code if code in HELD_AT_ONCE else EXIT_BUG
-            worker.state = "held"
-            worker.reason = worker.reason or f"ended with {code}"
-            if worker.exit_code == EXIT_BUG:
-                worker.reason = f"it ended {worker.restarts.in_a_row} times in a row, last: {worker.reason}"
-            log.error("shard %d is held until a reload or a restart: %s", worker.shard_id, worker.reason)
-            await office.on_event(worker, "held")
-            return
+            await _hold(worker, office, code)
+            continue
         worker.state = "down"
         worker.reason = f"{worker.reason or f'ended with {code}'}, restarted in {delay_s:g} s"
         log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
         await office.on_event(worker, "down")
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(office.stopping.wait(), delay_s or 0.001)
+
+
+async def _hold(worker: WorkerState, office: SupervisorPort, code: int) -> None:
+    """Leaves it alone until it is to be tried again, by an operator's word or by itself."""
+    worker.exit_code = code if code in (*HELD_AT_ONCE, Exit.AGAIN) else Exit.BUG
+    worker.state = "held"
+    worker.reason = worker.reason or f"ended with {code}"
+    if code not in HELD_AT_ONCE:
+        worker.reason = f"it ended {worker.restarts.in_a_row} times in a row, last: {worker.reason}"
+    delay_s = worker.restarts.held_for(code)
+    if delay_s is None:
+        log.error("shard %d is held until a reload or a restart: %s", worker.shard_id, worker.reason)
+    else:
+        log.error("shard %d is held and tried again in %g s: %s", worker.shard_id, delay_s, worker.reason)
+    worker.again.clear()
+    await office.on_event(worker, "held")
+    loop = asyncio.get_running_loop()
+    waits = [loop.create_task(event.wait()) for event in (office.stopping, worker.again)]
+    try:
+        await asyncio.wait(waits, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if worker.again.is_set():
+        worker.restarts.forget()
+    if not office.stopping.is_set():
+        worker.state, worker.exit_code = "starting", 0
+        await office.on_event(worker, "tried")
 
 
 async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
@@ -103,7 +130,7 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
         process, control = await office.spawn(office.command, [listener for _, listener in inherited])
     except OSError as error:
         worker.reason = f"cannot be started: {error}"
-        return EXIT_BUG
+        return Exit.AGAIN
     worker.process = process
     worker.pid = process.pid
     said_all = asyncio.Event()
@@ -113,7 +140,11 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
     )
     worker.wire = wire
     worker.state = "recovering"
-    await office.begin(worker, inherited)
+    if office.stopping.is_set() or worker.retired:
+        wire.send(("stop",))
+        terminate(worker)
+    else:
+        await office.begin(worker, inherited)
     code = await process.wait()
     with contextlib.suppress(asyncio.TimeoutError):  # its last message, the reason, may still be in the socket
         await asyncio.wait_for(said_all.wait(), LAST_WORDS_S)
@@ -121,3 +152,10 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
     worker.wire = None
     worker.pid = 0
     return code
+
+
+def terminate(worker: WorkerState) -> None:
+    """Ends a process that has not begun to serve, also where it is still being loaded and reads no wire."""
+    if worker.process is not None and worker.pid:
+        with contextlib.suppress(ProcessLookupError):
+            worker.process.terminate()

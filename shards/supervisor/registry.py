@@ -18,10 +18,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
+from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit
 from shards.system.clock import Anchor, decode_anchor, encode_anchor
@@ -37,7 +38,9 @@ log = logging.getLogger("shards.supervisor.supervisor")
 
 
 class Conflict(Exception):
-    """The configuration does not fit the data directory; nothing was started. Exit code 78."""
+    """The configuration does not fit the data directory; nothing was started."""
+
+    ending: ClassVar[exits.Ending] = exits.CONFIG
 
 
 class Registry:
@@ -61,9 +64,11 @@ class Registry:
         self._executor: SerialExecutor | None = None
         self._since_snapshot = 0
 
-    async def open_with_room(self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event) -> list[str]:
-        """As `open`, but where there is no room, or the log is out of reach, it waits, or until it is to stop."""
-        while True:
+    async def open_with_room(
+        self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event
+    ) -> list[str] | None:
+        """As `open`, but where there is no room, or the log is out of reach, it waits. None: it is to stop first."""
+        while not stopping.is_set():
             try:
                 return self.open(bucket_count, wanted)
             except Unavailable as full:
@@ -71,7 +76,7 @@ class Registry:
                 log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stopping.wait(), ROOM_RETRY_S)
-                    raise
+        return None
 
     def open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
         """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.

@@ -25,15 +25,16 @@ from typing import Any, NamedTuple
 
 from shards.backup import Backups
 from shards.buckets import BucketMap
-from shards.journal import JournalError, backends
+from shards.exits import Exit, text_of
+from shards.journal import backends
 from shards.machine import Command
 from shards.moves.mover import Caps, Mover
-from shards.supervisor.child_process import SupervisorPort, WorkerState, keep
+from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, terminate
 from shards.supervisor.operator_api import Overview
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_figures import Readings
 from shards.system.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
-from shards.system.host import REAL, Host, listen_on
+from shards.system.host import REAL, Host, address_of, listen_on
 from shards.worker.recover import exit_code_of
 
 log = logging.getLogger("shards.supervisor.supervisor")
@@ -112,9 +113,7 @@ class Supervisor:
             if worker is None:
                 reasons.append(f"shard {shard_id}: no worker")
             elif worker.state == "recovering":
-                done, total = worker.progress
-                share = f" {100 * done // total} %" if total else ""
-                reasons.append(f"shard {shard_id}: recovering{share}")
+                reasons.append(f"shard {shard_id}: recovering{share_of(worker.progress)}")
             elif worker.state != "serving":
                 reasons.append(f"shard {shard_id}: {worker.state}{': ' + worker.reason if worker.reason else ''}")
         return reasons
@@ -130,13 +129,16 @@ class Supervisor:
         """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
         loop = asyncio.get_running_loop()
         wanted = self.settings.bucket_count, self.settings.weights
-        for warning in await self.registry.open_with_room(*wanted, self._stopping):
+        warnings = await self.registry.open_with_room(*wanted, self._stopping)
+        if warnings is None:
+            return self.exit_code
+        for warning in warnings:
             log.warning("%s", warning)
         executor = self._host.executor("map", loop)
         self.registry.use(executor)
         try:
             for shard_id in sorted(self.map.weights):
-                self._add(shard_id)
+                self._add(shard_id, self._direct_port(shard_id))
             for worker in self.workers.values():
                 worker.task = loop.create_task(keep(worker, self._office))
             self.spawn(self._begin_time())
@@ -149,11 +151,20 @@ class Supervisor:
             self.registry.close()
         return self.exit_code
 
-    def _add(self, shard_id: int) -> WorkerState:
+    def _add(self, shard_id: int, direct: socket.socket | None) -> WorkerState:
         worker = self.workers[shard_id] = WorkerState(shard_id)
-        if self.settings.direct_host:
-            worker.direct = listen_on(self.settings.direct_host)
+        worker.direct = direct
         return worker
+
+    def _direct_port(self, shard_id: int) -> socket.socket | None:
+        """A port that is the shard's alone, where the configuration wants it. OSError that names it."""
+        host = self.settings.direct_host
+        if not host:
+            return None
+        try:
+            return listen_on(host)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"a port of shard {shard_id} at {host}") from error
 
     def stop(self) -> None:
         """Begins the orderly end."""
@@ -172,10 +183,7 @@ class Supervisor:
             self._tell("configure", tuple(settings.worker), configuration)
         for worker in self.workers.values():
             if worker.state == "held":
-                worker.restarts.forget()
-                self.exit_code = 0
-                self._set_state(worker, "starting")
-                worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
+                worker.again.set()
         await self._resize(settings.weights)
 
     async def _resize(self, weights: dict[int, int]) -> None:
@@ -184,8 +192,18 @@ class Supervisor:
             records = self.registry.changes(weights)
             if not records:
                 return
+            ports: dict[int, socket.socket | None] = {}
+            try:
+                for shard_id in sorted(weights.keys() - self.workers.keys()):
+                    ports[shard_id] = self._direct_port(shard_id)
+            except OSError as error:
+                log.error("the shards stay as they are: %s", text_of(error))
+                for port in ports.values():
+                    if port is not None:
+                        port.close()
+                return
             await self.registry.record(*records)
-            fresh = [self._add(shard_id) for shard_id in sorted(self.map.weights) if shard_id not in self.workers]
+            fresh = [self._add(shard_id, port) for shard_id, port in ports.items()]
             self._tell_shards([record for record in records if record[0] == "weight"])
         for worker in fresh:
             worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
@@ -222,11 +240,12 @@ class Supervisor:
 
     def _end(self, error: BaseException | None) -> None:
         """What must not fail has failed. On a log that failed once nothing is tried again."""
-        if isinstance(error, JournalError | OSError):
-            log.critical("the supervisor ends: %s", error)
-        else:
+        assert error is not None
+        self.exit_code = exit_code_of(error, None)
+        if self.exit_code == Exit.BUG:
             log.critical("the supervisor ends on a bug", exc_info=error)
-        self.exit_code = exit_code_of(error, None) if error is not None else 0
+        else:
+            log.critical("the supervisor ends: %s", text_of(error))
         self.stop()
 
     # -- time -------------------------------------------------------------------------------------------------------
@@ -278,7 +297,11 @@ class Supervisor:
                 worker.wire.send(("begin", self._begin_of(worker, inherited)))
 
     async def _on_event(self, worker: WorkerState, event: str) -> None:
-        """A worker is down, or held."""
+        """A worker is down, is held ("held"), or was and is tried again ("tried")."""
+        if event == "tried":
+            self.exit_code = next((one.exit_code for one in self.workers.values() if one.state == "held"), 0)
+            self._changed.set()
+            return
         self.backups.on_down(worker.shard_id)
         self.readings.gone(worker.shard_id)
         self._changed.set()
@@ -310,7 +333,7 @@ class Supervisor:
 
     def _direct(self) -> dict[int, str]:
         return {
-            worker.shard_id: "{}:{}".format(*worker.direct.getsockname()[:2])
+            worker.shard_id: address_of(worker.direct)
             for worker in self.workers.values()
             if worker.direct is not None
         }
@@ -326,7 +349,7 @@ class Supervisor:
                 worker.progress = (done, total)
                 if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
                     worker.progress_told_ns = boot_now_ns()
-                    log.info("recovering shard %d: %d of %d", worker.shard_id, done, total)
+                    log.info("recovering shard %d:%s", worker.shard_id, share_of(worker.progress))
             case ("waiting", reason):
                 if worker.reason != reason:
                     log.error("shard %d waits for its journal: %s", worker.shard_id, reason)
@@ -424,6 +447,9 @@ class Supervisor:
     async def _stop_workers(self) -> None:
         self.mover.stop()
         self._tell("stop")
+        for worker in self.workers.values():
+            if worker.state == "recovering":
+                terminate(worker)
         if tasks := [worker.task for worker in self.workers.values() if worker.task is not None]:
             _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
             for worker in self.workers.values():
@@ -431,3 +457,9 @@ class Supervisor:
                     log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
                     worker.process.kill()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def share_of(progress: tuple[int, int]) -> str:
+    """How far a recovery is, as " 65 %"; empty where it has not said."""
+    done, total = progress
+    return f" {100 * done // total} %" if total else ""

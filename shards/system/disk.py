@@ -16,7 +16,9 @@ import fcntl
 import mmap
 import os
 import stat
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from shards import exits
 
 __all__ = [
     "DirectoryRefused",
@@ -36,6 +38,8 @@ NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
 
 class DirectoryRefused(Exception):
     """A data directory is not fit for one: open to other users, not a directory, or on a network file system."""
+
+    ending: ClassVar[exits.Ending] = exits.CONFIG
 
 
 class Disk(Protocol):

@@ -31,6 +31,9 @@ class Child(Protocol):
     async def wait(self) -> int:
         """Returns its exit code once it has ended; negative where a signal ended it."""
 
+    def terminate(self) -> None:
+        """Asks it to end in its own time; one that does not listen yet ends at once. ProcessLookupError: it is gone."""
+
     def kill(self) -> None:
         """Ends it at once."""
 
@@ -90,12 +93,27 @@ def bound_peers(listener: socket.socket) -> None:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
+def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening TCP socket of the family that the host's address has; a name with both is listened on as IPv4. Port
+    0 takes a free one. OSError.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return socket.create_server(address, family=family, backlog=backlog)
+
+
 def listen_on(host: str) -> socket.socket:
     """A listening socket on a port that the kernel chooses. OSError."""
-    listener = socket.create_server((host, 0), backlog=1024)
+    listener = bind_tcp(host, 0, 1024)
     listener.setblocking(False)
     bound_peers(listener)
     return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a TCP socket listens, as `host:port` or `[v6]:port`."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 REAL = Host(RealDisk(), SerialExecutor, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits)

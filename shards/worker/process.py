@@ -38,11 +38,11 @@ import uvloop
 
 from shards import backup
 from shards.buckets import BucketMap
+from shards.exits import Exit
 from shards.journal import Journal, Unavailable, backends
 from shards.machine import Command
 from shards.moves.handoff import before_serving
 from shards.shard import Shard
-from shards.supervisor.restart_policy import EXIT_BUG
 from shards.system.clock import Anchor, BillingClock, boot_now_ns
 from shards.system.host import REAL, Host
 from shards.system.links import Wire
@@ -50,7 +50,7 @@ from shards.system.serial_executor import SerialExecutor
 from shards.worker.gc_policy import Garbage
 from shards.worker.histogram import Pulse
 from shards.worker.hosting import Hosted
-from shards.worker.recover import check_ownership, exit_code_of, open_journal, recover
+from shards.worker.recover import Stopped, check_ownership, exit_code_of, open_journal, recover
 from shards.worker.snapshotter import Snapshotter
 from shards.worker.worker import Worker, WorkerSettings
 from shards.worker.worker_queries import Inquirer
@@ -148,7 +148,7 @@ class Process:
             self._wire.part()
         self._ended.set()
         loop = asyncio.get_running_loop()
-        if self._exit_code == EXIT_BUG:
+        if self._exit_code == Exit.BUG:
             loop.call_exception_handler({"message": "the worker ends on a bug", "exception": error})
         # Not by an orderly shutdown, which would answer what is not durable: the journal knows.
         loop.call_soon(loop.call_later, LEAVE_POLL_S, self._leave, LEAVE_POLLS)  # what was sent above leaves first
@@ -279,7 +279,8 @@ class Process:
         }
 
     async def _serve(self) -> None:
-        await self._messages.get()
+        if (await self._messages.get())[0] != "begin":
+            return
         begin, bucket_map, wire = self._begin, self._map, self._wire
         assert begin is not None
         assert bucket_map is not None
@@ -291,9 +292,15 @@ class Process:
         if self._garbage is not None:
             self._garbage.hold_off()
         began_ns = boot_now_ns()
-        opened = await open_journal(journal, begin.shard_id, host.pid(), self._may_wait)
+        try:
+            opened = await open_journal(journal, begin.shard_id, host.pid(), self._ended, self._on_wait)
+            recovered = await recover(
+                shard, journal, self._ended, lambda done, total: wire.send(("progress", done, total))
+            )
+        except Stopped:
+            journal.close()
+            return
         is_new = opened.head == 0 and not begin.founded
-        recovered = await recover(shard, journal, lambda done, total: wire.send(("progress", done, total)))
         check_ownership(shard, bucket_map, begin.founded, is_new)
         took_ns = boot_now_ns() - began_ns
         last_ns = max(journal.last_time_ns, opened.began_ns)
@@ -387,12 +394,10 @@ class Process:
             await executor.call(journal.save_snapshot, position, parts)
             await executor.call(journal.trim, min(position, trim_floor()))
 
-    def _may_wait(self, full: Unavailable) -> bool:
+    def _on_wait(self, full: Unavailable) -> None:
         """The journal has no room for a start, or is out of reach."""
-        if self._ended.is_set() or self._wire is None:
-            return False
-        self._wire.send(("waiting", str(full)))
-        return True
+        if self._wire is not None:
+            self._wire.send(("waiting", str(full)))
 
     def _stamp_ns(self) -> int:
         return self._clock.at(boot_now_ns()) if self._clock is not None else 0

@@ -10,26 +10,14 @@ Nothing here reads a clock but to say how far it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from shards.batch import BatchCorrupt as ShardCorrupt
+from shards import exits
 from shards.buckets import BucketMap
-from shards.journal import (
-    Corrupt,
-    Fenced,
-    Gap,
-    Journal,
-    JournalError,
-    Lost,
-    Opened,
-    OtherFormat,
-    Torn,
-    Unavailable,
-    Unfit,
-)
+from shards.journal import Fenced, Journal, Opened, Unavailable
 from shards.shard import Shard
-from shards.supervisor.restart_policy import EXIT_BUG, EXIT_CONFIG, EXIT_DAMAGED, EXIT_DISK, EXIT_LOST
 from shards.system.clock import boot_now_ns
 from shards.worker.backpressure import ROOM_RETRY_S
 from shards.worker.hosting import Hosted
@@ -39,25 +27,35 @@ SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
 
 
 class Damaged(Exception):
-    """What is stored contradicts what must be; exit code 65."""
+    """What is stored contradicts what must be."""
+
+    ending: ClassVar[exits.Ending] = exits.DAMAGED
 
 
-async def open_journal(journal: Journal, shard_id: int, pid: int, may_wait: Callable[[Unavailable], bool]) -> Opened:
+class Stopped(Exception):
+    """The worker was told to stop before its journal was open."""
+
+
+async def open_journal(
+    journal: Journal, shard_id: int, pid: int, stopping: asyncio.Event, on_wait: Callable[[Unavailable], None]
+) -> Opened:
     """Opens it; an owner left over from an earlier life gets some time to end (Fenced), and a journal without room all
-    it needs, as long as it `may_wait`. The journal's errors.
+    it needs, of which `on_wait` is told. The journal's errors; Stopped as soon as it is `stopping`.
     """
     deadline_ns = boot_now_ns() + int(FENCED_WAIT_S * 1e9)
-    while True:
+    while not stopping.is_set():
         try:
             return journal.open(shard_id, f"pid {pid}")
         except Fenced:
             if boot_now_ns() > deadline_ns:
                 raise
-            await asyncio.sleep(0.1)
+            pause_s = 0.1
         except Unavailable as full:
-            if not may_wait(full):
-                raise
-            await asyncio.sleep(ROOM_RETRY_S)
+            on_wait(full)
+            pause_s = ROOM_RETRY_S
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stopping.wait(), pause_s)
+    raise Stopped
 
 
 class Recovered(NamedTuple):
@@ -67,29 +65,39 @@ class Recovered(NamedTuple):
     records: int  # replayed
 
 
-async def recover(shard: Shard, journal: Journal, progress: Callable[[int, int], None]) -> Recovered:
-    """Brings a shard to where its journal ends. `progress(done, total)`: parts loaded (total 0), then batches."""
-    start, parts = 1, 0
+async def recover(
+    shard: Shard, journal: Journal, stopping: asyncio.Event, progress: Callable[[int, int], None]
+) -> Recovered:
+    """Brings a shard to where its journal ends. `progress(done, total)`: parts of the snapshot and batches behind it,
+    counted together. Raises Stopped as soon as it is `stopping`.
+    """
+    start, parts, total = 1, 0, journal.head
     snapshot = journal.load_snapshot()
     last_ns = boot_now_ns()
     if snapshot is not None:
         start = snapshot.position + 1
+        total += snapshot.chunk_count - snapshot.position
         for part in snapshot.chunks:
             shard.load(part)
             parts += 1
             if boot_now_ns() - last_ns > SLICE_NS:
-                progress(parts, 0)
-                await asyncio.sleep(0)
+                await _breathe(stopping, progress, parts, max(total, parts))
                 last_ns = boot_now_ns()
-    records = 0
-    head = journal.head
+    records, total = 0, parts + journal.head - start + 1
     for position, payload in journal.replay(start):
         records += shard.replay(position, payload)
         if boot_now_ns() - last_ns > SLICE_NS:
-            progress(position - start + 1, head - start + 1)
-            await asyncio.sleep(0)
+            await _breathe(stopping, progress, parts + position - start + 1, total)
             last_ns = boot_now_ns()
     return Recovered(parts, records)
+
+
+async def _breathe(stopping: asyncio.Event, progress: Callable[[int, int], None], done: int, total: int) -> None:
+    """Says how far it is, and lets the process hear what it is told."""
+    progress(done, total)
+    await asyncio.sleep(0)
+    if stopping.is_set():
+        raise Stopped
 
 
 def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
@@ -124,16 +132,10 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
     return orphans
 
 
-def exit_code_of(error: BaseException, application: Hosted | None) -> int:
+def exit_code_of(error: BaseException, application: Hosted | None) -> exits.Exit:
     """The exit code that an error ends a worker with."""
-    if isinstance(error, OtherFormat | Unfit):
-        return EXIT_CONFIG
-    if isinstance(error, Corrupt | Gap | Torn | Damaged | ShardCorrupt):
-        return EXIT_DAMAGED
+    if isinstance(error, Unavailable):
+        return exits.Exit.AGAIN
     if application is not None and application.replay_failed(error):
-        return EXIT_DAMAGED
-    if isinstance(error, Fenced | Lost):
-        return EXIT_LOST
-    if isinstance(error, JournalError | OSError):
-        return EXIT_DISK
-    return EXIT_BUG
+        return exits.Exit.DAMAGED
+    return exits.ending_of(error).code

@@ -15,10 +15,8 @@ from click.testing import CliRunner
 
 from billing import __version__
 from billing.cli.finding import RULE
-from billing.cli.main import ELSEWHERE, EXIT_BUG, MODULE_OF, SECTIONS, ending_of, root
-from billing.config.load import ConfigError, Fault
+from billing.cli.main import ELSEWHERE, MODULE_OF, SECTIONS, root
 from billing.config.schema import Config, declared
-from shards.journal import Corrupt, Gap, JournalError, Unknown
 
 HEAVY = ("pydantic", "aiohttp", "uvloop", "asyncio", "msgpack", "msgspec", "rich", "sqlite3", "billing.config.schema")
 
@@ -144,19 +142,3 @@ def test_serve_does_not_start_on_a_faulty_configuration():
     assert ended.returncode == 78
     assert "shards.workers (environment)" in ended.stderr
     assert "log.level (environment)" in ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (ConfigError([Fault("rpc.listen", "file", "expected better")]), 78),
-        (Corrupt("x", file="f", offset=3), 65),
-        (Gap("x"), 65),
-        (Unknown("x"), 74),
-        (JournalError("x"), 74),
-        (ValueError("x"), EXIT_BUG),
-        (AssertionError("x"), EXIT_BUG),
-    ],
-)
-def test_every_ending_has_its_code(error, code):
-    assert ending_of(error)[0] == code

@@ -44,7 +44,11 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/history/store.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
     "billing/notices/opening.py": ({"sqlite3"}, "what is good in a damaged SQLite file"),
     "billing/notices/store.py": ({"sqlite3"}, "owed notices are derived data, kept in an SQLite file"),
-    "billing/config/load.py": ({"open", "os.stat", "os.access"}, "the configuration and the files named in it"),
+    "billing/service/beginning.py": ({"open", "os.open", "os.fstat"}, "descriptors 0 to 2, where they are closed"),
+    "billing/config/load.py": (
+        {"open", "os.stat", "os.access", "os.path.isdir", "os.path.lexists"},
+        "the configuration and the files and folders named in it",
+    ),
 }
 
 DATE_CALLS = {"now", "utcnow", "today"}

@@ -268,9 +268,9 @@ FAULTS = [
     # -- found here -------------------------------------------------------------------------------------------------
     Faulty(
         "a-shard-still-owned-is-held",
-        "shards/worker/recover.py",
-        "        return EXIT_LOST\n",
-        "        return EXIT_DISK\n",
+        "shards/journal/__init__.py",
+        "Terminal for this journal object.\"\"\"\n\n    ending = exits.AGAIN\n",
+        "Terminal for this journal object.\"\"\"\n\n    ending = exits.DISK\n",
     ),
     # -- one user never holds up another ----------------------------------------------------------------------------
     Faulty(

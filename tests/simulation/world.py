@@ -15,7 +15,7 @@ from typing import Any
 from billing.config.schema import Config, Cutoff
 from billing.expirationd.coming import coming_in
 from billing.worker.application import Billing, Outside
-from shards.supervisor.restart_policy import EXIT_DAMAGED, EXIT_DISK
+from shards.exits import Exit
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.system.clock import clocks_of
 from shards.worker.process import Begin, Process
@@ -194,9 +194,9 @@ class World:
         self.trace("worker ended", shard_id, code)
         self.exits.append((f"worker-{shard_id}", code))
         self._look_at_timers()
-        if code == EXIT_DISK and not process.disk.fired and not self.machine.medium.refusals:
+        if code == Exit.DISK and not process.disk.fired and not self.machine.medium.refusals:
             self._on_trouble({"message": f"shard {shard_id} ended with {code}, and its disk did nothing wrong"})
-        if code == EXIT_DAMAGED and not self.rotten:
+        if code == Exit.DAMAGED and not self.rotten:
             self._on_trouble({"message": f"shard {shard_id} ended with {code}, and nothing was damaged"})
 
     def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
@@ -351,5 +351,5 @@ class World:
             self.supervisor.stop()
             self.run(lambda: self.supervisor is None and not self.machine.processes, 40, "an orderly end")
         for name, code in self.exits[-1 - self.workers :]:
-            if code not in (0, -9, EXIT_DAMAGED, EXIT_DISK):
+            if code not in (0, -9, Exit.DAMAGED, Exit.DISK):
                 raise Violation(f"{name} ended with {code}")

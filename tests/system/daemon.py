@@ -39,6 +39,7 @@ class Daemon:
             "journal.segment_bytes": 4 * 1024 * 1024,
             **{key.replace("__", "."): value for key, value in settings.items()},
         }
+        self._keys = keys
         sections: dict[str, list[str]] = {}
         for path, value in keys.items():
             section, key = path.split(".")
@@ -59,6 +60,10 @@ class Daemon:
                 self.kill()
             raise
         return self
+
+    def address_of(self, key: str) -> str:
+        """The address that a key of its configuration names."""
+        return str(self._keys[key])
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts it and waits for nothing."""

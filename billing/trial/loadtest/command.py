@@ -35,9 +35,9 @@ from billing.trial.loadtest.trace_plan import Tracing
 from billing.trial.loadtest.watch import Watch
 from billing.trial.loadtest.workload import Workload
 from billing.trial.loadtest.writing import FORMATS, write
+from shards.exits import Exit
 from shards.system.clock import wall_now_ns
 
-EXIT_WRONG: Final = 1
 NICENESS: Final = 10
 AROUND_S: Final = 8  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
 INTERVALS: Final = 1000  # of the curve over time, at most about so many
@@ -109,7 +109,7 @@ async def loadtest(wish: Wish) -> int:
     write(result, wish.outputs)
     for kind, path in wish.outputs.items():
         click.echo(f"{kind}: {path}")
-    return 0 if result.clean else EXIT_WRONG
+    return 0 if result.clean else Exit.REFUSED
 
 
 async def _runs(wish: Wish, session: Session, result: Result, display: Display) -> None:

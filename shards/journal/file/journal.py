@@ -18,6 +18,7 @@ It never reads a clock or draws a random number itself: both are passed in.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +56,7 @@ from shards.journal.file.segment_reserve import SegmentReserve
 from shards.system.disk import DirectoryRefused, Disk, is_full, private_directory
 
 LOCK = "lock"
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # an operator's to mend, and no fault of the disk
 SYNC_MODES = ("always", "interval", "never")
 PAYLOAD_BYTES_MAX = 256 << 20
 RECENT_CHAINS = 1024
@@ -342,7 +344,8 @@ class FileJournal:
     def load_snapshot(self) -> Snapshot | None:
         if self._ended is not None:
             raise self._ended
-        return Snapshot(self._shelf.newest, self._load()) if self._shelf.newest >= 0 else None
+        shelf = self._shelf
+        return Snapshot(shelf.newest, self._load(), shelf.count) if shelf.newest >= 0 else None
 
     def _load(self) -> Iterator[bytes]:
         try:
@@ -414,6 +417,8 @@ class FileJournal:
         """What an error means where nothing has been changed yet."""
         if is_full(error):
             return Unavailable(f"the disk is full: no room for {doing}: {error.strerror}", file=self._directory)
+        if error.errno in FORBIDDEN:
+            return Unfit(f"{doing} is not possible: {error.strerror}", file=error.filename or self._directory)
         return self._end(doing, error)
 
     def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:

@@ -45,6 +45,11 @@ class RetainedSnapshots:
         return self._kept[-1].position if self._kept else -1
 
     @property
+    def count(self) -> int:
+        """Chunks of the newest, by the footer that recovery has found right; 0 when there is none. OSError."""
+        return snapshot.count_of(self._disk, f"{self._directory}/{self._kept[-1].name}") if self._kept else 0
+
+    @property
     def fallback(self) -> int:
         """Up to here the log may be forgotten: the position of the older of two; 0 when there are fewer."""
         return self._kept[-2].position if len(self._kept) >= KEPT else 0

@@ -134,6 +134,17 @@ def check(disk: Disk, directory: str, name: str, shard: int) -> Checked:
     return Checked(name, reader.head, reader.count, reader.reached, reader.size)
 
 
+def count_of(disk: Disk, path: str) -> int:
+    """How many chunks a snapshot has, by its footer alone; for one that was checked. OSError."""
+    handle = disk.open(path)
+    try:
+        footer = disk.pread(handle, _FOOTER_BYTES, max(0, disk.size(handle) - _FOOTER_BYTES))
+    finally:
+        disk.close(handle)
+    count: int = _FOOTER.unpack_from(footer)[1] if len(footer) == _FOOTER_BYTES else 0
+    return count
+
+
 class Reader:
     """Reads one snapshot from the beginning to the end, checking on the way."""
 

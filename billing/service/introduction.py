@@ -1,0 +1,45 @@
+"""What the daemon says of itself when it starts: version, process, files, doors, and whom it calls.
+
+Three lines of the log, so that whoever starts it in a terminal, or finds it in a journal, knows which daemon this is
+and where to look. A secret that stands in the query of a URL is not repeated.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from billing import __version__
+from billing.addresses import shown_url
+from billing.config.schema import Config
+from shards.system.host import address_of
+
+_NAMES = {"tcp": "MessagePack-RPC", "unix": "MessagePack-RPC", "http": "HTTP/JSON", "tarantool": "Tarantool"}
+
+
+def introduction(file: Path | None, config: Config, pid: int) -> str:
+    """Which daemon this is."""
+    named = "the default configuration" if file is None else f"configuration {file.absolute()}"
+    return f"billing {__version__}, process {pid}, {named}, data directory {config.daemon.data_dir}"
+
+
+def doors_of(listeners: list[tuple[str, socket.socket]], admin: socket.socket | None, has_tls: bool) -> str:
+    """Where it listens. `has_tls`: of the dashboard."""
+    doors = [f"{_NAMES.get(kind, kind)} at {_shown(listener)}" for kind, listener in listeners]
+    if admin is not None:
+        doors.append(f"dashboard http{'s' if has_tls else ''}://{_shown(admin)}/")
+    return f"listening: {', '.join(doors)}"
+
+
+def calls_of(config: Config) -> str:
+    """Whom it calls."""
+    told = [f"cutoffs go to {shown_url(config.cutoff.url)}"]
+    if config.cutoff.restore_url:
+        told.append(f"restores to {shown_url(config.cutoff.restore_url)}")
+    if config.notify.url:
+        told.append(f"notices to {shown_url(config.notify.url)}")
+    return ", ".join(told)
+
+
+def _shown(listener: socket.socket) -> str:
+    return str(listener.getsockname()) if listener.family == socket.AF_UNIX else address_of(listener)
