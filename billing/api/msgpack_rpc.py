@@ -13,6 +13,7 @@ What it keeps:
 - **Overload is said, not suffered.** Where the door is full, or this connection is ahead of its `pace`, requests are
   refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is not found goes
   the long way round.
+- **One refusal for a value that is not taken**: a request with one is passed over to its end, and refused by its msgid.
 - **Garbage harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
   then the connection ends.
 """
@@ -23,6 +24,7 @@ from typing import Any, Final, cast
 
 from billing.api.auth import Grant
 from billing.api.door import Door, Limits
+from billing.api.frames import Malformed, PassedOver
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
 from billing.api.origins import origin_of
 from billing.api.response_writer import Proxy, ResponseWriter
@@ -32,10 +34,10 @@ from billing.api.wire import (
     ERRORS_AS_MAP,
     ERRORS_AS_STRING,
     MSGID_MAX,
+    NOT_TAKEN,
     NOTIFICATION,
     REQUEST,
     SLICE_BYTES_MAX,
-    refusal_of,
 )
 from billing.ledger.errors import Refused
 
@@ -57,6 +59,8 @@ class Connection(ResponseWriter):
         "_frame_start",
         "_on_trial",
         "_pace",
+        "_partial",
+        "_passed",
         "_rest",
         "_unpacker",
         "_waking",
@@ -73,6 +77,8 @@ class Connection(ResponseWriter):
         self._unpacker: Any = None  # None between two frames
         self._fed = 0  # bytes the decoder was given, by its own count
         self._frame_start = 0  # of these, where the unfinished frame begins
+        self._partial = b""  # of the unfinished frame, what the decoder was given in earlier pieces
+        self._passed: PassedOver | None = None  # the frame that is passed over now
         self._rest = b""  # what is held back
         self._waking = False
 
@@ -134,8 +140,14 @@ class Connection(ResponseWriter):
     # -- decoding ---------------------------------------------------------------------------------------------------
 
     def _work(self, data: bytes | memoryview) -> None:
-        """Carries out what `data` completes, slice by slice, until it ends or the connection has to wait."""
+        """Carries out what `data` completes, until it ends or the connection has to wait."""
         self._door.gate.arrived()
+        rest: bytes | memoryview | None = data
+        while rest is not None:
+            rest = self._decode(rest) if self._passed is None else self._pass_over(rest)
+
+    def _decode(self, data: bytes | memoryview) -> bytes | None:
+        """`_work`, slice by slice. From a frame on that is to be passed over, returns all that is left."""
         unpacker = self._unpacker
         if unpacker is None:
             unpacker = self._unpacker = self._door.lend_unpacker()
@@ -153,13 +165,56 @@ class Connection(ResponseWriter):
             unpacker.feed(piece)
             self._fed += len(piece)
             if not self._advance():
+                if self._passed is not None:
+                    unread = self._partial + bytes(piece)
+                    return unread[len(unread) - (self._fed - self._frame_start) :] + data[offset:]
                 if self._ending is None:
                     self._hold(self._give_back() + data[offset:])
-                return
-            if self._fed - self._frame_start >= (limits.frame_bytes_max if signed_in else limits.handshake_bytes_max):
+                return None
+            unread_bytes = self._fed - self._frame_start
+            if unread_bytes >= (limits.frame_bytes_max if signed_in else limits.handshake_bytes_max):
                 self._give_up(Refused("FRAME_TOO_LARGE", f"a frame may have {limits.frame_bytes_max} bytes"))
-                return
+                return None
+            if unread_bytes > len(piece):
+                self._partial += piece
+            else:
+                self._partial = bytes(piece[len(piece) - unread_bytes :])
         self._note_frame(self._frame_start != frame_start)
+        return None
+
+    def _pass_over(self, data: bytes | memoryview) -> bytes | None:
+        """Looks for the end of the frame that is passed over; returns what is behind it."""
+        passed, limits = self._passed, self._door.limits
+        assert passed is not None
+        data = bytes(data)
+        self._unpacker, self._partial = None, b""
+        try:
+            taken = passed.feed(data)
+            msgid = passed.addressee() if passed.is_over else None
+        except Malformed:
+            self._give_up(Refused("PROTOCOL_ERROR", "this is no MessagePack, or no request"))
+            return None
+        most = limits.frame_bytes_max if self._grant is not None else limits.handshake_bytes_max
+        if passed.least_bytes > most:
+            self._give_up(Refused("FRAME_TOO_LARGE", f"a frame may have {limits.frame_bytes_max} bytes"))
+            return None
+        if not passed.is_over:
+            if not self._frame_since_ns:
+                self._frame_since_ns = self._door.clock()
+                self._door.watch(self)
+            return None
+        self._passed, self._frame_since_ns = None, 0
+        if self._pace is not None:
+            self._pace.spend(1, limits.requests_per_s_max)
+        if msgid is None:
+            return data[taken:]
+        refusal = Refused("INVALID_PARAMS", NOT_TAKEN)
+        if self._grant is None:
+            refusal = Refused("UNAUTHENTICATED", "sign in first: hello({token})")
+        if not self._reply(msgid, refusal):
+            self._hold(data[taken:])
+            return None
+        return data[taken:]
 
     def _advance(self) -> bool:
         """`_drain` within the limits, looked at here once for all that one piece of input holds."""
@@ -231,8 +286,8 @@ class Connection(ResponseWriter):
                 frame = next(unpacker)
             except StopIteration:
                 return True
-            except DECODE_ERRORS as error:
-                self._give_up(refusal_of(error))
+            except DECODE_ERRORS:
+                self._passed = PassedOver()
                 return False
             self._frame_start = tell()
             try:
@@ -386,8 +441,8 @@ class Connection(ResponseWriter):
 
     def _forget_input(self) -> None:
         self._held = False
-        self._rest = b""
-        self._unpacker = None
+        self._rest = self._partial = b""
+        self._unpacker = self._passed = None
         self._frame_since_ns = 0
 
     def _note_frame(self, progressed: bool) -> None:

@@ -5,7 +5,8 @@ door may hand over str and dict. Each function here takes one such value and ret
 `Refused` with the name that the contract fixes. A message names the field and the range it may have; it never repeats
 what the client sent, except the name of an unknown option where that is a plain word.
 
-A bool is never a number. A float is a number only where it is whole and at most 2**53 in size, because JavaScript
+Languages that cannot tell an empty map from an empty array (PHP, Lua) may send either for the other. A bool is never a
+number. A float is a number only where it is whole and at most 2**53 in size, because JavaScript
 clients send large integers so.
 """
 
@@ -27,6 +28,8 @@ def user_id_of(value: object) -> bytes:
         value = value.encode("utf-8", "surrogatepass")
     elif type(value) is int and value >= 0:
         value = b"%d" % value
+    elif type(value) is float and value.is_integer() and 0 <= value <= FLOAT_WHOLE_MAX:  # JavaScript above 2**31
+        value = b"%d" % int(value)
     if type(value) is not bytes or not 0 < len(value) <= USER_ID_BYTES_MAX or not _is_utf8(value):
         raise Refused(
             "INVALID_USER_ID",
@@ -64,14 +67,16 @@ def whole_of(value: object, field: str, low: int, high: int = INT64_MAX) -> int:
 
 def array_of(value: object, field: str, length_max: int) -> list[object]:
     """An array of at most `length_max` values. Refused `INVALID_PARAMS`."""
+    if value == () or value == {}:  # languages that cannot tell an empty map from an empty array
+        return []
     if type(value) is not list or len(value) > length_max:
         raise invalid(f"{field} must be an array of at most {length_max} values")
     return value
 
 
 def array_params(params: object, count: int, expected: str) -> list[object]:
-    """`params` as an array; nil is an empty one. `expected` names the `count` required ones for the refusal."""
-    if params is None:
+    """`params` as an array; nil and an empty map are empty. `expected`: the `count` required ones, for the refusal."""
+    if params is None or params == () or params == {}:
         return []
     if type(params) is not list:
         raise _arity(count, expected)
@@ -103,8 +108,8 @@ def _arity(count: int, expected: str) -> Exception:
 
 
 def pairs_of(value: object, field: str = "options") -> Pairs:
-    """The pairs of a map, keys as bytes, none twice; nil is an empty map. Refused `INVALID_PARAMS`."""
-    if value is None:
+    """The pairs of a map, keys as bytes, none twice; nil and an empty array are empty. Refused `INVALID_PARAMS`."""
+    if value is None or value == []:
         return ()
     if type(value) is dict:
         value = tuple(

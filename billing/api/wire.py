@@ -4,7 +4,8 @@
     response      [1, msgid, error, result]
     notification  [2, method, params]
 
-There is no length prefix, so the decoder's own limits are the limits of a frame. Texts, raw and bin all come out as
+There is no length prefix. A value beyond the decoder's limits is refused to its request (`billing.api.frames`); the
+connection ends where a frame itself is too large. Texts, raw and bin all come out as
 bytes; arrays as lists; maps as tuples of pairs, so that a key that comes twice is seen and no key is ever hashed.
 
 An error is by default one string, `"NAME: message"`; on a connection that asked for it, a map. Worked example, `ping`
@@ -64,15 +65,10 @@ def make_unpacker() -> Any:
     )
 
 
-def refusal_of(error: Exception) -> Refused:
-    """What one of `DECODE_ERRORS` is called on the wire."""
-    if "exceeds max" in str(error):
-        return Refused(
-            "FRAME_TOO_LARGE",
-            f"a text may have {TEXT_BYTES_MAX} bytes, an array {ARRAY_LENGTH_MAX} values, a map {MAP_LENGTH_MAX}; "
-            "extension types are not taken",
-        )
-    return Refused("PROTOCOL_ERROR", "this is no MessagePack")
+NOT_TAKEN: Final = (
+    f"a text may have {TEXT_BYTES_MAX} bytes, an array {ARRAY_LENGTH_MAX} values, a map {MAP_LENGTH_MAX}; "
+    "timestamps and other extension types, and values nested beyond all need, are not taken"
+)
 
 
 def encode_reply(msgid: int | None, mode: int, reply: object) -> bytes:

@@ -37,6 +37,7 @@ TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"")
         pytest.param(b"\xdd\x00\x00\x00\x04\x00\x01\xa6top_up\xdd\x00\x00\x00\x02\xa1u\x05", id="array 32"),
         pytest.param(b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\x80", id="empty options"),
         pytest.param(b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\xc0", id="nil options"),
+        pytest.param(b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\x90", id="an empty array as options"),
         pytest.param(b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\xde\x00\x01\xa7message\xc0", id="map 16, nil option"),
     ],
 )
@@ -58,8 +59,8 @@ async def test_the_reply_to_ping_is_these_bytes(house):
     assert await wire.reader.readexactly(9) == b"\x94\x01\x01\xc0\xa4pong"
 
 
-@pytest.mark.parametrize("params", [b"\xc0", b"\x90", b"\x91\x80", b"\x91\xc0"])
-async def test_params_may_be_nil(house, params):
+@pytest.mark.parametrize("params", [b"\xc0", b"\x90", b"\x80", b"\x91\x80", b"\x91\xc0", b"\x91\x90"])
+async def test_params_may_be_nil_or_empty_in_any_way(house, params):
     wire = await house.connect()
     assert await wire.ask(b"\x94\x00\x09\xa4ping" + params) == [1, 9, None, "pong"]
 
@@ -91,7 +92,7 @@ async def test_options_carry_texts_in_any_form(house):
         (b"\x94\x00\x03\xa6top_up\xa1u", "INVALID_PARAMS"),
         (b"\x94\x00\x03\xa6top_up\x05", "INVALID_PARAMS"),
         (b"\x94\x00\x03\xa6top_up\x93\xa1u\x05\x05", "INVALID_PARAMS"),
-        (b"\x94\x00\x03\xa6top_up\x93\xa1u\x05\x90", "INVALID_PARAMS"),
+        (b"\x94\x00\x03\xa6top_up\x93\xa1u\x05\x91\xc0", "INVALID_PARAMS"),
         (b"\x94\x00\x03\xa6top_up\x93\xa1u\x05\x81\xa3ttl\x01", "INVALID_PARAMS"),
         (b"\x94\x00\x03\xa6top_up\x93\xa1u\x05\x81\x05\x01", "INVALID_PARAMS"),
         (b"\x94\x00\x03\xa6top_up\x93\xa1u\x05\x82\x90\x01\x90\x01", "INVALID_PARAMS"),
@@ -102,7 +103,10 @@ async def test_options_carry_texts_in_any_form(house):
         (b"\x94\x00\x03\xa6top_up\x92\xc3\x05", "INVALID_USER_ID"),
         (b"\x94\x00\x03\xa6top_up\x92\xc0\x05", "INVALID_USER_ID"),
         (b"\x94\x00\x03\xa6top_up\x92\xa2\xc3\x28\x05", "INVALID_USER_ID"),
-        (b"\x94\x00\x03\xa6top_up\x92\xcb\x3f\xf0" + bytes(6) + b"\x05", "INVALID_USER_ID"),
+        (b"\x94\x00\x03\xa6top_up\x92\xcb\x3f\xf8" + bytes(6) + b"\x05", "INVALID_USER_ID"),
+        (b"\x94\x00\x03\xa6top_up\x92\xcb\xbf\xf0" + bytes(6) + b"\x05", "INVALID_USER_ID"),
+        (b"\x94\x00\x03\xa6top_up\x92\xcb\x43\x50" + bytes(6) + b"\x05", "INVALID_USER_ID"),
+        (b"\x94\x00\x03\xa6top_up\x92\xcb\x7f\xf8" + bytes(6) + b"\x05", "INVALID_USER_ID"),
         (b"\x94\x00\x03\xa6top_up\x92\xa1u\x00", "INVALID_AMOUNT"),
         (b"\x94\x00\x03\xa6top_up\x92\xa1u\xff", "INVALID_AMOUNT"),
         (b"\x94\x00\x03\xa6top_up\x92\xa1u\xc3", "INVALID_AMOUNT"),
@@ -123,6 +127,66 @@ async def test_a_bad_request_gets_its_error_and_nothing_else_happens(house, fram
     assert error.startswith(name + ": ")
     assert house.gate.asked == []
     assert await wire.alive()
+
+
+LONG = b"\xda\x10\x01" + b"x" * 4097
+TIMESTAMP = b"\xd6\xff\x65\x54\x11\x00"
+NOT_TAKEN = [
+    pytest.param(LONG, id="a text of 4097 bytes"),
+    pytest.param(b"\xc5\x10\x01" + b"x" * 4097, id="a bin of 4097 bytes"),
+    pytest.param(b"\xdb\x00\x00\xc0\x00" + b"x" * 0xC000, id="a text of 48 KiB"),
+    pytest.param(TIMESTAMP, id="a timestamp of 32 bits"),
+    pytest.param(b"\xd7\xff" + bytes(8), id="a timestamp of 64 bits"),
+    pytest.param(b"\xc7\x0c\xff" + bytes(12), id="a timestamp of 96 bits"),
+    pytest.param(b"\xc7\x03\xff\x01\x02\x03", id="a timestamp of no size there is"),
+    pytest.param(b"\xd4\x05\x01", id="an extension"),
+    pytest.param(b"\xc8\x01\x00\x05" + bytes(256), id="a long extension"),
+    pytest.param(b"\xdc\x00\x41" + b"\xc0" * 65, id="an array of 65"),
+    pytest.param(b"\xde\x00\x21" + b"\xc0\xcd\x01\x02" * 33, id="a map of 33"),
+    pytest.param(b"\x91" * 5000 + b"\x90", id="arrays 5000 deep"),
+    pytest.param(b"\x81\xa1k" * 2000 + b"\xcb" + bytes(8), id="maps 2000 deep"),
+]
+
+
+@pytest.mark.parametrize("step", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("value", NOT_TAKEN)
+async def test_a_value_that_is_not_taken_is_refused_to_its_request_and_the_connection_lives(house, value, step):
+    if step == 1 and len(value) > 8192:
+        step = 37
+    wire = await house.connect()
+    stream = (
+        b"\x94\x00\x01\xa4ping\x90"
+        + (b"\x94\x00\xce\x00\x01\x00\x02\xa6top_up\x93\xa1u\x05\x81\xa7message" + value)
+        + (b"\x93\x02\xa6top_up\x92\xa1u" + value)
+        + (b"\x94\x00\x04" + value + b"\x90")
+        + b"\x94\x00\x05\xa6top_up\x92\xa1u\x05"
+    )
+    for at in range(0, len(stream), step):
+        wire.send(stream[at : at + step])
+    replies = {reply[1]: reply for reply in [await wire.reply() for _ in range(4)]}
+    assert list(sorted(replies)) == [1, 4, 5, 0x10002]
+    assert replies[1][2:] == [None, "pong"]
+    assert replies[0x10002][2].startswith("INVALID_PARAMS: a text may have 4096 bytes")
+    assert replies[4][2].startswith("INVALID_PARAMS: ")
+    assert replies[5][2] is None
+    assert house.gate.asked == [("submit", TOP_UP_U_5)]
+    assert await wire.alive()
+
+
+async def test_a_frame_that_is_passed_over_has_the_deadline_of_any_other(house):
+    wire = await house.connect()
+    wire.send(b"\x94\x00\x01\xa6top_up\x92\xa1u" + LONG[:-1])
+    await house.settle()
+    house.clock.now_ns += 11_000_000_000
+    house.door.sweep()
+    assert (await wire.reply())[2].startswith("PROTOCOL_ERROR: a frame was left unfinished")
+    assert await wire.is_closed()
+
+
+async def test_a_user_id_may_be_a_whole_float(house):
+    wire = await house.connect()
+    reply = await wire.ask(b"\x94\x00\x01\xa6top_up\x92\xcb\x41\xe0" + bytes(6) + b"\x05")  # 2**31
+    assert reply[3]["user_id"] == "2147483648"
 
 
 async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignored(house):
@@ -164,7 +228,9 @@ async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignore
         b"\x93\x01\xa4ping\x90",
         b"\x94\x02\x01\xa4ping\x90",
         b"\x84\x00\x01\xa4ping\x90\x00\x00\x00\x00",
-        b"\x94\x00\x01\xa4ping\x91\xd6\xff\x00\x00\x00\x00",
+        b"\x94\x00\xff\xa4ping\x91\xd6\xff\x00\x00\x00\x00",
+        b"\x95\x00\x01\xa4ping\x90\xd6\xff\x00\x00\x00\x00",
+        b"\x94\x00\x01\xa4ping\x92\xd6\xff\x00\x00\x00\x00\xc1",
         b"\x94\x00\x01\xa4ping\xdd\xff\xff\xff\xff",
     ],
 )

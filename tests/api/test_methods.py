@@ -241,7 +241,8 @@ def test_what_a_question_becomes(call, question):
 
 
 @pytest.mark.parametrize(
-    "user_id", [b"", "", b"x" * 129, "ü" * 65, -1, 1.0, True, False, None, [], (), b"\xff", b"\xc3", "\ud800"]
+    "user_id",
+    [b"", "", b"x" * 129, "ü" * 65, -1, 1.5, -1.0, 2.0**54, True, False, None, [], (), b"\xff", b"\xc3", "\ud800"],
 )
 @pytest.mark.parametrize("name", ["top_up", "set_rate", "debit", "get_account", "release"])
 def test_what_is_no_user_id(name, user_id):
