@@ -33,9 +33,9 @@ import uvloop
 
 from billing.follower.link import Limits
 from billing.history.link import HistoryLink
-from billing.history.projection import Group, project
+from billing.history.projection import COLUMNS, Group, project
 from billing.ledger import commands as ops
-from billing.ledger.entry import FIXED
+from billing.ledger.entry import FIXED, FORMAT
 from billing.ledger.money import NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
 from shards.journal.file.journal import FileJournal
@@ -44,6 +44,7 @@ from shards.system.disk import RealDisk
 BATCHES_PER_SECOND = 100
 START_NS = 1_727_000_000_000_000_000
 NEWEST = 2**63 - 1
+ACTOR = b"metering"
 
 
 class Entries:
@@ -75,12 +76,13 @@ class Entries:
             user, request_id = self._users[number], b"req-%012d" % self.count
             op = (ops.TOP_UP, ops.SET_RATE, ops.TOP_UP, ops.SET_RATE, ops.DEBIT)[self.count % 5]
             fixed = pack(
-                op, 0, 0, 12_500_000_000, 0, 0, START_NS + self.count * 20_000, self._ids[number],
+                FORMAT, op, 0, 0, 12_500_000_000, 0, 0, START_NS + self.count * 20_000, self._ids[number],
                 12_500_000_000, 0, rng_bits(24), rng_bits(41) % NANO, rng_bits(40), rng_bits(41) % NANO,
-                3_600, 0, 0, -1, 0, 0, 0, len(user), 0, len(request_id), 0, 0,
+                3_600, 3_600 if op == ops.SET_RATE else 0, 0, 0, -1, 0, 0, 0,
+                len(user), 0, len(request_id), 0, 0, len(ACTOR), 0,
             )  # fmt: skip
-            length = len(self._prefix) + len(fixed) + len(user) + len(request_id)
-            parts += (LENGTH.pack(length), self._prefix, fixed, user, request_id)
+            length = len(self._prefix) + len(fixed) + len(user) + len(request_id) + len(ACTOR)
+            parts += (LENGTH.pack(length), self._prefix, fixed, user, request_id, ACTOR)
         return b"".join(parts)
 
 
@@ -168,11 +170,12 @@ def floor_us(path: Path, entries: Entries) -> dict[str, float]:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("CREATE TABLE rows (seq INTEGER PRIMARY KEY, b, c, d, e, f, g, h, i, j, k)")
+    names = [column.name for column in COLUMNS[1:]]
+    db.execute(f"CREATE TABLE rows (seq INTEGER PRIMARY KEY, {', '.join(names)})")
     before = time.process_time()
     for start in range(0, seq, 12_500):
         db.execute("BEGIN")
-        db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 11)})", group.rows[start : start + 12_500])
+        db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * len(COLUMNS))})", group.rows[start : start + 12_500])
         db.execute("COMMIT")
     insert_s = time.process_time() - before
     db.close()

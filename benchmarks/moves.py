@@ -272,8 +272,8 @@ def slices(accounts: int) -> dict[str, Any]:
     machine.arm(7)
     for number in range(accounts):
         user, at_ns = b"user_%07d" % number, 10**18 + number
-        machine.apply(7, (ops.TOP_UP, user, 10**12, 0, 0, b"", b"r%d" % number, b""), at_ns)
-        machine.apply(7, (ops.SET_RATE, user, 3600 * 10**6 + number, -1, -1, b"", b"", b""), at_ns)
+        machine.apply(7, (ops.TOP_UP, user, 10**12, 0, 0, b"", b"r%d" % number, b"", b"", b""), at_ns)
+        machine.apply(7, (ops.SET_RATE, user, 3600 * 10**6 + number, -1, -1, b"", b"", b"", b"", b""), at_ns)
     machine.disarm(7)
     target = BillingMachine(Rules(False, 2000, False))
     target.start(10**18 + 10**9)

@@ -61,8 +61,8 @@ def populate(shard: Shard, accounts: int, now_ns: int) -> None:
         if bucket_id in held:
             rate = 3_600_000 + number % 1000
             nanos = rate * (YEAR_S + number % YEAR_S) // 3600
-            apply(bucket_id, now_ns, (ops.TOP_UP, user_id, nanos, 0, 0, b"", b"", b""))
-            apply(bucket_id, now_ns, (ops.SET_RATE, user_id, rate, -1, -1, b"", b"", b""))
+            apply(bucket_id, now_ns, (ops.TOP_UP, user_id, nanos, 0, 0, b"", b"", b"", b"", b""))
+            apply(bucket_id, now_ns, (ops.SET_RATE, user_id, rate, -1, -1, b"", b"", b"", b"", b""))
             machine.records.clear()
     machine.notices.clear()
 

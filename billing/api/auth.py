@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from billing.api.methods import ADMIN, ROLES
 from billing.api.origins import is_loopback, is_trusted, is_unix, peer_uid
+from billing.ledger.commands import ACTOR_BYTES_MAX
 
 TOKENS_MAX: Final = 1_000
 
@@ -37,6 +38,7 @@ class Grant(NamedTuple):
 
     name: str
     roles: frozenset[str]
+    actor: bytes = b""  # as entries name who caused them; empty for whoever needs no name
 
 
 class _Token(NamedTuple):
@@ -63,14 +65,14 @@ class Guard:
     def greet(self, transport: BaseTransport) -> Grant | None:
         """What a connection may do before it signs in."""
         if is_unix(transport):
-            if self._tokens is None:
-                return Grant("local", frozenset({ADMIN}))
             uid = peer_uid(transport)
-            return Grant(f"uid-{uid}", frozenset({ADMIN})) if is_trusted(uid) else None
+            if self._tokens is None:
+                return Grant("local", frozenset({ADMIN}), b"uid:%d" % uid)
+            return Grant(f"uid-{uid}", frozenset({ADMIN}), b"uid:%d" % uid) if is_trusted(uid) else None
         certified = _certified_name(transport)
         if self._tokens is None:
             if certified is not None:
-                return Grant(certified, frozenset({ADMIN}))
+                return Grant(certified, frozenset({ADMIN}), certified.encode()[:ACTOR_BYTES_MAX])
             return Grant("local", frozenset({ADMIN})) if is_loopback(transport) else None
         return next((token.grant for token in self._tokens if token.grant.name == certified), None)
 
@@ -102,7 +104,7 @@ def _parse(text: str) -> tuple[_Token, ...]:
             raise TokensError(f"line {number}: expected the SHA-256 of the token as 64 lower-case hex digits")
         if any(token.digest == bytes.fromhex(digest) or token.grant.name == name for token in tokens):
             raise TokensError(f"line {number}: this token or this name is in the file twice")
-        tokens.append(_Token(bytes.fromhex(digest), Grant(name, roles)))
+        tokens.append(_Token(bytes.fromhex(digest), Grant(name, roles, name.encode())))
     if not tokens:
         raise TokensError("expected at least one token: with none nobody could sign in")
     if len(tokens) > TOKENS_MAX:

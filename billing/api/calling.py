@@ -83,7 +83,7 @@ def split_response(data: bytes) -> tuple[int, object]:
 class Session:
     """See the module. The gate's `Client`: stages replies, and lets them go when it is told that they are durable."""
 
-    __slots__ = ("_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_weights", "in_flight")
+    __slots__ = ("_actor", "_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_weights", "in_flight")
 
     mode: Final = ERRORS_AS_MAP  # how other workers encode what they answer for this session
 
@@ -95,6 +95,7 @@ class Session:
         self._staged: list[tuple[int, object]] = []
         self._weights: dict[int, int] = {}  # token -> weight of a call that counts for more than one
         self._grant: Grant | None = None
+        self._actor = b""  # who causes what this session asks for
         self._commands = _NONE
 
     # -- who is asking ----------------------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ class Session:
     @grant.setter
     def grant(self, grant: Grant | None) -> None:
         self._grant = grant
+        self._actor = b"" if grant is None else grant.actor
         self._commands = _NONE if grant is None else self._door.parsers_of(grant.roles)
 
     def sign_in(self, token: bytes) -> bool:
@@ -131,7 +133,7 @@ class Session:
             if parse is None or door.in_flight >= door.limits.in_flight_total_max:
                 self._call_other(token, key, params)
                 return
-            command = parse(params)
+            command = parse(params, self._actor)
         except Refused as refusal:
             door.note_error(refusal)
             self._on_reply(token, refusal.with_traceback(None))
@@ -149,7 +151,7 @@ class Session:
         """Everything but a command that this session may call. Raises Refused."""
         door = self._door
         method = self._method_of(name)
-        body = method.parse(params)
+        body = method.body(params, self._actor)
         door.calls[method.name.encode()] += 1
         if method.name == "hello":
             self._on_reply(token, self._hello(body[1]))

@@ -1,7 +1,7 @@
 """Commands: what the parsed values of a call become, and the parsers of the three that fill a busy day.
 
 Every command of the table has a function `…_of` here, which makes its canonical tuple (`billing.ledger.commands`) out
-of the values that its row has parsed.
+of the values that its row has parsed; whose command it is, its parser adds.
 
 `top_up`, `set_rate` and `debit` are called for every request of a busy day: their parsers are written by hand, and
 their plain forms run straight through, with the checks written out. They take the decoded `params` of a request and
@@ -53,7 +53,7 @@ _SECOND: Final = b"second"
 _MODES: Final = {name.encode(): mode for name, mode in MODES.items()}
 
 
-def top_up(params: object) -> Command:
+def top_up(params: object, actor: bytes = b"") -> Command:
     """user_id, amount, {request_id, message}"""
     values = params if type(params) is list else array_params(params, 2, "user_id, amount")
     if len(values) == 2:
@@ -66,10 +66,10 @@ def top_up(params: object) -> Command:
         user_id = user_id_of(user_id)
     if type(amount) is not int or not 0 < amount <= INT64_MAX:
         amount = parse_amount(amount)
-    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message)
+    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, b"", actor)
 
 
-def set_rate(params: object) -> Command:
+def set_rate(params: object, actor: bytes = b"") -> Command:
     """user_id, rate, {per, resource, rate_seq, min_runway_ns, request_id, message}"""
     values = params if type(params) is list else array_params(params, 2, "user_id, rate")
     per: object = _SECOND
@@ -100,10 +100,10 @@ def set_rate(params: object) -> Command:
         rate_per_hour = rate * 3600
     else:
         rate_per_hour = parse_rate(rate, per)
-    return (SET_RATE, user_id, rate_per_hour, rate_seq, min_runway_ns, resource, request_id, message)
+    return (SET_RATE, user_id, rate_per_hour, rate_seq, min_runway_ns, resource, request_id, message, b"", actor)
 
 
-def debit(params: object) -> Command:
+def debit(params: object, actor: bytes = b"") -> Command:
     """user_id, amount, {mode, request_id, message}"""
     values = params if type(params) is list else array_params(params, 2, "user_id, amount")
     mode = STRICT
@@ -125,7 +125,7 @@ def debit(params: object) -> Command:
         user_id = user_id_of(user_id)
     if type(amount) is not int or not 0 < amount <= INT64_MAX:
         amount = parse_amount(amount)
-    return (DEBIT, user_id, amount, mode, 0, b"", request_id, message)
+    return (DEBIT, user_id, amount, mode, 0, b"", request_id, message, b"", actor)
 
 
 def _request_id_and_message(options: object) -> tuple[bytes, bytes]:
@@ -161,7 +161,7 @@ def _mode_of(value: object) -> int:
 
 def top_up_of(user_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
     """Of `top_up`, where it is parsed by its row."""
-    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message)
+    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, b"", b"")
 
 
 def set_rate_of(
@@ -175,52 +175,52 @@ def set_rate_of(
     message: bytes,
 ) -> Command:
     """Of `set_rate`, where it is parsed by its row."""
-    return (SET_RATE, user_id, parse_rate(rate, per), rate_seq, min_runway_ns, resource, request_id, message)
+    return (SET_RATE, user_id, parse_rate(rate, per), rate_seq, min_runway_ns, resource, request_id, message, b"", b"")
 
 
 def change_rate_of(
     user_id: bytes, delta: object, per: object, resource: bytes, request_id: bytes, message: bytes
 ) -> Command:
     """Of `change_rate`."""
-    return (CHANGE_RATE, user_id, parse_delta(delta, per), 0, 0, resource, request_id, message)
+    return (CHANGE_RATE, user_id, parse_delta(delta, per), 0, 0, resource, request_id, message, b"", b"")
 
 
 def debit_of(user_id: bytes, amount: int, mode: int, request_id: bytes, message: bytes) -> Command:
     """Of `debit`, where it is parsed by its row."""
-    return (DEBIT, user_id, amount, mode, 0, b"", request_id, message)
+    return (DEBIT, user_id, amount, mode, 0, b"", request_id, message, b"", b"")
 
 
 def set_credit_limit_of(user_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
     """Of `set_credit_limit`."""
-    return (SET_CREDIT_LIMIT, user_id, amount, 0, 0, b"", request_id, message)
+    return (SET_CREDIT_LIMIT, user_id, amount, 0, 0, b"", request_id, message, b"", b"")
 
 
 def hold_of(user_id: bytes, amount: int, ttl_ns: int, request_id: bytes, message: bytes) -> Command:
     """Of `hold`."""
-    return (HOLD, user_id, amount, ttl_ns, 0, b"", request_id, message)
+    return (HOLD, user_id, amount, ttl_ns, 0, b"", request_id, message, b"", b"")
 
 
 def capture_of(user_id: bytes, hold_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
     """Of `capture`."""
-    return (CAPTURE, user_id, amount, 0, 0, hold_id, request_id, message)
+    return (CAPTURE, user_id, amount, 0, 0, hold_id, request_id, message, b"", b"")
 
 
 def release_of(user_id: bytes, hold_id: bytes, request_id: bytes, message: bytes) -> Command:
     """Of `release`."""
-    return (RELEASE, user_id, 0, 0, 0, hold_id, request_id, message)
+    return (RELEASE, user_id, 0, 0, 0, hold_id, request_id, message, b"", b"")
 
 
 def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes) -> Command:
     """Of `adjust`, whose reason is its message."""
-    return (ADJUST, user_id, amount, 0, 0, b"", request_id, reason)
+    return (ADJUST, user_id, amount, 0, 0, b"", request_id, reason, b"", b"")
 
 
 def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request_id: bytes, message: bytes) -> Command:
     """Of `set_thresholds`."""
     packed = pack_thresholds(thresholds)
-    return (SET_THRESHOLDS, user_id, len(set(thresholds)), 0, 0, packed, request_id, message)
+    return (SET_THRESHOLDS, user_id, len(set(thresholds)), 0, 0, packed, request_id, message, b"", b"")
 
 
 def close_account_of(user_id: bytes, request_id: bytes, message: bytes) -> Command:
     """Of `close_account`."""
-    return (CLOSE, user_id, 0, 0, 0, b"", request_id, message)
+    return (CLOSE, user_id, 0, 0, 0, b"", request_id, message, b"", b"")

@@ -88,7 +88,7 @@ TOKEN_BYTES_MAX: Final = 512
 ACCOUNT_ERRORS: Final = ("INVALID_USER_ID", "UNKNOWN_ACCOUNT", "BUCKET_MOVING", "WRONG_BUCKET")
 COMMON_ERRORS: Final = ("INVALID_PARAMS", "UNAUTHENTICATED", "FORBIDDEN", "UNAVAILABLE", "BUSY", "INTERNAL")
 
-Parser = Callable[[object], tuple[Any, ...]]
+Parser = Callable[..., tuple[Any, ...]]  # of the params; that of a command also of the actor
 Build = Callable[..., tuple[Any, ...]]
 
 
@@ -124,6 +124,10 @@ class Method(NamedTuple):
     parse: Parser
     by_row: Parser  # the parser made of the row: the same function, but for the three written by hand
     weight: int
+
+    def body(self, params: object, actor: bytes) -> tuple[Any, ...]:
+        """What the parser makes of the params; a command is caused by `actor`. Raises Refused."""
+        return self.parse(params, actor) if self.kind == COMMAND else self.parse(params)
 
     @property
     def about_account(self) -> bool:
@@ -175,7 +179,7 @@ def parser_of(required: tuple[Field, ...], options: tuple[Field, ...], build: Bu
     by_key = {field.name.encode(): field for field in options}
     defaults = {field.name: field.default for field in options}
 
-    def parse(params: object) -> tuple[Any, ...]:
+    def parse(params: object, actor: bytes = b"") -> tuple[Any, ...]:
         values, given = split_params(params, count, expected)
         found = defaults.copy()
         for key, value in pairs_of(given):
@@ -186,7 +190,8 @@ def parser_of(required: tuple[Field, ...], options: tuple[Field, ...], build: Bu
                 found[option.name] = option.type.parse(value, option.name)
         for field, value in zip(required, values, strict=True):
             found[field.name] = field.type.parse(value, field.name)
-        return build(**found)
+        made = build(**found)
+        return (*made[:-1], actor) if actor else made
 
     return parse
 
@@ -583,12 +588,12 @@ def find(name: object) -> Method | None:
     return BY_WIRE_NAME.get(name) if type(name) is bytes else None
 
 
-def parse(name: object, params: object) -> Call:
-    """A request as any door may hand it in, checked and canonical. Refused `UNKNOWN_METHOD`, `INVALID_PARAMS`, or
-    the name that belongs to the value at fault.
+def parse(name: object, params: object, actor: bytes = b"") -> Call:
+    """A request of `actor` as any door may hand it in, checked and canonical. Refused `UNKNOWN_METHOD`,
+    `INVALID_PARAMS`, or the name that belongs to the value at fault.
     """
     method = find(name)
     if method is None:
         raise Refused("UNKNOWN_METHOD", "there is no such method; call methods for a list")
-    body = method.parse(params)
+    body = method.body(params, actor)
     return Call(method, body[1] if method.about_account else b"", body)

@@ -53,6 +53,7 @@ class Connection(ResponseWriter):
     """One client of a `Door`: `loop.create_server(lambda: Connection(door), …)`."""
 
     __slots__ = (
+        "_actor",
         "_busy",
         "_commands",
         "_fed",
@@ -69,6 +70,7 @@ class Connection(ResponseWriter):
 
     def __init__(self, door: Door) -> None:
         super().__init__(door)
+        self._actor = b""  # who causes what this client asks for
         self._commands = _NONE  # what this client may call of the hot path
         self._busy = ""  # why requests are refused; empty where they are not
         self._pace: TokenBucket | None = None  # None: as fast as it likes
@@ -278,6 +280,7 @@ class Connection(ResponseWriter):
         unpacker = self._unpacker
         tell = unpacker.tell
         commands = _NONE if self._busy else self._commands
+        actor = self._actor
         submit = self._door.gate.submit
         bucket_of = self._door.gate.bucket_of
         in_flight_max = self._window
@@ -297,12 +300,13 @@ class Connection(ResponseWriter):
                 if not self._take_other(frame, counts):
                     return False
                 commands = _NONE if self._busy else self._commands  # it may have been a sign-in
+                actor = self._actor
                 continue
             if kind != REQUEST or type(kind) is not int or type(msgid) is not int or not 0 <= msgid <= MSGID_MAX:
                 self._give_up(Refused("PROTOCOL_ERROR", _NO_RPC))
                 return False
             try:
-                command = parse(params)
+                command = parse(params, actor)
             except Refused as refusal:
                 if not self._reply(msgid, refusal):
                     return False
@@ -346,7 +350,7 @@ class Connection(ResponseWriter):
 
     def _carry_out(self, method: Method, params: object, msgid: int | None, counts: dict[bytes, int]) -> bool:
         """A request, or with msgid None a notification; True where decoding goes on. Raises Refused."""
-        body = method.parse(params)
+        body = method.body(params, self._actor)
         gate = self._door.gate
         if method.kind == LOCAL:  # answered at the end of the read: it has no latency of its own
             self._door.calls[method.name.encode()] += 1
@@ -394,6 +398,7 @@ class Connection(ResponseWriter):
         if self._grant is None:
             self._door.handshakes -= 1
         self._grant = grant
+        self._actor = grant.actor
         self._commands = self._door.parsers_of(grant.roles)
 
     # -- waiting ----------------------------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ assert _resting_debit_texts[-2] == _D
 def reply_of(entry: EntryTuple, bucket_id: int) -> dict[str, object] | msgspec.Raw:
     """The reply to the call that made this entry, or that got it again; it was not refused. The map of CONTRACT §3."""
     (
-        op, flags, _, _, _, _, at_ns, entry_id, amount_nanos, amount_frac, _, _, nanos, _, rate, limit_nanos,
-        holds_nanos, exhausts_at_ns, seq, _, _, user_id, _, _, _, _,
+        op, flags, _, _, _, _, at_ns, entry_id, amount_nanos, amount_frac, _, _, nanos, _, rate, _, limit_nanos,
+        holds_nanos, exhausts_at_ns, seq, _, _, user_id, _, _, _, _, _, _,
     ) = entry  # fmt: skip
     if flags & _PARTICULAR or limit_nanos or holds_nanos or amount_frac or op > DEBIT:
         return answer(entry, bucket_id)

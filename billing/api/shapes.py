@@ -178,6 +178,11 @@ HISTORY_ROW: Final = Shape(
         Field("balance_after_nanos", "nanos"),
         Field("message", "text"),
         _nullable("request_id", "text"),
+        _nullable("resource", "text", "of a rate line"),
+        _nullable("line_rate_nanos_per_hour", "nanos_per_hour", "of that line, from then on"),
+        _nullable("rate_nanos_per_hour", "nanos_per_hour", "of the account, from then on"),
+        _nullable("value_nanos", "nanos", "what was set: a credit limit, a threshold, a hold"),
+        _nullable("actor", "text", "who caused it; time itself is time"),
     ),
 )
 PENDING_CUTOFF: Final = Shape(

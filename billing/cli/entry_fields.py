@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from billing.ledger import commands as ops
 from billing.ledger.entry import (
+    ACCRUING,
     CROSSED,
     EXHAUSTED,
     OPENED,
@@ -33,6 +34,7 @@ FLAGS: Final = {
     PRESUMED: "presumed",
     RULE_ACCRUE: "rule accrue",
     RULE_RESTORE: "rule restore",
+    ACCRUING: "accruing",
 }
 
 # What a, b, c and key are of each operation; "" where it has none.
@@ -57,6 +59,7 @@ ASKED: Final[dict[int, tuple[str, str, str, str]]] = {
 KINDS: Final = {ops.BY_AMOUNT: "amount", ops.BY_RUNWAY: "runway_ns"}
 MODE_NAMES: Final = {number: name for name, number in ops.MODES.items()}
 THRESHOLD_BYTES: Final = len(ops.pack_thresholds([(0, 0)]))
+UNSAID: Final = frozenset({"exhausts_at_ns", "line_rate"})  # -1 where there is nothing to say
 OPTIONS: Final = frozenset({"rate_seq", "min_runway_ns"})  # -1 where not given
 
 
@@ -72,7 +75,7 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
     }
     skipped = {"op", "flags", "refusal", "a", "b", "c", "key", "note", *fields}
     for name, value in named._asdict().items():
-        if name not in skipped and value not in (0, b"") and not (name == "exhausts_at_ns" and value < 0):
+        if name not in skipped and value not in (0, b"") and not (name in UNSAID and value < 0):
             fields[name] = value
     fields["flags"] = [name for flag, name in FLAGS.items() if named.flags & flag]
     try:

@@ -1,9 +1,14 @@
 """One entry of the ledger, read a second time: from the grammar in `billing.ledger.entry`, not with its code.
 
+    entry   0xF2 | fixed | tails
     fixed   op u8 | flags u16 | refusal u16 | a b c i64 | at_ns i64 | entry_id i64 | amount i64 i64 | accrued u64 i64
-            | balance i64 i64 | rate i64 | credit_limit i64 | holds i64 | exhausts_at i64 | seq i64 | overrun i64 i64
-            | lengths: user_id u8, key u8, request_id u8, message u16, note u16
-    tails   user_id | key | request_id | message | note
+            | balance i64 i64 | rate i64 | line rate i64 | credit_limit i64 | holds i64 | exhausts_at i64 | seq i64
+            | overrun i64 i64
+            | lengths: user_id u8, key u8, request_id u8, message u16, options u8, actor u8, note u16
+    tails   user_id | key | request_id | message | options | actor | note
+    options tag u8, length u8, value; again, with a higher tag
+
+An entry of the first format lacks the leading byte, the line rate, the options and the actor; it begins with its op.
 
 A pair (nanos, frac) is one sum of internal units, nanos * UNIT + frac; frac lies in 0..UNIT-1. Here sums are joined
 on reading, so that everything behind counts in one unit.
@@ -19,8 +24,10 @@ WORD_MAX: Final = 2**63 - 1
 SUM_MAX: Final = WORD_MAX * UNIT  # of a balance, either sign
 
 # Flags.
-EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED, PRESUMED, RULE_ACCRUE, RULE_RESTORE = (1 << bit for bit in range(8))
-FLAGS_KNOWN: Final = 0xFF
+EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED, PRESUMED, RULE_ACCRUE, RULE_RESTORE, ACCRUING = (
+    1 << bit for bit in range(9)
+)
+FLAGS_KNOWN: Final = 0x1FF
 
 # Operations.
 (
@@ -48,13 +55,13 @@ SHAPES: Final[dict[int, Shape]] = {
     SET_RATE: (_LIMIT, _OPTION, _OPTION, True, True),
     CHANGE_RATE: (_SIGNED, _NONE, _NONE, True, True),
     DEBIT: (_AMOUNT, (0, 2), _NONE, False, True),
-    SET_CREDIT_LIMIT: (_LIMIT, _NONE, _NONE, False, False),
-    HOLD: (_AMOUNT, _LIMIT, _NONE, False, False),
-    CAPTURE: (_AMOUNT, _NONE, _NONE, True, False),
-    RELEASE: (_NONE, _NONE, _NONE, True, False),
+    SET_CREDIT_LIMIT: (_LIMIT, _NONE, _NONE, False, True),
+    HOLD: (_AMOUNT, _LIMIT, _NONE, False, True),
+    CAPTURE: (_AMOUNT, _NONE, _NONE, True, True),
+    RELEASE: (_NONE, _NONE, _NONE, True, True),
     ADJUST: (_SIGNED, _NONE, _NONE, False, True),
-    SET_THRESHOLDS: ((0, 16), _NONE, _NONE, True, False),
-    CLOSE: (_NONE, _NONE, _NONE, False, False),
+    SET_THRESHOLDS: ((0, 16), _NONE, _NONE, True, True),
+    CLOSE: (_NONE, _NONE, _NONE, False, True),
     EXHAUST: (_NONE, _NONE, _NONE, False, False),
     HOLD_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     THRESHOLD: ((0, 1), _LIMIT, _NONE, False, False),
@@ -63,7 +70,12 @@ SHAPES: Final[dict[int, Shape]] = {
     CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
 }
 
-_FIXED = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
+_FORMAT: Final = 0xF2
+_FIXED = struct.Struct("<xBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
+_FIRST = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
+UNSAID: Final = -1  # the line rate in an entry of the first format
+ACTOR_BYTES_MAX: Final = 128
+_LINE_RATE: Final = 15  # of the numbers
 
 
 class Garbled(Exception):
@@ -71,7 +83,9 @@ class Garbled(Exception):
 
 
 class Entry(NamedTuple):
-    """An entry; sums in internal units, `exhausts_at_ns` -1 where no exhaustion is coming."""
+    """An entry; sums in internal units, `exhausts_at_ns` -1 where no exhaustion is coming, `line_rate` UNSAID where the
+    first format did not say it.
+    """
 
     op: int
     flags: int
@@ -85,6 +99,7 @@ class Entry(NamedTuple):
     accrued: int
     balance: int
     rate: int
+    line_rate: int
     credit_limit_nanos: int
     holds_nanos: int
     exhausts_at_ns: int
@@ -94,38 +109,47 @@ class Entry(NamedTuple):
     key: bytes
     request_id: bytes
     message: bytes
+    options: bytes
+    actor: bytes
     note: bytes
 
 
 def read_entry(body: bytes) -> Entry:
-    """The entry in the body of a record. Raises Garbled."""
-    if len(body) < _FIXED.size:
+    """The entry in the body of a record, of either format. Raises Garbled."""
+    is_first = body[:1] != bytes((_FORMAT,))
+    layout = _FIRST if is_first else _FIXED
+    if len(body) < layout.size:
         raise Garbled(f"an entry of {len(body)} bytes")
+    numbers = list(layout.unpack_from(body))
+    if is_first:
+        numbers.insert(_LINE_RATE, UNSAID)
+        numbers[-1:] = 0, 0, numbers[-1]
     (
         op, flags, refusal, a, b, c, at_ns, entry_id, amount, amount_frac, accrued, accrued_frac, balance, balance_frac,
-        rate, limit, holds, exhausts_at_ns, seq, overrun, overrun_frac,
-        user_len, key_len, request_len, message_len, note_len,
-    ) = _FIXED.unpack_from(body)  # fmt: skip
-    key_at = _FIXED.size + user_len
-    request_at = key_at + key_len
-    message_at = request_at + request_len
-    note_at = message_at + message_len
-    if note_at + note_len != len(body):
-        raise Garbled(f"an entry whose tails end at {note_at + note_len} of {len(body)} bytes")
+        rate, line_rate, limit, holds, exhausts_at_ns, seq, overrun, overrun_frac, *lengths,
+    ) = numbers  # fmt: skip
+    tails, at = [], layout.size
+    for length in lengths:
+        tails.append(body[at : at + length])
+        at += length
+    if at != len(body):
+        raise Garbled(f"an entry whose tails end at {at} of {len(body)} bytes")
     for frac in (amount_frac, accrued_frac, balance_frac, overrun_frac):
         if not 0 <= frac < UNIT:
             raise Garbled(f"an entry with a fraction of {frac} internal units")
     if op not in COMMANDS and op not in BY_TIME and op not in REPORTS:
         raise Garbled(f"an entry of the unknown operation {op}")
+    if line_rate < 0 and not is_first:
+        raise Garbled(f"an entry with a line rate of {line_rate}")
     if flags & ~FLAGS_KNOWN:
         raise Garbled(f"an entry with unknown flags {flags:#x}")
-    if not 1 <= user_len <= 128:
-        raise Garbled(f"an entry whose user_id has {user_len} bytes")
+    if not 1 <= lengths[0] <= 128:
+        raise Garbled(f"an entry whose user_id has {lengths[0]} bytes")
+    user_id, key, request_id, message, options, actor, note = tails
     return Entry(
         op, flags, refusal, a, b, c, at_ns, entry_id, amount * UNIT + amount_frac, accrued * UNIT + accrued_frac,
-        balance * UNIT + balance_frac, rate, limit, holds, exhausts_at_ns, seq, overrun * UNIT + overrun_frac,
-        body[_FIXED.size : key_at], body[key_at:request_at], body[request_at:message_at], body[message_at:note_at],
-        body[note_at:],
+        balance * UNIT + balance_frac, rate, line_rate, limit, holds, exhausts_at_ns, seq,
+        overrun * UNIT + overrun_frac, user_id, key, request_id, message, options, actor, note,
     )  # fmt: skip
 
 
@@ -141,6 +165,10 @@ def misshapen(entry: Entry) -> str:
         return f"it has the message {entry.message!r}"
     if entry.request_id and entry.op not in COMMANDS:
         return f"it has the request_id {entry.request_id!r}"
+    if entry.options:
+        return f"it has the options {entry.options!r}"
+    if len(entry.actor) > ACTOR_BYTES_MAX or (entry.actor and entry.op in BY_TIME):
+        return f"it has the actor {entry.actor!r}"
     return ""
 
 

@@ -13,6 +13,7 @@ runs of rows, and links them in the end: from the first entry to the last, witho
 from __future__ import annotations
 
 import sqlite3
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,7 +21,20 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from billing.doctor.entry import UNIT, Entry, Garbled, read_entry
+from billing.doctor.entry import (
+    CAPTURE,
+    CHANGE_RATE,
+    HOLD,
+    HOLD_EXPIRED,
+    SET_CREDIT_LIMIT,
+    SET_RATE,
+    THRESHOLD,
+    UNIT,
+    UNSAID,
+    Entry,
+    Garbled,
+    read_entry,
+)
 from billing.doctor.report import Report
 from billing.doctor.segment import Batch
 from billing.doctor.state import Bucket
@@ -33,7 +47,9 @@ _ENTRY, _LEAVE = 1, 3
 
 _NAMES: Final = (
     "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
+    "flags", "frac", "rate", "value", "resource", "actor", "rare",
 )  # fmt: skip
+_RARE = struct.Struct("<qqq")  # credit limit and holds in nanos, fraction of the amount
 UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # what damaged bytes lead to
 
 
@@ -53,6 +69,26 @@ def shown(entry: Entry) -> tuple[int, int, int]:
     """(amount, accrued, balance after) in nanos, as a row shows them: the differences of floors."""
     after, before = entry.balance // UNIT, (entry.balance - entry.amount) // UNIT
     return after - before, (entry.balance - entry.amount + entry.accrued) // UNIT - before, after
+
+
+def kept(entry: Entry) -> tuple[object, ...]:
+    """What a row keeps beside that, in the order of its columns."""
+    value, resource = None, None
+    if entry.op in (SET_RATE, CHANGE_RATE):
+        resource = entry.key
+        if entry.line_rate != UNSAID:
+            value = entry.line_rate
+        elif entry.op == SET_RATE:
+            value = entry.a
+    elif entry.op in (SET_CREDIT_LIMIT, HOLD, HOLD_EXPIRED, CAPTURE):
+        value = entry.a
+    elif entry.op == THRESHOLD and not entry.a:
+        value = entry.b
+    rare = entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT
+    return (
+        entry.flags, entry.balance % UNIT, entry.rate, value, resource, entry.actor or None,
+        _RARE.pack(*rare) if any(rare) else None,
+    )  # fmt: skip
 
 
 def path_of(data_dir: str, shard: int) -> str:
@@ -268,7 +304,7 @@ class HistoryFile:
             self._fault(f"no row of entry {entry.entry_id}, which is in batch {batch.position}", entry.user_id)
 
     def _compare(self, batch: Batch, entry: Entry, row: tuple[Any, ...]) -> None:
-        seq, _, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id = row
+        seq, _, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id, *more = row
         user_id = self._users.get(number, b"")
         told = (
             user_id, entry_id, at_ns, operation, amount, accrued if accrued >= 0 else accrued + 2**64, balance,
@@ -281,6 +317,10 @@ class HistoryFile:
         if told != expected:
             self._fault(f"row {seq} says {told}, its entry in batch {batch.position} {expected}", entry.user_id)
             self._lost = (user_id, entry_id) != (entry.user_id, entry.entry_id)
+        elif more[0] is not None and tuple(more) != kept(entry):  # else it is older than these columns
+            self._fault(
+                f"row {seq} keeps {tuple(more)}, its entry in batch {batch.position} {kept(entry)}", entry.user_id
+            )
 
     def _compare_departures(self, first: int) -> None:
         """From the departures of a bucket others know that this file has all of a former time."""

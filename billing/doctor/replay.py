@@ -18,8 +18,10 @@ from typing import Final
 
 from billing.doctor import commands, cutoffs
 from billing.doctor.entry import (
+    ACCRUING,
     ADJUST,
     BY_TIME,
+    CHANGE_RATE,
     CLOSE,
     CROSSED,
     DEBIT,
@@ -33,8 +35,10 @@ from billing.doctor.entry import (
     RESTORED,
     RULE_ACCRUE,
     RULE_RESTORE,
+    SET_RATE,
     THRESHOLD,
     TOP_UP,
+    UNSAID,
     WORD_MAX,
     Entry,
     Garbled,
@@ -47,15 +51,15 @@ from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Coming, Grav
 
 # What an entry says of its account, in the order of `_state`.
 SAYS: Final = (
-    "entry_id", "amount", "accrued", "balance", "rate", "credit limit", "holds", "exhausts_at_ns", "exhaustion_seq",
-    "overrun", "refusal", "flags", "note",
+    "entry_id", "amount", "accrued", "balance", "rate", "line rate", "credit limit", "holds", "exhausts_at_ns",
+    "exhaustion_seq", "overrun", "refusal", "flags", "note",
 )  # fmt: skip
 SUMS: Final = frozenset({"amount", "accrued", "balance", "overrun"})
 _CUTOFF = struct.Struct("<qqIB")
 _TOLD_FLAGS: Final = PRESUMED | RULE_ACCRUE | RULE_RESTORE  # not worked out, but taken from the entry
 _NAMES: Final = {EXHAUST: "exhaustion", HOLD_EXPIRED: "expiry of a hold", THRESHOLD: "crossed threshold"}
 
-Says = tuple[int, int, int, int, int, int, int, int, int, int, int, int, bytes]
+Says = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, bytes]
 
 
 class Replay:
@@ -298,16 +302,22 @@ class Replay:
         no_row = flags & REFUSED or entry.op in REPORTS
         exhausts_at_ns = account.exhausts_at()
         flags |= entry.flags & _TOLD_FLAGS | (EXHAUSTED if account.exhausted else 0)
+        line_rate = account.line(entry.key)[0] if entry.op in (SET_RATE, CHANGE_RATE) and not refusal else 0
+        if entry.line_rate == UNSAID:  # of the first format
+            line_rate = UNSAID
+        elif account.exhausted and account.accruing:
+            flags |= ACCRUING
         return (
-            0 if no_row else account.entry_id, amount, accrued, account.balance, account.rate,
+            0 if no_row else account.entry_id, amount, accrued, account.balance, account.rate, line_rate,
             account.credit_limit_nanos, account.holds_nanos, exhausts_at_ns if exhausts_at_ns <= WORD_MAX else -1,
             account.seq, account.overrun, refusal, flags, note,
         )  # fmt: skip
 
     def _compare(self, account: Account, entry: Entry, expected: Says) -> None:
         told = (
-            entry.entry_id, entry.amount, entry.accrued, entry.balance, entry.rate, entry.credit_limit_nanos,
-            entry.holds_nanos, entry.exhausts_at_ns, entry.seq, entry.overrun, entry.refusal, entry.flags, entry.note,
+            entry.entry_id, entry.amount, entry.accrued, entry.balance, entry.rate, entry.line_rate,
+            entry.credit_limit_nanos, entry.holds_nanos, entry.exhausts_at_ns, entry.seq, entry.overrun, entry.refusal,
+            entry.flags, entry.note,
         )  # fmt: skip
         if told == expected:
             return

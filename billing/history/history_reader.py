@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from billing.follower.store import Damaged, connect, shard_files
 from billing.history.store import KIND, NAMES, PLACE, checksum_of
 from billing.ledger import commands as ops
-from billing.ledger.entry import text
+from billing.ledger.entry import TIME, text
 from shards.system.disk import Disk
 
 MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
@@ -86,8 +86,14 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
 
 
 def as_map(row: Row) -> Shown:
-    """The row as `history` answers it; the same as `entry.history_row` makes of the entry."""
-    _, _, _, entry_id, at_ns, operation, amount, accrued, balance, message, request_id = row
+    """The row as `history` answers it; the same as `entry.history_row` makes of the entry. Of a row that an older
+    version of the file had, rates and actor are not known: None.
+    """
+    (
+        _, _, _, entry_id, at_ns, operation, amount, accrued, balance, message, request_id,
+        flags, _, rate, value, resource, actor, _,
+    ) = row  # fmt: skip
+    is_rate = operation in ops.OF_LINES
     return {
         "entry_id": entry_id,
         "at_ns": at_ns,
@@ -98,6 +104,11 @@ def as_map(row: Row) -> Shown:
         "balance_after_nanos": balance,
         "message": text(message) if message else "",
         "request_id": text(request_id) if request_id else None,
+        "resource": text(resource) if resource is not None else None,
+        "line_rate_nanos_per_hour": value if is_rate else None,
+        "rate_nanos_per_hour": rate,
+        "value_nanos": None if is_rate else value,
+        "actor": TIME if operation in ops.BY_TIME else None if flags is None else text(actor or b""),
     }
 
 
@@ -117,6 +128,7 @@ def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown |
         "balance_after_nanos": closing_nanos,
         "message": f"the rows of entries {first_id} to {last_id} are missing",
         "request_id": None,
+        **dict.fromkeys(("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")),
         "whole_from_ns": None if newer is None else newer["at_ns"],
     }
 

@@ -29,7 +29,7 @@ def debit(account: Account, command: Command) -> None:
     """`strict` takes all or is refused; `partial` takes what there is, down to the fraction of a nano; `force` takes
     all.
     """
-    _, _, amount_nanos, mode, _, _, _, _ = command
+    amount_nanos, mode = command[2:4]
     amount = amount_nanos * NANO
     available = account.available
     if amount > available and mode != FORCE:
@@ -59,7 +59,7 @@ def set_credit_limit(account: Account, command: Command) -> None:
 
 def hold(account: Account, command: Command) -> None:
     """Reserves money, refused beyond what is available; with a time to live it is given back at that instant."""
-    _, _, amount_nanos, ttl_ns, _, _, request_id, _ = command
+    _, _, amount_nanos, ttl_ns, _, _, request_id, *_ = command
     available = account.available
     if amount_nanos * NANO > available:
         raise Rejected("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
@@ -83,7 +83,7 @@ def hold(account: Account, command: Command) -> None:
 
 def capture(account: Account, command: Command) -> None:
     """Takes at most the hold, and frees the rest of it."""
-    _, _, amount_nanos, _, _, name, _, _ = command
+    _, _, amount_nanos, _, _, name, *_ = command
     extra = _extra_with(account, name)
     held_nanos = extra.holds[name][0]
     balance = account.balance - min(amount_nanos, held_nanos) * NANO

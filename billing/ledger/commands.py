@@ -1,24 +1,28 @@
 """Commands: what can happen to an account, as plain tuples of one shape.
 
-    (op, user_id, a, b, c, key, request_id, message)
+    (op, user_id, a, b, c, key, request_id, message, options, actor)
 
 `op` is one of the constants below; `a`, `b`, `c` are int64; the rest is bytes (UTF-8 where it is text). Unused
-numbers are 0, unused bytes are empty, so that two calls with the same parameters are equal tuples: that is what
-idempotency compares. The doors parse and range-check everything into this form; the ledger checks only what depends
-on state. The table:
+numbers are 0, unused bytes are empty, so that two calls with the same parameters are equal up to `actor`: that is what
+idempotency compares (`same_call`). `actor` names who caused the command: a token or certificate, `uid:N`, or nobody
+(empty); a retry may come from another one. `options` holds the optional parameters that have no place among the other
+fields, see `pack_options`; no procedure has one yet. The doors parse and range-check everything into this form; the
+ledger checks only what depends on state. The table:
 
     op                  a                     b                   c                key               message
     TOP_UP              amount nanos                                                                 message
     SET_RATE            nanos per hour        rate_seq or -1      min_runway or -1 resource          message
     CHANGE_RATE         signed nanos per hour                                      resource          message
     DEBIT               amount nanos          mode                                                   message
-    SET_CREDIT_LIMIT    limit nanos, 0 too
-    HOLD                amount nanos          ttl_ns, 0 = none
-    CAPTURE             amount nanos                                               hold_id
-    RELEASE                                                                        hold_id
+    SET_CREDIT_LIMIT    limit nanos, 0 too                                                           message
+    HOLD                amount nanos          ttl_ns, 0 = none                                       message
+    CAPTURE             amount nanos                                               hold_id           message
+    RELEASE                                                                        hold_id           message
     ADJUST              signed nanos                                                                 reason
-    SET_THRESHOLDS      how many                                                   packed thresholds
-    CLOSE
+    SET_THRESHOLDS      how many                                                   packed thresholds message
+    CLOSE                                                                                            message
+
+Set aside, so that entries need no other format for them: 12 for set_class, 35 for credit_expired, 36 for lease_expired.
 
 Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
 THRESHOLD (a = kind, b = value). Delivery commands tell the ledger what became of a cutoff or a restore call: `a` is
@@ -30,7 +34,7 @@ nanoseconds the latter; `ttl_ns` is 1 or more.
 import struct
 from typing import Final
 
-Command = tuple[int, bytes, int, int, int, bytes, bytes, bytes]
+Command = tuple[int, bytes, int, int, int, bytes, bytes, bytes, bytes, bytes]
 
 TOP_UP: Final = 1
 SET_RATE: Final = 2
@@ -56,6 +60,9 @@ RESTORE_DELIVERED: Final = 52
 RESTORE_FAILED: Final = 53
 CUTOFF_RELEASED: Final = 54
 CUTOFF_RETRY: Final = 55
+
+OF_LINES: Final = frozenset((SET_RATE, CHANGE_RATE))  # whose key is a rate line
+BY_TIME: Final = range(32, 48)
 
 # What history calls each operation. From outside they carry the procedure's own name.
 NAMES: Final[dict[int, str]] = {
@@ -98,6 +105,8 @@ USER_ID_BYTES_MAX: Final = 128
 REQUEST_ID_BYTES_MAX: Final = 64
 RESOURCE_BYTES_MAX: Final = 128
 MESSAGE_BYTES_MAX: Final = 1024
+ACTOR_BYTES_MAX: Final = 128
+OPTIONS_BYTES_MAX: Final = 255
 HOLD_ID_BYTES_MAX: Final = 2 + 2 * REQUEST_ID_BYTES_MAX
 THRESHOLDS_MAX: Final = 16
 
@@ -117,3 +126,26 @@ def unpack_thresholds(packed: bytes) -> list[tuple[int, int]]:
     """What `pack_thresholds` packed: `[(kind, value)]`, sorted."""
     assert len(packed) % _THRESHOLD.size == 0
     return [(kind, value) for kind, value in _THRESHOLD.iter_unpack(packed)]
+
+
+def same_call(one: Command, other: Command) -> bool:
+    """Whether two commands are the same call, whoever made them."""
+    return one[:-1] == other[:-1]
+
+
+def pack_options(options: dict[int, bytes]) -> bytes:
+    """Optional parameters by tag (1-255) as a command's `options`: tags rising, so that equal ones are equal bytes."""
+    packed = b"".join(bytes((tag, len(value))) + value for tag, value in sorted(options.items()))
+    assert len(packed) <= OPTIONS_BYTES_MAX
+    return packed
+
+
+def unpack_options(packed: bytes) -> dict[int, bytes]:
+    """What `pack_options` packed. Raises ValueError where it is something else."""
+    options, at = {}, 0
+    while at < len(packed):
+        if at + 2 > len(packed) or at + 2 + packed[at + 1] > len(packed):
+            raise ValueError("an option ends behind all options")
+        options[packed[at]] = packed[at + 2 : at + 2 + packed[at + 1]]
+        at += 2 + packed[at + 1]
+    return options

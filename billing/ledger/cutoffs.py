@@ -102,7 +102,7 @@ def owed(account: Account) -> Owed | None:
 
 def report(account: Account, command: Command) -> None:
     """Takes one report of delivery or one order of an operator about the cutoff or restore of seq `a`."""
-    op, _, seq, operator, _, _, _, error = command
+    op, _, seq, operator, _, _, _, error, *_ = command
     unbegun = op == ops.CUTOFF_FAILED and operator == 1
     extra = account.extra
     if extra is None:

@@ -4,21 +4,29 @@ An entry is the journal's record, the history's row, the stored answer of a requ
 once. It is a plain tuple in the order of `FIELDS`; `Entry` is the same tuple with names, for readers that are not in
 a hurry. Grammar of the packed form, little-endian:
 
-    entry = fixed tails
+    entry = 0xF2, fixed, tails
     fixed = op u8, flags u16, refusal u16, a i64, b i64, c i64, at_ns i64, entry_id i64,
             amount (nanos i64, frac i64), accrued (nanos u64, frac i64), balance (nanos i64, frac i64), rate i64,
-            credit_limit_nanos i64, holds_nanos i64, exhausts_at_ns i64, exhaustion_seq i64, overrun (nanos i64, frac
-            i64), lengths of the tails: user_id u8, key u8, request_id u8, message u16, note u16
-    tails = user_id key request_id message note
+            line_rate i64, credit_limit_nanos i64, holds_nanos i64, exhausts_at_ns i64, exhaustion_seq i64,
+            overrun (nanos i64, frac i64), lengths of the tails: user_id u8, key u8, request_id u8, message u16,
+            options u8, actor u8, note u16
+    tails = user_id key request_id message options actor note
+    options = (tag u8, length u8, value) for each optional parameter that was given, tags rising
 
-`op, user_id, a, b, c, key, request_id, message` are the command as it came. A pair (nanos, frac) is `nanos * NANO +
-frac` internal units with 0 <= frac < NANO. `amount` is the signed change of the balance by the command itself,
-`accrued` what time took since the entry before (never negative), `balance` what is left after both; so the balance
-before the command is balance - amount, and the entry before ended with balance - amount + accrued. `rate` is the
-account's total in nanos per hour, `exhausts_at_ns` -1 where no exhaustion is coming.
+`op, user_id, a, b, c, key, request_id, message, options, actor` are the command as it came. A pair (nanos, frac) is
+`nanos * NANO + frac` internal units with 0 <= frac < NANO. `amount` is the signed change of the balance by the command
+itself, `accrued` what time took since the entry before (never negative), `balance` what is left after both; so the
+balance before the command is balance - amount, and the entry before ended with balance - amount + accrued. `rate` is
+the account's total in nanos per hour, `line_rate` that of the line which the command set, from then on (0 where it set
+none), `exhausts_at_ns` -1 where no exhaustion is coming. `actor` names who caused the command: it takes no part in
+deciding whether two calls are the same.
 
-Example: a top-up of 5 nanos for user `7` at instant 10 as its first entry packs to 01 0000 0000, 05.., 00.., 00..,
+Example: a top-up of 5 nanos for user `7` at instant 10 as its first entry packs to f2, 01 0000 0000, 05.., 00.., 00..,
 0a.., 01.. and so on, to the tail 37; `FIXED.size + 1` bytes in all.
+
+**The first format** had neither the leading byte nor `line_rate`, `options` and `actor`, and no flag ACCRUING; its
+first byte was the op, which is below 0xF2. `unpack` reads both. `line_rate` of a change_rate is UNKNOWN there, and
+`pack_first` makes the bytes that the first format would have had, so that replay can hold them against what it made.
 
 Refused entries (flag REFUSED) and what delivery reports change no money, take no entry_id (0), settle nothing and are
 not rows of the history; the balance in them is the one at their instant. `note` holds what else the answer needs: of
@@ -36,10 +44,15 @@ from billing.ledger.money import NANO
 
 EntryTuple = tuple[Any, ...]  # in the order of `FIELDS`
 
-FIXED: Final = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
-_CAUSE: Final = struct.Struct("<BHHqqqq")  # its beginning
-_LENGTHS: Final = struct.Struct("<BBBHH")  # its end
+FORMAT: Final = 0xF2  # the first byte of an entry
+FORMAT_BYTE: Final = bytes((FORMAT,))
+FIXED: Final = struct.Struct("<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
+_CAUSE: Final = struct.Struct("<BBHHqqqq")  # its beginning
+_LENGTHS: Final = struct.Struct("<BBBHBBH")  # its end
 _LENGTHS_AT: Final = FIXED.size - _LENGTHS.size
+
+_FIRST: Final = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")  # the fixed part of the first format
+UNKNOWN: Final = -1  # `line_rate` where the first format did not say it
 
 # Flags.
 EXHAUSTED: Final = 1  # the account's state after the entry
@@ -54,6 +67,7 @@ PRESUMED: Final = (
 )
 RULE_ACCRUE: Final = 64  # the rules in force when the entry was made; replay takes them from here
 RULE_RESTORE: Final = 128
+ACCRUING: Final = 256  # the exhaustion that lasts goes on below zero
 REPLAYED: Final = 1 << 15  # never packed: `Ledger.apply` sets it in a stored answer that it gives again
 
 
@@ -75,6 +89,7 @@ class Entry(NamedTuple):
     balance_nanos: int
     balance_frac: int
     rate: int
+    line_rate: int
     credit_limit_nanos: int
     holds_nanos: int
     exhausts_at_ns: int
@@ -85,6 +100,8 @@ class Entry(NamedTuple):
     key: bytes
     request_id: bytes
     message: bytes
+    options: bytes
+    actor: bytes
     note: bytes
 
     @property
@@ -110,59 +127,120 @@ class Entry(NamedTuple):
     @property
     def command(self) -> ops.Command:
         """The command as it came."""
-        return (self.op, self.user_id, self.a, self.b, self.c, self.key, self.request_id, self.message)
+        return (
+            self.op, self.user_id, self.a, self.b, self.c, self.key, self.request_id, self.message, self.options,
+            self.actor,
+        )  # fmt: skip
 
 
 FIELDS: Final = Entry._fields
 _NUMBERS: Final = FIELDS.index("user_id")
 
 
+_LINE_RATE: Final = FIELDS.index("line_rate")
+_AT_NS: Final = struct.Struct("<q")
+_AT_NS_AT: Final = struct.calcsize("<BHHqqq")  # without the leading byte
+
+
 def pack(entry: EntryTuple) -> bytes:
     """The packed form of an entry tuple. Raises struct.error where a number leaves its field: a broken invariant."""
-    user_id, key, request_id, message, note = entry[_NUMBERS:]
-    lengths = (len(user_id), len(key), len(request_id), len(message), len(note))
-    packed: bytes = FIXED.pack(*entry[:_NUMBERS], *lengths) + user_id + key + request_id + message + note
-    return packed
+    tails = entry[_NUMBERS:]
+    return FIXED.pack(FORMAT, *entry[:_NUMBERS], *map(len, tails)) + b"".join(tails)
 
 
 def unpack(packed: bytes) -> EntryTuple:
-    """The entry tuple of a packed entry. Raises ValueError where lengths do not add up."""
+    """The entry tuple of a packed entry, of the present or the first format. Raises ValueError where lengths do not add
+    up.
+    """
+    if packed[:1] != FORMAT_BYTE:
+        return _unpack_first(packed)
     if len(packed) < FIXED.size:
         raise ValueError("entry shorter than its fixed part")
     numbers = FIXED.unpack_from(packed)
-    user_len, key_len, request_len, message_len, note_len = numbers[_NUMBERS:]
-    key_at = FIXED.size + user_len
-    request_at = key_at + key_len
-    message_at = request_at + request_len
-    note_at = message_at + message_len
-    if note_at + note_len != len(packed):
+    return (*numbers[1 : 1 + _NUMBERS], *_tails(packed, FIXED.size, numbers[1 + _NUMBERS :]))
+
+
+def _tails(packed: bytes, at: int, lengths: tuple[int, ...]) -> list[bytes]:
+    """The tails of these lengths, which fill the entry from `at` on. Raises ValueError where they do not."""
+    tails = []
+    for length in lengths:
+        tails.append(packed[at : at + length])
+        at += length
+    if at != len(packed):
         raise ValueError("entry's tails do not fill it")
-    return (
-        *numbers[:_NUMBERS],
-        packed[FIXED.size : key_at],
-        packed[key_at:request_at],
-        packed[request_at:message_at],
-        packed[message_at:note_at],
-        packed[note_at:],
-    )
+    return tails
 
 
 def cause_of(packed: bytes) -> tuple[int, int, ops.Command]:
     """(flags, at_ns, command) of a packed entry: what makes it again, without the numbers that come of it. Raises
     ValueError as `unpack` does.
     """
+    if packed[:1] != FORMAT_BYTE:
+        first = Entry._make(_unpack_first(packed))
+        return first.flags, first.at_ns, first.command
     if len(packed) < FIXED.size:
         raise ValueError("entry shorter than its fixed part")
-    op, flags, _, a, b, c, at_ns = _CAUSE.unpack_from(packed)
-    user_len, key_len, request_len, message_len, note_len = _LENGTHS.unpack_from(packed, _LENGTHS_AT)
+    _, op, flags, _, a, b, c, at_ns = _CAUSE.unpack_from(packed)
+    user_len, key_len, request_len, message_len, options_len, actor_len, note_len = _LENGTHS.unpack_from(
+        packed, _LENGTHS_AT
+    )
     key_at = FIXED.size + user_len
     request_at = key_at + key_len
     message_at = request_at + request_len
-    note_at = message_at + message_len
+    options_at = message_at + message_len
+    actor_at = options_at + options_len
+    note_at = actor_at + actor_len
     if note_at + note_len != len(packed):
         raise ValueError("entry's tails do not fill it")
-    user_id, key = packed[FIXED.size : key_at], packed[key_at:request_at]
-    return flags, at_ns, (op, user_id, a, b, c, key, packed[request_at:message_at], packed[message_at:note_at])
+    command = (
+        op, packed[FIXED.size : key_at], a, b, c, packed[key_at:request_at], packed[request_at:message_at],
+        packed[message_at:options_at], packed[options_at:actor_at], packed[actor_at:note_at],
+    )  # fmt: skip
+    return flags, at_ns, command
+
+
+def cause_at(packed: bytes) -> tuple[int, int]:
+    """(op, flags) of a packed entry of either format, which is not looked at any further."""
+    at = packed[0] == FORMAT
+    return packed[at], packed[at + 1] | packed[at + 2] << 8
+
+
+def instant_of(packed: bytes) -> int:
+    """`at_ns` of a packed entry of either format, which is not looked at any further."""
+    at_ns: int = _AT_NS.unpack_from(packed, _AT_NS_AT + (packed[0] == FORMAT))[0]
+    return at_ns
+
+
+# -- the first format --------------------------------------------------------------------------------------------------
+
+
+def is_first(packed: bytes) -> bool:
+    """Whether the entry is of the first format."""
+    return packed[:1] != FORMAT_BYTE
+
+
+def _unpack_first(packed: bytes) -> EntryTuple:
+    if len(packed) < _FIRST.size:
+        raise ValueError("entry shorter than its fixed part")
+    numbers = _FIRST.unpack_from(packed)
+    op, _, refusal, a = numbers[:4]
+    line_rate = 0
+    if not refusal and op in (ops.SET_RATE, ops.CHANGE_RATE):
+        line_rate = a if op == ops.SET_RATE else UNKNOWN
+    user_id, key, request_id, message, note = _tails(packed, _FIRST.size, numbers[_NUMBERS - 1 :])
+    return (
+        *numbers[:_LINE_RATE], line_rate, *numbers[_LINE_RATE : _NUMBERS - 1],
+        user_id, key, request_id, message, b"", b"", note,
+    )  # fmt: skip
+
+
+def pack_first(entry: EntryTuple) -> bytes:
+    """The bytes that the first format would have for this entry, were it made by nobody and without options."""
+    op, flags, *numbers = entry[:_NUMBERS]
+    del numbers[_LINE_RATE - 2]
+    user_id, key, request_id, message, _, _, note = entry[_NUMBERS:]
+    tails = (user_id, key, request_id, message, note)
+    return _FIRST.pack(op, flags & ~ACCRUING, *numbers, *map(len, tails)) + b"".join(tails)
 
 
 # -- what else an answer needs -----------------------------------------------------------------------------------------
@@ -227,15 +305,19 @@ def cutoff_map(
     }
 
 
+TIME: Final = "time"  # the actor of what time caused
+_SETS_A: Final = frozenset((ops.SET_CREDIT_LIMIT, ops.HOLD, ops.HOLD_EXPIRED, ops.CAPTURE))
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
 def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
     """The reply to the call that made this entry, or that got it again; it was not refused. The map of CONTRACT §3."""
     (
-        op, flags, _, _, _, _, at_ns, entry_id, amount_nanos, amount_frac, _, _, balance_nanos, balance_frac, rate,
+        op, flags, _, _, _, _, at_ns, entry_id, amount_nanos, amount_frac, _, _, balance_nanos, balance_frac, rate, _,
         limit_nanos, holds_nanos,
-        exhausts_at_ns, seq, _, _, user_id, _, request_id, _, note,
+        exhausts_at_ns, seq, _, _, user_id, _, request_id, _, _, _, note,
     ) = entry  # fmt: skip
     coming = exhausts_at_ns >= 0
     reply: dict[str, object] = {
@@ -292,7 +374,21 @@ def history_row(entry: EntryTuple) -> dict[str, object]:
         "balance_after_nanos": e.balance_nanos,
         "message": text(e.message),
         "request_id": text(e.request_id) if e.request_id else None,
+        "resource": text(e.key) if e.op in ops.OF_LINES else None,
+        "line_rate_nanos_per_hour": e.line_rate if e.op in ops.OF_LINES and e.line_rate != UNKNOWN else None,
+        "rate_nanos_per_hour": e.rate,
+        "value_nanos": value_of(e.op, e.a, e.b),
+        "actor": TIME if e.op in ops.BY_TIME else text(e.actor),
     }
+
+
+def value_of(op: int, a: int, b: int) -> int | None:
+    """What the command set, in nanos: a credit limit, a hold, or the threshold that was crossed; None where it set
+    nothing of the kind.
+    """
+    if op in _SETS_A:
+        return a
+    return b if op == ops.THRESHOLD and a == ops.BY_AMOUNT else None
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

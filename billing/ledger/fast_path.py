@@ -18,7 +18,7 @@ from typing import Final
 
 from billing.ledger.book import HAS_EXTRA, ROW, SLOT_BITS, Book
 from billing.ledger.commands import DEBIT, SET_RATE, TOP_UP, Command
-from billing.ledger.entry import FIXED, OPENED, EntryTuple
+from billing.ledger.entry import FIXED, FORMAT, OPENED, EntryTuple
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.posting import Posting
 
@@ -30,9 +30,11 @@ _pack_fixed: Final = FIXED.pack
 
 def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:
     """The entry of a command of this kind, carried out and recorded; None for another, with nothing changed."""
-    op, user_id, a, b, c, key, request_id, message = command
+    op, user_id, a, b, c, key, request_id, message, options, actor = command
+    if options:
+        return None
     flags = clerk.flags
-    limit_nanos = holds_nanos = overrun = 0
+    limit_nanos = holds_nanos = overrun = line_rate = 0
     spent = spent_nanos = spent_frac = 0
     slot = book.slots.get(user_id)
     if slot is None:
@@ -80,7 +82,7 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
         left -= a
     elif op == SET_RATE and b == c == -1 and not key:
         amount_nanos = 0
-        rate = a
+        rate = line_rate = a
     else:
         return None
     if (left <= 0 and (left < 0 or not frac)) or nanos >= INT64_MAX:
@@ -104,17 +106,17 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
     overrun_nanos, overrun_frac = divmod(overrun, NANO) if overrun else (0, 0)
     packed = (
         _pack_fixed(
-            op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
-            limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
-            len(user_id), len(key), len(request_id), len(message), 0,
+            FORMAT, op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
+            line_rate, limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
+            len(user_id), len(key), len(request_id), len(message), 0, len(actor), 0,
         )
-        + user_id + key + request_id + message
+        + user_id + key + request_id + message + actor
     )  # fmt: skip
     clerk.records.append((book.bucket_id, packed))
     if request_id:
         book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
     return (
         op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
-        limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
-        user_id, key, request_id, message, b"",
+        line_rate, limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
+        user_id, key, request_id, message, options, actor, b"",
     )  # fmt: skip

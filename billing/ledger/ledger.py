@@ -40,6 +40,8 @@ from billing.ledger.entry import (
     Entry,
     EntryTuple,
     cause_of,
+    is_first,
+    pack_first,
     refused,
     unpack,
 )
@@ -61,7 +63,6 @@ _HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
     ops.ADJUST: balances.adjust,
     ops.SET_THRESHOLDS: thresholds.set_thresholds,
 }
-_BY_TIME: Final = (ops.EXHAUST, ops.HOLD_EXPIRED, ops.THRESHOLD)
 _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
 _SLOT_MASK: Final = (1 << SLOT_BITS) - 1
@@ -119,7 +120,7 @@ class Ledger:
         """The first answer once more, or a conflict."""
         op, flags, *rest = unpack(packed)
         stored = (op, flags | REPLAYED, *rest)
-        if Entry._make(stored).command != command:
+        if not ops.same_call(Entry._make(stored).command, command):
             raise Refused("REQUEST_ID_CONFLICT", "this request_id was used with other parameters or another method")
         if flags & REFUSED:
             raise refused(stored, bucket_id)
@@ -161,13 +162,20 @@ class Ledger:
     # -- replay and buckets --------------------------------------------------------------------------------------------
 
     def replay(self, bucket_id: int, packed: bytes) -> None:
-        """Applies a recorded entry again. Raises ReplayDifference unless the same comes out, byte for byte."""
+        """Applies a recorded entry again. Raises ReplayDifference unless the same comes out, byte for byte (in the
+        first format, where the recorded one is of that).
+        """
         made_again = self.records
         if not made_again:
             self._make_again(self.books[bucket_id], packed)
         made = made_again.pop(0) if made_again else None
-        if made != (bucket_id, packed):
+        if made == (bucket_id, packed):
+            return
+        if made is None or made[0] != bucket_id or not is_first(packed) or pack_first(unpack(made[1])) != packed:
             raise ReplayDifference(packed, None if made is None else made[1])
+        entry = Entry._make(unpack(packed))
+        if entry.request_id:
+            self.books[bucket_id].ids.keep_as(entry.user_id, entry.request_id, packed)
 
     def replayed(self) -> None:
         """Replay is over: everything that was made again was also in the journal."""
@@ -183,7 +191,7 @@ class Ledger:
         clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         clerk.presumed = flags & PRESUMED != 0
         try:
-            if command[0] not in _BY_TIME:
+            if command[0] not in ops.BY_TIME:
                 if carry_out(clerk, book, at_ns, command) is None:
                     self._change(book, at_ns, command)
             elif (user_id := command[1]) in book.slots:
@@ -320,7 +328,7 @@ class Ledger:
         """Every account of a bucket whose latest cutoff was delivered and is not effective, with its seq."""
         return views.delivered_in(self.books[bucket_id])
 
-    def retry_cutoff(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, object]:
+    def retry_cutoff(self, bucket_id: int, user_id: bytes, at_ns: int, actor: bytes = b"") -> dict[str, object]:
         """An operator's order: what is owed is noticed again, a cutoff that was delivered becomes owed once more."""
         account = self._account(bucket_id, user_id)
         self._posting.pass_time(account, max(at_ns, account.settled_ns))
@@ -328,7 +336,8 @@ class Ledger:
         if call is not None:
             self.notices.append((RETRY, at_ns, bucket_id, user_id, call.seq))
         else:
-            self.apply(bucket_id, at_ns, (ops.CUTOFF_RETRY, user_id, account.exhaustion_seq, 1, 0, b"", b"", b""))
+            command = (ops.CUTOFF_RETRY, user_id, account.exhaustion_seq, 1, 0, b"", b"", b"", b"", actor)
+            self.apply(bucket_id, at_ns, command)
         return self.view(bucket_id, user_id, at_ns)
 
     def _account(self, bucket_id: int, user_id: bytes) -> Account:

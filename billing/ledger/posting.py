@@ -10,15 +10,17 @@ It never decides whether a command is allowed; it keeps no account between two c
 
 from collections.abc import Callable
 
-from billing.ledger import closing, cutoffs, thresholds
+from billing.ledger import closing, cutoffs, rates, thresholds
 from billing.ledger import commands as ops
 from billing.ledger import schedule as due
 from billing.ledger.account import Account, Rejected
 from billing.ledger.book import SLOT_BITS, Book, Totals
 from billing.ledger.commands import Command
 from billing.ledger.entry import (
+    ACCRUING,
     CROSSED,
     EXHAUSTED,
+    FIELDS,
     PRESUMED,
     REFUSED,
     RESTORED,
@@ -36,6 +38,8 @@ from billing.ledger.thresholds import Threshold
 
 Effect = tuple[str, int, int, bytes, int]  # kind, depends_ns, bucket_id, user_id, seq (of a threshold its entry_id)
 Arm = Callable[[int, int], int]
+
+_USER_ID, _REQUEST_ID, _AT_NS = map(FIELDS.index, ("user_id", "request_id", "at_ns"))
 
 
 class Posting:
@@ -150,7 +154,7 @@ class Posting:
         """The other thresholds that a change crossed, each an entry of its own behind it."""
         for kind, value in thresholds.fallen(account, armed):
             if command[0] != ops.THRESHOLD or command[2:4] != (kind, value):
-                fired: Command = (ops.THRESHOLD, account.user_id, kind, value, 0, b"", b"", b"")
+                fired: Command = (ops.THRESHOLD, account.user_id, kind, value, 0, b"", b"", b"", b"", b"")
                 self.conclude(account, fired, account.balance, 0, [], determined_ns)
 
     def _notice(self, kind: str, determined_ns: int, account: Account, number: int) -> None:
@@ -169,22 +173,25 @@ class Posting:
         refusal: int = 0,
     ) -> EntryTuple:
         """The entry of what happened, with the account as it is now."""
-        op, user_id, a, b, c, key, request_id, message = command
+        op, user_id, a, b, c, key, request_id, message, options, actor = command
         runs_out_ns = account.runs_out_ns()
+        if account.exhausted:
+            flags |= EXHAUSTED | ACCRUING if account.accruing else EXHAUSTED
         return (
-            op, flags | EXHAUSTED if account.exhausted else flags, refusal, a, b, c, at_ns, entry_id,
+            op, flags, refusal, a, b, c, at_ns, entry_id,
             *divmod(amount, NANO), *divmod(accrued, NANO), *divmod(account.balance, NANO),
-            account.rate, account.credit_limit_nanos, account.holds_nanos,
+            account.rate, rates.line(account, key)[0] if op in ops.OF_LINES and not refusal else 0,
+            account.credit_limit_nanos, account.holds_nanos,
             runs_out_ns if runs_out_ns <= INT64_MAX else -1, account.exhaustion_seq, *divmod(account.overrun, NANO),
-            user_id, key, request_id, message, note,
+            user_id, key, request_id, message, options, actor, note,
         )  # fmt: skip
 
     def _record(self, book: Book, entry: EntryTuple) -> None:
         packed = pack(entry)
         self.records.append((book.bucket_id, packed))
-        user_id, _, request_id, _, _ = entry[-5:]
+        request_id = entry[_REQUEST_ID]
         if request_id:
-            book.ids.put(user_id, request_id, packed, entry[6], self.ids_max)
+            book.ids.put(entry[_USER_ID], request_id, packed, entry[_AT_NS], self.ids_max)
 
     @staticmethod
     def _count(totals: Totals, op: int, amount: int, accrued: int) -> None:

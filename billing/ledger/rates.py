@@ -23,7 +23,7 @@ _LINES: Final = LIMITS.index("rate_lines")
 
 def set_rate(account: Account, command: Command) -> None:
     """Sets one line to `a` nanos per hour; `b` is its rate_seq, `c` min_runway_ns, -1 where not given."""
-    _, _, rate, rate_seq, min_runway_ns, resource, _, _ = command
+    _, _, rate, rate_seq, min_runway_ns, resource, *_ = command
     old_rate, old_seq = line(account, resource)
     if rate_seq >= 0:
         if rate_seq <= old_seq:
@@ -34,7 +34,7 @@ def set_rate(account: Account, command: Command) -> None:
 
 def change_rate(account: Account, command: Command) -> None:
     """Adds `a` nanos per hour, signed, to one line; its rate_seq stays."""
-    _, _, delta, _, _, resource, _, _ = command
+    _, _, delta, _, _, resource, *_ = command
     old_rate, old_seq = line(account, resource)
     if old_rate + delta < 0:
         raise Rejected("INVALID_RATE", old_rate)

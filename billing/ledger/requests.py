@@ -8,18 +8,13 @@ Finding changes nothing: an id that is too old is simply not found, and goes whe
 follows from the entries alone, and replay makes the same one.
 """
 
-import struct
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from billing.ledger.entry import FIXED, unpack
+from billing.ledger.entry import Entry, instant_of, unpack
 
 KEPT_NS: Final = 7 * 24 * 3600 * 10**9
-
-_AT_NS = struct.Struct("<q")
-_AT_NS_OFFSET: Final = struct.calcsize("<BHHqqq")
-assert FIXED.size > _AT_NS_OFFSET
 
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(256))
 
@@ -44,12 +39,12 @@ class RequestIds:
     def find(self, user_id: bytes, request_id: bytes, at_ns: int) -> bytes | None:
         """The packed entry of that id, if its 7 days are not over at `at_ns`."""
         packed = self._packed.get(_LENGTHS[len(user_id)] + user_id + request_id)
-        return packed if packed is None or _instant(packed) + KEPT_NS > at_ns else None
+        return packed if packed is None or instant_of(packed) + KEPT_NS > at_ns else None
 
     def put(self, user_id: bytes, request_id: bytes, packed: bytes, at_ns: int, ids_max: int) -> None:
         """Keeps the entry that was just made at `at_ns`; lets go what is too old or too much."""
         stored, order = self._packed, self._order
-        while order and _instant(stored[order[0]]) + KEPT_NS <= at_ns:
+        while order and instant_of(stored[order[0]]) + KEPT_NS <= at_ns:
             del stored[order.popleft()]
         key = _LENGTHS[len(user_id)] + user_id + request_id
         if key in stored:  # too old, but behind one that is not: only where instants of a bucket came out of order
@@ -61,14 +56,17 @@ class RequestIds:
             self.evicted_early += 1
         assert len(order) == len(stored), "an id is in the order and not in the store, or the other way round"
 
+    def keep_as(self, user_id: bytes, request_id: bytes, packed: bytes) -> None:
+        """Keeps an id's entry in the bytes in which the journal has it, where it is kept at all."""
+        key = _LENGTHS[len(user_id)] + user_id + request_id
+        if key in self._packed:
+            self._packed[key] = packed
+
     def restore(self, packed: bytes) -> None:
         """Appends an entry that another store of the same bucket held."""
-        *_, user_id, _key, request_id, _message, _note = unpack(packed)
+        entry = Entry._make(unpack(packed))
+        user_id, request_id = entry.user_id, entry.request_id
         key = _LENGTHS[len(user_id)] + user_id + request_id
         self._packed[key] = packed
         self._order.append(key)
 
-
-def _instant(packed: bytes) -> int:
-    at_ns: int = _AT_NS.unpack_from(packed, _AT_NS_OFFSET)[0]
-    return at_ns

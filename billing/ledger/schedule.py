@@ -55,14 +55,15 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
     if extra is not None and extra.next_expiry_ns == due_ns:
         expired = _expire(account, extra)
         accrued = account.settle(due_ns, accrue)
-        return [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"") for name, amount in expired], accrued
+        made = [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"", b"", b"") for name, amount in expired]
+        return made, accrued
     if account.runs_out_ns() == due_ns:
         accrued = account.settle(due_ns, accrue)
-        return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"")], accrued
+        return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"", b"", b"")], accrued
     armed = above(account)
     accrued = account.settle(due_ns, accrue)
     kind, value = fallen(account, armed)[0]
-    return [(ops.THRESHOLD, user_id, kind, value, 0, b"", b"", b"")], accrued
+    return [(ops.THRESHOLD, user_id, kind, value, 0, b"", b"", b"", b"", b"")], accrued
 
 
 def _expire(account: Account, extra: Extra) -> list[tuple[bytes, int]]:

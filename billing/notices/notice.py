@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
 from billing.ledger import commands as ops
-from billing.ledger.entry import CROSSED, EXHAUSTED, FIXED, REFUSED, RESTORED, Entry, refused, text, unpack
+from billing.ledger.entry import CROSSED, EXHAUSTED, REFUSED, RESTORED, Entry, cause_at, refused, text, unpack
 from billing.ledger.money import NANO
 
 DEBITED: Final = "account.debited"
@@ -42,8 +42,6 @@ _TOLD: Final = frozenset((ops.DEBIT, ops.CAPTURE, ops.TOP_UP, ops.THRESHOLD))
 _RATES: Final = (ops.SET_RATE, ops.CHANGE_RATE)  # a line raised on an exhausted account owes a cutoff, and no notice
 _SECOND_NS: Final = 10**9
 
-assert FIXED.format.startswith("<BH"), "an entry opens with its operation and its flags"
-
 
 class Notice(NamedTuple):
     """One POST to be made."""
@@ -56,8 +54,7 @@ class Notice(NamedTuple):
 
 def notices_of(packed: bytes, bucket_id: int, place: str) -> list[Notice]:
     """The notices of a packed entry, in order. `place`: where it stands in all journals, without a full stop."""
-    op = packed[0]
-    flags = packed[1] | packed[2] << 8
+    op, flags = cause_at(packed)
     if op not in _TOLD and not flags & (CROSSED | RESTORED):
         return []
     entry = Entry._make(unpack(packed))

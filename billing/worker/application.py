@@ -380,7 +380,7 @@ class Billing:
             self._calls[bucket_id].discard(user_id)
             if not self._calls[bucket_id]:
                 del self._calls[bucket_id]
-        self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255]))
+        self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255], b"", b""))
         if op == ops.CUTOFF_DELIVERED and self._checks is not None:
             self._checks.delivered(bucket_id, user_id, seq)
 

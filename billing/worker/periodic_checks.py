@@ -159,7 +159,7 @@ class PeriodicChecks:
     def _recheck(self) -> None:
         self._recheck_timer = None
         for _, bucket_id, user_id, seq in self._rechecks.due(self._now_ns(), RECHECKS_AT_ONCE):
-            outcome = self._report(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b""))
+            outcome = self._report(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b"", b"", b""))
             if not isinstance(outcome, Refused | WrongBucket):  # else it took effect, or was superseded
                 self.not_effective += 1
         self._arm()

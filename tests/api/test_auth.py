@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import msgpack
 import pytest
@@ -28,8 +29,8 @@ root:admin:{digest("root")}
 
 def test_a_token_is_known_by_its_hash():
     guard = Guard(TOKENS)
-    assert guard.sign_in(b"meter") == Grant("metering", frozenset({"charge", "read"}))
-    assert guard.sign_in(b"shop") == Grant("shop", frozenset({"top_up"}))
+    assert guard.sign_in(b"meter") == Grant("metering", frozenset({"charge", "read"}), b"metering")
+    assert guard.sign_in(b"shop") == Grant("shop", frozenset({"top_up"}), b"shop")
     assert guard.sign_in(b"") is None
     assert guard.sign_in(digest("meter").encode()) is None
     assert Guard().sign_in(b"meter") is None
@@ -80,8 +81,8 @@ class Peer:
         (Peer("fe80::1%lo"), None, None),
         (Peer("::ffff:192.0.2.1"), None, None),
         (Peer("127.0.0.1"), TOKENS, None),
-        (Peer("192.0.2.1", "shop"), None, Grant("shop", frozenset({"admin"}))),
-        (Peer("192.0.2.1", "shop"), TOKENS, Grant("shop", frozenset({"top_up"}))),
+        (Peer("192.0.2.1", "shop"), None, Grant("shop", frozenset({"admin"}), b"shop")),
+        (Peer("192.0.2.1", "shop"), TOKENS, Grant("shop", frozenset({"top_up"}), b"shop")),
         (Peer("192.0.2.1", "stranger"), TOKENS, None),
     ],
 )
@@ -191,3 +192,20 @@ async def test_only_so_many_may_be_signing_in_at_once():
         assert (await first.call("hello", {"token": "meter"}))[0] is None
         fourth = await house.connect()
         assert (await fourth.call("hello", {"token": "meter"}))[0] is None
+
+
+async def test_a_command_carries_who_caused_it(data_dir):
+    async with open_house(guard=Guard(TOKENS)) as house:
+        wire = await house.connect()
+        await wire.call("hello", {"token": "shop"})
+        assert (await wire.call("top_up", "u", 5))[0] is None
+        await wire.call("hello", {"token": "root"})
+        assert (await wire.call("adjust", "u", 5, "why"))[0] is None
+        names = [Guard(TOKENS).sign_in(token) for token in (b"shop", b"root")]
+        assert [command[-1] for command in house.gate.commands] == [grant.actor for grant in names if grant]
+    async with open_house(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as house:
+        assert (await (await house.connect()).call("top_up", "u", 5))[0] is None
+        assert house.gate.commands[-1][-1] == b"uid:%d" % os.geteuid()
+    async with open_house() as house:
+        assert (await (await house.connect()).call("top_up", "u", 5))[0] is None
+        assert house.gate.commands[-1][-1] == b""

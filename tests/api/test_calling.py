@@ -93,7 +93,7 @@ async def test_nothing_happens_before_the_sign_in() -> None:
         assert desk.ask("hello", {"token": "test"}) == {"name": "metering", "roles": ["charge"], "errors": "map"}
         assert desk.ask("top_up", "ann", 5).name == "FORBIDDEN"
         desk.session.call(1, "debit", ["ann", 5])
-        assert house.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"")]
+        assert house.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"", b"", b"metering")]
 
 
 async def test_a_full_worker_refuses_commands_and_questions() -> None:

@@ -54,29 +54,29 @@ ACCOUNT: dict[str, Any] = {
 
 
 CHANGES: list[tuple[str, commands.Command]] = [
-    ("top-up u 12.5", (commands.TOP_UP, b"u", 12_500_000_000, 0, 0, b"", b"", b"")),
-    ("top-up 42 3 --request-id r --message hi", (commands.TOP_UP, b"42", 3 * 10**9, 0, 0, b"", b"r", b"hi")),
-    ("set-rate u 0.000000001", (commands.SET_RATE, b"u", 3600, -1, -1, b"", b"", b"")),
+    ("top-up u 12.5", (commands.TOP_UP, b"u", 12_500_000_000, 0, 0, b"", b"", b"", b"", b"")),
+    ("top-up 42 3 --request-id r --message hi", (commands.TOP_UP, b"42", 3 * 10**9, 0, 0, b"", b"r", b"hi", b"", b"")),
+    ("set-rate u 0.000000001", (commands.SET_RATE, b"u", 3600, -1, -1, b"", b"", b"", b"", b"")),
     (
         "set-rate u 1 --per hour --resource vm --rate-seq 7 --min-runway 2h",
-        (commands.SET_RATE, b"u", 10**9, 7, 2 * HOUR_NS, b"vm", b"", b""),
+        (commands.SET_RATE, b"u", 10**9, 7, 2 * HOUR_NS, b"vm", b"", b"", b"", b""),
     ),
-    ("change-rate u -0.5 --per hour", (commands.CHANGE_RATE, b"u", -5 * 10**8, 0, 0, b"", b"", b"")),
-    ("debit u 1 --mode force", (commands.DEBIT, b"u", 10**9, commands.FORCE, 0, b"", b"", b"")),
-    ("credit-limit u 0", (commands.SET_CREDIT_LIMIT, b"u", 0, 0, 0, b"", b"", b"")),
-    ("hold u 1 --ttl 90s", (commands.HOLD, b"u", 10**9, 90 * 10**9, 0, b"", b"", b"")),
-    ("capture u e:1 1", (commands.CAPTURE, b"u", 10**9, 0, 0, b"e:1", b"", b"")),
-    ("release u e:1", (commands.RELEASE, b"u", 0, 0, 0, b"e:1", b"", b"")),
-    ("adjust u -1 mistake --request-id r", (commands.ADJUST, b"u", -(10**9), 0, 0, b"", b"r", b"mistake")),
+    ("change-rate u -0.5 --per hour", (commands.CHANGE_RATE, b"u", -5 * 10**8, 0, 0, b"", b"", b"", b"", b"")),
+    ("debit u 1 --mode force", (commands.DEBIT, b"u", 10**9, commands.FORCE, 0, b"", b"", b"", b"", b"")),
+    ("credit-limit u 0", (commands.SET_CREDIT_LIMIT, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
+    ("hold u 1 --ttl 90s", (commands.HOLD, b"u", 10**9, 90 * 10**9, 0, b"", b"", b"", b"", b"")),
+    ("capture u e:1 1", (commands.CAPTURE, b"u", 10**9, 0, 0, b"e:1", b"", b"", b"", b"")),
+    ("release u e:1", (commands.RELEASE, b"u", 0, 0, 0, b"e:1", b"", b"", b"", b"")),
+    ("adjust u -1 mistake --request-id r", (commands.ADJUST, b"u", -(10**9), 0, 0, b"", b"r", b"mistake", b"", b"")),
     (
         "thresholds u --amount 5 --runway 1h --runway 1d",
         (
             *(commands.SET_THRESHOLDS, b"u", 3, 0, 0),
             commands.pack_thresholds([(0, 5 * 10**9), (1, HOUR_NS), (1, 24 * HOUR_NS)]),
-            *(b"", b""),
+            *(b"", b"", b"", b""),
         ),
     ),
-    ("close u --yes --request-id r", (commands.CLOSE, b"u", 0, 0, 0, b"", b"r", b"")),
+    ("close u --yes --request-id r", (commands.CLOSE, b"u", 0, 0, 0, b"", b"r", b"", b"", b"")),
 ]
 
 QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [

@@ -330,7 +330,7 @@ async def test_answers_for_a_client_that_is_gone_are_thrown_away(house):
     house.gate.release()
     caller.relay(b"late")
     caller.relay_flush()
-    assert house.gate.commands == [(TOP_UP, b"u", amount, 0, 0, b"", b"", b"") for amount in range(1, 6)]
+    assert house.gate.commands == [(TOP_UP, b"u", amount, 0, 0, b"", b"", b"", b"", b"") for amount in range(1, 6)]
 
 
 async def test_draining_answers_what_was_asked_and_closes(house):

@@ -5,13 +5,15 @@ Frames are literal bytes here, so that no encoder of ours or of a library decide
 
 from __future__ import annotations
 
+import os
+
 import msgpack
 import pytest
 
 from billing.ledger.commands import SET_RATE, TOP_UP
 from tests.api.outside import open_house
 
-TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"")
+TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"", b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ async def test_options_carry_texts_in_any_form(house):
         b"\x94\x00\x01\xa8set_rate\x93\x2a\x07\x83\xc4\x03per\xa4hour\xaarequest_id\xc4\x02\xff\x00\xa8resource\xa2vm"
     )
     assert (await wire.ask(frame))[2] is None
-    assert house.gate.commands == [(SET_RATE, b"42", 7, -1, -1, b"vm", b"\xff\x00", b"")]
+    assert house.gate.commands == [(SET_RATE, b"42", 7, -1, -1, b"vm", b"\xff\x00", b"", b"", b"")]
 
 
 @pytest.mark.parametrize(
@@ -276,11 +278,11 @@ async def test_a_frame_may_come_byte_by_byte(house):
         wire.send(bytes([byte]))
         await wire.writer.drain()
     assert [(await wire.reply())[:3] for _ in range(2)] == [[1, 1, None]] * 2
-    assert house.gate.commands == [(TOP_UP, b"u", 5, 0, 0, b"", b"", b"hi")] * 2
+    assert house.gate.commands == [(TOP_UP, b"u", 5, 0, 0, b"", b"", b"hi", b"", b"")] * 2
 
 
 async def test_a_unix_socket_serves_the_same(data_dir):
     async with open_house(path=str(data_dir / "rpc.sock")) as house:
         wire = await house.connect()
         assert (await wire.ask(b"\x94\x00\x01\xa6top_up\x92\xa1u\x05"))[:3] == [1, 1, None]
-        assert house.gate.asked == [("submit", TOP_UP_U_5)]
+        assert house.gate.asked == [("submit", (*TOP_UP_U_5[:-1], b"uid:%d" % os.geteuid()))]

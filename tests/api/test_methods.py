@@ -163,7 +163,7 @@ def test_commands_are_canonical(name):
     required = [RIGHT[field.name] for field in row.required]
     for options in ((), tuple((field.name.encode(), RIGHT[field.name]) for field in row.options)):
         command = parse(name, [*required, options]).body
-        assert [type(field) for field in command] == [int, bytes, int, int, int, bytes, bytes, bytes]
+        assert [type(field) for field in command] == [int, bytes, int, int, int, bytes, bytes, bytes, bytes, bytes]
         assert commands.NAMES[command[0]] == name
         assert all(-(2**63) <= number < 2**63 for number in command[2:5])
 
@@ -171,37 +171,43 @@ def test_commands_are_canonical(name):
 @pytest.mark.parametrize(
     ("call", "command"),
     [
-        (("top_up", b"u", 5), (commands.TOP_UP, b"u", 5, 0, 0, b"", b"", b"")),
-        (("top_up", "ü", b"12.5"), (commands.TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"", b"")),
-        (("top_up", 2**64 - 1, 5.0), (commands.TOP_UP, b"18446744073709551615", 5, 0, 0, b"", b"", b"")),
-        (("top_up", 0, LAST), (commands.TOP_UP, b"0", LAST, 0, 0, b"", b"", b"")),
-        (("set_rate", b"u", 0), (commands.SET_RATE, b"u", 0, -1, -1, b"", b"", b"")),
-        (("set_rate", b"u", 7), (commands.SET_RATE, b"u", 7 * HOUR, -1, -1, b"", b"", b"")),
-        (("set_rate", b"u", b"0.5"), (commands.SET_RATE, b"u", 500_000_000 * HOUR, -1, -1, b"", b"", b"")),
-        (("set_rate", b"u", 7, {"per": "minute"}), (commands.SET_RATE, b"u", 420, -1, -1, b"", b"", b"")),
-        (("set_rate", b"u", 7, {"per": b"hour"}), (commands.SET_RATE, b"u", 7, -1, -1, b"", b"", b"")),
+        (("top_up", b"u", 5), (commands.TOP_UP, b"u", 5, 0, 0, b"", b"", b"", b"", b"")),
+        (("top_up", "ü", b"12.5"), (commands.TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"", b"", b"", b"")),
+        (("top_up", 2**64 - 1, 5.0), (commands.TOP_UP, b"18446744073709551615", 5, 0, 0, b"", b"", b"", b"", b"")),
+        (("top_up", 0, LAST), (commands.TOP_UP, b"0", LAST, 0, 0, b"", b"", b"", b"", b"")),
+        (("set_rate", b"u", 0), (commands.SET_RATE, b"u", 0, -1, -1, b"", b"", b"", b"", b"")),
+        (("set_rate", b"u", 7), (commands.SET_RATE, b"u", 7 * HOUR, -1, -1, b"", b"", b"", b"", b"")),
+        (("set_rate", b"u", b"0.5"), (commands.SET_RATE, b"u", 500_000_000 * HOUR, -1, -1, b"", b"", b"", b"", b"")),
+        (("set_rate", b"u", 7, {"per": "minute"}), (commands.SET_RATE, b"u", 420, -1, -1, b"", b"", b"", b"", b"")),
+        (("set_rate", b"u", 7, {"per": b"hour"}), (commands.SET_RATE, b"u", 7, -1, -1, b"", b"", b"", b"", b"")),
         (
             ("set_rate", b"u", LAST // HOUR, {"rate_seq": 0, "min_runway_ns": 5e9}),
-            (commands.SET_RATE, b"u", LAST // HOUR * HOUR, 0, 5_000_000_000, b"", b"", b""),
+            (commands.SET_RATE, b"u", LAST // HOUR * HOUR, 0, 5_000_000_000, b"", b"", b"", b"", b""),
         ),
         (
             ("change_rate", b"u", -7, {"per": "hour", "resource": "vm"}),
-            (commands.CHANGE_RATE, b"u", -7, 0, 0, b"vm", b"", b""),
+            (commands.CHANGE_RATE, b"u", -7, 0, 0, b"vm", b"", b"", b"", b""),
         ),
-        (("debit", b"u", 5), (commands.DEBIT, b"u", 5, commands.STRICT, 0, b"", b"", b"")),
-        (("debit", b"u", 5, {"mode": "partial"}), (commands.DEBIT, b"u", 5, commands.PARTIAL, 0, b"", b"", b"")),
-        (("debit", b"u", 5, {"mode": b"force"}), (commands.DEBIT, b"u", 5, commands.FORCE, 0, b"", b"", b"")),
-        (("set_credit_limit", b"u", 0), (commands.SET_CREDIT_LIMIT, b"u", 0, 0, 0, b"", b"", b"")),
-        (("hold", b"u", 5, {"ttl_ns": 9}), (commands.HOLD, b"u", 5, 9, 0, b"", b"", b"")),
-        (("capture", b"u", b"h", 5), (commands.CAPTURE, b"u", 5, 0, 0, b"h", b"", b"")),
-        (("release", b"u", b"h"), (commands.RELEASE, b"u", 0, 0, 0, b"h", b"", b"")),
-        (("adjust", b"u", -5, b"why"), (commands.ADJUST, b"u", -5, 0, 0, b"", b"", b"why")),
-        (("close_account", b"u", {"request_id": b"\xff"}), (commands.CLOSE, b"u", 0, 0, 0, b"", b"\xff", b"")),
+        (("debit", b"u", 5), (commands.DEBIT, b"u", 5, commands.STRICT, 0, b"", b"", b"", b"", b"")),
+        (
+            ("debit", b"u", 5, {"mode": "partial"}),
+            (commands.DEBIT, b"u", 5, commands.PARTIAL, 0, b"", b"", b"", b"", b""),
+        ),
+        (("debit", b"u", 5, {"mode": b"force"}), (commands.DEBIT, b"u", 5, commands.FORCE, 0, b"", b"", b"", b"", b"")),
+        (("set_credit_limit", b"u", 0), (commands.SET_CREDIT_LIMIT, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
+        (("hold", b"u", 5, {"ttl_ns": 9}), (commands.HOLD, b"u", 5, 9, 0, b"", b"", b"", b"", b"")),
+        (("capture", b"u", b"h", 5), (commands.CAPTURE, b"u", 5, 0, 0, b"h", b"", b"", b"", b"")),
+        (("release", b"u", b"h"), (commands.RELEASE, b"u", 0, 0, 0, b"h", b"", b"", b"", b"")),
+        (("adjust", b"u", -5, b"why"), (commands.ADJUST, b"u", -5, 0, 0, b"", b"", b"why", b"", b"")),
+        (
+            ("close_account", b"u", {"request_id": b"\xff"}),
+            (commands.CLOSE, b"u", 0, 0, 0, b"", b"\xff", b"", b"", b""),
+        ),
         (
             ("set_thresholds", b"u", [{"runway_ns": 9}, {"amount": "1"}, {"amount": 10**9}]),
-            (commands.SET_THRESHOLDS, b"u", 2, 0, 0, pack_thresholds([(0, 10**9), (1, 9)]), b"", b""),
+            (commands.SET_THRESHOLDS, b"u", 2, 0, 0, pack_thresholds([(0, 10**9), (1, 9)]), b"", b"", b"", b""),
         ),
-        (("set_thresholds", b"u", []), (commands.SET_THRESHOLDS, b"u", 0, 0, 0, b"", b"", b"")),
+        (("set_thresholds", b"u", []), (commands.SET_THRESHOLDS, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
     ],
 )
 def test_what_a_call_becomes(call, command):

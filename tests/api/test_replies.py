@@ -51,7 +51,7 @@ def test_a_packed_reply_holds_the_plain_map(seed: int) -> None:
         b, c = (-1, -1) if op in (ops.SET_RATE, ops.CHANGE_RATE) else (rng.randrange(3) if op == ops.DEBIT else 0, 0)
         request_id = b"%d" % rng.randrange(number + 1) if rng.random() < 0.2 else b""
         try:
-            entry = ledger.apply(BUCKET_ID, at_ns, (op, rng.choice(USERS), a, b, c, b"", request_id, b""))
+            entry = ledger.apply(BUCKET_ID, at_ns, (op, rng.choice(USERS), a, b, c, b"", request_id, b"", b"", b""))
         except Refused:
             continue
         reply = reply_of(entry, BUCKET_ID)

@@ -25,7 +25,7 @@ def shown():
 
     def do(op: int, a: int = 0, b: int = 0, c: int = 0, key: bytes = b"", at_ns: int = AT_NS) -> dict[str, Any]:
         with contextlib.suppress(Refused):
-            ledger.apply(5, at_ns, (op, b"7", a, b, c, key, b"", b""))
+            ledger.apply(5, at_ns, (op, b"7", a, b, c, key, b"", b"", b"", b""))
         return entry_fields(ledger.records[-1][1], 5)
 
     return do
@@ -74,7 +74,7 @@ def test_every_operation_that_has_parameters_has_names_for_them():
 
 @pytest.mark.parametrize("changed", [{"refusal": 9999}, {"note": b"xyz"}, {"key": b"abc", "op": ops.SET_THRESHOLDS}])
 def test_what_the_ledger_never_wrote_is_shown_as_it_stands(changed):
-    entry = Entry(ops.DEBIT, 8, 201, 5, 0, 0, AT_NS, *[0] * 14, b"7", b"", b"", b"", b"\0" * 8)
+    entry = Entry(ops.DEBIT, 8, 201, 5, 0, 0, AT_NS, *[0] * 15, b"7", *[b""] * 5, b"\0" * 8)
     fields = entry_fields(pack(entry._replace(**changed)), 5)
     assert fields["operation"] in ("debit", "set_thresholds")
     assert unpack(pack(entry)) == entry

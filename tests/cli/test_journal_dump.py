@@ -19,8 +19,8 @@ from shards.system.host import REAL
 
 NOW_NS = 1_750_000_000_000_000_000
 ENTRY_OF_ANNA = Entry(
-    *(commands.TOP_UP, 0, 0, 5, 0, 0, NOW_NS, 1, 5, 0, 0, 0, 5, 0, 0, 0, 0, -1, 0, 0, 0),
-    *("änna".encode(), b"", b"\xff\x00id", b"thanks", b""),
+    *(commands.TOP_UP, 0, 0, 5, 0, 0, NOW_NS, 1, 5, 0, 0, 0, 5, 0, 0, 0, 0, 0, -1, 0, 0, 0),
+    *("änna".encode(), b"", b"\xff\x00id", b"thanks", b"", b"", b""),
 )
 
 

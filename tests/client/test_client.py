@@ -75,7 +75,7 @@ async def test_a_call_is_answered(house):
         }
         assert await client.ping() == "pong"
         assert await client.bucket_id(1) == 477
-    assert house.gate.commands == [(TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"r", b"m")]
+    assert house.gate.commands == [(TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"r", b"m", b"", b"")]
 
 
 async def test_calls_made_at_once_travel_together(house):

@@ -26,13 +26,13 @@ def scene(data_dir: Path) -> Yard:
     yard.pay(USER, 40 * COIN)
     yard.report(ops.RESTORE_STARTED, USER, 1)
     yard.report(ops.RESTORE_DELIVERED, USER, 1)
-    yard.do((ops.HOLD, USER, 3 * COIN, SECOND_NS, 0, b"", b"hold", b""))
+    yard.do((ops.HOLD, USER, 3 * COIN, SECOND_NS, 0, b"", b"hold", b"", b"", b""))
     yard.wait(2 * SECOND_NS)
     with pytest.raises(Exception, match="INSUFFICIENT_FUNDS"):
         yard.debit(USER, 1000 * COIN)
     yard.workers[1].snapshot()
     yard.rate(USER, 0)
-    yard.do((ops.ADJUST, USER, -COIN, 0, 0, b"", b"", b"a mistake"))
+    yard.do((ops.ADJUST, USER, -COIN, 0, 0, b"", b"", b"a mistake", b"", b""))
     yard.debit(USER, 100 * COIN, ops.PARTIAL)
     return yard.close()
 

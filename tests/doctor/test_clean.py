@@ -106,13 +106,13 @@ def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_
     yard.pay(user, 100 * COIN)
     yard.rate(user, 60 * COIN)
     for name in (b"a", b"b", b"c"):
-        yard.do((ops.HOLD, user, 20 * COIN, 2 * HOUR_NS // 3, 0, b"", name, b""))
+        yard.do((ops.HOLD, user, 20 * COIN, 2 * HOUR_NS // 3, 0, b"", name, b"", b"", b""))
     yard.wait(HOUR_NS)  # 40 were left after 40 minutes, in which the three came back
     yard.wait(HOUR_NS)
     yard.report(ops.CUTOFF_STARTED, user, 1)
     yard.report(ops.CUTOFF_DELIVERED, user, 1)
     yard.rate(user, 0)
-    yard.do((ops.CLOSE, user, 0, 0, 0, b"", b"", b""))
+    yard.do((ops.CLOSE, user, 0, 0, 0, b"", b"", b"", b"", b""))
     yard.workers[home].snapshot()
     yard.restart()
     yard.move(bucket_id_of(user, yard.bucket_count), home, 3 - home)

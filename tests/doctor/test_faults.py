@@ -164,7 +164,7 @@ def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir):
     yard = Yard(data_dir, shards=1)
     yard.pay(USER, 10 * COIN)
     for name in (b"a", b"b", b"c"):
-        yard.do((ops.HOLD, USER, COIN, HOUR_NS, 0, b"", name, b""))
+        yard.do((ops.HOLD, USER, COIN, HOUR_NS, 0, b"", name, b"", b"", b""))
     yard.thresholds(USER, (ops.BY_AMOUNT, 5 * COIN))
     yard.wait(HOUR_NS)
     yard.pay(USER, COIN)

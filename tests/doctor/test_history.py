@@ -132,7 +132,8 @@ def test_the_last_row_is_missing(data_dir):
 def test_a_row_that_nothing_made(data_dir):
     report = alter(
         kept(data_dir),
-        "INSERT INTO entries SELECT 80, 79, number, entry_id + 1, at_ns, 9, 5, 0, balance + 5, NULL, NULL, 0 "
+        "INSERT INTO entries SELECT 80, 79, number, entry_id + 1, at_ns, 9, 5, 0, balance + 5, NULL, NULL, "
+        "NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0 "
         "FROM entries WHERE seq = 79",
         "UPDATE heads SET newest = 80 WHERE number = 1",
     )

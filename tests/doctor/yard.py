@@ -174,20 +174,20 @@ class Yard:
         return asker.reply
 
     def pay(self, user_id: bytes, nanos: int, request_id: bytes = b"") -> dict[str, object]:
-        return self.do((ops.TOP_UP, user_id, nanos, 0, 0, b"", request_id, b""))
+        return self.do((ops.TOP_UP, user_id, nanos, 0, 0, b"", request_id, b"", b"", b""))
 
     def rate(self, user_id: bytes, nanos_per_hour: int, resource: bytes = b"") -> dict[str, object]:
-        return self.do((ops.SET_RATE, user_id, nanos_per_hour, -1, -1, resource, b"", b""))
+        return self.do((ops.SET_RATE, user_id, nanos_per_hour, -1, -1, resource, b"", b"", b"", b""))
 
     def debit(self, user_id: bytes, nanos: int, mode: int = ops.STRICT, request_id: bytes = b"") -> dict[str, object]:
-        return self.do((ops.DEBIT, user_id, nanos, mode, 0, b"", request_id, b""))
+        return self.do((ops.DEBIT, user_id, nanos, mode, 0, b"", request_id, b"", b"", b""))
 
     def report(self, op: int, user_id: bytes, seq: int, text: bytes = b"") -> dict[str, object]:
-        return self.do((op, user_id, seq, 0, 0, b"", b"", text))
+        return self.do((op, user_id, seq, 0, 0, b"", b"", text, b"", b""))
 
     def thresholds(self, user_id: bytes, *thresholds: tuple[int, int]) -> None:
         packed = pack_thresholds(list(thresholds))
-        self.do((ops.SET_THRESHOLDS, user_id, len(thresholds), 0, 0, packed, b"", b""))
+        self.do((ops.SET_THRESHOLDS, user_id, len(thresholds), 0, 0, packed, b"", b"", b"", b""))
 
     def wait(self, ns: int) -> None:
         """Time passes, and what it causes happens."""
@@ -262,31 +262,31 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             [10, 10, 14, 5, 5, 8, 6, 4, 5, 3],
         )[0]
         if kind == "pay":
-            return (ops.TOP_UP, user, amount, 0, 0, b"", request, message)
+            return (ops.TOP_UP, user, amount, 0, 0, b"", request, message, b"", b"")
         if kind == "debit":
-            return (ops.DEBIT, user, amount, draw.randrange(3), 0, b"", request, message)
+            return (ops.DEBIT, user, amount, draw.randrange(3), 0, b"", request, message, b"", b"")
         if kind == "rate":
             seq, runway = draw.choice([-1, -1, draw.randrange(30)]), draw.choice([-1, -1, 0, HOUR_NS])
-            return (ops.SET_RATE, user, draw.choice(rates), seq, runway, resource, request, message)
+            return (ops.SET_RATE, user, draw.choice(rates), seq, runway, resource, request, message, b"", b"")
         if kind == "change":
             delta = draw.choice([-1, 1]) * draw.choice(rates)
-            return (ops.CHANGE_RATE, user, delta, 0, 0, resource, request, message)
+            return (ops.CHANGE_RATE, user, delta, 0, 0, resource, request, message, b"", b"")
         if kind == "limit":
-            return (ops.SET_CREDIT_LIMIT, user, draw.choice([0, *nanos]), 0, 0, b"", request, b"")
+            return (ops.SET_CREDIT_LIMIT, user, draw.choice([0, *nanos]), 0, 0, b"", request, b"", b"", b"")
         if kind == "hold":
-            return (ops.HOLD, user, amount, draw.choice([0, 1, SECOND_NS, HOUR_NS]), 0, b"", request, b"")
+            return (ops.HOLD, user, amount, draw.choice([0, 1, SECOND_NS, HOUR_NS]), 0, b"", request, b"", b"", b"")
         if kind == "end" and holds:
             user, name = draw.choice(holds)
             if draw.random() < 0.5:
-                return (ops.RELEASE, user, 0, 0, 0, name, request, b"")
-            return (ops.CAPTURE, user, amount, 0, 0, name, request, b"")
+                return (ops.RELEASE, user, 0, 0, 0, name, request, b"", b"", b"")
+            return (ops.CAPTURE, user, amount, 0, 0, name, request, b"", b"", b"")
         if kind == "adjust":
-            return (ops.ADJUST, user, draw.choice([-1, 1]) * amount, 0, 0, b"", request, b"a mistake")
+            return (ops.ADJUST, user, draw.choice([-1, 1]) * amount, 0, 0, b"", request, b"a mistake", b"", b"")
         if kind == "thresholds":
             chosen = [(draw.randrange(2), draw.choice([0, 5, COIN, HOUR_NS])) for _ in range(draw.randrange(4))]
             packed = pack_thresholds(chosen)
-            return (ops.SET_THRESHOLDS, user, len(packed) // 9, 0, 0, packed, b"", b"")
-        return (ops.CLOSE, user, 0, 0, 0, b"", request, b"")
+            return (ops.SET_THRESHOLDS, user, len(packed) // 9, 0, 0, packed, b"", b"", b"", b"")
+        return (ops.CLOSE, user, 0, 0, 0, b"", request, b"", b"", b"")
 
     def delivery() -> Command:
         user = draw.choice(names)
@@ -296,7 +296,7 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
         seq = owed.seq if owed is not None else draw.randrange(1, 4)
         failed = op in (ops.CUTOFF_FAILED, ops.RESTORE_FAILED)
         b = draw.randrange(2) if op in (ops.CUTOFF_RETRY, ops.CUTOFF_FAILED) else 0
-        return (op, user, seq, b, 0, b"", b"", b"503" if failed else b"")
+        return (op, user, seq, b, 0, b"", b"", b"503" if failed else b"", b"", b"")
 
     def edge(user: bytes) -> int:
         """How long until something is due for this account, or one nanosecond beside that."""

@@ -62,7 +62,7 @@ class Worker:
         return self.machine.apply(bucket_id, command, self.now_ns())
 
     def command(self, op: int, user: bytes, a: int, b: int = 0, c: int = 0) -> None:
-        self.apply(BUCKET, (op, user, a, b, c, b"", b"", b""))
+        self.apply(BUCKET, (op, user, a, b, c, b"", b"", b"", b"", b""))
 
     def run(self, seconds: int) -> None:
         end_ns = self.kernel.now_ns + seconds * S

@@ -45,7 +45,7 @@ def machine() -> BillingMachine:
 
 def command(machine: BillingMachine, bucket_id: int, op: int, user: bytes, *rest: int, key: Any = b"") -> None:
     a, b, c = (*rest, 0, 0, 0)[:3]
-    machine.apply(bucket_id, (op, user, a, b, c, key, b"", b""), 1000)
+    machine.apply(bucket_id, (op, user, a, b, c, key, b"", b"", b"", b""), 1000)
 
 
 def whole_round(opinion: WheelScrubber, machine: BillingMachine, now_ns: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from billing.ledger import commands as ops
-from billing.ledger.entry import history_row, unpack
+from billing.ledger.entry import FIELDS, history_row, unpack
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from shards.batch import ENTRY, split_batch
@@ -51,7 +51,8 @@ class Scene:
         if request_id is None:  # none, a new one, or one of a few: then it may be refused, or answered as before
             drawn = [b"", b"r-%d" % self.rng.getrandbits(40), bytes([255, self.rng.randrange(256)])]
             request_id = self.rng.choice(drawn)
-        command = (op, user, a, b, -1 if op == ops.SET_RATE else 0, key, request_id, message)
+        actor = self.rng.choice([b"", b"metering"])
+        command = (op, user, a, b, -1 if op == ops.SET_RATE else 0, key, request_id, message, b"", actor)
         self.shard.tick(self.now_ns, 100)
         self.shard.receive(self, None, bucket_id_of(user, BUCKETS), command, self.now_ns)
 
@@ -97,7 +98,7 @@ class Scene:
 def rows_in(payload: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """(user, row) of a batch, by the ledger's own definition of a row."""
     entries = [unpack(body) for kind, _, _, body in split_batch(payload) if kind == ENTRY]
-    return [(entry[21], history_row(entry)) for entry in entries if entry[7] > 0]
+    return [(entry[FIELDS.index("user_id")], history_row(entry)) for entry in entries if entry[7] > 0]
 
 
 def file_journal(directory: Path, *, segment_bytes: int = 65_536, sync: str = "never") -> FileJournal:

@@ -42,7 +42,7 @@ def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
 
 def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
     """A packed entry; what is not given is zero or empty."""
-    values = {name: b"" if name in FIELDS[-5:] else 0 for name in FIELDS}
+    values = {name: b"" if name in FIELDS[-7:] else 0 for name in FIELDS}
     values |= {"op": ops.TOP_UP, "user_id": user, "entry_id": entry_id, "at_ns": entry_id} | fields
     return pack(tuple(values[name] for name in FIELDS))
 
@@ -62,17 +62,21 @@ FRAC = st.one_of(st.integers(0, NANO - 1), st.sampled_from([0, 1, NANO - 1]))
     before=st.tuples(st.integers(-(2**62), 2**62), FRAC),
     amount=st.tuples(st.integers(-(2**61), 2**61), FRAC),
     accrued=st.tuples(st.one_of(st.integers(0, 2**62), st.integers(2**63 - 2, 2**64 - 2)), FRAC),
-    tails=st.tuples(*[st.binary(max_size=20)] * 4),
+    tails=st.tuples(*[st.binary(max_size=20)] * 5),
+    op=st.sampled_from([ops.ADJUST, ops.TOP_UP, ops.CHANGE_RATE, ops.HOLD, ops.THRESHOLD, ops.EXHAUST, ops.CLOSE]),
+    stands=st.tuples(*[st.integers(0, INT64_MAX)] * 4),
 )
-def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, accrued, tails):
+def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, accrued, tails, op, stands):
     """For any fractions, also accruals beyond an int64: the row is `entry.history_row` of the same entry."""
     after = before[0] * NANO + before[1] + amount[0] * NANO + amount[1]
-    key, request_id, message, note = tails
+    key, request_id, message, actor, note = tails
+    rate, line_rate, limit, holds = stands
     body = entry_of(
-        b"u", 5, op=ops.ADJUST, at_ns=17, a=3, flags=3,
+        b"u", 5, op=op, at_ns=17, a=0, b=9, flags=3, rate=rate, line_rate=line_rate,
+        credit_limit_nanos=limit, holds_nanos=holds,
         amount_nanos=amount[0], amount_frac=amount[1], accrued_nanos=accrued[0], accrued_frac=accrued[1],
         balance_nanos=after // NANO, balance_frac=after % NANO,
-        key=key, request_id=request_id, message=message, note=note,
+        key=key, request_id=request_id, message=message, actor=actor, note=note,
     )  # fmt: skip
     group = Group()
     places = {b"u": [3, 8]}

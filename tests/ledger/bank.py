@@ -39,7 +39,7 @@ class Bank:
 
     def call(self, op: int, user: str, at: int, **given: Any) -> dict[str, Any]:
         """One command; fields a, b, c, key, request_id, message as the table of commands says."""
-        text = {name: given.get(name, "").encode() for name in ("request_id", "message")}
+        text = {name: given.get(name, "").encode() for name in ("request_id", "message", "actor")}
         key = given.get("key", b"")
         command = (
             op,
@@ -50,6 +50,8 @@ class Bank:
             key.encode() if isinstance(key, str) else key,
             text["request_id"],
             text["message"],
+            b"",
+            text["actor"],
         )
         return answer(self.ledger.apply(BUCKET, at, command), BUCKET)
 

@@ -58,7 +58,7 @@ def command_of(op: Op) -> ops.Command:
         a, key = len(set(thresholds)), ops.pack_thresholds(thresholds)
     elif "seq" in op:
         a, b = op["seq"], int(op.get("operator", False) or op.get("unbegun", False))
-    return (OPS[method], user, a, b, c, key, op.get("request_id", "").encode(), message)
+    return (OPS[method], user, a, b, c, key, op.get("request_id", "").encode(), message, b"", b"")
 
 
 class Program:
@@ -201,11 +201,11 @@ class Program:
         user = op["user"].encode()
         if "threshold" in op:
             kind, value = op["threshold"]
-            command = (OPS["threshold"], user, int(kind == "runway_ns"), value, 0, b"", b"", b"")
+            command = (OPS["threshold"], user, int(kind == "runway_ns"), value, 0, b"", b"", b"", b"", b"")
         elif op["method"] == "hold_expired":
-            command = (OPS["hold_expired"], user, op["amount"], 0, 0, op["hold_id"].encode(), b"", b"")
+            command = (OPS["hold_expired"], user, op["amount"], 0, 0, op["hold_id"].encode(), b"", b"", b"", b"")
         elif op["method"] == "exhaust":
-            command = (OPS["exhaust"], user, 0, 0, 0, b"", b"", b"")
+            command = (OPS["exhaust"], user, 0, 0, 0, b"", b"", b"", b"", b"")
         else:
             command = command_of(op)
         pairs["command"] = (command, e.command)

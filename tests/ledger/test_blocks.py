@@ -158,7 +158,7 @@ def test_an_entry_left_out_is_noticed(left_out):
     bank.top_up("u", 100, at=500)
     bank.debit("u", 1, at=501)
     bank.entries()
-    bank.journal = [packed for packed in bank.journal if packed[0] != left_out]
+    bank.journal = [packed for packed in bank.journal if packed[1] != left_out]
     with pytest.raises(ReplayDifference):
         replayed(bank)
 

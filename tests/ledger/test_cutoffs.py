@@ -224,7 +224,7 @@ def test_an_operator_may_have_what_is_owed_sent_at_once(bank):
     bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
     bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
     assert bank.ledger.retry_cutoff(BUCKET, b"u", 103)["cutoff"]["status"] == "pending"
-    assert bank.entries("u")[-1].command == (ops.CUTOFF_RETRY, b"u", 1, 1, 0, b"", b"", b"")
+    assert bank.entries("u")[-1].command == (ops.CUTOFF_RETRY, b"u", 1, 1, 0, b"", b"", b"", b"", b"")
     assert refusal(bank.ledger.retry_cutoff, BUCKET, b"nobody", 103).name == "UNKNOWN_ACCOUNT"
 
 

@@ -19,13 +19,13 @@ FRAC = st.integers(0, NANO - 1)
 POSITIVE = st.integers(0, INT64_MAX)
 ENTRIES = st.builds(
     Entry,
-    op=st.sampled_from(sorted(ops.NAMES)), flags=st.integers(0, 255), refusal=st.sampled_from([0, *NAME_OF_CODE]),
+    op=st.sampled_from(sorted(ops.NAMES)), flags=st.integers(0, 511), refusal=st.sampled_from([0, *NAME_OF_CODE]),
     a=INT64, b=INT64, c=INT64, at_ns=POSITIVE, entry_id=POSITIVE, amount_nanos=INT64, amount_frac=FRAC,
     accrued_nanos=st.integers(0, 2**64 - 1), accrued_frac=FRAC, balance_nanos=INT64, balance_frac=FRAC, rate=POSITIVE,
     credit_limit_nanos=POSITIVE, holds_nanos=POSITIVE, exhausts_at_ns=st.integers(-1, INT64_MAX),
     exhaustion_seq=POSITIVE, overrun_nanos=POSITIVE, overrun_frac=FRAC, user_id=st.binary(min_size=1, max_size=128),
     key=st.binary(max_size=255), request_id=st.binary(max_size=64), message=st.binary(max_size=1024),
-    note=st.binary(max_size=300),
+    note=st.binary(max_size=300), line_rate=POSITIVE, options=st.binary(max_size=255), actor=st.binary(max_size=128),
 )  # fmt: skip
 
 
@@ -40,12 +40,12 @@ def test_an_entry_byte_by_byte():
     bank.top_up("7", 5, at=10)
     (packed,) = (packed for _, packed in bank.ledger.records)
     fixed = struct.pack(
-        "<BHHqqqqqqqQqqqqqqqqqqBBBHH",
-        *(1, 16, 0, 5, 0, 0, 10, 1, 5, 0, 0, 0, 5, 0, 0, 0, 0, -1, 0, 0, 0, 1, 0, 0, 0, 0),
+        "<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH",
+        *(0xF2, 1, 16, 0, 5, 0, 0, 10, 1, 5, 0, 0, 0, 5, 0, 0, 0, 0, 0, -1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0),
     )
     assert packed == fixed + b"7"
-    assert packed.hex().startswith("01 1000 0000 0500".replace(" ", ""))
-    assert len(packed) == FIXED.size + 1 == 157
+    assert packed.hex().startswith("f2 01 1000 0000 0500".replace(" ", ""))
+    assert len(packed) == FIXED.size + 1 == 168
 
 
 @given(ENTRIES, st.integers(0, 60))
@@ -60,7 +60,7 @@ def test_a_shortened_or_lengthened_entry_is_refused(entry, cut):
 
 def test_a_number_that_leaves_its_field_is_never_written():
     with pytest.raises(struct.error):
-        pack((1, 0, 0, 2**63, *[0] * 17, b"u", b"", b"", b"", b""))
+        pack((1, 0, 0, 2**63, *[0] * 18, b"u", *[b""] * 6))
 
 
 def test_the_reply_is_the_map_of_the_contract():
@@ -95,7 +95,7 @@ def test_get_account_adds_rates_cutoff_and_overrun():
 def test_first_and_replayed_answer_come_out_of_the_same_entry():
     bank = Bank()
     bank.top_up("u", 5, at=0)
-    command = (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m")
+    command = (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m", b"", b"")
     made = bank.ledger.apply(3, 1, command)
     again = bank.ledger.apply(3, 2, command)
     assert Entry._make(again)._replace(flags=made[1]) == made
@@ -105,14 +105,14 @@ def test_first_and_replayed_answer_come_out_of_the_same_entry():
 @pytest.mark.parametrize(
     "command",
     [
-        (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"m"),
-        (ops.TOP_UP, b"new", 5, 0, 0, b"", b"r", b"m"),
-        (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m"),
-        (ops.DEBIT, b"u", 100, 1, 0, b"", b"", b""),
-        (ops.SET_RATE, b"u", 7, -1, -1, b"", b"r", b"m"),
-        (ops.SET_RATE, b"u", 7, 3, 0, b"vm", b"", b""),
-        (ops.HOLD, b"u", 5, 9, 0, b"", b"r", b""),
-        (ops.ADJUST, b"u", -5, 0, 0, b"", b"", b"why"),
+        (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"m", b"", b""),
+        (ops.TOP_UP, b"new", 5, 0, 0, b"", b"r", b"m", b"", b""),
+        (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m", b"", b""),
+        (ops.DEBIT, b"u", 100, 1, 0, b"", b"", b"", b"", b""),
+        (ops.SET_RATE, b"u", 7, -1, -1, b"", b"r", b"m", b"", b""),
+        (ops.SET_RATE, b"u", 7, 3, 0, b"vm", b"", b"", b"", b""),
+        (ops.HOLD, b"u", 5, 9, 0, b"", b"r", b"", b"", b""),
+        (ops.ADJUST, b"u", -5, 0, 0, b"", b"", b"why", b"", b""),
     ],
 )
 def test_what_is_answered_is_the_entry_that_is_recorded(command):
@@ -140,10 +140,13 @@ def test_a_row_of_the_history():
     assert bank.rows("u")[0] == {
         "entry_id": 1, "at_ns": 0, "operation": "top_up", "amount_nanos": 100, "accrued_nanos": 0,
         "balance_before_nanos": 0, "balance_after_nanos": 100, "message": "invoice 7", "request_id": "r",
+        "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": 0, "value_nanos": None, "actor": "",
     }  # fmt: skip
     assert bank.rows("u")[2] == {
         "entry_id": 3, "at_ns": 3, "operation": "debit", "amount_nanos": -10, "accrued_nanos": 5,
         "balance_before_nanos": 95, "balance_after_nanos": 85, "message": "", "request_id": None,
+        "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": HOUR * 3 // 2, "value_nanos": None,
+        "actor": "",
     }  # fmt: skip
 
 
@@ -223,16 +226,16 @@ def test_a_refusal_as_a_string_and_as_a_map():
 def test_a_name_that_is_in_no_table_is_a_bug():
     with pytest.raises(KeyError):
         Refused("NO_SUCH_NAME", "")
-    entry = Entry._make((*unpack(pack((1, 0, 900, *[0] * 18, b"u", b"", b"", b"", bytes(8)))),))
+    entry = Entry._make(unpack(pack((1, 0, 900, *[0] * 19, b"u", b"", b"", b"", b"", b"", bytes(8)))))
     with pytest.raises(AssertionError, match="INTERNAL"):
         entries.refused(entry, 1)
 
 
 def test_an_entry_without_tails_is_its_fixed_part():
-    entry = (1, 0, 0, *[0] * 18, b"", b"", b"", b"", b"")
+    entry = (1, 0, 0, *[0] * 19, *[b""] * 7)
     assert len(pack(entry)) == FIXED.size
     assert unpack(pack(entry)) == entry
-    assert cause_of(pack(entry)) == (0, 0, (1, b"", 0, 0, 0, b"", b"", b""))
+    assert cause_of(pack(entry)) == (0, 0, (1, b"", 0, 0, 0, b"", b"", b"", b"", b""))
     for read in (unpack, cause_of):
         with pytest.raises(ValueError, match=r"^entry shorter than its fixed part$"):
             read(pack(entry)[:-1])
@@ -243,3 +246,62 @@ def test_an_entry_without_tails_is_its_fixed_part():
 def test_a_refusal_shows_its_name_and_sentence_in_a_traceback():
     assert Refused("INVALID_AMOUNT", "why").args == ("INVALID_AMOUNT", "why")
     assert Rejected("STALE_RATE", 7).args == ("STALE_RATE", 7)
+
+
+def test_a_row_says_what_was_set_and_by_whom():
+    bank = Bank()
+    bank.top_up("u", 100, at=0, actor="shop")
+    bank.set_rate("u", 5, at=1, resource="vm", actor="metering")
+    bank.change_rate("u", 3, at=2, resource="vm", actor="metering")
+    bank.set_rate("u", 2, at=2)
+    bank.set_credit_limit("u", 7, at=3, message="agreed")
+    bank.hold("u", 9, at=4, ttl=5, request_id="h")
+    bank.set_thresholds("u", [(0, 105)], at=8)
+    bank.view("u", at=9)
+    shown = ("operation", "resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")
+    assert [tuple(row[name] for name in shown) for row in bank.rows("u")] == [
+        ("top_up", None, None, 0, None, "shop"),
+        ("set_rate", "vm", 5, 5, None, "metering"),
+        ("change_rate", "vm", 8, 8, None, "metering"),
+        ("set_rate", "", 2, 10, None, ""),
+        ("set_credit_limit", None, None, 10, 7, ""),
+        ("hold", None, None, 10, 9, ""),
+        ("set_thresholds", None, None, 10, None, ""),
+        ("hold_expired", None, None, 10, 9, "time"),
+    ]
+    assert bank.rows("u")[4]["message"] == "agreed"
+
+
+def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another():
+    bank = Bank()
+    first = (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"", b"", b"one")
+    made = bank.ledger.apply(3, 0, first)
+    again = bank.ledger.apply(3, 1, (*first[:-1], b"another"))
+    assert Entry._make(again).actor == Entry._make(made).actor == b"one"
+    options = ops.pack_options({7: b"x"})
+    assert ops.unpack_options(options) == {7: b"x"}
+    with pytest.raises(Refused, match="REQUEST_ID_CONFLICT"):
+        bank.ledger.apply(3, 2, (*first[:-2], options, b"one"))
+
+
+@pytest.mark.parametrize("broken", [b"\x01", b"\x01\x02x", b"\x01\x00\x02"])
+def test_options_that_end_behind_themselves_are_refused(broken):
+    with pytest.raises(ValueError, match="an option ends"):
+        ops.unpack_options(broken)
+
+
+@given(ENTRIES)
+def test_an_entry_of_the_first_format_is_read_with_what_it_did_not_say(entry):
+    rates = (ops.SET_RATE, ops.CHANGE_RATE)
+    line_rate = 0 if entry.refusal or entry.op not in rates else entry.a if entry.op == ops.SET_RATE else -1
+    flags = entry.flags & ~entries.ACCRUING
+    read = entry._replace(line_rate=line_rate, flags=flags, options=b"", actor=b"")
+    packed = entries.pack_first(tuple(entry))
+    assert entries.is_first(packed)
+    assert not entries.is_first(pack(tuple(entry)))
+    assert unpack(packed) == tuple(read)
+    assert entries.pack_first(unpack(packed)) == packed
+    assert cause_of(packed) == (flags, entry.at_ns, read.command)
+    for form in (packed, pack(tuple(entry))):
+        assert entries.instant_of(form) == entry.at_ns
+        assert entries.cause_at(form)[0] == entry.op

@@ -2,7 +2,7 @@
 
 import pytest
 
-from billing.ledger.entry import unpack
+from billing.ledger.entry import Entry, unpack
 from billing.ledger.requests import KEPT_NS
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
@@ -120,7 +120,7 @@ def test_more_than_a_stated_number_per_bucket_are_let_go_the_oldest_first():
     assert (len(ids), ids.evicted_early) == (2, 1)
     assert bank.debit("u", 1, at=2, request_id="d")["replayed"] is False
     assert ids.evicted_early == 2
-    assert [unpack(packed)[-3] for packed in ids] == [b"c", b"d"]
+    assert [Entry._make(unpack(packed)).request_id for packed in ids] == [b"c", b"d"]
     assert bank.debit("u", 1, at=2, request_id="c")["replayed"] is True
     assert bank.debit("u", 1, at=2, request_id="d")["replayed"] is True
     assert bank.debit("u", 1, at=2, request_id="a")["replayed"] is False
@@ -144,7 +144,7 @@ def test_ids_outlive_a_closed_account(bank):
 
 
 def test_request_ids_that_are_no_text_are_as_good(bank):
-    command = (6, b"u", 5, 0, 0, b"", b"\xff\x00", b"")
+    command = (6, b"u", 5, 0, 0, b"", b"\xff\x00", b"", b"", b"")
     first = bank.ledger.apply(BUCKET, 1, command)
     assert bank.ledger.apply(BUCKET, 2, command)[6:21] == first[6:21]
     assert bank.view("u", at=2)["holds"][0]["hold_id"] == "x:ff00"
@@ -170,4 +170,4 @@ def test_any_command_with_an_id_lets_go_those_whose_7_days_are_over(bank):
     """Also one that is carried out the long way."""
     bank.debit("u", 1, at=5, request_id="old")
     bank.hold("u", 1, at=5 + KEPT_NS, request_id="new")
-    assert [unpack(packed)[-3] for packed in bank.ledger.books[BUCKET].ids] == [b"new"]
+    assert [Entry._make(unpack(packed)).request_id for packed in bank.ledger.books[BUCKET].ids] == [b"new"]

@@ -29,7 +29,7 @@ def entries(*commands: tuple[int, tuple[object, ...]]) -> list[bytes]:
     ledger.wake(1)
     for at_ns, (op, a, b, c, key) in commands:
         with contextlib.suppress(Refused):
-            ledger.apply(1, at_ns, (op, "ü.1".encode(), a, b, c, key, b"", b"why"))
+            ledger.apply(1, at_ns, (op, "ü.1".encode(), a, b, c, key, b"", b"why", b"", b""))
     return [packed for _, packed in ledger.records]
 
 

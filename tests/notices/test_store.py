@@ -52,7 +52,7 @@ def ledger() -> Ledger:
 
 
 def top_up(ledger: Ledger, shard: Shard, user: bytes = b"u") -> None:
-    ledger.apply(1, 1, (ops.TOP_UP, user, COIN, 0, 0, b"", b"", b""))
+    ledger.apply(1, 1, (ops.TOP_UP, user, COIN, 0, 0, b"", b"", b"", b"", b""))
     shard.take(*((ENTRY, bucket, shard.generation, body) for bucket, body in ledger.records))
     ledger.records.clear()
 

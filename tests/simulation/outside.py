@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Verdict
 from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
-from billing.ledger.entry import history_row, unpack
+from billing.ledger.entry import FIELDS, history_row, unpack
 from shards.batch import ENTRY, split_batch
 from shards.system.clock import boot_now_ns
 from tests.simulation.auditor import Auditor
@@ -167,7 +167,7 @@ class SimHistory:
             if kind == ENTRY:
                 entry = unpack(body)
                 if entry[7]:
-                    archive.rows.setdefault(entry[21], {})[entry[7]] = history_row(entry)
+                    archive.rows.setdefault(entry[FIELDS.index("user_id")], {})[entry[7]] = history_row(entry)
 
     def history(
         self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, newest: int, done: Any

@@ -25,13 +25,14 @@ def owing(users: dict[bytes, int], buckets: int = 5, seed: int = 1) -> Ledger:
         ledger.create(bucket_id)
     for user_id, count in draw.sample(sorted(users.items()), len(users)):
         bucket_id = draw.randrange(buckets) + 1
-        ledger.apply(bucket_id, 1, (ops.TOP_UP, user_id, 5, 0, 0, b"", b"", b""))
-        ledger.apply(bucket_id, 2, (ops.SET_CREDIT_LIMIT, user_id, 5, 0, 0, b"", b"", b""))  # else nothing rare
+        ledger.apply(bucket_id, 1, (ops.TOP_UP, user_id, 5, 0, 0, b"", b"", b"", b"", b""))
+        limit = (ops.SET_CREDIT_LIMIT, user_id, 5, 0, 0, b"", b"", b"", b"", b"")  # else nothing rare
+        ledger.apply(bucket_id, 2, limit)
         for number in range(count):
             if number == 0:
-                ledger.apply(bucket_id, 3, (ops.DEBIT, user_id, 10, 0, 0, b"", b"", b""))
+                ledger.apply(bucket_id, 3, (ops.DEBIT, user_id, 10, 0, 0, b"", b"", b"", b"", b""))
             else:
-                line = (ops.SET_RATE, user_id, 1, -1, -1, b"vm-%d" % number, b"", b"")
+                line = (ops.SET_RATE, user_id, 1, -1, -1, b"vm-%d" % number, b"", b"", b"", b"")
                 ledger.apply(bucket_id, 3 + number, line)
     return ledger
 
@@ -111,8 +112,8 @@ def test_who_owes_all_the_while_is_on_the_page_while_buckets_and_cutoffs_come_an
 
     def between(turn: int) -> None:
         if turn == 0:
-            ledger.apply(3, 9, (ops.TOP_UP, paid, 100, 0, 0, b"", b"", b""))
-            ledger.apply(2, 9, (ops.TOP_UP, b"new", 100, 0, 0, b"", b"", b""))
+            ledger.apply(3, 9, (ops.TOP_UP, paid, 100, 0, 0, b"", b"", b"", b"", b""))
+            ledger.apply(2, 9, (ops.TOP_UP, b"new", 100, 0, 0, b"", b"", b"", b"", b""))
             del ledger.books[4]
             ledger.books[77] = arriving
 

@@ -22,9 +22,9 @@ def test_lines_shown_within_a_moment_are_bounded() -> None:
     machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=False))
     machine.create(BUCKET)
     for user_id in (b"many", b"few"):
-        machine.apply(BUCKET, (ops.TOP_UP, user_id, 10**15, 0, 0, b"", b"", b""), NOW_NS)
+        machine.apply(BUCKET, (ops.TOP_UP, user_id, 10**15, 0, 0, b"", b"", b"", b"", b""), NOW_NS)
     for number in range(LINES_MAX):
-        machine.apply(BUCKET, (ops.SET_RATE, b"many", 1, -1, -1, b"vm-%d" % number, b"", b""), NOW_NS)
+        machine.apply(BUCKET, (ops.SET_RATE, b"many", 1, -1, -1, b"vm-%d" % number, b"", b"", b"", b""), NOW_NS)
     for _ in range(ROWS_SHOWN_MAX // LINES_MAX):
         assert len(asked(machine, b"many", NOW_NS)["rates"]) == LINES_MAX
     refusal = asked(machine, b"many", NOW_NS + ROWS_SHOWN_NS - 1)

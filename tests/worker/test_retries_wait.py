@@ -37,7 +37,7 @@ class Desk:
         self.sync(self.write())
 
     def ask(self, op: int, amount: int, request_id: bytes) -> None:
-        command = (op, b"u", amount, 0, 0, b"", request_id, b"")
+        command = (op, b"u", amount, 0, 0, b"", request_id, b"", b"", b"")
         self.shard.receive(self.asker, None, BUCKET, command, NOW_NS)
 
     def write(self):

@@ -60,7 +60,8 @@ class Start(Desk):
         self.command(REPORTS[kind, outcome], user, seq)
 
     def command(self, op: int, user: bytes, a: int = 0, b: int = 0, c: int = 0) -> None:
-        self.machine.apply(BUCKET, (op, user, a, b, c, b"", b"", b""), max(self.now_ns, wall_now_ns() - HOUR * COIN))
+        command = (op, user, a, b, c, b"", b"", b"", b"", b"")
+        self.machine.apply(BUCKET, command, max(self.now_ns, wall_now_ns() - HOUR * COIN))
 
     def runs_dry(self, user: bytes) -> None:
         """An hour ago it had a coin for a second."""
@@ -79,7 +80,7 @@ class Start(Desk):
 
     def now(self, op: int, user: bytes, a: int = 0) -> None:
         self.now_ns = wall_now_ns()
-        self.machine.apply(BUCKET, (op, user, a, 0, 0, b"", b"", b""), self.now_ns)
+        self.machine.apply(BUCKET, (op, user, a, 0, 0, b"", b"", b"", b"", b""), self.now_ns)
 
     def time_passes(self) -> None:
         """The ledger is ahead of the journal from here until `synced`."""

@@ -68,7 +68,8 @@ def shard() -> Shard:
     for bucket_id in range(1, BUCKETS + 1):
         shard.adopt(bucket_id, 1)
     for user_id in USERS:
-        machine.apply(bucket_id_of(user_id, BUCKETS), (ops.TOP_UP, user_id, 10**15, 0, 0, b"", b"", b""), NOW_NS)
+        first = (ops.TOP_UP, user_id, 10**15, 0, 0, b"", b"", b"", b"", b"")
+        machine.apply(bucket_id_of(user_id, BUCKETS), first, NOW_NS)
     ready = shard.take_ready()
     assert ready is not None
     shard.synced(ready)
@@ -80,9 +81,9 @@ def everyday(rounds: int) -> Iterator[tuple[int, Command]]:
     for number in range(rounds):
         for user_id in USERS:
             bucket_id = bucket_id_of(user_id, BUCKETS)
-            yield bucket_id, (ops.TOP_UP, user_id, 10**9 + number, 0, 0, b"", b"", b"")
-            yield bucket_id, (ops.SET_RATE, user_id, 3600 + number, -1, -1, b"", b"", b"")
-            yield bucket_id, (ops.DEBIT, user_id, 10**6 + number, 0, 0, b"", b"", b"")
+            yield bucket_id, (ops.TOP_UP, user_id, 10**9 + number, 0, 0, b"", b"", b"", b"", b"")
+            yield bucket_id, (ops.SET_RATE, user_id, 3600 + number, -1, -1, b"", b"", b"", b"", b"")
+            yield bucket_id, (ops.DEBIT, user_id, 10**6 + number, 0, 0, b"", b"", b"", b"", b"")
 
 
 def test_all_commands_of_a_read_are_one_batch_and_one_write(shard: Shard) -> None:
@@ -146,8 +147,8 @@ def test_an_account_adds_nothing_that_the_collector_walks(shard: Shard) -> None:
     for number in range(5000):
         user_id = b"another_%d" % number
         bucket_id = bucket_id_of(user_id, BUCKETS)
-        machine.apply(bucket_id, (ops.TOP_UP, user_id, 10**12, 0, 0, b"", b"", b""), NOW_NS)
-        machine.apply(bucket_id, (ops.SET_RATE, user_id, 3600, -1, -1, b"", b"", b""), NOW_NS)
+        machine.apply(bucket_id, (ops.TOP_UP, user_id, 10**12, 0, 0, b"", b"", b"", b"", b""), NOW_NS)
+        machine.apply(bucket_id, (ops.SET_RATE, user_id, 3600, -1, -1, b"", b"", b"", b"", b""), NOW_NS)
         machine.records.clear()
     gc.collect()
     assert len(gc.get_objects()) - before < 100
