@@ -309,6 +309,10 @@ class Ledger:
         account.settle(at_ns, False)
         return views.account_map(account, bucket_id)
 
+    def is_closed(self, bucket_id: int, user_id: bytes) -> bool:
+        """Whether there was an account that is closed: its history goes on answering."""
+        return user_id in self.books[bucket_id].closed
+
     def owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
         """The call that is owed to the outside for this account now; None also for an account that is not here."""
         book = self.books.get(bucket_id)

@@ -75,7 +75,8 @@ class BillingMachine:
                 self._show(len(account["rates"]) + len(account["holds"]), now_ns)
                 return account
             if name in ("history", "explain"):
-                self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
+                if name == "explain" or not self.ledger.is_closed(bucket_id, user_id):
+                    self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
                 return Later(query)
             if name == "retry_cutoff":
                 return self.ledger.retry_cutoff(bucket_id, user_id, now_ns)
