@@ -55,6 +55,8 @@ def doctor(
     if (truncate_at is None) is not (accept_loss is False):
         raise click.UsageError("--truncate-at and --accept-loss are only taken together")
     config = load(target.file, os.environ).config
+    if config.journal.kind != "file":
+        _end(Exit.CONFIG, f'journal.kind is "{config.journal.kind}": take a backup, whose copy is proved as files are')
     disk = RealDisk()
     report = Report()
     data_dir = config.daemon.data_dir
