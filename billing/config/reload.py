@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from billing.config.load import ConfigError, load
-from billing.config.schema import Config, declared, value_text
+from billing.config.schema import Config, declared, shown_text
 
 log = logging.getLogger("billing.config.reload")
 
@@ -107,7 +107,7 @@ class Reload:
             return
         for path in may:
             section, key = path.split(".")
-            before, after = value_text(self.config, section, key), value_text(merged, section, key)
+            before, after = shown_text(self.config, section, key), shown_text(merged, section, key)
             log.info("reloaded %s: %s, was %s", path, after, before)
         for path in need:
             log.warning("%s has changed and needs a restart to take effect", path)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from billing.addresses import check_listen, check_url
+from billing.addresses import check_listen, check_url, shown_url
 from billing.config.shares import check_shards, check_weights
 
 # What a text is, beside its being one; the last two name files that must exist.
@@ -254,6 +254,13 @@ def as_toml(config: Config) -> str:
         for key, field in _fields(table).items():
             lines += [f"# {field.description}. Takes {expected(field)}.", f"{key} = {value_text(config, section, key)}"]
     return "\n".join(lines) + "\n"
+
+
+def shown_text(config: Config, section: str, key: str) -> str:
+    """As `value_text`, but without what is secret in the query of a URL: for a log."""
+    if URL in dict(declared())[f"{section}.{key}"].metadata:
+        return json.dumps(shown_url(getattr(getattr(config, section), key)))
+    return value_text(config, section, key)
 
 
 def value_text(config: Config, section: str, key: str) -> str:

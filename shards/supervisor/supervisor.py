@@ -269,6 +269,7 @@ class Supervisor:
         for worker in self.workers.values():
             self._send_serve(worker)
         steering = Steering(self.clock, self.settings.slew_ppm_max)
+        steering.begin(boot_ns, wall_ns)
         while True:
             await asyncio.sleep(STEER_INTERVAL_S)
             steered = steering.steer(*paired_now())

@@ -209,6 +209,10 @@ class Steering:
         self.lead_ns = lead_ns
         self._wall_minus_boot_ns: int | None = None
 
+    def begin(self, boot_ns: int, wall_ns: int) -> None:
+        """Both clocks at the beginning: a step before the first `steer` is told as one, too."""
+        self._wall_minus_boot_ns = wall_ns - boot_ns
+
     def steer(self, boot_ns: int, wall_ns: int) -> Steered:
         """One look at both clocks, read together. `self.clock` follows the anchor that it returns already."""
         wall_minus_boot_ns = wall_ns - boot_ns

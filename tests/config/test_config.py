@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.config.load import ConfigError, Fault, load
-from billing.config.schema import Config, as_toml, declared, value_text
+from billing.config.schema import Config, as_toml, declared, shown_text, value_text
 
 REPOSITORY = Path(__file__).parents[2]
 FIXED_BY_CONTRACT = {
@@ -356,3 +356,10 @@ def test_a_configuration_does_not_change():
 def test_values_are_shown_as_a_file_has_them(text):
     config = Config.model_construct(daemon=Config().daemon.model_construct(data_dir=text))
     assert tomllib.loads("x = " + value_text(config, "daemon", "data_dir")) == {"x": text}
+
+
+def test_a_log_shows_no_secret_of_a_url(write):
+    file = write('[cutoff]\nurl = "http://h/off?token=hunter2&user_id={user_id}"\n')
+    config = load(file, {}).config
+    assert shown_text(config, "cutoff", "url") == '"http://h/off?token=***&user_id={user_id}"'
+    assert shown_text(config, "shards", "workers") == "2"

@@ -379,3 +379,9 @@ def test_a_closed_alarm_is_not_used():
     closed.close()
     with pytest.raises(AssertionError, match="closed"):
         closed.arm(1)
+
+
+def test_a_step_before_the_first_look_is_told_where_the_beginning_was_seen() -> None:
+    steering = Steering(BillingClock(Anchor(1_000, 5_000, 0, 0)))
+    steering.begin(1_000, 5_000)
+    assert steering.steer(1_000_001_000, 5_000 + 4_600_000_000).step_ns == 3_600_000_000
