@@ -371,7 +371,9 @@ class HttpDoor:
         body = await self._body(connection, request) if route.has_body else b""
         connection.request_read()
         params = served.read(found.values, query, headers.get("Idempotency-Key"), body)
+        asked_ns = self.door.clock()
         reply = await connection.ask(grant, served.name, params)
+        self.door.latency.note("http", served.name, self.door.clock() - asked_ns)
         if type(reply) is Refused:
             return self._refusal(reply)
         told = served.render(plain(reply), served.limit_of(params))
