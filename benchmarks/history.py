@@ -149,7 +149,7 @@ async def page_ms(link: HistoryLink, user: bytes, limit: int) -> float:
     for _ in range(20):
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         before = time.perf_counter()
-        link.history(1, 1, user, limit, NEWEST, 0, answer.set_result)
+        link.history(1, 1, user, limit, NEWEST, (0, 0, 0), answer.set_result)
         await answer
         times.append(time.perf_counter() - before)
     return round(statistics.median(times) * 1e3, 2)

@@ -7,9 +7,9 @@ question is seen. The others are fed by other processes, maybe later.
 **Whole or said.** Entry_ids follow each other from 1 on, so rows that are missing are seen, wherever they were lost. In
 the place of each gap stands one row of the operation `missing`: its entry_id is that of the first entry it stands for,
 its amount is what makes its neighbours add up, and `whole_from_ns` is the instant from which the history is whole again
-(nil where the newest rows are missing). Whether they may only be late is known from the departures: ownership passed
-from generation to generation, one at a time, so once the departures of all generations before the present one are in
-the files, so is every row made under them (`missing`).
+(where the newest rows are missing, that of the newest entry, which whoever asks knows). Whether they may only be late
+is known from the departures: ownership passed from generation to generation, one at a time, so once the departures of
+all generations before the present one are in the files, so is every row made under them (`missing`).
 
 Every row that is read is held against its checksum, its account and its neighbours; what does not hold is `Damaged`.
 
@@ -112,15 +112,26 @@ def as_map(row: Row) -> Shown:
     }
 
 
-def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown | None) -> Shown:
+class Newest(NamedTuple):
+    """What whoever asks knows of an account's newest entry; zeros where that is nothing."""
+
+    entry_id: int = 0
+    balance_nanos: int = 0
+    at_ns: int = 0
+
+
+NOTHING: Final = Newest()
+
+
+def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown | None, newest: Newest) -> Shown:
     """What stands for the entries from `first_id` to `last_id`, between the rows before and behind them."""
     opening_nanos = 0 if older is None else older["balance_after_nanos"]
-    closing_nanos = opening_nanos
+    closing_nanos, at_ns = newest.balance_nanos, newest.at_ns
     if newer is not None:
-        closing_nanos = newer["balance_before_nanos"] + newer["accrued_nanos"]
+        closing_nanos, at_ns = newer["balance_before_nanos"] + newer["accrued_nanos"], newer["at_ns"]
     return {
         "entry_id": first_id,
-        "at_ns": (older or {"at_ns": 0})["at_ns"] if newer is None else newer["at_ns"],
+        "at_ns": at_ns,
         "operation": MISSING,
         "amount_nanos": closing_nanos - opening_nanos,
         "accrued_nanos": 0,
@@ -129,25 +140,25 @@ def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown |
         "message": f"the rows of entries {first_id} to {last_id} are missing",
         "request_id": None,
         **dict.fromkeys(("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")),
-        "whole_from_ns": None if newer is None else newer["at_ns"],
+        "whole_from_ns": at_ns,
     }
 
 
-def page_of(above: Shown | None, rows: list[Shown], before: int, limit: int, newest: int) -> Page:
+def page_of(above: Shown | None, rows: list[Shown], before: int, limit: int, newest: Newest) -> Page:
     """The rows below `before`, newest first, at most `limit`, with a row in the place of each gap. `above`: the row
     that comes before them, where there is one; `newest`: the least entry_id that an account's newest row can have.
     """
-    newest = max(newest, rows[0]["entry_id"] if rows else 0)
-    bound_id = min(before, newest + 1 if above is None else above["entry_id"])
+    newest_id = max(newest.entry_id, rows[0]["entry_id"] if rows else 0)
+    bound_id = min(before, newest_id + 1 if above is None else above["entry_id"])
     whole: list[Shown] = []
     newer = above
     for row in rows:
         if row["entry_id"] < bound_id - 1:
-            whole.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer))
+            whole.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer, newest))
         whole.append(row)
         newer, bound_id = row, row["entry_id"]
     if len(rows) < limit and bound_id > 1:
-        whole.append(missing_row(1, bound_id - 1, None, newer))
+        whole.append(missing_row(1, bound_id - 1, None, newer, newest))
     page = whole[:limit]
     return Page(page, all(row["operation"] != MISSING for row in page))
 
@@ -193,7 +204,7 @@ class HistoryReader:
             self._whole[bucket_id] = generation
         return missing
 
-    def history(self, generation: int, user_id: bytes, before: int, limit: int, newest: int = 0) -> Page:
+    def history(self, generation: int, user_id: bytes, before: int, limit: int, newest: Newest = NOTHING) -> Page:
         """The account's rows below `before`, newest first, at most `limit`, as `history` answers them. A bucket of the
         first generation was never elsewhere: then only the own file is read, whatever became of others. `newest`: the
         least entry_id that the account's newest row can have. Raises Damaged, sqlite3.Error, StoreError, OSError.

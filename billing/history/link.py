@@ -48,12 +48,12 @@ class HistoryLink(FollowerLink):
         user_id: bytes,
         limit: int,
         before: int,
-        newest: int,
+        newest: tuple[int, int, int],
         done: Callable[[Rows | Refused], None],
     ) -> None:
         """Calls `done` with the rows of an account, newest first, at most `limit`, with an entry_id below `before`; or
         with UNAVAILABLE. The answer holds every batch handed over before. `generation`: at which the shard holds the
-        bucket. `newest`: the least entry_id that the newest row can have; 0 where nobody knows.
+        bucket. `newest`: entry_id, balance in nanos and instant of an entry that the answer must reach, zeros for none.
         """
         question = (bucket_id, generation, user_id, before, limit, newest)
         self.ask(question, lambda answer: done(answer if isinstance(answer, Refused) else list(answer)))

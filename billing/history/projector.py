@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
 from billing.follower.store import StoreError, code_of, reason_of
-from billing.history.history_reader import HistoryReader
+from billing.history.history_reader import HistoryReader, Newest
 from billing.history.store import Store, open_store
 from shards.exits import Exit
 from shards.system.clock import boot_now_ns
@@ -100,7 +100,7 @@ class Projector(Follower):
         assert shelf is not None
         self._write()
         try:
-            page = shelf.history(generation, user_id, before, limit, newest)
+            page = shelf.history(generation, user_id, before, limit, Newest(*newest))
             missing = [] if page.is_whole else shelf.missing(bucket_id, generation)
         except (sqlite3.Error, StoreError, OSError) as error:
             if code_of(error) == Exit.DAMAGED:

@@ -173,12 +173,26 @@ class Billing:
         if query[0] == "explain" and self._worker is not None and self._delivery is not None:
             done(explain(self.machine, bucket_id, query[1], self._worker, self._delivery))
             return
+        if self._worker is None:
+            done(Refused("UNAVAILABLE", "the history is not there yet"))
+            return
+        newest = self.machine.newest_entry(bucket_id, query[1])
+
+        def ask() -> None:  # the history is handed a batch right after it became durable
+            asyncio.get_running_loop().call_soon(self._ask_history, bucket_id, query, newest, done)
+
+        self._worker.when_durable(ask)
+
+    def _ask_history(
+        self, bucket_id: int, query: Command, newest: tuple[int, int, int], done: Callable[[object], None]
+    ) -> None:
+        """`newest`: the account's newest entry when it was asked, durable by now: the answer has it, or says so."""
         _, user_id, limit, before = query
         generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)
         if self._history is None or generation is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
         else:
-            self._history.history(bucket_id, generation, user_id, limit, before, 0, done)
+            self._history.history(bucket_id, generation, user_id, limit, before, newest, done)
 
     def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
         try:

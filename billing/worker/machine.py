@@ -21,11 +21,13 @@ from billing.expirationd.coming import merged
 from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
 from billing.ledger import commands as ops
+from billing.ledger.account import Account
 from billing.ledger.block import dumping, loading
 from billing.ledger.book import SLOT_BITS, Book
 from billing.ledger.entry import EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
+from billing.ledger.money import NANO
 from billing.ledger.schedule import unnoticed
 from billing.worker.pages import joined_cutoffs
 from shards.machine import Command, Effect, Later, Record
@@ -230,6 +232,17 @@ class BillingMachine:
         book = self.ledger.books[bucket_id]
         yield from audit.checking(book)
         return (yield from dumping(book))
+
+    def newest_entry(self, bucket_id: int, user_id: bytes) -> tuple[int, int, int]:
+        """(entry_id, balance in nanos, at_ns) of an account as its newest entry left it, of a closed one, too; zeros
+        where there never was one.
+        """
+        book = self.ledger.books.get(bucket_id)
+        if book is not None and (slot := book.slots.get(user_id)) is not None:
+            account = Account(book, slot, user_id)
+            return account.entry_id, account.balance // NANO, account.settled_ns
+        tombstone = None if book is None else book.closed.get(user_id)
+        return (0, 0, 0) if tombstone is None else (tombstone.entry_id, 0, tombstone.settled_ns)
 
     def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
         """The first half of `load`, in slices."""

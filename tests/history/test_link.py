@@ -49,7 +49,7 @@ class Worker:
         self, user: bytes, limit: int = 1000, before: int = NEWEST, bucket_id: int = 1, generation: int = 1
     ) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.link.history(bucket_id, generation, user, limit, before, 0, answer.set_result)
+        self.link.history(bucket_id, generation, user, limit, before, (0, 0, 0), answer.set_result)
         return answer
 
     async def check(self) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.follower.store import Ahead, Overtaken, StoreError, connect, file_of
-from billing.history.history_reader import MISSING, HistoryReader, as_map, rows_of
+from billing.history.history_reader import MISSING, HistoryReader, Newest, as_map, rows_of
 from billing.history.projection import MARK_EVERY, Group, project
 from billing.history.store import KIND, Store, open_store
 from billing.ledger import commands as ops
@@ -326,12 +326,14 @@ def test_newest_rows_that_are_missing_are_said_as_well(data_dir):
     user = scene.users[0]
     newest = scene.rows[user][-1]["entry_id"]
     shelf = shelf_of(data_dir, store)
-    assert shelf.history(2, user, NEWEST, 100, newest).is_whole
-    page = shelf.history(2, user, NEWEST, 100, newest + 2)
+    assert shelf.history(2, user, NEWEST, 100, Newest(newest, 9, 77)).is_whole
+    page = shelf.history(2, user, NEWEST, 100, Newest(newest + 2, 9, 77))
     assert not page.is_whole
-    assert (page.rows[0]["entry_id"], page.rows[0]["whole_from_ns"]) == (newest + 1, None)
-    (row,) = shelf.history(2, b"nobody", NEWEST, 100, 3).rows
-    assert (row["operation"], row["entry_id"]) == (MISSING, 1)
+    gap, before = page.rows[:2]
+    assert (gap["entry_id"], gap["whole_from_ns"], gap["balance_after_nanos"]) == (newest + 1, 77, 9)
+    assert before["balance_after_nanos"] + gap["amount_nanos"] == 9
+    (row,) = shelf.history(2, b"nobody", NEWEST, 100, Newest(3, 5, 77)).rows
+    assert (row["operation"], row["entry_id"], row["amount_nanos"]) == (MISSING, 1, 5)
 
 
 def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):

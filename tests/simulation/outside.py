@@ -170,7 +170,7 @@ class SimHistory:
                     archive.rows.setdefault(entry[FIELDS.index("user_id")], {})[entry[7]] = history_row(entry)
 
     def history(
-        self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, newest: int, done: Any
+        self, bucket_id: int, generation: int, user_id: bytes, limit: int, before: int, newest: Any, done: Any
     ) -> None:
         rows = self._archive.rows.get(user_id, {})
         chosen = sorted((entry_id for entry_id in rows if entry_id < before), reverse=True)[:limit]

@@ -143,6 +143,7 @@ async def test_rows_that_are_lost_are_said_in_the_answer(data_dir: Path) -> None
     settings = {"shards__workers": 1, "shards__bucket_count": BUCKETS, "journal__segment_bytes": 65_536}
     with Daemon(data_dir, **settings) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
+        replied = await rpc.ask("top_up", "idle", 5)
         for _ in range(3):
             await asyncio.gather(*(rpc.ask("top_up", "u", 1, {"message": "x" * 500}) for _ in range(200)))
             await history(rpc, "u")
@@ -154,6 +155,9 @@ async def test_rows_that_are_lost_are_said_in_the_answer(data_dir: Path) -> None
             file.unlink()
         await asyncio.to_thread(daemon.start)
         rpc = await Rpc.connect(daemon.rpc_port)
+        (row,) = await history(rpc, "idle")
+        assert (row["operation"], row["balance_after_nanos"]) == (MISSING, 5), "nothing happened to it since"
+        assert row["whole_from_ns"] == replied["at_ns"]
         await rpc.ask("top_up", "u", 7)
         rows = await history(rpc, "u")
         assert rows[0]["amount_nanos"] == 7
