@@ -66,6 +66,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "billing.cli.console.session": {
         "console": "A prompt for all procedures, with history, completion and a live view; nothing is evaluated.",
     },
+    "billing.migration.command": {
+        "import": "Opens accounts with the balances, credit limits and rates that FILES name.",
+    },
     "billing.backup.command": {
         "backup": "Copies all data as of one instant to the new DIRECTORY, while the daemon serves.",
         "restore": "Makes the configured data directory, which must be empty, from the backup in DIRECTORY.",
@@ -90,7 +93,7 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
-        *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "backup"),
+        *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "import", "backup"),
         *("restore", "rebuild", "journal", "cluster", "doctor"),
         *ELSEWHERE["billing.cli.operator_commands"],
     ),

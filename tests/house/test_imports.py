@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "admin": {"ledger", "api", "client", "cli", "config", "addresses", "svg"},  # of the cli, how values are shown
     "doctor": {"config", "cli"},  # of the command line, how a daemon that serves is asked
     "backup": {"follower", "history", "notices", "worker", "cli", "doctor", "config"},
+    "migration": {"ledger", "client", "cli"},
     "trial": {"ledger", "expirationd", "api", "client", "cli", "admin", "config", "addresses", "svg"},
 }
 ANYTHING = {"service", "__main__", "billing"}  # where the parts are joined

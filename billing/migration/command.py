@@ -1,0 +1,171 @@
+"""`billing import FILE …`: accounts out of CSV, JSON lines or Tarantool's files, into the daemon that serves.
+
+The file's name says what it is: `.csv`, `.jsonl` or `.ndjson`, `.snap` and `.xlog`. Of Tarantool, give the snapshot and
+the logs behind it. `--dry-run` reads everything and calls nobody. An import that was interrupted is run again as it was
+(see `billing.migration.plan`). What is not taken stands on standard error, a line each, and ends the command with 1;
+all else was imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from billing.cli.calling import Target, run, target_options
+from billing.cli.options import Command
+from billing.cli.output import say
+from billing.client.batch import Batch
+from billing.client.client import Client
+from billing.client.errors import BillingError
+from billing.migration.plan import commands_of, is_empty, refusal_of
+from billing.migration.sources import (
+    Account,
+    Found,
+    Mapping,
+    NotTaken,
+    from_csv,
+    from_json_lines,
+    from_tarantool,
+    merged,
+)
+from billing.migration.tarantool_log import LogError
+
+WINDOW: Final = 20_000  # commands sent and not answered
+CHUNK: Final = 500  # accounts whose commands leave as one write
+SHOWN_MAX: Final = 1000  # lines not taken that are shown; the count is always right
+
+TARANTOOL: Final = (".snap", ".xlog")
+JSON_LINES: Final = (".jsonl", ".ndjson")
+
+
+class Outcome(NamedTuple):
+    """What came of an import."""
+
+    accounts: int
+    commands: int
+    replayed: int
+    refused: list[NotTaken]
+
+
+@click.command(name="import", cls=Command)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--label", default="import", help="Names this import: the same one again repeats nothing.")
+@click.option("--space", default=Mapping().space, help="Of Tarantool: the space that holds the balances.")
+@click.option("--user-field", default=Mapping().user, help="Its field of the user: a name, or a number from 1.")
+@click.option("--coins-field", default=Mapping().coins, help="Its field of the coins.")
+@click.option("--dry-run", is_flag=True, help="Reads everything and says what would be done; calls nobody.")
+@target_options
+def import_(
+    target: Target,
+    files: tuple[Path, ...],
+    label: str,
+    space: str,
+    user_field: str,
+    coins_field: str,
+    dry_run: bool,
+) -> None:
+    """Opens accounts with the balances, credit limits and rates that FILES name."""
+    if not 1 <= len(label.encode()) <= 40:
+        raise click.UsageError("--label takes 1 to 40 bytes")
+    try:
+        found = list(merged(read(files, Mapping(space, user_field, coins_field))))
+    except (LogError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    not_taken = [one for one in found if isinstance(one, NotTaken)]
+    named = [one for one in found if isinstance(one, Account)]
+    not_taken += [no for account in named if (no := refusal_of(account)) is not None]
+    accounts = [account for account in named if not is_empty(account) and refusal_of(account) is None]
+    if empty := sum(map(is_empty, named)):
+        click.echo(f"{empty:,} users have no money, no limit and no rate: their first top-up opens their accounts")
+    if dry_run:
+        commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
+        click.echo(f"would import {len(accounts):,} accounts with {commands:,} commands")
+    else:
+        outcome = run(target, lambda client: carry_out(client, accounts, label), changes=True)
+        not_taken += outcome.refused
+        click.echo(
+            f"imported {outcome.accounts:,} accounts with {outcome.commands:,} commands, "
+            f"{outcome.replayed:,} of them done before"
+        )
+    for line in not_taken[:SHOWN_MAX]:
+        say(f"not taken: {line.place}: {line.reason}")
+    if not_taken:
+        say(f"{len(not_taken):,} lines were not taken")
+        sys.exit(1)
+
+
+def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Found]:
+    """Everything that the files say. Raises LogError, ValueError and OSError."""
+    tarantool = []
+    for path in files:
+        if path.suffix in TARANTOOL:
+            tarantool.append(path)
+        elif path.suffix == ".csv":
+            with click.open_file(str(path), encoding="utf-8-sig") as lines:
+                yield from from_csv(lines, str(path))
+        elif path.suffix in JSON_LINES:
+            with click.open_file(str(path), encoding="utf-8-sig") as lines:
+                yield from from_json_lines(lines, str(path))
+        else:
+            raise ValueError(f"{path}: expected a name that ends with .csv, .jsonl, .ndjson, .snap or .xlog")
+    if tarantool:
+        tarantool.sort(key=lambda path: (path.suffix != ".snap", path.name))
+        yield from from_tarantool(((str(path), contents(path)) for path in tarantool), mapping)
+
+
+def contents(path: Path) -> bytes:
+    """A file's bytes."""
+    with click.open_file(str(path), "rb") as opened:
+        return bytes(opened.read())
+
+
+async def carry_out(client: Client, accounts: list[Account], label: str) -> Outcome:
+    """Sends all commands, at most `WINDOW` of them unanswered, and counts what came of them."""
+    sent: list[tuple[Account, str]] = []
+    refused: list[NotTaken] = []
+    replayed = 0
+    room = asyncio.Event()
+
+    def on_answer(number: int, error: BillingError | None, result: Any) -> None:
+        nonlocal replayed
+        account, method = sent[number]
+        if error is not None:
+            refused.append(NotTaken(account.place, f"{method} of {account.user_id} was refused: {error}"))
+        elif result.get("replayed"):
+            replayed += 1
+        room.set()
+
+    columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("accounts", total=len(accounts))
+        async with client.batch(on_answer) as batch:
+            for start in range(0, len(accounts), CHUNK):
+                chunk = accounts[start : start + CHUNK]
+                await _space(batch, room)
+                for account in chunk:
+                    for method, params in commands_of(account, label, "imported"):
+                        sent.append((account, method))
+                        batch.add(len(sent) - 1, method, params)
+                batch.flush()
+                progress.advance(task, len(chunk))
+            await batch.answered()
+    gone = {line.place for line in refused}
+    return Outcome(sum(account.place not in gone for account in accounts), len(sent), replayed, refused)
+
+
+async def _space(batch: Batch, room: asyncio.Event) -> None:
+    """Waits until another chunk fits into the window."""
+    while batch.open >= WINDOW:
+        room.clear()
+        await room.wait()
+
+
+COMMANDS: dict[str, click.Command] = {"import": import_}

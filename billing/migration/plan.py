@@ -1,0 +1,51 @@
+"""The commands that make an account of the daemon what a source says of it. Pure.
+
+In this order: the money, the credit limit, the rates; so that a user who has money is never exhausted by the import.
+Each command carries a `request_id` made of the import's label and of what it does. The daemon keeps request ids for
+seven days, so an import that was interrupted may be run again within that time: what was carried out is answered from
+memory, with `replayed`. The same label with another amount for the same user is refused as `REQUEST_ID_CONFLICT`:
+nobody's money is added twice because a file was edited in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any, Final
+
+from billing.migration.sources import Account, NotTaken
+
+Command = tuple[str, list[Any]]  # method, params
+
+IN_DEBT: Final = "nothing would be available, so that the user would be cut off at once; bring the debt in by hand"
+
+
+def is_empty(account: Account) -> bool:
+    """Whether there is nothing to import: the first top-up opens such an account."""
+    return not account.balance_nanos and account.credit_limit_nanos is None and not account.rates
+
+
+def refusal_of(account: Account) -> NotTaken | None:
+    """Why an account is not imported: an exhausted account is cut off, and an import switches nobody off."""
+    available = account.balance_nanos + (account.credit_limit_nanos or 0)
+    return NotTaken(account.place, IN_DEBT) if available <= 0 and not is_empty(account) else None
+
+
+def commands_of(account: Account, label: str, message: str) -> Iterator[Command]:
+    """The commands of one account that is neither empty nor refused."""
+    user, nanos = account.user_id, account.balance_nanos
+    opening = nanos if nanos > 0 else 1  # only a top-up opens an account; a nano too much is taken away again
+    yield "top_up", [user, opening, {"request_id": f"{label}:balance", "message": message}]
+    if account.credit_limit_nanos is not None:
+        yield "set_credit_limit", [user, account.credit_limit_nanos, {"request_id": f"{label}:credit_limit"}]
+    if nanos != opening:
+        yield "adjust", [user, nanos - opening, message, {"request_id": f"{label}:debt"}]
+    for line in account.rates:
+        options = {"per": line.per, "resource": line.resource, "request_id": _short(f"{label}:rate:{line.resource}")}
+        yield "set_rate", [user, line.rate, options]
+
+
+def _short(request_id: str) -> str:
+    """A request id of at most 64 bytes; a longer one is named by its digest."""
+    raw = request_id.encode()
+    return request_id if len(raw) <= 64 else sha256(raw).hexdigest()

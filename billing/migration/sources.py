@@ -1,0 +1,224 @@
+"""What a file says of accounts: CSV, JSON lines, or Tarantool's files, each as `Account`s and as lines not taken. Pure.
+
+CSV has a header line; JSON lines are one object each. Columns or keys, all but `user_id` optional:
+
+    user_id         as in the contract
+    balance         coins, a decimal text or a whole number; may be negative
+    credit_limit    coins
+    resource, rate, per     one rate line (coins a second, `minute` or `hour`); further rows of the same user add lines
+    rates           JSON only: a list of {"resource", "rate", "per"}
+
+Of Tarantool, a `Mapping` says which space and fields hold users and coins: `balance.username` and `balance.coins` where
+nothing else is said. A line that cannot be taken is never dropped in silence: it becomes a
+`NotTaken` with its place and the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final, NamedTuple
+
+from billing.migration.tarantool_log import Log
+from billing.migration.tarantool_spaces import Spaces
+
+COINS_DIGITS_MAX: Final = 9
+NANOS_MAX: Final = 2**63 - 1
+PER: Final = ("second", "minute", "hour")
+COLUMNS: Final = ("user_id", "balance", "credit_limit", "resource", "rate", "per")
+
+
+class RateLine(NamedTuple):
+    """One rate line: coins as decimal text, per `second`, `minute` or `hour`."""
+
+    resource: str
+    rate: str
+    per: str
+
+
+class Account(NamedTuple):
+    """What is known of one user. `balance_nanos` 0 and `credit_limit_nanos` None: nothing was said."""
+
+    place: str
+    user_id: str
+    balance_nanos: int
+    credit_limit_nanos: int | None
+    rates: tuple[RateLine, ...]
+
+
+class NotTaken(NamedTuple):
+    """A line that is not imported: where it stands, and why."""
+
+    place: str
+    reason: str
+
+
+class Mapping(NamedTuple):
+    """Where Tarantool keeps users and coins. Fields are names, or numbers counted from 1."""
+
+    space: str = "balance"
+    user: str = "username"
+    coins: str = "coins"
+
+
+Found = Account | NotTaken
+
+
+def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
+    """Accounts of a CSV file with a header line. Raises ValueError where the header is not one."""
+    reader = csv.DictReader(lines, strict=True)
+    header = reader.fieldnames or []
+    unknown = [column for column in header if column not in COLUMNS]
+    if "user_id" not in header or unknown:
+        raise ValueError(f"{name}: expected a header of {', '.join(COLUMNS)}; got {', '.join(header) or 'nothing'}")
+    rows = iter(reader)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield NotTaken(f"{name}:{reader.line_num}", str(error))
+            continue
+        place = f"{name}:{reader.line_num}"
+        if None in row or None in row.values():
+            yield NotTaken(place, f"expected {len(header)} columns")
+            continue
+        row = {column: value.strip() for column, value in row.items()}
+        rates = []
+        if row.get("rate"):
+            rates = [{"resource": row.get("resource", ""), "rate": row["rate"], "per": row.get("per") or "second"}]
+        yield _account(place, row["user_id"], row.get("balance"), row.get("credit_limit"), rates)
+
+
+def from_json_lines(lines: Iterable[str], name: str) -> Iterator[Found]:
+    """Accounts of a file with one JSON object a line; empty lines do not count."""
+    for number, line in enumerate(lines, start=1):
+        place = f"{name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_float=Decimal, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            yield NotTaken(place, f"not JSON: {error}")
+            continue
+        if not isinstance(row, dict):
+            yield NotTaken(place, "expected an object")
+            continue
+        unknown = [key for key in row if key not in (*COLUMNS, "rates")]
+        if unknown:
+            yield NotTaken(place, f"unknown keys: {', '.join(unknown)}")
+            continue
+        rates = row.get("rates", [])
+        if row.get("rate") is not None:
+            rates = [*rates, {key: row[key] for key in ("resource", "rate", "per") if row.get(key) is not None}]
+        yield _account(place, row.get("user_id"), row.get("balance"), row.get("credit_limit"), rates)
+
+
+def merged(found: Iterable[Found]) -> Iterator[Found]:
+    """Accounts of which each user has one: rates of several lines together, a second balance or limit refused."""
+    accounts: dict[str, Account] = {}
+    for one in found:
+        if isinstance(one, NotTaken):
+            yield one
+            continue
+        known = accounts.setdefault(one.user_id, one)
+        if known is one:
+            continue
+        if one.balance_nanos or one.credit_limit_nanos is not None:
+            yield NotTaken(one.place, f"{one.user_id} stands at {known.place} already; a further line only adds rates")
+        elif {line.resource for line in one.rates} & {line.resource for line in known.rates}:
+            yield NotTaken(one.place, f"the rate of this resource of {one.user_id} stands at {known.place} already")
+        else:
+            accounts[one.user_id] = known._replace(rates=known.rates + one.rates)
+    yield from accounts.values()
+
+
+def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iterator[Found]:
+    """Accounts out of a snapshot and the logs that follow it, in this order. Raises LogError and ValueError."""
+    spaces = Spaces()
+    for name, data in files:
+        log = Log(data, name)
+        spaces.replay(log)
+        if not log.whole:
+            yield NotTaken(name, "has no end marker: Tarantool was still writing it; what stands before was taken")
+    if spaces.unknown_rows:
+        yield NotTaken("the logs", f"{spaces.unknown_rows} rows of spaces that no snapshot here defines")
+    space = spaces.named(mapping.space)
+    if space is None:
+        there = ", ".join(sorted(known.name for known in spaces.by_id.values())) or "none"
+        raise ValueError(f"there is no space {mapping.space!r}; those there are: {there}")
+    user_at, coins_at = (_place_of(space.fields, wanted, space.name) for wanted in (mapping.user, mapping.coins))
+    for row in space.tuples.values():
+        place = f"{space.name}[{row[user_at] if len(row) > user_at else '?'}]"
+        if len(row) <= max(user_at, coins_at):
+            yield NotTaken(place, f"the tuple has only {len(row)} fields")
+        else:
+            yield _account(place, row[user_at], row[coins_at], None, [])
+
+
+def _place_of(fields: list[str], wanted: str, space: str) -> int:
+    if wanted in fields:
+        return fields.index(wanted)
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted) - 1
+    raise ValueError(f"space {space} has no field {wanted!r}; its fields: {', '.join(fields) or 'unnamed'}")
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _account(place: str, user_id: Any, balance: Any, credit_limit: Any, rates: Any) -> Found:
+    if isinstance(user_id, int) and not isinstance(user_id, bool) and user_id >= 0:
+        user_id = str(user_id)
+    if not isinstance(user_id, str) or not user_id:
+        return NotTaken(place, "expected a user_id")
+    try:
+        user_id.encode()
+        nanos = _nanos(balance, "balance") or 0
+        limit = _nanos(credit_limit, "credit_limit")
+        if limit is not None and limit < 0:
+            raise ValueError("credit_limit cannot be negative")
+        if not isinstance(rates, list):
+            raise ValueError("expected a list of rates")
+        return Account(place, user_id, nanos, limit, tuple(map(_rate_line, rates)))
+    except UnicodeEncodeError:
+        return NotTaken(place, "the user_id is not UTF-8")
+    except ValueError as error:
+        return NotTaken(place, str(error))
+
+
+def _rate_line(given: Any) -> RateLine:
+    if not isinstance(given, dict) or set(given) - {"resource", "rate", "per"}:
+        raise ValueError("a rate is an object of resource, rate and per, and of nothing else")
+    nanos = _nanos(given.get("rate"), "rate")
+    if nanos is None or nanos < 0:
+        raise ValueError("expected a rate of zero or above")
+    per = given.get("per", "second")
+    if per not in PER:
+        raise ValueError(f"expected per to be one of {', '.join(PER)}, got {per!r}")
+    resource = given.get("resource", "")
+    if not isinstance(resource, str):
+        raise ValueError("expected a text as resource")
+    return RateLine(resource, f"{Decimal(nanos).scaleb(-9):f}", per)
+
+
+def _nanos(given: Any, what: str) -> int | None:
+    """Nanos of coins given as text, whole number or exact decimal; None where nothing is said. Raises ValueError."""
+    if given is None or given == "":
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int | Decimal):
+        raise ValueError(f"expected {what} as a decimal number of coins")
+    try:
+        coins = Decimal(given.strip() if isinstance(given, str) else given)
+        nanos = coins.scaleb(COINS_DIGITS_MAX)
+        if not coins.is_finite() or nanos != nanos.to_integral_value():
+            raise ValueError(f"{what} {given} is no number with at most {COINS_DIGITS_MAX} decimals")
+    except InvalidOperation:
+        raise ValueError(f"expected {what} as a decimal number of coins, got {given!r}") from None
+    if abs(nanos) > NANOS_MAX:
+        raise ValueError(f"{what} {given} is beyond what an account can hold")
+    return int(nanos)

@@ -1,0 +1,93 @@
+"""Files of accounts: what is taken, and what is named with its place and reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing.migration.plan import IN_DEBT, commands_of, is_empty, refusal_of
+from billing.migration.sources import Account, NotTaken, RateLine, from_csv, from_json_lines, merged
+
+CSV = [
+    "user_id,balance,credit_limit,resource,rate,per",
+    "user_01,12.5,,vm-1,0.36,hour",
+    "user_01,,,vm-2,0.000000001,",
+    "user_02,100,50,,,",
+    "user_03,-7,10,,,",
+    "user_04,1e400,,,,",
+    "user_05,NaN,,,,",
+    "user_06,0.0000000001,,,,",
+    "user_07,5",
+    ",5,,,,",
+    "user_08,,-1,,,",
+    "user_09,1,,vm,1,week",
+    "user_01,3,,,,",
+]
+
+
+def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped():
+    found = list(merged(from_csv(CSV, "a.csv")))
+    accounts = {one.user_id: one for one in found if isinstance(one, Account)}
+    assert accounts["user_01"].balance_nanos == 12_500_000_000
+    lines = (RateLine("vm-1", "0.360000000", "hour"), RateLine("vm-2", "0.000000001", "second"))
+    assert accounts["user_01"].rates == lines
+    assert (accounts["user_02"].balance_nanos, accounts["user_02"].credit_limit_nanos) == (100 * 10**9, 50 * 10**9)
+    assert accounts["user_03"].balance_nanos == -7 * 10**9
+    assert set(accounts) == {"user_01", "user_02", "user_03"}
+    places = {one.place for one in found if isinstance(one, NotTaken)}
+    assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13)}
+
+
+def test_a_csv_file_without_the_header_is_refused_whole():
+    with pytest.raises(ValueError, match="expected a header"):
+        list(from_csv(["user_01,5"], "a.csv"))
+
+
+JSON_LINES = {
+    '{"user_id": "u", "balance": "5", "rates": [{"resource": "vm", "rate": "0.36", "per": "hour"}]}': Account(
+        "f:1", "u", 5 * 10**9, None, (RateLine("vm", "0.360000000", "hour"),)
+    ),
+    '{"user_id": 17, "balance": 9223372036.854775807}': Account("f:1", "17", 2**63 - 1, None, ()),
+    '{"user_id": "u", "rate": 1}': Account("f:1", "u", 0, None, (RateLine("", "1.000000000", "second"),)),
+    '{"user_id": "u", "balance": 9223372036.854775808}': NotTaken(
+        "f:1", "balance 9223372036.854775808 is beyond what an account can hold"
+    ),
+    '{"user_id": "u", "balance": NaN}': NotTaken("f:1", "not JSON: NaN is no number"),
+    '{"user_id": "u", "colour": "red"}': NotTaken("f:1", "unknown keys: colour"),
+    '{"user_id": true}': NotTaken("f:1", "expected a user_id"),
+    "[1]": NotTaken("f:1", "expected an object"),
+    '{"user_id": "\\ud800", "balance": 1}': NotTaken("f:1", "the user_id is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("line", JSON_LINES)
+def test_a_line_of_json_is_an_account_or_is_named(line):
+    assert list(from_json_lines([line], "f")) == [JSON_LINES[line]]
+
+
+def test_deep_json_is_one_line_not_taken():
+    found = list(from_json_lines(["[" * 100_000, '{"user_id": "u", "balance": 1}'], "f"))
+    assert [type(one) for one in found] == [NotTaken, Account]
+
+
+def test_an_account_in_debt_is_opened_within_its_limit_and_never_cut_off():
+    account = Account("f:1", "u", -7 * 10**9, 10 * 10**9, (RateLine("vm", "1", "hour"),))
+    assert refusal_of(account) is None
+    commands = list(commands_of(account, "old", "imported"))
+    assert [method for method, _ in commands] == ["top_up", "set_credit_limit", "adjust", "set_rate"]
+    assert commands[0][1][1] + commands[2][1][1] == -7 * 10**9
+    assert len({params[-1]["request_id"] for _, params in commands}) == len(commands)
+
+
+def test_what_would_be_cut_off_at_once_is_not_imported():
+    refused = refusal_of(Account("f:1", "u", -5, 5, ()))
+    assert refused is not None
+    assert refused.reason == IN_DEBT
+    assert is_empty(Account("f:1", "u", 0, None, ()))
+
+
+def test_a_long_resource_makes_a_request_id_that_the_daemon_takes():
+    lines = tuple(RateLine("x" * 100 + end, "1", "hour") for end in "ab")
+    commands = list(commands_of(Account("f:1", "u", 1, None, lines), "import", "imported"))
+    ids = [params[-1]["request_id"] for method, params in commands if method == "set_rate"]
+    assert len(set(ids)) == 2
+    assert all(len(one.encode()) <= 64 for one in ids)

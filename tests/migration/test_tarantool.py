@@ -1,0 +1,87 @@
+"""Files that Tarantool 2.6 wrote: `tests/fixtures/tarantool`, made by its `make.lua`; and new ones, if installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from billing.migration.sources import Account, Mapping, NotTaken, from_tarantool
+from billing.migration.tarantool_log import Log, LogError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "tarantool"
+SNAPSHOT, LOG = (FIXTURES / f"00000000000000000313.{kind}" for kind in ("snap", "xlog"))
+COINS = 10**9
+
+# What make.lua leaves: an update by number, one by name, a replace, two upserts, an insert, a delete, a transaction.
+EXPECTED = {"user_01": 99, "user_02": 250, "user_03": 750, "user_04": 402, "пользователь": 7, "zero": 0}
+EXPECTED |= {f"bulk_{i:04}": i * 1000 if i <= 200 else i for i in range(1, 300)}
+
+
+def balances(*files: Path) -> dict[str, int]:
+    found = list(from_tarantool([(path.name, path.read_bytes()) for path in files], Mapping()))
+    return {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)}
+
+
+def test_a_snapshot_and_the_log_behind_it_are_the_balances():
+    assert balances(SNAPSHOT, LOG) == EXPECTED
+
+
+def test_a_log_that_the_snapshot_holds_changes_nothing():
+    assert balances(SNAPSHOT, LOG, LOG) == EXPECTED
+
+
+def test_a_snapshot_alone_is_the_state_at_its_instant():
+    alone = balances(SNAPSHOT)
+    assert (alone["user_01"], alone["user_03"], alone["bulk_0300"]) == (100, 50, 300)
+    assert "user_04" not in alone
+
+
+def test_other_spaces_are_mapped_by_name_or_number():
+    files = [(SNAPSHOT.name, SNAPSHOT.read_bytes())]
+    by_number = list(from_tarantool(files, Mapping("billing", "3", "balance_after")))
+    assert by_number == [Account("billing[user_01]", "user_01", 100 * COINS, None, ())]
+    with pytest.raises(ValueError, match=r"no space 'money'; those there are: .*balance"):
+        list(from_tarantool(files, Mapping("money")))
+    with pytest.raises(ValueError, match="no field 'cash'; its fields: username, coins"):
+        list(from_tarantool(files, Mapping(coins="cash")))
+
+
+def test_a_log_without_its_end_is_read_as_far_as_it_goes():
+    cut = LOG.read_bytes()[:-4]
+    found = list(from_tarantool([("s.snap", SNAPSHOT.read_bytes()), ("l.xlog", cut)], Mapping()))
+    assert [one.place for one in found if isinstance(one, NotTaken)] == ["l.xlog"]
+    assert {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)} == EXPECTED
+
+
+def test_no_flipped_bit_is_taken_for_good():
+    """Each byte of the first blocks: an error, or a block that ends nothing; never other balances."""
+    data = SNAPSHOT.read_bytes()
+    good = [row for row in Log(data).rows()]
+    start = data.index(b"\n\n") + 2
+    for at in range(start, start + 400):
+        broken = bytearray(data)
+        broken[at] ^= 1
+        try:
+            rows = [row for row in Log(bytes(broken)).rows()]
+        except LogError:
+            continue
+        assert rows == good[: len(rows)], at
+
+
+@pytest.mark.parametrize("data", [b"", b"SNAP", b"SNAP\n9.9\n\n", b"<html>\n\n", b"\x00" * 100])
+def test_another_file_is_refused_by_name(data):
+    with pytest.raises(LogError, match=r"x\.snap"):
+        list(from_tarantool([("x.snap", data)], Mapping()))
+
+
+@pytest.mark.skipif(shutil.which("tarantool") is None, reason="the Debian package tarantool is not installed")
+def test_what_tarantool_writes_today_is_read(tmp_path):
+    (tmp_path / "d").mkdir()
+    command = ["tarantool", str(FIXTURES / "make.lua")]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    files = sorted((tmp_path / "d").glob("*.snap"))[-1:]
+    files += [path for path in sorted((tmp_path / "d").glob("*.xlog")) if path.stem >= files[0].stem]
+    assert balances(*files) == EXPECTED

@@ -1,0 +1,74 @@
+"""`billing import` into the real daemon: once, again after an interruption, and again with a changed file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.daemon import Daemon
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "tarantool"
+SNAPSHOT, LOG = (FIXTURES / f"00000000000000000313.{kind}" for kind in ("snap", "xlog"))
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("d")) as started:
+        yield started
+
+
+def billing(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "billing", *map(str, arguments), "--address", daemon.address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def account(daemon: Daemon, user: str) -> dict[str, object]:
+    return json.loads(billing(daemon, "account", user, "--json").stdout)
+
+
+def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon):
+    dry = billing(daemon, "import", SNAPSHOT, LOG, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert "would import 304 accounts with 304 commands" in dry.stdout
+    first = billing(daemon, "import", LOG, SNAPSHOT)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "imported 304 accounts with 304 commands, 0 of them done before" in first.stdout
+    assert "1 users have no money" in first.stdout
+    assert account(daemon, "user_03")["balance_nanos"] == 750 * 10**9
+    assert account(daemon, "пользователь")["balance_nanos"] == 7 * 10**9
+    again = billing(daemon, "import", SNAPSHOT, LOG)
+    assert "imported 304 accounts with 304 commands, 304 of them done before" in again.stdout
+    assert account(daemon, "user_03")["balance_nanos"] == 750 * 10**9
+
+
+def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daemon, tmp_path):
+    file = tmp_path / "accounts.csv"
+    file.write_text(
+        "user_id,balance,credit_limit,resource,rate,per\n"
+        "csv_01,5,10,vm-1,0.36,hour\ncsv_01,,,vm-2,0.72,hour\ncsv_02,-3,10,,,\ncsv_03,-3,,,,\ncsv_04,many,,,,\n"
+    )
+    ended = billing(daemon, "import", file)
+    assert ended.returncode == 1
+    assert "imported 2 accounts with 7 commands" in ended.stdout
+    assert "accounts.csv:5: " in ended.stderr
+    assert "accounts.csv:6: " in ended.stderr
+    one = account(daemon, "csv_01")
+    assert (one["credit_limit_nanos"], one["rate_nanos_per_hour"]) == (10 * 10**9, 1_080_000_000)
+    two = account(daemon, "csv_02")
+    assert (two["balance_nanos"], two["state"], two["exhaustion_seq"]) == (-3 * 10**9, "active", 0)
+
+
+def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon, tmp_path):
+    file = tmp_path / "accounts.jsonl"
+    file.write_text('{"user_id": "json_01", "balance": "5"}\n')
+    assert billing(daemon, "import", file).returncode == 0
+    file.write_text('{"user_id": "json_01", "balance": "6"}\n')
+    changed = billing(daemon, "import", file)
+    assert changed.returncode == 1
+    assert "REQUEST_ID_CONFLICT" in changed.stderr
+    assert account(daemon, "json_01")["balance_nanos"] == 5 * 10**9
