@@ -1,0 +1,42 @@
+"""The pages that people read: README and docs, with their blocks of code and their links."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = sorted([REPOSITORY / "README.md", *REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_COMMAND = re.compile(r"`billing ([a-z][a-z-]*)")
+
+
+class Block(NamedTuple):
+    """One fenced block: its language ("" where none is named) and its text."""
+
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page, in order."""
+    return [Block(language, text) for language, text in _FENCE.findall(page.read_text())]
+
+
+def links(page: Path) -> Iterator[str]:
+    """Where a page points to, but for addresses of the web."""
+    yield from (link for link in _LINK.findall(_FENCE.sub("", page.read_text())) if "://" not in link)
+
+
+def commands(page: Path) -> set[str]:
+    """The commands of `billing` that a page names."""
+    return set(_COMMAND.findall(page.read_text()))
+
+
+def transcript(text: str) -> list[str]:
+    """The lines of a console block that somebody types."""
+    return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]

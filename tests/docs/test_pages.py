@@ -1,0 +1,51 @@
+"""What the pages say is true where a test can see it: links, commands, keys, the worked example of the signature."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from billing.cli.main import MODULE_OF, root
+from billing.config.schema import Config
+from billing.expirationd.signature import parse_secrets, sign
+from tests.docs.pages import PAGES, REPOSITORY, commands, links
+
+KNOWN = {*MODULE_OF, *root.commands}
+SECTIONS = {name for name in Config.model_fields}
+KEY = re.compile(r"`(?:BILLING_)?([a-z]+)\.([a-z_]+)(?: = [^`]*)?`")
+
+
+def named(page):
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page):
+    assert [link for link in links(page) if not (page.parent / link.split("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
+def test_every_command_that_is_named_exists(page):
+    assert commands(page) - KNOWN == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
+def test_every_key_that_is_named_exists(page):
+    fields = {section: set(field.annotation.model_fields) for section, field in Config.model_fields.items()}
+    found = [(section, key) for section, key in KEY.findall(page.read_text()) if section in SECTIONS]
+    assert [f"{section}.{key}" for section, key in found if key not in fields[section]] == []
+
+
+def test_the_readme_can_be_read_in_one_go():
+    assert (REPOSITORY / "README.md").read_text().count("\n") <= 100
+
+
+def test_the_example_of_the_signature_is_right():
+    page = (REPOSITORY / "docs" / "receiving-cutoffs.md").read_text()
+    secret, event, second, target = re.search(
+        r"secret `(\S+)`, id `(\S+)`, timestamp `(\d+)`, target\s+`(\S+)`", page
+    ).groups()
+    signed, signature = re.search(r"Signed text and signature:\n\n```\n(.*)\n(.*)\n```", page).groups()
+    assert signed == f"{event}.{second}.{target}"
+    assert sign(parse_secrets(secret), event.encode(), int(second), target.encode()).decode() == signature
