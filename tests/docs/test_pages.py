@@ -33,7 +33,8 @@ def test_every_command_that_is_named_exists(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
 def test_every_key_that_is_named_exists(page):
     fields = {section: set(field.annotation.model_fields) for section, field in Config.model_fields.items()}
-    found = [(section, key) for section, key in KEY.findall(page.read_text()) if section in SECTIONS]
+    text = page.read_text().replace("`http.client`", "")  # a module of Tarantool
+    found = [(section, key) for section, key in KEY.findall(text) if section in SECTIONS]
     assert [f"{section}.{key}" for section, key in found if key not in fields[section]] == []
 
 
