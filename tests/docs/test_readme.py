@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.docs.pages import REPOSITORY, blocks, transcript
 from tests.system.daemon import Daemon
@@ -29,3 +34,18 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path):
     assert "alice" in printed[0]
     assert "vm-1" in printed[2]
     assert "top_up" in printed[4] or "top-up" in printed[4]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_first_call_by_http_works_as_written(tmp_path):
+    texts = [block.text for block in blocks(REPOSITORY / "README.md") if block.language == "sh"]
+    calls = [line for text in texts for line in text.splitlines()]
+    assert len(calls) == 2
+    with Daemon(tmp_path) as daemon:
+        answers = []
+        for line in calls:
+            command = shlex.split(line.replace("127.0.0.1:3312", f"127.0.0.1:{daemon.http_port}"))
+            ended = subprocess.run([*command, "--silent", "--fail"], capture_output=True, timeout=120, check=True)
+            answers.append(json.loads(ended.stdout))
+    assert [answer["user_id"] for answer in answers] == ["bob", "bob"]
+    assert answers[1]["balance_nanos"] == answers[0]["balance_nanos"] == 5 * 10**9

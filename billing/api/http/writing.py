@@ -111,8 +111,14 @@ def problem(refusal: Refused, status: int = 0) -> Problem:
     return Problem(status, headers, encode(told), refusal.name)
 
 
+# Fields of money whose plain name is that of another field.
+TAKEN: Final = {"holds_nanos": "holds_total"}
+
+
 def money_name(name: str, kind: str) -> str:
     """The name of the decimal string that stands beside a field of money; empty where none does."""
+    if name in TAKEN:
+        return TAKEN[name]
     if kind in ("nanos", "nanos_per_hour") and "_nanos" in name:
         return name.replace("_nanos", "")
     return ""

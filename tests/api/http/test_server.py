@@ -17,7 +17,7 @@ async def test_a_command_is_carried_out_and_its_first_answer_told_again(shop: Sh
     shop.gate.replies["1"] = {"user_id": "ann", "replayed": True}
     told = await shop.ask("POST", "/v1/accounts/ann/top_up", {"amount": "5"}, Idempotency_Key="k")
     assert (told.status, told.headers["idempotent-replayed"]) == (200, "true")
-    assert shop.gate.commands == [(1, b"ann", 5 * 10**9, 0, 0, b"", b"k", b"")]
+    assert shop.gate.commands == [(1, b"ann", 5 * 10**9, 0, 0, b"", b"k", b"", b"", b"")]
     figures = shop.door.latency.figures()
     assert (list(figures), sum(figures["http"]["top_up"]["counts"])) == (["http"], 1)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from billing.api.http.reading import cursor_of
-from billing.api.http.writing import STATUS, encode, problem, rendering_of, status_of
-from billing.api.methods import METHODS
+from billing.api.http.writing import STATUS, encode, money_name, problem, rendering_of, status_of
+from billing.api.methods import METHODS, Method
 from billing.ledger.errors import KINDS, Refused
 
 
@@ -94,3 +94,17 @@ def test_a_problem_has_the_contracts_name(name: str, status: int, headers: dict[
 def test_a_refusal_that_comes_again_says_so() -> None:
     told = problem(Refused("INSUFFICIENT_FUNDS", "no", {"replayed": True}))
     assert told.headers == {"Idempotent-Replayed": "true"}
+
+
+WITH_SHAPES = [row for row in METHODS.values() if row.reply.shape is not None]
+
+
+@pytest.mark.parametrize("method", WITH_SHAPES, ids=lambda row: row.name)
+def test_a_decimal_string_never_takes_the_place_of_another_field(method: Method) -> None:
+    shapes = [method.reply.shape]
+    for shape in shapes:
+        names = [field.name for field in shape.fields]
+        beside = [other for field in shape.fields if (other := money_name(field.name, field.kind))]
+        assert not set(beside) & set(names), shape.name
+        assert len(set(beside)) == len(beside), shape.name
+        shapes += [field.shape for field in shape.fields if field.shape is not None and field.shape not in shapes]
