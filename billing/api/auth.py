@@ -11,8 +11,10 @@ that line; and of those over the unix socket everybody but root and the daemon's
 
 The tokens file holds no token, only hashes. Its grammar, a line each (`#` begins a comment line, empty lines are free):
 
-    name ":" role {"," role} ":" sha256 of the token in hex
+    name ":" role {"," role} ":" sha256 of the token in hex [":" sha1 of the sha1 of the token in hex]
     metering:charge,read:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+
+The last part is needed by who signs in over Tarantool's protocol, whose CHAP-SHA1 never sends the token itself.
 
 This module opens no file; whoever makes a `Guard` hands it the text.
 """
@@ -21,6 +23,7 @@ import hashlib
 import hmac
 import re
 from asyncio import BaseTransport
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from billing.api.methods import ADMIN, ROLES
@@ -31,6 +34,7 @@ TOKENS_MAX: Final = 1_000
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
 class Grant(NamedTuple):
@@ -44,6 +48,7 @@ class Grant(NamedTuple):
 class _Token(NamedTuple):
     digest: bytes
     grant: Grant
+    proof: bytes  # SHA1(SHA1(token)); empty where the file has none
 
 
 class TokensError(ValueError):
@@ -85,6 +90,15 @@ class Guard:
                 found = known.grant
         return found
 
+    def sign_in_as(self, name: bytes, proves: Callable[[bytes], bool]) -> Grant | None:
+        """What the bearer of the token called `name` may do; None for an unknown one. `proves`: whether what the client
+        sent was made with the token of this proof, SHA1(SHA1(token)).
+        """
+        for known in self._tokens or ():
+            if known.grant.name.encode() == name and known.proof and proves(known.proof):
+                return known.grant
+        return None
+
 
 def _parse(text: str) -> tuple[_Token, ...]:
     tokens: list[_Token] = []
@@ -92,9 +106,9 @@ def _parse(text: str) -> tuple[_Token, ...]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         parts = line.strip().split(":")
-        if len(parts) != 3:
+        if len(parts) not in (3, 4):
             raise TokensError(f"line {number}: expected name:role,role:sha256")
-        name, roles_text, digest = parts
+        name, roles_text, digest, *proofs = parts
         roles = frozenset(role.strip() for role in roles_text.split(","))
         if not NAME.fullmatch(name):
             raise TokensError(f"line {number}: expected a name of 1 to 64 letters, digits or ._-")
@@ -102,9 +116,12 @@ def _parse(text: str) -> tuple[_Token, ...]:
             raise TokensError(f"line {number}: expected roles out of {', '.join(sorted(ROLES))}")
         if not _SHA256.fullmatch(digest):
             raise TokensError(f"line {number}: expected the SHA-256 of the token as 64 lower-case hex digits")
+        if proofs and not _SHA1.fullmatch(proofs[0]):
+            raise TokensError(f"line {number}: expected the SHA-1 of the SHA-1 as 40 lower-case hex digits")
         if any(token.digest == bytes.fromhex(digest) or token.grant.name == name for token in tokens):
             raise TokensError(f"line {number}: this token or this name is in the file twice")
-        tokens.append(_Token(bytes.fromhex(digest), Grant(name, roles, name.encode())))
+        proof = bytes.fromhex("".join(proofs))
+        tokens.append(_Token(bytes.fromhex(digest), Grant(name, roles, name.encode()), proof))
     if not tokens:
         raise TokensError("expected at least one token: with none nobody could sign in")
     if len(tokens) > TOKENS_MAX:

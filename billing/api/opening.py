@@ -4,6 +4,7 @@
     tcp, direct      MessagePack-RPC
     unix             MessagePack-RPC
     http             HTTP and JSON
+    tarantool        Tarantool's protocol
 
 All doors of a worker share one `Door`, that is their guard, their limits and their counters, and over TCP the same TLS.
 A further protocol is a package beside `http` and one more kind here and in `billing.service.listeners`.
@@ -19,20 +20,27 @@ from typing import Final
 
 from billing.api.door import Door
 from billing.api.http.server import HttpDoor
+from billing.api.iproto.connection import RandomBytes, connection_factory
 from billing.api.msgpack_rpc import Connection
 
 HANDSHAKE_S: Final = 5.0  # of TLS
 HTTP: Final = "http"
+TARANTOOL: Final = "tarantool"
 
 
 class Doors:
     """What listens in one worker."""
 
-    def __init__(self, door: Door, tls: ssl.SSLContext | None, wall_now_ns: Callable[[], int]) -> None:
-        """`tls`: of all TCP doors; None: they speak plainly. `wall_now_ns`: what HTTP dates its answers by."""
+    def __init__(
+        self, door: Door, tls: ssl.SSLContext | None, wall_now_ns: Callable[[], int], random_bytes: RandomBytes
+    ) -> None:
+        """`tls`: of all TCP doors; None: they speak plainly. `wall_now_ns`: what HTTP dates its answers by;
+        `random_bytes`: what salts are made of.
+        """
         self.door = door
         self._tls = tls
         self._wall_now_ns = wall_now_ns
+        self._random_bytes = random_bytes
         self._servers: list[asyncio.Server] = []
 
     async def listen(self, kind: str, listener: socket.socket) -> None:
@@ -57,6 +65,8 @@ class Doors:
         """What makes a connection of this kind."""
         if kind == HTTP:
             return HttpDoor(self.door, self._wall_now_ns).connection
+        if kind == TARANTOOL:
+            return connection_factory(self.door, self._random_bytes)
         door = self.door
         return lambda: Connection(door)
 

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from billing.api.auth import NAME, Guard, TokensError
+from billing.api.iproto.protocol import proof_of
 from billing.api.methods import ADMIN, CHARGE, READ, TOP_UP
 from billing.cli.confirming import confirmed
 from billing.cli.finding import config_file as found_config
@@ -61,7 +62,8 @@ def add(name: str, roles: tuple[str, ...], file: str | None, as_json: bool, conf
     if not NAME.fullmatch(name):
         raise click.UsageError("a name has 1 to 64 letters, digits or ._-")
     made = secrets.token_urlsafe(TOKEN_BYTES)
-    line = f"{name}:{','.join(dict.fromkeys(roles))}:{hashlib.sha256(made.encode()).hexdigest()}"
+    proof = proof_of(made.encode()).hex()
+    line = f"{name}:{','.join(dict.fromkeys(roles))}:{hashlib.sha256(made.encode()).hexdigest()}:{proof}"
 
     def added(lines: list[str]) -> list[str]:
         if any(_name_of(one) == name for one in lines):

@@ -214,7 +214,12 @@ def _nearest(word: str, words: Mapping[str, object]) -> str:
 def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong though each value alone is right: the keys concerned, the one to blame first, and what would do."""
     rpc = config.rpc
-    listens = [("rpc.listen", rpc.listen), ("http.listen", config.http.listen), ("admin.listen", config.admin.listen)]
+    listens = [
+        ("rpc.listen", rpc.listen),
+        ("http.listen", config.http.listen),
+        ("tarantool.listen", config.tarantool.listen),
+        ("admin.listen", config.admin.listen),
+    ]
     for path, text in listens:
         if text and not parse_listen(text).loopback and not rpc.tokens_file and not rpc.tls_client_ca:
             guards = ("rpc.tokens_file", "rpc.tls_client_ca")

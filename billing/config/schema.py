@@ -95,6 +95,12 @@ class Http(_Section):
     listen: ListenText = _key("127.0.0.1:3312", "TCP address; port 0 takes a free one")
 
 
+class Tarantool(_Section):
+    """The door for Tarantool connectors, with the tokens and certificates of [rpc]. Beyond loopback it needs them."""
+
+    listen: ListenText = _key("", "TCP address; port 0 takes a free one")
+
+
 class JournalSection(_Section):
     """What makes an answer durable."""
 
@@ -195,6 +201,7 @@ class Config(_Section):
     shards: Shards = Shards()
     rpc: Rpc = Rpc()
     http: Http = Http()
+    tarantool: Tarantool = Tarantool()
     journal: JournalSection = JournalSection()
     cluster: Cluster = Cluster()
     cutoff: Cutoff = Cutoff()

@@ -1,10 +1,10 @@
 """The sockets that clients and operators connect to: bound here, or handed over by the service manager.
 
 They are bound before anything starts, so that an address in use is told at once, and by the main process, so that a
-restarted worker finds its clients still queueing. A socket that was handed over (`notify.handed_over`) takes the place
-of the one that its name stands for: `rpc`, `http`, `admin` or `unix`; without such a name, a unix socket is `unix`, one
-on the port of `admin.listen` or `http.listen` is that, and any other is `rpc`. For those the rule of the configuration
-holds as well: beyond loopback only with tokens or client certificates.
+restarted worker finds its clients still queueing. A socket that was handed over (`systemd.handed_over`) takes the
+place of the one that its name stands for: `rpc`, `http`, `tarantool`, `admin` or `unix`. Without such a name, a unix
+socket is `unix`, one on the port of `admin.listen`, `http.listen` or `tarantool.listen` is that, and any other is
+`rpc`. The rule of the configuration holds for those, too: beyond loopback only with tokens or client certificates.
 """
 
 from __future__ import annotations
@@ -22,9 +22,16 @@ from billing.config.schema import Config
 from shards.system.host import bind_tcp, bound_peers
 
 BACKLOG: Final = 4096
-RPC, HTTP, ADMIN, UNIX = "rpc", "http", "admin", "unix"
-KEYS: Final = {RPC: "rpc.listen", HTTP: "http.listen", ADMIN: "admin.listen", UNIX: "rpc.unix_socket"}
-KINDS: Final = {RPC: "tcp", HTTP: "http", UNIX: "unix"}  # what workers know a listener of this role by
+RPC, HTTP, TARANTOOL, ADMIN, UNIX = "rpc", "http", "tarantool", "admin", "unix"
+KEYS: Final = {
+    RPC: "rpc.listen",
+    HTTP: "http.listen",
+    TARANTOOL: "tarantool.listen",
+    ADMIN: "admin.listen",
+    UNIX: "rpc.unix_socket",
+}
+# What workers know a listener of this role by.
+KINDS: Final = {RPC: "tcp", HTTP: "http", TARANTOOL: "tarantool", UNIX: "unix"}
 
 Listeners = list[tuple[str, socket.socket]]  # (kind, socket); see billing.api.opening
 
@@ -106,12 +113,17 @@ def role_of(name: str, handed: socket.socket, config: Config) -> str:
         return UNIX
     port = handed.getsockname()[1]
     ports = {role: parse_listen(listen).port for role, listen in _tcp(config).items() if listen}
-    return next((role for role in (ADMIN, HTTP) if ports.get(role) == port), RPC)
+    return next((role for role in (ADMIN, HTTP, TARANTOOL) if ports.get(role) == port), RPC)
 
 
 def _tcp(config: Config) -> dict[str, str]:
     """The addresses of the configuration, by role."""
-    return {RPC: config.rpc.listen, HTTP: config.http.listen, ADMIN: config.admin.listen}
+    return {
+        RPC: config.rpc.listen,
+        HTTP: config.http.listen,
+        TARANTOOL: config.tarantool.listen,
+        ADMIN: config.admin.listen,
+    }
 
 
 def _fault(role: str, handed: socket.socket, config: Config) -> str:

@@ -148,8 +148,13 @@ def service_unit(config: Config, file: Path, python: str) -> str:
 
 def socket_unit(config: Config, file: Path) -> str:
     """The .socket unit, for the addresses of the configuration."""
-    listens = [config.rpc.listen, config.http.listen, config.admin.listen, config.rpc.unix_socket]
+    listens = [*_tcp_listens(config), config.rpc.unix_socket]
     return SOCKET.format(config=file, listens="\n".join(f"ListenStream={one}" for one in listens if one))
+
+
+def _tcp_listens(config: Config) -> list[str]:
+    """The TCP addresses of all doors; empty texts where a door is switched off."""
+    return [config.rpc.listen, config.http.listen, config.tarantool.listen, config.admin.listen]
 
 
 def addresses_of(config: Config) -> list[str] | None:
@@ -157,7 +162,7 @@ def addresses_of(config: Config) -> list[str] | None:
     come from outside.
     """
     found = {"localhost"}
-    for listen in (config.rpc.listen, config.http.listen, config.admin.listen):
+    for listen in _tcp_listens(config):
         if listen and not parse_listen(listen).loopback:
             return None
     for url in (config.cutoff.url, config.cutoff.restore_url, config.notify.url):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import socket
 from collections.abc import Callable, Generator, Sequence
 from ssl import SSLContext
@@ -268,7 +269,7 @@ class Billing:
         door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
         door.start()
         self._tls = server_context(self.config.rpc)
-        doors = self._doors = Doors(door, self._tls, wall_now_ns)
+        doors = self._doors = Doors(door, self._tls, wall_now_ns, secrets.token_bytes)
         for kind, listener in listeners:
             await doors.listen(kind, listener)
 

@@ -1,0 +1,287 @@
+"""One client that speaks Tarantool's protocol.
+
+States: it is greeted; while it may do nothing yet it may PING, say ID, and sign in with AUTH; then it calls. A
+connection that the guard lets in without a token (loopback or a client certificate, as at every door) begins in the
+last state. A wrong AUTH is answered and ends the connection: one guess each, and what was pipelined behind it is not
+carried out.
+
+**Bounds.** A packet has at most `frame_bytes_max` bytes, before the sign-in `handshake_bytes_max`; an unfinished
+packet and the sign-in have a deadline. While `in_flight_max` calls are not answered, or the client does not read its
+answers, nothing more is read of it; after `write_stall_ns` of the latter it is dropped. Connections count with those
+of the other doors.
+
+Calls go in by a `Session`; their replies are encoded into one buffer, which leaves when the batch is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from billing.api.calling import Session
+from billing.api.door import Door
+from billing.api.iproto import protocol
+from billing.api.iproto.procedures import Called, called
+from billing.api.iproto.protocol import AUTH, CALL, CALL_16, ID, PING, SELECT, Decoder, ProtocolError, Request
+from billing.api.latency import Reads
+from billing.api.origins import origin_of
+from billing.ledger.errors import Refused
+
+INSTANCE: Final = str(uuid.UUID(int=0))  # of the greeting: there is no instance to be told from others
+NAME: Final = "tarantool"  # of this door, in the figures
+GUEST: Final = b"guest"
+_TOKENS: Final = 2**32
+_ID_BODY: Final = b"\x82\x54\x00\x55\x90"  # VERSION 0, no FEATURES
+
+RandomBytes = Callable[[int], bytes]
+
+
+class TarantoolConnection(asyncio.Protocol):
+    """A protocol for `loop.create_server`."""
+
+    def __init__(self, door: Door, random_bytes: RandomBytes) -> None:
+        """`random_bytes`: makes the salt of the greeting."""
+        self._door = door
+        self._salt = random_bytes(protocol.SALT_BYTES)
+        self._session = Session(door, self._on_reply, self._write)
+        self._decoder = Decoder()
+        self._transport: asyncio.Transport | None = None
+        self._origin = ""
+        self._out = bytearray()
+        self._open: dict[int, tuple[int, Called]] = {}  # token -> (sync, call) of what is not answered
+        self._token = 0
+        self._reads = Reads()
+        self._counts: dict[bytes, int] = {}  # calls of this read that wait for their answer, by method
+        self._signed_in = False
+        self._ending = False  # nothing more is read
+        self._paused = False
+        self._reading_since_ns = 0  # since when a packet, or the sign-in, is unfinished; 0: none is
+        self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
+
+    # -- the transport ----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greets the client, or turns it away."""
+        door, limits = self._door, self._door.limits
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(limits.write_buffer_bytes_max)
+        self._origin = origin_of(transport)
+        here = door.origins.enter(self._origin)
+        door.connections.add(self)
+        door.handshakes += 1
+        self._transport.write(protocol.greeting(self._salt, INSTANCE))
+        self._session.grant = door.guard.greet(transport)
+        if self._session.grant is not None:
+            self._admit()
+        else:
+            self._decoder.limit_bytes = limits.handshake_bytes_max
+            self._watch()
+        if limits.connections_per_origin_max and here > limits.connections_per_origin_max:
+            self._turn_away("too many from there")
+        elif len(door.connections) > limits.connections_max:
+            self._turn_away("too many in all")
+        elif not self._signed_in and door.handshakes > limits.handshakes_max:
+            self._turn_away("too many not signed in")
+
+    def _turn_away(self, why: str) -> None:
+        self._door.origins.turned_away(self._origin, why, self._door.clock())
+        self._give_up(protocol.ER_ACCESS_DENIED, str(Refused("TOO_MANY_CONNECTIONS", "try again later")))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the client; what it asked for is carried out all the same."""
+        if self in self._door.connections:
+            self._door.connections.discard(self)
+            self._door.origins.leave(self._origin)
+            if not self._signed_in:
+                self._door.handshakes -= 1
+        self._transport = None
+        self._ending = True
+
+    def data_received(self, data: bytes) -> None:
+        """Carries out the requests that are whole now."""
+        if self._ending:
+            return
+        self._session.arrived()
+        before = len(self._open)
+        try:
+            for request in self._decoder.feed(data):
+                if self._signed_in:
+                    self._reading_since_ns = 0  # another packet has its own deadline
+                self._carry_out(request)
+                if self._is_ending():
+                    break
+        except ProtocolError as error:
+            self._give_up(protocol.ER_INVALID_MSGPACK, f"Invalid MsgPack - {error}")
+        self._note_unfinished()
+        if self._counts:
+            self._reads.begin(self._door.clock(), len(self._open) - before, self._counts)
+            self._counts = {}
+        self._write()
+        if self._session.in_flight >= self._door.limits.in_flight_max:
+            self._pause()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._stalled_since_ns = self._door.clock()
+        self._door.watch(self)
+        self._pause()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._stalled_since_ns = 0
+        self._resume()
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        fits = self._session.in_flight <= self._door.limits.in_flight_max // 2
+        if self._paused and fits and not self._stalled_since_ns and not self._ending and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _is_ending(self) -> bool:
+        return self._ending
+
+    def _note_unfinished(self) -> None:
+        if self._decoder.waits or not self._signed_in:
+            if not self._reading_since_ns:
+                self._watch()
+        else:
+            self._reading_since_ns = 0
+
+    def _watch(self) -> None:
+        self._reading_since_ns = self._door.clock()
+        self._door.watch(self)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, request: Request) -> None:
+        kind, sync = request.kind, request.sync
+        if kind in (CALL, CALL_16) and self._signed_in:
+            self._call(request)
+        elif kind == AUTH:
+            self._auth(request)
+        elif kind == PING:
+            self._out += protocol.done(sync)
+        elif kind == ID:
+            self._out += protocol.done(sync, _ID_BODY)
+        elif not self._signed_in:
+            self._refuse(sync, Refused("UNAUTHENTICATED", "sign in first"))
+        elif kind == SELECT:
+            self._out += protocol.values(sync, protocol.NO_VALUES)
+        else:
+            self._out += protocol.error(sync, protocol.ER_UNKNOWN_REQUEST_TYPE, f"Unknown request type {kind}")
+
+    def _call(self, request: Request) -> None:
+        name = request.body.get(protocol.FUNCTION_NAME)
+        try:
+            call = called(name, request.body.get(protocol.TUPLE), in_tuples=request.kind == CALL_16)
+        except Refused as refusal:
+            self._refuse(request.sync, refusal)
+            return
+        token = self._token = (self._token + 1) % _TOKENS
+        self._open[token] = request.sync, call
+        self._session.call(token, call.name, call.params)
+        if token in self._open:
+            self._counts[call.name] = self._counts.get(call.name, 0) + 1
+
+    def _auth(self, request: Request) -> None:
+        """AUTH: a name of the tokens file, and a proof that its token is known."""
+        user, given = request.body.get(protocol.USER_NAME), request.body.get(protocol.TUPLE)
+        if user == GUEST and not given and self._signed_in:
+            self._out += protocol.done(request.sync)
+            return
+        grant = None
+        if type(user) is bytes and type(given) is list and len(given) == 2 and given[0] == b"chap-sha1":
+            scramble = given[1] if type(given[1]) is bytes else b""
+            grant = self._door.guard.sign_in_as(user, lambda proof: protocol.proves(scramble, self._salt, proof))
+        if grant is not None:
+            self._session.grant = grant
+            self._admit()
+            self._out += protocol.done(request.sync)
+            return
+        shown = user.decode("utf-8", "replace") if type(user) is bytes else "?"
+        text = f"Incorrect password supplied for user '{shown}'"
+        self._out += protocol.error(request.sync, protocol.ER_PASSWORD_MISMATCH, text)
+        self._door.note_error(Refused("UNAUTHENTICATED", "this token is not known"))
+        self._door.drops += 1
+        self.end(b"")
+
+    def _admit(self) -> None:
+        if not self._signed_in:
+            self._door.handshakes -= 1
+        self._signed_in = True
+        self._decoder.limit_bytes = self._door.limits.frame_bytes_max
+
+    # -- replies ----------------------------------------------------------------------------------------------------
+
+    def _on_reply(self, token: int, reply: object) -> None:
+        sync, call = self._open.pop(token)
+        if type(reply) is not Refused:
+            self._out += protocol.values(sync, call.returns(reply))
+        elif (told := call.refused(reply)) is not None:
+            self._out += protocol.values(sync, told)
+        else:
+            self._out += protocol.refusal(sync, reply, call.name.decode("utf-8", "replace"))
+
+    def _refuse(self, sync: int, refusal: Refused) -> None:
+        self._door.note_error(refusal)
+        self._out += protocol.refusal(sync, refusal, "")
+
+    def _write(self) -> None:
+        """Lets everything leave that is encoded; closes behind the last answer of one that ends."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._out.clear()
+            return
+        if self._out:
+            transport.write(bytes(self._out))
+            self._out.clear()
+            if self._reads:
+                self._reads.answered(self._door.clock(), len(self._open), self._door.latency, NAME)
+        if self._ending and not self._open:
+            transport.close()
+        else:
+            self._resume()
+
+    def _give_up(self, code: int, message: str) -> None:
+        """Last words, and the end."""
+        self._door.drops += 1
+        self._door.note_error(Refused("PROTOCOL_ERROR", message))
+        self._out += protocol.error(0, code, message)
+        self.end(b"")
+
+    # -- what the door asks of every connection ---------------------------------------------------------------------
+
+    def check_deadlines(self, now_ns: int) -> bool:
+        """Ends itself if one has passed; whether there is still one to watch."""
+        limits = self._door.limits
+        if self._transport is None:
+            return False
+        deadline_ns = limits.frame_deadline_ns if self._signed_in else limits.handshake_deadline_ns
+        stalled = self._stalled_since_ns and now_ns - self._stalled_since_ns >= limits.write_stall_ns
+        if stalled or (self._reading_since_ns and now_ns - self._reading_since_ns >= deadline_ns):
+            self._door.drops += 1
+            self.abort()
+        return bool(self._stalled_since_ns or self._reading_since_ns)
+
+    def end(self, last_words: bytes) -> None:
+        """Reads nothing more, and closes once everything asked for is answered."""
+        self._ending = True
+        self._pause()
+        self._write()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def connection_factory(door: Door, random_bytes: RandomBytes) -> Callable[[], Any]:
+    """What makes a connection for each client of this worker."""
+    return lambda: TarantoolConnection(door, random_bytes)

@@ -1,0 +1,127 @@
+"""What a name means that a Tarantool connector calls, and how the result is returned. Pure.
+
+Every procedure of the table is called by its name, with the params of MessagePack-RPC. Beside them stand
+
+    increase_balance(user, coins)    a top-up; returns nothing
+    decrease_balance(user, coins)    a debit; returns one of three texts, as the system did that these names come from
+    vshard.router.callrw(bucket_id, [mode,] name, args, [options])     and callro, callbro, callre, callbre, call
+
+The coins of the first two are whole coins, or a decimal text. The bucket of the last is not needed: whichever worker is
+asked passes a call on to the owner of its user.
+
+CALL returns the list of what a function returned; CALL_16, of Tarantool 1.6, makes a tuple of each value that is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from billing.api.calling import packed, plain
+from billing.api.iproto.protocol import NO_VALUES
+from billing.ledger.errors import Refused
+
+Returns = Callable[[object], bytes]  # a reply that is no refusal, or one that is told as a text -> DATA
+
+INCREASE: Final = b"increase_balance"
+DECREASE: Final = b"decrease_balance"
+ROUTED: Final = frozenset(
+    b"vshard.router." + name for name in (b"call", b"callrw", b"callro", b"callbro", b"callre", b"callbre")
+)
+_MODES: Final = (b"read", b"write")
+_ARRAYS: Final = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
+COINS_DIGITS: Final = 9
+
+
+class Called(NamedTuple):
+    """A call as the door hands it in. `refused`: returns DATA for a refusal that is a result there; else None."""
+
+    name: bytes
+    params: object
+    returns: Returns
+    refused: Callable[[Refused], bytes | None]
+
+
+def called(name: object, arguments: object, *, in_tuples: bool) -> Called:
+    """What a CALL (with `in_tuples`, a CALL_16) asks for. Raises Refused."""
+    if type(name) is not bytes:
+        raise Refused("INVALID_PARAMS", "a function is called by its name")
+    if arguments is None:
+        arguments = []
+    if type(arguments) is not list:
+        raise Refused("INVALID_PARAMS", "the arguments of a call are an array")
+    if name in ROUTED:
+        name, arguments = _routed(arguments)
+    if name == INCREASE:
+        return Called(b"top_up", _of_coins(arguments), _nothing, _not_told)
+    returned = _tuples if in_tuples else _values
+    if name == DECREASE:
+        return Called(
+            b"debit",
+            _of_coins(arguments),
+            lambda reply: returned(_what_is_left(reply)),
+            lambda refused: returned(_what_is_missing(refused)) if refused.name == "INSUFFICIENT_FUNDS" else None,
+        )
+    return Called(name, arguments, returned, _not_told)
+
+
+def _routed(arguments: list[Any]) -> tuple[bytes, list[Any]]:
+    """The call within a call of vshard's router."""
+    rest = arguments[1:]
+    if len(rest) > 1 and (rest[0] in _MODES or type(rest[0]) is tuple) and type(rest[1]) is bytes:
+        rest = rest[1:]
+    if not arguments or type(arguments[0]) not in (int, float) or not rest or type(rest[0]) is not bytes:
+        raise Refused("INVALID_PARAMS", "expected bucket_id, name and args")
+    inner = rest[1] if len(rest) > 1 else []
+    if inner is None or inner == ():
+        inner = []
+    if type(inner) is not list:
+        raise Refused("INVALID_PARAMS", "expected args as an array")
+    return rest[0], inner
+
+
+def _of_coins(arguments: list[Any]) -> list[Any]:
+    """Coins as the decimal text that a procedure takes: there a whole number would be nanos."""
+    if len(arguments) != 2:
+        raise Refused("INVALID_PARAMS", "expected user and coins")
+    user, coins = arguments
+    if type(coins) is float and coins.is_integer() and abs(coins) <= 2**53:
+        coins = int(coins)
+    return [user, str(coins).encode() if type(coins) is int else coins]
+
+
+def _values(reply: object) -> bytes:
+    return b"\x91" + packed(reply)
+
+
+def _tuples(reply: object) -> bytes:
+    value = packed(reply)
+    return (b"\x91" if value[0] in _ARRAYS else b"\x91\x91") + value
+
+
+def _nothing(_: object) -> bytes:
+    return NO_VALUES
+
+
+def _not_told(_: Refused) -> bytes | None:
+    return None
+
+
+def _what_is_left(reply: object) -> str:
+    account = plain(reply)
+    if account["outcome"] == "exhausted":
+        return "средства только что закончились"
+    return f"остаток средств: {_coins(account['available_nanos'])}"
+
+
+def _what_is_missing(refused: Refused) -> str:
+    details: Any = refused.details
+    available, missing = _coins(details["available_nanos"]), _coins(details["shortfall_nanos"])
+    return f"не достаточно средств: {available}, необходимо еще: {missing}, операция не будет совершена."
+
+
+def _coins(nanos: int) -> str:
+    """Coins with as many decimals as they need."""
+    whole, rest = divmod(abs(nanos), 10**COINS_DIGITS)
+    decimals = f".{rest:0{COINS_DIGITS}}".rstrip("0") if rest else ""
+    return f"{'-' if nanos < 0 else ''}{whole}{decimals}"

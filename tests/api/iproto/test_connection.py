@@ -1,0 +1,180 @@
+"""A connection of the Tarantool door: who may do what, when it ends, and that a slow client costs little."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgpack
+import pytest
+
+from billing.api.auth import Guard
+from billing.api.door import LIMITS
+from billing.api.iproto import protocol
+from billing.api.iproto.connection import connection_factory
+from billing.ledger import commands as ops
+from tests.api.outside import House, open_house
+
+TOKENS = "".join(
+    f"{name}:{role}:{hashlib.sha256(name.encode()).hexdigest()}:{protocol.proof_of(name.encode()).hex()}\n"
+    for name, role in (("operator", "admin"), ("reader", "read"))
+)
+
+
+class Connector:
+    """A Tarantool connector in literal bytes; a name of the tokens file is its own token."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.salt = b""
+
+    async def greeted(self) -> None:
+        said = await self.reader.readexactly(protocol.GREETING_BYTES)
+        self.salt = b64decode(said[64:127].strip())
+
+    def send(self, kind: int, body: dict[int, Any] | None = None, sync: int = 1) -> None:
+        packet = msgpack.packb({0: kind, 1: sync}) + (b"" if body is None else msgpack.packb(body))
+        self.writer.write(msgpack.packb(len(packet)) + packet)
+
+    def call(self, name: str, *arguments: Any, sync: int = 1, kind: int = protocol.CALL) -> None:
+        self.send(kind, {protocol.FUNCTION_NAME: name, protocol.TUPLE: list(arguments)}, sync)
+
+    def sign_in(self, name: str, token: str | None = None) -> None:
+        scramble = protocol.scramble_of((token or name).encode(), self.salt)
+        self.send(protocol.AUTH, {protocol.USER_NAME: name, protocol.TUPLE: ["chap-sha1", scramble]})
+
+    async def told(self) -> tuple[int, int, Any]:
+        """(type, sync, data or error) of the next reply."""
+        head = await self.reader.readexactly(5)
+        unpacker = msgpack.Unpacker(strict_map_key=False)
+        unpacker.feed(await self.reader.readexactly(int.from_bytes(head[1:], "big")))
+        header, body = unpacker.unpack(), unpacker.unpack()
+        return header[0], header[1], body.get(0x30, body.get(0x31))
+
+    async def is_closed(self) -> bool:
+        return await self.reader.read() == b""
+
+
+@asynccontextmanager
+async def connector(house: House) -> AsyncIterator[Connector]:
+    server = await asyncio.get_running_loop().create_server(
+        connection_factory(house.door, lambda count: bytes(range(count))), "127.0.0.1", 0
+    )
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    one = Connector(reader, writer)
+    await one.greeted()
+    try:
+        yield one
+    finally:
+        writer.close()
+        server.close()
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[House]:
+    async with open_house(guard=Guard(TOKENS)) as opened:
+        yield opened
+
+
+async def test_a_call_is_answered_under_its_sync_once_durable(house: House) -> None:
+    async with connector(house) as one:
+        one.call("top_up", "ann", "5", sync=7)
+        one.send(protocol.SELECT, {protocol.SPACE_ID: 281}, 8)
+        one.send(protocol.ID, {}, 9)
+        replies = {sync: (kind, data) for kind, sync, data in [await one.told() for _ in range(3)]}
+    assert replies[7][1][0]["user_id"] == "ann"
+    assert replies[8] == (0, [])
+    assert replies[9][0] == 0
+    assert house.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
+
+
+async def test_nothing_else_is_carried_out(house: House) -> None:
+    async with connector(house) as one:
+        for kind in (2, 3, 4, 5, 8, 9, 11, 13, 65, 66, 200):  # INSERT … EVAL … EXECUTE, PREPARE, JOIN, SUBSCRIBE
+            one.send(kind, {0x27: "return 1"})
+            told = await one.told()
+            assert (told[0], told[2]) == (0x8000 | protocol.ER_UNKNOWN_REQUEST_TYPE, f"Unknown request type {kind}")
+        one.call("box.schema.space.create", "x")
+        assert (await one.told())[2] == "Procedure 'box.schema.space.create' is not defined"
+    assert house.gate.asked == []
+
+
+async def test_before_the_sign_in_nothing_is_done(guarded: House) -> None:
+    async with connector(guarded) as one:
+        one.call("top_up", "ann", "5")
+        assert (await one.told())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
+        one.send(protocol.SELECT, {protocol.SPACE_ID: 281})
+        assert (await one.told())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
+        one.send(protocol.PING)
+        assert (await one.told())[0] == 0
+        one.sign_in("operator")
+        assert (await one.told())[0] == 0
+        one.call("top_up", "ann", "5")
+        assert (await one.told())[0] == 0
+    assert len(guarded.gate.commands) == 1
+
+
+async def test_a_role_holds_here_as_at_every_door(guarded: House) -> None:
+    async with connector(guarded) as one:
+        one.sign_in("reader")
+        one.call("top_up", "ann", "5")
+        one.call("get_account", "ann")
+        kinds = [(await one.told())[0] for _ in range(3)]
+    assert kinds == [0, 0x8000 | protocol.ER_ACCESS_DENIED, 0]
+    assert not guarded.gate.commands
+
+
+@pytest.mark.parametrize(("name", "token"), [("operator", "Operator"), ("nobody", "nobody"), ("guest", "")])
+async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_it(guarded: House, name, token) -> None:
+    async with connector(guarded) as one:
+        one.sign_in(name, token)
+        for _ in range(5):
+            one.call("top_up", "ann", "5")
+        assert (await one.told())[0] == 0x8000 | protocol.ER_PASSWORD_MISMATCH
+        assert await one.is_closed()
+    assert guarded.gate.asked == []
+    assert guarded.door.handshakes == 0
+
+
+async def test_garbage_is_answered_once_and_ends_this_connection_alone(house: House) -> None:
+    async with connector(house) as broken, connector(house) as other:
+        broken.writer.write(b"GET / HTTP/1.1\r\n\r\n" + b"\xc1" * 100)
+        assert (await broken.told())[0] == 0x8000 | protocol.ER_INVALID_MSGPACK
+        assert await broken.is_closed()
+        other.call("ping")
+        assert (await other.told())[2] == ["pong"]
+
+
+async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: House) -> None:
+    async with connector(guarded) as silent, connector(guarded) as half:
+        half.sign_in("operator")
+        assert (await half.told())[0] == 0
+        half.writer.write(b"\xce\x00")
+        await guarded.until(lambda: len(guarded.door._watched) == 2)
+        guarded.clock.pass_s(LIMITS.handshake_deadline_ns / 10**9 + 1)
+        guarded.door.sweep()
+        assert await silent.is_closed()
+        guarded.clock.pass_s(LIMITS.frame_deadline_ns / 10**9 + 1)
+        guarded.door.sweep()
+        assert await half.is_closed()
+
+
+async def test_the_procedures_of_the_system_it_replaces(house: House) -> None:
+    account = {"available_nanos": 550 * 10**9, "outcome": "ok"}
+    house.gate.replies[str(ops.DEBIT)] = account
+    async with connector(house) as one:
+        one.call("decrease_balance", "ann", 200)
+        assert (await one.told())[2] == ["остаток средств: 550"]
+        one.call("decrease_balance", "ann", 200.0, kind=protocol.CALL_16)
+        assert (await one.told())[2] == [["остаток средств: 550"]]
+        one.call("increase_balance", "ann", 500)
+        assert (await one.told())[2] == []
+        one.call("increase_balance", "ann", 0.5)
+        assert (await one.told())[2].startswith("INVALID_AMOUNT")
+        one.call("vshard.router.callrw", 477, "write", "top_up", ["ann", "5"], {"timeout": 1})
+        assert (await one.told())[0] == 0
+    assert [command[2] for command in house.gate.commands] == [200 * 10**9, 200 * 10**9, 500 * 10**9, 5 * 10**9]
