@@ -163,6 +163,7 @@ EXPLAINED: Final = Shape(
         Field("cutoffs", "map", "all that are remembered", many=True, shape=CUTOFF),
         Field("owes", "any", "the call that is owed now", nullable=True),
         Field("outbox", "any", "what is being done about it", nullable=True),
+        Field("why", "text", "why the call waits, as a sentence; empty where nothing waits", nullable=True),
     ),
 )
 ACCOUNT_ROW: Final = Shape("AccountRow", (_USER,))
