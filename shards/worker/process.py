@@ -295,7 +295,7 @@ class Process:
         try:
             opened = await open_journal(journal, begin.shard_id, host.pid(), self._ended, self._on_wait)
             recovered = await recover(
-                shard, journal, self._ended, lambda done, total: wire.send(("progress", done, total))
+                shard, journal, lambda done, total: wire.send(("progress", done, total)), self._ended
             )
         except Stopped:
             journal.close()

@@ -66,7 +66,7 @@ class Recovered(NamedTuple):
 
 
 async def recover(
-    shard: Shard, journal: Journal, stopping: asyncio.Event, progress: Callable[[int, int], None]
+    shard: Shard, journal: Journal, progress: Callable[[int, int], None], stopping: asyncio.Event | None = None
 ) -> Recovered:
     """Brings a shard to where its journal ends. `progress(done, total)`: parts of the snapshot and batches behind it,
     counted together. Raises Stopped as soon as it is `stopping`.
@@ -81,22 +81,24 @@ async def recover(
             shard.load(part)
             parts += 1
             if boot_now_ns() - last_ns > SLICE_NS:
-                await _breathe(stopping, progress, parts, max(total, parts))
+                await _breathe(progress, parts, max(total, parts), stopping)
                 last_ns = boot_now_ns()
     records, total = 0, parts + journal.head - start + 1
     for position, payload in journal.replay(start):
         records += shard.replay(position, payload)
         if boot_now_ns() - last_ns > SLICE_NS:
-            await _breathe(stopping, progress, parts + position - start + 1, total)
+            await _breathe(progress, parts + position - start + 1, total, stopping)
             last_ns = boot_now_ns()
     return Recovered(parts, records)
 
 
-async def _breathe(stopping: asyncio.Event, progress: Callable[[int, int], None], done: int, total: int) -> None:
+async def _breathe(
+    progress: Callable[[int, int], None], done: int, total: int, stopping: asyncio.Event | None
+) -> None:
     """Says how far it is, and lets the process hear what it is told."""
     progress(done, total)
     await asyncio.sleep(0)
-    if stopping.is_set():
+    if stopping is not None and stopping.is_set():
         raise Stopped
 
 

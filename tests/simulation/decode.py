@@ -11,7 +11,7 @@ from crc32c import crc32c
 NANO = 3600 * 10**9  # internal units in a nano
 
 _HEADER = struct.Struct("<4sIIIQIIQIq")
-_ENTRY = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
+_ENTRY = struct.Struct("<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
 OUTSIDE = {
     1: "top_up", 2: "set_rate", 3: "change_rate", 4: "debit", 5: "set_credit_limit", 6: "hold", 7: "capture",
     8: "release", 9: "adjust", 10: "set_thresholds", 11: "close_account",
@@ -107,11 +107,13 @@ class Item(NamedTuple):
 def item_of(body: bytes) -> Item:
     """The entry of a record."""
     f: tuple[Any, ...] = _ENTRY.unpack_from(body)
-    lengths, at, tails = f[21:], _ENTRY.size, []
+    assert f[0] == 0xF2, f"an entry of the format {f[0]:#x}"
+    f = f[1:]
+    lengths, at, tails = f[22:], _ENTRY.size, []
     for length in lengths:
         tails.append(body[at : at + length])
         at += length
     assert at == len(body), "an entry's tails do not fill it"
     return Item(
-        *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], *f[14:19], *tails[:4]
+        *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], f[14], *f[16:20], *tails[:4]
     )  # fmt: skip
