@@ -81,6 +81,11 @@ class Guard:
             return Grant("local", frozenset({ADMIN})) if is_loopback(transport) else None
         return next((token.grant for token in self._tokens if token.grant.name == certified), None)
 
+    def outlives(self, grant: Grant, before: "Guard") -> bool:
+        """Whether who was let in by the guard before may stay: its token or name still stands, with the same roles."""
+        was = next((token for token in before._tokens or () if token.grant == grant), None)
+        return was is None or was in (self._tokens or ())
+
     def sign_in(self, token: bytes) -> Grant | None:
         """What the bearer of `token` may do; None for an unknown one."""
         digest = hashlib.sha256(token).digest()

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from billing.api.auth import Guard
+from billing.api.auth import Grant, Guard
 from billing.api.latency import RequestLatency
 from billing.api.methods import BY_WIRE_NAME, HISTORY_ROWS_MAX, PAGE_ROWS_MAX, Parser, command_parsers, describe
 from billing.api.origins import Origins, Rarely
@@ -63,6 +63,9 @@ class Client(Protocol):
 
     def check_deadlines(self, now_ns: int) -> bool:
         """Ends itself if one has passed; whether there is still one to watch."""
+
+    def granted(self) -> Grant | None:
+        """What it may do; None where it has not signed in."""
 
     def end(self, last_words: bytes) -> None:
         """Reads nothing more, and closes once everything asked for is answered."""
@@ -162,6 +165,16 @@ class Door:
     def watch(self, client: Client) -> None:
         """Lets `sweep` look at a connection from now on."""
         self._watched.add(client)
+
+    def take_guard(self, guard: Guard) -> None:
+        """Lets in by this guard from now on; whose token is not known any more is answered what it asked for, and ends.
+        """
+        before, self.guard = self.guard, guard
+        for client in list(self.connections):
+            grant = client.granted()
+            if grant is not None and not guard.outlives(grant, before):
+                self.drops += 1
+                client.end(b"")
 
     def drain(self) -> None:
         """Reads nothing more; each connection is closed once what it asked for is answered."""

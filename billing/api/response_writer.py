@@ -211,6 +211,10 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         self._door.note_error(refusal)
         self.end(encode_reply(None, self.mode, refusal))
 
+    def granted(self) -> Grant | None:
+        """What this client may do; None where it has not signed in."""
+        return self._grant
+
     def end(self, last_words: bytes) -> None:
         """Reads nothing more; once everything asked for is answered, says `last_words` and closes."""
         if self._ending is not None or self._transport is None:

@@ -278,7 +278,7 @@ class Billing:
         self.config = Config.from_json(configuration)
         logging.getLogger().setLevel(self.config.log.level.upper())
         if self._door is not None:
-            self._door.guard = self._guard()
+            self._door.take_guard(self._guard())
             self._door.limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
         if self._tls is not None:
             self._tls.load_cert_chain(self.config.rpc.tls_cert, self.config.rpc.tls_key)

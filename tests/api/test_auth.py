@@ -209,3 +209,17 @@ async def test_a_command_carries_who_caused_it(data_dir):
     async with open_house() as house:
         assert (await (await house.connect()).call("top_up", "u", 5))[0] is None
         assert house.gate.commands[-1][-1] == b""
+
+
+def test_who_was_let_in_may_stay_while_the_same_token_stands_with_the_same_roles() -> None:
+    before = Guard(TOKENS)
+    grant = before.sign_in(b"shop")
+    assert grant is not None
+    line = next(one for one in TOKENS.splitlines() if one.startswith("shop:"))
+    assert Guard(TOKENS).outlives(grant, before)
+    assert Guard(line).outlives(grant, before)
+    assert not Guard(TOKENS.replace(line, "")).outlives(grant, before), "the line is gone"
+    assert not Guard(line.replace("top_up", "read")).outlives(grant, before), "it has other roles"
+    rotated = line.rpartition(":")[0] + ":" + hashlib.sha256(b"new").hexdigest()
+    assert not Guard(rotated).outlives(grant, before), "the same name has another token"
+    assert Guard(line).outlives(Grant("local", frozenset({"admin"})), before), "who needed no token stays"

@@ -245,18 +245,8 @@ async def test_an_unfinished_frame_above_the_limit_ends_after_one_error(house, o
     assert await neighbour.alive()
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        b"\xdc\xff\xff",
-        b"\xde\xff\xff",
-        b"\xdc\x00\x41",
-        b"\xde\x00\x21",
-        b"\xda\x10\x01" + b"x" * 4097,
-        b"\xc7\x01\x05x",
-    ],
-)
-async def test_an_oversized_part_ends_after_one_error(house, part):
+@pytest.mark.parametrize("part", [b"\xdc\xff\xff", b"\xde\xff\xff", b"\xdd\x7f\xff\xff\xff"])
+async def test_a_part_that_no_frame_can_hold_ends_after_one_error(house, part):
     wire = await house.connect()
     wire.send(b"\x94\x00\x01\xa6top_up" + part)
     assert (await wire.reply())[2].startswith("FRAME_TOO_LARGE: ")
@@ -270,7 +260,7 @@ async def test_nested_bombs_hold_little_memory(house, bomb):
     await wire.alive()
     tracemalloc.start()
     try:
-        wire.send((b"\x94\x00\x01\xa4ping" + bomb * 60_000)[:60_000])
+        wire.send((b"\x94\x00\x01\xa4ping" + bomb * 70_000)[:70_000])
         kind, msgid, error, _ = await wire.reply()
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:

@@ -286,6 +286,10 @@ class HttpConnection(web.RequestHandler):
             self._part(problem(refusal, 408))
         return bool(self._stalled_since_ns or self._reading_since_ns)
 
+    def granted(self) -> Grant | None:
+        """As `billing.api.door.Client`; a token is looked at with each request."""
+        return self.greeted
+
     def end(self, last_words: bytes) -> None:
         """Reads nothing more, and closes once everything asked for is answered."""
         self._ending = True

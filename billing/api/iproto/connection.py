@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from billing.api.auth import Grant
 from billing.api.calling import Session
 from billing.api.door import Door
 from billing.api.iproto import protocol
@@ -269,6 +270,10 @@ class TarantoolConnection(asyncio.Protocol):
             self._door.drops += 1
             self.abort()
         return bool(self._stalled_since_ns or self._reading_since_ns)
+
+    def granted(self) -> Grant | None:
+        """As `billing.api.door.Client`."""
+        return self._session.grant
 
     def end(self, last_words: bytes) -> None:
         """Reads nothing more, and closes once everything asked for is answered."""
