@@ -216,10 +216,10 @@ class Client:
         return result
 
     async def set_credit_limit(
-        self, user_id: UserId, amount: Amount, *, request_id: str | bytes | None = None
+        self, user_id: UserId, amount: Amount, *, request_id: str | bytes | None = None, message: str | None = None
     ) -> Account:
         """How far below zero available money reaches."""
-        result: Account = await self.call("set_credit_limit", user_id, amount, request_id=request_id)
+        result: Account = await self.call("set_credit_limit", user_id, amount, request_id=request_id, message=message)
         return result
 
     async def get_account(self, user_id: UserId) -> Account:
@@ -238,22 +238,38 @@ class Client:
         return result
 
     async def hold(
-        self, user_id: UserId, amount: Amount, *, ttl_ns: int | None = None, request_id: str | bytes | None = None
+        self,
+        user_id: UserId,
+        amount: Amount,
+        *,
+        ttl_ns: int | None = None,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
     ) -> Account:
         """Reserves money; the reply has `hold_id`."""
-        result: Account = await self.call("hold", user_id, amount, ttl_ns=ttl_ns, request_id=request_id)
+        result: Account = await self.call(
+            "hold", user_id, amount, ttl_ns=ttl_ns, request_id=request_id, message=message
+        )
         return result
 
     async def capture(
-        self, user_id: UserId, hold_id: str, amount: Amount, *, request_id: str | bytes | None = None
+        self,
+        user_id: UserId,
+        hold_id: str,
+        amount: Amount,
+        *,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
     ) -> Account:
         """Takes part or all of a hold and frees the rest."""
-        result: Account = await self.call("capture", user_id, hold_id, amount, request_id=request_id)
+        result: Account = await self.call("capture", user_id, hold_id, amount, request_id=request_id, message=message)
         return result
 
-    async def release(self, user_id: UserId, hold_id: str, *, request_id: str | bytes | None = None) -> Account:
+    async def release(
+        self, user_id: UserId, hold_id: str, *, request_id: str | bytes | None = None, message: str | None = None
+    ) -> Account:
         """Gives a hold back."""
-        result: Account = await self.call("release", user_id, hold_id, request_id=request_id)
+        result: Account = await self.call("release", user_id, hold_id, request_id=request_id, message=message)
         return result
 
     async def adjust(
@@ -264,15 +280,24 @@ class Client:
         return result
 
     async def set_thresholds(
-        self, user_id: UserId, thresholds: Sequence[dict[str, Amount]], *, request_id: str | bytes | None = None
+        self,
+        user_id: UserId,
+        thresholds: Sequence[dict[str, Amount]],
+        *,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
     ) -> Account:
         """When to send low-balance notices: maps of either `amount` or `runway_ns`."""
-        result: Account = await self.call("set_thresholds", user_id, list(thresholds), request_id=request_id)
+        result: Account = await self.call(
+            "set_thresholds", user_id, list(thresholds), request_id=request_id, message=message
+        )
         return result
 
-    async def close_account(self, user_id: UserId, *, request_id: str | bytes | None = None) -> Account:
+    async def close_account(
+        self, user_id: UserId, *, request_id: str | bytes | None = None, message: str | None = None
+    ) -> Account:
         """Closes an account at rate 0, with no debt, hold or owed cutoff."""
-        result: Account = await self.call("close_account", user_id, request_id=request_id)
+        result: Account = await self.call("close_account", user_id, request_id=request_id, message=message)
         return result
 
     # -- the daemon -------------------------------------------------------------------------------------------------
