@@ -46,8 +46,15 @@ class RetainedSnapshots:
 
     @property
     def count(self) -> int:
-        """Chunks of the newest, by the footer that recovery has found right; 0 when there is none. OSError."""
-        return snapshot.count_of(self._disk, f"{self._directory}/{self._kept[-1].name}") if self._kept else 0
+        """Chunks of the newest, by the footer that recovery has found right, for telling how far a recovery is; 0 when
+        there is none, and when the footer cannot be read: whoever reads the snapshot itself meets the same disk.
+        """
+        if not self._kept:
+            return 0
+        try:
+            return snapshot.count_of(self._disk, f"{self._directory}/{self._kept[-1].name}")
+        except OSError:
+            return 0
 
     @property
     def fallback(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shards.journal import Unavailable, Unknown
+from shards.journal import Unavailable, Unfit, Unknown
 from shards.journal.file.journal import FileJournal
 from tests.shards.journal.contract import content
 from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
@@ -92,7 +92,7 @@ def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, Told]:
         journal = rig.journal(fault=fault if life == faulty_life else None, ballast_bytes=4096)
         try:
             lead(told, journal, life)
-        except (Unavailable, Unknown, Crashed):
+        except (Unavailable, Unknown, Unfit, Crashed):  # unfit: a place that cannot be written, at the opening
             assert rig.disk.fired, "nothing was to go wrong in this life"
         fired += rig.disk.fired
         rig.kill()
