@@ -78,13 +78,17 @@ class Scene:
         """The payload of the next batch."""
         for _ in range(steps):
             self.step()
-        return self.take_batch()
+        while not (payload := self.take_batch()):  # nothing of it left a record
+            self.step()
+        return payload
 
     def take_batch(self) -> bytes:
-        """What was done since the last one, as a payload."""
+        """What was done since the last one, as a payload; empty where there is nothing to record."""
         ready = self.shard.take_ready()
         assert ready is not None
         self.shard.synced(ready)
+        if not ready.payload:
+            return b""
         self.batches.append(ready.payload)
         for user, row in rows_in(ready.payload):
             self.rows[user].append(row)
