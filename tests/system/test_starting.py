@@ -157,8 +157,9 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
     said = daemon.log.read_text()
     for words in (
         f"billing {__version__}, process {pid}, configuration {daemon.config}, data directory {data_dir / 'data'}",
-        f"listening: MessagePack-RPC at {daemon.address}, MessagePack-RPC at {unix}, "
-        f"dashboard http://127.0.0.1:{daemon.admin_port}/",
+        f"listening: MessagePack-RPC at {daemon.address}, ",
+        f"at 127.0.0.1:{daemon.http_port}, ",
+        f"MessagePack-RPC at {unix}, dashboard http://127.0.0.1:{daemon.admin_port}/",
         "cutoffs go to http://127.0.0.1:9/off?token=***&user_id={user_id}",
         "stopping: ",
         "stopped with exit code 0",
