@@ -36,11 +36,6 @@ def prepare(arguments: Iterable[str]) -> list[str]:
     """Makes the streams take every text, and the words of the command line UTF-8 wherever they are, whatever the
     locale; what is no UTF-8 stays as it came, for the daemon to refuse.
     """
-    for descriptor in range(3):  # closed ones would be given to the next file or socket
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

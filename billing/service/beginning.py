@@ -3,7 +3,8 @@
 A careless parent leaves descriptors 0 to 2 closed, signals blocked, and a locale whose file names are ASCII:
 
 - What is opened next would become descriptor 0, 1 or 2, where a child gets /dev/null and a library writes its warnings
-  to. The three are put on /dev/null where they are closed.
+  to. The three are put on /dev/null where they are closed. The daemon gets Python's streams on them as well; for every
+  other command a closed output stays None, since an answer that nobody can read is an error (`billing.cli.output`).
 - Every signal is let through, whatever mask was inherited: also the one that tells of a child that ended.
 - The daemon hears SIGTERM from here on. Before its event loop runs, a signal is written down, and `asked_to` is looked
   at once the loop hears for itself. Before this module runs, the interpreter is being loaded, and SIGTERM ends it.
@@ -30,9 +31,11 @@ _heard: set[int] = set()
 
 def prepare(arguments: list[str]) -> None:
     """Makes this process fit to run a command; `arguments`: those of the command line, with the program's name."""
-    reserve_standard_descriptors()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     command = arguments[1] if len(arguments) > 1 else ""
+    reserve_standard_descriptors()
+    if command in (DAEMON, WORKER):
+        _replace_closed_streams()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if command == DAEMON:
         for number in HEARD:
             signal.signal(number, _write_down)
@@ -45,7 +48,7 @@ def prepare(arguments: list[str]) -> None:
 
 
 def reserve_standard_descriptors() -> None:
-    """Puts closed ones of descriptors 0 to 2 on /dev/null, and gives Python its streams on them."""
+    """Puts closed ones of descriptors 0 to 2 on /dev/null."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -53,6 +56,9 @@ def reserve_standard_descriptors() -> None:
             taken = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free: this one
             assert taken == descriptor, f"descriptor {descriptor} is closed, and {taken} was given out"
             os.set_inheritable(descriptor, True)
+
+
+def _replace_closed_streams() -> None:
     sys.stdin = sys.stdin or _stream(0, "r")
     sys.stdout = sys.stdout or _stream(1, "w")
     sys.stderr = sys.stderr or _stream(2, "w")

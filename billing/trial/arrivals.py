@@ -2,21 +2,23 @@
 
 A receiver may serve several runs and several purposes; an `ArrivalReader` starts where it stands, keeps to the calls of
 one cutoff URL, and gives each GET out once, repeated ones included. Where the URL has a place for the user id, it is
-read from there. A receiver remembers a limited number of calls:
-what was forgotten before it was read is an error, never silently absent.
+read from there. A receiver remembers a limited number of calls: what was forgotten before it was read is an error,
+never silently absent. A receiver that has answered may be made to refuse connections for a while; it is asked again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-if TYPE_CHECKING:
-    import aiohttp
+import aiohttp
 
 PAGE_CALLS: Final = 5000
 USER_ID: Final = "{user_id}"
+REFUSED_S_MAX: Final = 30.0  # a receiver that answered before and refuses now (`--receiver-faults refuse`, flap)
+REFUSED_PAUSE_S: Final = 0.1
 
 
 class Arrival(NamedTuple):
@@ -42,6 +44,7 @@ class ArrivalReader:
         self._pattern = target_pattern(cutoff_url)
         self._next = 0
         self._first = 0
+        self._has_answered = False
 
     async def skip(self) -> None:
         """Leaves out what came until now."""
@@ -49,7 +52,7 @@ class ArrivalReader:
             pass
 
     async def fresh(self) -> list[Arrival]:
-        """What came since the last call, oldest first. Raises ReceiverError, and aiohttp.ClientError."""
+        """What came since the last call, oldest first. Raises ReceiverError, aiohttp.ClientError, TimeoutError."""
         found: list[Arrival] = []
         while calls := await self._page():
             if calls[0]["number"] != self._first:
@@ -60,13 +63,26 @@ class ArrivalReader:
     async def _page(self) -> list[dict[str, Any]]:
         self._first = self._next
         wanted = {"after": str(self._next), "limit": str(PAGE_CALLS)}
-        async with self._session.get(self._url, params=wanted) as answer:
-            page = await answer.json(content_type=None) if answer.status == 200 else None
+        page = await self._asked(wanted)
         if not isinstance(page, dict) or not isinstance(page.get("calls"), list):
             raise ReceiverError(f"{self._url} is no `billing receiver`")
         self._next = page["next"]
         calls: list[dict[str, Any]] = page["calls"]
         return calls
+
+
+    async def _asked(self, wanted: dict[str, str]) -> Any:
+        """The page; None for an answer that is none. Raises aiohttp.ClientError, TimeoutError."""
+        async with asyncio.timeout(REFUSED_S_MAX):
+            while True:
+                try:
+                    async with self._session.get(self._url, params=wanted) as answer:
+                        self._has_answered = True
+                        return await answer.json(content_type=None) if answer.status == 200 else None
+                except aiohttp.ClientConnectionError:
+                    if not self._has_answered:
+                        raise
+                await asyncio.sleep(REFUSED_PAUSE_S)
 
 
 def target_pattern(cutoff_url: str) -> re.Pattern[str]:

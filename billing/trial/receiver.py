@@ -88,6 +88,7 @@ class Receiver:
         self._flap: asyncio.TimerHandle | None = None
         self._recovery: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()  # a change of the fault, or a flap, is whole before the next one begins
 
     @property
     def url(self) -> str:
@@ -253,15 +254,16 @@ class Receiver:
         task.add_done_callback(self._tasks.discard)
 
     async def _change(self, fault: Fault | None) -> None:
-        if self._flap is not None:
-            self._flap.cancel()
-        self.fault = fault
-        name = fault.name if fault else ""
-        for connection in list(self.connections) if fault is None else []:
-            connection.recover()
-        await self.listen(name != "refuse")
-        if name == "flap":
-            self._arm_flap()
+        async with self._changing:
+            if self._flap is not None:
+                self._flap.cancel()
+            self.fault = fault
+            name = fault.name if fault else ""
+            for connection in list(self.connections) if fault is None else []:
+                connection.recover()
+            await self.listen(name != "refuse")
+            if name == "flap":
+                self._arm_flap()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -289,9 +291,10 @@ class Receiver:
         self._flap = loop.call_later(self.fault.value, lambda: self._spawn(self._on_flap()))
 
     async def _on_flap(self) -> None:
-        if self.fault is not None and self.fault.name == "flap":
-            await self.listen(self._server is None)
-            self._arm_flap()
+        async with self._changing:
+            if self.fault is not None and self.fault.name == "flap":
+                await self.listen(self._server is None)
+                self._arm_flap()
 
     def _on_look(self) -> None:
         self._look = None

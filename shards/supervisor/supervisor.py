@@ -133,7 +133,7 @@ class Supervisor:
         if warnings is None:
             return self.exit_code
         for warning in warnings:
-            log.warning("%s", warning)
+            log.warning("about the data directory: %s", warning)
         executor = self._host.executor("map", loop)
         self.registry.use(executor)
         try:

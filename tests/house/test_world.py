@@ -24,9 +24,9 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/trial/log_servers.py": ({"shutil", "file.write_text"}, "nats-servers of a trial, and what they are told"),
     "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),
+    "billing/cli/output.py": ({"os.open"}, "standard output that is closed or full, put on /dev/null"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
     "billing/cli/finding.py": ({"open"}, "the configuration, which says where the daemon listens"),
-    "billing/cli/output.py": ({"os.open", "os.fstat"}, "standard streams that are closed or full"),
     "billing/cli/showing.py": ({"shutil"}, "no file: the width of the terminal"),
     "billing/cli/token_commands.py": (
         {

@@ -35,10 +35,11 @@ async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
             await rpc.ask("top_up", f"quiet_user_{number}", "0.000001")
             await rpc.call("debit", f"quiet_user_{number}", "5")
             await rpc.ask("set_rate", f"quiet_user_{number}", 1000)
-        logged(daemon, "http://127.0.0.1:9 does not answer")
+        logged(daemon, "http://127.0.0.1:9 takes no calls")
     text = daemon.log.read_text()
     assert "shard 1 serves" in text
     assert "Nothing is lost" in text, "and what to do"
+    assert not [line for line in text.splitlines() if " INFO " in line and " event=" in line], "INFO needs no advice"
     for hidden in (SECRET, SECRET.removeprefix("whsec_"), TOKEN, "quiet_user"):
         assert hidden not in text
     assert len(text.splitlines()) < 60
