@@ -217,7 +217,10 @@ def wish_of(given: dict[str, Any]) -> Wish:
     )
 
 
-FAILURES = (TraceError, ChildError, GeneratorError, BillingError, ReceiverError, aiohttp.ClientError, TimeoutError, ValueError)
+FAILURES = (
+    *(TraceError, ChildError, GeneratorError, BillingError, ReceiverError),
+    *(aiohttp.ClientError, TimeoutError, ValueError),
+)
 
 
 def carry_out(wish: Wish) -> int:
