@@ -13,7 +13,7 @@ LEVELS = {"warning", "error", "critical", "exception"}
 
 def logged(module: Module) -> Iterator[tuple[str, str]]:
     """(where, the words) of each warning and worse; words that are not there as they stand are told as they are."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in LEVELS:
             continue
         if isinstance(node.func.value, ast.Name) and node.func.value.id in ("log", "logger"):

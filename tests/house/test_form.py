@@ -21,10 +21,11 @@ REPLACERS = {"monkeypatch", "mocker"}
 
 
 def unfinished(module: Module) -> Iterator[str]:
-    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
+    is_named = UNFINISHED.search(module.text)  # tokens are slow to make, and hardly any file has such a word at all
+    for token in tokenize.generate_tokens(io.StringIO(module.text if is_named else "").readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING) and UNFINISHED.search(token.string):
             yield f"{module.path}:{token.start[0]} {token.string}"
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Raise) and node.exc is not None and "NotImplemented" in ast.unparse(node.exc):
             yield f"{module.path}:{node.lineno} {ast.unparse(node)}"
 
@@ -34,7 +35,7 @@ def replacements(module: Module) -> Iterator[str]:
     for line, name in imports(module):
         if any(name == mock or name.startswith(mock + ".") for mock in MOCKS):
             yield f"{module.path}:{line} imports {name}"
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         name = getattr(node, "arg", None) or getattr(node, "id", None) or getattr(node, "attr", None)
         if name in REPLACERS | {"MonkeyPatch"}:
             yield f"{module.path}:{getattr(node, 'lineno', 0)} {name}"

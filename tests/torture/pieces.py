@@ -19,12 +19,14 @@ FAULTS = (
 )  # fmt: skip
 FLIP_PARTS = 4
 SEEDS_A_PIECE = 500
+COMMANDS, COMMANDS_A_PIECE, PROGRAM = 2_000_000, 500_000, 400  # of the ledger and its model; so many commands a program
 FUZZ_S = {
     "journal": 1800, "snapshot": 1800, "frames": 1800, "requests": 1800, "config": 1800,
     "wires": 300,  # our own processes speak there, and nobody else
 }  # fmt: skip
 CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50}
 CAMPAIGNS = {
+    "programs": "random programs on the ledger and on its model",
     "simulation": "seeds in simulation, all invariants",
     "mutants": "own mutants, each within 200 seeds",
     "kill": "kill −9 under load",
@@ -76,6 +78,11 @@ def all_pieces(share: float) -> Iterator[Piece]:
         control = ["--kind", kind, "--sync", "never"]
         yield Piece("control", kind, ["tests.torture.power", *control])
     yield from _cycles("full", "full", ["tests.torture.full"], count(20))
+    commands = count(COMMANDS)
+    for number, first in enumerate(range(0, commands, COMMANDS_A_PIECE), 1):
+        seed = 1_000_000 + first // PROGRAM  # far from those of the tests
+        options = ["--commands", str(min(COMMANDS_A_PIECE, commands - first)), "--seed", str(seed)]
+        yield Piece("programs", f"programs, part {number}", ["tests.ledger.programs", *options])
     seeds = count(10_000)
     for first in range(0, seeds, SEEDS_A_PIECE):
         last = min(first + SEEDS_A_PIECE, seeds)
