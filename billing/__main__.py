@@ -1,16 +1,57 @@
-"""`python -m billing`, which is `billing`."""
+"""`python -m billing`, which is `billing`.
+
+The daemon and its commands are made for Linux: clocks, durable files, process control and the units of systemd are
+Linux's. On another system the command says so and ends with 2; `billing.client`, which other projects import, does not
+pass through here and runs wherever Python does. Where a package is not installed that only an extra brings, the command
+names the extra.
+"""
+
+from __future__ import annotations
 
 import sys
+from typing import Final
 
-from billing.service.beginning import prepare
+ELSEWHERE: Final = (
+    "billing runs on Linux, and this is {}. Run it in a Linux machine or container. "
+    "billing.client, which calls a daemon from Python, runs here, too."
+)
+NOT_INSTALLED: Final = (
+    "billing: the package {} is not installed: pip install 'billing-daemon[{}]' brings everything that this needs"
+)
 
 
 def main() -> None:
     """Runs the command line of this process."""
-    prepare(sys.argv)
-    from billing.cli.main import main as run  # only now: what it imports takes a while, and may open files
+    if not runs_on(sys.platform):
+        sys.exit(refuse(ELSEWHERE.format(sys.platform)))
+    from billing.service.beginning import prepare
 
-    run()
+    prepare(sys.argv)
+    try:
+        from billing.cli.main import main as run  # only now: what it imports takes a while, and may open files
+
+        run()
+    except ModuleNotFoundError as error:
+        if (missing := package_of(error)) is None:
+            raise
+        sys.exit(refuse(NOT_INSTALLED.format(missing, "server" if len(sys.argv) > 1 else "cli")))
+
+
+def runs_on(platform: str) -> bool:
+    """Whether the daemon and its commands run on a system that Python calls this."""
+    return platform == "linux"
+
+
+def package_of(error: ModuleNotFoundError) -> str | None:
+    """The package of others that is not installed; None where one of our own modules is missing."""
+    package = (error.name or "").partition(".")[0]
+    return package if package not in ("", "billing", "shards") else None
+
+
+def refuse(text: str) -> int:
+    """Says why nothing is run; the exit code of a line that makes no sense here."""
+    print(text, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def worker(control: int) -> None:
 
 @click.group(cls=Group)
 def config() -> None:
-    """Checks and shows the configuration."""
+    """Checks and shows the configuration, or prints the default one."""
 
 
 @config.command()
@@ -194,7 +194,15 @@ def show_config(config_file: str | None) -> None:
     put(as_effective(load(found_config(config_file, os.environ), os.environ)), newline=False)
 
 
-for each in config.commands.values():
+@config.command()
+def default() -> None:
+    """Prints the complete default configuration, a comment to each key: a file to begin with."""
+    from billing.config.schema import Config, as_toml
+
+    put(as_toml(Config()), newline=False)
+
+
+for each in (check, show_config):
     config.hands_on(each.params)
 root.add_command(config)
 
@@ -217,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         say("billing: aborted")
         sys.exit(1)
+    except ModuleNotFoundError:
+        raise  # `billing.__main__` names the extra that brings the module
     except Exception as error:
         code = ending_of(error).code
         if isinstance(error, OSError) and not {"serve", "worker"} & set(words[:1]):

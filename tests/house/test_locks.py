@@ -43,10 +43,16 @@ def version_of(requirement: Requirement) -> Version:
 
 
 def asked_for(extras: tuple[str, ...]) -> list[Requirement]:
-    """What pyproject.toml asks for."""
+    """What pyproject.toml asks for, with what its extras ask for that it names itself (`billing-daemon[cli]`)."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
-    return [Requirement(line) for line in lines]
+    left, found = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)], []
+    while left:
+        for one in map(Requirement, left.pop()):
+            if one.name == project["name"]:
+                left += [project["optional-dependencies"][extra] for extra in sorted(one.extras)]
+            else:
+                found.append(one)
+    return found
 
 
 def closure(requirements: list[Requirement]) -> set[str]:

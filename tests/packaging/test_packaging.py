@@ -1,0 +1,168 @@
+"""What is installed and what is handed on: the packages that each part needs, and two distributions that leave nothing out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from billing.__main__ import package_of, runs_on
+from billing.cli.main import MODULE_OF
+from tests.docs.pages import REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+NEEDS_THE_SERVER = {"demo", "loadtest", "receiver", "doctor"}
+
+
+def asked_for(*extras: str) -> set[str]:
+    """The packages of others that an installation with these extras asks for."""
+    left, found = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)], set()
+    while left:
+        for requirement in map(Requirement, left.pop()):
+            if requirement.name == PROJECT["name"]:
+                left += [PROJECT["optional-dependencies"][extra] for extra in requirement.extras]
+            else:
+                found.add(canonicalize_name(requirement.name))
+    return found
+
+
+def modules_of(packages: set[str]) -> list[str]:
+    """The modules that these packages bring."""
+    found = packages_distributions().items()
+    return sorted(module for module, names in found if packages & set(map(canonicalize_name, names)))
+
+
+def run_without(packages: set[str], script: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script where no module of these packages can be imported."""
+    hidden = "".join(f"sys.modules[{module!r}] = None\n" for module in modules_of(packages))
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys\n{hidden}{script}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_client_alone_pulls_three_packages_and_needs_no_other():
+    assert asked_for() == {"msgpack", "msgspec", "crc32c"}
+    others = asked_for("loadtest", "dev") - asked_for()
+    assert "uvloop" in modules_of(others)
+    ended = run_without(others, "from billing.client import Client; print(Client.__name__)")
+    assert (ended.stdout, ended.returncode) == ("Client\n", 0), ended.stderr
+
+
+def test_what_people_type_needs_the_extra_cli_alone():
+    others = asked_for("loadtest", "dev") - asked_for("cli")
+    assert {"uvloop", "aiohttp"} <= set(modules_of(others))
+    typed = sorted(set(MODULE_OF.values()) - {MODULE_OF[name] for name in NEEDS_THE_SERVER})
+    script = f"""
+import importlib
+for module in {typed!r}:
+    importlib.import_module(module)
+from billing.__main__ import main
+sys.argv = ["billing", "config", "default"]
+main()
+"""
+    ended = run_without(others, script)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == (REPOSITORY / "config.toml").read_text()
+
+
+def test_a_command_without_its_extra_names_the_extra():
+    ended = run_without({"uvloop"}, "from billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n")
+    assert ended.returncode == 2
+    assert "pip install 'billing-daemon[server]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = run_without({"click"}, "from billing.__main__ import main\nsys.argv = ['billing']\nmain()\n")
+    assert (ended.returncode, "pip install 'billing-daemon[cli]'" in ended.stderr) == (2, True)
+
+
+def test_another_system_than_linux_is_named_before_anything_is_loaded():
+    assert runs_on("linux")
+    assert [name for name in ("darwin", "win32", "freebsd14") if runs_on(name)] == []
+    script = "sys.platform = 'darwin'\nfrom billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n"
+    ended = run_without(set(), script)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("billing runs on Linux, and this is darwin.")
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_no_missing_package():
+    assert package_of(ModuleNotFoundError("no", name="billing.nothing")) is None
+    assert package_of(ModuleNotFoundError("no", name="aiohttp.web")) == "aiohttp"
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source distribution, unpacked, and the wheel that is made of it: nothing else is at hand by then."""
+    place = tmp_path_factory.mktemp("distributions")
+    tree = place / "tree"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout")
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (REPOSITORY / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes((REPOSITORY / name).read_bytes())
+    build(tree, "build_sdist", place)
+    (archive,) = place.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(place / "unpacked", filter="data")
+    (source,) = (place / "unpacked").iterdir()
+    build(source, "build_wheel", place)
+    (wheel,) = place.glob("*.whl")
+    return source, wheel
+
+
+def build(tree: Path, step: str, place: Path) -> None:
+    """One step of the build backend, as every installer calls it (PEP 517)."""
+    script = f"import setuptools.build_meta as backend; backend.{step}({str(place)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=tree, check=True, capture_output=True, timeout=300)
+
+
+def tracked() -> set[str]:
+    """The files of the repository."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True)
+    return {name for name in listed.stdout.decode().split("\0") if name and (REPOSITORY / name).is_file()}
+
+
+def test_the_source_distribution_has_every_file_of_the_repository(distributions):
+    source, _ = distributions
+    there = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    assert tracked() - there == set()
+
+
+def test_the_wheel_has_every_file_of_both_packages(distributions):
+    _, wheel = distributions
+    with zipfile.ZipFile(wheel) as opened:
+        there = set(opened.namelist())
+    assert {name for name in tracked() if name.startswith(("billing/", "shards/"))} - there == set()
+    assert not [name for name in there if name.startswith(("tests/", "benchmarks/", "examples/", "docs/"))]
+
+
+def test_the_wheel_alone_prints_configuration_rules_and_runbook(distributions, tmp_path):
+    _, wheel = distributions
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(tmp_path / "installed")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "PYTHONSAFEPATH": "1"}
+    script = "import billing; print(billing.__file__)"
+    for arguments, expected in (
+        (["-c", script], str(tmp_path / "installed")),
+        (["-m", "billing", "config", "default"], "[daemon]"),
+        (["-m", "billing", "monitoring", "rules"], "BillingCutoffsLate"),
+        (["-c", "import billing.admin.server, billing.service.logs, billing.service.serve; print('loaded')"], "loaded"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert expected in ended.stdout
