@@ -1,4 +1,4 @@
-"""What is installed and what is handed on: the packages that each part needs, and two distributions that leave nothing out."""
+"""What is installed and handed on: the packages that each part needs, and distributions that leave nothing out."""
 
 from __future__ import annotations
 
