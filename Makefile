@@ -8,7 +8,7 @@ CLIENTS := .clients
 LOCKER := .locker
 UNLOCKED ?=
 
-.PHONY: run run-cluster test pictures mutants torture lint types clients lock clean
+.PHONY: run run-cluster test docs pictures mutants torture lint types clients lock clean
 
 $(VENV)/.ready: pyproject.toml requirements-dev.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -77,6 +77,11 @@ mutants: $(VENV)/.ready
 pictures: $(VENV)/.ready
 	$(BIN)/python -m tests.pictures
 
+# The site of docs/ into build/site, its pages of methods and keys made anew from their tables.
+docs: $(VENV)/.ready
+	$(BIN)/python -m tests.docs.reference
+	$(BIN)/zensical build --strict
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 
@@ -84,4 +89,4 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(LOCKER) mutants build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOCKER) mutants build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

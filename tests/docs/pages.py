@@ -32,6 +32,12 @@ def links(page: Path) -> Iterator[str]:
     yield from (link for link in _LINK.findall(_FENCE.sub("", page.read_text())) if "://" not in link)
 
 
+def anchors(page: Path) -> set[str]:
+    """The places within a page that a link can name: its headings, as the site calls them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
 def commands(page: Path) -> set[str]:
     """The commands of `billing` that a page names."""
     return set(_COMMAND.findall(page.read_text()))

@@ -9,7 +9,7 @@ import pytest
 from billing.cli.main import MODULE_OF, root
 from billing.config.schema import Config
 from billing.expirationd.signature import parse_secrets, sign
-from tests.docs.pages import PAGES, REPOSITORY, commands, links
+from tests.docs.pages import PAGES, REPOSITORY, anchors, commands, links
 
 KNOWN = {*MODULE_OF, *root.commands}
 SECTIONS = {name for name in Config.model_fields}
@@ -23,6 +23,17 @@ def named(page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_leads_somewhere(page):
     assert [link for link in links(page) if not (page.parent / link.split("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_into_a_page_names_one_of_its_headings(page):
+    inside = [(page.parent / path if path else page, name) for path, _, name in map(split_at_name, links(page)) if name]
+    assert [f"{target.name}#{name}" for target, name in inside if name not in anchors(target)] == []
+
+
+def split_at_name(link: str) -> tuple[str, str, str]:
+    """`page.md#name` as its parts."""
+    return link.partition("#")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
