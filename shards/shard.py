@@ -15,7 +15,12 @@ all that arrived meanwhile (group commit), and a later batch is never written be
 
 One kind of notice may leave earlier (`take_early`): one that time alone caused follows, by replay, from the records
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
-command, so "stamped before the first command not yet durable" decides it.
+command, so "stamped before the first command not yet durable" decides it. What became of something told outside
+(`report`) determines no instant, so nothing waits for that.
+
+**What may ride.** A record is awaited where a reply, a notice that is not early, or an owner's decision leaves behind
+it. Records that nobody awaits (`is_awaited`) may ride with a later batch of the driver's choice: after a crash time
+causes them again, or the machine presumes them.
 
 `shards.batch` defines the bytes of a batch. The map says who owns a bucket that is held (`shards.moves.move`).
 """
@@ -45,6 +50,7 @@ COMMAND = 0  # what a request is: a change of one bucket,
 READ = 1  # or a question about one bucket
 WAITING_MAX = 4096  # requests that wait for a bucket on its way out; more are answered with Moving
 BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
+RIDING_MAX = 256  # records that nobody awaits may ride; with so many they are worth a batch of their own
 
 
 Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
@@ -114,11 +120,15 @@ class Shard:
             self._seal()
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies a command that nobody waits for (the outcome of an attempt); returns what came of it."""
+        """Applies a command that no client waits for; returns what came of it."""
+        if bucket_id in self.held and self._open_from_ns < 0:
+            self._open_from_ns = now_ns
+        return self.report(bucket_id, command, now_ns)
+
+    def report(self, bucket_id: int, command: Command, now_ns: int) -> object:
+        """Applies the outcome of something told outside, on which no instant depends; returns what came of it."""
         if bucket_id not in self.held:
             return WrongBucket(bucket_id, self.shard_id)
-        if self._open_from_ns < 0:
-            self._open_from_ns = now_ns
         return self.machine.apply(bucket_id, command, now_ns)
 
     def read(self, caller: Caller, token: object, bucket_id: int, query: Command, now_ns: int) -> None:
@@ -284,6 +294,11 @@ class Shard:
     def has_more(self) -> bool:
         """Whether a Ready could be taken, were none out."""
         return bool(self._sealed or self.machine.records or self._replies or self._own_records or self.machine.notices)
+
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for the next Ready, or it holds enough to be worth a batch."""
+        waited = self._sealed or self._replies or self._own_records or self.machine.notices
+        return bool(waited) or len(self.machine.records) >= RIDING_MAX
 
     def _seal(self) -> None:
         """Closes the open batch; what comes from now on is in the next."""

@@ -49,9 +49,14 @@ def cross(account: Account, at_ns: int) -> None:
         account.book.pending_cutoffs -= 1
 
 
-def may_have_begun(extra: Extra) -> bool:
-    """Whether an attempt that nobody recorded may have been made before the last start."""
-    return any(cutoff.status == PENDING and cutoff.seq <= extra.presumed_seq for cutoff in extra.cutoffs)
+def may_have_begun(extra: Extra, started_ns: int) -> bool:
+    """Whether an attempt that nobody recorded may have been made before the last start, which was at `started_ns`: of
+    what was pending then, or fell due before it, since the call of an exhaustion does not wait for its record.
+    """
+    return any(
+        cutoff.status == PENDING and (cutoff.seq <= extra.presumed_seq or cutoff.exhausted_at_ns <= started_ns)
+        for cutoff in extra.cutoffs
+    )
 
 
 def lift(account: Account, presumed: bool, restores: bool) -> list[int]:

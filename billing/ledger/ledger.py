@@ -203,8 +203,16 @@ class Ledger:
             clerk.presumed = None
         self.notices.clear()
 
+    def started(self, now_ns: int) -> None:
+        """Recovery is over at this instant: what is pending, and what fell due before, may have been attempted, since
+        no attempt waits for the record that says so, nor for that of an exhaustion that time caused.
+        """
+        self._posting.started_ns = now_ns
+        for bucket_id in self.books:
+            self.presume_attempted(bucket_id)
+
     def presume_attempted(self, bucket_id: int) -> None:
-        """After recovery: what is pending may have been attempted, since nobody waited for the record that says so."""
+        """What is pending in this bucket may have been attempted."""
         for extra in self.books[bucket_id].extras.values():
             pending = extra.pending()
             if pending:

@@ -45,12 +45,13 @@ _USER_ID, _REQUEST_ID, _AT_NS = map(FIELDS.index, ("user_id", "request_id", "at_
 class Posting:
     """Writes entries. `flags` say the rules in force, `presumed` is None but in replay, where the record says it."""
 
-    __slots__ = ("arm", "flags", "ids_max", "notices", "presumed", "records")
+    __slots__ = ("arm", "flags", "ids_max", "notices", "presumed", "records", "started_ns")
 
     def __init__(self, flags: int, ids_max: int, arm: Arm) -> None:
         self.flags = flags
         self.ids_max = ids_max
         self.presumed: bool | None = None
+        self.started_ns = -1  # the last start's instant, not state; -1: none before
         self.records: list[tuple[int, bytes]] = []
         self.notices: list[Effect] = []
         self.arm = arm
@@ -141,7 +142,7 @@ class Posting:
     def _lift(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
         """Available rose above zero: cutoffs are superseded, a restore may be owed. The entry's flags and note."""
         extra = account.need_extra()
-        presumed = self.presumed if self.presumed is not None else cutoffs.may_have_begun(extra)
+        presumed = self.presumed if self.presumed is not None else cutoffs.may_have_begun(extra, self.started_ns)
         for seq in cutoffs.lift(account, presumed, flags & RULE_RESTORE != 0):
             self._notice("superseded", determined_ns, account, seq)
         if extra.off_seq > extra.on_seq:

@@ -262,7 +262,7 @@ class Billing:
         self._startup_hold.ask(worker.operate, len(worker.map.weights), self._release_held)
         recheck_s = self.config.cutoff.recheck_s
         self._checks = PeriodicChecks(
-            self.machine, self._delivery, worker.fresh_now_ns, worker.report, worker.wake, recheck_s
+            self.machine, self._delivery, worker.fresh_now_ns, worker.apply, worker.wake, recheck_s
         )
         self._checks.start()
         limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)

@@ -194,8 +194,7 @@ class BillingMachine:
         """Recovery is over; timers are made from here on. What was pending may have been attempted unrecorded."""
         self.ledger.replayed()
         self._wheel = Wheel(now_ns)
-        for bucket_id in self.ledger.books:
-            self.ledger.presume_attempted(bucket_id)
+        self.ledger.started(now_ns)
 
     def arm(self, bucket_id: int) -> None:
         """Lets time pass in a bucket."""

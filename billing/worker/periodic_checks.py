@@ -8,7 +8,7 @@ Four duties, each a small piece at a time between requests:
 - `cutoff.recheck_s` after a 2xx, a look at whether machines still run; if so the cutoff becomes owed once more, as an
   entry like all others, under its event_id.
 
-It decides nothing about money; what it finds goes through the worker's `report`.
+It decides nothing about money; what it finds goes through the worker's `apply`.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ log = logging.getLogger("billing.expirationd")
 
 
 class PeriodicChecks:
-    """One worker's. `report` applies a command and says what came of it, `wake` lets the worker's next turn come."""
+    """One worker's. `apply` carries out a command and says what came of it, `wake` lets the worker's next turn come."""
 
     def __init__(
         self,
         machine: BillingMachine,
         delivery: Delivery,
         now_ns: Callable[[], int],
-        report: Callable[[int, Command], object],
+        apply: Callable[[int, Command], object],
         wake: Callable[[], None],
         recheck_s: float,
     ) -> None:
         self._machine = machine
         self.delivery = delivery
         self._now_ns = now_ns
-        self._report = report
+        self._apply = apply
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._opinion = WheelScrubber(machine.ledger.books, machine.ledger.tick)
@@ -159,7 +159,7 @@ class PeriodicChecks:
     def _recheck(self) -> None:
         self._recheck_timer = None
         for _, bucket_id, user_id, seq in self._rechecks.due(self._now_ns(), RECHECKS_AT_ONCE):
-            outcome = self._report(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b"", b"", b""))
+            outcome = self._apply(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b"", b"", b""))
             if not isinstance(outcome, Refused | WrongBucket):  # else it took effect, or was superseded
                 self.not_effective += 1
         self._arm()

@@ -9,8 +9,10 @@ Its duty, once per turn of the loop (`_pump`) and once per batch that the journa
     5 re-arm   the timer for the shard's next instant
 
 Requests that arrive while a batch is being synced are applied at once and wait in the next batch; so the journal sets
-the pace of answers, never the pace of commands. No `await` stands between reading state and changing it: requests are
-applied in the protocol's callback, and all of this file but the start is plain functions.
+the pace of answers, never the pace of commands. Records that nobody awaits (an exhaustion that time caused, the attempt
+of its call and the 2xx) ride with the next batch, for `RIDE_S` at most: an isolated cutoff is one batch. No `await`
+stands between reading state and changing it: requests are applied in the protocol's callback, and all of this file but
+the start is plain functions.
 
 All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
 slices of `TICK_ENTRIES_MAX`, between which requests are answered.
@@ -42,6 +44,7 @@ from shards.worker.router import PeerCaller, PeerLink, Unavailable, ask_all, rec
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
+RIDE_S = 0.01  # so long records that nobody awaits ride with the batches of others before they are one of their own
 RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
@@ -98,6 +101,8 @@ class Worker:
         self._barrier_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
+        self._ride: asyncio.TimerHandle | None = None  # the end of the ride of what nobody awaits
+        self._arrived_from_ride = False
         self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
         self.syncs = Syncs()
         self._loop.add_reader(self._alarm.fileno(), self._on_alarm)
@@ -200,12 +205,19 @@ class Worker:
         sequence = self.shard.pending_sequence()
         if sequence:
             self._after_sync.append((sequence, function))
+            self._schedule()
         else:
             self._loop.call_soon(function)
 
-    def report(self, bucket_id: int, command: Command) -> object:
-        """Applies a command that no client waits for: what became of something told outside."""
+    def apply(self, bucket_id: int, command: Command) -> object:
+        """Applies a command that no client waits for."""
         outcome = self.shard.apply(bucket_id, command, self._now_ns or self.now_ns())
+        self._schedule()
+        return outcome
+
+    def report(self, bucket_id: int, command: Command) -> object:
+        """Applies what became of something told outside; no instant depends on it."""
+        outcome = self.shard.report(bucket_id, command, self._now_ns or self.now_ns())
         self._schedule()
         return outcome
 
@@ -250,7 +262,7 @@ class Worker:
         if early := shard.take_early():
             self.application.tell(early)
         if not self._writing:
-            ready = shard.take_ready()
+            ready = None if self._rides() else shard.take_ready()
             if ready is not None:
                 position = self.journal.head + bool(ready.payload)
                 may_act = True
@@ -276,6 +288,25 @@ class Worker:
                 self._idle.set()
         self._now_ns = 0
         self._rearm()
+
+    def _rides(self) -> bool:
+        """Whether nobody awaits what was recorded, so that it may wait for the next batch a little longer."""
+        if self._arrived_from_ride or self._after_sync or self._stopping or self.snapshotter.running:
+            rides = False
+        else:
+            rides = self.shard.has_more() and not self.shard.is_awaited()
+        if rides and self._ride is None:
+            self._ride = self._loop.call_later(RIDE_S, self._on_ride)
+        elif not rides:
+            self._arrived_from_ride = False
+            if self._ride is not None:
+                self._ride.cancel()
+                self._ride = None
+        return rides
+
+    def _on_ride(self) -> None:
+        self._ride, self._arrived_from_ride = None, True
+        self._guarded_turn()
 
     def _answer_later(self) -> None:
         later, self.shard.later = self.shard.later, []
@@ -463,8 +494,9 @@ class Worker:
     async def quiesce(self) -> None:
         """No more time-caused work; returns when all that was applied is durable and answered."""
         self._stopping = True
-        if self._barrier_timer is not None:
-            self._barrier_timer.cancel()
+        for timer in (self._barrier_timer, self._ride):
+            if timer is not None:
+                timer.cancel()
         while self._writing or self.shard.has_more() or self._scheduled:
             self.shortage.check_stop()
             self._idle.clear()

@@ -67,6 +67,19 @@ def test_what_may_have_been_attempted_before_a_start_names_the_restore(bank):
     assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
 
 
+def test_what_fell_due_before_a_start_may_have_been_called_without_a_record(bank):
+    bank.set_rate("u", 3600, at=200)  # a nano a second
+    due_ns = bank.view("u", 200)["exhausts_at_ns"]
+    bank.ledger.started(due_ns)
+    bank.top_up("u", 50, at=due_ns + 1)
+    assert owed(bank) == ("restore", f"u:2:{due_ns}:restore", 2, due_ns)
+    due_ns = bank.view("u", due_ns + 1)["exhausts_at_ns"]
+    bank.report(ops.RESTORE_STARTED, "u", 2, at=due_ns - 2)
+    bank.report(ops.RESTORE_DELIVERED, "u", 2, at=due_ns - 1)
+    bank.top_up("u", 50, at=due_ns + 1)
+    assert bank.owed("u") is None, "it fell due after the start, and every attempt of this life is known"
+
+
 def test_the_name_of_a_restore_survives_a_snapshot_a_replay_and_a_closing(bank):
     run_out_and_pay(bank, 300)
     loaded = Bank(restore=True)

@@ -9,7 +9,7 @@ import pytest
 from shards.batch import LEAVE, BatchCorrupt, join_batch, split_batch
 from shards.buckets import HASH_NAME, BucketMap
 from shards.replies import WrongBucket
-from shards.shard import BATCH_RECORDS_MAX, Shard
+from shards.shard import BATCH_RECORDS_MAX, RIDING_MAX, Shard
 from shards.worker.recover import Damaged, check_ownership
 from tests.shards.counters import Counters
 
@@ -83,6 +83,33 @@ def test_a_bucket_of_another_shard_is_refused_and_nothing_is_recorded() -> None:
     assert ready is not None
     assert ready.payload == b""
     assert ready.replies == [(ear, "a", WrongBucket(8, 1))]
+
+
+def test_nobody_waits_for_a_report_and_no_instant_depends_on_it() -> None:
+    shard, ear = new_shard(7), Ear()
+    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    ready = shard.take_ready()
+    assert ready is not None
+    shard.synced(ready)
+    shard.report(7, ("add", "y", 1), 300)
+    assert shard.has_more()
+    assert not shard.is_awaited()
+    shard.tick(500, 10)
+    assert shard.is_awaited(), "a notice waits until it was taken"
+    assert [notice[0] for notice in shard.take_early()], "the report that is not durable does not hold it up"
+    assert not shard.is_awaited()
+    shard.apply(7, ("add", "y", 1), 600)
+    shard.read(ear, "read", 7, ("get", "y"), 600)
+    assert shard.is_awaited()
+
+
+def test_as_many_records_as_are_worth_a_batch_are_awaited() -> None:
+    shard = new_shard(7)
+    for _ in range(RIDING_MAX - 1):
+        shard.report(7, ("add", "y", 1), 300)
+    assert not shard.is_awaited()
+    shard.report(7, ("add", "y", 1), 300)
+    assert shard.is_awaited()
 
 
 def test_what_time_caused_leaves_without_a_sync_once_its_cause_is_durable() -> None:
