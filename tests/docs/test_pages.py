@@ -8,8 +8,9 @@ import pytest
 
 from billing.cli.main import MODULE_OF, root
 from billing.config.schema import Config
+from billing.expirationd.request import GetTemplate
 from billing.expirationd.signature import parse_secrets, sign
-from tests.docs.pages import PAGES, REPOSITORY, anchors, commands, links
+from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, links
 
 KNOWN = {*MODULE_OF, *root.commands}
 SECTIONS = {name for name in Config.model_fields}
@@ -53,11 +54,18 @@ def test_the_readme_can_be_read_in_one_go():
     assert (REPOSITORY / "README.md").read_text().count("\n") <= 100
 
 
-def test_the_example_of_the_signature_is_right():
+def test_the_examples_of_a_request_and_of_its_signature_are_right():
     page = (REPOSITORY / "docs" / "receiving-cutoffs.md").read_text()
     secret, event, second, target = re.search(
         r"secret `(\S+)`, id `(\S+)`, timestamp `(\d+)`, target\s+`(\S+)`", page
     ).groups()
+    (sample,) = [
+        block.text for block in blocks(REPOSITORY / "docs" / "receiving-cutoffs.md") if "GET /cutoff" in block.text
+    ]
+    template = GetTemplate("https://cloud.example/cutoff", parse_secrets(secret))
+    e_ns = int(re.search(r"exhausted_at_ns=(\d+)", sample).group(1))
+    request = template.request(b"user_02", f"user_02:1:{e_ns}", 1, e_ns, e_ns // 10**9)
+    assert sample == request.decode().replace("\r\n", "\n").rstrip("\n") + "\n"
     signed, signature = re.search(r"Signed text and signature:\n\n```\n(.*)\n(.*)\n```", page).groups()
     assert signed == f"{event}.{second}.{target}"
     assert sign(parse_secrets(secret), event.encode(), int(second), target.encode()).decode() == signature
