@@ -1,0 +1,120 @@
+"""A controller of virtual machines: reports what runs, and switches off whose money ran out.
+
+    CUTOFF_SECRET=whsec_… python vm_controller.py --port 8090
+
+Set `cutoff.url = "http://127.0.0.1:8090/cutoff"` in the daemon's configuration, and `cutoff.secret_file` to a file with
+the same secret. Orders come on standard input, a line each, and each is answered by a line:
+
+    start USER MACHINE PRICE_PER_HOUR       started | refused, with the reason
+    stop USER MACHINE                       stopped
+
+Three things matter. **A machine is started only after the daemon has admitted it**: `min_runway_ns` refuses a rate for
+which the money would not last an hour. **After a cutoff the rate of each machine is reported as 0**, and only then is
+the call answered: where that fails the daemon calls again. **Every report carries `rate_seq`**, a number that rises, so
+that a report which arrives late undoes no newer one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import hmac
+import os
+import sys
+import time
+
+from aiohttp import web
+
+from billing.client import BillingError, Client, StaleRate
+
+HOUR_NS = 3600 * 10**9
+FRESH_S = 300
+
+
+class Controller:
+    """The machines that run, by user, and what was done about cutoffs."""
+
+    def __init__(self, client: Client, secret: str) -> None:
+        self._client = client
+        self._key = base64.b64decode(secret.removeprefix("whsec_"))
+        self._running: dict[str, set[str]] = {}
+        self._acted: dict[str, int] = {}  # user -> the greatest seq of a cutoff that was acted on
+
+    async def start(self, user: str, machine: str, price: str) -> str:
+        """Starts a machine where the user's money lasts for an hour of it; says what came of it."""
+        try:
+            await self._client.set_rate(
+                user, price, per="hour", resource=machine, rate_seq=time.time_ns(), min_runway_ns=HOUR_NS
+            )
+        except BillingError as refusal:
+            return f"refused {user} {machine}: {refusal.name}"
+        self._running.setdefault(user, set()).add(machine)  # here the hypervisor starts it
+        return f"started {user} {machine}"
+
+    async def stop(self, user: str, machine: str) -> str:
+        """Stops a machine, then says that it costs nothing any more."""
+        # Here the hypervisor stops it; that must be harmless to do twice, for where the report fails the call comes again.
+        with contextlib.suppress(StaleRate):  # a newer report of this machine was there first
+            await self._client.set_rate(user, 0, per="hour", resource=machine, rate_seq=time.time_ns())
+        self._running.get(user, set()).discard(machine)
+        return f"stopped {user} {machine}"
+
+    async def cutoff(self, request: web.Request) -> web.Response:
+        """The daemon's call: a user has no money left."""
+        if not self._is_signed(request):
+            return web.Response(status=401)
+        user, seq = request.query["user_id"], int(request.query["seq"])
+        if seq > self._acted.get(user, 0):
+            try:
+                for machine in sorted(self._running.get(user, ())):
+                    print(await self.stop(user, machine), flush=True)
+            except BillingError as error:
+                return web.Response(status=503, text=str(error))  # the daemon calls again
+            self._acted[user] = seq
+        return web.Response(status=204)
+
+    def _is_signed(self, request: web.Request) -> bool:
+        sent = request.headers.get("webhook-timestamp", "")
+        if not (sent.isascii() and sent.isdigit()) or abs(time.time() - int(sent)) > FRESH_S:
+            return False
+        text = f"{request.headers.get('webhook-id', '')}.{sent}.{request.raw_path}"
+        expected = b"v1," + base64.b64encode(hmac.digest(self._key, text.encode(), "sha256"))
+        given = request.headers.get("webhook-signature", "").encode().split()
+        return any(hmac.compare_digest(expected, one) for one in given)
+
+
+async def orders(controller: Controller) -> None:
+    """Carries out what stands on standard input, until it ends."""
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        match line.split():
+            case ["start", user, machine, price]:
+                answer = await controller.start(user, machine, price)
+            case ["stop", user, machine]:
+                answer = await controller.stop(user, machine)
+            case _:
+                answer = f"not understood: {line.strip()}"
+        print(answer, flush=True)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="Reports rates, receives cutoffs.")
+    parser.add_argument("--port", type=int, default=8090)
+    port = parser.parse_args().port
+    address = os.environ.get("BILLING_ADDRESS", "127.0.0.1:3311")
+    async with Client(address, token=os.environ.get("BILLING_TOKEN")) as client:
+        controller = Controller(client, os.environ["CUTOFF_SECRET"])
+        application = web.Application()
+        application.router.add_get("/cutoff", controller.cutoff)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        print(f"waiting for cutoffs on port {port}", flush=True)
+        await orders(controller)
+        await runner.cleanup()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
