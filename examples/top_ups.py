@@ -3,8 +3,8 @@
     python top_ups.py payments.jsonl
 
 Each line of the file is a payment that arrived: `{"payment": "p-17", "user": "alice", "amount": "5"}`. The payment's
-own identity is the `request_id`, so the same payment cannot be booked twice: not when the file is read again after a crash,
-nor when an answer was lost and the client asks again. The client repeats such calls by itself for as long as
+own identity is the `request_id`, so the same payment cannot be booked twice: not when the file is read again after a
+crash, nor when an answer was lost and the client asks again. The client repeats such calls by itself for as long as
 `timeout_s` says; after that this program goes on trying, since it must not give up on somebody's money. A payment that
 comes again with another amount is refused by the daemon, and named here: somebody has to look at it.
 
