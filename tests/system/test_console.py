@@ -45,6 +45,29 @@ def test_a_session_from_a_pipe(daemon):
     assert re.search(r"^ *\d+ +\S+ \S+ +debit", done.stdout, re.M)
 
 
+def test_the_session_of_a_tarantool_console_gives_its_answers(daemon):
+    typed = """\
+increase_balance('origin_03', 750)
+decrease_balance('origin_03', 200)
+decrease_balance('origin_03', 500)
+decrease_balance('origin_03', 200)
+decrease_balance("origin_03", 50);
+bucket_id('1')
+"""
+    done = subprocess.run(
+        [sys.executable, "-m", "billing", "console", "--address", daemon.address],
+        input=typed, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "остаток средств: 550",
+        "остаток средств: 50",
+        "не достаточно средств: 50, необходимо еще: 150, операция не будет совершена.",
+        "средства только что закончились",
+        "477",
+    ]
+
+
 class Terminal:
     """A console at a terminal of its own."""
 

@@ -14,7 +14,7 @@ CALL returns the list of what a function returned; CALL_16, of Tarantool 1.6, ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from billing.api.calling import packed, plain
@@ -59,8 +59,10 @@ def called(name: object, arguments: object, *, in_tuples: bool) -> Called:
         return Called(
             b"debit",
             _of_coins(arguments),
-            lambda reply: returned(_what_is_left(reply)),
-            lambda refused: returned(_what_is_missing(refused)) if refused.name == "INSUFFICIENT_FUNDS" else None,
+            lambda reply: returned(what_is_left(plain(reply))),
+            lambda refused: (
+                returned(what_is_missing(refused.details)) if refused.name == "INSUFFICIENT_FUNDS" else None
+            ),
         )
     return Called(name, arguments, returned, _not_told)
 
@@ -107,15 +109,15 @@ def _not_told(_: Refused) -> bytes | None:
     return None
 
 
-def _what_is_left(reply: object) -> str:
-    account = plain(reply)
+def what_is_left(account: Mapping[str, Any]) -> str:
+    """How decrease_balance tells that a debit was taken; `account`: the reply of debit."""
     if account["outcome"] == "exhausted":
         return "средства только что закончились"
     return f"остаток средств: {_coins(account['available_nanos'])}"
 
 
-def _what_is_missing(refused: Refused) -> str:
-    details: Any = refused.details
+def what_is_missing(details: Mapping[str, Any]) -> str:
+    """How decrease_balance tells that a debit was refused; `details`: those of INSUFFICIENT_FUNDS."""
     available, missing = _coins(details["available_nanos"]), _coins(details["shortfall_nanos"])
     return f"не достаточно средств: {available}, необходимо еще: {missing}, операция не будет совершена."
 

@@ -22,14 +22,16 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from rich.console import Console
 
+from billing.api.iproto.procedures import what_is_left, what_is_missing
 from billing.cli.calling import Target, is_change, run, target_options, words_of
+from billing.cli.console import lua_call
 from billing.cli.console.line import OWN, Asked, LineError, Table, span_of
 from billing.cli.console.watch import watch
 from billing.cli.options import Command
 from billing.cli.output import put, say
 from billing.cli.showing import ESSENTIAL, is_terminal, look_of, show, show_explained, tell
 from billing.client.client import Client
-from billing.client.errors import BillingError
+from billing.client.errors import BillingError, InsufficientFunds
 
 HISTORY_FILE: Final = "billing_console_history"
 IRREVOCABLE: Final = frozenset({"close_account", "release_cutoffs"})
@@ -86,17 +88,27 @@ class _Session:
     async def _carry_out(self, client: Client, line: str) -> bool:
         """True where the console is to end."""
         asked = None
+        lua = lua_call.read(line)
         try:
-            asked = self._table.parse(line)
+            asked = self._table.parse(line if lua is None else lua.line)
             if asked is not None:
                 if asked.name in OWN:
                     return await self._own(client, asked)
                 if is_change(asked.name) and asked.name in IRREVOCABLE and not self._is_meant(asked):
                     return False
-                self._show(asked.name, await client.call(asked.name, *asked.params, **asked.options))
+                reply = await client.call(asked.name, *asked.params, **asked.options)
+                if lua is not None and lua.name == lua_call.DECREASE:
+                    put(what_is_left(reply))
+                elif lua is None or lua.name != lua_call.INCREASE:  # which returns nothing
+                    self._show(asked.name, reply)
                 self._note(asked)
         except LineError as error:
             self._say(str(error))
+        except InsufficientFunds as error:
+            if lua is not None and lua.name == lua_call.DECREASE:
+                put(what_is_missing(error.details))
+            else:
+                self._say(words_of(error, self._target, asked.params[0] if asked is not None else None))
         except BillingError as error:
             user = asked.params[0] if asked is not None and asked.params else None
             self._say(words_of(error, self._target, user))
