@@ -83,6 +83,7 @@ FORECAST_NS_MAX: Final = 7 * 86_400 * SECOND_NS
 FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second is shown, beyond it each minute
 FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
+CURSOR_BYTES_MAX: Final = 4_096  # of 150 shards
 
 # What any method about an account may be refused with, beside its own; and any method at all.
 ACCOUNT_ERRORS: Final = ("INVALID_USER_ID", "UNKNOWN_ACCOUNT", "BUCKET_MOVING", "WRONG_BUCKET")
@@ -331,6 +332,17 @@ _ROWS: Final = (
             Field("limit", Integer(1, HISTORY_ROWS_MAX), HISTORY_ROWS_DEFAULT),
             Field("before", Integer(said=", an entry_id"), NEWEST, "which the page stays below"),
         ),
+        weight=LISTING_WEIGHT,
+    ),
+    _row(
+        OPERATION,
+        READ,
+        "entries",
+        "all entries behind a cursor, once each, those of an account in their order; the last row has the next cursor",
+        shapes.rows(shapes.FEED_ROW, "after", "cursor"),
+        (),
+        (Field("after", Text(CURSOR_BYTES_MAX), b"", "the cursor of the last row that was had"), LIMIT),
+        ("UNKNOWN_CURSOR",),
         weight=LISTING_WEIGHT,
     ),
     _row(

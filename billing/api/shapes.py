@@ -186,6 +186,10 @@ HISTORY_ROW: Final = Shape(
         _nullable("actor", "text", "who caused it; time itself is time"),
     ),
 )
+FEED_ROW: Final = Shape(
+    "FeedRow",
+    (Field("cursor", "text", "whoever has this row goes on behind it"), _USER, *HISTORY_ROW.fields),
+)
 PENDING_CUTOFF: Final = Shape(
     "PendingCutoff",
     (

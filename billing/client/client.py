@@ -237,6 +237,13 @@ class Client:
         result: Rows = await self.call("history", user_id, limit=limit, before=before)
         return result
 
+    async def entries(self, *, after: str | None = None, limit: int | None = None) -> Rows:
+        """All entries of all accounts, once each, those of an account in their order: a page behind the `cursor` of a
+        row. Whoever stores that cursor together with the rows has each entry exactly once.
+        """
+        result: Rows = await self.call("entries", after=after, limit=limit)
+        return result
+
     async def hold(
         self,
         user_id: UserId,

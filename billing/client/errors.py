@@ -154,6 +154,12 @@ class UnknownCutoff(BillingError):
     NAME = "UNKNOWN_CUTOFF"
 
 
+class UnknownCursor(BillingError):
+    """The feed of entries cannot go on behind this cursor: it is of another daemon, or entries were taken back."""
+
+    NAME = "UNKNOWN_CURSOR"
+
+
 class Unauthenticated(BillingError):
     """The connection has to sign in, or its token is not known."""
 
@@ -251,6 +257,7 @@ CLASSES: dict[str, type[BillingError]] = {
         UnknownHold,
         LimitExceeded,
         AccountNotClosable,
+        UnknownCursor,
         UnknownCutoff,
         Unauthenticated,
         Forbidden,

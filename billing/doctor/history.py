@@ -41,7 +41,7 @@ from billing.doctor.state import Bucket
 from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
-VERSION: Final = 2
+VERSION: Final = 3
 MARK_EVERY: Final = 64
 _ENTRY, _LEAVE = 1, 3
 
@@ -392,9 +392,9 @@ def open_history(
             db.execute("PRAGMA application_id").fetchone()[0],
             db.execute("PRAGMA user_version").fetchone()[0],
         )
-        if made_by == (APPLICATION_ID, 1):
-            report.note(f"{path} is of version 1, and is converted at the next start")
-            report.not_checked("history", f"shard {shard}: its file is of version 1")
+        if made_by in ((APPLICATION_ID, 1), (APPLICATION_ID, 2)):
+            report.note(f"{path} is of version {made_by[1]}, and is converted at the next start")
+            report.not_checked("history", f"shard {shard}: its file is of version {made_by[1]}")
             chains.is_behind = True
             return None
         if made_by != (APPLICATION_ID, VERSION):

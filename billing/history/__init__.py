@@ -17,6 +17,8 @@ It never slows a command down, never changes the journal, and never guesses.
     store       the file: schema, transactions, cutting back
     salvage     a new file out of what is good in a damaged or older one
     shelf       reading an account's rows out of all files
+    cursor      how far a reader of the feed of all entries is; pure
+    entries     the feed: all files' rows, once each, an account's in their order
     statement   a period of an account: opening, entries, closing, and whether it adds up; pure
     copying     a copy for a backup
 """

@@ -3,6 +3,9 @@
 SQLite's own online copy: what it holds is one state between two transactions. It may be ahead of the journal that is
 copied beside it, and is cut back then; where it is behind, a projector catches up when it opens the file (see `store`).
 Where there is no history yet, none is made.
+
+The copy has an identity of its own (see `cursor`), because a daemon that is restored from it makes other entries from
+there on than the one that goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ def copy_history(disk: Disk, source: str, target: str, shard: int, head: int) ->
             origin.backup(copy, pages=PAGES_A_STEP)
         store = Store(target, shard, disk)
         store.cut_back_to(head)
+        store.take_identity()
         store.close()
     except sqlite3.Error as error:
         raise StoreError(f"{source} cannot be copied: {error}") from error

@@ -190,6 +190,11 @@ class HistoryReader:
             self._others[shard] = identity, connect(path, KIND)
         return [self._own, *(db for _, db in self._others.values())]
 
+    def by_shard(self) -> dict[int, sqlite3.Connection]:
+        """The files by shard, as they are now, the own one among them. Raises sqlite3.Error, StoreError, OSError."""
+        self._connections()
+        return {self._shard: self._own} | {shard: db for shard, (_, db) in self._others.items()}
+
     def missing(self, bucket_id: int, generation: int) -> list[int]:
         """The generations before this one whose rows may not all be in the files yet; empty when nothing is missing."""
         if generation <= self._whole.get(bucket_id, 1):

@@ -1,9 +1,14 @@
-"""A worker's end of its history: a follower's link (`follower.link`) to a projector, and what it is asked."""
+"""A worker's end of its history: a follower's link (`follower.link`) to a projector, and what it is asked.
+
+    (bucket_id, generation, user_id, before, limit, newest)   rows of an account
+    (REACHED,)                                                (shard, sequence): how far the file is, all written
+    (ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or why there are none
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from billing.follower.link import DEFAULT_LIMITS, FollowerLink, Limits, command_of
 from billing.follower.store import file_of, refuse_ahead
@@ -12,6 +17,9 @@ from billing.ledger.errors import Refused
 from shards.journal import Journal
 
 COMMAND: Final = command_of("billing.history.projector")
+
+REACHED: Final = "reached"
+ENTRIES: Final = "entries"
 
 Rows = list[dict[str, object]]
 
@@ -23,6 +31,14 @@ def opened(directory: str, shard_id: int, journal: Journal, accept_loss: bool) -
     if not accept_loss:
         refuse_ahead(file_of(directory, shard_id), KIND, journal.head)
     return HistoryLink(directory, shard_id, journal, accept_loss=accept_loss)
+
+
+class FeedPage(NamedTuple):
+    """A page of the feed of all entries; `waits` and `bounds` as `billing.history.entries.Feed` has them."""
+
+    rows: Rows
+    waits: bool
+    bounds: tuple[tuple[int, int], ...]
 
 
 class HistoryLink(FollowerLink):
@@ -57,3 +73,26 @@ class HistoryLink(FollowerLink):
         """
         question = (bucket_id, generation, user_id, before, limit, newest)
         self.ask(question, lambda answer: done(answer if isinstance(answer, Refused) else list(answer)))
+
+    def reached(self, done: Callable[[tuple[int, int] | Refused], None]) -> None:
+        """Calls `done` with the shard and the number of its newest row, once every batch handed over before is in the
+        file; or with UNAVAILABLE.
+        """
+        self.ask((REACHED,), done)
+
+    def entries(
+        self,
+        cursor: str,
+        limit: int,
+        bounds: tuple[tuple[int, int], ...],
+        all_written: bool,
+        done: Callable[[FeedPage | Refused], None],
+    ) -> None:
+        """Calls `done` with a page of the feed (`billing.history.entries.page`), UNKNOWN_CURSOR or UNAVAILABLE."""
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, str):
+                answer = Refused("UNKNOWN_CURSOR", answer)
+            done(answer if isinstance(answer, Refused) else FeedPage(list(answer[0]), *answer[1:]))
+
+        self.ask((ENTRIES, cursor, limit, bounds, all_written), answered)

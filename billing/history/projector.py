@@ -16,7 +16,9 @@ from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
 from billing.follower.store import StoreError, code_of, reason_of
+from billing.history import entries
 from billing.history.history_reader import HistoryReader, Newest
+from billing.history.link import ENTRIES, REACHED
 from billing.history.store import Store, open_store
 from shards.exits import Exit
 from shards.system.clock import boot_now_ns
@@ -92,7 +94,30 @@ class Projector(Follower):
     # -- questions ---------------------------------------------------------------------------------------------------
 
     def on_ask(self, number: int, question: tuple[Any, ...]) -> None:
-        self._answer(number, question, boot_now_ns())
+        if question[0] == REACHED:
+            self._write()
+            assert self._store is not None
+            self.answer(number, (self._store.shard, self._store.seq))
+        elif question[0] == ENTRIES:
+            self._answer_entries(number, *question[1:])
+        else:
+            self._answer(number, question, boot_now_ns())
+
+    def _answer_entries(
+        self, number: int, cursor: str, limit: int, bounds: tuple[tuple[int, int], ...], all_written: bool
+    ) -> None:
+        assert self._shelf is not None
+        self._write()
+        try:
+            found = entries.page(self._shelf, cursor, limit, dict(bounds), all_written=all_written)
+        except entries.UnknownCursor as unknown:
+            self.answer(number, str(unknown))
+        except (sqlite3.Error, StoreError, OSError) as error:
+            if code_of(error) == Exit.DAMAGED:
+                raise
+            self.refuse(number, reason_of(error))
+        else:
+            self.answer(number, (found.rows, found.waits, tuple(found.bounds.items())))
 
     def _answer(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         bucket_id, generation, user_id, before, limit, newest = question

@@ -79,8 +79,10 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     rows = [(slot, *group) for slot, group in enumerate(sorted(one for one in groups if one[0] <= position))]
     db.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
     db.execute("INSERT INTO about VALUES (?, ?, ?)", (shard, position, begins))
-    if "losses" in {name for (name,) in _plain(old, "SELECT name FROM sqlite_master")}:
-        db.executemany("INSERT INTO losses VALUES (?, ?)", _plain(old, "SELECT position, text FROM losses"))
+    tables = {name for (name,) in _plain(old, "SELECT name FROM sqlite_master")}
+    for table, columns in (("losses", "position, text"), ("cuts", "seq, at_ns")):
+        if table in tables:
+            db.executemany(f"INSERT INTO {table} VALUES (?, ?)", _plain(old, f"SELECT {columns} FROM {table}"))
     text = f"{kept} good rows up to batch {position}; {bad} are lost"
     if bad:
         db.execute("INSERT INTO losses VALUES (?, ?)", (position, text))

@@ -8,6 +8,9 @@
     departures  (bucket_id, generation) that this shard gave away, and the position at the end of its transaction
     groups      (position, seq) at the end of the last `GROUPS_KEPT` transactions: where it can be cut back to
     losses      position, text: what is in neither the file nor the journal, and why
+    identities  identity, seq_max: what this file is called in cursors of the feed (`cursor`); the one without seq_max
+                is the present one, those before it stand for the rows up to their seq_max
+    cuts        (seq, at_ns) of the newest row deleted by `history.keep_days`; none, where none was
 
 **Exactly once.** A group of batches and the position of its last one are one transaction.
 
@@ -15,7 +18,8 @@
 is put on record, and whoever reads rows sees it by their entry_ids, which follow each other. **Ahead of its journal**
 it proves that the journal lost batches: `Ahead` names both positions, and nothing is changed. Only where the caller
 accepts that loss (a weaker `journal.sync` after the loss of power; the operator's word) is it cut back to a group
-that the journal knows, and a copy of what it was is kept beside it.
+that the journal knows, and a copy of what it was is kept beside it. Rows that are cut back may have been read, and
+others will have their numbers: so the file gets another identity.
 
 **Rows prove themselves.** `checksum` is a CRC-32 of a row's columns as MessagePack. Whoever reads a row checks it.
 
@@ -35,6 +39,7 @@ from zlib import crc32
 import msgspec
 
 from billing.follower.store import Ahead, FollowerStore, Kind, file_of, keep_copy, lost_batches, make, make_of, opened
+from billing.history.cursor import IDENTITY_BYTES
 from billing.history.projection import COLUMNS, Group, Place, project
 from billing.history.salvage import salvage
 from shards.system.disk import Disk
@@ -49,8 +54,8 @@ NAMES: Final = tuple(column.name for column in COLUMNS)
 KIND: Final = Kind(
     "history",
     application_id=0x42484953,  # "BHIS"
-    version=2,
-    older=(1,),
+    version=3,
+    older=(1, 2),
     schema=(
         "CREATE TABLE about (shard INTEGER NOT NULL, position INTEGER NOT NULL, begins INTEGER NOT NULL)",
         "CREATE TABLE users (number INTEGER PRIMARY KEY, user_id BLOB NOT NULL UNIQUE)",
@@ -64,6 +69,8 @@ KIND: Final = Kind(
             PRIMARY KEY (bucket_id, generation)) WITHOUT ROWID""",
         "CREATE TABLE groups (slot INTEGER PRIMARY KEY, position INTEGER NOT NULL, seq INTEGER NOT NULL)",
         "CREATE TABLE losses (position INTEGER NOT NULL, text TEXT NOT NULL)",
+        "CREATE TABLE identities (identity BLOB NOT NULL UNIQUE, seq_max INTEGER)",
+        "CREATE TABLE cuts (seq INTEGER NOT NULL, at_ns INTEGER NOT NULL)",
     ),
 )
 PLACE: Final = "SELECT number, newest FROM users JOIN heads USING (number) WHERE user_id = ?"
@@ -112,7 +119,7 @@ def open_store(
                 source,
                 KIND,
                 disk,
-                lambda db: salvage(db, source, shard, first, KIND),
+                lambda db: _salvaged(db, source, shard, first),
                 lambda db: _found(db, shard),
             )
             remarks += [remark] if remark else []
@@ -121,8 +128,23 @@ def open_store(
     return store, remarks
 
 
+def name_anew(db: sqlite3.Connection, seq_max: int | None = None) -> None:
+    """Gives the file another identity. `seq_max`: up to which row those before it still stand for the same rows; None
+    for a file that has none yet.
+    """
+    db.execute("UPDATE identities SET seq_max = min(coalesce(seq_max, ?1), ?1)", (seq_max,))
+    db.execute("INSERT INTO identities VALUES (randomblob(?), NULL)", (IDENTITY_BYTES,))
+
+
+def _salvaged(db: sqlite3.Connection, source: str, shard: int, first: int) -> str:
+    """What is good in another file, under an identity of its own: the rows' numbers may mean others now."""
+    name_anew(db)
+    return salvage(db, source, shard, first, KIND)
+
+
 def _found(db: sqlite3.Connection, shard: int) -> None:
     db.execute("INSERT INTO about VALUES (?, -1, 0)", (shard,))
+    name_anew(db)
 
 
 class Store(FollowerStore):
@@ -179,6 +201,12 @@ class Store(FollowerStore):
             groups = self.db.execute("SELECT position, seq FROM groups WHERE position <= ?", (head,)).fetchall()
             self._cut(*max([(self.begins - 1, 0), *groups]), begins=self.begins)
 
+    def take_identity(self) -> None:
+        """Gives the file another identity; readers of what it holds may go on."""
+        self.begin()
+        name_anew(self.db, self.seq)
+        self.commit(self.position)
+
     def _cut(self, position: int, seq: int, *, begins: int) -> None:
         db = self.db
         db.execute("BEGIN IMMEDIATE")
@@ -191,6 +219,7 @@ class Store(FollowerStore):
         for table in ("departures", "groups"):
             db.execute(f"DELETE FROM {table} WHERE position > ?", (position,))
         db.execute("UPDATE about SET begins = ?", (begins,))
+        name_anew(db, seq)
         self.commit(position)
         self.read_where()
 

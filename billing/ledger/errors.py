@@ -38,6 +38,7 @@ KINDS: Final[dict[str, Kind]] = {
     "LIMIT_EXCEEDED": Kind(206, False),
     "ACCOUNT_NOT_CLOSABLE": Kind(207, False),  # a rate, a debt, a hold or an owed cutoff stands against closing
     "UNKNOWN_CUTOFF": Kind(208, False),  # nothing is owed to the cutoff URL for this account
+    "UNKNOWN_CURSOR": Kind(209, False),  # of another daemon, or its history has taken back or deleted entries
     # 3xx: who is asking
     "UNAUTHENTICATED": Kind(300, False),
     "FORBIDDEN": Kind(301, False),

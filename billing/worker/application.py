@@ -49,6 +49,7 @@ from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.notices import link as notices
 from billing.worker.aggregates import Aggregates
 from billing.worker.explain import explain
+from billing.worker.feed import REACHED, FeedQuestion
 from billing.worker.machine import SURVEYS, BillingMachine
 from billing.worker.pages import PAGES
 from billing.worker.periodic_checks import PeriodicChecks
@@ -97,6 +98,7 @@ class Billing:
     """Implements `shards.worker.process.Hosted`."""
 
     surveys = SURVEYS
+    questions = frozenset({"entries"})
 
     def __init__(self, config: Config, begin: Begin, outside: Outside = REAL) -> None:
         self.config = config
@@ -171,6 +173,16 @@ class Billing:
             assert self._checks is not None
             self._go_on(self._checks.answer(self._begin.shard_id, query), done)
             return
+        if query[0] == REACHED:
+
+            def told(reply: object) -> None:  # to another worker goes plain data
+                done(reply.message if isinstance(reply, Refused) else reply)
+
+            self._when_handed_over(lambda link: link.reached(told), told)
+            return
+        if query[0] == "entries":
+            self._when_handed_over(lambda link: self._ask_entries(link, query, done), done)
+            return
         if query[0] == "explain" and self._worker is not None and self._delivery is not None:
             done(explain(self.machine, bucket_id, query[1], self._worker, self._delivery))
             return
@@ -183,6 +195,23 @@ class Billing:
             asyncio.get_running_loop().call_soon(self._ask_history, bucket_id, query, newest, done)
 
         self._worker.when_durable(ask)
+
+    def _when_handed_over(self, ask: Callable[[HistoryLink], None], done: Callable[[object], None]) -> None:
+        """Asks the history, once it has been handed all that is recorded now; it is, right after that is durable."""
+        history, worker = self._history, self._worker
+        if history is None or worker is None:
+            done(Refused("UNAVAILABLE", "the history is not there yet"))
+        else:
+            loop = asyncio.get_running_loop()
+
+            def durable() -> None:
+                loop.call_soon(ask, history)
+
+            worker.when_durable(durable)
+
+    def _ask_entries(self, link: HistoryLink, query: Command, done: Callable[[object], None]) -> None:
+        assert self._worker is not None
+        FeedQuestion(link, self._worker.operate, query[1].decode(), query[2], done).ask()
 
     def _ask_history(
         self, bucket_id: int, query: Command, newest: tuple[int, int, int], done: Callable[[object], None]

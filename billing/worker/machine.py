@@ -34,7 +34,12 @@ from shards.machine import Command, Effect, Later, Record
 
 ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
 ROWS_SHOWN_NS: Final = 100_000_000
-SURVEYS = frozenset({"accounts", "expirationd_stats", "forecast", "overdue", "pending_cutoffs", "release_cutoffs"})
+SURVEYS = frozenset(
+    {
+        *("accounts", "expirationd_stats", "forecast", "history_reached", "overdue", "pending_cutoffs"),
+        "release_cutoffs",
+    }
+)
 
 
 class BillingMachine:
@@ -99,7 +104,7 @@ class BillingMachine:
         match query:
             case ("accounts" | "pending_cutoffs", bytes(), int()):
                 return Later(query)
-            case ("forecast", int(), int()) | ("expirationd_stats",):
+            case ("forecast", int(), int()) | ("expirationd_stats",) | ("history_reached",):
                 return Later(query)
             case ("release_cutoffs",):
                 return self.release_held()
@@ -123,6 +128,9 @@ class BillingMachine:
                 return {"released": sum(parts)}
             case ("overdue",):
                 return parts
+            case ("history_reached",):
+                why = next((part for part in parts if isinstance(part, str)), None)
+                return parts if why is None else Refused("UNAVAILABLE", why)
         raise AssertionError(f"no survey {operation[0]}")
 
     def owed(self) -> Iterator[tuple[int, bytes, str, int, int]]:

@@ -22,6 +22,8 @@ class Application(Calls, Protocol):
 
     surveys: frozenset[str]  # operations that every shard answers and `merge` joins
 
+    questions: frozenset[str]  # operations that the application of the worker which is asked answers, by `answer`
+
     @property
     def machine(self) -> Machine:
         """The content of the buckets."""

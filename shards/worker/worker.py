@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from shards.buckets import BucketMap, bucket_id_of
 from shards.journal import Journal, Unknown
 from shards.journal import Unavailable as JournalUnavailable
-from shards.machine import Command
+from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply
 from shards.shard import COMMAND, READ, Ready, Shard
@@ -186,6 +186,8 @@ class Worker:
             self.shard.reply_with_next(caller, token, self.route(operation))
         elif name in self.application.surveys:
             self._survey(caller, token, operation)
+        elif name in self.application.questions:
+            self.shard.later.append((caller, token, ALL_BUCKETS, operation))
         else:
             self._ask_supervisor(caller, token, operation)
         self._schedule()

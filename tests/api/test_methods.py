@@ -63,6 +63,7 @@ CONTRACT = {
     "explain": (["user_id"], set()),
     "explain_move": (["bucket_id"], {"shard_id"}),
     "check_owners": ([], set()),
+    "entries": ([], {"after", "limit"}),
     "pending_cutoffs": ([], {"after", "limit"}),
     "retry_cutoff": (["user_id"], set()),
     "release_cutoffs": ([], set()),

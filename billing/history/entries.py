@@ -1,0 +1,179 @@
+"""The feed of all entries: the rows of all files of a directory, once each, and those of an account in their order.
+
+A page takes from each file the rows behind the cursor, in the file's order, and merges them by their instants. A row
+stays back, and with it what follows in its file, until the row of its account's entry before is out: that one stands in
+another file where the account's bucket moved between the two. Which row that is is known without a list of moves,
+because the entry_ids of an account follow each other.
+
+**A row that is in no file** is either lost (its file was damaged, or cut by `history.keep_days`) or not written yet by
+a follower that is behind. So the caller asks all shards first how far their files are, which makes them write what is
+durable, and gives the answers as `bounds`: no row above them is taken. A page that meets a row whose entry before is
+in no file ends there and says so (`Feed.waits`); the caller asks all shards a second time, and then again with the same
+bounds and `all_written`: what made the bounds happened after what is missing, so all that there is of it is in the
+files by then, and the row goes out. Without a missing row one round is enough.
+
+**A cursor is refused** (`UnknownCursor`) where a file that it names is not here, is another one by now, or has taken
+back or deleted rows behind it: whoever goes on then would lose entries, or have entries that never were.
+
+It only reads.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from billing.follower.store import Damaged
+from billing.history.cursor import NoCursor, Place, decode, encode
+from billing.history.history_reader import HistoryReader, Row, Shown, as_map, rows_of
+from billing.history.store import NAMES, checksum_of
+from billing.ledger.entry import text
+
+_SEQ, _ENTRY_ID, _AT_NS = NAMES.index("seq"), NAMES.index("entry_id"), NAMES.index("at_ns")
+_FOLLOWING: Final = f"""
+    SELECT {", ".join("e." + name for name in (*NAMES, "checksum"))}, u.user_id, o.entry_id
+    FROM entries AS e LEFT JOIN users AS u USING (number) LEFT JOIN entries AS o ON o.seq = e.older
+    WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq"""
+
+Dbs = Mapping[int, sqlite3.Connection]  # by shard
+Bounds = Mapping[int, int]  # shard -> the last sequence that is taken
+
+
+class UnknownCursor(Exception):
+    """The feed cannot go on behind this cursor, and why."""
+
+
+class Feed(NamedTuple):
+    """A page of the feed: rows, each with the cursor behind it. `waits`: it ended at a row whose entry before is in no
+    file; `bounds`: up to where it read each file.
+    """
+
+    rows: list[Shown]
+    waits: bool
+    bounds: dict[int, int]
+
+
+class _Head(NamedTuple):
+    """The next row of a file, and what it stays back for."""
+
+    row: Row
+    user_id: bytes
+    needs: tuple[int, int] | None  # (shard, sequence) of the row that goes before it
+
+
+class _File:
+    """What is left to be taken of one file."""
+
+    def __init__(self, db: sqlite3.Connection, sequence: int, bound: int) -> None:
+        self.head: _Head | None = None
+        self.has_ended = False
+        self.rows = db.execute(_FOLLOWING, (sequence, bound))
+
+
+def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_written: bool) -> Feed:
+    """At most `limit` rows behind `cursor`; see the module. Raises UnknownCursor, Damaged, sqlite3.Error, StoreError,
+    OSError.
+    """
+    dbs = reader.by_shard()
+    try:
+        asked = decode(cursor)
+    except NoCursor as error:
+        raise UnknownCursor(f"{error}; the empty text is the beginning") from None
+    places = {shard: _checked(shard, dbs.get(shard), place) for shard, place in asked.items()}
+    for shard, db in dbs.items():
+        if shard not in places:
+            places[shard] = Place(_identity(db), 0)
+    ends = {shard: bounds[shard] if shard in bounds else _newest(db) for shard, db in dbs.items()}
+    files = {shard: _File(db, places[shard].sequence, ends[shard]) for shard, db in dbs.items()}
+    try:
+        rows, waits = _merged(dbs, files, places, limit, all_written)
+    finally:
+        for file in files.values():
+            file.rows.close()  # an open one would stand in the way of a checkpoint
+    return Feed(rows, waits, ends)
+
+
+def _merged(
+    dbs: Dbs, files: dict[int, _File], places: dict[int, Place], limit: int, all_written: bool
+) -> tuple[list[Shown], bool]:
+    """The rows of a page, and whether one waits that is needed before; `places` goes on with them."""
+    rows: list[Shown] = []
+    waits = False
+    while len(rows) < limit:
+        ready = []
+        for shard, file in files.items():
+            if file.head is None and not file.has_ended:
+                file.head = _next(dbs, shard, file, all_written)
+                file.has_ended = file.head is None
+            if file.head is None:
+                continue
+            needed, sequence = file.head.needs or (shard, 0)
+            if needed == NOWHERE:
+                waits = True
+            elif places[needed].sequence >= sequence:
+                ready.append((file.head.row[_AT_NS], shard))
+        if not ready:
+            break
+        _, shard = min(ready)
+        head = files[shard].head
+        assert head is not None
+        files[shard].head = None
+        places[shard] = Place(places[shard].identity, head.row[_SEQ])
+        rows.append({"cursor": encode(places), "user_id": text(head.user_id), **as_map(head.row)})
+    return rows, waits
+
+
+NOWHERE: Final = -1  # in the place of a shard: the row is in no file
+
+
+def _next(dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
+    """The next row of a file; None behind the last."""
+    found = next(file.rows, None)
+    if found is None:
+        return None
+    *columns, checksum, user_id, older_id = found
+    row = tuple(columns)
+    if user_id is None or checksum != checksum_of(row):
+        raise Damaged(f"row {row[0]} of shard {shard} is not what was written")
+    before_id = row[_ENTRY_ID] - 1
+    if before_id in (0, older_id):
+        return _Head(row, user_id, None)
+    for other, db in dbs.items():
+        if other != shard:
+            _, rows = rows_of(db, user_id, before_id + 1, 1)
+            if rows and rows[0][_ENTRY_ID] == before_id:
+                return _Head(row, user_id, (other, rows[0][_SEQ]))
+    return _Head(row, user_id, None if all_written else (NOWHERE, 0))
+
+
+def _newest(db: sqlite3.Connection) -> int:
+    newest: int = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()[0]
+    return newest
+
+
+def _identity(db: sqlite3.Connection) -> bytes:
+    identity: bytes = db.execute("SELECT identity FROM identities WHERE seq_max IS NULL").fetchone()[0]
+    return identity
+
+
+def _checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
+    """The place in the file as it is now. Raises UnknownCursor."""
+    if db is None:
+        raise UnknownCursor(f"there is no history of shard {shard} here: the cursor is of another daemon")
+    found = db.execute("SELECT seq_max FROM identities WHERE identity = ?", (place.identity,)).fetchone()
+    if found is None:
+        raise UnknownCursor(
+            f"the cursor is of another daemon, or the history of shard {shard} was made anew since; begin again"
+        )
+    if found[0] is not None and place.sequence > found[0]:
+        raise UnknownCursor(
+            f"the history of shard {shard} has taken back entries behind row {found[0]}, which the cursor has: "
+            "its journal lost them, or it was restored from a backup; begin again"
+        )
+    (deleted,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
+    if place.sequence < deleted:
+        raise UnknownCursor(
+            f"entries of shard {shard} behind the cursor are older than history.keep_days, and deleted; begin again"
+        )
+    return Place(_identity(db), place.sequence)
