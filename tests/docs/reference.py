@@ -60,6 +60,7 @@ MEANINGS: Final = {
     "LIMIT_EXCEEDED": "A balance, limit, hold or rate would leave its bound, or there would be too many of them.",
     "ACCOUNT_NOT_CLOSABLE": "A rate, a debt, a hold or an owed cutoff stands against closing.",
     "UNKNOWN_CUTOFF": "Nothing is owed to the cutoff URL for this account.",
+    "UNKNOWN_CURSOR": "The cursor is of another daemon, or entries behind it were taken back or deleted; begin again.",
     "UNAUTHENTICATED": "The caller has not signed in, or the token is not known.",
     "FORBIDDEN": "The caller's roles do not include the one that the procedure asks for.",
     "UNAVAILABLE": "The account's shard cannot answer now; `applied` says whether the change may have happened.",
