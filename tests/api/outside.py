@@ -35,7 +35,7 @@ class Clock:
 
 class Gate:
     """A worker that carries out nothing: it writes down every request, and answers each in the next turn of the loop
-    (as after a sync), or when `release` is called. `replies` may name another reply for a request.
+    (as after a sync), or when `release` is called. `replies` may name another reply for a request, or what makes it.
     """
 
     def __init__(self, bucket_count: int = 3000) -> None:
@@ -67,7 +67,8 @@ class Gate:
         if self.broken is not None:
             raise self.broken
         self.asked.append((kind, what))
-        self.waiting.append((caller, token, self.replies.get(str(what[0]), reply)))
+        found = self.replies.get(str(what[0]), reply)
+        self.waiting.append((caller, token, found(what) if callable(found) else found))
         if len(self.waiting) == 1 and not self.holds_back:
             asyncio.get_running_loop().call_soon(self.release)
 
@@ -83,6 +84,10 @@ class Gate:
     @property
     def commands(self) -> list[Any]:
         return [what for kind, what in self.asked if kind == "submit"]
+
+    @property
+    def operations(self) -> list[Any]:
+        return [what for kind, what in self.asked if kind == "operate"]
 
 
 class Wire:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from billing import __version__
+from billing.api.http.feed import EVENTS, NDJSON
 from billing.api.http.reading import CURSOR
 from billing.api.http.routes import GET, ROUTES, Route
 from billing.api.http.writing import JSON, PROBLEM, TYPE_PREFIX, money_name, status_of, title_of
@@ -223,6 +224,9 @@ def _success(method: Method, shapes: dict[str, Shape]) -> Schema:
                 properties["next_cursor"] = {"type": ["string", "null"]}
             schema = {"type": "object", "properties": properties, "required": list(properties)}
     told: Schema = {"description": "Done, and durable.", "content": {JSON: {"schema": schema}}}
+    if method.name == "entries":  # see `feed`
+        told["description"] = "A line or an event for each entry, or a page, by the header Accept."
+        told["content"] |= {NDJSON: {"schema": _ref(shapes["FeedRow"])}, EVENTS: {"schema": {"type": "string"}}}
     if method.option("request_id") is not None:
         replayed = {"description": "Only where this is the first answer again.", "schema": {"const": "true"}}
         told["headers"] = {"Idempotent-Replayed": replayed}

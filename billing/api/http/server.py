@@ -32,12 +32,12 @@ from aiohttp.http import HttpVersion10
 from billing.api.auth import Grant, Guard
 from billing.api.calling import Session, plain
 from billing.api.door import Door
-from billing.api.http import browser
+from billing.api.http import browser, feed
 from billing.api.http.openapi import document
 from billing.api.http.reading import Reader
 from billing.api.http.routes import GET, ROUTES, Route, find
 from billing.api.http.writing import JSON, PROBLEM, Problem, encode, problem, rendering_of
-from billing.api.methods import allowed
+from billing.api.methods import METHODS, PAGE_ROWS_MAX, allowed
 from billing.api.origins import is_loopback, is_unix, origin_of
 from billing.api.wire import FRAME_BYTES_MAX
 from billing.ledger.errors import Refused
@@ -286,6 +286,11 @@ class HttpConnection(web.RequestHandler):
             self._part(problem(refusal, 408))
         return bool(self._stalled_since_ns or self._reading_since_ns)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it closes once what was asked for is answered."""
+        return self._ending
+
     def granted(self) -> Grant | None:
         """As `billing.api.door.Client`; a token is looked at with each request."""
         return self.greeted
@@ -313,6 +318,7 @@ class HttpDoor:
         self._grants: dict[str, Grant] = {}  # by token, as far as this guard has let them in
         self._guard: Guard | None = None  # whose they are
         self._document = b""
+        self._streams = feed.Streams()
         loop = asyncio.get_running_loop()
 
         def request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
@@ -372,6 +378,8 @@ class HttpDoor:
         if not allowed(served.method, grant.roles):
             raise Refused("FORBIDDEN", f"{served.method.name} needs the role {served.method.role}")
         headers = request.headers
+        if served.method.name == "entries":
+            return await self._feed(connection, request, query, grant)
         body = await self._body(connection, request) if route.has_body else b""
         connection.request_read()
         params = served.read(found.values, query, headers.get("Idempotency-Key"), body)
@@ -384,6 +392,34 @@ class HttpDoor:
         content = encode(told)
         replayed = _REPLAYED if type(told) is dict and told.get("replayed") is True else _BARE
         return Reply(head_of(200, JSON, len(content), replayed, self._now()), content)
+
+    async def _feed(
+        self, connection: HttpConnection, request: web.BaseRequest, query: str, grant: Grant
+    ) -> web.StreamResponse:
+        """The feed of all entries, see `billing.api.http.feed`."""
+        headers = request.headers
+        wish = feed.wanted(query, headers.get("Accept", ""), headers.get("Last-Event-ID"))
+        connection.request_read()
+        guard, method = self.door.guard, METHODS["entries"]
+
+        def ask(params: list[Any]) -> asyncio.Future[object]:
+            return connection.ask(grant, b"entries", params)
+
+        def goes_on() -> bool:
+            try:
+                is_granted = self.door.guard is guard or allowed(method, self._grant_of(connection, request).roles)
+            except (Refused, Misplaced):
+                is_granted = False
+            return is_granted and not connection.is_ending
+
+        if wish.kind == JSON:
+            reply = await ask(feed.params_of(wish.cursor, wish.limit or PAGE_ROWS_MAX))
+            if type(reply) is Refused:
+                return self._refusal(reply)
+            content = feed.page_of(plain(reply), wish.cursor)
+            return Reply(head_of(200, JSON, len(content), _BARE, self._now()), content)
+        reply = await self._streams.serve(request, wish, ask, goes_on)
+        return self._refusal(reply) if isinstance(reply, Refused) else cast(web.StreamResponse, reply)
 
     def _refusal(
         self, refusal: Refused, status: int = 0, headers: dict[str, str] | None = None, *, last: bool = False
