@@ -36,8 +36,10 @@ from billing.api.values import (
     SIGNED,
     ZERO_TOO,
     Amount,
+    Array,
     Enum,
     Flag,
+    Instant,
     Integer,
     Key,
     Rate,
@@ -54,7 +56,7 @@ from billing.ledger.commands import (
     REQUEST_ID_BYTES_MAX,
     RESOURCE_BYTES_MAX,
 )
-from billing.ledger.errors import Refused
+from billing.ledger.errors import KINDS, Refused
 from billing.ledger.money import INT64_MAX
 
 COMMAND: Final = "command"
@@ -84,6 +86,9 @@ FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second i
 FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
 CURSOR_BYTES_MAX: Final = 4_096  # of 150 shards
+
+METHOD_BYTES_MAX: Final = 64
+PARAMS_MAX: Final = 8
 
 # What any method about an account may be refused with, beside its own; and any method at all.
 ACCOUNT_ERRORS: Final = ("INVALID_USER_ID", "UNKNOWN_ACCOUNT", "BUCKET_MOVING", "WRONG_BUCKET")
@@ -133,7 +138,7 @@ class Method(NamedTuple):
     @property
     def about_account(self) -> bool:
         """Whether the second value of the parsed tuple is a user id."""
-        return bool(self.required) and self.required[0].name == "user_id"
+        return self.kind in (COMMAND, QUERY) or bool(self.required and self.required[0].name == "user_id")
 
     @property
     def changes(self) -> bool:
@@ -224,6 +229,20 @@ def _forecast(within_ns: int, step_ns: int) -> tuple[Any, ...]:
     if step_ns % SECOND_NS or within_ns > step_ns * FORECAST_STEPS_MAX:
         raise invalid(f"step_ns: expected whole seconds, and at most {FORECAST_STEPS_MAX} steps within within_ns")
     return ("forecast", within_ns, step_ns)
+
+
+def _statement(user_id: bytes, from_ns: int, to_ns: int, by: bool, limit: int) -> tuple[Any, ...]:
+    if from_ns > to_ns:
+        raise invalid("from_ns lies behind to_ns")
+    return ("statement", user_id, from_ns, to_ns, by, limit)
+
+
+def _dry_run(method: bytes, params: list[Any]) -> tuple[Any, ...]:
+    row = find(method)
+    if row is None or row.kind != COMMAND:
+        raise invalid("method must be that of a procedure that changes an account")
+    command = row.body(params, b"")
+    return ("dry_run", command[1], command)
 
 
 _PERIODS: Final[Mapping[str, str]] = {"second": "second", "minute": "minute", "hour": "hour"}
@@ -344,6 +363,45 @@ _ROWS: Final = (
         (Field("after", Text(CURSOR_BYTES_MAX), b"", "the cursor of the last row that was had"), LIMIT),
         ("UNKNOWN_CURSOR",),
         weight=LISTING_WEIGHT,
+    ),
+    _row(
+        QUERY,
+        READ,
+        "balance_at",
+        "the account as it was at an instant, behind the entries of that instant",
+        shapes.one(shapes.BALANCE_AT),
+        (USER_ID, Field("at_ns", Instant(), doc="one to come means now")),
+    ),
+    _row(
+        QUERY,
+        READ,
+        "statement",
+        "a period: balance at from_ns and at to_ns, what accrued, the entries from from_ns up to, not including, to_ns",
+        shapes.one(shapes.STATEMENT),
+        (USER_ID, Field("from_ns", Instant()), Field("to_ns", Instant(), doc="one to come means now")),
+        (
+            Field("by", Enum({"resource": True}), False, "itemises what accrued by rate line"),
+            Field("limit", Integer(0, HISTORY_ROWS_MAX), HISTORY_ROWS_MAX, "of the entries in the answer"),
+        ),
+        ("LIMIT_EXCEEDED",),
+        _statement,
+        weight=LISTING_WEIGHT,
+    ),
+    _row(
+        QUERY,
+        READ,
+        "dry_run",
+        "what a procedure that changes an account would answer now; nothing changes",
+        shapes.ANY,
+        (
+            Field("method", Text(METHOD_BYTES_MAX, 1), doc="the name of the procedure"),
+            Field("params", Array(PARAMS_MAX, "array, as that procedure takes")),
+        ),
+        (),
+        tuple(
+            name for name, kind in KINDS.items() if kind.code // 100 == 2 or name in ("INVALID_AMOUNT", "INVALID_RATE")
+        ),
+        _dry_run,
     ),
     _row(
         COMMAND,

@@ -190,6 +190,61 @@ FEED_ROW: Final = Shape(
     "FeedRow",
     (Field("cursor", "text", "whoever has this row goes on behind it"), _USER, *HISTORY_ROW.fields),
 )
+_SUMS: Final = ("opening", "credits", "debits", "expired", "accrued", "closing")
+EXACT: Final = Shape(
+    "ExactSums",
+    tuple(
+        Field(name, "text", "internal units: nanos per hour times nanoseconds, 3.6e12 of them a nano") for name in _SUMS
+    ),
+)
+RESOURCE_LINE: Final = Shape(
+    "ResourceLine",
+    (
+        _nullable("resource", "text", "nil: of no line that is known"),
+        Field("accrued_nanos", "nanos", "rounded so that the lines sum to the account's"),
+        Field("exact_accrued", "text", "internal units"),
+        Field("line_rate_nanos_per_hour", "nanos_per_hour", "at the end of the period"),
+    ),
+)
+STATEMENT: Final = Shape(
+    "Statement",
+    (
+        _USER,
+        Field("from_ns", "instant"),
+        Field("to_ns", "instant", "the instant it ends before: the one asked for, or now"),
+        Field("up_to_now", "flag", "whether it ends now, before the instant that was asked for"),
+        Field("opening_nanos", "nanos", "at from_ns, before the entries of that instant"),
+        Field("credits_nanos", "nanos", "what entries added"),
+        Field("debits_nanos", "nanos", "what entries took"),
+        Field("expired_nanos", "nanos", "of the debits, credit that ended"),
+        Field("accrued_nanos", "nanos", "spent by time"),
+        Field("closing_nanos", "nanos", "opening + credits - debits - accrued"),
+        Field("exact", "map", "the same to the internal unit", shape=EXACT),
+        Field("entries_count", "integer", "of all entries in the period"),
+        _nullable("first_entry_id", "integer"),
+        _nullable("last_entry_id", "integer"),
+        Field("entries", "map", "the first of them, oldest first", many=True, shape=HISTORY_ROW),
+        _nullable("whole_from_ns", "instant", "entries before it are lost, or lack what is exact; nil where none is"),
+        Field("resources", "map", "by: resource asks for it", nullable=True, many=True, shape=RESOURCE_LINE),
+    ),
+)
+BALANCE_AT: Final = Shape(
+    "BalanceAt",
+    (
+        _USER,
+        Field("at_ns", "instant", "the one asked for, or now"),
+        Field("state", "enum", nullable=True, choices=("active", "exhausted", "closed", "unopened")),
+        Field("balance_nanos", "nanos"),
+        _nullable("credit_limit_nanos", "nanos"),
+        _nullable("holds_nanos", "nanos"),
+        _nullable("available_nanos", "nanos", "nil, as its neighbours, where an older version did not keep it"),
+        _nullable("rate_nanos_per_hour", "nanos_per_hour"),
+        _nullable("rate_nanos_per_second", "nanos_per_second"),
+        Field("entry_id", "integer", "the newest entry up to then; 0 before the first"),
+        Field("exact_balance", "text", "in internal units"),
+        _nullable("whole_from_ns", "instant", "what led up to it is lost before that instant; nil where nothing is"),
+    ),
+)
 PENDING_CUTOFF: Final = Shape(
     "PendingCutoff",
     (

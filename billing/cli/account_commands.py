@@ -10,13 +10,16 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import click
 
-from billing.cli.calling import Target, ask, is_change, target_options
+from billing.cli.calling import Target, ask, rehearse, run, sendable, target_options
 from billing.cli.confirming import confirmed
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
+from billing.cli.output import say
 from billing.cli.paging import list_all_option, show_pages
+from billing.cli.periods import is_relative, named
 from billing.cli.showing import ESSENTIAL, coins, show, tell
 from billing.client.client import Client
 from billing.client.errors import UnknownAccount
@@ -27,6 +30,7 @@ _request_id = option("--request-id", metavar="ID", help="Makes the call safe to 
 _message = option("--message", metavar="TEXT", help="Stands in the history.")
 _per = option("--per", type=click.Choice(["second", "minute", "hour"]), help="Unit of the rate.  [second]")
 _resource = option("--resource", metavar="NAME", help="Which rate line; the account's rate is their sum.")
+_dry_run = option("--dry-run", is_flag=True, help="Shows what it would answer now; nothing changes.")
 _user = click.argument("user")
 _amount = click.argument("amount", type=COINS)
 
@@ -34,15 +38,45 @@ _amount = click.argument("amount", type=COINS)
 def _call(method: str, *names: str) -> Callable[..., None]:
     """A command's function: calls `method` with the arguments of these names, and all options."""
 
-    def run(target: Target, **given: Any) -> None:
+    def run(target: Target, dry_run: bool, **given: Any) -> None:
         params = [given.pop(name) for name in names]
-        reply = ask(target, method, *params, **given)
-        if is_change(method):
-            tell(target, method, reply)
-        else:
-            show(target, reply)
+        change(target, dry_run, method, *params, **given)
 
     return run
+
+
+def change(target: Target, dry_run: bool, method: str, *params: Any, **options: Any) -> None:
+    """Makes a call that changes an account and prints what came of it; in a dry run, what would come of it."""
+    if dry_run:
+        show(target, rehearse(target, method, *params, **options))
+        say("Nothing was changed: that is what it would answer now.")
+    else:
+        tell(target, method, ask(target, method, *params, **options))
+
+
+def _account(target: Target, user: str, at: str | None) -> None:
+    if at is None:
+        show(target, ask(target, "get_account", user))
+    else:
+        _balance_at(target, user, at)
+
+
+def _balance_at(target: Target, user: str, at: str) -> None:
+    zone = ZoneInfo(target.zone) if target.zone is not None else None
+
+    def named_at(now_ns: int) -> int:
+        try:
+            return named(at, zone, now_ns).from_ns
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--at") from None
+
+    named_at(0)
+
+    async def work(client: Client) -> Any:
+        now_ns = (await client.server_info())["now_ns"] if is_relative(at) else 0
+        return await client.call("balance_at", sendable(user), named_at(now_ns))
+
+    show(target, run(target, work, user))
 
 
 def _command(name: str, doc: str, run: Callable[..., None], *parts: Any) -> click.Command:
@@ -51,20 +85,25 @@ def _command(name: str, doc: str, run: Callable[..., None], *parts: Any) -> clic
 
 
 def _set_thresholds(
-    target: Target, user: str, amount: tuple[str, ...], runway: tuple[int, ...], request_id: str | None
+    target: Target,
+    user: str,
+    amount: tuple[str, ...],
+    runway: tuple[int, ...],
+    request_id: str | None,
+    dry_run: bool,
 ) -> None:
     thresholds: list[dict[str, Any]] = [{"amount": each} for each in amount]
     thresholds += [{"runway_ns": each} for each in runway]
-    tell(target, "set_thresholds", ask(target, "set_thresholds", user, thresholds, request_id=request_id))
+    change(target, dry_run, "set_thresholds", user, thresholds, request_id=request_id)
 
 
-def _close(target: Target, user: str, yes: bool, request_id: str | None) -> None:
+def _close(target: Target, user: str, yes: bool, request_id: str | None, dry_run: bool) -> None:
     def question() -> str:
         account = ask(target, "get_account", user)
         return f"{user} has {coins(account['balance_nanos'])} coins, which are paid out. Close the account?"
 
-    confirmed(question, yes)
-    tell(target, "close_account", ask(target, "close_account", user, request_id=request_id))
+    confirmed(question, yes or dry_run)
+    change(target, dry_run, "close_account", user, request_id=request_id)
 
 
 def _accounts(target: Target, after: str | None, limit: int | None, every: bool, state: str | None, ids: bool) -> None:
@@ -108,7 +147,7 @@ _ALL = (
         "top-up",
         "Adds AMOUNT coins to USER; opens the account if it is new.",
         _call("top_up", "user", "amount"),
-        *(_user, _amount, _request_id, _message),
+        *(_user, _amount, _request_id, _message, _dry_run),
     ),
     _command(
         "set-rate",
@@ -117,13 +156,13 @@ _ALL = (
         *(_user, click.argument("rate", type=COINS), _per, _resource),
         option("--rate-seq", type=int, help="Refused unless newer than the line's last one."),
         option(*("--min-runway", "min_runway_ns"), type=DURATION, help="Refused unless the money lasts that long."),
-        *(_request_id, _message),
+        *(_request_id, _message, _dry_run),
     ),
     _command(
         "change-rate",
         "Adds DELTA coins a second to a rate of USER; below zero it is refused.",
         _call("change_rate", "user", "delta"),
-        *(_user, click.argument("delta", type=COINS), _per, _resource, _request_id, _message),
+        *(_user, click.argument("delta", type=COINS), _per, _resource, _request_id, _message, _dry_run),
     ),
     _command(
         "debit",
@@ -135,9 +174,21 @@ _ALL = (
             type=click.Choice(["strict", "partial", "force"]),
             help="Where there is not enough: refuse, take what is there, or go below.  [strict]",
         ),
-        *(_request_id, _message),
+        *(_request_id, _message, _dry_run),
     ),
-    _command("account", "Shows everything about USER now.", _call("get_account", "user"), _user),
+    _command(
+        "account",
+        "Shows everything about USER now, or the balance at a past instant.",
+        _account,
+        _user,
+        option("--at", metavar="WHEN", help="As it was then: 2026-11-30T12:00, 2026-11-30, yesterday."),
+    ),
+    _command(
+        "balance-at",
+        "Shows the balance and the rate of USER as they were at an instant, such as 2026-11-30T12:00.",
+        _balance_at,
+        *(_user, click.argument("at", metavar="WHEN")),
+    ),
     _command(
         "accounts",
         "Lists accounts in order of their user ids: state, money, rate, and when it runs out.",
@@ -161,7 +212,7 @@ _ALL = (
         "credit-limit",
         "Sets how far below zero USER may go: AMOUNT coins.",
         _call("set_credit_limit", "user", "amount"),
-        *(_user, _amount, _request_id),
+        *(_user, _amount, _request_id, _dry_run),
     ),
     _command(
         "hold",
@@ -169,25 +220,25 @@ _ALL = (
         _call("hold", "user", "amount"),
         *(_user, _amount),
         option("--ttl", "ttl_ns", type=DURATION, help="Gives it back by itself after that long."),
-        _request_id,
+        *(_request_id, _dry_run),
     ),
     _command(
         "capture",
         "Takes AMOUNT coins of a hold of USER and frees the rest.",
         _call("capture", "user", "hold_id", "amount"),
-        *(_user, click.argument("hold_id", metavar="HOLD"), _amount, _request_id),
+        *(_user, click.argument("hold_id", metavar="HOLD"), _amount, _request_id, _dry_run),
     ),
     _command(
         "release",
         "Gives a hold of USER back.",
         _call("release", "user", "hold_id"),
-        *(_user, click.argument("hold_id", metavar="HOLD"), _request_id),
+        *(_user, click.argument("hold_id", metavar="HOLD"), _request_id, _dry_run),
     ),
     _command(
         "adjust",
         "Corrects USER's balance by AMOUNT coins, with a REASON.",
         _call("adjust", "user", "amount", "reason"),
-        *(_user, _amount, click.argument("reason"), _request_id),
+        *(_user, _amount, click.argument("reason"), _request_id, _dry_run),
     ),
     _command(
         "thresholds",
@@ -196,13 +247,13 @@ _ALL = (
         _user,
         option("--amount", multiple=True, type=COINS, metavar="COINS", help="When this little is available."),
         option("--runway", multiple=True, type=DURATION, help="When it lasts no longer than that."),
-        _request_id,
+        *(_request_id, _dry_run),
     ),
     _command(
         "close",
         "Closes USER's account and pays out the rest; asks first.",
         _close,
-        *(_user, YES, _request_id),
+        *(_user, YES, _request_id, _dry_run),
     ),
 )
 

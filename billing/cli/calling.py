@@ -37,7 +37,9 @@ from shards.exits import Exit
 # Commands that work on the configuration themselves, wherever the daemon is that they call.
 FOR_ITSELF: Final = frozenset({"doctor"})
 
-_OF_ACCOUNT: Final = frozenset(name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY))
+_OF_ACCOUNT: Final = frozenset(
+    name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY) and row.required[0].name == "user_id"
+)
 _CHANGES: Final = frozenset(name for name, row in METHODS.items() if row.role != READ and row.kind != LOCAL)
 
 T = TypeVar("T")
@@ -205,7 +207,7 @@ def _check_zone(name: str) -> None:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise click.BadParameter(
-            f"there is no time zone {name!r}; as Europe/Moscow or UTC", param_hint="--tz"
+            f"there is no time zone {name!r}; as Europe/Moscow or UTC", param_hint="--zone"
         ) from None
 
 
@@ -245,6 +247,13 @@ def ask(target: Target, method: str, *params: Any, **options: Any) -> Any:
     return run(target, lambda client: client.call(method, *sent, **given), user, changes=is_change(method))
 
 
+def rehearse(target: Target, method: str, *params: Any, **options: Any) -> Any:
+    """What that call would answer now; it is not made. Raises CommandRefused."""
+    given = {name: value for name, value in options.items() if value is not None}
+    sent = [sendable(each) for each in (*params, given)]
+    return run(target, lambda client: client.call("dry_run", method, sent), params[0])
+
+
 def is_change(method: str) -> bool:
     """Whether a call of this procedure may change something."""
     return method in _CHANGES
@@ -252,6 +261,8 @@ def is_change(method: str) -> bool:
 
 def sendable(value: Any) -> Any:
     """A word that is no UTF-8 goes as the bytes it came as: what is wrong with them is for the daemon to say."""
+    if isinstance(value, dict):
+        return {name: sendable(item) for name, item in value.items()}
     if isinstance(value, str):
         try:
             value.encode()

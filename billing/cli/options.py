@@ -283,7 +283,10 @@ OUTPUT_OPTIONS: Final = (
     ),
     option("--wide", is_flag=True, section=OUTPUT, help="Prints every column and nanosecond, however wide that is."),
     option(
-        "--tz", "zone", metavar="ZONE", section=OUTPUT, help="The zone of the times shown, as Europe/Moscow or UTC."
+        *("--zone", "--tz", "zone"),
+        metavar="ZONE",
+        section=OUTPUT,
+        help="The zone of the times that are shown and given, as Europe/Moscow or UTC.  [that of this machine]",
     ),
 )
 YES: Final = option("--yes", is_flag=True, help="Does not ask: what cannot be undone is meant.")

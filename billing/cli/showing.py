@@ -106,7 +106,7 @@ def show_explained(target: Target, found: Any) -> None:
 
 
 def look_of(target: Target, *, exact: bool) -> Look:
-    """How this command shows instants: `--tz`, else the machine's own zone, which TZ sets."""
+    """How this command shows instants: `--zone`, else the machine's own zone, which TZ sets."""
     zone: tzinfo | None = ZoneInfo(target.zone) if target.zone is not None else None
     return Look(zone, exact or target.wide)
 

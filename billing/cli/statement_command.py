@@ -1,136 +1,242 @@
-"""`billing statement USER --from --to`: a period of an account, printed with the proof that it adds up.
+"""`billing statement USER`: a period of an account, printed so that it adds up by hand.
 
-The rows come from the running daemon through `history`; what they must add up to is said in
-`billing.history.statement`. Exit code 1 where they do not.
+The daemon says what the period opened and closed with and what accrued in it (`statement`); where the period has more
+entries than one answer takes, the rest come page by page through `history`. What is printed is checked once more from
+the rows: each follows from the one before, the first from the opening, and all of them lead to the closing. Exit code 1
+where they do not.
+
+What accrued stands with the entry that it led up to, and what accrued behind the last entry with the closing; so the
+columns of a period sum to its totals, also where its edges lie between two entries.
 """
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
-from typing import Any, Final
+from datetime import tzinfo
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
 
 import click
 
-from billing.cli.calling import Target, run, target_options
+from billing.api.methods import HISTORY_ROWS_MAX
+from billing.cli.calling import Target, run, sendable, target_options
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
+from billing.cli.periods import DAY, MONTH, YEAR, Span, is_relative, named
 from billing.cli.showing import look_of, put_table, show, with_zone
 from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column
-from billing.cli.values import SECOND_NS, coins, moment, value_of
+from billing.cli.values import coins, moment, value_of
 from billing.client.client import Client
-from billing.history.statement import NEWEST, Row, Statement, fetch
+from billing.ledger.money import INT64_MAX
+
+Row = dict[str, Any]
 
 # The columns: heading, how they are set, and which a narrow terminal leaves out first (the highest number).
 _COLUMNS: Final = (
     *(("entry", NUMBER, 5), ("at", WHOLE, 0), ("operation", WHOLE, 1), ("accrued", COINS, 4), ("amount", COINS, 2)),
-    *(("balance", COINS, 3), ("message", TEXT, 6), ("request", TEXT, 7)),
+    *(("balance", COINS, 3), ("resource", TEXT, 6), ("message", TEXT, 7), ("request", TEXT, 8), ("actor", TEXT, 9)),
 )
-
-_INSTANT = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z?)",
-)
+_PROBE_NS: Final = 10**18  # any instant: only whether the words are right is asked
 
 
-class Instant(click.ParamType):  # type: ignore[type-arg]
-    """A day or an instant of UTC such as `2026-03-01` or `2026-03-01T12:00:00.5Z`, or nanoseconds since the epoch."""
+class Asked(NamedTuple):
+    """The words of a period; None where none were given."""
 
-    name = "instant"
+    from_text: str | None
+    to_text: str | None
+    month: str | None
+    day: str | None
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Nanoseconds since the epoch, 0 to 2**63-1."""
-        if isinstance(value, int):  # a default
-            return value
-        text = str(value)
-        if text.isascii() and text.isdigit() and int(text) <= NEWEST:
-            return int(text)
-        match = _INSTANT.fullmatch(text)
-        try:
-            if match is None:
-                raise ValueError
-            year, month, day, hour, minute, second, fraction, _ = match.groups()
-            at = datetime(
-                *(int(year), int(month), int(day)), int(hour or 0), int(minute or 0), int(second or 0), tzinfo=UTC
-            )
-            at_ns = int(at.timestamp()) * SECOND_NS + int((fraction or "").ljust(9, "0"))
-            if not 0 <= at_ns <= NEWEST:
-                raise ValueError
-        except ValueError:
-            self.fail(f"expected an instant such as 2026-03-01 or 2026-03-01T12:00:00Z, got {text!r}", param, ctx)
-        return at_ns
+    def bounds(self, zone: tzinfo | None, now_ns: int) -> tuple[int, int]:
+        """From and to. Raises click.BadParameter."""
+        for name, text, kinds in (("--month", self.month, (MONTH, YEAR)), ("--day", self.day, (DAY,))):
+            if text is not None:
+                span = span_of(name, text, zone, now_ns)
+                if span.kind not in kinds:
+                    raise click.BadParameter(f"{text!r} is no {name.lstrip('-')}", param_hint=name)
+                return span.from_ns, span.to_ns
+        from_ns = 0 if self.from_text is None else span_of("--from", self.from_text, zone, now_ns).from_ns
+        to_ns = INT64_MAX if self.to_text is None else span_of("--to", self.to_text, zone, now_ns).from_ns
+        if from_ns > to_ns:
+            raise click.BadParameter("lies after --to", param_hint="--from")
+        return from_ns, to_ns
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether it depends on what is now."""
+        return any(text is not None and is_relative(text) for text in self)
 
 
-INSTANT = Instant()
+def span_of(name: str, text: str, zone: tzinfo | None, now_ns: int) -> Span:
+    """What an option names. Raises click.BadParameter."""
+    try:
+        return named(text, zone, now_ns)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=name) from None
 
 
 @click.command(cls=Command)
 @click.argument("user")
-@option("--from", "from_ns", type=INSTANT, default=0, help="The first instant, UTC.  [the first entry]")
-@option("--to", "to_ns", type=INSTANT, default=NEWEST, help="The instant it ends before, UTC.  [the last entry]")
+@option("--from", "from_text", metavar="WHEN", help="The first instant: 2026-11-01, november, today.  [the beginning]")
+@option("--to", "to_text", metavar="WHEN", help="The instant it ends before, in the same words.  [now]")
+@option("--month", metavar="MONTH", help="A whole month, as 2026-11 or november; or a year, as 2026.")
+@option("--day", metavar="DAY", help="A whole day, as 2026-11-30, today, yesterday or monday.")
+@option("--by", type=click.Choice(["resource"]), help="Itemises what accrued by rate line.")
 @target_options
 @click.pass_context
-def statement(context: click.Context, target: Target, user: str, from_ns: int, to_ns: int) -> None:
+def statement(
+    context: click.Context,
+    target: Target,
+    user: str,
+    from_text: str | None,
+    to_text: str | None,
+    month: str | None,
+    day: str | None,
+    by: str | None,
+) -> None:
     """Shows what USER's account opened with, its entries, what it closed with, and that it adds up."""
-    if from_ns > to_ns:
-        raise click.BadParameter("lies after --to", param_hint="--from")
-    found = _ask(target, user, from_ns, to_ns)
+    asked = Asked(from_text, to_text, month, day)
+    if sum((month is not None, day is not None, from_text is not None or to_text is not None)) > 1:
+        raise click.UsageError("only one of --month, --day, and --from with --to can be given")
+    zone = ZoneInfo(target.zone) if target.zone is not None else None
+    _check_words(asked, zone)
+    found, rows = _ask(target, user, asked, zone, by)
+    faults = faults_of(found, rows)
     if target.as_json:
-        put(as_json(_as_map(user, found)))
+        put(as_json({**found, "entries": rows, "adds_up": not faults, "faults": faults}))
     elif target.as_csv:
-        show(target, found.rows)
+        show(target, found["resources"] if by else csv_rows(found, rows))
     else:
-        _show(target, user, found)
-    if found.faults:
+        _show(target, found, rows, faults)
+    if faults:
         context.exit(1)
 
 
-def _ask(target: Target, user: str, from_ns: int, to_ns: int) -> Statement:
-    async def work(client: Client) -> Statement:
-        async def page(before: int, limit: int) -> list[Row]:
-            return await client.history(user, limit=limit, before=before)
+def _check_words(asked: Asked, zone: tzinfo | None) -> None:
+    """Says what is wrong with the words before a daemon is asked for anything. Raises click.BadParameter."""
+    if not asked.is_relative:
+        asked.bounds(zone, _PROBE_NS)
+    for name, text in zip(("--from", "--to", "--month", "--day"), asked, strict=True):
+        if text is not None:
+            span_of(name, text, zone, _PROBE_NS)
 
-        return await fetch(page, from_ns, to_ns)
+
+def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str | None) -> tuple[Row, list[Row]]:
+    """What the daemon says of the period, and all its entries, oldest first."""
+
+    async def work(client: Client) -> tuple[Row, list[Row]]:
+        now_ns = (await client.server_info())["now_ns"] if asked.is_relative else _PROBE_NS
+        from_ns, to_ns = asked.bounds(zone, now_ns)
+        found: Row = await client.call("statement", sendable(user), from_ns, to_ns, by=by)
+        rows: list[Row] = list(found["entries"])
+        last_id = found["last_entry_id"]
+        later: list[Row] = []
+        while len(rows) + len(later) < found["entries_count"]:
+            before = later[-1]["entry_id"] if later else last_id + 1
+            wanted = min(HISTORY_ROWS_MAX, found["entries_count"] - len(rows) - len(later))
+            page = await client.history(user, limit=wanted, before=before)
+            later += [row for row in page if row["entry_id"] > rows[-1]["entry_id"]]
+            if not page or page[-1]["entry_id"] <= rows[-1]["entry_id"]:
+                break
+        return found, rows + later[::-1]
 
     return run(target, work, user)
 
 
-def _as_map(user: str, found: Statement) -> dict[str, Any]:
-    return {
-        "user_id": user,
-        "from_ns": found.from_ns,
-        "to_ns": found.to_ns if found.to_ns != NEWEST else None,
-        "opening_nanos": found.opening_nanos,
-        "accrued_nanos": found.accrued_nanos,
-        "amount_nanos": found.amount_nanos,
-        "closing_nanos": found.closing_nanos,
-        "entries": found.rows,
-        "adds_up": not found.faults,
-        "faults": found.faults,
-    }
+# -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
-def _show(target: Target, user: str, found: Statement) -> None:
-    look = look_of(target, exact=target.wide)
-    first = found.rows[0]["entry_id"] if found.rows else 1
-    begin = "opening" if not found.is_first_known or first == 1 else "opening, nothing older is kept"
-    from_text = moment(found.from_ns, look) if found.from_ns else ""
-    to_text = moment(found.to_ns, look) if found.to_ns != NEWEST else ""
-    lines = [("", from_text, begin, "", "", coins(found.opening_nanos), "", "")]
-    lines += [
-        (
-            str(row["entry_id"]),
-            moment(row["at_ns"], look),
-            str(row["operation"]),
-            coins(-row["accrued_nanos"]) if row["accrued_nanos"] else "",
-            coins(row["amount_nanos"]) if row["amount_nanos"] else "",
-            coins(row["balance_after_nanos"]),
-            value_of("message", row["message"]),
-            value_of("request_id", row["request_id"]) if row["request_id"] else "",
+def faults_of(found: Row, rows: list[Row]) -> list[str]:
+    """Where a period, or a row of it, does not follow from what stands before; empty where all adds up."""
+    faults = []
+    balance = found["opening_nanos"]
+    last_id, last_ns = 0, found["from_ns"]
+    amounts = 0
+    for index, row in enumerate(rows):
+        entry_id, accrued, amount = row["entry_id"], row["accrued_nanos"], row["amount_nanos"]
+        before, after = row["balance_before_nanos"], row["balance_after_nanos"]
+        if index == 0:
+            accrued = balance - before  # of it, what lies in the period
+        if accrued < 0:
+            faults.append(f"entry {entry_id}: time gave {-accrued} nanos instead of taking")
+        if balance - accrued != before:
+            faults.append(
+                f"entry {entry_id}: {balance} nanos before it, {accrued} accrued, but it starts from {before}"
+            )
+        if before + amount != after:
+            faults.append(f"entry {entry_id}: {before} and {amount} nanos do not make {after}")
+        if last_id and entry_id != last_id + 1:
+            faults.append(f"entry {entry_id} comes after entry {last_id}")
+        if not last_ns <= row["at_ns"] < found["to_ns"]:
+            faults.append(f"entry {entry_id} lies out of its place in time")
+        balance, last_id, last_ns = after, entry_id, row["at_ns"]
+        amounts += amount
+    if len(rows) != found["entries_count"]:
+        faults.append(f"{found['entries_count']} entries are in the period, {len(rows)} came")
+    opening, closing = found["opening_nanos"], found["closing_nanos"]
+    added, taken, accrued = found["credits_nanos"], found["debits_nanos"], found["accrued_nanos"]
+    if found["whole_from_ns"] is None and amounts != added - taken:
+        faults.append(f"the entries sum to {amounts} nanos, not to {added} - {taken}")
+    if opening + added - taken - accrued != closing:
+        faults.append(f"{opening} + {added} - {taken} - {accrued} nanos are not the closing balance, {closing}")
+    if rows and closing > balance:
+        faults.append(f"{balance} nanos behind the last entry, but the period closes with {closing}")
+    exact = {name: int(text) for name, text in found["exact"].items()}
+    if exact["opening"] + exact["credits"] - exact["debits"] - exact["accrued"] != exact["closing"]:
+        faults.append("the exact sums do not make the exact closing balance")
+    if found["resources"] is not None:
+        by_line = sum(int(line["exact_accrued"]) for line in found["resources"])
+        if by_line != exact["accrued"]:
+            faults.append(f"the lines sum to {by_line} internal units, the account accrued {exact['accrued']}")
+    return faults
+
+
+# -- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def csv_rows(found: Row, rows: list[Row]) -> list[Row]:
+    """A row for the opening, each entry and the closing; accrued and amount sum to the period's."""
+    empty = dict.fromkeys(("entry_id", "resource", "message", "request_id", "actor"))
+    opening = found["opening_nanos"]
+    lines = [
+        {"at_ns": found["from_ns"], "operation": "opening", "accrued_nanos": 0, "amount_nanos": 0,
+         "balance_nanos": opening, **empty}
+    ]  # fmt: skip
+    balance = opening
+    for row in rows:
+        lines.append(
+            {
+                "at_ns": row["at_ns"],
+                "operation": row["operation"],
+                "accrued_nanos": balance - row["balance_before_nanos"],
+                "amount_nanos": row["amount_nanos"],
+                "balance_nanos": row["balance_after_nanos"],
+                **{name: row[name] for name in empty},
+            }
         )
-        for row in found.rows
+        balance = row["balance_after_nanos"]
+    closing = found["closing_nanos"]
+    lines.append(
+        {"at_ns": found["to_ns"], "operation": "closing", "accrued_nanos": balance - closing, "amount_nanos": 0,
+         "balance_nanos": closing, **empty}
+    )  # fmt: skip
+    return lines
+
+
+def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> None:
+    look = look_of(target, exact=target.wide)
+    lines = [
+        (
+            "" if line["entry_id"] is None else str(line["entry_id"]),
+            moment(line["at_ns"], look) if line["at_ns"] else "",
+            str(line["operation"]),
+            coins(-line["accrued_nanos"]) if line["accrued_nanos"] else "",
+            coins(line["amount_nanos"]) if line["amount_nanos"] else "",
+            coins(line["balance_nanos"]),
+            *(value_of(name, line[name]) if line[name] else "" for name in ("resource", "message", "request_id")),
+            value_of("actor", line["actor"]) if line["actor"] else "",
+        )
+        for line in csv_rows(found, rows)
     ]
-    sums = (coins(-found.accrued_nanos), coins(found.amount_nanos), coins(found.closing_nanos))
-    lines.append(("", to_text, "closing", *sums, "", ""))
     cells = list(zip(*lines, strict=True))
     at, moments = with_zone("at", cells[1])
     cells[1] = tuple(moments)
@@ -139,17 +245,46 @@ def _show(target: Target, user: str, found: Statement) -> None:
         [
             Column(at if title == "at" else title, kind, of_it, importance)
             for (title, kind, importance), of_it in zip(_COLUMNS, cells, strict=True)
+            if title in ("entry", "at", "operation", "accrued", "amount", "balance") or any(of_it)
         ],
     )
-    if not found.faults:
-        number = f"{len(found.rows):,} entr{'y' if len(found.rows) == 1 else 'ies'}"
-        sign = "-" if found.amount_nanos < 0 else "+"
+    if found["resources"] is not None:
+        put("")
+        _show_lines(target, found)
+    number = f"{len(rows):,} entr{'y' if len(rows) == 1 else 'ies'}"
+    sums = f"{coins(found['opening_nanos'])} + {coins(found['credits_nanos'])} - {coins(found['debits_nanos'])}"
+    if found["up_to_now"]:
+        put(f"The period goes up to now, {moment(found['to_ns'], look)}.")
+    if found["expired_nanos"]:
+        put(f"Of what entries took, {coins(found['expired_nanos'])} coins were credit that expired.")
+    if found["whole_from_ns"] is not None:
+        put(f"The history is not whole before {moment(found['whole_from_ns'], look)}: what it lacks is not itemised.")
+    if not faults:
         put(
-            f"{number}; they add up: {coins(found.opening_nanos)} - {coins(found.accrued_nanos)} {sign} "
-            f"{coins(abs(found.amount_nanos))} = {coins(found.closing_nanos)}"
+            f"{number}; they add up: {sums} - {coins(found['accrued_nanos'])} accrued = {coins(found['closing_nanos'])}"
         )
-    for fault in found.faults:
+    for fault in faults:
         say(f"does not add up: {fault}")
+
+
+def _show_lines(target: Target, found: Row) -> None:
+    """What each rate line has spent."""
+    lines = found["resources"]
+    names = ["(not known)" if line["resource"] is None else value_of("resource", line["resource"]) for line in lines]
+    columns = [
+        Column("resource", TEXT, [*(name or "(unnamed)" for name in names), "all"], 0),
+        Column("accrued", COINS, [*(coins(line["accrued_nanos"]) for line in lines), coins(found["accrued_nanos"])], 1),
+        Column(
+            "rate at the end, per hour",
+            COINS,
+            [
+                *(coins(line["line_rate_nanos_per_hour"]) for line in lines),
+                coins(sum(line["line_rate_nanos_per_hour"] for line in lines)),
+            ],
+            2,
+        ),
+    ]
+    put_table(target, columns)
 
 
 COMMANDS: dict[str, click.Command] = {"statement": statement}

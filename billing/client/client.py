@@ -244,6 +244,23 @@ class Client:
         result: Rows = await self.call("entries", after=after, limit=limit)
         return result
 
+    async def balance_at(self, user_id: UserId, at_ns: int) -> dict[str, Any]:
+        """The account as it was at an instant, behind the entries of that instant."""
+        result: dict[str, Any] = await self.call("balance_at", user_id, at_ns)
+        return result
+
+    async def statement(
+        self, user_id: UserId, from_ns: int, to_ns: int, *, by: str | None = None, limit: int | None = None
+    ) -> dict[str, Any]:
+        """A period: its opening and closing balance, what accrued, and entries; `by="resource"` itemises by line."""
+        result: dict[str, Any] = await self.call("statement", user_id, from_ns, to_ns, by=by, limit=limit)
+        return result
+
+    async def dry_run(self, method: str, params: Sequence[Any]) -> dict[str, Any]:
+        """What a procedure that changes an account would answer now; nothing changes."""
+        result: dict[str, Any] = await self.call("dry_run", method, list(params))
+        return result
+
     async def hold(
         self,
         user_id: UserId,

@@ -33,7 +33,9 @@ from shards.buckets import HASH_NAME, bucket_id_of
 MAP_AFTER_REQUESTS: Final = 16  # about accounts; a script that makes a call or two is served as well without
 POLL_S: Final = 1.0
 
-_ABOUT_ACCOUNT: Final = frozenset(name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY))
+_ABOUT_ACCOUNT: Final = frozenset(
+    name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY) and row.required[0].name == "user_id"
+)
 _ANY_HOST: Final = ("0.0.0.0", "::")
 
 Request = tuple[str, Sequence[Any], OnReply]

@@ -19,6 +19,7 @@ It never slows a command down, never changes the journal, and never guesses.
     shelf       reading an account's rows out of all files
     cursor      how far a reader of the feed of all entries is; pure
     entries     the feed: all files' rows, once each, an account's in their order
-    statement   a period of an account: opening, entries, closing, and whether it adds up; pure
+    period      a period of an account: opening, entries, accrual in all and by line, closing; pure
+    period_reader  which rows a period or a past balance is made of, and what is answered
     copying     a copy for a backup
 """

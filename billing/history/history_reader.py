@@ -23,6 +23,7 @@ import sqlite3
 from typing import Any, Final, NamedTuple
 
 from billing.follower.store import Damaged, connect, shard_files
+from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, NAMES, PLACE, checksum_of
 from billing.ledger import commands as ops
 from billing.ledger.entry import TIME, text
@@ -39,7 +40,11 @@ _CHAIN: Final = f"""
         FROM chain JOIN entries AS e ON e.seq = chain.older)
     SELECT {_COLUMNS} FROM chain"""
 _FROM_MARK: Final = "SELECT seq FROM marks WHERE number = ? AND entry_id >= ? ORDER BY entry_id LIMIT 1"
-_NUMBER, _ENTRY_ID = NAMES.index("number"), NAMES.index("entry_id")
+_LAST_MARK: Final = "SELECT coalesce(max(entry_id), 0) FROM marks WHERE number = ?"
+_MARKED: Final = """
+    SELECT marks.entry_id, marks.seq, entries.at_ns FROM marks JOIN entries USING (seq)
+    WHERE marks.number = ? AND marks.entry_id >= ? ORDER BY marks.entry_id LIMIT 1"""
+_NUMBER, _ENTRY_ID, _AT_NS = NAMES.index("number"), NAMES.index("entry_id"), NAMES.index("at_ns")
 
 Row = tuple[Any, ...]  # in the order of `projection.COLUMNS`
 Shown = dict[str, Any]  # a row as `history` answers it
@@ -83,6 +88,36 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
     if last_id is None:
         raise Damaged(f"the rows of account {number} begin with row {newest}, which is not there")
     return above, rows
+
+
+def newest_id_before(db: sqlite3.Connection, user_id: bytes, at_ns: int) -> int:
+    """The entry_id of an account's newest row before an instant in one file; 0 where there is none. Raises Damaged.
+
+    Halves the marks, and then walks from the first one that is not before the instant: about as many rows as lie
+    between two marks.
+    """
+    found = db.execute(PLACE, (user_id,)).fetchone()
+    if found is None:
+        return 0
+    number, newest = found
+    start, low, high = newest, 0, db.execute(_LAST_MARK, (number,)).fetchone()[0] // MARK_EVERY
+    while low <= high:
+        middle = (low + high) // 2
+        mark = db.execute(_MARKED, (number, middle * MARK_EVERY)).fetchone()
+        if mark is None:
+            break
+        entry_id, seq, mark_ns = mark
+        if mark_ns >= at_ns:
+            start, high = seq, middle - 1
+        else:
+            low = entry_id // MARK_EVERY + 1
+    for *columns, checksum in db.execute(_CHAIN, (start,)):
+        row = tuple(columns)
+        if checksum != checksum_of(row) or row[_NUMBER] != number:
+            raise Damaged(f"row {row[0]} is not what was written")
+        if row[_AT_NS] < at_ns:
+            return int(row[_ENTRY_ID])
+    return 0
 
 
 def as_map(row: Row) -> Shown:
@@ -214,16 +249,30 @@ class HistoryReader:
         first generation was never elsewhere: then only the own file is read, whatever became of others. `newest`: the
         least entry_id that the account's newest row can have. Raises Damaged, sqlite3.Error, StoreError, OSError.
         """
+        above, rows = self.rows(generation, user_id, before, limit)
+        shown = [as_map(row) for row in rows]
+        return page_of(None if above is None else as_map(above), shown, before, limit, newest)
+
+    def rows(self, generation: int, user_id: bytes, before: int, limit: int) -> tuple[Row | None, list[Row]]:
+        """The account's rows below `before`, newest first, at most `limit`; and the row above them, where there is one.
+        Raises as `history` does.
+        """
         rows: list[Row] = []
         aboves: list[Row] = []
-        for db in [self._own] if generation <= 1 else self._connections():
+        for db in self._files_of(generation):
             above, found = rows_of(db, user_id, before, limit)
             rows += found
             aboves += [] if above is None else [above]
         rows.sort(reverse=True, key=lambda row: row[_ENTRY_ID])
-        above = min(aboves, key=lambda row: row[_ENTRY_ID], default=None)
-        shown = [as_map(row) for row in rows[:limit]]
-        return page_of(None if above is None else as_map(above), shown, before, limit, newest)
+        return min(aboves, key=lambda row: row[_ENTRY_ID], default=None), rows[:limit]
+
+    def newest_id_before(self, generation: int, user_id: bytes, at_ns: int) -> int:
+        """The entry_id of the account's newest row before an instant; 0 where there is none. Raises as `history`."""
+        return max(newest_id_before(db, user_id, at_ns) for db in self._files_of(generation))
+
+    def _files_of(self, generation: int) -> list[sqlite3.Connection]:
+        """Where an account's rows may stand."""
+        return [self._own] if generation <= 1 else self._connections()
 
     def close(self) -> None:
         """Closes the other files."""

@@ -2,6 +2,7 @@
 
     (bucket_id, generation, user_id, before, limit, newest)   rows of an account
     (REACHED,)                                                (shard, sequence): how far the file is, all written
+    (PERIOD, bucket_id, generation, user_id, asked, standing)  a period or an instant of an account
     (ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or why there are none
 """
 
@@ -20,6 +21,9 @@ COMMAND: Final = command_of("billing.history.projector")
 
 REACHED: Final = "reached"
 ENTRIES: Final = "entries"
+PERIOD: Final = "period"
+STATEMENT: Final = "statement"
+BALANCE_AT: Final = "balance_at"
 
 Rows = list[dict[str, object]]
 
@@ -64,7 +68,7 @@ class HistoryLink(FollowerLink):
         user_id: bytes,
         limit: int,
         before: int,
-        newest: tuple[int, int, int],
+        newest: tuple[int, ...],
         done: Callable[[Rows | Refused], None],
     ) -> None:
         """Calls `done` with the rows of an account, newest first, at most `limit`, with an entry_id below `before`; or
@@ -96,3 +100,24 @@ class HistoryLink(FollowerLink):
             done(answer if isinstance(answer, Refused) else FeedPage(list(answer[0]), *answer[1:]))
 
         self.ask((ENTRIES, cursor, limit, bounds, all_written), answered)
+
+    def period(
+        self,
+        bucket_id: int,
+        generation: int,
+        user_id: bytes,
+        asked: tuple[Any, ...],
+        standing: tuple[int, ...],
+        done: Callable[[object], None],
+    ) -> None:
+        """Calls `done` with what `asked` is answered, or with a refusal. `asked`: `(STATEMENT, from_ns, to_ns,
+        by_resource, limit, now_ns)` or `(BALANCE_AT, at_ns, now_ns)`. `standing`: the account as
+        `period_reader.Standing` has it. The rest as of `history`.
+        """
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, str):  # why it cannot be answered as it was asked
+                answer = Refused("LIMIT_EXCEEDED", answer)
+            done(answer)
+
+        self.ask((PERIOD, bucket_id, generation, user_id, asked, standing), answered)

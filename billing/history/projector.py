@@ -12,13 +12,16 @@ from __future__ import annotations
 import gc
 import sqlite3
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
 from billing.follower.store import StoreError, code_of, reason_of
-from billing.history import entries
+from billing.history import entries, period_reader
 from billing.history.history_reader import HistoryReader, Newest
-from billing.history.link import ENTRIES, REACHED
+from billing.history.link import ENTRIES, PERIOD, REACHED, STATEMENT
+from billing.history.period_reader import Chain, Standing, Steps, TooLong
 from billing.history.store import Store, open_store
 from shards.exits import Exit
 from shards.system.clock import boot_now_ns
@@ -100,6 +103,8 @@ class Projector(Follower):
             self.answer(number, (self._store.shard, self._store.seq))
         elif question[0] == ENTRIES:
             self._answer_entries(number, *question[1:])
+        elif question[0] == PERIOD:
+            self._begin_period(number, question, boot_now_ns())
         else:
             self._answer(number, question, boot_now_ns())
 
@@ -132,18 +137,56 @@ class Projector(Follower):
                 raise  # the next process makes a new file of what is good in this one
             self.refuse(number, reason_of(error))
             return
+        again = partial(self._answer, number, question, asked_ns)
+        self._answer_whole(number, page.rows, bucket_id, missing, asked_ns, again)
+
+    def _answer_whole(
+        self, number: int, answer: object, bucket_id: int, missing: list[int], asked_ns: int, again: Callable[[], None]
+    ) -> None:
+        """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later."""
         now_ns = boot_now_ns()
         if not missing or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
             self._awaited_ns.pop(bucket_id, None)
-            self.answer(number, page.rows)
+            self.answer(number, answer)
         elif now_ns - asked_ns < FORMER_WAIT_NS:
-            self.later(f"answer {number}", FORMER_POLL_S, lambda: self._answer(number, question, asked_ns))
+            self.later(f"answer {number}", FORMER_POLL_S, again)
         else:
             self.refuse(
                 number,
                 f"what a former owner of bucket {bucket_id} recorded (generation {missing[0]}) is not there yet; "
                 f"after {FORMER_END_NS // 10**9} s the answer comes without it, and says so",
             )
+
+    def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
+        """A question about a period or an instant of one account."""
+        _, _, generation, user_id, (name, *asked), standing = question
+        assert self._shelf is not None
+        self._write()
+        chain = Chain(self._shelf, generation, user_id, Standing(*standing))
+        of_kind = period_reader.statement if name == STATEMENT else period_reader.balance_at
+        self._go_on(number, question, of_kind(chain, user_id, *asked), asked_ns)
+
+    def _go_on(self, number: int, question: tuple[Any, ...], steps: Steps, asked_ns: int) -> None:
+        """The next step of such a question; batches and other questions come between two of them."""
+        bucket_id, generation = question[1:3]
+        assert self._shelf is not None
+        try:
+            next(steps)
+            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, asked_ns))
+            return
+        except StopIteration as end:
+            answer, is_whole = end.value
+            missing = [] if is_whole else self._shelf.missing(bucket_id, generation)
+        except TooLong as reason:
+            self.answer(number, str(reason))
+            return
+        except (sqlite3.Error, StoreError, OSError) as error:
+            if code_of(error) == Exit.DAMAGED:
+                raise
+            self.refuse(number, reason_of(error))
+            return
+        again = partial(self._begin_period, number, question, asked_ns)
+        self._answer_whole(number, answer, bucket_id, missing, asked_ns, again)
 
     async def finish(self) -> None:
         if self._shelf is not None:

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
-from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.extra import NEVER_NS, Extra, unpack
 from billing.ledger.requests import RequestIds
 
 # settled_ns, balance nanos and frac, rate (nanos per hour), entry_id, exhaustion_seq, flags
@@ -130,6 +130,22 @@ class Book:
         self.order = None
         self.armed_ns[slot] = NEVER_NS if self.awake else 0
         return slot
+
+    def excerpt(self, user_id: bytes) -> "Book":
+        """A book of the same bucket that has a copy of this one account, or of its tombstone, and nothing else."""
+        copy = Book(self.bucket_id)
+        slot = self.slots.get(user_id)
+        if slot is not None:
+            copied = copy.open_slot(user_id)
+            copy.rows[copied * ROW.size :] = self.rows[slot * ROW.size : (slot + 1) * ROW.size]
+            extra = self.extras.get(slot)
+            if extra is not None:
+                copy.extras[copied] = unpack(extra.pack())
+                copy.extras[copied].presumed_seq = extra.presumed_seq
+                copy.pending_cutoffs = len(extra.pending())
+        elif user_id in self.closed:
+            copy.closed[user_id] = self.closed[user_id]
+        return copy
 
     def shrinking(self) -> Iterator[None]:
         """Frees a book that nobody needs any more, in slices: at once, a large one would be a pause."""

@@ -94,6 +94,7 @@ class Ledger:
 
     def __init__(self, rules: Rules, arm: Arm) -> None:
         assert rules.request_ids_per_bucket >= 1
+        self._rules = rules
         self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
         self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm)
         self.books: dict[int, Book] = {}
@@ -115,6 +116,18 @@ class Ledger:
                 return self._again(bucket_id, packed, command)
         entry = carry_out(self._posting, book, at_ns, command)
         return self._change(book, at_ns, command) if entry is None else entry
+
+    def rehearse(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
+        """The entry that `apply` would make now, or its `Refused`; nothing changes, is recorded or owed. The command is
+        carried out on a copy of its account, alone in a ledger of its own.
+        """
+        book, user_id, request_id = self.books[bucket_id], command[1], command[6]
+        stage = book.excerpt(user_id)
+        if request_id and (stored := book.ids.find(user_id, request_id, at_ns)) is not None:
+            stage.ids.restore(stored)
+        ledger = Ledger(self._rules, lambda _, due_ns: due_ns)
+        ledger.books[bucket_id] = stage
+        return ledger.apply(bucket_id, at_ns, command)
 
     def _again(self, bucket_id: int, packed: bytes, command: Command) -> EntryTuple:
         """The first answer once more, or a conflict."""

@@ -50,7 +50,7 @@ from billing.notices import link as notices
 from billing.worker.aggregates import Aggregates
 from billing.worker.explain import explain
 from billing.worker.feed import REACHED, FeedQuestion
-from billing.worker.machine import SURVEYS, BillingMachine
+from billing.worker.machine import PERIODS, SURVEYS, BillingMachine
 from billing.worker.pages import PAGES
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
@@ -163,7 +163,8 @@ class Billing:
             self._notices.hand(position, payload)
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
-        """`("history", user_id, limit, before)`: rows out of the history. `("accounts" |
+        """`("history", user_id, limit, before)`: rows out of the history; `("statement", user_id, from_ns, to_ns, by,
+        limit, now_ns)` and `("balance_at", user_id, at_ns, now_ns)`: what follows from them. `("accounts" |
         "pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which others are served.
         """
         if query[0] in PAGES:
@@ -189,7 +190,7 @@ class Billing:
         if self._worker is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
             return
-        newest = self.machine.newest_entry(bucket_id, query[1])
+        newest = (self.machine.standing if query[0] in PERIODS else self.machine.newest_entry)(bucket_id, query[1])
 
         def ask() -> None:  # the history is handed a batch right after it became durable
             asyncio.get_running_loop().call_soon(self._ask_history, bucket_id, query, newest, done)
@@ -214,15 +215,18 @@ class Billing:
         FeedQuestion(link, self._worker.operate, query[1].decode(), query[2], done).ask()
 
     def _ask_history(
-        self, bucket_id: int, query: Command, newest: tuple[int, int, int], done: Callable[[object], None]
+        self, bucket_id: int, query: Command, newest: tuple[int, ...], done: Callable[[object], None]
     ) -> None:
         """`newest`: the account's newest entry when it was asked, durable by now: the answer has it, or says so."""
-        _, user_id, limit, before = query
+        name, user_id, asked = query[0], query[1], query[2:]
         generation = None if self._worker is None else self._worker.shard.held.get(bucket_id)
         if self._history is None or generation is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
-        else:
+        elif name == "history":
+            limit, before = asked
             self._history.history(bucket_id, generation, user_id, limit, before, newest, done)
+        else:
+            self._history.period(bucket_id, generation, user_id, (name, *asked), newest, done)
 
     def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
         try:

@@ -24,7 +24,7 @@ from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.block import dumping, loading
 from billing.ledger.book import SLOT_BITS, Book
-from billing.ledger.entry import EntryTuple, answer
+from billing.ledger.entry import ACCRUING, EXHAUSTED, EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
@@ -34,6 +34,7 @@ from shards.machine import Command, Effect, Later, Record
 
 ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
 ROWS_SHOWN_NS: Final = 100_000_000
+PERIODS: Final = frozenset({"statement", "balance_at"})  # which are told the instant at which they were asked
 SURVEYS = frozenset(
     {
         *("accounts", "expirationd_stats", "forecast", "history_reached", "overdue", "pending_cutoffs"),
@@ -71,9 +72,10 @@ class BillingMachine:
             return refusal.with_traceback(None)  # it waits for the disk: without the frames it went through
 
     def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
-        """`("get_account" | "retry_cutoff", user_id)`: a reply map, or the refusal. `("history", …)` and
-        `("explain", user_id)`: later. An account may have 10,000 rate lines, a connection 4,096 questions in flight: so
-        rows are counted, and too many within a moment are refused, before they fill the memory and everybody's time.
+        """`("get_account" | "retry_cutoff", user_id)`, `("dry_run", user_id, command)`: a reply, or the refusal.
+        `("history" | "statement" | "balance_at", …)` and `("explain", user_id)`: later. An account
+        may have 10,000 rate lines, a connection 4,096 questions in flight: so rows are counted, and too many within a
+        moment are refused, before they fill the memory and everybody's time.
         """
         name, user_id = query[0], query[1]
         try:
@@ -81,10 +83,12 @@ class BillingMachine:
                 account = self.ledger.view(bucket_id, user_id, now_ns)
                 self._show(len(account["rates"]) + len(account["holds"]), now_ns)
                 return account
-            if name in ("history", "explain"):
+            if name in ("history", "explain", *PERIODS):
                 if name == "explain" or not self.ledger.is_closed(bucket_id, user_id):
                     self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
-                return Later(query)
+                return Later((*query, now_ns) if name in PERIODS else query)
+            if name == "dry_run":
+                return self._reply(self.ledger.rehearse(bucket_id, now_ns, query[2]), bucket_id)
             if name == "retry_cutoff":
                 return self.ledger.retry_cutoff(bucket_id, user_id, now_ns)
         except Refused as refusal:
@@ -250,6 +254,22 @@ class BillingMachine:
             return account.entry_id, account.balance // NANO, account.settled_ns
         tombstone = None if book is None else book.closed.get(user_id)
         return (0, 0, 0) if tombstone is None else (tombstone.entry_id, 0, tombstone.settled_ns)
+
+    def standing(self, bucket_id: int, user_id: bytes) -> tuple[int, ...]:
+        """(entry_id, at_ns, balance in nanos, its fraction, rate, credit limit, holds, flags as of an entry) of an
+        account as its newest entry left it, of a closed one, too; zeros where there never was one.
+        """
+        book = self.ledger.books.get(bucket_id)
+        if book is not None and (slot := book.slots.get(user_id)) is not None:
+            account = Account(book, slot, user_id)
+            flags = (EXHAUSTED if account.exhausted else 0) | (ACCRUING if account.accruing else 0)
+            money = divmod(account.balance, NANO)
+            limits = account.credit_limit_nanos, account.holds_nanos
+            return account.entry_id, account.settled_ns, *money, account.rate, *limits, flags
+        tombstone = None if book is None else book.closed.get(user_id)
+        if tombstone is None:
+            return (0,) * 8
+        return tombstone.entry_id, tombstone.settled_ns, 0, 0, 0, 0, 0, EXHAUSTED
 
     def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
         """The first half of `load`, in slices."""

@@ -42,6 +42,7 @@ PURE = (
     "billing.expirationd.recheck",
     "billing.expirationd.throughput",
     "billing.expirationd.wheel",
+    "billing.history.period",
     "billing.worker.machine",
     "billing.worker.pages",
     "billing.notices.window",

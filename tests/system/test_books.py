@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
+import pytest
+
+from billing.client.client import Client
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -25,5 +40,164 @@ async def test_rows_name_actor_and_rates_and_a_closed_account_answers(data_dir: 
             ("set_rate", "vm-1", 3 * 3600, 3 * 3600, "started", ""),
             ("top_up", None, None, 0, "invoice 7", ""),
         ]
+        statement = await rpc.ask("statement", "anna", 0, 2**63 - 1, {"by": "resource"})
+        assert (statement["credits_nanos"], statement["closing_nanos"]) == (10**9, 0)
+        assert [line["resource"] for line in statement["resources"]] == ["vm-1"]
+        assert statement["resources"][0]["exact_accrued"] == statement["exact"]["accrued"]
+        assert [row["entry_id"] for row in statement["entries"]] == [1, 2, 3, 4]
+        then = await rpc.ask("balance_at", "anna", rows[1]["at_ns"])
+        assert (then["state"], then["balance_nanos"]) == ("active", rows[1]["balance_after_nanos"])
+        assert (await rpc.ask("balance_at", "anna", 2**63 - 1))["state"] == "closed"
+        error, _ = await rpc.call("statement", "anna", 2, 1)
+        assert str(error).startswith("INVALID_PARAMS: from_ns lies behind to_ns")
         error, _ = await rpc.call("history", "nobody")
         assert str(error).startswith("UNKNOWN_ACCOUNT")
+
+
+# -- a running account, asked by people --------------------------------------------------------------------------------
+
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with an account `anna`: two machines are running, 22 entries."""
+    with Daemon(tmp_path_factory.mktemp("books"), shards__workers=2) as daemon:
+        asyncio.run(_open_books(daemon.rpc_port))
+        yield daemon
+
+
+async def _open_books(port: int) -> None:
+    rpc = await Rpc.connect(port)
+    await rpc.ask("top_up", "anna", "12.5", {"message": "[bold]hello"})
+    await rpc.ask("set_rate", "anna", "0.36", {"per": "hour", "resource": "vm-1"})
+    await rpc.ask("set_rate", "anna", "0.72", {"per": "hour", "resource": "vm-2"})
+    for _ in range(5):
+        await rpc.ask("debit", "anna", 1_000_000_001)
+    for _ in range(14):
+        await rpc.ask("adjust", "anna", 3, "rounding")
+    rpc.close()
+
+
+def billing(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "billing", *words, "--address", f"127.0.0.1:{daemon.rpc_port}"]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TZ": "UTC"})
+
+
+def told(daemon: Daemon, *words: str) -> Any:
+    done = billing(daemon, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def test_what_ran_without_an_entry_is_in_the_statement(books: Daemon) -> None:
+    rpc = await Rpc.connect(books.rpc_port)
+    begin = (await rpc.ask("statement", "anna", 0, 2**63 - 1, {"limit": 0}))["to_ns"]
+    end = begin
+    while end < begin + 10**7:
+        end = (await rpc.ask("statement", "anna", 0, 2**63 - 1, {"limit": 0}))["to_ns"]
+    period = await rpc.ask("statement", "anna", begin, end, {"by": "resource"})
+    rates = {"vm-1": 360_000_000, "vm-2": 720_000_000}
+    assert period["entries"] == []
+    assert {line["resource"]: int(line["exact_accrued"]) for line in period["resources"]} == {
+        name: rate * (end - begin) for name, rate in rates.items()
+    }
+    assert int(period["exact"]["opening"]) - int(period["exact"]["closing"]) == sum(rates.values()) * (end - begin)
+
+
+def test_the_command_prints_a_period_that_adds_up(books: Daemon) -> None:
+    shown = billing(books, "statement", "anna")
+    assert shown.returncode == 0, shown.stderr
+    assert "22 entries; they add up: 0 + " in shown.stdout
+    assert "[bold]hello" in shown.stdout
+    assert "The period goes up to now, " in shown.stdout
+    found = told(books, "statement", "anna")
+    assert (found["adds_up"], [row["entry_id"] for row in found["entries"]]) == (True, list(range(1, 23)))
+    part = told(books, "statement", "anna", "--from", str(found["entries"][5]["at_ns"]))
+    assert part["opening_nanos"] == found["entries"][5]["balance_before_nanos"]
+    assert [row["entry_id"] for row in part["entries"]] == list(range(6, 23))
+
+
+def test_months_days_and_zones_are_words(books: Daemon) -> None:
+    first_ns = told(books, "statement", "anna")["entries"][0]["at_ns"]
+    day = datetime.fromtimestamp(first_ns // 10**9, ZoneInfo("Europe/Moscow"))
+    month = told(books, "statement", "anna", "--month", f"{day:%Y-%m}", "--zone", "Europe/Moscow")
+    begin = datetime(day.year, day.month, 1, tzinfo=ZoneInfo("Europe/Moscow"))
+    assert month["from_ns"] == int(begin.timestamp()) * 10**9
+    assert (month["up_to_now"], month["entries_count"]) == (True, 22)
+    named = told(books, "statement", "anna", "--month", f"{day:%B}", "--zone", "Europe/Moscow")
+    assert named["from_ns"] == month["from_ns"]
+    last_year = told(books, "statement", "anna", "--month", str(day.year - 1))
+    assert (last_year["entries_count"], last_year["closing_nanos"], last_year["up_to_now"]) == (0, 0, False)
+    shown = billing(books, "statement", "anna", "--day", day.date().isoformat(), "--zone", "Europe/Moscow").stdout
+    assert "MSK" in shown.splitlines()[0]
+    wrong = billing(books, "statement", "anna", "--zone", "Europe/Moskow")
+    assert (wrong.returncode, "'Europe/Moskow'" in wrong.stderr) == (2, True)
+
+
+def test_by_resource_is_a_table_and_csv(books: Daemon) -> None:
+    shown = billing(books, "statement", "anna", "--by", "resource").stdout
+    assert re.search(r"^resource +accrued +rate at the end, per hour$", shown, re.MULTILINE)
+    rows = list(csv.DictReader(billing(books, "statement", "anna", "--by", "resource", "--csv").stdout.splitlines()))
+    assert [(row["resource"], row["line_rate_coins_per_hour"]) for row in rows] == [("vm-1", "0.36"), ("vm-2", "0.72")]
+    lines = list(csv.DictReader(billing(books, "statement", "anna", "--csv").stdout.splitlines()))
+    assert [line["operation"] for line in (lines[0], lines[-1])] == ["opening", "closing"]
+    sums = [sum(Decimal(line[name]) for line in lines) for name in ("amount_coins", "accrued_coins")]
+    assert Decimal(lines[-1]["balance_coins"]) == sums[0] - sums[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--from", "2026-03-02", "--to", "2026-03-01"),
+        ("--month", "2026-13"),
+        ("--month", "today"),
+        ("--day", "november"),
+        ("--from", "soon"),
+        ("--month", "2026-01", "--from", "2026-01-01"),
+    ],
+)
+def test_a_period_that_is_none_is_a_usage_error(books: Daemon, words: tuple[str, ...]) -> None:
+    done = billing(books, "statement", "anna", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_statement_of_nobody_is_refused(books: Daemon) -> None:
+    nobody = billing(books, "statement", "nobody")
+    assert (nobody.returncode, "UNKNOWN_ACCOUNT" in nobody.stderr) == (1, True)
+
+
+def test_the_account_as_it_was(books: Daemon) -> None:
+    rows = told(books, "statement", "anna")["entries"]
+    then = told(books, "account", "anna", "--at", str(rows[7]["at_ns"]))
+    assert (then["entry_id"], then["balance_nanos"]) == (8, rows[7]["balance_after_nanos"])
+    assert told(books, "account", "anna", "--at", "2001-01-01")["state"] == "unopened"
+    assert told(books, "account", "anna", "--at", "now")["rate_nanos_per_hour"] == 1_080_000_000
+    assert billing(books, "account", "anna", "--at", "later").returncode == 2
+
+
+async def test_a_dry_run_says_what_would_come_and_changes_nothing(books: Daemon) -> None:
+    rpc = await Rpc.connect(books.rpc_port)
+    before = await rpc.ask("get_account", "anna")
+    dry = await rpc.ask("dry_run", "set_rate", ["anna", 0, {"resource": "vm-1"}])
+    assert (dry["rate_nanos_per_hour"], dry["entry_id"]) == (720_000_000, before["entry_id"] + 1)
+    error, _ = await rpc.call("dry_run", "debit", ["anna", "500"])
+    assert str(error).startswith("INSUFFICIENT_FUNDS")
+    error, _ = await rpc.call("dry_run", "get_account", ["anna"])
+    assert str(error).startswith("INVALID_PARAMS")
+    shown = billing(books, "debit", "anna", "1", "--dry-run")
+    assert (shown.returncode, "Nothing was changed" in shown.stderr) == (0, True)
+    closing = billing(books, "close", "anna", "--dry-run")
+    assert (closing.returncode, "ACCOUNT_NOT_CLOSABLE" in closing.stderr) == (1, True)
+    after = await rpc.ask("get_account", "anna")
+    assert after["entry_id"] == before["entry_id"]
+
+
+async def test_more_entries_than_one_answer_holds_are_all_printed(books: Daemon) -> None:
+    client = Client(f"127.0.0.1:{books.rpc_port}")
+    await client.connect()
+    await asyncio.gather(*(client.top_up("ben", 1) for _ in range(2_300)))
+    client.close()
+    found = told(books, "statement", "ben")
+    assert (found["entries_count"], found["closing_nanos"], found["adds_up"]) == (2_300, 2_300, True)
+    assert [row["entry_id"] for row in found["entries"]] == list(range(1, 2_301))

@@ -88,7 +88,10 @@ def _route_of(method: Method) -> Route:
     in_path = tuple(part[1:-1] for part in path.split("/") if part.startswith("{"))
     required = {field.name for field in method.required}
     assert required.issuperset(in_path), f"{path} names what {method.name} does not take"
-    assert method.kind not in (COMMAND, QUERY) or in_path[:1] == ("user_id",), f"{path} is about no account"
+    names_account = bool(method.required) and method.required[0].name == "user_id"
+    assert not (names_account and method.kind in (COMMAND, QUERY)) or in_path[:1] == ("user_id",), (
+        f"{path} is about no account"
+    )
     return Route(method, verb, path, in_path, tuple(field for field in method.required if field.name not in in_path))
 
 

@@ -1,0 +1,143 @@
+"""Instants, days and months as people name them, in a zone: `2026-11`, `november`, `yesterday`, `2026-03-01T12:00`.
+
+`named(text, zone, now_ns)` is the span of whatever is named, from its first nanosecond up to, not including, its last:
+
+    2026                     a year
+    2026-11                  a month
+    november, nov            the last one that has begun
+    2026-11-30               a day
+    today, yesterday         that of now, and the one before
+    monday, mon              the last one that has begun
+    2026-11-30T12:00[:30[.5]]  an instant: in the zone, or with Z or an offset such as +03:00 behind it
+    1764547200000000000      nanoseconds since the epoch
+    now
+
+A day begins with its first nanosecond in the zone, also where midnight is skipped; of an hour that comes twice, the
+first is meant. Instants are 0 to 2**63-1 ns. All that does not fit raises ValueError that says what would.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from typing import Final, NamedTuple
+
+from billing.ledger.money import INT64_MAX
+
+SECOND_NS: Final = 10**9
+
+MONTHS: Final = (
+    *("january", "february", "march", "april", "may", "june", "july"),
+    *("august", "september", "october", "november", "december"),
+)
+DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+ABBREVIATED: Final = 3  # characters, at least
+
+YEAR, MONTH, DAY, INSTANT = "year", "month", "day", "instant"
+
+_INSTANT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.IGNORECASE
+)
+
+
+class Span(NamedTuple):
+    """What was named: of which kind, its first instant, and the one it ends before (of an instant, itself)."""
+
+    kind: str
+    from_ns: int
+    to_ns: int
+
+
+def named(text: str, zone: tzinfo | None, now_ns: int) -> Span:
+    """See the module. `zone`: None is the machine's own. Raises ValueError."""
+    word = text.strip().lower()
+    if not text.isascii():
+        raise ValueError(_expected(text))
+    if word == "now":
+        return Span(INSTANT, now_ns, now_ns)
+    if len(word) > len("2026") and word.isdigit():
+        return _instant(int(word), text)
+    try:
+        if match := _INSTANT.fullmatch(word):
+            return _instant(_moment(match, zone), text)
+        return _dates(word, zone, _day_of(now_ns, zone), text)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(str(error) if str(error) == _expected(text) else _expected(text)) from None
+
+
+def is_relative(text: str) -> bool:
+    """Whether what it names depends on now."""
+    return any(character.isalpha() for character in text.lower().removesuffix("z").replace("t", ""))
+
+
+def _dates(word: str, zone: tzinfo | None, today: date, text: str) -> Span:
+    if re.fullmatch(r"\d{4}", word):
+        year = int(word)
+        return _between(YEAR, date(year, 1, 1), date(year + 1, 1, 1), zone, text)
+    if re.fullmatch(r"\d{4}-\d\d", word):
+        return _month(int(word[:4]), int(word[5:]), zone, text)
+    if (month := _index(word, MONTHS)) is not None:
+        return _month(today.year if month < today.month else today.year - 1, month + 1, zone, text)
+    if word in ("today", "yesterday"):
+        day = today - timedelta(days=word == "yesterday")
+    elif (weekday := _index(word, DAYS)) is not None:
+        day = today - timedelta(days=(today.weekday() - weekday) % 7)
+    else:
+        day = date.fromisoformat(word)
+        if word != day.isoformat():
+            raise ValueError
+    return _between(DAY, day, day + timedelta(days=1), zone, text)
+
+
+def _index(word: str, names: tuple[str, ...]) -> int | None:
+    """Which of the names a word is, or begins."""
+    found = [number for number, name in enumerate(names) if len(word) >= ABBREVIATED and name.startswith(word)]
+    return found[0] if len(found) == 1 else None
+
+
+def _month(year: int, month: int, zone: tzinfo | None, text: str) -> Span:
+    following = date(year + month // 12, month % 12 + 1, 1)
+    return _between(MONTH, date(year, month, 1), following, zone, text)
+
+
+def _between(kind: str, first: date, following: date, zone: tzinfo | None, text: str) -> Span:
+    from_ns, to_ns = (_first_ns(day, zone) for day in (first, following))
+    if not 0 <= from_ns <= to_ns <= INT64_MAX:
+        raise ValueError(_expected(text))
+    return Span(kind, from_ns, to_ns)
+
+
+def _first_ns(day: date, zone: tzinfo | None) -> int:
+    """The first instant of a day in a zone."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
+    return _epoch_ns(midnight.astimezone() if zone is None else midnight)
+
+
+def _moment(match: re.Match[str], zone: tzinfo | None) -> int:
+    day, hour, minute, second, fraction, is_utc, sign, offset_h, offset_m = match.groups()
+    parts = date.fromisoformat(day)
+    if is_utc:
+        zone = UTC
+    elif sign:
+        offset = timedelta(hours=int(offset_h), minutes=int(offset_m))
+        zone = timezone(-offset if sign == "-" else offset)
+    at = datetime(parts.year, parts.month, parts.day, int(hour), int(minute), int(second or 0), tzinfo=zone)
+    return _epoch_ns(at.astimezone() if zone is None else at) + int((fraction or "").ljust(9, "0"))
+
+
+def _epoch_ns(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1) * SECOND_NS
+
+
+def _day_of(at_ns: int, zone: tzinfo | None) -> date:
+    return datetime.fromtimestamp(at_ns // SECOND_NS, UTC).astimezone(zone).date()
+
+
+def _instant(at_ns: int, text: str) -> Span:
+    if not 0 <= at_ns <= INT64_MAX:
+        raise ValueError(_expected(text))
+    return Span(INSTANT, at_ns, at_ns)
+
+
+def _expected(text: str) -> str:
+    return f"expected 2026-11, november, 2026-11-30, today, yesterday, now or 2026-11-30T12:00, got {text!r}"

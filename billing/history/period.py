@@ -1,0 +1,318 @@
+"""A period of one account: what it opened with, what time and entries did to it, what it closed with. Pure.
+
+**The account between two entries.** Whatever changes an account's rate or state is an entry: exhaustions, expiries and
+thresholds included. So from one entry to the next the account spends at one rate, and what it has spent `t` later is
+
+    min(rate * t, room)        room: what can still be spent before spending pauses, or comes to a bound
+
+which at the next entry is what that entry says has accrued, to the internal unit. `Point` is an account from an entry
+on; `Interval` is the time from one point to the next.
+
+**A period** takes in the instants from `from_ns` up to, not including, `to_ns`. It opens with the balance *at* from,
+after all that has accrued by then and before the entries of that instant, and closes alike at `to_ns`. So each entry
+and each nanosecond of accrual is in exactly one of consecutive periods, the closing of one is the opening of the next,
+and the sums of parts are the whole: in internal units, and in nanos as well, since what is shown in nanos is always a
+difference of two balances, each rounded down.
+
+    opening + credits - debits - accrued = closing
+
+**By resource.** The account's rate is the sum of its lines. While it spends `rate * t`, each line spends its own rate
+times t. Where spending is cut short (at an exhaustion, by less than one nanosecond of it), the lines in the order of
+their names share what was spent: each has the difference of two floors of running sums,
+
+    floor(spent * (rates up to and with the line) / rate) - floor(spent * (rates before it) / rate)
+
+which is the line's own rate times t where nothing was cut short, never falls as `spent` rises, and sums to `spent`. So
+lines sum to the account's accrual in every period, and each line's parts to its whole.
+
+**What is not known is said.** Where entries are lost, one point of the operation `missing` stands in their place and
+bridges the balances, and nothing accrues before it; a point of an older version of the history has no rate, and what
+accrued behind it is spread evenly; what no known line has spent stands under the resource None. `whole_from_ns` is the
+instant from which on nothing of the kind is left.
+
+Money in internal units unless a name says nanos.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from billing.ledger.money import INT64_MAX, NANO
+
+MISSING: Final = "missing"  # the operation that stands for entries which are lost
+EXPIRED: Final = "credit_expired"
+BALANCE_MAX: Final = INT64_MAX * NANO
+
+Resource = bytes | None  # None: of no line that is known
+Lines = dict[Resource, int]  # nanos per hour
+
+
+class Point(NamedTuple):
+    """An account from one of its entries on."""
+
+    entry_id: int
+    at_ns: int
+    operation: str
+    amount: int  # signed, by the entry itself
+    balance: int
+    rate: int | None  # nanos per hour; None where it is not known
+    room: int  # what can still be spent from here on; 0 while spending pauses
+    resource: Resource = None  # the line that the entry set
+    line_rate: int | None = None  # and its rate from here on, where it is known
+    is_exact: bool = True  # what has accrued before it is known to the internal unit
+
+    @property
+    def before(self) -> int:
+        """The balance before the entry, after what time took until then."""
+        return self.balance - self.amount
+
+
+NOTHING: Final = Point(0, 0, "", 0, 0, 0, 0)  # before the first entry
+
+
+def room_of(balance: int, credit_limit_nanos: int, holds_nanos: int, *, exhausted: bool, accruing: bool) -> int:
+    """What an account in this state can spend before spending pauses, or comes to a bound."""
+    available = balance + (credit_limit_nanos - holds_nanos) * NANO
+    if not exhausted:
+        return max(0, available)
+    return max(0, min(balance, available) + BALANCE_MAX) if accruing else 0
+
+
+def missing(before: Point, after: Point) -> Point:
+    """What stands for the entries between these two: at the instant of the later one, and up to its `before`."""
+    return Point(
+        before.entry_id + 1, after.at_ns, MISSING, after.before - before.balance, after.before, 0, 0, is_exact=False
+    )
+
+
+class Interval(NamedTuple):
+    """The time from one point to the next, or to an instant where none follows yet (`after` is None then)."""
+
+    start: Point
+    end_ns: int
+    after: Point | None
+
+    @property
+    def spent(self) -> int:
+        """What has accrued by its end."""
+        if self.after is None:
+            return self._by_rate(self.end_ns)
+        return 0 if self.after.operation == MISSING else self.start.balance - self.after.before
+
+    def spent_at(self, at_ns: int) -> int:
+        """What of it has accrued at an instant within, ends included."""
+        start, after = self.start, self.after
+        if at_ns >= self.end_ns:
+            return self.spent
+        if after is None or (start.rate is not None and after.operation != MISSING):
+            return self._by_rate(at_ns)
+        return self.spent * (at_ns - start.at_ns) // (self.end_ns - start.at_ns)
+
+    def balance_at(self, at_ns: int) -> int:
+        """The balance at an instant within, before the entry at its end."""
+        return self.start.balance - self.spent_at(at_ns)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what accrues in it is known to the internal unit, all the time."""
+        return self.start.rate is not None and (self.after is None or self.after.is_exact)
+
+    def _by_rate(self, at_ns: int) -> int:
+        return min((self.start.rate or 0) * (at_ns - self.start.at_ns), self.start.room)
+
+
+class Line(NamedTuple):
+    """What one line has spent in a period, and its rate at the end of it."""
+
+    resource: Resource
+    accrued: int
+    accrued_nanos: int
+    rate: int
+
+
+class Period(NamedTuple):
+    """See the module. `first_id` and `last_id` are of the entries within, 0 where there is none."""
+
+    from_ns: int
+    to_ns: int
+    opening: int
+    credits: int
+    debits: int  # what expired included
+    expired: int
+    accrued: int
+    closing: int
+    opening_nanos: int
+    credits_nanos: int
+    debits_nanos: int
+    expired_nanos: int
+    accrued_nanos: int
+    closing_nanos: int
+    first_id: int
+    last_id: int
+    entries: int
+    lines: tuple[Line, ...] | None
+    whole_from_ns: int | None
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether opening + credits - debits - accrued = closing, in internal units and in nanos."""
+        exactly = self.opening + self.credits - self.debits - self.accrued == self.closing
+        shown = self.opening_nanos + self.credits_nanos - self.debits_nanos - self.accrued_nanos == self.closing_nanos
+        return exactly and shown
+
+
+class LineSums:
+    """What each line has spent. A line costs something when it changes, and where spending is cut short; not while
+    time passes: `_clock` counts the nanoseconds in which all lines spent their own rates.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        """`lines` sum to the account's rate at the start."""
+        self._lines = dict(lines)
+        self._since = dict.fromkeys(lines, 0)
+        self._accrued: Lines = dict.fromkeys(lines, 0)
+        self._clock = 0
+        self._total = sum(lines.values())
+
+    def pass_time(self, interval: Interval, from_ns: int, to_ns: int) -> None:
+        """The part of an interval from one instant to the other."""
+        first, last = interval.spent_at(from_ns), interval.spent_at(to_ns)
+        rate, start_ns = self._total, interval.start.at_ns
+        if first == rate * (from_ns - start_ns) and last == rate * (to_ns - start_ns):
+            self._clock += to_ns - from_ns
+        elif first != last:
+            self._share(first, last)
+
+    def _share(self, first: int, last: int) -> None:
+        """The account's spending of an interval went on from `first` to `last`, not at the pace of its rate."""
+        rate, running = self._total, 0
+        if not rate:
+            self._add(None, last - first)
+            return
+        for resource in sorted(self._lines, key=lambda name: (name is not None, name or b"")):
+            below, running = running, running + self._lines[resource]
+            spent = last * running // rate - last * below // rate - (first * running // rate - first * below // rate)
+            self._add(resource, spent)
+
+    def _add(self, resource: Resource, spent: int) -> None:
+        self._accrued[resource] = self._accrued.get(resource, 0) + spent
+
+    def take(self, before: Point, point: Point) -> None:
+        """An entry that may have set a line; behind what is not known, no line is known."""
+        rate = point.rate or 0
+        if point.rate is None or point.operation == MISSING:
+            for resource in list(self._lines):
+                self._set(resource, 0)
+        if point.resource is not None:
+            line_rate = point.line_rate
+            if line_rate is None:
+                line_rate = max(0, self._lines.get(point.resource, 0) + rate - (before.rate or 0))
+            self._set(point.resource, line_rate)
+        if rate != self._total:
+            self._set(None, self._lines.get(None, 0) + rate - self._total)
+
+    def _set(self, resource: Resource, rate: int) -> None:
+        old_rate = self._lines.get(resource, 0)
+        if old_rate:
+            self._add(resource, old_rate * (self._clock - self._since[resource]))
+        if rate:
+            self._lines[resource], self._since[resource] = rate, self._clock
+            self._accrued.setdefault(resource, 0)
+        elif resource in self._lines:
+            del self._lines[resource], self._since[resource]
+        self._total += rate - old_rate
+
+    def __len__(self) -> int:
+        """How many lines have spent something."""
+        return len(self._accrued)
+
+    def close(self, accrued: int, accrued_nanos: int) -> tuple[Line, ...]:
+        """The lines in the order of their names; their nanos sum to the account's."""
+        for resource in list(self._lines):
+            self._set(resource, self._lines[resource])
+        lines, running = [], 0
+        for resource in sorted(self._accrued, key=lambda name: (name is not None, name or b"")):
+            below, running = running, running + self._accrued[resource]
+            nanos = running * accrued_nanos // accrued - below * accrued_nanos // accrued if accrued else 0
+            if self._accrued[resource] or self._lines.get(resource):
+                lines.append(Line(resource, self._accrued[resource], nanos, self._lines.get(resource, 0)))
+        assert running == accrued, "lines do not sum to the account's accrual"
+        return tuple(lines)
+
+
+class Tally:
+    """Adds a period up: `take` each of its entries, oldest first, then `close`."""
+
+    def __init__(self, from_ns: int, to_ns: int, former: Point, lines: Lines | None = None) -> None:
+        """`former`: the newest point before `from_ns`, or NOTHING. `lines`: of that moment, to itemise by them."""
+        assert from_ns <= to_ns, "a period upside down"
+        self.from_ns, self.to_ns = from_ns, to_ns
+        self._former = former
+        self._sums = None if lines is None else LineSums(lines)
+        self._begun_ns = from_ns  # up to here all is added
+        self._opening: int | None = None
+        self._accrued = self._credits = self._debits = self._expired = 0
+        self._credits_nanos = self._debits_nanos = self._expired_nanos = 0
+        self._first_id = self._last_id = self._entries = 0
+        self._whole_from_ns: int | None = None
+
+    @property
+    def resources(self) -> int:
+        """How many lines it is itemised by, so far."""
+        return 0 if self._sums is None else len(self._sums)
+
+    def take(self, point: Point) -> None:
+        """The next entry of the period."""
+        assert self.from_ns <= point.at_ns < self.to_ns, "an entry outside its period"
+        before = self._former
+        self._pass(Interval(before, point.at_ns, point), point.at_ns)
+        shown = point.balance // NANO - point.before // NANO
+        if point.amount > 0:
+            self._credits += point.amount
+            self._credits_nanos += shown
+        else:
+            self._debits -= point.amount
+            self._debits_nanos -= shown
+        if point.operation == EXPIRED:
+            self._expired -= point.amount
+            self._expired_nanos -= shown
+        if self._sums is not None:
+            self._sums.take(before, point)
+        self._former = point
+        if point.operation != MISSING:
+            self._first_id = self._first_id or point.entry_id
+            self._last_id = point.entry_id
+            self._entries += 1
+
+    def _pass(self, interval: Interval, to_ns: int) -> None:
+        """Time passes, up to `to_ns`."""
+        begun_ns = self._begun_ns
+        if self._opening is None:
+            self._opening = interval.balance_at(begun_ns)
+        self._accrued += interval.spent_at(to_ns) - interval.spent_at(begun_ns)
+        if self._sums is not None:
+            self._sums.pass_time(interval, begun_ns, to_ns)
+        if not interval.is_exact:
+            self._whole_from_ns = min(interval.end_ns, to_ns)
+        self._begun_ns = to_ns
+
+    def close(self, after: Point | None) -> Period:
+        """The period; `after` is the point behind it, None where there is none yet."""
+        end_ns = self.to_ns if after is None else after.at_ns
+        interval = Interval(self._former, end_ns, after)
+        self._pass(interval, self.to_ns)
+        closing = interval.balance_at(self.to_ns)
+        opening = self._opening
+        assert opening is not None
+        opening_nanos, closing_nanos = opening // NANO, closing // NANO
+        accrued_nanos = opening_nanos + self._credits_nanos - self._debits_nanos - closing_nanos
+        period = Period(
+            self.from_ns, self.to_ns,
+            opening, self._credits, self._debits, self._expired, self._accrued, closing,
+            opening_nanos, self._credits_nanos, self._debits_nanos, self._expired_nanos, accrued_nanos, closing_nanos,
+            self._first_id, self._last_id, self._entries,
+            None if self._sums is None else self._sums.close(self._accrued, accrued_nanos),
+            self._whole_from_ns,
+        )  # fmt: skip
+        assert period.adds_up, "a period does not add up"
+        return period

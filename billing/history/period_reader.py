@@ -1,0 +1,317 @@
+"""Periods and past balances of an account, out of its rows: what is read, in which order, and what is answered.
+
+A statement reads its account's rows from the first of the period to its last, in pages, and beside them only the row
+before and the row behind; what came before is not read, however old the account is. Where it is itemised by resource it
+first walks back from the beginning of the period, until the lines it has met sum to the account's rate: lines are never
+below zero, so all others are at zero then.
+
+The rows of an account are a chain by entry_id, whose instants never fall. The place of an instant in it is found by
+halving over the marks of each file (`HistoryReader.newest_id_before`).
+
+The newest state of the account comes with the question, from the ledger: it stands for the newest row where that is
+missing, or is of an older version of the file and has no rate.
+
+Nothing here waits: a question is a generator, which yields between pages so that the process can take batches in and
+answer others meanwhile. Its value is the answer, and whether no row was missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any, Final, NamedTuple
+
+from billing.history.history_reader import HistoryReader, Row, as_map
+from billing.history.period import (
+    MISSING,
+    NOTHING,
+    Interval,
+    Lines,
+    Period,
+    Point,
+    Tally,
+    missing,
+    room_of,
+)
+from billing.history.projection import RARE
+from billing.ledger import commands as ops
+from billing.ledger.entry import ACCRUING, EXHAUSTED, text
+from billing.ledger.money import INT64_MAX, NANO
+
+PAGE_ROWS: Final = 2_000
+ENTRIES_MAX: Final = 1_000_000  # in one period; longer ones are asked for in parts, which join
+WALK_ROWS_MAX: Final = 1_000_000  # walked back for lines; what is not found then is of no line that is known
+RESOURCES_MAX: Final = 100_000
+
+Shown = dict[str, Any]
+_CLOSED: Final = ops.NAMES[ops.CLOSE]
+Answer = tuple[Shown, bool]  # and whether no row was missing
+Steps = Generator[None, None, Answer]
+
+
+class Standing(NamedTuple):
+    """An account as its newest entry left it, as the ledger has it; all zeros of one that never was."""
+
+    entry_id: int = 0
+    at_ns: int = 0
+    balance_nanos: int = 0
+    balance_frac: int = 0
+    rate: int = 0
+    credit_limit_nanos: int = 0
+    holds_nanos: int = 0
+    flags: int = 0  # EXHAUSTED and ACCRUING, as of an entry
+
+    @property
+    def balance(self) -> int:
+        """In internal units."""
+        return self.balance_nanos * NANO + self.balance_frac
+
+
+class TooLong(Exception):
+    """A period has more entries or lines than one answer takes; the message says what to do."""
+
+
+def point_of(row: Row) -> Point:
+    """An account from this row on."""
+    (
+        _, _, _, entry_id, at_ns, operation, amount, _, balance, _, _,
+        flags, frac, rate, value, resource, _, rare,
+    ) = row  # fmt: skip
+    name = ops.NAMES[operation]
+    if flags is None or frac is None or rate is None:
+        return Point(entry_id, at_ns, name, amount * NANO, balance * NANO, None, 0, is_exact=False)
+    limit, holds, amount_frac = RARE.unpack(rare) if rare else (0, 0, 0)
+    exactly = balance * NANO + frac
+    return Point(
+        entry_id, at_ns, name,
+        (amount - (frac < amount_frac)) * NANO + amount_frac,  # as `projection` shows it
+        exactly, rate,
+        room_of(exactly, limit, holds, exhausted=bool(flags & EXHAUSTED), accruing=bool(flags & ACCRUING)),
+        resource, value if resource is not None else None,
+    )  # fmt: skip
+
+
+def _standing_point(standing: Standing, amount: int, operation: str, resource: bytes | None = None) -> Point:
+    room = room_of(
+        standing.balance,
+        standing.credit_limit_nanos,
+        standing.holds_nanos,
+        exhausted=bool(standing.flags & EXHAUSTED),
+        accruing=bool(standing.flags & ACCRUING),
+    )
+    return Point(
+        standing.entry_id, standing.at_ns, operation, amount, standing.balance, standing.rate, room, resource,
+        is_exact=False,
+    )  # fmt: skip
+
+
+class Chain:
+    """The points of an account, with one in the place of each gap."""
+
+    def __init__(self, reader: HistoryReader, generation: int, user_id: bytes, newest: Standing) -> None:
+        self._reader = reader
+        self._generation = generation
+        self._user_id = user_id
+        self.newest = newest
+        self.is_whole = True  # no row was missing so far
+
+    def newest_id_before(self, at_ns: int) -> int:
+        """The entry_id of the newest row before an instant; 0 where there is none."""
+        return self._reader.newest_id_before(self._generation, self._user_id, at_ns)
+
+    def rows(self, first_id: int, last_id: int) -> list[Row]:
+        """Those with these entry_ids, oldest first; at most `PAGE_ROWS` of them may lie between."""
+        count = last_id - first_id + 1
+        found = self._reader.rows(self._generation, self._user_id, last_id + 1, count)[1]
+        return [row for row in reversed(found) if row[3] >= first_id]
+
+    def point_at(self, entry_id: int) -> Point:
+        """The point of a row, NOTHING for 0."""
+        if entry_id <= 0:
+            return NOTHING
+        found = self._reader.rows(self._generation, self._user_id, entry_id + 1, 1)[1]
+        return self._whole(point_of(found[0])) if found else NOTHING
+
+    def _whole(self, point: Point) -> Point:
+        """A row of an older file that is the account's newest: what it lacks, the ledger knows."""
+        if point.rate is None and point.entry_id == self.newest.entry_id:
+            return _standing_point(self.newest, point.amount, point.operation)
+        return point
+
+    def points(self, former: Point, rows: list[Row]) -> Iterator[tuple[Point, Row | None]]:
+        """The points of these rows behind `former`, each with its row; one without a row in the place of a gap."""
+        before = former
+        for row in rows:
+            point = self._whole(point_of(row))
+            if point.entry_id > before.entry_id + 1:
+                self.is_whole = False
+                yield missing(before, point), None
+            yield point, row
+            before = point
+
+    def last_gap(self, last: Point) -> Point | None:
+        """What stands for the newest entries where their rows are missing."""
+        if last.entry_id >= self.newest.entry_id or not self.newest.entry_id:
+            return None
+        self.is_whole = False
+        amount = self.newest.balance - last.balance
+        return _standing_point(self.newest, amount, MISSING)
+
+    def lines_at(self, former: Point) -> Generator[None, None, Lines]:
+        """The rate lines behind a point, walking back from it. What no known line has, None has."""
+        found: dict[bytes, int] = {}
+        changes: dict[bytes, int] = {}  # of lines whose rate was not recorded, since the last one that was
+        unsaid: Point | None = None  # it changed a line by the difference to the account's rate before it
+        wanted, known, at_id = former.rate or 0, 0, former.entry_id
+        end_id = max(0, at_id - WALK_ROWS_MAX)
+        while at_id > end_id and (known < wanted or changes or unsaid):
+            rows = self.rows(max(end_id, at_id - PAGE_ROWS) + 1, at_id)
+            for row in reversed(rows):
+                point = point_of(row)
+                if point.entry_id != at_id or point.rate is None or point.operation == _CLOSED:
+                    return _with_rest(found, wanted)  # nothing before it says anything of these lines
+                at_id -= 1
+                if unsaid is not None and unsaid.resource is not None:
+                    change = (unsaid.rate or 0) - point.rate
+                    changes[unsaid.resource] = changes.get(unsaid.resource, 0) + change
+                    unsaid = None
+                if point.resource is not None and point.resource not in found:
+                    if point.line_rate is None:
+                        unsaid = point
+                    else:
+                        found[point.resource] = point.line_rate + changes.pop(point.resource, 0)
+                        known += found[point.resource]
+                if known >= wanted and not changes and unsaid is None:
+                    break
+            if not rows:
+                return _with_rest(found, wanted)
+            yield
+        return _with_rest(found | changes, wanted)
+
+
+def _with_rest(found: dict[bytes, int], wanted: int) -> Lines:
+    lines: Lines = {resource: rate for resource, rate in found.items() if rate}
+    rest = wanted - sum(found.values())
+    return lines | {None: rest} if rest else lines
+
+
+def statement(
+    chain: Chain, user_id: bytes, from_ns: int, to_ns: int, by_resource: bool, limit: int, now_ns: int
+) -> Steps:
+    """What `statement` answers; at most `limit` of its entries are in the answer. Raises TooLong."""
+    asked_to_ns = to_ns
+    from_ns, to_ns = min(from_ns, now_ns), min(to_ns, now_ns)
+    first_id, last_id = chain.newest_id_before(from_ns) + 1, chain.newest_id_before(to_ns)
+    if last_id - first_id >= ENTRIES_MAX:
+        raise TooLong(f"{last_id - first_id + 1} entries; at most {ENTRIES_MAX} in one answer: shorter periods join")
+    former = chain.point_at(first_id - 1)
+    lines = None
+    if by_resource:
+        lines = yield from chain.lines_at(former)
+    tally = Tally(from_ns, to_ns, former, lines)
+    entries: list[Shown] = []
+    at_id = first_id
+    while at_id <= last_id:
+        page_end = min(last_id, at_id + PAGE_ROWS - 1)
+        for point, row in chain.points(former, chain.rows(at_id, page_end)):
+            if point.at_ns >= to_ns or point.at_ns < from_ns:
+                raise AssertionError(f"entry {point.entry_id} stands in the wrong place")
+            tally.take(point)
+            former = point
+            if row is not None and len(entries) < limit:
+                entries.append(as_map(row))
+        if tally.resources > RESOURCES_MAX:
+            raise TooLong(f"more than {RESOURCES_MAX} resources; shorter periods join")
+        at_id = page_end + 1
+        yield
+    after = next((point for point, _ in chain.points(former, chain.rows(last_id + 1, last_id + 1))), None)
+    if after is None:
+        after = chain.last_gap(former)
+        if after is not None and after.at_ns < to_ns:
+            tally.take(after)
+            after = None
+    return shown(user_id, tally.close(after), asked_to_ns > now_ns, entries), chain.is_whole
+
+
+def shown(user_id: bytes, period: Period, is_open: bool, entries: list[Shown]) -> Shown:
+    """A period as `statement` answers it."""
+    answer: Shown = {
+        "user_id": user_id.decode(),
+        "from_ns": period.from_ns,
+        "to_ns": period.to_ns,
+        "up_to_now": is_open,
+    }
+    for name in ("opening", "credits", "debits", "expired", "accrued", "closing"):
+        answer[f"{name}_nanos"] = getattr(period, f"{name}_nanos")
+    answer["exact"] = {
+        name: str(getattr(period, name)) for name in ("opening", "credits", "debits", "expired", "accrued", "closing")
+    }
+    answer["entries_count"] = period.entries
+    answer["first_entry_id"] = period.first_id or None
+    answer["last_entry_id"] = period.last_id or None
+    answer["entries"] = entries
+    answer["whole_from_ns"] = period.whole_from_ns
+    answer["resources"] = (
+        None
+        if period.lines is None
+        else [
+            {
+                "resource": None if line.resource is None else text(line.resource),
+                "accrued_nanos": line.accrued_nanos,
+                "exact_accrued": str(line.accrued),
+                "line_rate_nanos_per_hour": line.rate,
+            }
+            for line in period.lines
+        ]
+    )
+    return answer
+
+
+def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
+    """What `balance_at` answers: the account at an instant, behind the entries of that instant."""
+    yield
+    at_ns = min(at_ns, now_ns)
+    entry_id = chain.newest_id_before(at_ns + 1)
+    former = chain.point_at(entry_id)
+    rows = chain.rows(entry_id + 1, entry_id + 1)
+    behind = next(iter(chain.points(former, rows)), None)
+    after = chain.last_gap(former) if behind is None else behind[0]
+    if behind is None and after is not None and after.at_ns <= at_ns:
+        former, after = after, None
+    interval = Interval(former, INT64_MAX if after is None else after.at_ns, after)
+    balance = interval.balance_at(at_ns)
+    credit_limit_nanos, holds_nanos, state = _standing_of(chain, former)
+    balance_nanos = balance // NANO
+    rate = former.rate
+    known = credit_limit_nanos is not None and holds_nanos is not None
+    return {
+        "user_id": user_id.decode(),
+        "at_ns": at_ns,
+        "state": state,
+        "balance_nanos": balance_nanos,
+        "credit_limit_nanos": credit_limit_nanos,
+        "holds_nanos": holds_nanos,
+        "available_nanos": balance_nanos + (credit_limit_nanos or 0) - (holds_nanos or 0) if known else None,
+        "rate_nanos_per_hour": rate,
+        "rate_nanos_per_second": None if rate is None else rate // 3600,
+        "entry_id": former.entry_id,
+        "exact_balance": str(balance),
+        "whole_from_ns": None if interval.is_exact else min(interval.end_ns, now_ns),
+    }, chain.is_whole
+
+
+def _standing_of(chain: Chain, former: Point) -> tuple[int | None, int | None, str | None]:
+    """Credit limit, open holds and state behind a point."""
+    if not former.entry_id:
+        return 0, 0, "unopened"
+    if former.operation == _CLOSED:
+        return 0, 0, "closed"
+    if former.entry_id == chain.newest.entry_id:
+        newest = chain.newest
+        exhausted = bool(newest.flags & EXHAUSTED)
+        return newest.credit_limit_nanos, newest.holds_nanos, "exhausted" if exhausted else "active"
+    rows = chain.rows(former.entry_id, former.entry_id)
+    if not rows or former.rate is None:
+        return None, None, None
+    *_, flags, _, _, _, _, _, rare = rows[0]
+    limit, holds, _ = RARE.unpack(rare) if rare else (0, 0, 0)
+    return limit, holds, "exhausted" if flags & EXHAUSTED else "active"

@@ -1,0 +1,344 @@
+"""Periods of an account: parts sum to the whole to the internal unit, lines to the account, whatever is asked."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.history.history_reader import HistoryReader
+from billing.history.period import MISSING, NOTHING, Interval, Period, Point, Tally, missing
+from billing.history.period_reader import Chain, Standing, Steps, TooLong, balance_at, shown, statement
+from billing.history.store import Store, checksum_of
+from billing.ledger.entry import ACCRUING, EXHAUSTED, Entry, unpack
+from billing.ledger.money import INT64_MAX, NANO
+from shards.batch import ENTRY
+from tests.history.books import Life, check, lives, run
+from tests.history.test_store import batch_of, opened, shelf_of
+from tests.ledger.bank import HOUR, Bank
+
+USER = b"u"
+
+
+def life_of(bank: Bank, user: str = "u") -> Life:
+    bank.entries()
+    made = [(packed, Entry._make(unpack(packed))) for packed in bank.journal]
+    return Life([packed for packed, entry in made if entry.entry_id and entry.user_id == user.encode()])
+
+
+def lines_of(period: Period) -> dict[bytes | None, int]:
+    assert period.lines is not None
+    return {line.resource: line.accrued for line in period.lines}
+
+
+# -- the arithmetic ----------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_random_lives_sum_to_the_whole_at_100_000_cuts():
+    assert run(100_000, seed=1) >= 100_000
+
+
+def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it():
+    bank = Bank()
+    bank.top_up("u", 1000, at=0)
+    bank.set_rate("u", HOUR, at=100, resource="vm")
+    bank.set_rate("u", 0, at=900, resource="vm")
+    period = life_of(bank).period(200, 700)
+    assert (period.opening_nanos, period.accrued_nanos, period.closing_nanos) == (900, 500, 400)
+    assert (period.entries, period.first_id) == (0, 0)
+    assert lines_of(period) == {b"vm": 500 * NANO}
+
+
+def test_an_entry_at_an_edge_is_in_the_period_that_begins_there():
+    bank = Bank()
+    bank.top_up("u", 1000, at=0)
+    bank.set_rate("u", HOUR, at=100)
+    bank.debit("u", 50, at=300)
+    life = life_of(bank)
+    before, behind = life.period(0, 300), life.period(300, 301)
+    assert (before.debits_nanos, before.accrued_nanos, before.closing_nanos) == (0, 200, 800)
+    assert (behind.opening_nanos, behind.debits_nanos, behind.accrued_nanos, behind.closing_nanos) == (800, 50, 1, 749)
+
+
+def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names():
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", 2 * HOUR, at=0, resource="b")
+    bank.set_rate("u", HOUR, at=0, resource="a")
+    bank.view("u", at=1000)  # 100 / 3 ns: exhausted at 34, when 2 nanos of the last nanosecond's 3 could not be paid
+    life = life_of(bank)
+    assert bank.operations("u")[-1] == ("exhaust", 34)
+    whole = life.period(0, 500)
+    assert (whole.accrued, whole.closing) == (100 * NANO, 0)
+    third = 100 * NANO // 3
+    assert lines_of(whole) == {b"a": third, b"b": 100 * NANO - third}
+    last = life.period(33, 500)
+    assert lines_of(last) == {b"a": third - 33 * NANO, b"b": 34 * NANO - third}
+    assert life.period(34, 500).accrued == 0, "nothing accrues while it is exhausted"
+
+
+def test_with_arrears_what_accrues_behind_the_exhaustion_is_in_its_period():
+    bank = Bank(accrue=True)
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    bank.view("u", at=500)
+    period = life_of(bank).period(200, 400)
+    assert (period.opening_nanos, period.accrued_nanos, period.closing_nanos) == (-100, 200, -300)
+
+
+def test_fractions_of_a_nano_are_neither_lost_nor_made():
+    bank = Bank()
+    bank.top_up("u", 10**6, at=0)
+    bank.set_rate("u", 3600, at=0)  # one nano a second
+    life = life_of(bank)
+    thirds = [life.period(number * 333_333_333, (number + 1) * 333_333_333) for number in range(3000)]
+    assert {piece.accrued for piece in thirds} == {333_333_333 * 3600}
+    assert {piece.accrued_nanos for piece in thirds} == {0, 1}
+    assert sum(piece.accrued_nanos for piece in thirds) == life.period(0, 3000 * 333_333_333).accrued_nanos == 1000
+
+
+def test_twelve_months_are_the_year():
+    month = 30 * 24 * 3600 * 10**9
+    bank = Bank()
+    bank.top_up("u", 10**15, at=5)
+    for number in range(40):
+        bank.set_rate("u", 7 * 10**9 + number, at=5 + number * month // 3, resource=f"vm-{number % 4}")
+    life = life_of(bank)
+    check(life, [number * month for number in range(13)])
+
+
+def test_credit_that_expired_stands_among_the_debits_and_alone():
+    tally = Tally(0, 10, NOTHING)
+    tally.take(Point(1, 1, "top_up", 9 * NANO, 9 * NANO, 0, 9 * NANO))
+    tally.take(Point(2, 2, "credit_expired", -4 * NANO, 5 * NANO, 0, 5 * NANO))
+    tally.take(Point(3, 3, "an operation to come", -NANO, 4 * NANO, 0, 4 * NANO))
+    period = tally.close(None)
+    assert (period.credits_nanos, period.debits_nanos, period.expired_nanos, period.closing_nanos) == (9, 5, 4, 4)
+
+
+def test_a_line_whose_rate_was_not_recorded_is_told_from_the_account_s():
+    former = Point(1, 0, "set_rate", 0, 100 * NANO, 5, 100 * NANO, b"a", 5)
+    tally = Tally(0, 20, former, {b"a": 5})
+    tally.take(Point(2, 10, "change_rate", 0, 100 * NANO - 50, 8, 100 * NANO - 50, b"b", None))
+    period = tally.close(None)
+    assert lines_of(period) == {b"a": 100, b"b": 30}
+
+
+def test_what_lies_in_a_gap_is_bridged_and_said():
+    former = Point(1, 0, "top_up", 100, 100, 5, 100)
+    after = Point(5, 10, "debit", -20, 30, 2, 30)
+    tally = Tally(0, 20, former, {b"a": 5})
+    gap = missing(former, after)
+    tally.take(gap)
+    tally.take(after)
+    period = tally.close(None)
+    assert (gap.operation, period.opening, period.debits, period.closing) == (MISSING, 100, 70, 10)
+    assert (period.entries, period.whole_from_ns) == (1, 10)
+    assert lines_of(period) == {None: 20}
+
+
+def test_without_a_rate_what_accrued_is_spread_evenly():
+    former = Point(1, 0, "top_up", 100, 100, None, 0, is_exact=False)
+    interval = Interval(former, 10, Point(2, 10, "debit", 0, 60, 1, 60))
+    assert [interval.balance_at(at_ns) for at_ns in (0, 5, 9, 10)] == [100, 80, 64, 60]
+    assert not interval.is_exact
+
+
+# -- out of the file ---------------------------------------------------------------------------------------------------
+
+
+def answer_of(steps: Steps) -> tuple[dict[str, Any], bool]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def standing_of(life: Life) -> Standing:
+    entry = life.timeline.entries[-1]
+    flags = entry.flags & (EXHAUSTED | ACCRUING)
+    money = entry.balance_nanos, entry.balance_frac
+    limits = entry.credit_limit_nanos, entry.holds_nanos
+    return Standing(entry.entry_id, entry.at_ns, *money, entry.rate, *limits, flags)
+
+
+class File:
+    """A history file with the rows of one account."""
+
+    def __init__(self, home: Path, life: Life, user: bytes, rows: list[Any] | None = None) -> None:
+        self.life, self.user = life, user
+        self.store = opened(home)
+        self.reader: HistoryReader = shelf_of(home, self.store)
+        for position, row in enumerate(life.packed if rows is None else rows, 1):
+            self.store.take(position, batch_of((ENTRY, 1, 1, row)))
+        self.store.flush()
+
+    def chain(self, newest: Standing | None = None) -> Chain:
+        return Chain(self.reader, 1, self.user, standing_of(self.life) if newest is None else newest)
+
+    def statement(self, from_ns: int, to_ns: int, *, by: bool = True, limit: int = 1000) -> dict[str, Any]:
+        answer, is_whole = answer_of(statement(self.chain(), self.user, from_ns, to_ns, by, limit, INT64_MAX))
+        assert is_whole
+        return answer
+
+    def balance_at(self, at_ns: int) -> dict[str, Any]:
+        return answer_of(balance_at(self.chain(), self.user, at_ns, INT64_MAX))[0]
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13, 14])
+def test_a_statement_out_of_the_file_is_that_of_all_points(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    life = max(lives(seed, 600), key=lambda life: len(life.points))
+    file = File(tmp_path, life, life.timeline.entries[0].user_id)
+    for _ in range(100):
+        from_ns, to_ns = sorted(life.cuts(draw, 2))
+        found = file.statement(from_ns, to_ns)
+        inside = [number for number, at_ns in enumerate(life.instants, 1) if from_ns <= at_ns < to_ns]
+        assert [row["entry_id"] for row in found.pop("entries")] == inside
+        wanted = shown(file.user, life.period(from_ns, to_ns), False, [])
+        del wanted["entries"]
+        assert found == wanted
+        at_ns = draw.choice([from_ns, to_ns])
+        then = file.balance_at(at_ns)
+        behind = life.period(at_ns, at_ns + 1)
+        assert int(then["exact_balance"]) == behind.opening + behind.credits - behind.debits
+
+
+def test_a_statement_far_back_in_a_long_history_reads_little_of_it(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 10**9, at=0)
+    bank.set_rate("u", HOUR // 1000, at=1, resource="vm")
+    for number in range(5000):
+        bank.top_up("u", 1, at=10 + number)
+    file = File(tmp_path, life_of(bank), USER)
+    asked: list[str] = []
+    file.store.db.set_trace_callback(asked.append)
+    found = file.statement(1000, 1100, limit=3)
+    file.store.db.set_trace_callback(None)
+    assert (found["entries_count"], [row["entry_id"] for row in found["entries"]]) == (100, [993, 994, 995])
+    assert (found["first_entry_id"], found["last_entry_id"]) == (993, 1092)
+    assert [line["resource"] for line in found["resources"]] == ["vm"]
+    assert len(asked) < 100
+
+
+def test_the_past_of_an_account_that_was_closed_and_opened_again(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 100, at=10)
+    bank.set_credit_limit("u", 7, at=20)
+    bank.hold("u", 5, at=30, request_id="h")
+    bank.release("u", "r:h", at=40)
+    bank.set_rate("u", HOUR, at=50)
+    bank.set_rate("u", 0, at=60)
+    bank.close("u", at=70)
+    bank.top_up("u", 3, at=80)
+    file = File(tmp_path, life_of(bank), USER)
+    keys = ("state", "balance_nanos", "credit_limit_nanos", "holds_nanos", "available_nanos", "rate_nanos_per_hour")
+    then = {at_ns: tuple(file.balance_at(at_ns)[key] for key in keys) for at_ns in (9, 10, 25, 30, 55, 65, 70, 79, 80)}
+    assert then == {
+        9: ("unopened", 0, 0, 0, 0, 0),
+        10: ("active", 100, 0, 0, 100, 0),
+        25: ("active", 100, 7, 0, 107, 0),
+        30: ("active", 100, 7, 5, 102, 0),
+        55: ("active", 95, 7, 0, 102, HOUR),
+        65: ("active", 90, 7, 0, 97, 0),
+        70: ("closed", 0, 0, 0, 0, 0),
+        79: ("closed", 0, 0, 0, 0, 0),
+        80: ("active", 3, 0, 0, 3, 0),
+    }
+    assert file.statement(0, 10)["entries_count"] == 0
+    whole = file.statement(0, 100)
+    assert (whole["credits_nanos"], whole["debits_nanos"], whole["accrued_nanos"], whole["closing_nanos"]) == (
+        *(103, 90, 10, 3),
+    )
+
+
+def test_a_period_to_come_goes_up_to_now(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 100, at=10)
+    bank.set_rate("u", HOUR, at=20)
+    file = File(tmp_path, life_of(bank), USER)
+    found, _ = answer_of(statement(file.chain(), USER, 0, 10**6, False, 9, 50))
+    assert (found["to_ns"], found["up_to_now"], found["closing_nanos"], found["resources"]) == (50, True, 70, None)
+    ahead, _ = answer_of(statement(file.chain(), USER, 60, 10**6, False, 9, 50))
+    assert (ahead["from_ns"], ahead["to_ns"], ahead["opening_nanos"], ahead["closing_nanos"]) == (50, 50, 70, 70)
+    past, _ = answer_of(statement(file.chain(), USER, 0, 50, False, 9, 50))
+    assert not past["up_to_now"]
+    then, _ = answer_of(balance_at(file.chain(), USER, 10**6, 50))
+    assert (then["at_ns"], then["balance_nanos"]) == (50, 70)
+
+
+def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 1000, at=10)
+    bank.set_rate("u", HOUR, at=20, resource="vm")
+    bank.debit("u", 5, at=30)
+    bank.top_up("u", 7, at=40)
+    bank.debit("u", 9, at=50)
+    life = life_of(bank)
+    file = File(tmp_path, life, USER, life.packed[:2] + life.packed[4:])
+    found, is_whole = answer_of(statement(file.chain(), USER, 0, 60, True, 9, INT64_MAX))
+    assert not is_whole
+    assert (found["whole_from_ns"], found["entries_count"], found["closing_nanos"]) == (50, 3, 953)
+    assert (found["credits_nanos"], found["debits_nanos"], found["accrued_nanos"]) == (1000, 28 + 9, 10)
+    late, is_whole = answer_of(statement(file.chain(), USER, 51, 60, True, 9, INT64_MAX))
+    assert (is_whole, late["whole_from_ns"], late["accrued_nanos"]) == (True, None, 9)
+    assert [line["resource"] for line in late["resources"]] == [None]
+
+
+def test_newest_rows_that_are_lost_are_bridged_by_what_the_ledger_knows(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 1000, at=10)
+    bank.set_rate("u", HOUR, at=20, resource="vm")
+    bank.debit("u", 5, at=30)
+    life = life_of(bank)
+    file = File(tmp_path, life, USER, life.packed[:2])
+    found, is_whole = answer_of(statement(file.chain(), USER, 0, 60, False, 9, INT64_MAX))
+    assert not is_whole
+    assert (found["closing_nanos"], found["whole_from_ns"]) == (955, 30)
+    then, is_whole = answer_of(balance_at(file.chain(), USER, 40, INT64_MAX))
+    assert (then["balance_nanos"], then["state"], is_whole) == (975, "active", False)
+
+
+def as_older_version(store: Store) -> None:
+    """Makes its rows what an older version of the file had."""
+    lacking = ("flags", "frac", "rate", "value", "resource", "actor", "rare")
+    unset = ", ".join(f"{name} = NULL" for name in lacking)
+    for row in store.db.execute("SELECT * FROM entries").fetchall():
+        bare = (*row[:11], *(None for _ in lacking))
+        store.db.execute(f"UPDATE entries SET checksum = ?, {unset} WHERE seq = ?", (checksum_of(bare), row[0]))
+
+
+def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 1000, at=10)
+    bank.set_rate("u", HOUR, at=20, resource="vm")
+    bank.debit("u", 5, at=40)
+    file = File(tmp_path, life_of(bank), USER)
+    as_older_version(file.store)
+    found, is_whole = answer_of(statement(file.chain(), USER, 0, 30, True, 9, INT64_MAX))
+    assert (is_whole, found["accrued_nanos"], found["closing_nanos"], found["whole_from_ns"]) == (True, 10, 990, 30)
+    now, _ = answer_of(statement(file.chain(), USER, 41, 61, True, 9, INT64_MAX))
+    assert (now["opening_nanos"], now["accrued_nanos"], now["whole_from_ns"]) == (974, 20, None)
+    assert file.balance_at(30)["state"] is None
+    assert file.balance_at(50)["available_nanos"] == 965
+
+
+def test_a_period_of_too_many_entries_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = File(tmp_path, life_of_one(), USER)
+
+    class Long(Chain):
+        def newest_id_before(self, at_ns: int) -> int:
+            return 2_000_000 if at_ns else 0
+
+    chain = Long(file.reader, 1, USER, standing_of(file.life))
+    with pytest.raises(TooLong, match="2000000 entries; at most 1000000 in one answer: shorter periods join"):
+        answer_of(statement(chain, USER, 0, 9, False, 9, INT64_MAX))
+
+
+def life_of_one() -> Life:
+    bank = Bank()
+    bank.top_up("u", 1, at=1)
+    return life_of(bank)

@@ -1,0 +1,65 @@
+"""A dry run answers what the call would, and nothing changes: state, records and effects are what they were."""
+
+import random
+
+import pytest
+
+from billing.ledger import commands as ops
+from billing.ledger.commands import Command
+from billing.ledger.entry import answer
+from billing.ledger.errors import Refused
+from tests.ledger.bank import BUCKET, HOUR, Bank
+
+CALLS = [
+    (ops.TOP_UP, 50, 0, 0, b""),
+    (ops.SET_RATE, HOUR, -1, -1, b""),
+    (ops.SET_RATE, HOUR, 7, 10**6, b"vm"),
+    (ops.CHANGE_RATE, -1, 0, 0, b"vm"),
+    (ops.DEBIT, 20, ops.STRICT, 0, b""),
+    (ops.DEBIT, 10**6, ops.STRICT, 0, b""),
+    (ops.DEBIT, 10**6, ops.PARTIAL, 0, b""),
+    (ops.SET_CREDIT_LIMIT, 30, 0, 0, b""),
+    (ops.HOLD, 5, 9, 0, b""),
+    (ops.CAPTURE, 2, 0, 0, b"r:h"),
+    (ops.RELEASE, 0, 0, 0, b"r:h"),
+    (ops.ADJUST, -3, 0, 0, b""),
+    (ops.SET_THRESHOLDS, 1, 0, 0, ops.pack_thresholds([(0, 40)])),
+    (ops.CLOSE, 0, 0, 0, b""),
+]
+
+
+def outcome(carry_out, command: Command, at: int) -> object:
+    try:
+        return answer(carry_out(BUCKET, at, command), BUCKET)
+    except Refused as refused:
+        return refused.as_map()
+
+
+def lived(seed: int) -> Bank:
+    """A bank with an account that is active, one that ran out, one that is closed, and one that never was."""
+    draw = random.Random(seed)
+    bank = Bank(restore=True, accrue=draw.random() < 0.5)
+    for user in ("active", "out", "closed"):
+        bank.top_up(user, 100, at=0, request_id="first")
+    bank.hold("active", 10, at=1, request_id="h")
+    bank.set_rate("active", HOUR // 10, at=2, resource="vm", seq=draw.randrange(9))
+    bank.set_rate("out", HOUR * 5, at=3)
+    bank.view("out", at=60)
+    bank.report(ops.CUTOFF_STARTED, "out", 1, at=61)
+    bank.close("closed", at=62)
+    return bank
+
+
+@pytest.mark.parametrize("user", [b"active", b"out", b"closed", b"nobody"])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("request_id", [b"", b"first", b"new"])
+def test_it_answers_what_the_call_then_answers_and_changes_nothing(user, call, request_id):
+    bank = lived(sum(user) + call[0])
+    op, a, b, c, key = call
+    command = (op, user, a, b, c, key, request_id, b"", b"", b"shop")
+    before, records, effects = bank.state(), list(bank.ledger.records), list(bank.ledger.notices)
+    filed = list(bank.filed)
+    told = outcome(bank.ledger.rehearse, command, 100)
+    assert bank.state() == before
+    assert (bank.ledger.records, bank.ledger.notices, bank.filed) == (records, effects, filed)
+    assert told == outcome(bank.ledger.apply, command, 100)
