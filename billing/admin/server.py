@@ -13,6 +13,9 @@ in (`billing.api.auth`): without tokens, this host, or a client certificate; wit
 role `read`, as `Authorization: Bearer` or, for browsers, as the password of Basic. On loopback a `Host` that is not
 this host is refused, so that no page of somebody else's can read here through a name it points at 127.0.0.1.
 
+`visits` bounds connections and their silence, `tls_entrance` the handshakes before them: this is the process that keeps
+workers alive, and what strangers open here must not take what it needs for that.
+
 At most `ONLOOKERS_MAX` pages are kept fresh at once. What is asked of the workers for them is asked once for all.
 """
 
@@ -36,9 +39,11 @@ from billing.admin.figure_sampler import GLANCE_S, FigureSampler
 from billing.admin.metrics import CONTENT_TYPE, Exposition
 from billing.admin.page import parts, plots
 from billing.admin.processes import HOST, Processes
+from billing.admin.visits import VisitLimits, Visits, limits_of_descriptors
 from billing.admin.worker_queries import Inquiries, QueryRefused
 from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
+from billing.api.tls_entrance import TlsEntrance
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
 from shards.system.clock import boot_now_ns, wall_now_ns
@@ -73,6 +78,7 @@ class Site:
         self._processes = Processes(sampler, config.daemon.data_dir)
         self._exposition = Exposition(sampler, self._processes, info)
         self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
+        self.visits: Visits | None = None  # whose connections these are, while it is served
         self._onlookers = 0
         self._made: tuple[int, str] = (-1, "")  # of which look, and the event's data
         self._making = asyncio.Lock()
@@ -98,6 +104,16 @@ class Site:
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        visits, protocol = self.visits, request.protocol
+        if visits is not None:
+            visits.answering(protocol, 1)
+        try:
+            return await self._answered(request, handler)
+        finally:
+            if visits is not None:
+                visits.answering(protocol, -1)
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in OPEN:
             refused = self._refusal(request)
             if refused is not None:
@@ -260,12 +276,25 @@ def token_of(authorization: str) -> bytes:
     return b""
 
 
-async def serve_admin(listener: socket.socket, site: Site, tls: ssl.SSLContext | None) -> None:
-    """Serves on a bound socket until cancelled."""
+async def serve_admin(
+    listener: socket.socket, site: Site, tls: ssl.SSLContext | None, limits: VisitLimits | None = None
+) -> None:
+    """Serves on a bound socket until cancelled. `limits`: None for what the descriptors of this process allow."""
     runner = web.AppRunner(site.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
+    assert runner.server is not None, "it was set up"
+    visits = site.visits = Visits(runner.server, limits or limits_of_descriptors())
+    entrance = None if tls is None else TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
     try:
-        await web.SockSite(runner, listener, ssl_context=tls).start()
+        if entrance is None:
+            loop = asyncio.get_running_loop()
+            listening: Any = await loop.create_server(visits.arriving, sock=listener)
+        else:
+            listening = entrance.listen(listener, visits.arriving)
         await asyncio.Event().wait()
     finally:
+        listening.close()
+        if entrance is not None:
+            entrance.close()
         await runner.cleanup()
+        visits.close()

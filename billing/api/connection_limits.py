@@ -1,9 +1,9 @@
 """How many connections a process has room for: `rpc.connections_max`, or what its file descriptors allow.
 
 The main process raises its soft limit of descriptors to the hard one, which its workers inherit. A worker then takes no
-more connections than leave room for all else it opens (segments, snapshots, calls, links), so that running out of
-descriptors, which would stop the journal, cannot be brought about from outside. Beyond that a connection is told
-`TOO_MANY_CONNECTIONS` and closed; beyond `refused_max` of those that still linger, it is closed without a word.
+more connections than leave room for all else it opens (segments, snapshots, calls, links, TLS handshakes), so that
+running out of descriptors, which would stop the journal, cannot be brought about from outside. Beyond that a connection
+is told `TOO_MANY_CONNECTIONS` and closed; beyond `refused_max` of those that still linger, it is closed without a word.
 """
 
 import logging
@@ -11,6 +11,7 @@ import resource
 from typing import Final
 
 from billing.api.door import LIMITS, Limits
+from billing.api.tls_entrance import HANDSHAKES_MAX
 from billing.config.schema import Rpc
 
 log = logging.getLogger("billing.api")
@@ -25,7 +26,7 @@ def raise_limit() -> None:
 
 
 def fit(connections_max: int, descriptors: int, calls_max: int) -> Limits:
-    """Limits with which connections, refused ones and `calls_max` calls stay within 90 % of `descriptors`."""
+    """Limits with which connections, refused ones and `calls_max` calls and handshakes fit 90 % of `descriptors`."""
     room = max(2, descriptors * 9 // 10 - ASIDE - calls_max)
     refused_max = min(LIMITS.refused_max, max(1, room // 10))
     return Limits(connections_max=min(connections_max, room - refused_max), refused_max=refused_max)
@@ -36,7 +37,8 @@ def limits_of(rpc: Rpc, concurrency: int) -> Limits:
     too few.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limits = fit(rpc.connections_max, descriptors, 2 * concurrency)._replace(
+    handshakes_max = HANDSHAKES_MAX if rpc.tls_cert else 0
+    limits = fit(rpc.connections_max, descriptors, 2 * concurrency + handshakes_max)._replace(
         connections_per_origin_max=rpc.connections_per_origin_max,
         in_flight_total_max=rpc.in_flight_max,
         requests_per_s_max=rpc.requests_per_s_max,

@@ -6,7 +6,8 @@
     http             HTTP and JSON
     tarantool        Tarantool's protocol
 
-All doors of a worker share one `Door`, that is their guard, their limits and their counters, and over TCP the same TLS.
+All doors of a worker share one `Door`, that is their guard, their limits and their counters, and over TCP the same TLS
+and the same count of handshakes under way.
 A further protocol is a package beside `http` and one more kind here and in `billing.service.listeners`.
 """
 
@@ -22,8 +23,8 @@ from billing.api.door import Door
 from billing.api.http.server import HttpDoor
 from billing.api.iproto.connection import RandomBytes, connection_factory
 from billing.api.msgpack_rpc import Connection
+from billing.api.tls_entrance import TlsEntrance, TlsListener
 
-HANDSHAKE_S: Final = 5.0  # of TLS
 HTTP: Final = "http"
 TARANTOOL: Final = "tarantool"
 
@@ -38,10 +39,10 @@ class Doors:
         `random_bytes`: what salts are made of.
         """
         self.door = door
-        self._tls = tls
+        self.entrance = None if tls is None else TlsEntrance(tls, self._turned_away)
         self._wall_now_ns = wall_now_ns
         self._random_bytes = random_bytes
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsListener] = []
 
     async def listen(self, kind: str, listener: socket.socket) -> None:
         """Lets clients in by one more socket."""
@@ -50,16 +51,15 @@ class Doors:
         if kind == "unix":
             self._servers.append(await loop.create_unix_server(connection, sock=listener))
             return
-        seconds = HANDSHAKE_S if self._tls else None
-        self._servers.append(
-            await loop.create_server(
-                connection,
-                sock=listener,
-                ssl=self._tls,
-                ssl_handshake_timeout=seconds,
-                ssl_shutdown_timeout=seconds,
-            )
-        )
+        if self.entrance is None:
+            self._servers.append(await loop.create_server(connection, sock=listener))
+        else:
+            self._servers.append(self.entrance.listen(listener, connection))
+
+    def _turned_away(self, origin: str) -> None:
+        """A handshake made room for others."""
+        self.door.drops += 1
+        self.door.origins.turned_away(origin, "too many TLS handshakes under way", self.door.clock())
 
     def _protocol(self, kind: str) -> Callable[[], asyncio.BaseProtocol]:
         """What makes a connection of this kind."""

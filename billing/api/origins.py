@@ -78,7 +78,12 @@ def origin_of(transport: BaseTransport) -> str:
     """What a connection is counted by."""
     if is_unix(transport):
         return f"uid {peer_uid(transport)}"
-    address = _address_of(transport)
+    return origin_of_peer(transport.get_extra_info("peername"))
+
+
+def origin_of_peer(peer: object) -> str:
+    """The same, of a TCP connection that has no transport yet; `peer`: as its socket names it."""
+    address = _address_in(peer)
     if address is None:
         return "an unknown address"
     return str(address) if address.version == 4 else f"{ipaddress.ip_address(int(address) >> 64 << 64)}/64"
@@ -117,8 +122,12 @@ def _socket_of(transport: BaseTransport) -> socket.socket | None:
 
 
 def _address_of(transport: BaseTransport) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The peer's address; an IPv4 address that came as an IPv6 one is IPv4."""
-    peer = transport.get_extra_info("peername")
+    """The peer's address."""
+    return _address_in(transport.get_extra_info("peername"))
+
+
+def _address_in(peer: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address in a socket's name for its peer; an IPv4 address that came as an IPv6 one is IPv4."""
     if not isinstance(peer, tuple) or not peer:
         return None
     try:

@@ -63,6 +63,10 @@ class Rpc(asyncio.Protocol):
         assert error is None, f"{method}{params}: {error}"
         return result
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()

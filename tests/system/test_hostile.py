@@ -5,6 +5,7 @@ How much they cost in bytes and milliseconds is measured by `benchmarks/idle_con
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import errno
@@ -78,6 +79,27 @@ async def test_hundreds_of_idle_connections_stay_and_are_answered_when_they_ask(
         for one in idle:
             one.close()
         assert await serves(rpc, "u")
+
+
+async def test_idle_connections_to_the_operators_pages_do_not_keep_a_worker_from_starting(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, shards__workers=1)
+    daemon.prefix = ["prlimit", "--nofile=256:256"]
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert await serves(rpc, "u")
+        flood = [connect(daemon.admin_port) for _ in range(300)]
+        assert daemon.process is not None
+        while len(os.listdir(f"/proc/{daemon.process.pid}/fd")) > 128:  # the crowd makes room for itself alone
+            await asyncio.sleep(0.05)
+        (worker,) = daemon.worker_pids()
+        daemon.kill(worker)
+        while daemon.worker_pids() in ([], [worker]):
+            await asyncio.sleep(0.05)
+        daemon.wait_ready()  # through the same listener as the crowd
+        assert await serves(await Rpc.connect(daemon.rpc_port), "u")
+        for one in flood:
+            one.close()
+    assert "cannot be started" not in daemon.log.read_text()
 
 
 async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_journal(data_dir: Path) -> None:

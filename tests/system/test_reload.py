@@ -143,10 +143,14 @@ async def signed_in(daemon: Daemon, token: str) -> Any:
 
 async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir: Path) -> None:
     tokens = data_dir / "tokens"
-    tokens_of(tokens, ("shop", "top_up", "old"))
+    tokens_of(tokens, ("shop", "top_up", "old"), ("till", "top_up", "kept"))
     with Daemon(data_dir, rpc__tokens_file=str(tokens)) as daemon:
         assert await signed_in(daemon, "old") is None
-        tokens_of(tokens, ("shop", "top_up", "new"))
+        revoked, kept = await Rpc.connect(daemon.rpc_port), await Rpc.connect(daemon.rpc_port)
+        await revoked.ask("hello", {"token": "old"})
+        await kept.ask("hello", {"token": "kept"})
+        await revoked.ask("top_up", "u", "1")
+        tokens_of(tokens, ("shop", "top_up", "new"), ("till", "top_up", "kept"))
         assert await signed_in(daemon, "new") is not None, "nobody has asked for a reload yet"
         await reload(daemon, "files that are named were read again")
         agreed = 0  # the workers hear of it a moment later, each in its own; whichever takes the connection must have
@@ -158,6 +162,10 @@ async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir
             await asyncio.sleep(0.02)
         assert agreed == 20
         assert (await signed_in(daemon, "old")).startswith("UNAUTHENTICATED")
+        async with asyncio.timeout(60):
+            while revoked.is_open:
+                await asyncio.sleep(0.02)
+        assert (await kept.ask("top_up", "u", "1"))["balance_nanos"] == 2 * 10**9, "whose token stands stays"
 
 
 def page_status(daemon: Daemon, token: str) -> int:

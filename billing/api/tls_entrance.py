@@ -1,0 +1,145 @@
+"""TLS handshakes of a process, counted from the first byte: what is not through yet is bounded like what is.
+
+A server that speaks TLS by itself shows a connection only after its handshake; whoever opens many and says nothing
+holds a descriptor and some 200 KiB for each, uncounted. Here each connection is accepted by hand, and its handshake is
+a task of its own:
+
+    accepted -> handshake under way -> the door's own protocol
+                     |-- too long, garbage, or one too many: closed without a word
+
+At most `handshakes_max` are under way. Beyond that the oldest one of the origin that has most of them makes room for
+the newest, so that a crowd from one address costs that address, and a client that shakes hands at once gets in beside
+it. Where no connection can be accepted (there are no descriptors), the listener rests for `REST_S`.
+
+It never looks at what a client says, and decides nothing about who may do what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from billing.api.origins import origin_of_peer
+
+HANDSHAKE_S: Final = 5.0
+HANDSHAKES_MAX: Final = 64
+ACCEPTS_AT_ONCE: Final = 64
+REST_S: Final = 1.0
+
+log = logging.getLogger("billing.api")
+
+
+class TlsEntrance:
+    """The handshakes under way in one process; made inside a running loop."""
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        turned_away: Callable[[str], object],
+        handshakes_max: int = HANDSHAKES_MAX,
+        handshake_s: float = HANDSHAKE_S,
+    ) -> None:
+        """`turned_away` is told the origin of each that had to make room."""
+        self.handshake_s = handshake_s
+        self._context = context
+        self._handshakes_max = handshakes_max
+        self._turned_away = turned_away
+        self._loop = asyncio.get_running_loop()
+        self._under_way: dict[asyncio.Task[None], tuple[str, socket.socket]] = {}  # -> origin, the oldest first
+
+    @property
+    def under_way(self) -> int:
+        """Handshakes that are not over."""
+        return len(self._under_way)
+
+    def listen(self, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> TlsListener:
+        """Lets clients in by this socket, which is closed with what is returned."""
+        return TlsListener(self, listener, protocol)
+
+    def begin(self, one: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        """Begins the handshake of a connection that was just accepted."""
+        one.setblocking(False)
+        task = self._loop.create_task(self._shake_hands(one, protocol))
+        self._under_way[task] = origin_of_peer(one.getpeername()), one
+        task.add_done_callback(self._on_done)
+        if len(self._under_way) > self._handshakes_max:
+            self._make_room()
+
+    async def _shake_hands(self, one: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        with contextlib.suppress(OSError):  # ssl.SSLError is one; and whoever went away
+            await self._loop.connect_accepted_socket(
+                protocol,
+                one,
+                ssl=self._context,
+                ssl_handshake_timeout=self.handshake_s,
+                ssl_shutdown_timeout=self.handshake_s,
+            )
+            return
+        one.close()
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._under_way.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a TLS handshake met a bug", exc_info=error)
+
+    def _make_room(self) -> None:
+        crowds = Counter(origin for origin, _ in self._under_way.values())
+        largest = max(crowds.values())
+        oldest = next(task for task, (origin, _) in self._under_way.items() if crowds[origin] == largest)
+        origin, one = self._under_way.pop(oldest)
+        self._turned_away(origin)
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)  # its handshake fails, and closes it
+
+    def close(self) -> None:
+        """Ends all handshakes."""
+        for task in list(self._under_way):
+            task.cancel()
+
+
+class TlsListener:
+    """One listening socket."""
+
+    def __init__(
+        self, entrance: TlsEntrance, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]
+    ) -> None:
+        self._entrance = entrance
+        self._listener = listener
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._rest: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._rest = None
+        self._loop.add_reader(self._listener, self._on_readable)
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                one, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return  # another process has taken it, or it has gone
+            except OSError as error:
+                log.error("no connection can be accepted for %g s: %s", REST_S, error.strerror)
+                self._loop.remove_reader(self._listener)
+                self._rest = self._loop.call_later(REST_S, self._go_on)
+                return
+            try:
+                self._entrance.begin(one, self._protocol)
+            except OSError:  # it has gone already: nobody to count it for
+                one.close()
+
+    def close(self) -> None:
+        """No new connections; those that there are stay."""
+        if self._rest is not None:
+            self._rest.cancel()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()

@@ -1,0 +1,141 @@
+"""Connections of the admin server: bounded, and closed where nothing whole comes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import pytest
+from aiohttp import web
+
+from billing.admin.visits import VisitLimits, Visits
+
+WAIT_S = 60.0
+GET = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Scene(NamedTuple):
+    port: int
+    visits: Visits
+    hold: asyncio.Event  # until it is set, /slow is being answered
+
+    async def client(self, sent: bytes = b"") -> Streams:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(sent)
+        return reader, writer
+
+    def set(self, **seconds: float) -> None:
+        self.visits.limits = self.visits.limits._replace(**seconds)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    hold = asyncio.Event()
+    scenes: list[Scene] = []
+
+    @web.middleware
+    async def door(request: web.Request, handler):
+        scenes[0].visits.answering(request.protocol, 1)
+        try:
+            return await handler(request)
+        finally:
+            scenes[0].visits.answering(request.protocol, -1)
+
+    async def quick(_: web.Request) -> web.Response:
+        return web.Response(text="well")
+
+    async def slow(_: web.Request) -> web.Response:
+        await hold.wait()
+        return web.Response(text="well")
+
+    application = web.Application(middlewares=[door])
+    application.router.add_get("/quick", quick)
+    application.router.add_get("/slow", slow)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    visits = Visits(runner.server, VisitLimits(visits_max=4))
+    server = await asyncio.get_running_loop().create_server(visits.arriving, "127.0.0.1", 0)
+    scenes.append(Scene(server.sockets[0].getsockname()[1], visits, hold))
+    yield scenes[0]
+    hold.set()
+    server.close()
+    visits.close()
+    await runner.cleanup()
+
+
+async def answer_of(streams: Streams) -> bytes:
+    """The status line and what follows it, up to the body's end."""
+    async with asyncio.timeout(WAIT_S):
+        return await streams[0].readuntil(b"well")
+
+
+async def is_closed(streams: Streams) -> bool:
+    """Waits for the end of a connection on which nothing comes any more."""
+    async with asyncio.timeout(WAIT_S):
+        try:
+            return await streams[0].read(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+async def until(visits: Visits, count: int) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while len(visits) != count:
+            await asyncio.sleep(0.005)
+
+
+async def test_the_quietest_makes_room_and_who_is_being_answered_never_does(scene: Scene) -> None:
+    answered = await scene.client(GET % b"slow")
+    crowd = [await scene.client() for _ in range(3)]
+    await until(scene.visits, 4)
+    for _ in range(20):
+        late = await scene.client(GET % b"quick")
+        assert (await answer_of(late)).startswith(b"HTTP/1.1 200")
+    assert [await is_closed(one) for one in crowd] == [True, True, True]
+    assert len(scene.visits) <= 4
+    scene.hold.set()
+    assert (await answer_of(answered)).startswith(b"HTTP/1.1 200")
+
+
+async def test_where_all_are_being_answered_one_more_is_closed(scene: Scene) -> None:
+    busy = [await scene.client(GET % b"slow") for _ in range(4)]
+    async with asyncio.timeout(WAIT_S):
+        while sum(visit.answering for visit in scene.visits._open.values()) < 4:
+            await asyncio.sleep(0.005)
+    assert await is_closed(await scene.client(GET % b"quick"))
+    scene.hold.set()
+    assert [(await answer_of(one)).startswith(b"HTTP/1.1 200") for one in busy] == [True] * 4
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /qui", b"GET /quick HTTP/1.1\r\nHost: localhost\r\n"])
+async def test_what_never_becomes_a_request_is_closed(scene: Scene, sent: bytes) -> None:
+    scene.set(request_s=0.05)
+    assert await is_closed(await scene.client(sent))
+    await until(scene.visits, 0)
+
+
+async def test_a_half_request_behind_a_whole_one_is_closed_and_idleness_is_borne_longer(scene: Scene) -> None:
+    scene.set(request_s=0.05)
+    idle = await scene.client(GET % b"quick")
+    half = await scene.client(GET % b"quick")
+    await answer_of(idle)
+    await answer_of(half)
+    half[1].write(b"GET /qui")
+    assert await is_closed(half)
+    await until(scene.visits, 1)
+    idle[1].write(GET % b"quick")
+    assert (await answer_of(idle)).startswith(b"HTTP/1.1 200")
+    scene.set(idle_s=0.05)
+    assert await is_closed(idle)
+
+
+async def test_who_does_not_read_what_is_sent_is_closed(scene: Scene) -> None:
+    scene.set(stall_s=0.05)
+    reading = await scene.client(GET % b"slow")
+    await until(scene.visits, 1)
+    (visit,) = scene.visits._open.values()
+    visit.pause_writing()  # as its transport does, once its buffer is full
+    assert await is_closed(reading)

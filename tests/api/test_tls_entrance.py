@@ -1,0 +1,116 @@
+"""TLS handshakes under way are bounded in each process, and whoever shakes hands at once gets in beside a crowd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import pytest
+import trustme
+
+from billing.api.tls_entrance import TlsEntrance
+
+MOST = 8
+WAIT_S = 60.0
+
+
+class Upper(asyncio.Protocol):
+    """Answers in capitals."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(bytes(data).upper())
+
+
+class House(NamedTuple):
+    port: int
+    entrance: TlsEntrance
+    turned_away: list[str]
+    trust: ssl.SSLContext
+
+    def silent(self) -> socket.socket:
+        """A connection that never says anything."""
+        return socket.create_connection(("127.0.0.1", self.port))
+
+    async def said(self, text: bytes) -> bytes:
+        """What a client is answered that shakes hands and asks at once."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, ssl=self.trust, server_hostname="localhost"
+        )
+        writer.write(text)
+        async with asyncio.timeout(WAIT_S):
+            answer = await reader.readexactly(len(text))
+        writer.close()
+        return answer
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while self.entrance.under_way != count:
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    authority = trustme.CA()
+    context, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.configure_trust(trust)
+    turned_away: list[str] = []
+    entrance = TlsEntrance(context, turned_away.append, handshakes_max=MOST)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listening = entrance.listen(listener, Upper)
+    yield House(listener.getsockname()[1], entrance, turned_away, trust)
+    listening.close()
+    entrance.close()
+
+
+async def test_who_shakes_hands_gets_in_beside_a_crowd_that_says_nothing(house: House) -> None:
+    crowd = [house.silent() for _ in range(5 * MOST)]
+    async with asyncio.timeout(WAIT_S):
+        while len(house.turned_away) < 4 * MOST:
+            await asyncio.sleep(0.005)
+    assert house.entrance.under_way == MOST
+    assert await house.said(b"hello") == b"HELLO"
+    assert set(house.turned_away) == {"127.0.0.1"}
+    for one in crowd:
+        one.close()
+    await house.until(0)
+
+
+async def test_the_oldest_makes_room_and_is_closed(house: House) -> None:
+    crowd = [house.silent() for _ in range(MOST)]
+    await house.until(MOST)
+    last = house.silent()
+    loop = asyncio.get_running_loop()
+    crowd[0].setblocking(False)
+    async with asyncio.timeout(WAIT_S):
+        with contextlib.suppress(ConnectionResetError):
+            assert await loop.sock_recv(crowd[0], 1) == b""
+    assert house.entrance.under_way == MOST
+    for one in (*crowd, last):
+        one.close()
+    await house.until(0)
+
+
+async def test_garbage_and_silence_end_the_handshake_and_are_not_counted_any_more(house: House) -> None:
+    with house.silent() as garbage:
+        garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" * 4)
+        await house.until(0)
+    house.entrance.handshake_s = 0.05
+    with house.silent():
+        await house.until(1)
+        await house.until(0)
+    assert house.turned_away == []
+    assert await house.said(b"still there") == b"STILL THERE"
+
+
+async def test_many_at_once_are_all_served(house: House) -> None:
+    said = await asyncio.gather(*(house.said(b"client %d" % number) for number in range(MOST)))
+    assert said == [b"CLIENT %d" % number for number in range(MOST)]
