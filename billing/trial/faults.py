@@ -9,12 +9,16 @@
 
     body-204     a 204 with a length and a body            odd-framing  200 with two lengths, and chunked besides
     long-header  200 behind a header of 64 KiB             one-at-a-time  serves its oldest connection only
+    gateway=MS   504 after so many milliseconds, as from a proxy before a dead service
 
 `NAME[=VALUE]@SHARE` makes users sick: all calls for that share of the users (0 to 1) meet the fault, and no others.
+Several of these, joined by `+`, make several groups of users sick, each in its own way.
 `refuse`, `flap` and `one-at-a-time` concern the whole receiver; all others concern single calls, a share of them if one
 is given. In
 each case the call that came is recorded first: what a fault takes away is the answer.
 """
+
+from __future__ import annotations
 
 import zlib
 from functools import cache
@@ -49,25 +53,38 @@ _NAMES: Final = {
     "odd-framing": "",
     "long-header": "",
     "one-at-a-time": "",
+    "gateway": "required",
 }
 
 
 class Fault(NamedTuple):
-    """`value`: milliseconds of slow and drip, the code of status, seconds of flap. `users`: the share of users whose
-    calls meet it."""
+    """`value`: milliseconds of slow, gateway and drip, the code of status, seconds of flap. `users`: the share of users
+    whose calls meet it, `above` those of the faults before it in `beside` of the first.
+    """
 
     name: str
     value: float = 0.0
     retry_after_s: int = -1
     users: float = 1.0
+    above: float = 0.0
+    beside: tuple[Fault, ...] = ()
+
+    def of(self, user_id: str) -> Fault | None:
+        """Which of these faults the user's calls meet, if any; the same each time."""
+        place = crc32(user_id.encode()) / 2**32
+        among = (self, *self.beside)
+        return next((one for one in among if one.above <= place < one.above + one.users), None)
 
     def concerns(self, user_id: str) -> bool:
-        """Whether the user is one of those who are sick; the same users each time."""
-        return crc32(user_id.encode()) < self.users * 2**32
+        """Whether the user is one of those who are sick."""
+        return self.of(user_id) is not None
 
 
 def parse_fault(text: str) -> Fault:
     """A fault as written on a command line; raises ValueError that says what is expected."""
+    first, *others = text.split("+")
+    if others:
+        return _beside([parse_fault(one) for one in (first, *others)])
     text, at, users = text.partition("@")
     if at:
         return _of_users(parse_fault(text), users)
@@ -91,6 +108,17 @@ def parse_fault(text: str) -> Fault:
     if not 0 < fault.value < 86_400_000:
         raise ValueError(f"expected a number above 0, got {text!r}")
     return fault
+
+
+def _beside(faults: list[Fault]) -> Fault:
+    placed: list[Fault] = []
+    for fault in faults:
+        placed.append(fault._replace(above=sum(one.users for one in placed)))
+    if any(fault.users == 1 for fault in faults) or sum(fault.users for fault in faults) > 1:
+        raise ValueError(
+            "expected a share of users behind each fault that + joins, and no more than all of them together"
+        )
+    return placed[0]._replace(beside=tuple(placed[1:]))
 
 
 def _of_users(fault: Fault, users: str) -> Fault:

@@ -186,8 +186,10 @@ class Receiver:
         fault = self.fault
         if fault is None or fault.name in WHOLE:
             return None
-        if fault.users < 1 and not fault.concerns(call_of(0, 0, head, body, "", set()).user_id):
-            return None
+        if fault.users < 1:
+            fault = fault.of(call_of(0, 0, head, body, "", set()).user_id)
+            if fault is None:
+                return None
         return fault if self.fault_share >= 1 or self.rng.random() < self.fault_share else None
 
     def is_served(self, connection: Connection) -> bool:

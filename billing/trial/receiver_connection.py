@@ -177,9 +177,10 @@ class Connection(asyncio.Protocol):
                 self._write(head, answer(302, b"", b"Location: /elsewhere\r\n"))
             case "gzip-bomb":
                 self._write(head, bomb())
-            case "slow":
+            case "slow" | "gateway":
                 self._waiting = True
-                loop.call_later(fault.value / 1000, self._answer_late, head)
+                whole = _OK if name == "slow" else answer(504, b"no")
+                loop.call_later(fault.value / 1000, self._answer_late, head, whole)
             case "drip":
                 self._waiting = True
                 self._drip(_OK, fault.value / 1000)
@@ -202,10 +203,10 @@ class Connection(asyncio.Protocol):
             case _:
                 raise AssertionError(name)
 
-    def _answer_late(self, head: bytes) -> None:
+    def _answer_late(self, head: bytes, whole: bytes) -> None:
         if not self.transport.is_closing():
             self._waiting = False
-            self._write(head, _OK)
+            self._write(head, whole)
             self._read_on()
 
     def _drip(self, rest: bytes, pause_s: float) -> None:

@@ -21,7 +21,35 @@ def test_a_share_of_the_users_is_sick_and_always_the_same_ones() -> None:
     assert sick_of(Fault("hang")) == set(USERS)
 
 
-@pytest.mark.parametrize("text", ["hang@0.25", "status=409:3600@0.25", "reset@0.25", "drip=50@0.25"])
+def test_groups_of_users_are_sick_each_in_its_own_way_and_nobody_in_two() -> None:
+    mixed = parse_fault("hang@0.2+status=409:3600@0.2+gateway=5000@0.2")
+    met = {user: fault.name for user in USERS if (fault := mixed.of(user)) is not None}
+    assert {user for user, name in met.items() if name == "hang"} == sick_of(parse_fault("hang@0.2"))
+    assert set(met.values()) == {"hang", "status", "gateway"}
+    assert set(met) == sick_of(mixed)
+    assert 0 < len(met) < len(USERS)
+
+
+@pytest.mark.parametrize("text", ["hang+reset@0.5", "hang@0.6+reset@0.6", "refuse@0.1+hang@0.1", "hang@0.1+"])
+def test_groups_that_cannot_be(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parse_fault(text)
+
+
+async def test_a_gateway_answers_504_in_its_own_time() -> None:
+    desk, fault = Desk(), parse_fault("gateway=20")
+    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url)) as delivery:
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: desk.errors() != [])
+        assert desk.errors()[0] == "status 504"
+        receiver.fault = None
+        await desk.until(desk.nothing_owed)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hang@0.25", "gateway=50@0.1+reset@0.1+hang@0.1", "status=409:3600@0.25", "reset@0.25", "drip=50@0.25"],
+)
 async def test_sick_users_alone_are_not_delivered(text: str) -> None:
     desk, fault = Desk(), parse_fault(text)
     async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, timeout_s=0.3)) as delivery:

@@ -23,6 +23,7 @@ import psutil
 
 from billing.client.client import Client
 from billing.client.errors import BillingError
+from billing.trial.faults import parse_fault
 from billing.trial.loadtest.watch import Watch
 from shards.system.clock import wall_now_ns
 
@@ -44,6 +45,11 @@ class Chaos(msgspec.Struct, frozen=True):
     def disturbs_cutoffs(self) -> bool:
         """Whether cutoffs may come twice."""
         return bool(self.kill_worker_every_s or self.receiver_faults)
+
+    def sickness(self) -> Callable[[str], bool] | None:
+        """Which users the endpoint is sick for; None where it is for none, or for all alike."""
+        faults = [fault for fault in map(parse_fault, self.receiver_faults) if fault.users < 1]
+        return (lambda user_id: any(fault.concerns(user_id) for fault in faults)) if faults else None
 
     @property
     def any(self) -> bool:

@@ -244,6 +244,14 @@ def _cutoffs(result: Result) -> Iterator[str]:
             f"Cutoffs: half of {lateness.total:,} reached the endpoint within {p50_ns / 1e6:.1f} ms of "
             f"the exact instant{tail}, the last after {lateness.greatest / 1e6:.0f} ms."
         )
+    healthy = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.healthy_lateness])
+    if healthy.total:
+        healthy_p99_ns = healthy.percentile("99")
+        tail = f"99 % within {healthy_p99_ns / 1e6:.1f} ms, " if healthy_p99_ns is not None else ""
+        yield (
+            f"Users for whom the endpoint was well, while it was sick for others: {tail}the last of {healthy.total:,} "
+            f"cutoffs after {healthy.greatest / 1e6:.0f} ms."
+        )
     storms = [run.cutoffs.last_after_s for run in kept_up(result) if run.cutoffs.last_after_s]
     if storms:
         yield (

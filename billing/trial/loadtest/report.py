@@ -165,6 +165,12 @@ def _big(result: Result) -> Iterator[str]:
                 "half of the cutoffs came within" if p50 else "the last cutoff came within",
             )
         )
+    healthy = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.healthy_lateness])
+    if healthy.total:
+        p99 = healthy.percentile("99")
+        told = "99 of 100 healthy users' cutoffs" if p99 is not None else "the last healthy user's cutoff"
+        within_ns = p99 if p99 is not None else healthy.greatest
+        cells.append((f"{ms(within_ns)} ms", f"{told} came within, beside sick ones"))
     if cost:
         cells.append((f"{median(cost):.1f} µs", "of the server's CPU a command"))
     if result.memory_bytes_per_account is not None:

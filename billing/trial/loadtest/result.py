@@ -63,6 +63,7 @@ class Cutoffs(msgspec.Struct):
     doubled_is_wrong: bool = False  # nothing happened that excuses a second call
     superseded: int = 0
     lateness: Pairs = []
+    healthy_lateness: Pairs = []  # of users who are well, where the endpoint is sick for others
     last_after_s: float | None = None  # of a storm: from its instant to the last arrival
     told: list[str] = []
 

@@ -183,6 +183,7 @@ class Session:
 
     async def _judge(self, start_ns: int) -> Verdict:
         """Waits for every cutoff that is expected, and a little for those that are not."""
+        is_sick = self._plan.chaos.sickness()
         quiet_s, wait_s = 0.0, TROUBLED_WAIT_S if self._plan.chaos.disturbs_cutoffs else ARRIVALS_WAIT_S
         boot_ns, wall_ns = paired_now()
         since_ns = wall_ns + start_ns - boot_ns + self._skew.shift_ns
@@ -190,7 +191,7 @@ class Session:
         while True:
             came = await self._take_arrivals()
             quiet_s = 0.0 if came else quiet_s + ARRIVALS_POLL_S
-            verdict = judge(claims, self._arrivals, since_ns)
+            verdict = judge(claims, self._arrivals, since_ns, is_sick)
             self._tell("cutoffs", verdict.received, verdict.expected)
             if not verdict.missing or quiet_s > wait_s:
                 break
@@ -199,7 +200,7 @@ class Session:
         claims, _ = await self._crew.claims(self._billing_now_ns())  # of accounts that ran dry meanwhile, too
         await asyncio.sleep(FALSE_WAIT_S)
         await self._take_arrivals()
-        return judge(claims, self._arrivals, since_ns)
+        return judge(claims, self._arrivals, since_ns, is_sick)
 
     async def _take_arrivals(self) -> int:
         shift_ns = self._skew.shift_ns
@@ -275,9 +276,10 @@ class Session:
         )
 
     def _cutoffs(self, verdict: Verdict, start_ns: int) -> Cutoffs:
-        lateness = Histogram()
-        for late_ns in verdict.lateness_ns:
-            lateness.record(max(0, late_ns))
+        lateness, healthy = Histogram(), Histogram()
+        for histogram, found_ns in ((lateness, verdict.lateness_ns), (healthy, verdict.healthy_ns)):
+            for late_ns in found_ns:
+                histogram.record(max(0, late_ns))
         told = [f"missing: {each}" for each in verdict.missing[:TOLD_MAX]]
         told += [f"early: {each}" for each in verdict.early[:TOLD_MAX]]
         told += [f"false: {each}" for each in verdict.false[:TOLD_MAX]]
@@ -291,6 +293,7 @@ class Session:
             doubled_is_wrong=not self._plan.chaos.disturbs_cutoffs,
             superseded=verdict.superseded,
             lateness=lateness.sparse(),
+            healthy_lateness=healthy.sparse(),
             last_after_s=verdict.lateness_ns[-1] / 1e9 if self._plan.workload.storm and verdict.lateness_ns else None,
             told=told,
         )

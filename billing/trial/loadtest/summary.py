@@ -57,6 +57,10 @@ def lines_of(run: Run) -> Iterator[str]:
     cutoffs = run.cutoffs
     if cutoffs.lateness:
         yield "  " + percentiles_line("lateness of cutoffs", histogram_of(cutoffs.lateness))
+    if cutoffs.healthy_lateness:
+        yield "  " + percentiles_line(
+            "lateness of healthy users beside sick ones", histogram_of(cutoffs.healthy_lateness)
+        )
     if cutoffs.last_after_s is not None:
         yield f"  the storm's last cutoff came {cutoffs.last_after_s:.3f} s after its instant"
     if run.chaos_did:
@@ -70,12 +74,19 @@ def lines_of(run: Run) -> Iterator[str]:
 def verdict_line(run: Run) -> str:
     """The verdict about money, in one line; a clean one ends in zeros."""
     money, cutoffs = run.money, run.cutoffs
+    healthy = ""
+    if cutoffs.healthy_lateness:
+        lateness = histogram_of(cutoffs.healthy_lateness)
+        p99_ns = lateness.percentile("99")
+        latest = f"p99 {ms(p99_ns)}, max" if p99_ns is not None else "max"
+        told = f"{latest} {ms(lateness.greatest)} ms"
+        healthy = f"; {lateness.total} cutoffs of healthy users beside sick ones, lateness {told}"
     return (
         f"{'RIGHT' if run.clean else 'WRONG'}: {money.accounts} accounts, {money.answered} answers, "
         f"{money.wrong_replies} wrong replies, {money.wrong_balances} wrong balances, {money.wrong_refusals} wrong "
         f"refusals, {money.unanswered} unanswered; {cutoffs.expected} cutoffs expected, {cutoffs.received} received, "
         f"{cutoffs.superseded} superseded, {cutoffs.missing} missing, {cutoffs.early} early, {cutoffs.false} false, "
-        f"{cutoffs.doubled} doubled"
+        f"{cutoffs.doubled} doubled{healthy}"
     )
 
 
@@ -127,13 +138,17 @@ def csv_of(result: Result) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = ["kind", "number", "offered_per_s", "per_s", "answered", "seconds"]
-    names = [f"{name}_p{percent}_us" for name in ("latency", "service", "cutoff") for percent in (*PERCENTILES, "max")]
+    names = [
+        f"{name}_p{percent}_us"
+        for name in ("latency", "service", "cutoff", "healthy")
+        for percent in (*PERCENTILES, "max")
+    ]
     writer.writerow([*columns, *names, "cpu_us_per_command", "cpu_us_per_cutoff", "valid", "right"])
     for kind, runs in (("step", result.steps), ("run", result.runs)):
         for run in runs:
             row: list[object] = [kind, run.number, f"{run.offered_per_s:.0f}", f"{run.per_s:.1f}", run.answered]
             row.append(f"{run.seconds:.3f}")
-            for pairs in (run.latency, run.service, run.cutoffs.lateness):
+            for pairs in (run.latency, run.service, run.cutoffs.lateness, run.cutoffs.healthy_lateness):
                 histogram = histogram_of(pairs)
                 for percent in PERCENTILES:
                     value = histogram.percentile(percent)

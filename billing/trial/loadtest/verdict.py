@@ -22,12 +22,15 @@ A cutoff that a top-up overtook is not owed any more. Only the daemon knows whet
 tells in the reply to the call that restored: superseded before an attempt it is not expected and must not arrive;
 superseded after one (`BEGUN`) it may arrive or not, for no further attempt starts.
 
+Where the endpoint is made sick for some users, the lateness of the others is told by itself: one user never holds up
+another.
+
 It never reads a clock and never asks the daemon anything: replies and arrivals are handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from fractions import Fraction
 from math import ceil
@@ -211,7 +214,8 @@ class Claim(Protocol):
 
 class Verdict(NamedTuple):
     """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only, and only of
-    cutoffs that were due since the instant asked for.
+    cutoffs that were due since the instant asked for; `healthy_ns` of these, those of users who are well beside sick
+    ones.
     """
 
     expected: int
@@ -222,14 +226,21 @@ class Verdict(NamedTuple):
     doubled: int
     superseded: int
     lateness_ns: list[int]
+    healthy_ns: list[int]
 
     @property
     def clean(self) -> bool:
         return not (self.missing or self.early or self.false)
 
 
-def judge(accounts: Iterable[Claim], arrivals: Iterable[Arrival], since_ns: int = 0) -> Verdict:
-    """Holds what was expected against what arrived; of repeated arrivals the first counts.
+def judge(
+    accounts: Iterable[Claim],
+    arrivals: Iterable[Arrival],
+    since_ns: int = 0,
+    is_sick: Callable[[str], bool] | None = None,
+) -> Verdict:
+    """Holds what was expected against what arrived; of repeated arrivals the first counts. `is_sick`: for which users
+    the endpoint fails; None where it does for none.
 
     Of the cutoffs that one top-up overtook, those before the newest may have gone out or not: one request is under way
     at a time, oldest first.
@@ -247,6 +258,7 @@ def judge(accounts: Iterable[Claim], arrivals: Iterable[Arrival], since_ns: int 
     early: list[Arrival] = []
     false: list[Arrival] = []
     lateness_ns: list[int] = []
+    healthy_ns: list[int] = []
     first: dict[tuple[str, int], str] = {}
     doubled = 0
     for arrival in sorted(arrivals, key=lambda each: each.arrived_ns):
@@ -262,13 +274,25 @@ def judge(accounts: Iterable[Claim], arrivals: Iterable[Arrival], since_ns: int 
             first[key] = arrival.event_id
             if cutoff_of.at_ns >= since_ns:
                 lateness_ns.append(arrival.arrived_ns - cutoff_of.at_ns)
+                if is_sick is not None and not is_sick(arrival.user_id):
+                    healthy_ns.append(arrival.arrived_ns - cutoff_of.at_ns)
             if arrival.arrived_ns < cutoff_of.at_ns:
                 early.append(arrival)
     unseen = [cutoff for key, cutoff in owed.items() if key not in first]
     missing = [cutoff for cutoff in unseen if (cutoff.user_id, cutoff.seq) not in droppable]
     superseded += len(unseen) - len(missing)
-    lateness_ns.sort()
-    return Verdict(len(first) + len(missing), len(first), missing, early, false, doubled, superseded, lateness_ns)
+    received = len(first)
+    return Verdict(
+        received + len(missing),
+        received,
+        missing,
+        early,
+        false,
+        doubled,
+        superseded,
+        sorted(lateness_ns),
+        sorted(healthy_ns),
+    )
 
 
 def percentile(ordered: list[int], share: float) -> int:

@@ -249,3 +249,19 @@ def test_events_are_what_grew_between_two_readings():
 def test_percentiles_that_may_not_be_told_are_left_out():
     few = run_of(latency=pairs(2 * MS, 150), answered=150)
     assert "p50" not in "".join(line for line in summary(result_of(few)) if "intended start:" in line)
+
+
+def test_the_lateness_of_healthy_users_beside_sick_ones_is_in_all_that_is_told():
+    cutoffs = Cutoffs(expected=20_300, received=20_300, lateness=pairs(90 * MS, 300), healthy_lateness=pairs(3 * MS))
+    run = run_of(cutoffs=cutoffs)
+    result = result_of(run)
+    assert "20000 cutoffs of healthy users beside sick ones, lateness p99 3." in verdict_line(run)
+    assert any("lateness of healthy users beside sick ones: p50 3." in line for line in summary(result))
+    assert any("while it was sick for others: 99 % within 3." in line for line in conclusion(result))
+    assert "of 100 healthy users&#x27; cutoffs came within, beside sick ones" in report(result) or (
+        "of 100 healthy users' cutoffs came within, beside sick ones" in report(result)
+    )
+    assert from_json(to_json(result)).runs[0].cutoffs.healthy_lateness == pairs(3 * MS)
+    assert "healthy_p99_us" in csv_of(result)
+    well = result_of(run_of())
+    assert not any("healthy" in line for line in [*summary(well), *conclusion(well)])
