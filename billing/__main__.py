@@ -21,14 +21,18 @@ NOT_INSTALLED: Final = (
 
 
 def main() -> None:
-    """Runs the command line of this process."""
+    """Runs the command line of this process, or the worker that the daemon starts with it."""
     if not runs_on(sys.platform):
         sys.exit(refuse(ELSEWHERE.format(sys.platform)))
-    from billing.service.beginning import prepare
+    from billing.service.beginning import WORKER, prepare
 
     prepare(sys.argv)
-    try:
-        from billing.cli.main import main as run  # only now: what it imports takes a while, and may open files
+    try:  # what either imports takes a while, and may open files
+        if sys.argv[1:2] == [WORKER]:
+            from billing.service.working import main as work
+
+            sys.exit(work(sys.argv[2:]))
+        from billing.cli.main import main as run
 
         run()
     except ModuleNotFoundError as error:

@@ -17,13 +17,14 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from billing.api.door import Door
-from billing.api.http.server import HttpDoor
-from billing.api.iproto.connection import RandomBytes, connection_factory
 from billing.api.msgpack_rpc import Connection
 from billing.api.tls_entrance import TlsEntrance, TlsListener
+
+if TYPE_CHECKING:
+    from billing.api.iproto.connection import RandomBytes
 
 HTTP: Final = "http"
 TARANTOOL: Final = "tarantool"
@@ -63,9 +64,15 @@ class Doors:
 
     def _protocol(self, kind: str) -> Callable[[], asyncio.BaseProtocol]:
         """What makes a connection of this kind."""
+        # A protocol's libraries are loaded where one of its doors opens: aiohttp's server takes a worker a quarter of
+        # a second.
         if kind == HTTP:
+            from billing.api.http.server import HttpDoor
+
             return HttpDoor(self.door, self._wall_now_ns).connection
         if kind == TARANTOOL:
+            from billing.api.iproto.connection import connection_factory
+
             return connection_factory(self.door, self._random_bytes)
         door = self.door
         return lambda: Connection(door)

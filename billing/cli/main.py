@@ -161,15 +161,6 @@ def serve(config_file: str | None) -> None:
     sys.exit(daemon.serve(found_config(config_file, os.environ)))
 
 
-@root.command(hidden=True)
-@click.argument("control", type=int)
-def worker(control: int) -> None:
-    """A worker process, started by the daemon with the descriptor of its control wire."""
-    from billing.service import serve as daemon
-
-    sys.exit(daemon.work(control))
-
-
 @click.group(cls=Group)
 def config() -> None:
     """Checks and shows the configuration, or prints the default one."""
@@ -230,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         raise  # `billing.__main__` names the extra that brings the module
     except Exception as error:
         code = ending_of(error).code
-        if isinstance(error, OSError) and not {"serve", "worker"} & set(words[:1]):
+        if isinstance(error, OSError) and words[:1] != ["serve"]:
             say(f"billing: {error}")
             sys.exit(Exit.REFUSED)
         if code == Exit.BUG:

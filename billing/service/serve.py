@@ -1,9 +1,8 @@
-"""The one place where everything is joined: configuration, sockets, supervisor, admin server; and, in a worker process,
-the application that the shards room hosts.
+"""The main process, where everything is joined: configuration, sockets, supervisor, admin server.
 
-`serve` is the main process: it reads the configuration, binds every listening socket (so that a port in use is told
-before anything starts, and a restarted worker finds its clients still queueing), and runs the supervisor beside the
-admin server until SIGTERM or SIGINT. `work` is a worker process.
+`serve` reads the configuration, binds every listening socket (so that a port in use is told before anything starts, and
+a restarted worker finds its clients still queueing), and runs the supervisor beside the admin server until SIGTERM or
+SIGINT. What a worker process is made of stands in `billing.service.working`.
 
 Exit codes: `shards.exits`.
 """
@@ -161,17 +160,3 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         locked=parse_shards(config.shards.locked),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
     )
-
-
-def work(control_descriptor: int) -> int:
-    """A worker process: hosts one shard of the billing application; returns its exit code."""
-    from billing.worker.application import Billing, build
-    from shards.worker.process import Begin, run
-
-    def build_logging(begin: Begin) -> Billing:
-        billing = build(begin)
-        recent = set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
-        billing.recent = recent.rows
-        return billing
-
-    return run(control_descriptor, build_logging)

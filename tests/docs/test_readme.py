@@ -14,6 +14,7 @@ import pytest
 
 from tests.docs.pages import REPOSITORY, blocks, transcript
 from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 
 BILLING = Path(sys.executable).with_name("billing")
 
@@ -41,10 +42,11 @@ def test_the_first_call_by_http_works_as_written(tmp_path):
     texts = [block.text for block in blocks(REPOSITORY / "README.md") if block.language == "sh"]
     calls = [line for text in texts for line in text.splitlines()]
     assert len(calls) == 2
-    with Daemon(tmp_path) as daemon:
+    address = f"127.0.0.1:{free_port()}"
+    with Daemon(tmp_path, http__listen=address):
         answers = []
         for line in calls:
-            command = shlex.split(line.replace("127.0.0.1:3312", f"127.0.0.1:{daemon.http_port}"))
+            command = shlex.split(line.replace("127.0.0.1:3312", address))
             ended = subprocess.run([*command, "--silent", "--fail"], capture_output=True, timeout=120, check=True)
             answers.append(json.loads(ended.stdout))
     assert [answer["user_id"] for answer in answers] == ["bob", "bob"]

@@ -15,7 +15,7 @@ class Node:
 
     __slots__ = ("content", "pending", "stable")
 
-    def __init__(self, content: bytes = b"") -> None:
+    def __init__(self, content: bytes | bytearray = b"") -> None:
         self.content = bytearray(content)
         self.stable = bytearray(content)
         self.pending: list[tuple[int, bytes] | int] = []  # (offset, data) written, or a new length

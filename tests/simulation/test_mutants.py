@@ -1,5 +1,5 @@
-"""Our own faults: five, drawn anew each time, must be caught by the simulation; `python -m tests.simulation.mutants`
-tries all of them. Every one must still fit the code.
+"""Our own faults: two, drawn anew each time, must be caught by the simulation; `make torture` tries all of them. Every
+one must still fit the code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.simulation.faulty import FAULTS, UNSEEN
 from tests.simulation.mutants import ROOT, hunt
 
 SEED = random.SystemRandom().randrange(10**6)  # shown by a failure, in the name of the test
-DRAWN = 5
+DRAWN = 2
 
 
 def test_there_are_enough_and_each_fits_the_code_and_changes_it():

@@ -23,7 +23,6 @@ class Daemon:
     def __init__(self, directory: Path, **settings: object) -> None:
         self.directory = directory
         self.rpc_port = free_port()
-        self.http_port = free_port()
         self.admin_port = free_port()
         self.address = f"127.0.0.1:{self.rpc_port}"
         self.log = directory / "daemon.log"
@@ -33,7 +32,7 @@ class Daemon:
         keys: dict[str, object] = {
             "daemon.data_dir": str(directory / "data"),
             "rpc.listen": self.address,
-            "http.listen": f"127.0.0.1:{self.http_port}",
+            "http.listen": "",
             "admin.listen": f"127.0.0.1:{self.admin_port}",
             "cutoff.url": NOBODY,
             "journal.segment_bytes": 4 * 1024 * 1024,

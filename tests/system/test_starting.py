@@ -147,7 +147,8 @@ def test_an_address_that_cannot_be_listened_on_is_named_once_with_why(data_dir: 
 def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Path) -> None:
     unix = data_dir / "rpc.sock"
     secret = "http://127.0.0.1:9/off?token=hunter2&user_id={user_id}"
-    daemon = Daemon(data_dir, rpc__unix_socket=str(unix), cutoff__url=secret)
+    http = f"127.0.0.1:{free_port()}"
+    daemon = Daemon(data_dir, rpc__unix_socket=str(unix), http__listen=http, cutoff__url=secret)
     daemon.config.write_bytes(b"\xef\xbb\xbf" + daemon.config.read_bytes())  # as an editor on Windows leaves it
     with daemon:
         assert daemon.process is not None
@@ -158,7 +159,7 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
     for words in (
         f"billing {__version__}, process {pid}, configuration {daemon.config}, data directory {data_dir / 'data'}",
         f"listening: MessagePack-RPC at {daemon.address}, ",
-        f"at 127.0.0.1:{daemon.http_port}, ",
+        f"at {http}, ",
         f"MessagePack-RPC at {unix}, dashboard http://127.0.0.1:{daemon.admin_port}/",
         "cutoffs go to http://127.0.0.1:9/off?token=***&user_id={user_id}",
         "stopping: ",

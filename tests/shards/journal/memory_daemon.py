@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from billing.service.serve import Parts, serve, work
+from billing.service.serve import Parts, serve
+from billing.service.working import work
 from shards.journal import backends
 
 KIND = "memory"

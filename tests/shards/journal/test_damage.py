@@ -1,10 +1,11 @@
 """Damage of every kind at every place: opening finds all that was answered, or refuses. It is never silently wrong.
 
-A small journal with a switch of segments, snapshots and a manifest is damaged in one place at a time: every bit turned
-over, every file cut off at every byte, every sector zeroed or changed for its neighbour. It stands in three states:
-closed cleanly; ended by a loss of power after an idle barrier; killed after one, on a machine that runs on.
+A small journal with a switch of segments, snapshots and a manifest is damaged in one place at a time: every seventh bit
+turned over, every file cut off at every byte, every sector zeroed or changed for its neighbour. It stands in three
+states: closed cleanly; ended by a loss of power after an idle barrier; killed after one, on a machine that runs on.
 
-`python -m tests.torture.damage` does the same to a journal of 64 KiB, in all three states, bit by bit.
+`python -m tests.torture.damage`, a campaign of `make torture`, turns over every bit of a journal of 64 KiB in all three
+states.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ def specimen(request) -> Specimen:
 def test_no_single_bit_makes_it_silently_wrong():
     specimen, verdicts = Specimen(STATES[0]), Counter()
     for name in specimen.names:
-        verdicts += flip(specimen, name, range(len(specimen.medium.node(f"{DIRECTORY}/{name}").content) * 8))
-    assert sum(verdicts.values()) >= 131_072
-    assert verdicts["refused"] > 50_000
-    assert verdicts["whole"] > 10_000, "what no batch stands on may rot"
+        bits = 8 * len(specimen.medium.node(f"{DIRECTORY}/{name}").content)
+        verdicts += flip(specimen, name, range(0, bits, 7))  # one in almost every byte, each of the eight in turn
+    assert sum(verdicts.values()) >= 131_072 // 7
+    assert verdicts["refused"] > 50_000 // 7
+    assert verdicts["whole"] > 10_000 // 7, "what no batch stands on may rot"
 
 
 def test_no_single_bit_of_what_counts_makes_it_silently_wrong(specimen):

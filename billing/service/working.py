@@ -1,0 +1,41 @@
+"""A worker process: one shard of the billing application, hosted by the shards room.
+
+The daemon starts it as `billing worker DESCRIPTOR`, which is no command for people: it does not load the command line,
+nor anything that only the main process needs, because a worker that died is waited for until it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from billing.service.logs import set_up
+from billing.worker.application import Billing, build
+from shards.exits import Exit, ending_of, text_of
+from shards.worker.process import Begin, run
+
+
+def work(control_descriptor: int) -> int:
+    """Hosts one shard until its end; returns the exit code. The descriptor is that of the control wire."""
+    return run(control_descriptor, _build_logging)
+
+
+def main(arguments: list[str]) -> int:
+    """`work`, with what nobody expected said on standard error."""
+    try:
+        return work(int(arguments[0]))
+    except Exception as error:
+        code = ending_of(error).code
+        if code == Exit.BUG:
+            traceback.print_exc()
+        else:
+            print(f"billing: {text_of(error)}", file=sys.stderr)
+        return code
+
+
+def _build_logging(begin: Begin) -> Billing:
+    billing = build(begin)
+    recent = set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+    billing.recent = recent.rows
+    return billing
