@@ -20,6 +20,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shards.control import BackupReport, Cut, CutAt, FilesHeld, HoldFiles
 from shards.machine import Command
 from shards.moves.mover import Mover
 from shards.supervisor.registry import Registry
@@ -59,14 +60,12 @@ def cut_at(worker: Worker, at_ns: int, stand_ns: int, done: Callable[[int], None
         done(worker.journal.head)
 
 
-def on_message(worker: Worker, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]], None]) -> None:
-    """A worker's side: `("hold", whether)`, answered with `("held",)`, and `("cut", at_ns, stand_ns)`, answered with
-    `("cut", position)`.
-    """
-    if message[0] == "hold":
-        hold_files(worker, message[1], lambda: send(("held",)))
+def on_message(worker: Worker, message: HoldFiles | Cut, send: Callable[[BackupReport], None]) -> None:
+    """A worker's side."""
+    if isinstance(message, HoldFiles):
+        hold_files(worker, message.held, lambda: send(FilesHeld()))
     else:
-        cut_at(worker, message[1], message[2], lambda position: send(("cut", position)))
+        cut_at(worker, message.at_ns, message.stand_ns, lambda position: send(CutAt(position)))
 
 
 def hold_files(worker: Worker, held: bool, tell: Callable[[], None]) -> None:
@@ -102,7 +101,7 @@ class Backups:
         self._data_dir = data_dir
         self._log_settings = log_settings
         self._now_ns = now_ns
-        self._answers: dict[int, asyncio.Future[Any]] = {}  # shard id -> of the message it was sent last
+        self._answers: dict[int, asyncio.Future[BackupReport]] = {}  # shard id -> of the message it was sent last
         self._held: set[int] = set()
         self._void = ""
         self._lease: asyncio.TimerHandle | None = None
@@ -138,7 +137,7 @@ class Backups:
         await asyncio.wait_for(self._moves.hold(), STILL_TIMEOUT_S)
         wires = {shard_id: self._wire_of(shard_id) for shard_id in sorted(self._registry.map.weights)}
         self._held = set(wires)
-        await self._ask_all(wires, ("hold", True), STILL_TIMEOUT_S)
+        await self._ask_all(wires, HoldFiles(True), STILL_TIMEOUT_S)
         at_ns, positions = await self._cut(wires)
         async with self._registry.deciding:
             head = self._registry.version
@@ -158,10 +157,10 @@ class Backups:
     async def _cut(self, wires: dict[int, Wire]) -> tuple[int, dict[int, int]]:
         for ahead_ns, stand_ns in ATTEMPTS_NS:
             at_ns = self._now_ns() + ahead_ns
-            answers = await self._ask_all(wires, ("cut", at_ns, stand_ns), CUT_TIMEOUT_S)
+            answers = await self._ask_all(wires, Cut(at_ns, stand_ns), CUT_TIMEOUT_S)
             if self._void:
                 raise ConnectionError(self._void)
-            positions = {shard_id: message[1] for shard_id, message in answers.items()}
+            positions = {shard_id: told.position for shard_id, told in answers.items() if isinstance(told, CutAt)}
             if min(positions.values()) >= 0:
                 return at_ns, positions
         raise ConnectionError("the workers are too busy to stand still at one instant; try again")
@@ -174,7 +173,9 @@ class Backups:
         wire: Wire = worker.wire
         return wire
 
-    async def _ask_all(self, wires: dict[int, Wire], message: tuple[Any, ...], timeout_s: float) -> dict[int, Any]:
+    async def _ask_all(
+        self, wires: dict[int, Wire], message: HoldFiles | Cut, timeout_s: float
+    ) -> dict[int, BackupReport]:
         loop = asyncio.get_running_loop()
         self._answers = {shard_id: loop.create_future() for shard_id in wires}
         for wire in wires.values():
@@ -185,8 +186,8 @@ class Backups:
         finally:
             self._answers = {}
 
-    def on_message(self, shard_id: int, message: tuple[Any, ...]) -> None:
-        """`("held",)` or `("cut", position)` of a worker."""
+    def on_message(self, shard_id: int, message: BackupReport) -> None:
+        """A worker's answer."""
         answer = self._answers.get(shard_id)
         if answer is not None and not answer.done():
             answer.set_result(message)
@@ -214,7 +215,7 @@ class Backups:
         for shard_id in self._held:
             worker = self._workers.get(shard_id)
             if worker is not None and worker.wire is not None:
-                worker.wire.send(("hold", False))
+                worker.wire.send(HoldFiles(False))
         self._held = set()
         self._busy = False
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgpack
 
+from shards.control import Query
 from shards.machine import Command
 from shards.supervisor.supervisor import Supervisor
 from shards.system.clock import boot_now_ns
@@ -80,7 +81,7 @@ class Inquiries:
         assert wire is not None
         self._number = number = (self._number + 1) & 0xFFFFFFFF
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        wire.send(("inquire", number, key, query))
+        wire.send(Query(number, key, query))
         try:
             return await asyncio.wait_for(future, TIMEOUT_S)
         except TimeoutError:

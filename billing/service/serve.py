@@ -36,6 +36,7 @@ from billing.service.listeners import bind, take_away
 from billing.service.logs import set_up
 from billing.service.service import Service
 from billing.service.systemd import ServiceManager, handed_over
+from shards.control import WorkerSettings
 from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced
 from shards.moves.mover import Caps
@@ -155,7 +156,7 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         bucket_count=config.shards.bucket_count,
         slew_ppm_max=config.clock.slew_ppm_max,
         journal=log_settings,
-        worker=(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
+        worker=WorkerSettings(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
         caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
         locked=parse_shards(config.shards.locked),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",

@@ -12,8 +12,9 @@ import traceback
 
 from billing.service.logs import set_up
 from billing.worker.application import Billing, build
+from shards.control import Begin
 from shards.exits import Exit, ending_of, text_of
-from shards.worker.process import Begin, run
+from shards.worker.process import run
 
 
 def work(control_descriptor: int) -> int:

@@ -55,11 +55,11 @@ from billing.worker.pages import PAGES
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
+from shards.control import Begin
 from shards.journal import Journal
 from shards.machine import Command, Effect
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import Disk, RealDisk, read_file
-from shards.worker.process import Begin
 from shards.worker.worker import Worker
 
 log = logging.getLogger("billing.worker.application")

@@ -19,9 +19,23 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from shards.buckets import BucketMap
+from shards.control import (
+    Holdup,
+    Known,
+    MoveAbort,
+    MoveIn,
+    MoveOrder,
+    MoveOut,
+    MoveReport,
+    NewOwner,
+    Payload,
+    Served,
+    Stored,
+    Unmoved,
+)
 from shards.moves.move import digest_of
 from shards.replies import Moving, WrongBucket
 from shards.shard import Shard
@@ -83,7 +97,7 @@ class Calls(Protocol):
 class Handoff:
     """The moves one worker takes part in, and its routes."""
 
-    def __init__(self, host: HandoffHost, calls: Calls, send: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, host: HandoffHost, calls: Calls, send: Callable[[MoveReport], None]) -> None:
         self._host = host
         self._calls = calls
         self._send = send
@@ -104,34 +118,34 @@ class Handoff:
 
     # -- the supervisor's messages ----------------------------------------------------------------------------------
 
-    def on_message(self, message: Any) -> None:
-        """("move_out", number, bucket, generation) | ("move_in", number, bucket, generation, block, digest)
-        | ("move_abort", number, bucket) | ("map", number, bucket, shard, generation)
-        """
-        kind, number, bucket_id = message[0], message[1], message[2]
-        if kind in ("move_out", "move_in"):
-            is_over = number <= self._over.get(bucket_id, 0)
-            if is_over or number in (self._leaving.get(bucket_id), self._arriving.get(bucket_id)):
-                return  # it comes late, or twice
-        else:
-            self._over[bucket_id] = max(number, self._over.get(bucket_id, 0))
-        if kind == "move_out":
-            self._move_out(number, bucket_id, message[3])
-        elif kind == "move_in":
-            self._move_in(number, bucket_id, message[3], message[4], message[5])
-        elif kind == "move_abort":
-            self._abort(number, bucket_id)
-            self._send(("known", number))
-        else:
-            assert kind == "map", f"unknown message {kind}"
-            self._changed(bucket_id, message[3], message[4])
-            self._send(("served" if message[3] == self._host.shard.shard_id else "known", number))
+    def on_message(self, message: MoveOrder) -> None:
+        """What the supervisor says about a move. A word that comes late, or twice, changes nothing."""
+        number, bucket_id = message.number, message.bucket_id
+        match message:
+            case MoveOut() | MoveIn():
+                is_over = number <= self._over.get(bucket_id, 0)
+                if is_over or number in (self._leaving.get(bucket_id), self._arriving.get(bucket_id)):
+                    return
+                if isinstance(message, MoveOut):
+                    self._move_out(number, bucket_id, message.generation)
+                else:
+                    self._move_in(message)
+            case MoveAbort():
+                self._over[bucket_id] = max(number, self._over.get(bucket_id, 0))
+                self._abort(number, bucket_id)
+                self._send(Known(number))
+            case NewOwner():
+                self._over[bucket_id] = max(number, self._over.get(bucket_id, 0))
+                self._changed(bucket_id, message.shard_id, message.generation)
+                self._send(Served(number) if message.shard_id == self._host.shard.shard_id else Known(number))
+            case _:
+                assert_never(message)
 
     def _move_out(self, number: int, bucket_id: int, generation: int) -> None:
         shard = self._host.shard
         if shard.held.get(bucket_id) != generation:
             held = shard.held.get(bucket_id, "none")
-            self._send(("unmoved", number, f"the source holds generation {held}, not {generation}"))
+            self._send(Unmoved(number, f"the source holds generation {held}, not {generation}"))
             return
         self._leaving[bucket_id] = number
         self._calls.pause_calls(bucket_id)
@@ -146,7 +160,7 @@ class Handoff:
         calls = self._calls.calls_in_flight(bucket_id)
         if calls and waited_ns > CALLS_WAIT_NS:
             self._abort(number, bucket_id)
-            self._send(("unmoved", number, f"{calls} calls of the bucket are still in flight"))
+            self._send(Unmoved(number, f"{calls} calls of the bucket are still in flight"))
             return
         if calls:
             held_up = f"{calls} calls of the bucket to end"
@@ -157,7 +171,7 @@ class Handoff:
             return
         if held_up != self._held_up:
             self._held_up = held_up
-            self._send(("holdup", number, held_up))
+            self._send(Holdup(number, held_up))
         took_s = (boot_now_ns() - now_ns) / 1e9  # looking at a large bucket must not become all that is done
         delay_s = max(QUIET_POLL_S, 10 * took_s)
         asyncio.get_running_loop().call_later(delay_s, self._try_freeze, number, bucket_id, began_ns)
@@ -171,7 +185,7 @@ class Handoff:
         self._frozen_ns[bucket_id] = boot_now_ns()
         self._held_up = ""
         self._host.shard.freeze(bucket_id)
-        self._send(("holdup", number, "its last batch to be durable"))
+        self._send(Holdup(number, "its last batch to be durable"))
         self._host.when_durable(lambda: self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id)))
         self._host.wake()
 
@@ -186,23 +200,23 @@ class Handoff:
         except StopIteration as done:
             size, most = len(done.value), self.block_bytes_max
             if size <= most:
-                self._send(("payload", number, done.value, digest_of(done.value)))
+                self._send(Payload(number, done.value, digest_of(done.value)))
                 return
             self._abort(number, bucket_id)
-            self._send(("unmoved", number, f"its content is {size} bytes, a move carries {most} at most"))
+            self._send(Unmoved(number, f"its content is {size} bytes, a move carries {most} at most"))
         else:
             asyncio.get_running_loop().call_soon(self._dump, number, bucket_id, slices)
 
-    def _move_in(self, number: int, bucket_id: int, generation: int, block: bytes, digest: bytes) -> None:
-        shard = self._host.shard
-        if digest_of(block) != digest:
-            self._send(("unmoved", number, "the payload was damaged on its way to the target"))
+    def _move_in(self, order: MoveIn) -> None:
+        shard, number, bucket_id, block = self._host.shard, order.number, order.bucket_id, order.block
+        if digest_of(block) != order.digest:
+            self._send(Unmoved(number, "the payload was damaged on its way to the target"))
             return
         if bucket_id in shard.present() or bucket_id in self._arriving:
-            self._send(("unmoved", number, "the target has the bucket already"))
+            self._send(Unmoved(number, "the target has the bucket already"))
             return
         self._arriving[bucket_id] = number
-        self._load(number, bucket_id, generation, block, shard.machine.loading(bucket_id, block))
+        self._load(number, bucket_id, order.generation, block, shard.machine.loading(bucket_id, block))
 
     def _load(
         self, number: int, bucket_id: int, generation: int, block: bytes, slices: Generator[None, None, object]
@@ -216,7 +230,7 @@ class Handoff:
                 next(slices)
         except StopIteration as done:
             self._host.shard.take_in(bucket_id, generation, block, done.value)
-            self._host.when_durable(lambda: self._send(("stored", number, digest_of(block))))
+            self._host.when_durable(lambda: self._send(Stored(number, digest_of(block))))
             self._host.wake()
         else:
             asyncio.get_running_loop().call_soon(self._load, number, bucket_id, generation, block, slices)
@@ -360,9 +374,16 @@ class Handoff:
                 self._host.reply(caller, token, Unavailable(self._host.map.owner[bucket_id], "no owner found", "no"))
 
 
-def before_serving(message: Any, bucket_map: BucketMap | None, send: Callable[[tuple[Any, ...]], None]) -> None:
+def before_serving(message: MoveOrder, bucket_map: BucketMap | None, send: Callable[[MoveReport], None]) -> None:
     """The supervisor's message about a move, where the worker does not serve yet; no map: it is still to come."""
-    kind, number = message[0], message[1]
-    if kind == "map" and bucket_map is not None:
-        bucket_map.follow(*message[2:])
-    send(("known", number) if kind in ("map", "move_abort") else ("unmoved", number, "the worker does not serve yet"))
+    match message:
+        case NewOwner():
+            if bucket_map is not None:
+                bucket_map.follow(message.bucket_id, message.shard_id, message.generation)
+            send(Known(message.number))
+        case MoveAbort():
+            send(Known(message.number))
+        case MoveOut() | MoveIn():
+            send(Unmoved(message.number, "the worker does not serve yet"))
+        case _:
+            assert_never(message)

@@ -9,7 +9,7 @@
     move_in  ─────────────────────────────────────────────────────────> stores payload and digest durably, disarmed
              <────────────────────────────────────────────────── stored
     COMMIT: one record, durable
-    map      ────────────────────> gives up what it has,               activates, arms: what is overdue fires with
+    new_owner ───────────────────> gives up what it has,               activates, arms: what is overdue fires with
              ─────────────────────  passes on what waited, garbage      its true instant
              <─────────────────────────────────── known │ served
 
@@ -18,9 +18,9 @@ wait) aborts to the source, which goes on as if nothing had been; after it there
 finds the payload in its own journal, a source that dies finds in the map that the bucket is no longer its own. Nobody
 ever concludes anything from a peer's silence but the supervisor, and it only before COMMIT.
 
-**What is decided is said until it is known.** `map` goes to every worker, `move_abort` to source and target, again and
-again until each has acknowledged it or has ended (its next life begins with the map). Either may come any number of
-times: whoever knows it already acknowledges it and does nothing.
+**What is decided is said until it is known.** `new_owner` goes to every worker, `move_abort` to source and target,
+again and again until each has acknowledged it or has ended (its next life begins with the map). Either may come any
+number of times: whoever knows it already acknowledges it and does nothing.
 
 **Generations and numbers fence.** The source's copy has generation g, the stored payload g + 1. Where a move comes to
 nothing while its target is down, the next one may give another target the same g + 1: the copy left behind is told from
@@ -34,7 +34,22 @@ ignored, and one of a move that was aborted or decided, so a late or doubled one
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
+
+from shards.control import (
+    Holdup,
+    Known,
+    MoveAbort,
+    MoveIn,
+    MoveOrder,
+    MoveOut,
+    MoveReport,
+    NewOwner,
+    Payload,
+    Served,
+    Stored,
+    Unmoved,
+)
 
 MOVE_TIMEOUT_NS = 10_000_000_000  # until COMMIT; then the move is aborted
 SAY_AGAIN_NS = 200_000_000  # what was decided is said again to who did not acknowledge it for so long
@@ -44,7 +59,7 @@ class Send(NamedTuple):
     """A message to a shard's worker."""
 
     shard_id: int
-    message: tuple[Any, ...]
+    message: MoveOrder
 
 
 class Commit(NamedTuple):
@@ -72,9 +87,7 @@ def digest_of(block: bytes) -> bytes:
 class Move:
     """One move, from the supervisor's side."""
 
-    def __init__(
-        self, number: int, bucket_id: int, source: int, target: int, generation: int, now_ns: int
-    ) -> None:
+    def __init__(self, number: int, bucket_id: int, source: int, target: int, generation: int, now_ns: int) -> None:
         """`generation`: of the source's ownership. `now_ns`: any clock that the calls of `on_time` use, too."""
         self.number = number
         self.bucket_id = bucket_id
@@ -85,7 +98,7 @@ class Move:
         self.reason = "the source is asked for the bucket"
         self._deadline_ns = now_ns + MOVE_TIMEOUT_NS
         self._digest = b""
-        self._word: tuple[Any, ...] = ()  # what came of it, as a message
+        self._word: MoveAbort | NewOwner | None = None  # what came of it
         self._untold: list[int] = []  # shards whose workers did not acknowledge that yet
         self._say_again_ns = 0
 
@@ -96,46 +109,55 @@ class Move:
 
     def start(self) -> list[Action]:
         """The first message."""
-        return [Send(self.source, ("move_out", self.number, self.bucket_id, self.generation))]
+        return [Send(self.source, MoveOut(self.number, self.bucket_id, self.generation))]
 
-    def on_message(self, shard_id: int, message: tuple[Any, ...], now_ns: int) -> list[Action]:
-        """A message of a worker: ("payload", number, block, digest) | ("stored", number, digest) | ("served", number)
-        | ("known", number) | ("unmoved", number, reason) | ("holdup", number, what the source waits for). Messages of
-        other moves and of other states are ignored.
-        """
-        kind, number = message[0], message[1]
-        if number != self.number:
+    def on_message(self, shard_id: int, message: MoveReport, now_ns: int) -> list[Action]:
+        """A worker's word. Messages of other moves and of other states are ignored."""
+        if message.number != self.number:
             return []
-        if kind == "payload" and shard_id == self.source and self.state == PREPARING:
-            block, digest = message[2], message[3]
-            if digest_of(block) != digest:
-                return self.abort("the payload was damaged on its way from the source", now_ns)
-            self.state, self.reason, self._digest = STORING, "the target stores the payload", digest
-            return [Send(self.target, ("move_in", self.number, self.bucket_id, self.generation + 1, block, digest))]
-        if kind == "stored" and shard_id == self.target and self.state == STORING:
-            if message[2] != self._digest:
-                return self.abort("the target stored something else", now_ns)
-            self.state, self.reason = COMMITTING, "the decision is being recorded"
-            return [Commit(["assign", self.bucket_id, self.target, self.generation + 1])]
-        if kind in ("known", "served") and shard_id in self._untold:
-            self._untold.remove(shard_id)
-        if kind == "served" and shard_id == self.target and self.state == COMMITTED:
-            self.state = ENDED
-            return [Ended("")]
-        if kind == "holdup" and shard_id == self.source and self.state == PREPARING:
-            self.reason = str(message[2])
-        if kind == "unmoved" and self.state in (PREPARING, STORING):
-            return self.abort(str(message[2]), now_ns)
+        is_source, is_target = shard_id == self.source, shard_id == self.target
+        match message:
+            case Payload():
+                return self._on_payload(message, now_ns) if is_source and self.state == PREPARING else []
+            case Stored():
+                return self._on_stored(message, now_ns) if is_target and self.state == STORING else []
+            case Known() | Served():
+                if shard_id in self._untold:
+                    self._untold.remove(shard_id)
+                if isinstance(message, Served) and is_target and self.state == COMMITTED:
+                    self.state = ENDED
+                    return [Ended("")]
+            case Holdup():
+                if is_source and self.state == PREPARING:
+                    self.reason = message.reason
+            case Unmoved():
+                if self.state in (PREPARING, STORING):
+                    return self.abort(message.reason, now_ns)
+            case _:
+                assert_never(message)
         return []
+
+    def _on_payload(self, payload: Payload, now_ns: int) -> list[Action]:
+        if digest_of(payload.block) != payload.digest:
+            return self.abort("the payload was damaged on its way from the source", now_ns)
+        self.state, self.reason, self._digest = STORING, "the target stores the payload", payload.digest
+        order = MoveIn(self.number, self.bucket_id, self.generation + 1, payload.block, payload.digest)
+        return [Send(self.target, order)]
+
+    def _on_stored(self, stored: Stored, now_ns: int) -> list[Action]:
+        if stored.digest != self._digest:
+            return self.abort("the target stored something else", now_ns)
+        self.state, self.reason = COMMITTING, "the decision is being recorded"
+        return [Commit(["assign", self.bucket_id, self.target, self.generation + 1])]
 
     def on_committed(self, shards: list[int], now_ns: int) -> list[Action]:
         """The COMMIT record is durable and applied; `shards` have a worker that must hear of it."""
         assert self.state == COMMITTING, self.state
         self.state, self.reason = COMMITTED, "the target takes over"
-        word = ("map", self.number, self.bucket_id, self.target, self.generation + 1)
+        word = NewOwner(self.number, self.bucket_id, self.target, self.generation + 1)
         return self._say(word, shards, now_ns)
 
-    def _say(self, word: tuple[Any, ...], shards: list[int], now_ns: int) -> list[Action]:
+    def _say(self, word: MoveAbort | NewOwner, shards: list[int], now_ns: int) -> list[Action]:
         self._word, self._untold, self._say_again_ns = word, list(shards), now_ns + SAY_AGAIN_NS
         return [Send(shard_id, word) for shard_id in shards]
 
@@ -166,7 +188,7 @@ class Move:
         """Time has passed."""
         if now_ns >= self._deadline_ns and self.state in (PREPARING, STORING):
             return self.abort(f"took too long while {self.reason}", now_ns)
-        if self._untold and now_ns >= self._say_again_ns:
+        if self._word is not None and self._untold and now_ns >= self._say_again_ns:
             return self._say(self._word, self._untold, now_ns)
         return []
 
@@ -174,5 +196,5 @@ class Move:
         """Before COMMIT: back to the source."""
         assert self.state in (PREPARING, STORING), f"a move is not aborted while {self.state}"
         self.state = ENDED
-        word = ("move_abort", self.number, self.bucket_id)
+        word = MoveAbort(self.number, self.bucket_id)
         return [*self._say(word, [self.target, self.source], now_ns), Ended(reason)]

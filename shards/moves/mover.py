@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from shards.control import MoveReport
 from shards.moves.move import Action, Commit, Ended, Move, Send
 from shards.moves.rebalancer import Step, plan
 from shards.supervisor.registry import Registry
@@ -226,9 +227,9 @@ class Mover:
             shards = [worker.shard_id for worker in self._workers.values() if worker.wire is not None]
             await self._act(running, move.on_committed(shards, boot_now_ns()))
 
-    async def on_message(self, shard_id: int, message: Any) -> None:
+    async def on_message(self, shard_id: int, message: MoveReport) -> None:
         """A worker's word about a move."""
-        running = self._by_number.get(message[1])
+        running = self._by_number.get(message.number)
         if running is not None and running.move is not None:
             await self._act(running, running.move.on_message(shard_id, message, boot_now_ns()))
 

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
+from shards import control
 from shards.exits import Exit
 from shards.supervisor.restart_policy import HELD_AT_ONCE, RestartPolicy
 from shards.system.clock import boot_now_ns
@@ -63,7 +64,7 @@ class SupervisorPort(NamedTuple):
     command: list[str]
     listeners: list[tuple[str, socket.socket]]
     begin: Callable[[WorkerState, list[tuple[str, socket.socket]]], Coroutine[Any, Any, None]]  # the first message
-    on_message: Callable[[WorkerState, Any], None]
+    on_message: Callable[[WorkerState, control.ToSupervisor], None]
     on_event: Callable[[WorkerState, str], Coroutine[Any, Any, None]]  # "down", "held"
     stopping: asyncio.Event
 
@@ -127,7 +128,7 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
     worker.reason = ""
     worker.progress = (0, 0)
     try:
-        process, control = await office.spawn(office.command, [listener for _, listener in inherited])
+        process, channel = await office.spawn(office.command, [listener for _, listener in inherited])
     except OSError as error:
         worker.reason = f"cannot be started: {error}"
         return Exit.AGAIN
@@ -135,13 +136,18 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
     worker.pid = process.pid
     said_all = asyncio.Event()
     _, wire = await loop.create_connection(
-        lambda: Wire(lambda _, message: office.on_message(worker, message), lambda _: said_all.set(), lambda _: None),
-        sock=control,
+        lambda: Wire(
+            lambda _, message: office.on_message(worker, message),
+            lambda _: said_all.set(),
+            lambda _: None,
+            control.to_supervisor,
+        ),
+        sock=channel,
     )
     worker.wire = wire
     worker.state = "recovering"
     if office.stopping.is_set() or worker.retired:
-        wire.send(("stop",))
+        wire.send(control.Stop())
         terminate(worker)
     else:
         await office.begin(worker, inherited)

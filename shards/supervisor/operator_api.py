@@ -14,8 +14,8 @@ States are named as vshard names them. A refusal is `{"refused": name, "message"
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
 from shards.machine import Command
@@ -26,6 +26,7 @@ from shards.supervisor.worker_figures import Readings
 SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
 STEPS_SHOWN_MAX = 1000
 FAULTS_SHOWN_MAX = 100
+T = TypeVar("T")
 
 
 class Overview:
@@ -78,7 +79,7 @@ class Overview:
             case _:
                 return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
 
-    async def _from_all(self, ask: Callable[[Any], Awaitable[dict[str, Any]]]) -> list[tuple[Any, dict[str, Any]]]:
+    async def _from_all(self, ask: Callable[[Any], Awaitable[T]]) -> list[tuple[Any, T]]:
         workers = [self._workers[shard_id] for shard_id in sorted(self._workers)]
         answers = await asyncio.gather(*(ask(worker) for worker in workers))
         return list(zip(workers, answers, strict=True))
@@ -210,11 +211,13 @@ class Overview:
         bucket_map = self._registry.map
         moving |= set(self._mover.running)
         moving |= {one for one, generation in enumerate(bucket_map.generation) if generation != generations[one]}
-        silent = [worker.shard_id for worker, answer in answers if not answer]
-        held = {worker.shard_id: answer.get("held", ()) for worker, answer in answers}
+        silent = [worker.shard_id for worker, answer in answers if answer is None]
+        held: dict[int, Iterable[tuple[int, int]]] = {
+            worker.shard_id: [] if answer is None else answer.held for worker, answer in answers
+        }
         faults = [f"shard {shard_id} does not answer: {self._workers[shard_id].state}" for shard_id in silent]
-        for shard_id, answer in zip(held, (answer for _, answer in answers), strict=True):
-            faults += [f"shard {shard_id}: {fault}" for fault in answer.get("faults", ())]
+        for worker, answer in answers:
+            faults += [] if answer is None else [f"shard {worker.shard_id}: {fault}" for fault in answer.faults]
         left_out = moving | {one for shard_id in silent for one in bucket_map.buckets_of(shard_id)}
         faults += check_single_owner(bucket_map, held, left_out)
         return {

@@ -21,13 +21,43 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from shards.backup import Backups
 from shards.buckets import BucketMap
+from shards.control import (
+    Answer,
+    Ask,
+    Begin,
+    Configure,
+    CutAt,
+    Examined,
+    Failed,
+    Figures,
+    FilesHeld,
+    Holdup,
+    Known,
+    NewAnchor,
+    Obstacle,
+    Payload,
+    Progress,
+    Proved,
+    QueryReply,
+    Recovered,
+    Serve,
+    Served,
+    Serving,
+    ShardsChanged,
+    Stop,
+    Stored,
+    ToSupervisor,
+    ToWorker,
+    Unmoved,
+    Waiting,
+    WorkerSettings,
+)
 from shards.exits import Exit, text_of
 from shards.journal import backends
-from shards.machine import Command
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, terminate
 from shards.supervisor.operator_api import Overview
@@ -43,7 +73,6 @@ STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
 RETIRE_POLL_S = 0.2  # how often a drained shard is asked whether it may go
-OBSTACLE_TIMEOUT_S = 1.0
 
 
 class SupervisorSettings(NamedTuple):
@@ -54,7 +83,7 @@ class SupervisorSettings(NamedTuple):
     bucket_count: int
     slew_ppm_max: int
     journal: dict[str, Any]  # as `shards.journal.backends` takes it
-    worker: tuple[float, int]  # fields of shards.worker.worker.Settings
+    worker: WorkerSettings
     direct_host: str  # host of the port that each worker has for itself; "" for none
     caps: Caps = Caps()
     locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
@@ -180,7 +209,7 @@ class Supervisor:
         self.mover.caps, self.mover.locked = settings.caps, settings.locked
         async with self.registry.deciding:
             self._configuration = configuration
-            self._tell("configure", tuple(settings.worker), configuration)
+            self._tell(Configure(settings.worker, configuration))
         for worker in self.workers.values():
             if worker.state == "held":
                 worker.again.set()
@@ -210,9 +239,9 @@ class Supervisor:
         self._even_out()
 
     def _tell_shards(self, records: list[list[Any]]) -> None:
-        self._tell("shards", records, self._peers(), self._direct())
+        self._tell(ShardsChanged(records, self._peers(), self._direct()))
 
-    def _tell(self, *message: Any) -> None:
+    def _tell(self, message: ToWorker) -> None:
         for worker in self.workers.values():
             if worker.wire is not None:
                 worker.wire.send(message)
@@ -283,11 +312,11 @@ class Supervisor:
                 )
             if steered.anchor is not None:
                 await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id)])
-                self._tell("anchor", tuple(steered.anchor))
+                self._tell(NewAnchor(steered.anchor))
 
     def _send_serve(self, worker: WorkerState) -> None:
         if self.clock is not None and worker.state == "recovered" and worker.wire is not None:
-            worker.wire.send(("serve", [tuple(anchor) for anchor in self.clock.anchors]))
+            worker.wire.send(Serve(list(self.clock.anchors)))
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
@@ -295,7 +324,7 @@ class Supervisor:
         self._changed.set()
         async with self.registry.deciding:
             if worker.wire is not None:
-                worker.wire.send(("begin", self._begin_of(worker, inherited)))
+                worker.wire.send(self._begin_of(worker, inherited))
 
     async def _on_event(self, worker: WorkerState, event: str) -> None:
         """A worker is down, is held ("held"), or was and is tried again ("tried")."""
@@ -314,29 +343,27 @@ class Supervisor:
             if all(other.state == "held" for other in self.workers.values()):
                 self.stop()
 
-    def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> dict[str, Any]:
-        return {
-            "shard_id": worker.shard_id,
-            "directory": self.settings.data_dir,
-            "founded": worker.shard_id in self.registry.founded,
-            "proved": [one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
-            "bucket_map": self.map.encode(),
-            "peers": self._peers(),
-            "listeners": [(kind, listener.fileno()) for kind, listener in inherited],
-            "direct": self._direct(),
-            "journal": self.settings.journal,
-            "settings": tuple(self.settings.worker),
-            "configuration": self._configuration,
-        }
+    def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> Begin:
+        return Begin(
+            shard_id=worker.shard_id,
+            directory=self.settings.data_dir,
+            founded=worker.shard_id in self.registry.founded,
+            bucket_map=self.map.encode(),
+            peers=self._peers(),
+            listeners=[(kind, listener.fileno()) for kind, listener in inherited],
+            direct=self._direct(),
+            journal=self.settings.journal,
+            settings=self.settings.worker,
+            configuration=self._configuration,
+            proved=[one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
+        )
 
     def _peers(self) -> dict[int, str]:
         return {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights}
 
     def _direct(self) -> dict[int, str]:
         return {
-            worker.shard_id: address_of(worker.direct)
-            for worker in self.workers.values()
-            if worker.direct is not None
+            worker.shard_id: address_of(worker.direct) for worker in self.workers.values() if worker.direct is not None
         }
 
     def _set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
@@ -344,59 +371,65 @@ class Supervisor:
         worker.reason = reason
         self._changed.set()
 
-    def _on_message(self, worker: WorkerState, message: Any) -> None:
+    def _on_message(self, worker: WorkerState, message: ToSupervisor) -> None:
         match message:
-            case ("progress", done, total):
-                worker.progress = (done, total)
+            case Progress():
+                worker.progress = (message.done, message.total)
                 if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
                     worker.progress_told_ns = boot_now_ns()
                     log.info("recovering shard %d:%s", worker.shard_id, share_of(worker.progress))
-            case ("waiting", reason):
-                if worker.reason != reason:
-                    log.error("shard %d waits for its journal: %s", worker.shard_id, reason)
-                self._set_state(worker, "waiting", reason)
-            case ("recovered", last_instant_ns, took_ns, parts, records, warnings):
-                worker.last_instant_ns = last_instant_ns
-                for warning in warnings:
-                    log.warning("shard %d: %s", worker.shard_id, warning)
-                log.info(
-                    "shard %d recovered in %.2f s: %d parts of a snapshot, %d records replayed",
-                    worker.shard_id, took_ns / 1e9, parts, records,
-                )  # fmt: skip
-                self._set_state(worker, "recovered")
-                self._tell("proved", worker.shard_id)
-                self._send_serve(worker)
-            case ("serving", info):
-                self.spawn(self._on_serving(worker, info))
-            case ("figures", number, figures):
-                self.readings.told(number, figures)
-            case ("payload" | "stored" | "served" | "known" | "unmoved" | "holdup", *_):
+            case Waiting():
+                if worker.reason != message.reason:
+                    log.error("shard %d waits for its journal: %s", worker.shard_id, message.reason)
+                self._set_state(worker, "waiting", message.reason)
+            case Recovered():
+                self._on_recovered(worker, message)
+            case Serving():
+                self.spawn(self._on_serving(worker, message))
+            case Failed():
+                worker.reason = message.text
+                log.error("shard %d: %s", worker.shard_id, message.text)
+            case Figures() | Obstacle() | Examined():
+                self.readings.told(message)
+            case Payload() | Stored() | Served() | Known() | Unmoved() | Holdup():
                 self.spawn(self.mover.on_message(worker.shard_id, message))
-            case ("told", bytes(reply)):
-                self.told(reply)
-            case ("held" | "cut", *_):
+            case FilesHeld() | CutAt():
                 self.backups.on_message(worker.shard_id, message)
-            case ("ask", number, operation):
-                self.spawn(self._answer(worker, number, operation))
-            case ("failed", _, text):
-                worker.reason = text
-                log.error("shard %d: %s", worker.shard_id, text)
+            case QueryReply():
+                self.told(message.reply)
+            case Ask():
+                self.spawn(self._answer(worker, message))
+            case _:
+                assert_never(message)
 
-    async def _on_serving(self, worker: WorkerState, info: dict[str, Any]) -> None:
+    def _on_recovered(self, worker: WorkerState, recovered: Recovered) -> None:
+        worker.last_instant_ns = recovered.last_instant_ns
+        for warning in recovered.warnings:
+            log.warning("shard %d: %s", worker.shard_id, warning)
+        log.info(
+            "shard %d recovered in %.2f s: %d parts of a snapshot, %d records replayed",
+            worker.shard_id, recovered.took_ns / 1e9, recovered.parts, recovered.records,
+        )  # fmt: skip
+        self._set_state(worker, "recovered")
+        self._tell(Proved(worker.shard_id))
+        self._send_serve(worker)
+
+    async def _on_serving(self, worker: WorkerState, serving: Serving) -> None:
         if worker.shard_id not in self.registry.founded:
             await self.registry.record(["founded", worker.shard_id])
         worker.serving_since_ns = boot_now_ns()
-        worker.figures = info
+        worker.figures = {"accounts": serving.accounts}
         self._set_state(worker, "serving")
         await self.mover.on_worker(worker.shard_id, "serving")
         if not self.mover.rebalancing:
             self._even_out()
-        log.info("shard %d serves, %s accounts", worker.shard_id, info.get("accounts", "?"))
+        log.info("shard %d serves, %d accounts", worker.shard_id, serving.accounts)
 
-    async def _answer(self, worker: WorkerState, number: int, operation: Command) -> None:
-        reply = await (self.backups if operation[0] == "backup" else self.overview).operate(operation)
+    async def _answer(self, worker: WorkerState, asked: Ask) -> None:
+        place = self.backups if asked.operation[0] == "backup" else self.overview
+        reply = await place.operate(asked.operation)
         if worker.wire is not None:
-            worker.wire.send(("answer", number, reply))
+            worker.wire.send(Answer(asked.number, reply))
 
     def _on_drained(self, shard_id: int) -> None:
         """A shard of weight 0 owns nothing any more: where it is not wanted, the map forgets it and its worker ends."""
@@ -430,8 +463,7 @@ class Supervisor:
         async with self.registry.deciding:
             if one in self.settings.weights or self.map.buckets_of(one) or self.mover.touches(one):
                 return False  # wanted again meanwhile, or a move is not over, behind which it is looked again
-            told = await self.readings.ask(worker, "obstacle", OBSTACLE_TIMEOUT_S)
-            obstacle = told.get("obstacle", "its worker does not answer")
+            obstacle = await self.readings.obstacle(worker)
             if obstacle:
                 if worker.reason != obstacle:
                     log.info("shard %d is drained, and waits: %s", one, obstacle)
@@ -442,12 +474,12 @@ class Supervisor:
             del self.workers[one]
             self._tell_shards([["retire", one]])
             if worker.wire is not None:
-                worker.wire.send(("stop",))
+                worker.wire.send(Stop())
             return False
 
     async def _stop_workers(self) -> None:
         self.mover.stop()
-        self._tell("stop")
+        self._tell(Stop())
         for worker in self.workers.values():
             if worker.state == "recovering":
                 terminate(worker)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from shards.control import Examine, Examined, Figures, Obstacle, QuestionReply, ReadFigures, ReadObstacle
 from shards.system.links import Wire
 
 TIMEOUT_S = 1.0
@@ -28,41 +29,50 @@ class Readings:
 
     def __init__(self) -> None:
         self._number = 0
-        self._waiting: dict[int, tuple[int, asyncio.Future[dict[str, Any]]]] = {}  # number -> (shard, who waits)
+        self._waiting: dict[int, tuple[int, asyncio.Future[QuestionReply | None]]] = {}  # number -> (shard, who waits)
 
     async def of(self, worker: Worker) -> dict[str, Any]:
         """A worker's own figures; empty where it does not answer."""
-        figures = await self.ask(worker, "figures", TIMEOUT_S)
-        worker.figures = figures or worker.figures
-        return figures
-
-    async def examine(self, worker: Worker) -> dict[str, Any]:
-        """`{"held": ((bucket id, generation), …), "faults": (text, …)}` of a worker; empty where it does not answer."""
-        return await self.ask(worker, "examine", EXAMINE_TIMEOUT_S)
-
-    async def ask(self, worker: Worker, question: str, timeout_s: float) -> dict[str, Any]:
-        """Any question's answer; empty where there is none."""
-        if worker.wire is None:
+        told = await self._ask(worker, ReadFigures, TIMEOUT_S)
+        if not isinstance(told, Figures):
             return {}
+        worker.figures = told.figures or worker.figures
+        return told.figures
+
+    async def examine(self, worker: Worker) -> Examined | None:
+        """What a worker holds; None where it does not answer."""
+        told = await self._ask(worker, Examine, EXAMINE_TIMEOUT_S)
+        return told if isinstance(told, Examined) else None
+
+    async def obstacle(self, worker: Worker) -> str:
+        """Why a drained shard cannot go yet; empty where it can."""
+        told = await self._ask(worker, ReadObstacle, TIMEOUT_S)
+        return told.text if isinstance(told, Obstacle) else "its worker does not answer"
+
+    async def _ask(
+        self, worker: Worker, question: type[ReadFigures | ReadObstacle | Examine], timeout_s: float
+    ) -> QuestionReply | None:
+        if worker.wire is None:
+            return None
         self._number = number = self._number + 1
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[QuestionReply | None] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (worker.shard_id, future)
-        worker.wire.send((question, number))
+        worker.wire.send(question(number))
         try:
             return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
-            return {}
+            return None
         finally:
             self._waiting.pop(number, None)
 
-    def told(self, number: int, figures: dict[str, Any]) -> None:
+    def told(self, reply: QuestionReply) -> None:
         """A worker has answered."""
-        _, future = self._waiting.get(number, (0, None))
+        _, future = self._waiting.get(reply.number, (0, None))
         if future is not None and not future.done():
-            future.set_result(figures)
+            future.set_result(reply)
 
     def gone(self, shard_id: int) -> None:
         """A worker has ended: nobody waits for it any more."""
         for asked, future in self._waiting.values():
             if asked == shard_id and not future.done():
-                future.set_result({})
+                future.set_result(None)

@@ -4,8 +4,10 @@ A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Deco
 length is known, so what a broken peer can make us allocate is bounded by what it sent. Everything that is sent in one
 turn of the loop leaves as one write.
 
-Two kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), and
-the supervisor talks with each worker over a socket pair that the worker inherits (`Wire` alone).
+Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), the
+supervisor talks with each worker over a socket pair that the worker inherits (`shards.control`), and workers talk with
+the processes of their histories and notices. `decode` makes a message out of the bytes of a frame: `untyped` takes
+whatever MessagePack says, with tuples for arrays; a protocol of typed messages brings its own.
 """
 
 from __future__ import annotations
@@ -24,23 +26,32 @@ import msgspec
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024  # a peer that does not read for that long is cut off
 _LENGTH = struct.Struct("<I")
+# What decoding raises. TypeError: a map as key of a map; RecursionError: arrays in arrays without end.
+UNDECODABLE = (ValueError, TypeError, RecursionError, msgpack.UnpackException, msgspec.MsgspecError)
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgpack.unpackb  # arrays come as tuples; its limits are the length of the frame
+_unpack = msgpack.unpackb  # its limits are the length of the frame
+Decode = Callable[[bytes | bytearray], Any]
 
 
 class FrameError(Exception):
     """The peer sent what is no frame."""
 
 
+def untyped(body: bytes | bytearray) -> Any:
+    """Any MessagePack; arrays come as tuples."""
+    return _unpack(body, use_list=False, strict_map_key=False)
+
+
 class FrameDecoder:
     """Bytes in, decoded frames out; no I/O."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Decode = untyped) -> None:
         self._buffer = bytearray()
+        self._decode = decode
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """The frames that `data` completes; raises FrameError."""
-        buffer = self._buffer
+        buffer, decode = self._buffer, self._decode
         buffer += data
         offset, size = 0, len(buffer)
         try:
@@ -51,9 +62,9 @@ class FrameDecoder:
                 if size - offset - 4 < length:
                     break
                 try:
-                    frame = _decode(buffer[offset + 4 : offset + 4 + length], use_list=False, strict_map_key=False)
-                except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map as key of a map
-                    raise FrameError(f"a frame that is no MessagePack: {error}") from None
+                    frame = decode(buffer[offset + 4 : offset + 4 + length])
+                except UNDECODABLE as error:
+                    raise FrameError(f"a frame that is no message: {error}") from None
                 offset += 4 + length
                 yield frame
         finally:
@@ -72,9 +83,13 @@ class Wire(asyncio.Protocol):
     """Frames over a stream; `on_frame` gets each message, `on_closed` comes once."""
 
     def __init__(
-        self, on_frame: Callable[[Wire, Any], None], on_closed: Callable[[Wire], None], on_open: Callable[[Wire], None]
+        self,
+        on_frame: Callable[[Wire, Any], None],
+        on_closed: Callable[[Wire], None],
+        on_open: Callable[[Wire], None],
+        decode: Decode = untyped,
     ) -> None:
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(decode)
         self._on_frame = on_frame
         self._on_closed = on_closed
         self._on_open = on_open

@@ -1,19 +1,7 @@
 """A worker process from its first message to its last: recover, serve, drain.
 
 The supervisor spawns it (never forks) with one inherited socket, the control wire, and the sockets it is to listen on.
-Messages are tuples, the first field says which:
-
-    supervisor → worker                                worker → supervisor
-    ("begin", Begin as a dict)                         ("progress", done, total)        entries replayed
-    ("serve", [anchor, …])                             ("recovered", instant_ns, took_ns, parts, records, [warning])
-    ("anchor", anchor)                                 ("serving", info dict)
-    ("answer", number, reply)                          ("ask", number, operation)
-    ("figures" | "examine", number)                    ("figures", number, dict)
-    ("inquire", number, key, query)                    ("told", reply bytes)            see `inquiry`
-    ("shards", [record, …], peers, direct)             ("failed", exit code, text)
-    ("configure", settings, configuration)             and those of `shards.moves.move`
-    ("hold" | "cut", …)                                ("held" | "cut", …)              see `backup`
-    ("stop",)
+What is said over the control wire stands in `shards.control`.
 
 **Recovery**: open the journal (which fences an older owner), load the newest good snapshot, replay what came after it
 through the same code that made it, compare what this shard then holds with what the map says it owns, and stop with 65
@@ -32,18 +20,50 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, assert_never
 
 import uvloop
 
 from shards import backup
 from shards.buckets import BucketMap
+from shards.control import (
+    Answer,
+    Ask,
+    Begin,
+    Configure,
+    Cut,
+    Examine,
+    Examined,
+    Failed,
+    Figures,
+    HoldFiles,
+    MoveAbort,
+    MoveIn,
+    MoveOut,
+    NewAnchor,
+    NewOwner,
+    Obstacle,
+    Progress,
+    Proved,
+    Query,
+    ReadFigures,
+    ReadObstacle,
+    Recovered,
+    Serve,
+    Serving,
+    ShardsChanged,
+    Stop,
+    ToWorker,
+    Waiting,
+    WorkerSettings,
+    to_worker,
+)
 from shards.exits import Exit
 from shards.journal import Journal, Unavailable, backends
 from shards.machine import Command
 from shards.moves.handoff import before_serving
 from shards.shard import Shard
-from shards.system.clock import Anchor, BillingClock, boot_now_ns
+from shards.system.clock import BillingClock, boot_now_ns
 from shards.system.host import REAL, Host
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
@@ -52,28 +72,13 @@ from shards.worker.histogram import Pulse
 from shards.worker.hosting import Hosted
 from shards.worker.recover import Stopped, check_ownership, exit_code_of, open_journal, recover
 from shards.worker.snapshotter import Snapshotter
-from shards.worker.worker import Worker, WorkerSettings
+from shards.worker.worker import Worker
 from shards.worker.worker_queries import Inquirer
 
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # "serving" waits a second for the links; a peer that is held never comes
 LEAVE_POLL_S, LEAVE_POLLS = 0.05, 20  # a worker that failed stays for a second until the supervisor has heard why
+FAULTS_MAX = 100  # of an examination, told
 SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the journal, must not wait 5 ms for a busy loop
-
-
-class Begin(NamedTuple):
-    """What a worker is told first."""
-
-    shard_id: int
-    directory: str  # of what this host keeps for itself: sockets, history, notices
-    founded: bool  # the map has seen this shard serve before
-    bucket_map: bytes
-    peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
-    listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct"
-    direct: dict[int, str]  # shard id -> "host:port" that only its worker answers
-    journal: dict[str, Any]  # as `shards.journal.backends` takes it
-    settings: tuple[float, int]  # fields of shards.worker.worker.Settings
-    configuration: bytes  # the application's own, opaque here
-    proved: list[int]  # shards that were recovered and hold what they own
 
 
 class Process:
@@ -92,7 +97,7 @@ class Process:
         self._control = control
         self._build = build
         self._wire: Wire | None = None
-        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._messages: asyncio.Queue[Begin | Serve | Stop] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._exit_code = 0
         self._asked: dict[int, tuple[Any, Any]] = {}
@@ -100,6 +105,7 @@ class Process:
         self._clock: BillingClock | None = None
         self._worker: Worker | None = None
         self._begin: Begin | None = None
+        self._settings: WorkerSettings | None = None  # the newest
         self._map: BucketMap | None = None
         self._proved: set[int] = set()  # shards that hold what the map says
         self._open_links: Callable[[], None] = lambda: None
@@ -115,14 +121,14 @@ class Process:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # the terminal's ^C: the supervisor decides
             loop.add_signal_handler(number, lambda: None)
         _, wire = await loop.create_connection(
-            lambda: Wire(self._on_message, self._on_control_lost, lambda _: None), sock=self._control
+            lambda: Wire(self._on_message, self._on_control_lost, lambda _: None, to_worker), sock=self._control
         )
         self._wire = wire
         self._pulse = Pulse()
         begin_task, ended_task = loop.create_task(self._serve()), loop.create_task(self._ended.wait())
         await asyncio.wait({begin_task, ended_task}, return_when=asyncio.FIRST_COMPLETED)
         if not begin_task.done():
-            self._messages.put_nowait(("stop",))
+            self._messages.put_nowait(Stop())
             await asyncio.wait({begin_task}, timeout=60)
         try:
             await begin_task
@@ -144,7 +150,7 @@ class Process:
         if self._worker is not None:
             self._worker.halt(error)
         if self._wire is not None:
-            self._wire.send(("failed", self._exit_code, f"{type(error).__name__}: {error}"))
+            self._wire.send(Failed(self._exit_code, f"{type(error).__name__}: {error}"))
             self._wire.part()
         self._ended.set()
         loop = asyncio.get_running_loop()
@@ -167,74 +173,78 @@ class Process:
     def _on_control_lost(self, wire: Wire) -> None:
         self._ended.set()
 
-    def _on_message(self, wire: Wire, message: Any) -> None:
-        kind = message[0]
-        if kind == "begin":  # at once: what comes behind it may say what has changed since
-            self._begin = Begin(**message[1])
-            self._map = BucketMap.decode(self._begin.bucket_map)
-            self._proved.update(self._begin.proved)
-            self._messages.put_nowait(message)
-        elif kind == "anchor" and self._clock is not None:
-            self._clock.follow(Anchor(*message[1]))
-            if self._worker is not None:
-                self._worker.follow_clock()
-        elif kind == "answer":
-            asked = self._asked.pop(message[1], None)
-            if asked is not None and self._worker is not None and self._application is not None:
-                self._worker.reply(asked[0], asked[1], self._application.reply_of(message[2]))
-        elif kind in ("map", "move_out", "move_in", "move_abort"):
-            if self._worker is not None:
-                self._worker.handoff.on_message(message)
-            else:
-                before_serving(message, self._map, wire.send)
-        elif kind == "proved":
-            self._proved.add(message[1])
-            if self._worker is not None:
-                self._worker.handoff.proved(self._proved)
-        elif kind == "shards":
-            self._learn_shards(message[1], message[2], message[3])
-        elif kind == "configure":
-            self._configure(message[1], message[2])
-        elif kind in ("hold", "cut") and self._worker is not None:
-            backup.on_message(self._worker, message, wire.send)
-        elif kind == "figures":
-            wire.send(("figures", message[1], self._figures()))
-        elif kind == "obstacle":
-            obstacle = "it is starting" if self._worker is None or self._application is None else ""
-            obstacle = obstacle or (self._application.obstacle() if self._application is not None else "")
-            wire.send(("figures", message[1], {"obstacle": obstacle}))
-        elif kind == "inquire":
-            if self._worker is not None and self._inquirer is not None:
-                self._inquirer.ask(self._worker, message[1], message[2], message[3])
-        elif kind == "examine":
-            task = asyncio.get_running_loop().create_task(self._examine(wire, message[1]))
-            self._examining.add(task)
-            task.add_done_callback(self._examining.discard)
-        elif kind == "stop":
-            self._messages.put_nowait(message)
-            self._ended.set()
-        else:
-            self._messages.put_nowait(message)
+    def _on_message(self, wire: Wire, message: ToWorker) -> None:
+        worker, application = self._worker, self._application
+        match message:
+            case Begin():  # at once: what comes behind it may say what has changed since
+                self._begin, self._settings = message, message.settings
+                self._map = BucketMap.decode(message.bucket_map)
+                self._proved.update(message.proved)
+                self._messages.put_nowait(message)
+            case Serve():
+                self._messages.put_nowait(message)
+            case Stop():
+                self._messages.put_nowait(message)
+                self._ended.set()
+            case NewAnchor():
+                if self._clock is not None:
+                    self._clock.follow(message.anchor)
+                if worker is not None:
+                    worker.follow_clock()
+            case ShardsChanged():
+                self._learn_shards(message)
+            case Configure():
+                self._configure(message)
+            case Proved():
+                self._proved.add(message.shard_id)
+                if worker is not None:
+                    worker.handoff.proved(self._proved)
+            case Answer():
+                asked = self._asked.pop(message.number, None)
+                if asked is not None and worker is not None and application is not None:
+                    worker.reply(asked[0], asked[1], application.reply_of(message.reply))
+            case MoveOut() | MoveIn() | MoveAbort() | NewOwner():
+                if worker is not None:
+                    worker.handoff.on_message(message)
+                else:
+                    before_serving(message, self._map, wire.send)
+            case HoldFiles() | Cut():
+                if worker is not None:
+                    backup.on_message(worker, message, wire.send)
+            case ReadFigures():
+                wire.send(Figures(message.number, self._figures()))
+            case ReadObstacle():
+                text = "it is starting" if application is None or worker is None else application.obstacle()
+                wire.send(Obstacle(message.number, text))
+            case Query():
+                if worker is not None and self._inquirer is not None:
+                    self._inquirer.ask(worker, message.number, message.key, message.query)
+            case Examine():
+                task = asyncio.get_running_loop().create_task(self._examine(wire, message.number))
+                self._examining.add(task)
+                task.add_done_callback(self._examining.discard)
+            case _:
+                assert_never(message)
 
-    def _learn_shards(self, records: list[list[Any]], peers: dict[int, str], direct: dict[int, str]) -> None:
+    def _learn_shards(self, changed: ShardsChanged) -> None:
         """Other shards than before: the map knows them, and there is a link to each."""
         assert self._begin is not None
         assert self._map is not None
-        for record in records:
+        for record in changed.records:
             self._map.apply(record)
-        for known, told in ((self._begin.peers, peers), (self._begin.direct, direct)):
+        for known, told in ((self._begin.peers, changed.peers), (self._begin.direct, changed.direct)):
             known.clear()
             known.update(told)
         self._open_links()
 
-    def _configure(self, settings: tuple[float, int], configuration: bytes) -> None:
+    def _configure(self, changed: Configure) -> None:
         """The configuration has changed, in what may change while it serves."""
         assert self._begin is not None
-        self._begin = self._begin._replace(settings=settings, configuration=configuration)
+        self._settings = changed.settings
         if self._worker is not None:
-            self._worker.settings = WorkerSettings(*settings)
+            self._worker.settings = changed.settings
         if self._application is not None:
-            self._application.configure(configuration)
+            self._application.configure(changed.configuration)
 
     async def _examine(self, wire: Wire, number: int) -> None:
         """What this shard holds, and whether each bucket's content agrees with itself; one bucket at a time."""
@@ -249,13 +259,13 @@ class Process:
                 except AssertionError as error:
                     faults.append(f"bucket {bucket_id}: {error}")
             await asyncio.sleep(0)
-        wire.send(("figures", number, {"held": list(worker.shard.held.items()), "faults": faults[:100]}))
+        wire.send(Examined(number, list(worker.shard.held.items()), faults[:FAULTS_MAX]))
 
     def _ask(self, caller: Any, token: Any, operation: Command) -> None:
         assert self._wire is not None
         self._number += 1
         self._asked[self._number] = (caller, token)
-        self._wire.send(("ask", self._number, operation))
+        self._wire.send(Ask(self._number, operation))
 
     def _figures(self) -> dict[str, Any]:
         worker, application = self._worker, self._application
@@ -279,7 +289,7 @@ class Process:
         }
 
     async def _serve(self) -> None:
-        if (await self._messages.get())[0] != "begin":
+        if not isinstance(await self._messages.get(), Begin):
             return
         begin, bucket_map, wire = self._begin, self._map, self._wire
         assert begin is not None
@@ -294,9 +304,7 @@ class Process:
         began_ns = boot_now_ns()
         try:
             opened = await open_journal(journal, begin.shard_id, host.pid(), self._ended, self._on_wait)
-            recovered = await recover(
-                shard, journal, lambda done, total: wire.send(("progress", done, total)), self._ended
-            )
+            recovered = await recover(shard, journal, lambda done, total: wire.send(Progress(done, total)), self._ended)
         except Stopped:
             journal.close()
             return
@@ -304,15 +312,15 @@ class Process:
         check_ownership(shard, bucket_map, begin.founded, is_new)
         took_ns = boot_now_ns() - began_ns
         last_ns = max(journal.last_time_ns, opened.began_ns)
-        wire.send(("recovered", last_ns, took_ns, *recovered, journal.warnings))
+        wire.send(Recovered(last_ns, took_ns, *recovered, list(journal.warnings)))
 
         message = await self._messages.get()
-        if message[0] != "serve":
+        if not isinstance(message, Serve):
             journal.close()
             return
-        self._clock = BillingClock(Anchor(*message[1][0]), last_ns)
-        for anchor in message[1][1:]:
-            self._clock.follow(Anchor(*anchor))
+        self._clock = BillingClock(message.anchors[0], last_ns)
+        for anchor in message.anchors[1:]:
+            self._clock.follow(anchor)
         executor = host.executor(f"journal-{begin.shard_id}", loop)
         snapshotter = Snapshotter(
             shard, journal, host.executor(f"snapshot-{begin.shard_id}", loop), application.trim_floor, self._fail
@@ -327,7 +335,7 @@ class Process:
             self._clock,
             bucket_map,
             application,
-            WorkerSettings(*(self._begin or begin).settings),
+            self._settings or begin.settings,
             snapshotter,
             self._ask,
             wire.send,
@@ -363,12 +371,12 @@ class Process:
             if worker.is_linked():
                 break
             await asyncio.sleep(LINK_POLL_S)
-        wire.send(("serving", {"pid": host.pid(), "accounts": application.figures().get("accounts", 0)}))
+        wire.send(Serving(host.pid(), application.figures().get("accounts", 0)))
         if self._garbage is not None:
             self._garbage.settle()
         worker.wake()
 
-        while (await self._messages.get())[0] != "stop":
+        while not isinstance(await self._messages.get(), Stop):
             continue
         await application.stop_listening()
         await worker.quiesce()
@@ -397,7 +405,7 @@ class Process:
     def _on_wait(self, full: Unavailable) -> None:
         """The journal has no room for a start, or is out of reach."""
         if self._wire is not None:
-            self._wire.send(("waiting", str(full)))
+            self._wire.send(Waiting(str(full)))
 
     def _stamp_ns(self) -> int:
         return self._clock.at(boot_now_ns()) if self._clock is not None else 0

@@ -25,9 +25,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from shards.buckets import BucketMap, bucket_id_of
+from shards.control import MoveReport, WorkerSettings
 from shards.journal import Journal, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.machine import ALL_BUCKETS, Command
@@ -49,13 +50,6 @@ RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
 
-class WorkerSettings(NamedTuple):
-    """What a worker needs of the configuration."""
-
-    idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
-    snapshot_bytes: int  # a snapshot is made when the journal has grown by that much
-
-
 class Worker:
     """One shard, served. Made after recovery; `start` opens the links."""
 
@@ -70,7 +64,7 @@ class Worker:
         settings: WorkerSettings,
         snapshotter: Snapshotter,
         ask_supervisor: Callable[[Any, Any, Command], None],
-        send: Callable[[tuple[Any, ...]], None],
+        send: Callable[[MoveReport], None],
         fail: Callable[[BaseException], None],
         alarm: Alarm,
     ) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from shards.control import QueryReply
 from shards.machine import Command
 from shards.system.links import Wire
 from shards.worker.router import Unavailable
@@ -65,7 +66,7 @@ class Inquirer:
 
     def relay(self, data: bytes) -> None:
         """A reply that another worker encoded and made durable."""
-        self._wire.send(("told", data))
+        self._wire.send(QueryReply(data))
 
     def relay_flush(self) -> None:
         """Nothing waits here."""

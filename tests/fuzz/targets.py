@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -20,11 +20,12 @@ from billing.api.methods import METHODS, parse
 from billing.api.wire import DECODE_ERRORS, make_unpacker
 from billing.config.load import ConfigError, load
 from billing.ledger.errors import KINDS, Refused
+from shards import control
 from shards.journal import Corrupt, Gap
 from shards.journal.file import snapshot
 from shards.journal.file.record import BARRIER, Malformed, pack_batch, pack_block, salt_seed, unpack_block
 from shards.journal.file.recovery import examine
-from shards.system.links import FrameDecoder, FrameError, frame_of
+from shards.system.links import FrameDecoder, FrameError, frame_of, untyped
 from tests.api.test_any_bytes import converse
 from tests.conftest import REPOSITORY
 from tests.fuzz.mutation import mended_snapshot, mutated
@@ -94,13 +95,15 @@ def take_request(data: bytes) -> None:
 
 
 def take_wire(data: bytes) -> None:
-    decoder = FrameDecoder()
-    try:
-        for half in (data[: len(data) // 2], data[len(data) // 2 :]):
-            for _ in decoder.feed(half):
-                pass
-    except FrameError:
-        pass
+    """As frames between workers, and as messages of the supervisor and of a worker."""
+    for decode in (untyped, control.to_worker, control.to_supervisor):
+        decoder = FrameDecoder(decode)
+        try:
+            for half in (data[: len(data) // 2], data[len(data) // 2 :]):
+                for _ in decoder.feed(half):
+                    pass
+        except FrameError:
+            continue
 
 
 # -- what is stored ---------------------------------------------------------------------------------------------------
@@ -244,7 +247,11 @@ def requests() -> list[bytes]:
 
 
 def wires() -> list[bytes]:
-    sent = [("begin", {"shard_id": 1}), ("map", 1, 2, 3, 4, b"x" * 50), ("figures", 7), ["a", [["b"]] * 3]]
+    sent: list[Any] = [
+        *(control.MoveIn(1, 2, 3, b"x" * 50, b"y" * 16), control.Query(7, b"u", ("get_account", b"u"))),
+        *(control.Recovered(1, 2, 3, 4, ["one"]), control.Ask(1, ("rebalance", 0)), control.Examined(1, [(1, 2)], [])),
+        *([(1, 0, 7, 0, 3, ("top_up", b"u", 5))], [1, b"answer", 2, (0,)], ["a", [["b"]] * 3]),
+    ]
     return [frame_of(one) for one in sent] + [b"".join(map(frame_of, sent))]
 
 

@@ -146,8 +146,8 @@ FAULTS = [
     Faulty(
         "generation-not-raised",
         "shards/moves/move.py",
-        "self.generation + 1, block, digest))]\n",
-        "self.generation, block, digest))]\n",
+        "self.generation + 1, payload.block, payload.digest)\n",
+        "self.generation, payload.block, payload.digest)\n",
     ),
     Faulty(
         "commit-not-synced",
@@ -158,8 +158,8 @@ FAULTS = [
     Faulty(
         "commit-before-it-is-stored",
         "shards/moves/handoff.py",
-        '            self._host.when_durable(lambda: self._send(("stored", number, digest_of(block))))\n',
-        '            self._send(("stored", number, digest_of(block)))\n',
+        '            self._host.when_durable(lambda: self._send(Stored(number, digest_of(block))))\n',
+        '            self._send(Stored(number, digest_of(block)))\n',
     ),
     Faulty(
         "payload-before-it-is-durable",

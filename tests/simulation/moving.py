@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
+from shards import control
 from shards.buckets import bucket_id_of
+from shards.control import Known, MoveAbort, MoveIn, MoveOut, NewOwner, Payload, Served, Stored, Unmoved
 from shards.moves.handoff import Handoff
 from shards.system.links import frame_of
 from tests.simulation.auditor import Violation
@@ -29,7 +29,7 @@ SOURCE, TARGET = 1, 2
 BUCKET = 1
 HUNG_S = 60.0
 
-Message = tuple[Any, ...]
+Message = control.ToWorker | control.ToSupervisor
 Fate = Callable[[str, Message], list[int]]  # (direction, message) -> delays; see `tests.simulation.wires.Filter`
 
 
@@ -47,7 +47,7 @@ class Moving:
         self.clients = [self._client(f"client-{n}", rng) for n in range(2)]
         self.operator = self._client("operator", rng)
         self.fate: Fate = lambda direction, message: [0]
-        self.seen: list[tuple[str, str]] = []  # (direction, kind) of the messages about moves
+        self.seen: list[tuple[str, type[Message]]] = []  # (direction, kind) of the messages about moves
         self.late: list[Callable[[], None]] = []  # what delivers a message that was held back
         self.wires: dict[str, Stream] = {}  # direction -> the wire of its last message
         self.world.machine.on_control = self._on_control
@@ -66,11 +66,11 @@ class Moving:
 
     def _filter(self, process: SimProcess, stream: Stream, side: int) -> Callable[[bytes], list[int]]:
         def decide(data: bytes) -> list[int]:
-            message = msgpack.unpackb(data[4:], use_list=False, strict_map_key=False)
-            if message[0] not in ABOUT_MOVES:
+            message = control.to_supervisor(data[4:]) if side else control.to_worker(data[4:])
+            if not isinstance(message, ABOUT_MOVES):
                 return [0]
             direction = f"{process.name}>supervisor" if side else f"supervisor>{process.name}"
-            self.seen.append((direction, message[0]))
+            self.seen.append((direction, type(message)))
             self.wires[direction] = stream
             return self.fate(direction, message)
 
@@ -178,4 +178,4 @@ class Moving:
         self._room.setLevel(self._level)
 
 
-ABOUT_MOVES = ("move_out", "payload", "move_in", "stored", "map", "known", "served", "move_abort", "unmoved")
+ABOUT_MOVES = (MoveOut, Payload, MoveIn, Stored, NewOwner, Known, Served, MoveAbort, Unmoved)

@@ -12,30 +12,37 @@ from collections.abc import Iterator
 
 import pytest
 
+from shards.control import Known, MoveAbort, MoveIn, MoveOut, NewOwner, Payload, Served, Stored
 from shards.moves.handoff import QUIET_WAIT_NS
 from shards.moves.mover import Caps
 from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Moving
 
 ROLES = ("source", "target", "supervisor")
 MOVED = [  # a move's messages, in order, by direction
-    (f"supervisor>worker-{SOURCE}", "move_out"),
-    (f"worker-{SOURCE}>supervisor", "payload"),
-    (f"supervisor>worker-{TARGET}", "move_in"),
-    (f"worker-{TARGET}>supervisor", "stored"),
-    (f"supervisor>worker-{SOURCE}", "map"),
-    (f"worker-{SOURCE}>supervisor", "known"),
-    (f"supervisor>worker-{TARGET}", "map"),
-    (f"worker-{TARGET}>supervisor", "served"),
+    (f"supervisor>worker-{SOURCE}", MoveOut),
+    (f"worker-{SOURCE}>supervisor", Payload),
+    (f"supervisor>worker-{TARGET}", MoveIn),
+    (f"worker-{TARGET}>supervisor", Stored),
+    (f"supervisor>worker-{SOURCE}", NewOwner),
+    (f"worker-{SOURCE}>supervisor", Known),
+    (f"supervisor>worker-{TARGET}", NewOwner),
+    (f"worker-{TARGET}>supervisor", Served),
 ]
 ABORTED = [  # those with which one that comes to nothing ends
-    (f"supervisor>worker-{TARGET}", "move_abort"),
-    (f"supervisor>worker-{SOURCE}", "move_abort"),
-    (f"worker-{TARGET}>supervisor", "known"),
-    (f"worker-{SOURCE}>supervisor", "known"),
+    (f"supervisor>worker-{TARGET}", MoveAbort),
+    (f"supervisor>worker-{SOURCE}", MoveAbort),
+    (f"worker-{TARGET}>supervisor", Known),
+    (f"worker-{SOURCE}>supervisor", Known),
 ]
-UNDECIDED = ("move_out", "payload", "move_in", "stored")
+UNDECIDED = (MoveOut, Payload, MoveIn, Stored)
 CALLS_MAX = 24  # of one process's disk, during a move
 OUTCOMES = ((SOURCE, 1), (TARGET, 2))
+Step = tuple[str, type]
+
+
+def named(step: Step) -> str:
+    """A step in the name of a test."""
+    return f"{step[0]} {step[1].__name__}"
 
 
 @pytest.fixture
@@ -64,8 +71,8 @@ def carried_out(moving: Moving) -> tuple[int, int]:
 
 def test_a_move_without_trouble(moving):
     assert carried_out(moving) == (TARGET, 2)
-    assert sorted(set(moving.seen)) == sorted(set(MOVED))
-    kinds = [kind for _, kind in moving.seen]
+    assert set(moving.seen) == set(MOVED)
+    kinds = {kind for _, kind in moving.seen}
     assert [kind for kind in ABOUT_MOVES if kind in kinds] == list(dict.fromkeys(kind for _, kind in MOVED))
 
 
@@ -92,13 +99,13 @@ def test_the_matrix_reaches_behind_the_end_of_the_move(moving, role):
 
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("step", MOVED, ids=str)
+@pytest.mark.parametrize("step", MOVED, ids=named)
 def test_crash_at_every_message(moving, step, role, when):
     """The process ends before the message leaves, or a moment later, when it is read or about to be."""
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and not hit:
+        if (direction, type(message)) == step and not hit:
             process = moving.process(role)
             hit.append(process)
             moving.world.outside.call_in(0 if when == "before" else 100_000, process.kill)
@@ -111,12 +118,12 @@ def test_crash_at_every_message(moving, step, role, when):
 
 
 @pytest.mark.parametrize("later_ns", [1, 300_000, 3_000_000])
-@pytest.mark.parametrize("step", MOVED, ids=str)
+@pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_doubled(moving, step, later_ns):
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step:
+        if (direction, type(message)) == step:
             hit.append(message)
             return [0, later_ns]
         return [0]
@@ -127,7 +134,7 @@ def test_every_message_doubled(moving, step, later_ns):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize("step", MOVED, ids=str)
+@pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_lost(moving, step, times):
     """Nobody concludes anything from silence but the supervisor. Before the decision it takes the bucket back to
     where it was; behind it, it says what was decided until everybody knows.
@@ -135,7 +142,7 @@ def test_every_message_lost(moving, step, times):
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and len(hit) < times:
+        if (direction, type(message)) == step and len(hit) < times:
             hit.append(message)
             return []
         return [0]
@@ -146,17 +153,17 @@ def test_every_message_lost(moving, step, times):
 
 
 @pytest.mark.parametrize("what", ["lost", "doubled"])
-@pytest.mark.parametrize("step", ABORTED, ids=str)
-@pytest.mark.parametrize("cause", ["payload", "stored"])
+@pytest.mark.parametrize("step", ABORTED, ids=named)
+@pytest.mark.parametrize("cause", [Payload, Stored])
 def test_every_message_of_an_end_that_came_to_nothing(moving, cause, step, what):
     """The bucket must not stand still at the source, nor be in the way at the target: the next move takes it."""
     lost, hit = [], []
 
     def fate(direction, message):
-        if message[0] == cause and not lost:
+        if isinstance(message, cause) and not lost:
             lost.append(message)
             return []
-        if (direction, message[0]) == step and not hit:
+        if (direction, type(message)) == step and not hit:
             hit.append(message)
             return [] if what == "lost" else [0, 3_000_000]
         return [0]
@@ -177,12 +184,12 @@ def test_every_message_of_an_end_that_came_to_nothing(moving, cause, step, what)
     assert moving.end() == (TARGET, 2)
 
 
-@pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=str)
+@pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=named)
 def test_every_message_late_until_its_move_came_to_nothing(moving, step):
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and not hit:
+        if (direction, type(message)) == step and not hit:
             hit.append(message)
             moving.keep(direction, message)
             return []
@@ -204,13 +211,13 @@ def test_every_message_late_until_its_move_came_to_nothing(moving, step):
     assert moving.end() == (TARGET, 2)
 
 
-@pytest.mark.parametrize("step", MOVED, ids=str)
+@pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_lost_with_its_wire(moving, step):
     """A wire between two processes of a host loses nothing but by its end, which is the worker's end, too."""
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and not hit:
+        if (direction, type(message)) == step and not hit:
             hit.append(message)
             moving.wires[direction].cut()
             return []
@@ -221,13 +228,13 @@ def test_every_message_lost_with_its_wire(moving, step):
     assert hit
 
 
-@pytest.mark.parametrize("step", MOVED, ids=str)
+@pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_late_until_a_later_move_is_over(moving, step):
     """Before the decision it is lost at first; behind it, it comes twice: also when the bucket has gone on and back."""
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and not hit:
+        if (direction, type(message)) == step and not hit:
             hit.append(message)
             moving.keep(direction, message)
             return [] if step[1] in UNDECIDED else [0]
@@ -268,7 +275,7 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(moving, wa
     world.moods.wrong.clear()
 
     def fate(direction, message):
-        if message[0] == "payload":
+        if isinstance(message, Payload):
             left.append(world.kernel.wall_ns())
         return [0]
 
@@ -325,10 +332,10 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
             process.kill()
 
     def fate(direction, message):
-        if message[0] == "map" and not gone:
+        if isinstance(message, NewOwner) and not gone:
             gone.append(message)
             world.outside.call_in(0, end_all)
-        return [] if message[0] == "map" else [0]
+        return [] if isinstance(message, NewOwner) else [0]
 
     def orphans() -> set[int]:
         worker = world.processes[SOURCE]._worker
@@ -378,12 +385,12 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("step", MOVED, ids=str)
+@pytest.mark.parametrize("step", MOVED, ids=named)
 def test_a_peer_that_hangs_at_every_message(moving, step, role):
     hit = []
 
     def fate(direction, message):
-        if (direction, message[0]) == step and not hit:
+        if (direction, type(message)) == step and not hit:
             loop = moving.process(role).loop
             loop.hung_until_ns = moving.world.kernel.now_ns + int(HUNG_S * 1e9)
             hit.append(loop)

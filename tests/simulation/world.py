@@ -15,10 +15,11 @@ from typing import Any
 from billing.config.schema import Config, Cutoff
 from billing.expirationd.coming import coming_in
 from billing.worker.application import Billing, Outside
+from shards.control import Begin, WorkerSettings
 from shards.exits import Exit
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.system.clock import clocks_of
-from shards.worker.process import Begin, Process
+from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.loop import SECOND_NS
@@ -118,7 +119,7 @@ class World:
                 "segment_bytes": 16 * 1024,
                 "sync_interval_ns": 10**8,
             },
-            worker=(0.05, self.snapshot_bytes),
+            worker=WorkerSettings(0.05, self.snapshot_bytes),
             direct_host="",
         )
 

@@ -1,0 +1,341 @@
+"""Every message between the supervisor and its workers: what each says, and how it looks on the control wire.
+
+    supervisor → worker     Begin, Serve, Stop                            its life
+                            NewAnchor, ShardsChanged, Configure, Proved   what has changed for all
+                            ReadFigures, ReadObstacle, Examine, Query     questions, each with a number
+                            Answer                                        to a worker's Ask
+                            MoveOut, MoveIn, MoveAbort, NewOwner          see `shards.moves.move`
+                            HoldFiles, Cut                                see `shards.backup`
+    worker → supervisor     Waiting, Progress, Recovered, Serving, Failed
+                            Figures, Obstacle, Examined, QueryReply       the answers, each with its question's number
+                            Ask                                           an operator's wish that came in by a door
+                            Payload, Stored, Served, Known, Unmoved, Holdup
+                            FilesHeld, CutAt
+
+A message is an array: its name, then its fields in the order of the class. `Stop()` is `["stop"]`, and
+`MoveAbort(number=7, bucket_id=3)` is `["move_abort", 7, 3]`. Each end decodes with the union of what it may be told,
+so a message that is unknown, of the wrong direction, too short or of wrong types is a `msgspec.ValidationError`, never
+a message. Both ends are of one version: the supervisor starts its workers from its own program.
+
+Fields whose type is `Any` belong to the application; nothing here looks at them, and arrays in them arrive as lists.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shards.machine import Command
+from shards.system.clock import Anchor
+
+
+class WorkerSettings(NamedTuple):
+    """What a worker needs of the configuration."""
+
+    idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
+    snapshot_bytes: int  # a snapshot is made when the journal has grown by that much
+
+
+def _name_of(class_name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=_name_of):
+    """What all messages are."""
+
+
+# -- supervisor → worker: its life ------------------------------------------------------------------------------------
+
+
+class Begin(Message, frozen=True):
+    """The first message. Paths and sockets in it are of this host."""
+
+    shard_id: int
+    directory: str  # of what this host keeps for itself: sockets, history, notices
+    founded: bool  # the map has seen this shard serve before
+    bucket_map: bytes
+    peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
+    listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct", "http", …
+    direct: dict[int, str]  # shard id -> "host:port" that only its worker answers
+    journal: dict[str, Any]  # as `shards.journal.backends` takes it
+    settings: WorkerSettings
+    configuration: bytes  # the application's own, opaque here
+    proved: list[int]  # shards that were recovered and hold what they own
+
+
+class Serve(Message, frozen=True):
+    """Billing time has begun: the worker opens its doors."""
+
+    anchors: list[Anchor]  # ascending; the last one counts, those before it lead to it
+
+
+class Stop(Message, frozen=True):
+    """The orderly end."""
+
+
+# -- supervisor → worker: what has changed for all --------------------------------------------------------------------
+
+
+class NewAnchor(Message, frozen=True):
+    """Billing time is bent."""
+
+    anchor: Anchor
+
+
+class ShardsChanged(Message, frozen=True):
+    """Other shards than before."""
+
+    records: list[list[Any]]  # of the map's journal, for `BucketMap.apply`
+    peers: dict[int, str]
+    direct: dict[int, str]
+
+
+class Configure(Message, frozen=True):
+    """The configuration has changed, in what may change while it serves."""
+
+    settings: WorkerSettings
+    configuration: bytes
+
+
+class Proved(Message, frozen=True):
+    """A shard was recovered and holds what it owns."""
+
+    shard_id: int
+
+
+# -- supervisor → worker: questions and answers -----------------------------------------------------------------------
+
+
+class ReadFigures(Message, frozen=True):
+    """Answered with Figures."""
+
+    number: int
+
+
+class ReadObstacle(Message, frozen=True):
+    """Whether a drained shard may go; answered with Obstacle."""
+
+    number: int
+
+
+class Examine(Message, frozen=True):
+    """What the shard holds, and whether it agrees with itself; answered with Examined."""
+
+    number: int
+
+
+class Query(Message, frozen=True):
+    """A question to the application, as a client asks it; answered with QueryReply."""
+
+    number: int
+    key: bytes  # of the account it is about; empty: the whole daemon
+    query: Command
+
+
+class Answer(Message, frozen=True):
+    """To the Ask of that number."""
+
+    number: int
+    reply: Any
+
+
+# -- supervisor → worker: moves and backups ---------------------------------------------------------------------------
+
+
+class MoveOut(Message, frozen=True):
+    """The source is to freeze and dump a bucket."""
+
+    number: int  # of the move, in this and every other message about it
+    bucket_id: int
+    generation: int  # of the source's ownership
+
+
+class MoveIn(Message, frozen=True):
+    """The target is to store a bucket."""
+
+    number: int
+    bucket_id: int
+    generation: int  # that it will have there
+    block: bytes
+    digest: bytes
+
+
+class MoveAbort(Message, frozen=True):
+    """The move has come to nothing; said until it is Known."""
+
+    number: int
+    bucket_id: int
+
+
+class NewOwner(Message, frozen=True):
+    """The move was decided; said to every worker until it is Known, or Served by the target."""
+
+    number: int
+    bucket_id: int
+    shard_id: int
+    generation: int
+
+
+class HoldFiles(Message, frozen=True):
+    """No snapshot and no trimming while `held`; the beginning is answered with FilesHeld, once it is so."""
+
+    held: bool
+
+
+class Cut(Message, frozen=True):
+    """Close the batch at one instant; answered with CutAt."""
+
+    at_ns: int
+    stand_ns: int  # stand still from so long before it
+
+
+# -- worker → supervisor: its life ------------------------------------------------------------------------------------
+
+
+class Waiting(Message, frozen=True):
+    """The journal cannot be opened yet."""
+
+    reason: str
+
+
+class Progress(Message, frozen=True):
+    """How far recovery is, in parts of the snapshot and batches."""
+
+    done: int
+    total: int
+
+
+class Recovered(Message, frozen=True):
+    """The journal is open and replayed."""
+
+    last_instant_ns: int  # no instant before it is given out again
+    took_ns: int
+    parts: int  # of a snapshot, loaded
+    records: int  # replayed
+    warnings: list[str]
+
+
+class Serving(Message, frozen=True):
+    """The doors are open."""
+
+    pid: int
+    accounts: int
+
+
+class Failed(Message, frozen=True):
+    """The last message of a worker that ends with a failure."""
+
+    code: int  # of its exit
+    text: str
+
+
+# -- worker → supervisor: answers and questions -----------------------------------------------------------------------
+
+
+class Figures(Message, frozen=True):
+    """Counters, by name."""
+
+    number: int
+    figures: dict[str, Any]
+
+
+class Obstacle(Message, frozen=True):
+    """Why the shard cannot go yet; empty where it can."""
+
+    number: int
+    text: str
+
+
+class Examined(Message, frozen=True):
+    """What the shard holds."""
+
+    number: int
+    held: list[tuple[int, int]]  # (bucket id, generation)
+    faults: list[str]  # each names a bucket
+
+
+class QueryReply(Message, frozen=True):
+    """A whole reply as the application encodes it for clients, with the question's number as message id."""
+
+    reply: bytes
+
+
+class Ask(Message, frozen=True):
+    """An operation that only the supervisor carries out."""
+
+    number: int
+    operation: Command
+
+
+# -- worker → supervisor: moves and backups ---------------------------------------------------------------------------
+
+
+class Payload(Message, frozen=True):
+    """The source's bucket, durable there and frozen."""
+
+    number: int
+    block: bytes
+    digest: bytes
+
+
+class Stored(Message, frozen=True):
+    """The target has it durably."""
+
+    number: int
+    digest: bytes
+
+
+class Served(Message, frozen=True):
+    """The target knows that it owns the bucket, and serves it."""
+
+    number: int
+
+
+class Known(Message, frozen=True):
+    """This worker knows what came of the move."""
+
+    number: int
+
+
+class Unmoved(Message, frozen=True):
+    """This worker cannot do its part."""
+
+    number: int
+    reason: str
+
+
+class Holdup(Message, frozen=True):
+    """What the source waits for."""
+
+    number: int
+    reason: str
+
+
+class FilesHeld(Message, frozen=True):
+    """No snapshot is made any more, and nothing trimmed."""
+
+
+class CutAt(Message, frozen=True):
+    """All that is stamped at or before the instant is durable up to this position, and nothing stamped later."""
+
+    position: int  # -1: it came too late
+
+
+# -- unions -----------------------------------------------------------------------------------------------------------
+
+MoveOrder = MoveOut | MoveIn | MoveAbort | NewOwner  # what the supervisor says about a move
+MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # what workers say about one
+QuestionReply = Figures | Obstacle | Examined  # answers to the supervisor's own questions
+BackupReport = FilesHeld | CutAt
+ToWorker = (
+    Begin | Serve | Stop | NewAnchor | ShardsChanged | Configure | Proved
+    | ReadFigures | ReadObstacle | Examine | Query | Answer | MoveOrder | HoldFiles | Cut
+)  # fmt: skip
+ToSupervisor = (
+    Waiting | Progress | Recovered | Serving | Failed | QuestionReply | QueryReply | Ask | MoveReport | BackupReport
+)  # fmt: skip
+
+to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
+to_supervisor: Final = msgspec.msgpack.Decoder(ToSupervisor).decode
