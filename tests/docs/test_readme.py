@@ -23,7 +23,7 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path):
     consoles = [block.text for block in blocks(REPOSITORY / "README.md") if block.language == "console"]
     typed = [line for text in consoles for line in transcript(text)]
     assert len(typed) == 5
-    with Daemon(tmp_path) as daemon:
+    with Daemon(tmp_path, shards__workers=1) as daemon:
         environment = {**os.environ, "BILLING_ADDRESS": daemon.address}
         printed = []
         for line in typed:
@@ -43,7 +43,7 @@ def test_the_first_call_by_http_works_as_written(tmp_path):
     calls = [line for text in texts for line in text.splitlines()]
     assert len(calls) == 2
     address = f"127.0.0.1:{free_port()}"
-    with Daemon(tmp_path, http__listen=address):
+    with Daemon(tmp_path, shards__workers=1, http__listen=address):
         answers = []
         for line in calls:
             command = shlex.split(line.replace("127.0.0.1:3312", address))

@@ -36,7 +36,7 @@ class Scene(NamedTuple):
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory) -> Iterator[int]:
-    with Daemon(tmp_path_factory.mktemp("d")) as daemon:
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as daemon:
         yield daemon.rpc_port
 
 

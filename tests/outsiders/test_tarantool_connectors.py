@@ -73,7 +73,7 @@ def play(connector: str, port: int, user: str, *signed: str) -> dict[str, object
 def free(tmp_path_factory) -> Iterator[int]:
     """The port of a daemon without tokens."""
     port = free_port()
-    with Daemon(tmp_path_factory.mktemp("d"), **{"tarantool.listen": f"{HOST}:{port}"}):
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1, **{"tarantool.listen": f"{HOST}:{port}"}):
         yield port
 
 
@@ -85,7 +85,7 @@ def guarded(tmp_path_factory) -> Iterator[int]:
     tokens.write_text(f"{NAME}:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}:{proof_of(TOKEN.encode()).hex()}\n")
     tokens.chmod(0o600)
     settings = {"tarantool.listen": f"{HOST}:{port}", "rpc.tokens_file": str(tokens)}
-    daemon = Daemon(directory, **settings)
+    daemon = Daemon(directory, shards__workers=1, **settings)
     with daemon:
         yield port
 

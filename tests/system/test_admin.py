@@ -10,6 +10,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -47,6 +48,13 @@ async def scraped_when(
 
 def at(daemon: Daemon) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_port}")
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """For tests that need none of their own."""
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as started:
+        yield started
 
 
 async def test_metrics_count_what_was_done(data_dir: Path) -> None:
@@ -99,13 +107,12 @@ async def test_a_process_that_does_not_run_has_a_series_that_says_so(data_dir: P
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is in Debian's package prometheus")
-async def test_promtool_has_nothing_to_say_about_the_metrics(data_dir: Path) -> None:
+async def test_promtool_has_nothing_to_say_about_the_metrics(daemon: Daemon) -> None:
     assert PROMTOOL is not None
-    with Daemon(data_dir) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        await rpc.ask("top_up", "u", 5)
-        async with at(daemon) as session, session.get("/metrics") as answer:
-            text = await answer.read()
+    rpc = await Rpc.connect(daemon.rpc_port)
+    await rpc.ask("top_up", "u", 5)
+    async with at(daemon) as session, session.get("/metrics") as answer:
+        text = await answer.read()
     checked = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
@@ -129,47 +136,45 @@ async def test_readyz_says_why_not_while_the_others_serve(data_dir: Path) -> Non
             daemon.wait_ready()
 
 
-async def test_the_page_needs_no_script_and_escapes_what_users_are_called(data_dir: Path) -> None:
+async def test_the_page_needs_no_script_and_escapes_what_users_are_called(daemon: Daemon) -> None:
     evil = "<img src=x onerror=alert(1)>"
-    with Daemon(data_dir) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        await rpc.ask("top_up", evil, "0.001")
-        await rpc.ask("set_rate", evil, 1000)
-        await rpc.ask("debit", evil, 1_000_000, {"mode": "partial"})
-        async with at(daemon) as session:
-            async with asyncio.timeout(20):
-                while True:
-                    async with session.get("/", params={"user": evil}) as answer:
-                        text = await answer.text()
-                        policy = answer.headers["Content-Security-Policy"]
-                    if "Ran dry" in text:
-                        break
-                    await asyncio.sleep(0.1)
-            assert evil not in text
-            assert text.count("&lt;img src=x onerror=alert(1)&gt;") >= 2, "the account, and the cutoff that is owed"
-            assert 'class="pill good">Serving' in text
-            assert text.count("<i class=") == 3000
-            assert "default-src 'none'" in policy
-            assert " style=" not in text, "the policy would refuse it"
-            async with session.get("/account", params={"user": "no such user"}) as answer:
-                assert "There is no account no such user." in await answer.text()
-            async with session.get("/account", params={"user": "x" * 129}) as answer:
-                assert "1 to 128 bytes" in await answer.text()
+    rpc = await Rpc.connect(daemon.rpc_port)
+    await rpc.ask("top_up", evil, "0.001")
+    await rpc.ask("set_rate", evil, 1000)
+    await rpc.ask("debit", evil, 1_000_000, {"mode": "partial"})
+    async with at(daemon) as session:
+        async with asyncio.timeout(20):
+            while True:
+                async with session.get("/", params={"user": evil}) as answer:
+                    text = await answer.text()
+                    policy = answer.headers["Content-Security-Policy"]
+                if "Ran dry" in text:
+                    break
+                await asyncio.sleep(0.1)
+        assert evil not in text
+        assert text.count("&lt;img src=x onerror=alert(1)&gt;") >= 2, "the account, and the cutoff that is owed"
+        assert 'class="pill good">Serving' in text
+        assert text.count("<i class=") == 3000
+        assert "default-src 'none'" in policy
+        assert " style=" not in text, "the policy would refuse it"
+        async with session.get("/account", params={"user": "no such user"}) as answer:
+            assert "There is no account no such user." in await answer.text()
+        async with session.get("/account", params={"user": "x" * 129}) as answer:
+            assert "1 to 128 bytes" in await answer.text()
 
 
-async def test_it_only_reads_and_only_for_this_host(data_dir: Path) -> None:
-    with Daemon(data_dir) as daemon:
-        async with at(daemon) as session:
-            for path in ("/", "/metrics", "/account", "/events"):
-                for method in ("POST", "PUT", "DELETE"):
-                    async with session.request(method, path) as answer:
-                        assert answer.status == 405
-                async with session.get(path, headers={"Host": "evil.example"}) as answer:
-                    assert answer.status == 421
-            async with session.get("/readyz", headers={"Host": "probe"}) as answer:
-                assert answer.status == 200
-            async with session.get("/page.html") as answer:
-                assert answer.status == 404
+async def test_it_only_reads_and_only_for_this_host(daemon: Daemon) -> None:
+    async with at(daemon) as session:
+        for path in ("/", "/metrics", "/account", "/events"):
+            for method in ("POST", "PUT", "DELETE"):
+                async with session.request(method, path) as answer:
+                    assert answer.status == 405
+            async with session.get(path, headers={"Host": "evil.example"}) as answer:
+                assert answer.status == 421
+        async with session.get("/readyz", headers={"Host": "probe"}) as answer:
+            assert answer.status == 200
+        async with session.get("/page.html") as answer:
+            assert answer.status == 404
 
 
 async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
@@ -181,7 +186,7 @@ async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
         )
     )
     tokens.chmod(0o600)
-    with Daemon(data_dir, rpc__tokens_file=str(tokens)) as daemon:
+    with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
         async with at(daemon) as session:
             for path in ("/", "/metrics", "/events", "/account", "/runbook", "/page.js"):
                 async with session.get(path) as answer:
@@ -209,7 +214,7 @@ async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Pat
     for one in files.values():
         one.chmod(0o600)
     settings: dict[str, object] = {f"rpc.{key}": str(name) for key, name in files.items()}
-    daemon = Daemon(data_dir, **settings)
+    daemon = Daemon(data_dir, shards__workers=1, **settings)
     daemon.config.write_text(
         daemon.config.read_text().replace(f"127.0.0.1:{daemon.admin_port}", f"0.0.0.0:{daemon.admin_port}")
     )

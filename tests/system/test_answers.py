@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from billing import __version__
 from tests.system.daemon import Daemon
@@ -18,32 +20,38 @@ REPLY = {
 }
 
 
-async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_to_it(data_dir: Path) -> None:
-    with Daemon(data_dir) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        added = {
-            "top_up": (("u", 1000), set()),
-            "set_rate": (("u", 0), set()),
-            "change_rate": (("u", 0), set()),
-            "debit": (("u", 1), {"outcome", "debited_nanos"}),
-            "set_credit_limit": (("u", 5), set()),
-            "hold": (("u", 10, {"request_id": "h"}), {"hold_id"}),
-            "capture": (("u", "r:h", 3), {"captured_nanos"}),
-            "adjust": (("u", -1, "why"), set()),
-            "set_thresholds": (("u", [{"amount": 7}, {"runway_ns": 10**9}]), set()),
-            "get_account": (("u",), {"rates", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"}),
-            "close_account": (("u",), {"paid_out_nanos"}),
-        }
-        for number, (method, (params, more)) in enumerate(added.items(), 1):
-            reply = await rpc.ask(method, *params)
-            assert set(reply) == REPLY | more, method
-            assert (reply["user_id"], reply["replayed"]) == ("u", False)
-            assert reply["entry_id"] == number - (number > 9), "reading makes no entry"
-        await rpc.ask("top_up", "v", 5)
-        held = (await rpc.ask("hold", "v", 5))["hold_id"]
-        released = await rpc.ask("release", "v", held)
-        assert set(released) == REPLY | {"restored", "cutoff"}
-        assert (released["restored"], released["cutoff"]["status"]) == (True, "superseded")
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """For tests that look at accounts of their own only."""
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as started:
+        yield started
+
+
+async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_to_it(daemon: Daemon) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    added = {
+        "top_up": (("u", 1000), set()),
+        "set_rate": (("u", 0), set()),
+        "change_rate": (("u", 0), set()),
+        "debit": (("u", 1), {"outcome", "debited_nanos"}),
+        "set_credit_limit": (("u", 5), set()),
+        "hold": (("u", 10, {"request_id": "h"}), {"hold_id"}),
+        "capture": (("u", "r:h", 3), {"captured_nanos"}),
+        "adjust": (("u", -1, "why"), set()),
+        "set_thresholds": (("u", [{"amount": 7}, {"runway_ns": 10**9}]), set()),
+        "get_account": (("u",), {"rates", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"}),
+        "close_account": (("u",), {"paid_out_nanos"}),
+    }
+    for number, (method, (params, more)) in enumerate(added.items(), 1):
+        reply = await rpc.ask(method, *params)
+        assert set(reply) == REPLY | more, method
+        assert (reply["user_id"], reply["replayed"]) == ("u", False)
+        assert reply["entry_id"] == number - (number > 9), "reading makes no entry"
+    await rpc.ask("top_up", "v", 5)
+    held = (await rpc.ask("hold", "v", 5))["hold_id"]
+    released = await rpc.ask("release", "v", held)
+    assert set(released) == REPLY | {"restored", "cutoff"}
+    assert (released["restored"], released["cutoff"]["status"]) == (True, "superseded")
 
 
 async def test_lists_are_arrays_of_maps(data_dir: Path) -> None:
@@ -72,32 +80,31 @@ async def test_lists_are_arrays_of_maps(data_dir: Path) -> None:
         assert (owed["user_id"], owed["seq"]) == ("u", 1)
 
 
-async def test_the_history_is_newest_first_in_pages_and_holds_every_answered_entry(data_dir: Path) -> None:
-    with Daemon(data_dir) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        await rpc.ask("top_up", "u", 10**12, {"message": "invoice 7", "request_id": b"\xff\x00"})
-        await rpc.ask("set_rate", "u", 10**9)
-        for number in range(30):
-            reply = await rpc.ask("debit", "u", 1, {"message": f"{number}"})
-            newest = (await rpc.ask("history", "u", {"limit": 1}))[0]
-            assert (newest["entry_id"], newest["message"]) == (reply["entry_id"], f"{number}")
-        rows = await rpc.ask("history", "u")
-        assert [row["entry_id"] for row in rows] == list(range(32, 0, -1))
-        assert {frozenset(row) for row in rows} == {
-            frozenset(
-                {
-                    *("entry_id", "at_ns", "operation", "amount_nanos", "accrued_nanos", "balance_before_nanos"),
-                    *("balance_after_nanos", "message", "request_id", "resource", "line_rate_nanos_per_hour"),
-                    *("rate_nanos_per_hour", "value_nanos", "actor"),
-                }
-            )
-        }
-        assert (rows[-1]["message"], rows[-1]["request_id"]) == ("invoice 7", b"\xff\x00")
-        page = await rpc.ask("history", "u", {"limit": 5, "before": 20})
-        assert page == [row for row in rows if row["entry_id"] < 20][:5]
-        for row, before in pairwise(rows):
-            assert before["balance_after_nanos"] - row["accrued_nanos"] == row["balance_before_nanos"]
-            assert row["balance_before_nanos"] + row["amount_nanos"] == row["balance_after_nanos"]
+async def test_the_history_is_newest_first_in_pages_and_holds_every_answered_entry(daemon: Daemon) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    await rpc.ask("top_up", "paged", 10**12, {"message": "invoice 7", "request_id": b"\xff\x00"})
+    await rpc.ask("set_rate", "paged", 10**9)
+    for number in range(30):
+        reply = await rpc.ask("debit", "paged", 1, {"message": f"{number}"})
+        newest = (await rpc.ask("history", "paged", {"limit": 1}))[0]
+        assert (newest["entry_id"], newest["message"]) == (reply["entry_id"], f"{number}")
+    rows = await rpc.ask("history", "paged")
+    assert [row["entry_id"] for row in rows] == list(range(32, 0, -1))
+    assert {frozenset(row) for row in rows} == {
+        frozenset(
+            {
+                *("entry_id", "at_ns", "operation", "amount_nanos", "accrued_nanos", "balance_before_nanos"),
+                *("balance_after_nanos", "message", "request_id", "resource", "line_rate_nanos_per_hour"),
+                *("rate_nanos_per_hour", "value_nanos", "actor"),
+            }
+        )
+    }
+    assert (rows[-1]["message"], rows[-1]["request_id"]) == ("invoice 7", b"\xff\x00")
+    page = await rpc.ask("history", "paged", {"limit": 5, "before": 20})
+    assert page == [row for row in rows if row["entry_id"] < 20][:5]
+    for row, before in pairwise(rows):
+        assert before["balance_after_nanos"] - row["accrued_nanos"] == row["balance_before_nanos"]
+        assert row["balance_before_nanos"] + row["amount_nanos"] == row["balance_after_nanos"]
 
 
 async def test_entry_ids_and_instants_rise_across_moves_and_restarts(data_dir: Path) -> None:
@@ -129,7 +136,8 @@ async def test_entry_ids_and_instants_rise_across_moves_and_restarts(data_dir: P
 async def test_request_ids_are_kept_up_to_a_stated_number_per_bucket_and_a_metric_counts_what_went_early(
     data_dir: Path,
 ) -> None:
-    with Daemon(data_dir, ledger__request_ids_per_bucket=3) as daemon:
+    """The number, and other limits, are what `server_info` says."""
+    with Daemon(data_dir, shards__workers=1, ledger__request_ids_per_bucket=3) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for name in "abcde":
             assert (await rpc.ask("top_up", "u", 1, {"request_id": name}))["replayed"] is False
@@ -143,30 +151,25 @@ async def test_request_ids_are_kept_up_to_a_stated_number_per_bucket_and_a_metri
                 counted = [line for line in lines if line.startswith("billing_request_ids_evicted_early_total")]
                 gone = sum(float(line.rsplit(" ", 1)[1]) for line in counted)
         assert gone == 3
-
-
-async def test_server_info_says_version_and_limits(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=1, ledger__request_ids_per_bucket=7) as daemon:
-        info = await (await Rpc.connect(daemon.rpc_port)).ask("server_info")
-        assert (info["version"], info["request_ids_per_bucket"]) == (__version__, 7)
+        info = await rpc.ask("server_info")
+        assert (info["version"], info["request_ids_per_bucket"]) == (__version__, 3)
         limits = info["limits"]
         assert (limits["user_id_bytes_max"], limits["request_id_bytes_max"]) == (128, 64)
 
 
-async def test_what_never_reached_the_ledger_is_not_stored_under_its_request_id(data_dir: Path) -> None:
-    with Daemon(data_dir) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        for method, params, name in (
-            ("top_up", ("u", 0), "INVALID_AMOUNT"),
-            ("top_up", ("", 5), "INVALID_USER_ID"),
-            ("debit", ("u", 5), "UNKNOWN_ACCOUNT"),
-            ("debit", ("u", 5, {"mode": "gently"}), "INVALID_PARAMS"),
-        ):
-            options = {"request_id": "r", **(params[2] if len(params) > 2 else {})}
-            error, _ = await rpc.call(method, *params[:2], options)
-            assert error.startswith(f"{name}: ")
-        first = await rpc.ask("top_up", "u", 5, {"request_id": "r"})
-        assert (first["replayed"], first["balance_nanos"]) == (False, 5)
-        error, _ = await rpc.call("top_up", "u", 0, {"request_id": "r"})
-        assert error.startswith("INVALID_AMOUNT: ")
-        assert await rpc.ask("top_up", "u", 5, {"request_id": "r"}) == {**first, "replayed": True}
+async def test_what_never_reached_the_ledger_is_not_stored_under_its_request_id(daemon: Daemon) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    for method, params, name in (
+        ("top_up", ("unstored", 0), "INVALID_AMOUNT"),
+        ("top_up", ("", 5), "INVALID_USER_ID"),
+        ("debit", ("unstored", 5), "UNKNOWN_ACCOUNT"),
+        ("debit", ("unstored", 5, {"mode": "gently"}), "INVALID_PARAMS"),
+    ):
+        options = {"request_id": "r", **(params[2] if len(params) > 2 else {})}
+        error, _ = await rpc.call(method, *params[:2], options)
+        assert error.startswith(f"{name}: ")
+    first = await rpc.ask("top_up", "unstored", 5, {"request_id": "r"})
+    assert (first["replayed"], first["balance_nanos"]) == (False, 5)
+    error, _ = await rpc.call("top_up", "unstored", 0, {"request_id": "r"})
+    assert error.startswith("INVALID_AMOUNT: ")
+    assert await rpc.ask("top_up", "unstored", 5, {"request_id": "r"}) == {**first, "replayed": True}

@@ -27,7 +27,7 @@ SESSION = [
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("d")) as daemon:
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as daemon:
         yield daemon
 
 

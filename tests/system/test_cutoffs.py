@@ -41,7 +41,7 @@ async def test_exhaustions_that_fell_due_while_nobody_served_are_called_at_once_
     data_dir: Path,
 ) -> None:
     async with receiving() as receiver:
-        daemon = Daemon(data_dir, cutoff__url=receiver.url)
+        daemon = Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             expected = {}
@@ -63,7 +63,7 @@ async def test_exhaustions_that_fell_due_while_nobody_served_are_called_at_once_
 async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_same_event_id(data_dir: Path) -> None:
     port = free_port()
     async with receiving(port, Fault("status", 503)) as receiver:
-        daemon = Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{port}/cutoff")
+        daemon = Daemon(data_dir, shards__workers=1, cutoff__url=f"http://127.0.0.1:{port}/cutoff")
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("top_up", "again", COIN)
@@ -99,7 +99,7 @@ async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_sa
 
 async def test_a_top_up_before_the_instant_saves_and_nobody_is_called(data_dir: Path) -> None:
     async with receiving() as receiver:
-        with Daemon(data_dir, cutoff__url=receiver.url) as daemon:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url) as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("top_up", "saved", COIN)
             account = await rpc.ask("set_rate", "saved", COIN // 4)
@@ -112,7 +112,7 @@ async def test_a_top_up_before_the_instant_saves_and_nobody_is_called(data_dir: 
 
 
 async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(data_dir: Path) -> None:
-    with Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
+    with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("top_up", "refused", COIN)
         await rpc.ask("debit", "refused", COIN)
@@ -132,7 +132,7 @@ async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(d
 
 async def test_machines_that_still_run_after_a_2xx_are_cut_off_again_under_the_same_event_id(data_dir: Path) -> None:
     async with receiving() as receiver:
-        with Daemon(data_dir, cutoff__url=receiver.url, cutoff__recheck_s=0.3) as daemon:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url, cutoff__recheck_s=0.3) as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             for user in ("runs", "stops"):
                 await rpc.ask("top_up", user, COIN)
@@ -171,7 +171,7 @@ async def until_effective(rpc: Rpc, user: str) -> None:
 
 async def test_the_forecast_tells_the_worst_second_and_the_second_opinion_has_none_of_its_own(data_dir: Path) -> None:
     async with receiving() as receiver:
-        with Daemon(data_dir, cutoff__url=receiver.url) as daemon:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url) as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             users = [f"user_{number}" for number in range(60)]
             await asyncio.gather(*(rpc.ask("top_up", user, 100 * COIN) for user in users))

@@ -81,28 +81,26 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
     assert [error for error in browser.errors if "ERR_" not in error] == []
 
 
-@pytest.mark.parametrize(("name", "width", "height", "dark"), [("desk", 1280, 900, False), ("phone", 375, 812, True)])
-async def test_it_fits_and_can_be_read(
-    data_dir: Path, browser: Chromium, name: str, width: int, height: int, dark: bool
-) -> None:
-    with Daemon(data_dir) as daemon:
+async def test_it_fits_and_can_be_read(data_dir: Path, browser: Chromium) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(30):
             await rpc.ask("top_up", f"a user with quite a long name, number {number} of some", "0.001")
             await rpc.ask("set_rate", f"a user with quite a long name, number {number} of some", str(1 + number % 3))
-        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/?user={'x' * 100}", width, height, dark)
-        await browser.until("document.querySelector('#owed td.user') !== null")
-        assert await browser.evaluate("document.documentElement.scrollWidth") <= width
-        low = await browser.evaluate(CONTRASTS)
-        assert low == [], "text that can hardly be read"
-        over = await browser.evaluate(OVERFLOWS)
-        assert over == [], "what does not fit into its card"
-        await keep(browser, name)
+        for name, width, height, dark in (("desk", 1280, 900, False), ("phone", 375, 812, True)):
+            await browser.open(f"http://127.0.0.1:{daemon.admin_port}/?user={'x' * 100}", width, height, dark)
+            await browser.until("document.querySelector('#owed td.user') !== null")
+            assert await browser.evaluate("document.documentElement.scrollWidth") <= width, name
+            low = await browser.evaluate(CONTRASTS)
+            assert low == [], f"{name}: text that can hardly be read"
+            over = await browser.evaluate(OVERFLOWS)
+            assert over == [], f"{name}: what does not fit into its card"
+            await keep(browser, name)
     assert browser.errors == []
 
 
 async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_dir: Path, browser: Chromium) -> None:
-    with Daemon(data_dir) as daemon:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(30):
             await rpc.ask("top_up", f"late-{number}", "0.000001")
@@ -143,7 +141,7 @@ async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chro
 
 
 async def test_it_needs_no_script_for_the_figures(data_dir: Path, browser: Chromium) -> None:
-    with Daemon(data_dir) as daemon:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("top_up", "alice", "12.5")
         url = f"http://127.0.0.1:{daemon.admin_port}/?user=alice"

@@ -18,7 +18,7 @@ SNAPSHOT, LOG = (FIXTURES / f"00000000000000000313.{kind}" for kind in ("snap", 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("d")) as started:
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as started:
         yield started
 
 

@@ -137,7 +137,7 @@ def wrong(done: Done) -> str:
 @pytest.mark.parametrize("meddle", [changed, doubled, dropped])
 def test_a_system_that_is_wrong_about_one_command_fails(data_dir, meddle):
     receiver = f"127.0.0.1:{free_port()}"
-    with Daemon(data_dir, cutoff__url=f"http://{receiver}/cutoff") as daemon:
+    with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://{receiver}/cutoff") as daemon:
         proxy = Proxy(daemon.rpc_port, meddle)
         with served(lambda: asyncio.start_server(proxy.serve, "127.0.0.1", 0)) as port:
             there = ("--address", f"127.0.0.1:{port}", "--config", str(daemon.config))
@@ -191,7 +191,7 @@ def test_one_wrong_cutoff_fails(data_dir, forge, field):
         await site.start()
         return site._server
 
-    daemon = Daemon(data_dir, cutoff__url=f"http://{true}/cutoff")
+    daemon = Daemon(data_dir, shards__workers=1, cutoff__url=f"http://{true}/cutoff")
     with daemon, served(serve) as port, daemon_receiver(true):
         there = ("--address", daemon.address, "--config", str(daemon.config), "--receiver", f"127.0.0.1:{port}")
         done = loadtest(data_dir, *SMALL, *CUTOFFS, *there)
