@@ -29,7 +29,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, assert_never
 
 from billing.follower import messages as say
 from billing.follower.feed import Feed, Slice
@@ -71,7 +71,7 @@ class _Question(NamedTuple):
     """Asked and not answered. `head`: of the moment; it is sent once the process was given this batch."""
 
     head: int
-    message: tuple[Any, ...]
+    message: say.Ask
     done: Callable[[Any], None]
     timeout: asyncio.TimerHandle
 
@@ -125,7 +125,7 @@ class FollowerLink:
         self._reading = False  # a slice is being read, maybe still for the process before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
-        self._gathered: list[tuple[int, int, bytes]] = []  # sent in the sense of `_sent`, but not on the wire yet
+        self._gathered: list[say.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
         self._gathered_bytes = 0
         self._gathering: asyncio.TimerHandle | None = None
         self._questions: dict[int, _Question] = {}  # by number
@@ -170,7 +170,7 @@ class FollowerLink:
             done(self._unavailable(f"{self._limits.questions_max} questions are waiting"))
             return
         self._number = number = self._number + 1
-        message = (say.ASK, number, question)
+        message = say.Ask(number, question)
         late = self._unavailable("it does not answer in time")
         timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer, number, late)
         self._questions[number] = _Question(self._head, message, done, timeout)
@@ -191,7 +191,7 @@ class FollowerLink:
             return f"the {self._noun} of shard {self._shard_id} is behind: {self._reason}"
         if self._durable < self._head:
             if self._wire is not None:
-                self._post((say.SETTLE,))
+                self._post(say.Settle())
             return f"the {self._noun} of shard {self._shard_id} is proved up to batch {self._durable} of {self._head}"
         if self._owes:
             return f"the {self._noun} of shard {self._shard_id} still have {self._owes} to hand over"
@@ -218,7 +218,7 @@ class FollowerLink:
         self._closing.set()
         self._refuse_all("the daemon is stopping")
         if self._wire is not None:
-            self._post((say.CLOSE,))
+            self._post(say.Close())
             self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
         if self._task is not None:
             await self._task
@@ -233,7 +233,7 @@ class FollowerLink:
     def _send(self, position: int, payload: bytes) -> None:
         if len(payload) > SLIM_ABOVE_BYTES:
             payload = slim(payload)
-        self._gathered.append((say.BATCH, position, payload))
+        self._gathered.append(say.Batch(position, payload))
         self._gathered_bytes += len(payload)
         self._sent = position
         self._sent_bytes += len(payload)
@@ -252,7 +252,7 @@ class FollowerLink:
         if gathered and self._wire is not None:
             self._wire.send_all(gathered)
 
-    def _post(self, message: tuple[Any, ...]) -> None:
+    def _post(self, message: say.ToFollower) -> None:
         """Sends a message behind all batches handed over before."""
         assert self._wire is not None
         self._send_gathered()
@@ -289,32 +289,34 @@ class FollowerLink:
 
     # -- what the process says ---------------------------------------------------------------------------------------
 
-    def _on_frame(self, wire: Wire, message: Any) -> None:
-        kind = message[0]
-        if kind == say.REACHED:
-            _, self._reached, self._reached_bytes, self._durable, self._owes = message
-            if self._watched_ns and self._reached >= self._watched:
-                self._lag_ns = boot_now_ns() - self._watched_ns
-                self._watched_ns = 0
-            self._catch_up()
-        elif kind == say.ANSWER:
-            self._answer(message[1], message[2])
-        elif kind == say.REFUSED:
-            self._answer(message[1], self._unavailable(message[2]))
-        elif kind == say.OPENED:
-            _, self._sent, remarks = message
-            self._phase = BEHIND
-            for remark in remarks:
-                log.warning("the %s of shard %d: %s", self._noun, self._shard_id, remark)
-            self._reason = "it is catching up with the journal"
-            self._suspect = False
-            self._catch_up()
-        elif kind == say.TOLD:
-            self._told = message[1]
-        else:
-            assert kind == say.FAILED, f"a message of kind {kind}"
-            self._suspect = self._suspect or message[1] in (Exit.DAMAGED, Exit.DISK)
-            self._give_up(message[2])
+    def _on_frame(self, wire: Wire, message: say.ToWorker) -> None:
+        match message:
+            case say.Reached():
+                self._reached, self._reached_bytes = message.position, message.payload_bytes
+                self._durable, self._owes = message.durable, message.owes
+                if self._watched_ns and self._reached >= self._watched:
+                    self._lag_ns = boot_now_ns() - self._watched_ns
+                    self._watched_ns = 0
+                self._catch_up()
+            case say.Answer():
+                self._answer(message.number, message.answer)
+            case say.Refused():
+                self._answer(message.number, self._unavailable(message.reason))
+            case say.Opened():
+                self._sent = message.position
+                self._phase = BEHIND
+                for remark in message.remarks:
+                    log.warning("the %s of shard %d: %s", self._noun, self._shard_id, remark)
+                self._reason = "it is catching up with the journal"
+                self._suspect = False
+                self._catch_up()
+            case say.Told():
+                self._told = message.figures
+            case say.Failed():
+                self._suspect = self._suspect or message.code in (Exit.DAMAGED, Exit.DISK)
+                self._give_up(message.reason)
+            case _:
+                assert_never(message)
 
     def _answer(self, number: int, answer: Any) -> None:
         question = self._questions.pop(number, None)
@@ -361,7 +363,9 @@ class FollowerLink:
             return
         self._starts += 1
         process = self._process
-        await self._loop.create_connection(lambda: Wire(self._on_frame, self._on_closed, self._on_connected), sock=ours)
+        await self._loop.create_connection(
+            lambda: Wire(self._on_frame, self._on_closed, self._on_connected, say.to_worker), sock=ours
+        )
         await self._lost.wait()
         try:
             await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
@@ -375,9 +379,9 @@ class FollowerLink:
         self._gathered, self._gathered_bytes = [], 0  # was meant for a process before
         self._sent = self._sent_bytes = self._reached_bytes = 0
         journal, suspect = self._journal, self._suspect
-        wire.send((say.OPEN, self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
+        wire.send(say.Open(self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
         if self._closing.is_set():
-            wire.send((say.CLOSE,))
+            wire.send(say.Close())
 
     def _on_closed(self, wire: Wire) -> None:
         reason = self._reason if self._phase == DOWN else "its process ended"

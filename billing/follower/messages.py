@@ -1,37 +1,107 @@
-"""What a worker and a follower say to each other: tuples over a `shards.system.links.Wire`, the kind first.
+"""What a worker and a follower say to each other over a `shards.system.links.Wire`, as typed messages.
 
-worker → follower
-    (OPEN, directory, shard, first, head, suspect, options)
-                                              first of all; the journal holds the batches `first` to `head`; `suspect`:
-                                              the process before ended on the disk or on damage; `options`: of its kind
-    (BATCH, position, payload)                in order, from the position after OPENED's
-    (ASK, number, question)                   a question is a tuple that the follower's kind knows
-    (SETTLE,)                                 commit, and prove it, now
-    (CLOSE,)                                  commit, make durable, end; so does a closed wire
+A message is an array: its number, then its fields in the order of the class. `Batch(position=7, payload=b"…")` is
+`[1, 7, b"…"]`. Each end decodes with the union of what it may be told; whatever else arrives is no message and ends the
+wire. Both ends are of one version: a worker starts its followers from its own program.
 
-follower → worker
-    (OPENED, position, remarks)               the file ends with this batch; remarks are for the operator's log
-    (REACHED, position, bytes, durable, owes) committed up to here, this much of payload in this life; proved up to
-                                              there; so many things are still to be done by this shard's follower
-    (ANSWER, number, answer)                  plain data, as the follower's kind answers
-    (REFUSED, number, reason)                 this question cannot be answered now
-    (FAILED, code, reason)                    the follower ends, with this exit code
-    (TOLD, figures)                           plain data for the operator
+Fields whose type is `Any` belong to the kind of follower; arrays in them arrive as lists.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-OPEN: Final = 0
-BATCH: Final = 1
-ASK: Final = 2
-CLOSE: Final = 3
-SETTLE: Final = 4
+import msgspec
 
-OPENED: Final = 16
-REACHED: Final = 17
-ANSWER: Final = 18
-REFUSED: Final = 19
-FAILED: Final = 20
-TOLD: Final = 21
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """What all messages are."""
+
+
+# -- worker → follower ------------------------------------------------------------------------------------------------
+
+
+class Open(Message, frozen=True, tag=0):
+    """First of all."""
+
+    directory: str
+    shard_id: int
+    first: int  # the journal holds the batches from this one
+    head: int  # to this one
+    suspect: bool  # the process before ended on the disk or on damage
+    options: tuple[Any, ...]  # of the kind
+
+
+class Batch(Message, frozen=True, tag=1):
+    """In order, from the position after that of Opened."""
+
+    position: int
+    payload: bytes
+
+
+class Ask(Message, frozen=True, tag=2):
+    """A question; answered with Answer or Refused."""
+
+    number: int
+    question: tuple[Any, ...]  # as the kind knows it
+
+
+class Close(Message, frozen=True, tag=3):
+    """Commit, make durable, end; so does a closed wire."""
+
+
+class Settle(Message, frozen=True, tag=4):
+    """Commit, and prove it, now."""
+
+
+# -- follower → worker ------------------------------------------------------------------------------------------------
+
+
+class Opened(Message, frozen=True, tag=16):
+    """The file is open."""
+
+    position: int  # it ends with this batch
+    remarks: list[str]  # for the operator's log
+
+
+class Reached(Message, frozen=True, tag=17):
+    """How far the file is."""
+
+    position: int  # committed up to here
+    payload_bytes: int  # so much of payload, in this life of the process
+    durable: int  # proved up to here
+    owes: int  # so many things are still to be done by this shard's follower
+
+
+class Answer(Message, frozen=True, tag=18):
+    """To the question of that number."""
+
+    number: int
+    answer: Any
+
+
+class Refused(Message, frozen=True, tag=19):
+    """The question of that number cannot be answered now."""
+
+    number: int
+    reason: str
+
+
+class Failed(Message, frozen=True, tag=20):
+    """The last message of a follower that ends with a failure."""
+
+    code: int  # of its exit
+    reason: str
+
+
+class Told(Message, frozen=True, tag=21):
+    """For the operator."""
+
+    figures: dict[str, Any]
+
+
+ToFollower = Open | Batch | Ask | Close | Settle
+ToWorker = Opened | Reached | Answer | Refused | Failed | Told
+
+to_follower: Final = msgspec.msgpack.Decoder(ToFollower).decode
+to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode

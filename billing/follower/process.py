@@ -17,23 +17,11 @@ import signal
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import uvloop
 
-from billing.follower.messages import (
-    ANSWER,
-    ASK,
-    BATCH,
-    CLOSE,
-    FAILED,
-    OPEN,
-    OPENED,
-    REACHED,
-    REFUSED,
-    SETTLE,
-    TOLD,
-)
+from billing.follower import messages as say
 from billing.follower.store import FollowerStore, code_of, reason_of
 from shards.system.disk import Disk, private_directory
 from shards.system.links import Wire
@@ -94,43 +82,44 @@ class Follower(ABC):
 
     def wire(self) -> Wire:
         """The protocol for the worker's end."""
-        return Wire(self._on_frame, self._on_closed, self._on_connected)
+        return Wire(self._on_frame, self._on_closed, self._on_connected, say.to_follower)
 
     def _on_connected(self, wire: Wire) -> None:
         self._wire = wire
 
-    def _on_frame(self, wire: Wire, message: Any) -> None:
+    def _on_frame(self, wire: Wire, message: say.ToFollower) -> None:
         if self._ending:
             return
         try:
-            kind = message[0]
-            if kind == BATCH:
-                assert self.store is not None, "a batch before OPEN"
-                self._bytes += len(message[2])
-                self.on_batch(message[1], message[2])
-            elif kind == ASK:
-                assert self.store is not None, "a question before OPEN"
-                self.on_ask(message[1], message[2])
-            elif kind == SETTLE:
-                self.checkpoint()
-            elif kind == OPEN:
-                self._on_open(*message[1:])
-            else:
-                assert kind == CLOSE, f"a message of kind {kind}"
-                self.end(None)
+            match message:
+                case say.Batch():
+                    assert self.store is not None, "a batch before Open"
+                    self._bytes += len(message.payload)
+                    self.on_batch(message.position, message.payload)
+                case say.Ask():
+                    assert self.store is not None, "a question before Open"
+                    self.on_ask(message.number, message.question)
+                case say.Settle():
+                    self.checkpoint()
+                case say.Open():
+                    self._on_open(message)
+                case say.Close():
+                    self.end(None)
+                case _:
+                    assert_never(message)
         except Exception as error:
             self.end(error)
 
-    def _on_open(
-        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
-    ) -> None:
+    def _on_open(self, order: say.Open) -> None:
         assert self.store is None, "opened twice"
         try:
-            private_directory(self.disk, directory)
+            private_directory(self.disk, order.directory)
         except FileExistsError:  # the follower of another shard made it just now
-            private_directory(self.disk, directory)
-        store, remarks = self.on_open(directory, shard, first, head, suspect, options)
-        self._send((OPENED, store.position, remarks))
+            private_directory(self.disk, order.directory)
+        store, remarks = self.on_open(
+            order.directory, order.shard_id, order.first, order.head, order.suspect, order.options
+        )
+        self._send(say.Opened(store.position, remarks))
         self.tell_reached()
 
     def _on_closed(self, wire: Wire) -> None:
@@ -138,26 +127,26 @@ class Follower(ABC):
         self._closed.set()
         self.end(None)
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: say.ToWorker) -> None:
         if self._wire is not None:
             self._wire.send(message)
 
     def answer(self, number: int, answer: Any) -> None:
         """Answers a question."""
-        self._send((ANSWER, number, answer))
+        self._send(say.Answer(number, answer))
 
     def refuse(self, number: int, reason: str) -> None:
         """Refuses a question."""
-        self._send((REFUSED, number, reason))
+        self._send(say.Refused(number, reason))
 
     def tell(self, figures: dict[str, Any]) -> None:
         """Tells the operator's figures."""
-        self._send((TOLD, figures))
+        self._send(say.Told(figures))
 
     def tell_reached(self) -> None:
         """Tells how far the file is."""
         if (store := self.store) is not None:
-            self._send((REACHED, store.position, self._bytes, store.durable, self.owes()))
+            self._send(say.Reached(store.position, self._bytes, store.durable, self.owes()))
 
     # -- work that waits ---------------------------------------------------------------------------------------------
 
@@ -222,7 +211,7 @@ class Follower(ABC):
             error = error or trouble
         if error is not None:
             self.exit_code = code_of(error)
-            self._send((FAILED, self.exit_code, reason_of(error)))
+            self._send(say.Failed(self.exit_code, reason_of(error)))
         if self._wire is not None:
             self._wire.part()
             with contextlib.suppress(TimeoutError):

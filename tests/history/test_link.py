@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from billing.follower.link import Limits
-from billing.follower.messages import CLOSE
+from billing.follower.messages import Close
 from billing.follower.store import file_of
 from billing.history.history_reader import MISSING
 from billing.history.link import HistoryLink
@@ -220,7 +220,7 @@ async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_d
     worker.work(30)
     await worker.check()
     assert worker.link.trim_floor() == 0, "committed, but not synced yet"
-    worker.link._wire.send((CLOSE,))  # as a projector that is asked to end, and is started again
+    worker.link._wire.send(Close())  # as a projector that is asked to end, and is started again
     await worker.until(lambda: worker.link.trim_floor() == 30)
     await worker.until(lambda: worker.link.figures()["history_starts"] == 2)
     await worker.until_live()
