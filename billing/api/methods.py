@@ -48,6 +48,7 @@ from billing.api.values import (
     Thresholds,
     Type,
     UserId,
+    WordSet,
 )
 from billing.ledger.commands import (
     HOLD_ID_BYTES_MAX,
@@ -334,10 +335,16 @@ _ROWS: Final = (
         OPERATION,
         READ,
         "accounts",
-        "accounts in order of user_id, a page",
+        "accounts in order of user_id, a page, as they stand now",
         shapes.rows(shapes.ACCOUNT_ROW, "after", "user_id"),
         (),
-        (AFTER, LIMIT),
+        (
+            AFTER,
+            LIMIT,
+            Field("state", Enum({"active": "active", "exhausted": "exhausted"}), "", "only accounts in this state"),
+            Field("exhausts_within_ns", Span(), -1, "only accounts that run out within that time"),
+            Field("with", WordSet(("rates", "holds")), (), "what is added to each row"),
+        ),
         weight=LISTING_WEIGHT,
     ),
     _row(

@@ -166,7 +166,19 @@ EXPLAINED: Final = Shape(
         Field("why", "text", "why the call waits, as a sentence; empty where nothing waits", nullable=True),
     ),
 )
-ACCOUNT_ROW: Final = Shape("AccountRow", (_USER,))
+ACCOUNT_ROW: Final = Shape(
+    "AccountRow",
+    (
+        _USER,
+        _STATE,
+        Field("balance_nanos", "nanos"),
+        Field("available_nanos", "nanos", "balance and credit limit less open holds"),
+        Field("rate_nanos_per_hour", "nanos_per_hour"),
+        _nullable("exhausts_at_ns", "instant", "when it runs out if nothing else happens"),
+        Field("rates", "rates", "with rates: each line above zero, by resource", optional=True),
+        Field("holds", "map", "with holds: each open one", optional=True, many=True, shape=OPEN_HOLD),
+    ),
+)
 HISTORY_ROW: Final = Shape(
     "HistoryRow",
     (

@@ -6,10 +6,8 @@ text all the way to the daemon: nothing here computes money.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Final
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import click
@@ -20,11 +18,8 @@ from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import say
 from billing.cli.paging import list_all_option, show_pages
 from billing.cli.periods import is_relative, named
-from billing.cli.showing import ESSENTIAL, coins, show, tell
+from billing.cli.showing import coins, show, tell
 from billing.client.client import Client
-from billing.client.errors import UnknownAccount
-
-AT_ONCE: Final = 500  # accounts that are asked about at once
 
 _request_id = option("--request-id", metavar="ID", help="Makes the call safe to repeat: it takes effect once.")
 _message = option("--message", metavar="TEXT", help="Stands in the history.")
@@ -106,36 +101,27 @@ def _close(target: Target, user: str, yes: bool, request_id: str | None, dry_run
     change(target, dry_run, "close_account", user, request_id=request_id)
 
 
-def _accounts(target: Target, after: str | None, limit: int | None, every: bool, state: str | None, ids: bool) -> None:
-    if ids and state is not None:
-        raise click.UsageError("--ids and --state cannot both be given")
+def _accounts(
+    target: Target,
+    after: str | None,
+    limit: int | None,
+    every: bool,
+    state: str | None,
+    within: int | None,
+    shown: tuple[str, ...],
+    ids: bool,
+) -> None:
+    filters: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
+    words = ["--state", state] if state else []
+    words += [] if within is None else ["--within", f"{within}ns"]
+    words += [word for name in shown for word in ("--with", name)] + ["--ids"] * ids
+    complete = _ids if ids else None
+    show_pages(target, "accounts", "user_id", "--after", after, limit, every, complete=complete, words=words, **filters)
 
-    show_pages(
-        target,
-        "accounts",
-        "user_id",
-        "--after",
-        after,
-        limit,
-        every,
-        complete=None if ids else partial(_standing, state),
-    )
 
-
-async def _standing(state: str | None, client: Client, rows: list[Any]) -> list[Any]:
-    """How it stands with each account of a page, or with those in one state. One that was closed since is left out."""
-
-    async def one(row: dict[str, Any]) -> dict[str, Any] | None:
-        try:
-            found = row if "state" in row else await client.get_account(row["user_id"])
-        except UnknownAccount:
-            return None
-        return {name: found.get(name) for name in ESSENTIAL["accounts"]}
-
-    found: list[Any] = []
-    for begin in range(0, len(rows), AT_ONCE):
-        found += await asyncio.gather(*(one(row) for row in rows[begin : begin + AT_ONCE]))
-    return [row for row in found if row is not None and state in (None, row["state"])]
+async def _ids(client: Client, rows: list[Any]) -> list[Any]:
+    """The user ids of a page alone."""
+    return [{"user_id": row["user_id"]} for row in rows]
 
 
 def _history(target: Target, user: str, limit: int | None, before: int | None, every: bool) -> None:
@@ -194,7 +180,14 @@ _ALL = (
         "Lists accounts in order of their user ids: state, money, rate, and when it runs out.",
         _accounts,
         option("--state", type=click.Choice(["active", "exhausted"]), help="Only accounts in this state."),
-        option("--ids", is_flag=True, help="Only the user ids, at one call a page."),
+        option("--within", type=DURATION, help="Only accounts that run out within that time."),
+        option(
+            *("--with", "shown"),
+            multiple=True,
+            type=click.Choice(["rates", "holds"]),
+            help="Adds each rate line, or each open hold.",
+        ),
+        option("--ids", is_flag=True, help="Only the user ids."),
         option("--after", metavar="USER", help="Starts behind this user."),
         option("--limit", type=int, help="How many at most.  [1000]"),
         list_all_option,

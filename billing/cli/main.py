@@ -67,6 +67,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "billing.cli.console.session": {
         "console": "A prompt for all procedures, with history, completion and a live view; nothing is evaluated.",
     },
+    "billing.cli.export_command": {"export": "Writes all entries or all accounts as lines of JSON or as CSV."},
     "billing.migration.command": {
         "import": "Opens accounts with the balances, credit limits and rates that FILES name.",
     },
@@ -94,8 +95,8 @@ MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
-        *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "import", "backup"),
-        *("restore", "rebuild", "journal", "cluster", "doctor"),
+        *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "import", "export"),
+        *("backup", "restore", "rebuild", "journal", "cluster", "doctor"),
         *ELSEWHERE["billing.cli.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),

@@ -6,7 +6,7 @@ Whether more follow is known from the daemon, not guessed from a full page: one 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import click
@@ -36,11 +36,12 @@ def show_pages(
     *,
     user: str | None = None,
     complete: Complete | None = None,
+    words: Sequence[str] = (),
     **filters: Any,
 ) -> None:
     """Asks for a page of `method` behind `start`, or for all of them, and shows it. `key` is the field by which the
     next page is asked for, `cursor` the option that takes it. `complete` makes the rows that are shown of those of the
-    page.
+    page. `words`: the options on the line that `filters` came of, for the line that asks for more.
     """
     last: list[Any] = [None]  # the key of the last row of the page
     if every and limit is not None:
@@ -66,5 +67,5 @@ def show_pages(
     show(target, rows, ESSENTIAL[method])
     if more:
         context = click.get_current_context()
-        words = [context.command_path, *([user] if user is not None else []), cursor, str(last[0])]
-        say(f"More follow: {shlex.join(words[0].split() + words[1:])}, or --all.")
+        line = [*context.command_path.split(), *([user] if user is not None else []), *words, cursor, str(last[0])]
+        say(f"More follow: {shlex.join(line)}, or --all.")

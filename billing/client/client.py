@@ -227,9 +227,20 @@ class Client:
         result: Account = await self.call("get_account", user_id)
         return result
 
-    async def accounts(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
-        """Accounts in order of user_id, a page; the next one is `after` its last."""
-        result: Rows = await self.call("accounts", after=after, limit=limit)
+    async def accounts(
+        self,
+        *,
+        after: UserId | None = None,
+        limit: int | None = None,
+        state: str | None = None,
+        exhausts_within_ns: int | None = None,
+        show: Sequence[str] | None = None,
+    ) -> Rows:
+        """How accounts stand, in order of user_id, a page; the next one is `after` its last. `state`: only `active` or
+        `exhausted` ones; `show`: of `rates` and `holds`, what is added (the option `with`).
+        """
+        options: dict[str, Any] = {"state": state, "exhausts_within_ns": exhausts_within_ns, "with": show}
+        result: Rows = await self.call("accounts", after=after, limit=limit, **options)
         return result
 
     async def history(self, user_id: UserId, *, limit: int | None = None, before: int | None = None) -> Rows:

@@ -1,6 +1,6 @@
 """What replies show of accounts beyond an entry's own answer: get_account, and what is owed."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from billing.ledger import cutoffs
 from billing.ledger.account import Account
@@ -39,18 +39,35 @@ def account_map(account: Account, bucket_id: int) -> dict[str, object]:
         "cutoff": _cutoff_map(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
         "overrun_nanos": account.overrun // NANO,
         "holds_nanos": account.holds_nanos,
-        "holds": [
-            {
-                "hold_id": text(name),
-                "amount_nanos": amount_nanos,
-                "expires_at_ns": expires_ns if expires_ns != NEVER_NS else None,
-            }
-            for name, (amount_nanos, expires_ns) in extra.holds.items()
-        ],
+        "holds": _holds(extra),
         "thresholds": [
             {"amount_nanos": value} if kind == BY_AMOUNT else {"runway_ns": value} for kind, value in extra.thresholds
         ],
     }
+
+
+def account_row(account: Account, now_ns: int, shown: Collection[str]) -> dict[str, object]:
+    """How an account stands at `now_ns`, from a working copy, as `accounts` lists it. An exhaustion that is due by then
+    and not recorded yet is shown as it will be. `shown`: what is added, of `rates` and `holds`.
+    """
+    at_ns = max(account.settled_ns, min(now_ns, account.runs_out_ns()))
+    account.settle(at_ns, accrue=False)
+    balance_nanos, available = account.balance // NANO, account.available
+    runs_out_ns = account.runs_out_ns()
+    row: dict[str, object] = {
+        "user_id": account.user_id.decode(),
+        "state": "active" if available > 0 else "exhausted",
+        "balance_nanos": balance_nanos,
+        "available_nanos": balance_nanos + account.credit_limit_nanos - account.holds_nanos,
+        "rate_nanos_per_hour": account.rate,
+        "exhausts_at_ns": runs_out_ns if runs_out_ns <= INT64_MAX else None,
+    }
+    extra = account.extra if account.extra is not None else Extra()
+    if "rates" in shown:
+        row["rates"] = _rates(account, extra)
+    if "holds" in shown:
+        row["holds"] = _holds(extra)
+    return row
 
 
 def owed_in(book: Book) -> Iterator[tuple[bytes, Owed]]:
@@ -111,6 +128,18 @@ def _rates(account: Account, extra: Extra) -> dict[str, int]:
     if extra.lines is None:
         return {"": account.rate} if account.rate else {}
     return {resource.decode(): rate for resource, (rate, _) in extra.lines.items()}
+
+
+def _holds(extra: Extra) -> list[dict[str, object]]:
+    """Each open hold."""
+    return [
+        {
+            "hold_id": text(name),
+            "amount_nanos": amount_nanos,
+            "expires_at_ns": expires_ns if expires_ns != NEVER_NS else None,
+        }
+        for name, (amount_nanos, expires_ns) in extra.holds.items()
+    ]
 
 
 def _cutoff_map(user_id: bytes, c: Cutoff) -> dict[str, object]:

@@ -51,7 +51,7 @@ from billing.worker.aggregates import Aggregates
 from billing.worker.explain import explain
 from billing.worker.feed import REACHED, FeedQuestion
 from billing.worker.machine import PERIODS, SURVEYS, BillingMachine
-from billing.worker.pages import PAGES
+from billing.worker.pages import account_page, cutoff_page
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
@@ -164,11 +164,16 @@ class Billing:
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         """`("history", user_id, limit, before)`: rows out of the history; `("statement", user_id, from_ns, to_ns, by,
-        limit, now_ns)` and `("balance_at", user_id, at_ns, now_ns)`: what follows from them. `("accounts" |
-        "pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which others are served.
+        limit, now_ns)` and `("balance_at", user_id, at_ns, now_ns)`: what follows from them. `("accounts", after,
+        limit, …)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which others are
+        served.
         """
-        if query[0] in PAGES:
-            self._go_on(PAGES[query[0]](self.machine.ledger.books, *query[1:]), done)
+        if query[0] == "pending_cutoffs":
+            self._go_on(cutoff_page(self.machine.ledger.books, *query[1:]), done)
+            return
+        if query[0] == "accounts":
+            assert self._worker is not None, "asked before it was opened"
+            self._go_on(account_page(self.machine.ledger.books, self._worker.fresh_now_ns(), *query[1:]), done)
             return
         if query[0] in ("forecast", "expirationd_stats"):
             assert self._checks is not None

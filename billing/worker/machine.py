@@ -12,9 +12,7 @@ It never reads a clock, touches no file and waits for nothing.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Generator, Iterator
-from itertools import chain
 from typing import Any, Final
 
 from billing.expirationd.coming import merged
@@ -29,7 +27,7 @@ from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
 from billing.ledger.schedule import unnoticed
-from billing.worker.pages import joined_cutoffs
+from billing.worker.pages import joined_accounts, joined_cutoffs
 from shards.machine import Command, Effect, Later, Record
 
 ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
@@ -106,7 +104,7 @@ class BillingMachine:
     def survey(self, query: Command, now_ns: int) -> object:
         """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
         match query:
-            case ("accounts" | "pending_cutoffs", bytes(), int()):
+            case ("accounts", bytes(), int(), str(), int(), tuple()) | ("pending_cutoffs", bytes(), int()):
                 return Later(query)
             case ("forecast", int(), int()) | ("expirationd_stats",) | ("history_reached",):
                 return Later(query)
@@ -119,9 +117,9 @@ class BillingMachine:
     def merge(self, operation: Command, parts: list[Any]) -> object:
         """One answer out of all shards' parts."""
         match operation:
-            case ("accounts", _, int(limit)):
-                users = set(chain.from_iterable(parts))  # of a bucket on its way two shards may tell
-                return [{"user_id": user_id.decode()} for user_id in heapq.nsmallest(limit, users)]
+            case ("accounts", _, int(limit), *_):
+                why = next((part for part in parts if isinstance(part, str)), None)
+                return joined_accounts(parts, limit) if why is None else Refused("INVALID_PARAMS", why)
             case ("pending_cutoffs", _, int(limit)):
                 return joined_cutoffs(parts, limit)
             case ("forecast", int(within_ns), int(step_ns)):

@@ -1,10 +1,13 @@
-"""Pages of what a shard holds, in order of user_id, put together in slices: all accounts, and the cutoffs owed.
+"""Pages of what a shard holds, in order of user_id, put together in slices: accounts, and the cutoffs owed.
 
 The accounts lie in the shard's buckets in no order. Each bucket keeps its user_ids in order once they were asked for
 (`Book.ordered`, until one is opened or closed), so a page of accounts costs one search in each bucket and a merge of
-what it found instead of a walk over every account. What is owed lies in the rare parts of accounts; a page of it walks
-over those of the buckets that owe anything. Between slices the worker serves others: none is longer than
-`SLICE_BUCKETS` buckets, whose order may have to be made, or than `SLICE_EXTRAS` rare parts (and one account's rows).
+what it found instead of a walk over every account. Where only some are asked for (a state, or those that run out
+within a time), accounts are looked at in order until enough of them are found, or all were looked at.
+
+What is owed lies in the rare parts of accounts; a page of it walks over those of the buckets that owe anything. Between
+slices the worker serves others: none is longer than `SLICE_BUCKETS` buckets, whose order may have to be made, than
+`SLICE_ACCOUNTS` accounts, or than `SLICE_EXTRAS` rare parts (and one account's rows).
 
 A page names users, and the next one begins behind its last user. So all rows of a user are on one page: a page of
 cutoffs ends with the user who fills it, and may be longer than asked for by what he has more than one of.
@@ -18,23 +21,111 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable
-from typing import Any, Final
+from heapq import nsmallest
+from typing import Any, Final, NamedTuple
 
+from billing.ledger.account import Account
 from billing.ledger.book import Book
 from billing.ledger.entry import PENDING
-from billing.ledger.views import pending_rows
+from billing.ledger.views import account_row, pending_rows
 
 SLICE_BUCKETS: Final = 16
+SLICE_ACCOUNTS: Final = 2_000
 SLICE_EXTRAS: Final = 1_000
+LINES_SHOWN_MAX: Final = 50_000  # rate lines and holds on one page; more are refused
 
 Row = dict[str, Any]
 OfUser = tuple[bytes, list[Row]]
 
 
-def account_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[None, None, list[bytes]]:
-    """Returns the first `limit` user_ids above `after`, ascending; yields between slices."""
+class Wish(NamedTuple):
+    """Which accounts are asked for, and how much of each."""
+
+    state: str = ""  # "": whatever theirs is
+    within_ns: int = -1  # only those that run out within so long; -1: all
+    shown: tuple[str, ...] = ()  # of "rates" and "holds"
+
+    @property
+    def is_picky(self) -> bool:
+        """Whether only some accounts are asked for."""
+        return bool(self.state) or self.within_ns >= 0
+
+    def takes(self, row: Row, now_ns: int) -> bool:
+        """Whether an account that stands so is asked for."""
+        if self.state and row["state"] != self.state:
+            return False
+        runs_out_ns = row["exhausts_at_ns"]
+        return self.within_ns < 0 or (runs_out_ns is not None and runs_out_ns <= now_ns + self.within_ns)
+
+
+def account_page(
+    books: dict[int, Book], now_ns: int, after: bytes, limit: int, state: str, within_ns: int, shown: tuple[str, ...]
+) -> Generator[None, None, list[Row] | str]:
+    """Returns the rows of the first `limit` accounts above `after` that are asked for, ascending, or why it cannot;
+    yields between slices.
+    """
+    wish = Wish(state, within_ns, tuple(shown))
+    rows: list[Row] = []
+    lines = 0
+    while len(rows) < limit:
+        wanted = limit - len(rows)
+        if wish.is_picky:
+            found = yield from _picked(books, now_ns, after, wanted, wish)
+        else:
+            users = yield from named_page(books, after, wanted)
+            found = [(user_id, _row_of(books, user_id, bucket_id, now_ns, wish)) for user_id, bucket_id in users]
+        for user_id, row in found:
+            after = user_id
+            if row is not None:  # it was not closed meanwhile
+                rows.append(row)
+                lines += sum(len(row[name]) for name in wish.shown)
+        if lines > LINES_SHOWN_MAX:
+            return f"more than {LINES_SHOWN_MAX} rate lines and holds are on one page: ask for fewer accounts at once"
+        if len(found) < wanted:
+            break
+    return rows
+
+
+def _row_of(books: dict[int, Book], user_id: bytes, bucket_id: int, now_ns: int, wish: Wish) -> Row | None:
+    book = books.get(bucket_id)
+    slot = None if book is None else book.slots.get(user_id)
+    if book is None or slot is None:
+        return None
+    return account_row(Account(book, slot, user_id), now_ns, wish.shown)
+
+
+def _picked(
+    books: dict[int, Book], now_ns: int, after: bytes, limit: int, wish: Wish
+) -> Generator[None, None, list[tuple[bytes, Row | None]]]:
+    """The first `limit` accounts above `after` that are asked for, with their rows."""
+    page: list[tuple[bytes, Row | None]] = []
+    looked_at = 0
+    seen: set[int] = set()
+    while (bucket_id := next((one for one in books if one not in seen), None)) is not None:
+        seen.add(bucket_id)
+        order = books[bucket_id].ordered()
+        found: list[tuple[bytes, Row | None]] = []
+        for index in range(bisect_right(order, after), len(order)):
+            user_id = order[index]
+            if len(found) == limit or (len(page) == limit and user_id > page[-1][0]):
+                break
+            row = _row_of(books, user_id, bucket_id, now_ns, wish)
+            if row is not None and wish.takes(row, now_ns):
+                found.append((user_id, row))
+            looked_at += 1
+            if looked_at % SLICE_ACCOUNTS == 0:
+                yield
+        if found:
+            page = sorted(page + found, key=_first)[:limit]
+    return page
+
+
+def named_page(
+    books: dict[int, Book], after: bytes, limit: int
+) -> Generator[None, None, list[tuple[bytes, int]]]:
+    """Returns (user_id, bucket id) of the first `limit` accounts above `after`, ascending; yields between slices."""
     assert limit >= 1
-    page: list[bytes] = []
+    page: list[tuple[bytes, int]] = []
     seen: set[int] = set()
     while waiting := [bucket_id for bucket_id in books if bucket_id not in seen][:SLICE_BUCKETS]:
         seen.update(waiting)
@@ -42,8 +133,8 @@ def account_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[
         for bucket_id in waiting:
             order = books[bucket_id].ordered()
             first = bisect_right(order, after)
-            last = bisect_left(order, page[-1], first) if len(page) == limit else first + limit
-            found += order[first:last]
+            last = bisect_left(order, page[-1][0], first) if len(page) == limit else first + limit
+            found += [(user_id, bucket_id) for user_id in order[first:last]]
         if found:
             page = sorted(page + found)[:limit]
         yield
@@ -87,7 +178,17 @@ def joined_cutoffs(pages: Iterable[list[Row]], limit: int) -> list[Row]:
     return [row for _, rows in _cut(by_user.items(), limit)[0] for row in rows]
 
 
-PAGES: Final = {"accounts": account_page, "pending_cutoffs": cutoff_page}
+def joined_accounts(pages: Iterable[list[Row]], limit: int) -> list[Row]:
+    """One page out of all shards' pages. Of a bucket on its way two shards may tell."""
+    by_user = {row["user_id"].encode(): row for page in pages for row in page}
+    return [by_user[user_id] for user_id in nsmallest(limit, by_user)]
+
+
+def _first(found: tuple[bytes, Row | None]) -> bytes:
+    return found[0]
+
+
+
 
 
 def _owed_of(book: Book, slots: list[int], after: bytes, before: bytes | None) -> list[OfUser]:

@@ -82,7 +82,7 @@ CHANGES: list[tuple[str, commands.Command]] = [
 QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("account u", ("get_account", b"u")),
     ("history u --limit 5 --before 9", ("history", b"u", 5, 9)),
-    ("accounts --after u --limit 5", ("accounts", b"u", 5)),
+    ("accounts --after u --limit 5", ("accounts", b"u", 5, "", -1, ())),
     ("account u --at 2026-03-01T00:00Z", ("balance_at", b"u", 1_772_323_200 * 10**9)),
     ("balance-at u 1772323200000000000", ("balance_at", b"u", 1_772_323_200 * 10**9)),
     ("shards", ("shards_info",)),
@@ -447,21 +447,24 @@ async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
     house.gate.replies["accounts"] = [{"user_id": "a b"}, {"user_id": "c"}]
     result = await run(house, "accounts --limit 2 --ids")
     assert result.stdout.split() == ["user", "a", "b", "c"]
-    assert result.stderr == "More follow: accounts --after c, or --all.\n"
+    assert result.stderr == "More follow: accounts --ids --after c, or --all.\n"
+    assert "accounts --state active --within 3600000000000ns --after c" in (
+        await run(house, "accounts --limit 2 --state active --within 1h")
+    ).stderr
     house.gate.replies["accounts"] = []
     assert (await run(house, "accounts --limit 2")).stderr == ""
 
 
 async def test_accounts_are_listed_with_how_it_stands_with_them(house):
-    house.gate.replies["accounts"] = [{"user_id": "u"}]
-    house.gate.replies["get_account"] = ACCOUNT
+    names = ("state", "balance_nanos", "available_nanos", "rate_nanos_per_hour", "exhausts_at_ns")
+    house.gate.replies["accounts"] = [{"user_id": "u", **{name: ACCOUNT[name] for name in names}}]
     assert (await run(house, "accounts --tz UTC")).stdout.splitlines() == [
-        "user  state        balance  rate per hour",
-        "u     exhausted  -12,345.5          3,600",
+        "user  state        balance  available  rate per hour",
+        "u     exhausted  -12,345.5  -12,345.5          3,600",
     ]
-    assert (await run(house, "accounts --state active")).stdout == "nothing\n"
-    house.gate.replies["get_account"] = Refused("UNKNOWN_ACCOUNT", "it was closed meanwhile")
-    assert (await run(house, "accounts")).stdout == "nothing\n"
+    house.gate.replies["accounts"] = []
+    assert (await run(house, "accounts --state active --with rates")).stdout == "nothing\n"
+    assert house.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",))
 
 
 # -- what cannot be undone -------------------------------------------------------------------------------------------

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
+import io
+import json
 import random
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +118,55 @@ async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drain
             assert [{"user_id": user, **row} for row in reversed(page)] == rows[-len(page) :]
         error, _ = await rpc.call("entries", {"after": "bm9uZQ"})
         assert str(error).startswith("UNKNOWN_CURSOR: ")
+
+
+def billing(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "billing", "--address", daemon.address, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_every_door(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=2) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(30):
+            await rpc.ask("top_up", f"u{number:02d}", COIN, {"message": 'a "comma", and\na line'})
+        await rpc.ask("debit", "u07", COIN)
+        await rpc.ask("set_rate", "u08", 10**7, {"resource": "vm-1"})  # a coin in 100 s
+        told = await asyncio.to_thread(billing, daemon, "export", "entries")
+        rows = [json.loads(line) for line in told.stdout.splitlines()]
+        assert rows == await rpc.ask("entries"), "the same as over RPC"
+        assert len(rows) == 32
+        assert told.stderr == f"32 entries; what comes next: --since {rows[-1]['cursor']}\n"
+        await rpc.ask("debit", "u01", 5)
+        told = await asyncio.to_thread(billing, daemon, "export", "entries", "--csv", "--since", rows[-1]["cursor"])
+        (row,) = csv.DictReader(io.StringIO(told.stdout))
+        assert (row["user_id"], row["operation"], row["amount_coins"]) == ("u01", "debit", "-0.000000005")
+        told = await asyncio.to_thread(billing, daemon, "export", "entries", "--csv")
+        messages = [row["message"] for row in csv.DictReader(io.StringIO(told.stdout))]
+        assert messages.count('a "comma", and\na line') == 30
+        told = await asyncio.to_thread(billing, daemon, "export", "entries", "--since", "bm9uZQ")
+        assert (told.returncode, told.stdout) == (1, "")
+        assert "UNKNOWN_CURSOR" in told.stderr
+
+        url = f"http://127.0.0.1:{daemon.http_port}/v1/entries?cursor={rows[29]['cursor']}"
+        lines = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read())).splitlines()
+        shown = [json.loads(line) for line in lines]
+        assert [(row["user_id"], row["operation"]) for row in shown[:2]] == [
+            (row["user_id"], row["operation"]) for row in rows[30:]
+        ]
+        assert [row["cursor"] for row in shown[:2]] == [row["cursor"] for row in rows[30:]]
+        assert (shown[-1]["user_id"], shown[-1]["amount"]) == ("u01", "-0.000000005")
+
+        listed = await rpc.ask("accounts", {"with": ["rates"]})
+        assert [row["user_id"] for row in listed] == [f"u{number:02d}" for number in range(30)]
+        assert (listed[7]["state"], listed[7]["balance_nanos"], listed[8]["rates"]) == (
+            "exhausted", 0, {"vm-1": 3600 * 10**7},
+        )  # fmt: skip
+        assert [row["user_id"] for row in await rpc.ask("accounts", {"state": "exhausted"})] == ["u07"]
+        assert [row["user_id"] for row in await rpc.ask("accounts", {"exhausts_within_ns": 10**11})] == ["u08"]
+        account = await rpc.ask("get_account", "u08")
+        assert listed[8]["exhausts_at_ns"] == account["exhausts_at_ns"]
+        told = await asyncio.to_thread(billing, daemon, "export", "accounts", "--csv")
+        found = list(csv.DictReader(io.StringIO(told.stdout)))
+        assert [row["state"] for row in found].count("active") == 29
+        assert (found[0]["user_id"], found[0]["balance_coins"]) == ("u00", "1")

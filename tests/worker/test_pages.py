@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 
 from billing.ledger import block
 from billing.ledger.book import Book
-from billing.worker.pages import SLICE_BUCKETS, account_page
+from billing.worker.pages import (
+    LINES_SHOWN_MAX,
+    SLICE_ACCOUNTS,
+    SLICE_BUCKETS,
+    Wish,
+    account_page,
+    joined_accounts,
+    named_page,
+)
+from tests.ledger.bank import BUCKET, HOUR, Bank
 
 Books = dict[int, Book]
 
@@ -25,14 +35,13 @@ def books_of(count: int, users: int, seed: int = 1) -> Books:
 
 def page_of(books: Books, after: bytes, limit: int, between: Callable[[int], None] = lambda turn: None) -> list[bytes]:
     """The page; `between` is called with 0, 1, ... between its slices."""
-    slices: Generator[None, None, list[bytes]] = account_page(books, after, limit)
+    slices: Generator[None, None, list[tuple[bytes, int]]] = named_page(books, after, limit)
     turn = 0
     while True:
         try:
             next(slices)
         except StopIteration as end:
-            page: list[bytes] = end.value
-            return page
+            return [user_id for user_id, _ in end.value]
         between(turn)
         turn += 1
 
@@ -100,3 +109,103 @@ def test_the_order_that_is_kept_is_not_part_of_the_bucket_as_a_block():
     assert book.ordered() == everyone({1: book})
     assert block.dump(book) == before
     assert block.load(1, before).order is None
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+ALL = Wish()
+
+
+def rows_of(bank: Bank, now_ns: int, after: bytes = b"", limit: int = 100, wish: Wish = ALL) -> Any:
+    """A page of rows of the bank's one bucket."""
+    slices = account_page(bank.ledger.books, now_ns, after, limit, *wish)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            return end.value
+
+
+def spending_bank() -> Bank:
+    """`a` runs out at 100, `b` at 1000, `c` never, `d` did at 10."""
+    bank = Bank()
+    for user, amount, rate in (("a", 100, 1), ("b", 1000, 1), ("c", 50, 0), ("d", 10, 1)):
+        bank.top_up(user, amount, at=0)
+        bank.set_rate(user, rate * HOUR, at=0)
+    bank.view("d", 20)
+    return bank
+
+
+def test_a_row_says_how_the_account_stands_at_that_instant() -> None:
+    bank = spending_bank()
+    shown = [
+        (row["user_id"], row["state"], row["balance_nanos"], row["rate_nanos_per_hour"], row["exhausts_at_ns"])
+        for row in rows_of(bank, 40)
+    ]
+    assert shown == [
+        ("a", "active", 60, HOUR, 100),
+        ("b", "active", 960, HOUR, 1000),
+        ("c", "active", 50, 0, None),
+        ("d", "exhausted", 0, HOUR, None),
+    ]
+    before = block.dump(bank.ledger.books[BUCKET])
+    (row,) = rows_of(bank, 300, limit=1)  # nobody has noticed yet that it ran out at 100
+    assert (row["state"], row["balance_nanos"], row["exhausts_at_ns"]) == ("exhausted", 0, None)
+    assert block.dump(bank.ledger.books[BUCKET]) == before, "a question changes nothing"
+
+
+def test_only_who_is_asked_for_is_on_the_page() -> None:
+    bank = spending_bank()
+
+    def names(wish: Wish, after: bytes = b"", limit: int = 100) -> list[str]:
+        return [row["user_id"] for row in rows_of(bank, 40, after, limit, wish)]
+
+    assert names(Wish("exhausted")) == ["d"]
+    assert names(Wish("active")) == ["a", "b", "c"]
+    assert names(Wish(within_ns=60)) == ["a"], "at 100, which is 60 from now"
+    assert names(Wish(within_ns=59)) == []
+    assert names(Wish("active", 10**6)) == ["a", "b"]
+    assert names(Wish("active"), after=b"a", limit=1) == ["b"]
+
+
+def test_rates_and_holds_are_added_where_they_are_asked_for() -> None:
+    bank = Bank()
+    bank.top_up("a", 100, at=0)
+    bank.set_rate("a", 7, at=0, resource="vm-1")
+    bank.hold("a", 30, at=0, request_id="h")
+    (row,) = rows_of(bank, 0)
+    assert (row["available_nanos"], "rates" in row, "holds" in row) == (70, False, False)
+    (row,) = rows_of(bank, 0, wish=Wish(shown=("rates", "holds")))
+    assert row["rates"] == {"vm-1": 7}
+    assert row["holds"] == [{"hold_id": "r:h", "amount_nanos": 30, "expires_at_ns": None}]
+
+
+def test_filters_find_the_few_among_many_in_slices() -> None:
+    bank = Bank()
+    for number in range(2 * SLICE_ACCOUNTS + 10):
+        bank.top_up(f"{number:06d}", 10, at=0)
+    few = ["000003", f"{SLICE_ACCOUNTS + 1:06d}", f"{2 * SLICE_ACCOUNTS + 9:06d}"]
+    for user in few:
+        bank.debit(user, 10, at=1)
+    slices = account_page(bank.ledger.books, 2, b"", 10, *Wish("exhausted"))
+    assert next(slices) is None
+    assert next(slices) is None
+    with pytest.raises(StopIteration) as end:
+        next(slices)
+    assert [row["user_id"] for row in end.value.value] == few
+
+
+def test_a_page_of_too_many_lines_says_so() -> None:
+    bank = Bank()
+    for number in range(6):
+        bank.top_up(str(number), 10**9, at=0)
+        for line in range(LINES_SHOWN_MAX // 5):
+            bank.set_rate(str(number), 1, at=0, resource=f"vm-{line}")
+    assert len(rows_of(bank, 0, limit=5, wish=Wish(shown=("rates",)))) == 5
+    assert "ask for fewer accounts" in rows_of(bank, 0, limit=6, wish=Wish(shown=("rates",)))
+
+
+def test_one_page_is_made_of_all_shards() -> None:
+    pages = [[{"user_id": "a"}, {"user_id": "d"}], [{"user_id": "b"}, {"user_id": "d"}]]
+    assert [row["user_id"] for row in joined_accounts(pages, 3)] == ["a", "b", "d"]

@@ -148,6 +148,8 @@ class Writer:
             if type(row.get(name)) is bytes:
                 row[name] = _text_of(row[name])
         for name in self._rates:
+            if name not in row:
+                continue
             rates = row.pop(name)
             row[f"{name}_nanos_per_hour"] = rates
             row[f"{name}_per_hour"] = {resource: format_coins(rate) for resource, rate in rates.items()}

@@ -1,0 +1,147 @@
+"""`billing export entries` and `billing export accounts`: everything there is, as lines of JSON or as CSV.
+
+Entries come in the order of the feed (`entries`), each with its cursor. Where the output ends, standard error says how
+to go on behind it (`--since`), so a timer may run the command and append what is new. An export that is broken off has
+written whole lines; the cursor of the last one goes on behind it.
+
+Pages go out as they come, so the memory of one page is enough for any number of rows. A person sees a bar meanwhile: of
+accounts by their number, of entries by the time that they tell of.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from billing.api.methods import METHODS
+from billing.cli.calling import Target, run, target_options
+from billing.cli.options import Command, Group, option
+from billing.cli.output import as_json, put, say
+from billing.cli.values import csv_name, csv_value, printable
+from billing.client.client import Client
+
+PAGE_ROWS: Final = 1000
+
+Rows = list[dict[str, Any]]
+Page = Callable[[str | None], Awaitable[Rows]]  # behind this key
+
+
+class Sink:
+    """Where the rows go: standard output, in one of the two forms."""
+
+    def __init__(self, method: str, as_csv: bool, without: Sequence[str] = ()) -> None:
+        shape = METHODS[method].reply.shape
+        assert shape is not None
+        self._names = [field.name for field in shape.fields if field.name not in without]
+        self._as_csv = as_csv
+        self.rows = 0
+
+    def begin(self) -> None:
+        """Writes what stands above the rows."""
+        if self._as_csv:
+            put(self._line(csv_name(name) for name in self._names), newline=False)
+
+    def add(self, rows: Rows) -> None:
+        """Writes rows. Raises OutputFailed, BrokenPipeError."""
+        self.rows += len(rows)
+        if self._as_csv:
+            lines = (self._line(csv_value(name, row.get(name)) for name in self._names) for row in rows)
+            put("".join(lines), newline=False)
+        else:
+            put("\n".join(as_json(row) for row in rows))
+
+    @staticmethod
+    def _line(cells: Any) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerow(map(printable, cells) if sys.stdout.isatty() else cells)
+        return out.getvalue()
+
+
+class Bar:
+    """How far it is, for a person at a terminal whose output goes elsewhere; else nothing."""
+
+    def __init__(self, noun: str) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        is_shown = console.is_terminal and not sys.stdout.isatty()
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_shown)
+        self._noun = noun
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, rows: int, done: int, total: int) -> None:
+        """`rows` are written; `done` of `total` of the way is behind them."""
+        words = f"{rows:,} {self._noun}"
+        if self._task is None:
+            self._task = self._bar.add_task(words, total=max(total, 1))
+        self._bar.update(self._task, completed=done, total=max(total, 1), description=words)
+
+
+@click.group(cls=Group)
+def export() -> None:
+    """Writes all entries or all accounts as lines of JSON or as CSV."""
+
+
+@export.command("entries", cls=Command)
+@option("--since", metavar="CURSOR", default="", help="Behind the entry that has this cursor.  [the beginning]")
+@target_options
+def export_entries(target: Target, since: str) -> None:
+    """Writes all entries, each with its cursor, oldest first."""
+    sink = Sink("entries", target.as_csv)
+
+    async def work(client: Client) -> str:
+        cursor, first_ns = since, -1
+        now_ns: int = (await client.call("server_info"))["now_ns"]
+        with Bar("entries") as bar:
+            while rows := await client.entries(after=cursor, limit=PAGE_ROWS):
+                if first_ns < 0:
+                    first_ns = rows[0]["at_ns"]
+                    sink.begin()
+                sink.add(rows)
+                cursor = rows[-1]["cursor"]
+                bar.show(sink.rows, rows[-1]["at_ns"] - first_ns, now_ns - first_ns)
+        return cursor
+
+    cursor = run(target, work)
+    if not sink.rows:
+        sink.begin()
+    say(f"{sink.rows:,} entries" + (f"; what comes next: --since {cursor}" if cursor else ""))
+
+
+@export.command("accounts", cls=Command)
+@target_options
+def export_accounts(target: Target) -> None:
+    """Writes all accounts, in order of their user ids: state, money, rate, and when it runs out."""
+    sink = Sink("accounts", target.as_csv, ("rates", "holds"))
+
+    async def work(client: Client) -> None:
+        total = sum(row["accounts"] or 0 for row in await client.call("shards_info"))
+        sink.begin()
+        after: str | None = None
+        with Bar("accounts") as bar:
+            while rows := await client.accounts(after=after, limit=PAGE_ROWS):
+                sink.add(rows)
+                after = rows[-1]["user_id"]
+                bar.show(sink.rows, sink.rows, total)
+
+    run(target, work)
+    say(f"{sink.rows:,} accounts")
+
+
+for each in export.commands.values():
+    export.hands_on(each.params)
+
+COMMANDS: dict[str, click.Command] = {"export": export}
