@@ -165,8 +165,8 @@ class Billing:
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         """`("history", user_id, limit, before)`: rows out of the history; `("statement", user_id, from_ns, to_ns, by,
         limit, now_ns)` and `("balance_at", user_id, at_ns, now_ns)`: what follows from them. `("accounts", after,
-        limit, …)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which others are
-        served.
+        limit, …)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which
+        others are served.
         """
         if query[0] == "pending_cutoffs":
             self._go_on(cutoff_page(self.machine.ledger.books, *query[1:]), done)
