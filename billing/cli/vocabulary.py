@@ -30,6 +30,7 @@ COMMAND_OF: Final[dict[str, tuple[str, ...]]] = {
     "pin_bucket": ("buckets", "pin"),
     "unpin_bucket": ("buckets", "unpin"),
     "shards_info": ("shards",),
+    "entries": ("export", "entries"),
     "pending_cutoffs": ("cutoffs", "list"),
     "retry_cutoff": ("cutoffs", "retry"),
     "release_cutoffs": ("cutoffs", "release"),

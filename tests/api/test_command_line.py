@@ -316,7 +316,7 @@ def test_values_for_people():
 def test_each_procedure_has_its_command():
     called = {commands.NAMES[command[0]] for _, command in CHANGES} | {question[0] for _, question in QUESTIONS}
     elsewhere = {"hello", "backup", "check_owners"}  # each call's; of `billing backup`; of `billing doctor --online`
-    elsewhere |= {"dry_run", "statement"}  # each change's `--dry-run`; of `billing statement`
+    elsewhere |= {"dry_run", "statement", "entries"}  # each change's `--dry-run`; of `billing statement` and `export`
     assert called | {*ANSWERED_BY_THE_DOOR.values()} | elsewhere == set(METHODS)
     tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {name.split()[0] for name in ANSWERED_BY_THE_DOOR}
     assert tried == set(ALL)
@@ -456,11 +456,11 @@ async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
 
 
 async def test_accounts_are_listed_with_how_it_stands_with_them(house):
-    names = ("state", "balance_nanos", "available_nanos", "rate_nanos_per_hour", "exhausts_at_ns")
+    names = ("state", "balance_nanos", "rate_nanos_per_hour")
     house.gate.replies["accounts"] = [{"user_id": "u", **{name: ACCOUNT[name] for name in names}}]
     assert (await run(house, "accounts --tz UTC")).stdout.splitlines() == [
-        "user  state        balance  available  rate per hour",
-        "u     exhausted  -12,345.5  -12,345.5          3,600",
+        "user  state        balance  rate per hour",
+        "u     exhausted  -12,345.5          3,600",
     ]
     house.gate.replies["accounts"] = []
     assert (await run(house, "accounts --state active --with rates")).stdout == "nothing\n"
