@@ -68,6 +68,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "console": "A prompt for all procedures, with history, completion and a live view; nothing is evaluated.",
     },
     "billing.cli.export_command": {"export": "Writes all entries or all accounts as lines of JSON or as CSV."},
+    "billing.cli.reconcile_command": {
+        "reconcile": "Compares machines (INVENTORY, a CSV of user,resource[,rate]) with the rates that are charged.",
+    },
     "billing.migration.command": {
         "import": "Opens accounts with the balances, credit limits and rates that FILES name.",
     },
@@ -96,7 +99,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
         *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "import", "export"),
-        *("backup", "restore", "rebuild", "journal", "cluster", "doctor"),
+        *("reconcile", "backup", "restore", "rebuild", "journal", "cluster", "doctor"),
         *ELSEWHERE["billing.cli.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc
 
 COIN = 10**9
@@ -126,7 +127,8 @@ def billing(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_every_door(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=2) as daemon:
+    http = f"127.0.0.1:{free_port()}"
+    with Daemon(data_dir, shards__workers=2, http__listen=http) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(30):
             await rpc.ask("top_up", f"u{number:02d}", COIN, {"message": 'a "comma", and\na line'})
@@ -148,7 +150,7 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
         assert (told.returncode, told.stdout) == (1, "")
         assert "UNKNOWN_CURSOR" in told.stderr
 
-        url = f"http://127.0.0.1:{daemon.http_port}/v1/entries?cursor={rows[29]['cursor']}"
+        url = f"http://{http}/v1/entries?cursor={rows[29]['cursor']}"
         lines = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read())).splitlines()
         shown = [json.loads(line) for line in lines]
         assert [(row["user_id"], row["operation"]) for row in shown[:2]] == [
@@ -170,3 +172,16 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
         found = list(csv.DictReader(io.StringIO(told.stdout)))
         assert [row["state"] for row in found].count("active") == 29
         assert (found[0]["user_id"], found[0]["balance_coins"]) == ("u00", "1")
+
+        inventory = data_dir / "inventory.csv"
+        inventory.write_text("user,resource,rate\nu08,vm-1,36\n")
+        told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
+        assert (told.returncode, told.stdout, told.stderr) == (0, "", "1 machines, 0 differences\n")
+        inventory.write_text("u08,vm-1,35\nu09,vm-2\nnobody,vm-3,1\nu01\n")
+        told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory), "--json")
+        assert told.returncode == 1
+        assert [(row["user_id"], row["difference"]) for row in json.loads(told.stdout)["differences"]] == [
+            ("nobody", "no_rate"), ("u08", "other_rate"), ("u09", "no_rate"),
+        ]  # fmt: skip
+        assert [line["line"] for line in json.loads(told.stdout)["broken_lines"]] == [4]
+        assert f"{inventory}:4: expected user,resource" in told.stderr

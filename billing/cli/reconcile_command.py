@@ -1,0 +1,200 @@
+"""`billing reconcile INVENTORY.csv`: the machines that there are, held against the rates that the daemon charges.
+
+The inventory has a line for each machine: `user,resource` or `user,resource,rate`, the rate in coins; a first line with
+these names is a heading. What differs is one of three things:
+
+    no_rate      a machine of the inventory whose line has no rate: it runs for nothing
+    no_machine   a rate line of the daemon that no machine stands for: it is charged for nothing
+    other_rate   both are there, the inventory names a rate, and the daemon's is another
+
+A line that cannot be read is never skipped without a word: each is named on standard error with its number and what is
+wrong, and ends the command with 1, as a difference does.
+
+The daemon is asked for all accounts with their rates, page by page, while the inventory stands in memory: a million
+lines are some 300 MB. Both sides change while they are compared, so what was started or stopped a moment ago may be
+among the differences; what stays in two runs is one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import click
+
+from billing.cli.calling import Target, run, target_options
+from billing.cli.export_command import PAGE_ROWS, Bar
+from billing.cli.options import Command, option
+from billing.cli.output import as_json, put, say
+from billing.cli.showing import show
+from billing.cli.values import printable
+from billing.client.client import Client
+from billing.client.errors import InvalidParams
+from billing.ledger.commands import RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
+from billing.ledger.errors import Refused
+from billing.ledger.money import parse_rate
+
+NO_RATE: Final = "no_rate"
+NO_MACHINE: Final = "no_machine"
+OTHER_RATE: Final = "other_rate"
+_WORDS: Final = {NO_RATE: "machine without a rate", NO_MACHINE: "rate without a machine", OTHER_RATE: "other rate"}
+_HEADINGS: Final = (["user", "resource"], ["user", "resource", "rate"])
+
+Machines = dict[str, dict[str, int | None]]  # user -> resource -> nanos per hour, None where none is named
+
+
+class Broken(NamedTuple):
+    """A line of the inventory that cannot be read."""
+
+    line: int
+    why: str
+
+
+class Inventory(NamedTuple):
+    """What an inventory says."""
+
+    machines: Machines
+    lines: int  # that could be read
+    broken: list[Broken]
+
+
+class Difference(NamedTuple):
+    """One machine, or one rate line, on which the two do not agree. Rates in nanos per hour."""
+
+    user_id: str
+    resource: str
+    difference: str
+    inventory_nanos_per_hour: int | None
+    daemon_nanos_per_hour: int | None
+
+
+def read_inventory(lines: Iterable[str], per: str) -> Inventory:
+    """The machines of an inventory, whose rates are coins a `per`. What is no UTF-8 comes as surrogates."""
+    machines: Machines = {}
+    broken: list[Broken] = []
+    count = 0
+    rows = csv.reader(lines, strict=True)
+    while True:
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return Inventory(machines, count, broken)
+        except csv.Error as error:
+            broken.append(Broken(rows.line_num, f"it is no CSV: {error}"))
+            continue
+        number = rows.line_num
+        if not cells or (number == 1 and [cell.strip().lower() for cell in cells] in _HEADINGS):
+            continue
+        try:
+            user, resource, rate = _machine_of(cells, per)
+            of_user = machines.setdefault(user, {})
+            if resource in of_user:
+                raise ValueError(f"{printable(user)} {printable(resource)} stands on a line before")
+        except ValueError as error:
+            broken.append(Broken(number, str(error)))
+            continue
+        of_user[resource] = rate
+        count += 1
+
+
+def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:
+    """(user, resource, nanos per hour or None) of a line. Raises ValueError."""
+    if len(cells) not in (2, 3):
+        raise ValueError(f"expected user,resource or user,resource,rate, got {len(cells)} values")
+    user, resource = cells[0].strip(), cells[1].strip()
+    for name, text, least, most in (
+        ("user", user, 1, USER_ID_BYTES_MAX),
+        ("resource", resource, 0, RESOURCE_BYTES_MAX),
+    ):
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"the {name} is no UTF-8") from None
+        if not least <= size <= most:
+            raise ValueError(f"the {name} has {size} bytes, expected {least} to {most}")
+    text = cells[2].strip() if len(cells) == 3 else ""
+    try:
+        return user, resource, parse_rate(text, per.encode()) if text else None
+    except Refused as refusal:
+        raise ValueError(f"the rate is none: {refusal.message}") from None
+
+
+def differences(machines: Machines, accounts: Iterable[tuple[str, dict[str, int]]]) -> Iterator[Difference]:
+    """What differs, given (user, nanos per hour of each line above zero) of all accounts. Takes out of `machines` the
+    users that it has seen; who is left in the end has no account.
+    """
+    for user, rates in accounts:
+        wanted = machines.pop(user, {})
+        if wanted == rates:
+            continue
+        for resource, rate in wanted.items():
+            charged = rates.get(resource)
+            if charged is None and rate != 0:
+                yield Difference(user, resource, NO_RATE, rate, None)
+            elif charged is not None and rate is not None and rate != charged:
+                yield Difference(user, resource, OTHER_RATE, rate, charged)
+        for resource, charged in rates.items():
+            if resource not in wanted:
+                yield Difference(user, resource, NO_MACHINE, None, charged)
+
+
+def left_over(machines: Machines) -> Iterator[Difference]:
+    """The machines of users who have no account."""
+    for user, wanted in machines.items():
+        for resource, rate in wanted.items():
+            if rate != 0:
+                yield Difference(user, resource, NO_RATE, rate, None)
+
+
+async def _compared(client: Client, inventory: Inventory) -> list[Difference]:
+    found: list[Difference] = []
+    total = sum(row["accounts"] or 0 for row in await client.call("shards_info"))
+    after: str | None = None
+    done, limit = 0, PAGE_ROWS
+    with Bar("accounts compared") as bar:
+        while True:
+            try:
+                rows = await client.accounts(after=after, limit=limit, show=["rates"])
+            except InvalidParams:  # too many rate lines for one page
+                if limit == 1:
+                    raise
+                limit = max(1, limit // 2)
+                continue
+            if not rows:
+                break
+            found += differences(inventory.machines, ((row["user_id"], row["rates"]) for row in rows))
+            after = rows[-1]["user_id"]
+            done += len(rows)
+            bar.show(done, done, total)
+    found += left_over(inventory.machines)
+    return sorted(found)
+
+
+@click.command(cls=Command)
+@click.argument("inventory", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@option("--per", type=click.Choice(["second", "minute", "hour"]), default="hour", help="Unit of its rates.  [hour]")
+@target_options
+@click.pass_context
+def reconcile(context: click.Context, target: Target, inventory: str, per: str) -> None:
+    """Compares machines (INVENTORY, a CSV of user,resource[,rate]) with the rates that are charged."""
+    with click.open_file(inventory, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        said = read_inventory(lines, per)
+    for line in said.broken:
+        say(f"billing: {inventory}:{line.line}: {line.why}")
+    found = run(target, lambda client: _compared(client, said))
+    rows: list[dict[str, Any]] = [difference._asdict() for difference in found]
+    if target.as_json:
+        broken = [line._asdict() for line in said.broken]
+        put(as_json({"machines": said.lines, "differences": rows, "broken_lines": broken}))
+    elif rows:
+        for row in rows if not target.as_csv else ():
+            row["difference"] = _WORDS[row["difference"]]
+        show(target, rows, ("user_id", "resource", "difference"))
+    unread = f"; {len(said.broken):,} lines could not be read" if said.broken else ""
+    say(f"{said.lines:,} machines, {len(found):,} differences{unread}")
+    if found or said.broken:
+        context.exit(1)
+
+
+COMMANDS: dict[str, click.Command] = {"reconcile": reconcile}
