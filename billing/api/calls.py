@@ -28,6 +28,7 @@ from billing.ledger.commands import (
     CLOSE,
     DEBIT,
     HOLD,
+    LEASE_NS_MIN,
     MESSAGE_BYTES_MAX,
     MODES,
     RELEASE,
@@ -37,8 +38,10 @@ from billing.ledger.commands import (
     SET_THRESHOLDS,
     STRICT,
     TOP_UP,
+    TTL_NS,
     USER_ID_BYTES_MAX,
     Command,
+    number_option,
     pack_thresholds,
 )
 from billing.ledger.money import (
@@ -70,10 +73,10 @@ def top_up(params: object, actor: bytes = b"") -> Command:
 
 
 def set_rate(params: object, actor: bytes = b"") -> Command:
-    """user_id, rate, {per, resource, rate_seq, min_runway_ns, request_id, message}"""
+    """user_id, rate, {per, resource, rate_seq, min_runway_ns, ttl_ns, request_id, message}"""
     values = params if type(params) is list else array_params(params, 2, "user_id, rate")
     per: object = _SECOND
-    resource = request_id = message = b""
+    resource = request_id = message = packed = b""
     rate_seq = min_runway_ns = -1
     if len(values) == 2:
         user_id, rate = values
@@ -90,17 +93,21 @@ def set_rate(params: object, actor: bytes = b"") -> Command:
                 rate_seq = -1 if value is None else whole_of(value, "rate_seq", 0)
             elif name == b"min_runway_ns":
                 min_runway_ns = -1 if value is None else whole_of(value, "min_runway_ns", 0)
+            elif name == b"ttl_ns":
+                packed = b"" if value is None else number_option(TTL_NS, whole_of(value, "ttl_ns", LEASE_NS_MIN))
             elif name == b"message":
                 message = _message_of(value)
             else:
-                raise unknown_option(name, ("per", "resource", "rate_seq", "min_runway_ns", "request_id", "message"))
+                raise unknown_option(
+                    name, ("per", "resource", "rate_seq", "min_runway_ns", "ttl_ns", "request_id", "message")
+                )
     if type(user_id) is not bytes or not 0 < len(user_id) <= USER_ID_BYTES_MAX or not user_id.isascii():
         user_id = user_id_of(user_id)
     if type(rate) is int and 0 <= rate <= _RATE_PER_SECOND_MAX and per == _SECOND:
         rate_per_hour = rate * 3600
     else:
         rate_per_hour = parse_rate(rate, per)
-    return (SET_RATE, user_id, rate_per_hour, rate_seq, min_runway_ns, resource, request_id, message, b"", actor)
+    return (SET_RATE, user_id, rate_per_hour, rate_seq, min_runway_ns, resource, request_id, message, packed, actor)
 
 
 def debit(params: object, actor: bytes = b"") -> Command:
@@ -171,11 +178,14 @@ def set_rate_of(
     resource: bytes,
     rate_seq: int,
     min_runway_ns: int,
+    ttl_ns: int,
     request_id: bytes,
     message: bytes,
 ) -> Command:
     """Of `set_rate`, where it is parsed by its row."""
-    return (SET_RATE, user_id, parse_rate(rate, per), rate_seq, min_runway_ns, resource, request_id, message, b"", b"")
+    packed = b"" if ttl_ns < 0 else number_option(TTL_NS, ttl_ns)
+    nanos_per_hour = parse_rate(rate, per)
+    return (SET_RATE, user_id, nanos_per_hour, rate_seq, min_runway_ns, resource, request_id, message, packed, b"")
 
 
 def change_rate_of(

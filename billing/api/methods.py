@@ -52,6 +52,7 @@ from billing.api.values import (
 )
 from billing.ledger.commands import (
     HOLD_ID_BYTES_MAX,
+    LEASE_NS_MIN,
     MESSAGE_BYTES_MAX,
     MODES,
     REQUEST_ID_BYTES_MAX,
@@ -285,6 +286,7 @@ _ROWS: Final = (
             RESOURCE,
             Field("rate_seq", Integer(), -1, "one that is not newer is refused"),
             Field("min_runway_ns", Span(), -1, "refuses where the money would last for less"),
+            Field("ttl_ns", Span(LEASE_NS_MIN), -1, "after which the line is zero, unless it is reported again"),
             REQUEST_ID,
             MESSAGE,
         ),

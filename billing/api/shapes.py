@@ -11,6 +11,7 @@ array of its kind. The kinds of numbers say their unit:
     span                     nanoseconds of time
     enum                     one of `choices`
     rates                    a map from resource to nanos per hour
+    instants                 a map from resource to an instant
     map                      a map of another shape
     any                      whatever the method says
 
@@ -146,6 +147,7 @@ ACCOUNT: Final = Shape(
     (
         *_STANDING,
         Field("rates", "rates", "each line above zero, by resource"),
+        Field("leases", "instants", "when lines end by themselves, by resource"),
         Field("cutoff", "map", "the latest cutoff", nullable=True, shape=CUTOFF),
         Field("overrun_nanos", "nanos", "what would have accrued since it ran out"),
         Field("holds_nanos", "nanos"),

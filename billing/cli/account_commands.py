@@ -142,6 +142,7 @@ _ALL = (
         *(_user, click.argument("rate", type=COINS), _per, _resource),
         option("--rate-seq", type=int, help="Refused unless newer than the line's last one."),
         option(*("--min-runway", "min_runway_ns"), type=DURATION, help="Refused unless the money lasts that long."),
+        option("--ttl", "ttl_ns", type=DURATION, help="Ends the line by itself after that long, unless set again."),
         *(_request_id, _message, _dry_run),
     ),
     _command(

@@ -51,11 +51,13 @@ ASKED: Final[dict[int, tuple[str, str, str, str]]] = {
     ops.SET_THRESHOLDS: ("", "", "", "thresholds"),
     ops.HOLD_EXPIRED: ("amount_nanos", "", "", "hold_id"),
     ops.THRESHOLD: ("kind", "value", "", ""),
+    ops.LEASE_EXPIRED: ("nanos_per_hour", "", "", "resource"),
     ops.CUTOFF_FAILED: ("seq", "unbegun", "", ""),
     ops.CUTOFF_RETRY: ("seq", "by_operator", "", ""),
     **{op: ("seq", "", "", "") for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.CUTOFF_RELEASED)},
     **{op: ("seq", "", "", "") for op in (ops.RESTORE_STARTED, ops.RESTORE_DELIVERED, ops.RESTORE_FAILED)},
 }
+OPTION_NAMES: Final = {ops.TTL_NS: "ttl_ns", ops.DEFAULT_TTL_NS: "default_ttl_ns"}
 KINDS: Final = {ops.BY_AMOUNT: "amount", ops.BY_RUNWAY: "runway_ns"}
 MODE_NAMES: Final = {number: name for name, number in ops.MODES.items()}
 THRESHOLD_BYTES: Final = len(ops.pack_thresholds([(0, 0)]))
@@ -73,7 +75,7 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
         "at_ns": named.at_ns,
         **asked(named),
     }
-    skipped = {"op", "flags", "refusal", "a", "b", "c", "key", "note", *fields}
+    skipped = {"op", "flags", "refusal", "a", "b", "c", "key", "options", "note", *fields}
     for name, value in named._asdict().items():
         if name not in skipped and value not in (0, b"") and not (name in UNSAID and value < 0):
             fields[name] = value
@@ -91,6 +93,7 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
 def asked(entry: Entry) -> dict[str, Any]:
     """The parameters of the command in an entry, by name; the first one always, others where they were given."""
     found: dict[str, Any] = {}
+    options = ops.unpack_options(entry.options)
     names = ASKED.get(entry.op, ("a", "b", "c", "key"))
     for number, (name, value) in enumerate(zip(names, (entry.a, entry.b, entry.c, entry.key), strict=True)):
         if name == "mode":
@@ -101,4 +104,7 @@ def asked(entry: Entry) -> dict[str, Any]:
             found[name] = [{KINDS.get(kind, str(kind)): value} for kind, value in ops.unpack_thresholds(entry.key)]
         elif name and (number == 0 or (value != -1 if name in OPTIONS else value)):
             found[f"asked_{name}" if name in Entry._fields else name] = value
+    for tag, name in OPTION_NAMES.items():
+        if tag in options:
+            found[name] = ops.number_of(options, tag)
     return found

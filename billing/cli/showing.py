@@ -27,6 +27,7 @@ from billing.cli.values import (
     instant,
     is_instant,
     label_of,
+    lease_lines,
     printable,
     rate_lines,
     span,
@@ -145,6 +146,8 @@ def _lines_of(reply: Mapping[Any, Any], look: Look) -> list[str]:
         label, text = said.get(name, (label_of(name), ""))
         if name == "rates" and isinstance(value, Mapping):
             shown = rate_lines(value) or ["-"]
+        elif name == "leases" and isinstance(value, Mapping):
+            shown = lease_lines(value, look)
         elif isinstance(value, Mapping) and len(value) > MAP_IN_LINE_MAX:
             shown = [f"{label_of(str(key))} {value_of(str(key), item, look)}" for key, item in value.items()]
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):

@@ -98,6 +98,8 @@ def value_of(name: str, value: Any, look: Look = Look()) -> str:  # noqa: B008  
         return value.hex()
     if isinstance(value, Mapping) and name == "rates":  # per rate line, by resource
         return "; ".join(rate_lines(value)) or "-"
+    if isinstance(value, Mapping) and name == "leases":
+        return "; ".join(lease_lines(value, look)) or "-"
     if isinstance(value, Mapping):
         return ", ".join(f"{label_of(str(key))} {value_of(str(key), item, look)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
@@ -112,6 +114,14 @@ def rate_lines(rates: Mapping[Any, int]) -> list[str]:
     return [
         f"{coins(rate)} per hour" + (f" on {printable(str(resource))}" if resource else "")
         for resource, rate in rates.items()
+    ]
+
+
+def lease_lines(leases: Mapping[Any, int], look: Look) -> list[str]:
+    """`vm-web-1 ends at 2026-11-28 12:00:00 UTC`, a line each."""
+    return [
+        f"{printable(str(resource)) or 'the unnamed line'} ends at {moment(ends_ns, look)}"
+        for resource, ends_ns in leases.items()
     ]
 
 

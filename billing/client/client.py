@@ -169,10 +169,13 @@ class Client:
         resource: str | None = None,
         rate_seq: int | None = None,
         min_runway_ns: int | None = None,
+        ttl_ns: int | None = None,
         request_id: str | bytes | None = None,
         message: str | None = None,
     ) -> Account:
-        """Sets the rate of one rate line, per second unless `per` says minute or hour."""
+        """Sets the rate of one rate line, per second unless `per` says minute or hour; with `ttl_ns` it ends by itself
+        after that long.
+        """
         result: Account = await self.call(
             "set_rate",
             user_id,
@@ -181,6 +184,7 @@ class Client:
             resource=resource,
             rate_seq=rate_seq,
             min_runway_ns=min_runway_ns,
+            ttl_ns=ttl_ns,
             request_id=request_id,
             message=message,
         )

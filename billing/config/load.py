@@ -34,6 +34,7 @@ from shards.exits import Ending, Exit
 
 GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
 ENVIRONMENT_PREFIX = "BILLING_"
+RATE_LEASE_S_MIN = 0.001
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
 NAMED_FILE_CHARACTERS_MAX = 2**20
 
@@ -250,6 +251,8 @@ def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (path, counted), f"expected shards 1 to {counted}, got {beyond[0]}"
     if config.shards.bucket_count < count:
         yield (counted, "shards.bucket_count"), f"expected no more {counted.split('.')[1]} than shards.bucket_count"
+    if 0 < config.ledger.rate_lease_s < RATE_LEASE_S_MIN:
+        yield ("ledger.rate_lease_s",), f"expected 0 or {RATE_LEASE_S_MIN} at least"
     if config.cutoff.connect_timeout_s > config.cutoff.timeout_s:
         yield ("cutoff.timeout_s", "cutoff.connect_timeout_s"), "expected no less than cutoff.connect_timeout_s"
 

@@ -165,9 +165,12 @@ class Notify(_Section):
 
 
 class Ledger(_Section):
-    """What is remembered for retries."""
+    """What is remembered for retries, and how long a reported rate goes on."""
 
     request_ids_per_bucket: int = _key(2000, "Answers kept, for 7 days; above, the oldest go first", ge=1, le=10**7)
+    rate_lease_s: float = _key(
+        0.0, "A rate reported without ttl_ns ends after so many seconds unless reported again; 0: never", ge=0, le=10**9
+    )
 
 
 class Clock(_Section):

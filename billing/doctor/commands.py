@@ -17,6 +17,7 @@ from billing.doctor.entry import (
     CHANGE_RATE,
     CLOSE,
     DEBIT,
+    DEFAULT_TTL_NS,
     HOLD,
     RELEASE,
     SET_CREDIT_LIMIT,
@@ -24,9 +25,11 @@ from billing.doctor.entry import (
     SET_THRESHOLDS,
     SUM_MAX,
     TOP_UP,
+    TTL_NS,
     UNIT,
     WORD_MAX,
     Entry,
+    options_of,
 )
 from billing.doctor.state import NEVER, WEEK_NS, Account
 
@@ -146,9 +149,38 @@ def _rate(account: Account, entry: Entry) -> Refusal | None:
     known = resource in (account.lines or ()) or account.line(resource)[1] >= 0
     if (rate or rate_seq >= 0) and not known and account.line_count() >= LINES_MAX:
         return LIMIT_EXCEEDED, RATE_LINES
+    ends_ns = _lease_end(account, entry)
+    if entry.op != SET_RATE and account.leases and resource in account.leases:
+        ends_ns = max(account.leases[resource], 0 if ends_ns == NEVER else ends_ns)
     _put_line(account, resource, rate, rate_seq)
+    _put_lease(account, resource, ends_ns if rate else NEVER)
     account.rate = total
     return None
+
+
+def _lease_end(account: Account, entry: Entry) -> int:
+    options = options_of(entry.options) or {}
+    ttl_ns = options.get(TTL_NS, options.get(DEFAULT_TTL_NS))
+    ends_ns = NEVER if ttl_ns is None else account.settled_ns + ttl_ns
+    return ends_ns if ends_ns <= WORD_MAX else NEVER
+
+
+def _put_lease(account: Account, resource: bytes, ends_ns: int) -> None:
+    leases = account.leases or {}
+    leases.pop(resource, None)
+    if ends_ns != NEVER:
+        leases[resource] = ends_ns
+    account.leases = leases or None
+
+
+def end_lease(account: Account, due_ns: int) -> tuple[bytes, int]:
+    """The first line whose lease ends at this instant falls to zero; the resource, and the rate it had."""
+    resource = sorted(name for name, ends_ns in (account.leases or {}).items() if ends_ns == due_ns)[0]
+    rate, rate_seq = account.line(resource)
+    _put_line(account, resource, 0, rate_seq)
+    _put_lease(account, resource, NEVER)
+    account.rate -= rate
+    return resource, rate
 
 
 def _put_line(account: Account, resource: bytes, rate: int, rate_seq: int) -> None:

@@ -33,13 +33,13 @@ FLAGS_KNOWN: Final = 0x1FF
 (
     TOP_UP, SET_RATE, CHANGE_RATE, DEBIT, SET_CREDIT_LIMIT, HOLD, CAPTURE, RELEASE, ADJUST, SET_THRESHOLDS, CLOSE,
 ) = range(1, 12)  # fmt: skip
-EXHAUST, HOLD_EXPIRED, THRESHOLD = range(32, 35)
+EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED = 32, 33, 34, 36
 (
     CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED, RESTORE_STARTED, RESTORE_DELIVERED, RESTORE_FAILED,
     CUTOFF_RELEASED, CUTOFF_RETRY,
 ) = range(48, 56)  # fmt: skip
 COMMANDS: Final = range(TOP_UP, CLOSE + 1)
-BY_TIME: Final = range(EXHAUST, THRESHOLD + 1)
+BY_TIME: Final = frozenset({EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED})
 REPORTS: Final = range(CUTOFF_STARTED, CUTOFF_RETRY + 1)
 
 # What each operation may carry: the ranges of a, b and c, and whether it has a key and a message. All else is zero.
@@ -65,9 +65,18 @@ SHAPES: Final[dict[int, Shape]] = {
     EXHAUST: (_NONE, _NONE, _NONE, False, False),
     HOLD_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     THRESHOLD: ((0, 1), _LIMIT, _NONE, False, False),
+    LEASE_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     **{op: (_SEQ, _NONE, _NONE, False, op in (CUTOFF_FAILED, RESTORE_FAILED)) for op in REPORTS},
     CUTOFF_FAILED: (_SEQ, (0, 1), _NONE, False, True),
     CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
+}
+
+# The options that an operation may carry: of each tag the least number, an i64.
+TTL_NS, DEFAULT_TTL_NS = 1, 2
+_MILLISECOND_NS: Final = 10**6
+_OPTIONS: Final[dict[int, dict[int, int]]] = {
+    SET_RATE: {TTL_NS: _MILLISECOND_NS, DEFAULT_TTL_NS: 1},
+    CHANGE_RATE: {DEFAULT_TTL_NS: 1},
 }
 
 _FORMAT: Final = 0xF2
@@ -165,11 +174,30 @@ def misshapen(entry: Entry) -> str:
         return f"it has the message {entry.message!r}"
     if entry.request_id and entry.op not in COMMANDS:
         return f"it has the request_id {entry.request_id!r}"
-    if entry.options:
+    if _strange_options(entry):
         return f"it has the options {entry.options!r}"
     if len(entry.actor) > ACTOR_BYTES_MAX or (entry.actor and entry.op in BY_TIME):
         return f"it has the actor {entry.actor!r}"
     return ""
+
+
+def options_of(packed: bytes) -> dict[int, int] | None:
+    """The numbers that options hold, by tag; None where they are no such options with rising tags."""
+    found: dict[int, int] = {}
+    at, last = 0, 0
+    while at < len(packed):
+        tag, value = packed[at], packed[at + 2 : at + 10]
+        if tag <= last or len(value) != 8 or packed[at + 1] != 8:
+            return None
+        found[tag] = int.from_bytes(value, "little", signed=True)
+        at, last = at + 10, tag
+    return found
+
+
+def _strange_options(entry: Entry) -> bool:
+    options = options_of(entry.options)
+    known = _OPTIONS.get(entry.op, {})
+    return options is None or any(value < known.get(tag, WORD_MAX + 1) for tag, value in options.items())
 
 
 def coins(amount: int) -> str:

@@ -26,6 +26,7 @@ from billing.doctor.entry import (
     CHANGE_RATE,
     HOLD,
     HOLD_EXPIRED,
+    LEASE_EXPIRED,
     SET_CREDIT_LIMIT,
     SET_RATE,
     THRESHOLD,
@@ -74,7 +75,7 @@ def shown(entry: Entry) -> tuple[int, int, int]:
 def kept(entry: Entry) -> tuple[object, ...]:
     """What a row keeps beside that, in the order of its columns."""
     value, resource = None, None
-    if entry.op in (SET_RATE, CHANGE_RATE):
+    if entry.op in (SET_RATE, CHANGE_RATE, LEASE_EXPIRED):
         resource = entry.key
         if entry.line_rate != UNSAID:
             value = entry.line_rate

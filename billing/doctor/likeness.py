@@ -26,6 +26,7 @@ def facts(account: Account) -> dict[str, object]:
     """All of an account that counts, by name."""
     named: dict[str, object] = {name: getattr(account, name) for name in _PLAIN}
     named["lines"] = account.lines or {}
+    named["leases"] = account.leases or {}
     named["lines at zero"] = recent(account.quiet or {}, account.settled_ns)
     named["holds"] = account.holds or {}
     named["cutoffs"] = [cutoff.facts() for cutoff in account.cutoffs]
@@ -81,8 +82,8 @@ def fingerprint(bucket: Bucket) -> bytes:
     hashed = hashlib.blake2b(digest_size=16)
     for user_id in sorted(bucket.accounts):
         named = facts(bucket.accounts[user_id])
-        for table in ("lines", "lines at zero", "holds"):
-            named[table] = sorted(cast(dict[bytes, tuple[int, int]], named[table]).items())
+        for table in ("lines", "leases", "lines at zero", "holds"):
+            named[table] = sorted(cast(dict[bytes, object], named[table]).items())
         hashed.update(repr((user_id, list(named.values()))).encode())
     for user_id, grave in sorted(bucket.graves.items()):
         hashed.update(repr((user_id, grave.settled_ns, grave.entry_id, grave.seq, _off(grave))).encode())
@@ -112,6 +113,8 @@ def contradictions(bucket: Bucket, pending: int) -> Iterator[Difference]:
             yield user_id, f"it is {state} with {coins(account.available)} available"
         if sum(rate for rate, _ in (account.lines or {}).values()) != account.rate:
             yield user_id, "its rate is not the sum of its lines"
+        if not (account.leases or {}).keys() <= (account.lines or {}).keys():
+            yield user_id, "a line has a lease and no rate"
         if sum(nanos for nanos, _ in (account.holds or {}).values()) != account.holds_nanos:
             yield user_id, "its holds do not add up"
         if not account.exhausted and any(cutoff.status == PENDING for cutoff in account.cutoffs):

@@ -13,6 +13,7 @@
             | u16 length of the restore's error
             | lines and quiet: i64 i64 u8 name | holds: i64 u64 u8 name | thresholds: u8 i64
             | cutoffs: seq u32, at i64, attempts u32, status u8, released u8, u16 error | the restore's error
+            | sections: tag u8, length u32; 1 leases: ends i64, u8 name
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
             | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
@@ -36,6 +37,9 @@ _LINE = struct.Struct("<qqB")
 _HOLD = struct.Struct("<qQB")
 _THRESHOLD = struct.Struct("<Bq")
 _CUTOFF = struct.Struct("<IqIBBH")
+_SECTION = struct.Struct("<BI")
+_LEASE = struct.Struct("<qB")
+_LEASES = 1
 _GRAVE = struct.Struct("<qqIIH")
 _OWN, _LEAVE, _RECEIVED = 2, 3, 4
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
@@ -202,8 +206,16 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
             raise Garbled(f"account {account.user_id!r} has a cutoff of status {status}")
         account.cutoffs.append(Cutoff(seq, at_ns, status, attempts, bool(released), rest.take(length)))
     account.restore_error = rest.take(error_len)
-    if rest.more:
-        raise Garbled(f"account {account.user_id!r}: something stands behind its extra")
+    while rest.more:
+        tag, length = rest.numbers(_SECTION)
+        section = _Bytes(rest.take(length))
+        if tag != _LEASES:
+            raise Garbled(f"account {account.user_id!r}: its extra has the unknown section {tag}")
+        leases = {}
+        while section.more:
+            ends_ns, name_length = section.numbers(_LEASE)
+            leases[section.take(name_length)] = ends_ns
+        account.leases = leases or None
 
 
 def _read_lines(rest: _Bytes, count: int) -> dict[bytes, tuple[int, int]]:

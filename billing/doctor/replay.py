@@ -28,6 +28,7 @@ from billing.doctor.entry import (
     EXHAUST,
     EXHAUSTED,
     HOLD_EXPIRED,
+    LEASE_EXPIRED,
     OPENED,
     PRESUMED,
     REFUSED,
@@ -57,7 +58,12 @@ SAYS: Final = (
 SUMS: Final = frozenset({"amount", "accrued", "balance", "overrun"})
 _CUTOFF = struct.Struct("<qqIB")
 _TOLD_FLAGS: Final = PRESUMED | RULE_ACCRUE | RULE_RESTORE  # not worked out, but taken from the entry
-_NAMES: Final = {EXHAUST: "exhaustion", HOLD_EXPIRED: "expiry of a hold", THRESHOLD: "crossed threshold"}
+_NAMES: Final = {
+    EXHAUST: "exhaustion",
+    HOLD_EXPIRED: "expiry of a hold",
+    THRESHOLD: "crossed threshold",
+    LEASE_EXPIRED: "end of a lease",
+}
 
 Says = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, bytes]
 
@@ -174,7 +180,8 @@ class Replay:
     def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> deque[Coming]:
         """Settles an account to what time causes, and does it; the entries of it, in order.
 
-        At a tie the expiries come before the exhaustion that they prevent.
+        At a tie the expiries come before the exhaustion that they prevent, and the ends of leases, which prevent none,
+        behind it.
         """
         entries: deque[Coming] = deque()
         above = account.above()
@@ -183,6 +190,9 @@ class Replay:
         account.pass_time(due_ns, accrue)
         if op == EXHAUST:
             entries.append((op, 0, 0, b""))
+        elif op == LEASE_EXPIRED:
+            name, rate = commands.end_lease(account, due_ns)
+            entries.append((op, rate, 0, name))
         entries += account.crossed(above)
         return entries
 

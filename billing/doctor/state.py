@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from billing.doctor.entry import EXHAUST, HOLD_EXPIRED, SUM_MAX, THRESHOLD, UNIT
+from billing.doctor.entry import EXHAUST, HOLD_EXPIRED, LEASE_EXPIRED, SUM_MAX, THRESHOLD, UNIT
 
 WEEK_NS: Final = 7 * 24 * 3600 * 10**9
 NEVER: Final = 2**64 - 1  # as an instant: none
@@ -57,8 +57,8 @@ class Account:
 
     __slots__ = (
         "accruing", "balance", "credit_limit_nanos", "cutoffs", "entry_id", "exhausted", "firing", "holds",
-        "holds_nanos", "lines", "net", "off_ns", "off_seq", "on_seq", "overrun", "quiet", "rate", "restore_attempts",
-        "restore_error", "seq", "settled_ns", "thresholds", "user_id",
+        "holds_nanos", "leases", "lines", "net", "off_ns", "off_seq", "on_seq", "overrun", "quiet", "rate",
+        "restore_attempts", "restore_error", "seq", "settled_ns", "thresholds", "user_id",
     )  # fmt: skip
 
     def __init__(self, user_id: bytes) -> None:
@@ -79,6 +79,7 @@ class Account:
         self.restore_attempts = 0
         self.restore_error = b""
         self.lines: dict[bytes, tuple[int, int]] | None = None  # resource -> (rate, rate_seq or -1), above zero
+        self.leases: dict[bytes, int] | None = None  # resource -> the instant at which its line ends by itself
         self.quiet: dict[bytes, tuple[int, int]] | None = None  # resource -> (rate_seq, at zero since)
         self.holds: dict[bytes, tuple[int, int]] | None = None  # hold_id -> (nanos, expires_ns or NEVER)
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
@@ -129,13 +130,17 @@ class Account:
 
     def coming(self) -> tuple[int, int]:
         """(instant, operation) of what time causes next; NEVER where nothing. At a tie an expiry comes first, then the
-        exhaustion, then a threshold.
+        exhaustion, then the end of a lease, then a threshold.
         """
         instant, op = self.exhausts_at(), EXHAUST
         if self.holds:
             expires = min(expires for _, expires in self.holds.values())
             if expires <= instant:
                 instant, op = expires, HOLD_EXPIRED
+        if self.leases:
+            ends = min(self.leases.values())
+            if ends < instant:
+                instant, op = ends, LEASE_EXPIRED
         if self.thresholds and self.rate and self.available > 0:
             for kind, value in self.above():
                 if kind == BY_AMOUNT:

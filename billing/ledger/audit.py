@@ -50,8 +50,9 @@ def checking(book: Book) -> Iterator[None]:
         pending += sum(cutoff.status == PENDING for cutoff in extra.cutoffs)
         held = sum(amount_nanos for amount_nanos, _ in extra.holds.values())
         assert held == extra.holds_nanos, f"{where}: holds do not add up"
-        nearest = min((expires for _, expires in extra.holds.values()), default=NEVER_NS)
-        assert nearest == extra.next_expiry_ns, f"{where}: another hold expires next"
+        ends = [expires for _, expires in extra.holds.values()] + list(extra.leases.values())
+        assert min(ends, default=NEVER_NS) == extra.next_expiry_ns, f"{where}: another hold or lease ends next"
+        assert extra.leases.keys() <= (extra.lines or {}).keys(), f"{where}: a lease without a line"
         if extra.lines is not None:
             assert sum(line_rate for line_rate, _ in extra.lines.values()) == rate, f"{where}: rate lines do not add up"
         if extra.cutoffs and extra.cutoffs[0].status == PENDING:

@@ -104,7 +104,7 @@ def free(account: Account, extra: Extra, name: bytes) -> None:
     account.holds_nanos -= amount_nanos
     assert account.holds_nanos >= 0
     if expires_ns == extra.next_expiry_ns:
-        extra.next_expiry_ns = min((expires for _, expires in extra.holds.values()), default=NEVER_NS)
+        extra.find_next_expiry()
 
 
 def _extra_with(account: Account, name: bytes) -> Extra:

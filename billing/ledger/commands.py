@@ -6,13 +6,16 @@
 numbers are 0, unused bytes are empty, so that two calls with the same parameters are equal up to `actor`: that is what
 idempotency compares (`same_call`). `actor` names who caused the command: a token or certificate, `uid:N`, or nobody
 (empty); a retry may come from another one. `options` holds the optional parameters that have no place among the other
-fields, see `pack_options`; no procedure has one yet. The doors parse and range-check everything into this form; the
-ledger checks only what depends on state. The table:
+fields, see `pack_options`. The option DEFAULT_TTL_NS is not the caller's: the ledger adds it where its rules give a
+lease to a line whose report asks for none, so that replay needs no rules; `same_call` passes it over. The doors parse
+and range-check everything into this form; the ledger checks only what depends on state. The table:
 
     op                  a                     b                   c                key               message
     TOP_UP              amount nanos                                                                 message
     SET_RATE            nanos per hour        rate_seq or -1      min_runway or -1 resource          message
+                        options: TTL_NS, or DEFAULT_TTL_NS
     CHANGE_RATE         signed nanos per hour                                      resource          message
+                        options: DEFAULT_TTL_NS
     DEBIT               amount nanos          mode                                                   message
     SET_CREDIT_LIMIT    limit nanos, 0 too                                                           message
     HOLD                amount nanos          ttl_ns, 0 = none                                       message
@@ -22,13 +25,14 @@ ledger checks only what depends on state. The table:
     SET_THRESHOLDS      how many                                                   packed thresholds message
     CLOSE                                                                                            message
 
-Set aside, so that entries need no other format for them: 12 for set_class, 35 for credit_expired, 36 for lease_expired.
+Set aside, so that entries need no other format for them: 12 for set_class, 35 for credit_expired.
 
 Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
-THRESHOLD (a = kind, b = value). Delivery commands tell the ledger what became of a cutoff or a restore call: `a` is
-the cutoff's seq, message the error of a failed attempt; CUTOFF_FAILED with `b` = 1 is one that never began, because no
-connection came about: it counts, and nobody was told anything. `rate_seq` and `min_runway_ns` are 0 or more, in
-nanoseconds the latter; `ttl_ns` is 1 or more.
+LEASE_EXPIRED (a = the rate that the line had, key = resource), THRESHOLD (a = kind, b = value). Delivery commands tell
+the ledger what became of a cutoff or a restore call: `a` is the cutoff's seq, message the error of a failed attempt;
+CUTOFF_FAILED with `b` = 1 is one that never began, because no connection came about: it counts, and nobody was told
+anything. `rate_seq` and `min_runway_ns` are 0 or more, in
+nanoseconds the latter; `ttl_ns` of a hold is 1 or more, of a rate `LEASE_NS_MIN` or more.
 """
 
 import struct
@@ -51,6 +55,7 @@ CLOSE: Final = 11
 EXHAUST: Final = 32
 HOLD_EXPIRED: Final = 33
 THRESHOLD: Final = 34
+LEASE_EXPIRED: Final = 36
 
 CUTOFF_STARTED: Final = 48
 CUTOFF_DELIVERED: Final = 49
@@ -61,7 +66,7 @@ RESTORE_FAILED: Final = 53
 CUTOFF_RELEASED: Final = 54
 CUTOFF_RETRY: Final = 55
 
-OF_LINES: Final = frozenset((SET_RATE, CHANGE_RATE))  # whose key is a rate line
+OF_LINES: Final = frozenset((SET_RATE, CHANGE_RATE, LEASE_EXPIRED))  # whose key is a rate line
 BY_TIME: Final = range(32, 48)
 
 # What history calls each operation. From outside they carry the procedure's own name.
@@ -80,6 +85,7 @@ NAMES: Final[dict[int, str]] = {
     EXHAUST: "exhaust",
     HOLD_EXPIRED: "hold_expired",
     THRESHOLD: "threshold",
+    LEASE_EXPIRED: "lease_expired",
     CUTOFF_STARTED: "cutoff_started",
     CUTOFF_DELIVERED: "cutoff_delivered",
     CUTOFF_FAILED: "cutoff_failed",
@@ -100,6 +106,10 @@ MODES: Final[dict[str, int]] = {"strict": STRICT, "partial": PARTIAL, "force": F
 BY_AMOUNT: Final = 0  # available <= value nanos
 BY_RUNWAY: Final = 1  # runway <= value ns
 
+# Tags of options.
+TTL_NS: Final = 1  # of a rate line: how long its lease is
+DEFAULT_TTL_NS: Final = 2  # the same, by the rules instead of the caller
+
 # Limits that the doors check; the journal's tails hold them.
 USER_ID_BYTES_MAX: Final = 128
 REQUEST_ID_BYTES_MAX: Final = 64
@@ -109,8 +119,10 @@ ACTOR_BYTES_MAX: Final = 128
 OPTIONS_BYTES_MAX: Final = 255
 HOLD_ID_BYTES_MAX: Final = 2 + 2 * REQUEST_ID_BYTES_MAX
 THRESHOLDS_MAX: Final = 16
+LEASE_NS_MIN: Final = 10**6
 
 _THRESHOLD = struct.Struct("<Bq")
+_NUMBER = struct.Struct("<q")
 
 
 def pack_thresholds(thresholds: list[tuple[int, int]]) -> bytes:
@@ -129,8 +141,27 @@ def unpack_thresholds(packed: bytes) -> list[tuple[int, int]]:
 
 
 def same_call(one: Command, other: Command) -> bool:
-    """Whether two commands are the same call, whoever made them."""
-    return one[:-1] == other[:-1]
+    """Whether two commands are the same call, whoever made them, and whatever the rules added to them."""
+    return one[:-2] == other[:-2] and (one[-2] == other[-2] or _asked_for(one[-2]) == _asked_for(other[-2]))
+
+
+def _asked_for(packed: bytes) -> dict[int, bytes]:
+    options = unpack_options(packed)
+    options.pop(DEFAULT_TTL_NS, None)
+    return options
+
+
+def number_option(tag: int, number: int) -> bytes:
+    """Packed options of one number, an int64."""
+    return pack_options({tag: _NUMBER.pack(number)})
+
+
+def number_of(options: dict[int, bytes], tag: int) -> int | None:
+    """The number that was given with this tag; None where none was."""
+    if tag not in options:
+        return None
+    number: int = _NUMBER.unpack(options[tag])[0]
+    return number
 
 
 def pack_options(options: dict[int, bytes]) -> bytes:

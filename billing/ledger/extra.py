@@ -1,4 +1,4 @@
-"""What few accounts have: credit limit, holds, named rate lines, thresholds, cutoffs, overrun.
+"""What few accounts have: credit limit, holds, named rate lines, leases, thresholds, cutoffs, overrun.
 
 A plain account (one unnamed rate line, never exhausted) is a row of its `Book` and nothing else. As soon as it has
 anything rarer it gets an `Extra` beside the row, and loses it again when nothing of it is left. An `Extra` holds
@@ -7,14 +7,18 @@ state, it decides nothing.
 **Rate lines.** `lines` is None while the account has only the unnamed line: its rate is then the row's. Otherwise it
 maps each resource whose rate is above zero to (rate, rate_seq), rate_seq -1 if none was ever given. A line at zero
 that has a rate_seq is kept in `quiet`, resource to (rate_seq, since_ns), oldest first, so that a late retry of an old
-rate stays harmless; a line at zero without one has nothing to remember.
+rate stays harmless; a line at zero without one has nothing to remember. `leases` maps the lines above zero that end by
+themselves to the instant at which they do; `lines` is then not None.
+
+`next_expiry_ns` is the nearest instant at which a hold is given back or a lease ends.
 
 **Cutoffs.** `cutoffs` is in order of seq and holds those still to be delivered, and always the latest one, whatever
 became of it. `off_seq` is the highest seq of which an attempt was started and `off_ns` its exhaustion instant, `on_seq`
 the highest one made good by a restore: the machines may be off while off_seq > on_seq.
 
 Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds, cutoffs, each as often as the head
-says, then restore_error.
+says, then restore_error; then sections, each with its tag u8, its length u32 and its bytes, in the order of their tags,
+and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource.
 """
 
 import struct
@@ -30,6 +34,9 @@ _LINE = struct.Struct("<qqB")  # of lines: rate, rate_seq; of quiet ones: rate_s
 _HOLD = struct.Struct("<qQB")  # amount_nanos, expires_ns; then the hold_id
 _THRESHOLD = struct.Struct("<Bq")
 _CUTOFF = struct.Struct("<IqIBBH")  # then the last error
+_SECTION = struct.Struct("<BI")
+_LEASE = struct.Struct("<qB")  # ends_ns; then the resource
+_LEASES: Final = 1  # tag of a section
 
 
 class Cutoff:
@@ -54,6 +61,7 @@ class Extra:
         "cutoffs",
         "holds",
         "holds_nanos",
+        "leases",
         "lines",
         "next_expiry_ns",
         "off_ns",
@@ -73,6 +81,7 @@ class Extra:
         self.holds_nanos = 0
         self.next_expiry_ns = NEVER_NS
         self.lines: dict[bytes, tuple[int, int]] | None = None
+        self.leases: dict[bytes, int] = {}  # resource -> ends_ns
         self.quiet: dict[bytes, tuple[int, int]] = {}
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
         self.cutoffs: list[Cutoff] = []
@@ -96,6 +105,11 @@ class Extra:
             or self.overrun
             or self.off_seq
         )
+
+    def find_next_expiry(self) -> None:
+        """Works `next_expiry_ns` out anew."""
+        next_ns = min((expires for _, expires in self.holds.values()), default=NEVER_NS)
+        self.next_expiry_ns = min(next_ns, min(self.leases.values(), default=NEVER_NS))
 
     def pending(self) -> list[Cutoff]:
         """The cutoffs still to be delivered, oldest first."""
@@ -138,6 +152,9 @@ class Extra:
             for c in self.cutoffs
         ]
         parts.append(self.restore_error)
+        if self.leases:
+            packed = b"".join(_LEASE.pack(ends_ns, len(name)) + name for name, ends_ns in self.leases.items())
+            parts += [_SECTION.pack(_LEASES, len(packed)), packed]
         return b"".join(parts)
 
 
@@ -167,7 +184,6 @@ def unpack(packed: bytes) -> Extra:
     extra.lines = lines if has_lines else None
     extra.quiet, at = _unpack_table(_LINE, packed, at, quiet_count)
     extra.holds, at = _unpack_table(_HOLD, packed, at, hold_count)
-    extra.next_expiry_ns = min((expires for _, expires in extra.holds.values()), default=NEVER_NS)
     thresholds_end = at + threshold_count * _THRESHOLD.size
     extra.thresholds = tuple((kind, value) for kind, value in _THRESHOLD.iter_unpack(packed[at:thresholds_end]))
     at = thresholds_end
@@ -180,8 +196,23 @@ def unpack(packed: bytes) -> Extra:
         at += length
         extra.cutoffs.append(cutoff)
     extra.restore_error = packed[at : at + error_len]
-    assert at + error_len == len(packed), "the parts of an account's extra do not fill it"
+    at += error_len
+    while at < len(packed):
+        tag, length = _SECTION.unpack_from(packed, at)
+        at += _SECTION.size + length
+        _unpack_section(extra, tag, packed[at - length : at])
+    assert at == len(packed), "the parts of an account's extra do not fill it"
+    extra.find_next_expiry()
     return extra
+
+
+def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
+    assert tag == _LEASES, f"an account's extra has the unknown section {tag}"
+    at = 0
+    while at < len(packed):
+        ends_ns, length = _LEASE.unpack_from(packed, at)
+        at += _LEASE.size + length
+        extra.leases[packed[at - length : at]] = ends_ns
 
 
 def _unpack_table(

@@ -5,12 +5,12 @@ account, each at its exact instant, then the command, and appends one packed ent
 became owed to the outside is appended to `notices`. The caller drains both. Same state and same command, same
 outcome, byte for byte; `replay` is the same code again and compares.
 
-Order at one instant: all holds' expiries, then the exhaustion, then thresholds; then the command; and behind any
-change the thresholds that it crossed.
+Order at one instant: all holds' expiries, then the exhaustion, then the ends of leases, then thresholds; then the
+command; and behind any change the thresholds that it crossed.
 
 What time costs: nothing is done while time passes. An account is looked at when a command comes, or when its coming
-instant (the nearest of hold expiry, exhaustion, threshold) comes up in the caller's wheel. `arm(ref, due_ns) ->
-filed_ns` is only called where the coming instant lies before the live filing.
+instant (the nearest of hold expiry, exhaustion, end of a lease, threshold) comes up in the caller's wheel. `arm(ref,
+due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
 
 The commands of every day go the fast way, `everyday.carry_out`, which is written out for it. Everything else goes the
 plain way through `Account`; the model test holds both to the same rules.
@@ -76,6 +76,7 @@ class Rules(NamedTuple):
     accrue: bool  # an exhaustion goes on below zero
     request_ids_per_bucket: int  # kept at most, 1 or more
     restore: bool  # there is a restore URL
+    rate_lease_ns: int = 0  # the lease of a rate that is reported without one; 0: none
 
 
 class ReplayDifference(Exception):
@@ -96,6 +97,7 @@ class Ledger:
         assert rules.request_ids_per_bucket >= 1
         self._rules = rules
         self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
+        self._rate_lease_ns = rules.rate_lease_ns
         self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm)
         self.books: dict[int, Book] = {}
         self.records = self._posting.records  # (bucket_id, packed entry); in replay: made, not yet seen in the journal
@@ -114,6 +116,8 @@ class Ledger:
             packed = book.ids.find(command[1], request_id, at_ns)
             if packed is not None:
                 return self._again(bucket_id, packed, command)
+        if self._rate_lease_ns:
+            command = rates.with_lease(command, self._rate_lease_ns)
         entry = carry_out(self._posting, book, at_ns, command)
         return self._change(book, at_ns, command) if entry is None else entry
 

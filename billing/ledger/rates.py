@@ -1,17 +1,24 @@
-"""Commands about the rate: set_rate and change_rate. The account's rate is the sum of its lines.
+"""Commands about the rate (set_rate, change_rate) and the ends of leases. The account's rate is the sum of its lines.
 
 A rate report is a fact and is accepted also on an exhausted account, unless the caller asks for admission with
 min_runway_ns: then it is refused if the money would not last that long, and never lasts on an exhausted account,
 whatever was asked for. `rate_seq` is per line; one that is not newer is `STALE_RATE`. A line at zero is forgotten
 after 7 days with its rate_seq; at once if it has none, for then there is nothing to remember.
+
+A *lease* ends a line by itself: `ttl_ns` after a set_rate the line falls to zero as if it had been reported so, unless
+it was reported again before. Each set_rate decides anew: with `ttl_ns` the lease begins again, without it the line has
+none (or the one that the rules give). A change_rate leaves the lease as it is; where the rules give one, the end moves
+to theirs if that is later. An end beyond 2**63-1 is none. E, runway, thresholds and admission take a lease as renewed:
+they say what comes if everything goes on as it was last reported, and move when a line ends.
 """
 
 from typing import Final
 
+from billing.ledger import commands as ops
 from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import Command
 from billing.ledger.entry import LIMITS
-from billing.ledger.extra import Extra
+from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import INT64_MAX
 
 LINES_MAX: Final = 10_000  # an account, quiet ones included
@@ -23,22 +30,54 @@ _LINES: Final = LIMITS.index("rate_lines")
 
 def set_rate(account: Account, command: Command) -> None:
     """Sets one line to `a` nanos per hour; `b` is its rate_seq, `c` min_runway_ns, -1 where not given."""
-    _, _, rate, rate_seq, min_runway_ns, resource, *_ = command
+    _, _, rate, rate_seq, min_runway_ns, resource, _, _, packed, _ = command
     old_rate, old_seq = line(account, resource)
     if rate_seq >= 0:
         if rate_seq <= old_seq:
             raise Rejected("STALE_RATE", old_seq)
         old_seq = rate_seq
-    _set_line(account, resource, old_rate, rate, old_seq, min_runway_ns)
+    ends_ns = _lease_end(account, packed) if packed and rate else NEVER_NS
+    _set_line(account, resource, old_rate, rate, old_seq, min_runway_ns, ends_ns)
 
 
 def change_rate(account: Account, command: Command) -> None:
     """Adds `a` nanos per hour, signed, to one line; its rate_seq stays."""
-    _, _, delta, _, _, resource, *_ = command
+    _, _, delta, _, _, resource, _, _, packed, _ = command
     old_rate, old_seq = line(account, resource)
     if old_rate + delta < 0:
         raise Rejected("INVALID_RATE", old_rate)
-    _set_line(account, resource, old_rate, old_rate + delta, old_seq, -1)
+    known_ns = account.extra.leases.get(resource, -1) if account.extra is not None else -1
+    ends_ns = max(known_ns, _lease_end(account, packed) if packed else -1)
+    _set_line(account, resource, old_rate, old_rate + delta, old_seq, -1, NEVER_NS if ends_ns < 0 else ends_ns)
+
+
+def with_lease(command: Command, ttl_ns: int) -> Command:
+    """The same command with the lease that the rules give, where it reports a rate and asks for no lease."""
+    op, _, rate, *_, packed, _ = command
+    if packed or op not in ops.OF_LINES or (op == ops.SET_RATE and not rate):
+        return command
+    return (*command[:8], ops.number_option(ops.DEFAULT_TTL_NS, ttl_ns), command[9])
+
+
+def _lease_end(account: Account, packed: bytes) -> int:
+    """When a lease ends that begins now, by a command's options; NEVER_NS where they give none."""
+    options = ops.unpack_options(packed)
+    ttl_ns = ops.number_of(options, ops.TTL_NS)
+    if ttl_ns is None:
+        ttl_ns = ops.number_of(options, ops.DEFAULT_TTL_NS)
+    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns
+    return ends_ns if ends_ns <= INT64_MAX else NEVER_NS
+
+
+def end_lease(account: Account, due_ns: int) -> tuple[bytes, int]:
+    """Sets the line to zero whose lease ends at this instant, of several the first by name: (resource, its rate)."""
+    extra = account.extra
+    assert extra is not None, "an account without leases"
+    resource = min(name for name, ends_ns in extra.leases.items() if ends_ns == due_ns)
+    rate, rate_seq = line(account, resource)
+    _put(account, extra, resource, 0, rate_seq, NEVER_NS)
+    account.rate -= rate
+    return resource, rate
 
 
 def line(account: Account, resource: bytes) -> tuple[int, int]:
@@ -69,7 +108,9 @@ def forget_old(extra: Extra, at_ns: int) -> None:
         del extra.quiet[resource]
 
 
-def _set_line(account: Account, resource: bytes, old_rate: int, rate: int, rate_seq: int, min_runway_ns: int) -> None:
+def _set_line(
+    account: Account, resource: bytes, old_rate: int, rate: int, rate_seq: int, min_runway_ns: int, ends_ns: int
+) -> None:
     total = account.rate - old_rate + rate
     if total > INT64_MAX:
         raise Rejected("LIMIT_EXCEEDED", _RATE)
@@ -80,10 +121,11 @@ def _set_line(account: Account, resource: bytes, old_rate: int, rate: int, rate_
     remembers = rate > 0 or rate_seq >= 0
     if remembers and not _has_room(account, resource):
         raise Rejected("LIMIT_EXCEEDED", _LINES)
-    if account.extra is not None or (remembers and (resource or rate_seq >= 0)):  # else the row says it all
+    named = resource or rate_seq >= 0 or ends_ns != NEVER_NS
+    if account.extra is not None or (remembers and named):  # else the row says it all
         extra = account.need_extra()
         forget_old(extra, account.settled_ns)
-        _put(account, extra, resource, rate, rate_seq)
+        _put(account, extra, resource, rate, rate_seq, ends_ns)
     account.rate = total
     account.raised = rate > 0 and old_rate == 0
 
@@ -100,8 +142,10 @@ def _has_room(account: Account, resource: bytes) -> bool:
     return resource in remembered or len(lines) + len(remembered) < LINES_MAX
 
 
-def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: int) -> None:
+def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: int, ends_ns: int) -> None:
     lines = extra.lines
+    if extra.leases.pop(resource, NEVER_NS) == extra.next_expiry_ns:
+        extra.find_next_expiry()
     if lines is None:
         lines = {b"": (account.rate, -1)} if account.rate else {}
     extra.quiet.pop(resource, None)
@@ -110,5 +154,8 @@ def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: i
         lines[resource] = (rate, rate_seq)
     elif rate_seq >= 0:
         extra.quiet[resource] = (rate_seq, account.settled_ns)
-    plain = not lines or (lines.keys() == {b""} and lines[b""][1] < 0)
+    if rate > 0 and ends_ns != NEVER_NS:
+        extra.leases[resource] = ends_ns
+        extra.next_expiry_ns = min(extra.next_expiry_ns, ends_ns)
+    plain = not lines or (lines.keys() == {b""} and lines[b""][1] < 0 and not extra.leases)
     extra.lines = None if plain else lines

@@ -1,12 +1,16 @@
-"""What time causes: a hold's expiry, the exhaustion, a threshold's crossing. In this order at one instant.
+"""What time causes: a hold's expiry, exhaustion, a lease's end, a threshold's crossing. In this order at one instant.
 
-`coming_ns` is the one instant an account is armed for: the nearest of the three. An exhausted account has only
-expiries coming.
+`coming_ns` is the one instant an account is armed for: the nearest of the four. An exhausted account has only expiries
+and ends of leases coming.
 
 At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
 rest ran out. Holds that expire at one instant are given back together, and only then is it asked whether anything is
 left; each has an entry of its own, in the order of their ids. In the rare case that even with all of them nothing is
 left in that nanosecond, the first of these entries is the one that crosses.
+
+The end of a lease comes behind the exhaustion: what was spent up to that instant is spent, and no line that ends then
+brings it back. It comes before a threshold of the same instant, because a runway that grows crosses nothing. Of leases
+that end at one instant each is a step and an entry of its own, in the order of their resources.
 """
 
 from billing.ledger import commands as ops
@@ -14,7 +18,9 @@ from billing.ledger.account import Account
 from billing.ledger.balances import free
 from billing.ledger.book import Book
 from billing.ledger.commands import Command
-from billing.ledger.extra import Extra
+from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.money import NANO
+from billing.ledger.rates import end_lease, line
 from billing.ledger.thresholds import above, fallen, next_crossing_ns
 
 
@@ -42,8 +48,35 @@ def unnoticed(book: Book, now_ns: int) -> int:
     return sum(
         1
         for slot, filed_ns in enumerate(book.armed_ns)
-        if filed_ns <= now_ns and book.users[slot] and Account(book, slot, book.users[slot]).runs_out_ns() <= now_ns
+        if filed_ns <= now_ns and book.users[slot] and falls_ns(Account(book, slot, book.users[slot])) <= now_ns
     )
+
+
+def falls_ns(account: Account) -> int:
+    """The instant at which an active account runs out if nothing but time happens: E, moved by the expiries of holds
+    and the ends of leases that come before it. NEVER_NS where it does not, or is exhausted.
+    """
+    extra = account.extra
+    runs_out_ns = account.runs_out_ns()
+    if extra is None or account.exhausted or extra.next_expiry_ns > runs_out_ns:
+        return runs_out_ns
+    at_ns, available, rate = account.settled_ns, account.available, account.rate
+    coming = [(ends_ns, 1, line(account, name)[0]) for name, ends_ns in extra.leases.items()]
+    coming += [(expires_ns, 0, amount) for amount, expires_ns in extra.holds.values() if expires_ns != NEVER_NS]
+    given_back: dict[int, int] = {}
+    for expires_ns, is_lease, amount in coming:
+        if not is_lease:
+            given_back[expires_ns] = given_back.get(expires_ns, 0) + amount * NANO
+    for end_ns in sorted({end_ns for end_ns, _, _ in coming}):
+        runs_out_ns = at_ns - (-available // rate) if rate else NEVER_NS
+        if runs_out_ns < end_ns:
+            return runs_out_ns
+        available += given_back.get(end_ns, 0) - rate * (end_ns - at_ns)
+        at_ns = end_ns
+        if available <= 0:
+            return end_ns
+        rate -= sum(line_rate for at, is_lease, line_rate in coming if is_lease and at == end_ns)
+    return at_ns - (-available // rate) if rate else NEVER_NS
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:
@@ -52,14 +85,18 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
     """
     extra = account.extra
     user_id = account.user_id
-    if extra is not None and extra.next_expiry_ns == due_ns:
-        expired = _expire(account, extra)
+    ends = extra is not None and extra.next_expiry_ns == due_ns
+    if extra is not None and ends and (expired := _expire(account, extra)):
         accrued = account.settle(due_ns, accrue)
         made = [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"", b"", b"") for name, amount in expired]
         return made, accrued
     if account.runs_out_ns() == due_ns:
         accrued = account.settle(due_ns, accrue)
         return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"", b"", b"")], accrued
+    if ends:
+        accrued = account.settle(due_ns, accrue)
+        name, rate = end_lease(account, due_ns)
+        return [(ops.LEASE_EXPIRED, user_id, rate, 0, 0, name, b"", b"", b"", b"")], accrued
     armed = above(account)
     accrued = account.settle(due_ns, accrue)
     kind, value = fallen(account, armed)[0]
@@ -67,7 +104,7 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
 
 
 def _expire(account: Account, extra: Extra) -> list[tuple[bytes, int]]:
-    """Gives back the holds that expire next, which are those of one instant: their ids, and amounts in nanos."""
+    """Gives back the holds that expire at the account's next expiry: their ids, and amounts in nanos."""
     due_ns = extra.next_expiry_ns
     expired = sorted((name, amount) for name, (amount, expires_ns) in extra.holds.items() if expires_ns == due_ns)
     for name, _ in expired:

@@ -36,6 +36,7 @@ def account_map(account: Account, bucket_id: int) -> dict[str, object]:
         "at_ns": at_ns,
         "replayed": False,
         "rates": _rates(account, extra),
+        "leases": {resource.decode(): ends_ns for resource, ends_ns in extra.leases.items()},
         "cutoff": _cutoff_map(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
         "overrun_nanos": account.overrun // NANO,
         "holds_nanos": account.holds_nanos,

@@ -7,6 +7,7 @@
     runway.low               the time left fell to a threshold's
     account.exhausted        available fell to zero or below
     account.restored         available rose above zero again
+    rate.lease_expired       a rate line ended, because nobody reported it again in time
 
 An entry makes none, one or two of them, the operation before what it led to. A body is what Standard Webhooks asks
 for (`type`, `timestamp`, `data`), in which `timestamp` is the entry's instant in UTC, and `data` names the account as
@@ -37,8 +38,9 @@ BALANCE_LOW: Final = "balance.low"
 RUNWAY_LOW: Final = "runway.low"
 ACCOUNT_EXHAUSTED: Final = "account.exhausted"
 ACCOUNT_RESTORED: Final = "account.restored"
+LEASE_EXPIRED: Final = "rate.lease_expired"
 
-_TOLD: Final = frozenset((ops.DEBIT, ops.CAPTURE, ops.TOP_UP, ops.THRESHOLD))
+_TOLD: Final = frozenset((ops.DEBIT, ops.CAPTURE, ops.TOP_UP, ops.THRESHOLD, ops.LEASE_EXPIRED))
 _RATES: Final = (ops.SET_RATE, ops.CHANGE_RATE)  # a line raised on an exhausted account owes a cutoff, and no notice
 _SECOND_NS: Final = 10**9
 
@@ -89,6 +91,9 @@ def _what_happened(entry: Entry) -> list[tuple[str, dict[str, object]]]:
     elif entry.op == ops.THRESHOLD:
         by_amount = entry.a == ops.BY_AMOUNT
         kinds.append((BALANCE_LOW if by_amount else RUNWAY_LOW, {"threshold": _threshold(by_amount, entry.b)}))
+    elif entry.op == ops.LEASE_EXPIRED:
+        ended = {"resource": _shown(entry.key), "line_rate_nanos_per_hour": entry.a}
+        kinds.append((LEASE_EXPIRED, ended))
     if entry.flags & CROSSED and entry.op not in _RATES:
         kinds.append((ACCOUNT_EXHAUSTED, {"exhausted_at_ns": entry.at_ns}))
     if entry.flags & RESTORED:

@@ -108,6 +108,7 @@ class Billing:
                 accrue=config.cutoff.after_exhaustion == "accrue",
                 request_ids_per_bucket=config.ledger.request_ids_per_bucket,
                 restore=bool(config.cutoff.restore_url),
+                rate_lease_ns=round(config.ledger.rate_lease_s * 10**9),
             ),
             reply_of,
         )

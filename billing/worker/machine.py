@@ -79,7 +79,7 @@ class BillingMachine:
         try:
             if name == "get_account":
                 account = self.ledger.view(bucket_id, user_id, now_ns)
-                self._show(len(account["rates"]) + len(account["holds"]), now_ns)
+                self._show(len(account["rates"]) + len(account["leases"]) + len(account["holds"]), now_ns)
                 return account
             if name in ("history", "explain", *PERIODS):
                 if name == "explain" or not self.ledger.is_closed(bucket_id, user_id):

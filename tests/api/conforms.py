@@ -18,6 +18,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "span": int,
     "enum": str,
     "rates": dict,
+    "instants": dict,
     "map": dict,
     "any": object,
 }

@@ -34,7 +34,7 @@ CONTRACT = {
     "top_up": (["user_id", "amount"], {"request_id", "message"}),
     "set_rate": (
         ["user_id", "rate"],
-        {"per", "resource", "rate_seq", "min_runway_ns", "request_id", "message"},
+        {"per", "resource", "rate_seq", "min_runway_ns", "ttl_ns", "request_id", "message"},
     ),
     "change_rate": (["user_id", "delta"], {"per", "resource", "request_id", "message"}),
     "debit": (["user_id", "amount"], {"mode", "request_id", "message"}),
@@ -99,7 +99,7 @@ RIGHT: dict[str, object] = {
     "rate_seq": 3,
     "min_runway_ns": 9,
     "mode": b"force",
-    "ttl_ns": 9,
+    "ttl_ns": commands.LEASE_NS_MIN,
     "after": b"u",
     "limit": 7,
     "before": 9,

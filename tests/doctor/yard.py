@@ -267,7 +267,9 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             return (ops.DEBIT, user, amount, draw.randrange(3), 0, b"", request, message, b"", b"")
         if kind == "rate":
             seq, runway = draw.choice([-1, -1, draw.randrange(30)]), draw.choice([-1, -1, 0, HOUR_NS])
-            return (ops.SET_RATE, user, draw.choice(rates), seq, runway, resource, request, message, b"", b"")
+            ttl_ns = (0, 0, ops.LEASE_NS_MIN, SECOND_NS, HOUR_NS)[amount % 5]
+            options = ops.number_option(ops.TTL_NS, ttl_ns) if ttl_ns else b""
+            return (ops.SET_RATE, user, draw.choice(rates), seq, runway, resource, request, message, options, b"")
         if kind == "change":
             delta = draw.choice([-1, 1]) * draw.choice(rates)
             return (ops.CHANGE_RATE, user, delta, 0, 0, resource, request, message, b"", b"")

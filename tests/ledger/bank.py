@@ -38,7 +38,7 @@ class Bank:
         return due_ns
 
     def call(self, op: int, user: str, at: int, **given: Any) -> dict[str, Any]:
-        """One command; fields a, b, c, key, request_id, message as the table of commands says."""
+        """One command; fields a, b, c, key, request_id, message, options as the table of commands says."""
         text = {name: given.get(name, "").encode() for name in ("request_id", "message", "actor")}
         key = given.get("key", b"")
         command = (
@@ -50,7 +50,7 @@ class Bank:
             key.encode() if isinstance(key, str) else key,
             text["request_id"],
             text["message"],
-            b"",
+            given.get("options", b""),
             text["actor"],
         )
         return answer(self.ledger.apply(BUCKET, at, command), BUCKET)

@@ -13,6 +13,7 @@ RESOURCES = ("", "", "vm-1", "vm-2")
 AMOUNTS = (1, 1, 2, 3, 5, 10, 100, 999, 10**6, 10**9, 10**15, BOUND // 3, BOUND - 1, BOUND)
 RATES = (0, 0, 1, 2, 7, 3600, HOUR // 3, HOUR, HOUR + 1, 3 * HOUR, 5 * HOUR + 7, 10**15, BOUND // 2, BOUND)
 SPANS = (1, 2, 3, 10, 100, 10**6, 10**9, HOUR, WEEK, 30 * WEEK, BOUND)
+LEASE_MIN = 10**6
 METHODS = {
     "top_up": 14, "debit": 12, "set_rate": 16, "change_rate": 6, "set_credit_limit": 5, "hold": 8, "capture": 4,
     "release": 3, "adjust": 5, "set_thresholds": 4, "close_account": 3, "delivery": 16, "again": 5,
@@ -125,7 +126,21 @@ class Drawing:
             op["rate_seq"] = draw.randrange(20)
         if draw.random() < 0.2:
             op["min_runway_ns"] = draw.choice((0, *SPANS))
+        if draw.random() < 0.3:
+            op["ttl_ns"] = self._lease(account)
         return op
+
+    def _lease(self, account: Account | None) -> int:
+        """One that ends about when the money does, with another lease or a hold, or any."""
+        draw = self.random
+        now = self.t if account is None else max(self.t, account.at)
+        edges = [LEASE_MIN, draw.choice(SPANS)]
+        if account is not None:
+            edges += [end - now for end in account.ends.values()]
+            edges += [end - now for _, end in account.holds.values() if end is not None]
+            if account.runs_out is not None:
+                edges += [account.runs_out - now + draw.randrange(-1, 2)] * 2
+        return min(max(LEASE_MIN, draw.choice(edges)), BOUND)
 
     def _change_rate(self, user: str, account: Account | None) -> Op:
         delta = self._rate_for(account) * self.random.choice((1, -1))

@@ -21,10 +21,11 @@ from tests.ledger.model_account import BOUND, WEEK, Account, Op, Refusal
 class Model:
     """All accounts of one bucket."""
 
-    def __init__(self, *, accrue: bool, restore: bool, ids_max: int) -> None:
+    def __init__(self, *, accrue: bool, restore: bool, ids_max: int, lease: int = 0) -> None:
         self.accrue = accrue
         self.restore = restore
         self.ids_max = ids_max
+        self.lease = lease  # of a rate that is reported without one
         self.accounts: dict[str, Account] = {}
         self.closed: dict[str, Account] = {}
         self.ids: list[dict[str, Any]] = []  # oldest first
@@ -39,6 +40,9 @@ class Model:
             for stored in self.ids:
                 if stored["id"] == (op["user"], request_id) and stored["at"] + WEEK > t:
                     return self._again(stored, op)
+        reports = op["method"] == "change_rate" or (op["method"] == "set_rate" and op["rate"] > 0)
+        if self.lease and reports and "ttl_ns" not in op:
+            op = {**op, "default_ttl_ns": self.lease}
         account = self.accounts.get(op["user"])
         if account is None:
             if op["method"] != "top_up":
@@ -74,7 +78,8 @@ class Model:
         return reply
 
     def _again(self, stored: dict[str, Any], op: Op) -> dict[str, Any]:
-        if _without_defaults(stored["op"]) != _without_defaults(op):
+        kept = {name: value for name, value in stored["op"].items() if name != "default_ttl_ns"}
+        if _without_defaults(kept) != _without_defaults(op):
             raise Refusal("REQUEST_ID_CONFLICT")
         if stored["refusal"] is not None:
             raise Refusal(stored["refusal"].name, **stored["refusal"].facts, replayed=True)
@@ -129,9 +134,12 @@ class Model:
             if rank == 0:
                 self._expire(account, at, above)
                 continue
-            op: Op = {"method": (None, "exhaust", "threshold")[rank], "user": account.user}
-            accrued = self._accrue(account, at)
             if rank == 2:
+                self._end_lease(account, at, above)
+                continue
+            op: Op = {"method": "exhaust" if rank == 1 else "threshold", "user": account.user}
+            accrued = self._accrue(account, at)
+            if rank == 3:
                 op["threshold"] = next(threshold for threshold in above if not account.is_above(threshold))
             self._settle_state(account, op, at, account.balance, accrued, above, False)
 
@@ -144,6 +152,14 @@ class Model:
             op = {"method": "hold_expired", "user": account.user, "hold_id": name, "amount": amount}
             self._settle_state(account, op, at, account.balance, accrued, above if name == together[-1] else [], False)
             accrued = Fraction(0)
+
+    def _end_lease(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
+        """Of the lines that end at one instant the first by its name."""
+        accrued = self._accrue(account, at)
+        resource = sorted(resource for resource, end in account.ends.items() if end == at)[0]
+        op = {"method": "lease_expired", "user": account.user, "resource": resource}
+        op["rate"] = account.end_lease(resource)
+        self._settle_state(account, op, at, account.balance, accrued, above, False)
 
     def _accrue(self, account: Account, t: int) -> Fraction:
         if t == account.at or not account.lines:
@@ -292,6 +308,7 @@ class Model:
         account.at, account.balance, account.overrun = kept
         return self._state(entry, user) | {
             "rates": dict(account.lines),
+            "leases": dict(account.ends),
             "overrun_nanos": math.floor(entry["overrun"]),
             "holds_nanos": entry["held"],
             "holds": {

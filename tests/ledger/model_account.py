@@ -32,6 +32,7 @@ class Account:
         self.limit = 0
         self.holds: dict[str, tuple[int, int | None]] = {}
         self.lines: dict[str, int] = {}
+        self.ends: dict[str, int] = {}  # of lines with a lease
         self.seqs: dict[str, int] = {}
         self.zero_since: dict[str, int] = {}
         self.thresholds: list[tuple[str, int]] = []
@@ -95,13 +96,14 @@ class Account:
                 self.seqs.pop(resource, None)
 
     def coming(self) -> tuple[int, int] | None:
-        """(instant, rank) of what time causes next: 0 expiries of holds, 1 running out, 2 a threshold."""
+        """(instant, rank) of what time causes next: 0 expiries of holds, 1 running out, 2 leases, 3 a threshold."""
         found = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
         runs_out = self.runs_out
         if runs_out is not None:
             found.append((runs_out, 1))
         crossings = (self.crosses(threshold) for threshold in self.thresholds)
-        found += [(crossing, 2) for crossing in crossings if crossing is not None]
+        found += [(end, 2) for end in self.ends.values()]
+        found += [(crossing, 3) for crossing in crossings if crossing is not None]
         return min(found, default=None)
 
     def pending(self) -> list[dict[str, Any]]:
@@ -176,16 +178,27 @@ class Account:
         seq = op.get("rate_seq")
         if seq is not None and seq <= self.seqs.get(resource, -1):
             raise Refusal("STALE_RATE", rate_seq=self.seqs[resource])
-        return self._set_line(resource, op["rate"], seq, op.get("min_runway_ns"))
+        return self._set_line(resource, op["rate"], seq, op.get("min_runway_ns"), self._end(op))
 
     def change_rate(self, op: Op) -> bool:
         resource = op.get("resource", "")
         rate = self.lines.get(resource, 0) + op["delta"]
         if rate < 0:
             raise Refusal("INVALID_RATE", rate_nanos_per_hour=self.lines.get(resource, 0))
-        return self._set_line(resource, rate, None, None)
+        ends = [end for end in (self.ends.get(resource), self._end(op)) if end is not None]
+        return self._set_line(resource, rate, None, None, max(ends, default=None))
 
-    def _set_line(self, resource: str, rate: int, seq: int | None, min_runway: int | None) -> bool:
+    def _end(self, op: Op) -> int | None:
+        ttl = op.get("ttl_ns", op.get("default_ttl_ns"))
+        return None if ttl is None or self.at + ttl > BOUND else self.at + ttl
+
+    def end_lease(self, resource: str) -> int:
+        """The line falls to zero by itself; the rate it had."""
+        rate = self.lines[resource]
+        self._set_line(resource, 0, None, None, None)
+        return rate
+
+    def _set_line(self, resource: str, rate: int, seq: int | None, min_runway: int | None, end: int | None) -> bool:
         old = self.lines.get(resource, 0)
         total = self.rate - old + rate
         if total > BOUND:
@@ -195,11 +208,14 @@ class Account:
             if runway == 0 or runway < min_runway:
                 raise Refusal("INSUFFICIENT_RUNWAY", runway_ns=runway)
         self.lines.pop(resource, None)
+        self.ends.pop(resource, None)
         self.zero_since.pop(resource, None)
         if seq is not None:
             self.seqs[resource] = seq
         if rate > 0:
             self.lines[resource] = rate
+            if end is not None:
+                self.ends[resource] = end
         elif resource in self.seqs:
             self.zero_since[resource] = self.at
         return old == 0 and rate > 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import struct
 import sys
 import time
 from typing import Any
@@ -27,7 +28,7 @@ from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
 from tests.ledger.drawing import START, USERS, Drawing
 from tests.ledger.model import Model
-from tests.ledger.model_account import Op, Refusal
+from tests.ledger.model_account import HOUR, Op, Refusal
 
 BUCKET = 7
 OPS = {name: op for op, name in ops.NAMES.items()}
@@ -40,13 +41,17 @@ class Difference(AssertionError):
 def command_of(op: Op) -> ops.Command:
     """The command that a door would make of it."""
     method, user = op["method"], op["user"].encode()
-    a, b, c, key = op.get("amount", 0), 0, 0, b""
+    a, b, c, key, packed = op.get("amount", 0), 0, 0, b"", b""
     message = op.get("reason", op.get("error", "")).encode()
     if method == "set_rate":
         a, b, c = op["rate"], op.get("rate_seq", -1), op.get("min_runway_ns", -1)
         key = op.get("resource", "").encode()
+        given = {ops.TTL_NS: op.get("ttl_ns"), ops.DEFAULT_TTL_NS: op.get("default_ttl_ns")}
+        packed = ops.pack_options({tag: struct.pack("<q", span) for tag, span in given.items() if span is not None})
     elif method == "change_rate":
         a, key = op["delta"], op.get("resource", "").encode()
+        if "default_ttl_ns" in op:
+            packed = ops.number_option(ops.DEFAULT_TTL_NS, op["default_ttl_ns"])
     elif method == "debit":
         b = ops.MODES[op.get("mode", "strict")]
     elif method == "hold":
@@ -59,7 +64,7 @@ def command_of(op: Op) -> ops.Command:
         a, key = len(set(thresholds)), ops.pack_thresholds(thresholds)
     elif "seq" in op:
         a, b = op["seq"], int(op.get("operator", False) or op.get("unbegun", False))
-    return (OPS[method], user, a, b, c, key, op.get("request_id", "").encode(), message, b"", b"")
+    return (OPS[method], user, a, b, c, key, op.get("request_id", "").encode(), message, packed, b"")
 
 
 class Program:
@@ -69,8 +74,9 @@ class Program:
         self.random = random.Random(seed)
         self.seed = seed
         ids_max = self.random.choice((1, 5, 50))
-        self.rules = Rules(self.random.random() < 0.3, ids_max, self.random.random() < 0.5)
-        self.model = Model(accrue=self.rules.accrue, restore=self.rules.restore, ids_max=ids_max)
+        lease_ns = self.random.choice((0, 0, 0, ops.LEASE_NS_MIN, HOUR))
+        self.rules = Rules(self.random.random() < 0.3, ids_max, self.random.random() < 0.5, lease_ns)
+        self.model = Model(accrue=self.rules.accrue, restore=self.rules.restore, ids_max=ids_max, lease=lease_ns)
         self.filings: list[tuple[int, int]] = []
         self.ledger = Ledger(self.rules, self._file)
         self.ledger.create(BUCKET)
@@ -205,6 +211,9 @@ class Program:
             command = (OPS["threshold"], user, int(kind == "runway_ns"), value, 0, b"", b"", b"", b"", b"")
         elif op["method"] == "hold_expired":
             command = (OPS["hold_expired"], user, op["amount"], 0, 0, op["hold_id"].encode(), b"", b"", b"", b"")
+        elif op["method"] == "lease_expired":
+            key = op["resource"].encode()
+            command = (OPS["lease_expired"], user, op["rate"], 0, 0, key, b"", b"", b"", b"")
         elif op["method"] == "exhaust":
             command = (OPS["exhaust"], user, 0, 0, 0, b"", b"", b"", b"", b"")
         else:
@@ -257,7 +266,8 @@ class Program:
 
     def _replay(self) -> None:
         """Recovery: the same entries make the same bucket."""
-        again = Ledger(self.rules._replace(accrue=not self.rules.accrue, restore=not self.rules.restore), self._file)
+        others = Rules(not self.rules.accrue, self.rules.request_ids_per_bucket, not self.rules.restore, 7)
+        again = Ledger(others, self._file)
         again.create(BUCKET)
         for packed in self.journal:
             again.replay(BUCKET, packed)

@@ -89,7 +89,15 @@ def test_get_account_adds_rates_cutoff_and_overrun():
     reply = bank.top_up("u", 5, at=0)
     view = bank.view("u", at=0)
     assert view | reply == view
-    assert view.keys() - reply.keys() == {"rates", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"}
+    assert view.keys() - reply.keys() == {
+        "rates",
+        "leases",
+        "cutoff",
+        "overrun_nanos",
+        "holds",
+        "holds_nanos",
+        "thresholds",
+    }
 
 
 def test_first_and_replayed_answer_come_out_of_the_same_entry():

@@ -89,6 +89,18 @@ def test_a_line_raised_on_an_exhausted_account_owes_a_cutoff_and_no_notice():
     assert [one["type"] for one in made] == ["account.topped_up", "account.debited", "account.exhausted"]
 
 
+def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had():
+    ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=True, rate_lease_ns=HOUR_NS), max)
+    ledger.create(1)
+    ledger.apply(1, 1, (ops.TOP_UP, b"u", 10 * COIN, 0, 0, b"", b"", b"", b"", b""))
+    ledger.apply(1, 2, (ops.SET_RATE, b"u", COIN, -1, -1, b"vm-1", b"", b"", b"", b""))
+    ledger.view(1, b"u", 2 * HOUR_NS)
+    ended = told([packed for _, packed in ledger.records])[-1]
+    assert (ended["type"], ended["data"]["operation"]) == ("rate.lease_expired", "lease_expired")
+    assert (ended["data"]["resource"], ended["data"]["line_rate_nanos_per_hour"]) == ("vm-1", COIN)
+    assert (ended["data"]["at_ns"], ended["data"]["rate_nanos_per_hour"]) == (HOUR_NS + 2, 0)
+
+
 def test_names_are_those_of_the_entry_and_hold_no_full_stop():
     packed = entries(
         (1, (ops.TOP_UP, COIN, 0, 0, b"")),

@@ -7,6 +7,7 @@ from tests.simulation.decode import (
     EXHAUST,
     EXHAUSTED,
     HOLD_EXPIRED,
+    LEASE_EXPIRED,
     NANO,
     OPENED,
     OUTSIDE,
@@ -17,7 +18,7 @@ from tests.simulation.decode import (
 )
 
 NEVER = 2**63 - 1
-_TOP_UP, _DEBIT, _LIMIT, _HOLD, _CAPTURE, _ADJUST, _CLOSE = 1, 4, 5, 6, 7, 9, 11
+_TOP_UP, _SET_RATE, _CHANGE_RATE, _DEBIT, _LIMIT, _HOLD, _CAPTURE, _ADJUST, _CLOSE = 1, 2, 3, 4, 5, 6, 7, 9, 11
 
 
 def exhaustion_of(item: Item) -> int:
@@ -41,6 +42,8 @@ class Known:
         self.reported: set[int] = set()  # seqs that an entry calls delivered
         self.retried = False
         self.holds = 0  # how many were ever opened
+        self.lines: dict[bytes, int] = {}  # resource -> nanos per hour, above zero
+        self.leases: dict[bytes, int] = {}  # resource -> when its line ends by itself
         self.charged = self.top_ups = self.debits = self.adjusted = self.paid_out = 0
 
     def fold(self, item: Item, accrues: bool) -> list[str]:
@@ -62,10 +65,10 @@ class Known:
                 wrong.append("a new account was charged (I6)")
         else:
             before = last.balance
-            wrong += self._time(last, item, accrues)
+            wrong += self._time(last, item, accrues) + self._ends(item)
         if item.balance != before - item.accrued + item.amount:
             wrong.append(f"{before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
-        wrong += self._amount(item)
+        wrong += self._amount(item) + self._rate(item)
         if item.op != _CLOSE:
             if bool(item.flags & EXHAUSTED) != (item.available <= 0):
                 wrong.append(f"exhausted is {bool(item.flags & EXHAUSTED)} with {item.available} available")
@@ -108,6 +111,44 @@ class Known:
         elif not accrues and item.accrued:
             return [f"{item.accrued} was accrued on an exhausted account (clamp)"]
         return []
+
+    def _ends(self, item: Item) -> list[str]:
+        """Lines end at exactly the instants of their leases, behind what else time causes then but thresholds."""
+        first_ns = min(self.leases.values(), default=NEVER)
+        if item.op == LEASE_EXPIRED:
+            if self.leases.get(item.key) != item.at_ns or self.lines.get(item.key) != item.a or item.line_rate:
+                return [f"a line at {self.lines.get(item.key)} ends, its lease at {self.leases.get(item.key)}"]
+        elif item.at_ns > first_ns or (item.at_ns == first_ns and item.op not in (EXHAUST, HOLD_EXPIRED)):
+            return [f"{item.op} at {item.at_ns}, while a line was to end at {first_ns} (time before commands)"]
+        return []
+
+    def _rate(self, item: Item) -> list[str]:
+        """The account's rate is the sum of its lines, each at what was last reported for it."""
+        if item.op in (_SET_RATE, _CHANGE_RATE, LEASE_EXPIRED):
+            before = self.lines.pop(item.key, 0)
+            ends_ns = self.leases.pop(item.key, 0)
+            if item.op != LEASE_EXPIRED and item.line_rate != item.a + (before if item.op == _CHANGE_RATE else 0):
+                return [f"a line at {before} is at {item.line_rate} after {item.a}"]
+            if item.line_rate:
+                self.lines[item.key] = item.line_rate
+                begun_ns = item.at_ns + int.from_bytes(item.options[2:10], "little") if item.options else 0
+                ends_ns = begun_ns if item.op == _SET_RATE else max(ends_ns, begun_ns)
+                if 0 < ends_ns <= NEVER:
+                    self.leases[item.key] = ends_ns
+        rate = sum(self.lines.values())
+        return [] if item.rate == rate else [f"a rate of {item.rate}, its lines make {rate}"]
+
+    def falls_ns(self) -> int:
+        """When it runs out if nothing but time happens and no hold expires: E, moved by the ends of leases."""
+        assert self.last is not None
+        at_ns, available, rate = self.last.at_ns, self.last.available, self.last.rate
+        for ends_ns, resource in sorted((ends_ns, resource) for resource, ends_ns in self.leases.items()):
+            due_ns = at_ns + -(-available // rate) if rate else NEVER
+            if due_ns <= ends_ns:
+                return due_ns
+            available -= rate * (ends_ns - at_ns)
+            at_ns, rate = ends_ns, rate - self.lines[resource]
+        return at_ns + -(-available // rate) if rate else NEVER
 
     def _amount(self, item: Item) -> list[str]:
         amount, op = item.amount, item.op
@@ -154,4 +195,4 @@ class Known:
         return (item.balance - spent) // NANO
 
 
-TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD)
+TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED)

@@ -355,9 +355,9 @@ class Auditor:
         crossed = known.crossings.get(seq)
         if crossed is None:
             last = known.last
-            # What time alone does may go before its entries: E of the last entry. With a hold open, each that expires
-            # may save the account and let it run dry once more.
-            alone = seq == last.seq + 1 and last.exhausts_at_ns == exhausted_at_ns
+            # What time alone does may go before its entries: E of the last entry, moved by the leases that end before
+            # it. With a hold open, each that expires may save the account and let it run dry once more.
+            alone = seq == last.seq + 1 and known.falls_ns() == exhausted_at_ns
             if not alone and not (last.holds_nanos and last.seq < seq <= last.seq + 1 + known.holds):
                 self.wrong(f"{event_id} has no cause that is durable: {last} (I4, I17)")
         elif crossed != exhausted_at_ns:

@@ -99,6 +99,8 @@ class Programs:
             options["rate_seq"] = rng.randrange(self._count + 1)
         if rng.random() < 0.1:
             options["min_runway_ns"] = rng.randrange(10 * 10**9)
+        if rng.random() < 0.2:
+            options["ttl_ns"] = rng.randrange(10**6, 5 * 10**9)
         return self._new("set_rate", user, rate, number=rate, **options)
 
     def _change_rate(self, user: bytes) -> Call:

@@ -16,7 +16,7 @@ OUTSIDE = {
     1: "top_up", 2: "set_rate", 3: "change_rate", 4: "debit", 5: "set_credit_limit", 6: "hold", 7: "capture",
     8: "release", 9: "adjust", 10: "set_thresholds", 11: "close_account",
 }  # fmt: skip
-EXHAUST, HOLD_EXPIRED, THRESHOLD = 32, 33, 34
+EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED = 32, 33, 34, 36
 CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED = 48, 49, 50
 EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED = 1, 2, 4, 8, 16
 
@@ -98,6 +98,8 @@ class Item(NamedTuple):
     key: bytes
     request_id: bytes
     message: bytes
+    line_rate: int
+    options: bytes
 
     @property
     def available(self) -> int:
@@ -115,5 +117,6 @@ def item_of(body: bytes) -> Item:
         at += length
     assert at == len(body), "an entry's tails do not fill it"
     return Item(
-        *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], f[14], *f[16:20], *tails[:4]
+        *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], f[14], *f[16:20], *tails[:4],
+        f[15], tails[4],
     )  # fmt: skip

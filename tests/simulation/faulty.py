@@ -19,6 +19,19 @@ class Faulty(NamedTuple):
 
 
 FAULTS = [
+    # -- leases -----------------------------------------------------------------------------------------------------
+    Faulty(
+        "leases-lost-in-a-block",
+        "billing/ledger/extra.py",
+        "        if self.leases:\n",
+        "        if False:\n",
+    ),
+    Faulty(
+        "leases-end-late",
+        "billing/ledger/rates.py",
+        "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns\n",
+        "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns + 1\n",
+    ),
     # -- sync, then speak -------------------------------------------------------------------------------------------
     Faulty(
         "reply-before-sync",

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from billing.config.schema import Config, Cutoff
+from billing.config.schema import Config, Cutoff, Ledger
 from billing.expirationd.coming import coming_in
 from billing.worker.application import Billing, Outside
 from shards.control import Begin, WorkerSettings
@@ -69,7 +69,8 @@ class World:
                 restore_url="http://sim/restore" if restores else "",
                 after_exhaustion="accrue" if accrues else "clamp",
                 concurrency=CALLS_AT_ONCE,
-            )
+            ),
+            ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2))),
         )
         self.machine.start_worker = self._start_worker
         self.machine.on_alarm = self._on_alarm

@@ -39,7 +39,10 @@ async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_t
         "capture": (("u", "r:h", 3), {"captured_nanos"}),
         "adjust": (("u", -1, "why"), set()),
         "set_thresholds": (("u", [{"amount": 7}, {"runway_ns": 10**9}]), set()),
-        "get_account": (("u",), {"rates", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"}),
+        "get_account": (
+            ("u",),
+            {"rates", "leases", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"},
+        ),
         "close_account": (("u",), {"paid_out_nanos"}),
     }
     for number, (method, (params, more)) in enumerate(added.items(), 1):

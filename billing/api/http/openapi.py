@@ -259,6 +259,8 @@ def _properties(field: ShapeField) -> dict[str, Schema]:
         }
     if field.shape is not None:
         schema = _ref(field.shape)
+    elif field.kind == "instants":
+        schema = {"type": "object", "additionalProperties": _INT64}
     elif field.choices:
         schema = {"type": "string", "enum": list(field.choices)}
     else:

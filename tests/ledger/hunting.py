@@ -1,0 +1,94 @@
+"""Our own faults in the rules for ties and ends, applied one at a time to a copy of the ledger: random programs that
+run against the copy must find a difference to the model.
+
+    python -m tests.ledger.hunting [NAME …]      all, or those named: which are caught
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PROGRAMS: Final = 60
+
+# name: (file, what stands there, what is put instead)
+TIE_RULES: Final = {
+    "lease-before-exhaustion": (
+        "billing/ledger/schedule.py",
+        "    if account.runs_out_ns() == due_ns:\n",
+        "    if account.runs_out_ns() == due_ns and not ends:\n",
+    ),
+    "lease-behind-threshold": (
+        "billing/ledger/schedule.py",
+        "    if ends:\n        accrued",
+        "    if ends and not fallen_at(account, due_ns):\n        accrued",
+    ),
+    "last-lease-first": (
+        "billing/ledger/rates.py",
+        "    resource = min(name for name, ends_ns in extra.leases",
+        "    resource = max(name for name, ends_ns in extra.leases",
+    ),
+    "change-moves-the-lease": (
+        "billing/ledger/rates.py",
+        "    ends_ns = max(known_ns, _lease_end(account, packed) if packed else -1)\n",
+        "    ends_ns = _lease_end(account, packed) if packed else known_ns\n",
+    ),
+    "lease-forgets-its-rate-seq": (
+        "billing/ledger/rates.py",
+        "    _put(account, extra, resource, 0, rate_seq, NEVER_NS)\n    account.rate -= rate\n",
+        "    _put(account, extra, resource, 0, -1, NEVER_NS)\n    account.rate -= rate\n",
+    ),
+}
+# What a fault needs beside its line.
+_MORE: Final = {
+    "lease-behind-threshold": "\n\ndef fallen_at(account: Account, due_ns: int) -> bool:\n"
+    "    return next_crossing_ns(account) == due_ns\n",
+}
+_HUNT: Final = (
+    "from tests.ledger.programs import Program\n"
+    "for seed in range(1, {0} + 1):\n"
+    "    try:\n"
+    "        Program(seed).run(400)\n"
+    "    except AssertionError as found:\n"
+    "        print(str(found)[:300])\n"
+    "        break\n"
+)
+
+
+def hunt(name: str, programs: int = PROGRAMS) -> str:
+    """What finds the fault; empty where `programs` random programs do not."""
+    file, old, new = TIE_RULES[name]
+    with tempfile.TemporaryDirectory(prefix="ledger-faulty-") as where:
+        root = Path(where)
+        for room in ("billing/ledger", "tests/ledger"):
+            shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("billing", "tests"):
+            shutil.copy(ROOT / package / "__init__.py", root / package)
+        text = (root / file).read_text()
+        assert text.count(old) == 1, f"{name}: its text occurs {text.count(old)} times in {file}: adapt it"
+        (root / file).write_text(text.replace(old, new) + _MORE.get(name, ""))
+        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", _HUNT.format(programs)]
+        run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{name}: the programs do not even start: {run.stderr[-2000:]}"
+    return run.stdout.strip()
+
+
+def main() -> int:
+    """Prints how each fault is caught; 1 where one survives."""
+    survivors = 0
+    for name in sys.argv[1:] or sorted(TIE_RULES):
+        found = hunt(name)
+        survivors += not found
+        print(f"{name:30} {found.splitlines()[0][:110] if found else 'SURVIVES'}", flush=True)
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
