@@ -4,6 +4,8 @@
 ["assign", bucket, shard, generation]   the commit of a move: one generation more
 ["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
 ["uneven", bool]   whether buckets should still move for the load to be even; says nothing of who owns what
+["claim", node, host id, number]   which of several hosts serves; says nothing of who owns what
+["settled", shard, position]   up to which batch nothing is owed outside; another host begins there
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
 """
@@ -92,6 +94,14 @@ class OwnerMap:
         elif kind == "uneven":
             if not isinstance(fields[0], bool):
                 raise Unreadable(f"uneven is yes or no, not {fields[0]!r}")
+        elif kind == "settled":
+            shard, position = fields
+            if shard < 1 or position < 0:
+                raise Unreadable(f"shard {shard} cannot have settled batch {position}")
+        elif kind == "claim":
+            node, host_id, number = fields
+            if not isinstance(node, str) or not isinstance(host_id, str) or number < 1:
+                raise Unreadable(f"a claim of host {node!r}, {host_id!r}, number {number!r} cannot be")
         elif kind == "anchor":
             magic, slew_ppm, _, boot_ns, billing_ns, _ = _ANCHOR.unpack(fields[0])
             if magic != b"BCA1" or slew_ppm > SLEW_PPM_MAX or boot_ns < 0 or billing_ns < 0:

@@ -12,7 +12,8 @@ been told.
 **What the caller promises.** `report` changes what `owed` answers before it returns. Whoever makes something owed calls
 `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
 **What it promises:** no request before `notify`, none that `owed` does not name at that moment, one in flight per
-account, the same event_id on every attempt, and another attempt until a 2xx. It holds no truth: what was in flight when
+account, the same event_id on every attempt, another attempt until a 2xx, and none while `may_act` says that this owner
+of the account may have been followed by another one. It holds no truth: what was in flight when
 the process died is owed in the ledger still.
 
 **Two clocks.** `now_ns` is billing time, which schedules and lateness are made of; `wall_ns` is the wall clock, of
@@ -56,6 +57,7 @@ Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, 
 
 _UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
 _LATE_S: Final = 0.001
+_LAPSED_S: Final = 0.02  # how often a sender looks whether its owner may act again
 _TIMEOUT_MAX: Final = 6  # times `timeout_s`, as far as a patience grows
 _SECOND_NS: Final = 10**9
 
@@ -117,8 +119,10 @@ class Delivery:
         endpoint_of: EndpointOf = Endpoint,
         templates: dict[str, Template] | None = None,
         wall_ns: Callable[[], int] = wall_now_ns,
+        may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         self._owed = owed
+        self._may_act = may_act
         self._report = report
         self.settings = settings
         self.now_ns = now_ns
@@ -359,6 +363,9 @@ class Delivery:
             if line is not None and line.endpoint is not endpoint:
                 self._unsent(line)
                 line = None
+            if not self._may_act():  # another owner may live by now: what is owed here may be settled there
+                await asyncio.sleep(_LAPSED_S)
+                continue
             if line is not None or (line := endpoint.spare()) is not None:
                 break
             try:

@@ -13,7 +13,7 @@ from typing import Final
 from billing.expirationd.delivery import DeliverySettings
 from billing.follower.link import FollowerLink, command_of
 from billing.follower.store import file_of, refuse_ahead
-from billing.notices.opening import abandon, found
+from billing.notices.opening import abandon, found, skip
 from billing.notices.store import KIND
 from shards.journal import Journal
 from shards.system.clock import wall_now_ns
@@ -25,11 +25,18 @@ COMMAND: Final = command_of("billing.notices.notifier")
 
 
 def opened(
-    directory: str, shard_id: int, journal: Journal, url: str, settings: DeliverySettings, accept_loss: bool = False
+    directory: str,
+    shard_id: int,
+    journal: Journal,
+    url: str,
+    settings: DeliverySettings,
+    accept_loss: bool = False,
+    settled: int = -1,
 ) -> FollowerLink | None:
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
     given up: whoever is named later is told of what happens from then on. `accept_loss`: a file that is ahead of the
-    journal is cut back instead of refused.
+    journal is cut back instead of refused. `settled`: the batch up to which any host is known to have told everything;
+    −1: none is.
     """
     disk = RealDisk()
     if not url:
@@ -39,7 +46,10 @@ def opened(
     first, head = journal.first, journal.head
     if not accept_loss:
         refuse_ahead(file_of(directory, shard_id), KIND, head)
-    remark = found(directory, shard_id, first, head, disk, secrets.randbits(62), wall_now_ns())
+    if skip(directory, shard_id, settled, disk):
+        log.info("shard %d: another host has told what happened up to batch %d", shard_id, settled)
+    begin = head if settled < 0 else settled
+    remark = found(directory, shard_id, first, begin, disk, secrets.randbits(62), wall_now_ns())
     if remark:
         log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
     options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s)

@@ -149,6 +149,7 @@ class Notifier(Follower):
         told = {
             "notices_owed": self._owed,
             "notices_oldest_at_ns": store.oldest_ns(),
+            "notices_settled": store.settled(),
             "notices_sent": delivery.delivered,
             "notices_failed": delivery.failures,
             "notices_error": delivery.last_error,

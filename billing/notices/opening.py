@@ -1,8 +1,11 @@
 """Makes, finds again, and mends the file of one shard's owed notices (`store`).
 
 A file that never was begins behind the journal's last batch: whoever is named in `notify.url` is told of what happens
-from then on. A file that is gone or damaged is made anew as far as the journal reaches: what was told already is told
-again under the same id. `begun-N`, a small file beside it, tells the one from the other.
+from then on. Where several hosts share the log, the map holds the batch up to which everything was told (`settled`),
+and a host that takes over begins there: what was told since the map heard of it is told again under the same id.
+
+A file that is gone or damaged is made anew as far as the journal reaches: what was told already is told again under the
+same id. `begun-N`, a small file beside it, tells the one from the other.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import sqlite3
 from contextlib import suppress
 from typing import Any
 
-from billing.follower.store import connect, file_of, make, make_of, opened
+from billing.follower.store import StoreError, connect, file_of, make, make_of, opened
 from billing.notices.store import INSERT, KIND, OWED, Store, checksum_of
 from shards.system.disk import Disk, private_directory, read_file, write_file
 
@@ -22,8 +25,9 @@ def begun_of(directory: str, shard: int) -> str:
 
 
 def found(directory: str, shard: int, first: int, head: int, disk: Disk, file_id: int, now_ns: int) -> str:
-    """Sees to it that the file is there: where there never was one, notices begin behind the journal's last batch,
-    `head`; where it is gone, it is made anew from `first`, and what that means is returned. `now_ns`: wall time.
+    """Sees to it that the file is there. Where there never was one, notices begin behind the batch `head`: the
+    journal's last, or the last one that another host has settled. Where it is gone, it is made anew from `first`, and
+    what that means is returned. `now_ns`: wall time.
     """
     try:
         private_directory(disk, directory)
@@ -54,6 +58,24 @@ def _begun(disk: Disk, path: str) -> int:
 
 def _fill(db: sqlite3.Connection, shard: int, position: int, file_id: int, made_ns: int) -> None:
     db.execute("INSERT INTO about VALUES (?, ?, 0, ?, ?)", (shard, position, file_id, made_ns))
+
+
+def skip(directory: str, shard: int, settled: int, disk: Disk) -> bool:
+    """Forgets a file that ends before the batch `settled`, since another host has told everything up to there; whether
+    there was one.
+    """
+    path = file_of(directory, shard)
+    if settled < 0 or not disk.exists(path):
+        return False
+    with suppress(StoreError, sqlite3.Error):
+        db = connect(path, KIND)
+        try:
+            (position,) = db.execute("SELECT position FROM about").fetchone()
+        finally:
+            db.close()
+        if position < settled:
+            return abandon(directory, shard, disk)
+    return False
 
 
 def abandon(directory: str, shard: int, disk: Disk) -> bool:

@@ -189,6 +189,11 @@ class Store(FollowerStore):
         """How many notices are owed by this file."""
         return int(self.db.execute("SELECT count(*) FROM owed").fetchone()[0])
 
+    def settled(self) -> int:
+        """The batch up to which everything was told."""
+        oldest = self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()
+        return self.position if oldest is None else min(self.position, int(oldest[0]) - 1)
+
     def oldest_ns(self) -> int:
         """The instant of what is owed longest; 0 where nothing is."""
         oldest = self.db.execute("SELECT at_ns FROM owed ORDER BY seq LIMIT 1").fetchone()

@@ -1,10 +1,13 @@
 """The sockets that clients and operators connect to: bound here, or handed over by the service manager.
 
 They are bound before anything starts, so that an address in use is told at once, and by the main process, so that a
-restarted worker finds its clients still queueing. A socket that was handed over (`systemd.handed_over`) takes the
-place of the one that its name stands for: `rpc`, `http`, `tarantool`, `admin` or `unix`. Without such a name, a unix
-socket is `unix`, one on the port of `admin.listen`, `http.listen` or `tarantool.listen` is that, and any other is
-`rpc`. The rule of the configuration holds for those, too: beyond loopback only with tokens or client certificates.
+restarted worker finds its clients still queueing. Where several hosts share the log, clients are refused instead until
+this host serves, so that they go to the one that does; only operators are listened to.
+
+A socket that was handed over (`systemd.handed_over`) takes the place of the one that its name stands for: `rpc`,
+`http`, `tarantool`, `admin` or `unix`. Without such a name, a unix socket is `unix`, one on the port of `admin.listen`,
+`http.listen` or `tarantool.listen` is that, and any other is `rpc`. The rule of the configuration holds for those, too:
+beyond loopback only with tokens or client certificates.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
     made: list[tuple[str, int]] = []
     admin = None
     faults = []
+    is_shared = config.journal.kind == "jetstream"
     taken = set()
     for name, one in handed:
         role = role_of(name, one, config)
@@ -65,7 +69,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
         if not listen or role in taken:
             continue
         try:
-            bound = _bind_tcp(listen)
+            bound = _bind_tcp(listen, 0 if role != ADMIN and is_shared else BACKLOG)
         except (OSError, UnicodeError) as error:
             faults.append(Fault(KEYS[role], "", f"{listen} cannot be listened on: {reason_of(error)}"))
             continue
@@ -75,7 +79,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
             listeners.append((KINDS[role], bound))
     if config.rpc.unix_socket and UNIX not in taken:
         try:
-            listeners.append(("unix", _bind_unix(config.rpc.unix_socket)))
+            listeners.append(("unix", _bind_unix(config.rpc.unix_socket, 0 if is_shared else BACKLOG)))
             made.append((config.rpc.unix_socket, os.stat(config.rpc.unix_socket).st_ino))
         except OSError as error:
             text = f"{config.rpc.unix_socket} cannot be listened on: {reason_of(error)}"
@@ -140,13 +144,13 @@ def _fault(role: str, handed: socket.socket, config: Config) -> str:
     return f"expected rpc.tokens_file or rpc.tls_client_ca, since {host} is not loopback"
 
 
-def _bind_tcp(text: str) -> socket.socket:
+def _bind_tcp(text: str, backlog: int) -> socket.socket:
     address = parse_listen(text)
-    return bind_tcp(address.host, address.port, BACKLOG)
+    return bind_tcp(address.host, address.port, backlog)
 
 
-def _bind_unix(path: str) -> socket.socket:
-    """A listening unix socket, 0660. What another daemon still listens on is left alone."""
+def _bind_unix(path: str, backlog: int) -> socket.socket:
+    """A unix socket, 0660, that listens unless `backlog` is 0. What another daemon still listens on is left alone."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.exists(path):
@@ -161,7 +165,8 @@ def _bind_unix(path: str) -> socket.socket:
             listener.bind(path)
         finally:
             os.umask(mask)
-        listener.listen(BACKLOG)
+        if backlog:
+            listener.listen(backlog)
     except OSError:
         listener.close()
         raise

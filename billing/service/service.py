@@ -2,7 +2,8 @@
 
 What the service manager is told, from what the watchman sees:
 
-    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200)
+    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200), or when
+                this host stands by since another one serves (`/readyz` says 503, and which)
     STATUS      what it is doing: "recovering shard 1: 62 %", "serving 2 shards, 1,204 accounts, nothing owed"
     WATCHDOG    while every worker's loop and last sync are fresh; one that hangs starves it, and systemd ends the lot
     EXTEND_…    while the start goes on, so that a long recovery is no failed start; also where a shard is held and the
@@ -90,8 +91,8 @@ async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
     supervisor = sampler.supervisor
     ready = False
     while True:
-        reasons = supervisor.ready_reasons() if supervisor.workers else ["starting"]
-        if not ready and not reasons:
+        reasons = supervisor.ready_reasons()
+        if not ready and (not reasons or supervisor.registry.stands_by):
             ready = True
             notifier.ready(status_of(sampler, reasons))
         notifier.status(status_of(sampler, reasons))

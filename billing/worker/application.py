@@ -83,7 +83,7 @@ class Outside(NamedTuple):
     rng: random.Random
     history: Callable[[str, int, Journal, bool], HistoryLink]  # directory, shard id, journal, whether it accepts a loss
     endpoint: EndpointOf
-    notices: Callable[[str, int, Journal, str, DeliverySettings, bool], FollowerLink | None] = notices.opened
+    notices: Callable[[str, int, Journal, str, DeliverySettings, bool, int], FollowerLink | None] = notices.opened
 
 
 REAL = Outside(RealDisk(), random.Random(), history.opened, Endpoint)
@@ -272,6 +272,7 @@ class Billing:
         for part in (self._history, self._door, self._delivery, self._checks, self._notices):
             told |= {} if part is None else part.figures()
         told["recent"] = list(self.recent)
+        told["settled"] = told.get("notices_settled", -1)
         if "notices_owed" in told and self._worker is not None:
             at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0
             told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
@@ -295,7 +296,8 @@ class Billing:
         self._history.start()
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
         settings, journal = self._delivery_settings(), worker.journal
-        self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, accepts_loss)
+        settled = self._begin.settled
+        self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, accepts_loss, settled)
         self._delivery = self._new_delivery()
         self._startup_hold.take_up(self.machine, self._delivery, worker.fresh_now_ns())
         self._startup_hold.ask(worker.operate, len(worker.map.weights), self._release_held)
@@ -348,7 +350,14 @@ class Billing:
         assert worker is not None
         settings = self._delivery_settings()
         delivery = Delivery(
-            self._owed, self._report, settings, worker.fresh_now_ns, outside.rng, worker.fail, outside.endpoint
+            self._owed,
+            self._report,
+            settings,
+            worker.fresh_now_ns,
+            outside.rng,
+            worker.fail,
+            outside.endpoint,
+            may_act=worker.may_act,
         )
         delivery.start()
         self.machine.release_held = self._release_held

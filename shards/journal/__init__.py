@@ -38,7 +38,7 @@ nothing is trimmed that the iterator has yet to yield. Everything else is called
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from shards import exits
 
@@ -50,6 +50,7 @@ __all__ = [
     "Gap",
     "Journal",
     "JournalError",
+    "LastSign",
     "Lost",
     "MapLog",
     "Opened",
@@ -317,6 +318,9 @@ class MapLog(Protocol):
     def warnings(self) -> list[str]:
         """What an operator should hear about after `load`."""
 
+    def is_newest(self) -> bool:
+        """Whether nothing was decided elsewhere since the last `load` or `decide` here. Raises Unavailable, Unknown."""
+
     def load(self, owner: str) -> tuple[int, list[bytes]]:
         """(version, everything that was decided, in order); the first may be what `compact` left. May be repeated after
         Unavailable and Overtaken. Raises Fenced, Unavailable, Unfit, Unknown, Gap, Corrupt.
@@ -338,8 +342,29 @@ class MapLog(Protocol):
         """Leaves a mark of a clean stop, and gives the log back. May be repeated."""
 
 
+class LastSign(NamedTuple):
+    """The newest record of a shard's journal, as a sign of its owner's life."""
+
+    sequence: int  # moves with every record; 0 where there is none
+    is_given_up: bool  # the owner has given the shard back, or there never was one
+
+
 class Backend(Protocol):
     """One kind of log, with its settings: what the rest of the daemon has of it."""
+
+    @property
+    def node(self) -> str:
+        """The name of this host among those that share the log; "" where no other host can own a shard of it."""
+
+    @property
+    def grant_ns(self) -> int:
+        """How long an owner that is not heard of may still be alive; 0 where no other host can own a shard."""
+
+    def signs(self) -> dict[int, LastSign]:
+        """The last sign of every shard's owner; empty where no other host can own one. Raises Unavailable, Unknown."""
+
+    def settings_of_worker(self) -> dict[str, Any]:
+        """The settings as a worker process takes them: with what was seen here of other owners."""
 
     def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
         """The journal of a shard, not open yet. `now_ns`: billing time, 0 before it has begun."""

@@ -6,10 +6,13 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
     ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
     ["anchor", 48 bytes]                        see `shards.system.clock`
     ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
+    ["claim", node, host id, number]            who serves, where several hosts share the log; see `standby`
+    ["settled", shard_id, position]             up to this batch the application owes nothing outside; shared logs only
     ["map", block]                              the whole map, in snapshots only
 
 A record is durable before it is applied, and applied before anybody acts on it. Opening takes the lock of the data
-directory first: one daemon at a time, whatever kind the log is of.
+directory first: one daemon at a time on a host, whatever kind the log is of. Where several hosts share the log, opening
+also waits until this host may serve, and claims that it does.
 """
 
 from __future__ import annotations
@@ -18,21 +21,26 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
-from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit
-from shards.system.clock import Anchor, decode_anchor, encode_anchor
-from shards.system.disk import DirectoryRefused, is_full, private_directory
+from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit, Unknown
+from shards.supervisor.standby import Claim, Standby
+from shards.system.clock import Anchor, boot_now_ns, decode_anchor, encode_anchor
+from shards.system.disk import DirectoryRefused, is_full, private_directory, read_file, write_file
 from shards.system.host import Host
 from shards.system.serial_executor import SerialExecutor
 
 LOCK = "run/lock"  # below the data directory
 SNAPSHOT_EVERY_RECORDS = 512
+HOST_ID = "host-id"  # below the data directory: tells this host from another one of its name
+STANDBY_POLL_S = 0.2
 ROOM_RETRY_S = 1.0  # how often a log without room, or out of reach, is tried again
+
+T = TypeVar("T")
 
 log = logging.getLogger("shards.supervisor.supervisor")
 
@@ -43,6 +51,10 @@ class Conflict(Exception):
     ending: ClassVar[exits.Ending] = exits.CONFIG
 
 
+class StandsBy(Exception):
+    """Another host serves; nothing was started."""
+
+
 class Registry:
     """The map and its journal. `open` first; `record` from then on."""
 
@@ -50,15 +62,21 @@ class Registry:
         self.map = BucketMap()
         self.founded: set[int] = set()
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
+        self.claim = Claim()
+        self.settled: dict[int, int] = {}
         self._data_dir = data_dir
         self._disk = host.disk
+        self._randbits = host.randbits
         self._lock = -1
+        self._warnings: list[str] = []
+        self._standby: Standby | None = None
         self._owner = f"pid {host.pid()}"
         self._backend = backend
         self._log = backend.map_log(now_ns)
         self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
-        self.unopened = "the map of the buckets is not open yet"  # why, while it is so
+        self.unopened = "the map of the buckets is not open yet"  # why, while it is so; then ""
+        self.stands_by = False  # another host serves
         self.held = False  # nothing is compacted: somebody copies the log
         self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
         self._executor: SerialExecutor | None = None
@@ -67,23 +85,38 @@ class Registry:
     async def open_with_room(
         self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event
     ) -> list[str] | None:
-        """As `open`, but where there is no room, or the log is out of reach, it waits. None: it is to stop first."""
+        """As `open`, but where there is no room, the log is out of reach, or another host serves, it waits. None: it is
+        to stop first.
+        """
         while not stopping.is_set():
             try:
+                if self._backend.node:  # it may ask servers for as long as another host serves
+                    return await self._called(self.open, bucket_count, wanted)
                 return self.open(bucket_count, wanted)
+            except StandsBy as standing:
+                told = f"this host stands by: {standing}"
+                if told != self.unopened:
+                    log.info("%s", told)
+                self.unopened, pause_s, self.stands_by = told, STANDBY_POLL_S, True
             except Unavailable as full:
-                self.unopened = f"the map of the buckets: waiting: {full}"
+                self.unopened, pause_s = f"the map of the buckets: waiting: {full}", ROOM_RETRY_S
                 log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), ROOM_RETRY_S)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stopping.wait(), pause_s)
         return None
+
+    async def _called(self, call: Callable[..., T], *arguments: Any) -> T:
+        assert self._executor is not None
+        result: T = await self._executor.call(call, *arguments)
+        return result
 
     def open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
         """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.
 
         Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
-        Raises Conflict where the configuration asks for other buckets than the map has, and the log's errors (Fenced:
-        another daemon runs on it; Unavailable: no room or out of reach, may be called again).
+        Raises Conflict where the configuration asks for other buckets than the map has, StandsBy where another host
+        serves (to be called again), and the log's errors (Fenced: another daemon runs on the directory; Unavailable: no
+        room or out of reach, may be called again).
         """
         try:
             return self._open(bucket_count, wanted)
@@ -99,16 +132,20 @@ class Registry:
             raise
 
     def _open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
-        warnings = private_directory(self._disk, self._data_dir)
-        private_directory(self._disk, f"{self._data_dir}/run")
-        try:
-            self._lock = self._disk.lock(f"{self._data_dir}/{LOCK}")
-        except BlockingIOError:
-            raise Fenced("another daemon runs on it", file=self._data_dir) from None
-        warnings += self._backend.prepare()
-        _, payloads = self._log.load(self._owner)
-        warnings += self._log.warnings
-        self._restore(payloads)
+        if self._lock < 0:
+            self._warnings = private_directory(self._disk, self._data_dir)
+            private_directory(self._disk, f"{self._data_dir}/run")
+            try:
+                self._lock = self._disk.lock(f"{self._data_dir}/{LOCK}")
+            except BlockingIOError:
+                raise Fenced("another daemon runs on it", file=self._data_dir) from None
+            self._warnings += self._backend.prepare()
+            self._load()
+            if self._backend.node and self._standby is None:
+                self._standby = Standby(self._backend.node, self._host_id(), self._backend.grant_ns)
+        warnings = [*self._warnings, *self._log.warnings]
+        if self._standby is not None:
+            self._begin_to_serve(self._standby)
         if not self.map.bucket_count:
             self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted)]])
         if bucket_count != self.map.bucket_count:
@@ -121,7 +158,57 @@ class Registry:
         changes = self.changes(wanted)
         if changes:
             self._decide_now(changes)
+        self.unopened, self.stands_by = "", False
         return warnings
+
+    def _load(self) -> None:
+        _, payloads = self._log.load(self._owner)
+        self._restore(payloads)
+
+    def _host_id(self) -> str:
+        path = f"{self._data_dir}/{HOST_ID}"
+        if not self._disk.exists(path):
+            write_file(self._disk, path, b"%016x\n" % self._randbits(64))
+        return read_file(self._disk, path).decode(errors="replace").strip()
+
+    def _begin_to_serve(self, standby: Standby) -> None:
+        """Claims that this host serves. Raises StandsBy."""
+        if not self._log.is_newest():
+            self._load()
+        reason = standby.why_not(self.claim, self._backend.signs(), boot_now_ns())
+        if reason:
+            raise StandsBy(reason)
+        try:
+            self._decide_now([["claim", *standby.next_claim(self.claim)]])
+        except Overtaken:
+            raise StandsBy("another host was faster") from None
+
+    async def is_displaced(self) -> bool:
+        """Whether another host serves now. False where that cannot be seen at this moment."""
+        if self._standby is None:
+            return False
+        async with self._recording:
+            try:
+                if not await self._called(self._log.is_newest):
+                    await self._called(self._load)
+            except (Unavailable, Unknown):
+                return False
+        return self.claim.host_id != self._standby.host_id
+
+    async def settle(self, settled: dict[int, int]) -> None:
+        """Records up to which batch each shard's application owes nothing, so that another host may begin there."""
+        if self._standby is None:
+            return
+        news = [["settled", *one] for one in settled.items() if one[1] > self.settled.get(one[0], -1)]
+        if news:
+            await self.record(*news)
+
+    async def give_back(self) -> None:
+        """Tells the hosts that stand by that this one has stopped: they need not wait until it is not heard of."""
+        if self._standby is None or await self.is_displaced():
+            return
+        with contextlib.suppress(Unavailable, Unknown, Fenced):
+            await self.record(["claim", "", "", self.claim.number + 1])
 
     def _decide_now(self, records: list[list[Any]]) -> None:
         payload = msgspec.msgpack.encode(records)
@@ -130,6 +217,7 @@ class Registry:
 
     def _restore(self, payloads: list[bytes]) -> None:
         self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
+        self.claim, self.settled = Claim(), {}
         for payload in payloads:
             self._apply_all(payload)
 
@@ -154,6 +242,10 @@ class Registry:
                 self.map = BucketMap.decode(block)
             case ["founded", int(shard_id)]:
                 self.founded.add(shard_id)
+            case ["claim", str(node), str(host_id), int(number)]:
+                self.claim = Claim(node, host_id, number)
+            case ["settled", int(shard_id), int(position)]:
+                self.settled[shard_id] = position
             case ["uneven", bool(uneven)]:
                 self.uneven = uneven
             case ["anchor", bytes(block)]:
@@ -173,6 +265,9 @@ class Registry:
             self._since_snapshot = 0
             state: list[Any] = [["map", self.map.encode()], *(["founded", shard_id] for shard_id in self.founded)]
             state.append(["uneven", self.uneven])
+            if self.claim.number:
+                state.append(["claim", *self.claim])
+            state += (["settled", *settled] for settled in self.settled.items())
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
             with contextlib.suppress(Unavailable):  # no room: the next occasion comes
@@ -187,9 +282,10 @@ class Registry:
         while True:
             try:
                 if is_behind:
-                    _, payloads = await self._executor.call(self._log.load, self._owner)
-                    self._restore(payloads)
+                    await self._executor.call(self._load)
                     is_behind = False
+                    if self._standby is not None and self.claim.host_id != self._standby.host_id:
+                        raise Fenced(f"{self.claim.node or 'another host'} serves now")
                 for record in records:
                     self.map.check_record(record)
                 payload = msgspec.msgpack.encode(records)

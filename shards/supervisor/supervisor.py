@@ -57,7 +57,7 @@ from shards.control import (
     WorkerSettings,
 )
 from shards.exits import Exit, text_of
-from shards.journal import backends
+from shards.journal import Fenced, backends
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, terminate
 from shards.supervisor.operator_api import Overview
@@ -102,8 +102,8 @@ class Supervisor:
     ) -> None:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
-        log_backend = backends.open(settings.journal, host)
-        self.registry = Registry(settings.data_dir, host, log_backend, self._now_ns)
+        self._log_backend = backends.open(settings.journal, host)
+        self.registry = Registry(settings.data_dir, host, self._log_backend, self._now_ns)
         self.workers: dict[int, WorkerState] = {}
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
         self.readings = Readings()
@@ -136,7 +136,9 @@ class Supervisor:
 
     def ready_reasons(self) -> list[str]:
         """Why not every bucket is served; empty when each is."""
-        reasons = [] if self.map.weights else [self.registry.unopened]
+        if self.registry.unopened:
+            return [self.registry.unopened]
+        reasons = []
         for shard_id in sorted(self.map.weights):
             worker = self.workers.get(shard_id)
             if worker is None:
@@ -158,14 +160,14 @@ class Supervisor:
         """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
         loop = asyncio.get_running_loop()
         wanted = self.settings.bucket_count, self.settings.weights
-        warnings = await self.registry.open_with_room(*wanted, self._stopping)
-        if warnings is None:
-            return self.exit_code
-        for warning in warnings:
-            log.warning("about the data directory: %s", warning)
         executor = self._host.executor("map", loop)
         self.registry.use(executor)
         try:
+            warnings = await self.registry.open_with_room(*wanted, self._stopping)
+            if warnings is None:
+                return self.exit_code
+            for warning in warnings:
+                log.warning("about the data directory: %s", warning)
             for shard_id in sorted(self.map.weights):
                 self._add(shard_id, self._direct_port(shard_id))
             for worker in self.workers.values():
@@ -173,6 +175,7 @@ class Supervisor:
             self.spawn(self._begin_time())
             await self._stopping.wait()
             await self._stop_workers()
+            await self.registry.give_back()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -271,7 +274,9 @@ class Supervisor:
         """What must not fail has failed. On a log that failed once nothing is tried again."""
         assert error is not None
         self.exit_code = exit_code_of(error, None)
-        if self.exit_code == Exit.BUG:
+        if isinstance(error, Fenced):
+            log.error("this host gives its shards up: %s", text_of(error))
+        elif self.exit_code == Exit.BUG:
             log.critical("the supervisor ends on a bug", exc_info=error)
         else:
             log.critical("the supervisor ends: %s", text_of(error))
@@ -301,6 +306,9 @@ class Supervisor:
         steering.begin(boot_ns, wall_ns)
         while True:
             await asyncio.sleep(STEER_INTERVAL_S)
+            if await self.registry.is_displaced():
+                raise Fenced(f"{self.registry.claim.node or 'another host'} serves now")
+            await self.registry.settle({one.shard_id: one.figures.get("settled", -1) for one in self.workers.values()})
             steered = steering.steer(*paired_now())
             self.clock_offset_ns = steered.offset_ns
             if steered.step_ns:
@@ -352,9 +360,10 @@ class Supervisor:
             peers=self._peers(),
             listeners=[(kind, listener.fileno()) for kind, listener in inherited],
             direct=self._direct(),
-            journal=self.settings.journal,
+            journal=self._log_backend.settings_of_worker(),
             settings=self.settings.worker,
             configuration=self._configuration,
+            settled=self.registry.settled.get(worker.shard_id, -1),
             proved=[one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
         )
 

@@ -94,12 +94,23 @@ def bound_peers(listener: socket.socket) -> None:
 
 
 def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
-    """A listening TCP socket of the family that the host's address has; a name with both is listened on as IPv4. Port
-    0 takes a free one. OSError.
+    """A TCP socket of the family that the host's address has; a name with both is bound as IPv4. Port 0 takes a free
+    one. It listens, or where `backlog` is 0 refuses connections until somebody listens on it. OSError.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-    return socket.create_server(address, family=family, backlog=backlog)
+    if backlog:
+        return socket.create_server(address, family=family, backlog=backlog)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def listen_on(host: str) -> socket.socket:

@@ -70,7 +70,7 @@ from shards.system.serial_executor import SerialExecutor
 from shards.worker.gc_policy import Garbage
 from shards.worker.histogram import Pulse
 from shards.worker.hosting import Hosted
-from shards.worker.recover import Stopped, check_ownership, exit_code_of, open_journal, recover
+from shards.worker.recover import Beats, Stopped, check_ownership, exit_code_of, open_journal, recover
 from shards.worker.snapshotter import Snapshotter
 from shards.worker.worker import Worker
 from shards.worker.worker_queries import Inquirer
@@ -304,7 +304,13 @@ class Process:
         began_ns = boot_now_ns()
         try:
             opened = await open_journal(journal, begin.shard_id, host.pid(), self._ended, self._on_wait)
-            recovered = await recover(shard, journal, lambda done, total: wire.send(Progress(done, total)), self._ended)
+            beats = Beats(journal)
+
+            def progress(done: int, total: int) -> None:
+                wire.send(Progress(done, total))
+                beats.due()
+
+            recovered = await recover(shard, journal, progress, self._ended)
         except Stopped:
             journal.close()
             return
@@ -314,7 +320,7 @@ class Process:
         last_ns = max(journal.last_time_ns, opened.began_ns)
         wire.send(Recovered(last_ns, took_ns, *recovered, list(journal.warnings)))
 
-        message = await self._messages.get()
+        message = await beats.until(self._messages.get)
         if not isinstance(message, Serve):
             journal.close()
             return

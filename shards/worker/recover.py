@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import ClassVar, NamedTuple, TypeVar
 
 from shards import exits
 from shards.buckets import BucketMap
@@ -21,6 +21,8 @@ from shards.shard import Shard
 from shards.system.clock import boot_now_ns
 from shards.worker.backpressure import ROOM_RETRY_S
 from shards.worker.hosting import Hosted
+
+T = TypeVar("T")
 
 FENCED_WAIT_S = 10.0  # an owner left over from the last life gets this long to end
 SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
@@ -56,6 +58,34 @@ async def open_journal(
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(stopping.wait(), pause_s)
     raise Stopped
+
+
+class Beats:
+    """Lets a journal's owner be heard of while it does not serve yet: a long recovery must not look like a death."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._last_ns = boot_now_ns()
+
+    def due(self) -> None:
+        """To be called now and then. Blocks for a round trip where a beat is due; raises what `idle_barrier` does."""
+        if self._journal.beat_s and boot_now_ns() - self._last_ns >= self._journal.beat_s * 1e9:
+            self._journal.idle_barrier()
+            self._last_ns = boot_now_ns()
+
+    async def until(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """What `wait` returns."""
+        if not self._journal.beat_s:
+            return await wait()
+        waiting = asyncio.ensure_future(wait())
+        try:
+            while True:
+                await asyncio.wait({waiting}, timeout=self._journal.beat_s)
+                if waiting.done():
+                    return waiting.result()
+                self.due()
+        finally:
+            waiting.cancel()
 
 
 class Recovered(NamedTuple):

@@ -322,3 +322,28 @@ async def test_a_sentence_says_why_a_user_waits() -> None:
         assert any(f"{receiver.url} has taken no calls for 0 s (status 500)" in why for why in waiting)
         delivery.hold(1, b"held", 5)
         assert "billing cutoffs release" in (delivery.why(1, b"held", "") or "")
+
+
+async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after() -> None:
+    desk = Desk()
+    asked: list[bool] = []
+    allowed = False
+
+    def may_act() -> bool:
+        asked.append(allowed)
+        return allowed
+
+    async with receiving() as receiver:
+        delivery = Delivery(
+            desk.owed, desk.report, settings(receiver.url), wall_now_ns, random.Random(1), desk.failed, may_act=may_act
+        )
+        delivery.start()
+        try:
+            desk.exhaust(delivery, b"u")
+            await desk.until(lambda: len(asked) >= 3)
+            assert (receiver.calls, desk.outcomes(b"u")) == ([], [])
+            allowed = True
+            await desk.until(desk.nothing_owed)
+            assert [call.user_id for call in receiver.calls] == ["u"]
+        finally:
+            await delivery.close()

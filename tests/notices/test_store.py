@@ -9,7 +9,7 @@ import pytest
 from billing.follower.store import Ahead, StoreError, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
-from billing.notices.opening import abandon, begun_of, found, open_store
+from billing.notices.opening import abandon, begun_of, found, open_store, skip
 from billing.notices.store import Store
 from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
 from shards.system.disk import RealDisk
@@ -85,6 +85,37 @@ def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path):
         Store(str(tmp_path), 4, RealDisk())
     assert abandon(str(tmp_path), 3, RealDisk())
     assert not abandon(str(tmp_path), 3, RealDisk())
+
+
+def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    top_up(ledger, shard)
+    shard.store.flush()
+    shard.store.close()
+    home, disk = str(tmp_path), RealDisk()
+    assert not skip(home, 0, shard.position, disk), "it is as far as that itself"
+    assert not skip(home, 0, -1, disk), "nothing is known of other hosts"
+    assert skip(home, 0, 40, disk)
+    assert found(home, 0, 1, 40, disk, 5, NOW_NS) == ""
+    store = Store(home, 0, disk)
+    assert (store.position, store.owed(), store.settled()) == (40, 0, 40)
+    store.close()
+
+
+def test_what_is_settled_ends_before_the_oldest_that_is_owed(tmp_path: Path, ledger: Ledger):
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    for _ in range(3):
+        top_up(ledger, shard)
+    shard.store.flush()
+    settled = []
+    for seq in (1, 2, 3):
+        settled.append(shard.store.settled())
+        shard.store.acknowledge(seq)
+        shard.store.flush()
+    assert [*settled, shard.store.settled()] == [0, 1, 2, 3]
+    shard.store.close()
 
 
 def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_missing(tmp_path: Path, ledger: Ledger):

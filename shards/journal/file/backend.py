@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shards.journal import Backend, Journal, MapLog, Reader
+from shards.journal import Backend, Journal, LastSign, MapLog, Reader
 from shards.journal.file.journal import FileJournal
 from shards.journal.file.map_log import FileMapLog
 from shards.journal.file.reader import FileReader
@@ -24,6 +24,14 @@ class FileBackend:
         self._directory = settings["directory"]
         self._settings = settings
         self._host = host
+
+    node, grant_ns = "", 0  # a directory is one host's
+
+    def signs(self) -> dict[int, LastSign]:
+        return {}
+
+    def settings_of_worker(self) -> dict[str, Any]:
+        return self._settings
 
     def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
         return self._journal(shard, now_ns, self._settings["sync"], self._settings["segment_bytes"])

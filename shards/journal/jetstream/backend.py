@@ -2,7 +2,8 @@
 
 Settings: `servers` (URLs), `credentials_file` ("" for none), `tls_ca` ("" for the system's), `node`, `shards`,
 `replicas`, `bucket_count`, `hash_name`, `retain_bytes`, `grant_ns`, and `directory`, in which this host keeps what it
-has seen of each stream, and of which cluster that was.
+has seen of each stream, and of which cluster that was. For a worker also `seen`: what the supervisor saw of the last
+sequences while it stood by (the boot clock is the same), so that stillness is not waited for a second time.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from shards.journal import Backend, Journal, MapLog, Reader, Unfit
+from shards.journal import Backend, Journal, LastSign, MapLog, Reader, Unfit
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
+from shards.journal.jetstream.log import sign_of
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
 from shards.journal.jetstream.restoring import fill_map, fill_shard
+from shards.journal.jetstream.streams import Stream
 from shards.journal.jetstream.witness import Witness
 from shards.system.clock import boot_now_ns
 from shards.system.disk import read_file, write_file
 from shards.system.host import Host
 
+WATCH_PATIENCE_S = 1.0
 IDENTITY = "cluster"  # below the directory: of which cluster this host's data are
 
 
@@ -33,13 +37,39 @@ class JetStreamBackend:
     def __init__(self, settings: dict[str, Any], host: Host) -> None:
         self._settings = settings
         self._host = host
+        self._watched: Connection | None = None
+        self._seen: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
+
+    @property
+    def node(self) -> str:
+        return str(self._settings["node"])
+
+    @property
+    def grant_ns(self) -> int:
+        return int(self._settings["grant_ns"])
+
+    def signs(self) -> dict[int, LastSign]:
+        if self._watched is None:
+            self._watched = self._connect("watch")
+        found = {}
+        for shard in range(1, self._settings["shards"] + 1):
+            sign = found[shard] = sign_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, boot_now_ns), shard)
+            known = self._seen.get(shard)
+            if known is None or known[0] != sign.sequence:
+                self._seen[shard] = sign.sequence, boot_now_ns()
+        return found
+
+    def settings_of_worker(self) -> dict[str, Any]:
+        return {**self._settings, "seen": dict(self._seen)}
 
     def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
         settings = self._settings
         terms = Terms(settings["grant_ns"], settings["retain_bytes"])
         path = f"{settings['directory']}/run/seen-{shard}" if settings["directory"] else ""
         witness = Witness(self._host.disk, path, boot_now_ns)
-        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, boot_now_ns)
+        seen = self._settings.get("seen", {}).get(shard)
+        still = (seen[0], seen[1]) if seen else None
+        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, boot_now_ns, still)
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:
         return JetStreamMapLog(self._connect("map"), boot_now_ns)

@@ -71,15 +71,18 @@ class JetStreamJournal:
         witness: Witness,
         now_ns: Callable[[], int],
         boot_ns: Callable[[], int],
+        still: tuple[int, int] | None = None,
     ) -> None:
-        """`connect(purpose)`: a connection that nobody else uses. now_ns: billing time, 0 before it has begun."""
+        """`connect(purpose)`: a connection that nobody else uses. now_ns: billing time, 0 before it has begun.
+        `still`: a last sequence of the stream, and the boot instant since which it has been seen to be the last.
+        """
         self._terms, self._witness, self._now_ns, self._boot_ns = terms, witness, now_ns, boot_ns
         self._connections = [connect(purpose) for purpose in ("append", "snapshot", "read")]
         self._name = f"J_{shard}"
         self._shard = shard
         self._subject = f"J.{shard}"
         self._ended: JournalError | None = JournalError(f"the journal {self._name} is not open")
-        self._still: tuple[int, int] | None = None  # the last sequence, and since which boot instant it has stood still
+        self._still = still  # the last sequence, and since which boot instant it has stood still
         self._epoch = self._head = self._last_time_ns = self._granted_ns = self._asked_ns = 0
         self._chain = FIRST_CHAIN
         self._first = 1
@@ -223,7 +226,8 @@ class JetStreamJournal:
     def idle_barrier(self) -> None:
         if self._ended is not None:
             raise self._ended
-        if self._granted_ns - self._now_ns() <= self._terms.grant_ns * 3 // 4 or self._no_room:
+        now_ns = self._now_ns()  # 0: while the shard recovers, the beat only says that somebody is at it
+        if not now_ns or self._granted_ns - now_ns <= self._terms.grant_ns * 3 // 4 or self._no_room:
             self._put(BEAT, 1, 0, self._head, self._chain, self._chain, self._last_time_ns, b"")
             if self._no_room:
                 self._looked_bytes = -LOOK_BYTES

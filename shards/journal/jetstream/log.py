@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shards.journal import Corrupt, Gap
-from shards.journal.jetstream.record import BATCH, FIRST_CHAIN, Malformed, Record, Walk, unpack
+from shards.journal import Corrupt, Gap, LastSign
+from shards.journal.jetstream.record import BATCH, FIRST_CHAIN, SEAL, Malformed, Record, Walk, unpack
 from shards.journal.jetstream.streams import Stored, Stream
 
 
@@ -39,6 +39,14 @@ def record_at(stream: Stream, sequence: int, shard: int) -> Record:
     if stored is None:
         raise Gap(f"{stream.name}: sequence {sequence} is missing")
     return record_of(stored, shard, stream.name)
+
+
+def sign_of(stream: Stream, shard: int) -> LastSign:
+    """The last sign of the shard's owner. Raises Corrupt, Unavailable."""
+    newest = stream.last_of(f"J.{shard}")
+    if newest is None:
+        return LastSign(0, True)
+    return LastSign(newest.sequence, record_of(newest, shard, stream.name).kind == SEAL)
 
 
 def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Record]:

@@ -92,6 +92,9 @@ class JetStreamMapLog:
     def warnings(self) -> list[str]:
         return []
 
+    def is_newest(self) -> bool:
+        return self._stream.state().last == self._seen.sequence
+
     def load(self, owner: str) -> tuple[int, list[bytes]]:
         known = self._seen.version
         self._seen = Decisions()

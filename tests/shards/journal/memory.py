@@ -21,6 +21,7 @@ from shards.journal import (
     Fenced,
     Gap,
     JournalError,
+    LastSign,
     Lost,
     Opened,
     Overtaken,
@@ -363,6 +364,9 @@ class MemoryMapLog:
         assert self._client is not None
         return self._client.ask(name, 0, *arguments)
 
+    def is_newest(self) -> bool:
+        return bool(self._ask("state")[1] == self.version)
+
     def load(self, owner: str) -> tuple[int, list[bytes]]:
         self._client = self._client or Client(self._path)
         kept = self._ask("snapshots")
@@ -396,6 +400,14 @@ class MemoryBackend:
 
     def __init__(self, path: str) -> None:
         self._path = path
+
+    node, grant_ns = "", 0
+
+    def signs(self) -> dict[int, LastSign]:
+        return {}
+
+    def settings_of_worker(self) -> dict[str, Any]:
+        return {"kind": "memory", "path": self._path}
 
     def journal(self, shard: int, now_ns: Callable[[], int]) -> MemoryJournal:
         return MemoryJournal(self._path, now_ns)

@@ -1,0 +1,74 @@
+"""When a host may take the shards over, where several hosts share one log: a pure rule.
+
+One host serves all shards; any number of others stand by. The map holds who serves, as a claim:
+
+    ["claim", node, host id, number]    this host serves from here on; node "" gives everything back
+
+A claim is decided like everything in the map, at the version behind all that is known, so of two hosts that claim at
+once one is told that it was overtaken. Money and cutoffs do not depend on claims: every billing instant of a shard
+belongs to one epoch of its journal, whoever has claimed what (`shards.journal.jetstream.journal`). Claims only decide
+who tries, so that the shards of one daemon go over together, and an owner that was believed dead ends as a whole.
+
+A host may claim where
+
+- nobody has claimed, the claim was given back, or it is its own of an earlier life; or
+- the claim is another host's, has been known for `GRACE_NS`, and every shard's owner has given it back or has not been
+  heard of for 1.01 grants. One shard whose worker is being restarted says nothing of its host: the others go on.
+
+`GRACE_NS` is for a host that has just claimed, and whose workers are still on their way to their first record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from shards.journal import LastSign
+
+GRACE_NS = 10_000_000_000
+STILL_SHARE = 1.01  # of the grant, for clocks that run apart
+
+
+class Claim(NamedTuple):
+    """Who serves. `host_id` tells two hosts of one name apart; node "" : nobody."""
+
+    node: str = ""
+    host_id: str = ""
+    number: int = 0
+
+
+class Standby:
+    """What one host has seen of the others."""
+
+    def __init__(self, node: str, host_id: str, grant_ns: int) -> None:
+        self.node = node
+        self.host_id = host_id
+        self._still_ns = int(STILL_SHARE * grant_ns)
+        self._claim: tuple[Claim, int] | None = None  # and the boot instant at which it was first known
+        self._last: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since which boot instant
+
+    def next_claim(self, current: Claim) -> Claim:
+        """What this host writes to claim."""
+        return Claim(self.node, self.host_id, current.number + 1)
+
+    def why_not(self, claim: Claim, signs: Mapping[int, LastSign], now_ns: int) -> str:
+        """Why this host may not claim now; empty where it may. To be asked a few times a second. now_ns: boot clock."""
+        if self._claim is None or self._claim[0] != claim:
+            self._claim = claim, now_ns
+        for shard, sign in signs.items():
+            known = self._last.get(shard)
+            if known is None or known[0] != sign.sequence:
+                self._last[shard] = sign.sequence, now_ns
+        if not claim.node or claim.host_id == self.host_id:
+            return ""
+        named = f"{claim.node} serves"
+        if claim.node == self.node:
+            named += ", another host of this name: give each host a cluster.node of its own"
+        if now_ns - self._claim[1] < GRACE_NS:
+            return named
+        alive = [
+            shard
+            for shard, sign in signs.items()
+            if not sign.is_given_up and now_ns - self._last[shard][1] < self._still_ns
+        ]
+        return named if alive else ""
