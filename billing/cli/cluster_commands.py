@@ -1,11 +1,13 @@
-"""`billing cluster check` and `billing cluster init`: the servers and streams of a log with journal.kind = "jetstream".
+"""`billing cluster check`, `init` and `status`: the servers and streams of a log with journal.kind = "jetstream".
 
 `check` says what a start would say, without starting; `init` makes the streams that are missing. Both name all faults
-at once, each with the key or setting concerned and what mends it, and exit with 78.
+at once, each with the key or setting concerned and what mends it, and exit with 78. `status` tells which host serves
+and how each shard's journal stands. All three ask the log's servers, not a daemon.
 """
 
 from __future__ import annotations
 
+import json
 import os
 
 import click
@@ -16,12 +18,13 @@ from billing.cli.output import put, say
 from billing.config.load import load, log_of
 from shards.journal import Unfit, backends
 from shards.journal.jetstream.backend import JetStreamBackend
+from shards.supervisor.registry import claim_of
 from shards.system.host import REAL
 
 
 @click.group(cls=Group)
 def cluster() -> None:
-    """Looks at the servers of a replicated log, and makes its streams."""
+    """Looks at the servers and hosts of a replicated log, and makes its streams."""
 
 
 @cluster.command()
@@ -39,6 +42,31 @@ def init(config_file: str | None) -> None:
     """Makes the streams that are missing. What is there already is left as it is, and must be fit."""
     made = _backend(config_file).make()
     put(f"made {', '.join(made)}" if made else "all streams are there already")
+
+
+@cluster.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(config_file: str | None, *, as_json: bool) -> None:
+    """Says which host serves, and for each shard's journal its leader, size, epoch and last record."""
+    backend = _backend(config_file)
+    backend.prepare()
+    log = backend.map_log(lambda: 0)
+    try:
+        _, payloads = log.load("status")
+    finally:
+        log.close()
+    serves, rows = claim_of(payloads).node, backend.status()
+    if as_json:
+        put(json.dumps({"serves": serves or None, "shards": rows}))
+        return
+    put(f"{serves} serves" if serves else "no host serves")
+    for row in rows:
+        behind = f", {row['replicas_behind']} replicas behind" if row["replicas_behind"] else ""
+        put(
+            f"shard {row['shard_id']}: {row['bytes']:,} bytes, epoch {row['epoch']}, last a {row['last_record']} at "
+            f"sequence {row['sequence']}, led by {row['leader'] or 'nobody'}{behind}"
+        )
 
 
 def _backend(config_file: str | None) -> JetStreamBackend:

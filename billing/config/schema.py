@@ -121,7 +121,7 @@ class Cluster(_Section):
     """The log on a majority of servers, with journal.kind = "jetstream"; see `billing cluster check`."""
 
     servers: UrlList = _key([], "Servers of NATS, nats://host:port or, beyond loopback, tls://host:port")
-    node: str = _key("local", "The name of this host", min_length=1, max_length=32, pattern=NAME)
+    node: str = _key("local", "The name of this host; each has its own", min_length=1, max_length=32, pattern=NAME)
     shards: int = _key(12, "Shards, each served by a worker; fixed once the streams are made", ge=1, le=64)
     replicas: int = _key(3, "Servers that keep each stream; 1 is for trying only", ge=1, le=5)
     credentials_file: SecretFile = _key("", "user:password, or a token, that the servers ask for")

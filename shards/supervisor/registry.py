@@ -51,6 +51,16 @@ class Conflict(Exception):
     ending: ClassVar[exits.Ending] = exits.CONFIG
 
 
+def claim_of(payloads: list[bytes]) -> Claim:
+    """Who serves, by what the map's log holds."""
+    claim = Claim()
+    for payload in payloads:
+        for record in msgspec.msgpack.decode(payload):
+            if record[0] == "claim":
+                claim = Claim(*record[1:])
+    return claim
+
+
 class StandsBy(Exception):
     """Another host serves; nothing was started."""
 

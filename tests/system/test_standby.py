@@ -74,6 +74,9 @@ async def test_a_host_that_dies_is_followed_by_another_one(hosts: list[Daemon]) 
     b.launch()
     wait_standing_by(b, "a")
     assert await is_refused(b)
+    code, said = billing(b, "cluster", "status")
+    assert code == 0, said
+    assert said.startswith("a serves\nshard 1: "), said
 
     a.kill()
     b.wait_ready(WAIT_S)

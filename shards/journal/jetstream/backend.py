@@ -17,9 +17,10 @@ from shards.journal import Backend, Journal, LastSign, MapLog, Reader, Unfit
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
-from shards.journal.jetstream.log import sign_of
+from shards.journal.jetstream.log import record_at, sign_of
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
+from shards.journal.jetstream.record import KINDS
 from shards.journal.jetstream.restoring import fill_map, fill_shard
 from shards.journal.jetstream.streams import Stream
 from shards.journal.jetstream.witness import Witness
@@ -58,6 +59,29 @@ class JetStreamBackend:
             if known is None or known[0] != sign.sequence:
                 self._seen[shard] = sign.sequence, boot_now_ns()
         return found
+
+    def status(self) -> list[dict[str, Any]]:
+        """For people, a row for each shard's journal. Raises Unavailable, Corrupt."""
+        rows = []
+        with closing(self._connect("status")) as connection:
+            for shard in range(1, self._settings["shards"] + 1):
+                stream = Stream(connection, f"J_{shard}", WATCH_PATIENCE_S, boot_now_ns)
+                state = stream.state()
+                newest = record_at(stream, state.last, shard) if state.first <= state.last else None
+                replicas = state.cluster.get("replicas") or []
+                rows.append(
+                    {
+                        "shard_id": shard,
+                        "leader": state.cluster.get("leader", ""),
+                        "replicas_behind": sum(not one.get("current", False) for one in replicas),
+                        "sequence": state.last,
+                        "bytes": state.stored_bytes,
+                        "epoch": newest.epoch if newest else 0,
+                        "last_record": KINDS[newest.kind] if newest else "none",
+                        "granted_until_ns": newest.until_ns if newest else 0,
+                    }
+                )
+        return rows
 
     def settings_of_worker(self) -> dict[str, Any]:
         return {**self._settings, "seen": dict(self._seen)}
