@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from billing.trial.receiver import Receiver
+from shards.system.clock import wall_now_ns
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
@@ -115,7 +116,7 @@ async def test_a_host_that_was_stopped_and_wakes_up_gives_everything_up(hosts: l
     assert b.stop() == 0
 
 
-async def test_a_cutoff_whose_host_died_before_its_instant_is_called_once_by_the_other(
+async def test_a_cutoff_whose_host_died_before_its_instant_is_called_by_the_other(
     servers: NatsCluster,
     data_dir: Path,
 ) -> None:
@@ -130,9 +131,10 @@ async def test_a_cutoff_whose_host_died_before_its_instant_is_called_once_by_the
         b.launch()
         await asyncio.to_thread(wait_standing_by, b, "a")
         rpc = await Rpc.connect(a.rpc_port)
-        await rpc.ask("top_up", "user_01", 1_000_000_000)
-        rated = await rpc.ask("set_rate", "user_01", 3_600_000_000_000)  # a coin a second: it ends a second from now
+        await rpc.ask("top_up", "user_01", 5_000_000_000)
+        rated = await rpc.ask("set_rate", "user_01", 1_000_000_000)  # a coin a second
         a.kill()
+        killed_ns = wall_now_ns()
         await asyncio.to_thread(b.wait_ready, WAIT_S)
         deadline = asyncio.get_running_loop().time() + WAIT_S
         while not receiver.calls:
@@ -141,8 +143,11 @@ async def test_a_cutoff_whose_host_died_before_its_instant_is_called_once_by_the
         later = await Rpc.connect(b.rpc_port)
         told = await later.ask("get_account", "user_01")
         assert told["state"] == "exhausted"
-        (call,) = receiver.calls
-        assert call.exhausted_at_ns == rated["exhausts_at_ns"]
+        instant_ns = rated["exhausts_at_ns"]
+        assert {(call.event_id, call.exhausted_at_ns) for call in receiver.calls} == {
+            (f"user_01:1:{instant_ns}", instant_ns)
+        }
+        assert killed_ns < instant_ns, "the host that died called nobody"
     finally:
         for host in (a, b):
             if host.process is not None:
