@@ -167,9 +167,10 @@ class Session:
             if method.kind == COMMAND:
                 door.gate.submit(self, token, door.gate.bucket_of(body[1]), body)
             elif method.kind == QUERY:
-                door.gate.read(self, token, door.gate.bucket_of(body[1]), body)
+                bucket_id = door.gate.bucket_of(body[1])
+                door.audited(self._actor, method, body, lambda: door.gate.read(self, token, bucket_id, body))
             else:
-                door.gate.operate(self, token, body)
+                door.audited(self._actor, method, body, lambda: door.gate.operate(self, token, body))
         except BaseException as error:
             door.fail(error)
             raise

@@ -19,7 +19,17 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Grant, Guard
 from billing.api.latency import RequestLatency
-from billing.api.methods import BY_WIRE_NAME, HISTORY_ROWS_MAX, PAGE_ROWS_MAX, Parser, command_parsers, describe
+from billing.api.methods import (
+    ADMIN,
+    BY_WIRE_NAME,
+    COMMAND,
+    HISTORY_ROWS_MAX,
+    PAGE_ROWS_MAX,
+    Method,
+    Parser,
+    command_parsers,
+    describe,
+)
 from billing.api.origins import Origins, Rarely
 from billing.api.wire import (
     ARRAY_LENGTH_MAX,
@@ -56,6 +66,16 @@ class Gate(Protocol):
 
     def operate(self, caller: Any, token: Any, operation: Any, /) -> None:
         """Answers a question about the whole daemon, or carries out an operator's wish."""
+
+
+class Audit(Protocol):
+    """What a door needs of the operators' record."""
+
+    def record(self, actor: str, act: str, details: dict[str, Any], then: Callable[[], None], /) -> None:
+        """Writes who asked for what, and calls back once that is durable."""
+
+    def refused_sign_in(self, origin: str, /) -> None:
+        """Notes that a token was shown at `origin` which is not known."""
 
 
 class Client(Protocol):
@@ -99,6 +119,15 @@ class Limits(NamedTuple):
 LIMITS: Final = Limits()
 
 
+def is_act(body: tuple[Any, ...]) -> bool:
+    """Whether an operator's call does something: a plan only looks, and a backup goes on saying that it lives."""
+    return body not in (("rebalance", 1), ("backup", "renew"))
+
+
+def _shown(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if type(value) is bytes else value
+
+
 class Door:
     """All connections of one worker: `loop.create_server(lambda: Connection(door), …)`."""
 
@@ -110,11 +139,13 @@ class Door:
         server_info: Callable[[], dict[str, object]],
         limits: Limits = LIMITS,
         fail: Callable[[BaseException], None] = lambda error: None,
+        audit: Audit | None = None,
     ) -> None:
         """`clock`: monotonic nanoseconds, above 0. `server_info`: what that procedure answers, `limits` aside. `fail`
         is told what the gate raised, which is always a broken invariant; left to the event loop, it would end nothing
-        but the connection whose request met it.
+        but the connection whose request met it. `audit`: where it stands who asked for what; None: nowhere.
         """
+        self._audit = audit
         self.fail = fail
         self.gate = gate
         self.guard = guard
@@ -188,6 +219,28 @@ class Door:
             self._timer = None
         for client in list(self.connections):
             client.abort()
+
+    def audited(self, actor: bytes, method: Method, body: tuple[Any, ...], act: Callable[[], None]) -> None:
+        """Carries out what only operators may ask for, once it is on record; anything else at once."""
+        if self._audit is None or method.role != ADMIN or method.kind == COMMAND or not is_act(body):
+            act()
+            return
+
+        def on_record() -> None:
+            try:
+                act()
+            except BaseException as error:
+                self.fail(error)
+                raise
+
+        names = [field.name for field in (*method.required, *method.options)]
+        details = {name: _shown(value) for name, value in zip(names, body[1:], strict=True)}
+        self._audit.record(actor.decode("utf-8", "replace"), method.name, details, on_record)
+
+    def refused_sign_in(self, origin: str) -> None:
+        """A token was shown that is not known."""
+        if self._audit is not None:
+            self._audit.refused_sign_in(origin)
 
     def note_error(self, reply: object) -> None:
         """Counts a reply that is an error."""

@@ -20,6 +20,7 @@ What it keeps:
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 from typing import Any, Final, cast
 
 from billing.api.auth import Grant
@@ -367,9 +368,10 @@ class Connection(ResponseWriter):
             if method.kind == COMMAND:
                 gate.submit(caller, msgid or 0, gate.bucket_of(body[1]), body)
             elif method.kind == QUERY:
-                gate.read(caller, msgid or 0, gate.bucket_of(body[1]), body)
+                ask = partial(gate.read, caller, msgid or 0, gate.bucket_of(body[1]), body)
+                self._door.audited(self._actor, method, body, ask)
             else:
-                gate.operate(caller, msgid or 0, body)
+                self._door.audited(self._actor, method, body, partial(gate.operate, caller, msgid or 0, body))
         except BaseException as error:
             self._door.fail(error)
             raise
@@ -390,6 +392,7 @@ class Connection(ResponseWriter):
         goes_on = msgid is None or self._reply(msgid, reply)
         if grant is None and token:
             self._door.drops += 1
+            self._door.refused_sign_in(self._origin)
             self.end(b"")
             return False
         return goes_on

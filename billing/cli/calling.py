@@ -35,7 +35,7 @@ from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unav
 from shards.exits import Exit
 
 # Commands that work on the configuration themselves, wherever the daemon is that they call.
-FOR_ITSELF: Final = frozenset({"doctor"})
+FOR_ITSELF: Final = frozenset({"audit", "doctor"})
 
 _OF_ACCOUNT: Final = frozenset(
     name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY) and row.required[0].name == "user_id"

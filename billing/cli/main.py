@@ -68,6 +68,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "console": "A prompt for all procedures, with history, completion and a live view; nothing is evaluated.",
     },
     "billing.cli.export_command": {"export": "Writes all entries or all accounts as lines of JSON or as CSV."},
+    "billing.cli.audit_command": {
+        "audit": "Lists what operators did (moves, backups, reloads, …) and refused sign-ins, oldest first.",
+    },
     "billing.cli.reconcile_command": {
         "reconcile": "Compares machines (INVENTORY, a CSV of user,resource[,rate]) with the rates that are charged.",
     },
@@ -99,7 +102,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (
         *("serve", "config", "token", "completion", "console", "install-unit", "monitoring", "import", "export"),
-        *("reconcile", "backup", "restore", "rebuild", "journal", "cluster", "doctor"),
+        *("audit", "reconcile", "backup", "restore", "rebuild", "journal", "cluster", "doctor"),
         *ELSEWHERE["billing.cli.operator_commands"],
     ),
     "Trying and measuring": ("demo", "receiver", "loadtest"),

@@ -26,9 +26,10 @@ from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
+from billing.audit.recorder import Recorder
 from billing.config.load import ConfigError, load, log_of, shard_count
-from billing.config.reload import Reload
-from billing.config.schema import Config
+from billing.config.reload import Reload, differences
+from billing.config.schema import Config, shown_text
 from billing.config.shares import parse_shards, parse_weights
 from billing.service.beginning import WORKER, asked_to, asked_to_stop
 from billing.service.introduction import calls_of, doors_of, introduction
@@ -41,7 +42,8 @@ from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced
 from shards.moves.mover import Caps
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
-from shards.system.clock import boot_now_ns
+from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.disk import RealDisk
 
 log = logging.getLogger("billing.service.serve")
 
@@ -95,6 +97,8 @@ async def _run(
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
     service = Service(config, supervisor, notifier, recent)
+    audit = Recorder(RealDisk(), config.daemon.data_dir, "main", wall_now_ns)
+    in_force = [config]
 
     def stop() -> None:
         log.info("stopping: what was asked for is answered, and each shard makes a snapshot")
@@ -102,6 +106,13 @@ async def _run(
         supervisor.stop()
 
     async def take_up(changed: Config) -> None:
+        changes, _ = differences(in_force.pop(), changed)
+        in_force.append(changed)
+        changed_to = {}
+        for path in changes:
+            section, key = path.split(".")
+            changed_to[path] = shown_text(changed, section, key)
+        audit.record("", "reload", changed_to)
         service.reloaded(changed)
         await supervisor.reload(_settings(changed, log_settings), changed.to_json().encode())
 
@@ -135,6 +146,7 @@ async def _run(
         attending.cancel()
         await asyncio.gather(attending, return_exceptions=True)
         notifier.close()
+        await audit.close()
     log.info("stopped with exit code %d after %.0f s", code, (boot_now_ns() - began_ns) / 1e9)
     return code
 

@@ -25,6 +25,7 @@ from billing.api.opening import Doors
 from billing.api.replies import reply_of
 from billing.api.tls import server_context
 from billing.api.wire import encode_reply
+from billing.audit.recorder import Recorder
 from billing.config.schema import Config
 from billing.expirationd.delivery import (
     CUTOFF,
@@ -119,6 +120,7 @@ class Billing:
         self._startup_hold = StartupHold(self._disk, begin.directory, config.cutoff.hold_above)
         self._worker: Worker | None = None
         self._door: Door | None = None
+        self._audit: Recorder | None = None
         self._delivery: Delivery | None = None
         self._history: HistoryLink | None = None
         self._notices: FollowerLink | None = None
@@ -307,7 +309,8 @@ class Billing:
         )
         self._checks.start()
         limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
-        door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail)
+        audit = self._audit = Recorder(self._disk, self._begin.directory, f"shard-{worker.shard_id}", wall_now_ns)
+        door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail, audit)
         door.start()
         self._tls = server_context(self.config.rpc)
         doors = self._doors = Doors(door, self._tls, wall_now_ns, secrets.token_bytes)
@@ -414,6 +417,8 @@ class Billing:
             await self._delivery.close()
         if self._door is not None:
             self._door.close()
+        if self._audit is not None:
+            await self._audit.close()
         if self._history is not None:
             await self._history.close()
         if self._notices is not None:

@@ -12,6 +12,7 @@ from tests.house.source import ROOMS, Module, imports, is_below, module_of, modu
 # What each room of `billing` may import of `billing`, beside itself. `addresses` and `svg` are rooms of one module.
 MAY_IMPORT: dict[str, set[str]] = {
     "ledger": set(),
+    "audit": set(),
     "addresses": set(),
     "svg": set(),
     "expirationd": {"ledger", "addresses"},
@@ -21,8 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"ledger", "config", "client", "addresses"},  # of the client, the errors that both ends know
     "client": {"api", "ledger", "addresses"},  # of the doors, the wire and the table of methods
     "config": {"addresses", "api", "expirationd"},  # tokens and secrets are checked by those who read them
-    "worker": {"ledger", "expirationd", "history", "notices", "follower", "api", "client", "config", "addresses"},
-    "cli": {"ledger", "history", "api", "client", "config", "service", "addresses"},
+    "worker": {
+        *("audit", "ledger", "expirationd", "history", "notices", "follower", "api", "client", "config", "addresses"),
+    },
+    "cli": {"audit", "ledger", "history", "api", "client", "config", "service", "addresses"},
     "admin": {"ledger", "api", "client", "cli", "config", "addresses", "svg"},  # of the cli, how values are shown
     "doctor": {"config", "cli"},  # of the command line, how a daemon that serves is asked
     "backup": {"follower", "history", "notices", "worker", "cli", "doctor", "config"},

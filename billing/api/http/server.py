@@ -287,6 +287,11 @@ class HttpConnection(web.RequestHandler):
         return bool(self._stalled_since_ns or self._reading_since_ns)
 
     @property
+    def origin(self) -> str:
+        """Where it comes from."""
+        return self._origin
+
+    @property
     def is_ending(self) -> bool:
         """Whether it closes once what was asked for is answered."""
         return self._ending
@@ -457,6 +462,7 @@ class HttpDoor:
             found = self._guard.sign_in(token.encode("utf-8", "surrogateescape"))
             if found is None:
                 self.door.drops += 1
+                self.door.refused_sign_in(connection.origin)
                 raise Misplaced(401, "this token is not known", last=True, name="UNAUTHENTICATED")
             if len(self._grants) < GRANTS_KEPT_MAX:
                 self._grants[token] = found

@@ -210,6 +210,7 @@ class TarantoolConnection(asyncio.Protocol):
         text = f"Incorrect password supplied for user '{shown}'"
         self._out += protocol.error(request.sync, protocol.ER_PASSWORD_MISMATCH, text)
         self._door.note_error(Refused("UNAUTHENTICATED", "this token is not known"))
+        self._door.refused_sign_in(self._origin)
         self._door.drops += 1
         self.end(b"")
 

@@ -1,0 +1,76 @@
+"""One process's hand in the operators' record: a thread that waits for the disk, and a bound on refused sign-ins.
+
+An act begins once its record is on the disk. Where the disk takes no record, the act begins all the same, since an
+operator has to be able to act on a full disk, and a warning says so.
+
+Who guesses tokens must not fill the disk: of the sign-ins refused within a minute `REFUSALS_A_MINUTE` have a record of
+their own, the next record counts those in between (`and_more`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from billing.audit.trail import DIRECTORY, Trail
+from shards.system.disk import Disk
+from shards.system.serial_executor import SerialExecutor
+
+log = logging.getLogger("billing.audit")
+
+REFUSALS_A_MINUTE: Final = 30
+MINUTE_NS: Final = 60 * 10**9
+WAITING_MAX: Final = 1_000  # records on their way to the disk; an act beyond them has none, and a warning
+
+
+class Recorder:
+    """See the module."""
+
+    def __init__(self, disk: Disk, data_dir: str, name: str, wall_now_ns: Callable[[], int]) -> None:
+        """`name`: of this process."""
+        self._trail = Trail(disk, f"{data_dir}/{DIRECTORY}", name)
+        self._name = name
+        self._executor: SerialExecutor | None = None  # made with the first record
+        self._now_ns = wall_now_ns
+        self._waiting = 0
+        self._minute_ns = 0
+        self._refusals = 0
+
+    def record(self, actor: str, act: str, details: dict[str, Any], then: Callable[[], None] = lambda: None) -> None:
+        """Writes a record; `then` is called once it is durable."""
+        if self._waiting >= WAITING_MAX:
+            log.warning("%s by %r has no record: %d records wait for the disk", act, actor, self._waiting)
+            then()
+            return
+        self._waiting += 1
+        record = {"at_ns": self._now_ns(), "actor": actor, "act": act, "details": details}
+
+        def done(_: object, error: BaseException | None) -> None:
+            self._waiting -= 1
+            if error is not None:
+                log.warning("%s by %r has no record: %s", act, actor, error)
+            then()
+
+        if self._executor is None:
+            self._executor = SerialExecutor(f"audit-{self._name}", asyncio.get_running_loop())
+        self._executor.submit(done, self._trail.append, record)
+
+    def refused_sign_in(self, origin: str) -> None:
+        """Somebody at `origin` showed a token that is not known."""
+        now_ns = self._now_ns()
+        details: dict[str, Any] = {"from": origin}
+        if now_ns - self._minute_ns >= MINUTE_NS:
+            if self._refusals > REFUSALS_A_MINUTE:
+                details["and_more"] = self._refusals - REFUSALS_A_MINUTE
+            self._minute_ns, self._refusals = now_ns, 0
+        self._refusals += 1
+        if self._refusals <= REFUSALS_A_MINUTE:
+            self.record("", "sign_in_refused", details)
+
+    async def close(self) -> None:
+        """Waits for what is on its way, and ends the thread."""
+        if self._executor is not None:
+            await self._executor.call(self._trail.close)
+            self._executor.close()
