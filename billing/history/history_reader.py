@@ -71,10 +71,10 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
     above: Row | None = None
     rows: list[Row] = []
     last_id = None
-    for *columns, checksum in db.execute(_CHAIN, (newest if mark is None else mark[0],)):
-        row = tuple(columns)
+    for found in db.execute(_CHAIN, (newest if mark is None else mark[0],)):
+        row = found[:-1]
         entry_id = row[_ENTRY_ID]
-        if checksum != checksum_of(row):
+        if found[-1] != checksum_of(row):
             raise Damaged(f"row {row[0]} is not what was written")
         if row[_NUMBER] != number or (last_id is not None and entry_id >= last_id):
             raise Damaged(f"row {row[0]} is not of the account whose rows led to it")
@@ -111,9 +111,9 @@ def newest_id_before(db: sqlite3.Connection, user_id: bytes, at_ns: int) -> int:
             start, high = seq, middle - 1
         else:
             low = entry_id // MARK_EVERY + 1
-    for *columns, checksum in db.execute(_CHAIN, (start,)):
-        row = tuple(columns)
-        if checksum != checksum_of(row) or row[_NUMBER] != number:
+    for found in db.execute(_CHAIN, (start,)):
+        row = found[:-1]
+        if found[-1] != checksum_of(row) or row[_NUMBER] != number:
             raise Damaged(f"row {row[0]} is not what was written")
         if row[_AT_NS] < at_ns:
             return int(row[_ENTRY_ID])

@@ -174,11 +174,11 @@ class LineSums:
         self._clock = 0
         self._total = sum(lines.values())
 
-    def pass_time(self, interval: Interval, from_ns: int, to_ns: int) -> None:
-        """The part of an interval from one instant to the other."""
-        first, last = interval.spent_at(from_ns), interval.spent_at(to_ns)
-        rate, start_ns = self._total, interval.start.at_ns
-        if first == rate * (from_ns - start_ns) and last == rate * (to_ns - start_ns):
+    def pass_time(self, from_ns: int, to_ns: int, first: int, last: int) -> None:
+        """A part of an interval, from so many nanoseconds behind its start to so many; by then the account had spent
+        `first` and `last` of it.
+        """
+        if first == self._total * from_ns and last == self._total * to_ns:
             self._clock += to_ns - from_ns
         elif first != last:
             self._share(first, last)
@@ -199,15 +199,16 @@ class LineSums:
 
     def take(self, before: Point, point: Point) -> None:
         """An entry that may have set a line; behind what is not known, no line is known."""
-        rate = point.rate or 0
-        if point.rate is None or point.operation == MISSING:
-            for resource in list(self._lines):
-                self._set(resource, 0)
-        if point.resource is not None:
+        rate, resource = point.rate, point.resource
+        if rate is None or point.operation == MISSING:
+            rate = rate or 0
+            for line in list(self._lines):
+                self._set(line, 0)
+        if resource is not None:
             line_rate = point.line_rate
             if line_rate is None:
-                line_rate = max(0, self._lines.get(point.resource, 0) + rate - (before.rate or 0))
-            self._set(point.resource, line_rate)
+                line_rate = max(0, self._lines.get(resource, 0) + rate - (before.rate or 0))
+            self._set(resource, line_rate)
         if rate != self._total:
             self._set(None, self._lines.get(None, 0) + rate - self._total)
 
@@ -230,13 +231,15 @@ class LineSums:
         """The lines in the order of their names; their nanos sum to the account's."""
         for resource in list(self._lines):
             self._set(resource, self._lines[resource])
+        rest = accrued - sum(self._accrued.values())
+        if rest:
+            self._add(None, rest)
         lines, running = [], 0
         for resource in sorted(self._accrued, key=lambda name: (name is not None, name or b"")):
             below, running = running, running + self._accrued[resource]
             nanos = running * accrued_nanos // accrued - below * accrued_nanos // accrued if accrued else 0
             if self._accrued[resource] or self._lines.get(resource):
                 lines.append(Line(resource, self._accrued[resource], nanos, self._lines.get(resource, 0)))
-        assert running == accrued, "lines do not sum to the account's accrual"
         return tuple(lines)
 
 
@@ -264,18 +267,19 @@ class Tally:
     def take(self, point: Point) -> None:
         """The next entry of the period."""
         assert self.from_ns <= point.at_ns < self.to_ns, "an entry outside its period"
-        before = self._former
+        before, amount = self._former, point.amount
         self._pass(Interval(before, point.at_ns, point), point.at_ns)
-        shown = point.balance // NANO - point.before // NANO
-        if point.amount > 0:
-            self._credits += point.amount
-            self._credits_nanos += shown
-        else:
-            self._debits -= point.amount
-            self._debits_nanos -= shown
-        if point.operation == EXPIRED:
-            self._expired -= point.amount
-            self._expired_nanos -= shown
+        if amount:
+            shown = point.balance // NANO - point.before // NANO
+            if amount > 0:
+                self._credits += amount
+                self._credits_nanos += shown
+            else:
+                self._debits -= amount
+                self._debits_nanos -= shown
+            if point.operation == EXPIRED:
+                self._expired -= amount
+                self._expired_nanos -= shown
         if self._sums is not None:
             self._sums.take(before, point)
         self._former = point
@@ -285,13 +289,15 @@ class Tally:
             self._entries += 1
 
     def _pass(self, interval: Interval, to_ns: int) -> None:
-        """Time passes, up to `to_ns`."""
-        begun_ns = self._begun_ns
+        """Time passes, up to `to_ns`. The first interval of a period begins before it, all others within."""
+        first, start = 0, interval.start
         if self._opening is None:
-            self._opening = interval.balance_at(begun_ns)
-        self._accrued += interval.spent_at(to_ns) - interval.spent_at(begun_ns)
+            first = interval.spent_at(self._begun_ns)
+            self._opening = start.balance - first
+        last = interval.spent_at(to_ns)
+        self._accrued += last - first
         if self._sums is not None:
-            self._sums.pass_time(interval, begun_ns, to_ns)
+            self._sums.pass_time(self._begun_ns - start.at_ns, to_ns - start.at_ns, first, last)
         if not interval.is_exact:
             self._whole_from_ns = min(interval.end_ns, to_ns)
         self._begun_ns = to_ns
