@@ -1,10 +1,10 @@
 """What a statement and a past balance take, of an account with many entries among others.
 
 A history file is made as a projector makes it: `--entries` entries of one account, interleaved with as many of
-`--others` accounts, so that an account's rows lie apart. Then the same questions are answered that a projector is asked: the
-statement over all of it, with and without lines, that of a hundredth in its middle, and balances at random instants.
-CPU is this process's; a yield between two pages, where a projector would take in batches, costs nothing here. The floor
-is reading the account's rows, each held against its checksum, and nothing else.
+`--others` accounts, so that an account's rows lie apart. Then the same questions are answered that a projector is
+asked: the statement over all of it, with and without lines, that of a hundredth in its middle, and balances at random
+instants. CPU is this process's; a yield between two pages, where a projector would take in batches, costs nothing
+here. The floor is reading the account's rows, each held against its checksum, and nothing else.
 
     python -m benchmarks.statement --entries 100000
 """

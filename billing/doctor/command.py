@@ -64,7 +64,9 @@ def doctor(
         with ExitStack() as stack:
             hold(disk, data_dir, stack)
             with _progress() as progress:
-                directories = examine(disk, data_dir, config.ledger.request_ids_per_bucket, report, progress)
+                directories = examine(
+                    disk, data_dir, config.ledger.request_ids_per_bucket, report, progress, os.urandom(8)
+                )
             if truncate_at is not None:
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return

@@ -16,6 +16,7 @@ from billing.doctor.history import Chains, history_files, open_history, path_of
 from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
 from billing.doctor.shard import Moves, Shard
+from billing.doctor.statements import Statements
 from shards.system.disk import Disk
 
 MAP: Final = "map"
@@ -61,10 +62,12 @@ def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
         stack.callback(disk.close, handle)
 
 
-def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: Progress) -> dict[int, Directory]:
+def examine(
+    disk: Disk, data_dir: str, ids_max: int, report: Report, progress: Progress, seed: bytes = b""
+) -> dict[int, Directory]:
     """Checks everything there is; the journals by shard, 0 the map's. Call `hold` before. Raises OSError.
 
-    ids_max: request ids kept a bucket, by the configuration.
+    ids_max: request ids kept a bucket, by the configuration. seed: which accounts' statements are proved.
     """
     names = disk.listdir(data_dir)
     directories: dict[int, Directory] = {}
@@ -79,14 +82,16 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
         report.not_checked("owners", "nobody says who owns what")
     held: dict[int, dict[int, int]] = {}
     untouched: dict[int, set[int]] = {}
-    moves, chains = Moves(), Chains(report)
+    statements = Statements(report, seed)
+    moves, chains = Moves(), Chains(report, statements)
     has_history = disk.exists(f"{data_dir}/{HISTORY}")
     if not has_history:
-        report.not_checked("history", "there is none")
+        report.not_checked("history", "there is no history")
+        report.not_checked("statements", "there is no history")
     for number in shards_in(names):
         directory = directories[number] = Directory(disk, f"{data_dir}/{SHARD}{number}", number, report)
         report.count("files", "journals")
-        shard = Shard(directory, owners, moves, report, ids_max)
+        shard = Shard(directory, owners, moves, statements, report, ids_max)
         path = path_of(data_dir, number)
         is_retired = owners is not None and number not in owners.weights
         history = None
@@ -111,8 +116,10 @@ def examine(disk: Disk, data_dir: str, ids_max: int, report: Report, progress: P
     if has_history and len(held) == len(shards_in(names)):
         if report.faults["history"]:
             report.not_checked("history", "whether the rows of all files add up to the balances")
+            report.not_checked("statements", "rows are not what they must be")
         else:
             chains.link()
+            statements.compare()
     if owners is not None:
         for shard_id in sorted(owners.weights):
             if f"{SHARD}{shard_id}" not in names:

@@ -39,6 +39,7 @@ from billing.doctor.entry import (
 from billing.doctor.report import Report
 from billing.doctor.segment import Batch
 from billing.doctor.state import Bucket
+from billing.doctor.statements import Statements
 from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
@@ -109,8 +110,9 @@ def history_files(names: list[str]) -> list[int]:
 class Chains:
     """The runs of all accounts in all files, and what they must lead to."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, statements: Statements) -> None:
         self._report = report
+        self.statements = statements
         self._runs: dict[bytes, list[Run]] = {}
         self._ends: dict[bytes, tuple[int, int]] = {}  # user_id -> (entry_id, balance in nanos) by the journals
         self.from_first = True  # every file begins with the first batch of its journal
@@ -231,7 +233,7 @@ class HistoryFile:
     def _pass_row(self) -> None:
         """Holds the row at hand against the account's row before, and goes on to the next."""
         assert self._row is not None
-        seq, older, number, entry_id, _, _, amount, accrued, balance, *_ = self._row
+        seq, older, number, entry_id, at_ns, _, amount, accrued, balance, _, _, *more = self._row
         self._next()
         self._report.count("history", "rows")
         last_seq, self._seq = self._seq, seq
@@ -246,6 +248,9 @@ class HistoryFile:
         self._newest[number] = seq
         if not entry_id % MARK_EVERY and not self._is_marked(number, entry_id, seq):
             self._fault(f"row {seq} of entry {entry_id} is not marked", user_id)
+        flags, frac, rate, value, resource, _, rare = more
+        told = entry_id, at_ns, amount, balance, flags, frac, rate, value, resource
+        self._chains.statements.row(user_id, told, _RARE.unpack(rare) if rare else (0, 0, 0))
         before = balance - amount + (accrued if accrued >= 0 else accrued + 2**64)
         run = self._open.get(number)
         if run is not None and entry_id == run.last_id + 1:

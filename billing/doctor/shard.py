@@ -21,9 +21,10 @@ from billing.doctor.likeness import contradictions, fingerprint
 from billing.doctor.owners import OwnerMap
 from billing.doctor.part import read_block
 from billing.doctor.replay import Replay, shown
-from billing.doctor.report import Owed, Report
+from billing.doctor.report import CHECKS, Owed, Report
 from billing.doctor.segment import Batch
 from billing.doctor.state import Account, Bucket
+from billing.doctor.statements import Statements
 
 ENTRY, OWN, LEAVE, RECEIVED = 1, 2, 3, 4
 LATE_NS: Final = 60 * 10**9  # a shard that went on that long must have written what was due
@@ -73,12 +74,19 @@ class Shard:
     """The state of one shard while its log is walked."""
 
     def __init__(
-        self, directory: Directory, owners: OwnerMap | None, moves: Moves, report: Report, ids_max: int
+        self,
+        directory: Directory,
+        owners: OwnerMap | None,
+        moves: Moves,
+        statements: Statements,
+        report: Report,
+        ids_max: int,
     ) -> None:
         self.directory = directory
         self.held: dict[int, Bucket] = {}
         self._owners = owners
         self._moves = moves
+        self._statements = statements
         self._report = report
         self._replay = Replay(report, ids_max)
         self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
@@ -129,8 +137,9 @@ class Shard:
             history.take(batch, *rows_of(records(batch.payload)))
 
     def _not_checked(self, why: str) -> None:
-        for check in ("owners", "accounts", "conservation", "requests", "cutoffs", "snapshots", "history"):
-            self._report.not_checked(check, f"shard {self.directory.shard}: {why}")
+        for check in CHECKS:
+            if check != "files":
+                self._report.not_checked(check, f"shard {self.directory.shard}: {why}")
 
     def _batch(self, batch: Batch) -> None:
         self._replay.file, self._replay.position = self.directory.path, batch.position
@@ -161,6 +170,7 @@ class Shard:
             return
         self.entries += 1
         self._report.count("accounts", "entries")
+        self._statements.entry(entry, bucket.accounts.get(entry.user_id))
         if self._owners is not None and (right := self._owners.bucket_of(entry.user_id)) != bucket_id:
             text = f"an entry in bucket {bucket_id} for a user who belongs to bucket {right}"
             self._fault("accounts", text, entry.user_id)

@@ -1,0 +1,75 @@
+"""Statements by the rows against statements by the entries: the same for right data, and a fault for what is off."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from billing.doctor.report import Report
+from billing.history.store import checksum_of
+from tests.doctor.story import told
+from tests.doctor.yard import COIN, HOUR_NS, SECOND_NS, Yard, busy
+
+USER = b"7"
+
+
+def spent(data_dir: Path, *, trims: bool = False) -> Yard:
+    """A user with three machines that come and go, whose money runs out and comes again; closed."""
+    yard = Yard(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
+    yard.pay(USER, COIN)
+    for number in range(60):
+        yard.rate(USER, 1000 + number, resource=b"vm-%d" % (number % 3))
+        yard.wait(7 * SECOND_NS + number)
+        if number % 20 == 19:
+            yard.wait(10_000 * HOUR_NS)  # runs out
+            yard.workers[1].snapshot()
+            yard.pay(USER, COIN)
+    return yard.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_accounts_and_periods_agree(data_dir: Path, seed: int) -> None:
+    yard = Yard(data_dir, accrue=seed % 2 == 0, restore=True, history=True)
+    busy(yard, seed, 1200, upheavals=0.02)
+    report = yard.close().examine()
+    assert report.findings == []
+    counts = report.counts["statements"]
+    assert counts["accounts"] > 3
+    assert counts["instants"] > 50
+    assert counts["periods"] > 40
+    assert counts["lines"] > 20
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_over_exhaustions_and_what_the_journal_forgot(data_dir: Path, trims: bool) -> None:
+    report = spent(data_dir, trims=trims).examine()
+    assert report.findings == []
+    counts = report.counts["statements"]
+    assert (counts["instants"] > 10, counts["periods"] > 10) == (True, True)
+    assert counts["lines"] > 20
+
+
+def altered(yard: Yard, *statements: str) -> Report:
+    """The report after the history says something else, its older part, which the journal does not have any more."""
+    db = sqlite3.connect(f"{yard.path}/history/shard-1.sqlite")
+    for statement in statements:
+        assert db.execute(statement).rowcount > 0
+    for *row, _ in db.execute("SELECT * FROM entries").fetchall():
+        db.execute("UPDATE entries SET checksum = ? WHERE seq = ?", (checksum_of(row), row[0]))
+    db.commit()
+    db.close()
+    return yard.examine()
+
+
+def test_lines_that_do_not_sum_to_the_rate_are_found(data_dir: Path) -> None:
+    yard = spent(data_dir, trims=True)
+    report = altered(yard, "UPDATE entries SET value = value + 1 WHERE seq = 9")
+    assert "the lines sum to" in told(report, "statements")[0].text
+
+
+def test_a_line_under_another_name_is_found(data_dir: Path) -> None:
+    yard = spent(data_dir, trims=True)
+    report = altered(yard, "UPDATE entries SET resource = x'21' WHERE resource = x'766d2d30' AND seq < 12")
+    assert told(report, "statements")
