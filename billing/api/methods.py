@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from billing.api import calls, shapes
-from billing.api.params import invalid, pairs_of, split_params, unknown_option
+from billing.api.params import pairs_of, split_params, unknown_option
 from billing.api.shapes import Reply
 from billing.api.values import (
     SIGNED,
@@ -228,8 +228,8 @@ def _row(
 
 def _forecast(within_ns: int, step_ns: int) -> tuple[Any, ...]:
     step_ns = step_ns or (SECOND_NS if within_ns <= FORECAST_SECONDS_UP_TO_NS else 60 * SECOND_NS)
-    if step_ns % SECOND_NS or within_ns > step_ns * FORECAST_STEPS_MAX:
-        raise invalid(f"step_ns: expected whole seconds, and at most {FORECAST_STEPS_MAX} steps within within_ns")
+    if within_ns > step_ns * FORECAST_STEPS_MAX:
+        raise Refused("LIMIT_EXCEEDED", f"step_ns is so small that within_ns has more than {FORECAST_STEPS_MAX} steps")
     return ("forecast", within_ns, step_ns)
 
 
@@ -632,8 +632,9 @@ _ROWS: Final = (
         (),
         (
             Field("within_ns", Span(SECOND_NS, FORECAST_NS_MAX), FORECAST_NS_DEFAULT, "how far ahead"),
-            Field("step_ns", Span(SECOND_NS, FORECAST_NS_MAX), 0, "whole seconds"),
+            Field("step_ns", Span(SECOND_NS, FORECAST_NS_MAX, multiple_of=SECOND_NS), 0, "whole seconds"),
         ),
+        ("LIMIT_EXCEEDED",),
         build=_forecast,
         weight=LISTING_WEIGHT,
     ),

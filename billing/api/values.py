@@ -143,9 +143,21 @@ class Integer(Type):
 
 @dataclass(frozen=True, slots=True)
 class Span(Integer):
-    """Nanoseconds of time."""
+    """Nanoseconds of time; with `multiple_of`, a multiple of so many."""
 
+    multiple_of: int = 1
     kind: ClassVar[str] = "span"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        told: dict[str, object] = {"min": self.low, "max": self.high}
+        return told if self.multiple_of == 1 else told | {"multiple_of": self.multiple_of}
+
+    def parse(self, value: object, name: str) -> int:
+        found = whole_of(value, name, self.low, self.high)
+        if found % self.multiple_of:
+            raise invalid(f"{name} must be a multiple of {self.multiple_of}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,11 @@ class Mover:
             self._room.clear()
             await self._room.wait()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether no move begins, because files are held still."""
+        return self._held
+
     def release(self) -> None:
         """Moves go on."""
         self._held = False

@@ -185,6 +185,8 @@ class Overview:
             by_state = {"preparing": f"shard {move.source}", "storing": f"shard {move.target}"}
             by_state |= {"committing": "the supervisor", "committed": f"shard {move.target}"}
             return move.reason or move.state, by_state.get(move.state, "nobody")
+        if running is not None and mover.is_held:
+            return "the end of a backup, during which no bucket moves", "whoever makes the backup"
         if running is not None:
             others = ", ".join(str(one.bucket_id) for one in mover.running.values() if one.move is not None)
             return f"its turn: of buckets, {others or 'none'} moves now; at most {mover.caps.total} do", "the mover"

@@ -187,7 +187,7 @@ async def test_the_forecast_tells_the_worst_second_and_the_second_opinion_has_no
             by_minute = await rpc.ask("forecast")
             assert (by_minute["cutoffs"], by_minute["step_ns"]) == (60, 60 * COIN)
             error, _ = await rpc.call("forecast", {"within_ns": 7 * 86_400 * COIN, "step_ns": COIN})
-            assert error.startswith("INVALID_PARAMS")
+            assert error.startswith("LIMIT_EXCEEDED")
             rows = await rpc.ask("expirationd_stats")
             for _ in range(1600):  # the first round is a second after a start, the second a minute later
                 rows = await rpc.ask("expirationd_stats")

@@ -153,6 +153,14 @@ async def test_unknown_buckets_and_shards_and_what_stands_against_a_move(data_di
         )
         await rpc.ask("unpin_bucket", 7)
         assert (await rpc.ask("explain_move", 7, {"shard_id": there}))["waits_for"] == "an order: move_bucket"
+        await rpc.ask("backup", "begin")
+        moving = asyncio.ensure_future(rpc.call("move_bucket", 7, there))
+        while not told["waits_for"].startswith("the end of a backup"):
+            assert not moving.done(), "a bucket moved during a backup"
+            told = await rpc.ask("explain_move", 7)
+        assert told["whose"] == "whoever makes the backup"
+        await rpc.ask("backup", "end")
+        assert (await moving)[0] is None
         assert await rpc.ask("route") == before
         assert (await rpc.ask("rebalance", {"plan": True})) == {"moves": 0, "steps": []}
 

@@ -27,6 +27,7 @@ from billing.ledger.money import INT64_MAX
 Schema = dict[str, Any]
 
 _COINS: Final = r"[0-9]{1,9}(\.[0-9]{1,9})?"
+_ABOVE_ZERO: Final = "(?=.*[1-9])"  # a look ahead: some digit is none of zero
 _INT64: Final = {"type": "integer", "format": "int64"}
 _ANY_STATUS_ERRORS: Final = ("PROTOCOL_ERROR", "FRAME_TOO_LARGE", "TOO_MANY_CONNECTIONS")
 _DESCRIPTION: Final = """Prepaid accounts that are spent by the second.
@@ -105,7 +106,7 @@ def _in_path(name: str, method: Method) -> Schema:
 
 
 def _idempotency_key() -> Schema:
-    schema = {"type": "string", "minLength": 1, "maxLength": REQUEST_ID_BYTES_MAX, "pattern": "^[!#-~]+$"}
+    schema = {"type": "string", "minLength": 1, "maxLength": REQUEST_ID_BYTES_MAX}
     return {
         "name": "Idempotency-Key",
         "in": "header",
@@ -120,7 +121,8 @@ def _in_query(route: Route, fields: tuple[Field, ...]) -> list[Schema]:
     told = []
     for field in fields:
         if field.name == route.method.reply.cursor:
-            cursor = {"type": "string", "description": "`next_cursor` of the page before."}
+            cursor = {"type": "string", "minLength": 1, "description": "`next_cursor` of the page before."}
+            cursor["format"] = f"cursor-{field.type.kind}"
             told.append({"name": CURSOR, "in": "query", "required": False, "schema": cursor})
             continue
         schema = field_schema(field)
@@ -139,7 +141,7 @@ def _body(route: Route, fields: tuple[Field, ...]) -> tuple[Schema, bool]:
     required = {field.name for field in route.in_body}
     for field in fields:
         forms = _forms(field)
-        properties |= forms
+        properties |= forms if field.name in required else {name: _or_null(form) for name, form in forms.items()}
         if field.name in required:
             if len(forms) == 1:
                 needed.append(field.name)
@@ -160,22 +162,28 @@ def _forms(field: Field) -> dict[str, Schema]:
     name, kind = field.name, field.type.kind
     if kind in ("amount", "rate"):
         sign = str(field.type.bounds["sign"])
-        return {name: _coins_schema(sign, field.doc), f"{name}_nanos": _nanos_schema(sign, kind == "rate")}
+        return {name: _coins_schema(sign, field.doc), f"{name}_nanos": _nanos_schema(sign)}
     if kind == "instant":
         text = {"type": "string", "format": "date-time"}
         return {name: field_schema(field), name.removesuffix("_ns"): text}
     return {name: field_schema(field)}
 
 
+def _or_null(schema: Schema) -> Schema:
+    """The same of an option, which null leaves as it is where nothing is said."""
+    told = schema | {"type": [schema["type"], "null"]}
+    return told | {"enum": [*schema["enum"], None]} if "enum" in schema else told
+
+
 def _coins_schema(sign: str, doc: str) -> Schema:
-    pattern = f"^{'-?' if sign == SIGNED else ''}{_COINS}$"
+    pattern = f"^{'-?' if sign == SIGNED else ''}{_ABOVE_ZERO if sign in (POSITIVE, SIGNED) else ''}{_COINS}$"
     told = {"type": "string", "pattern": pattern, "examples": ["12.5"]}
     return told | ({"description": doc} if doc else {})
 
 
-def _nanos_schema(sign: str, rate: bool) -> Schema:
+def _nanos_schema(sign: str) -> Schema:
     low = {POSITIVE: 1, SIGNED: -INT64_MAX}.get(sign, 0)
-    return _INT64 | {"minimum": low, "maximum": INT64_MAX // 3600 if rate else INT64_MAX}
+    return _INT64 | {"minimum": low, "maximum": INT64_MAX}
 
 
 def field_schema(field: Field) -> Schema:
@@ -184,6 +192,8 @@ def field_schema(field: Field) -> Schema:
     schema: Schema
     if kind in ("integer", "span", "instant"):
         schema = _INT64 | {"minimum": bounds["min"], "maximum": bounds["max"]}
+        if "multiple_of" in bounds:
+            schema["multipleOf"] = bounds["multiple_of"]
     elif kind == "flag":
         schema = {"type": "boolean"}
     elif kind == "enum":
@@ -191,7 +201,7 @@ def field_schema(field: Field) -> Schema:
     elif kind == "set":
         schema = {"type": "array", "items": {"type": "string", "enum": bounds["choices"]}, "uniqueItems": True}
     elif kind == "thresholds":
-        forms = {"amount": _coins_schema("", ""), "amount_nanos": _nanos_schema("", False)}
+        forms = {"amount": _coins_schema("", ""), "amount_nanos": _nanos_schema("")}
         forms["runway_ns"] = _INT64 | {"minimum": 0, "maximum": INT64_MAX}
         one = {"type": "object", "properties": forms, "additionalProperties": False}
         one |= {"minProperties": 1, "maxProperties": 1}

@@ -6,7 +6,8 @@
 
 A **field** comes as JSON in the body or, where the method only reads, as text in the query. By its kind in the table:
 
-    amount, rate    "amount": "12.5" (coins), or "amount_nanos": 12500000000; a bare number of coins is refused
+    amount, rate    "amount": "12.5" (coins), or "amount_nanos": 12500000000; a bare number of coins is refused; 5.0 is
+                    the whole number 5, as JSON Schema has it, up to 2**53
     instant         "from_ns": 1764335000000000000, or "from": "2025-11-28T13:03:20.5Z"
     thresholds      [{"amount": "5"}, {"amount_nanos": 5}, {"runway_ns": 60000000000}]
     request_id      the header Idempotency-Key, with or without the quotes of its draft standard
@@ -72,7 +73,7 @@ def _coins(error: str) -> Callable[[str, Any], Any]:
 
 def _nanos(error: str) -> Callable[[str, Any], Any]:
     def read(name: str, value: Any) -> Any:
-        if type(value) is not int:
+        if type(value) is not int and not (type(value) is float and value.is_integer()):
             raise Refused(error, f"{name} must be a whole number")
         return value
 

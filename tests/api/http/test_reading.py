@@ -66,6 +66,7 @@ def test_every_method_but_hello_has_a_place_of_its_own() -> None:
         ("GET", f"/v1/accounts/ann/history?cursor={cursor_of(7)}", None, None, "history", [b"ann", ((b"before", 7),)]),
         ("POST", "/v1/accounts/ann/top_up", {"amount": "12.5"}, None, "top_up", [b"ann", "12.5"]),
         ("POST", "/v1/accounts/ann/top_up", {"amount_nanos": LAST}, None, "top_up", [b"ann", LAST]),
+        ("POST", "/v1/accounts/ann/top_up", b'{"amount_nanos": 5.0}', None, "top_up", [b"ann", 5]),
         (
             "POST",
             "/v1/accounts/ann/debit",
@@ -117,7 +118,9 @@ def test_a_bare_number_is_no_amount(field: str, value: Any) -> None:
     assert f"{field}_nanos" in error.message
 
 
-@pytest.mark.parametrize("value", [b"NaN", b"1e400", b"Infinity", b"-Infinity", b"5.5", b"5.0", b"9" * 30, b'"5"'])
+@pytest.mark.parametrize(
+    "value", [b"NaN", b"1e400", b"Infinity", b"-Infinity", b"5.5", b"9007199254740994.0", b"9" * 30, b'"5"']
+)
 def test_what_is_no_number_of_nanos(value: bytes) -> None:
     error = refusal("POST", "/v1/accounts/ann/debit", b'{"amount_nanos": ' + value + b"}")
     assert error.name in ("INVALID_AMOUNT", "INVALID_PARAMS")
@@ -163,6 +166,7 @@ def test_what_is_wrong_is_named(target: str, body: Any, says: str) -> None:
         ("/v1/accounts?cursor=eHg", "next_cursor"),
         ("/v1/accounts?limit=%ff", "UTF-8"),
         ("/v1/accounts/ann/history?limit=0", "limit"),
+        ("/v1/operator/forecast?step_ns=1500000000", "step_ns must be a multiple of 1000000000"),
     ],
 )
 def test_what_is_wrong_in_a_query_is_named(target: str, says: str) -> None:

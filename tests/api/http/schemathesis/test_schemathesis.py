@@ -1,0 +1,57 @@
+"""The document of the HTTP door, by other people's reading of it.
+
+`openapi-spec-validator` says that it is OpenAPI 3.1. Schemathesis asks the running daemon what the document allows, and
+what it does not, from the bounds of every field inwards, and holds each answer to the document: its status, its
+content type, its fields; what is allowed is done, and what is not is refused. The same examples at each run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from billing.api.http.openapi import document
+from billing.api.http.routes import ROUTES
+from tests.conftest import REPOSITORY
+from tests.system.daemon import Daemon
+
+HERE = Path(__file__).parent
+
+
+def test_the_document_is_openapi_3_1() -> None:
+    told = document()
+    assert told["openapi"].startswith("3.1.")
+    assert [str(fault) for fault in OpenAPIV31SpecValidator(told).iter_errors()] == []
+    operations = [(verb.upper(), path) for path, verbs in told["paths"].items() for verb in verbs]
+    assert sorted(operations) == sorted((route.verb, route.path) for route in ROUTES)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("d")) as started:
+        yield started
+
+
+@pytest.mark.parametrize("part", ["--include-tag=accounts", "--exclude-tag=accounts"])
+def test_the_daemon_answers_as_its_document_says(daemon: Daemon, part: str, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("st")), "--config-file", str(HERE / "schemathesis.toml"), "run"]
+    done = subprocess.run(
+        [*command, "--no-color", part, f"http://127.0.0.1:{daemon.http_port}/v1/openapi.json"],
+        cwd=tmp_path,
+        env=os.environ | {"SCHEMATHESIS_HOOKS": f"{__package__}.hooks", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"([0-9]+) generated, ([0-9]+) passed", done.stdout)
+    assert passed is not None, done.stdout
+    assert int(passed[1]) == int(passed[2]) > 300, "so many requests are asked for by the bounds of the fields alone"
