@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from billing.api import calls, shapes
-from billing.api.params import pairs_of, split_params, unknown_option
+from billing.api.params import invalid, pairs_of, split_params, unknown_option
 from billing.api.shapes import Reply
 from billing.api.values import (
     SIGNED,

@@ -121,8 +121,10 @@ def _in_query(route: Route, fields: tuple[Field, ...]) -> list[Schema]:
     told = []
     for field in fields:
         if field.name == route.method.reply.cursor:
-            cursor = {"type": "string", "minLength": 1, "description": "`next_cursor` of the page before."}
+            cursor: Schema = {"type": "string", "description": "`next_cursor` of the page before."}
             cursor["format"] = f"cursor-{field.type.kind}"
+            if field.type.kind != "text":  # of the feed, an empty one is the beginning
+                cursor["minLength"] = 1
             told.append({"name": CURSOR, "in": "query", "required": False, "schema": cursor})
             continue
         schema = field_schema(field)
