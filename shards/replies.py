@@ -35,4 +35,12 @@ class WrongBucket(NamedTuple):
     shard_id: int
 
 
+class Unavailable(NamedTuple):
+    """The reply where the owner of a bucket cannot be asked, or refuses for now. `applied` is "no" or "unknown"."""
+
+    shard_id: int
+    reason: str
+    applied: str
+
+
 Reply = tuple[Caller, object, object]  # caller, token, reply

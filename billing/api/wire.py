@@ -20,8 +20,7 @@ import msgpack
 import msgspec
 
 from billing.ledger.errors import Refused
-from shards.replies import Moving, WrongBucket
-from shards.worker.router import Unavailable
+from shards.replies import Moving, Unavailable, WrongBucket
 
 REQUEST: Final = 0
 RESPONSE: Final = 1

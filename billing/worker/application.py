@@ -61,7 +61,7 @@ from shards.journal import Journal
 from shards.machine import Command, Effect
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import Disk, RealDisk, read_file
-from shards.worker.worker import Worker
+from shards.worker.hosting import ServedShard
 
 log = logging.getLogger("billing.worker.application")
 
@@ -118,7 +118,7 @@ class Billing:
         self.recent: Sequence[tuple[int, int, str, str, str]] = ()  # what this process has logged lately
         self._disk = outside.disk
         self._startup_hold = StartupHold(self._disk, begin.directory, config.cutoff.hold_above)
-        self._worker: Worker | None = None
+        self._worker: ServedShard | None = None
         self._door: Door | None = None
         self._audit: Recorder | None = None
         self._delivery: Delivery | None = None
@@ -289,7 +289,7 @@ class Billing:
 
     # -- the life ---------------------------------------------------------------------------------------------------
 
-    async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
+    async def open(self, worker: ServedShard, listeners: list[tuple[str, socket.socket]]) -> None:
         """Opens the doors, and takes up what was owed when the last life ended."""
         self._worker = worker
         accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches

@@ -37,11 +37,11 @@ from shards.control import (
     Unmoved,
 )
 from shards.moves.move import digest_of
-from shards.replies import Moving, WrongBucket
+from shards.replies import Moving, Unavailable, WrongBucket
 from shards.shard import Shard
 from shards.system.clock import boot_now_ns
 from shards.system.links import FRAME_BYTES_MAX
-from shards.worker.router import PeerCaller, PeerLink, Unavailable
+from shards.worker.router import PeerCaller, PeerLink
 
 QUIET_WAIT_NS = 1_000_000_000  # how long a move waits for a quiet moment
 QUIET_POLL_S = 0.005

@@ -49,6 +49,14 @@ class Caps(NamedTuple):
     receiving: int = 1
 
 
+class Obstacle(NamedTuple):
+    """What stands against a move."""
+
+    name: str  # of the refusal
+    text: str
+    shard_down: bool = False  # a shard is to be brought up again; all else is for an operator to decide
+
+
 class Running:
     """A move that was asked for and is not over."""
 
@@ -116,18 +124,18 @@ class Mover:
 
     async def move(self, bucket_id: int, shard_id: int) -> dict[str, Any]:
         """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it."""
-        refused = self.obstacle(bucket_id, shard_id)
-        if refused is not None:
-            return refused
+        obstacle = self.obstacle(bucket_id, shard_id)
+        if obstacle is not None:
+            return refusal(obstacle.name, obstacle.text)
         bucket_map = self._registry.map
         running = self.running[bucket_id] = Running(bucket_id, bucket_map.owner[bucket_id], shard_id)
         try:
             while not self._has_room(running):
                 self._room.clear()
                 await self._room.wait()
-            refused = self.obstacle(bucket_id, shard_id, running)
-            if refused is not None:
-                return refused
+            obstacle = self.obstacle(bucket_id, shard_id, running)
+            if obstacle is not None:
+                return refusal(obstacle.name, obstacle.text)
             error = await self._carry_out(running)
         finally:
             del self.running[bucket_id]
@@ -141,29 +149,29 @@ class Mover:
             return refusal("MOVE_REFUSED", f"bucket {bucket_id} stays where it is: {error}")
         return {"bucket_id": bucket_id, "shard_id": owner.shard_id, "generation": owner.generation}
 
-    def obstacle(self, bucket_id: int, shard_id: int, running: Running | None = None) -> dict[str, Any] | None:
-        """What stands against a move, as a refusal; `running`: the move itself, where it was let in already."""
+    def obstacle(self, bucket_id: int, shard_id: int, running: Running | None = None) -> Obstacle | None:
+        """What stands against a move, `running`: the move itself, where it was let in already."""
         bucket_map = self._registry.map
         if not 1 <= bucket_id <= bucket_map.bucket_count:
-            return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
+            return Obstacle("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
         if shard_id not in bucket_map.weights:
-            return refusal("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
+            return Obstacle("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
         if self._is_leaving(shard_id) and (running is None or running.move is None):
-            return refusal("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
+            return Obstacle("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
         source = bucket_map.owner[bucket_id]
         if source == shard_id:
-            return refusal("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
+            return Obstacle("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
         if bucket_id in bucket_map.pinned:
-            return refusal("BUCKET_PINNED", f"bucket {bucket_id} is pinned to shard {source}; unpin it first")
+            return Obstacle("BUCKET_PINNED", f"bucket {bucket_id} is pinned to shard {source}; unpin it first")
         other = self.running.get(bucket_id)
         if other is not running:
             target = "another shard" if other is None else f"shard {other.target}"
-            return refusal("MOVE_REFUSED", f"bucket {bucket_id} is moving to {target} already")
+            return Obstacle("MOVE_REFUSED", f"bucket {bucket_id} is moving to {target} already")
         for one in (source, shard_id):
             worker = self._workers.get(one)
             if worker is None or worker.state != "serving":
                 state = "not there" if worker is None else worker.state
-                return refusal("MOVE_REFUSED", f"shard {one} is {state}")
+                return Obstacle("MOVE_REFUSED", f"shard {one} is {state}", shard_down=True)
         return None
 
     def touches(self, shard_id: int) -> bool:

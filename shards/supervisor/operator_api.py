@@ -194,8 +194,7 @@ class Overview:
             return "nothing wants it elsewhere: the load is even, or the rebalancer leaves it alone", "the operator"
         obstacle = mover.obstacle(bucket_id, target)
         if obstacle is not None:
-            name, text = obstacle["refused"], obstacle["message"]
-            return text, "the operator" if name != "MOVE_REFUSED" or "already" in text else "the shard that is down"
+            return obstacle.text, "the shard that is down" if obstacle.shard_down else "the operator"
         if asked:
             return "an order: move_bucket", "the operator"
         place, _ = wanted[bucket_id]

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shards.journal import Journal, Unavailable
-from shards.worker.router import Unavailable as Refusal
+from shards.replies import Unavailable as Refusal
 
 ROOM_RETRY_S = 1.0  # how often a journal without room is asked again
 LAPSED = "the grant of time has run out: the log of this shard cannot be reached"

@@ -7,14 +7,61 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from shards.buckets import BucketMap
+from shards.journal import Journal
 from shards.machine import Command, Effect, Machine
 from shards.moves.handoff import Calls
+from shards.shard import Shard
 
-if TYPE_CHECKING:
-    from shards.worker.worker import Worker
+
+class ServedShard(Protocol):
+    """What an application has of the worker that hosts it. A caller is a connection, or stands for one."""
+
+    shard_id: int
+    shard: Shard
+    journal: Journal
+    map: BucketMap
+
+    def now_ns(self) -> int:
+        """The billing instant of this turn of the loop."""
+
+    def fresh_now_ns(self) -> int:
+        """The billing instant, read anew."""
+
+    def may_act(self) -> bool:
+        """Whether the journal's grant of time holds at this very moment."""
+
+    def arrived(self) -> None:
+        """Requests have just been read: none of them is stamped with an instant before that."""
+
+    def bucket_of(self, key: bytes) -> int:
+        """The bucket a key hashes to."""
+
+    def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
+        """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
+
+    def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
+        """Answers a query about one bucket, here or at its owner."""
+
+    def operate(self, caller: Any, token: Any, operation: Command) -> None:
+        """Answers a question about the whole daemon, or carries out an operator's wish."""
+
+    def report(self, bucket_id: int, command: Command) -> object:
+        """Applies what became of something told outside; no instant depends on it."""
+
+    def apply(self, bucket_id: int, command: Command) -> object:
+        """Applies a command that no client waits for."""
+
+    def when_durable(self, function: Callable[[], None]) -> None:
+        """Calls back when all that was recorded until now is durable."""
+
+    def wake(self) -> None:
+        """Lets the worker's next turn come."""
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the worker with the exit code that the error asks for."""
 
 
 class Application(Calls, Protocol):
@@ -52,7 +99,7 @@ class Application(Calls, Protocol):
 class Hosted(Application, Protocol):
     """An application as a process needs it: besides what the worker asks, doors that open and close."""
 
-    async def open(self, worker: Worker, listeners: list[tuple[str, socket.socket]]) -> None:
+    async def open(self, worker: ServedShard, listeners: list[tuple[str, socket.socket]]) -> None:
         """Starts answering and telling."""
 
     async def stop_listening(self) -> None:

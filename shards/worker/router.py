@@ -20,27 +20,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from shards.replies import WrongBucket
+from shards.replies import Unavailable, WrongBucket
 from shards.shard import COMMAND, READ, Shard
 from shards.system.links import Wire
-
-if TYPE_CHECKING:
-    from shards.worker.backpressure import Backpressure
+from shards.worker.backpressure import Backpressure
 
 SURVEY = 2
 WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
-
-
-class Unavailable(NamedTuple):
-    """The reply where the owner of a bucket cannot be asked. `applied` is "no" or "unknown"."""
-
-    shard_id: int
-    reason: str
-    applied: str
 
 
 class Client(Protocol):

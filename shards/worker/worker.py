@@ -33,7 +33,7 @@ from shards.journal import Journal, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
-from shards.replies import Reply
+from shards.replies import Reply, Unavailable
 from shards.shard import COMMAND, READ, Ready, Shard
 from shards.system.clock import Alarm, BillingClock, boot_now_ns
 from shards.system.links import Wire
@@ -41,7 +41,7 @@ from shards.system.serial_executor import SerialExecutor
 from shards.worker.backpressure import Backpressure
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
-from shards.worker.router import PeerCaller, PeerLink, Unavailable, ask_all, receive_frame
+from shards.worker.router import PeerCaller, PeerLink, ask_all, receive_frame
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from shards.control import QueryReply
 from shards.machine import Command
+from shards.replies import Unavailable
 from shards.system.links import Wire
-from shards.worker.router import Unavailable
 
 MODE = 0  # how replies are encoded: the application's default
 

@@ -15,8 +15,7 @@ from billing.api.door import Limits
 from billing.api.methods import LISTING_WEIGHT
 from billing.api.wire import ERRORS_AS_MAP, encode, encode_reply
 from billing.ledger.errors import Refused
-from shards.replies import Moving
-from shards.worker.router import Unavailable
+from shards.replies import Moving, Unavailable
 from tests.api.outside import House, open_house
 
 ADMIN = Grant("operator", frozenset({"admin"}))

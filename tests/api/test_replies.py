@@ -12,8 +12,7 @@ from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX
-from shards.replies import Moving, WrongBucket
-from shards.worker.router import Unavailable
+from shards.replies import Moving, Unavailable, WrongBucket
 
 USERS = (b"7", b"user_0000123", "пользователь".encode(), b"x" * 31, b"y" * 32, b"z" * 128)
 BUCKET_ID = 65_535

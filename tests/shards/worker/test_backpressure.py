@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from shards.journal import Unavailable
+from shards.replies import Unavailable as Refusal
 from shards.worker.backpressure import Backpressure
-from shards.worker.router import Unavailable as Refusal
 from tests.shards.journal.rig import SHARD, Rig, fill
 
 
