@@ -96,7 +96,7 @@ def build(begin: Begin) -> Billing:
 
 
 class Billing:
-    """Implements `shards.worker.process.Hosted`."""
+    """Implements `shards.worker.hosting.Hosted`."""
 
     surveys = SURVEYS
     questions = frozenset({"entries"})

@@ -78,6 +78,9 @@ class Application(Calls, Protocol):
     def encode(self, msgid: int, mode: int, reply: object) -> bytes:
         """A whole reply as a client of that mode reads it; also of the reply types of `shards`."""
 
+    def route(self, operation: Command, bucket_map: BucketMap) -> object:
+        """What a smart client is told of who owns what."""
+
     def merge(self, operation: Command, parts: list[Any]) -> object:
         """One reply out of all shards' answers to a survey."""
 
@@ -130,6 +133,3 @@ class Hosted(Application, Protocol):
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
-
-    def route(self, operation: Command, bucket_map: BucketMap) -> object:
-        """What a smart client is told of who owns what."""

@@ -25,22 +25,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from shards.buckets import BucketMap, bucket_id_of
-from shards.control import MoveReport, WorkerSettings
-from shards.journal import Journal, Unknown
+from shards.buckets import bucket_id_of
+from shards.control import MoveReport
 from shards.journal import Unavailable as JournalUnavailable
+from shards.journal import Unknown
 from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
-from shards.shard import COMMAND, READ, Ready, Shard
-from shards.system.clock import Alarm, BillingClock, boot_now_ns
+from shards.shard import COMMAND, READ, Ready
+from shards.system.clock import Alarm, boot_now_ns
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.backpressure import Backpressure
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
+from shards.worker.recovering import Recovering
 from shards.worker.router import PeerCaller, PeerLink, ask_all, receive_frame
 from shards.worker.snapshotter import Snapshotter
 
@@ -50,38 +51,41 @@ RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
 
+class Upward(NamedTuple):
+    """What a worker says to its process, and through it to the supervisor."""
+
+    ask: Callable[[Any, Any, Command], None]  # (caller, token, operation); the answer comes to the caller
+    send: Callable[[MoveReport], None]
+    fail: Callable[[BaseException], None]  # ends the process
+
+
 class Worker:
-    """One shard, served. Made after recovery; `start` opens the links."""
+    """One shard, served. Made after recovery; `open_links` connects it to the others."""
 
     def __init__(
         self,
-        shard: Shard,
-        journal: Journal,
+        recovered: Recovering,
         executor: SerialExecutor,
-        clock: BillingClock,
-        bucket_map: BucketMap,
-        application: Application,
-        settings: WorkerSettings,
         snapshotter: Snapshotter,
-        ask_supervisor: Callable[[Any, Any, Command], None],
-        send: Callable[[MoveReport], None],
-        fail: Callable[[BaseException], None],
+        upward: Upward,
         alarm: Alarm,
     ) -> None:
+        assert recovered.clock is not None
+        shard, journal = recovered.shard, recovered.journal
         self.shard = shard
         self.shard_id = shard.shard_id
         self.journal = journal
         self.executor = executor
-        self.clock = clock
-        self.map = bucket_map
-        self.application = application
-        self.settings = settings
+        self.clock = recovered.clock
+        self.map = recovered.map
+        self.application: Application = recovered.application
+        self.settings = recovered.settings
         self.snapshotter = snapshotter
         self.links: dict[int, PeerLink] = {}
-        self.handoff = Handoff(self, application, send)
+        self.handoff = Handoff(self, self.application, upward.send)
         self._routes = self.handoff.routes
-        self._ask_supervisor = ask_supervisor
-        self.fail = fail
+        self._ask_supervisor = upward.ask
+        self.fail = upward.fail
         self._loop = asyncio.get_running_loop()
         self._alarm = alarm
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
@@ -177,7 +181,7 @@ class Worker:
         """Answers a question about the whole daemon, or carries out an operator's wish."""
         name = operation[0]
         if name == "route":
-            self.shard.reply_with_next(caller, token, self.route(operation))
+            self.shard.reply_with_next(caller, token, self.application.route(operation, self.map))
         elif name in self.application.surveys:
             self._survey(caller, token, operation)
         elif name in self.application.questions:
@@ -216,8 +220,6 @@ class Worker:
         outcome = self.shard.report(bucket_id, command, self._now_ns or self.now_ns())
         self._schedule()
         return outcome
-
-    route: Callable[[Command], object]  # set by the process: the map as a smart client reads it
 
     def _survey(self, caller: Any, token: Any, operation: Command) -> None:
         def done(parts: list[Any] | Unavailable) -> None:

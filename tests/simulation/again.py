@@ -64,7 +64,7 @@ def recovered(world: World, medium: Medium, shard_id: int) -> dict[int, bytes]:
 def check_recovery(world: World) -> None:
     """Raises where a recovery comes to something else than what lives."""
     for process in world.live():
-        worker = process._worker
+        worker = process.worker
         assert worker is not None
         shard = worker.shard
         wanted = {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}

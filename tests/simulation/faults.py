@@ -264,7 +264,7 @@ class Chaos:
         at last: a start reads nothing that stands before its snapshot (I11).
         """
         for shard, process in self.world.processes.items():
-            worker = process._worker
+            worker = process.worker
             if worker is None or worker._loop.is_closed():
                 continue
             journal = worker.journal
@@ -282,7 +282,7 @@ class Chaos:
         return supervisor is not None and any(one.state == "held" for one in supervisor.workers.values())
 
     async def snapshot(self) -> bool:
-        workers = [process._worker for process in self.world.processes.values() if process._worker is not None]
+        workers = [process.worker for process in self.world.processes.values() if process.worker is not None]
         live = [worker for worker in workers if not worker._loop.is_closed() and not worker.snapshotter.running]
         if not live:
             return False

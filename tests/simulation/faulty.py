@@ -341,9 +341,9 @@ UNSEEN = [
     # seed 115 of earlier draws found it
     Faulty(
         "an-end-while-peers-are-served",
-        "shards/worker/process.py",
-        "        worker.close()\n        await worker.quiesce()  # what came in between\n        snapshotter.close()\n",
-        "        snapshotter.close()\n",
+        "shards/worker/serving.py",
+        "        worker.close()\n        await worker.quiesce()  # what came in between\n        worker.snapshotter.close()\n",
+        "        worker.snapshotter.close()\n",
     ),
     # seed 11 of earlier draws found it
     Faulty(

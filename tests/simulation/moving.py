@@ -132,7 +132,7 @@ class Moving:
 
     def handoff(self) -> Handoff:
         """The source's part in moves."""
-        worker = self.world.processes[SOURCE]._worker
+        worker = self.world.processes[SOURCE].worker
         assert worker is not None
         return worker.handoff
 

@@ -338,7 +338,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
         return [] if isinstance(message, NewOwner) else [0]
 
     def orphans() -> set[int]:
-        worker = world.processes[SOURCE]._worker
+        worker = world.processes[SOURCE].worker
         return set() if worker is None else set(worker.shard.orphans)
 
     def state_of(shard_id: int) -> str:
@@ -366,7 +366,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
         world.start()
         await until(lambda: state_of(SOURCE) == "serving" and state_of(TARGET) == "held")
         assert orphans() == {BUCKET}
-        worker = world.processes[SOURCE]._worker
+        worker = world.processes[SOURCE].worker
         worker.snapshotter.begin()
         worker.wake()
         await until(lambda: worker.snapshotter.count == 1)

@@ -86,7 +86,7 @@ async def owing(chaos: Chaos) -> bool:
         source = auditor.owner[bucket][0]
         targets = [shard for shard in sorted(supervisor.workers) if shard != source]
         process, body = world.process_of(targets[0]) if targets else None, world.processes.get(source)
-        worker = None if body is None else body._worker
+        worker = None if body is None else body.worker
         if world.supervisor is not supervisor or process is None or worker is None:
             return False
         move = world.task(chaos.operator.ask("move_bucket", bucket, targets[0]))

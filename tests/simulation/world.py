@@ -202,7 +202,7 @@ class World:
             self._on_trouble({"message": f"shard {shard_id} ended with {code}, and nothing was damaged"})
 
     def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
-        worker = self._bodies[process.pid]._worker
+        worker = self._bodies[process.pid].worker
         assert worker is not None, "an alarm is set by nobody"
         try:
             self.auditor.armed(worker.clock.anchors, boot_ns, worker.shard.next_due_ns())
@@ -216,7 +216,7 @@ class World:
     def _look_at_frozen(self) -> None:
         """No time passes in a bucket that is on its way out."""
         for shard_id, application in self.applications.items():
-            worker = self.processes[shard_id]._worker
+            worker = self.processes[shard_id].worker
             if worker is not None and not worker._loop.is_closed():
                 for bucket_id, book in application.machine.ledger.books.items():
                     if book.awake and worker.shard.is_frozen(bucket_id):
@@ -232,7 +232,7 @@ class World:
     def _look_at_books(self) -> None:
         """At rest time passes in every bucket, and every account is filed for what is coming."""
         for process in self.live():
-            shard = process._worker.shard  # type: ignore[union-attr]
+            shard = process.worker.shard  # type: ignore[union-attr]
             for bucket_id, book in self.applications[shard.shard_id].machine.ledger.books.items():
                 late = [slot for slot, _, due_ns in coming_in(book, 0, len(book.users)) if book.armed_ns[slot] > due_ns]
                 if late or book.awake != (bucket_id in shard.held):
@@ -295,7 +295,7 @@ class World:
         awake_ns = max(process.loop.hung_until_ns for process in self.machine.processes.values()) + SECOND_NS
         if awake_ns > self.kernel.now_ns:
             return False
-        workers = [process._worker for process in self.live()]
+        workers = [process.worker for process in self.live()]
         if any(w is None or w._writing or w.shard.has_more() for w in workers):
             return False
         # Else the last word of a move is on its way.

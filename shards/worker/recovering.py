@@ -1,0 +1,121 @@
+"""A worker's first phase: its journal is opened and replayed, and what it holds is compared with what the map says.
+
+Opening fences an older owner. The newest good snapshot is loaded, what came after it is replayed through the same code
+that made it, and the shard is held against the map: one restored from an older backup, or emptied, ends the process
+with 65. No request is taken, no clock but that of progress is read, and no socket is touched.
+
+What the supervisor says meanwhile is kept for the second phase (`shards.worker.serving`): shards that came or went,
+moves that were decided, a changed configuration, anchors of billing time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shards.buckets import BucketMap
+from shards.control import (
+    Begin,
+    Configure,
+    MoveAbort,
+    MoveIn,
+    MoveOut,
+    NewAnchor,
+    NewOwner,
+    Obstacle,
+    Progress,
+    Proved,
+    ReadObstacle,
+    Recovered,
+    Serve,
+    ShardsChanged,
+    ToSupervisor,
+    ToWorker,
+    Waiting,
+)
+from shards.journal import Unavailable, backends
+from shards.moves.handoff import before_serving
+from shards.shard import Shard
+from shards.system.clock import BillingClock, boot_now_ns
+from shards.system.host import Host
+from shards.worker.hosting import Hosted
+from shards.worker.recover import Beats, check_ownership, open_journal, recover
+
+
+class Recovering:
+    """One shard until it is served. Whoever serves it takes over what stands here."""
+
+    def __init__(self, begin: Begin, application: Hosted, host: Host, send: Callable[[ToSupervisor], None]) -> None:
+        self.begin = begin
+        self.application = application
+        self.map = BucketMap.decode(begin.bucket_map)
+        self.settings = begin.settings  # the newest
+        self.proved = set(begin.proved)  # shards that hold what the map says
+        self.journal = backends.open(begin.journal, host).journal(begin.shard_id, self._stamp_ns)
+        self.shard = Shard(begin.shard_id, application.machine)
+        self.is_new = False  # nothing was ever recorded here, and nothing should have been
+        self.clock: BillingClock | None = None  # from Serve on
+        self.beats = Beats(self.journal)  # until it serves
+        self._last_ns = 0  # of the journal
+        self._host = host
+        self._send = send
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """To where the journal ends; says so. Raises Stopped, Damaged, and the journal's and machine's errors."""
+        begin, began_ns = self.begin, boot_now_ns()
+        opened = await open_journal(self.journal, begin.shard_id, self._host.pid(), stopping, self._on_wait)
+        self.beats = Beats(self.journal)
+        recovered = await recover(self.shard, self.journal, self._on_progress, stopping)
+        self.is_new = opened.head == 0 and not begin.founded
+        check_ownership(self.shard, self.map, begin.founded, self.is_new)
+        self._last_ns = max(self.journal.last_time_ns, opened.began_ns)
+        took_ns = boot_now_ns() - began_ns
+        self._send(Recovered(self._last_ns, took_ns, *recovered, list(self.journal.warnings)))
+
+    def on_message(self, message: ToWorker) -> None:
+        """What is said before the shard is served. Questions that only one that serves can answer are not answered."""
+        match message:
+            case Serve():
+                self.clock = BillingClock(message.anchors[0], self._last_ns)
+                for anchor in message.anchors[1:]:
+                    self.clock.follow(anchor)
+            case NewAnchor():
+                if self.clock is not None:
+                    self.clock.follow(message.anchor)
+            case ShardsChanged():
+                self.learn_shards(message)
+            case Configure():
+                self.settings = message.settings
+                self.application.configure(message.configuration)
+            case Proved():
+                self.proved.add(message.shard_id)
+            case MoveOut() | MoveIn() | MoveAbort() | NewOwner():
+                before_serving(message, self.map, self._send)
+            case ReadObstacle():
+                self._send(Obstacle(message.number, "it is starting"))
+            case _:
+                return
+
+    def learn_shards(self, changed: ShardsChanged) -> None:
+        """Other shards than before: the map knows them."""
+        for record in changed.records:
+            self.map.apply(record)
+        for known, told in ((self.begin.peers, changed.peers), (self.begin.direct, changed.direct)):
+            known.clear()
+            known.update(told)
+
+    def has_grant(self) -> bool:
+        """Whether the journal has granted time beyond the present instant."""
+        return self.journal.granted_ns > self._stamp_ns()
+
+    def _stamp_ns(self) -> int:
+        """What the journal stamps batches with."""
+        return 0 if self.clock is None else self.clock.at(boot_now_ns())
+
+    def _on_wait(self, full: Unavailable) -> None:
+        """The journal has no room for a start, or is out of reach."""
+        self._send(Waiting(str(full)))
+
+    def _on_progress(self, done: int, total: int) -> None:
+        self._send(Progress(done, total))
+        self.beats.due()

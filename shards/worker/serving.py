@@ -1,0 +1,240 @@
+"""A worker's second phase: from the first instant of billing time to its orderly end.
+
+    open     the worker is made around the recovered shard; what it owes the journal from its birth is appended; then
+             links to the other workers, and the application's doors
+    serve    until told to stop, answering what the supervisor says
+    close    no new requests; what is in flight is answered; a last snapshot, so that a new version starts from state
+             and not from old commands; then the journal is closed
+
+Where the process fails in between, none of `close` is done: it would answer what is not durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from shards import backup
+from shards.control import (
+    Answer,
+    Ask,
+    Configure,
+    Cut,
+    Examine,
+    Examined,
+    HoldFiles,
+    MoveAbort,
+    MoveIn,
+    MoveOut,
+    NewAnchor,
+    NewOwner,
+    Obstacle,
+    Proved,
+    Query,
+    ReadObstacle,
+    ShardsChanged,
+    ToWorker,
+)
+from shards.control import Serving as NowServing
+from shards.journal import Unavailable
+from shards.machine import Command
+from shards.system.clock import boot_now_ns
+from shards.system.host import Host
+from shards.system.links import SocketDirectory, Wire
+from shards.system.serial_executor import SerialExecutor
+from shards.worker.recover import check_ownership
+from shards.worker.recovering import Recovering
+from shards.worker.snapshotter import Snapshotter
+from shards.worker.worker import Upward, Worker
+from shards.worker.worker_queries import Inquirer
+
+LINK_POLL_S, LINK_POLLS = 0.005, 200  # NowServing waits a second for the links; a peer that is held never comes
+FAULTS_MAX = 100  # of an examination, told
+
+
+class Serving:
+    """One shard that is served."""
+
+    def __init__(
+        self,
+        recovered: Recovering,
+        executor: SerialExecutor,
+        host: Host,
+        wire: Wire,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """On the loop of the process. `executor`: of the journal, which has granted time."""
+        assert recovered.clock is not None
+        begin, journal, application = recovered.begin, recovered.journal, recovered.application
+        self._recovered = recovered
+        self._application = application
+        self._host = host
+        self._wire = wire
+        self._loop = asyncio.get_running_loop()
+        self.executor = executor
+        snapshots = host.executor(f"snapshot-{begin.shard_id}", self._loop)
+        snapshotter = Snapshotter(recovered.shard, journal, snapshots, application.trim_floor, fail)
+        snapshotter.stored_bytes = journal.stored_bytes
+        upward = Upward(self._ask, wire.send, fail)
+        self.worker = Worker(recovered, executor, snapshotter, upward, host.alarm())
+        self.closed = False  # nothing changes the shard any more
+        self._asked: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
+        self._number = 0
+        self._inquirer: Inquirer | None = None  # once the doors are open
+        self._sockets: SocketDirectory | None = None
+        self._server: asyncio.AbstractServer | None = None
+        self._examining: set[asyncio.Task[None]] = set()
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The shard lives from here on, at the present billing instant."""
+        recovered, worker, shard = self._recovered, self.worker, self._recovered.shard
+        worker.begin_beats()
+        self._loop.add_signal_handler(signal.SIGUSR1, self._begin_snapshot)
+        # Once more: moves may have been decided since the recovery.
+        orphans = check_ownership(shard, recovered.map, recovered.begin.founded, recovered.is_new)
+        shard.serve(worker.now_ns(), orphans)
+        worker.handoff.proved(recovered.proved)
+        if recovered.is_new:
+            for bucket_id, generation in recovered.map.ownership_of(shard.shard_id).items():
+                shard.adopt(bucket_id, generation)
+
+    async def open(self, has_failed: Callable[[], bool]) -> None:
+        """Lets everybody in, and says so."""
+        recovered, worker, host = self._recovered, self.worker, self._host
+        begin, journal, shard = recovered.begin, recovered.journal, recovered.shard
+        ready = shard.take_ready()
+        if ready is not None:
+            if ready.payload:
+                await self.executor.call(journal.append, ready.payload, ready.decides)
+            shard.synced(ready)
+        self._sockets = host.sockets(f"{begin.directory}/run")
+        listener = self._sockets.listen(begin.peers[begin.shard_id])
+        self._server = await self._loop.create_unix_server(worker.peer_wire, sock=listener)
+        self._open_links()
+        listeners = [(kind, host.inherited(descriptor)) for kind, descriptor in begin.listeners]
+        await self._application.open(worker, listeners)
+        worker.halted = has_failed()
+        worker.wake()
+        self._inquirer = Inquirer(self._wire, self._application.encode, self._application.surveys)
+        for _ in range(LINK_POLLS):
+            if worker.is_linked():
+                break
+            await asyncio.sleep(LINK_POLL_S)
+        self._wire.send(NowServing(host.pid(), self._application.figures().get("accounts", 0)))
+        worker.wake()
+
+    def _open_links(self) -> None:
+        if self._sockets is not None:
+            address = self._sockets.address
+            self.worker.open_links({one: address(name) for one, name in self._recovered.begin.peers.items()})
+
+    def _begin_snapshot(self) -> None:
+        self.worker.snapshotter.begin()
+        self.worker.wake()
+
+    # -- what the supervisor says -------------------------------------------------------------------------------------
+
+    def on_message(self, message: ToWorker) -> None:
+        """What is said while the shard is served."""
+        worker, application = self.worker, self._application
+        match message:
+            case NewAnchor():
+                worker.clock.follow(message.anchor)
+                worker.follow_clock()
+            case ShardsChanged():
+                self._recovered.learn_shards(message)
+                self._open_links()
+            case Configure():
+                worker.settings = message.settings
+                application.configure(message.configuration)
+            case Proved():
+                self._recovered.proved.add(message.shard_id)
+                worker.handoff.proved(self._recovered.proved)
+            case Answer():
+                asked = self._asked.pop(message.number, None)
+                if asked is not None:
+                    worker.reply(asked[0], asked[1], application.reply_of(message.reply))
+            case MoveOut() | MoveIn() | MoveAbort() | NewOwner():
+                worker.handoff.on_message(message)
+            case HoldFiles() | Cut():
+                backup.on_message(worker, message, self._wire.send)
+            case ReadObstacle():
+                self._wire.send(Obstacle(message.number, application.obstacle()))
+            case Query():
+                if self._inquirer is not None:
+                    self._inquirer.ask(worker, message.number, message.key, message.query)
+            case Examine():
+                task = self._loop.create_task(self._examine(message.number))
+                self._examining.add(task)
+                task.add_done_callback(self._examining.discard)
+            case _:
+                return
+
+    async def _examine(self, number: int) -> None:
+        """What this shard holds, and whether each bucket's content agrees with itself; one bucket at a time."""
+        held = self._recovered.shard.held
+        faults: list[str] = []
+        for bucket_id in list(held):
+            if bucket_id in held:
+                try:
+                    self._application.examine(bucket_id)
+                except AssertionError as error:
+                    faults.append(f"bucket {bucket_id}: {error}")
+            await asyncio.sleep(0)
+        self._wire.send(Examined(number, list(held.items()), faults[:FAULTS_MAX]))
+
+    def _ask(self, caller: Any, token: Any, operation: Command) -> None:
+        self._number += 1
+        self._asked[self._number] = (caller, token)
+        self._wire.send(Ask(self._number, operation))
+
+    def figures(self) -> dict[str, Any]:
+        """What the operator is shown of this shard."""
+        worker = self.worker
+        snapshotter = worker.snapshotter
+        return {
+            **worker.syncs.figures(),
+            "no_room": worker.shortage.reason,
+            "buckets": len(worker.shard.held),
+            "journal_bytes": worker.journal.stored_bytes,
+            "garbage": len(worker.shard.chores),
+            "passed_on": sum(link.passed_on for link in worker.links.values()),
+            "snapshots": snapshotter.count,
+            "snapshot_age_ns": boot_now_ns() - snapshotter.finished_boot_ns if snapshotter.count else -1,
+            "snapshot_pause_max_ns": snapshotter.pause_max_ns,
+            **self._application.figures(),
+        }
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """The orderly end. Raises the journal's errors."""
+        worker, journal, application = self.worker, self._recovered.journal, self._application
+        await application.stop_listening()
+        await worker.quiesce()
+        await application.close()
+        if self._server is not None:
+            self._server.close()
+        self.closed = True  # no peer, no move, no call
+        worker.close()
+        await worker.quiesce()  # what came in between
+        worker.snapshotter.close()
+        if self._wire.is_open:
+            await self._snapshot()
+        await self.executor.call(journal.close)
+        self.executor.close()
+        if self._sockets is not None:
+            self._sockets.close()
+
+    async def _snapshot(self) -> None:
+        shard, journal = self._recovered.shard, self._recovered.journal
+        position = journal.head
+        parts = (shard.dump(bucket_id, position) for bucket_id in sorted(shard.present()))
+        with contextlib.suppress(Unavailable):  # no room: the journal alone is enough
+            await self.executor.call(journal.save_snapshot, position, parts)
+            await self.executor.call(journal.trim, min(position, self._application.trim_floor()))
