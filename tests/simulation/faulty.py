@@ -342,7 +342,8 @@ UNSEEN = [
     Faulty(
         "an-end-while-peers-are-served",
         "shards/worker/serving.py",
-        "        worker.close()\n        await worker.quiesce()  # what came in between\n        worker.snapshotter.close()\n",
+        "        worker.close()\n        await worker.quiesce()  # what came in between\n"
+        "        worker.snapshotter.close()\n",
         "        worker.snapshotter.close()\n",
     ),
     # seed 11 of earlier draws found it
