@@ -58,6 +58,7 @@ Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, 
 _UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
 _LATE_S: Final = 0.001
 _LAPSED_S: Final = 0.02  # how often a sender looks whether its owner may act again
+_OPEN_AHEAD_S: Final = 0.03  # before a cutoff: three round trips to a server in the same country
 _TIMEOUT_MAX: Final = 6  # times `timeout_s`, as far as a patience grows
 _SECOND_NS: Final = 10**9
 
@@ -150,6 +151,7 @@ class Delivery:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._cutting: asyncio.TimerHandle | None = None
+        self._expecting: asyncio.TimerHandle | None = None
         self._running = False
         self._quiet: asyncio.Event = asyncio.Event()
         self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox))
@@ -188,6 +190,18 @@ class Delivery:
         released = self.outbox.release()
         self.rouse()
         return released
+
+    def expect(self, due_ns: int) -> None:
+        """A cutoff falls due then, if nothing else happens: its connection is opened a moment before."""
+        if self._expecting is not None:
+            self._expecting.cancel()
+        in_s = max(0.0, (due_ns - self.now_ns()) / 1e9 - _OPEN_AHEAD_S)
+        self._expecting = self._loop.call_later(in_s, self._on_expected)
+
+    def _on_expected(self) -> None:
+        self._expecting = None
+        if self._running:
+            self.endpoints[self._lanes[CUTOFF]].open_ahead()
 
     @property
     def ahead(self) -> CutoffTemplate:
@@ -259,7 +273,7 @@ class Delivery:
         """Ends at once. What is in flight stays owed: whether it arrived is unknown."""
         self._running = False
         self.outages.close()
-        for timer in (self._timer, self._cutting):
+        for timer in (self._timer, self._cutting, self._expecting):
             if timer is not None:
                 timer.cancel()
         for sender in self._senders:

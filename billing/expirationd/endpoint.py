@@ -21,7 +21,7 @@ see this from outside, so it is found out by behaviour. A connection is *proved*
 has accepted it, and keeps it open. Proved connections are used first, the youngest of them first. *Spare* ones were
 opened ahead, and nothing was ever written on them.
 
-    UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`
+    UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`, and used for `HELD_S` at most
     MANY      up to `warm` connections are kept open, spare ones where too few are proved
     FEW       none is kept, and `FEW_CALLS` at most are open at once; others wait for their turn
 
@@ -33,9 +33,13 @@ closed: nothing was written on them, or everything was answered, so nothing can 
 on a connection not proved, the server waited for those: where that happens `STRIKES_MAX` times, it serves FEW. After
 `FORGET_S`, FEW is UNKNOWN again.
 
+**Ahead.** Where no connection is open and a cutoff falls due in a moment, one is opened for it (`open_ahead`), and the
+next call is written on that one. So even a server that serves one connection at a time finds the request on the
+connection that it waits for; and what nobody used within `AHEAD_KEPT_S` is closed.
+
 So a call waits for connections of this process for some `SILENCE_S` at most, and a call of another process for
-`BRIEFLY_S`. A connection idle for `idle_s`, or for two thirds of the time after which this server closed one, is closed
-or replaced.
+`HELD_S` or `AHEAD_KEPT_S`. A connection idle for `idle_s`, or for two thirds of the time after which this server closed
+one, is closed or replaced.
 
 It never decides when to try again, and knows neither accounts nor money. What an endpoint sends is never logged.
 """
@@ -61,8 +65,10 @@ UNKNOWN: Final = "unknown"
 MANY: Final = "many"
 FEW: Final = "few"
 
-SILENCE_S: Final = 0.02
-BRIEFLY_S: Final = 0.03
+SILENCE_S: Final = 0.015
+BRIEFLY_S: Final = 0.01
+HELD_S: Final = 0.03
+AHEAD_KEPT_S: Final = 0.04
 FEW_CALLS: Final = 2
 TRIED_FIRST: Final = 2
 FORGET_S: Final = 600.0
@@ -106,6 +112,8 @@ class Endpoint:
         self._dialer = Dialer(origin, limits.connect_timeout_s, tls)
         self._proved: list[Line] = []  # idle, the one that was used last behind
         self._spares: deque[Line] = deque()  # idle and never used, the oldest first
+        self._ahead: Line | None = None  # idle and never used: the next call's
+        self._opening: asyncio.Task[None] | None = None  # of that one
         self._asked: dict[Line, None] = {}  # with a request that has no answer yet, in the order of their writing
         self._asked_unproved = 0  # of these
         self._draining: set[Line] = set()  # answered, the body is still to come
@@ -128,7 +136,7 @@ class Endpoint:
         self._strikes = 0
         self._cleared_ns = 0  # when the idle connections were closed for the sake of calls without an answer
         self._answered_ns = 0
-        self._usual_ns = 0
+        self._usual_ns = 0  # what an answer takes; down at once, and up slowly: waiting for others is not usual
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
         self.connects = 0
         self.closed = False
@@ -136,7 +144,8 @@ class Endpoint:
     @property
     def connections(self) -> int:
         """Open connections, idle and busy."""
-        return len(self._proved) + len(self._spares) + len(self._asked) + len(self._draining)
+        idle = len(self._proved) + len(self._spares) + (self._ahead is not None)
+        return idle + len(self._asked) + len(self._draining)
 
     # -- connections ------------------------------------------------------------------------------------------------
 
@@ -154,11 +163,41 @@ class Endpoint:
                 self._proved.append(line)
                 return None
             line.close()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.usable:
+            return ahead
         while self._spares and self.serves == MANY:
             line = self._spares.popleft()
             if line.usable:
                 return line
         return None
+
+    def open_ahead(self) -> None:
+        """A call is to be made in a moment: opens a connection for it, where there is none and that is not known to
+        harm.
+        """
+        idle = self._proved or self._spares or self._ahead is not None
+        busy = self._asked or self._connecting or self._opening is not None
+        if not (idle or busy or self.closed or self.serves == FEW or not self.limits.warm):
+            self._opening = self.loop.create_task(self._open_ahead())
+
+    async def _open_ahead(self) -> None:
+        try:
+            line = await self._connect()
+        except Unreachable:
+            return
+        finally:
+            self._opening = None
+        if self.closed or self._asked or self._connecting:
+            line.close()  # a call came first, and has a connection of its own: beside that, this one would be silent
+            return
+        self._ahead = line
+        self.loop.call_later(AHEAD_KEPT_S, self._close_ahead, line)
+
+    def _close_ahead(self, line: Line) -> None:
+        if self._ahead is line:
+            self._ahead = None
+            line.close()
 
     async def connect(self) -> Line:
         """A new connection; raises Unreachable. Where it is time, spare ones are opened first."""
@@ -181,9 +220,13 @@ class Endpoint:
             return
         line.rest()
         if line.proved:
+            if self.serves == UNKNOWN:
+                if line.idle_since_ns - line.proved_ns > HELD_S * _SECOND_NS:
+                    line.close()
+                    return
+                if self._briefly is None:
+                    self._briefly = self.loop.call_later(BRIEFLY_S + _TICK_S, self._on_briefly)
             self._proved.append(line)
-            if self.serves == UNKNOWN and self._briefly is None:
-                self._briefly = self.loop.call_later(BRIEFLY_S, self._on_briefly)
             if self._asked_unproved and self._silence is None:
                 self._listen_closely()
         elif self.serves == MANY and len(self._spares) < self.shown:
@@ -265,10 +308,11 @@ class Endpoint:
         """A final status came: called before anybody is told. Sees to the connection."""
         self._unask(line)
         self._answered_ns = now_ns = boot_now_ns()
-        self._usual_ns += (took_ns - self._usual_ns) // 16 if self._usual_ns else took_ns
+        slower_ns = took_ns - self._usual_ns
+        self._usual_ns += slower_ns // 16 if self._usual_ns and slower_ns > 0 else slower_ns
         if not line.proved:
             self._learn(now_ns - took_ns, now_ns)
-            line.proved = True
+            line.proved, line.proved_ns = True, now_ns
         if answer.done and answer.reusable:
             self._kept_open = True
             line.rest()
@@ -309,6 +353,9 @@ class Endpoint:
         self._unask(line)
         self._draining.discard(line)
         idle_ns = boot_now_ns() - line.idle_since_ns
+        if line is self._ahead:
+            self._ahead = None
+            return
         if line in self._proved:
             self._proved.remove(line)
         elif line in self._spares:
@@ -324,9 +371,12 @@ class Endpoint:
         for timer in (self._deadline, self._tend, self._silence, self._briefly):
             if timer is not None:
                 timer.cancel()
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
+        for task in (self._warming, self._opening):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._ahead is not None:
+            self._close_ahead(self._ahead)
         for line in [*self._proved, *self._spares, *self._asked, *self._draining]:
             line.close()
         await asyncio.sleep(0)
@@ -442,7 +492,9 @@ class Endpoint:
         if self.serves == UNKNOWN:
             self._close_idle(int(BRIEFLY_S * _SECOND_NS))
             if self._proved or self._spares:
-                self._briefly = self.loop.call_later(BRIEFLY_S, self._on_briefly)
+                oldest_ns = min(line.idle_since_ns for line in (*self._proved, *self._spares))
+                left_s = BRIEFLY_S - (boot_now_ns() - oldest_ns) / _SECOND_NS
+                self._briefly = self.loop.call_later(max(0.0, left_s) + _TICK_S, self._on_briefly)
 
     def _on_tend(self) -> None:
         now_ns = boot_now_ns()

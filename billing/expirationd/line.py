@@ -42,7 +42,7 @@ class Line(asyncio.Protocol):
 
     __slots__ = (
         *("_answered", "_lost", "_reader", "_waiter", "asked_ns", "endpoint", "idle_since_ns", "late", "proved"),
-        *("tired", "transport", "until_ns"),
+        *("proved_ns", "tired", "transport", "until_ns"),
     )
 
     transport: asyncio.Transport
@@ -55,6 +55,7 @@ class Line(asyncio.Protocol):
         self.late = False  # it was closed since its time was over
         self.tired = ""  # why it was ended before its time
         self.proved = False  # an answer came on it
+        self.proved_ns = 0  # since when
         self._lost = False
         self._reader: AnswerReader | None = None
         self._waiter: asyncio.Future[AnswerReader] | None = None

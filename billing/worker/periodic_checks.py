@@ -1,8 +1,9 @@
 """What a worker looks at while nothing asks it to: the second opinion, what is coming, and whether cutoffs took effect.
 
-Four duties, each a small piece at a time between requests:
+Five duties, each a small piece at a time between requests:
 
 - where a burst falls due within a second and a bit, its requests are made but for what the instant of sending decides;
+- the connection of the next cutoff is opened a moment before it, where none is kept open;
 - one step of the second opinion a second; a mismatch is logged, counted and healed;
 - a warning where a second of the coming hour brings more cutoffs than the endpoint was last seen to take;
 - `cutoff.recheck_s` after a 2xx, a look at whether machines still run; if so the cutoff becomes owed once more, as an
@@ -76,6 +77,7 @@ class PeriodicChecks:
         """Begins to look."""
         for bucket_id in self._machine.ledger.books:
             self.take_up(bucket_id)
+        self._expect()
         self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
@@ -101,6 +103,7 @@ class PeriodicChecks:
         if self._looks % WARN_LOOKS == 0:
             self._look_ahead(now_ns)
         self._looks += 1
+        self._expect()
         if self._prepare_timer is None:
             pieces = self._machine.running_out(now_ns + AHEAD_NS, BURST)
             first = next(pieces, None)
@@ -109,6 +112,11 @@ class PeriodicChecks:
             if first is not None:
                 self._prepare(chain([first], pieces))
         self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _expect(self) -> None:
+        due_ns = self._machine.next_due_ns()
+        if 0 <= due_ns <= self._now_ns() + AHEAD_NS:
+            self.delivery.expect(due_ns)
 
     def _prepare(self, pieces: Iterator[list[tuple[bytes, str, int, int]]]) -> None:
         piece = next(pieces, None)

@@ -21,6 +21,9 @@ class Away:
     def start(self) -> None:
         """Nothing is warm where nobody answers."""
 
+    def open_ahead(self) -> None:
+        """No connection is opened before its call."""
+
     def spare(self) -> None:
         return None
 

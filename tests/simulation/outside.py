@@ -61,6 +61,9 @@ class SimEndpoint:
     def start(self) -> None:
         """No connection is kept warm."""
 
+    def open_ahead(self) -> None:
+        """No connection is opened before its call."""
+
     def spare(self) -> SimLine | None:
         return self._idle.pop() if self._idle else None
 
