@@ -93,6 +93,16 @@ async def test_an_address_that_refuses_has_the_name_resolved_again_at_once() -> 
         assert dialer.asked == 2
 
 
+async def test_a_name_that_moves_is_followed_once_it_is_asked_for_again() -> None:
+    async with listening() as old, listening() as new:
+        dialer = Names([[ip4(old)], [ip4(new)]], old)
+        assert await reaches(dialer) == ("127.0.0.1", old)
+        assert await reaches(dialer) == ("127.0.0.1", old), "an answer holds for a while"
+        dialer.forget()
+        assert await reaches(dialer) == ("127.0.0.1", new)
+        assert dialer.addresses == [ip4(new)]
+
+
 async def test_a_name_that_never_resolved_is_unreachable_and_asked_for_again() -> None:
     dialer = Names([socket.gaierror(socket.EAI_NONAME, "unknown")], 80)
     for _ in range(2):
@@ -114,3 +124,10 @@ async def test_a_server_that_dies_in_the_middle_of_the_handshake() -> None:
     with pytest.raises(Unreachable):
         await reaches(dialer)
     server.close()
+
+
+async def test_a_handshake_that_never_ends_has_an_end() -> None:
+    async with listening() as port:
+        dialer = Dialer(f"https://127.0.0.1:{port}", 0.2, None)
+        with pytest.raises(Unreachable, match=r"no connection within 0\.2 s"):
+            await reaches(dialer)

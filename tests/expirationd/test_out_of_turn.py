@@ -1,0 +1,124 @@
+"""What a server says out of turn: a second answer, an answer before the call, and TLS that is negotiated anew."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.expirationd.desk import Desk, sending, settings
+from tests.system.ports import free_port
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+NO = b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"
+CERTIFICATE = Path(__file__).parent / "tls" / "valid.pem"
+WAIT_S = 60.0
+
+
+class Speaker(asyncio.Protocol):
+    """A connection on which a test says what it likes."""
+
+    def __init__(self, said: list[Speaker], greeting: bytes, on_request: Callable[[Speaker], bytes]) -> None:
+        self.said, self.greeting, self.on_request = said, greeting, on_request
+        self.requests: list[bytes] = []
+        self.ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.said.append(self)
+        self.transport.write(self.greeting)
+
+    def data_received(self, data: bytes) -> None:
+        self.requests.append(data)
+        self.transport.write(self.on_request(self))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+
+
+async def speaking(
+    greetings: list[bytes], on_request: Callable[[Speaker], bytes]
+) -> tuple[str, list[Speaker], asyncio.Server]:
+    """A server whose n-th connection is greeted with the n-th of these, and with nothing after them."""
+    said: list[Speaker] = []
+
+    def made() -> Speaker:
+        return Speaker(said, greetings[len(said)] if len(said) < len(greetings) else b"", on_request)
+
+    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/off", said, server
+
+
+async def test_a_second_answer_in_a_later_segment_ends_the_connection_and_answers_nobody() -> None:
+    desk = Desk()
+    url, said, server = await speaking([], lambda speaker: OK if speaker is said[0] else NO)
+    async with sending(desk, settings(url)) as delivery:
+        desk.exhaust(delivery, b"first")
+        await desk.until(desk.nothing_owed)
+        said[0].transport.write(OK)  # once more, and nobody asked
+        await desk.until(lambda: said[0].ended)
+        desk.exhaust(delivery, b"second")
+        await desk.until(lambda: bool(desk.errors()))
+        assert desk.outcomes(b"second")[:2] == ["started", "failed"], "the second answer was not taken for its own"
+        assert len(said[0].requests) == 1
+    server.close()
+
+
+async def test_an_answer_before_the_call_is_not_taken_for_its_answer() -> None:
+    desk = Desk()
+    url, said, server = await speaking([OK], lambda _: NO)
+    async with sending(desk, settings(url)) as delivery:
+        delivery.endpoints[0].open_ahead()
+        await desk.until(lambda: bool(said) and said[0].ended)
+        desk.exhaust(delivery, b"u")
+        await desk.until(lambda: bool(desk.errors()))
+        assert desk.errors()[0] == "status 404"
+        assert said[0].requests == []
+        assert not desk.nothing_owed()
+    server.close()
+
+
+async def until_heard(stream: asyncio.StreamReader, words: bytes) -> None:
+    """Reads until these words came."""
+    async with asyncio.timeout(WAIT_S):
+        heard = b""
+        while words not in heard:
+            more = await stream.read(4096)
+            assert more, f"it ended after {heard!r}"
+            heard += more
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_tls_that_is_negotiated_anew_in_the_middle_of_a_call_costs_at_most_the_connection() -> None:
+    """OpenSSL's own server asks for it while the answer is awaited, under TLS 1.2, which still knows it."""
+    desk, port = Desk(), free_port()
+    command = ["openssl", "s_server", "-tls1_2", "-crlf", "-accept", f"127.0.0.1:{port}", "-cert", str(CERTIFICATE)]
+    server = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    heard, told = cast(Any, server.stdout), cast(Any, server.stdin)
+    try:
+        await until_heard(heard, b"ACCEPT")
+        trust = ssl.create_default_context(cafile=str(CERTIFICATE))
+        made = settings(f"https://localhost:{port}/off", tls=trust, connect_timeout_s=30.0, timeout_s=30.0)
+        async with sending(desk, made) as delivery:
+            desk.exhaust(delivery, b"u")
+            await until_heard(heard, b"GET /off")
+            told.write(b"R\n")
+            for _ in range(20):  # calls that ended with their connection come again
+                told.write(b"HTTP/1.1 204 No Content\n\n")
+                await told.drain()
+                if desk.nothing_owed() or desk.errors():
+                    break
+                await asyncio.sleep(0.05)
+            await desk.until(lambda: desk.nothing_owed() or bool(desk.errors()))
+            assert set(desk.errors()) <= {"connection lost before an answer"}
+            assert desk.broken == []
+    finally:
+        server.terminate()
+        await server.wait()
