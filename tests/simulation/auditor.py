@@ -18,7 +18,8 @@ Which invariant is checked where:
 - I14: `tests/simulation/test_move_matrix.py`; here: entries go on across a move without a gap or a change.
 - I16: the lock of the directory, `tests/shards/journal`. I17, I19, I21 (never early, stable, never stale): at each
   attempt. And one account is called by one attempt at a time, wherever its bucket is.
-- I25 (one user holds up nobody else): in the last act of some runs, `beside`.
+- I25 (one user holds up nobody else): throughout, `promptly`; with a crowd of sick users in the last act of some runs,
+  `beside`.
 - Nothing that waits for an instant is woken before it: at each setting of a worker's alarm, `armed`.
 - I18, I24 (every cutoff ends delivered or superseded, everything ends): `finish`.
 - I20, I22, I23 are figures of the real machine and are not checked here.
@@ -27,7 +28,7 @@ Which invariant is checked where:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -363,6 +364,22 @@ class Auditor:
         elif crossed != exhausted_at_ns:
             self.wrong(f"{event_id} at {exhausted_at_ns}, the log says {crossed} (I17)")
 
+    def uncalled(self) -> Iterator[tuple[bytes, int, int]]:
+        """(user, seq, since when) of each cutoff that is owed and the only one of its user, and was never called; of
+        users for whom no other call is under way.
+        """
+        for known in self.users.values():
+            if known.user in self._calling:
+                continue
+            owed = [seq for seq in known.crossings if seq not in known.superseded]
+            fresh = [seq for seq in owed if (known.user, seq, "cutoff") not in self._attempted]
+            if len(fresh) == 1 and not any(self.is_owed(known, seq) for seq in owed if seq != fresh[0]):
+                yield known.user, fresh[0], known.crossings[fresh[0]]
+
+    def is_owed(self, known: Known, seq: int) -> bool:
+        """Whether a cutoff has neither had its 2xx nor been superseded."""
+        return seq not in known.superseded and not self.delivered.get((known.user, seq))
+
     def lateness_ns(self, user: bytes) -> int:
         """From the instant of the user's latest cutoff that was called to its first attempt; -1: none was called."""
         return self.first_ns.get(user, -1)
@@ -392,7 +409,7 @@ class Auditor:
             f"{known.user!r} cutoff {seq}"
             for known in self.users.values()
             for seq in known.crossings
-            if seq not in known.superseded and not self.delivered.get((known.user, seq))
+            if self.is_owed(known, seq)
         ]
 
     def finish(self) -> None:

@@ -13,6 +13,7 @@ from tests.simulation.beside import play_beside, plays
 from tests.simulation.calls import Call, Programs
 from tests.simulation.clients import Client
 from tests.simulation.faults import Chaos
+from tests.simulation.promptly import Promptly, make_sick
 from tests.simulation.world import World
 
 CLIENTS = 3
@@ -29,6 +30,8 @@ class Played(NamedTuple):
     attempts: int
     fired: dict[str, int]
     steps: int
+    waited: int  # looks at which somebody waited for a first call that would succeed
+    worst_ns: int  # the longest such wait
 
 
 def world_of(seed: int) -> World:
@@ -81,7 +84,9 @@ def _play(seed: int, world: World) -> Played:
     ]
     operator = clients.pop()
     chaos = Chaos(world, clients, operator, random.Random(draw.getrandbits(64)))
+    make_sick(seed, world, users)
     world.start()
+    promptly = Promptly(world)
     world.run(world.is_ready, 60, "a first start")
     first = world.task(clients[0].open_accounts())
     world.run(first.done, 60, "accounts are opened")
@@ -100,10 +105,21 @@ def _play(seed: int, world: World) -> Played:
         world.rest()
     reading = world.task(_read_all(clients[0], users))
     world.run(reading.done, 60, "all accounts are read")
+    promptly.stop()
     world.stop()
     counts = sum(client.calls for client in clients)
     auditor = world.auditor
-    return Played(seed, world.digest(), counts, auditor.entries, auditor.attempts, chaos.fired, world.kernel.steps)
+    return Played(
+        seed,
+        world.digest(),
+        counts,
+        auditor.entries,
+        auditor.attempts,
+        chaos.fired,
+        world.kernel.steps,
+        promptly.waited,
+        promptly.worst_ns,
+    )
 
 
 async def _read_all(client: Client, users: list[bytes]) -> None:

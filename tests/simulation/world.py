@@ -309,6 +309,7 @@ class World:
     def heal(self) -> None:
         """Nothing goes wrong from here on; a daemon that is down, or has a shard that is held, is started again."""
         self.moods.wrong.clear()
+        self.moods.sick.clear()
         self.machine.slow_disk = self.machine.net.slow = False
         self.machine.medium.capacity_bytes = None
         for process in self.machine.processes.values():
