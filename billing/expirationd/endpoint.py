@@ -23,7 +23,8 @@ opened ahead, and nothing was ever written on them.
 
     UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`, and used for `HELD_S` at most
     MANY      up to `warm` connections are kept open, spare ones where too few are proved
-    FEW       none is kept, and `FEW_CALLS` at most are open at once; others wait for their turn
+    FEW       none is kept, and `FEW_CALLS` at most are open at once; others wait for their turn. A call that has no
+              answer for `HOG_S` does not count: one user's silence takes no turn from others
 
 From UNKNOWN to MANY there is one way, once an answer has left a connection open: a call for which some spare
 connections are opened first, and then its own, is answered while all of them stay silent. Two at first; each such
@@ -31,7 +32,8 @@ trial doubles them, up to `warm`, and no more are kept than were tried. A call o
 unanswered for `SILENCE_S` and twice the usual time, while nobody else was answered either, has all idle connections
 closed: nothing was written on them, or everything was answered, so nothing can be lost. If an answer follows as soon
 on a connection not proved, the server waited for those: where that happens `STRIKES_MAX` times, it serves FEW. After
-`FORGET_S`, FEW is UNKNOWN again.
+`FORGET_S`, FEW is UNKNOWN again; and at once, where an answer overtakes a call that was written `SILENCE_S` before it
+on another connection: a server that serves few would not have read it.
 
 **Ahead.** Where no connection is open and a cutoff falls due in a moment, one is opened for it (`open_ahead`), and the
 next call is written on that one. So even a server that serves one connection at a time finds the request on the
@@ -65,11 +67,12 @@ UNKNOWN: Final = "unknown"
 MANY: Final = "many"
 FEW: Final = "few"
 
-SILENCE_S: Final = 0.015
+SILENCE_S: Final = 0.02
 BRIEFLY_S: Final = 0.01
 HELD_S: Final = 0.03
 AHEAD_KEPT_S: Final = 0.04
 FEW_CALLS: Final = 2
+HOG_S: Final = 0.25
 TRIED_FIRST: Final = 2
 FORGET_S: Final = 600.0
 STRIKES_MAX: Final = 3
@@ -201,10 +204,14 @@ class Endpoint:
 
     async def connect(self) -> Line:
         """A new connection; raises Unreachable. Where it is time, spare ones are opened first."""
-        while self.serves == FEW and len(self._asked) + self._connecting >= FEW_CALLS:
+        while not self._has_turn():
             turn = self.loop.create_future()
             self._turns.append(turn)
-            await turn
+            again = self.loop.call_later(HOG_S, self._give_turn)
+            try:
+                await turn
+            finally:
+                again.cancel()
         if self._is_to_try():
             self._tried_ns = boot_now_ns()
             wanted = min(self.limits.warm, max(TRIED_FIRST, 2 * self.shown))
@@ -310,6 +317,9 @@ class Endpoint:
         self._answered_ns = now_ns = boot_now_ns()
         slower_ns = took_ns - self._usual_ns
         self._usual_ns += slower_ns // 16 if self._usual_ns and slower_ns > 0 else slower_ns
+        if self.serves == FEW and self._overtook(now_ns - took_ns):
+            self.serves = UNKNOWN
+            self._give_turn()
         if not line.proved:
             self._learn(now_ns - took_ns, now_ns)
             line.proved, line.proved_ns = True, now_ns
@@ -329,8 +339,15 @@ class Endpoint:
             self._asked_unproved -= not line.proved
             self._give_turn()
 
+    def _has_turn(self) -> bool:
+        """Whether one more call may be made now. A call that hangs holds nobody's turn."""
+        if self.serves != FEW:
+            return True
+        since_ns = boot_now_ns() - int(HOG_S * _SECOND_NS)
+        return sum(line.asked_ns > since_ns for line in self._asked) + self._connecting < FEW_CALLS
+
     def _give_turn(self) -> None:
-        while self._turns and (self.serves != FEW or len(self._asked) + self._connecting < FEW_CALLS):
+        while self._turns and self._has_turn():
             turn = self._turns.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -427,6 +444,11 @@ class Endpoint:
             self._trial.clear()
         elif self._spares:
             self._strikes = 0
+
+    def _overtook(self, asked_ns: int) -> bool:
+        """Whether a call that was written well before this instant has no answer yet."""
+        oldest = next(iter(self._asked), None)
+        return oldest is not None and asked_ns - oldest.asked_ns > int(SILENCE_S * _SECOND_NS)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from billing.expirationd.endpoint import FEW
 from billing.trial.faults import ODD, Fault, parse_fault
 from tests.expirationd.desk import Desk, receiving, sending, settings
 
@@ -83,3 +84,16 @@ async def test_a_receiver_that_serves_one_connection_at_a_time_gets_every_call()
             desk.exhaust(delivery, b"alone")
             await desk.until(desk.nothing_owed)
         assert desk.errors() == []
+
+
+async def test_calls_that_hang_take_no_turn_from_others_where_a_server_was_taken_for_one_of_few() -> None:
+    desk, fault = Desk(), parse_fault("hang@0.5")
+    sick = sick_of(fault)
+    made = dict(concurrency=len(USERS), timeout_s=600.0)
+    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, **made)) as delivery:
+        endpoint = delivery.endpoints[0]
+        endpoint.serves = FEW  # as a machine may make it look that stands still again and again
+        for user in sorted(USERS, key=lambda user: user not in sick):  # who hangs comes first
+            desk.exhaust(delivery, user.encode())
+        await desk.until(lambda: {user.decode() for user, owed in desk.cutoffs.items() if owed} == sick)
+        assert endpoint.serves != FEW, "it answered beside calls that it had before: it serves more"
