@@ -1,9 +1,12 @@
-"""Cutoffs and restores as POSTs, against the reference library of Standard Webhooks."""
+"""Cutoffs and restores as POSTs, against the reference libraries of Standard Webhooks: PyPI's and npm's."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +17,52 @@ from billing.expirationd.signature import parse_secrets
 from shards.system.clock import wall_now_ns
 from tests.conftest import REPOSITORY
 
+Library = Callable[[str], str]
+
+HERE = Path(__file__).parent
 PYTHON = REPOSITORY / ".clients" / "python" / "bin" / "python"
+NODE = REPOSITORY / ".clients" / "node" / "node_modules"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLDER = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx"
 E_NS = 1_700_000_000_123_456_789
 
 
-def verified(calls: list[dict[str, Any]]) -> list[Any]:
-    """What the library makes of them: the JSON it verified, or its complaint."""
+def by_python(told: str) -> str:
+    """What PyPI's library makes of it."""
     if not PYTHON.exists():
         pytest.skip(f"{PYTHON} is not installed: make clients")
+    return run([str(PYTHON), str(HERE / "verify_webhook.py")], told)
+
+
+def by_node(told: str) -> str:
+    """What npm's library makes of it."""
+    if not shutil.which("node") or not (NODE / "standardwebhooks").exists():
+        pytest.skip("Node.js or its standardwebhooks is not installed: apt install nodejs npm; make clients")
+    return run(["node", str(HERE / "verify_webhook.js")], told)
+
+
+def run(command: list[str], told: str) -> str:
+    environment = {**os.environ, "NODE_PATH": str(NODE)}
     done = subprocess.run(
-        [str(PYTHON), str(Path(__file__).parent / "verify_webhook.py")],
-        input=json.dumps({"secret": SECRET, "calls": calls}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        command, input=told, capture_output=True, text=True, timeout=300, check=False, env=environment
     )
     if "ModuleNotFoundError" in done.stderr:
         pytest.skip("standardwebhooks is not installed: make clients")
     assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout))
+    return done.stdout
+
+
+@pytest.fixture(params=[by_python, by_node])
+def library(request: pytest.FixtureRequest) -> Library:
+    """One of the libraries."""
+    found: Library = request.param
+    return found
+
+
+def verified(library: Library, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the library makes of them: the JSON it verified, or its complaint."""
+    made = json.loads(library(json.dumps({"secret": SECRET, "calls": calls})))
+    return [json.loads(one) if isinstance(one, str) else one for one in made]
 
 
 def call(user: str, secrets: tuple[bytes, ...], timestamp_s: int) -> dict[str, Any]:
@@ -49,7 +76,9 @@ def call(user: str, secrets: tuple[bytes, ...], timestamp_s: int) -> dict[str, A
     return {"headers": headers, "body": body.decode()}
 
 
-def test_the_reference_library_verifies_what_is_posted_and_refuses_what_was_changed_or_is_old() -> None:
+def test_the_reference_library_verifies_what_is_posted_and_refuses_what_was_changed_or_is_old(
+    library: Library,
+) -> None:
     now_s = wall_now_ns() // 10**9
     secrets = parse_secrets(SECRET)
     users = ["u1", "üser/1", "a b&c=d", "名前"]
@@ -58,9 +87,9 @@ def test_the_reference_library_verifies_what_is_posted_and_refuses_what_was_chan
     changed = call("u1", secrets, now_s)
     changed["body"] = changed["body"].replace("u1", "u2")
     old = call("u1", secrets, now_s - 3600)
-    made = verified([*good, both, changed, old])
+    made = verified(library, [*good, both, changed, old])
     assert made[: len(users)] == [
         {"user_id": user, "event_id": f"{user}:7:{E_NS}", "seq": 7, "exhausted_at_ns": E_NS} for user in users
     ]
     assert made[len(users)]["user_id"] == "u1"
-    assert all(isinstance(complaint, str) for complaint in made[len(users) + 1 :])
+    assert [list(complaint) for complaint in made[len(users) + 1 :]] == [["complaint"]] * 2
