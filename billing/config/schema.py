@@ -185,6 +185,12 @@ class Admin(_Section):
     listen: ListenText = _key("127.0.0.1:9311", "TCP address; port 0 takes a free one")
 
 
+class History(_Section):
+    """What is kept of the past of accounts, beside their entries in the journal."""
+
+    keep_days: int = _key(0, "Days after which an account's entries may go; 0 keeps them for ever", ge=0, le=36500)
+
+
 class Log(_Section):
     """What is told: to journald under systemd, else on standard error."""
 
@@ -212,6 +218,7 @@ class Config(_Section):
     ledger: Ledger = Ledger()
     clock: Clock = Clock()
     admin: Admin = Admin()
+    history: History = History()
     log: Log = Log()
 
     def to_json(self) -> str:

@@ -117,6 +117,7 @@ class Chains:
         self._ends: dict[bytes, tuple[int, int]] = {}  # user_id -> (entry_id, balance in nanos) by the journals
         self.from_first = True  # every file begins with the first batch of its journal
         self.is_behind = False  # some file lacks rows that its journal has
+        self.has_cuts = False  # some file deletes rows that are old
         self.has_losses = False  # some file says that it lacks rows which nobody has any more
 
     def add(self, user_id: bytes, run: Run) -> None:
@@ -163,6 +164,8 @@ class Chains:
     def _missing(self, text: str, user_id: bytes) -> None:
         if self.is_behind:
             self._report.count("history", "accounts behind")
+        elif self.has_cuts:
+            self._report.count("history", "accounts with rows that are older than history.keep_days")
         elif self.has_losses:
             self._report.count("history", "accounts with rows that are lost")
         else:
@@ -192,6 +195,10 @@ class HistoryFile:
             else:
                 self._fault(f"the id of user {number} is {user_id!r}", b"")
         self._losses = [text for (text,) in db.execute("SELECT text FROM losses")]
+        self._cut_ns = max((at_ns for (at_ns,) in db.execute("SELECT at_ns FROM cuts")), default=0)
+        if self._cut_ns:
+            report.note(f"{path}: rows before {self._cut_ns} ns were deleted by history.keep_days")
+            chains.has_cuts = True
         for text in self._losses:
             report.note(f"{path}: {text}")
         chains.has_losses = chains.has_losses or bool(self._losses)
@@ -241,9 +248,9 @@ class HistoryFile:
         if user_id is None:
             self._fault(f"row {seq} is of nobody", b"")
             return
-        if seq != last_seq + 1 and not self._losses:
+        if seq != last_seq + 1 and not self._losses and not self._cut_ns:
             self._fault(f"after row {last_seq} comes row {seq}", user_id)
-        if older != self._newest.get(number, 0):
+        if older != self._newest.get(number, 0) and not (self._cut_ns and number not in self._newest):
             self._fault(f"row {seq} goes back to row {older}, not to {self._newest.get(number, 0)}", user_id)
         self._newest[number] = seq
         if not entry_id % MARK_EVERY and not self._is_marked(number, entry_id, seq):
@@ -284,6 +291,8 @@ class HistoryFile:
         if self._lost:
             return
         for entry in entries:
+            if self._cut_ns and entry.at_ns <= self._cut_ns and not (self._aligned and self._is_of(entry)):
+                continue  # its row may be gone
             if not self._aligned:
                 self._align(batch, entry)
             row = self._row
@@ -296,10 +305,15 @@ class HistoryFile:
             self._compare(batch, entry, row)
             self._pass_row()
 
+    def _is_of(self, entry: Entry) -> bool:
+        """Whether the row at hand is that of an entry."""
+        row = self._row
+        return row is not None and row[3] == entry.entry_id and self._users.get(row[2]) == entry.user_id
+
     def _align(self, batch: Batch, entry: Entry) -> None:
         """Goes to the row of the first entry that the journal still has."""
         self._aligned = True
-        if batch.position == self.begins:
+        if batch.position == self.begins and not self._cut_ns:
             return
         while self._row is not None:
             if self._users.get(self._row[2]) == entry.user_id and self._row[3] >= entry.entry_id:

@@ -30,7 +30,7 @@ from billing.history.history_reader import HistoryReader, Row, Shown, as_map, ro
 from billing.history.store import NAMES, checksum_of
 from billing.ledger.entry import text
 
-_SEQ, _ENTRY_ID, _AT_NS = NAMES.index("seq"), NAMES.index("entry_id"), NAMES.index("at_ns")
+_SEQ, _OLDER, _ENTRY_ID, _AT_NS = (NAMES.index(name) for name in ("seq", "older", "entry_id", "at_ns"))
 _FOLLOWING: Final = f"""
     SELECT {", ".join("e." + name for name in (*NAMES, "checksum"))}, u.user_id, o.entry_id
     FROM entries AS e LEFT JOIN users AS u USING (number) LEFT JOIN entries AS o ON o.seq = e.older
@@ -137,7 +137,7 @@ def _next(dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
     if user_id is None or checksum != checksum_of(row):
         raise Damaged(f"row {row[0]} of shard {shard} is not what was written")
     before_id = row[_ENTRY_ID] - 1
-    if before_id in (0, older_id):
+    if before_id in (0, older_id) or (row[_OLDER] and older_id is None):  # that one was here, and is deleted
         return _Head(row, user_id, None)
     for other, db in dbs.items():
         if other != shard:

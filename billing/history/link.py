@@ -59,7 +59,7 @@ class HistoryLink(FollowerLink):
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
-        super().__init__("history", command, directory, shard_id, journal, options=(accept_loss,), limits=limits)
+        super().__init__("history", command, directory, shard_id, journal, options=(accept_loss, 0), limits=limits)
 
     def history(
         self,
@@ -77,6 +77,10 @@ class HistoryLink(FollowerLink):
         """
         question = (bucket_id, generation, user_id, before, limit, newest)
         self.ask(question, lambda answer: done(answer if isinstance(answer, Refused) else list(answer)))
+
+    def keep_for(self, days: int) -> None:
+        """Before `start`: rows go once a later one of their account is older than so many days; 0: never."""
+        self._options = (*self._options[:1], days)
 
     def reached(self, done: Callable[[tuple[int, int] | Refused], None]) -> None:
         """Calls `done` with the shard and the number of its newest row, once every batch handed over before is in the

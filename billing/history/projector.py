@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -22,14 +22,17 @@ from billing.history import entries, period_reader
 from billing.history.history_reader import HistoryReader, Newest
 from billing.history.link import ENTRIES, PERIOD, REACHED, STATEMENT
 from billing.history.period_reader import Chain, Standing, Steps, TooLong
+from billing.history.retention import DAY_NS, prune
 from billing.history.store import Store, open_store
 from shards.exits import Exit
-from shards.system.clock import boot_now_ns
+from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import Disk, RealDisk
 
 GROUP_WAIT_S: Final = 0.25
 GROUP_ROWS_MAX: Final = 20_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
+PRUNE_FIRST_S: Final = 1.0
+PRUNE_EVERY_S: Final = 3_600.0
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former owner of the bucket has yet to write
 FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
@@ -45,6 +48,7 @@ class Projector(Follower):
         self._store: Store | None = None
         self._shelf: HistoryReader | None = None
         self._rows_at_checkpoint = 0
+        self._keep_days = 0
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
 
     @property
@@ -56,12 +60,14 @@ class Projector(Follower):
     def on_open(
         self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
     ) -> tuple[Store, list[str]]:
-        (accept_loss,) = options
+        accept_loss, self._keep_days = options
         self._store, remarks = open_store(
             directory, shard, first, head, self.disk, suspect=suspect, accept_loss=accept_loss
         )
         self._shelf = HistoryReader(directory, shard, self._store.db, self.disk)
         self._rows_at_checkpoint = self._store.seq
+        if self._keep_days:
+            self.later("prune", PRUNE_FIRST_S, self._begin_to_prune)
         return self._store, remarks
 
     def on_batch(self, position: int, payload: bytes) -> None:
@@ -93,6 +99,23 @@ class Projector(Follower):
         super().checkpoint()
         assert self._store is not None
         self._rows_at_checkpoint = self._store.seq
+
+    # -- what is given up --------------------------------------------------------------------------------------------
+
+    def _begin_to_prune(self) -> None:
+        assert self._store is not None
+        self._prune(prune(self._store, wall_now_ns() - self._keep_days * DAY_NS))
+
+    def _prune(self, slices: Iterator[None]) -> None:
+        """The next slice of a pass; batches and questions come between two of them."""
+        self._write()
+        try:
+            next(slices)
+        except StopIteration:
+            self.later("prune", PRUNE_EVERY_S, self._begin_to_prune)
+            self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
+        else:
+            self.later("prune", 0, partial(self._prune, slices))
 
     # -- questions ---------------------------------------------------------------------------------------------------
 

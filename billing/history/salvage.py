@@ -55,6 +55,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     selected = ", ".join([*taken, "checksum" if has_checksum else "NULL"])
     users: dict[int, bytes] = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
     newest: dict[int, int] = {}
+    cut = max((seq for seq, _ in _plain(old, "SELECT seq, at_ns FROM cuts")), default=0)  # deleted up to there
     kept = bad = 0
     last = 0
     for *row, checksum in _by_key(old, f"SELECT {selected} FROM entries", "seq"):
@@ -63,7 +64,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
         if row[2] not in users or (has_checksum and checksum != crc32(_encode(row))):
             bad += 1
             continue
-        bad += row[0] - last - 1
+        bad += max(0, row[0] - max(last, cut) - 1)
         last = row[0]
         fresh = _relinked(row, names, newest)
         db.execute(

@@ -89,7 +89,7 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
     """Whether every row of a file of this version is what was written, and no row is missing between the others."""
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
         return True  # older rows have no checksum
-    may_lack = db.execute("SELECT count(*) FROM losses").fetchone() != (0,)
+    may_lack = db.execute("SELECT (SELECT count(*) FROM losses) + (SELECT count(*) FROM cuts)").fetchone() != (0,)
     expected = 1
     for *row, checksum in db.execute(f"SELECT {', '.join(NAMES)}, checksum FROM entries ORDER BY seq"):
         if checksum != crc32(_encode(row)) or (row[0] != expected and not may_lack):
@@ -205,6 +205,17 @@ class Store(FollowerStore):
         """Gives the file another identity; readers of what it holds may go on."""
         self.begin()
         name_anew(self.db, self.seq)
+        self.commit(self.position)
+
+    def delete(self, seqs: list[int], marks: list[tuple[int, int]], limit_ns: int) -> None:
+        """Deletes rows that are older than a limit, and their marks (number, entry_id). Nothing waits for `flush`."""
+        db = self.db
+        self.begin()
+        db.executemany("DELETE FROM entries WHERE seq = ?", [(seq,) for seq in seqs])
+        db.executemany("DELETE FROM marks WHERE number = ? AND entry_id = ?", marks)
+        (before,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
+        db.execute("DELETE FROM cuts")
+        db.execute("INSERT INTO cuts VALUES (?, ?)", (max(before, *seqs), limit_ns))
         self.commit(self.position)
 
     def _cut(self, position: int, seq: int, *, begins: int) -> None:

@@ -295,6 +295,8 @@ class Billing:
         accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
         place = f"{self._begin.directory}/history"
         self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss)
+        if self.config.history.keep_days:
+            self._history.keep_for(self.config.history.keep_days)
         self._history.start()
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
         settings, journal = self._delivery_settings(), worker.journal

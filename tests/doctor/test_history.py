@@ -12,9 +12,11 @@ from billing.doctor.entry import read_entry
 from billing.doctor.history import shown
 from billing.doctor.report import Report
 from billing.doctor.shard import records
-from billing.history.store import checksum_of
+from billing.history.retention import prune
+from billing.history.store import Store, checksum_of
 from billing.ledger import commands as ops
 from billing.ledger.entry import history_row, unpack
+from shards.system.disk import RealDisk
 from tests.doctor.forge import open_journal
 from tests.doctor.story import USER, told
 from tests.doctor.yard import COIN, DAY_NS, HOUR_NS, Yard, busy, examined
@@ -307,3 +309,24 @@ def test_rows_show_what_the_history_answers(data_dir):
                 compared += 1
     journal.close()
     assert compared > 50
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize("place", [10, 60, 78])
+def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_held_to_its_entries(
+    data_dir, place, trims
+):
+    yard = kept(data_dir, trims=trims)
+    path = f"{yard.path}/history/shard-1.sqlite"
+    store = Store(path, 1, RealDisk())
+    (limit_ns,) = store.db.execute("SELECT at_ns FROM entries WHERE seq = ?", (place,)).fetchone()
+    (before,) = store.db.execute("SELECT count(*) FROM entries").fetchone()
+    for _ in prune(store, limit_ns + 1):
+        pass
+    assert store.db.execute("SELECT count(*) FROM entries").fetchone()[0] < before
+    store.close()
+    report = yard.examine()
+    assert report.findings == []
+    assert any("history.keep_days" in note for note in report.notes)
+    (found,) = told(alter(yard, "UPDATE entries SET balance = balance + 1 WHERE seq = 79", stamp=True), "history")[:1]
+    assert "79" in found.text or "entry" in found.text

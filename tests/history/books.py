@@ -62,6 +62,8 @@ class Timeline:
                 rates = rates | {entry.key: entry.a}
             elif entry.op == ops.CHANGE_RATE:
                 rates = rates | {entry.key: rates.get(entry.key, 0) + entry.a}
+            elif entry.op == ops.LEASE_EXPIRED:
+                rates = rates | {entry.key: 0}
             rates = {resource: rate for resource, rate in rates.items() if rate}
             assert sum(rates.values()) == entry.rate
             self.spent.append(spent)
