@@ -7,6 +7,8 @@ early are brought through, too: what they owed is taken over by the others at th
 
 A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone;
 what it was is kept beside it as `ahead-…`.
+
+`--map` makes the map of the buckets again where it is gone, from what the shards hold (`shards.supervisor.lost_map`).
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import secrets
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import click
+import msgspec
 
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
@@ -27,7 +30,10 @@ from billing.follower.proof import Unproved
 from billing.follower.store import StoreError, code_of, file_of, reason_of
 from billing.history import store as history
 from billing.notices import opening as notices
-from shards.journal import Reader, backends
+from shards.batch import BatchCorrupt
+from shards.exits import ending_of, text_of
+from shards.journal import Backend, JournalError, Reader, backends
+from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of
 from shards.system.clock import wall_now_ns
 from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
 from shards.system.host import REAL
@@ -38,30 +44,60 @@ ROWS_AT_ONCE = 20_000
 @click.command(cls=Command)
 @config_option
 @click.option("--shard", type=int, help="Only the files of this shard.")
+@click.option("--map", "map_too", is_flag=True, help="Makes the map of the buckets again, where it is gone, first.")
 @click.option("--accept-loss", is_flag=True, help="A file that is ahead of its journal is cut back; a copy is kept.")
-def rebuild(config_file: str | None, shard: int | None, accept_loss: bool) -> None:
+def rebuild(config_file: str | None, shard: int | None, map_too: bool, accept_loss: bool) -> None:
     """Makes history and notices again from the journal, and from what is good in their files.
 
+    With --map the map of the buckets is made again first, where it is gone, from what the shards hold.
     The daemon must be stopped. What cannot be made again is said, here and in each answer that misses it.
     """
-    from billing.config.load import load, log_of
+    from billing.config.load import load, log_of, shard_count
 
     config = load(found_config(config_file, os.environ), os.environ).config
     disk, data_dir = RealDisk(), config.daemon.data_dir
     try:
+        backend = backends.open(log_of(config), REAL)
+        there = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
+        if map_too:  # before the map's lock is taken below: the map's log takes it itself
+            shards = [one for one in {*there, *range(1, shard_count(config) + 1)} if backend.holds(one)]
+            click.echo(rebuild_map(backend, sorted(shards), config.shards.bucket_count))
         with ExitStack() as stack:
             hold(disk, data_dir, stack)
-            backend = backends.open(log_of(config), REAL)
-            for number in [one for one in shards_in(disk.listdir(data_dir)) if shard in (None, one)]:
+            for number in [one for one in there if shard in (None, one)]:
                 reader = backend.reader(number)
                 stack.callback(reader.close)
                 for line in rebuild_shard(disk, data_dir, number, reader, accept_loss=accept_loss):
                     click.echo(line)
     except (DaemonRuns, Absent) as no:
         raise click.ClickException(str(no)) from None
+    except (JournalError, BatchCorrupt, MapLost) as error:
+        click.echo(f"billing: {text_of(error)}", err=True)
+        sys.exit(ending_of(error).code)
     except (StoreError, Unproved, DirectoryRefused, sqlite3.Error, OSError) as error:
         click.echo(f"billing: {reason_of(error)}", err=True)
         sys.exit(code_of(error))
+
+
+def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
+    """Makes the map again from what the shards hold; a line that says what was done. Raises MapLost, also where the map
+    is there; BatchCorrupt; JournalError.
+    """
+    log = backend.map_log(wall_now_ns)
+    try:
+        version, payloads = log.load("billing rebuild")
+        if payloads:
+            raise MapLost("the map is there: nothing was changed. `billing doctor` says whether it is right")
+        held = {}
+        for number in shards:
+            with closing(backend.reader(number)) as reader:
+                held[number] = held_by(reader)
+        found = map_of(held, bucket_count)
+        log.decide(version, msgspec.msgpack.encode(records_of(found)))
+    finally:
+        log.close()
+    owned = ", ".join(f"shard {number} owns {len(found.buckets_of(number))}" for number in shards)
+    return f"map: made again from what the shards hold: {owned}"
 
 
 def rebuild_shard(disk: Disk, data_dir: str, shard: int, reader: Reader, *, accept_loss: bool) -> Iterator[str]:

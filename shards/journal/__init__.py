@@ -375,5 +375,8 @@ class Backend(Protocol):
     def reader(self, shard: int) -> Reader:
         """What a shard's log holds, or the map's where `shard` is 0. Raises Gap (there is none), Corrupt, Unknown."""
 
+    def holds(self, shard: int) -> bool:
+        """Whether a shard's log was ever begun, whatever is in it. Raises Unavailable, Unknown."""
+
     def prepare(self) -> list[str]:
         """Before anything starts: looks whether the log is fit, and returns warnings. Raises Unfit, Unavailable."""

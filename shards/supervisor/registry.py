@@ -28,6 +28,7 @@ import msgspec
 from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit, Unknown
+from shards.supervisor import lost_map
 from shards.supervisor.standby import Claim, Standby
 from shards.system.clock import Anchor, boot_now_ns, decode_anchor, encode_anchor
 from shards.system.disk import DirectoryRefused, is_full, private_directory, read_file, write_file
@@ -125,8 +126,8 @@ class Registry:
 
         Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
         Raises Conflict where the configuration asks for other buckets than the map has, StandsBy where another host
-        serves (to be called again), and the log's errors (Fenced: another daemon runs on the directory; Unavailable: no
-        room or out of reach, may be called again).
+        serves (to be called again), MapLost where shards are there and no map, and the log's errors (Fenced: another
+        daemon runs on the directory; Unavailable: no room or out of reach, may be called again).
         """
         try:
             return self._open(bucket_count, wanted)
@@ -157,6 +158,7 @@ class Registry:
         if self._standby is not None:
             self._begin_to_serve(self._standby)
         if not self.map.bucket_count:
+            lost_map.refuse([shard_id for shard_id in sorted(wanted) if self._backend.holds(shard_id)])
             self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted)]])
         if bucket_count != self.map.bucket_count:
             raise Conflict(

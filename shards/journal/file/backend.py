@@ -12,6 +12,7 @@ from shards.journal import Backend, Journal, LastSign, MapLog, Reader
 from shards.journal.file.journal import FileJournal
 from shards.journal.file.map_log import FileMapLog
 from shards.journal.file.reader import FileReader
+from shards.journal.file.recovery import PREFIX as SEGMENT
 from shards.system.host import Host
 
 MAP_SEGMENT_BYTES = 1024 * 1024
@@ -41,6 +42,10 @@ class FileBackend:
 
     def reader(self, shard: int) -> Reader:
         return FileReader(self._host.disk, self._place(shard), shard)
+
+    def holds(self, shard: int) -> bool:
+        disk, place = self._host.disk, self._place(shard)
+        return disk.exists(place) and any(name.startswith(SEGMENT) for name in disk.listdir(place))
 
     def prepare(self) -> list[str]:
         return []  # each directory is looked at where its lock is taken

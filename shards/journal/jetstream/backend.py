@@ -103,6 +103,10 @@ class JetStreamBackend:
             return MapReader(self._connect("read"), boot_now_ns)
         return JetStreamReader(self._connect("read"), shard, boot_now_ns)
 
+    def holds(self, shard: int) -> bool:
+        with closing(self._connect("read")) as connection:
+            return JetStreamReader(connection, shard, boot_now_ns).head > 0
+
     def prepare(self) -> list[str]:
         identity, warnings = self._guard().check()
         path = f"{self._settings['directory']}/{IDENTITY}"

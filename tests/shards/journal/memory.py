@@ -13,6 +13,7 @@ import socketserver
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -417,6 +418,10 @@ class MemoryBackend:
 
     def reader(self, shard: int) -> MemoryReader:
         return MemoryReader(Client(self._path), shard)
+
+    def holds(self, shard: int) -> bool:
+        with closing(self.reader(shard)) as reader:
+            return reader.head > 0
 
     def prepare(self) -> list[str]:
         return []

@@ -1,0 +1,74 @@
+"""A data directory whose map is gone: refused with what helps, made again by `billing rebuild --map`, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+
+BUCKETS = 16
+
+
+async def fill(daemon: Daemon) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
+    """Users with money, one bucket moved there and back, another moved away; balances, and who owns what."""
+    rpc = await Rpc.connect(daemon.rpc_port)
+    for number in range(60):
+        await rpc.ask("top_up", f"user-{number}", 1_000 + number)
+    owners = {row["bucket_id"]: row["shard_id"] for row in await rpc.ask("buckets_info")}
+    there, away = (bucket for bucket, shard in sorted(owners.items())[:2] if shard == 1)
+    await rpc.ask("move_bucket", there, 2)
+    await rpc.ask("move_bucket", there, 1)
+    await rpc.ask("move_bucket", away, 2)
+    return await seen(rpc)
+
+
+async def seen(rpc: Rpc) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
+    balances = {
+        f"user-{number}": (await rpc.ask("get_account", f"user-{number}"))["balance_nanos"] for number in range(60)
+    }
+    rows = await rpc.ask("buckets_info")
+    rpc.close()
+    return balances, {row["bucket_id"]: (row["shard_id"], row["generation"]) for row in rows}
+
+
+async def look(daemon: Daemon) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
+    return await seen(await Rpc.connect(daemon.rpc_port))
+
+
+def billing(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "billing", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_start_without_the_map_is_refused_and_the_map_is_made_again_from_the_shards(tmp_path: Path):
+    daemon = Daemon(tmp_path, shards__workers=2, shards__bucket_count=BUCKETS).start()
+    before = asyncio.run(fill(daemon))
+    daemon.kill()
+    data = tmp_path / "data"
+    shutil.move(data / "map", tmp_path / "gone")
+
+    process = daemon.launch()
+    assert process.wait(120) == 65
+    told = daemon.log.read_text()
+    assert "the map of the buckets is gone, and shards 1, 2 are there" in told
+    assert "`billing rebuild --map`" in told
+    assert not any(path.name.startswith("snapshot-") for path in (data / "map").glob("*"))
+
+    wrong = billing("rebuild", "--map", "--config", daemon.config, "--shard", 1)
+    assert wrong.returncode == 0, wrong.stderr
+    assert "map: made again from what the shards hold: shard 1 owns 7, shard 2 owns 9" in wrong.stdout
+    again = billing("rebuild", "--map", "--config", daemon.config)
+    assert (again.returncode, "the map is there: nothing was changed" in again.stderr) == (65, True)
+
+    daemon.start()
+    try:
+        assert asyncio.run(look(daemon)) == before
+    finally:
+        assert daemon.stop() == 0
+    proof = billing("doctor", "--config", daemon.config)
+    assert proof.returncode == 0, proof.stdout + proof.stderr
