@@ -89,9 +89,7 @@ def map_of(shards: Mapping[int, Mapping[int, Held]], bucket_count: int) -> Bucke
         for bucket_id, held in buckets.items():
             claims.setdefault(bucket_id, []).append((not held.untouched, held.generation, shard_id))
     if others := sorted(bucket_id for bucket_id in claims if not 1 <= bucket_id <= bucket_count):
-        raise MapLost(
-            f"a shard holds bucket {others[0]}, and shards.bucket_count is {bucket_count}: it was another one"
-        )
+        raise MapLost(f"a shard holds bucket {others[0]}: shards.bucket_count was not {bucket_count}")
     if missing := [bucket_id for bucket_id in range(1, bucket_count + 1) if bucket_id not in claims]:
         raise MapLost(
             f"{_counted(missing)} in no shard: a shard is missing, or shards.bucket_count was not {bucket_count}. "

@@ -30,14 +30,14 @@ WAIT_S = 60.0
 class Served:
     """One daemon for all receivers, which take turns on the port that its cutoff URL names."""
 
-    def __init__(self, daemon: Daemon, port: int) -> None:
-        self.daemon = daemon
+    def __init__(self, http: str, port: int) -> None:
+        self.http = http
         self.port = port
 
     def ask(self, path: str, body: dict[str, object] | None = None) -> dict[str, object]:
         """A call over HTTP."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.daemon.http_port}/v1/accounts/{path}",
+            f"http://{self.http}/v1/accounts/{path}",
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
@@ -62,8 +62,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     secret.chmod(0o600)
     port = free_port()
     url = f"http://127.0.0.1:{port}/cutoff"
-    with Daemon(place, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1) as daemon:
-        yield Served(daemon, port)
+    http = f"127.0.0.1:{free_port()}"
+    with Daemon(place, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1, http__listen=http):
+        yield Served(http, port)
 
 
 def started(language: str, place: Path) -> list[str]:
@@ -104,7 +105,7 @@ def test_a_receiver_switches_off_once_reports_rate_0_and_takes_only_what_is_sign
     environment = os.environ | {
         "PORT": str(served.port),
         "CUTOFF_SECRET": SECRET,
-        "BILLING": f"http://127.0.0.1:{served.daemon.http_port}",
+        "BILLING": f"http://{served.http}",
     }
     output = tmp_path / "output"
     with output.open("w") as written:
