@@ -185,12 +185,13 @@ def check(config_file: str | None) -> None:
 
 
 @config.command("show")
+@click.option("--secrets", is_flag=True, help="Also what stands in the queries of URLs.")
 @config_option
-def show_config(config_file: str | None) -> None:
+def show_config(config_file: str | None, secrets: bool) -> None:
     """Prints every key as it takes effect, and where its value comes from, as a file that can be used."""
     from billing.config.load import as_effective, load
 
-    put(as_effective(load(found_config(config_file, os.environ), os.environ)), newline=False)
+    put(as_effective(load(found_config(config_file, os.environ), os.environ), secrets=secrets), newline=False)
 
 
 @config.command()

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from billing.addresses import parse_listen
-from billing.config.schema import PATH, PUBLIC, SECRET, URLS, Config, declared, expected, value_text
+from billing.config.schema import PATH, PUBLIC, SECRET, URLS, Config, declared, expected, shown_text, value_text
 from billing.config.shares import parse_shards, parse_weights
 from shards.exits import Ending, Exit
 
@@ -96,14 +96,18 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
     return Loaded(config, sources, file)
 
 
-def as_effective(loaded: Loaded) -> str:
-    """Every key with its value and, in a comment, where that came from; itself a configuration file."""
+def as_effective(loaded: Loaded, *, secrets: bool = False) -> str:
+    """Every key with its value and, in a comment, where that came from; itself a configuration file. Without `secrets`
+    the values in the query of a URL are left out.
+    """
     lines = [f"# {loaded.file or 'no file'}, BILLING_SECTION__KEY, and defaults, as they take effect"]
     for path, _ in declared():
         section, key = path.split(".")
         if f"[{section}]" not in lines:
             lines += ["", f"[{section}]"]
-        lines.append(f"{key} = {value_text(loaded.config, section, key)}  # {loaded.sources[path]}")
+        value, shown = value_text(loaded.config, section, key), shown_text(loaded.config, section, key)
+        hidden = "; --secrets shows it whole" if shown != value and not secrets else ""
+        lines.append(f"{key} = {value if secrets else shown}  # {loaded.sources[path]}{hidden}")
     return "\n".join(lines) + "\n"
 
 

@@ -41,6 +41,7 @@ from shards.control import WorkerSettings
 from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced
 from shards.moves.mover import Caps
+from shards.supervisor.registry import LOCK
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import RealDisk
@@ -64,6 +65,9 @@ def serve(file: Path | None, parts: Parts | None = None) -> int:
     raise_limit()
     try:
         config = load(file, os.environ).config
+        if is_served(config.daemon.data_dir):
+            print(f"billing: another daemon runs on {config.daemon.data_dir}", file=sys.stderr)
+            return Exit.CONFIG
         listeners, admin, made = bind(config, handed_over(os.environ))
     except ConfigError as error:
         print(f"billing: {text_of(error)}", file=sys.stderr)
@@ -82,6 +86,22 @@ def serve(file: Path | None, parts: Parts | None = None) -> int:
             return runner.run(_run(file, config, listeners, admin, recent, parts))
     finally:
         take_away(made)
+
+
+def is_served(data_dir: str) -> bool:
+    """Whether another daemon runs on these data: asked before the addresses are tried, which it holds, too. The
+    supervisor takes the lock for good.
+    """
+    disk, path = RealDisk(), f"{data_dir}/{LOCK}"
+    if not disk.exists(path):
+        return False
+    try:
+        disk.close(disk.lock(path))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # whoever takes the lock for good says what is wrong with the place
+    return False
 
 
 async def _run(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Final
@@ -45,7 +46,7 @@ StartLimitBurst=10
 [Service]
 Type=notify
 NotifyAccess=main
-ExecStart={python} -I -m billing serve --config {config}
+ExecStart={python} -I -m billing serve --config {config_word}
 ExecReload=/bin/kill -HUP $MAINPID
 KillMode=mixed
 Restart=always
@@ -133,7 +134,7 @@ def service_unit(config: Config, file: Path, python: str) -> str:
         name = getattr(getattr(config, section), key)
         if name:
             credential = path.replace(".", "-")
-            credentials.append(f"LoadCredential={credential}:{name}")
+            credentials.append(f"LoadCredential={credential}:{plain(name)}")
             credentials.append(f"Environment=BILLING_{section.upper()}__{key.upper()}=%d/{credential}")
     if credentials:
         credentials.insert(0, "# Copies made at each start: a changed secret needs `systemctl restart billing`.")
@@ -143,13 +144,33 @@ def service_unit(config: Config, file: Path, python: str) -> str:
     else:
         addresses = "IPAddressDeny=any\nIPAddressAllow=" + " ".join(allowed)
     secrets = "\n".join(credentials) or "# No secret is configured."
-    return SERVICE.format(config=file, python=python, credentials=secrets, addresses=addresses)
+    return SERVICE.format(
+        config=shlex.quote(str(file)),
+        config_word=word(str(file)),
+        python=word(python),
+        credentials=secrets,
+        addresses=addresses,
+    )
 
 
 def socket_unit(config: Config, file: Path) -> str:
     """The .socket unit, for the addresses of the configuration."""
     listens = [*_tcp_listens(config), config.rpc.unix_socket]
-    return SOCKET.format(config=file, listens="\n".join(f"ListenStream={one}" for one in listens if one))
+    streams = "\n".join(f"ListenStream={plain(one)}" for one in listens if one)
+    return SOCKET.format(config=shlex.quote(str(file)), listens=streams)
+
+
+def plain(text: str) -> str:
+    """A value that systemd takes as it stands, to the end of its line: only specifiers are escaped."""
+    return text.replace("%", "%%")
+
+
+def word(text: str) -> str:
+    """One word of a command line of systemd's (systemd.service, "Command lines"), quoted where it has to be."""
+    escaped = plain(text).replace("$", "$$")
+    if escaped and not set(escaped) & set(" \t\"'\\;"):
+        return escaped
+    return '"' + escaped.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _tcp_listens(config: Config) -> list[str]:

@@ -63,7 +63,15 @@ from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, t
 from shards.supervisor.operator_api import Overview
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_figures import Readings
-from shards.system.clock import BillingClock, Steering, boot_now_ns, encode_anchor, paired_now, restart
+from shards.system.clock import (
+    BillingClock,
+    Steering,
+    boot_now_ns,
+    encode_anchor,
+    paired_now,
+    restart,
+    stepped_while_away,
+)
 from shards.system.host import REAL, Host, address_of, listen_on
 from shards.worker.recover import exit_code_of
 
@@ -297,6 +305,12 @@ class Supervisor:
                 "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "
                 "check the clock of this host",
                 begun.behind_ns / 1e9,
+            )
+        stepped_ns = stepped_while_away(self.registry.anchor, boot_id, boot_ns, wall_ns)
+        if stepped_ns:
+            log.warning(
+                "the wall clock was stepped by %.3f s while the daemon was down; billing time went by the boot clock",
+                stepped_ns / 1e9,
             )
         await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id)])
         self.clock = BillingClock(begun.anchor)

@@ -262,6 +262,18 @@ def restart(recorded: tuple[Anchor, bytes] | None, last_ns: int, boot_id: bytes,
     return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False, behind_ns, behind_ns > BEHIND_NS_MAX)
 
 
+def stepped_while_away(recorded: tuple[Anchor, bytes] | None, boot_id: bytes, boot_ns: int, wall_ns: int) -> int:
+    """By how much the wall clock was stepped since the newest recorded anchor, which says what it stood at against the
+    boot clock: both are slewed alike, so only a step moves one against the other. 0: it was not, or it is not known,
+    since the machine was started anew.
+    """
+    if recorded is None or recorded[1] != boot_id:
+        return 0
+    anchor = recorded[0]
+    step_ns = (wall_ns - boot_ns) - (anchor.billing_ns + anchor.correction_ns - anchor.boot_ns)
+    return step_ns if abs(step_ns) >= STEP_NS_MIN else 0
+
+
 # --- The reading half ---
 
 _BOOTTIME = time.CLOCK_BOOTTIME

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.config.load import ConfigError, Fault, load
+from billing.config.load import ConfigError, Fault, as_effective, load
 from billing.config.schema import Config, as_toml, declared, shown_text, value_text
 
 REPOSITORY = Path(__file__).parents[2]
@@ -356,6 +356,15 @@ def test_a_configuration_does_not_change():
 def test_values_are_shown_as_a_file_has_them(text):
     config = Config.model_construct(daemon=Config().daemon.model_construct(data_dir=text))
     assert tomllib.loads("x = " + value_text(config, "daemon", "data_dir")) == {"x": text}
+
+
+def test_the_configuration_is_shown_without_the_secrets_of_its_urls_unless_they_are_asked_for(write):
+    loaded = load(write('[cutoff]\nurl = "http://h/off?token=abc&user_id={user_id}"\n'), {})
+    line = next(line for line in as_effective(loaded).splitlines() if line.startswith("url = "))
+    assert line.startswith('url = "http://h/off?token=***&user_id={user_id}"  # ')
+    assert line.endswith("; --secrets shows it whole")
+    assert "abc" not in as_effective(loaded)
+    assert 'url = "http://h/off?token=abc&user_id={user_id}"  # ' in as_effective(loaded, secrets=True)
 
 
 def test_a_log_shows_no_secret_of_a_url(write):

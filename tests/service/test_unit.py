@@ -90,3 +90,36 @@ def test_the_socket_unit_listens_where_the_configuration_does() -> None:
     unit = socket_unit(config_with(rpc__unix_socket="/run/billing/rpc.sock"), Path("x.toml"))
     tcp = ["127.0.0.1:3311", "127.0.0.1:3312", "127.0.0.1:9311"]
     assert lines_of(unit, "ListenStream") == [*tcp, "/run/billing/rpc.sock"]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("/etc/billing/config.toml", "/etc/billing/config.toml"),
+        ("/srv/my billing/config.toml", '"/srv/my billing/config.toml"'),
+        ("/srv/100%/config.toml", "/srv/100%%/config.toml"),
+        ('/srv/"a"\\b $HOME;/c', r'"/srv/\"a\"\\b $$HOME;/c"'),
+    ],
+)
+def test_a_path_is_one_word_of_the_command_whatever_is_in_it(file: str, expected: str) -> None:
+    unit = service_unit(config_with(), Path(file), "/usr/bin/python3")
+    assert lines_of(unit, "ExecStart") == [f"/usr/bin/python3 -I -m billing serve --config {expected}"]
+
+
+def test_paths_of_secrets_and_sockets_keep_their_per_cent_signs(tmp_path: Path) -> None:
+    secret = tmp_path / "50% off"
+    secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    secret.chmod(0o600)
+    config = config_with(cutoff__secret_file=str(secret), rpc__unix_socket="/run/billing/a%b.sock")
+    assert lines_of(unit_of(config), "LoadCredential") == [f"cutoff-secret_file:{tmp_path}/50%% off"]
+    assert "/run/billing/a%%b.sock" in lines_of(socket_unit(config, Path("/etc/billing/config.toml")), "ListenStream")
+
+
+@needs_systemd
+def test_systemd_reads_an_odd_path_as_it_is(tmp_path: Path) -> None:
+    assert ANALYZE is not None
+    unit = tmp_path / "billing.service"
+    unit.write_text(service_unit(config_with(), Path("/srv/my 100% billing/config.toml"), "/usr/bin/python3"))
+    told = subprocess.run([ANALYZE, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
+    assert "ExecStart" not in told.stderr
+    assert "Failed to resolve" not in told.stderr

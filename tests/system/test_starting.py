@@ -56,7 +56,7 @@ async def test_every_door_and_every_call_speaks_ipv6(data_dir: Path, direct: boo
     process = daemon.launch()
     try:
         async with Client(daemon.address_of("rpc.listen"), timeout_s=120) as client:
-            assert (await client.call("top_up", "v6", "1"))["state"] == "active"
+            assert (await client.call("top_up", "v6", "1", request_id="opening"))["state"] == "active"
             await client.call("debit", "v6", "1")
             route = await client.call("route")
         assert b"user_id=v6" in await asyncio.wait_for(called, 60)
@@ -153,6 +153,9 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
     with daemon:
         assert daemon.process is not None
         pid = daemon.process.pid
+        assert unix.is_socket()
+        again = command(daemon.config, "serve")
+        assert again == (78, f"billing: another daemon runs on {data_dir / 'data'}\n"), "and no word of its addresses"
         assert unix.is_socket()
         assert daemon.stop() == 0
     said = daemon.log.read_text()

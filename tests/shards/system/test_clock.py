@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.system import clock
-from shards.system.clock import Anchor, BillingClock, Steering, decode_anchor, encode_anchor, restart
+from shards.system.clock import (
+    STEP_NS_MIN,
+    Anchor,
+    BillingClock,
+    Steering,
+    decode_anchor,
+    encode_anchor,
+    restart,
+    stepped_while_away,
+)
 
 SECOND = 10**9
 HOUR = 3600 * SECOND
@@ -385,3 +394,26 @@ def test_a_step_before_the_first_look_is_told_where_the_beginning_was_seen() -> 
     steering = Steering(BillingClock(Anchor(1_000, 5_000, 0, 0)))
     steering.begin(1_000, 5_000)
     assert steering.steer(1_000_001_000, 5_000 + 4_600_000_000).step_ns == 3_600_000_000
+
+
+def test_a_step_while_nobody_looked_is_told_with_its_amount_and_only_within_a_boot() -> None:
+    wall_ns, boot_ns = NOW, 100 * SECOND
+    clock = BillingClock(restart(None, 0, BOOT, boot_ns, wall_ns).anchor)
+    recorded = clock.anchors[0], BOOT
+    later_ns = 5000 * SECOND
+    for step_ns in (-3600 * SECOND, -STEP_NS_MIN, STEP_NS_MIN, 3600 * SECOND):
+        seen = stepped_while_away(recorded, BOOT, boot_ns + later_ns, wall_ns + later_ns + step_ns)
+        assert seen == step_ns
+    assert stepped_while_away(recorded, BOOT, boot_ns + later_ns, wall_ns + later_ns + STEP_NS_MIN - 1) == 0
+    assert stepped_while_away(recorded, b"another boot_id.", boot_ns, wall_ns + 3600 * SECOND) == 0
+    assert stepped_while_away(None, BOOT, boot_ns, wall_ns) == 0
+
+
+def test_a_step_that_was_steered_after_is_not_told_again_at_the_next_start() -> None:
+    clock = BillingClock(restart(None, 0, BOOT, 100 * SECOND, NOW).anchor)
+    steering = Steering(clock)
+    steering.begin(100 * SECOND, NOW)
+    steered = steering.steer(101 * SECOND, NOW + 3601 * SECOND)
+    assert steered.step_ns == 3600 * SECOND
+    assert steered.anchor is not None
+    assert stepped_while_away((steered.anchor, BOOT), BOOT, 200 * SECOND, NOW + 3700 * SECOND) == 0
