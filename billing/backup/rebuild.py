@@ -33,7 +33,7 @@ from billing.notices import opening as notices
 from shards.batch import BatchCorrupt
 from shards.exits import ending_of, text_of
 from shards.journal import Backend, JournalError, Reader, backends
-from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of
+from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of, says_who_owns
 from shards.system.clock import wall_now_ns
 from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
 from shards.system.host import REAL
@@ -86,7 +86,7 @@ def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
     log = backend.map_log(wall_now_ns)
     try:
         version, payloads = log.load("billing rebuild")
-        if payloads:
+        if any(says_who_owns(payload) for payload in payloads):
             raise MapLost("the map is there: nothing was changed. `billing doctor` says whether it is right")
         held = {}
         for number in shards:

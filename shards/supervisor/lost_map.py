@@ -20,6 +20,8 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
+import msgspec
+
 from shards import exits
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, split_batch
 from shards.buckets import BucketMap
@@ -98,6 +100,11 @@ def map_of(shards: Mapping[int, Mapping[int, Held]], bucket_count: int) -> Bucke
     for bucket_id, found_at in claims.items():
         _, found.generation[bucket_id], found.owner[bucket_id] = max(found_at)
     return found
+
+
+def says_who_owns(payload: bytes) -> bool:
+    """Whether a decision in the map's log founds a map; a host that stands by writes its claim there, too."""
+    return any(record[0] in ("create", "map") for record in msgspec.msgpack.decode(payload))
 
 
 def records_of(found: BucketMap) -> list[list[object]]:
