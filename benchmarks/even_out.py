@@ -84,8 +84,8 @@ async def spend(client: Client, due: dict[str, int], stop: asyncio.Event, number
     while not stop.is_set():
         user = f"spender_{number}"
         number += 1
-        await client.top_up(user, 3_000)
-        due[user] = (await client.set_rate(user, 10_000))["exhausts_at_ns"]
+        await client.top_up(user, nanos=3_000)
+        due[user] = (await client.set_rate(user, nanos=10_000))["exhausts_at_ns"]
         await asyncio.sleep(0.01)
 
 

@@ -117,7 +117,7 @@ async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
     async with Client(daemon.address) as client:
         for first in range(0, len(ours + others), 500):
             chunk = (ours + others)[first : first + 500]
-            await asyncio.gather(*(client.top_up(user, 1000 * COIN) for user in chunk))
+            await asyncio.gather(*(client.top_up(user, nanos=1000 * COIN) for user in chunk))
         offered, stop = Offered(client, arguments.rate, ours, others, 1), asyncio.Event()
         task = asyncio.create_task(offered.run(stop))
         await asyncio.sleep(3)

@@ -57,7 +57,7 @@ class Controller:
         """Stops a machine, then says that it costs nothing any more."""
         # Here the hypervisor stops it: harmless to do twice, since the call comes again where the report fails.
         with contextlib.suppress(StaleRate):  # a newer report of this machine was there first
-            await self._client.set_rate(user, 0, per="hour", resource=machine, rate_seq=time.time_ns())
+            await self._client.set_rate(user, "0", per="hour", resource=machine, rate_seq=time.time_ns())
         self._running.get(user, set()).discard(machine)
         return f"stopped {user} {machine}"
 

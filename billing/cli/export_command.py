@@ -29,7 +29,7 @@ from billing.client.client import Client
 
 PAGE_ROWS: Final = 1000
 
-Rows = list[dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
 Page = Callable[[str | None], Awaitable[Rows]]  # behind this key
 
 

@@ -38,6 +38,7 @@ from billing.client.errors import (
     UnknownShard,
     WrongBucket,
 )
+from billing.client.synchronous import SyncClient
 
 __all__ = [
     "AccountNotClosable",
@@ -62,6 +63,7 @@ __all__ = [
     "ProtocolError",
     "RequestIdConflict",
     "StaleRate",
+    "SyncClient",
     "TooManyConnections",
     "Unauthenticated",
     "Unavailable",

@@ -25,9 +25,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from billing.api.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
 from billing.client.connection import Connection, Link, foreign_words
 from billing.client.errors import BillingError, Unavailable, error_of
+from billing.client.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
 
 OnAnswer = Callable[[int, BillingError | None, Any], None]  # number, error, result
 OnRead = Callable[[], None]
@@ -104,7 +104,7 @@ class Batch:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         token: str | None,
         tls: ssl.SSLContext | None,
         jitter: Callable[[], float],

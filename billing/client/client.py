@@ -11,6 +11,8 @@ Calls made at once travel together, and their answers come in any order. A refus
 it arrives, where it only reads, or where it met a bucket that moves (`BUCKET_MOVING`: surely not applied). Then it is
 repeated until `timeout_s` is over; otherwise never.
 
+**Where nobody listens, it says so at once.** Only a connection that there was is waited for.
+
 **It goes straight to the owner** of the user's bucket where it can, by the daemon's own map, and follows buckets that
 move: that is no error, and keeps the order of the calls for a user (see `routing`).
 
@@ -18,46 +20,58 @@ Who sends a hundred thousand commands a second uses `batch`: many at once, a cal
 """
 
 import asyncio
+import os
 import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Self
 
-from billing.api.methods import LOCAL, METHODS, READ
 from billing.client.batch import Batch, OnAnswer, OnRead
 from billing.client.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, OnReply
 from billing.client.errors import BillingError, BucketMoving, Unavailable
+from billing.client.methods import Methods
 from billing.client.routing import Routing
 
 TIMEOUT_S: Final = 30.0
 
-UserId = str | int
-Amount = int | str  # nanos, or a decimal string of coins
-Account = dict[str, Any]
-Rows = list[dict[str, Any]]
+TOKEN: Final = "BILLING_TOKEN"
+TOKEN_FILE: Final = "BILLING_TOKEN_FILE"
 
-_ONLY_READS = frozenset(name for name, row in METHODS.items() if row.role == READ or row.kind == LOCAL)
+# What changes nothing, and may be asked again; of a procedure that stands here no more, a test says so.
+ONLY_READS: Final = frozenset(
+    {
+        *("get_account", "accounts", "history", "entries", "balance_at", "statement", "dry_run", "explain"),
+        *("bucket_id", "route", "buckets_info", "shards_info", "explain_move", "check_owners", "pending_cutoffs"),
+        *("expirationd_stats", "forecast", "hello", "ping", "server_info", "methods"),
+    }
+)
 
 
-class Client:
+class Client(Methods):
     """A client of one daemon. Usable from one event loop; any number of calls at once."""
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] = os.environ,
         tls: ssl.SSLContext | None = None,
         timeout_s: float = TIMEOUT_S,
         jitter: Callable[[], float] = random.random,
         direct: bool = True,
     ) -> None:
-        """`address`: `host:port` or `unix:/path`. `tls`: for a daemon with `rpc.tls_cert`; `tls_context` of
-        `billing.client.connection` makes one from files. `timeout_s`: for a call, unless it names its own. `direct`:
-        whether to go straight to the owners of buckets. Raises ValueError for an address that is none.
+        """`address`: `host:port` or `unix:/path`, or several of one daemon: where one does not answer, the next is
+        tried. `token`, or `token_file`, which holds it; else BILLING_TOKEN or BILLING_TOKEN_FILE of the
+        environment. `tls`: for a daemon with `rpc.tls_cert`; `tls_context` of `billing.client.connection` makes one
+        from files. `timeout_s`: for a call, unless it names its own. `direct`: whether to go straight to the owners of
+        buckets. Raises ValueError for an address that is none, OSError for a file that cannot be read.
         """
         self.timeout_s = timeout_s
+        token = _token_of(token, token_file, environment)
         self._routing = Routing(address, token=token, tls=tls, jitter=jitter, direct=direct)
         self._link = self._routing.main
         self._batch = partial(Batch, address, token, tls, jitter)
@@ -70,10 +84,9 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    async def connect(self, timeout_s: float | None = None, *, tries: int | None = None) -> None:
-        """Waits for the first connection; without it, the first call waits. With `tries`, gives up after so many
-        attempts that failed instead of when the time is over; the error's details say why (`unreached`). Raises
-        BillingError.
+    async def connect(self, timeout_s: float | None = None, *, tries: int | None = 1) -> None:
+        """Connects; without it, the first call does. Gives up after so many `tries` at every address, or where that is
+        None when the time is over; the error's details say why (`unreached`). Raises BillingError.
         """
         seconds = self.timeout_s if timeout_s is None else timeout_s
         try:
@@ -118,12 +131,14 @@ class Client:
         """The result of any procedure; options that are None are not sent. Raises BillingError."""
         given = {name: value for name, value in options.items() if value is not None}
         arguments: list[Any] = [*params, given] if given else list(params)
-        repeatable = "request_id" in given or method in _ONLY_READS
+        repeatable = "request_id" in given or method in ONLY_READS
         seconds = self.timeout_s if timeout_s is None else timeout_s
         pause_s = BACKOFF_FIRST_S
         unknown = False  # whether an attempt may have had its effect
         try:
             async with asyncio.timeout(seconds) as scope:
+                if not self._link.was_connected:  # nobody listens there: no reason to wait for
+                    await self._link.connected(1)
                 while True:
                     unknown_before = unknown
                     try:
@@ -151,286 +166,16 @@ class Client:
         error.details["unreached"] = f"nobody answered within {seconds:g} s ({self._link.why_not()})"
         return error
 
-    # -- accounts ---------------------------------------------------------------------------------------------------
 
-    async def top_up(
-        self, user_id: UserId, amount: Amount, *, request_id: str | bytes | None = None, message: str | None = None
-    ) -> Account:
-        """Adds money; creates the account if it is new."""
-        result: Account = await self.call("top_up", user_id, amount, request_id=request_id, message=message)
-        return result
-
-    async def set_rate(
-        self,
-        user_id: UserId,
-        rate: Amount,
-        *,
-        per: str | None = None,
-        resource: str | None = None,
-        rate_seq: int | None = None,
-        min_runway_ns: int | None = None,
-        ttl_ns: int | None = None,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
-    ) -> Account:
-        """Sets the rate of one rate line, per second unless `per` says minute or hour; with `ttl_ns` it ends by itself
-        after that long.
-        """
-        result: Account = await self.call(
-            "set_rate",
-            user_id,
-            rate,
-            per=per,
-            resource=resource,
-            rate_seq=rate_seq,
-            min_runway_ns=min_runway_ns,
-            ttl_ns=ttl_ns,
-            request_id=request_id,
-            message=message,
-        )
-        return result
-
-    async def change_rate(
-        self,
-        user_id: UserId,
-        delta: Amount,
-        *,
-        per: str | None = None,
-        resource: str | None = None,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
-    ) -> Account:
-        """Adds to a rate line, or takes from it."""
-        result: Account = await self.call(
-            "change_rate", user_id, delta, per=per, resource=resource, request_id=request_id, message=message
-        )
-        return result
-
-    async def debit(
-        self,
-        user_id: UserId,
-        amount: Amount,
-        *,
-        mode: str | None = None,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
-    ) -> Account:
-        """A one-off charge; `mode` is strict, partial or force."""
-        result: Account = await self.call("debit", user_id, amount, mode=mode, request_id=request_id, message=message)
-        return result
-
-    async def set_credit_limit(
-        self, user_id: UserId, amount: Amount, *, request_id: str | bytes | None = None, message: str | None = None
-    ) -> Account:
-        """How far below zero available money reaches."""
-        result: Account = await self.call("set_credit_limit", user_id, amount, request_id=request_id, message=message)
-        return result
-
-    async def get_account(self, user_id: UserId) -> Account:
-        """Everything about the account now."""
-        result: Account = await self.call("get_account", user_id)
-        return result
-
-    async def accounts(
-        self,
-        *,
-        after: UserId | None = None,
-        limit: int | None = None,
-        state: str | None = None,
-        exhausts_within_ns: int | None = None,
-        show: Sequence[str] | None = None,
-    ) -> Rows:
-        """How accounts stand, in order of user_id, a page; the next one is `after` its last. `state`: only `active` or
-        `exhausted` ones; `show`: of `rates` and `holds`, what is added (the option `with`).
-        """
-        options: dict[str, Any] = {"state": state, "exhausts_within_ns": exhausts_within_ns, "with": show}
-        result: Rows = await self.call("accounts", after=after, limit=limit, **options)
-        return result
-
-    async def history(self, user_id: UserId, *, limit: int | None = None, before: int | None = None) -> Rows:
-        """Entries, newest first; the next page is `before` the last entry_id."""
-        result: Rows = await self.call("history", user_id, limit=limit, before=before)
-        return result
-
-    async def entries(self, *, after: str | None = None, limit: int | None = None) -> Rows:
-        """All entries of all accounts, once each, those of an account in their order: a page behind the `cursor` of a
-        row. Whoever stores that cursor together with the rows has each entry exactly once.
-        """
-        result: Rows = await self.call("entries", after=after, limit=limit)
-        return result
-
-    async def balance_at(self, user_id: UserId, at_ns: int) -> dict[str, Any]:
-        """The account as it was at an instant, behind the entries of that instant."""
-        result: dict[str, Any] = await self.call("balance_at", user_id, at_ns)
-        return result
-
-    async def statement(
-        self, user_id: UserId, from_ns: int, to_ns: int, *, by: str | None = None, limit: int | None = None
-    ) -> dict[str, Any]:
-        """A period: its opening and closing balance, what accrued, and entries; `by="resource"` itemises by line."""
-        result: dict[str, Any] = await self.call("statement", user_id, from_ns, to_ns, by=by, limit=limit)
-        return result
-
-    async def dry_run(self, method: str, params: Sequence[Any]) -> dict[str, Any]:
-        """What a procedure that changes an account would answer now; nothing changes."""
-        result: dict[str, Any] = await self.call("dry_run", method, list(params))
-        return result
-
-    async def hold(
-        self,
-        user_id: UserId,
-        amount: Amount,
-        *,
-        ttl_ns: int | None = None,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
-    ) -> Account:
-        """Reserves money; the reply has `hold_id`."""
-        result: Account = await self.call(
-            "hold", user_id, amount, ttl_ns=ttl_ns, request_id=request_id, message=message
-        )
-        return result
-
-    async def capture(
-        self,
-        user_id: UserId,
-        hold_id: str,
-        amount: Amount,
-        *,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
-    ) -> Account:
-        """Takes part or all of a hold and frees the rest."""
-        result: Account = await self.call("capture", user_id, hold_id, amount, request_id=request_id, message=message)
-        return result
-
-    async def release(
-        self, user_id: UserId, hold_id: str, *, request_id: str | bytes | None = None, message: str | None = None
-    ) -> Account:
-        """Gives a hold back."""
-        result: Account = await self.call("release", user_id, hold_id, request_id=request_id, message=message)
-        return result
-
-    async def adjust(
-        self, user_id: UserId, amount: Amount, reason: str, *, request_id: str | bytes | None = None
-    ) -> Account:
-        """A correction of either sign, booked as such."""
-        result: Account = await self.call("adjust", user_id, amount, reason, request_id=request_id)
-        return result
-
-    async def set_thresholds(
-        self,
-        user_id: UserId,
-        thresholds: Sequence[dict[str, Amount]],
-        *,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
-    ) -> Account:
-        """When to send low-balance notices: maps of either `amount` or `runway_ns`."""
-        result: Account = await self.call(
-            "set_thresholds", user_id, list(thresholds), request_id=request_id, message=message
-        )
-        return result
-
-    async def close_account(
-        self, user_id: UserId, *, request_id: str | bytes | None = None, message: str | None = None
-    ) -> Account:
-        """Closes an account at rate 0, with no debt, hold or owed cutoff."""
-        result: Account = await self.call("close_account", user_id, request_id=request_id, message=message)
-        return result
-
-    # -- the daemon -------------------------------------------------------------------------------------------------
-
-    async def ping(self) -> str:
-        """Whether the daemon answers."""
-        result: str = await self.call("ping")
-        return result
-
-    async def server_info(self) -> dict[str, Any]:
-        """Version and limits."""
-        result: dict[str, Any] = await self.call("server_info")
-        return result
-
-    async def methods(self) -> Rows:
-        """The table of procedures."""
-        result: Rows = await self.call("methods")
-        return result
-
-    async def bucket_id(self, user_id: UserId) -> int:
-        """The bucket a user hashes to."""
-        result: int = await self.call("bucket_id", user_id)
-        return result
-
-    async def route(self, *, version: int | None = None) -> Any:
-        """Who owns each bucket, and where to call; its version alone where that is the one given."""
-        return await self.call("route", version=version)
-
-    async def buckets_info(self) -> Rows:
-        """Owner, state and size of each bucket."""
-        result: Rows = await self.call("buckets_info")
-        return result
-
-    async def shards_info(self) -> Rows:
-        """Process, buckets and load of each shard."""
-        result: Rows = await self.call("shards_info")
-        return result
-
-    async def move_bucket(self, bucket_id: int, shard_id: int) -> Any:
-        """Moves a bucket; answers when the target serves."""
-        return await self.call("move_bucket", bucket_id, shard_id)
-
-    async def pin_bucket(self, bucket_id: int) -> Any:
-        """Keeps the rebalancer off a bucket."""
-        return await self.call("pin_bucket", bucket_id)
-
-    async def unpin_bucket(self, bucket_id: int) -> Any:
-        """Lets the rebalancer move a bucket again."""
-        return await self.call("unpin_bucket", bucket_id)
-
-    async def rebalance(self, *, plan: bool | None = None) -> Any:
-        """Moves buckets until the load is even; with `plan` only says which."""
-        return await self.call("rebalance", plan=plan)
-
-    async def explain(self, user_id: UserId) -> dict[str, Any]:
-        """Why an account stands where it stands."""
-        result: dict[str, Any] = await self.call("explain", user_id)
-        return result
-
-    async def explain_move(self, bucket_id: int, *, shard_id: int | None = None) -> dict[str, Any]:
-        """What a move of the bucket waits for, and whose that is."""
-        result: dict[str, Any] = await self.call("explain_move", bucket_id, shard_id=shard_id)
-        return result
-
-    async def check_owners(self) -> dict[str, Any]:
-        """Whether each bucket has exactly one owner, and adds up."""
-        result: dict[str, Any] = await self.call("check_owners")
-        return result
-
-    async def backup(self, step: str) -> Any:
-        """Holds files still and names the positions to copy them up to (`begin`), goes on doing so, or ends it."""
-        return await self.call("backup", step)
-
-    async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> Rows:
-        """What is owed to the cutoff URL. A page may exceed `limit` by the other rows of its last user."""
-        result: Rows = await self.call("pending_cutoffs", after=after, limit=limit)
-        return result
-
-    async def retry_cutoff(self, user_id: UserId) -> Any:
-        """Tries an account's owed cutoff at once."""
-        return await self.call("retry_cutoff", user_id)
-
-    async def release_cutoffs(self) -> Any:
-        """Lets the cutoffs go that a start held back."""
-        return await self.call("release_cutoffs")
-
-    async def expirationd_stats(self) -> Rows:
-        """What was checked and fired, per shard, and mismatches."""
-        result: Rows = await self.call("expirationd_stats")
-        return result
-
-    async def forecast(self, *, within_ns: int | None = None, step_ns: int | None = None) -> Any:
-        """How many cutoffs are coming, by the second or minute."""
-        return await self.call("forecast", within_ns=within_ns, step_ns=step_ns)
+def _token_of(token: str | None, file: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> str | None:
+    """The token to sign in with, None for none. Raises OSError where the file cannot be read."""
+    if token is not None:
+        return token
+    if file is None:
+        if TOKEN in environment:
+            return environment[TOKEN]
+        file = environment.get(TOKEN_FILE)
+    return None if file is None else Path(file).read_text("utf-8").strip()
 
 
 async def _ask(routing: Routing, method: str, params: list[Any]) -> Any:

@@ -15,13 +15,13 @@ import asyncio
 import errno
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
-from billing.api.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
 from billing.client.errors import BillingError, Unavailable, error_of
+from billing.client.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
 
 OnReply = Callable[[BillingError | None, Any], None]
 
@@ -29,6 +29,7 @@ PENDING_MAX: Final = 65_536  # requests not answered; more are refused
 REPLY_BYTES_MAX: Final = 256 * 1024 * 1024
 BACKOFF_FIRST_S: Final = 0.02
 BACKOFF_MAX_S: Final = 2.0
+DIAL_S: Final = 5.0  # until the next address is tried, or this one again
 
 
 class Address(NamedTuple):
@@ -216,7 +217,7 @@ class Link:
 
     def __init__(
         self,
-        address: Address | str,
+        address: Address | str | Sequence[str],
         *,
         token: str | None,
         tls: ssl.SSLContext | None,
@@ -224,12 +225,19 @@ class Link:
         changed: Callable[[], None] = lambda: None,
         make: Callable[[Callable[[Connection], None]], Connection] = Connection,
     ) -> None:
-        """`tls`: how to check the daemon and, with a certificate in it, who we are; None: plain TCP. `jitter` gives
-        numbers from 0 to 1; pauses between attempts are stretched by it. `changed` is called when a connection is
-        usable, and when it is lost. `make` makes a connection of what to call when it is lost. Raises ValueError
-        for an address that is none.
+        """Of several addresses, one after the other is tried. `tls`: how to check the daemon and, with a certificate in
+        it, who we are; None: plain TCP. `jitter` gives numbers from 0 to 1; pauses between attempts are stretched by
+        it. `changed` is called when a connection is usable, and when it is lost. `make` makes a connection of what to
+        call when it is lost. Raises ValueError for an address that is none.
         """
-        self.address = parse_address(address) if isinstance(address, str) else address
+        if isinstance(address, Address):
+            self._addresses = [address]
+        else:
+            self._addresses = [parse_address(each) for each in ([address] if isinstance(address, str) else address)]
+        if not self._addresses:
+            raise ValueError("expected at least one address")
+        self.address = self._addresses[0]  # of the connection, or what is tried now
+        self.was_connected = False  # whether there ever was a connection
         self._tls = tls
         self.connection: Connection | None = None  # signed in and usable
         self._hello: dict[str, str] = {"errors": "map"} | ({"token": token} if token else {})
@@ -270,18 +278,25 @@ class Link:
         pause_s = BACKOFF_FIRST_S
         try:
             while not self.closed:
-                try:
-                    self._take(await self._sign_in(await self._dial()))
-                    return
-                except OSError as error:
-                    self._said = f"cannot connect: {error}"
-                    self._count_attempt(_connect_words(error))
-                except BillingError as error:
-                    self._said = str(error)
-                    if not error.retry:  # a token that is not known will not be known in a second either
-                        self._refuse(error)
+                reason = ""
+                for address in self._addresses:
+                    self.address = address
+                    try:
+                        self._take(await self._sign_in(await self._dial()))
                         return
-                    self._count_attempt(error.details.get("foreign", error.message))
+                    except TimeoutError:
+                        reason = f"no connection within {DIAL_S:g} s"
+                        self._said = f"cannot connect: {reason}"
+                    except OSError as error:
+                        self._said = f"cannot connect: {error}"
+                        reason = _connect_words(error)
+                    except BillingError as error:
+                        self._said = str(error)
+                        if not error.retry:  # a token that is not known will not be known in a second either
+                            self._refuse(error)
+                            return
+                        reason = error.details.get("foreign", error.message)
+                self._count_attempt(reason)
                 await asyncio.sleep(pause_s * (1 + self._jitter()))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         finally:
@@ -290,12 +305,13 @@ class Link:
     async def _dial(self) -> Connection:
         loop = asyncio.get_running_loop()
         address = self.address
-        if address.path:
-            _, connection = await loop.create_unix_connection(lambda: self._make(self._on_lost), address.path)
-        else:
-            _, connection = await loop.create_connection(
-                lambda: self._make(self._on_lost), address.host, address.port, ssl=self._tls
-            )
+        async with asyncio.timeout(DIAL_S):
+            if address.path:
+                _, connection = await loop.create_unix_connection(lambda: self._make(self._on_lost), address.path)
+            else:
+                _, connection = await loop.create_connection(
+                    lambda: self._make(self._on_lost), address.host, address.port, ssl=self._tls
+                )
         return connection
 
     async def _sign_in(self, connection: Connection) -> Connection:
@@ -322,6 +338,7 @@ class Link:
         if connection.transport is None:
             raise Unavailable("the connection was lost")  # right after the sign-in: try again
         self.connection = connection
+        self.was_connected = True
         self._changed()
         for future in list(self._waiting):
             if not future.done():

@@ -25,7 +25,6 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from billing.api.methods import COMMAND, METHODS, QUERY
 from billing.client.connection import PENDING_MAX, Connection, Link, OnReply, parse_address
 from billing.client.errors import BillingError, Unavailable
 from shards.buckets import HASH_NAME, bucket_id_of
@@ -33,8 +32,12 @@ from shards.buckets import HASH_NAME, bucket_id_of
 MAP_AFTER_REQUESTS: Final = 16  # about accounts; a script that makes a call or two is served as well without
 POLL_S: Final = 1.0
 
-_ABOUT_ACCOUNT: Final = frozenset(
-    name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY) and row.required[0].name == "user_id"
+ABOUT_ACCOUNT: Final = frozenset(  # what begins with a user_id, for the user's owner
+    {
+        *("top_up", "set_rate", "change_rate", "debit", "set_credit_limit", "hold", "capture", "release", "adjust"),
+        *("set_thresholds", "close_account", "get_account", "history", "balance_at", "statement", "explain"),
+        "retry_cutoff",
+    }
 )
 _ANY_HOST: Final = ("0.0.0.0", "::")
 
@@ -46,7 +49,7 @@ class Routing:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         token: str | None,
         tls: ssl.SSLContext | None,
@@ -76,7 +79,7 @@ class Routing:
 
     def send(self, method: str, params: Sequence[Any], on_reply: OnReply) -> None:
         """As `Connection.send`, over the connection that is right for it."""
-        if method not in _ABOUT_ACCOUNT:
+        if method not in ABOUT_ACCOUNT:
             self._send_main(method, params, on_reply)
             return
         if not self._ways:
@@ -121,7 +124,7 @@ class Routing:
 
     async def usable(self, method: str, params: Sequence[Any]) -> None:
         """Returns once a request has a connection to take; raises as `Link.connected`."""
-        if self._ways and method in _ABOUT_ACCOUNT:
+        if self._ways and method in ABOUT_ACCOUNT:
             index = self._index_of(params)
             if index in self._held or (index >= 0 and self._ways[index] is not None):
                 return

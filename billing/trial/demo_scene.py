@@ -130,7 +130,7 @@ class Scene:
 
     async def _top_up(self, user_id: str, seconds: float, story: str) -> None:
         nanos = int(seconds * COIN_NANOS / self._pace)
-        self._show(await self._client.top_up(user_id, nanos))
+        self._show(await self._client.top_up(user_id, nanos=nanos))
         self._screen.say(f"{user_id} " + story.format(f"{format_coins(nanos)} coins"))
 
     async def _start(self, user_id: str) -> int:
@@ -149,12 +149,12 @@ class Scene:
             f"{user_id} has run out, its rate stands: {coins(account['overrun_nanos'])} coins of overrun so far"
         )
         await self._pause(1.0)
-        self._show(await self._client.set_rate(user_id, 0, resource=MACHINE))
+        self._show(await self._client.set_rate(user_id, "0", resource=MACHINE))
         self._screen.say(f"{user_id}: its machine is off, and whoever switched it off reports rate 0; overrun stops")
 
     async def _stop(self, user_id: str) -> int:
         """What is left then, in nanos."""
-        account = await self._client.set_rate(user_id, 0, resource=MACHINE)
+        account = await self._client.set_rate(user_id, "0", resource=MACHINE)
         self._show(account)
         left_nanos: int = account["balance_nanos"]
         self._screen.say(f"{user_id} stops the machine; {coins(left_nanos)} coins are left and stay")
@@ -164,7 +164,7 @@ class Scene:
         left_nanos = await self._stop(user_id)
         await self._pause(1.5)
         self._screen.say(f"{user_id} is debited exactly {coins(left_nanos)} coins")
-        self._show(await self._client.debit(user_id, left_nanos))
+        self._show(await self._client.debit(user_id, nanos=left_nanos))
 
     async def _judge(self) -> Score:
         for user_id in USERS:

@@ -47,7 +47,7 @@ async def connect(daemon: Served) -> Wire:
 async def test_every_user_is_served_whichever_worker_is_asked(daemon):
     async with Client(daemon.tcp) as over_tcp, Client(daemon.unix) as over_unix:
         users = [f"each-{number}" for number in range(60)]
-        await asyncio.gather(*(over_tcp.top_up(user, COIN) for user in users))
+        await asyncio.gather(*(over_tcp.top_up(user, nanos=COIN) for user in users))
         seen = await asyncio.gather(*(over_unix.get_account(user) for user in users))
         assert [account["balance_nanos"] for account in seen] == [COIN] * 60
         assert [account["user_id"] for account in seen] == users
@@ -99,7 +99,7 @@ async def test_notifications_are_applied_and_never_answered(daemon):
 async def test_bad_input_reaches_nobody_else(daemon):
     bad = await connect(daemon)
     async with Client(daemon.tcp) as client:
-        before = await client.top_up("neighbour", COIN)
+        before = await client.top_up("neighbour", nanos=COIN)
         for params in (
             [],
             ["u"],
@@ -124,17 +124,17 @@ async def test_bad_input_reaches_nobody_else(daemon):
 
 async def test_a_request_id_makes_a_call_take_effect_once(daemon):
     async with Client(daemon.tcp) as client:
-        first = await client.top_up("once", COIN, request_id="invoice-1")
-        again = await client.top_up("once", COIN, request_id="invoice-1")
+        first = await client.top_up("once", nanos=COIN, request_id="invoice-1")
+        again = await client.top_up("once", nanos=COIN, request_id="invoice-1")
         assert again == {**first, "replayed": True}
         with pytest.raises(InsufficientFunds) as refused:
             await client.debit("once", "2", request_id="order-1")
         with pytest.raises(InsufficientFunds) as refused_again:
             await client.debit("once", "2", request_id="order-1")
         assert refused.value.details["shortfall_nanos"] == refused_again.value.details["shortfall_nanos"] == COIN
-        await client.set_rate("once", 0, rate_seq=5)
+        await client.set_rate("once", nanos=0, rate_seq=5)
         with pytest.raises(StaleRate):
-            await client.set_rate("once", 0, rate_seq=5)
+            await client.set_rate("once", nanos=0, rate_seq=5)
 
 
 async def test_a_batch_of_thousands_is_answered(daemon):
@@ -179,7 +179,7 @@ async def test_the_command_line_against_it(daemon):
 async def test_listings_cover_all_workers(daemon):
     async with Client(daemon.tcp) as client:
         names = [f"list-{number:03}" for number in range(40)]
-        await asyncio.gather(*(client.top_up(name, 1) for name in names))
+        await asyncio.gather(*(client.top_up(name, nanos=1) for name in names))
         rows: list[str] = []
         after = "list-"
         while page := await client.accounts(after=after, limit=7):

@@ -24,6 +24,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/trial/log_servers.py": ({"shutil", "file.write_text"}, "nats-servers of a trial, and what they are told"),
     "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),
+    "billing/client/client.py": ({"().read_text"}, "the file of a token, where a caller names one"),
     "billing/cli/output.py": ({"os.open"}, "standard output that is closed or full, put on /dev/null"),
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
     "billing/cli/finding.py": ({"open"}, "the configuration, which says where the daemon listens"),

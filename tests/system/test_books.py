@@ -196,7 +196,7 @@ async def test_a_dry_run_says_what_would_come_and_changes_nothing(books: Daemon)
 async def test_more_entries_than_one_answer_holds_are_all_printed(books: Daemon) -> None:
     client = Client(f"127.0.0.1:{books.rpc_port}")
     await client.connect()
-    await asyncio.gather(*(client.top_up("ben", 1) for _ in range(2_300)))
+    await asyncio.gather(*(client.top_up("ben", nanos=1) for _ in range(2_300)))
     client.close()
     found = told(books, "statement", "ben")
     assert (found["entries_count"], found["closing_nanos"], found["adds_up"]) == (2_300, 2_300, True)

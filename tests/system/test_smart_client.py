@@ -31,7 +31,7 @@ async def until_direct(client: Client, rpc: Rpc, users: list[str]) -> None:
 
 async def known_users(client: Client, count: int) -> list[str]:
     users = [f"smart_{number}" for number in range(count)]
-    await asyncio.gather(*(client.top_up(user, 10**12) for user in users))
+    await asyncio.gather(*(client.top_up(user, nanos=10**12) for user in users))
     return users
 
 
@@ -112,7 +112,7 @@ async def test_a_dead_owner_is_unavailable_at_once_and_found_again(data_dir: Pat
             of_shard = {user: owners[await client.bucket_id(user) - 1] for user in users}
             await until_direct(client, rpc, users)
             pids = {row["shard_id"]: row["worker_pid"] for row in await client.shards_info()}
-            asked = {user: asyncio.ensure_future(client.top_up(user, 1)) for user in users}
+            asked = {user: asyncio.ensure_future(client.top_up(user, nanos=1)) for user in users}
             daemon.kill(pids[2])
             outcomes = dict(zip(asked, await asyncio.gather(*asked.values(), return_exceptions=True), strict=True))
             for user, outcome in outcomes.items():
@@ -123,7 +123,7 @@ async def test_a_dead_owner_is_unavailable_at_once_and_found_again(data_dir: Pat
             for _ in range(20):  # a disk that stalls for another shard may take longer than the restart
                 for user in users:
                     try:
-                        await client.debit(user, 1)  # without a request_id it is not repeated
+                        await client.debit(user, nanos=1)  # without a request_id it is not repeated
                     except Unavailable as error:
                         assert of_shard[user] == 2
                         refused += error.applied == "no"
@@ -134,7 +134,7 @@ async def test_a_dead_owner_is_unavailable_at_once_and_found_again(data_dir: Pat
                     daemon.kill(again[2])
             assert refused, "the others answer while one is down"
             for user in users:  # reads, and calls under a request_id, are repeated until the worker is back
-                assert (await client.top_up(user, 1, request_id="again"))["user_id"] == user
+                assert (await client.top_up(user, nanos=1, request_id="again"))["user_id"] == user
             await until_direct(client, await Rpc.connect(daemon.rpc_port), users)
 
 

@@ -1,0 +1,584 @@
+"""What calls answer: maps whose fields are attributes, too, and whose money is also exact coins.
+
+    account = await client.get_account("user_01")
+    account.balance_nanos       12500000000
+    account.balance             Decimal("12.5")
+    account["balance_nanos"]    12500000000
+    account.cutoff.seq          a map within is a result of its own
+
+A `Decimal` never loses a nano: it has as many digits as it needs. Fields of a newer daemon that this version does not
+name are in the map all the same. A test holds the classes to the shapes of the table of methods.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+_TAKEN = {"holds_total": "holds_nanos"}  # money whose plain name another field has
+
+
+class Result(dict[str, Any]):
+    """A map; see the module."""
+
+    _NESTED: ClassVar[dict[str, type[Result]]] = {}
+
+    if not TYPE_CHECKING:  # a checker knows the fields by their annotations, and no others
+
+        def __getattr__(self, name: str) -> Any:
+            if name in self:
+                return self._inner(name, self[name])
+            for nanos in (_TAKEN.get(name, f"{name}_nanos"), name.replace("_per_hour", "_nanos_per_hour")):
+                if nanos in self:
+                    value = self[nanos]
+                    return None if value is None else coins(value)
+            raise AttributeError(f"{type(self).__name__} has no {name}; it has {', '.join(self)}")
+
+    def _inner(self, name: str, value: Any) -> Any:
+        kind = self._NESTED.get(name)
+        if kind is not None and type(value) is dict:
+            return kind(value)
+        if kind is not None and type(value) is list:
+            return [kind(each) for each in value]
+        return value
+
+
+def coins(nanos: int) -> Decimal:
+    """Nanos as coins, exactly, whatever the precision of the caller's arithmetic."""
+    return Decimal(f"{nanos}e-9")
+
+
+class Cutoff(Result):
+    """One exhaustion, and what became of its call."""
+
+    event_id: str
+    seq: int
+    exhausted_at_ns: int
+    status: str
+    attempts: int
+    last_error: str | None
+
+
+class Standing(Result):
+    """How an account stands after a command."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    restored: bool
+    cutoff: Cutoff
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+
+
+class Debit(Result):
+    """The reply to a debit."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    outcome: Literal["ok", "exhausted"]
+    debited_nanos: int
+    restored: bool
+    cutoff: Cutoff
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+    debited: Decimal
+
+
+class OpenHold(Result):
+    """Money that is reserved."""
+
+    hold_id: str
+    amount_nanos: int
+    expires_at_ns: int | None
+    amount: Decimal
+
+
+class Threshold(Result):
+    """When a low-balance notice is sent."""
+
+    amount_nanos: int
+    runway_ns: int
+    amount: Decimal
+
+
+class Account(Result):
+    """Everything about an account."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    rates: dict[str, int]
+    leases: dict[str, int]
+    cutoff: Cutoff | None
+    overrun_nanos: int
+    holds_nanos: int
+    holds: list[OpenHold]
+    thresholds: list[Threshold]
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+    overrun: Decimal
+    holds_total: Decimal
+
+
+class AccountRow(Result):
+    """An account in a list."""
+
+    _NESTED: ClassVar = {"holds": OpenHold}
+
+    user_id: str
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    exhausts_at_ns: int | None
+    rates: dict[str, int]
+    holds: list[OpenHold]
+    balance: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+
+
+class HistoryRow(Result):
+    """One entry of an account."""
+
+    entry_id: int
+    at_ns: int
+    operation: str
+    amount_nanos: int
+    accrued_nanos: int
+    balance_before_nanos: int
+    balance_after_nanos: int
+    message: str
+    request_id: str | None
+    resource: str | None
+    line_rate_nanos_per_hour: int | None
+    rate_nanos_per_hour: int | None
+    value_nanos: int | None
+    actor: str | None
+    amount: Decimal
+    accrued: Decimal
+    balance_before: Decimal
+    balance_after: Decimal
+    line_rate_per_hour: Decimal | None
+    rate_per_hour: Decimal | None
+    value: Decimal | None
+
+
+class FeedRow(Result):
+    """One entry of the feed of all accounts."""
+
+    cursor: str
+    user_id: str
+    entry_id: int
+    at_ns: int
+    operation: str
+    amount_nanos: int
+    accrued_nanos: int
+    balance_before_nanos: int
+    balance_after_nanos: int
+    message: str
+    request_id: str | None
+    resource: str | None
+    line_rate_nanos_per_hour: int | None
+    rate_nanos_per_hour: int | None
+    value_nanos: int | None
+    actor: str | None
+    amount: Decimal
+    accrued: Decimal
+    balance_before: Decimal
+    balance_after: Decimal
+    line_rate_per_hour: Decimal | None
+    rate_per_hour: Decimal | None
+    value: Decimal | None
+
+
+class BalanceAt(Result):
+    """An account as it was at an instant."""
+
+    user_id: str
+    at_ns: int
+    state: Literal["active", "exhausted", "closed", "unopened"] | None
+    balance_nanos: int
+    credit_limit_nanos: int | None
+    holds_nanos: int | None
+    available_nanos: int | None
+    rate_nanos_per_hour: int | None
+    rate_nanos_per_second: int | None
+    entry_id: int
+    exact_balance: str
+    whole_from_ns: int | None
+    balance: Decimal
+    credit_limit: Decimal | None
+    holds_total: Decimal | None
+    available: Decimal | None
+    rate_per_hour: Decimal | None
+
+
+class ExactSums(Result):
+    """A reply: ExactSums."""
+
+    opening: str
+    credits: str
+    debits: str
+    expired: str
+    accrued: str
+    closing: str
+
+
+class ResourceLine(Result):
+    """A reply: ResourceLine."""
+
+    resource: str | None
+    accrued_nanos: int
+    exact_accrued: str
+    line_rate_nanos_per_hour: int
+    accrued: Decimal
+    line_rate_per_hour: Decimal
+
+
+class Statement(Result):
+    """A period of an account."""
+
+    _NESTED: ClassVar = {"exact": ExactSums, "entries": HistoryRow, "resources": ResourceLine}
+
+    user_id: str
+    from_ns: int
+    to_ns: int
+    up_to_now: bool
+    opening_nanos: int
+    credits_nanos: int
+    debits_nanos: int
+    expired_nanos: int
+    accrued_nanos: int
+    closing_nanos: int
+    exact: ExactSums
+    entries_count: int
+    first_entry_id: int | None
+    last_entry_id: int | None
+    entries: list[HistoryRow]
+    whole_from_ns: int | None
+    resources: list[ResourceLine] | None
+    opening: Decimal
+    credits: Decimal
+    debits: Decimal
+    expired: Decimal
+    accrued: Decimal
+    closing: Decimal
+
+
+class Hold(Result):
+    """The reply to a hold."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    hold_id: str
+    restored: bool
+    cutoff: Cutoff
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+
+
+class Capture(Result):
+    """The reply to a capture."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    captured_nanos: int
+    restored: bool
+    cutoff: Cutoff
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+    captured: Decimal
+
+
+class Closing(Result):
+    """The reply to the closing of an account."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    paid_out_nanos: int
+    restored: bool
+    cutoff: Cutoff
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+    paid_out: Decimal
+
+
+class ServerInfo(Result):
+    """Version and limits."""
+
+    version: str
+    shard_id: int
+    shards: int
+    bucket_count: int
+    now_ns: int
+    journal_sync: str
+    after_exhaustion: str
+    request_ids_per_bucket: int
+    limits: Any
+
+
+class Bucket(Result):
+    """A bucket."""
+
+    bucket_id: int
+    shard_id: int
+    state: str
+    generation: int
+    accounts: int
+
+
+class Shard(Result):
+    """A shard, its process and its load."""
+
+    shard_id: int
+    worker_pid: int | None
+    state: str
+    reason: str
+    weight: int
+    buckets: int
+    pinned: int
+    sending: int
+    receiving: int
+    accounts: int | None
+    armed: int | None
+    pending_cutoffs: int | None
+    journal_bytes: int | None
+    passed_on: int | None
+    garbage: int | None
+    starts: int
+    alerts: list[str]
+
+
+class Moved(Result):
+    """A bucket that was moved."""
+
+    bucket_id: int
+    shard_id: int
+    generation: int
+
+
+class Pinned(Result):
+    """Whether a bucket is pinned."""
+
+    bucket_id: int
+    pinned: bool
+
+
+class Rebalance(Result):
+    """The moves that make the load even."""
+
+    moves: int
+    steps: list[Any]
+
+
+class Explained(Result):
+    """Why an account stands where it stands."""
+
+    _NESTED: ClassVar = {"cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold, "cutoffs": Cutoff}
+
+    user_id: str
+    bucket_id: int
+    state: Literal["active", "exhausted"]
+    balance_nanos: int
+    credit_limit_nanos: int
+    available_nanos: int
+    rate_nanos_per_hour: int
+    rate_nanos_per_second: int
+    exhausts_at_ns: int | None
+    runway_ns: int | None
+    exhaustion_seq: int
+    entry_id: int
+    at_ns: int
+    replayed: bool
+    rates: dict[str, int]
+    leases: dict[str, int]
+    cutoff: Cutoff | None
+    overrun_nanos: int
+    holds_nanos: int
+    holds: list[OpenHold]
+    thresholds: list[Threshold]
+    shard_id: int
+    generation: int
+    timer: Any
+    cutoffs: list[Cutoff]
+    owes: Any
+    outbox: Any
+    why: str | None
+    balance: Decimal
+    credit_limit: Decimal
+    available: Decimal
+    rate_per_hour: Decimal
+    overrun: Decimal
+    holds_total: Decimal
+
+
+class MoveExplained(Result):
+    """What a move waits for."""
+
+    bucket_id: int
+    shard_id: int
+    generation: int
+    state: str
+    to_shard_id: int | None
+    waits_for: str | None
+    whose: str | None
+    last_error: str | None
+
+
+class Owners(Result):
+    """Whether every bucket has one owner."""
+
+    buckets: int
+    moving: int
+    shards: int
+    faults: list[Any]
+
+
+class PendingCutoff(Result):
+    """A call that is owed."""
+
+    user_id: str
+    event_id: str
+    seq: int
+    exhausted_at_ns: int
+    attempts: int
+    last_error: str | None
+
+
+class Expiration(Result):
+    """What a shard checked and fired."""
+
+    shard_id: int
+    checked_count: int
+    expired_count: int
+    mismatches: int
+    rounds: int
+    restarts: int
+    lateness_p50_ns: int
+    lateness_p99_ns: int
+    working_time_ns: int
+
+
+class Released(Result):
+    """How many cutoffs were let go."""
+
+    released: int
+
+
+class ForecastStep(Result):
+    """One step of a forecast."""
+
+    at_ns: int
+    cutoffs: int
+    most_in_a_second: int
+
+
+class Forecast(Result):
+    """The cutoffs that are coming."""
+
+    _NESTED: ClassVar = {"steps": ForecastStep}
+
+    from_ns: int
+    within_ns: int
+    step_ns: int
+    cutoffs: int
+    peak_at_ns: int | None
+    peak_per_second: int
+    endpoint_takes_per_second: Any
+    steps: list[ForecastStep]

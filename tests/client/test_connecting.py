@@ -1,0 +1,93 @@
+"""Whom a client calls, with which token, and what it does where nobody answers; and the same from threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.api.auth import Guard
+from billing.client import Client, InsufficientFunds, SyncClient, Unauthenticated, Unavailable
+from tests.api.outside import House, open_house
+from tests.api.test_auth import TOKENS
+from tests.system.daemon import Daemon
+from tests.system.ports import free_port
+
+
+def address_of(house: House) -> str:
+    return f"{house.address[0]}:{house.address[1]}"
+
+
+async def test_where_an_address_does_not_answer_the_next_one_is_tried(house: House) -> None:
+    async with Client([f"127.0.0.1:{free_port()}", address_of(house)], timeout_s=60.0) as client:
+        assert await client.ping() == "pong"
+
+
+async def test_a_call_goes_on_at_the_next_address_under_its_request_id(house: House) -> None:
+    async with open_house() as first:
+        first.gate.holds_back = True
+        async with Client([address_of(first), address_of(house)], jitter=lambda: 0.0) as client:
+            asked = asyncio.ensure_future(client.top_up("u", "5", request_id="r1"))
+            await first.until(lambda: first.gate.commands)
+            first.close()
+            assert (await asked).user_id == "u"
+    assert house.gate.commands == first.gate.commands
+
+
+async def test_where_nobody_listens_at_any_address_it_says_so_at_once() -> None:
+    client = Client([f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"], timeout_s=3600.0)
+    with pytest.raises(Unavailable, match="cannot connect"):
+        await client.connect()
+    client.close()
+    with pytest.raises(ValueError, match="at least one address"):
+        Client([])
+
+
+async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
+    held = tmp_path / "token"
+    held.write_text("shop\n")
+    async with open_house(guard=Guard(TOKENS)) as house:
+        ways: list[dict[str, Any]] = [
+            {"token_file": held, "environment": {"BILLING_TOKEN": "wrong"}},
+            {"environment": {"BILLING_TOKEN_FILE": str(held)}},
+            {"environment": {"BILLING_TOKEN": "shop", "BILLING_TOKEN_FILE": "/nonexistent"}},
+            {"token": "shop", "environment": {"BILLING_TOKEN": "wrong"}},
+        ]
+        for way in ways:
+            async with Client(address_of(house), **way) as client:
+                assert (await client.top_up("u", "5")).user_id == "u"
+        with pytest.raises(Unauthenticated):
+            await Client(address_of(house), environment={"BILLING_TOKEN": "wrong"}).connect()
+
+
+def test_a_program_without_a_loop_calls_from_any_thread(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon, SyncClient(daemon.address) as client:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda number: client.top_up("u", "0.5", request_id=f"r{number}"), range(64)))
+        account = client.get_account("u")
+        assert (account.balance, account.state) == (Decimal(32), "active")
+        assert client.debit("u", Decimal("0.000000001"), mode="strict").debited_nanos == 1
+        with pytest.raises(InsufficientFunds):
+            client.debit("u", "33")
+        assert [entry.operation for entry in client.history("u", limit=2)] == ["debit", "top_up"]
+    with pytest.raises(RuntimeError, match="closed"):
+        client.ping()
+    assert "billing-client" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_without_a_daemon_the_synchronous_client_says_so_at_once_and_leaves_no_thread() -> None:
+    with pytest.raises(Unavailable, match="cannot connect"), SyncClient(f"127.0.0.1:{free_port()}") as client:
+        client.ping()
+    assert "billing-client" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("options", [{"address": "nowhere"}, {"address": "h:1", "token_file": "/nonexistent/token"}])
+def test_what_is_no_address_and_no_file_leaves_no_thread(options: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, OSError)):
+        SyncClient(**options)
+    assert "billing-client" not in [thread.name for thread in threading.enumerate()]

@@ -1,0 +1,143 @@
+"""The client's methods are those of the table, its results the shapes, and what it loads is not the daemon."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from inspect import iscoroutinefunction, signature
+from typing import Any, get_type_hints
+
+import pytest
+
+from billing.api.http.writing import money_name
+from billing.api.methods import COMMAND, LOCAL, METHODS, QUERY, READ, Method
+from billing.api.shapes import Shape
+from billing.api.values import Enum, WordSet
+from billing.client import Client, SyncClient, methods, results
+from billing.client.client import ONLY_READS
+from billing.client.results import Result, Standing
+from billing.client.routing import ABOUT_ACCOUNT
+from tests.api.outside import House
+from tests.api.test_methods import RIGHT
+from tests.conftest import REPOSITORY
+
+ROWS = [row for name, row in METHODS.items() if name != "hello"]
+MONEY = ("amount", "rate")
+NAMES = {"with": "show"}  # a word of Python's own
+
+
+def given(row: Method) -> dict[str, Any]:
+    """Arguments of the client's method for a call that is right."""
+    arguments = {NAMES.get(field.name, field.name): RIGHT[field.name] for field in (*row.required, *row.options)}
+    for field in row.required:
+        if field.type.kind in MONEY:
+            arguments["nanos"] = arguments.pop(field.name)
+        elif field.type.kind == "thresholds":
+            renamed = {"amount": "amount_nanos"}
+            bounds = arguments[field.name]
+            arguments[field.name] = [{renamed.get(name, name): each[name] for name in each} for each in bounds]
+    return arguments
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> None:
+    method = getattr(Client, row.name)
+    assert iscoroutinefunction(method)
+    fields = {NAMES.get(field.name, field.name): field for field in (*row.required, *row.options)}
+    told = signature(method).parameters
+    assert set(told) - {"self", "nanos"} == set(fields)
+    assert ("nanos" in told) == any(field.type.kind in MONEY for field in row.required)
+    for name, field in fields.items():
+        if isinstance(field.type, Enum | WordSet):
+            words = [word for word in field.type.choices if f"'{word}'" in told[name].annotation.replace('"', "'")]
+            assert words == list(field.type.choices), name
+    async with Client(f"{house.address[0]}:{house.address[1]}") as client:
+        await getattr(client, row.name)(**given(row))
+    if row.kind != LOCAL:
+        options = {field.name: RIGHT[field.name] for field in row.options}
+        assert house.gate.asked[0][1] == row.parse([*(RIGHT[field.name] for field in row.required), options])
+    assert signature(getattr(SyncClient, row.name)) == signature(method)
+
+
+def test_what_may_be_asked_again_and_what_is_about_an_account_are_the_tables() -> None:
+    assert {row.name for row in METHODS.values() if row.role == READ or row.kind == LOCAL} == ONLY_READS
+    kinds = {row.name: row.required[0].name for row in METHODS.values() if row.kind in (COMMAND, QUERY)}
+    about = {name for name, first in kinds.items() if first == "user_id"}
+    assert about == ABOUT_ACCOUNT
+
+
+def shapes_within(shape: Shape) -> Iterator[Shape]:
+    yield shape
+    for field in shape.fields:
+        if field.shape is not None:
+            yield from shapes_within(field.shape)
+
+
+SHAPES = {
+    each.name: each for row in ROWS if row.reply.shape is not None for each in shapes_within(row.reply.shape)
+}.values()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_a_result_has_the_fields_of_its_shape(shape: Shape) -> None:
+    found = getattr(results, shape.name)
+    hints = {name: str(kind) for name, kind in get_type_hints(found).items() if name != "_NESTED"}
+    coins = {money_name(field.name, field.kind) for field in shape.fields} - {""}
+    assert set(hints) == {field.name for field in shape.fields} | coins
+    for field in shape.fields:
+        if field.nullable and field.kind != "any":
+            assert hints[field.name].endswith("| None") or "Optional" in hints[field.name], field.name
+        if field.shape is not None:
+            assert found._NESTED[field.name] is getattr(results, field.shape.name)
+            assert field.shape.name in hints[field.name]
+        assert not hasattr(dict, field.name), f"{field.name} would be a method of maps"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.reply.shape is not None], ids=lambda row: row.name)
+def test_a_method_answers_the_result_of_its_shape(row: Method) -> None:
+    assert row.reply.shape is not None
+    name = f"list[{row.reply.shape.name}]" if row.reply.many else row.reply.shape.name
+    assert signature(getattr(Client, row.name)).return_annotation == name
+
+
+def test_money_is_exact_and_a_result_is_the_map_that_came() -> None:
+    nanos = -(2**63) + 1
+    standing = Standing({"balance_nanos": nanos, "rate_nanos_per_hour": 3_600, "cutoff": {"seq": 7}, "later": 1})
+    assert standing.balance == Decimal(nanos) / 10**9
+    assert int(standing.balance * 10**9) == standing.balance_nanos == nanos
+    assert standing.rate_per_hour == Decimal("0.0000036")
+    assert standing.cutoff.seq == 7
+    assert standing["later"] == 1
+    assert Result({"amount_nanos": None}).amount is None  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="Standing has no credit; it has balance_nanos"):
+        standing.credit  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("coins", "nanos", "wire"),
+    [("5", None, "5"), (Decimal("5E+3"), None, "5000"), (Decimal("0.000000001"), None, "0.000000001"), (None, 5, 5)],
+)
+def test_what_an_amount_may_be(coins: Any, nanos: Any, wire: Any) -> None:
+    assert methods.money("amount", coins, nanos) == wire
+
+
+@pytest.mark.parametrize(
+    ("coins", "nanos"), [(5, None), (5.0, None), (True, None), (None, None), ("5", 5), (None, 5.0), (None, True)]
+)
+async def test_a_bare_number_is_no_amount_and_nothing_is_sent(house: House, coins: Any, nanos: Any) -> None:
+    async with Client(f"{house.address[0]}:{house.address[1]}") as client:
+        with pytest.raises(TypeError, match=r"nanos|amount"):
+            await client.top_up("u", coins, nanos=nanos)
+        with pytest.raises(TypeError):
+            await client.set_thresholds("u", [{"amount": 5}])
+    assert house.gate.asked == []
+
+
+def test_the_client_loads_nothing_of_the_daemon() -> None:
+    script = "import sys, billing.client; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    ours = {name for name in done.stdout.split() if name.split(".")[0] in ("billing", "shards")}
+    contract = {"billing.ledger", "billing.ledger.errors", "shards", "shards.buckets"}  # names of errors, the hash
+    assert {name for name in ours if not name.startswith("billing.client")} == {"billing", *contract}, done.stderr
