@@ -77,17 +77,7 @@ def report(account: Account, entry: Entry) -> str:
     """What delivery or an operator reported; why it cannot be so, or ""."""
     op, seq = entry.op, entry.a
     if op in (RESTORE_STARTED, RESTORE_FAILED, RESTORE_DELIVERED):
-        if not account.on_seq < seq <= account.off_seq:
-            return f"a restore for cutoff {seq}, where {account.on_seq} of {account.off_seq} are made good"
-        if op == RESTORE_DELIVERED:
-            account.on_seq, account.restore_attempts, account.restore_error = seq, 0, b""
-        elif op == RESTORE_FAILED:
-            account.restore_error = entry.message
-        elif account.exhausted:
-            return "a restore began while the account was exhausted"
-        else:
-            account.restore_attempts += 1
-        return ""
+        return _restore(account, entry)
     cutoff = next((cutoff for cutoff in account.cutoffs if cutoff.seq == seq), None)
     if cutoff is None:
         return f"cutoff {seq} is not among those of the account"
@@ -124,4 +114,20 @@ def report(account: Account, entry: Entry) -> str:
         if not (may and account.exhausted and latest):
             return f"cutoff {seq} was made owed again, which it cannot be"
         cutoff.status = PENDING
+    return ""
+
+
+def _restore(account: Account, entry: Entry) -> str:
+    """What delivery reported of a restore; why it cannot be so, or ""."""
+    op, seq = entry.op, entry.a
+    if not account.on_seq < seq <= account.off_seq:
+        return f"a restore for cutoff {seq}, where {account.on_seq} of {account.off_seq} are made good"
+    if op == RESTORE_DELIVERED:
+        account.on_seq, account.restore_attempts, account.restore_error = seq, 0, b""
+    elif op == RESTORE_FAILED:
+        account.restore_error = entry.message
+    elif account.exhausted:
+        return "a restore began while the account was exhausted"
+    else:
+        account.restore_attempts += 1
     return ""

@@ -121,18 +121,23 @@ def examine(
             chains.link()
             statements.compare()
     if owners is not None:
-        for shard_id in sorted(owners.weights):
-            if f"{SHARD}{shard_id}" not in names:
-                held[shard_id] = {}
-                if shard_id in owners.founded:
-                    report.fault("owners", f"the directory of shard {shard_id} is missing", file=data_dir)
-        damaged = directories[0].damage is not None
-        if not damaged:
+        for shard_id in missing_shards(owners, names, data_dir, report):
+            held[shard_id] = {}
+        if directories[0].damage is None:
             compare_owners(owners, held, untouched, report)
     moves.compare(report)
     if report.sums and sum_off(report.sums):
         report.fault("conservation", f"over all accounts the sums are {sum_off(report.sums)} internal units off")
     return directories
+
+
+def missing_shards(owners: OwnerMap, names: list[str], data_dir: str, report: Report) -> list[int]:
+    """Shards of the map without a directory; a fault where one has served before."""
+    gone = [shard_id for shard_id in sorted(owners.weights) if f"{SHARD}{shard_id}" not in names]
+    for shard_id in gone:
+        if shard_id in owners.founded:
+            report.fault("owners", f"the directory of shard {shard_id} is missing", file=data_dir)
+    return gone
 
 
 def missing(directory: Directory, path: str, chains: Chains, report: Report) -> None:

@@ -63,7 +63,7 @@ class OwnerMap:
                 raise Unreadable(f"the record {record!r:.100} makes no sense: {reason!r}") from None
         return len(records)
 
-    def _apply(self, record: list[Any]) -> None:
+    def _apply(self, record: list[Any]) -> None:  # noqa: C901 - a case for each kind of record
         kind, *fields = record
         if kind == "create":
             count, self.hash_name, shards = fields

@@ -28,7 +28,7 @@ _write_row: Final = ROW.pack_into
 _pack_fixed: Final = FIXED.pack
 
 
-def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:
+def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:  # noqa: C901 - one function, for speed
     """The entry of a command of this kind, carried out and recorded; None for another, with nothing changed."""
     op, user_id, a, b, c, key, request_id, message, options, actor = command
     if options:

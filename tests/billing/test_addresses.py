@@ -20,7 +20,7 @@ from billing.addresses import Listen, check_listen, check_url, parse_listen
         ("localhost.example.org:80", Listen("localhost.example.org", 80), False),
     ],
 )
-def test_addresses_to_listen_on(text, listen, loopback):
+def test_addresses_to_listen_on(text: str, listen: object, loopback: bool) -> None:
     assert parse_listen(text) == listen
     assert listen.loopback is loopback
     assert check_listen(text) == text
@@ -29,7 +29,7 @@ def test_addresses_to_listen_on(text, listen, loopback):
 @pytest.mark.parametrize(
     "text", [":80", "host", "host:", "host:x", "host:65536", "a:b:1", "[::1]", "h h:1", "h:-1", "h:1\n"]
 )
-def test_what_is_no_address(text):
+def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         check_listen(text)
 
@@ -46,7 +46,7 @@ def test_what_is_no_address(text):
         "http://h/{user_id}?u={user_id}",
     ],
 )
-def test_urls_that_can_be_called(url):
+def test_urls_that_can_be_called(url: str) -> None:
     assert check_url(url) == url
 
 
@@ -80,6 +80,6 @@ def test_urls_that_can_be_called(url):
         " http://h/",
     ],
 )
-def test_urls_that_cannot_be_meant(url):
+def test_urls_that_cannot_be_meant(url: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         check_url(url)

@@ -40,7 +40,7 @@ def test_each_message_is_its_array_and_nothing_else_is_one(
     for message, array in here:
         assert msgpack.unpackb(frame_of(message)[4:]) == array
         assert decode(frame_of(message)[4:]) == message
-    wrong = [array for _, array in there] + [array[:-1] for _, array in here if len(array) > 1]
-    for array in [*wrong, [], [99], ["stop"], None]:
+    wrong: list[Any] = [array for _, array in there] + [array[:-1] for _, array in here if len(array) > 1]
+    for one in [*wrong, [], [99], ["stop"], None]:
         with pytest.raises(msgspec.ValidationError):
-            decode(msgpack.packb(array))
+            decode(msgpack.packb(one))

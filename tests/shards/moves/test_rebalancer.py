@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,7 +69,9 @@ def test_a_locked_shard_neither_gives_nor_takes() -> None:
     st.sets(st.integers(1, 6), max_size=3),
     st.randoms(use_true_random=False),
 )
-def test_any_plan_is_even_minimal_and_final(count, weights, pinned, locked, rng):
+def test_any_plan_is_even_minimal_and_final(
+    count: int, weights: dict[int, int], pinned: set[int], locked: set[int], rng: Random
+) -> None:
     shards = sorted(weights)
     bucket_map = map_of(count, weights)
     for bucket_id in range(1, count + 1):
