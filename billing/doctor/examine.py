@@ -110,9 +110,7 @@ def examine(
                 if shard.entries and not disk.exists(path):
                     missing(directory, path, chains, report)
     if has_history:
-        for number in history_files(disk.listdir(f"{data_dir}/{HISTORY}")):
-            if number not in directories:
-                report.fault("history", "its journal is gone", file=path_of(data_dir, number))
+        lone_histories(disk, data_dir, directories, report)
     if has_history and len(held) == len(shards_in(names)):
         if report.faults["history"]:
             report.not_checked("history", "whether the rows of all files add up to the balances")
@@ -129,6 +127,13 @@ def examine(
     if report.sums and sum_off(report.sums):
         report.fault("conservation", f"over all accounts the sums are {sum_off(report.sums)} internal units off")
     return directories
+
+
+def lone_histories(disk: Disk, data_dir: str, directories: dict[int, Directory], report: Report) -> None:
+    """A history is made of a journal: one without it is a fault."""
+    for number in history_files(disk.listdir(f"{data_dir}/{HISTORY}")):
+        if number not in directories:
+            report.fault("history", "its journal is gone", file=path_of(data_dir, number))
 
 
 def missing_shards(owners: OwnerMap, names: list[str], data_dir: str, report: Report) -> list[int]:
