@@ -10,9 +10,11 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
@@ -20,6 +22,7 @@ import trustme
 from billing.client import BillingError, Client
 from billing.client.connection import tls_context
 from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 
 
 class Guarded(NamedTuple):
@@ -62,6 +65,7 @@ def guarded(tmp_path_factory) -> Iterator[Guarded]:
         rpc__tls_key=write(directory / "server.key", server.private_key_pem),
         rpc__tls_client_ca=ca,
         rpc__tokens_file=str(tokens),
+        http__listen=f"127.0.0.1:{free_port()}",
     ) as daemon:
         yield Guarded(daemon, ca, pems["metering"], pems["nameless"], pems["stranger"])
 
@@ -73,6 +77,40 @@ async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarde
         with pytest.raises(BillingError, match="needs the role admin") as caught:
             await client.call("adjust", "u", 5, "why")
         assert caught.value.name == "FORBIDDEN"
+
+
+def ask(guarded: Guarded, certificate: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+    """(status, JSON) of one HTTP request made with a certificate."""
+    content = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(
+        f"https://{guarded.daemon.address_of('http.listen')}{path}",
+        content,
+        {"Content-Type": "application/json"} | headers,
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=60, context=tls_context(guarded.ca, certificate)) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded):
+    status, told = ask(guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"})
+    assert (status, told["balance"]) == (200, "5")
+    status, told = ask(guarded, guarded.metering, "/v1/accounts/web/adjust", {"amount": "1", "reason": "why"})
+    assert (status, told["name"]) == (403, "FORBIDDEN")
+    status, told = ask(
+        guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"}, Origin="https://evil.example"
+    )
+    assert (status, told["name"]) == (403, "FORBIDDEN"), "a page of another site made it"
+    status, told = ask(guarded, guarded.nameless, "/v1/accounts/web")
+    assert (status, told["name"]) == (401, "UNAUTHENTICATED")
+    status, told = ask(guarded, guarded.nameless, "/v1/accounts/web", Authorization="Bearer r")
+    assert (status, told["balance"]) == (200, "5")
+    with pytest.raises(
+        (urllib.error.URLError, ssl.SSLError, ConnectionError)
+    ):  # the handshake fails, or the connection ends before an answer
+        ask(guarded, guarded.stranger, "/v1/ping")
 
 
 async def test_another_certificate_of_the_authority_has_to_sign_in(guarded):
