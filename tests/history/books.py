@@ -78,17 +78,16 @@ class Timeline:
         entry = self.entries[number]
         balance = Fraction(entry.balance, NANO)
         spent = Fraction(entry.rate * (at_ns - entry.at_ns), NANO)
-        if number + 1 < len(self.entries):
-            after = self.entries[number + 1]
-            if after.at_ns == at_ns or not after.accrued:
-                spent = Fraction(after.accrued, NANO)
-        elif entry.flags & EXHAUSTED and not entry.flags & ACCRUING:
-            spent = Fraction(0)
+        available = balance + entry.credit_limit_nanos - entry.holds_nanos
+        after = self.entries[number + 1] if number + 1 < len(self.entries) else None
+        if after is not None and after.at_ns == at_ns:  # a hold that ends then is given back before time is charged
+            spent = Fraction(after.accrued, NANO)
+        elif not entry.flags & EXHAUSTED:
+            spent = min(spent, available)
+        elif entry.flags & ACCRUING:
+            spent = min(spent, balance + LIMIT, available + LIMIT)
         else:
-            available = balance + entry.credit_limit_nanos - entry.holds_nanos
-            spent = min(spent, min(balance, available) + LIMIT if entry.flags & EXHAUSTED else available)
-        if entry.flags & ACCRUING:
-            spent = min(spent, balance + LIMIT, balance + entry.credit_limit_nanos - entry.holds_nanos + LIMIT)
+            spent = Fraction(0)
         lines = dict(self.lines[number])
         for resource, rate in self.rates[number].items():
             lines[resource] = lines.get(resource, Fraction(0)) + spent * rate / entry.rate
