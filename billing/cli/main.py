@@ -92,7 +92,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "receiver": "Takes cutoff calls for trying and measuring, and says how late they came.",
     },
     "billing.cli.journal_dump": {"journal": "Looks into the files of a journal."},
-    "billing.cli.cluster_commands": {"cluster": "Looks at the servers of a replicated log, and makes its streams."},
+    "billing.cli.cluster_commands": {
+        "cluster": "Looks at the servers and hosts of a replicated log, and makes its streams.",
+    },
     "billing.doctor.command": {"doctor": "Proves from the files alone that a stopped daemon's data are right."},
 }
 MODULE_OF = {name: module for module, commands in ELSEWHERE.items() for name in commands}
