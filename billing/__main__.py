@@ -2,8 +2,7 @@
 
 The daemon and its commands are made for Linux: clocks, durable files, process control and the units of systemd are
 Linux's. On another system the command says so and ends with 2; `billing.client`, which other projects import, does not
-pass through here and runs wherever Python does. Where a package is not installed that only an extra brings, the command
-names the extra.
+pass through here and runs wherever Python does. Where a package is not installed, the command names it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ ELSEWHERE: Final = (
     "billing.client, which calls a daemon from Python, runs here, too."
 )
 NOT_INSTALLED: Final = (
-    "billing: the package {} is not installed: pip install 'billing-daemon[{}]' brings everything that this needs"
+    "billing: the package {} is not installed: pip install billing-daemon brings everything that this needs"
 )
 
 
@@ -38,7 +37,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (missing := package_of(error)) is None:
             raise
-        sys.exit(refuse(NOT_INSTALLED.format(missing, "server" if len(sys.argv) > 1 else "cli")))
+        sys.exit(refuse(NOT_INSTALLED.format(missing)))
 
 
 def runs_on(platform: str) -> bool:
