@@ -28,6 +28,7 @@ from billing.ledger.commands import (
     CLOSE,
     DEBIT,
     HOLD,
+    KIND_BYTES_MAX,
     LEASE_NS_MIN,
     MESSAGE_BYTES_MAX,
     MODES,
@@ -43,6 +44,7 @@ from billing.ledger.commands import (
     Command,
     number_option,
     pack_thresholds,
+    top_up_options,
 )
 from billing.ledger.money import (
     INT64_MAX,
@@ -57,19 +59,19 @@ _MODES: Final = {name.encode(): mode for name, mode in MODES.items()}
 
 
 def top_up(params: object, actor: bytes = b"") -> Command:
-    """user_id, amount, {request_id, message}"""
+    """user_id, amount, {expires_at_ns, kind, request_id, message}"""
     values = params if type(params) is list else array_params(params, 2, "user_id, amount")
     if len(values) == 2:
         user_id, amount = values
-        request_id = message = b""
+        request_id = message = packed = b""
     else:
         user_id, amount, options = two_and_options(values, "user_id, amount")
-        request_id, message = _request_id_and_message(options)
+        packed, request_id, message = _options_of_top_up(options)
     if type(user_id) is not bytes or not 0 < len(user_id) <= USER_ID_BYTES_MAX or not user_id.isascii():
         user_id = user_id_of(user_id)
     if type(amount) is not int or not 0 < amount <= INT64_MAX:
         amount = parse_amount(amount)
-    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, b"", actor)
+    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, packed, actor)
 
 
 def set_rate(params: object, actor: bytes = b"") -> Command:
@@ -135,16 +137,21 @@ def debit(params: object, actor: bytes = b"") -> Command:
     return (DEBIT, user_id, amount, mode, 0, b"", request_id, message, b"", actor)
 
 
-def _request_id_and_message(options: object) -> tuple[bytes, bytes]:
-    request_id = message = b""
+def _options_of_top_up(options: object) -> tuple[bytes, bytes, bytes]:
+    request_id = message = kind = b""
+    expires_at_ns = -1
     for name, value in pairs_of(options):
         if name == b"request_id":
             request_id = b"" if value is None else request_id_of(value)
         elif name == b"message":
             message = _message_of(value)
+        elif name == b"expires_at_ns":
+            expires_at_ns = -1 if value is None else whole_of(value, "expires_at_ns", 0)
+        elif name == b"kind":
+            kind = b"" if value is None else text_of(value, "kind", 0, KIND_BYTES_MAX)
         else:
-            raise unknown_option(name, ("request_id", "message"))
-    return request_id, message
+            raise unknown_option(name, ("expires_at_ns", "kind", "request_id", "message"))
+    return top_up_options(expires_at_ns, kind), request_id, message
 
 
 def _message_of(value: object) -> bytes:
@@ -166,9 +173,12 @@ def _mode_of(value: object) -> int:
 # -- from values to commands: what the rows of the table build ---------------------------------------------------------
 
 
-def top_up_of(user_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
+def top_up_of(
+    user_id: bytes, amount: int, expires_at_ns: int, kind: bytes, request_id: bytes, message: bytes
+) -> Command:
     """Of `top_up`, where it is parsed by its row."""
-    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, b"", b"")
+    packed = top_up_options(expires_at_ns, kind)
+    return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, packed, b"")
 
 
 def set_rate_of(

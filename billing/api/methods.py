@@ -52,6 +52,7 @@ from billing.api.values import (
 )
 from billing.ledger.commands import (
     HOLD_ID_BYTES_MAX,
+    KIND_BYTES_MAX,
     LEASE_NS_MIN,
     MESSAGE_BYTES_MAX,
     MODES,
@@ -269,7 +270,12 @@ _ROWS: Final = (
         "adds money; creates the account if it is new",
         shapes.one(shapes.STANDING),
         (USER_ID, AMOUNT),
-        (REQUEST_ID, MESSAGE),
+        (
+            Field("expires_at_ns", Instant(), -1, "when what is left of it is gone"),
+            Field("kind", Text(KIND_BYTES_MAX), b"", "what the caller calls this money"),
+            REQUEST_ID,
+            MESSAGE,
+        ),
         ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
         calls.top_up_of,
         calls.top_up,

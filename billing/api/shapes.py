@@ -133,7 +133,25 @@ DEBIT: Final = Shape(
 )
 HOLD: Final = Shape("Hold", (*_STANDING, Field("hold_id", "text", "names the hold in capture and release"), *_RESTORED))
 CAPTURE: Final = Shape("Capture", (*_STANDING, Field("captured_nanos", "nanos"), *_RESTORED))
-CLOSING: Final = Shape("Closing", (*_STANDING, Field("paid_out_nanos", "nanos"), *_RESTORED))
+CLOSING: Final = Shape(
+    "Closing",
+    (
+        *_STANDING,
+        Field("paid_out_nanos", "nanos"),
+        Field("forfeited_nanos", "nanos", "credit that ends, which is not paid out"),
+        *_RESTORED,
+    ),
+)
+CREDIT: Final = Shape(
+    "Credit",
+    (
+        Field("kind", "text"),
+        Field("amount_nanos", "nanos", "what was topped up"),
+        Field("left_nanos", "nanos", "what is left of it"),
+        Field("expires_at_ns", "instant"),
+        Field("entry_id", "integer", "of its top-up"),
+    ),
+)
 OPEN_HOLD: Final = Shape(
     "OpenHold",
     (Field("hold_id", "text"), Field("amount_nanos", "nanos"), _nullable("expires_at_ns", "instant")),
@@ -147,6 +165,7 @@ ACCOUNT: Final = Shape(
     (
         *_STANDING,
         Field("rates", "rates", "each line above zero, by resource"),
+        Field("credits", "map", "money that ends, in the order in which it is spent", many=True, shape=CREDIT),
         Field("leases", "instants", "when lines end by themselves, by resource"),
         Field("cutoff", "map", "the latest cutoff", nullable=True, shape=CUTOFF),
         Field("overrun_nanos", "nanos", "what would have accrued since it ran out"),

@@ -51,13 +51,18 @@ ASKED: Final[dict[int, tuple[str, str, str, str]]] = {
     ops.SET_THRESHOLDS: ("", "", "", "thresholds"),
     ops.HOLD_EXPIRED: ("amount_nanos", "", "", "hold_id"),
     ops.THRESHOLD: ("kind", "value", "", ""),
+    ops.CREDIT_EXPIRED: ("amount_nanos", "of_entry_id", "", "kind"),
     ops.LEASE_EXPIRED: ("nanos_per_hour", "", "", "resource"),
     ops.CUTOFF_FAILED: ("seq", "unbegun", "", ""),
     ops.CUTOFF_RETRY: ("seq", "by_operator", "", ""),
     **{op: ("seq", "", "", "") for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.CUTOFF_RELEASED)},
     **{op: ("seq", "", "", "") for op in (ops.RESTORE_STARTED, ops.RESTORE_DELIVERED, ops.RESTORE_FAILED)},
 }
-OPTION_NAMES: Final = {ops.TTL_NS: "ttl_ns", ops.DEFAULT_TTL_NS: "default_ttl_ns"}
+OPTION_NAMES: Final = {
+    ops.TTL_NS: "ttl_ns",
+    ops.DEFAULT_TTL_NS: "default_ttl_ns",
+    ops.EXPIRES_AT_NS: "expires_at_ns",
+}
 KINDS: Final = {ops.BY_AMOUNT: "amount", ops.BY_RUNWAY: "runway_ns"}
 MODE_NAMES: Final = {number: name for name, number in ops.MODES.items()}
 THRESHOLD_BYTES: Final = len(ops.pack_thresholds([(0, 0)]))
@@ -98,7 +103,7 @@ def asked(entry: Entry) -> dict[str, Any]:
     for number, (name, value) in enumerate(zip(names, (entry.a, entry.b, entry.c, entry.key), strict=True)):
         if name == "mode":
             found[name] = MODE_NAMES.get(entry.b, value)
-        elif name == "kind":
+        elif name == "kind" and entry.op == ops.THRESHOLD:
             found[name] = KINDS.get(entry.a, value)
         elif name == "thresholds" and len(entry.key) % THRESHOLD_BYTES == 0:
             found[name] = [{KINDS.get(kind, str(kind)): value} for kind, value in ops.unpack_thresholds(entry.key)]
@@ -107,4 +112,6 @@ def asked(entry: Entry) -> dict[str, Any]:
     for tag, name in OPTION_NAMES.items():
         if tag in options:
             found[name] = ops.number_of(options, tag)
+    if ops.KIND in options:
+        found["kind"] = options[ops.KIND]
     return found

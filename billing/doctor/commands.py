@@ -18,6 +18,7 @@ from billing.doctor.entry import (
     CLOSE,
     DEBIT,
     DEFAULT_TTL_NS,
+    EXPIRES_AT_NS,
     HOLD,
     RELEASE,
     SET_CREDIT_LIMIT,
@@ -29,10 +30,12 @@ from billing.doctor.entry import (
     UNIT,
     WORD_MAX,
     Entry,
+    kind_of,
     options_of,
 )
-from billing.doctor.state import NEVER, WEEK_NS, Account
+from billing.doctor.state import NEVER, WEEK_NS, Account, Credit
 
+INVALID_PARAMS: Final = 103
 INVALID_RATE: Final = 106
 INSUFFICIENT_FUNDS: Final = 201
 INSUFFICIENT_RUNWAY: Final = 202
@@ -43,12 +46,13 @@ LIMIT_EXCEEDED: Final = 206
 ACCOUNT_NOT_CLOSABLE: Final = 207
 
 # The numbers of what may stand against a command.
-BALANCE, AVAILABLE, _, HOLDS, OPEN_HOLDS, RATE, RATE_LINES = range(7)
+BALANCE, AVAILABLE, _, HOLDS, OPEN_HOLDS, RATE, RATE_LINES, CREDITS = range(8)
 BY_RATE, BY_DEBT, BY_HOLD, BY_CUTOFF = range(4)
 
 PARTIAL, FORCE = 1, 2
 LINES_MAX: Final = 10_000
 HOLDS_MAX: Final = 1_000
+CREDITS_MAX: Final = 100
 
 _THRESHOLD = struct.Struct("<Bq")
 
@@ -58,7 +62,9 @@ Refusal = tuple[int, int]  # the error's number, and the number of its note
 def carry_out(account: Account, entry: Entry) -> Refusal | None:
     """Changes the account as the entry's command says; or returns why not, and has changed nothing."""
     op = entry.op
-    if op in (TOP_UP, ADJUST):
+    if op == TOP_UP:
+        return _top_up(account, entry)
+    if op == ADJUST:
         return _move(account, entry.a * UNIT)
     if op == DEBIT:
         return _debit(account, entry.a, entry.b)
@@ -106,6 +112,22 @@ def _move(account: Account, amount: int) -> Refusal | None:
     no = _beyond(account.balance + amount, account.credit_limit_nanos, account.holds_nanos)
     if no is None:
         account.balance += amount
+        account.take(max(0, -amount))
+    return no
+
+
+def _top_up(account: Account, entry: Entry) -> Refusal | None:
+    ends_ns = (options_of(entry.options) or {}).get(EXPIRES_AT_NS)
+    if ends_ns is not None and ends_ns <= account.settled_ns:
+        return INVALID_PARAMS, ends_ns
+    if ends_ns is not None and len(account.credits) == CREDITS_MAX:
+        return LIMIT_EXCEEDED, CREDITS
+    debt = max(0, -account.balance)
+    no = _move(account, entry.a * UNIT)
+    rest = entry.a * UNIT - debt
+    if no is None and ends_ns is not None and rest > 0:
+        credit = Credit(ends_ns, rest, account.entry_id + 1, entry.a, kind_of(entry.options))
+        account.credits = sorted([*account.credits, credit])
     return no
 
 
@@ -143,7 +165,8 @@ def _rate(account: Account, entry: Entry) -> Refusal | None:
     if total > WORD_MAX:
         return LIMIT_EXCEEDED, RATE
     if min_runway_ns >= 0 and total:
-        runway_ns = max(0, -(-account.available // total))
+        falls_ns = account.falls_to(0, total) if account.available > 0 else 0
+        runway_ns = max(0, falls_ns - account.settled_ns)
         if runway_ns < max(1, min_runway_ns):
             return INSUFFICIENT_RUNWAY, runway_ns
     known = resource in (account.lines or ()) or account.line(resource)[1] >= 0
@@ -224,6 +247,7 @@ def _end_hold(account: Account, entry: Entry) -> Refusal | None:
         no = _beyond(balance, account.credit_limit_nanos, account.holds_nanos - held_nanos)
         if no is not None:
             return no
+        account.take(account.balance - balance)
         account.balance = balance
     free_hold(account, name)
     return None

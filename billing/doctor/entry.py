@@ -17,6 +17,7 @@ on reading, so that everything behind counts in one unit.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 UNIT: Final = 3600 * 10**9  # internal units in a nano: nanoseconds in an hour
@@ -33,13 +34,13 @@ FLAGS_KNOWN: Final = 0x1FF
 (
     TOP_UP, SET_RATE, CHANGE_RATE, DEBIT, SET_CREDIT_LIMIT, HOLD, CAPTURE, RELEASE, ADJUST, SET_THRESHOLDS, CLOSE,
 ) = range(1, 12)  # fmt: skip
-EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED = 32, 33, 34, 36
+EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED = range(32, 37)
 (
     CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED, RESTORE_STARTED, RESTORE_DELIVERED, RESTORE_FAILED,
     CUTOFF_RELEASED, CUTOFF_RETRY,
 ) = range(48, 56)  # fmt: skip
 COMMANDS: Final = range(TOP_UP, CLOSE + 1)
-BY_TIME: Final = frozenset({EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED})
+BY_TIME: Final = range(EXHAUST, LEASE_EXPIRED + 1)
 REPORTS: Final = range(CUTOFF_STARTED, CUTOFF_RETRY + 1)
 
 # What each operation may carry: the ranges of a, b and c, and whether it has a key and a message. All else is zero.
@@ -65,16 +66,19 @@ SHAPES: Final[dict[int, Shape]] = {
     EXHAUST: (_NONE, _NONE, _NONE, False, False),
     HOLD_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     THRESHOLD: ((0, 1), _LIMIT, _NONE, False, False),
+    CREDIT_EXPIRED: (_AMOUNT, _AMOUNT, _NONE, True, False),
     LEASE_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     **{op: (_SEQ, _NONE, _NONE, False, op in (CUTOFF_FAILED, RESTORE_FAILED)) for op in REPORTS},
     CUTOFF_FAILED: (_SEQ, (0, 1), _NONE, False, True),
     CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
 }
 
-# The options that an operation may carry: of each tag the least number, an i64.
-TTL_NS, DEFAULT_TTL_NS = 1, 2
+# The options that an operation may carry: of each tag the least number, an i64; of KIND it is bytes.
+TTL_NS, DEFAULT_TTL_NS, EXPIRES_AT_NS, KIND = range(1, 5)
+KIND_BYTES_MAX: Final = 64
 _MILLISECOND_NS: Final = 10**6
 _OPTIONS: Final[dict[int, dict[int, int]]] = {
+    TOP_UP: {EXPIRES_AT_NS: 0, KIND: 0},
     SET_RATE: {TTL_NS: _MILLISECOND_NS, DEFAULT_TTL_NS: 1},
     CHANGE_RATE: {DEFAULT_TTL_NS: 1},
 }
@@ -182,16 +186,27 @@ def misshapen(entry: Entry) -> str:
 
 
 def options_of(packed: bytes) -> dict[int, int] | None:
-    """The numbers that options hold, by tag; None where they are no such options with rising tags."""
+    """The numbers that options hold, by tag, of a kind its length; None where they are no options with rising tags."""
     found: dict[int, int] = {}
-    at, last = 0, 0
-    while at < len(packed):
-        tag, value = packed[at], packed[at + 2 : at + 10]
-        if tag <= last or len(value) != 8 or packed[at + 1] != 8:
+    for tag, value in _each_option(packed):
+        if tag <= max(found, default=0) or not (len(value) == 8 or (tag == KIND and 1 <= len(value) <= KIND_BYTES_MAX)):
             return None
-        found[tag] = int.from_bytes(value, "little", signed=True)
-        at, last = at + 10, tag
+        found[tag] = len(value) if tag == KIND else int.from_bytes(value, "little", signed=True)
     return found
+
+
+def kind_of(packed: bytes) -> bytes:
+    """The kind in the options of a top-up; empty where there is none."""
+    return dict(_each_option(packed)).get(KIND, b"")
+
+
+def _each_option(packed: bytes) -> Iterator[tuple[int, bytes]]:
+    """(tag, value) one after the other; a value that ends behind all is given short of a byte, as (tag, b"")."""
+    at = 0
+    while at < len(packed):
+        end = at + 2 + packed[at + 1] if at + 1 < len(packed) else len(packed) + 1
+        yield packed[at], packed[at + 2 : end] if end <= len(packed) else b""
+        at = end
 
 
 def _strange_options(entry: Entry) -> bool:

@@ -29,6 +29,7 @@ def facts(account: Account) -> dict[str, object]:
     named["leases"] = account.leases or {}
     named["lines at zero"] = recent(account.quiet or {}, account.settled_ns)
     named["holds"] = account.holds or {}
+    named["credits"] = account.credits
     named["cutoffs"] = [cutoff.facts() for cutoff in account.cutoffs]
     return named
 
@@ -115,6 +116,10 @@ def contradictions(bucket: Bucket, pending: int) -> Iterator[Difference]:
             yield user_id, "its rate is not the sum of its lines"
         if not (account.leases or {}).keys() <= (account.lines or {}).keys():
             yield user_id, "a line has a lease and no rate"
+        if sum(credit.rest for credit in account.credits) > max(0, account.balance):
+            yield user_id, "it has more credit that ends than money"
+        if account.credits != sorted(account.credits):
+            yield user_id, "its credits are not in the order in which they are spent"
         if sum(nanos for nanos, _ in (account.holds or {}).values()) != account.holds_nanos:
             yield user_id, "its holds do not add up"
         if not account.exhausted and any(cutoff.status == PENDING for cutoff in account.cutoffs):

@@ -14,6 +14,7 @@
             | lines and quiet: i64 i64 u8 name | holds: i64 u64 u8 name | thresholds: u8 i64
             | cutoffs: seq u32, at i64, attempts u32, status u8, released u8, u16 error | the restore's error
             | sections: tag u8, length u32; 1 leases: ends i64, u8 name
+            | 2 credits: ends, rest nanos, frac, entry_id, amount i64, u8 kind
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
             | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
@@ -27,7 +28,7 @@ from typing import NamedTuple
 
 from billing.doctor.entry import UNIT, Garbled, read_entry
 from billing.doctor.replay import digest
-from billing.doctor.state import SUPERSEDED, TOTALS, Account, Bucket, Cutoff, Grave
+from billing.doctor.state import SUPERSEDED, TOTALS, Account, Bucket, Credit, Cutoff, Grave
 
 _ENVELOPE = struct.Struct("<BHIq")
 _BLOCK = struct.Struct("<4sHII")
@@ -39,7 +40,8 @@ _THRESHOLD = struct.Struct("<Bq")
 _CUTOFF = struct.Struct("<IqIBBH")
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")
-_LEASES = 1
+_CREDIT = struct.Struct("<qqqqqB")
+_LEASES, _CREDITS = 1, 2
 _GRAVE = struct.Struct("<qqIIH")
 _OWN, _LEAVE, _RECEIVED = 2, 3, 4
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
@@ -209,6 +211,12 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
     while rest.more:
         tag, length = rest.numbers(_SECTION)
         section = _Bytes(rest.take(length))
+        if tag == _CREDITS:
+            while section.more:
+                ends_ns, nanos, frac, entry_id, of_top_up, kind_length = section.numbers(_CREDIT)
+                kind = section.take(kind_length)
+                account.credits.append(Credit(ends_ns, nanos * UNIT + frac, entry_id, of_top_up, kind))
+            continue
         if tag != _LEASES:
             raise Garbled(f"account {account.user_id!r}: its extra has the unknown section {tag}")
         leases = {}

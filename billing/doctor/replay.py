@@ -23,6 +23,7 @@ from billing.doctor.entry import (
     BY_TIME,
     CHANGE_RATE,
     CLOSE,
+    CREDIT_EXPIRED,
     CROSSED,
     DEBIT,
     EXHAUST,
@@ -39,6 +40,7 @@ from billing.doctor.entry import (
     SET_RATE,
     THRESHOLD,
     TOP_UP,
+    UNIT,
     UNSAID,
     WORD_MAX,
     Entry,
@@ -57,11 +59,13 @@ SAYS: Final = (
 )  # fmt: skip
 SUMS: Final = frozenset({"amount", "accrued", "balance", "overrun"})
 _CUTOFF = struct.Struct("<qqIB")
+_FORFEITED = struct.Struct("<qq")
 _TOLD_FLAGS: Final = PRESUMED | RULE_ACCRUE | RULE_RESTORE  # not worked out, but taken from the entry
 _NAMES: Final = {
     EXHAUST: "exhaustion",
     HOLD_EXPIRED: "expiry of a hold",
     THRESHOLD: "crossed threshold",
+    CREDIT_EXPIRED: "end of a credit",
     LEASE_EXPIRED: "end of a lease",
 }
 
@@ -172,13 +176,13 @@ class Replay:
             text = f"no entry of the {_NAMES[op]} that was due at {due_ns}, before the entry at {entry.at_ns}"
             self._fault(text, account.user_id)
             before = account.balance
-            entries = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
+            entries, accrued = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
             self._follow(account, entry.flags, False)
-            self._count(bucket, account, op, 0, before - account.balance)
+            self._count(bucket, account, op, account.balance - before + accrued, accrued)
             account.entry_id += len(entries)
 
-    def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> deque[Coming]:
-        """Settles an account to what time causes, and does it; the entries of it, in order.
+    def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> tuple[deque[Coming], int]:
+        """Settles an account to what time causes, and does it; the entries of it, in order, and what accrued.
 
         At a tie the expiries come before the exhaustion that they prevent, and the ends of leases, which prevent none,
         behind it.
@@ -187,14 +191,18 @@ class Replay:
         above = account.above()
         if op == HOLD_EXPIRED:
             entries += ((op, nanos, 0, name) for name, nanos in commands.expire_holds(account, due_ns))
-        account.pass_time(due_ns, accrue)
+        accrued = account.pass_time(due_ns, accrue)
         if op == EXHAUST:
             entries.append((op, 0, 0, b""))
+        elif op == CREDIT_EXPIRED:
+            ended, *account.credits = account.credits
+            account.balance -= ended.rest
+            entries.append((op, ended.nanos, ended.entry_id, ended.kind))
         elif op == LEASE_EXPIRED:
             name, rate = commands.end_lease(account, due_ns)
             entries.append((op, rate, 0, name))
         entries += account.crossed(above)
-        return entries
+        return entries, accrued
 
     def _by_time(self, bucket: Bucket, account: Account, entry: Entry) -> None:
         if account.firing:
@@ -210,14 +218,13 @@ class Replay:
             self._adopt(bucket, account, entry)
             return
         before = account.balance
-        entries = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
-        accrued = before - account.balance
+        entries, accrued = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
         first = entries.popleft()
         if (entry.op, entry.a, entry.b, entry.key) != first or entry.c:
             detail = (entry.a, entry.b, entry.c, entry.key)
             self._fault(f"an entry of the {_NAMES[op]} with {detail}, worked out {shown(first)}", account.user_id)
         account.firing = entries or None
-        self._conclude(bucket, account, entry, account.balance, accrued)
+        self._conclude(bucket, account, entry, before - accrued, accrued)
 
     def _missing(self, account: Account) -> None:
         assert account.firing is not None
@@ -237,7 +244,7 @@ class Replay:
         self._compare(account, entry, self._state(account, entry, 0, 0, 0, 0, b""))
 
     def _command(self, bucket: Bucket, account: Account, entry: Entry, opened: int) -> None:
-        settled_ns, balance, overrun = account.settled_ns, account.balance, account.overrun
+        settled_ns, balance, overrun, credits = account.settled_ns, account.balance, account.overrun, account.credits
         accrued = account.pass_time(entry.at_ns, False)
         before = account.balance
         above = account.above()
@@ -248,14 +255,17 @@ class Replay:
             says = self._state(account, entry, 0, 0, code, REFUSED, number.to_bytes(8, "little"))
             self._compare(account, entry, says)
             account.settled_ns, account.balance, account.overrun = settled_ns, balance, overrun
+            account.credits = credits
             if not entry.flags & REFUSED:
                 self._adopt(bucket, account, entry)
             elif entry.op != DEBIT and not entry.request_id:
                 self._fault("a refusal was kept that nobody can ask for again", account.user_id)
         elif entry.op == CLOSE:
-            account.exhausted = True
+            forfeited = sum(credit.rest for credit in account.credits)
+            note = _FORFEITED.pack(*divmod(forfeited, UNIT)) if forfeited else b""
+            account.exhausted, account.credits = True, []
             account.entry_id += 1
-            self._compare(account, entry, self._state(account, entry, -before, accrued, 0, 0, b""))
+            self._compare(account, entry, self._state(account, entry, -before, accrued, 0, 0, note))
             self._count(bucket, account, CLOSE, entry.amount, entry.accrued)
             self._close(bucket, account)
         else:
@@ -342,6 +352,7 @@ class Replay:
         if entry.entry_id:
             account.entry_id = entry.entry_id
             account.balance, account.overrun, account.seq = entry.balance, entry.overrun, entry.seq
+            account.take(max(0, sum(credit.rest for credit in account.credits) - max(0, account.balance)))
             account.exhausted = account.available <= 0
 
     def _adopt(self, bucket: Bucket, account: Account, entry: Entry) -> None:

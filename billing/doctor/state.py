@@ -11,9 +11,9 @@ What an account can have is all here, and how time alone changes it: `pass_time`
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
-from billing.doctor.entry import EXHAUST, HOLD_EXPIRED, LEASE_EXPIRED, SUM_MAX, THRESHOLD, UNIT
+from billing.doctor.entry import CREDIT_EXPIRED, EXHAUST, HOLD_EXPIRED, LEASE_EXPIRED, SUM_MAX, THRESHOLD, UNIT
 
 WEEK_NS: Final = 7 * 24 * 3600 * 10**9
 NEVER: Final = 2**64 - 1  # as an instant: none
@@ -52,11 +52,21 @@ class Cutoff:
         return self.seq, self.at_ns, STATUSES[self.status], self.attempts, self.released, self.last_error
 
 
+class Credit(NamedTuple):
+    """Money that ends. What ends soonest is spent first, of one end the smaller rest, then the older."""
+
+    ends_ns: int
+    rest: int  # internal units
+    entry_id: int  # of its top-up
+    nanos: int  # of its top-up
+    kind: bytes
+
+
 class Account:
     """An account between two entries. What few have is None until there is one."""
 
     __slots__ = (
-        "accruing", "balance", "credit_limit_nanos", "cutoffs", "entry_id", "exhausted", "firing", "holds",
+        "accruing", "balance", "credit_limit_nanos", "credits", "cutoffs", "entry_id", "exhausted", "firing", "holds",
         "holds_nanos", "leases", "lines", "net", "off_ns", "off_seq", "on_seq", "overrun", "quiet", "rate",
         "restore_attempts", "restore_error", "seq", "settled_ns", "thresholds", "user_id",
     )  # fmt: skip
@@ -82,6 +92,7 @@ class Account:
         self.leases: dict[bytes, int] | None = None  # resource -> the instant at which its line ends by itself
         self.quiet: dict[bytes, tuple[int, int]] | None = None  # resource -> (rate_seq, at zero since)
         self.holds: dict[bytes, tuple[int, int]] | None = None  # hold_id -> (nanos, expires_ns or NEVER)
+        self.credits: list[Credit] = []  # in the order in which they are spent
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
         self.cutoffs: list[Cutoff] = []
         self.firing: deque[Coming] | None = None  # entries of this same instant that must come next
@@ -93,11 +104,57 @@ class Account:
         return self.balance + (self.credit_limit_nanos - self.holds_nanos) * UNIT
 
     def exhausts_at(self) -> int:
-        """The first nanosecond at which what was spent is all that was available; NEVER where none is coming."""
-        if not self.rate or self.available <= 0:
+        """The first nanosecond at which what was spent or has ended is all that was available; NEVER where none is
+        coming.
+        """
+        return self.falls_to(0, self.rate)
+
+    def falls_to(self, floor: int, rate: int) -> int:
+        """The first nanosecond at which available is down to `floor`, at this rate; NEVER where it never is, or is.
+
+        Up to an end the rate spends either what ends then, or more; so of each end it is enough to know how much of the
+        credits up to it is neither spent nor ended before.
+        """
+        above = self.available - floor
+        if above <= 0:
             return NEVER
-        whole, rest = divmod(self.available, self.rate)
+        gone = before_ns = 0  # spent or ended, up to the last end looked at
+        ending = 0
+        for credit in self.credits:
+            spent = rate * (credit.ends_ns - self.settled_ns)
+            ended_before = gone - rate * (before_ns - self.settled_ns) if before_ns else 0
+            if spent + ended_before >= above:
+                return self._after(above - ended_before, rate)
+            ending += credit.rest
+            gone, before_ns = max(spent + ended_before, ending), credit.ends_ns
+            if gone >= above:
+                return credit.ends_ns
+        ended = gone - rate * (before_ns - self.settled_ns) if before_ns else 0
+        return self._after(above - ended, rate) if rate else NEVER
+
+    def _after(self, amount: int, rate: int) -> int:
+        whole, rest = divmod(amount, rate)
         return self.settled_ns + whole + (rest > 0)
+
+    def take(self, amount: int) -> None:
+        """Takes so much from the credits, as far as they go."""
+        kept: list[Credit] = []
+        for credit in self.credits:
+            taken = min(amount, credit.rest)
+            amount -= taken
+            if credit.rest > taken:
+                kept.append(credit._replace(rest=credit.rest - taken))
+        self.credits = kept
+
+    def ends_next(self) -> int:
+        """The first end of a credit before which not all of it is spent; NEVER where none is."""
+        rate = self.rate if self.accruing or not self.exhausted else 0
+        total = 0
+        for credit in self.credits:
+            total += credit.rest
+            if total > rate * (credit.ends_ns - self.settled_ns):
+                return credit.ends_ns
+        return NEVER
 
     def pass_time(self, at_ns: int, accrue: bool) -> int:
         """Accounts for the time up to `at_ns`; what it charged. `accrue`: the rule, should available run out."""
@@ -106,11 +163,13 @@ class Account:
         over = spent if self.exhausted else max(0, spent - self.available)
         if not over:
             self.balance -= spent
+            self.take(spent)
             return spent
         self.overrun = min(self.overrun + over, SUM_MAX)
         below_zero = self.accruing if self.exhausted else accrue
         charged = min(spent, SUM_MAX + self.balance, SUM_MAX + self.available) if below_zero else spent - over
         self.balance -= charged
+        self.take(charged)
         return charged
 
     def is_above(self, threshold: tuple[int, int]) -> bool:
@@ -118,7 +177,7 @@ class Account:
         kind, value = threshold
         if kind == BY_AMOUNT:
             return self.available > value * UNIT
-        return self.available > 0 and (not self.rate or self.exhausts_at() - self.settled_ns > value)
+        return self.available > 0 and self.exhausts_at() - self.settled_ns > value
 
     def above(self) -> list[tuple[int, int]]:
         """The thresholds that could still be crossed."""
@@ -130,9 +189,13 @@ class Account:
 
     def coming(self) -> tuple[int, int]:
         """(instant, operation) of what time causes next; NEVER where nothing. At a tie an expiry comes first, then the
-        exhaustion, then the end of a lease, then a threshold.
+        end of a credit, the exhaustion, the end of a lease, and a threshold.
         """
         instant, op = self.exhausts_at(), EXHAUST
+        if self.credits:
+            ends = self.ends_next()
+            if ends <= instant:
+                instant, op = ends, CREDIT_EXPIRED
         if self.holds:
             expires = min(expires for _, expires in self.holds.values())
             if expires <= instant:
@@ -141,13 +204,10 @@ class Account:
             ends = min(self.leases.values())
             if ends < instant:
                 instant, op = ends, LEASE_EXPIRED
-        if self.thresholds and self.rate and self.available > 0:
+        if self.thresholds and (self.rate or self.credits) and self.available > 0:
             for kind, value in self.above():
-                if kind == BY_AMOUNT:
-                    whole, rest = divmod(self.available - value * UNIT, self.rate)
-                    crossed = self.settled_ns + whole + (rest > 0)
-                else:
-                    crossed = self.exhausts_at() - value
+                falls = self.falls_to(value * UNIT, self.rate) if kind == BY_AMOUNT else self.exhausts_at()
+                crossed = falls if kind == BY_AMOUNT or falls == NEVER else falls - value
                 if crossed < instant:
                     instant, op = crossed, THRESHOLD
         return instant, op

@@ -5,6 +5,8 @@ All arithmetic of money and time is here. Internal units throughout (nano-per-ho
     available = balance + credit limit - open holds    active while it is above zero, else exhausted
     E         = settled + ceil(available / rate)       the first nanosecond at which what was spent is >= what there was
 
+Credits that end are lost at their ends, which E foresees (see `credits`).
+
 `settle` accounts for the time since the last entry. At E exactly what was available has been taken (clamp): available
 is zero, and the sliver by which rate * time exceeds it is overrun, as is all that would have accrued after E. So rate
 * time = accrued + overrun, exactly. An exhaustion under the rule `accrue` goes on below zero instead: all of rate *
@@ -18,7 +20,8 @@ leaves both as they were. `store` writes the row and asserts what must be true.
 from typing import Final
 
 from billing.ledger.book import ACCRUING, EXHAUSTED, HAS_EXTRA, ROW, Book
-from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.credits import after_spending, falls_ns
+from billing.ledger.extra import NEVER_NS, Credit, Extra
 from billing.ledger.money import INT64_MAX, NANO
 
 BALANCE_MAX: Final = INT64_MAX * NANO
@@ -43,6 +46,7 @@ class Account:
         "balance",
         "book",
         "credit_limit_nanos",
+        "credits",
         "entry_id",
         "exhausted",
         "exhaustion_seq",
@@ -67,12 +71,14 @@ class Account:
         self.accruing = bool(flags & ACCRUING)
         self.raised = False  # the command at hand raised a line from zero
         self.extra: Extra | None = None
+        self.credits: tuple[Credit, ...] = ()
         self.credit_limit_nanos = self.holds_nanos = self.overrun = 0
         if flags & HAS_EXTRA:
             extra = self.extra = book.extras[slot]
             self.credit_limit_nanos = extra.credit_limit_nanos
             self.holds_nanos = extra.holds_nanos
             self.overrun = extra.overrun
+            self.credits = extra.credits
 
     def need_extra(self) -> Extra:
         """The account's `Extra`, made if it has none; only after the command's last check."""
@@ -86,8 +92,12 @@ class Account:
         return self.balance + (self.credit_limit_nanos - self.holds_nanos) * NANO
 
     def runs_out_ns(self) -> int:
-        """E; may lie beyond 2**63-1. NEVER_NS at rate 0 and while exhausted. The same wherever before E it is asked."""
+        """E; may lie beyond 2**63-1. NEVER_NS while exhausted, and at rate 0 but for credits that end. It is the same
+        wherever before E it is asked.
+        """
         available = self.available
+        if self.credits and available > 0:
+            return falls_ns(self.credits, self.rate, self.settled_ns, available)
         if self.rate == 0 or available <= 0:
             return NEVER_NS
         return self.settled_ns - (-available // self.rate)
@@ -111,7 +121,19 @@ class Account:
                 spent = min(spent, self.balance + BALANCE_MAX, available + BALANCE_MAX)
         self.balance -= spent
         assert spent >= 0
+        if self.credits:
+            self.credits = after_spending(self.credits, spent)
         return spent
+
+    def move(self, amount: int) -> None:
+        """Changes the balance by so many internal units; refuses where a bound would be left. What is taken comes from
+        the credits that are spent first.
+        """
+        balance = self.balance + amount
+        self.check_bounds(balance, self.credit_limit_nanos, self.holds_nanos)
+        self.balance = balance
+        if self.credits and amount < 0:
+            self.credits = after_spending(self.credits, -amount)
 
     def check_bounds(self, balance: int, credit_limit_nanos: int, holds_nanos: int) -> None:
         """Refuses `LIMIT_EXCEEDED` where a bound would be left. Available, too, stays above -2**63 nanos."""
@@ -129,6 +151,7 @@ class Account:
         assert self.exhausted == (available <= 0), "state and available disagree"
         assert 0 <= self.rate <= INT64_MAX, "the rate left its bounds"
         assert 0 <= self.overrun <= BALANCE_MAX, "overrun left its bounds"
+        assert not self.credits or extra is not None, "credits without a place"
         flags = EXHAUSTED if self.exhausted else 0
         if self.accruing:
             flags |= ACCRUING
@@ -136,6 +159,7 @@ class Account:
             extra.credit_limit_nanos = self.credit_limit_nanos
             extra.holds_nanos = self.holds_nanos
             extra.overrun = self.overrun
+            extra.credits = self.credits
             assert 0 <= self.credit_limit_nanos <= INT64_MAX, "the credit limit left its bounds"
             assert 0 <= self.holds_nanos <= INT64_MAX, "holds left their bounds"
             assert (self.holds_nanos > 0) == bool(extra.holds), "holds do not add up"

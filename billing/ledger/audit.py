@@ -46,13 +46,16 @@ def checking(book: Book) -> Iterator[None]:
     for count, (slot, extra) in enumerate(book.extras.items(), 1):
         if not count % SLICE_ROWS:
             yield
-        *_, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
+        _, nanos, frac, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
         pending += sum(cutoff.status == PENDING for cutoff in extra.cutoffs)
         held = sum(amount_nanos for amount_nanos, _ in extra.holds.values())
         assert held == extra.holds_nanos, f"{where}: holds do not add up"
         ends = [expires for _, expires in extra.holds.values()] + list(extra.leases.values())
         assert min(ends, default=NEVER_NS) == extra.next_expiry_ns, f"{where}: another hold or lease ends next"
         assert extra.leases.keys() <= (extra.lines or {}).keys(), f"{where}: a lease without a line"
+        credits = sum(credit.left for credit in extra.credits)
+        assert credits <= max(0, nanos * NANO + frac), f"{where}: credits beyond a balance"
+        assert list(extra.credits) == sorted(extra.credits), f"{where}: credits out of order"
         if extra.lines is not None:
             assert sum(line_rate for line_rate, _ in extra.lines.values()) == rate, f"{where}: rate lines do not add up"
         if extra.cutoffs and extra.cutoffs[0].status == PENDING:

@@ -6,23 +6,46 @@ from the change (exhaustion, restoring, thresholds) is the ledger's business and
 
 from typing import Final
 
+from billing.ledger import commands as ops
 from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import FORCE, STRICT, Command
+from billing.ledger.credits import CREDITS_MAX, with_credit
 from billing.ledger.entry import LIMITS, hold_id
-from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.errors import Refused
+from billing.ledger.extra import NEVER_NS, Credit, Extra
 from billing.ledger.money import INT64_MAX, NANO
 
 HOLDS_MAX: Final = 1000  # open ones an account
 
 _HOLDS: Final = LIMITS.index("holds")
 _OPEN_HOLDS: Final = LIMITS.index("open_holds")
+_CREDITS: Final = LIMITS.index("credits")
 
 
 def top_up(account: Account, command: Command) -> None:
-    """Adds money."""
-    balance = account.balance + command[2] * NANO
-    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
-    account.balance = balance
+    """Adds money. With an end it is a credit: what is left of it after it has paid a debt."""
+    _, _, amount_nanos, _, _, _, _, _, packed, _ = command
+    options = ops.unpack_options(packed)
+    ends_ns = ops.number_of(options, ops.EXPIRES_AT_NS)
+    if ends_ns is not None:
+        if ends_ns <= account.settled_ns:
+            raise Rejected("INVALID_PARAMS", ends_ns)
+        if len(account.credits) >= CREDITS_MAX:
+            raise Rejected("LIMIT_EXCEEDED", _CREDITS)
+    account.move(amount_nanos * NANO)
+    left = min(account.balance, amount_nanos * NANO)
+    if ends_ns is not None and left > 0:
+        account.need_extra()
+        credit = Credit(ends_ns, left, account.entry_id + 1, amount_nanos, options.get(ops.KIND, b""))
+        account.credits = with_credit(account.credits, credit)
+
+
+def check_end(command: Command, at_ns: int) -> None:
+    """Refuses the top_up that would open an account with a credit that has ended already. Raises Refused."""
+    ends_ns = ops.number_of(ops.unpack_options(command[8]), ops.EXPIRES_AT_NS)
+    if ends_ns is not None and ends_ns <= at_ns:
+        message = f"expires_at_ns {ends_ns} is not after the instant of the call"
+        raise Refused("INVALID_PARAMS", message, {"expires_at_ns": ends_ns, "at_ns": at_ns})
 
 
 def debit(account: Account, command: Command) -> None:
@@ -36,16 +59,12 @@ def debit(account: Account, command: Command) -> None:
         if mode == STRICT:
             raise Rejected("INSUFFICIENT_FUNDS", amount_nanos - available // NANO)
         amount = max(available, 0)
-    balance = account.balance - amount
-    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
-    account.balance = balance
+    account.move(-amount)
 
 
 def adjust(account: Account, command: Command) -> None:
     """Corrects the balance by a signed amount; may go below."""
-    balance = account.balance + command[2] * NANO
-    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos)
-    account.balance = balance
+    account.move(command[2] * NANO)
 
 
 def set_credit_limit(account: Account, command: Command) -> None:
@@ -86,16 +105,25 @@ def capture(account: Account, command: Command) -> None:
     _, _, amount_nanos, _, _, name, *_ = command
     extra = _extra_with(account, name)
     held_nanos = extra.holds[name][0]
-    balance = account.balance - min(amount_nanos, held_nanos) * NANO
-    account.check_bounds(balance, account.credit_limit_nanos, account.holds_nanos - held_nanos)
-    account.balance = balance
+    taken = min(amount_nanos, held_nanos) * NANO
+    account.check_bounds(account.balance - taken, account.credit_limit_nanos, account.holds_nanos - held_nanos)
     free(account, extra, name)
+    account.move(-taken)
 
 
 def release(account: Account, command: Command) -> None:
     """Gives a hold back."""
     name = command[5]
     free(account, _extra_with(account, name), name)
+
+
+def end_credit(account: Account) -> Command:
+    """What is left of the credit that ends now is gone; the command that says so."""
+    ended, *rest = account.credits
+    account.credits = tuple(rest)
+    account.balance -= ended.left
+    what = (ended.amount_nanos, ended.entry_id, 0, ended.kind)
+    return (ops.CREDIT_EXPIRED, account.user_id, *what, b"", b"", b"", b"")
 
 
 def free(account: Account, extra: Extra, name: bytes) -> None:

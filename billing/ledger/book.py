@@ -65,10 +65,10 @@ class Totals:
 
     def __init__(self) -> None:
         self.top_ups = 0
-        self.debits = 0  # captures of holds included
+        self.debits = 0  # captures of holds and credits that ended included
         self.accrued = 0
         self.adjustments = 0
-        self.paid_out = 0  # on closing
+        self.paid_out = 0  # on closing, credits that were forfeited included
 
     def balance(self) -> int:
         """What all balances of the bucket must add up to."""

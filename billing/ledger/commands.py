@@ -12,6 +12,7 @@ and range-check everything into this form; the ledger checks only what depends o
 
     op                  a                     b                   c                key               message
     TOP_UP              amount nanos                                                                 message
+                        options: EXPIRES_AT_NS, KIND
     SET_RATE            nanos per hour        rate_seq or -1      min_runway or -1 resource          message
                         options: TTL_NS, or DEFAULT_TTL_NS
     CHANGE_RATE         signed nanos per hour                                      resource          message
@@ -25,10 +26,11 @@ and range-check everything into this form; the ledger checks only what depends o
     SET_THRESHOLDS      how many                                                   packed thresholds message
     CLOSE                                                                                            message
 
-Set aside, so that entries need no other format for them: 12 for set_class, 35 for credit_expired.
+Set aside, so that entries need no other format for it: 12 for set_class.
 
 Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
-LEASE_EXPIRED (a = the rate that the line had, key = resource), THRESHOLD (a = kind, b = value). Delivery commands tell
+LEASE_EXPIRED (a = the rate that the line had, key = resource), CREDIT_EXPIRED (a and b = amount and entry_id of its
+top_up, key = its kind), THRESHOLD (a = kind, b = value). Delivery commands tell
 the ledger what became of a cutoff or a restore call: `a` is the cutoff's seq, message the error of a failed attempt;
 CUTOFF_FAILED with `b` = 1 is one that never began, because no connection came about: it counts, and nobody was told
 anything. `rate_seq` and `min_runway_ns` are 0 or more, in
@@ -55,6 +57,7 @@ CLOSE: Final = 11
 EXHAUST: Final = 32
 HOLD_EXPIRED: Final = 33
 THRESHOLD: Final = 34
+CREDIT_EXPIRED: Final = 35
 LEASE_EXPIRED: Final = 36
 
 CUTOFF_STARTED: Final = 48
@@ -85,6 +88,7 @@ NAMES: Final[dict[int, str]] = {
     EXHAUST: "exhaust",
     HOLD_EXPIRED: "hold_expired",
     THRESHOLD: "threshold",
+    CREDIT_EXPIRED: "credit_expired",
     LEASE_EXPIRED: "lease_expired",
     CUTOFF_STARTED: "cutoff_started",
     CUTOFF_DELIVERED: "cutoff_delivered",
@@ -109,6 +113,8 @@ BY_RUNWAY: Final = 1  # runway <= value ns
 # Tags of options.
 TTL_NS: Final = 1  # of a rate line: how long its lease is
 DEFAULT_TTL_NS: Final = 2  # the same, by the rules instead of the caller
+EXPIRES_AT_NS: Final = 3  # of a top_up: when what is left of it is gone
+KIND: Final = 4  # of a top_up: what the caller calls this money
 
 # Limits that the doors check; the journal's tails hold them.
 USER_ID_BYTES_MAX: Final = 128
@@ -120,6 +126,7 @@ OPTIONS_BYTES_MAX: Final = 255
 HOLD_ID_BYTES_MAX: Final = 2 + 2 * REQUEST_ID_BYTES_MAX
 THRESHOLDS_MAX: Final = 16
 LEASE_NS_MIN: Final = 10**6
+KIND_BYTES_MAX: Final = 64
 
 _THRESHOLD = struct.Struct("<Bq")
 _NUMBER = struct.Struct("<q")
@@ -154,6 +161,12 @@ def _asked_for(packed: bytes) -> dict[int, bytes]:
 def number_option(tag: int, number: int) -> bytes:
     """Packed options of one number, an int64."""
     return pack_options({tag: _NUMBER.pack(number)})
+
+
+def top_up_options(expires_at_ns: int, kind: bytes) -> bytes:
+    """The options of a top_up; an end of -1 and an empty kind were not given."""
+    options = {} if expires_at_ns < 0 else {EXPIRES_AT_NS: _NUMBER.pack(expires_at_ns)}
+    return pack_options(options | {KIND: kind} if kind else options)
 
 
 def number_of(options: dict[int, bytes], tag: int) -> int | None:

@@ -30,8 +30,8 @@ first byte was the op, which is below 0xF2. `unpack` reads both. `line_rate` of 
 
 Refused entries (flag REFUSED) and what delivery reports change no money, take no entry_id (0), settle nothing and are
 not rows of the history; the balance in them is the one at their instant. `note` holds what else the answer needs: of
-a restored account the cutoff concerned, of a refusal its number. Everything an answer says comes from the entry, so
-the first and the replayed answer are the same function's.
+a restored account the cutoff concerned, of a refusal its number, of a closing the credit that was forfeited. Everything
+an answer says comes from the entry, so the first and the replayed answer are the same function's.
 """
 
 import struct
@@ -253,6 +253,7 @@ STATUS_NAMES: Final = ("pending", "delivered", "effective", "superseded")
 
 _CUTOFF = struct.Struct("<qqIB")
 _NUMBER = struct.Struct("<Q")
+_FORFEITED = struct.Struct("<qq")  # (nanos, frac)
 
 
 def pack_cutoff(seq: int, exhausted_at_ns: int, status: int, attempts: int, last_error: bytes) -> bytes:
@@ -263,6 +264,11 @@ def pack_cutoff(seq: int, exhausted_at_ns: int, status: int, attempts: int, last
 def pack_number(number: int) -> bytes:
     """The note of a refused entry: the one number that its error names, 0..2**64-1."""
     return _NUMBER.pack(number)
+
+
+def pack_forfeited(forfeited: int) -> bytes:
+    """The note of a close entry: what of its amount was credit that ends, in internal units above zero."""
+    return _FORFEITED.pack(*divmod(forfeited, NANO))
 
 
 def event_id(user_id: bytes, seq: int, exhausted_at_ns: int) -> str:
@@ -345,7 +351,9 @@ def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
     elif op == ops.CAPTURE:
         reply["captured_nanos"] = -amount_nanos  # of whole nanos
     elif op == ops.CLOSE:
-        reply["paid_out_nanos"] = -amount_nanos - (amount_frac > balance_frac)
+        forfeited_nanos = _FORFEITED.unpack(note)[0] if note else 0
+        reply["paid_out_nanos"] = -amount_nanos - (amount_frac > balance_frac) - forfeited_nanos
+        reply["forfeited_nanos"] = forfeited_nanos
     if flags & RESTORED:
         reply["restored"] = True
         if note:
@@ -394,7 +402,7 @@ def value_of(op: int, a: int, b: int) -> int | None:
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 # What stands against a command, by the number in the note.
-LIMITS: Final = ("balance", "available", "credit_limit", "holds", "open_holds", "rate", "rate_lines")
+LIMITS: Final = ("balance", "available", "credit_limit", "holds", "open_holds", "rate", "rate_lines", "credits")
 OBSTACLES: Final = ("rate", "debt", "hold", "cutoff")
 
 
@@ -423,6 +431,9 @@ def refused(entry: EntryTuple, bucket_id: int) -> Refused:
     elif name == "INVALID_RATE":
         message = f"the line is at {number} nanos per hour and cannot fall below zero"
         details = {"rate_nanos_per_hour": number}
+    elif name == "INVALID_PARAMS":
+        message = f"expires_at_ns {number} is not after the instant of the call"
+        details = {"expires_at_ns": number}
     elif name == "UNKNOWN_HOLD":
         message = "no open hold has this id"
     elif name == "REQUEST_ID_CONFLICT":

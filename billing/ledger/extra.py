@@ -1,4 +1,5 @@
-"""What few accounts have: credit limit, holds, named rate lines, leases, thresholds, cutoffs, overrun.
+"""What few accounts have: credit limit, holds, named rate lines, leases, thresholds, credits, cutoffs,
+overrun.
 
 A plain account (one unnamed rate line, never exhausted) is a row of its `Book` and nothing else. As soon as it has
 anything rarer it gets an `Extra` beside the row, and loses it again when nothing of it is left. An `Extra` holds
@@ -18,11 +19,13 @@ the highest one made good by a restore: the machines may be off while off_seq > 
 
 Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds, cutoffs, each as often as the head
 says, then restore_error; then sections, each with its tag u8, its length u32 and its bytes, in the order of their tags,
-and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource.
+and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource; 2 the
+credits in the order in which they are spent, each with its end i64, what is left as (nanos, frac) i64 i64, entry_id and
+amount i64, a length u8 and its kind.
 """
 
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from billing.ledger.entry import PENDING
 from billing.ledger.money import NANO
@@ -36,7 +39,18 @@ _THRESHOLD = struct.Struct("<Bq")
 _CUTOFF = struct.Struct("<IqIBBH")  # then the last error
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")  # ends_ns; then the resource
-_LEASES: Final = 1  # tag of a section
+_CREDIT = struct.Struct("<qqqqqB")  # then the kind
+_LEASES, _CREDITS = 1, 2  # tags of sections
+
+
+class Credit(NamedTuple):
+    """Money that ends, see `credits`. The order of tuples is that in which it is spent."""
+
+    ends_ns: int
+    left: int  # internal units, above zero
+    entry_id: int  # of its top-up
+    amount_nanos: int  # of its top-up
+    kind: bytes
 
 
 class Cutoff:
@@ -58,6 +72,7 @@ class Extra:
 
     __slots__ = (
         "credit_limit_nanos",
+        "credits",
         "cutoffs",
         "holds",
         "holds_nanos",
@@ -81,6 +96,7 @@ class Extra:
         self.holds_nanos = 0
         self.next_expiry_ns = NEVER_NS
         self.lines: dict[bytes, tuple[int, int]] | None = None
+        self.credits: tuple[Credit, ...] = ()
         self.leases: dict[bytes, int] = {}  # resource -> ends_ns
         self.quiet: dict[bytes, tuple[int, int]] = {}
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
@@ -101,6 +117,7 @@ class Extra:
             or self.lines is not None
             or self.quiet
             or self.thresholds
+            or self.credits
             or self.cutoffs
             or self.overrun
             or self.off_seq
@@ -155,6 +172,12 @@ class Extra:
         if self.leases:
             packed = b"".join(_LEASE.pack(ends_ns, len(name)) + name for name, ends_ns in self.leases.items())
             parts += [_SECTION.pack(_LEASES, len(packed)), packed]
+        if self.credits:
+            packed = b"".join(
+                _CREDIT.pack(c.ends_ns, *divmod(c.left, NANO), c.entry_id, c.amount_nanos, len(c.kind)) + c.kind
+                for c in self.credits
+            )
+            parts += [_SECTION.pack(_CREDITS, len(packed)), packed]
         return b"".join(parts)
 
 
@@ -207,9 +230,15 @@ def unpack(packed: bytes) -> Extra:
 
 
 def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
-    assert tag == _LEASES, f"an account's extra has the unknown section {tag}"
+    assert tag in (_LEASES, _CREDITS), f"an account's extra has the unknown section {tag}"
     at = 0
     while at < len(packed):
+        if tag == _CREDITS:
+            ends_ns, nanos, frac, entry_id, amount_nanos, length = _CREDIT.unpack_from(packed, at)
+            at += _CREDIT.size + length
+            kind = packed[at - length : at]
+            extra.credits += (Credit(ends_ns, nanos * NANO + frac, entry_id, amount_nanos, kind),)
+            continue
         ends_ns, length = _LEASE.unpack_from(packed, at)
         at += _LEASE.size + length
         extra.leases[packed[at - length : at]] = ends_ns

@@ -5,12 +5,12 @@ account, each at its exact instant, then the command, and appends one packed ent
 became owed to the outside is appended to `notices`. The caller drains both. Same state and same command, same
 outcome, byte for byte; `replay` is the same code again and compares.
 
-Order at one instant: all holds' expiries, then the exhaustion, then the ends of leases, then thresholds; then the
-command; and behind any change the thresholds that it crossed.
+Order at one instant: all holds' expiries, then the ends of credits, then the exhaustion, then the ends of leases, then
+thresholds; then the command; and behind any change the thresholds that it crossed.
 
 What time costs: nothing is done while time passes. An account is looked at when a command comes, or when its coming
-instant (the nearest of hold expiry, exhaustion, end of a lease, threshold) comes up in the caller's wheel. `arm(ref,
-due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
+instant (the nearest of expiry, end of a credit, exhaustion, end of a lease, threshold) comes up in the caller's wheel.
+`arm(ref, due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
 
 The commands of every day go the fast way, `everyday.carry_out`, which is written out for it. Everything else goes the
 plain way through `Account`; the model test holds both to the same rules.
@@ -172,9 +172,13 @@ class Ledger:
         """An account begins with its first top_up."""
         if command[0] != ops.TOP_UP:
             raise Refused("UNKNOWN_ACCOUNT", "there is no such account")
+        tombstone = book.closed.get(command[1])
+        balances.check_end(command, at_ns if tombstone is None else max(at_ns, tombstone.settled_ns))
         account = closing.open_account(book, command[1], at_ns)
         balances.top_up(account, command)
-        return self._posting.conclude(account, command, 0, 0, [], account.settled_ns, OPENED)
+        entry = self._posting.conclude(account, command, 0, 0, [], account.settled_ns, OPENED)
+        self._posting.rearm(account)
+        return entry
 
     # -- replay and buckets --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from billing.ledger.entry import (
     EntryTuple,
     pack,
     pack_cutoff,
+    pack_forfeited,
     pack_number,
     refused,
 )
@@ -59,12 +60,15 @@ class Posting:
     # -- entries ---------------------------------------------------------------------------------------------------
 
     def close(self, account: Account, command: Command, accrued: int) -> EntryTuple:
-        """Pays out what is left, and leaves a tombstone."""
+        """Pays out what is left, but for credits that end, which are forfeited, and leaves a tombstone."""
         amount = -account.balance
+        forfeited = sum(credit.left for credit in account.credits)
+        note = pack_forfeited(forfeited) if forfeited else b""
         account.balance = account.credit_limit_nanos = 0
+        account.credits = ()
         account.exhausted = True  # nothing is available, and no cutoff comes of it
         account.entry_id += 1
-        entry = self._entry(account, command, account.settled_ns, account.entry_id, amount, accrued, self.flags)
+        entry = self._entry(account, command, account.settled_ns, account.entry_id, amount, accrued, self.flags, note)
         self._record(account.book, entry)
         self._count(account.book.totals, ops.CLOSE, amount, accrued)
         closing.bury(account)
@@ -224,11 +228,12 @@ class Posting:
             return False
         determined_ns = account.settled_ns
         armed = thresholds.above(account)
+        balance = account.balance
         (*others, last), accrued = due.step(account, due_ns, self.flags & RULE_ACCRUE != 0)
         for command in others:
             self.conclude(account, command, account.balance, accrued, [], determined_ns)
-            accrued = 0
-        self.conclude(account, last, account.balance, accrued, armed, determined_ns)
+            balance, accrued = account.balance, 0
+        self.conclude(account, last, balance - accrued, accrued, armed, determined_ns)
         return True
 
     def rearm(self, account: Account) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 from billing.ledger import commands as ops
 from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import Command
+from billing.ledger.credits import falls_ns
 from billing.ledger.entry import LIMITS
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import INT64_MAX
@@ -115,9 +116,11 @@ def _set_line(
     if total > INT64_MAX:
         raise Rejected("LIMIT_EXCEEDED", _RATE)
     if min_runway_ns >= 0 and total > 0:
-        runway_ns = -(-account.available // total)
-        if runway_ns <= 0 or runway_ns < min_runway_ns:
-            raise Rejected("INSUFFICIENT_RUNWAY", max(runway_ns, 0))
+        available = account.available
+        falls_at_ns = falls_ns(account.credits, total, account.settled_ns, available) if available > 0 else 0
+        runway_ns = max(falls_at_ns - account.settled_ns, 0)
+        if runway_ns == 0 or runway_ns < min_runway_ns:
+            raise Rejected("INSUFFICIENT_RUNWAY", runway_ns)
     remembers = rate > 0 or rate_seq >= 0
     if remembers and not _has_room(account, resource):
         raise Rejected("LIMIT_EXCEEDED", _LINES)

@@ -1,12 +1,17 @@
-"""What time causes: a hold's expiry, exhaustion, a lease's end, a threshold's crossing. In this order at one instant.
+"""What time causes: a hold's expiry, a credit's end, exhaustion, a lease's end, a threshold's crossing. In this order
+at one instant.
 
-`coming_ns` is the one instant an account is armed for: the nearest of the four. An exhausted account has only expiries
-and ends of leases coming.
+`coming_ns` is the one instant an account is armed for: the nearest of the five. An exhausted account has only expiries
+and ends of credits and leases coming.
 
 At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
 rest ran out. Holds that expire at one instant are given back together, and only then is it asked whether anything is
 left; each has an entry of its own, in the order of their ids. In the rare case that even with all of them nothing is
 left in that nanosecond, the first of these entries is the one that crosses.
+
+A credit ends before an exhaustion of the same instant is judged, so that its entry is the one that crosses where
+nothing is left. A credit that is spent before its end has no entry. Of credits that end at one instant each is a step
+and an entry of its own, in the order in which they would have been spent.
 
 The end of a lease comes behind the exhaustion: what was spent up to that instant is spent, and no line that ends then
 brings it back. It comes before a threshold of the same instant, because a runway that grows crosses nothing. Of leases
@@ -15,9 +20,11 @@ that end at one instant each is a step and an entry of its own, in the order of 
 
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
-from billing.ledger.balances import free
+from billing.ledger.balances import end_credit, free
 from billing.ledger.book import Book
 from billing.ledger.commands import Command
+from billing.ledger.credits import after_time, next_end_ns
+from billing.ledger.credits import falls_ns as credits_fall_ns
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import NANO
 from billing.ledger.rates import end_lease, line
@@ -32,13 +39,20 @@ def coming_ns(account: Account) -> int:
         coming = min(coming, extra.next_expiry_ns)
         if extra.thresholds:
             coming = min(coming, next_crossing_ns(account))
+        if account.credits:
+            coming = min(coming, _next_end_ns(account))
     return coming
+
+
+def _next_end_ns(account: Account) -> int:
+    spends = account.accruing or not account.exhausted
+    return next_end_ns(account.credits, account.rate if spends else 0, account.settled_ns)
 
 
 def anything(account: Account, at_ns: int) -> bool:
     """Whether time causes something up to `at_ns`: `coming_ns(account) <= at_ns`, mostly without a division."""
     extra = account.extra
-    if extra is None or (not extra.thresholds and extra.next_expiry_ns > at_ns):
+    if extra is None or (not (extra.thresholds or account.credits) and extra.next_expiry_ns > at_ns):
         return not account.exhausted and account.rate * (at_ns - account.settled_ns) >= account.available
     return coming_ns(account) <= at_ns
 
@@ -53,14 +67,15 @@ def unnoticed(book: Book, now_ns: int) -> int:
 
 
 def falls_ns(account: Account) -> int:
-    """The instant at which an active account runs out if nothing but time happens: E, moved by the expiries of holds
-    and the ends of leases that come before it. NEVER_NS where it does not, or is exhausted.
+    """The instant at which an active account runs out if nothing but time happens: E, which foresees the ends of
+    credits, moved by the expiries of holds and the ends of leases that come before it. NEVER_NS where it does not, or
+    is exhausted.
     """
     extra = account.extra
     runs_out_ns = account.runs_out_ns()
     if extra is None or account.exhausted or extra.next_expiry_ns > runs_out_ns:
         return runs_out_ns
-    at_ns, available, rate = account.settled_ns, account.available, account.rate
+    at_ns, available, rate, credits = account.settled_ns, account.available, account.rate, account.credits
     coming = [(ends_ns, 1, line(account, name)[0]) for name, ends_ns in extra.leases.items()]
     coming += [(expires_ns, 0, amount) for amount, expires_ns in extra.holds.values() if expires_ns != NEVER_NS]
     given_back: dict[int, int] = {}
@@ -68,15 +83,16 @@ def falls_ns(account: Account) -> int:
         if not is_lease:
             given_back[expires_ns] = given_back.get(expires_ns, 0) + amount * NANO
     for end_ns in sorted({end_ns for end_ns, _, _ in coming}):
-        runs_out_ns = at_ns - (-available // rate) if rate else NEVER_NS
+        runs_out_ns = credits_fall_ns(credits, rate, at_ns, available)
         if runs_out_ns < end_ns:
             return runs_out_ns
-        available += given_back.get(end_ns, 0) - rate * (end_ns - at_ns)
+        credits, lost = after_time(credits, rate, at_ns, end_ns)
+        available += given_back.get(end_ns, 0) - rate * (end_ns - at_ns) - lost
         at_ns = end_ns
         if available <= 0:
             return end_ns
         rate -= sum(line_rate for at, is_lease, line_rate in coming if is_lease and at == end_ns)
-    return at_ns - (-available // rate) if rate else NEVER_NS
+    return credits_fall_ns(credits, rate, at_ns, available)
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:
@@ -90,6 +106,9 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
         accrued = account.settle(due_ns, accrue)
         made = [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"", b"", b"") for name, amount in expired]
         return made, accrued
+    if account.credits and _next_end_ns(account) == due_ns:
+        accrued = account.settle(due_ns, accrue)
+        return [end_credit(account)], accrued
     if account.runs_out_ns() == due_ns:
         accrued = account.settle(due_ns, accrue)
         return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"", b"", b"")], accrued

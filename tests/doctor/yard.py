@@ -262,7 +262,9 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             [10, 10, 14, 5, 5, 8, 6, 4, 5, 3],
         )[0]
         if kind == "pay":
-            return (ops.TOP_UP, user, amount, 0, 0, b"", request, message, b"", b"")
+            ends_ns = (-1, -1, 0, yard.now_ns + 1, yard.now_ns + HOUR_NS, yard.now_ns + DAY_NS)[amount % 6]
+            options = ops.top_up_options(ends_ns, (b"", b"promo")[amount % 2])
+            return (ops.TOP_UP, user, amount, 0, 0, b"", request, message, options, b"")
         if kind == "debit":
             return (ops.DEBIT, user, amount, draw.randrange(3), 0, b"", request, message, b"", b"")
         if kind == "rate":

@@ -76,7 +76,24 @@ class Drawing:
         return min(max(1, amount), BOUND)
 
     def _top_up(self, user: str, account: Account | None = None) -> Op:
-        return {"method": "top_up", "user": user, "amount": self._amount(account)}
+        draw = self.random
+        op: Op = {"method": "top_up", "user": user, "amount": self._amount(account)}
+        if draw.random() < 0.4:
+            op["expires_at_ns"] = self._end(account)
+            op["kind"] = draw.choice(("", "promo", "Guthaben ü"))
+        return op
+
+    def _end(self, account: Account | None) -> int:
+        """An end about when another credit, a hold, a lease or the money ends, or any; now and then one in the past."""
+        draw = self.random
+        now = self.t if account is None else max(self.t, account.at)
+        edges = [now + draw.choice(SPANS), now + draw.choice(SPANS), now]
+        if account is not None:
+            edges += [credit["end"] for credit in account.credits]
+            edges += [*account.ends.values(), *(end for _, end in account.holds.values() if end is not None)]
+            if account.runs_out is not None:
+                edges += [account.runs_out + draw.randrange(-1, 2)] * 2
+        return min(max(0, draw.choice(edges)), BOUND)
 
     def _debit(self, user: str, account: Account | None) -> Op:
         mode = self.random.choice(("strict", "strict", "partial", "force"))

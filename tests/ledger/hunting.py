@@ -39,6 +39,37 @@ TIE_RULES: Final = {
         "    ends_ns = max(known_ns, _lease_end(account, packed) if packed else -1)\n",
         "    ends_ns = _lease_end(account, packed) if packed else known_ns\n",
     ),
+    "exhaustion-before-credit": (
+        "billing/ledger/schedule.py",
+        "    if account.credits and _next_end_ns(account) == due_ns:\n",
+        "    if account.credits and _next_end_ns(account) == due_ns and account.runs_out_ns() != due_ns:\n",
+    ),
+    "credit-before-hold": (
+        "billing/ledger/schedule.py",
+        "    if extra is not None and ends and (expired := _expire(account, extra)):\n",
+        "    if extra is not None and ends and not (account.credits and _next_end_ns(account) == due_ns) "
+        "and (expired := _expire(account, extra)):\n",
+    ),
+    "larger-credit-first": (
+        "billing/ledger/credits.py",
+        "    return tuple(sorted((*credits, credit)))\n",
+        "    return tuple(sorted((*credits, credit), key=lambda one: (one[0], -one[1], one[2])))\n",
+    ),
+    "newer-credit-first": (
+        "billing/ledger/credits.py",
+        "    return tuple(sorted((*credits, credit)))\n",
+        "    return tuple(sorted((*credits, credit), key=lambda one: (one[0], one[1], -one[2])))\n",
+    ),
+    "later-credit-first": (
+        "billing/ledger/credits.py",
+        "    return tuple(sorted((*credits, credit)))\n",
+        "    return tuple(sorted((*credits, credit), key=lambda one: (-one[0], one[1], one[2])))\n",
+    ),
+    "admission-takes-credit-as-lasting": (
+        "billing/ledger/rates.py",
+        "        falls_at_ns = falls_ns(account.credits, total,",
+        "        falls_at_ns = falls_ns((), total,",
+    ),
     "lease-forgets-its-rate-seq": (
         "billing/ledger/rates.py",
         "    _put(account, extra, resource, 0, rate_seq, NEVER_NS)\n    account.rate -= rate\n",

@@ -56,6 +56,7 @@ class Model:
             self._write(account, op, t, 0, Fraction(0), Fraction(0))
             return {}
         unsettled = (account.at, account.balance, account.overrun, dict(account.seqs), dict(account.zero_since))
+        credits = [dict(credit) for credit in account.credits]
         accrued = self._accrue(account, t)
         account.forget_lines()
         above = [threshold for threshold in account.thresholds if account.is_above(threshold)]
@@ -68,6 +69,7 @@ class Model:
             if request_id is not None:
                 self._keep(op, t, None, refusal)
             account.at, account.balance, account.overrun, account.seqs, account.zero_since = unsettled
+            account.credits = credits
             raise
         if op["method"] == "close_account":
             return self._close(account, op, t, accrued)
@@ -94,8 +96,11 @@ class Model:
         del self.ids[: -self.ids_max]
 
     def _open(self, t: int, op: Op) -> dict[str, Any]:
+        earlier = self.closed.get(op["user"])
+        if "expires_at_ns" in op and op["expires_at_ns"] <= (t if earlier is None else max(t, earlier.at)):
+            raise Refusal("INVALID_PARAMS", expires_at_ns=op["expires_at_ns"])
         account = Account(op["user"], t)
-        earlier = self.closed.pop(op["user"], None)
+        self.closed.pop(op["user"], None)
         if earlier is not None:
             account.at = t = max(t, earlier.at)
             account.entry_id, account.seq = earlier.entry_id, earlier.seq
@@ -105,7 +110,7 @@ class Model:
                 account.exhausted, account.cutoffs = True, earlier.cutoffs
                 account.maybe_off, account.back_on = earlier.maybe_off, earlier.back_on
         self.accounts[op["user"]] = account
-        account.balance = Fraction(op["amount"])
+        account.top_up(op)
         entry = self._settle_state(account, op, t, Fraction(0), Fraction(0), [], False)
         reply = self._reply(account, op, entry)
         if "request_id" in op:
@@ -114,9 +119,11 @@ class Model:
 
     def _close(self, account: Account, op: Op, t: int, accrued: Fraction) -> dict[str, Any]:
         amount = -account.balance
-        account.balance, account.limit, account.exhausted = Fraction(0), 0, True
+        forfeited = sum((credit["left"] for credit in account.credits), Fraction(0))
+        account.balance, account.limit, account.exhausted, account.credits = Fraction(0), 0, True, []
         account.entry_id += 1
         entry = self._write(account, op, t, account.entry_id, amount, accrued)
+        entry["forfeited"] = forfeited
         reply = self._reply(account, op, entry)
         del self.accounts[account.user]
         self.closed[account.user] = account
@@ -134,12 +141,15 @@ class Model:
             if rank == 0:
                 self._expire(account, at, above)
                 continue
-            if rank == 2:
+            if rank == 1:
+                self._end_credit(account, at, above)
+                continue
+            if rank == 3:
                 self._end_lease(account, at, above)
                 continue
-            op: Op = {"method": "exhaust" if rank == 1 else "threshold", "user": account.user}
+            op: Op = {"method": "exhaust" if rank == 2 else "threshold", "user": account.user}
             accrued = self._accrue(account, at)
-            if rank == 3:
+            if rank == 4:
                 op["threshold"] = next(threshold for threshold in above if not account.is_above(threshold))
             self._settle_state(account, op, at, account.balance, accrued, above, False)
 
@@ -152,6 +162,13 @@ class Model:
             op = {"method": "hold_expired", "user": account.user, "hold_id": name, "amount": amount}
             self._settle_state(account, op, at, account.balance, accrued, above if name == together[-1] else [], False)
             accrued = Fraction(0)
+
+    def _end_credit(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
+        accrued = self._accrue(account, at)
+        before = account.balance
+        ended = account.end_credit(at)
+        op = {"method": "credit_expired", "user": account.user, "credit": ended}
+        self._settle_state(account, op, at, before, accrued, above, False)
 
     def _end_lease(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
         """Of the lines that end at one instant the first by its name."""
@@ -174,6 +191,7 @@ class Model:
         if below and spent > covered:
             taken = min(spent, account.balance + BOUND, account.available + BOUND)
         account.balance -= taken
+        account.spend(taken)
         return taken
 
     def _settle_state(
@@ -269,7 +287,8 @@ class Model:
         if op["method"] == "capture":
             reply["captured_nanos"] = taken
         if op["method"] == "close_account":
-            reply["paid_out_nanos"] = taken
+            forfeited = math.floor(entry["forfeited"])
+            reply |= {"paid_out_nanos": taken - forfeited, "forfeited_nanos": forfeited}
         if op["method"] == "hold":
             reply["hold_id"] = "r:" + op["request_id"] if "request_id" in op else f"e:{entry['entry_id']}"
         if entry["restored"]:
@@ -302,13 +321,26 @@ class Model:
         t = max(t, account.at)
         self.pass_time(account, t)
         kept = (account.at, account.balance, account.overrun)
+        credits = [dict(credit) for credit in account.credits]
         self._accrue(account, t)
+        left = sorted(account.credits, key=lambda credit: (credit["end"], credit["left"], credit["entry"]))
         entry = self._write(account, {}, t, account.entry_id, Fraction(0), Fraction(0))
         self.entries.pop()
         account.at, account.balance, account.overrun = kept
+        account.credits = credits
         return self._state(entry, user) | {
             "rates": dict(account.lines),
             "leases": dict(account.ends),
+            "credits": [
+                {
+                    "kind": credit["kind"],
+                    "amount_nanos": credit["amount"],
+                    "left_nanos": math.floor(credit["left"]),
+                    "expires_at_ns": credit["end"],
+                    "entry_id": credit["entry"],
+                }
+                for credit in left
+            ],
             "overrun_nanos": math.floor(entry["overrun"]),
             "holds_nanos": entry["held"],
             "holds": {

@@ -22,6 +22,10 @@ class Refusal(Exception):
         self.facts = facts
 
 
+def _spent_first(credit: dict[str, Any]) -> tuple[int, Fraction, int]:
+    return credit["end"], credit["left"], credit["entry"]
+
+
 class Account:
     """What the model knows of one account."""
 
@@ -31,6 +35,7 @@ class Account:
         self.balance = Fraction(0)
         self.limit = 0
         self.holds: dict[str, tuple[int, int | None]] = {}
+        self.credits: list[dict[str, Any]] = []  # each with its end, what is left, entry, amount and kind
         self.lines: dict[str, int] = {}
         self.ends: dict[str, int] = {}  # of lines with a lease
         self.seqs: dict[str, int] = {}
@@ -64,10 +69,58 @@ class Account:
     @property
     def runs_out(self) -> int | None:
         """The first nanosecond at which what has been spent is at least what there was."""
-        available = self.available
-        if not self.lines or available <= 0:
+        return self.falls_to(0)
+
+    def falls_to(self, floor: int) -> int | None:
+        """The first nanosecond at which available is the floor or below, by time alone; None where it is already."""
+        if self.available <= floor:
             return None
-        return self.at + math.ceil(available / self.per_ns)
+        instants = {credit["end"] for credit in self.credits}
+        for end in sorted(instants):
+            if self._available_at(end) <= floor:
+                return self._spent_down_to(floor, end)
+        last = max(instants, default=self.at)
+        return math.ceil(last + (self._available_at(last) - floor) / self.per_ns) if self.lines else None
+
+    def _spent_down_to(self, floor: int, end: int) -> int:
+        """Between two ends money only goes by the rate: when it is gone before `end`, else `end` itself."""
+        begin = max((credit["end"] for credit in self.credits if credit["end"] < end), default=self.at)
+        gone = math.ceil(begin + (self._available_at(begin) - floor) / self.per_ns) if self.lines else end
+        return min(gone, end)
+
+    def _available_at(self, t: int) -> Fraction:
+        """By time alone, all ends up to t included, as if it never ran out."""
+        spent, lost = self.per_ns * (t - self.at), Fraction(0)
+        for end in sorted({credit["end"] for credit in self.credits if credit["end"] <= t}):
+            of_these = sum(credit["left"] for credit in self.credits if credit["end"] <= end)
+            taken = self.per_ns * (end - self.at)  # from what ends first, what is lost already left aside
+            lost += max(Fraction(0), of_these - taken - lost)
+        return self.available - spent - lost
+
+    def spend(self, amount: Fraction) -> None:
+        """Takes from what ends soonest, of one end from the smaller, then from the older; the rest never ends."""
+        while amount > 0 and self.credits:
+            first = min(self.credits, key=_spent_first)
+            taken = min(amount, first["left"])
+            first["left"] -= taken
+            amount -= taken
+            self.credits = [credit for credit in self.credits if credit["left"] > 0]
+
+    def end_credit(self, t: int) -> dict[str, Any]:
+        """What is left of one that ends now is gone."""
+        ended = min((credit for credit in self.credits if credit["end"] == t), key=_spent_first)
+        self.credits.remove(ended)
+        self.balance -= ended["left"]
+        return ended
+
+    def _credit_end(self) -> int | None:
+        """The first end at which something is left."""
+        spends = self.lines and (self.goes_below or not self.exhausted)
+        for end in sorted({credit["end"] for credit in self.credits}):
+            up_to_it = sum(credit["left"] for credit in self.credits if credit["end"] <= end)
+            if up_to_it > (self.per_ns * (end - self.at) if spends else 0):
+                return int(end)
+        return None
 
     def is_above(self, threshold: tuple[str, int]) -> bool:
         kind, value = threshold
@@ -81,13 +134,12 @@ class Account:
 
     def crosses(self, threshold: tuple[str, int]) -> int | None:
         """When time alone takes it to or below the threshold."""
-        if not self.lines or not self.is_above(threshold):
+        if not self.is_above(threshold):
             return None
         kind, value = threshold
         if kind == "amount":
-            return self.at + math.ceil((self.available - value) / self.per_ns)
-        assert self.runs_out is not None
-        return self.runs_out - value
+            return self.falls_to(value)
+        return None if self.runs_out is None else self.runs_out - value
 
     def forget_lines(self) -> None:
         for resource, since in list(self.zero_since.items()):
@@ -96,14 +148,18 @@ class Account:
                 self.seqs.pop(resource, None)
 
     def coming(self) -> tuple[int, int] | None:
-        """(instant, rank) of what time causes next: 0 expiries of holds, 1 running out, 2 leases, 3 a threshold."""
+        """(instant, rank) of what time causes next: 0 expiries of holds, 1 the end of a credit, 2 running out, 3 the
+        end of a lease, 4 a threshold.
+        """
         found = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
-        runs_out = self.runs_out
+        runs_out, credit_end = self.runs_out, self._credit_end()
+        if credit_end is not None:
+            found.append((credit_end, 1))
         if runs_out is not None:
-            found.append((runs_out, 1))
+            found.append((runs_out, 2))
         crossings = (self.crosses(threshold) for threshold in self.thresholds)
-        found += [(end, 2) for end in self.ends.values()]
-        found += [(crossing, 3) for crossing in crossings if crossing is not None]
+        found += [(end, 3) for end in self.ends.values()]
+        found += [(crossing, 4) for crossing in crossings if crossing is not None]
         return min(found, default=None)
 
     def pending(self) -> list[dict[str, Any]]:
@@ -121,12 +177,23 @@ class Account:
     # Each of these checks, then changes; a true return value means that a line rose from zero.
 
     def top_up(self, op: Op) -> None:
+        end = op.get("expires_at_ns")
+        if end is not None and end <= self.at:
+            raise Refusal("INVALID_PARAMS", expires_at_ns=end)
+        if end is not None and len(self.credits) == 100:
+            raise Refusal("LIMIT_EXCEEDED", limit="credits")
         self._check(self.balance + op["amount"])
+        debt = max(Fraction(0), -self.balance)
         self.balance += op["amount"]
+        if end is not None and op["amount"] > debt:
+            left = op["amount"] - debt
+            of_top_up = {"entry": self.entry_id + 1, "amount": op["amount"], "kind": op.get("kind", "")}
+            self.credits.append({"end": end, "left": left, **of_top_up})
 
     def adjust(self, op: Op) -> None:
         self._check(self.balance + op["amount"])
         self.balance += op["amount"]
+        self.spend(Fraction(-op["amount"]))
 
     def debit(self, op: Op) -> None:
         mode, amount = op.get("mode", "strict"), Fraction(op["amount"])
@@ -136,6 +203,7 @@ class Account:
             amount = max(Fraction(0), min(amount, self.available))
         self._check(self.balance - amount)
         self.balance -= amount
+        self.spend(Fraction(amount))
 
     def set_credit_limit(self, op: Op) -> None:
         held = sum(amount for amount, _ in self.holds.values())
@@ -163,6 +231,7 @@ class Account:
         if balance < -BOUND or self.available + held - min(held, op["amount"]) < -BOUND:
             raise Refusal("LIMIT_EXCEEDED")
         del self.holds[op["hold_id"]]
+        self.spend(self.balance - balance)
         self.balance = balance
 
     def release(self, op: Op) -> None:
@@ -204,7 +273,7 @@ class Account:
         if total > BOUND:
             raise Refusal("LIMIT_EXCEEDED")
         if min_runway is not None and total > 0:
-            runway = math.ceil(self.available / Fraction(total, HOUR)) if self.available > 0 else 0
+            runway = self._runway_at(total)
             if runway == 0 or runway < min_runway:
                 raise Refusal("INSUFFICIENT_RUNWAY", runway_ns=runway)
         self.lines.pop(resource, None)
@@ -219,6 +288,12 @@ class Account:
         elif resource in self.seqs:
             self.zero_since[resource] = self.at
         return old == 0 and rate > 0
+
+    def _runway_at(self, rate: int) -> int:
+        lines, self.lines = self.lines, {"": rate}
+        falls = self.runs_out
+        self.lines = lines
+        return 0 if falls is None else falls - self.at
 
     def close_account(self, op: Op) -> None:
         obstacles = {

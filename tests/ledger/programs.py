@@ -48,6 +48,8 @@ def command_of(op: Op) -> ops.Command:
         key = op.get("resource", "").encode()
         given = {ops.TTL_NS: op.get("ttl_ns"), ops.DEFAULT_TTL_NS: op.get("default_ttl_ns")}
         packed = ops.pack_options({tag: struct.pack("<q", span) for tag, span in given.items() if span is not None})
+    elif method == "top_up":
+        packed = ops.top_up_options(op.get("expires_at_ns", -1), op.get("kind", "").encode())
     elif method == "change_rate":
         a, key = op["delta"], op.get("resource", "").encode()
         if "default_ttl_ns" in op:
@@ -211,6 +213,10 @@ class Program:
             command = (OPS["threshold"], user, int(kind == "runway_ns"), value, 0, b"", b"", b"", b"", b"")
         elif op["method"] == "hold_expired":
             command = (OPS["hold_expired"], user, op["amount"], 0, 0, op["hold_id"].encode(), b"", b"", b"", b"")
+        elif op["method"] == "credit_expired":
+            ended = op["credit"]
+            key = ended["kind"].encode()
+            command = (OPS["credit_expired"], user, ended["amount"], ended["entry"], 0, key, b"", b"", b"", b"")
         elif op["method"] == "lease_expired":
             key = op["resource"].encode()
             command = (OPS["lease_expired"], user, op["rate"], 0, 0, key, b"", b"", b"", b"")
@@ -220,7 +226,8 @@ class Program:
             command = command_of(op)
         pairs["command"] = (command, e.command)
         if wanted["refused"] is None and not wanted["restored"]:
-            pairs["note"] = (b"", e.note)
+            forfeited = wanted.get("forfeited", 0) * NANO
+            pairs["note"] = (struct.pack("<qq", *divmod(int(forfeited), NANO)) if forfeited else b"", e.note)
         for name, (model_value, value) in pairs.items():
             if model_value != value:
                 raise self._difference({**op, "field": name}, model_value, value)

@@ -213,6 +213,7 @@ def test_error_names_have_codes_of_their_own_and_never_change():
         "LIMIT_EXCEEDED": (206, False),
         "ACCOUNT_NOT_CLOSABLE": (207, False),
         "UNKNOWN_CUTOFF": (208, False),
+        "UNKNOWN_CURSOR": (209, False),
     }
     assert {name for name, kind in KINDS.items() if kind.retry} >= {"UNAVAILABLE", "BUCKET_MOVING", "WRONG_BUCKET"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.simulation.decode import (
+    CREDIT_EXPIRED,
     CROSSED,
     EXHAUST,
     EXHAUSTED,
@@ -15,18 +16,43 @@ from tests.simulation.decode import (
     RESTORED,
     THRESHOLD,
     Item,
+    number_option,
 )
 
 NEVER = 2**63 - 1
 _TOP_UP, _SET_RATE, _CHANGE_RATE, _DEBIT, _LIMIT, _HOLD, _CAPTURE, _ADJUST, _CLOSE = 1, 2, 3, 4, 5, 6, 7, 9, 11
 
 
-def exhaustion_of(item: Item) -> int:
-    """E as the contract states it: the first nanosecond at which what was spent is at least what there was."""
-    if item.available <= 0 or not item.rate:
-        return -1
-    due = item.at_ns + -(-item.available // item.rate)
-    return due if due <= NEVER else -1
+Rest = tuple[int, int, int, int]  # of a credit: its end, what is left, its entry_id, what it was
+
+
+def falls_ns(at_ns: int, available: int, rate: int, credits: list[Rest]) -> int:
+    """E as the contract states it: the first nanosecond at which what was spent, and what ended, is at least what there
+    was. NEVER + 1 where there is none.
+    """
+    if available <= 0:
+        return NEVER + 1
+    for ends_ns in sorted({credit[0] for credit in credits}):
+        if rate * (ends_ns - at_ns) >= available:
+            break
+        credits = after(credits, rate * (ends_ns - at_ns))
+        available -= rate * (ends_ns - at_ns) + sum(left for end, left, *_ in credits if end == ends_ns)
+        credits = [credit for credit in credits if credit[0] > ends_ns]
+        at_ns = ends_ns
+        if available <= 0:
+            return ends_ns
+    return at_ns + -(-available // rate) if rate else NEVER + 1
+
+
+def after(credits: list[Rest], spent: int) -> list[Rest]:
+    """What is left of credits after so much was taken: what ends soonest first, the smaller, the older."""
+    left = []
+    for ends_ns, rest, entry_id, nanos in sorted(credits):
+        taken = min(rest, spent)
+        spent -= taken
+        if rest > taken:
+            left.append((ends_ns, rest - taken, entry_id, nanos))
+    return left
 
 
 class Known:
@@ -43,6 +69,7 @@ class Known:
         self.retried = False
         self.holds = 0  # how many were ever opened
         self.lines: dict[bytes, int] = {}  # resource -> nanos per hour, above zero
+        self.credits: list[Rest] = []
         self.leases: dict[bytes, int] = {}  # resource -> when its line ends by itself
         self.charged = self.top_ups = self.debits = self.adjusted = self.paid_out = 0
 
@@ -68,12 +95,13 @@ class Known:
             wrong += self._time(last, item, accrues) + self._ends(item)
         if item.balance != before - item.accrued + item.amount:
             wrong.append(f"{before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
-        wrong += self._amount(item) + self._rate(item)
+        wrong += self._credits(last, item) + self._amount(item) + self._rate(item)
         if item.op != _CLOSE:
             if bool(item.flags & EXHAUSTED) != (item.available <= 0):
                 wrong.append(f"exhausted is {bool(item.flags & EXHAUSTED)} with {item.available} available")
-            if item.exhausts_at_ns != exhaustion_of(item):
-                wrong.append(f"E is {item.exhausts_at_ns}, not {exhaustion_of(item)} (I17)")
+            due_ns = falls_ns(item.at_ns, item.available, item.rate, self.credits)
+            if item.exhausts_at_ns != (due_ns if due_ns <= NEVER else -1):
+                wrong.append(f"E is {item.exhausts_at_ns}, not {due_ns} (I17)")
         elif item.balance:
             wrong.append("closed with money left")
         wrong += self._below(last, item, accrues)
@@ -94,12 +122,13 @@ class Known:
     def _time(self, last: Item, item: Item, accrues: bool) -> list[str]:
         elapsed = item.at_ns - last.at_ns
         if not last.flags & EXHAUSTED:
-            clamped = item.op == EXHAUST and not accrues
+            beyond = item.op == CREDIT_EXPIRED and last.rate * elapsed > last.available
+            clamped = not accrues and (item.op == EXHAUST or beyond)
             if item.accrued != (last.available if clamped else last.rate * elapsed):
                 return [f"{item.accrued} was accrued in {elapsed} ns at {last.rate} (I6)"]
             due = last.exhausts_at_ns
             if due >= 0:
-                first = item.op in (EXHAUST, HOLD_EXPIRED)
+                first = item.op in (EXHAUST, HOLD_EXPIRED, CREDIT_EXPIRED)
                 if item.at_ns > due or (item.at_ns == due and not first):
                     return [f"{item.op} at {item.at_ns}, while E was {due} (time before commands)"]
                 if item.op == EXHAUST and item.at_ns != due:
@@ -118,8 +147,28 @@ class Known:
         if item.op == LEASE_EXPIRED:
             if self.leases.get(item.key) != item.at_ns or self.lines.get(item.key) != item.a or item.line_rate:
                 return [f"a line at {self.lines.get(item.key)} ends, its lease at {self.leases.get(item.key)}"]
-        elif item.at_ns > first_ns or (item.at_ns == first_ns and item.op not in (EXHAUST, HOLD_EXPIRED)):
+        elif item.at_ns > first_ns or (
+            item.at_ns == first_ns and item.op not in (EXHAUST, HOLD_EXPIRED, CREDIT_EXPIRED)
+        ):
             return [f"{item.op} at {item.at_ns}, while a line was to end at {first_ns} (time before commands)"]
+        return []
+
+    def _credits(self, last: Item | None, item: Item) -> list[str]:
+        """What is left of a credit leaves at exactly its end, behind holds that expire then, before an exhaustion."""
+        credits = after(self.credits, item.accrued)
+        if item.op == CREDIT_EXPIRED:
+            if not credits or (item.at_ns, -item.amount, item.b, item.a) != credits[0]:
+                return [f"a credit ends at {item.at_ns} with {-item.amount}, which is not the first of {credits[:2]}"]
+            self.credits = credits[1:]
+            return []
+        ended = [credit for credit in credits if credit[0] <= item.at_ns]
+        self.credits = after(credits, max(0, -item.amount)) if item.op != _CLOSE else []
+        ends_ns = number_option(item.options, 3)
+        debt = max(0, item.accrued - (last.balance if last is not None and not item.flags & OPENED else 0))
+        if item.op == _TOP_UP and ends_ns >= 0 and item.amount > debt:
+            self.credits = sorted([*self.credits, (ends_ns, item.amount - debt, item.entry_id, item.a)])
+        if ended and not (item.op == HOLD_EXPIRED and all(credit[0] == item.at_ns for credit in ended)):
+            return [f"{item.op} at {item.at_ns}, while credits were to end: {ended} (time before commands)"]
         return []
 
     def _rate(self, item: Item) -> list[str]:
@@ -131,7 +180,8 @@ class Known:
                 return [f"a line at {before} is at {item.line_rate} after {item.a}"]
             if item.line_rate:
                 self.lines[item.key] = item.line_rate
-                begun_ns = item.at_ns + int.from_bytes(item.options[2:10], "little") if item.options else 0
+                ttl_ns = number_option(item.options, 1, 2)
+                begun_ns = item.at_ns + ttl_ns if ttl_ns >= 0 else 0
                 ends_ns = begun_ns if item.op == _SET_RATE else max(ends_ns, begun_ns)
                 if 0 < ends_ns <= NEVER:
                     self.leases[item.key] = ends_ns
@@ -141,14 +191,19 @@ class Known:
     def falls_ns(self) -> int:
         """When it runs out if nothing but time happens and no hold expires: E, moved by the ends of leases."""
         assert self.last is not None
-        at_ns, available, rate = self.last.at_ns, self.last.available, self.last.rate
+        at_ns, available, rate, credits = self.last.at_ns, self.last.available, self.last.rate, self.credits
         for ends_ns, resource in sorted((ends_ns, resource) for resource, ends_ns in self.leases.items()):
-            due_ns = at_ns + -(-available // rate) if rate else NEVER
+            due_ns = falls_ns(at_ns, available, rate, credits)
             if due_ns <= ends_ns:
                 return due_ns
-            available -= rate * (ends_ns - at_ns)
-            at_ns, rate = ends_ns, rate - self.lines[resource]
-        return at_ns + -(-available // rate) if rate else NEVER
+            for credit_end_ns in [*sorted({credit[0] for credit in credits if credit[0] <= ends_ns}), ends_ns]:
+                credits = after(credits, rate * (credit_end_ns - at_ns))
+                ended = sum(left for end, left, *_ in credits if end == credit_end_ns)
+                available -= rate * (credit_end_ns - at_ns) + ended
+                credits = [credit for credit in credits if credit[0] > credit_end_ns]
+                at_ns = credit_end_ns
+            rate -= self.lines[resource]
+        return falls_ns(at_ns, available, rate, credits)
 
     def _amount(self, item: Item) -> list[str]:
         amount, op = item.amount, item.op
@@ -164,6 +219,9 @@ class Known:
             self.adjusted += amount
         elif op == _CAPTURE:
             right = -asked <= amount <= 0
+            self.debits -= amount
+        elif op == CREDIT_EXPIRED:
+            right = amount < 0
             self.debits -= amount
         elif op == _CLOSE:
             right = amount <= 0 and item.balance == 0
@@ -195,4 +253,4 @@ class Known:
         return (item.balance - spent) // NANO
 
 
-TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED)
+TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable
 from typing import Any
 
 COMMANDS = {
@@ -42,8 +43,12 @@ class Call:
 class Programs:
     """Makes calls up."""
 
-    def __init__(self, rng: random.Random, users: list[bytes]) -> None:
+    def __init__(
+        self, rng: random.Random, users: list[bytes], now_ns: Callable[[], int] = lambda: 1_700_000_000 * 10**9
+    ) -> None:
+        """`now_ns`: about what the daemon's billing time is, for credits that end soon."""
         self._rng = rng
+        self._now_ns = now_ns
         self.users = users
         self.made: dict[str, int] = {}
         self.holds: dict[bytes, list[Any]] = {}  # user -> hold ids that clients were told
@@ -88,7 +93,11 @@ class Programs:
 
     def _top_up(self, user: bytes) -> Call:
         amount = self._amount()
-        return self._new("top_up", user, amount, number=amount, message=self._tag())
+        options: dict[str, Any] = {"message": self._tag()}
+        if self._rng.random() < 0.3:
+            options["expires_at_ns"] = self._now_ns() + self._rng.randrange(-(10**8), 4 * 10**9)
+            options["kind"] = "promo"
+        return self._new("top_up", user, amount, number=amount, **options)
 
     def _set_rate(self, user: bytes) -> Call:
         rng, rate = self._rng, self._rate()

@@ -16,7 +16,7 @@ OUTSIDE = {
     1: "top_up", 2: "set_rate", 3: "change_rate", 4: "debit", 5: "set_credit_limit", 6: "hold", 7: "capture",
     8: "release", 9: "adjust", 10: "set_thresholds", 11: "close_account",
 }  # fmt: skip
-EXHAUST, HOLD_EXPIRED, THRESHOLD, LEASE_EXPIRED = 32, 33, 34, 36
+EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED = range(32, 37)
 CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED = 48, 49, 50
 EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED = 1, 2, 4, 8, 16
 
@@ -104,6 +104,17 @@ class Item(NamedTuple):
     @property
     def available(self) -> int:
         return self.balance + (self.limit_nanos - self.holds_nanos) * NANO
+
+
+def number_option(options: bytes, *tags: int) -> int:
+    """The first number among an entry's options with one of these tags; -1 where there is none."""
+    at = 0
+    while at < len(options):
+        tag, length = options[at], options[at + 1]
+        if tag in tags:
+            return int.from_bytes(options[at + 2 : at + 2 + length], "little", signed=True)
+        at += 2 + length
+    return -1
 
 
 def item_of(body: bytes) -> Item:

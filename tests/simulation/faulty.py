@@ -27,6 +27,18 @@ FAULTS = [
         "        if False:\n",
     ),
     Faulty(
+        "credits-end-late",
+        "billing/ledger/credits.py",
+        "            return credit.ends_ns\n    return NEVER_NS\n",
+        "            return credit.ends_ns + 1\n    return NEVER_NS\n",
+    ),
+    Faulty(
+        "credits-lost-in-a-block",
+        "billing/ledger/extra.py",
+        "        if self.credits:\n",
+        "        if False:\n",
+    ),
+    Faulty(
         "leases-end-late",
         "billing/ledger/rates.py",
         "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns\n",

@@ -69,7 +69,7 @@ def play(seed: int, log: list[str] | None = None) -> Played:
 def _play(seed: int, world: World) -> Played:
     draw = random.Random(seed ^ 0xFACE)
     users = [b"%d" % number for number in draw.sample(range(1, 1000), draw.choice((3, 5, 8)))]
-    programs = Programs(random.Random(draw.getrandbits(64)), users)
+    programs = Programs(random.Random(draw.getrandbits(64)), users, lambda: world.kernel.now_ns)
     clients = [
         Client(
             f"client-{number}",
