@@ -49,6 +49,19 @@ def change(target: Target, dry_run: bool, method: str, *params: Any, **options: 
         tell(target, method, ask(target, method, *params, **options))
 
 
+def _top_up(target: Target, user: str, amount: str, expires: str | None, dry_run: bool, **given: Any) -> None:
+    ends_ns = None
+    if expires is not None:
+        zone = ZoneInfo(target.zone) if target.zone is not None else None
+        try:
+            ends_ns = named(expires, zone, 0).from_ns
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--expires") from None
+        if is_relative(expires):
+            raise click.BadParameter("expected a date or an instant, such as 2027-01-01", param_hint="--expires")
+    change(target, dry_run, "top_up", user, amount, expires_at_ns=ends_ns, **given)
+
+
 def _account(target: Target, user: str, at: str | None) -> None:
     if at is None:
         show(target, ask(target, "get_account", user))
@@ -132,8 +145,11 @@ _ALL = (
     _command(
         "top-up",
         "Adds AMOUNT coins to USER; opens the account if it is new.",
-        _call("top_up", "user", "amount"),
-        *(_user, _amount, _request_id, _message, _dry_run),
+        _top_up,
+        *(_user, _amount),
+        option("--expires", metavar="WHEN", help="What is left of it then is gone: 2026-12-31T12:00, 2027-01-01."),
+        option("--kind", help="What this money is called, such as promo."),
+        *(_request_id, _message, _dry_run),
     ),
     _command(
         "set-rate",

@@ -31,7 +31,7 @@ LAST = 2**63 - 1
 
 # What the contract's table of procedures names: required parameters and options.
 CONTRACT = {
-    "top_up": (["user_id", "amount"], {"request_id", "message"}),
+    "top_up": (["user_id", "amount"], {"expires_at_ns", "kind", "request_id", "message"}),
     "set_rate": (
         ["user_id", "rate"],
         {"per", "resource", "rate_seq", "min_runway_ns", "ttl_ns", "request_id", "message"},
@@ -100,6 +100,8 @@ RIGHT: dict[str, object] = {
     "min_runway_ns": 9,
     "mode": b"force",
     "ttl_ns": commands.LEASE_NS_MIN,
+    "expires_at_ns": 9,
+    "kind": b"promo",
     "after": b"u",
     "limit": 7,
     "before": 9,

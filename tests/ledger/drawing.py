@@ -142,7 +142,12 @@ class Drawing:
         if draw.random() < 0.3:
             op["rate_seq"] = draw.randrange(20)
         if draw.random() < 0.2:
-            op["min_runway_ns"] = draw.choice((0, *SPANS))
+            runways = [0, *SPANS]
+            if account is not None:
+                others = account.rate - account.lines.get(op.get("resource", ""), 0)
+                if others + rate > 0:
+                    runways += [max(0, account.runway_at(others + rate) + draw.randrange(2))] * 6
+            op["min_runway_ns"] = min(draw.choice(runways), BOUND)
         if draw.random() < 0.3:
             op["ttl_ns"] = self._lease(account)
         return op

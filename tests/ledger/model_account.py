@@ -273,7 +273,7 @@ class Account:
         if total > BOUND:
             raise Refusal("LIMIT_EXCEEDED")
         if min_runway is not None and total > 0:
-            runway = self._runway_at(total)
+            runway = self.runway_at(total)
             if runway == 0 or runway < min_runway:
                 raise Refusal("INSUFFICIENT_RUNWAY", runway_ns=runway)
         self.lines.pop(resource, None)
@@ -289,7 +289,8 @@ class Account:
             self.zero_since[resource] = self.at
         return old == 0 and rate > 0
 
-    def _runway_at(self, rate: int) -> int:
+    def runway_at(self, rate: int) -> int:
+        """How long the money would last at this rate; 0 where there is none."""
         lines, self.lines = self.lines, {"": rate}
         falls = self.runs_out
         self.lines = lines

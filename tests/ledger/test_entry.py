@@ -91,6 +91,7 @@ def test_get_account_adds_rates_cutoff_and_overrun():
     assert view | reply == view
     assert view.keys() - reply.keys() == {
         "rates",
+        "credits",
         "leases",
         "cutoff",
         "overrun_nanos",

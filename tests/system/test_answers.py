@@ -41,9 +41,9 @@ async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_t
         "set_thresholds": (("u", [{"amount": 7}, {"runway_ns": 10**9}]), set()),
         "get_account": (
             ("u",),
-            {"rates", "leases", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"},
+            {"rates", "credits", "leases", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"},
         ),
-        "close_account": (("u",), {"paid_out_nanos"}),
+        "close_account": (("u",), {"paid_out_nanos", "forfeited_nanos"}),
     }
     for number, (method, (params, more)) in enumerate(added.items(), 1):
         reply = await rpc.ask(method, *params)
