@@ -111,6 +111,16 @@ def test_an_end_that_meets_an_exhaustion_with_money_on_hold_is_the_one_that_cros
     assert (view["available_nanos"], view["state"], bank.cutoffs()) == (-50, "exhausted", [1])
 
 
+def test_a_hold_that_expires_when_a_credit_ends_is_given_back_first(bank):
+    credit(bank, 60, ends=10)
+    bank.hold("u", 50, at=0, ttl=10)
+    bank.set_rate("u", HOUR, at=0)
+    bank.top_up("u", 7, at=0)
+    view = bank.view("u", at=10)
+    assert bank.operations("u")[4:] == [("hold_expired", 10), ("credit_expired", 10)]
+    assert (view["balance_nanos"], view["state"], lost(bank)) == (7, "active", [(10, 50, "", 1)])
+
+
 def test_without_a_rate_an_account_runs_out_when_its_last_credit_ends(bank):
     reply = credit(bank, 60, ends=10)
     assert (reply["exhausts_at_ns"], reply["runway_ns"]) == (10, 10)
