@@ -84,12 +84,22 @@ class Methods(ABC):
         amount: Amount | None = None,
         *,
         nanos: int | None = None,
+        expires_at_ns: int | None = None,
+        kind: str | None = None,
         request_id: str | bytes | None = None,
         message: str | None = None,
     ) -> Standing:
-        """Adds money; creates the account if it is new."""
+        """Adds money; creates the account if it is new. What is left of it at `expires_at_ns` is gone then."""
         return Standing(
-            await self.call("top_up", user_id, money("amount", amount, nanos), request_id=request_id, message=message)
+            await self.call(
+                "top_up",
+                user_id,
+                money("amount", amount, nanos),
+                expires_at_ns=expires_at_ns,
+                kind=kind,
+                request_id=request_id,
+                message=message,
+            )
         )
 
     async def set_rate(

@@ -125,6 +125,18 @@ class OpenHold(Result):
     amount: Decimal
 
 
+class Credit(Result):
+    """Money that ends."""
+
+    kind: str
+    amount_nanos: int
+    left_nanos: int
+    expires_at_ns: int
+    entry_id: int
+    amount: Decimal
+    left: Decimal
+
+
 class Threshold(Result):
     """When a low-balance notice is sent."""
 
@@ -136,7 +148,7 @@ class Threshold(Result):
 class Account(Result):
     """Everything about an account."""
 
-    _NESTED: ClassVar = {"cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold}
+    _NESTED: ClassVar = {"cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold, "credits": Credit}
 
     user_id: str
     bucket_id: int
@@ -153,6 +165,7 @@ class Account(Result):
     at_ns: int
     replayed: bool
     rates: dict[str, int]
+    credits: list[Credit]
     leases: dict[str, int]
     cutoff: Cutoff | None
     overrun_nanos: int
@@ -390,6 +403,7 @@ class Closing(Result):
     at_ns: int
     replayed: bool
     paid_out_nanos: int
+    forfeited_nanos: int
     restored: bool
     cutoff: Cutoff
     balance: Decimal
@@ -397,6 +411,7 @@ class Closing(Result):
     available: Decimal
     rate_per_hour: Decimal
     paid_out: Decimal
+    forfeited: Decimal
 
 
 class ServerInfo(Result):
@@ -470,7 +485,13 @@ class Rebalance(Result):
 class Explained(Result):
     """Why an account stands where it stands."""
 
-    _NESTED: ClassVar = {"cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold, "cutoffs": Cutoff}
+    _NESTED: ClassVar = {
+        "cutoff": Cutoff,
+        "holds": OpenHold,
+        "thresholds": Threshold,
+        "credits": Credit,
+        "cutoffs": Cutoff,
+    }
 
     user_id: str
     bucket_id: int
@@ -487,6 +508,7 @@ class Explained(Result):
     at_ns: int
     replayed: bool
     rates: dict[str, int]
+    credits: list[Credit]
     leases: dict[str, int]
     cutoff: Cutoff | None
     overrun_nanos: int
