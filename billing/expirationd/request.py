@@ -4,15 +4,15 @@
 `event_id`, `seq` and `exhausted_at_ns`. All that an outsider may have chosen is percent-encoded with nothing kept as
 it is but letters, digits and `-._~`, so no user id can add a parameter, a path segment or a header.
 
-For `https://cloud.example/off?zone=3`, user `üser/1`, event `%C3%BCser%2F1-7-1700000000000000000`:
+For `https://cloud.example/off?zone=3`, user `üser/1`, event `%C3%BCser%2F1:7:1700000000000000000`:
 
-    GET /off?zone=3&user_id=%C3%BCser%2F1&event_id=%25C3%25BCser%252F1-7-1700000000000000000&seq=7
+    GET /off?zone=3&user_id=%C3%BCser%2F1&event_id=%25C3%25BCser%252F1%3A7%3A1700000000000000000&seq=7
         &exhausted_at_ns=1700000000000000000 HTTP/1.1                                      (one line)
     Host: cloud.example
     User-Agent: billing
     Accept: */*
     Cache-Control: no-store
-    webhook-id: %C3%BCser%2F1-7-1700000000000000000
+    webhook-id: %C3%BCser%2F1:7:1700000000000000000
     webhook-timestamp: 1700000012
     webhook-signature: v1,...
 
@@ -27,11 +27,11 @@ libraries expect; `{user_id}` in the URL is replaced likewise, and nothing is ad
     Accept: */*
     Content-Type: application/json
     Content-Length: 122
-    webhook-id: %C3%BCser%2F1-7-1700000000000000000
+    webhook-id: %C3%BCser%2F1:7:1700000000000000000
     webhook-timestamp: 1700000012
     webhook-signature: v1,...
 
-    {"user_id":"üser/1","event_id":"%C3%BCser%2F1-7-1700000000000000000","seq":7,"exhausted_at_ns":1700000000000000000}
+    {"user_id":"üser/1","event_id":"%C3%BCser%2F1:7:1700000000000000000","seq":7,"exhausted_at_ns":1700000000000000000}
 
 **Prepared before the instant**: the template takes the URL apart once, and `prepare` makes all of a request that does
 not depend on when it is sent, under its event id, for those of a burst that comes within a second. Who is topped up

@@ -458,5 +458,5 @@ def test_the_self_description_travels():
     assert {"INVALID_AMOUNT", "LIMIT_EXCEEDED", "REQUEST_ID_CONFLICT", "UNAVAILABLE"} <= set(top_up["errors"])
     assert top_up["reply"]["shape"] == "Standing"
     assert {"name": "balance_nanos", "kind": "nanos"} in top_up["reply"]["fields"]
-    assert {option["name"] for option in top_up["options"]} == {"request_id", "message"}
+    assert {option["name"] for option in top_up["options"]} == {"request_id", "message", "expires_at_ns", "kind"}
     assert all(row["doc"] and row["kind"] and row["role"] for row in described)

@@ -149,6 +149,8 @@ def _body(route: Route, fields: tuple[Field, ...]) -> tuple[Schema, bool]:
                 needed.append(field.name)
             else:
                 choices.append({"oneOf": [{"required": [name]} for name in forms]})
+        elif len(forms) > 1:  # an option is said once
+            choices.append({"not": {"required": list(forms)}})
     schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     if needed:
         schema["required"] = needed

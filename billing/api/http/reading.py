@@ -93,7 +93,7 @@ def _flag_text(name: str, value: str) -> bool:
 
 
 def _words_text(name: str, value: str) -> list[str]:
-    return value.split(",")
+    return value.split(",") if value else []
 
 
 def _instant(name: str, value: Any) -> int:

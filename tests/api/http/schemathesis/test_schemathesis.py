@@ -58,4 +58,4 @@ def test_the_daemon_answers_as_its_document_says(address: str, part: str, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"([0-9]+) generated, ([0-9]+) passed", done.stdout)
     assert passed is not None, done.stdout
-    assert int(passed[1]) == int(passed[2]) > 80
+    assert int(passed[1]) == int(passed[2]) > 60
