@@ -63,7 +63,7 @@ class Begin(Message, frozen=True):
     settings: WorkerSettings
     configuration: bytes  # the application's own, opaque here
     proved: list[int]  # shards that were recovered and hold what they own
-    settled: int = -1  # batch up to which the application owes nothing outside, as any host has said; −1: not known
+    settled: int  # batch up to which the application owes nothing outside, as any host has said; −1: not known
 
 
 class Serve(Message, frozen=True):

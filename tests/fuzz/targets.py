@@ -91,7 +91,8 @@ def take_request(data: bytes) -> None:
             raise AssertionError(f"an error that is not declared: {refusal}") from None
         return
     assert len(call.user_id) <= 128
-    assert all(type(field) in (int, bytes, str) for field in call.body)
+    for field in call.body:
+        assert type(field) in (int, bytes, str) or all(type(word) is str for word in field), "a set of words"
 
 
 def take_wire(data: bytes) -> None:
