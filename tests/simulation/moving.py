@@ -40,7 +40,7 @@ class Moving:
         self._room = logging.getLogger("shards")
         self._level = self._room.level
         self._room.setLevel(logging.CRITICAL + 1)
-        self.world = World(seed, workers=2, buckets=BUCKETS)
+        self.world = World(seed, workers=2, buckets=BUCKETS, leases=False)
         self.users = [b"%d" % n for n in range(1, 200) if bucket_id_of(b"%d" % n, BUCKETS) == BUCKET][:4]
         rng = random.Random(seed)
         self.programs = Programs(random.Random(seed), self.users)

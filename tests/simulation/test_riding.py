@@ -21,7 +21,7 @@ APART_S = 0.5
 @pytest.fixture
 def world() -> Iterator[World]:
     """One worker, and an endpoint that answers within some 4 ms."""
-    world = World(1, workers=1)
+    world = World(1, workers=1, leases=False)
     world.start()
     world.run(world.is_ready, 60, "a start")
     yield world

@@ -14,6 +14,7 @@ from typing import Any
 
 from billing.config.schema import Config, Cutoff, Ledger
 from billing.expirationd.coming import coming_in
+from billing.ledger.money import INT64_MAX
 from billing.worker.application import Billing, Outside
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit
@@ -40,7 +41,17 @@ class Stuck(AssertionError):
 class World:
     """The machine, the daemon on it, and everybody around it."""
 
-    def __init__(self, seed: int, *, workers: int = 2, buckets: int = 8, accrues: bool = False, restores: bool = True):
+    def __init__(
+        self,
+        seed: int,
+        *,
+        workers: int = 2,
+        buckets: int = 8,
+        accrues: bool = False,
+        restores: bool = True,
+        leases: bool = True,
+    ):
+        """`leases`: a rate that is reported without a lease may get one of two seconds."""
         self.rng = random.Random(seed)
         self._hash = hashlib.blake2b(digest_size=16)
         self.log: list[str] | None = None  # the last lines of the trace, where somebody wants to read them
@@ -70,7 +81,7 @@ class World:
                 after_exhaustion="accrue" if accrues else "clamp",
                 concurrency=CALLS_AT_ONCE,
             ),
-            ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2))),
+            ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2)) * leases),
         )
         self.machine.start_worker = self._start_worker
         self.machine.on_alarm = self._on_alarm
@@ -234,7 +245,8 @@ class World:
         for process in self.live():
             shard = process.worker.shard  # type: ignore[union-attr]
             for bucket_id, book in self.applications[shard.shard_id].machine.ledger.books.items():
-                late = [slot for slot, _, due_ns in coming_in(book, 0, len(book.users)) if book.armed_ns[slot] > due_ns]
+                coming = coming_in(book, 0, len(book.users))
+                late = [slot for slot, _, due_ns in coming if book.armed_ns[slot] > due_ns <= INT64_MAX]
                 if late or book.awake != (bucket_id in shard.held):
                     what = f"awake: {book.awake}, not filed in time: {late}"
                     self._on_trouble({"message": f"shard {shard.shard_id}, bucket {bucket_id} at rest: {what} (I18)"})
