@@ -20,6 +20,8 @@ from shards.system.serial_executor import SerialExecutor
 
 log = logging.getLogger("billing.audit")
 
+ExecutorOf = Callable[[str, asyncio.AbstractEventLoop], SerialExecutor]
+
 REFUSALS_A_MINUTE: Final = 30
 MINUTE_NS: Final = 60 * 10**9
 WAITING_MAX: Final = 1_000  # records on their way to the disk; an act beyond them has none, and a warning
@@ -28,8 +30,16 @@ WAITING_MAX: Final = 1_000  # records on their way to the disk; an act beyond th
 class Recorder:
     """See the module."""
 
-    def __init__(self, disk: Disk, data_dir: str, name: str, wall_now_ns: Callable[[], int]) -> None:
-        """`name`: of this process."""
+    def __init__(
+        self,
+        disk: Disk,
+        data_dir: str,
+        name: str,
+        wall_now_ns: Callable[[], int],
+        executor_of: ExecutorOf = SerialExecutor,
+    ) -> None:
+        """`name`: of this process. `executor_of`: makes the thread that waits for the disk."""
+        self._executor_of = executor_of
         self._trail = Trail(disk, f"{data_dir}/{DIRECTORY}", name)
         self._name = name
         self._executor: SerialExecutor | None = None  # made with the first record
@@ -54,7 +64,7 @@ class Recorder:
             then()
 
         if self._executor is None:
-            self._executor = SerialExecutor(f"audit-{self._name}", asyncio.get_running_loop())
+            self._executor = self._executor_of(f"audit-{self._name}", asyncio.get_running_loop())
         self._executor.submit(done, self._trail.append, record)
 
     def refused_sign_in(self, origin: str) -> None:

@@ -25,7 +25,7 @@ from billing.api.opening import Doors
 from billing.api.replies import reply_of
 from billing.api.tls import server_context
 from billing.api.wire import encode_reply
-from billing.audit.recorder import Recorder
+from billing.audit.recorder import ExecutorOf, Recorder
 from billing.config.schema import Config
 from billing.expirationd.delivery import (
     CUTOFF,
@@ -61,6 +61,7 @@ from shards.journal import Journal
 from shards.machine import Command, Effect
 from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import Disk, RealDisk, read_file
+from shards.system.serial_executor import SerialExecutor
 from shards.worker.hosting import ServedShard
 
 log = logging.getLogger("billing.worker.application")
@@ -85,6 +86,7 @@ class Outside(NamedTuple):
     history: Callable[[str, int, Journal, bool], HistoryLink]  # directory, shard id, journal, whether it accepts a loss
     endpoint: EndpointOf
     notices: Callable[[str, int, Journal, str, DeliverySettings, bool, int], FollowerLink | None] = notices.opened
+    executor: ExecutorOf = SerialExecutor
 
 
 REAL = Outside(RealDisk(), random.Random(), history.opened, Endpoint)
@@ -311,7 +313,8 @@ class Billing:
         )
         self._checks.start()
         limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
-        audit = self._audit = Recorder(self._disk, self._begin.directory, f"shard-{worker.shard_id}", wall_now_ns)
+        name, executor = f"shard-{worker.shard_id}", self._outside.executor
+        audit = self._audit = Recorder(self._disk, self._begin.directory, name, wall_now_ns, executor)
         door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail, audit)
         door.start()
         self._tls = server_context(self.config.rpc)

@@ -192,6 +192,7 @@ class World:
                 rng=process.rng,
                 history=lambda _, shard_id, journal, __: SimHistory(self.archive, shard_id, journal),  # type: ignore
                 endpoint=lambda origin, *_: SimEndpoint(origin, self.moods, self.auditor, self.trace),  # type: ignore
+                executor=process.host().executor,
             )
             application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)
             self.processes[begin.shard_id] = self._bodies[process.pid] = body
