@@ -153,6 +153,8 @@ async def test_unknown_buckets_and_shards_and_what_stands_against_a_move(data_di
         )
         await rpc.ask("unpin_bucket", 7)
         assert (await rpc.ask("explain_move", 7, {"shard_id": there}))["waits_for"] == "an order: move_bucket"
+        assert await rpc.ask("route") == before
+        assert (await rpc.ask("rebalance", {"plan": True})) == {"moves": 0, "steps": []}
         await rpc.ask("backup", "begin")
         moving = asyncio.ensure_future(rpc.call("move_bucket", 7, there))
         while not told["waits_for"].startswith("the end of a backup"):
@@ -161,8 +163,7 @@ async def test_unknown_buckets_and_shards_and_what_stands_against_a_move(data_di
         assert told["whose"] == "whoever makes the backup"
         await rpc.ask("backup", "end")
         assert (await moving)[0] is None
-        assert await rpc.ask("route") == before
-        assert (await rpc.ask("rebalance", {"plan": True})) == {"moves": 0, "steps": []}
+        assert (await rpc.ask("route"))["owners"][6] == there
 
 
 async def test_a_bucket_without_an_owner_refuses_to_start_and_says_which(data_dir: Path) -> None:
@@ -182,13 +183,14 @@ async def test_a_bucket_with_two_owners_refuses_to_start_and_says_which(data_dir
         for shard_id in (2, 1):  # bucket 1 is shard 1's again, at generation 3
             assert (await rpc.call("move_bucket", 1, shard_id))[0] is None
         daemon.stop()
-        subprocess.run(["cp", "-a", str(data_dir / "data" / "shard-1"), str(data_dir / "kept")], check=True)
+        subprocess.run(["cp", "-a", str(data_dir / "data" / "map"), str(data_dir / "kept")], check=True)
         daemon.start()
         rpc = await Rpc.connect(daemon.rpc_port)
         for shard_id in (2, 1, 2):  # now it is shard 2's, at generation 6
             assert (await rpc.call("move_bucket", 1, shard_id))[0] is None
         daemon.stop()
         subprocess.run(["rm", "-r", str(data_dir / "data" / "map")], check=True)
+        subprocess.run(["mv", str(data_dir / "kept"), str(data_dir / "data" / "map")], check=True)
         daemon.process = None
     with pytest.raises(AssertionError, match=r"ended with 65(.|\n)*bucket 1 at generation 6"):
         daemon.start()

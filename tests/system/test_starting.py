@@ -55,7 +55,9 @@ async def test_every_door_and_every_call_speaks_ipv6(data_dir: Path, direct: boo
     assert command(daemon.config, "config", "check") == (0, "")
     process = daemon.launch()
     try:
-        async with Client(daemon.address_of("rpc.listen"), timeout_s=120) as client:
+        client = Client(daemon.address_of("rpc.listen"), timeout_s=120)
+        await client.connect(tries=None)
+        async with client:
             assert (await client.call("top_up", "v6", "1", request_id="opening"))["state"] == "active"
             await client.call("debit", "v6", "1")
             route = await client.call("route")
