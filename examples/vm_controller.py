@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
-import hmac
 import os
 import sys
 import time
@@ -28,9 +26,9 @@ import time
 from aiohttp import web
 
 from billing.client import BillingError, Client, StaleRate
+from billing.client.receiver import NotGenuine, Receiver
 
 HOUR_NS = 3600 * 10**9
-FRESH_S = 300
 
 
 class Controller:
@@ -38,9 +36,8 @@ class Controller:
 
     def __init__(self, client: Client, secret: str) -> None:
         self._client = client
-        self._key = base64.b64decode(secret.removeprefix("whsec_"))
+        self._receiver = Receiver(secret)
         self._running: dict[str, set[str]] = {}
-        self._acted: dict[str, int] = {}  # user -> the greatest seq of a cutoff that was acted on
 
     async def start(self, user: str, machine: str, price: str) -> str:
         """Starts a machine where the user's money lasts for an hour of it; says what came of it."""
@@ -63,26 +60,18 @@ class Controller:
 
     async def cutoff(self, request: web.Request) -> web.Response:
         """The daemon's call: a user has no money left."""
-        if not self._is_signed(request):
+        try:
+            call = self._receiver.call(request.raw_path, request.headers, now_s=time.time())
+        except NotGenuine:
             return web.Response(status=401)
-        user, seq = request.query["user_id"], int(request.query["seq"])
-        if seq > self._acted.get(user, 0):
+        if self._receiver.is_due(call):
             try:
-                for machine in sorted(self._running.get(user, ())):
-                    print(await self.stop(user, machine), flush=True)
+                for machine in sorted(self._running.get(call.user_id, ())):
+                    print(await self.stop(call.user_id, machine), flush=True)
             except BillingError as error:
                 return web.Response(status=503, text=str(error))  # the daemon calls again
-            self._acted[user] = seq
+            self._receiver.done(call)
         return web.Response(status=204)
-
-    def _is_signed(self, request: web.Request) -> bool:
-        sent = request.headers.get("webhook-timestamp", "")
-        if not (sent.isascii() and sent.isdigit()) or abs(time.time() - int(sent)) > FRESH_S:
-            return False
-        text = f"{request.headers.get('webhook-id', '')}.{sent}.{request.raw_path}"
-        expected = b"v1," + base64.b64encode(hmac.digest(self._key, text.encode(), "sha256"))
-        given = request.headers.get("webhook-signature", "").encode().split()
-        return any(hmac.compare_digest(expected, one) for one in given)
 
 
 async def orders(controller: Controller) -> None:

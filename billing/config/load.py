@@ -316,7 +316,7 @@ def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:
 
         yield from _parsed("rpc.tokens_file", rpc.tokens_file, Guard)
     if secret_file and "cutoff.secret_file" not in wrong:
-        from billing.expirationd.signature import parse_secrets
+        from billing.signature import parse_secrets
 
         yield from _parsed("cutoff.secret_file", secret_file, parse_secrets)
     if rpc.tls_cert and not wrong & {"rpc.tls_cert", "rpc.tls_key"}:

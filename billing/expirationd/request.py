@@ -47,7 +47,7 @@ from typing import Final
 from urllib.parse import quote, quote_from_bytes, urlsplit
 
 from billing.addresses import check_url
-from billing.expirationd.signature import sign
+from billing.signature import sign
 
 _HEADER_SAFE: Final = re.compile(r"[!-~]+")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}

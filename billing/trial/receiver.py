@@ -30,7 +30,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 from urllib.parse import parse_qs
 
-from billing.expirationd.signature import verify
+from billing.signature import verify
 from billing.trial.faults import WHOLE, Fault, parse_fault
 from billing.trial.receiver_call import Call, call_of, line_of, shown
 from billing.trial.receiver_connection import Connection, headers_of

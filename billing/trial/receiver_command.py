@@ -8,7 +8,7 @@ from typing import TextIO
 import click
 
 from billing.addresses import parse_listen
-from billing.expirationd.signature import parse_secrets
+from billing.signature import parse_secrets
 from billing.trial.faults import Fault, parse_fault
 
 

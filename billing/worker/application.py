@@ -39,7 +39,6 @@ from billing.expirationd.delivery import (
     Owed,
 )
 from billing.expirationd.endpoint import Endpoint
-from billing.expirationd.signature import parse_secrets
 from billing.follower.link import FollowerLink
 from billing.history import link as history
 from billing.history.link import HistoryLink
@@ -48,6 +47,7 @@ from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.notices import link as notices
+from billing.signature import parse_secrets
 from billing.worker.aggregates import Aggregates
 from billing.worker.explain import explain
 from billing.worker.feed import REACHED, FeedQuestion

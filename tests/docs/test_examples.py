@@ -74,7 +74,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def test_every_example_stands_in_the_readme_of_examples():
     listed = (EXAMPLES / "README.md").read_text()
-    assert [path.name for path in EXAMPLES.glob("*.py") if f"]({path.name})" not in listed] == []
+    files = [path.relative_to(EXAMPLES) for kind in ("py", "js") for path in EXAMPLES.rglob(f"*.{kind}")]
+    assert [file for file in files if f"]({file})" not in listed] == []
 
 
 def test_payments_are_booked_once_however_often_they_are_read(served: Served, tmp_path: Path):

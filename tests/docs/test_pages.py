@@ -9,7 +9,7 @@ import pytest
 from billing.cli.main import MODULE_OF, root
 from billing.config.schema import Config
 from billing.expirationd.request import GetTemplate
-from billing.expirationd.signature import parse_secrets, sign
+from billing.signature import parse_secrets, sign
 from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, links
 
 KNOWN = {*MODULE_OF, *root.commands}

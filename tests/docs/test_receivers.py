@@ -1,4 +1,4 @@
-"""The receivers of docs/receiving-cutoffs.md, each as it stands there, called by one daemon that signs its cutoffs."""
+"""The receivers of examples/receivers and docs/receiving-cutoffs.md, called by one daemon that signs what it sends."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from standardwebhooks import Webhook
 
-from billing.expirationd.request import GetTemplate
-from billing.expirationd.signature import parse_secrets
+from billing.client.receiver import Receiver
+from billing.expirationd.request import GetTemplate, PostTemplate
+from billing.ledger.entry import event_id
+from billing.signature import parse_secrets
 from tests.docs.pages import REPOSITORY, blocks
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PAGE = REPOSITORY / "docs" / "receiving-cutoffs.md"
+PROGRAMS = REPOSITORY / "examples" / "receivers"
 WAIT_S = 60.0
+E_NS = 1_700_000_000 * 10**9
 
 
 class Served:
-    """One daemon for all receivers, which take turns on the port that its cutoff URL names."""
+    """One daemon for all receivers, which take turns on the port that its URLs name."""
 
-    def __init__(self, http: str, port: int) -> None:
+    def __init__(self, http: str, rpc: str, port: int) -> None:
         self.http = http
+        self.rpc = rpc
         self.port = port
 
-    def ask(self, path: str, body: dict[str, object] | None = None) -> dict[str, object]:
+    def ask(self, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
         """A call over HTTP."""
         request = urllib.request.Request(
             f"http://{self.http}/v1/accounts/{path}",
@@ -44,9 +53,9 @@ class Served:
         with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             return dict(json.load(answer))
 
-    def call(self, target: str, headers: dict[str, str]) -> int:
+    def call(self, target: str, headers: dict[str, str], body: bytes = b"") -> int:
         """The status that the receiver answers a request with."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{target}", headers=headers)
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{target}", body or None, headers)
         try:
             with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
                 return int(answer.status)
@@ -61,93 +70,180 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     secret.write_text(SECRET)
     secret.chmod(0o600)
     port = free_port()
-    url = f"http://127.0.0.1:{port}/cutoff"
-    http = f"127.0.0.1:{free_port()}"
-    with Daemon(place, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1, http__listen=http):
-        yield Served(http, port)
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "cutoff.url": f"{url}/cutoff",
+        "cutoff.restore_url": f"{url}/restore",
+        "cutoff.secret_file": str(secret),
+        "notify.url": f"{url}/notices",
+        "http.listen": f"127.0.0.1:{free_port()}",
+    }
+    with Daemon(place, shards__workers=1, **settings) as daemon:
+        yield Served(settings["http.listen"], daemon.address, port)
 
 
-def started(language: str, place: Path) -> list[str]:
-    """Writes the page's program of a language; the command that runs it."""
-    (program,) = [block.text for block in blocks(PAGE) if block.language == language]
-    file = place / f"receiver.{ {'python': 'py'}.get(language, language) }"
-    file.write_text(program)
-    if language == "python":
-        return [sys.executable, str(file)]
-    if language == "js":
-        node = shutil.which("node")
-        if node is None:
-            pytest.skip("node is not installed")
-        return [node, str(file)]
+def of_python(name: str) -> Callable[[Path], list[str]]:
+    return lambda place: [sys.executable, str(PROGRAMS / name)]
+
+
+def of_node(place: Path) -> list[str]:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    return [node, str(PROGRAMS / "receiver.js")]
+
+
+def of_go(place: Path) -> list[str]:
     go = shutil.which("go")
     if go is None:
         pytest.skip("go is not installed")
+    (program,) = [block.text for block in blocks(PAGE) if block.language == "go"]
+    file = place / "receiver.go"
+    file.write_text(program)
     environment = os.environ | {"GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
     subprocess.run([go, "build", "-o", str(place / "receiver"), str(file)], check=True, timeout=600, env=environment)
     return [str(place / "receiver")]
 
 
-def until(condition: object, process: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
     """Waits until `condition()` holds."""
-    assert callable(condition)
     deadline = time.monotonic() + WAIT_S
     while not condition():
-        assert process.poll() is None, f"the receiver ended with {process.returncode}"
+        assert process is None or process.poll() is None, f"the receiver ended with {process.returncode}"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("language", ["python", "js", "go"])
-def test_a_receiver_switches_off_once_reports_rate_0_and_takes_only_what_is_signed(language, served, tmp_path):
-    command = started(language, tmp_path)
-    user = f"{language} ü/1"
+def request_of(
+    template: GetTemplate | PostTemplate, user: str, seq: int, more: str = "", age_s: int = 0
+) -> tuple[str, dict[str, str], bytes]:
+    """(target, headers, body) of a call that is signed `age_s` ago; `more`: behind its event_id."""
+    name = event_id(user.encode(), seq, E_NS) + more
+    raw = template.request(user.encode(), name, seq, E_NS, int(time.time()) - age_s)
+    head, _, body = raw.partition(b"\r\n\r\n")
+    first, *rest = head.decode().split("\r\n")
+    return first.split(" ")[1], dict(line.split(": ", 1) for line in rest), body
+
+
+@pytest.mark.parametrize(
+    ("command_of", "name", "is_whole"),
+    [
+        pytest.param(of_python("aiohttp_receiver.py"), "aiohttp", True, id="aiohttp"),
+        pytest.param(of_python("flask_receiver.py"), "flask", True, id="flask"),
+        pytest.param(of_node, "node", True, id="node"),
+        pytest.param(of_go, "go", False, id="go"),  # of cutoffs alone
+    ],
+)
+def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_what_is_signed(
+    command_of: Callable[[Path], list[str]], name: str, is_whole: bool, served: Served, tmp_path: Path
+) -> None:
+    command = command_of(tmp_path)
+    user = f"{name} ü/1"
     path = urllib.request.quote(user, safe="")
     environment = os.environ | {
         "PORT": str(served.port),
         "CUTOFF_SECRET": SECRET,
         "BILLING": f"http://{served.http}",
+        "BILLING_ADDRESS": served.rpc,
+        "PYTHONPATH": str(REPOSITORY),
     }
     output = tmp_path / "output"
     with output.open("w") as written:
         process = subprocess.Popen(command, env=environment, stdout=written, text=True)
+
+    def switched() -> list[str]:
+        """What was switched for this user."""
+        return [line for line in output.read_text().splitlines() if line in (f"off {user}", f"on {user}")]
+
+    def listens() -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", served.port)) == 0
+
+    def is_delivered() -> bool:
+        cutoff = served.ask(path)["cutoff"]
+        return isinstance(cutoff, dict) and cutoff["status"] in ("delivered", "effective")
+
     try:
-
-        def listens() -> bool:
-            with socket.socket() as tried:
-                return tried.connect_ex(("127.0.0.1", served.port)) == 0
-
         until(listens, process)
         served.ask(f"{path}/top_up", {"amount": "1"})
         for line in ("vm-1", "disk/ü"):
             served.ask(f"{path}/set_rate", {"rate": "0.000001", "resource": line})
         served.ask(f"{path}/debit", {"amount": "1", "mode": "partial"})
-
-        def is_done() -> bool:
-            account = served.ask(path)
-            cutoff = account["cutoff"]
-            return isinstance(cutoff, dict) and cutoff["status"] in ("delivered", "effective")
-
-        until(is_done, process)
+        until(is_delivered, process)
         account = served.ask(path)
         assert account["state"] == "exhausted"
         assert account["rate_nanos_per_hour"] == 0
         assert account["rates_nanos_per_hour"] == {}
-        assert output.read_text() == f"off {user}\n"
+        assert switched() == [f"off {user}"]
 
-        template = GetTemplate(f"http://127.0.0.1:{served.port}/cutoff", parse_secrets(SECRET))
-        head = template.request(user.encode(), "again", 1, 1_700_000_000 * 10**9, int(time.time())).decode()
-        first, *rest = head.rstrip().split("\r\n")
-        target = first.split(" ")[1]
-        headers = dict(line.split(": ", 1) for line in rest)
+        get = GetTemplate(f"http://127.0.0.1:{served.port}/cutoff", parse_secrets(SECRET))
+        target, headers, _ = request_of(get, user, 1)
         assert served.call(target, headers) == 204, "a call that was acted on is answered, and nothing is done"
         changed = target.replace("seq=1", "seq=2")
         assert changed != target
         assert served.call(changed, headers) == 401
-        assert served.call(target, {name: value for name, value in headers.items() if "signature" not in name}) == 401
-        head = template.request(user.encode(), "old", 9, 1_700_000_000 * 10**9, int(time.time()) - 3600).decode()
-        first, *rest = head.rstrip().split("\r\n")
-        assert served.call(first.split(" ")[1], dict(line.split(": ", 1) for line in rest)) == 401
-        assert output.read_text() == f"off {user}\n"
+        assert served.call(target, {key: value for key, value in headers.items() if "signature" not in key}) == 401
+        assert served.call(*request_of(get, user, 9, age_s=3600)) == 401
+        assert switched() == [f"off {user}"]
+        if not is_whole:
+            return
+
+        served.ask(f"{path}/top_up", {"amount": "1"})
+        until(lambda: switched() == [f"off {user}", f"on {user}"], process)
+        post = PostTemplate(f"http://127.0.0.1:{served.port}/restore", parse_secrets(SECRET))
+        assert served.call(target, headers) == 204, "the cutoff comes again behind its restore"
+        assert served.call(*request_of(post, user, 1, ":restore")) == 204
+        assert switched() == [f"off {user}", f"on {user}"]
+        target, headers, body = request_of(post, user, 7)
+        assert served.call(target, headers, body.replace(b'"seq":7', b'"seq":8')) == 401
+        assert served.call(target, headers, body) == 204
+        assert switched() == [f"off {user}", f"on {user}", f"off {user}"], "a newer cutoff, as a POST"
+
+        told = ["account.topped_up", "account.debited", "account.exhausted", "account.topped_up", "account.restored"]
+        of_user = [f"notice {kind} {user}" for kind in told]
+
+        def noticed() -> list[str]:
+            return [line for line in output.read_text().splitlines() if line.startswith("notice") and user in line]
+
+        until(lambda: len(noticed()) >= len(of_user), process)
+        assert noticed() == of_user
+        assert served.call("/notices", headers, body.replace(b'"seq":7', b'"seq":8')) == 401
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_reference_library_verifies_every_notice_of_the_daemon(served: Served) -> None:
+    came: list[tuple[dict[str, str], bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """A request is no news here."""
+
+    server = HTTPServer(("127.0.0.1", served.port), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        served.ask("oracle%20%C3%BC/top_up", {"amount": "5", "message": "für dich"})
+        served.ask("oracle%20%C3%BC/debit", {"amount": "2"})
+
+        def kinds() -> list[str]:
+            bodies = [json.loads(body) for _, body in came]
+            return [body["type"] for body in bodies if body["data"]["user_id"] == "oracle ü"]
+
+        until(lambda: len(kinds()) >= 2)
+        assert list(dict.fromkeys(kinds())) == ["account.topped_up", "account.debited"]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    receiver = Receiver(SECRET)
+    for headers, body in came:
+        verified = Webhook(SECRET).verify(body, headers)
+        notice = receiver.notice(headers, body, now_s=time.time())
+        assert verified == {"type": notice.type, "timestamp": notice.timestamp, "data": notice.data}

@@ -7,7 +7,7 @@ import socket
 
 from billing.expirationd.delivery import Delivery
 from billing.expirationd.endpoint import MANY, UNKNOWN
-from billing.expirationd.signature import parse_secrets
+from billing.signature import parse_secrets
 from billing.trial.faults import Fault
 from shards.system.clock import wall_now_ns
 from tests.expirationd.desk import Desk, receiving, sending, settings

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.expirationd.request import GetTemplate
-from billing.expirationd.signature import parse_secrets, verify
+from billing.signature import parse_secrets, verify
 
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 E = 1_700_000_000_000_000_000

@@ -9,28 +9,30 @@ import pytest
 
 from tests.house.source import ROOMS, Module, imports, is_below, module_of, modules, uses
 
-# What each room of `billing` may import of `billing`, beside itself. `addresses` and `svg` are rooms of one module.
+# What each room of `billing` may import of `billing`, beside itself. Some rooms are one module, such as `addresses`.
 MAY_IMPORT: dict[str, set[str]] = {
     "ledger": set(),
     "audit": set(),
     "addresses": set(),
+    "signature": set(),
     "svg": set(),
-    "expirationd": {"ledger", "addresses"},
+    "expirationd": {"ledger", "addresses", "signature"},
     "follower": {"ledger"},
     "history": {"ledger", "follower"},
     "notices": {"ledger", "expirationd", "follower"},
     "api": {"ledger", "config", "client", "addresses"},  # of the client, the errors that both ends know
-    "client": {"ledger"},  # of the ledger, the names of errors
-    "config": {"addresses", "api", "expirationd"},  # tokens and secrets are checked by those who read them
+    "client": {"ledger", "signature"},  # of the ledger, the names of errors
+    "config": {"addresses", "api", "expirationd", "signature"},  # tokens and secrets are checked by those who read them
     "worker": {
         *("audit", "ledger", "expirationd", "history", "notices", "follower", "api", "client", "config", "addresses"),
+        "signature",
     },
     "cli": {"audit", "ledger", "history", "api", "client", "config", "service", "addresses"},
     "admin": {"ledger", "api", "client", "cli", "config", "addresses", "svg"},  # of the cli, how values are shown
     "doctor": {"config", "cli"},  # of the command line, how a daemon that serves is asked
     "backup": {"follower", "history", "notices", "worker", "cli", "doctor", "config"},
     "migration": {"ledger", "client", "cli"},
-    "trial": {"ledger", "expirationd", "api", "client", "cli", "admin", "config", "addresses", "svg"},
+    "trial": {"ledger", "expirationd", "api", "client", "cli", "admin", "config", "addresses", "signature", "svg"},
 }
 ANYTHING = {"service", "__main__", "billing"}  # where the parts are joined
 
@@ -38,6 +40,8 @@ ANYTHING = {"service", "__main__", "billing"}  # where the parts are joined
 PURE = (
     "billing.ledger",
     "billing.svg",
+    "billing.signature",
+    "billing.client.receiver",
     "billing.expirationd.answer",
     "billing.expirationd.health",
     "billing.expirationd.coming",

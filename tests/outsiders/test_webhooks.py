@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from billing.expirationd.request import PostTemplate
-from billing.expirationd.signature import parse_secrets
+from billing.signature import parse_secrets
 from shards.system.clock import wall_now_ns
 from tests.conftest import REPOSITORY
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from billing.expirationd.signature import parse_secrets
+from billing.signature import parse_secrets
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import uvloop
 
-from billing.expirationd.signature import parse_secrets, sign
+from billing.signature import parse_secrets, sign
 from billing.trial.faults import Fault, bomb, parse_fault
 from billing.trial.receiver import Receiver, line_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from billing.expirationd.signature import parse_secrets, sign, verify
+from billing.signature import parse_secrets, sign, verify
 
 TEXT = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo="

@@ -1,0 +1,160 @@
+"""The receiver's side of cutoffs, restores and notices: whether a call is genuine, and whether anything is left to do.
+
+    receiver = Receiver(secret)                                     # the text of cutoff.secret_file
+
+    call = receiver.call(target, headers, body, now_s=time.time())  # NotGenuine: answer 401
+    if receiver.is_due(call):
+        ...                                                         # act; where that fails, answer 503
+        receiver.done(call)
+    ...                                                             # answer 204
+
+**Genuine** is what carries a signature made with the secret, over the path and the query of a GET or over the body of a
+POST, and a time that is at most `tolerance_s` from the receiver's own. `target` is path and query as they stand in the
+request line: aiohttp has it as `request.raw_path`, WSGI's servers take the path apart, and `wsgi_target` puts it
+together again.
+
+**The rule of seq.** Each cutoff of an account has a greater `seq` than the one before, and a restore has the `seq` of
+the cutoff that it undoes. A call is due where it lies behind everything that was acted on for that user: a greater
+`seq`, or the restore of the newest cutoff. So a call that comes again or late changes nothing, and is answered with
+2xx all the same, because a call that is not answered so comes again.
+
+**Notices** come at least once. One is due where its `event_id` was not among the last `EVENT_IDS_MAX`.
+
+What was acted on must outlive the receiver: give `Receiver` a mapping that keeps its items in your database. The daemon
+has one call in flight for each user, so nothing here is locked for calls; notices of one user come in order, too.
+
+Nothing of the daemon is loaded, and no clock is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, quote, unquote
+
+from billing.signature import TOLERANCE_S, parse_secrets, verify
+
+EVENT_IDS_MAX: Final = 100_000
+_RESTORE: Final = ":restore"  # behind the event_id of the cutoff that is undone
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+Place = tuple[int, bool]  # seq, and whether the restore of that cutoff was acted on, too
+
+
+class NotGenuine(Exception):
+    """The call is not the daemon's, or too old, or of another kind: answer 401, and do nothing."""
+
+
+class Call(NamedTuple):
+    """A cutoff, or the restore that undoes it. `exhausted_at_ns`: when the money ran out, in both."""
+
+    user_id: str
+    event_id: str  # the same on each attempt
+    seq: int
+    exhausted_at_ns: int
+    is_restore: bool
+
+
+class Notice(NamedTuple):
+    """One event of an account, see `docs/notices.md`. `data` has what the event is about."""
+
+    event_id: str  # the same on each attempt
+    type: str
+    timestamp: str
+    data: dict[str, Any]
+
+
+class Receiver:
+    """See the module."""
+
+    def __init__(
+        self, secret: str, places: MutableMapping[str, Place] | None = None, tolerance_s: int = TOLERANCE_S
+    ) -> None:
+        """`secret`: the text of the secrets file, with one secret or two. `places`: how far the calls of each user were
+        acted on; without it that is forgotten when the process ends. Raises ValueError for a text without a secret.
+        """
+        self._secrets = parse_secrets(secret)
+        self._tolerance_s = tolerance_s
+        self._places: MutableMapping[str, Place] = {} if places is None else places
+        self._event_ids: dict[str, None] = {}  # of notices that were acted on, the oldest first
+
+    def call(self, target: str, headers: Headers, body: bytes = b"", *, now_s: float) -> Call:
+        """The cutoff or restore that a request is; `body` is that of a POST. Raises NotGenuine."""
+        event_id = self._verified(headers, body or target.encode("latin-1", "replace"), now_s)
+        fields: dict[str, Any]
+        if body:
+            fields = _object(body)
+        else:
+            query = parse_qs(target.partition("?")[2])
+            fields = {name: values[0] for name, values in query.items()}
+            fields.setdefault("user_id", unquote(event_id.partition(":")[0]))  # where the path has it
+        try:
+            user_id, told = fields["user_id"], fields["event_id"]
+            seq, exhausted_at_ns = int(fields["seq"]), int(fields["exhausted_at_ns"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise NotGenuine("this is no cutoff") from None
+        if told != event_id or type(user_id) is not str:
+            raise NotGenuine("the event is another than the header says")
+        return Call(user_id, event_id, seq, exhausted_at_ns, event_id.endswith(_RESTORE))
+
+    def notice(self, headers: Headers, body: bytes, *, now_s: float) -> Notice:
+        """The notice that a POST is. Raises NotGenuine."""
+        event_id = self._verified(headers, body, now_s)
+        fields = _object(body)
+        kind, timestamp, data = fields.get("type"), fields.get("timestamp"), fields.get("data")
+        if type(kind) is not str or type(timestamp) is not str or type(data) is not dict:
+            raise NotGenuine("this is no notice")
+        return Notice(event_id, kind, timestamp, data)
+
+    def is_due(self, call: Call | Notice) -> bool:
+        """Whether it is still to be acted on. One that is not is answered with 2xx, too."""
+        if isinstance(call, Notice):
+            return call.event_id not in self._event_ids
+        return (call.seq, call.is_restore) > self._places.get(call.user_id, (0, False))
+
+    def done(self, call: Call | Notice) -> None:
+        """It was acted on."""
+        if not isinstance(call, Notice):
+            if self.is_due(call):
+                self._places[call.user_id] = call.seq, call.is_restore
+            return
+        self._event_ids[call.event_id] = None
+        if len(self._event_ids) > EVENT_IDS_MAX:
+            del self._event_ids[next(iter(self._event_ids))]
+
+    def _verified(self, headers: Headers, content: bytes, now_s: float) -> str:
+        """The webhook-id of a call that is genuine."""
+        found = {name.lower(): value for name, value in dict(headers).items()}
+        event_id, timestamp, signature = (
+            found.get(name, "").encode("latin-1", "replace")
+            for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
+        )
+        if not verify(self._secrets, event_id, timestamp, signature, content, int(now_s), self._tolerance_s):
+            raise NotGenuine("the signature is not right, or too old")
+        return event_id.decode("latin-1")
+
+
+def wsgi_target(environ: Mapping[str, Any]) -> str:
+    """Path and query of a request as they were sent. Servers that do not say what was sent (`RAW_URI`, `REQUEST_URI`)
+    have decoded the path, and it is encoded again as the daemon encodes user ids. That leads back to what was sent
+    where nothing else in `cutoff.url` is encoded and no user id in its path has a slash: behind such a server have the
+    user id in the query, or calls by POST.
+    """
+    for name in ("RAW_URI", "REQUEST_URI"):
+        sent = environ.get(name)
+        if sent:
+            return str(sent)
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    query = environ.get("QUERY_STRING", "")
+    return quote(path.encode("latin-1"), safe="/") + (f"?{query}" if query else "")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        raise NotGenuine("the body is no JSON") from None
+    if type(fields) is not dict:
+        raise NotGenuine("the body is no JSON object")
+    return fields
