@@ -1,6 +1,6 @@
 """Fuzzing for as long as one likes; what breaks is kept in tests/fuzz/corpus, and tried again by every run.
 
-    python -m tests.fuzz frames --seconds 1800           frames, requests, wires, journal, snapshot or config
+    python -m tests.fuzz frames --seconds 1800           or another of the targets in tests/fuzz/targets.py
     python -m tests.fuzz journal --seed 7 --first 120000 goes on where seed 7 was stopped, which it says
 
 Prints what it counted as JSON on its last line; exit code 1 where something broke.

@@ -7,6 +7,7 @@ decoder work for long, or hold much, with little.
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from billing.api.auth import Guard
+from billing.api.http.reading import Reader
+from billing.api.http.routes import ROUTES, Route
+from billing.api.http.writing import problem
+from billing.api.iproto.protocol import AUTH, CALL, CALL_16, ER_PROC_LUA, ID, PING, SELECT
 from billing.api.methods import METHODS, parse
 from billing.api.wire import DECODE_ERRORS, make_unpacker
 from billing.config.load import ConfigError, load
@@ -26,6 +32,7 @@ from shards.journal.file import snapshot
 from shards.journal.file.record import BARRIER, Malformed, pack_batch, pack_block, salt_seed, unpack_block
 from shards.journal.file.recovery import examine
 from shards.system.links import FrameDecoder, FrameError, frame_of, untyped
+from tests.api.iproto.streams import converse as converse_iproto
 from tests.api.test_any_bytes import converse
 from tests.conftest import REPOSITORY
 from tests.fuzz.mutation import mended_snapshot, mutated
@@ -47,6 +54,11 @@ CALLS = (
     ["forecast", [{"horizon_s": 3600}]],
     *([name, ["u"]] for name in sorted(METHODS)),
 )
+
+
+IN_PATH = {"user_id": b"u", "hold_id": b"r:h", "bucket_id": b"477"}
+SIGN_IN = Guard("operator:admin:" + "0" * 64 + ":" + "0" * 40 + "\n")
+GUARDED = b"\x01"
 
 
 class Target(NamedTuple):
@@ -93,6 +105,40 @@ def take_request(data: bytes) -> None:
     assert len(call.user_id) <= 128
     for field in call.body:
         assert type(field) in (int, bytes, str) or all(type(word) is str for word in field), "a set of words"
+
+
+def take_json(data: bytes) -> None:
+    """A request over HTTP: the first byte says of which route; then its Idempotency-Key, a zero byte, and its body, or
+    what stands behind the question mark.
+    """
+    if not data:
+        return
+    route = ROUTES[data[0] % len(ROUTES)]
+    key, _, rest = data[1:].partition(b"\0")
+    query, body = ("", rest) if route.has_body else (rest.decode("latin-1"), b"")
+    header = key.decode("utf-8", "surrogateescape") if key else None
+    in_path = [IN_PATH[name] for name in route.in_path]
+    try:
+        call = parse(route.method.name, Reader(route).params(in_path, query, header, body))
+    except Refused as refusal:
+        told = json.loads(problem(refusal).body)
+        assert told["name"] in KINDS, told
+        assert len(told["detail"]) <= 500, told
+        return
+    assert call.method is route.method
+    assert all(len(field) <= LONGEST for field in call.body if type(field) in (bytes, str))
+
+
+def take_iproto(data: bytes) -> None:
+    """A stream of packets. The first byte says whether the door wants a sign-in, which no input knows how to make."""
+    is_guarded = data[:1] == GUARDED
+    replies, asked, _ = converse_iproto(data[1:], [len(data) // 2], SIGN_IN if is_guarded else Guard())
+    for kind, _, said in replies:
+        code = kind - 0x8000
+        assert kind == 0 or code in (20, 32, 33, 42, 47, 48), kind
+        if code == ER_PROC_LUA:
+            assert said.partition(": ")[0] in KINDS, said
+    assert not (is_guarded and asked), "something was done before the sign-in"
 
 
 def take_wire(data: bytes) -> None:
@@ -247,6 +293,51 @@ def requests() -> list[bytes]:
     return [msgpack.packb(call) for call in CALLS]
 
 
+JSON_BODIES = (
+    b'{"amount":"12.5","message":"\xc3\xbc"}',
+    b'{"amount_nanos":12500000000,"expires_at":"2026-11-28T13:03:20.5Z","kind":"gift"}',
+    b'{"rate":"36","per":"hour","resource":"vm-1","rate_seq":5,"min_runway_ns":1000000000}',
+    b'{"thresholds":[{"amount":"5"},{"amount_nanos":5},{"runway_ns":60000000000}]}',
+    b'{"method":"debit","params":["u","5",{"mode":"partial"}]}',
+    b'{"amount_nanos":1e400,"amount":NaN,"a":[[[[{"a":1,"a":2}]]]],"step":"begin"}',
+    b"cursor=dHU&limit=5&show=rates%2Cholds&state=active&from=2026-11-28T13:03:20Z&to_ns=5&by=resource",
+)
+
+
+def bodies() -> list[bytes]:
+    """Each kind of body and query for each route, with and without a key."""
+    keys = (b"", b"invoice-17", b'"quoted"')
+    whole = [
+        bytes([number]) + keys[number % len(keys)] + b"\0" + body
+        for number in range(len(ROUTES))
+        for body in JSON_BODIES
+    ]
+    return whole + [part for each in map(sound_of, ROUTES) for part in each]
+
+
+def sound_of(route: Route) -> list[bytes]:
+    """A request of a route that is right: its required fields."""
+    told = {field.name: {"amount": "5", "rate": "5"}.get(field.type.kind, 1) for field in route.in_body}
+    rest = json.dumps(told).encode() if route.has_body else b"&".join(b"%s=1" % name.encode() for name in told)
+    return [bytes([ROUTES.index(route)]) + b"\0" + rest]
+
+
+def packets() -> list[bytes]:
+    """Streams of packets, to a door that wants a sign-in and to one that does not."""
+
+    def packet(kind: int, body: dict[int, Any], sync: int = 1) -> bytes:
+        packed = msgpack.packb({0: kind, 1: sync}) + msgpack.packb(body)
+        return bytes(msgpack.packb(len(packed)) + packed)
+
+    calls = [packet(CALL, {0x22: name, 0x21: params}, sync) for sync, (name, params) in enumerate(CALLS)]
+    routed = packet(CALL_16, {0x22: "vshard.router.callrw", 0x21: [477, "write", "top_up", ["u", "5"], {"timeout": 1}]})
+    older = packet(CALL, {0x22: "decrease_balance", 0x21: ["u", 200.0]})
+    auth = packet(AUTH, {0x23: "operator", 0x21: ["chap-sha1", bytes(20)]})
+    others = [packet(PING, {}), packet(ID, {0x54: 3, 0x55: []}), packet(SELECT, {0x10: 281, 0x20: [], 0x12: 100})]
+    streams = [b"".join(calls), b"".join(others) + routed + older, auth + b"".join(calls[:3]), *calls[:6], *others]
+    return [first + stream for first in (b"\0", GUARDED) for stream in streams]
+
+
 def wires() -> list[bytes]:
     sent: list[Any] = [
         *(control.MoveIn(1, 2, 3, b"x" * 50, b"y" * 16), control.Query(7, b"u", ("get_account", b"u"))),
@@ -259,6 +350,8 @@ def wires() -> list[bytes]:
 TARGETS: dict[str, Target] = {
     "frames": Target(frames, take_frames, 4_000_000, 20_000, plain),
     "requests": Target(requests, take_request, 2_000_000, 5_000, plain),
+    "json": Target(bodies, take_json, 2_000_000, 5_000, plain),
+    "iproto": Target(packets, take_iproto, 4_000_000, 20_000, plain),
     "wires": Target(wires, take_wire, 500_000, 1_000, plain),
     "journal": Target(segments, take_segment, 2_000_000, 20_000, make_segment),
     "snapshot": Target(snapshots, take_snapshot, 1_000_000, 5_000, make_snapshot),

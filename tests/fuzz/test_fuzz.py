@@ -21,6 +21,8 @@ from tests.fuzz.targets import TARGETS, corpus, take_frames, take_request, take_
 COUNTS = {
     "frames": 5_000,
     "requests": 36_000,
+    "json": 12_000,
+    "iproto": 5_000,
     "wires": 36_000,
     "journal": 4_000,
     "snapshot": 8_000,

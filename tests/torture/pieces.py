@@ -22,6 +22,7 @@ SEEDS_A_PIECE = 500
 COMMANDS, COMMANDS_A_PIECE, PROGRAM = 2_000_000, 500_000, 400  # of the ledger and its model; so many commands a program
 FUZZ_S = {
     "journal": 1800, "snapshot": 1800, "frames": 1800, "requests": 1800, "config": 1800,
+    "json": 600, "iproto": 600,
     "wires": 300,  # our own processes speak there, and nobody else
 }  # fmt: skip
 CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50}
