@@ -259,6 +259,8 @@ class HttpConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What is no HTTP, or a bug: one problem, and the end of the connection."""
+        if isinstance(exc, ConnectionError):  # the client went away in the middle of its request: nobody is told
+            return Reply(b"", b"", last=True)
         if status == 500:
             log.error("a request to the HTTP door met a bug", exc_info=exc)
             refusal = Refused("INTERNAL", "this is a bug in the daemon")
