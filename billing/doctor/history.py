@@ -5,6 +5,8 @@ A file `history/shard-N.sqlite` has a row for each entry with an entry_id that s
 entries are walked side by side: from the first batch that the journal still has, each row must be the next entry. What
 is older than the journal is held against itself: each row carries a CRC-32 of its columns as MessagePack, and what an
 account's rows say, one after the other, must add up. What the file itself says it has lost is noted, and is no fault.
+Where `history.keep_days` cut an account's rows, its opening has the rate lines behind the first row that is left: they
+must sum to that row's rate, and statements that begin with them must say what the entries say (`statements`).
 
 An account whose bucket moved has rows in several files. `Chains` keeps, for each account and file, the ends of unbroken
 runs of rows, and links them in the end: from the first entry to the last, without a gap, to the account's balance.
@@ -43,7 +45,8 @@ from billing.doctor.statements import Statements
 from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
-VERSION: Final = 3
+VERSION: Final = 4
+OLDER: Final = (1, 2, 3)
 MARK_EVERY: Final = 64
 _ENTRY, _LEAVE = 1, 3
 
@@ -202,6 +205,7 @@ class HistoryFile:
         for text in self._losses:
             report.note(f"{path}: {text}")
         chains.has_losses = chains.has_losses or bool(self._losses)
+        self._openings = self._read_openings()
         columns = [name for _, name, *_ in db.execute("PRAGMA table_info(entries)")]
         self._at = [columns.index(name) for name in _NAMES]
         self._checksum_at = columns.index("checksum")
@@ -214,6 +218,16 @@ class HistoryFile:
         self._left: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
         self._seq = 0
         self._aligned = False
+
+    def _read_openings(self) -> dict[int, tuple[int, int, dict[bytes | None, int]]]:
+        """(entry_id, seq, lines) by the number of the account."""
+        found = {}
+        for number, entry_id, seq, packed, checksum in self._db.execute("SELECT * FROM openings"):
+            if zlib.crc32(msgpack.packb((number, entry_id, seq, packed))) != checksum:
+                self._fault("its opening is not what was written", self._users.get(number, b""))
+                continue
+            found[number] = entry_id, seq, {resource: int(rate) for resource, rate in msgpack.unpackb(packed)}
+        return found
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
@@ -256,6 +270,8 @@ class HistoryFile:
         if not entry_id % MARK_EVERY and not self._is_marked(number, entry_id, seq):
             self._fault(f"row {seq} of entry {entry_id} is not marked", user_id)
         flags, frac, rate, value, resource, _, rare = more
+        if number in self._openings:
+            self._pass_opening(number, user_id, entry_id, seq, rate)
         told = entry_id, at_ns, amount, balance, flags, frac, rate, value, resource
         self._chains.statements.row(user_id, told, _RARE.unpack(rare) if rare else (0, 0, 0))
         before = balance - amount + (accrued if accrued >= 0 else accrued + 2**64)
@@ -270,6 +286,21 @@ class HistoryFile:
                 self._fault(f"entry {entry_id} comes after entry {run.last_id}", user_id)
             self._chains.add(user_id, run)
         self._open[number] = Run(entry_id, before, entry_id, balance)
+
+    def _pass_opening(self, number: int, user_id: bytes, entry_id: int, seq: int, rate: int | None) -> None:
+        """Holds the opening of an account against the first of its rows that is left, where that is the one at hand."""
+        opening_id, opening_seq, lines = self._openings[number]
+        if seq < opening_seq:
+            return  # a pass that deletes has not come so far
+        del self._openings[number]
+        if (entry_id, seq) != (opening_id, opening_seq):
+            self._fault(f"the opening is of entry {opening_id} in row {opening_seq}, which is not there", user_id)
+        elif rate is not None and sum(lines.values()) != rate:
+            self._fault(f"the opening's lines sum to {sum(lines.values())} nanos an hour, not {rate}", user_id)
+        elif None not in lines:  # else some of them are not known
+            self._chains.statements.opening(
+                user_id, entry_id, {line: of_line for line, of_line in lines.items() if line is not None}
+            )
 
     def _is_marked(self, number: int, entry_id: int, seq: int) -> bool:
         found = self._db.execute("SELECT seq FROM marks WHERE number = ? AND entry_id = ?", (number, entry_id))
@@ -387,6 +418,8 @@ class HistoryFile:
             while self._row is not None:
                 self._pass_row()
             self._compare_departures(first)
+            for number in self._openings if not self._lost and not self._losses else ():
+                self._fault("there is an opening and no row that it opens", self._users.get(number, b""))
             for number, newest in self._db.execute("SELECT number, newest FROM heads"):
                 if newest != self._newest.get(number, 0):
                     text = f"its newest row is said to be {newest}, and is {self._newest.get(number, 0)}"
@@ -412,7 +445,7 @@ def open_history(
             db.execute("PRAGMA application_id").fetchone()[0],
             db.execute("PRAGMA user_version").fetchone()[0],
         )
-        if made_by in ((APPLICATION_ID, 1), (APPLICATION_ID, 2)):
+        if made_by[0] == APPLICATION_ID and made_by[1] in OLDER:
             report.note(f"{path} is of version {made_by[1]}, and is converted at the next start")
             report.not_checked("history", f"shard {shard}: its file is of version {made_by[1]}")
             chains.is_behind = True

@@ -104,6 +104,7 @@ class Statements:
         self._worst: list[tuple[int, bytes]] = []  # a heap: the member with the highest hash first
         self._seen: dict[bytes, _Seen] = {}
         self._rows: dict[bytes, list[Row] | None] = {}  # None: left out
+        self._openings: dict[bytes, dict[int, Lines]] = {}  # by account, by entry_id: the lines behind it
 
     def _is_member(self, user_id: bytes) -> bool:
         """Whether the account is one of those drawn, so far."""
@@ -116,6 +117,7 @@ class Statements:
         elif rank > self._worst[0]:
             _, gone = heapq.heapreplace(self._worst, rank)
             del self._seen[gone], self._rows[gone]
+            self._openings.pop(gone, None)
         else:
             return False
         self._seen[user_id], self._rows[user_id] = _Seen(), []
@@ -183,6 +185,11 @@ class Statements:
         room = room_of(exactly, limit, holds, flags)
         rows.append(Row(entry_id, at_ns, whole * UNIT + amount_frac, exactly, rate, room, resource, value))
 
+    def opening(self, user_id: bytes, entry_id: int, lines: Lines) -> None:
+        """What the history keeps of an account's lines behind a row, where it deleted what came before."""
+        if self._is_member(user_id):
+            self._openings.setdefault(user_id, {})[entry_id] = lines
+
     # -- in the end -------------------------------------------------------------------------------------------------
 
     def compare(self) -> None:
@@ -192,10 +199,13 @@ class Statements:
             if not seen.cuts or not rows:
                 continue
             rows.sort()
+            openings = self._openings.get(user_id, {})
+            newest = max(openings, default=0)
+            rows = [row for row in rows if row.entry_id >= newest]  # of those before, some are gone
             if any(after.entry_id != before.entry_id + 1 for before, after in pairwise(rows)):
                 continue  # some are lost, which is told where the rows are looked at
             self._report.count("statements", "accounts")
-            _Periods(self._report, user_id, rows).compare(sorted(seen.cuts))
+            _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(seen.cuts))
 
 
 class _Found(NamedTuple):
@@ -210,12 +220,13 @@ class _Found(NamedTuple):
 class _Periods:
     """One account's rows, read from the first to the last."""
 
-    def __init__(self, report: Report, user_id: bytes, rows: list[Row]) -> None:
+    def __init__(self, report: Report, user_id: bytes, rows: list[Row], opening: Lines | None) -> None:
+        """`opening`: the lines behind the first row, where it is known of them."""
         self._report = report
         self._user_id = user_id
         self._rows = rows
         self._amounts = self._spent = 0
-        self._lines: Lines | None = {} if rows[0].entry_id == 1 else None  # rates behind the row at hand
+        self._lines = {} if rows[0].entry_id == 1 else opening  # rates behind the row at hand
         self._sums: Lines = {}
 
     def compare(self, cuts: list[Cut]) -> None:

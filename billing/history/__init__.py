@@ -16,6 +16,7 @@ It never slows a command down, never changes the journal, and never guesses.
     projection  a batch's bytes as rows; pure, and the one fast module here
     store       the file: schema, transactions, cutting back
     retention   giving up what is older than history.keep_days
+    openings    the rate lines where an account's rows begin since
     salvage     a new file out of what is good in a damaged or older one
     shelf       reading an account's rows out of all files
     cursor      how far a reader of the feed of all entries is; pure

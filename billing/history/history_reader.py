@@ -7,7 +7,8 @@ question is seen. The others are fed by other processes, maybe later.
 **Whole or said.** Entry_ids follow each other from 1 on, so rows that are missing are seen, wherever they were lost. In
 the place of each gap stands one row of the operation `missing`: its entry_id is that of the first entry it stands for,
 its amount is what makes its neighbours add up, and `whole_from_ns` is the instant from which the history is whole again
-(where the newest rows are missing, that of the newest entry, which whoever asks knows). Whether they may only be late
+(where the newest rows are missing, that of the newest entry, which whoever asks knows). Where `history.keep_days`
+deleted them, its operation is `opening`. Whether they may only be late
 is known from the departures: ownership passed from generation to generation, one at a time, so once the departures of
 all generations before the present one are in the files, so is every row made under them (`missing`).
 
@@ -20,9 +21,11 @@ file.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from billing.follower.store import Damaged, connect, shard_files
+from billing.history.openings import Opening, openings_of
 from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, NAMES, PLACE, checksum_of
 from billing.ledger import commands as ops
@@ -30,6 +33,9 @@ from billing.ledger.entry import TIME, text
 from shards.system.disk import Disk
 
 MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
+OPENING: Final = "opening"  # and of one that stands for rows which `history.keep_days` deleted
+
+EVERYWHERE: Final = 2  # a generation of which rows may stand in any file
 
 _COLUMNS: Final = ", ".join((*NAMES, "checksum"))
 _CHAIN: Final = f"""
@@ -158,8 +164,12 @@ class Newest(NamedTuple):
 NOTHING: Final = Newest()
 
 
-def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown | None, newest: Newest) -> Shown:
+def missing_row(
+    first_id: int, last_id: int, older: Shown | None, newer: Shown | None, newest: Newest, openings: Collection[int]
+) -> Shown:
     """What stands for the entries from `first_id` to `last_id`, between the rows before and behind them."""
+    is_cut = last_id + 1 in openings
+    fate = "were deleted by history.keep_days" if is_cut else "are missing"
     opening_nanos = 0 if older is None else older["balance_after_nanos"]
     closing_nanos, at_ns = newest.balance_nanos, newest.at_ns
     if newer is not None:
@@ -167,21 +177,29 @@ def missing_row(first_id: int, last_id: int, older: Shown | None, newer: Shown |
     return {
         "entry_id": first_id,
         "at_ns": at_ns,
-        "operation": MISSING,
+        "operation": OPENING if is_cut else MISSING,
         "amount_nanos": closing_nanos - opening_nanos,
         "accrued_nanos": 0,
         "balance_before_nanos": opening_nanos,
         "balance_after_nanos": closing_nanos,
-        "message": f"the rows of entries {first_id} to {last_id} are missing",
+        "message": f"the rows of entries {first_id} to {last_id} {fate}",
         "request_id": None,
         **dict.fromkeys(("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")),
         "whole_from_ns": at_ns,
     }
 
 
-def page_of(above: Shown | None, rows: list[Shown], before: int, limit: int, newest: Newest) -> Page:
+def page_of(
+    above: Shown | None,
+    rows: list[Shown],
+    before: int,
+    limit: int,
+    newest: Newest,
+    openings: Collection[int] = frozenset(),
+) -> Page:
     """The rows below `before`, newest first, at most `limit`, with a row in the place of each gap. `above`: the row
-    that comes before them, where there is one; `newest`: the least entry_id that an account's newest row can have.
+    that comes before them, where there is one; `newest`: the least entry_id that an account's newest row can have;
+    `openings`: the entry_ids before which rows were deleted.
     """
     newest_id = max(newest.entry_id, rows[0]["entry_id"] if rows else 0)
     bound_id = min(before, newest_id + 1 if above is None else above["entry_id"])
@@ -189,11 +207,11 @@ def page_of(above: Shown | None, rows: list[Shown], before: int, limit: int, new
     newer = above
     for row in rows:
         if row["entry_id"] < bound_id - 1:
-            whole.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer, newest))
+            whole.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer, newest, openings))
         whole.append(row)
         newer, bound_id = row, row["entry_id"]
     if len(rows) < limit and bound_id > 1:
-        whole.append(missing_row(1, bound_id - 1, None, newer, newest))
+        whole.append(missing_row(1, bound_id - 1, None, newer, newest, openings))
     page = whole[:limit]
     return Page(page, all(row["operation"] != MISSING for row in page))
 
@@ -250,8 +268,13 @@ class HistoryReader:
         least entry_id that the account's newest row can have. Raises Damaged, sqlite3.Error, StoreError, OSError.
         """
         above, rows = self.rows(generation, user_id, before, limit)
+        shown_above = None if above is None else as_map(above)
         shown = [as_map(row) for row in rows]
-        return page_of(None if above is None else as_map(above), shown, before, limit, newest)
+        page = page_of(shown_above, shown, before, limit, newest)
+        if page.is_whole:
+            return page
+        openings = {opening.entry_id for opening in self.openings(generation, user_id)}
+        return page_of(shown_above, shown, before, limit, newest, openings)
 
     def rows(self, generation: int, user_id: bytes, before: int, limit: int) -> tuple[Row | None, list[Row]]:
         """The account's rows below `before`, newest first, at most `limit`; and the row above them, where there is one.
@@ -269,6 +292,10 @@ class HistoryReader:
     def newest_id_before(self, generation: int, user_id: bytes, at_ns: int) -> int:
         """The entry_id of the account's newest row before an instant; 0 where there is none. Raises as `history`."""
         return max(newest_id_before(db, user_id, at_ns) for db in self._files_of(generation))
+
+    def openings(self, generation: int, user_id: bytes) -> list[Opening]:
+        """The account's openings where rows were deleted, the newest first. Raises as `history` does."""
+        return openings_of(self._files_of(generation), user_id)
 
     def _files_of(self, generation: int) -> list[sqlite3.Connection]:
         """Where an account's rows may stand."""

@@ -47,6 +47,11 @@ Resource = bytes | None  # None: of no line that is known
 Lines = dict[Resource, int]  # nanos per hour
 
 
+def by_name(resource: Resource) -> tuple[bool, bytes]:
+    """The key by which lines are sorted: what is of no known line comes first."""
+    return resource is not None, resource or b""
+
+
 class Point(NamedTuple):
     """An account from one of its entries on."""
 
@@ -189,7 +194,7 @@ class LineSums:
         if not rate:
             self._add(None, last - first)
             return
-        for resource in sorted(self._lines, key=lambda name: (name is not None, name or b"")):
+        for resource in sorted(self._lines, key=by_name):
             below, running = running, running + self._lines[resource]
             spent = last * running // rate - last * below // rate - (first * running // rate - first * below // rate)
             self._add(resource, spent)
@@ -235,7 +240,7 @@ class LineSums:
         if rest:
             self._add(None, rest)
         lines, running = [], 0
-        for resource in sorted(self._accrued, key=lambda name: (name is not None, name or b"")):
+        for resource in sorted(self._accrued, key=by_name):
             below, running = running, running + self._accrued[resource]
             nanos = running * accrued_nanos // accrued - below * accrued_nanos // accrued if accrued else 0
             if self._accrued[resource] or self._lines.get(resource):

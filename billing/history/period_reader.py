@@ -2,8 +2,8 @@
 
 A statement reads its account's rows from the first of the period to its last, in pages, and beside them only the row
 before and the row behind; what came before is not read, however old the account is. Where it is itemised by resource it
-first walks back from the beginning of the period, until the lines it has met sum to the account's rate: lines are never
-below zero, so all others are at zero then.
+first walks back from the beginning of the period, until the lines it has met sum to the account's rate (lines are never
+below zero, so all others are at zero then), or until it comes to an opening, which says them all (`openings`).
 
 The rows of an account are a chain by entry_id, whose instants never fall. The place of an instant in it is found by
 halving over the marks of each file (`HistoryReader.newest_id_before`).
@@ -21,6 +21,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, Final, NamedTuple
 
 from billing.history.history_reader import HistoryReader, Row, as_map
+from billing.history.openings import Opening
 from billing.history.period import (
     MISSING,
     NOTHING,
@@ -157,7 +158,22 @@ class Chain:
         return _standing_point(self.newest, amount, MISSING)
 
     def lines_at(self, former: Point) -> Generator[None, None, Lines]:
-        """The rate lines behind a point, walking back from it. What no known line has, None has."""
+        """The rate lines behind a point, walking back from it to where they are known. What no known line has, None
+        has.
+        """
+        openings = self._reader.openings(self._generation, self._user_id)
+        while True:
+            opening = next((one for one in openings if one.entry_id <= former.entry_id), None)
+            lines = yield from self._lines_back_to(former, opening)
+            if None not in lines:
+                return lines
+            before, openings = openings, self._reader.openings(self._generation, self._user_id)
+            if openings == before:
+                return lines
+            # What the walk needed was deleted on the way; the new opening says it.
+
+    def _lines_back_to(self, former: Point, opening: Opening | None) -> Generator[None, None, Lines]:
+        """See `lines_at`: walks until the lines that were met sum to the rate, to the opening, or to a gap."""
         found: dict[bytes, int] = {}
         changes: dict[bytes, int] = {}  # of lines whose rate was not recorded, since the last one that was
         unsaid: Point | None = None  # it changed a line by the difference to the account's rate before it
@@ -174,6 +190,10 @@ class Chain:
                     change = (unsaid.rate or 0) - point.rate
                     changes[unsaid.resource] = changes.get(unsaid.resource, 0) + change
                     unsaid = None
+                if opening is not None and point.entry_id == opening.entry_id:
+                    lines = {line: rate for line, rate in opening.lines.items() if line is not None}
+                    changed = {line: lines.get(line, 0) + change for line, change in changes.items()}
+                    return _with_rest(lines | found | changed, wanted)
                 if point.resource is not None and point.resource not in found:
                     if point.line_rate is None:
                         unsaid = point

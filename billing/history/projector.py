@@ -22,7 +22,7 @@ from billing.history import entries, period_reader
 from billing.history.history_reader import HistoryReader, Newest
 from billing.history.link import ENTRIES, PERIOD, REACHED, STATEMENT
 from billing.history.period_reader import Chain, Standing, Steps, TooLong
-from billing.history.retention import DAY_NS, prune
+from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
 from shards.exits import Exit
 from shards.system.clock import boot_now_ns, wall_now_ns
@@ -33,6 +33,7 @@ GROUP_ROWS_MAX: Final = 20_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
 PRUNE_FIRST_S: Final = 1.0
 PRUNE_EVERY_S: Final = 3_600.0
+PRUNE_AGAIN_S: Final = 30.0  # another shard's file could not be read, as while it is converted
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former owner of the bucket has yet to write
 FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
@@ -104,7 +105,8 @@ class Projector(Follower):
 
     def _begin_to_prune(self) -> None:
         assert self._store is not None
-        self._prune(prune(self._store, wall_now_ns() - self._keep_days * DAY_NS))
+        assert self._shelf is not None
+        self._prune(prune(self._store, self._shelf, wall_now_ns() - self._keep_days * DAY_NS))
 
     def _prune(self, slices: Iterator[None]) -> None:
         """The next slice of a pass; batches and questions come between two of them."""
@@ -114,6 +116,8 @@ class Projector(Follower):
         except StopIteration:
             self.later("prune", PRUNE_EVERY_S, self._begin_to_prune)
             self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
+        except Postponed:
+            self.later("prune", PRUNE_AGAIN_S, self._begin_to_prune)
         else:
             self.later("prune", 0, partial(self._prune, slices))
 

@@ -20,6 +20,7 @@ from zlib import crc32
 import msgspec
 
 from billing.follower.store import Damaged, Kind, connect
+from billing.history.openings import is_sound
 from billing.history.projection import COLUMNS, MARK_EVERY
 
 AT_ONCE: Final = 1_000
@@ -84,6 +85,9 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     for table, columns in (("losses", "position, text"), ("cuts", "seq, at_ns")):
         if table in tables:
             db.executemany(f"INSERT INTO {table} VALUES (?, ?)", _plain(old, f"SELECT {columns} FROM {table}"))
+    if "openings" in tables:
+        sound = [row for row in _plain(old, f"SELECT * FROM openings WHERE seq <= {seq_max}") if is_sound(row)]
+        db.executemany("INSERT INTO openings VALUES (?, ?, ?, ?, ?)", sound)
     text = f"{kept} good rows up to batch {position}; {bad} are lost"
     if bad:
         db.execute("INSERT INTO losses VALUES (?, ?)", (position, text))

@@ -11,6 +11,7 @@
     identities  identity, seq_max: what this file is called in cursors of the feed (`cursor`); the one without seq_max
                 is the present one, those before it stand for the rows up to their seq_max
     cuts        (seq, at_ns) of the newest row deleted by `history.keep_days`; none, where none was
+    openings    the rate lines behind the oldest row kept of an account of which rows were deleted (`openings`)
 
 **Exactly once.** A group of batches and the position of its last one are one transaction.
 
@@ -39,7 +40,9 @@ from zlib import crc32
 import msgspec
 
 from billing.follower.store import Ahead, FollowerStore, Kind, file_of, keep_copy, lost_batches, make, make_of, opened
+from billing.history import openings
 from billing.history.cursor import IDENTITY_BYTES
+from billing.history.period import Lines
 from billing.history.projection import COLUMNS, Group, Place, project
 from billing.history.salvage import salvage
 from shards.system.disk import Disk
@@ -54,8 +57,8 @@ NAMES: Final = tuple(column.name for column in COLUMNS)
 KIND: Final = Kind(
     "history",
     application_id=0x42484953,  # "BHIS"
-    version=3,
-    older=(1, 2),
+    version=4,
+    older=(1, 2, 3),
     schema=(
         "CREATE TABLE about (shard INTEGER NOT NULL, position INTEGER NOT NULL, begins INTEGER NOT NULL)",
         "CREATE TABLE users (number INTEGER PRIMARY KEY, user_id BLOB NOT NULL UNIQUE)",
@@ -71,6 +74,7 @@ KIND: Final = Kind(
         "CREATE TABLE losses (position INTEGER NOT NULL, text TEXT NOT NULL)",
         "CREATE TABLE identities (identity BLOB NOT NULL UNIQUE, seq_max INTEGER)",
         "CREATE TABLE cuts (seq INTEGER NOT NULL, at_ns INTEGER NOT NULL)",
+        openings.TABLE,
     ),
 )
 PLACE: Final = "SELECT number, newest FROM users JOIN heads USING (number) WHERE user_id = ?"
@@ -95,7 +99,7 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
         if checksum != crc32(_encode(row)) or (row[0] != expected and not may_lack):
             return False
         expected = row[0] + 1
-    return True
+    return all(map(openings.is_sound, db.execute("SELECT * FROM openings")))
 
 
 def open_store(
@@ -207,6 +211,13 @@ class Store(FollowerStore):
         name_anew(self.db, self.seq)
         self.commit(self.position)
 
+    def open_with(self, found: list[tuple[int, int, int, Lines]]) -> None:
+        """Keeps the openings (number, entry_id, seq, lines) of rows whose account's older ones are about to go."""
+        self.begin()
+        for number, entry_id, seq, lines in found:
+            openings.put(self.db, number, entry_id, seq, lines)
+        self.commit(self.position)
+
     def delete(self, seqs: list[int], marks: list[tuple[int, int]], limit_ns: int) -> None:
         """Deletes rows that are older than a limit, and their marks (number, entry_id). Nothing waits for `flush`."""
         db = self.db
@@ -225,7 +236,7 @@ class Store(FollowerStore):
         db.executemany("UPDATE heads SET newest = ? WHERE number = ?", newest)
         db.execute("DELETE FROM users WHERE number IN (SELECT number FROM heads WHERE newest = 0)")
         db.execute("DELETE FROM heads WHERE newest = 0")
-        for table in ("entries", "marks"):
+        for table in ("entries", "marks", "openings"):
             db.execute(f"DELETE FROM {table} WHERE seq > ?", (seq,))
         for table in ("departures", "groups"):
             db.execute(f"DELETE FROM {table} WHERE position > ?", (position,))

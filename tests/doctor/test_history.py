@@ -12,6 +12,7 @@ from billing.doctor.entry import read_entry
 from billing.doctor.history import shown
 from billing.doctor.report import Report
 from billing.doctor.shard import records
+from billing.history.history_reader import HistoryReader
 from billing.history.retention import prune
 from billing.history.store import Store, checksum_of
 from billing.ledger import commands as ops
@@ -321,7 +322,7 @@ def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_
     store = Store(path, 1, RealDisk())
     (limit_ns,) = store.db.execute("SELECT at_ns FROM entries WHERE seq = ?", (place,)).fetchone()
     (before,) = store.db.execute("SELECT count(*) FROM entries").fetchone()
-    for _ in prune(store, limit_ns + 1):
+    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), limit_ns + 1):
         pass
     assert store.db.execute("SELECT count(*) FROM entries").fetchone()[0] < before
     store.close()

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from billing.doctor.report import Report
-from billing.history.store import checksum_of
+from billing.history.history_reader import HistoryReader
+from billing.history.openings import put
+from billing.history.retention import prune
+from billing.history.store import Store, checksum_of
+from shards.system.disk import RealDisk
 from tests.doctor.story import told
 from tests.doctor.yard import COIN, HOUR_NS, SECOND_NS, Yard, busy
 
@@ -73,3 +77,45 @@ def test_a_line_under_another_name_is_found(data_dir: Path) -> None:
     yard = spent(data_dir, trims=True)
     report = altered(yard, "UPDATE entries SET resource = x'21' WHERE resource = x'766d2d30' AND seq < 12")
     assert told(report, "statements")
+
+
+def cut(data_dir: Path) -> tuple[Yard, Store]:
+    """A user with three machines that run and run, of whose rows `history.keep_days` deleted the older half, those that
+    set their rates among them; the journal has all entries.
+    """
+    yard = Yard(data_dir, shards=1, history=True, trims=False)
+    yard.pay(USER, 1000 * COIN)
+    for number in range(3):
+        yard.rate(USER, 1000 + number, resource=b"vm-%d" % number)
+    for _ in range(40):
+        yard.wait(7 * SECOND_NS)
+        yard.pay(USER, 1)
+    yard.close()
+    store = Store(f"{yard.path}/history/shard-1.sqlite", 1, RealDisk())
+    (limit_ns,) = store.db.execute("SELECT at_ns FROM entries WHERE seq = 20").fetchone()
+    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), limit_ns):
+        pass
+    return yard, store
+
+
+def test_statements_begin_with_the_lines_of_the_opening_where_rows_were_deleted(data_dir: Path) -> None:
+    yard, store = cut(data_dir)
+    store.close()
+    report = yard.examine()
+    assert report.findings == []
+    assert report.counts["statements"]["lines"] > 10
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ({b"vm-0": 1001, b"vm-1": 1000, b"vm-2": 1002}, "the lines spent"),
+        ({b"vm-0": 1}, "the opening's lines sum to 1 nanos an hour, not 3003"),
+    ],
+)
+def test_an_opening_of_other_lines_is_found(data_dir: Path, lines: dict[bytes | None, int], text: str) -> None:
+    yard, store = cut(data_dir)
+    number, entry_id, seq, _, _ = store.db.execute("SELECT * FROM openings").fetchone()
+    put(store.db, number, entry_id, seq, lines)
+    store.close()
+    assert any(text in finding.text for finding in yard.examine().findings)

@@ -3,54 +3,114 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from billing.history.entries import UnknownCursor, page
-from billing.history.retention import prune
-from billing.history.store import rows_are_sound
-from billing.ledger.commands import OF_LINES
+from billing.history.history_reader import EVERYWHERE, HistoryReader
+from billing.history.period_reader import Chain
+from billing.history.retention import Postponed, prune
+from billing.history.store import Store, open_store, rows_are_sound
 from billing.ledger.money import INT64_MAX
+from shards.batch import ENTRY
+from shards.system.disk import RealDisk
 from tests.history.books import Life, lives
 from tests.history.scene import Scene
 from tests.history.test_entries import end_of
-from tests.history.test_period import File, answer_of, balance_at, life_of, shown, statement
-from tests.history.test_store import opened, shelf_of
+from tests.history.test_period import File, answer_of, balance_at, life_of, shown, standing_of, statement
+from tests.history.test_store import batch_of, opened, shelf_of
 from tests.ledger.bank import HOUR, Bank
 
 
-def kept_from(life: Life, limit_ns: int) -> int:
-    """The entry_id of the first row that has to be kept: the newest before the limit, or one that set a line."""
-    old = [row for row in life.rows if row[4] < limit_ns]
-    if not old:
-        return 1
-    lines = {resource for resource in life.lines_before(limit_ns) if resource is not None}
-    setting = [next(row[3] for row in reversed(old) if row[5] in OF_LINES and row[15] == line) for line in lines]
-    return int(min([old[-1][3], *setting]))
+def prune_all(file: File, limit_ns: int) -> None:
+    for _ in prune(file.store, file.reader, limit_ns):
+        pass
 
 
-@pytest.mark.parametrize("seed", [11, 12, 13, 14])
-def test_statements_since_the_limit_stay_as_they_were(tmp_path: Path, seed: int) -> None:
+def ids_of(store: Store) -> list[int]:
+    return [entry_id for (entry_id,) in store.db.execute("SELECT entry_id FROM entries ORDER BY seq")]
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13, 14, 15, 16])
+def test_statements_since_the_limit_stay_as_they_were_however_often_it_is_cut(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     life = max(lives(seed, 600), key=lambda life: len(life.points))
     file = File(tmp_path, life, life.timeline.entries[0].user_id)
-    limit_ns = life.instants[len(life.instants) * 2 // 3]
-    for _ in prune(file.store, limit_ns):
-        pass
-    ids = [entry_id for (entry_id,) in file.store.db.execute("SELECT entry_id FROM entries ORDER BY seq")]
-    first = kept_from(life, limit_ns)
-    assert ids == list(range(first, len(life.points) + 1)), "what goes is the beginning, and no more than may"
-    assert rows_are_sound(file.store.db)
-    for _ in range(100):
-        from_ns, to_ns = sorted(max(at_ns, limit_ns) for at_ns in life.cuts(draw, 2))
-        found = file.statement(from_ns, to_ns)
-        del found["entries"]
-        wanted = shown(file.user, life.period(from_ns, to_ns), False, [])
-        del wanted["entries"]
-        assert found == wanted
-        then, behind = file.balance_at(from_ns), life.period(from_ns, from_ns + 1)
-        assert int(then["exact_balance"]) == behind.opening + behind.credits - behind.debits
+    limits = sorted(draw.choice(life.instants) + draw.choice((-1, 0, 1)) for _ in range(5))
+    for limit_ns in limits:
+        prune_all(file, limit_ns)
+        old = sum(at_ns < limit_ns for at_ns in life.instants)
+        assert ids_of(file.store) == list(range(max(1, old), len(life.points) + 1)), "one row before the limit is kept"
+        assert rows_are_sound(file.store.db)
+        for _ in range(30):
+            from_ns, to_ns = sorted(max(at_ns, limit_ns) for at_ns in life.cuts(draw, 2))
+            found = file.statement(from_ns, to_ns)
+            del found["entries"]
+            wanted = shown(file.user, life.period(from_ns, to_ns), False, [])
+            del wanted["entries"]
+            assert found == wanted
+            then, behind = file.balance_at(from_ns), life.period(from_ns, from_ns + 1)
+            assert int(then["exact_balance"]) == behind.opening + behind.credits - behind.debits
+
+
+class Wandering:
+    """The rows of one account in the files of three shards, between which its bucket moved at random."""
+
+    def __init__(self, home: Path, life: Life, draw: random.Random) -> None:
+        self.life = life
+        self.user = life.timeline.entries[0].user_id
+        self.stores = [opened(home, shard=shard) for shard in range(3)]
+        self.readers = [
+            HistoryReader(str(home), shard, store.db, RealDisk()) for shard, store in enumerate(self.stores)
+        ]
+        self.shards: list[int] = []  # at which each entry was made
+        positions, shard = [0, 0, 0], 0
+        for packed in life.packed:
+            if draw.random() < 0.05:
+                shard = draw.randrange(3)
+            positions[shard] += 1
+            self.shards.append(shard)
+            self.stores[shard].take(positions[shard], batch_of((ENTRY, 1, 1, packed)))
+        for store in self.stores:
+            store.flush()
+
+    def statement(self, shard: int, from_ns: int, to_ns: int) -> dict[str, object]:
+        chain = Chain(self.readers[shard], EVERYWHERE, self.user, standing_of(self.life))
+        return answer_of(statement(chain, self.user, from_ns, to_ns, True, 1000, INT64_MAX))[0]
+
+    def kept(self, shard: int, limit_ns: int) -> list[int]:
+        """The entry_ids of the rows that a file keeps for a limit."""
+        here = [number for number, at in enumerate(self.shards) if at == shard]
+        old = [number for number in here if self.life.instants[number] < limit_ns]
+        return [number + 1 for number in here if number not in old[:-1]]
+
+
+@pytest.mark.parametrize("seed", range(31, 39))
+def test_rows_in_several_files_are_cut_apart_and_statements_since_then_stay_exact(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    life = max(lives(seed, 600), key=lambda life: len(life.points))
+    files = Wandering(tmp_path, life, draw)
+    limits = [0, 0, 0]
+    for _ in range(6):
+        shard = draw.randrange(3)
+        limits[shard] = max(limits[shard], draw.choice(life.instants) + draw.choice((-1, 0, 1)))
+        slices = prune(files.stores[shard], files.readers[shard], limits[shard])
+        for _ in range(draw.choice((2, 3, 100))):  # a pass may be broken off
+            next(slices, None)
+        slices.close()
+        for _ in range(20):
+            from_ns, to_ns = sorted(max(at_ns, *limits) for at_ns in life.cuts(draw, 2))
+            found = files.statement(draw.randrange(3), from_ns, to_ns)
+            del found["entries"]
+            wanted = shown(files.user, life.period(from_ns, to_ns), False, [])
+            del wanted["entries"]
+            assert found == wanted
+    for shard, (store, reader) in enumerate(zip(files.stores, files.readers, strict=True)):
+        for _ in prune(store, reader, limits[shard]):
+            pass
+        assert ids_of(store) == files.kept(shard, limits[shard])
 
 
 def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(tmp_path: Path) -> None:
@@ -58,18 +118,19 @@ def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(t
     for number in range(10):
         bank.top_up("u", 100, at=10 * number)
     file = File(tmp_path, life_of(bank), b"u")
-    for _ in prune(file.store, 55):
-        pass
-    rows = file.reader.history(1, b"u", INT64_MAX, 100).rows
-    assert [row["entry_id"] for row in rows] == [10, 9, 8, 7, 6, 1]
-    opening = rows[-1]
-    assert (opening["operation"], opening["balance_after_nanos"], opening["whole_from_ns"]) == ("missing", 500, 50)
+    prune_all(file, 55)
+    page = file.reader.history(1, b"u", INT64_MAX, 100)
+    assert [row["entry_id"] for row in page.rows] == [10, 9, 8, 7, 6, 1]
+    opening = page.rows[-1]
+    assert (opening["operation"], opening["balance_after_nanos"], opening["whole_from_ns"]) == ("opening", 500, 50)
+    assert opening["message"] == "the rows of entries 1 to 5 were deleted by history.keep_days"
+    assert page.is_whole, "nobody waits for what was deleted"
     found, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
     assert found["whole_from_ns"] == 50
     assert int(answer_of(balance_at(file.chain(), b"u", 95, INT64_MAX))[0]["balance_nanos"]) == 1000
 
 
-def test_a_machine_that_runs_since_before_the_limit_keeps_the_row_that_set_its_rate(tmp_path: Path) -> None:
+def test_a_machine_that_has_run_for_a_year_keeps_no_row_of_then(tmp_path: Path) -> None:
     bank = Bank()
     bank.top_up("u", 10**12, at=0)
     bank.set_rate("u", HOUR, at=10, resource="gone")
@@ -78,12 +139,48 @@ def test_a_machine_that_runs_since_before_the_limit_keeps_the_row_that_set_its_r
     for number in range(20):
         bank.top_up("u", 1, at=100 + number)
     file = File(tmp_path, life_of(bank), b"u")
-    for _ in prune(file.store, 115):
-        pass
-    kept = [entry_id for (entry_id,) in file.store.db.execute("SELECT entry_id FROM entries ORDER BY seq")]
-    assert kept[0] == 4
+    prune_all(file, 105)
+    prune_all(file, 115)
+    assert ids_of(file.store)[0] == 4 + 15
     found = file.statement(116, 119)
     assert [(line["resource"], line["accrued_nanos"]) for line in found["resources"]] == [("vm", 9)]
+    assert file.store.db.execute("SELECT count(*) FROM openings").fetchone() == (1,)
+
+
+def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 10**12, at=0)
+    bank.set_rate("u", HOUR, at=10, resource="vm")
+    for number in range(20):
+        bank.top_up("u", 1, at=100 + number)
+    file = File(tmp_path, life_of(bank), b"u")
+    prune_all(file, 110)
+    whole = file.statement(111, 118)
+    file.store.db.execute("UPDATE entries SET balance = balance + 1 WHERE entry_id = 22")  # as damage would
+    file.store.close()
+    store, remarks = open_store(str(tmp_path), 0, 22, 22, RealDisk(), suspect=True)
+    assert "it was damaged" in remarks[0]
+    chain = Chain(shelf_of(tmp_path, store), 1, b"u", standing_of(file.life))
+    again, _ = answer_of(statement(chain, b"u", 111, 118, True, 1000, INT64_MAX))
+    assert again["resources"] == whole["resources"]
+    assert [(line["resource"], line["accrued_nanos"]) for line in whole["resources"]] == [("vm", 7)]
+    store.db.execute("UPDATE openings SET entry_id = entry_id + 1")
+    assert not rows_are_sound(store.db)
+
+
+def test_nothing_is_deleted_while_another_file_cannot_be_read(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 10**12, at=0)
+    bank.set_rate("u", HOUR, at=10, resource="vm")
+    for number in range(20):
+        bank.top_up("u", 1, at=100 + number)
+    other = opened(tmp_path, shard=1)
+    other.db.execute("PRAGMA user_version = 3")  # its own process has not converted it yet
+    other.close()
+    file = File(tmp_path, life_of(bank), b"u")
+    with pytest.raises(Postponed, match="version"):
+        prune_all(file, 110)
+    assert len(ids_of(file.store)) == 22
 
 
 def test_batches_come_in_between_and_the_feed_refuses_who_has_not_had_what_went(data_dir: Path) -> None:
@@ -91,19 +188,20 @@ def test_batches_come_in_between_and_the_feed_refuses_who_has_not_had_what_went(
     store = opened(data_dir)
     store.take(1, scene.batch(200))
     store.flush()
-    early = page(shelf_of(data_dir, store), "", 3, {}, all_written=True).rows[-1]["cursor"]
+    shelf = shelf_of(data_dir, store)
+    early = page(shelf, "", 3, {}, all_written=True).rows[-1]["cursor"]
     late = end_of(store)
     limit_ns, position = scene.now_ns, 1
-    newest_before = {user: rows[-1]["entry_id"] for user, rows in scene.rows.items()}
-    for _ in prune(store, limit_ns):
+    old = {user: [row["entry_id"] for row in rows if row["at_ns"] < limit_ns] for user, rows in scene.rows.items()}
+    for _ in prune(store, shelf, limit_ns):
         position += 1
         store.take(position, scene.batch(20))
     store.flush()
-    shelf = shelf_of(data_dir, store)
-    for user, entry_id in newest_before.items():
-        rows = [row for row in shelf.history(1, user, INT64_MAX, 1000).rows if row["operation"] != "missing"]
+    for user, ids in old.items():
+        rows = [row for row in shelf.history(1, user, INT64_MAX, 1000).rows if row["operation"] != "opening"]
         assert rows == scene.history(user)[: len(rows)]
-        assert rows[-1]["entry_id"] <= entry_id
+        assert rows[-1]["entry_id"] == ids[-1]
+        assert all(older["entry_id"] == newer["entry_id"] - 1 for newer, older in pairwise(rows))
     with pytest.raises(UnknownCursor, match="keep_days"):
         page(shelf, early, 10, {}, all_written=True)
     assert page(shelf, late, 10, {}, all_written=True).rows

@@ -42,6 +42,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/history/entries.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),
     "billing/history/history_reader.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
+    "billing/history/openings.py": ({"sqlite3"}, "a table of an SQLite file"),
     "billing/history/retention.py": ({"sqlite3"}, "what is old in an SQLite file"),
     "billing/history/salvage.py": ({"sqlite3"}, "what is good in a damaged SQLite file"),
     "billing/history/store.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
