@@ -25,6 +25,7 @@ from yarl import URL
 from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
 from billing.expirationd.request import GetTemplate
 from billing.trial.receiver import run_receiver
+from shards.system.clock import MACHINE_CLOCKS
 
 E = 1_700_000_000_000_000_000
 HEADERS = {"webhook-id": "e", "webhook-timestamp": "1700000000", "Cache-Control": "no-store"}
@@ -171,7 +172,7 @@ class Ways:
             raise error
 
         made = DeliverySettings(self.base + "/off", secrets=secrets)
-        delivery = Delivery(owed, report, made, time.time_ns, random.Random(1), failed)
+        delivery = Delivery(owed, report, made, time.time_ns, random.Random(1), failed, MACHINE_CLOCKS)
         delivery.start()
         self.cleanup.append(delivery.close)
 

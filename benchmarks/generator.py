@@ -29,7 +29,7 @@ from billing.trial.loadtest.columns import Columns
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.load_driver import LoadDriver
 from billing.trial.loadtest.workload import Mixer, Share, Workload, names
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 REPLY = {
     "user_id": "u1234567",
@@ -105,7 +105,7 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
             closed=not arguments.rate,
             depth=arguments.depth,
             more=None if arguments.rate else lambda: mixer.more(columns, 4096),
-            end_ns=boot_now_ns() + int(arguments.seconds * 1e9),
+            end_ns=MACHINE_CLOCKS.boot_ns() + int(arguments.seconds * 1e9),
         )
     )
     pace = paces[0]

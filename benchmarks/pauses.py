@@ -30,6 +30,7 @@ from benchmarks.commands import mixed_frames
 from benchmarks.figures import add_arguments, medians, show
 from benchmarks.snapshot_load import TICK_S, Paced
 from benchmarks.stock import fill
+from shards.system.clock import MACHINE_CLOCKS
 from shards.worker.histogram import Histogram, Pulse
 from tests.system.daemon import Daemon
 
@@ -53,7 +54,7 @@ def greatest(found: list[tuple[str, str, float]], name: str) -> float:
 
 async def floor_pulse(seconds: float) -> tuple[Histogram, int]:
     """The beat on a loop that does nothing else; the tally, and its longest pause."""
-    pulse = Pulse()
+    pulse = Pulse(MACHINE_CLOCKS.boot_ns)
     longest = 0
     left = seconds
     while left > 0:

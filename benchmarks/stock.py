@@ -23,6 +23,7 @@ from billing.worker.machine import BillingMachine
 from shards.buckets import bucket_id_of
 from shards.journal import backends
 from shards.shard import Shard
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL
 from shards.worker.recover import recover
 from tests.system.daemon import Daemon
@@ -72,7 +73,7 @@ def _fill_shard(data: Path, shard_id: int, accounts: int) -> None:
     journal = backends.open(settings | {"sync_interval_ns": 10**9}, REAL).journal(shard_id, time.time_ns)
     head = journal.open(shard_id, "benchmark").head
     shard = Shard(shard_id, BillingMachine(Rules(False, 10_000, False)))
-    asyncio.run(recover(shard, journal, lambda done, total: None))
+    asyncio.run(recover(shard, journal, lambda done, total: None, MACHINE_CLOCKS.boot_ns))
     populate(shard, accounts, journal.last_time_ns)
     journal.save_snapshot(head, (shard.dump(bucket_id, head) for bucket_id in sorted(shard.held)))
     journal.close()

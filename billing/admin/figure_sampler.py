@@ -22,7 +22,6 @@ from typing import Any, Final, NamedTuple
 from billing.admin.recent import Recent
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.supervisor import Supervisor
-from shards.system.clock import boot_now_ns, wall_now_ns
 
 LOOK_S: Final = 1.0
 GLANCE_S: Final = 0.25  # how often it is looked whether a bucket has another owner
@@ -37,6 +36,8 @@ LOOP_PATIENCE_NS: Final = 10_000_000_000  # a worker that serves answers within 
 START_PATIENCE_NS: Final = 120_000_000_000  # one that starts or recovers may be in one long call
 SYNC_PATIENCE_NS: Final = 30_000_000_000  # a disk that takes longer for one batch is not coming back
 NONE: Final[dict[str, Any]] = {"bounds": [], "counts": [], "sum": 0}
+
+LOOP, SYNC = "loop", "sync"  # what may stand still
 
 
 class Row(NamedTuple):
@@ -78,13 +79,21 @@ class Moved(NamedTuple):
     target: int
 
 
+class Overdue(NamedTuple):
+    """A worker's loop that does not turn, or its batch that is not durable, for longer than is patient."""
+
+    what: str  # LOOP or SYNC
+    text: str  # which shard, and for how long
+
+
 class FigureSampler:
     """See the module. `figures` is by shard, empty for a worker that did not answer lately."""
 
     def __init__(self, supervisor: Supervisor, recent: Recent | None = None) -> None:
         """`recent`: what the main process has logged lately."""
         self.supervisor = supervisor
-        self.started_ns = wall_now_ns()
+        self.clocks = supervisor.clocks
+        self.started_ns = self.clocks.wall_ns()
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._recent = recent
         self._events_seen: dict[int, tuple[int, int]] = {}  # shard -> (pid, number of its last event)
@@ -98,7 +107,7 @@ class FigureSampler:
         self._owners: list[int] = []
         self.turned = asyncio.Event()  # set, and replaced, after each look
         self._answered_ns: dict[int, tuple[int, int]] = {}  # shard -> (pid, when it answered last, or was first seen)
-        self._before = _Sums(), boot_now_ns()
+        self._before = _Sums(), self.clocks.boot_ns()
         self._coarse_before = self._before
         self._minute = deque([self._before], maxlen=MINUTE_ROWS)
 
@@ -117,7 +126,7 @@ class FigureSampler:
             for bucket_id, (source, target) in enumerate(zip(self._owners, owners, strict=True)):
                 if source != target:
                     self.moves_seen += 1
-                    self.moves.append(Moved(self.moves_seen, boot_now_ns(), bucket_id, source, target))
+                    self.moves.append(Moved(self.moves_seen, self.clocks.boot_ns(), bucket_id, source, target))
         self._owners = owners
 
     async def look(self) -> None:
@@ -126,29 +135,29 @@ class FigureSampler:
         await asyncio.gather(*(self._look_at(worker) for worker in workers))
         for gone in self.figures.keys() - {worker.shard_id for worker in workers}:
             del self.figures[gone]
-        now_ns, sums = boot_now_ns(), _Sums(self.figures)
-        self.fine.append(_row(self._before, (sums, now_ns)))
+        now_ns, sums = self.clocks.boot_ns(), _Sums(self.figures)
+        self.fine.append(_row(self._before, (sums, now_ns), self.clocks.wall_ns()))
         self._before = sums, now_ns
         self._minute.append(self._before)
         self._hear()
         if not self.total("endpoints_shut"):
             self._shut_since_ns = 0
         elif not self._shut_since_ns:
-            self._shut_since_ns = wall_now_ns()
+            self._shut_since_ns = self.clocks.wall_ns()
         if now_ns - self._coarse_before[1] >= COARSE_NS:
-            self.coarse.append(_row(self._coarse_before, (sums, now_ns)))
+            self.coarse.append(_row(self._coarse_before, (sums, now_ns), self.clocks.wall_ns()))
             self._coarse_before = sums, now_ns
         self.looks += 1
         turned, self.turned = self.turned, asyncio.Event()
         turned.set()
 
     async def _look_at(self, worker: WorkerState) -> None:
-        pid, now_ns = worker.pid, boot_now_ns()
+        pid, now_ns = worker.pid, self.clocks.boot_ns()
         if self._answered_ns.get(worker.shard_id, (0, 0))[0] != pid:
             self._answered_ns[worker.shard_id] = pid, now_ns
         figures = await self.supervisor.readings.of(worker)
         if figures and worker.pid == pid:
-            self._answered_ns[worker.shard_id] = pid, boot_now_ns()
+            self._answered_ns[worker.shard_id] = pid, self.clocks.boot_ns()
             self.figures[worker.shard_id] = figures
         elif not pid:
             self.figures[worker.shard_id] = {}
@@ -159,15 +168,15 @@ class FigureSampler:
 
     def moving(self) -> bool:
         """Whether a bucket has moved within the last minute."""
-        return bool(self.moves) and boot_now_ns() - self.moves[-1].boot_ns < MOVING_NS
+        return bool(self.moves) and self.clocks.boot_ns() - self.moves[-1].boot_ns < MOVING_NS
 
     def last_minute(self) -> Row:
         """What happened within the last minute, as one row."""
-        return _row(self._minute[0], self._minute[-1])
+        return _row(self._minute[0], self._minute[-1], self.clocks.wall_ns())
 
     def last_hour(self) -> list[Row]:
         """Ten seconds a row, the last one as far as it has come: all figures of a page are of the same look."""
-        return [*self.coarse, _row(self._coarse_before, self._before)]
+        return [*self.coarse, _row(self._coarse_before, self._before, self.clocks.wall_ns())]
 
     def outages(self) -> list[Outage]:
         """The endpoints that do not answer, each once however many workers have seen it; the oldest outage counts."""
@@ -197,10 +206,10 @@ class FigureSampler:
                     self._events_seen[shard_id] = (pid, number)
         self.events.extend(sorted(fresh))
 
-    def overdue(self) -> list[str]:
-        """Which worker's loop or last sync is not fresh, and for how long; empty where all are."""
+    def overdue(self) -> list[Overdue]:
+        """What has stood still for too long; empty where nothing has."""
         found = []
-        now_ns = boot_now_ns()
+        now_ns = self.clocks.boot_ns()
         for worker in self.supervisor.workers.values():
             pid, answered_ns = self._answered_ns.get(worker.shard_id, (0, now_ns))
             if not worker.pid or pid != worker.pid:
@@ -208,11 +217,13 @@ class FigureSampler:
             patience_ns = LOOP_PATIENCE_NS if worker.state == "serving" else START_PATIENCE_NS
             still_s = (now_ns - answered_ns) // 10**9
             if now_ns - answered_ns > patience_ns:
-                found.append(f"shard {worker.shard_id}: its loop has not turned for {still_s} s")
+                text = f"shard {worker.shard_id}: its loop has not turned for {still_s} s"
+                found.append(Overdue(LOOP, text))
             figures = self.figures.get(worker.shard_id, {})
             waiting_ns = figures.get("sync_waiting_ns", 0)
             if waiting_ns > SYNC_PATIENCE_NS and not figures.get("no_room"):
-                found.append(f"shard {worker.shard_id}: the disk has held a batch for {waiting_ns // 10**9} s")
+                text = f"shard {worker.shard_id}: the disk has held a batch for {waiting_ns // 10**9} s"
+                found.append(Overdue(SYNC, text))
         return found
 
     def total(self, name: str) -> int:
@@ -242,7 +253,8 @@ class _Sums:
             self.owed += found.get("pending_cutoffs", 0)
 
 
-def _row(before: tuple[_Sums, int], after: tuple[_Sums, int]) -> Row:
+def _row(before: tuple[_Sums, int], after: tuple[_Sums, int], now_ns: int) -> Row:
+    """What happened between two looks. `now_ns`: the wall clock."""
     old, new = before[0], after[0]
     seconds = max(after[1] - before[1], 1) / 1e9
     commands = sum(grown(old.calls.get(shard_id, 0), calls) for shard_id, calls in new.calls.items())
@@ -254,7 +266,7 @@ def _row(before: tuple[_Sums, int], after: tuple[_Sums, int]) -> Row:
         for index, count in enumerate(late):
             counts[index] += count - earlier[index]
     return Row(
-        wall_now_ns(),
+        now_ns,
         commands / seconds,
         sum(counts),
         quantile_ns(new.bounds, counts, 0.5),

@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 import psutil
 
 from billing.admin.figure_sampler import FigureSampler
-from shards.system.clock import boot_now_ns
 
 KEPT_NS: Final = 1_000_000_000
 FOLLOWERS: Final = ("history", "notices")
@@ -59,7 +58,7 @@ class Processes:
 
     def usage(self) -> Usage:
         """As of now, or of at most `KEPT_NS` ago."""
-        now_ns = boot_now_ns()
+        now_ns = self._sampler.clocks.boot_ns()
         if not self._read_ns or now_ns - self._read_ns > KEPT_NS:
             free_bytes = whole_bytes = 0
             with contextlib.suppress(OSError):

@@ -46,7 +46,6 @@ from billing.api.methods import ADMIN, READ
 from billing.api.tls_entrance import TlsEntrance
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
-from shards.system.clock import boot_now_ns, wall_now_ns
 from shards.system.disk import RealDisk, read_file
 
 ONLOOKERS_MAX: Final = 32
@@ -71,6 +70,7 @@ class Site:
     def __init__(self, config: Config, sampler: FigureSampler) -> None:
         self._sampler = sampler
         self._supervisor = sampler.supervisor
+        self.boot_ns = sampler.clocks.boot_ns
         self._disk = RealDisk()
         self.take_up(config)
         self._inquiries = Inquiries(sampler.supervisor)
@@ -251,7 +251,8 @@ class Site:
     def _now_ns(self) -> int:
         """Billing time, as near as the supervisor knows it; before it is anchored, wall time."""
         clock = self._supervisor.clock
-        return wall_now_ns() if clock is None else clock.ahead(boot_now_ns())
+        clocks = self._sampler.clocks
+        return clocks.wall_ns() if clock is None else clock.ahead(clocks.boot_ns())
 
 
 def is_this_host(host: str) -> bool:
@@ -283,7 +284,7 @@ async def serve_admin(
     runner = web.AppRunner(site.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    visits = site.visits = Visits(runner.server, limits or limits_of_descriptors())
+    visits = site.visits = Visits(runner.server, limits or limits_of_descriptors(), site.boot_ns)
     entrance = None if tls is None else TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
     try:
         if entrance is None:

@@ -18,8 +18,6 @@ import resource
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
-from shards.system.clock import boot_now_ns
-
 RESERVED: Final = 128  # descriptors for journal, map, wires to workers, and the pipes of those that are started
 VISITS_MAX: Final = 64
 LOOK_S: Final = 1.0
@@ -44,8 +42,9 @@ def limits_of_descriptors() -> VisitLimits:
 class Visits:
     """All connections of the admin server; made inside a running loop."""
 
-    def __init__(self, handler: Callable[[], Any], limits: VisitLimits) -> None:
-        """`handler()`: what serves one connection, a protocol of aiohttp's."""
+    def __init__(self, handler: Callable[[], Any], limits: VisitLimits, boot_ns: Callable[[], int]) -> None:
+        """`handler()`: what serves one connection, a protocol of aiohttp's. `boot_ns`: the boot clock."""
+        self.boot_ns = boot_ns
         self.limits = limits
         self._handler = handler
         self._loop = asyncio.get_running_loop()
@@ -68,7 +67,7 @@ class Visits:
             visit.answering += more
             visit.asked = True
             visit.unfinished = False
-            visit.quiet_since_ns = boot_now_ns()
+            visit.quiet_since_ns = self.boot_ns()
 
     def enter(self, visit: Visit) -> None:
         """A connection is open."""
@@ -82,7 +81,7 @@ class Visits:
         self._open.pop(visit.handler, None)
 
     def _on_look(self) -> None:
-        now_ns = boot_now_ns()
+        now_ns = self.boot_ns()
         for visit in [one for one in self._open.values() if one.is_over(now_ns, self.limits)]:
             visit.abort()
         self._looking = self._loop.call_later(LOOK_S, self._on_look)
@@ -125,20 +124,20 @@ class Visit(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.quiet_since_ns = boot_now_ns()
+        self.quiet_since_ns = self._visits.boot_ns()
         self.handler.connection_made(transport)
         self._visits.enter(self)
 
     def data_received(self, data: bytes) -> None:
         if not self.unfinished and not self.answering:
-            self.unfinished, self.quiet_since_ns = True, boot_now_ns()
+            self.unfinished, self.quiet_since_ns = True, self._visits.boot_ns()
         self.handler.data_received(data)
 
     def eof_received(self) -> Any:
         return self.handler.eof_received()
 
     def pause_writing(self) -> None:
-        self._stalled_since_ns = boot_now_ns()
+        self._stalled_since_ns = self._visits.boot_ns()
         self.handler.pause_writing()
 
     def resume_writing(self) -> None:

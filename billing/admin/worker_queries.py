@@ -19,7 +19,6 @@ import msgpack
 from shards.control import Query
 from shards.machine import Command
 from shards.supervisor.supervisor import Supervisor
-from shards.system.clock import boot_now_ns
 
 TIMEOUT_S: Final = 2.0
 WAITING_MAX: Final = 64
@@ -31,10 +30,10 @@ KEPT_MAX: Final = 16
 class QueryRefused(Exception):
     """The answer is an error, as clients are told: `NAME: message`."""
 
-    @property
-    def name(self) -> str:
-        """The error's name."""
-        return str(self).partition(":")[0]
+    def __init__(self, name: str, message: str) -> None:
+        """`name`: of the error, as in `billing.ledger.errors`."""
+        super().__init__(f"{name}: {message}")
+        self.name = name
 
 
 class Inquiries:
@@ -64,19 +63,19 @@ class Inquiries:
 
     async def _survey(self, query: Command, kept_ns: int = KEPT_NS) -> Any:
         asked_ns, reply = self._kept.get(query, (0, None))
-        if reply is None or boot_now_ns() - asked_ns > kept_ns:
+        if reply is None or self._supervisor.clocks.boot_ns() - asked_ns > kept_ns:
             reply = await self._ask(b"", query)
             if len(self._kept) >= KEPT_MAX:
                 self._kept.clear()
-            self._kept[query] = (boot_now_ns(), reply)
+            self._kept[query] = (self._supervisor.clocks.boot_ns(), reply)
         return reply
 
     async def _ask(self, key: bytes, query: Command) -> Any:
         serving = [worker for worker in self._supervisor.workers.values() if worker.state == "serving" and worker.wire]
         if not serving:
-            raise QueryRefused("UNAVAILABLE: no shard is served")
+            raise QueryRefused("UNAVAILABLE", "no shard is served")
         if len(self._waiting) >= WAITING_MAX:
-            raise QueryRefused("UNAVAILABLE: too many questions at once")
+            raise QueryRefused("UNAVAILABLE", "too many questions at once")
         wire = serving[next(self._turn) % len(serving)].wire
         assert wire is not None
         self._number = number = (self._number + 1) & 0xFFFFFFFF
@@ -85,7 +84,7 @@ class Inquiries:
         try:
             return await asyncio.wait_for(future, TIMEOUT_S)
         except TimeoutError:
-            raise QueryRefused("UNAVAILABLE: no answer in time") from None
+            raise QueryRefused("UNAVAILABLE", "no answer in time") from None
         finally:
             del self._waiting[number]
 
@@ -97,4 +96,4 @@ class Inquiries:
         if error is None:
             future.set_result(result)
         else:
-            future.set_exception(QueryRefused(str(error)))
+            future.set_exception(QueryRefused(error["name"], error["message"]))

@@ -20,7 +20,7 @@ from billing.cli.options import Command, config_option
 from billing.follower.store import StoreError
 from shards.exits import Exit
 from shards.journal import JournalError
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import Disk, RealDisk
 
 RENEW_EVERY_NS = 10 * 10**9
@@ -38,12 +38,12 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     disk = RealDisk()
     ids_max = ask(target, "server_info")["request_ids_per_bucket"]
     cut = ask(target, "backup", "begin")
-    renewed_ns = boot_now_ns()
+    renewed_ns = MACHINE_CLOCKS.boot_ns()
 
     def renew() -> None:
         nonlocal renewed_ns
-        if boot_now_ns() - renewed_ns > RENEW_EVERY_NS:
-            renewed_ns = boot_now_ns()
+        if MACHINE_CLOCKS.boot_ns() - renewed_ns > RENEW_EVERY_NS:
+            renewed_ns = MACHINE_CLOCKS.boot_ns()
             ask(target, "backup", "renew")
 
     try:

@@ -34,7 +34,7 @@ from shards.batch import BatchCorrupt
 from shards.exits import ending_of, text_of
 from shards.journal import Backend, JournalError, Reader, backends
 from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of, says_who_owns
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
 from shards.system.host import REAL
 
@@ -83,7 +83,7 @@ def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
     """Makes the map again from what the shards hold; a line that says what was done. Raises MapLost, also where the map
     is there; BatchCorrupt; JournalError.
     """
-    log = backend.map_log(wall_now_ns)
+    log = backend.map_log(MACHINE_CLOCKS.wall_ns)
     try:
         version, payloads = log.load("billing rebuild")
         if any(says_who_owns(payload) for payload in payloads):
@@ -127,12 +127,12 @@ def rebuild_shard(disk: Disk, data_dir: str, shard: int, reader: Reader, *, acce
         disk,
         suspect=True,
         file_id=secrets.randbits(62),
-        now_ns=wall_now_ns(),
+        now_ns=MACHINE_CLOCKS.wall_ns(),
         accept_loss=accept_loss,
     )
     yield from (f"{SHARD}{shard}: notices: {remark}" for remark in remarks)
     for position, payload in reader.replay(owed.position + 1):
-        owed.take(position, payload, wall_now_ns())
+        owed.take(position, payload, MACHINE_CLOCKS.wall_ns())
         if owed.changes >= ROWS_AT_ONCE:
             owed.flush()
     owed.flush()

@@ -22,7 +22,7 @@ from typing import Final
 from billing.doctor.directory import MANIFEST, Damage, Directory
 from billing.doctor.files import File
 from billing.doctor.segment import write_manifest
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import Disk, write_all, write_file
 
 ZEROS: Final = bytes(1 << 20)
@@ -77,7 +77,7 @@ def cut(disk: Disk, directory: Directory, position: int) -> str:
     manifest = directory.manifest
     record = {
         "what": "the damaged tail of a journal was cut off by order of an operator, accepting its loss",
-        "wall_time_ns": wall_now_ns(),
+        "wall_time_ns": MACHINE_CLOCKS.wall_ns(),
         "user": getpass.getuser(),
         "shard": directory.shard,
         "segment": damage.path,

@@ -16,8 +16,8 @@ account, the same event_id on every attempt, another attempt until a 2xx, and no
 of the account may have been followed by another one. It holds no truth: what was in flight when
 the process died is owed in the ledger still.
 
-**Two clocks.** `now_ns` is billing time, which schedules and lateness are made of; `wall_ns` is the wall clock, of
-which receivers check that a call is fresh: `webhook-timestamp` is the wall clock's second at the moment of writing.
+**Two clocks.** `now_ns` is billing time, which schedules and lateness are made of; `clocks.wall_ns` is the wall clock,
+by which receivers check that a call is fresh: `webhook-timestamp` is its second at the moment of writing.
 
 It never decides what is owed, and never reads a clock but through these two.
 """
@@ -37,7 +37,7 @@ from billing.expirationd.outages import Outages, waiting_because
 from billing.expirationd.outbox import Item, Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
 from billing.expirationd.throughput import Throughput
-from shards.system.clock import wall_now_ns
+from shards.system.clock import Clocks
 from shards.worker.histogram import LATENESS_NS, Histogram
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ FAILED_ATTEMPT: Final = "failed"
 
 Owed = tuple[str, str, int, int, int, bool]  # kind, event_id, seq, exhausted_at_ns, and two that only others read
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
-EndpointOf = Callable[[str, Limits, Callable[[], int], "ssl.SSLContext | None"], Endpoint]
+EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
 Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
 
 _UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
@@ -103,8 +103,8 @@ def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
 class Delivery:
     """Sends what is owed. Made inside a running loop.
 
-    `now_ns` reads billing time anew at each call, `wall_ns` the wall clock; `failed` takes what must end the process (a
-    broken invariant).
+    `now_ns` reads billing time anew at each call; `clocks` are those of the machine; `failed` takes what must end
+    the process (a broken invariant).
     `templates` (by kind) make other requests than those of the settings' URLs; the first is where what has no kind
     yet is expected to go.
     """
@@ -117,9 +117,9 @@ class Delivery:
         now_ns: Callable[[], int],
         rng: random.Random,
         failed: Callable[[BaseException], object],
+        clocks: Clocks,
         endpoint_of: EndpointOf = Endpoint,
         templates: dict[str, Template] | None = None,
-        wall_ns: Callable[[], int] = wall_now_ns,
         may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         self._owed = owed
@@ -127,7 +127,7 @@ class Delivery:
         self._report = report
         self.settings = settings
         self.now_ns = now_ns
-        self._wall_ns = wall_ns
+        self._clocks = clocks
         self._failed = failed
         self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
@@ -221,7 +221,7 @@ class Delivery:
             warm=settings.warm,
             idle_s=settings.idle_s,
         )
-        self.endpoints = [self._endpoint_of(origin, limits, self._wall_ns, settings.tls) for origin in self._origins]
+        self.endpoints = [self._endpoint_of(origin, limits, self._clocks, settings.tls) for origin in self._origins]
         for endpoint in self.endpoints:
             endpoint.start()
         self._running = True
@@ -391,7 +391,7 @@ class Delivery:
         if kind == CUTOFF and not attempts:
             self.sent_late.add(max(0, now_ns - exhausted_at_ns))
         self._report(kind, bucket_id, user_id, seq, STARTED, "")
-        timestamp_s = self._wall_ns() // _SECOND_NS
+        timestamp_s = self._clocks.wall_ns() // _SECOND_NS
         request = self._templates[kind].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
         timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
         self._lines[item] = line

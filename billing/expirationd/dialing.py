@@ -17,8 +17,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
-from shards.system.clock import boot_now_ns
-
 if TYPE_CHECKING:
     import ssl
 
@@ -38,9 +36,14 @@ class Unreachable(Exception):
 
 
 class Dialer:
-    """Connects to one origin (`scheme://host[:port]`); `tls` replaces the system's trust (None)."""
+    """Connects to one origin (`scheme://host[:port]`); `tls` replaces the system's trust (None); `boot_ns` is the boot
+    clock.
+    """
 
-    def __init__(self, origin: str, connect_timeout_s: float, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, origin: str, connect_timeout_s: float, tls: ssl.SSLContext | None, boot_ns: Callable[[], int]
+    ) -> None:
+        self._boot_ns = boot_ns
         parts = urlsplit(origin)
         assert parts.hostname is not None, origin
         self.host = parts.hostname
@@ -74,7 +77,7 @@ class Dialer:
         from aiohappyeyeballs import start_connection
 
         loop = asyncio.get_running_loop()
-        now_ns = boot_now_ns()
+        now_ns = self._boot_ns()
         if not self._resolved_ns or now_ns - self._resolved_ns >= RESOLVED_S * _SECOND_NS:
             await self._resolve()
         addresses = self.addresses
@@ -130,7 +133,7 @@ class Dialer:
             addresses = list(dict.fromkeys(found))[:ADDRESSES_MAX]
             worked = self.addresses[:1]
             self.addresses = sorted(addresses, key=lambda address: address not in worked)
-        self._resolved_ns = boot_now_ns()
+        self._resolved_ns = self._boot_ns()
 
     def _on_resolved(self, resolving: asyncio.Future[None]) -> None:
         self._resolving = None

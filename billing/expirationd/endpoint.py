@@ -50,7 +50,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -58,7 +57,7 @@ from billing.expirationd.answer import AnswerReader, Malformed
 from billing.expirationd.dialing import Dialer, Unreachable
 from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
 from billing.expirationd.line import Line
-from shards.system.clock import boot_now_ns
+from shards.system.clock import Clocks
 
 if TYPE_CHECKING:
     import ssl
@@ -103,16 +102,18 @@ class Limits(NamedTuple):
 class Endpoint:
     """Connections to one origin (`scheme://host[:port]`). Made and used inside a running loop.
 
-    `wall_ns` is asked only to understand a Retry-After that is a date; `tls` replaces the system's trust (None).
+    Of `clocks`, the wall clock is asked only to understand a Retry-After that is a date. `tls` replaces the system's
+    trust (None).
     """
 
-    def __init__(self, origin: str, limits: Limits, wall_ns: Callable[[], int], tls: ssl.SSLContext | None) -> None:
+    def __init__(self, origin: str, limits: Limits, clocks: Clocks, tls: ssl.SSLContext | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.origin = origin
         self.limits = limits
         self.serves = UNKNOWN
-        self._wall_ns = wall_ns
-        self._dialer = Dialer(origin, limits.connect_timeout_s, tls)
+        self.boot_ns = clocks.boot_ns
+        self._wall_ns = clocks.wall_ns
+        self._dialer = Dialer(origin, limits.connect_timeout_s, tls, clocks.boot_ns)
         self._proved: list[Line] = []  # idle, the one that was used last behind
         self._spares: deque[Line] = deque()  # idle and never used, the oldest first
         self._ahead: Line | None = None  # idle and never used: the next call's
@@ -160,7 +161,7 @@ class Endpoint:
         """An idle connection to write on now, or None."""
         while self._proved:
             line = self._proved.pop()
-            if line.usable and boot_now_ns() - line.idle_since_ns < self._idle_ns:
+            if line.usable and self.boot_ns() - line.idle_since_ns < self._idle_ns:
                 if not self._is_to_try():
                     return line
                 self._proved.append(line)
@@ -213,7 +214,7 @@ class Endpoint:
             finally:
                 again.cancel()
         if self._is_to_try():
-            self._tried_ns = boot_now_ns()
+            self._tried_ns = self.boot_ns()
             wanted = min(self.limits.warm, max(TRIED_FIRST, 2 * self.shown))
             missing = range(wanted - len(self._spares))
             await asyncio.gather(*[self._add_spare() for _ in missing], return_exceptions=True)
@@ -265,7 +266,7 @@ class Endpoint:
             and self.shown < self.limits.warm
             and self._kept_open
             and not self._asked
-            and boot_now_ns() - self._tried_ns > _RECENTLY_NS
+            and self.boot_ns() - self._tried_ns > _RECENTLY_NS
         )
 
     # -- one exchange -----------------------------------------------------------------------------------------------
@@ -314,7 +315,7 @@ class Endpoint:
     def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
         """A final status came: called before anybody is told. Sees to the connection."""
         self._unask(line)
-        self._answered_ns = now_ns = boot_now_ns()
+        self._answered_ns = now_ns = self.boot_ns()
         slower_ns = took_ns - self._usual_ns
         self._usual_ns += slower_ns // 16 if self._usual_ns and slower_ns > 0 else slower_ns
         if self.serves == FEW and self._overtook(now_ns - took_ns):
@@ -343,7 +344,7 @@ class Endpoint:
         """Whether one more call may be made now. A call that hangs holds nobody's turn."""
         if self.serves != FEW:
             return True
-        since_ns = boot_now_ns() - int(HOG_S * _SECOND_NS)
+        since_ns = self.boot_ns() - int(HOG_S * _SECOND_NS)
         return sum(line.asked_ns > since_ns for line in self._asked) + self._connecting < FEW_CALLS
 
     def _give_turn(self) -> None:
@@ -369,7 +370,7 @@ class Endpoint:
         """The connection has ended."""
         self._unask(line)
         self._draining.discard(line)
-        idle_ns = boot_now_ns() - line.idle_since_ns
+        idle_ns = self.boot_ns() - line.idle_since_ns
         if line is self._ahead:
             self._ahead = None
             return
@@ -404,7 +405,7 @@ class Endpoint:
         return int(SILENCE_S * _SECOND_NS) + 2 * self._usual_ns
 
     def _listen_closely(self) -> None:
-        self._silence_due_ns = boot_now_ns() + self._silence_ns() + _TICK_NS
+        self._silence_due_ns = self.boot_ns() + self._silence_ns() + _TICK_NS
         self._silence = self.loop.call_later(self._silence_ns() / _SECOND_NS + _TICK_S, self._on_silence)
 
     def _on_silence(self) -> None:
@@ -413,7 +414,7 @@ class Endpoint:
         if not waiting or not (self._proved or self._spares):
             return
         quiet_since_ns = max(waiting[0].asked_ns, self._answered_ns)
-        now_ns = boot_now_ns()
+        now_ns = self.boot_ns()
         stalled = now_ns - self._silence_due_ns > _STALLED_NS
         if not stalled and now_ns - quiet_since_ns >= self._silence_ns():
             self._clear()
@@ -454,7 +455,7 @@ class Endpoint:
 
     def _distrust_idle(self, lost: Line) -> None:
         """What closed one idle connection probably closed the others that have been idle as well."""
-        before_ns = boot_now_ns() - _RECENTLY_NS
+        before_ns = self.boot_ns() - _RECENTLY_NS
         for line in [line for line in (*self._proved, *self._spares) if line.idle_since_ns < before_ns]:
             line.late = True
             line.close()
@@ -473,7 +474,7 @@ class Endpoint:
 
     def _allow(self, line: Line, seconds: float) -> None:
         """From now on the line is closed unless it is idle within `seconds`."""
-        line.until_ns = until_ns = boot_now_ns() + int(seconds * _SECOND_NS)
+        line.until_ns = until_ns = self.boot_ns() + int(seconds * _SECOND_NS)
         if self._deadline is None or self._deadline_ns > until_ns:
             self._arm(until_ns)
 
@@ -481,12 +482,12 @@ class Endpoint:
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline_ns = at_ns
-        wait_s = max(0, at_ns - boot_now_ns()) / _SECOND_NS + _TICK_S
+        wait_s = max(0, at_ns - self.boot_ns()) / _SECOND_NS + _TICK_S
         self._deadline = self.loop.call_later(wait_s, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._deadline = None
-        now_ns = boot_now_ns()
+        now_ns = self.boot_ns()
         if now_ns - self._deadline_ns > _STALLED_NS:
             self._arm(now_ns)  # what came meanwhile is read before anything is given up
             return
@@ -502,7 +503,7 @@ class Endpoint:
 
     def _close_idle(self, for_ns: int) -> None:
         """Closes what has been idle for so long."""
-        before_ns = boot_now_ns() - for_ns
+        before_ns = self.boot_ns() - for_ns
         for line in [line for line in (*self._proved, *self._spares) if line.idle_since_ns <= before_ns]:
             line.late = True
             line.close()
@@ -515,11 +516,11 @@ class Endpoint:
             self._close_idle(int(BRIEFLY_S * _SECOND_NS))
             if self._proved or self._spares:
                 oldest_ns = min(line.idle_since_ns for line in (*self._proved, *self._spares))
-                left_s = BRIEFLY_S - (boot_now_ns() - oldest_ns) / _SECOND_NS
+                left_s = BRIEFLY_S - (self.boot_ns() - oldest_ns) / _SECOND_NS
                 self._briefly = self.loop.call_later(max(0.0, left_s) + _TICK_S, self._on_briefly)
 
     def _on_tend(self) -> None:
-        now_ns = boot_now_ns()
+        now_ns = self.boot_ns()
         if self.serves == FEW and now_ns - self._few_since_ns > FORGET_S * _SECOND_NS:
             self.serves = UNKNOWN
             self._give_turn()
@@ -536,6 +537,6 @@ class Endpoint:
             self._warm_failures = 0
         except Unreachable:
             self._warm_failures = min(self._warm_failures + 1, 5)
-            self._warm_at_ns = boot_now_ns() + (1 << self._warm_failures) * _SECOND_NS
+            self._warm_at_ns = self.boot_ns() + (1 << self._warm_failures) * _SECOND_NS
         finally:
             self._warming = None

@@ -10,16 +10,17 @@ A line decides nothing: how long to wait, and what becomes of the connection, is
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from billing.expirationd.answer import AnswerReader, Malformed
-from shards.system.clock import boot_now_ns
 
 
 class Owner(Protocol):
     """Whoever keeps lines."""
 
     loop: asyncio.AbstractEventLoop
+    boot_ns: Callable[[], int]  # the boot clock
 
     def keep(self, line: Line) -> None:
         """The line was not asked anything: it is idle again."""
@@ -49,7 +50,7 @@ class Line(asyncio.Protocol):
 
     def __init__(self, endpoint: Owner) -> None:
         self.endpoint = endpoint
-        self.idle_since_ns = boot_now_ns()
+        self.idle_since_ns = self.endpoint.boot_ns()
         self.asked_ns = 0  # when the request was written that is not answered yet; 0: there is none
         self.until_ns = 0  # when it is closed, unless it is idle by then
         self.late = False  # it was closed since its time was over
@@ -74,7 +75,7 @@ class Line(asyncio.Protocol):
         self._reader = AnswerReader(body_bytes_max)
         self._waiter = waiter = self.endpoint.loop.create_future()
         self._answered = False
-        self.asked_ns = boot_now_ns()
+        self.asked_ns = self.endpoint.boot_ns()
         self.transport.write(request)
         return waiter
 
@@ -87,7 +88,7 @@ class Line(asyncio.Protocol):
         """Its answer was taken whole: it is idle."""
         self._reader = None
         self.until_ns = 0
-        self.idle_since_ns = boot_now_ns()
+        self.idle_since_ns = self.endpoint.boot_ns()
 
     def close(self) -> None:
         """Closes it, whatever is still to come."""
@@ -133,7 +134,7 @@ class Line(asyncio.Protocol):
         if waiter is None or waiter.done():
             return
         if reader.status:
-            took_ns, self.asked_ns = boot_now_ns() - self.asked_ns, 0
+            took_ns, self.asked_ns = self.endpoint.boot_ns() - self.asked_ns, 0
             self.endpoint.on_answer(self, reader, took_ns)
             waiter.set_result(reader)
         else:

@@ -37,7 +37,7 @@ from billing.ledger.errors import Refused
 from shards.batch import slim
 from shards.exits import Exit
 from shards.journal import Journal
-from shards.system.clock import boot_now_ns
+from shards.system.clock import Clocks
 from shards.system.host import Child, Spawn, spawn
 from shards.system.links import Wire
 
@@ -86,6 +86,7 @@ class FollowerLink:
         directory: str,
         shard_id: int,
         journal: Journal,
+        clocks: Clocks,
         *,
         options: tuple[Any, ...] = (),
         limits: Limits = DEFAULT_LIMITS,
@@ -99,6 +100,7 @@ class FollowerLink:
         self._directory = directory
         self._shard_id = shard_id
         self._journal = journal
+        self._boot_ns = clocks.boot_ns
         self._options = options
         self._limits = limits
         self._spawn = spawn
@@ -147,7 +149,7 @@ class FollowerLink:
         if position > self._head:
             self._head = position
             if not self._watched_ns:
-                self._watched, self._watched_ns = position, boot_now_ns()
+                self._watched, self._watched_ns = position, self._boot_ns()
         if (
             self._phase == LIVE
             and position == self._sent + 1
@@ -205,7 +207,7 @@ class FollowerLink:
             f"{noun}_position": self._reached,
             f"{noun}_proved_position": self._durable,
             f"{noun}_behind_batches": max(0, self._head - self._reached),
-            f"{noun}_lag_ns": max(self._lag_ns, boot_now_ns() - self._watched_ns if self._watched_ns else 0),
+            f"{noun}_lag_ns": max(self._lag_ns, self._boot_ns() - self._watched_ns if self._watched_ns else 0),
             f"{noun}_unreached_bytes": self._unreached_bytes,
             f"{noun}_starts": self._starts,
             f"{noun}_pid": 0 if self._wire is None or self._process is None else self._process.pid,
@@ -295,7 +297,7 @@ class FollowerLink:
                 self._reached, self._reached_bytes = message.position, message.payload_bytes
                 self._durable, self._owes = message.durable, message.owes
                 if self._watched_ns and self._reached >= self._watched:
-                    self._lag_ns = boot_now_ns() - self._watched_ns
+                    self._lag_ns = self._boot_ns() - self._watched_ns
                     self._watched_ns = 0
                 self._catch_up()
             case say.Answer():

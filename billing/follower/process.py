@@ -23,6 +23,7 @@ import uvloop
 
 from billing.follower import messages as say
 from billing.follower.store import FollowerStore, code_of, reason_of
+from shards.system.clock import Clocks
 from shards.system.disk import Disk, private_directory
 from shards.system.links import Wire
 
@@ -34,11 +35,12 @@ LAST_WORDS_S: Final = 1.0  # the worker has them, and has closed its end
 class Follower(ABC):
     """One wire, one file."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, clocks: Clocks) -> None:
         self.ended = asyncio.Event()  # nothing is left to do, and what was said has left
         self._closed = asyncio.Event()
         self.exit_code = 0
         self.disk = disk
+        self.clocks = clocks
         self._loop = asyncio.get_running_loop()
         self._wire: Wire | None = None
         self._ending = False

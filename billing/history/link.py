@@ -16,6 +16,7 @@ from billing.follower.store import file_of, refuse_ahead
 from billing.history.store import KIND
 from billing.ledger.errors import Refused
 from shards.journal import Journal
+from shards.system.clock import Clocks
 
 COMMAND: Final = command_of("billing.history.projector")
 
@@ -28,13 +29,13 @@ BALANCE_AT: Final = "balance_at"
 Rows = list[dict[str, object]]
 
 
-def opened(directory: str, shard_id: int, journal: Journal, accept_loss: bool) -> HistoryLink:
+def opened(directory: str, shard_id: int, journal: Journal, accept_loss: bool, clocks: Clocks) -> HistoryLink:
     """The link of a shard, not started yet. `accept_loss`: a file that is ahead of the journal is cut back. Raises
     shards.journal.Corrupt where it is ahead and that is not accepted.
     """
     if not accept_loss:
         refuse_ahead(file_of(directory, shard_id), KIND, journal.head)
-    return HistoryLink(directory, shard_id, journal, accept_loss=accept_loss)
+    return HistoryLink(directory, shard_id, journal, clocks, accept_loss=accept_loss)
 
 
 class FeedPage(NamedTuple):
@@ -53,13 +54,16 @@ class HistoryLink(FollowerLink):
         directory: str,
         shard_id: int,
         journal: Journal,
+        clocks: Clocks,
         *,
         accept_loss: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
-        super().__init__("history", command, directory, shard_id, journal, options=(accept_loss, 0), limits=limits)
+        super().__init__(
+            "history", command, directory, shard_id, journal, clocks, options=(accept_loss, 0), limits=limits
+        )
 
     def history(
         self,

@@ -25,7 +25,7 @@ from billing.history.period_reader import Chain, Standing, Steps, TooLong
 from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
 from shards.exits import Exit
-from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
 
 GROUP_WAIT_S: Final = 0.25
@@ -44,8 +44,8 @@ GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make 
 class Projector(Follower):
     """One wire, one file."""
 
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(disk)
+    def __init__(self, disk: Disk, clocks: Clocks) -> None:
+        super().__init__(disk, clocks)
         self._store: Store | None = None
         self._shelf: HistoryReader | None = None
         self._rows_at_checkpoint = 0
@@ -106,7 +106,7 @@ class Projector(Follower):
     def _begin_to_prune(self) -> None:
         assert self._store is not None
         assert self._shelf is not None
-        self._prune(prune(self._store, self._shelf, wall_now_ns() - self._keep_days * DAY_NS))
+        self._prune(prune(self._store, self._shelf, self.clocks.wall_ns() - self._keep_days * DAY_NS))
 
     def _prune(self, slices: Iterator[None]) -> None:
         """The next slice of a pass; batches and questions come between two of them."""
@@ -131,9 +131,9 @@ class Projector(Follower):
         elif question[0] == ENTRIES:
             self._answer_entries(number, *question[1:])
         elif question[0] == PERIOD:
-            self._begin_period(number, question, boot_now_ns())
+            self._begin_period(number, question, self.clocks.boot_ns())
         else:
-            self._answer(number, question, boot_now_ns())
+            self._answer(number, question, self.clocks.boot_ns())
 
     def _answer_entries(
         self, number: int, cursor: str, limit: int, bounds: tuple[tuple[int, int], ...], all_written: bool
@@ -171,7 +171,7 @@ class Projector(Follower):
         self, number: int, answer: object, bucket_id: int, missing: list[int], asked_ns: int, again: Callable[[], None]
     ) -> None:
         """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later."""
-        now_ns = boot_now_ns()
+        now_ns = self.clocks.boot_ns()
         if not missing or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
             self._awaited_ns.pop(bucket_id, None)
             self.answer(number, answer)
@@ -223,7 +223,7 @@ class Projector(Follower):
 def main(arguments: list[str]) -> None:
     """The main function of the process; the argument is the number of the wire's descriptor."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    run(int(arguments[0]), NICENESS, lambda: Projector(RealDisk()))
+    run(int(arguments[0]), NICENESS, lambda: Projector(RealDisk(), MACHINE_CLOCKS))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from billing.follower.store import file_of, refuse_ahead
 from billing.notices.opening import abandon, found, skip
 from billing.notices.store import KIND
 from shards.journal import Journal
-from shards.system.clock import wall_now_ns
+from shards.system.clock import Clocks
 from shards.system.disk import RealDisk
 
 log = logging.getLogger("billing.notices")
@@ -30,8 +30,9 @@ def opened(
     journal: Journal,
     url: str,
     settings: DeliverySettings,
-    accept_loss: bool = False,
-    settled: int = -1,
+    accept_loss: bool,
+    settled: int,
+    clocks: Clocks,
 ) -> FollowerLink | None:
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
     given up: whoever is named later is told of what happens from then on. `accept_loss`: a file that is ahead of the
@@ -49,10 +50,10 @@ def opened(
     if skip(directory, shard_id, settled, disk):
         log.info("shard %d: another host has told what happened up to batch %d", shard_id, settled)
     begin = head if settled < 0 else settled
-    remark = found(directory, shard_id, first, begin, disk, secrets.randbits(62), wall_now_ns())
+    remark = found(directory, shard_id, first, begin, disk, secrets.randbits(62), clocks.wall_ns())
     if remark:
         log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
     options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s)
-    link = FollowerLink("notices", COMMAND, directory, shard_id, journal, options=options)
+    link = FollowerLink("notices", COMMAND, directory, shard_id, journal, clocks, options=options)
     link.start()
     return link

@@ -25,7 +25,7 @@ from billing.notices.opening import open_store
 from billing.notices.post import NoticeTemplate
 from billing.notices.store import Row, Store
 from billing.notices.window import Window
-from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
 
 GROUP_WAIT_S: Final = 0.02  # from a batch, or a 2xx, to its commit
@@ -43,14 +43,14 @@ NOTICE: Final = "notice"
 class Notifier(Follower):
     """One wire, one file, one endpoint."""
 
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(disk)
+    def __init__(self, disk: Disk, clocks: Clocks) -> None:
+        super().__init__(disk, clocks)
         self._store: Store | None = None
         self._delivery: Delivery | None = None
         self._window = Window()
         self._owed = 0  # what the file owed when it was last counted
         self._told: dict[str, Any] = {}
-        self._ahead_ns = wall_now_ns() - boot_now_ns()
+        self._ahead_ns = self.clocks.wall_ns() - self.clocks.boot_ns()
 
     @property
     def store(self) -> Store | None:
@@ -58,7 +58,7 @@ class Notifier(Follower):
 
     def _now_ns(self) -> int:
         """Near the wall clock, and never going back."""
-        return boot_now_ns() + self._ahead_ns
+        return self.clocks.boot_ns() + self._ahead_ns
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class Notifier(Follower):
             self.disk,
             suspect=suspect,
             file_id=secrets.randbits(62),
-            now_ns=wall_now_ns(),
+            now_ns=self.clocks.wall_ns(),
             accept_loss=accept_loss,
         )
         settings = DeliverySettings(
@@ -88,6 +88,7 @@ class Notifier(Follower):
             self._now_ns,
             random.Random(),
             self.end,
+            self.clocks,
             templates={NOTICE: template},
         )
         self._delivery.start()
@@ -99,7 +100,7 @@ class Notifier(Follower):
     def on_batch(self, position: int, payload: bytes) -> None:
         store = self._store
         assert store is not None
-        for bucket_id in store.take(position, payload, wall_now_ns()):
+        for bucket_id in store.take(position, payload, self.clocks.wall_ns()):
             self._window.drop(bucket_id)
         self._group()
         if store.pending:
@@ -236,7 +237,7 @@ class Notifier(Follower):
 
 def main(arguments: list[str]) -> None:
     """The main function of the process; the argument is the number of the wire's descriptor."""
-    run(int(arguments[0]), NICENESS, lambda: Notifier(RealDisk()))
+    run(int(arguments[0]), NICENESS, lambda: Notifier(RealDisk(), MACHINE_CLOCKS))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from shards.journal import Fenced
 from shards.moves.mover import Caps
 from shards.supervisor.registry import LOCK
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
-from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 
 log = logging.getLogger("billing.service.serve")
@@ -117,7 +117,7 @@ async def _run(
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
     service = Service(config, supervisor, notifier, recent)
-    audit = Recorder(RealDisk(), config.daemon.data_dir, "main", wall_now_ns)
+    audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
     in_force = [config]
 
     def stop() -> None:
@@ -149,7 +149,7 @@ async def _run(
     elif asked_to(signal.SIGHUP):
         loop.call_soon(begin_reload)
     attending = loop.create_task(service.run(admin, _admin_tls(config)))
-    began_ns = boot_now_ns()
+    began_ns = MACHINE_CLOCKS.boot_ns()
     try:
         code = await supervisor.run()
     except Fenced as error:
@@ -167,7 +167,7 @@ async def _run(
         await asyncio.gather(attending, return_exceptions=True)
         notifier.close()
         await audit.close()
-    log.info("stopped with exit code %d after %.0f s", code, (boot_now_ns() - began_ns) / 1e9)
+    log.info("stopped with exit code %d after %.0f s", code, (MACHINE_CLOCKS.boot_ns() - began_ns) / 1e9)
     return code
 
 

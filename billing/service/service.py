@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -31,14 +30,12 @@ from billing.admin.recent import Recent
 from billing.config.schema import Config
 from billing.service.systemd import ServiceManager
 from shards.exits import Exit
-from shards.supervisor.supervisor import Supervisor
+from shards.supervisor.supervisor import Supervisor, Unserved
 
 if TYPE_CHECKING:
     from billing.admin.server import Site
 
 log = logging.getLogger("billing.service")
-
-_RECOVERING: Final = re.compile(r"^shard (\d+): recovering (\d+) %$")
 
 LOOK_S: Final = 0.5
 EXTEND_S: Final = 60
@@ -91,11 +88,11 @@ async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
     supervisor = sampler.supervisor
     ready = False
     while True:
-        reasons = supervisor.ready_reasons()
-        if not ready and (not reasons or supervisor.registry.stands_by):
+        unserved = supervisor.unserved()
+        if not ready and (not unserved or supervisor.registry.stands_by):
             ready = True
-            notifier.ready(status_of(sampler, reasons))
-        notifier.status(status_of(sampler, reasons))
+            notifier.ready(status_of(sampler, unserved))
+        notifier.status(status_of(sampler, unserved))
         if not sampler.overdue():
             notifier.alive()
             if not ready:
@@ -104,9 +101,9 @@ async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
             await asyncio.wait_for(supervisor.wait_changed(), LOOK_S)
 
 
-def status_of(sampler: FigureSampler, reasons: list[str]) -> str:
+def status_of(sampler: FigureSampler, unserved: list[Unserved]) -> str:
     """One line for `systemctl status`."""
-    found = [*map(doing, reasons), *sampler.overdue()]
+    found = [*map(doing, unserved), *(one.text for one in sampler.overdue())]
     if found:
         return "; ".join(found)
     owed = sampler.total("pending_cutoffs")
@@ -116,6 +113,9 @@ def status_of(sampler: FigureSampler, reasons: list[str]) -> str:
     )
 
 
-def doing(reason: str) -> str:
+def doing(unserved: Unserved) -> str:
     """Why a shard is not served, as what is being done about it: "recovering shard 1: 62 %"."""
-    return _RECOVERING.sub(r"recovering shard \1: \2 %", reason)
+    if unserved.state == "recovering":
+        share = unserved.why.removeprefix("recovering")
+        return f"recovering shard {unserved.shard_id}{':' if share else ''}{share}"
+    return unserved.text

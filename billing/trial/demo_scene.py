@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from billing.client.client import Client
 from billing.ledger.money import COIN_NANOS, format_coins
 from billing.trial.arrivals import Arrival
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 USERS: Final = ("user_01", "user_02", "user_03")
 MACHINE: Final = "vm-1"
@@ -136,7 +136,7 @@ class Scene:
     async def _start(self, user_id: str) -> int:
         """The boot instant at which the money will run out."""
         account = await self._client.set_rate(user_id, "1", resource=MACHINE)
-        boot_ns = boot_now_ns()
+        boot_ns = MACHINE_CLOCKS.boot_ns()
         self._show(account)
         self._screen.say(f"{user_id} starts a machine for 1 coin a second")
         return boot_ns + int(account["runway_ns"])
@@ -184,4 +184,4 @@ class Scene:
         await asyncio.sleep(seconds / self._pace)
 
     async def _sleep_until(self, boot_ns: int) -> None:
-        await asyncio.sleep(max(0, boot_ns - boot_now_ns()) / SECOND_NS)
+        await asyncio.sleep(max(0, boot_ns - MACHINE_CLOCKS.boot_ns()) / SECOND_NS)

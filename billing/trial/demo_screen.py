@@ -28,7 +28,7 @@ from rich.text import Text
 from billing.ledger.money import format_coins
 from billing.trial.arrivals import Arrival
 from billing.trial.demo_scene import Account, coins
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 SECOND_NS: Final = 10**9
 STORY_LINES: Final = 100
@@ -70,7 +70,7 @@ class PlainScreen:
     def __init__(self, write: Callable[[str], None], around: Told) -> None:
         self._write = write
         self._around = around
-        self._started_ns = boot_now_ns()
+        self._started_ns = MACHINE_CLOCKS.boot_ns()
         self._balances: dict[str, str] = {}
         self._told_ns = self._started_ns
 
@@ -82,12 +82,12 @@ class PlainScreen:
         pass
 
     def say(self, text: str) -> None:
-        self._write(f"{(boot_now_ns() - self._started_ns) / SECOND_NS:6.2f} s  {text}")
+        self._write(f"{(MACHINE_CLOCKS.boot_ns() - self._started_ns) / SECOND_NS:6.2f} s  {text}")
 
     def account(self, account: Account) -> None:
         self._balances[account["user_id"]] = coins(account["balance_nanos"])
-        if boot_now_ns() - self._told_ns > BALANCES_EVERY_NS:
-            self._told_ns = boot_now_ns()
+        if MACHINE_CLOCKS.boot_ns() - self._told_ns > BALANCES_EVERY_NS:
+            self._told_ns = MACHINE_CLOCKS.boot_ns()
             self.say("balances: " + ", ".join(f"{user} {balance}" for user, balance in sorted(self._balances.items())))
 
     def arrival(self, arrival: Arrival) -> None:
@@ -107,7 +107,7 @@ class LiveScreen:
     def __init__(self, console: Console, around: Told) -> None:
         self._console = console
         self._around = around
-        self._started_ns = boot_now_ns()
+        self._started_ns = MACHINE_CLOCKS.boot_ns()
         self._accounts: dict[str, Account] = {}
         self._story: deque[Text] = deque(maxlen=STORY_LINES)
         self._verdict = Text(UNDER_WAY, "dim")
@@ -136,7 +136,7 @@ class LiveScreen:
         self._verdict = Text(score, "bold green" if clean else "bold red")
 
     def _tell(self, text: str, style: str) -> None:
-        elapsed = f"{(boot_now_ns() - self._started_ns) / SECOND_NS:6.2f} s  "
+        elapsed = f"{(MACHINE_CLOCKS.boot_ns() - self._started_ns) / SECOND_NS:6.2f} s  "
         self._story.append(Text.assemble((elapsed, "dim"), (text, style)))
 
     def picture(self) -> Group:

@@ -34,7 +34,7 @@ from billing.signature import verify
 from billing.trial.faults import WHOLE, Fault, parse_fault
 from billing.trial.receiver_call import Call, call_of, line_of, shown
 from billing.trial.receiver_connection import Connection, headers_of
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 if TYPE_CHECKING:
     import ssl
@@ -58,7 +58,7 @@ class Receiver:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        clock: Callable[[], int] = wall_now_ns,
+        clock: Callable[[], int] = MACHINE_CLOCKS.wall_ns,
         secrets: Sequence[bytes] = (),
         fault: Fault | None = None,
         fault_share: float = 1.0,

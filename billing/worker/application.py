@@ -24,7 +24,7 @@ from billing.api.door import Door
 from billing.api.opening import Doors
 from billing.api.replies import reply_of
 from billing.api.tls import server_context
-from billing.api.wire import encode_reply
+from billing.api.wire import ERRORS_AS_MAP, encode_reply
 from billing.audit.recorder import ExecutorOf, Recorder
 from billing.config.schema import Config
 from billing.expirationd.delivery import (
@@ -59,7 +59,7 @@ from shards.buckets import BucketMap, route_of
 from shards.control import Begin
 from shards.journal import Journal
 from shards.machine import Command, Effect
-from shards.system.clock import boot_now_ns, wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk, read_file
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.hosting import ServedShard
@@ -78,18 +78,22 @@ _REPORTS = {
 }
 
 
+NoticesOf = Callable[[str, int, Journal, str, DeliverySettings, bool, int, Clocks], FollowerLink | None]
+
+
 class Outside(NamedTuple):
     """What the application has of the world, beside the doors that it opens; a simulation passes its own."""
 
+    clocks: Clocks
     disk: Disk
     rng: random.Random
-    history: Callable[[str, int, Journal, bool], HistoryLink]  # directory, shard id, journal, whether it accepts a loss
+    history: Callable[[str, int, Journal, bool, Clocks], HistoryLink]  # bool: whether it accepts a loss
     endpoint: EndpointOf
-    notices: Callable[[str, int, Journal, str, DeliverySettings, bool, int], FollowerLink | None] = notices.opened
+    notices: NoticesOf = notices.opened
     executor: ExecutorOf = SerialExecutor
 
 
-REAL = Outside(RealDisk(), random.Random(), history.opened, Endpoint)
+REAL = Outside(MACHINE_CLOCKS, RealDisk(), random.Random(), history.opened, Endpoint)
 
 
 def build(begin: Begin) -> Billing:
@@ -102,6 +106,7 @@ class Billing:
 
     surveys = SURVEYS
     questions = frozenset({"entries"})
+    query_mode = ERRORS_AS_MAP
 
     def __init__(self, config: Config, begin: Begin, outside: Outside = REAL) -> None:
         self.config = config
@@ -295,30 +300,30 @@ class Billing:
         """Opens the doors, and takes up what was owed when the last life ended."""
         self._worker = worker
         accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
-        place = f"{self._begin.directory}/history"
-        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss)
+        place, clocks = f"{self._begin.directory}/history", self._outside.clocks
+        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks)
         if self.config.history.keep_days:
             self._history.keep_for(self.config.history.keep_days)
         self._history.start()
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
         settings, journal = self._delivery_settings(), worker.journal
-        settled = self._begin.settled
-        self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, accepts_loss, settled)
+        known = accepts_loss, self._begin.settled, clocks
+        self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, *known)
         self._delivery = self._new_delivery()
         self._startup_hold.take_up(self.machine, self._delivery, worker.fresh_now_ns())
         self._startup_hold.ask(worker.operate, len(worker.map.weights), self._release_held)
         recheck_s = self.config.cutoff.recheck_s
         self._checks = PeriodicChecks(
-            self.machine, self._delivery, worker.fresh_now_ns, worker.apply, worker.wake, recheck_s
+            self.machine, self._delivery, worker.fresh_now_ns, worker.apply, worker.wake, recheck_s, clocks.boot_ns
         )
         self._checks.start()
         limits = limits_of(self.config.rpc, self.config.cutoff.concurrency)
         name, executor = f"shard-{worker.shard_id}", self._outside.executor
-        audit = self._audit = Recorder(self._disk, self._begin.directory, name, wall_now_ns, executor)
-        door = self._door = Door(worker, self._guard(), boot_now_ns, self._server_info, limits, worker.fail, audit)
+        audit = self._audit = Recorder(self._disk, self._begin.directory, name, clocks.wall_ns, executor)
+        door = self._door = Door(worker, self._guard(), clocks.boot_ns, self._server_info, limits, worker.fail, audit)
         door.start()
         self._tls = server_context(self.config.rpc)
-        doors = self._doors = Doors(door, self._tls, wall_now_ns, secrets.token_bytes)
+        doors = self._doors = Doors(door, self._tls, clocks.wall_ns, secrets.token_bytes)
         for kind, listener in listeners:
             await doors.listen(kind, listener)
 
@@ -364,6 +369,7 @@ class Billing:
             worker.fresh_now_ns,
             outside.rng,
             worker.fail,
+            outside.clocks,
             outside.endpoint,
             may_act=worker.may_act,
         )

@@ -30,7 +30,6 @@ from billing.ledger.errors import Refused
 from billing.worker.machine import BillingMachine
 from shards.machine import Command
 from shards.replies import WrongBucket
-from shards.system.clock import boot_now_ns
 
 LOOK_S: Final = 1.0
 WARN_LOOKS: Final = 10  # how often the coming hour is held against what the endpoint takes
@@ -55,7 +54,9 @@ class PeriodicChecks:
         apply: Callable[[int, Command], object],
         wake: Callable[[], None],
         recheck_s: float,
+        boot_ns: Callable[[], int],
     ) -> None:
+        self._boot_ns = boot_ns
         self._machine = machine
         self.delivery = delivery
         self._now_ns = now_ns
@@ -68,7 +69,7 @@ class PeriodicChecks:
         self._recheck_timer: asyncio.TimerHandle | None = None
         self._prepare_timer: asyncio.TimerHandle | None = None
         self._looks = 0
-        self._began_ns = boot_now_ns()
+        self._began_ns = self._boot_ns()
         self._peak = (0, 0)  # second, cutoffs
         self._warned = 0  # the second that was warned of last
         self.restarts = self.not_effective = self.bursts = 0
@@ -193,7 +194,7 @@ class PeriodicChecks:
             "restarts": self.restarts,
             "lateness_p50_ns": late.quantile(0.5),
             "lateness_p99_ns": late.quantile(0.99),
-            "working_time_ns": boot_now_ns() - self._began_ns,
+            "working_time_ns": self._boot_ns() - self._began_ns,
         }
 
     def figures(self) -> dict[str, Any]:

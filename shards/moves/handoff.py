@@ -39,7 +39,6 @@ from shards.control import (
 from shards.moves.move import digest_of
 from shards.replies import Moving, Unavailable, WrongBucket
 from shards.shard import Shard
-from shards.system.clock import boot_now_ns
 from shards.system.links import FRAME_BYTES_MAX
 from shards.worker.router import PeerCaller, PeerLink
 
@@ -97,7 +96,11 @@ class Calls(Protocol):
 class Handoff:
     """The moves one worker takes part in, and its routes."""
 
-    def __init__(self, host: HandoffHost, calls: Calls, send: Callable[[MoveReport], None]) -> None:
+    def __init__(
+        self, host: HandoffHost, calls: Calls, send: Callable[[MoveReport], None], boot_ns: Callable[[], int]
+    ) -> None:
+        """`boot_ns`: the boot clock, by which durations are measured."""
+        self._boot_ns = boot_ns
         self._host = host
         self._calls = calls
         self._send = send
@@ -149,13 +152,13 @@ class Handoff:
             return
         self._leaving[bucket_id] = number
         self._calls.pause_calls(bucket_id)
-        began_ns = boot_now_ns()
+        began_ns = self._boot_ns()
         asyncio.get_running_loop().call_soon(self._try_freeze, number, bucket_id, began_ns)
 
     def _try_freeze(self, number: int, bucket_id: int, began_ns: int) -> None:
         if self._leaving.get(bucket_id) != number:
             return  # aborted meanwhile
-        now_ns = boot_now_ns()
+        now_ns = self._boot_ns()
         waited_ns = now_ns - began_ns
         calls = self._calls.calls_in_flight(bucket_id)
         if calls and waited_ns > CALLS_WAIT_NS:
@@ -172,7 +175,7 @@ class Handoff:
         if held_up != self._held_up:
             self._held_up = held_up
             self._send(Holdup(number, held_up))
-        took_s = (boot_now_ns() - now_ns) / 1e9  # looking at a large bucket must not become all that is done
+        took_s = (self._boot_ns() - now_ns) / 1e9  # looking at a large bucket must not become all that is done
         delay_s = max(QUIET_POLL_S, 10 * took_s)
         asyncio.get_running_loop().call_later(delay_s, self._try_freeze, number, bucket_id, began_ns)
 
@@ -182,7 +185,7 @@ class Handoff:
         return self._host.shard.machine.bucket_due_ns(bucket_id, until_ns) < 0
 
     def _freeze(self, number: int, bucket_id: int) -> None:
-        self._frozen_ns[bucket_id] = boot_now_ns()
+        self._frozen_ns[bucket_id] = self._boot_ns()
         self._held_up = ""
         self._host.shard.freeze(bucket_id)
         self._send(Holdup(number, "its last batch to be durable"))
@@ -193,9 +196,9 @@ class Handoff:
         """Dumps a frozen bucket, a slice a turn of the loop."""
         if self._leaving.get(bucket_id) != number:
             return
-        began_ns = boot_now_ns()
+        began_ns = self._boot_ns()
         try:
-            while boot_now_ns() - began_ns < SLICE_NS:
+            while self._boot_ns() - began_ns < SLICE_NS:
                 next(slices)
         except StopIteration as done:
             size, most = len(done.value), self.block_bytes_max
@@ -224,9 +227,9 @@ class Handoff:
         """Loads a bucket, a slice a turn of the loop; then it is recorded."""
         if self._arriving.get(bucket_id) != number:
             return
-        began_ns = boot_now_ns()
+        began_ns = self._boot_ns()
         try:
-            while boot_now_ns() - began_ns < SLICE_NS:
+            while self._boot_ns() - began_ns < SLICE_NS:
                 next(slices)
         except StopIteration as done:
             self._host.shard.take_in(bucket_id, generation, block, done.value)
@@ -237,9 +240,9 @@ class Handoff:
 
     def _chores(self) -> None:
         """What arming and dropping large buckets left for later, a slice a turn of the loop."""
-        began_ns = boot_now_ns()
+        began_ns = self._boot_ns()
         chores = self._host.shard.chores
-        while chores and boot_now_ns() - began_ns < SLICE_NS:
+        while chores and self._boot_ns() - began_ns < SLICE_NS:
             if next(chores[0], self) is self:
                 chores.popleft()
         if chores:
@@ -287,7 +290,7 @@ class Handoff:
 
     def _measure(self, frozen_ns: int) -> None:
         """A bucket was given away that stood still since then: the next ones will take as long, or a little less."""
-        took_ns = boot_now_ns() - frozen_ns if frozen_ns else 0
+        took_ns = self._boot_ns() - frozen_ns if frozen_ns else 0
         self._handoff_ns = max(took_ns, self._handoff_ns * 7 // 8)
 
     def proved(self, shards: set[int]) -> None:

@@ -22,7 +22,6 @@ from shards.control import MoveReport
 from shards.moves.move import Action, Commit, Ended, Move, Send
 from shards.moves.rebalancer import Step, plan
 from shards.supervisor.registry import Registry
-from shards.system.clock import boot_now_ns
 from shards.system.links import Wire
 
 log = logging.getLogger("shards.moves.mover")
@@ -80,10 +79,13 @@ class Mover:
         locked: frozenset[int],
         drained: Callable[[int], None],
         is_leaving: Callable[[int], bool],
+        boot_ns: Callable[[], int],
     ) -> None:
         """`locked`: shards that the rebalancer leaves alone. `drained(shard_id)`: a shard of weight 0 is empty.
-        `is_leaving(shard_id)`: the shard is not wanted any more, and goes as soon as it is empty.
+        `is_leaving(shard_id)`: the shard is not wanted any more, and goes as soon as it is empty. `boot_ns`: the boot
+        clock.
         """
+        self._boot_ns = boot_ns
         self._registry = registry
         self._workers = workers
         self.caps = caps
@@ -188,7 +190,7 @@ class Mover:
         )
 
     async def _carry_out(self, running: Running) -> str:
-        began_ns = boot_now_ns()
+        began_ns = self._boot_ns()
         generation = self._registry.map.generation[running.bucket_id]
         self._number += 1
         number = began_ns // 1000 * 1000 + self._number % 1000  # no two of any life are the same
@@ -198,7 +200,7 @@ class Mover:
         running.sweep = asyncio.get_running_loop().create_task(self._sweep(running, move))
         await self._act(running, move.start())
         error = await running.ended
-        self.last_duration_ns = boot_now_ns() - began_ns
+        self.last_duration_ns = self._boot_ns() - began_ns
         self.errors.pop(running.bucket_id, None)
         if error:
             self.aborted += 1
@@ -214,7 +216,7 @@ class Mover:
         """Until the move is over; that is later than its end, where somebody did not hear of that."""
         while not move.is_over:
             await asyncio.sleep(SWEEP_S)
-            await self._act(running, move.on_time(boot_now_ns()))
+            await self._act(running, move.on_time(self._boot_ns()))
         self._by_number.pop(move.number, None)
         self._room.set()
 
@@ -238,13 +240,13 @@ class Mover:
         async with self._registry.deciding:
             await self._registry.record(record)
             shards = [worker.shard_id for worker in self._workers.values() if worker.wire is not None]
-            await self._act(running, move.on_committed(shards, boot_now_ns()))
+            await self._act(running, move.on_committed(shards, self._boot_ns()))
 
     async def on_message(self, shard_id: int, message: MoveReport) -> None:
         """A worker's word about a move."""
         running = self._by_number.get(message.number)
         if running is not None and running.move is not None:
-            await self._act(running, running.move.on_message(shard_id, message, boot_now_ns()))
+            await self._act(running, running.move.on_message(shard_id, message, self._boot_ns()))
 
     async def on_worker(self, shard_id: int, event: str) -> None:
         """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
@@ -254,7 +256,7 @@ class Mover:
             move = running.move
             assert move is not None
             react = {"down": move.on_down, "serving": move.on_serving, "held": move.on_held}[event]
-            await self._act(running, react(shard_id, boot_now_ns()))
+            await self._act(running, react(shard_id, self._boot_ns()))
 
     # -- balance ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from shards import control
 from shards.exits import Exit
 from shards.supervisor.restart_policy import HELD_AT_ONCE, RestartPolicy
-from shards.system.clock import boot_now_ns
 from shards.system.host import Child, Spawn
 from shards.system.links import Wire
 
@@ -61,6 +60,7 @@ class SupervisorPort(NamedTuple):
     """What a keeper needs of the supervisor."""
 
     spawn: Spawn
+    boot_ns: Callable[[], int]
     command: list[str]
     listeners: list[tuple[str, socket.socket]]
     begin: Callable[[WorkerState, list[tuple[str, socket.socket]]], Coroutine[Any, Any, None]]  # the first message
@@ -73,7 +73,7 @@ async def keep(worker: WorkerState, office: SupervisorPort) -> None:
     """Keeps one worker alive until the end, or until it is retired."""
     while not office.stopping.is_set():
         code = await _run_once(worker, office)
-        served_ns = boot_now_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
+        served_ns = office.boot_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
         worker.serving_since_ns = 0
         if worker.retired:
             await office.on_event(worker, "down")

@@ -30,7 +30,7 @@ from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit, Unknown
 from shards.supervisor import lost_map
 from shards.supervisor.standby import Claim, Standby
-from shards.system.clock import Anchor, boot_now_ns, decode_anchor, encode_anchor
+from shards.system.clock import Anchor, decode_anchor, encode_anchor
 from shards.system.disk import DirectoryRefused, is_full, private_directory, read_file, write_file
 from shards.system.host import Host
 from shards.system.serial_executor import SerialExecutor
@@ -77,6 +77,7 @@ class Registry:
         self.settled: dict[int, int] = {}
         self._data_dir = data_dir
         self._disk = host.disk
+        self._boot_ns = host.clocks.boot_ns
         self._randbits = host.randbits
         self._lock = -1
         self._warnings: list[str] = []
@@ -187,7 +188,7 @@ class Registry:
         """Claims that this host serves. Raises StandsBy."""
         if not self._log.is_newest():
             self._load()
-        reason = standby.why_not(self.claim, self._backend.signs(), boot_now_ns())
+        reason = standby.why_not(self.claim, self._backend.signs(), self._boot_ns())
         if reason:
             raise StandsBy(reason)
         try:

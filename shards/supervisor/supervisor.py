@@ -63,15 +63,7 @@ from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, t
 from shards.supervisor.operator_api import Overview
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_figures import Readings
-from shards.system.clock import (
-    BillingClock,
-    Steering,
-    boot_now_ns,
-    encode_anchor,
-    paired_now,
-    restart,
-    stepped_while_away,
-)
+from shards.system.clock import BillingClock, Clocks, Steering, encode_anchor, restart, stepped_while_away
 from shards.system.host import REAL, Host, address_of, listen_on
 from shards.worker.recover import exit_code_of
 
@@ -97,6 +89,24 @@ class SupervisorSettings(NamedTuple):
     locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
 
 
+class Unserved(NamedTuple):
+    """A shard that is not served, or (0) the whole daemon."""
+
+    shard_id: int
+    state: str  # as `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not
+    why: str
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"shard {self.shard_id}: {self.why}" if self.shard_id else self.why
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it is about to be served."""
+        return self.state in ("starting", "waiting", "recovering", "recovered")
+
+
 class Supervisor:
     """One running daemon; `run` returns its exit code."""
 
@@ -110,10 +120,12 @@ class Supervisor:
     ) -> None:
         """`command` starts a worker, to which the number of its control descriptor is appended."""
         self.settings = settings
+        self._boot_ns = host.clocks.boot_ns
         self._log_backend = backends.open(settings.journal, host)
         self.registry = Registry(settings.data_dir, host, self._log_backend, self._now_ns)
         self.workers: dict[int, WorkerState] = {}
-        self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, self._on_drained, self._leaves)
+        asked = self._on_drained, self._leaves, self._boot_ns
+        self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, *asked)
         self.readings = Readings()
         self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
         where = settings.data_dir, settings.journal
@@ -126,10 +138,15 @@ class Supervisor:
         self._configuration = configuration
         self._stopping = asyncio.Event()
         tell = self._begin, self._on_message, self._on_event
-        self._office = SupervisorPort(host.spawn, command, listeners, *tell, self._stopping)
+        self._office = SupervisorPort(host.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[int] = set()  # drained shards that are asked whether they may go
+
+    @property
+    def clocks(self) -> Clocks:
+        """Those of this machine."""
+        return self._host.clocks
 
     @property
     def map(self) -> BucketMap:
@@ -138,24 +155,29 @@ class Supervisor:
 
     def _now_ns(self) -> int:
         """Billing time; 0 before it has begun."""
-        return 0 if self.clock is None else self.clock.at(boot_now_ns())
+        return 0 if self.clock is None else self.clock.at(self._boot_ns())
 
     # -- state that others look at ----------------------------------------------------------------------------------
 
     def ready_reasons(self) -> list[str]:
         """Why not every bucket is served; empty when each is."""
+        return [one.text for one in self.unserved()]
+
+    def unserved(self) -> list[Unserved]:
+        """What is not served; empty when every bucket is."""
         if self.registry.unopened:
-            return [self.registry.unopened]
-        reasons = []
+            return [Unserved(0, "unopened", self.registry.unopened)]
+        found = []
         for shard_id in sorted(self.map.weights):
             worker = self.workers.get(shard_id)
             if worker is None:
-                reasons.append(f"shard {shard_id}: no worker")
+                found.append(Unserved(shard_id, "gone", "no worker"))
             elif worker.state == "recovering":
-                reasons.append(f"shard {shard_id}: recovering{share_of(worker.progress)}")
+                found.append(Unserved(shard_id, "recovering", f"recovering{share_of(worker.progress)}"))
             elif worker.state != "serving":
-                reasons.append(f"shard {shard_id}: {worker.state}{': ' + worker.reason if worker.reason else ''}")
-        return reasons
+                because = f": {worker.reason}" if worker.reason else ""
+                found.append(Unserved(shard_id, worker.state, f"{worker.state}{because}"))
+        return found
 
     async def wait_changed(self) -> None:
         """Returns when some worker's state has changed."""
@@ -297,7 +319,7 @@ class Supervisor:
         while any(worker.state != "recovered" and not worker.is_late for worker in self.workers.values()):
             await self.wait_changed()
         last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
-        boot_ns, wall_ns = paired_now()
+        boot_ns, wall_ns = self._host.clocks.paired()
         boot_id = self._host.disk.boot_id()
         begun = restart(self.registry.anchor, last_ns, boot_id, boot_ns, wall_ns)
         if begun.alarm:
@@ -323,7 +345,7 @@ class Supervisor:
             if await self.registry.is_displaced():
                 raise Fenced(f"{self.registry.claim.node or 'another host'} serves now")
             await self.registry.settle({one.shard_id: one.figures.get("settled", -1) for one in self.workers.values()})
-            steered = steering.steer(*paired_now())
+            steered = steering.steer(*self._host.clocks.paired())
             self.clock_offset_ns = steered.offset_ns
             if steered.step_ns:
                 self.clock_steps += 1
@@ -398,8 +420,8 @@ class Supervisor:
         match message:
             case Progress():
                 worker.progress = (message.done, message.total)
-                if boot_now_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
-                    worker.progress_told_ns = boot_now_ns()
+                if self._boot_ns() - worker.progress_told_ns > PROGRESS_EVERY_NS:
+                    worker.progress_told_ns = self._boot_ns()
                     log.info("recovering shard %d:%s", worker.shard_id, share_of(worker.progress))
             case Waiting():
                 if worker.reason != message.reason:
@@ -440,7 +462,7 @@ class Supervisor:
     async def _on_serving(self, worker: WorkerState, serving: Serving) -> None:
         if worker.shard_id not in self.registry.founded:
             await self.registry.record(["founded", worker.shard_id])
-        worker.serving_since_ns = boot_now_ns()
+        worker.serving_since_ns = self._boot_ns()
         worker.figures = {"accounts": serving.accounts}
         self._set_state(worker, "serving")
         await self.mover.on_worker(worker.shard_id, "serving")

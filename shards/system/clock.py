@@ -35,8 +35,7 @@ import ctypes
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -278,60 +277,32 @@ def stepped_while_away(recorded: tuple[Anchor, bytes] | None, boot_id: bytes, bo
 
 _BOOTTIME = time.CLOCK_BOOTTIME
 
-_read_boot_ns: Callable[[], int] = partial(time.clock_gettime_ns, _BOOTTIME)
-_read_wall_ns: Callable[[], int] = time.time_ns
+
+class Clocks(NamedTuple):
+    """The two clocks of a machine. Whoever needs one is handed these, so that a simulation can hand in its own."""
+
+    boot_ns: Callable[[], int]  # nanoseconds of this boot, suspends included; durations are measured with it, too
+    wall_ns: Callable[[], int]  # nanoseconds since the Unix epoch: for steering and for showing, never for billing
+
+    def paired(self) -> tuple[int, int]:
+        """(boot_ns, wall_ns) read as one: of five tries, the one that nothing came between."""
+        best_ns, pair = INSTANT_NS_MAX, (0, 0)
+        for _ in range(5):
+            before_ns = self.boot_ns()
+            wall_ns = self.wall_ns()
+            after_ns = self.boot_ns()
+            if after_ns - before_ns < best_ns:
+                best_ns, pair = after_ns - before_ns, ((before_ns + after_ns) // 2, wall_ns)
+        return pair
 
 
-@contextmanager
-def clocks_of(boot_ns: Callable[[], int], wall_ns: Callable[[], int]) -> Iterator[None]:
-    """While it lasts, this process reads these two for its clocks: for one that simulates a whole machine, whose
-    processes share a boot clock and a wall clock as real ones do. Not to be used where other threads read clocks.
-    """
-    global _read_boot_ns, _read_wall_ns
-    before = _read_boot_ns, _read_wall_ns
-    _read_boot_ns, _read_wall_ns = boot_ns, wall_ns
-    try:
-        yield
-    finally:
-        _read_boot_ns, _read_wall_ns = before
-
-
-def boot_now_ns() -> int:
-    """Nanoseconds of this boot, suspends included. Also what durations are measured with."""
-    return _read_boot_ns()
-
-
-def wall_now_ns() -> int:
-    """Nanoseconds since the Unix epoch by the wall clock: for steering and for what is shown, never for billing."""
-    return _read_wall_ns()
-
-
-def paired_now() -> tuple[int, int]:
-    """(boot_ns, wall_ns) read as one: of five tries, the one that nothing came between."""
-    best_ns, pair = INSTANT_NS_MAX, (0, 0)
-    for _ in range(5):
-        before_ns = boot_now_ns()
-        wall_ns = wall_now_ns()
-        after_ns = boot_now_ns()
-        if after_ns - before_ns < best_ns:
-            best_ns, pair = after_ns - before_ns, ((before_ns + after_ns) // 2, wall_ns)
-    return pair
+MACHINE_CLOCKS = Clocks(partial(time.clock_gettime_ns, _BOOTTIME), time.time_ns)  # those of the machine this runs on
 
 
 def boot_id() -> bytes:
     """The 16 bytes by which the kernel names this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return bytes.fromhex(file.read().strip().replace("-", ""))
-
-
-def now_of(clock: BillingClock) -> Callable[[], int]:
-    """The function by which a process asks for the billing instant it is now."""
-    at, read = clock.at, boot_now_ns
-
-    def now_ns() -> int:
-        return at(read())
-
-    return now_ns
 
 
 class _Timespec(ctypes.Structure):

@@ -1,7 +1,7 @@
-"""What the daemon's processes have of the operating system, beside the clocks (`clock`) and sockets of the event loop.
+"""What the daemon's processes have of the operating system, beside the sockets of the event loop.
 
-It is passed in as one value, so that a simulation can pass a disk that forgets, an alarm on a clock of its own, and
-processes that end at any step. Nothing here decides anything.
+It is passed in as one value, so that a simulation can pass clocks of its own, a disk that forgets, and processes that
+end at any step. Nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, NoReturn, Protocol
 
-from shards.system.clock import Alarm
+from shards.system.clock import MACHINE_CLOCKS, Alarm, Clocks
 from shards.system.disk import Disk, RealDisk
 from shards.system.links import SocketDirectory
 from shards.system.serial_executor import SerialExecutor
@@ -44,6 +44,7 @@ Spawn = Callable[[list[str], list[socket.socket]], Awaitable[tuple[Child, socket
 class Host(NamedTuple):
     """One process's way to the operating system."""
 
+    clocks: Clocks
     disk: Disk
     executor: Callable[[str, asyncio.AbstractEventLoop], SerialExecutor]
     alarm: Callable[[], Alarm]
@@ -127,4 +128,15 @@ def address_of(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-REAL = Host(RealDisk(), SerialExecutor, Alarm, SocketDirectory, spawn, os._exit, inherited, os.getpid, secrets.randbits)
+REAL = Host(
+    MACHINE_CLOCKS,
+    RealDisk(),
+    SerialExecutor,
+    Alarm,
+    SocketDirectory,
+    spawn,
+    os._exit,
+    inherited,
+    os.getpid,
+    secrets.randbits,
+)

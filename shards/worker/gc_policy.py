@@ -14,9 +14,9 @@ It measures its own pauses (`pause_max_ns`) and never collects of its own accord
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
-from shards.system.clock import boot_now_ns
 from shards.worker.histogram import LAG_NS, Histogram
 
 FULL_NS_MAX = 5_000_000
@@ -25,7 +25,9 @@ FULL_NS_MAX = 5_000_000
 class Garbage:
     """Rules the collector of this process, from `hold_off` to `close`. There is one."""
 
-    def __init__(self, full_ns_max: int = FULL_NS_MAX) -> None:
+    def __init__(self, boot_ns: Callable[[], int], full_ns_max: int = FULL_NS_MAX) -> None:
+        """`boot_ns`: the boot clock."""
+        self._boot_ns = boot_ns
         self.pause_max_ns = 0
         self.pauses = 0
         self.took = Histogram(LAG_NS)
@@ -45,9 +47,9 @@ class Garbage:
 
     def _on_collection(self, phase: str, info: dict[str, Any]) -> None:
         if phase == "start":
-            self._since_ns = boot_now_ns()
+            self._since_ns = self._boot_ns()
             return
-        took_ns = boot_now_ns() - self._since_ns
+        took_ns = self._boot_ns() - self._since_ns
         self.pauses += 1
         self.took.add(took_ns)
         self.pause_max_ns = max(self.pause_max_ns, took_ns)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
-
-from shards.system.clock import boot_now_ns
 
 BEAT_S = 0.1
 WINDOW_NS = 30_000_000_000  # `Pulse.pause_max_ns` is of the last one to two of these
@@ -68,9 +67,11 @@ class Histogram:
 class Syncs:
     """Batches on their way to the disk, at most one at a time."""
 
-    __slots__ = ("_since_ns", "batches", "records", "sizes", "took")
+    __slots__ = ("_boot_ns", "_since_ns", "batches", "records", "sizes", "took")
 
-    def __init__(self) -> None:
+    def __init__(self, boot_ns: Callable[[], int]) -> None:
+        """`boot_ns`: the boot clock."""
+        self._boot_ns = boot_ns
         self.batches = 0
         self.records = 0
         self.took = Histogram(SYNC_NS)  # from handing a batch over to hearing that it is durable
@@ -79,13 +80,13 @@ class Syncs:
 
     def begin(self) -> None:
         """A batch or a barrier was handed to the disk, or is handed to it again."""
-        self._since_ns = self._since_ns or boot_now_ns()
+        self._since_ns = self._since_ns or self._boot_ns()
 
     def end(self, records: int) -> None:
         """It is durable."""
         self.batches += 1
         self.records += records
-        self.took.add(boot_now_ns() - self._since_ns)
+        self.took.add(self._boot_ns() - self._since_ns)
         self.sizes.add(records)
         self._since_ns = 0
 
@@ -95,7 +96,7 @@ class Syncs:
 
     def waiting_ns(self) -> int:
         """How long the batch or barrier under way has been; 0 where none is."""
-        return boot_now_ns() - self._since_ns if self._since_ns else 0
+        return self._boot_ns() - self._since_ns if self._since_ns else 0
 
     def figures(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -111,16 +112,18 @@ class Syncs:
 class Pulse:
     """Beats on the loop that it is made in, until `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, boot_ns: Callable[[], int]) -> None:
+        """`boot_ns`: the boot clock."""
+        self._boot_ns = boot_ns
         self.lag = Histogram(LAG_NS)
         self._loop = asyncio.get_running_loop()
-        self._window_ns = boot_now_ns()
+        self._window_ns = self._boot_ns()
         self._max_ns = [0, 0]  # the longest pause of this window, and of the one before
         self._due_ns = 0
         self._beat()
 
     def _beat(self) -> None:
-        now_ns = boot_now_ns()
+        now_ns = self._boot_ns()
         if self._due_ns:
             late_ns = max(0, now_ns - self._due_ns)
             self.lag.add(late_ns)

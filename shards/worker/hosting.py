@@ -71,6 +71,8 @@ class Application(Calls, Protocol):
 
     questions: frozenset[str]  # operations that the application of the worker which is asked answers, by `answer`
 
+    query_mode: int  # how `encode` is to encode replies to the supervisor's side
+
     @property
     def machine(self) -> Machine:
         """The content of the buckets."""

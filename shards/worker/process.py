@@ -78,7 +78,7 @@ class Process:
             lambda: Wire(self._on_message, self._on_control_lost, lambda _: None, to_worker), sock=self._control
         )
         self._wire = wire
-        self._pulse = Pulse()
+        self._pulse = Pulse(self._host.clocks.boot_ns)
         life, ended = loop.create_task(self._live(wire)), loop.create_task(self._ended.wait())
         await asyncio.wait({life, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not life.done():
@@ -190,4 +190,4 @@ def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
     control = REAL.inherited(control_descriptor)
     control.setblocking(False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Process(control, build, garbage=Garbage()).run())
+        return runner.run(Process(control, build, garbage=Garbage(REAL.clocks.boot_ns)).run())

@@ -4,7 +4,7 @@ The newest good snapshot is loaded, what came after it is replayed through the s
 shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
 `Damaged` and not served. What an error of a worker means for its next start is said here, too.
 
-Nothing here reads a clock but to say how far it is.
+The boot clock that is handed in serves only for how long it waits, and for saying how far it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from shards import exits
 from shards.buckets import BucketMap
 from shards.journal import Fenced, Journal, Opened, Unavailable
 from shards.shard import Shard
-from shards.system.clock import boot_now_ns
 from shards.worker.backpressure import ROOM_RETRY_S
 from shards.worker.hosting import Hosted
 
@@ -39,17 +38,22 @@ class Stopped(Exception):
 
 
 async def open_journal(
-    journal: Journal, shard_id: int, pid: int, stopping: asyncio.Event, on_wait: Callable[[Unavailable], None]
+    journal: Journal,
+    shard_id: int,
+    pid: int,
+    boot_ns: Callable[[], int],
+    stopping: asyncio.Event,
+    on_wait: Callable[[Unavailable], None],
 ) -> Opened:
     """Opens it; an owner left over from an earlier life gets some time to end (Fenced), and a journal without room all
     it needs, of which `on_wait` is told. The journal's errors; Stopped as soon as it is `stopping`.
     """
-    deadline_ns = boot_now_ns() + int(FENCED_WAIT_S * 1e9)
+    deadline_ns = boot_ns() + int(FENCED_WAIT_S * 1e9)
     while not stopping.is_set():
         try:
             return journal.open(shard_id, f"pid {pid}")
         except Fenced:
-            if boot_now_ns() > deadline_ns:
+            if boot_ns() > deadline_ns:
                 raise
             pause_s = 0.1
         except Unavailable as full:
@@ -63,15 +67,16 @@ async def open_journal(
 class Beats:
     """Lets a journal's owner be heard of while it does not serve yet: a long recovery must not look like a death."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, boot_ns: Callable[[], int]) -> None:
         self._journal = journal
-        self._last_ns = boot_now_ns()
+        self._boot_ns = boot_ns
+        self._last_ns = boot_ns()
 
     def due(self) -> None:
         """To be called now and then. Blocks for a round trip where a beat is due; raises what `idle_barrier` does."""
-        if self._journal.beat_s and boot_now_ns() - self._last_ns >= self._journal.beat_s * 1e9:
+        if self._journal.beat_s and self._boot_ns() - self._last_ns >= self._journal.beat_s * 1e9:
             self._journal.idle_barrier()
-            self._last_ns = boot_now_ns()
+            self._last_ns = self._boot_ns()
 
     async def until(self, wait: Callable[[], Awaitable[T]]) -> T:
         """What `wait` returns."""
@@ -96,29 +101,33 @@ class Recovered(NamedTuple):
 
 
 async def recover(
-    shard: Shard, journal: Journal, progress: Callable[[int, int], None], stopping: asyncio.Event | None = None
+    shard: Shard,
+    journal: Journal,
+    progress: Callable[[int, int], None],
+    boot_ns: Callable[[], int],
+    stopping: asyncio.Event | None = None,
 ) -> Recovered:
     """Brings a shard to where its journal ends. `progress(done, total)`: parts of the snapshot and batches behind it,
     counted together. Raises Stopped as soon as it is `stopping`.
     """
     start, parts, total = 1, 0, journal.head
     snapshot = journal.load_snapshot()
-    last_ns = boot_now_ns()
+    last_ns = boot_ns()
     if snapshot is not None:
         start = snapshot.position + 1
         total += snapshot.chunk_count - snapshot.position
         for part in snapshot.chunks:
             shard.load(part)
             parts += 1
-            if boot_now_ns() - last_ns > SLICE_NS:
+            if boot_ns() - last_ns > SLICE_NS:
                 await _breathe(progress, parts, max(total, parts), stopping)
-                last_ns = boot_now_ns()
+                last_ns = boot_ns()
     records, total = 0, parts + journal.head - start + 1
     for position, payload in journal.replay(start):
         records += shard.replay(position, payload)
-        if boot_now_ns() - last_ns > SLICE_NS:
+        if boot_ns() - last_ns > SLICE_NS:
             await _breathe(progress, parts + position - start + 1, total, stopping)
-            last_ns = boot_now_ns()
+            last_ns = boot_ns()
     return Recovered(parts, records)
 
 

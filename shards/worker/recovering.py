@@ -2,7 +2,7 @@
 
 Opening fences an older owner. The newest good snapshot is loaded, what came after it is replayed through the same code
 that made it, and the shard is held against the map: one restored from an older backup, or emptied, ends the process
-with 65. No request is taken, no clock but that of progress is read, and no socket is touched.
+with 65. No request is taken, no clock is read but for progress, and no socket is touched.
 
 What the supervisor says meanwhile is kept for the second phase (`shards.worker.serving`): shards that came or went,
 moves that were decided, a changed configuration, anchors of billing time.
@@ -36,7 +36,7 @@ from shards.control import (
 from shards.journal import Unavailable, backends
 from shards.moves.handoff import before_serving
 from shards.shard import Shard
-from shards.system.clock import BillingClock, boot_now_ns
+from shards.system.clock import BillingClock
 from shards.system.host import Host
 from shards.worker.hosting import Hosted
 from shards.worker.recover import Beats, check_ownership, open_journal, recover
@@ -55,21 +55,23 @@ class Recovering:
         self.shard = Shard(begin.shard_id, application.machine)
         self.is_new = False  # nothing was ever recorded here, and nothing should have been
         self.clock: BillingClock | None = None  # from Serve on
-        self.beats = Beats(self.journal)  # until it serves
+        self._boot_ns = host.clocks.boot_ns
+        self.beats = Beats(self.journal, self._boot_ns)  # until it serves
         self._last_ns = 0  # of the journal
         self._host = host
         self._send = send
 
     async def run(self, stopping: asyncio.Event) -> None:
         """To where the journal ends; says so. Raises Stopped, Damaged, and the journal's and machine's errors."""
-        begin, began_ns = self.begin, boot_now_ns()
-        opened = await open_journal(self.journal, begin.shard_id, self._host.pid(), stopping, self._on_wait)
-        self.beats = Beats(self.journal)
-        recovered = await recover(self.shard, self.journal, self._on_progress, stopping)
+        begin, began_ns = self.begin, self._boot_ns()
+        pid, boot_ns = self._host.pid(), self._boot_ns
+        opened = await open_journal(self.journal, begin.shard_id, pid, boot_ns, stopping, self._on_wait)
+        self.beats = Beats(self.journal, self._boot_ns)
+        recovered = await recover(self.shard, self.journal, self._on_progress, boot_ns, stopping)
         self.is_new = opened.head == 0 and not begin.founded
         check_ownership(self.shard, self.map, begin.founded, self.is_new)
         self._last_ns = max(self.journal.last_time_ns, opened.began_ns)
-        took_ns = boot_now_ns() - began_ns
+        took_ns = self._boot_ns() - began_ns
         self._send(Recovered(self._last_ns, took_ns, *recovered, list(self.journal.warnings)))
 
     def on_message(self, message: ToWorker) -> None:
@@ -110,7 +112,7 @@ class Recovering:
 
     def _stamp_ns(self) -> int:
         """What the journal stamps batches with."""
-        return 0 if self.clock is None else self.clock.at(boot_now_ns())
+        return 0 if self.clock is None else self.clock.at(self._boot_ns())
 
     def _on_wait(self, full: Unavailable) -> None:
         """The journal has no room for a start, or is out of reach."""

@@ -41,7 +41,6 @@ from shards.control import (
 from shards.control import Serving as NowServing
 from shards.journal import Unavailable
 from shards.machine import Command
-from shards.system.clock import boot_now_ns
 from shards.system.host import Host
 from shards.system.links import SocketDirectory, Wire
 from shards.system.serial_executor import SerialExecutor
@@ -76,10 +75,11 @@ class Serving:
         self._loop = asyncio.get_running_loop()
         self.executor = executor
         snapshots = host.executor(f"snapshot-{begin.shard_id}", self._loop)
-        snapshotter = Snapshotter(recovered.shard, journal, snapshots, application.trim_floor, fail)
+        boot_ns = host.clocks.boot_ns
+        snapshotter = Snapshotter(recovered.shard, journal, snapshots, application.trim_floor, fail, boot_ns)
         snapshotter.stored_bytes = journal.stored_bytes
         upward = Upward(self._ask, wire.send, fail)
-        self.worker = Worker(recovered, executor, snapshotter, upward, host.alarm())
+        self.worker = Worker(recovered, executor, snapshotter, upward, host.alarm(), boot_ns)
         self.closed = False  # nothing changes the shard any more
         self._asked: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
         self._number = 0
@@ -120,7 +120,8 @@ class Serving:
         await self._application.open(worker, listeners)
         worker.halted = has_failed()
         worker.wake()
-        self._inquirer = Inquirer(self._wire, self._application.encode, self._application.surveys)
+        application = self._application
+        self._inquirer = Inquirer(self._wire, application.encode, application.surveys, application.query_mode)
         for _ in range(LINK_POLLS):
             if worker.is_linked():
                 break
@@ -205,7 +206,7 @@ class Serving:
             "garbage": len(worker.shard.chores),
             "passed_on": sum(link.passed_on for link in worker.links.values()),
             "snapshots": snapshotter.count,
-            "snapshot_age_ns": boot_now_ns() - snapshotter.finished_boot_ns if snapshotter.count else -1,
+            "snapshot_age_ns": self._host.clocks.boot_ns() - snapshotter.finished_boot_ns if snapshotter.count else -1,
             "snapshot_pause_max_ns": snapshotter.pause_max_ns,
             **self._application.figures(),
         }

@@ -23,7 +23,6 @@ from queue import SimpleQueue
 
 from shards.journal import Journal, Unavailable
 from shards.shard import Shard
-from shards.system.clock import boot_now_ns
 from shards.system.serial_executor import SerialExecutor
 
 SLICE_NS = 500_000  # of a turn of the loop, for making parts
@@ -47,8 +46,12 @@ class Snapshotter:
         executor: SerialExecutor,
         trim_floor: Callable[[], int],
         fail: Callable[[BaseException], None],
+        boot_ns: Callable[[], int],
     ) -> None:
-        """`committer`: a thread of its own, not the journal's. `trim_floor()`: what the application has reached."""
+        """`executor`: a thread of its own, not the journal's. `trim_floor()`: the position that the application has
+        reached. `boot_ns`: the boot clock.
+        """
+        self._boot_ns = boot_ns
         self._shard = shard
         self._journal = journal
         self._executor = executor
@@ -71,7 +74,7 @@ class Snapshotter:
 
     def begin(self) -> None:
         """Begins a snapshot, unless one is being made, or just found no room, or the journal is held still."""
-        if self.running or self.held or boot_now_ns() < self.retry_boot_ns:
+        if self.running or self.held or self._boot_ns() < self.retry_boot_ns:
             return
         self.running = True
         self._left = sorted(self._shard.present(), reverse=True)
@@ -101,14 +104,14 @@ class Snapshotter:
         shard = self._shard
         if not shard.is_drained():
             return False
-        began_ns = now_ns = boot_now_ns()
+        began_ns = now_ns = self._boot_ns()
         if began_ns < self._next_boot_ns:
             return True
         while self._left and now_ns - began_ns < SLICE_NS:
             if len(self._undurable) + self._parts.qsize() >= PARTS_WAITING_MAX:
                 break
             self._undurable.append(shard.dump(self._left.pop(), position))
-            now_ns = boot_now_ns()
+            now_ns = self._boot_ns()
         self._next_boot_ns = now_ns + REST * (now_ns - began_ns)
         self.pause_max_ns = max(self.pause_max_ns, now_ns - began_ns)
         if durable:
@@ -132,13 +135,13 @@ class Snapshotter:
             return  # the journal is closing or closed: nothing more is asked of it, and nothing wrong with it
         if error is None:
             self.count += 1
-            self.finished_boot_ns = boot_now_ns()
+            self.finished_boot_ns = self._boot_ns()
             if not self.held:  # what is left standing now, the next one takes
                 self._trimming = True
                 floor = min(self._position, self._trim_floor())
                 self._executor.submit(self._on_trimmed, self._journal.trim, floor)
         elif isinstance(error, Unavailable):
-            self.retry_boot_ns = boot_now_ns() + FULL_RETRY_NS
+            self.retry_boot_ns = self._boot_ns() + FULL_RETRY_NS
         elif not isinstance(error, Abandoned):
             self._fail(error)
 

@@ -35,7 +35,7 @@ from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
 from shards.shard import COMMAND, READ, Ready
-from shards.system.clock import Alarm, boot_now_ns
+from shards.system.clock import Alarm
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.backpressure import Backpressure
@@ -69,6 +69,7 @@ class Worker:
         snapshotter: Snapshotter,
         upward: Upward,
         alarm: Alarm,
+        boot_ns: Callable[[], int],
     ) -> None:
         assert recovered.clock is not None
         shard, journal = recovered.shard, recovered.journal
@@ -82,7 +83,8 @@ class Worker:
         self.settings = recovered.settings
         self.snapshotter = snapshotter
         self.links: dict[int, PeerLink] = {}
-        self.handoff = Handoff(self, self.application, upward.send)
+        self._boot_ns = boot_ns
+        self.handoff = Handoff(self, self.application, upward.send, boot_ns)
         self._routes = self.handoff.routes
         self._ask_supervisor = upward.ask
         self.fail = upward.fail
@@ -102,7 +104,7 @@ class Worker:
         self._ride: asyncio.TimerHandle | None = None  # the end of the ride of what nobody awaits
         self._arrived_from_ride = False
         self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
-        self.syncs = Syncs()
+        self.syncs = Syncs(boot_ns)
         self._loop.add_reader(self._alarm.fileno(), self._on_alarm)
 
     # -- the gate: what doors call ----------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class Worker:
 
     def fresh_now_ns(self) -> int:
         """The billing instant, read anew. Where the grant has run out, it stands still just below its end."""
-        now_ns, granted_ns = self.clock.at(boot_now_ns()), self.journal.granted_ns
+        now_ns, granted_ns = self.clock.at(self._boot_ns()), self.journal.granted_ns
         if now_ns < granted_ns:
             return now_ns
         self._lapse()
@@ -125,7 +127,7 @@ class Worker:
         """Whether the journal's grant holds at this very moment; asked right before something leaves that no append has
         proved.
         """
-        if self.clock.at(boot_now_ns()) < self.journal.granted_ns:
+        if self.clock.at(self._boot_ns()) < self.journal.granted_ns:
             return True
         self._lapse()
         return False

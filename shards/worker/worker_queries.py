@@ -18,8 +18,6 @@ from shards.machine import Command
 from shards.replies import Unavailable
 from shards.system.links import Wire
 
-MODE = 0  # how replies are encoded: the application's default
-
 
 class Asked(Protocol):
     """What answers: the worker."""
@@ -37,9 +35,11 @@ class Asked(Protocol):
 class Inquirer:
     """Stands for the supervisor among a worker's callers."""
 
-    mode = MODE
-
-    def __init__(self, wire: Wire, encode: Callable[[int, int, object], bytes], surveys: frozenset[str]) -> None:
+    def __init__(
+        self, wire: Wire, encode: Callable[[int, int, object], bytes], surveys: frozenset[str], mode: int
+    ) -> None:
+        """`encode(number, mode, reply)`, `surveys` and `mode`: of the application."""
+        self.mode = mode
         self._wire = wire
         self._encode = encode
         self._surveys = surveys
@@ -52,11 +52,11 @@ class Inquirer:
         elif query[0] in self._surveys:
             worker.operate(self, number, query)
         else:
-            self.relay(self._encode(number, MODE, Unavailable(0, f"{query[0]} is not asked this way", "no")))
+            self.relay(self._encode(number, self.mode, Unavailable(0, f"{query[0]} is not asked this way", "no")))
 
     def answer(self, token: int, reply: object) -> None:
         """Stages a reply until it is durable."""
-        self._staged.append(self._encode(token, MODE, reply))
+        self._staged.append(self._encode(token, self.mode, reply))
 
     def flush(self) -> None:
         """Sends what is staged."""
@@ -73,4 +73,4 @@ class Inquirer:
 
     def refuse(self, token: int, reply: object) -> None:
         """A reply that depends on nothing stored."""
-        self.relay(self._encode(token, MODE, reply))
+        self.relay(self._encode(token, self.mode, reply))

@@ -12,6 +12,7 @@ from billing.admin.figure_sampler import grown, quantile_ns
 from billing.admin.page import parts, plots, words
 from billing.admin.server import is_this_host, token_of
 from billing.service.service import doing
+from shards.supervisor.supervisor import Unserved
 from shards.worker.histogram import LATENESS_NS, Histogram
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -137,8 +138,13 @@ def test_a_token_is_a_bearer_or_the_password_of_basic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
-    [("shard 1: recovering 62 %", "recovering shard 1: 62 %"), ("shard 2: down: killed", "shard 2: down: killed")],
+    ("unserved", "said"),
+    [
+        (Unserved(1, "recovering", "recovering 62 %"), "recovering shard 1: 62 %"),
+        (Unserved(1, "recovering", "recovering"), "recovering shard 1"),
+        (Unserved(2, "down", "down: killed"), "shard 2: down: killed"),
+        (Unserved(0, "unopened", "another host serves"), "another host serves"),
+    ],
 )
-def test_the_status_line_says_what_it_is_doing(reason: str, said: str) -> None:
-    assert doing(reason) == said
+def test_the_status_line_says_what_it_is_doing(unserved: Unserved, said: str) -> None:
+    assert doing(unserved) == said

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from billing.admin.visits import VisitLimits, Visits
+from shards.system.clock import MACHINE_CLOCKS
 
 WAIT_S = 60.0
 GET = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -56,7 +57,7 @@ async def scene() -> AsyncIterator[Scene]:
     application.router.add_get("/slow", slow)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    visits = Visits(runner.server, VisitLimits(visits_max=4))
+    visits = Visits(runner.server, VisitLimits(visits_max=4), MACHINE_CLOCKS.boot_ns)
     server = await asyncio.get_running_loop().create_server(visits.arriving, "127.0.0.1", 0)
     scenes.append(Scene(server.sockets[0].getsockname()[1], visits, hold))
     yield scenes[0]

@@ -14,7 +14,7 @@ from typing import Any
 from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
 from billing.expirationd.health import Pace
 from billing.trial.receiver import Receiver
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 MS = 10**6
 QUICK = Pace(
@@ -44,7 +44,7 @@ class Desk:
 
     def exhaust(self, delivery: Delivery, user: bytes) -> int:
         self.seq += 1
-        self.instants[user, self.seq] = wall_now_ns()
+        self.instants[user, self.seq] = MACHINE_CLOCKS.wall_ns()
         self.cutoffs.setdefault(user, []).append(self.seq)
         delivery.notify(1, user)
         return self.seq
@@ -123,7 +123,8 @@ def settings(url: str, **changes: Any) -> DeliverySettings:
 @asynccontextmanager
 async def sending(desk: Desk, made: DeliverySettings) -> AsyncIterator[Delivery]:
     """A delivery that runs; at the end, it must not have failed."""
-    delivery = Delivery(desk.owed, desk.report, made, wall_now_ns, random.Random(1), desk.failed)
+    clocks = MACHINE_CLOCKS
+    delivery = Delivery(desk.owed, desk.report, made, clocks.wall_ns, random.Random(1), desk.failed, clocks)
     delivery.start()
     try:
         yield delivery

@@ -15,6 +15,7 @@ from billing.ledger.entry import event_id
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from billing.worker.periodic_checks import PeriodicChecks
+from shards.system.clock import Clocks
 from tests.expirationd.away import Away
 from tests.expirationd.world import S
 from tests.simulation.loop import Kernel, SimLoop
@@ -50,9 +51,12 @@ class Worker:
             self.command(op, user, seq)
 
         settings = DeliverySettings("http://slow.example/off", concurrency=5, warm=0)
-        self.delivery = Delivery(owed, report, settings, self.now_ns, random.Random(1), self.broken.append, endpoint_of)
+        clocks, rng, failed = Clocks(self.kernel.boot_ns, self.kernel.wall_ns), random.Random(1), self.broken.append
+        self.delivery = Delivery(owed, report, settings, self.now_ns, rng, failed, clocks, endpoint_of)
         self.delivery.start()
-        self.checks = PeriodicChecks(self.machine, self.delivery, self.now_ns, self.apply, lambda: None, 0.0)
+        self.checks = PeriodicChecks(
+            self.machine, self.delivery, self.now_ns, self.apply, lambda: None, 0.0, clocks.boot_ns
+        )
         self.checks.start()
 
     def now_ns(self) -> int:

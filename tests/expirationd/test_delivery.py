@@ -9,7 +9,7 @@ from billing.expirationd.delivery import Delivery
 from billing.expirationd.endpoint import MANY, UNKNOWN
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from tests.expirationd.desk import Desk, receiving, sending, settings
 
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -277,10 +277,10 @@ async def test_the_timestamp_is_the_wall_clocks_at_sending_and_the_instant_stays
     async with receiving(secrets=SECRETS) as receiver:
 
         def billing_ns() -> int:
-            return wall_now_ns() - hour_ns
+            return MACHINE_CLOCKS.wall_ns() - hour_ns
 
         made = settings(receiver.url, secrets=SECRETS)
-        delivery = Delivery(desk.owed, desk.report, made, billing_ns, random.Random(1), desk.failed)
+        delivery = Delivery(desk.owed, desk.report, made, billing_ns, random.Random(1), desk.failed, MACHINE_CLOCKS)
         delivery.start()
         try:
             desk.exhaust(delivery, b"u")
@@ -334,8 +334,9 @@ async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after
         return allowed
 
     async with receiving() as receiver:
+        now_ns, rng, made = MACHINE_CLOCKS.wall_ns, random.Random(1), settings(receiver.url)
         delivery = Delivery(
-            desk.owed, desk.report, settings(receiver.url), wall_now_ns, random.Random(1), desk.failed, may_act=may_act
+            desk.owed, desk.report, made, now_ns, rng, desk.failed, MACHINE_CLOCKS, may_act=may_act
         )
         delivery.start()
         try:

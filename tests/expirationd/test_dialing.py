@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from billing.expirationd.dialing import Dialer, Unreachable
+from shards.system.clock import MACHINE_CLOCKS
 
 
 class Protocol(asyncio.Protocol):
@@ -24,7 +25,7 @@ class Names(Dialer):
     """A dialer whose resolver is a list: each answer is taken once, the last one for ever."""
 
     def __init__(self, answers: list[list[Any] | OSError], port: int, connect_timeout_s: float = 20.0) -> None:
-        super().__init__(f"http://endpoint.example:{port}", connect_timeout_s, None)
+        super().__init__(f"http://endpoint.example:{port}", connect_timeout_s, None, MACHINE_CLOCKS.boot_ns)
         self.answers = answers
         self.asked = 0
 
@@ -120,7 +121,7 @@ async def test_a_server_that_dies_in_the_middle_of_the_handshake() -> None:
             self.transport.abort()
 
     server = await asyncio.get_running_loop().create_server(Dies, "127.0.0.1", 0)
-    dialer = Dialer(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", 20.0, None)
+    dialer = Dialer(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", 20.0, None, MACHINE_CLOCKS.boot_ns)
     with pytest.raises(Unreachable):
         await reaches(dialer)
     server.close()
@@ -128,6 +129,6 @@ async def test_a_server_that_dies_in_the_middle_of_the_handshake() -> None:
 
 async def test_a_handshake_that_never_ends_has_an_end() -> None:
     async with listening() as port:
-        dialer = Dialer(f"https://127.0.0.1:{port}", 0.2, None)
+        dialer = Dialer(f"https://127.0.0.1:{port}", 0.2, None, MACHINE_CLOCKS.boot_ns)
         with pytest.raises(Unreachable, match=r"no connection within 0\.2 s"):
             await reaches(dialer)

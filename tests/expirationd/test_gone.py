@@ -7,6 +7,7 @@ from typing import Any
 
 from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
 from billing.expirationd.health import OK, UNREACHABLE, Pace
+from shards.system.clock import Clocks
 from tests.expirationd.away import Away
 from tests.expirationd.world import MS, S, World
 from tests.simulation.loop import Kernel, SimLoop
@@ -70,7 +71,8 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_a_day_and_then_sends_a
             return endpoint
 
         clock, rng = (lambda: kernel.now_ns), random.Random(1)
-        delivery = Delivery(owed_of, report, settings, clock, rng, broken.append, endpoint_of)
+        clocks = Clocks(kernel.boot_ns, kernel.wall_ns)
+        delivery = Delivery(owed_of, report, settings, clock, rng, broken.append, clocks, endpoint_of)
         delivery.start()
         for user, since_ns in owed.items():
             delivery.owe(1, user, "cutoff", since_ns)

@@ -22,6 +22,7 @@ from billing.history.link import HistoryLink
 from billing.ledger.errors import Refused
 from shards.batch import LEAVE
 from shards.journal.file.journal import FileJournal
+from shards.system.clock import MACHINE_CLOCKS
 from tests.history.scene import Scene, file_journal
 from tests.history.test_store import batch_of
 
@@ -37,7 +38,7 @@ class Worker:
         self.shard = shard
         self.options = options
         self.journal: FileJournal = file_journal(home / f"shard-{shard}")
-        self.link = HistoryLink(str(home / "history"), shard, self.journal, **options)
+        self.link = HistoryLink(str(home / "history"), shard, self.journal, MACHINE_CLOCKS, **options)
         self.link.start()
 
     def work(self, batches: int = 1, steps: int = 20) -> None:

@@ -85,7 +85,7 @@ IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__", "glob
 # The doctor proves what others wrote: it reads the files with code of its own, and shares the disk with them only, and
 # the wall clock for its audit record, and the exit codes.
 DOCTOR = "billing.doctor"
-DOCTOR_SHARES = ("shards.system.disk", "shards.system.clock.wall_now_ns", "shards.exits")
+DOCTOR_SHARES = ("shards.system.disk", "shards.system.clock.MACHINE_CLOCKS", "shards.exits")
 
 
 def room_of(name: str) -> str:

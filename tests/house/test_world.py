@@ -14,6 +14,14 @@ from tests.house.source import ROOMS, Module, imports, is_below, module_of, modu
 CLOCK = "shards/system/clock.py"
 DISK = "shards/system/disk.py"
 
+# Where a process begins, it takes the clocks of its machine; whatever it makes is handed them.
+PROCESSES = {
+    *("shards/system/host.py", "billing/worker/application.py", "billing/service/serve.py"),
+    *("billing/history/projector.py", "billing/notices/notifier.py"),
+    *("billing/backup/command.py", "billing/backup/rebuild.py", "billing/doctor/cut.py"),
+}
+PROGRAMS = ("billing/cli/", "billing/trial/")  # of their own, beside the daemon
+
 # path -> (what it may use, why)
 FILES: dict[str, tuple[set[str], str]] = {
     CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
@@ -104,6 +112,14 @@ def clock_reads(module: Module) -> Iterator[str]:
             yield f"{module.path}:{line} uses {name}"
 
 
+def takes_clocks(module: Module) -> Iterator[str]:
+    if module.path in {CLOCK, *PROCESSES} or module.path.startswith(PROGRAMS):
+        return
+    for line, name in imports(module):
+        if name == "shards.system.clock.MACHINE_CLOCKS":
+            yield f"{module.path}:{line} takes the clocks of the machine"
+
+
 def file_touches(module: Module) -> Iterator[tuple[str, str]]:
     """(what is used, where)"""
     for line, name in imports(module):
@@ -121,6 +137,14 @@ def file_touches(module: Module) -> Iterator[tuple[str, str]]:
 
 def test_one_module_reads_clocks():
     assert [where for module in modules(*ROOMS) for where in clock_reads(module)] == []
+
+
+def test_clocks_are_taken_where_a_process_begins_and_handed_in_everywhere_else():
+    assert [where for module in modules(*ROOMS) for where in takes_clocks(module)] == []
+    text = "from shards.system.clock import MACHINE_CLOCKS"
+    assert list(takes_clocks(module_of("billing/expirationd/delivery.py", text)))
+    assert list(takes_clocks(module_of("shards/worker/worker.py", text)))
+    assert not list(takes_clocks(module_of("billing/trial/receiver.py", text)))
 
 
 def test_one_module_touches_files():
@@ -158,7 +182,7 @@ def test_the_rule_of_clocks_sees(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "from shards.system.clock import boot_now_ns\nboot_now_ns()",
+        "from shards.system.clock import Clocks\ndef f(clocks: Clocks):\n    return clocks.boot_ns()",
         "from datetime import UTC, datetime\ndatetime.fromtimestamp(0, UTC)",
         "time = 5\nprint(time)",
         "import asyncio\nasyncio.timeout(5)",

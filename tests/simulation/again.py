@@ -48,14 +48,14 @@ def recovered(world: World, medium: Medium, shard_id: int) -> dict[int, bytes]:
     """bucket -> its dump, by a recovery from this disk."""
     settings = world.settings()
     disk = SimDisk(medium, random.Random(1))
-    host: Any = Host(disk, *(None,) * 6, lambda: 1, random.Random(2).getrandbits)  # type: ignore[arg-type]
+    host: Any = Host(world.machine.clocks, disk, *(None,) * 6, lambda: 1, random.Random(2).getrandbits)  # type: ignore[arg-type]
     cutoff = world.config.cutoff
     ids_max = world.config.ledger.request_ids_per_bucket
     rules = Rules(cutoff.after_exhaustion == "accrue", ids_max, bool(cutoff.restore_url))
     shard = Shard(shard_id, BillingMachine(rules))
     journal = backends.open(settings.journal, host).journal(shard_id, lambda: 0)
     journal.open(shard_id, "again")
-    _run(recover(shard, journal, lambda done, total: None))
+    _run(recover(shard, journal, lambda done, total: None, world.machine.clocks.boot_ns))
     shard.machine.ledger.replayed()  # type: ignore[attr-defined]
     disk.kill()
     return {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from shards.system.clock import Clocks
 from shards.system.host import Host
 from shards.system.serial_executor import SerialExecutor
 from tests.simulation.disk import Crashed, Medium, SimDisk
@@ -115,6 +116,7 @@ class SimProcess:
         """The operating system as this process has it."""
         machine, loop = self.machine, self.loop
         return Host(
+            clocks=machine.clocks,
             disk=self.disk,
             executor=lambda name, _: SimCommitter(name, loop, machine),
             alarm=lambda: SimAlarm(loop, self.rng, lambda boot_ns: machine.on_alarm(self, boot_ns)),  # type: ignore[arg-type,return-value]
@@ -167,6 +169,7 @@ class Machine:
     def __init__(self, rng: random.Random, on_sync: Callable[[str, Any], None]) -> None:
         self.rng = rng
         self.kernel = Kernel(random.Random(rng.getrandbits(64)))
+        self.clocks = Clocks(self.kernel.boot_ns, self.kernel.wall_ns)
         self.kernel.on_crash = self._on_crash
         self.net = Net(self.kernel, random.Random(rng.getrandbits(64)))
         self.medium = Medium()

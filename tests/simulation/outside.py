@@ -13,7 +13,7 @@ from billing.expirationd.endpoint import Verdict
 from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
 from billing.ledger.entry import FIELDS, history_row, unpack
 from shards.batch import ENTRY, split_batch
-from shards.system.clock import boot_now_ns
+from shards.system.clock import Clocks
 from tests.simulation.auditor import Auditor
 
 SICK = ("hangs", "fails", "asks for time", "hangs up")
@@ -49,7 +49,10 @@ class SimLine:
 class SimEndpoint:
     """`billing.expirationd.endpoint.Endpoint`, and the service behind it."""
 
-    def __init__(self, origin: str, moods: Moods, auditor: Auditor, trace: Callable[..., None]) -> None:
+    def __init__(
+        self, origin: str, clocks: Clocks, moods: Moods, auditor: Auditor, trace: Callable[..., None]
+    ) -> None:
+        self._boot_ns = clocks.boot_ns
         self.origin = origin
         self.connections = self.connects = 0
         self.closed = False
@@ -79,7 +82,7 @@ class SimEndpoint:
 
     async def exchange(self, line: SimLine, request: bytes, timeout_s: float) -> Verdict:
         kind, user, event_id, seq, exhausted_at_ns = _read(request)
-        now_ns = self._auditor.billing_ns(boot_now_ns())
+        now_ns = self._auditor.billing_ns(self._boot_ns())
         self._trace("attempt", kind, user, seq, exhausted_at_ns)
         self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
         self._auditor.calls(user, event_id)

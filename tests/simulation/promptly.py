@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 
-from shards.system.clock import boot_now_ns
 from tests.simulation.auditor import Violation
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.outside import SICK
@@ -46,7 +45,7 @@ class Promptly:
             return
         if self._is_calm():
             if self._calm_since_ns < 0:
-                self._calm_since_ns = self._world.auditor.billing_ns(boot_now_ns())
+                self._calm_since_ns = self._world.auditor.billing_ns(self._world.kernel.boot_ns())
             self._check()
         else:
             self._calm_since_ns = -1
@@ -62,7 +61,7 @@ class Promptly:
         return all(process.loop.hung_until_ns <= world.kernel.now_ns for process in machine.processes.values())
 
     def _check(self) -> None:
-        auditor, now_ns = self._world.auditor, self._world.auditor.billing_ns(boot_now_ns())
+        auditor, now_ns = self._world.auditor, self._world.auditor.billing_ns(self._world.kernel.boot_ns())
         if not self._world.moods.sick:
             return  # what anybody waits for is not others' doing
         self._ill.update(self._world.moods.sick)

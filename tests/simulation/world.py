@@ -19,7 +19,6 @@ from billing.worker.application import Billing, Outside
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
-from shards.system.clock import clocks_of
 from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
@@ -188,10 +187,13 @@ class World:
                 process.doomed = True
                 process.disk.fail(what, calls_ahead=call)
             outside = Outside(
+                clocks=self.machine.clocks,
                 disk=process.disk,
                 rng=process.rng,
-                history=lambda _, shard_id, journal, __: SimHistory(self.archive, shard_id, journal),  # type: ignore
-                endpoint=lambda origin, *_: SimEndpoint(origin, self.moods, self.auditor, self.trace),  # type: ignore
+                history=lambda _, shard_id, journal, *__: SimHistory(self.archive, shard_id, journal),  # type: ignore
+                endpoint=lambda origin, _, clocks, __: SimEndpoint(  # type: ignore
+                    origin, clocks, self.moods, self.auditor, self.trace
+                ),
                 executor=process.host().executor,
             )
             application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)
@@ -266,8 +268,7 @@ class World:
         def done() -> bool:
             return self.trouble is not None or until()
 
-        with clocks_of(self.kernel.boot_ns, self.kernel.wall_ns):
-            ended = self.kernel.run(done, limit_ns)
+        ended = self.kernel.run(done, limit_ns)
         if self.trouble is not None:
             raise self.trouble
         if self.kernel.troubles:
@@ -344,10 +345,9 @@ class World:
     def close(self) -> None:
         """Ends everything at once, also what is stuck, so that nothing of this world is left."""
         self.restart_wanted = False
-        with clocks_of(self.kernel.boot_ns, self.kernel.wall_ns):
-            for process in list(self.machine.processes.values()):
-                process.kill()
-            self.outside.die()
+        for process in list(self.machine.processes.values()):
+            process.kill()
+        self.outside.die()
 
     async def restart(self, workers: int = 0) -> None:
         """An orderly end and a start, with that many workers (0: as before); returns when every bucket is served."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from tests.system.daemon import Daemon
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc
@@ -89,7 +89,7 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
             await rpc.ask("top_up", "saved", 1000 * COIN)  # after the backup: lost with the host
             await killed_with_all_it_started(daemon)
         await put_back(daemon, data_dir / "backup")
-        await until(lambda: wall_now_ns() > dry_ns)
+        await until(lambda: MACHINE_CLOCKS.wall_ns() > dry_ns)
         receiver.clear()
         for _ in range(2):
             with daemon:
@@ -136,7 +136,7 @@ async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(d
             shards = await rpc.ask("shards_info")
             assert all(shard["accounts"] for shard in shards), "no shard has all of them"
             daemon.kill()
-        await until(lambda: wall_now_ns() > dry_ns)
+        await until(lambda: MACHINE_CLOCKS.wall_ns() > dry_ns)
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             if overdue == 5:

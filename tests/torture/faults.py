@@ -38,6 +38,7 @@ from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from shards.journal.file.journal import FileJournal
 from shards.shard import Shard
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from shards.worker.recover import recover
 from tests.system.daemon import Daemon
@@ -139,7 +140,7 @@ async def kept(data_dir: Path) -> Counter[str]:
         )  # fmt: skip
         journal.open(number, "looking")
         machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=IDS_PER_BUCKET, restore=False))
-        await recover(Shard(number, machine), journal, lambda done, total: None)
+        await recover(Shard(number, machine), journal, lambda done, total: None, MACHINE_CLOCKS.boot_ns)
         journal.close()
         for bucket_id, book in machine.ledger.books.items():
             for user_id in book.slots:

@@ -19,7 +19,7 @@ from billing.ledger.ledger import Rules
 from billing.trial.receiver import Receiver
 from billing.worker.machine import BillingMachine
 from billing.worker.startup_hold import RESTORED, StartupHold
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.expirationd.desk import Desk, receiving, settings
 
@@ -44,10 +44,11 @@ class Start(Desk):
         self.receiver = receiver
         self.machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=True))
         self.machine.create(BUCKET)
-        self.now_ns = wall_now_ns() - HOUR * COIN  # an hour ago the accounts were made
+        self.now_ns = MACHINE_CLOCKS.wall_ns() - HOUR * COIN  # an hour ago the accounts were made
         self.holdback = StartupHold(RealDisk(), str(directory), hold_above)
         made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
-        self.delivery = Delivery(self.owed, self.report, made, wall_now_ns, random.Random(1), self.failed)
+        clocks, rng = MACHINE_CLOCKS, random.Random(1)
+        self.delivery = Delivery(self.owed, self.report, made, clocks.wall_ns, rng, self.failed, clocks)
 
     def owed(self, bucket_id: int, user: bytes) -> Owed | None:
         call = self.machine.ledger.owed(bucket_id, user)
@@ -61,7 +62,7 @@ class Start(Desk):
 
     def command(self, op: int, user: bytes, a: int = 0, b: int = 0, c: int = 0) -> None:
         command = (op, user, a, b, c, b"", b"", b"", b"", b"")
-        self.machine.apply(BUCKET, command, max(self.now_ns, wall_now_ns() - HOUR * COIN))
+        self.machine.apply(BUCKET, command, max(self.now_ns, MACHINE_CLOCKS.wall_ns() - HOUR * COIN))
 
     def runs_dry(self, user: bytes) -> None:
         """An hour ago it had a coin for a second."""
@@ -72,19 +73,19 @@ class Start(Desk):
         """Recovery is over: what the journal had is durable."""
         self.machine.notices.clear()
         self.machine.records.clear()
-        self.now_ns = wall_now_ns()
+        self.now_ns = MACHINE_CLOCKS.wall_ns()
         self.holdback.take_up(self.machine, self.delivery, self.now_ns)
         self.delivery.start()
         self.machine.start(0)
         self.machine.arm(BUCKET)
 
     def now(self, op: int, user: bytes, a: int = 0) -> None:
-        self.now_ns = wall_now_ns()
+        self.now_ns = MACHINE_CLOCKS.wall_ns()
         self.machine.apply(BUCKET, (op, user, a, 0, 0, b"", b"", b"", b"", b""), self.now_ns)
 
     def time_passes(self) -> None:
         """The ledger is ahead of the journal from here until `synced`."""
-        self.machine.due(wall_now_ns(), 1000)
+        self.machine.due(MACHINE_CLOCKS.wall_ns(), 1000)
 
     def synced(self) -> None:
         notices = self.machine.notices[:]

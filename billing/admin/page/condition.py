@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from billing.admin.figure_sampler import FigureSampler
+from billing.admin.figure_sampler import LOOP, SYNC, FigureSampler
 from billing.admin.page import plots, words
 from billing.admin.processes import FOLLOWERS, Usage
-from shards.system.clock import wall_now_ns
 
 BAD, WARN = "bad", "warn"
 OWED_LATE_NS: Final = 5 * 10**9
 CLOCK_OFF_NS: Final = 10**9
 DISK_SHARE_MIN: Final = 0.1
+STUCK_ALERTS: Final = {LOOP: "BillingLoopLag", SYNC: "BillingSyncStuck"}
 
 
 class Trouble(NamedTuple):
@@ -44,26 +44,25 @@ def troubles(sampler: FigureSampler, usage: Usage) -> list[Trouble]:
 
 
 def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
-    reasons = sampler.supervisor.ready_reasons()
+    unserved = sampler.supervisor.unserved()
     shards = len(sampler.supervisor.workers)
     serving = sum(worker.state == "serving" for worker in sampler.supervisor.workers.values())
     held = any(worker.state == "held" for worker in sampler.supervisor.workers.values())
-    if reasons:
-        starting = all("recover" in one or "starting" in one for one in reasons)
-        served = f"{serving} of {shards} shards are served"
-        if starting:
-            yield Trouble(WARN, "Starting", f"{served}: {'; '.join(reasons)}", "BillingShardDown", "billing shards")
+    if unserved:
+        told = f"{serving} of {shards} shards are served: {'; '.join(one.text for one in unserved)}"
+        if all(one.is_starting for one in unserved):
+            yield Trouble(WARN, "Starting", told, "BillingShardDown", "billing shards")
         else:
             alert = "BillingShardHeld" if held else "BillingShardDown"
-            yield Trouble(BAD, "Degraded", f"{served}: {'; '.join(reasons)}", alert, "billing shards")
-    for text in sampler.overdue():
-        yield Trouble(BAD, "Stuck", text, "BillingSyncStuck" if "disk" in text else "BillingLoopLag", "billing shards")
+            yield Trouble(BAD, "Degraded", told, alert, "billing shards")
+    for what, text in sampler.overdue():
+        yield Trouble(BAD, "Stuck", text, STUCK_ALERTS[what], "billing shards")
 
 
 def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
     owed = sampler.total("pending_cutoffs")
     for outage in sampler.outages():
-        since = f" since {words.clock(outage.since_ns)}" if outage.since_ns else ""
+        since = f" since {words.clock(outage.since_ns, sampler.clocks.wall_ns())}" if outage.since_ns else ""
         error = f" ({outage.error})" if outage.error else ""
         waiting = f"; {words.users(owed)} {'waits' if owed == 1 else 'wait'} to be cut off" if owed else ""
         yield Trouble(
@@ -122,8 +121,3 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
 def title(found: list[Trouble], host: str) -> str:
     """The tab's: the worst thing first, so that it is seen in a row of tabs."""
     return f"● {found[0].word} · billing on {host}" if found else f"billing on {host}"
-
-
-def age_ns(since_ns: int) -> int:
-    """How long ago a wall-clock instant was."""
-    return max(0, wall_now_ns() - since_ns)

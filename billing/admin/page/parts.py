@@ -12,11 +12,10 @@ from billing import __version__
 from billing.admin.alerts import ALERTS, PAGE
 from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, quantile_ns
 from billing.admin.page import plots, words
-from billing.admin.page.condition import OWED_LATE_NS, Trouble, age_ns, title, troubles
+from billing.admin.page.condition import OWED_LATE_NS, Trouble, title, troubles
 from billing.admin.processes import HOST, Usage
 from billing.cli.values import instant
 from billing.ledger.money import format_coins
-from shards.system.clock import boot_now_ns
 
 HOUR_NS: Final = 3600 * 10**9
 MINUTE_NS: Final = 60 * 10**9
@@ -85,9 +84,10 @@ def command(text: str) -> Markup:
 
 def identity(sampler: FigureSampler, usage: Usage) -> Markup:
     """Which daemon this is: where, since when, which version, and what it uses."""
+    now_ns = sampler.clocks.wall_ns()
     main = usage.processes[0] if usage.processes else None
     facts = [
-        ("up", f"{words.span(age_ns(sampler.started_ns))}, since {words.clock(sampler.started_ns)}"),
+        ("up", f"{words.span(now_ns - sampler.started_ns)}, since {words.clock(sampler.started_ns, now_ns)}"),
         ("version", __version__),
         ("process", str(main.pid) if main else "–"),
         ("memory", f"{words.size(usage.memory_bytes)} in {len(usage.processes)} processes"),
@@ -101,8 +101,9 @@ def identity(sampler: FigureSampler, usage: Usage) -> Markup:
 
 def within(sampler: FigureSampler) -> str:
     """The time that the figures of an hour are of: less than one after a start."""
-    hour = age_ns(sampler.started_ns) >= HOUR_NS
-    return "in the last hour" if hour else f"since the start at {words.clock(sampler.started_ns)}"
+    now_ns = sampler.clocks.wall_ns()
+    hour = now_ns - sampler.started_ns >= HOUR_NS
+    return "in the last hour" if hour else f"since the start at {words.clock(sampler.started_ns, now_ns)}"
 
 
 def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
@@ -306,8 +307,9 @@ def shards(sampler: FigureSampler) -> Markup:
 
 def recent(sampler: FigureSampler) -> Markup:
     """The warnings that were logged last, newest first."""
+    now_ns = sampler.clocks.wall_ns()
     if not sampler.events:
-        since = words.clock(sampler.started_ns)
+        since = words.clock(sampler.started_ns, now_ns)
         return Markup('<p class="empty">No warning was logged since the start at {}.</p>').format(since)
     rows, said = [], ""
     for event in islice(reversed(sampler.events), EVENTS_SHOWN):
@@ -316,7 +318,11 @@ def recent(sampler: FigureSampler) -> Markup:
         said = event.do  # once for warnings of one kind that follow each other
         rows.append(
             Markup('<li class="{}"><time>{}</time><span class="what">{}{}</span>{}</li>').format(
-                "warn" if event.level == "warning" else "bad", words.clock(event.wall_ns), of, event.text, advice
+                "warn" if event.level == "warning" else "bad",
+                words.clock(event.wall_ns, now_ns),
+                of,
+                event.text,
+                advice,
             )
         )
     return Markup("<ul>{}</ul>").format(Markup("").join(rows))
@@ -332,14 +338,14 @@ def shares(sampler: FigureSampler) -> Markup:
 
 def moves(sampler: FigureSampler) -> Markup:
     """The moves that were seen last."""
-    now_ns = boot_now_ns()
+    boot_ns, now_ns = sampler.clocks.boot_ns(), sampler.clocks.wall_ns()
     shown = [
         Markup("<li>bucket <b>{}</b>: shard {} → {}, {}</li>").format(
-            one.bucket_id, one.source, one.target, words.ago(now_ns - one.boot_ns)
+            one.bucket_id, one.source, one.target, words.ago(boot_ns - one.boot_ns)
         )
         for one in islice(reversed(sampler.moves), MOVES_SHOWN)
     ]
-    since = words.clock(sampler.started_ns)
+    since = words.clock(sampler.started_ns, now_ns)
     if not shown:
         return Markup('<p class="note">No bucket has moved since the start at {}.</p>').format(since)
     return Markup('<p class="note">{} moved since the start at {}, the latest:</p><ul>{}</ul>').format(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from billing.ledger.money import format_coins
-from shards.system.clock import wall_now_ns
 from shards.worker.histogram import LATENESS_NS
 
 SECOND_NS = 10**9
@@ -34,10 +33,9 @@ def late(ns: int) -> str:
     return f"> {span(LATENESS_NS[-1])}" if ns >= LATENESS_NS[-1] else span(ns)
 
 
-def clock(wall_ns: int, now_ns: int | None = None) -> str:
+def clock(wall_ns: int, now_ns: int) -> str:
     """`13:29:23 UTC`, with the date where that is more than twelve hours ago."""
     moment = datetime.fromtimestamp(wall_ns // SECOND_NS, UTC)
-    now_ns = wall_now_ns() if now_ns is None else now_ns
     return f"{moment:%Y-%m-%d %H:%M} UTC" if now_ns - wall_ns > HALF_DAY_NS else f"{moment:%H:%M:%S} UTC"
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from billing.cli.sentences import called, standing
 from billing.cli.values import Look, coins, moment, printable, span
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 DRAW_EVERY_S: Final = 0.1
 ASK_EVERY_NS: Final = 1_000_000_000
@@ -56,13 +56,13 @@ def picture(account: dict[str, Any], passed_ns: int, look: Look = Look()) -> Tab
 async def watch(console: Console, ask: Ask, for_ns: int | None, look: Look = Look()) -> None:  # noqa: B008
     """Draws until it is cancelled, or `for_ns` have passed; asks once a second, and when the instant has come."""
     account = await ask()
-    began_ns = asked_ns = boot_now_ns()
+    began_ns = asked_ns = MACHINE_CLOCKS.boot_ns()
     with Live(picture(account, 0, look), console=console, refresh_per_second=1 / DRAW_EVERY_S, transient=False) as live:
-        while for_ns is None or boot_now_ns() - began_ns < for_ns:
+        while for_ns is None or MACHINE_CLOCKS.boot_ns() - began_ns < for_ns:
             await asyncio.sleep(DRAW_EVERY_S)
             due_ns = account["exhausts_at_ns"]
-            passed_ns = boot_now_ns() - asked_ns
+            passed_ns = MACHINE_CLOCKS.boot_ns() - asked_ns
             if passed_ns > ASK_EVERY_NS or (due_ns is not None and account["at_ns"] + passed_ns >= due_ns):
                 account = await ask()
-                asked_ns, passed_ns = boot_now_ns(), 0
+                asked_ns, passed_ns = MACHINE_CLOCKS.boot_ns(), 0
             live.update(picture(account, passed_ns, look))

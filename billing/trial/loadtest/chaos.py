@@ -25,7 +25,7 @@ from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.faults import parse_fault
 from billing.trial.loadtest.watch import Watch
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 FAULT_PAUSE_SHARE: Final = 0.5  # of a period the endpoint is well again
 SETTLED_S: Final = 1.0  # a worker younger than that is left alone
@@ -101,7 +101,7 @@ class Trouble:
         found = []
         for process in psutil.Process(self._pid).children():
             with contextlib.suppress(psutil.Error):
-                if "worker" in process.cmdline() and wall_now_ns() / 1e9 - process.create_time() > SETTLED_S:
+                if "worker" in process.cmdline() and MACHINE_CLOCKS.wall_ns() / 1e9 - process.create_time() > SETTLED_S:
                     found.append(process)
         return sorted(found, key=lambda each: each.pid)
 

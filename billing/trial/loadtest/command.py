@@ -36,7 +36,7 @@ from billing.trial.loadtest.watch import Watch
 from billing.trial.loadtest.workload import Workload
 from billing.trial.loadtest.writing import FORMATS, write
 from shards.exits import Exit
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 NICENESS: Final = 10
 AROUND_S: Final = 8  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
@@ -72,7 +72,7 @@ async def loadtest(wish: Wish) -> int:
     async with contextlib.AsyncExitStack() as stack:
         display = stack.enter_context(Display(wish.quiet))
         target = await _target(wish, stack, display)
-        suffix = f"@{wall_now_ns() // 10**6:x}"
+        suffix = f"@{MACHINE_CLOCKS.wall_ns() // 10**6:x}"
         span_s = wish.workload.warmup_s + wish.workload.seconds
         order = Order(
             address=target.address,
@@ -149,7 +149,7 @@ def _blank(wish: Wish, target: Target) -> Result:
     kind = "trace" if wish.tracing else "sweep" if wish.sweeping else "closed" if wish.workload.closed else "load"
     return Result(
         command="billing " + " ".join(sys.argv[1:]),
-        began_at=datetime.fromtimestamp(wall_now_ns() / 1e9, UTC).isoformat(timespec="seconds"),
+        began_at=datetime.fromtimestamp(MACHINE_CLOCKS.wall_ns() / 1e9, UTC).isoformat(timespec="seconds"),
         kind=kind,
         workload=wish.workload,
         tracing=wish.tracing,

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from billing.trial.loadtest.watch import SERVING, Watch
 from billing.trial.loadtest.workload import Workload
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 SHARE_MIN: Final = 0.25  # of all CPU; what cutoffs add must be more than that to be told
 STORM_BEFORE_NS: Final = 50_000_000
@@ -43,9 +43,9 @@ class Costs:
     async def run(self) -> None:
         """Waits for each of the three instants."""
         for instant_ns in (self.half_ns, self.warm_ns, self.end_ns):
-            await asyncio.sleep(max(0, instant_ns - boot_now_ns()) / 1e9)
+            await asyncio.sleep(max(0, instant_ns - MACHINE_CLOCKS.boot_ns()) / 1e9)
             self.marks.append(self._watch.cpu_s())
-            self.instants.append(boot_now_ns())
+            self.instants.append(MACHINE_CLOCKS.boot_ns())
 
     def serving_s(self, first: int, last: int) -> float:
         """CPU between two marks of what commands wait for."""

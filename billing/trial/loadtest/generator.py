@@ -44,7 +44,7 @@ from billing.trial.loadtest.load_driver import INTERVAL_NS, LoadDriver
 from billing.trial.loadtest.plan import Plan
 from billing.trial.loadtest.trace_plan import Tracing, plan_of
 from billing.trial.loadtest.workload import Mixer, Share, Workload
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.links import Wire
 
 MORE_AT_ONCE = 4096  # commands made at a time in a closed loop
@@ -142,9 +142,9 @@ class Generator:
             first=first,
             closed=closed_mix,
             depth=order.depth,
-            start_ns=max(start_ns, boot_now_ns()),
+            start_ns=max(start_ns, MACHINE_CLOCKS.boot_ns()),
             warm_ns=0 if self._plan is not None else int(load.warmup_s * work.SECOND_NS),
-            end_ns=max(start_ns, boot_now_ns()) + end_ns,
+            end_ns=max(start_ns, MACHINE_CLOCKS.boot_ns()) + end_ns,
             more=(lambda: self._mixer.more(columns, MORE_AT_ONCE)) if closed_mix else None,
             interval_ns=order.interval_ns,
         )
@@ -153,8 +153,8 @@ class Generator:
         gc.freeze()
         gc.disable()
         before = resource.getrusage(resource.RUSAGE_SELF)
-        await asyncio.sleep(max(0, start_ns - boot_now_ns() - 10**6) / 1e9)
-        busy_ns = boot_now_ns()
+        await asyncio.sleep(max(0, start_ns - MACHINE_CLOCKS.boot_ns() - 10**6) / 1e9)
+        busy_ns = MACHINE_CLOCKS.boot_ns()
         await pace.run(on_progress)
         after = resource.getrusage(resource.RUSAGE_SELF)
         gc.enable()

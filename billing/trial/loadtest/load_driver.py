@@ -30,7 +30,7 @@ from billing.client.errors import BillingError
 from billing.trial.loadtest.columns import ACTIVE, DEBIT, FAILED, LINE_RATE, OPEN, REFUSED, STALE, Columns
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.skew import Skew
-from shards.system.clock import Alarm, boot_now_ns, paired_now
+from shards.system.clock import MACHINE_CLOCKS, Alarm
 
 TICK_NS: Final = 250_000  # between two wakings to send, at least
 SEND_MAX: Final = 256  # in one turn of the loop
@@ -100,7 +100,7 @@ class LoadDriver:
         self.columns.seal()
         loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[None] = loop.create_future()
-        boot_ns, wall_ns = paired_now()
+        boot_ns, wall_ns = MACHINE_CLOCKS.paired()
         self._wall_ns = wall_ns - boot_ns
         self._heard_ns = boot_ns
         if not self.started_ns:
@@ -111,20 +111,20 @@ class LoadDriver:
             while not self._finished.done():
                 await asyncio.wait({self._finished}, timeout=0.25)
                 on_progress(self.answered)
-                if self._in_flight and boot_now_ns() - self._heard_ns > SILENCE_MAX_NS:
+                if self._in_flight and MACHINE_CLOCKS.boot_ns() - self._heard_ns > SILENCE_MAX_NS:
                     self._give_up()
             await self._finished
         finally:
             loop.remove_reader(self._alarm.fileno())
             self._alarm.close()
-        self.ended_ns = boot_now_ns()
+        self.ended_ns = MACHINE_CLOCKS.boot_ns()
         on_progress(self.answered)
 
     # -- what the batches call --------------------------------------------------------------------------------------
 
     def on_read(self) -> None:
         """Answers were read now."""
-        now_ns = self._now_ns = self._heard_ns = boot_now_ns()
+        now_ns = self._now_ns = self._heard_ns = MACHINE_CLOCKS.boot_ns()
         interval = (now_ns - self.started_ns) // self.interval_ns
         if interval != self._interval and 0 <= interval < INTERVALS_MAX:
             self._interval = interval
@@ -168,7 +168,7 @@ class LoadDriver:
         elif (error.retry or error.name in PASSING) and tries < TRIES_MAX:
             self._tries[row] = tries
             self.retries += 1
-            self._again.append((boot_now_ns() + RETRY_PAUSE_NS, row))
+            self._again.append((MACHINE_CLOCKS.boot_ns() + RETRY_PAUSE_NS, row))
         else:
             self._fail(row, str(error))
         if not self._scheduled:  # a connection that was lost reads nothing any more
@@ -202,7 +202,7 @@ class LoadDriver:
         self._scheduled = False
         if self._finished.done():
             return
-        now_ns = boot_now_ns()
+        now_ns = MACHINE_CLOCKS.boot_ns()
         room = min(self._room - self._in_flight, SEND_MAX)
         touched: set[int] = set()
         while room > 0 and self._again and self._again[0][0] <= now_ns:

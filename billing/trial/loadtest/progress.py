@@ -12,7 +12,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 LINE_EVERY_NS: Final = 10**9
 MOVE_EVERY_NS: Final = 10**8
@@ -53,7 +53,7 @@ class Display:
 
     def at(self, what: str, done: int, of: int) -> None:
         """So many of so many are done of what is being done now."""
-        now_ns = boot_now_ns()
+        now_ns = MACHINE_CLOCKS.boot_ns()
         if what != self._what:
             self._what, self._done = what, 0
             self._began_ns = self._line_ns = now_ns

@@ -28,7 +28,7 @@ from billing.trial.loadtest.validity import faults
 from billing.trial.loadtest.verdict import Verdict, judge
 from billing.trial.loadtest.watch import Watch, as_rows
 from billing.trial.loadtest.workload import SECOND_NS, Workload, aimed_count
-from shards.system.clock import boot_now_ns, paired_now
+from shards.system.clock import MACHINE_CLOCKS
 
 START_LEAD_NS: Final = 3 * SECOND_NS  # until all generators have heard of the start, however busy the cores are
 AIMED_A_SECOND: Final = 5_000  # time is left for aiming as if it went no faster
@@ -88,7 +88,7 @@ class Session:
         """One run at an offered rate."""
         number, self._runs = self._runs, self._runs + 1
         await self._preload(number)
-        start_ns = boot_now_ns() + START_LEAD_NS
+        start_ns = MACHINE_CLOCKS.boot_ns() + START_LEAD_NS
         aimed = 0 if self._plan.trace_steps else aimed_count(self._plan.workload)
         if aimed:
             start_ns += SECOND_NS + aimed * SECOND_NS // AIMED_A_SECOND
@@ -115,11 +115,11 @@ class Session:
 
     async def _aim(self, number: int, start_ns: int) -> None:
         """Aims at instants counted from what billing time will be at the start."""
-        boot_ns, wall_ns = paired_now()
+        boot_ns, wall_ns = MACHINE_CLOCKS.paired()
         billing_ns = wall_ns + start_ns - boot_ns + self._skew.shift_ns
         parts = await self._crew.step("aim", number, billing_ns)
         _none_failed(parts, "aiming")
-        if boot_now_ns() > start_ns or total(parts, "missed"):
+        if MACHINE_CLOCKS.boot_ns() > start_ns or total(parts, "missed"):
             raise GeneratorError("aiming took longer than was left for it: fewer accounts are to run dry, or try again")
 
     async def _drive(self, number: int, rate: float, start_ns: int) -> tuple[list[dict[str, Any]], Costs]:
@@ -138,7 +138,7 @@ class Session:
 
         watching = asyncio.create_task(costs.run())
         self.trouble = self._trouble()
-        over = asyncio.sleep(max(0, end_ns - boot_now_ns()) / 1e9)
+        over = asyncio.sleep(max(0, end_ns - MACHINE_CLOCKS.boot_ns()) / 1e9)
         try:
             if self.trouble is not None:
                 await self.trouble.run(over)
@@ -185,7 +185,7 @@ class Session:
         """Waits for every cutoff that is expected, and a little for those that are not."""
         is_sick = self._plan.chaos.sickness()
         quiet_s, wait_s = 0.0, TROUBLED_WAIT_S if self._plan.chaos.disturbs_cutoffs else ARRIVALS_WAIT_S
-        boot_ns, wall_ns = paired_now()
+        boot_ns, wall_ns = MACHINE_CLOCKS.paired()
         since_ns = wall_ns + start_ns - boot_ns + self._skew.shift_ns
         claims, _ = await self._crew.claims(self._billing_now_ns())
         while True:
@@ -209,7 +209,7 @@ class Session:
         return len(fresh)
 
     def _billing_now_ns(self) -> int:
-        return paired_now()[1] + self._skew.shift_ns
+        return MACHINE_CLOCKS.paired()[1] + self._skew.shift_ns
 
     def _tell(self, what: str, done: int, of: int) -> None:
         self._on_progress(what, done, of)

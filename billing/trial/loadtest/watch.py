@@ -18,7 +18,7 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 PERIOD_S: Final = 0.5
 SLOW_SYNC_S: Final = 0.02
@@ -97,7 +97,7 @@ class Watch:
         """Takes a sample of each process now."""
         if self._pid is None:
             return
-        now_ns = boot_now_ns()
+        now_ns = MACHINE_CLOCKS.boot_ns()
         with contextlib.suppress(psutil.Error):
             main = psutil.Process(self._pid)
             for process in (main, *main.children(recursive=True)):
@@ -142,7 +142,7 @@ class Watch:
 
     def note(self, kind: str, text: str) -> None:
         """Something that the harness itself did now."""
-        self.events.append(Event(kind, boot_now_ns(), text))
+        self.events.append(Event(kind, MACHINE_CLOCKS.boot_ns(), text))
 
     async def _scrape(self) -> None:
         if not self._admin:
@@ -157,7 +157,7 @@ class Watch:
             return
         before, self._series = self._series, series_of(text)
         if before:
-            now_ns = boot_now_ns()
+            now_ns = MACHINE_CLOCKS.boot_ns()
             self.events += [Event(kind, now_ns, words) for kind, words in events_between(before, self._series)]
 
 

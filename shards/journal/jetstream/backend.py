@@ -24,7 +24,6 @@ from shards.journal.jetstream.record import KINDS
 from shards.journal.jetstream.restoring import fill_map, fill_shard
 from shards.journal.jetstream.streams import Stream
 from shards.journal.jetstream.witness import Witness
-from shards.system.clock import boot_now_ns
 from shards.system.disk import read_file, write_file
 from shards.system.host import Host
 
@@ -38,6 +37,7 @@ class JetStreamBackend:
     def __init__(self, settings: dict[str, Any], host: Host) -> None:
         self._settings = settings
         self._host = host
+        self._boot_ns = host.clocks.boot_ns
         self._watched: Connection | None = None
         self._seen: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
 
@@ -54,10 +54,10 @@ class JetStreamBackend:
             self._watched = self._connect("watch")
         found = {}
         for shard in range(1, self._settings["shards"] + 1):
-            sign = found[shard] = sign_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, boot_now_ns), shard)
+            sign = found[shard] = sign_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
             known = self._seen.get(shard)
             if known is None or known[0] != sign.sequence:
-                self._seen[shard] = sign.sequence, boot_now_ns()
+                self._seen[shard] = sign.sequence, self._boot_ns()
         return found
 
     def status(self) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ class JetStreamBackend:
         rows = []
         with closing(self._connect("status")) as connection:
             for shard in range(1, self._settings["shards"] + 1):
-                stream = Stream(connection, f"J_{shard}", WATCH_PATIENCE_S, boot_now_ns)
+                stream = Stream(connection, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns)
                 state = stream.state()
                 newest = record_at(stream, state.last, shard) if state.first <= state.last else None
                 replicas = state.cluster.get("replicas") or []
@@ -90,22 +90,22 @@ class JetStreamBackend:
         settings = self._settings
         terms = Terms(settings["grant_ns"], settings["retain_bytes"])
         path = f"{settings['directory']}/run/seen-{shard}" if settings["directory"] else ""
-        witness = Witness(self._host.disk, path, boot_now_ns)
+        witness = Witness(self._host.disk, path, self._boot_ns)
         seen = self._settings.get("seen", {}).get(shard)
         still = (seen[0], seen[1]) if seen else None
-        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, boot_now_ns, still)
+        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, self._boot_ns, still)
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:
-        return JetStreamMapLog(self._connect("map"), boot_now_ns)
+        return JetStreamMapLog(self._connect("map"), self._boot_ns)
 
     def reader(self, shard: int) -> Reader:
         if shard == 0:
-            return MapReader(self._connect("read"), boot_now_ns)
-        return JetStreamReader(self._connect("read"), shard, boot_now_ns)
+            return MapReader(self._connect("read"), self._boot_ns)
+        return JetStreamReader(self._connect("read"), shard, self._boot_ns)
 
     def holds(self, shard: int) -> bool:
         with closing(self._connect("read")) as connection:
-            return JetStreamReader(connection, shard, boot_now_ns).head > 0
+            return JetStreamReader(connection, shard, self._boot_ns).head > 0
 
     def prepare(self) -> list[str]:
         identity, warnings = self._guard().check()
@@ -138,14 +138,14 @@ class JetStreamBackend:
             journal = self.journal(shard, lambda: at_ns)
             assert isinstance(journal, JetStreamJournal)
             with closing(self._connect("restore")) as connection, closing(reader_of(shard)) as reader:
-                fill_shard(connection, journal, shard, reader, boot_now_ns)
+                fill_shard(connection, journal, shard, reader, self._boot_ns)
         with closing(self._connect("restore")) as connection, closing(reader_of(0)) as reader:
-            fill_map(connection, reader, boot_now_ns)
+            fill_map(connection, reader, self._boot_ns)
 
     def _guard(self) -> Guard:
         settings = self._settings
         shape = Shape(settings["shards"], settings["replicas"], settings["bucket_count"], settings["hash_name"])
-        return Guard(self._connect("check"), self._access().endpoints, shape, boot_now_ns)
+        return Guard(self._connect("check"), self._access().endpoints, shape, self._boot_ns)
 
     def _access(self) -> Access:
         settings = self._settings
@@ -163,7 +163,7 @@ class JetStreamBackend:
 
     def _connect(self, purpose: str) -> Connection:
         name = f"billing {self._settings['node']} {purpose} pid {self._host.pid()}"
-        return Connection(self._access(), name, self._host.randbits, boot_now_ns)
+        return Connection(self._access(), name, self._host.randbits, self._boot_ns)
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:

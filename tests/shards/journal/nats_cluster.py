@@ -15,7 +15,7 @@ from typing import Any
 from shards.journal.jetstream import codec
 from shards.journal.jetstream.connection import Access, Connection, NoAnswer, Unreachable, endpoint_of
 from shards.journal.jetstream.guard import Shape, wanted
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from tests.system.ports import free_port
 
 BINARY = shutil.which("nats-server", path=f"{Path(sys.prefix) / 'bin'}") or shutil.which("nats-server")
@@ -82,7 +82,7 @@ class NatsCluster:
     ) -> Connection:
         endpoints = tuple(endpoint_of(url) for url in urls or self.urls)
         access = Access(endpoints, None, self.credentials if credentials is None else credentials)
-        return Connection(access, purpose, secrets.randbits, boot_now_ns)
+        return Connection(access, purpose, secrets.randbits, MACHINE_CLOCKS.boot_ns)
 
     def ask(self, subject: str, wish: dict[str, Any] | None = None) -> Any:
         """One request of the API, repeated until it is answered."""

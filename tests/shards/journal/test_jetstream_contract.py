@@ -10,7 +10,7 @@ import pytest
 from shards.journal import Fenced, Opened
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.witness import Witness
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import JournalContract
 from tests.shards.journal.contract_beside import BesideContract
@@ -49,8 +49,8 @@ class OnServers:
         self.journals: list[JetStreamJournal] = []
 
     def journal(self, sync: str = "always") -> JetStreamJournal:
-        terms, witness = Terms(GRANT_NS, 0), Witness(RealDisk(), "", boot_now_ns)
-        journal = Patient(self.cluster.connect, SHARD, terms, witness, self.tick, boot_now_ns)
+        terms, witness = Terms(GRANT_NS, 0), Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
+        journal = Patient(self.cluster.connect, SHARD, terms, witness, self.tick, MACHINE_CLOCKS.boot_ns)
         journal.waits = self.killed
         self.journals.append(journal)
         return journal

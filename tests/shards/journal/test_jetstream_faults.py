@@ -15,7 +15,7 @@ from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
 from shards.journal.jetstream.witness import Witness
-from shards.system.clock import boot_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import OWNER, payload_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
@@ -47,10 +47,10 @@ class Clock:
     """Billing time that follows the boot clock."""
 
     def __init__(self) -> None:
-        self._ahead_ns = START_NS - boot_now_ns()
+        self._ahead_ns = START_NS - MACHINE_CLOCKS.boot_ns()
 
     def now_ns(self) -> int:
-        return self._ahead_ns + boot_now_ns()
+        return self._ahead_ns + MACHINE_CLOCKS.boot_ns()
 
 
 def journal_on(
@@ -59,8 +59,8 @@ def journal_on(
     def connect(purpose: str):  # type: ignore[no-untyped-def]
         return cluster.connect(purpose, urls)
 
-    seen = Witness(RealDisk(), witness, boot_now_ns)
-    return Patient(connect, SHARD, Terms(GRANT_NS, 0), seen, (clock or Clock()).now_ns, boot_now_ns)
+    seen = Witness(RealDisk(), witness, MACHINE_CLOCKS.boot_ns)
+    return Patient(connect, SHARD, Terms(GRANT_NS, 0), seen, (clock or Clock()).now_ns, MACHINE_CLOCKS.boot_ns)
 
 
 def raw(cluster: NatsCluster, name: str) -> list[bytes]:
@@ -100,8 +100,8 @@ def test_an_owner_that_beats_is_not_overtaken_and_one_that_has_sealed_need_not_b
 ) -> None:
     older, newer = journal_on(streams), journal_on(streams)
     older.open(SHARD, "older")
-    until_ns = boot_now_ns() + 4 * GRANT_NS
-    while boot_now_ns() < until_ns:
+    until_ns = MACHINE_CLOCKS.boot_ns() + 4 * GRANT_NS
+    while MACHINE_CLOCKS.boot_ns() < until_ns:
         older.idle_barrier()
         with pytest.raises(Fenced):
             newer.open(SHARD, "newer")
@@ -174,10 +174,10 @@ def test_a_batch_whose_answer_never_comes_is_lost_to_us_and_found_or_not_by_the_
         journal.open(SHARD, OWNER)
         journal.append(b"answered")
         proxy.answers = lambda data: []
-        began_ns = boot_now_ns()
+        began_ns = MACHINE_CLOCKS.boot_ns()
         with pytest.raises(Lost):
             journal.append(b"unknown")
-        assert boot_now_ns() - began_ns > publisher.DOUBT_S * 1e9
+        assert MACHINE_CLOCKS.boot_ns() - began_ns > publisher.DOUBT_S * 1e9
         with pytest.raises(Lost):
             journal.append(b"never")
     finally:
@@ -235,7 +235,7 @@ def test_a_right_record_of_a_wrong_epoch_is_damage(streams: NatsCluster) -> None
     with pytest.raises(Corrupt, match="epoch 9 stands in epoch 1"):
         list(newer.replay(1))
     with pytest.raises(Corrupt):
-        list(JetStreamReader(streams.connect(), SHARD, boot_now_ns).replay(1))
+        list(JetStreamReader(streams.connect(), SHARD, MACHINE_CLOCKS.boot_ns).replay(1))
 
 
 def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(streams: NatsCluster, data_dir) -> None:
@@ -309,7 +309,7 @@ def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: Na
                 streams.start_server(number)
         streams.wait_ready()
     assert list(journal.replay(1)) == expected
-    reader = JetStreamReader(streams.connect(), SHARD, boot_now_ns)
+    reader = JetStreamReader(streams.connect(), SHARD, MACHINE_CLOCKS.boot_ns)
     assert (reader.first, reader.head) == (1, len(expected))
     assert list(reader.replay(1)) == expected
     with pytest.raises(Gap):
@@ -323,7 +323,7 @@ def test_of_two_supervisors_that_decide_at_once_the_second_one_learns_what_the_f
     cluster: NatsCluster,
 ) -> None:
     cluster.make(0)
-    one, two = JetStreamMapLog(cluster.connect(), boot_now_ns), JetStreamMapLog(cluster.connect(), boot_now_ns)
+    one, two = (JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns) for _ in range(2))
     told: list[tuple[int, bytes]] = []
     two.follow(lambda version, payload: told.append((version, payload)))
     assert one.load("one") == two.load("two") == (0, [])
@@ -343,21 +343,21 @@ def test_of_two_supervisors_that_decide_at_once_the_second_one_learns_what_the_f
 
 def test_what_was_compacted_is_one_state_and_what_follows_it(cluster: NatsCluster) -> None:
     cluster.make(0)
-    log = JetStreamMapLog(cluster.connect(), boot_now_ns)
+    log = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
     log.load("one")
     for version in range(5):
         log.decide(version, b"%d" % version)
     log.compact(5, b"all five")
     log.decide(5, b"six")
-    again = JetStreamMapLog(cluster.connect(), boot_now_ns)
+    again = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
     assert again.load("two") == (6, [b"all five", b"six"])
-    reader = MapReader(cluster.connect(), boot_now_ns)
+    reader = MapReader(cluster.connect(), MACHINE_CLOCKS.boot_ns)
     assert (reader.first, reader.head, list(reader.replay(6))) == (6, 6, [(6, b"six")])
     assert [(row.position, list(reader.chunks(row.position))) for row in reader.snapshots()] == [(5, [b"all five"])]
     assert len(raw(cluster, map_log.NAME)) == 2
     cluster.publish(map_log.DECISION, b"a stranger's")
     with pytest.raises(Corrupt, match="neither a decision nor a state"):
-        JetStreamMapLog(cluster.connect(), boot_now_ns).load("three")
+        JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns).load("three")
 
 
 def test_the_journal_is_as_it_says(streams: NatsCluster) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from shards.system.clock import MACHINE_CLOCKS
 from shards.worker.gc_policy import Garbage
 
 
 @pytest.fixture
 def garbage() -> Iterator[Garbage]:
     """The collector's rule, which is given up afterwards."""
-    rule = Garbage(full_ns_max=-1)
+    rule = Garbage(MACHINE_CLOCKS.boot_ns, full_ns_max=-1)
     yield rule
     rule.close()
 
@@ -61,7 +62,7 @@ def test_survivors_of_a_long_full_collection_are_not_walked_again(garbage: Garba
 
 
 def test_short_full_collections_freeze_nothing() -> None:
-    rule = Garbage(full_ns_max=10**18)
+    rule = Garbage(MACHINE_CLOCKS.boot_ns, full_ns_max=10**18)
     rule.settle()
     try:
         later: list[object] = []

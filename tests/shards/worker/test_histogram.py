@@ -9,6 +9,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.system.clock import MACHINE_CLOCKS
 from shards.worker.histogram import BEAT_S, Histogram, Pulse, Syncs
 
 
@@ -38,7 +39,7 @@ def test_a_quantile_is_the_bound_that_so_many_values_do_not_exceed(values: list[
 
 
 def test_a_batch_counts_when_it_is_durable_and_not_before() -> None:
-    syncs = Syncs()
+    syncs = Syncs(MACHINE_CLOCKS.boot_ns)
     assert syncs.waiting_ns() == 0
     syncs.begin()
     first_ns = syncs.waiting_ns()
@@ -51,7 +52,7 @@ def test_a_batch_counts_when_it_is_durable_and_not_before() -> None:
 
 
 async def test_a_loop_that_is_held_up_shows_it() -> None:
-    pulse = Pulse()
+    pulse = Pulse(MACHINE_CLOCKS.boot_ns)
     await asyncio.sleep(BEAT_S * 1.5)
     time.sleep(BEAT_S * 2)  # somebody blocks the loop
     await asyncio.sleep(BEAT_S)
