@@ -43,7 +43,7 @@ def part(kind: int, bucket_id: int, generation: int, position: int) -> bytes:
     return ENVELOPE.pack(kind, bucket_id, generation) + POSITION.pack(position)
 
 
-def test_a_log_tells_what_was_made_taken_over_and_given_up():
+def test_a_log_tells_what_was_made_taken_over_and_given_up() -> None:
     log = Log(
         [(OWN, 1, 1, b""), (OWN, 2, 1, b"")],
         [(LEAVE, 2, 1, b"")],
@@ -54,7 +54,7 @@ def test_a_log_tells_what_was_made_taken_over_and_given_up():
     assert held_by(log) == {1: Held(1, False), 5: Held(4, True), 6: Held(2, False)}
 
 
-def test_records_that_a_part_of_the_snapshot_holds_already_are_passed_over():
+def test_records_that_a_part_of_the_snapshot_holds_already_are_passed_over() -> None:
     log = Log(
         [(OWN, 1, 1, b""), (OWN, 2, 1, b""), (OWN, 3, 1, b"")],
         [(LEAVE, 1, 1, b"")],
@@ -65,7 +65,7 @@ def test_records_that_a_part_of_the_snapshot_holds_already_are_passed_over():
     assert held_by(log) == {1: Held(3, True), 3: Held(1, True)}
 
 
-def test_the_later_generation_has_a_bucket_unless_nothing_happened_to_its_copy():
+def test_the_later_generation_has_a_bucket_unless_nothing_happened_to_its_copy() -> None:
     found = map_of(
         {
             1: {1: Held(1, False), 2: Held(4, False), 3: Held(1, False)},
@@ -81,14 +81,14 @@ def test_the_later_generation_has_a_bucket_unless_nothing_happened_to_its_copy()
     assert rest == [["founded", 1], ["founded", 2], ["uneven", False]]
 
 
-def test_buckets_that_no_shard_holds_or_that_there_cannot_be_are_named_and_nothing_is_made():
+def test_buckets_that_no_shard_holds_or_that_there_cannot_be_are_named_and_nothing_is_made() -> None:
     with pytest.raises(MapLost, match="2 buckets, first 2, are in no shard"):
         map_of({1: {1: Held(1, False)}}, 3)
     with pytest.raises(MapLost, match=r"holds bucket 9: shards\.bucket_count was not 3"):
         map_of({1: {number: Held(1, False) for number in (1, 2, 3, 9)}}, 3)
 
 
-def test_a_start_is_refused_only_where_shards_are_there():
+def test_a_start_is_refused_only_where_shards_are_there() -> None:
     refuse([])
     with pytest.raises(MapLost, match=r"shards 1, 3 are there.*`billing rebuild --map`"):
         refuse([1, 3])

@@ -78,7 +78,7 @@ async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_order
 
 async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewed() -> None:
     shortage = Backpressure(SHARD, Rig().opened(), lambda: None, lambda: None)
-    assert not shortage.refuses_reads
+    assert (shortage.reason, shortage.refuses_reads) == ("", False)
     shortage.lapse()
     assert "grant" in shortage.reason
     assert shortage.refuses_reads

@@ -1,0 +1,191 @@
+"""What an operator is told of shards, buckets and moves, over a real map and workers that answer or do not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.control import Examine, Examined, Figures, ReadFigures
+from shards.journal import backends
+from shards.moves.mover import Caps, Mover
+from shards.supervisor.child_process import WorkerState
+from shards.supervisor.operator_api import Overview
+from shards.supervisor.registry import Registry
+from shards.supervisor.worker_figures import Readings
+from shards.system.clock import MACHINE_CLOCKS
+from shards.system.host import REAL
+from shards.system.serial_executor import SerialExecutor
+
+BUCKETS = 4
+NOW_NS = 1_727_000_000_000_000_000
+
+
+class Wire:
+    """A worker's control wire: questions are answered at once, with these figures and what it holds."""
+
+    def __init__(self, readings: Readings, figures: dict[str, Any], held: list[tuple[int, int]]) -> None:
+        self.figures = figures
+        self.held = held
+        self.faults: list[str] = []
+        self._readings = readings
+
+    def send(self, message: object) -> None:
+        match message:
+            case ReadFigures(number):
+                self._readings.told(Figures(number, self.figures))
+            case Examine(number):
+                self._readings.told(Examined(number, self.held, self.faults))
+
+
+class Scene:
+    """A supervisor's map, mover and view of two workers, both serving."""
+
+    def __init__(self, data_dir: Path) -> None:
+        settings = {"kind": "file", "directory": str(data_dir), "sync": "always", "segment_bytes": 1 << 20}
+        log = backends.open(settings | {"sync_interval_ns": 1}, REAL)
+        self.registry = Registry(str(data_dir), REAL, log, lambda: NOW_NS)
+        self.registry.open(BUCKETS, {1: 1, 2: 1})
+        self.readings = Readings()
+        self.wires: dict[int, Wire] = {}
+        self.workers = {shard_id: WorkerState(shard_id) for shard_id in (1, 2)}
+        for shard_id, worker in self.workers.items():
+            worker.state, worker.pid = "serving", 1000 + shard_id
+            owned = self.registry.map.ownership_of(shard_id)
+            figures = {"accounts": 10 * shard_id, "bucket_accounts": [[one, 5] for one in owned]}
+            wire = self.wires[shard_id] = Wire(self.readings, figures, list(owned.items()))
+            worker.wire = wire  # type: ignore[assignment]
+        self.mover = Mover(
+            self.registry,
+            self.workers,
+            Caps(),
+            frozenset(),
+            lambda shard_id: None,
+            lambda shard_id: False,
+            MACHINE_CLOCKS.boot_ns,
+        )
+        self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
+
+    def wire(self, shard_id: int) -> Wire:
+        return self.wires[shard_id]
+
+
+@pytest.fixture
+async def scene(data_dir: Path) -> AsyncIterator[Scene]:
+    made = Scene(data_dir)
+    executor = SerialExecutor("map", asyncio.get_running_loop())
+    made.registry.use(executor)
+    yield made
+    executor.close()
+    made.registry.close()
+
+
+async def test_shards_say_their_state_and_what_is_wrong_with_them(scene: Scene) -> None:
+    scene.workers[2].state, scene.workers[2].reason = "held", "exit 74: the disk failed"
+    first, second = await rows_of(scene, "shards_info")
+    assert (first["state"], first["buckets"], first["accounts"], first["alerts"]) == ("serving", 2, 10, [])
+    assert second["alerts"] == ["SHARD_HELD: 2 buckets are not served: exit 74: the disk failed"]
+
+
+async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:
+    scene.wire(1).figures = {}
+    scene.wire(2).figures["no_room"] = "no space left"
+    first, second = await rows_of(scene, "shards_info")
+    assert first["alerts"] == ["SILENT_SHARD: its worker does not answer"]
+    assert second["alerts"] == ["DISK_FULL: changes are refused: no space left"]
+
+
+async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(scene: Scene) -> None:
+    scene.wire(1).figures["bucket_accounts"] = [[one, 7] for one in range(1, BUCKETS + 1)]  # it says more than it owns
+    rows = await rows_of(scene, "buckets_info")
+    assert [(row["bucket_id"], row["shard_id"], row["state"], row["generation"]) for row in rows] == [
+        (1, 1, "active", 1),
+        (2, 1, "active", 1),
+        (3, 2, "active", 1),
+        (4, 2, "active", 1),
+    ]
+    assert [row["accounts"] for row in rows] == [7, 7, 5, 5]
+
+
+async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
+    assert await scene.overview.operate(("pin_bucket", 2)) == {"bucket_id": 2, "pinned": True}
+    rows = await rows_of(scene, "buckets_info")
+    assert rows[1]["state"] == "pinned"
+    told = await scene.overview.operate(("explain_move", 2, 2))
+    assert isinstance(told, dict)
+    assert (told["waits_for"], told["whose"]) == ("bucket 2 is pinned to shard 1; unpin it first", "the operator")
+    assert await scene.overview.operate(("move_bucket", 2, 2)) == {
+        "refused": "BUCKET_PINNED",
+        "message": "bucket 2 is pinned to shard 1; unpin it first",
+    }
+    assert await scene.overview.operate(("unpin_bucket", 2)) == {"bucket_id": 2, "pinned": False}
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        (("move_bucket", 9, 2), "UNKNOWN_BUCKET"),
+        (("move_bucket", 0, 2), "UNKNOWN_BUCKET"),
+        (("pin_bucket", 5), "UNKNOWN_BUCKET"),
+        (("explain_move", 5, 1), "UNKNOWN_BUCKET"),
+        (("move_bucket", 1, 3), "UNKNOWN_SHARD"),
+        (("move_bucket", 1, 1), "MOVE_REFUSED"),
+        (("no_such_question",), "UNKNOWN_METHOD"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(scene: Scene, operation: tuple[Any, ...], name: str) -> None:
+    told = await scene.overview.operate(operation)
+    assert isinstance(told, dict)
+    assert told["refused"] == name
+
+
+async def test_a_move_waits_for_a_shard_that_is_down_and_says_whose_it_is(scene: Scene) -> None:
+    scene.workers[2].state = "down"
+    told = await scene.overview.operate(("explain_move", 1, 2))
+    assert isinstance(told, dict)
+    assert (told["waits_for"], told["whose"]) == ("shard 2 is down", "the shard that is down")
+
+
+async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(scene: Scene) -> None:
+    assert await scene.overview.operate(("rebalance", 1)) == {"moves": 0, "steps": []}
+    await scene.registry.record(["weight", 1, 0])
+    assert await scene.overview.operate(("rebalance", 1)) == {
+        "moves": 2,
+        "steps": [
+            {"bucket_id": 2, "shard_id": 1, "to_shard_id": 2},
+            {"bucket_id": 1, "shard_id": 1, "to_shard_id": 2},
+        ],
+    }
+    first, _ = await rows_of(scene, "shards_info")
+    assert first["alerts"] == ["DRAINING: 2 buckets are still to leave"]
+
+
+async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -> None:
+    assert await scene.overview.operate(("check_owners",)) == {
+        "buckets": BUCKETS,
+        "moving": 0,
+        "shards": 2,
+        "faults": [],
+    }
+    scene.wire(1).held = [(1, 1)]  # it lost bucket 2
+    scene.wire(2).held = [*scene.wire(2).held, (1, 1)]  # and the other one has bucket 1, too
+    scene.wire(2).faults = ["bucket 4: account u: its lines do not add up"]
+    told = await scene.overview.operate(("check_owners",))
+    assert isinstance(told, dict)
+    assert len(told["faults"]) == 3
+    assert told["faults"][0] == "shard 2: bucket 4: account u: its lines do not add up"
+
+
+async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(scene: Scene) -> None:
+    scene.workers[2].wire, scene.workers[2].state = None, "down"
+    told = await scene.overview.operate(("check_owners",))
+    assert told == {"buckets": 2, "moving": 0, "shards": 2, "faults": ["shard 2 does not answer: down"]}
+
+
+async def rows_of(scene: Scene, question: str) -> list[dict[str, Any]]:
+    told = await scene.overview.operate((question,))
+    assert isinstance(told, list)
+    return told
