@@ -16,7 +16,7 @@ from billing.client.receiver import Call, NotGenuine, Notice, Receiver, wsgi_tar
 from billing.expirationd.request import GetTemplate, PostTemplate
 from billing.ledger.entry import event_id
 from billing.signature import parse_secrets, sign
-from shards.system.clock import wall_now_ns
+from shards.system.clock import MACHINE_CLOCKS
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLDER = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx"
@@ -165,7 +165,7 @@ def test_notices_are_known_by_their_event_and_the_oldest_are_forgotten() -> None
     ],
 )
 def test_the_reference_library_thinks_the_same_of_a_notice(change: dict[str, str], genuine: bool) -> None:
-    now_s = wall_now_ns() // 10**9
+    now_s = MACHINE_CLOCKS.wall_ns() // 10**9
     body = json.dumps({"type": "account.debited", "timestamp": "2026-11-28T15:00:00.000000000Z", "data": {"a": "ü"}})
     name = "u:7:account-debited"
     signature = sign(parse_secrets(SECRET), name.encode(), now_s, body.encode()).decode()
