@@ -43,6 +43,7 @@ from billing.admin.visits import VisitLimits, Visits, limits_of_descriptors
 from billing.admin.worker_queries import Inquiries, QueryRefused
 from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
+from billing.api.origins import origin_of
 from billing.api.tls_entrance import TlsEntrance
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
@@ -67,8 +68,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """What is served, and to whom."""
 
-    def __init__(self, config: Config, sampler: FigureSampler) -> None:
+    def __init__(self, config: Config, sampler: FigureSampler, refused_sign_in: Callable[[str], None]) -> None:
+        """`refused_sign_in` is told at which address a token was shown that is not known."""
         self._sampler = sampler
+        self._refused_sign_in = refused_sign_in
         self._supervisor = sampler.supervisor
         self.boot_ns = sampler.clocks.boot_ns
         self._disk = RealDisk()
@@ -139,6 +142,8 @@ class Site:
         if grant is None:
             token = token_of(request.headers.get("Authorization", ""))
             grant = self._guard.sign_in(token) if token else None
+            if token and grant is None:
+                self._refused_sign_in(origin_of(transport))
         if grant is None:
             return web.Response(
                 status=401,

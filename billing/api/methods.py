@@ -89,6 +89,7 @@ FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second i
 FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
 CURSOR_BYTES_MAX: Final = 4_096  # of 150 shards
+ACTOR_BYTES_MAX: Final = 255
 
 METHOD_BYTES_MAX: Final = 64
 PARAMS_MAX: Final = 8
@@ -146,7 +147,12 @@ class Method(NamedTuple):
     @property
     def changes(self) -> bool:
         """Whether a call may change something."""
-        return self.kind == COMMAND or (self.kind != LOCAL and self.role not in (READ, ANYONE))
+        return self.kind == COMMAND or (self.kind != LOCAL and self.role not in (READ, ANYONE) and not self.only_looks)
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether it is for operators alone, and yet changes nothing."""
+        return self.name == "audit"
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -594,6 +600,22 @@ _ROWS: Final = (
         (Field("step", Enum({"begin": "begin", "renew": "renew", "end": "end"})),),
         (),
         ("BACKUP_REFUSED",),
+    ),
+    _row(
+        OPERATION,
+        ADMIN,
+        "audit",
+        "what operators asked of this host, and refused sign-ins, behind a cursor; the last row has the next cursor",
+        shapes.rows(shapes.AUDIT_ROW, "after", "cursor"),
+        (),
+        (
+            Field("after", Text(CURSOR_BYTES_MAX), b"", "the cursor of the last row that was had"),
+            LIMIT,
+            Field("actor", Text(ACTOR_BYTES_MAX), b"", "only what this one asked for"),
+            Field("act", Text(ACTOR_BYTES_MAX), b"", "only this: move_bucket, reload, sign_in_refused, …"),
+        ),
+        ("UNKNOWN_CURSOR",),
+        weight=LISTING_WEIGHT,
     ),
     _row(
         OPERATION,

@@ -289,6 +289,16 @@ PENDING_CUTOFF: Final = Shape(
         _nullable("last_error", "text"),
     ),
 )
+AUDIT_ROW: Final = Shape(
+    "AuditRow",
+    (
+        Field("cursor", "text", "whoever has this row goes on behind it"),
+        Field("at_ns", "instant", "wall time"),
+        Field("actor", "text", "as in entries"),
+        Field("act", "text", "a procedure, or start, stop, drain, reload, sign_in_refused, unreadable"),
+        Field("details", "any", "what was asked for"),
+    ),
+)
 BUCKET: Final = Shape(
     "Bucket",
     (

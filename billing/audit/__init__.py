@@ -1,9 +1,9 @@
 """The operators' record: who asked the daemon for what besides changes of accounts, and who was not let in.
 
 Theory. What happens to accounts stands in their entries, each with its actor. What operators do (moves, pins,
-rebalances, backups, releases and retries of cutoffs, reloads, and with them the drains that they cause) and sign-ins
-that are refused leave no entry, so they stand here. A record is written and synced before the act
-begins; the log says what came of it.
+rebalances, backups, releases and retries of cutoffs, reloads, starts and stops, and the drains that these cause) and
+sign-ins that are refused, at every door, leave no entry, so they stand here. A record is written and synced before the
+act begins; the log says what came of it. A signal does not say who sent it: what it causes has no actor.
 
 Each process writes files of its own in `audit/` of the data directory: `shard-K.jsonl` a worker, `main.jsonl` the
 supervisor's. So nobody waits for anybody's lock, and reading joins them by their instants, also while the daemon is
@@ -12,6 +12,9 @@ number the oldest goes where there are more than `FILES_KEPT`.
 
 A line is one JSON object: `at_ns` (wall time), `actor` (as in entries), `act`, `details` (what was asked for).
 
-    trail      the files: appending, rotating, reading
-    recorder   of one process: a thread that waits for the disk, and a bound on refused sign-ins
+A backup has copies of the files, and a restored daemon goes on with them.
+
+    trail      the files: appending, rotating
+    reading    the files of all processes as one feed, resumable by a cursor
+    recorder   of one process: threads that wait for the disk, and a bound on refused sign-ins
 """

@@ -1,4 +1,4 @@
-"""One process's hand in the operators' record: a thread that waits for the disk, and a bound on refused sign-ins.
+"""One process's hand in the operators' record: threads that wait for the disk, and a bound on refused sign-ins.
 
 An act begins once its record is on the disk. Where the disk takes no record, the act begins all the same, since an
 operator has to be able to act on a full disk, and a warning says so.
@@ -14,7 +14,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from billing.audit.trail import DIRECTORY, Trail
+from billing.audit.reading import TrailReader, UnknownCursor
+from billing.audit.trail import DIRECTORY, Record, Trail
 from shards.system.disk import Disk
 from shards.system.serial_executor import SerialExecutor
 
@@ -24,7 +25,12 @@ ExecutorOf = Callable[[str, asyncio.AbstractEventLoop], SerialExecutor]
 
 REFUSALS_A_MINUTE: Final = 30
 MINUTE_NS: Final = 60 * 10**9
+READS_MAX: Final = 16  # pages that are asked for at once
 WAITING_MAX: Final = 1_000  # records on their way to the disk; an act beyond them has none, and a warning
+
+
+class TooManyReads(Exception):
+    """As many pages are being read as may be."""
 
 
 class Recorder:
@@ -43,6 +49,9 @@ class Recorder:
         self._trail = Trail(disk, f"{data_dir}/{DIRECTORY}", name)
         self._name = name
         self._executor: SerialExecutor | None = None  # made with the first record
+        self._reader = TrailReader(disk, f"{data_dir}/{DIRECTORY}")
+        self._reading: SerialExecutor | None = None  # made with the first question: an act waits for no page
+        self._reads = 0
         self._now_ns = wall_now_ns
         self._waiting = 0
         self._minute_ns = 0
@@ -79,8 +88,32 @@ class Recorder:
         if self._refusals <= REFUSALS_A_MINUTE:
             self.record("", "sign_in_refused", details)
 
+    def read(
+        self, cursor: str, limit: int, actor: str, act: str, done: Callable[[list[Record] | Exception], None]
+    ) -> None:
+        """Calls `done` with a page of all processes' records, see `reading`, or with why there is none: UnknownCursor,
+        OSError or TooManyReads. An empty `actor` or `act`: whatever it is.
+        """
+        if self._reads >= READS_MAX:
+            done(TooManyReads(f"{READS_MAX} pages of the record are being read already"))
+            return
+        self._reads += 1
+
+        def on_page(found: Any, error: BaseException | None) -> None:
+            self._reads -= 1
+            if error is not None and not isinstance(error, UnknownCursor | OSError):
+                raise error
+            done(error or found)
+
+        if self._reading is None:
+            self._reading = self._executor_of(f"audit-reading-{self._name}", asyncio.get_running_loop())
+        self._reading.submit(on_page, self._reader.page, cursor, limit, actor or None, act or None)
+
     async def close(self) -> None:
-        """Waits for what is on its way, and ends the thread."""
+        """Waits for what is on its way, and ends the threads."""
+        if self._reading is not None:
+            await self._reading.call(list)
+            self._reading.close()
         if self._executor is not None:
             await self._executor.call(self._trail.close)
             self._executor.close()

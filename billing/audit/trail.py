@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Final
 
-from shards.system.disk import Disk, private_directory, read_all, write_all
+from shards.system.disk import Disk, private_directory, read_file, write_all
 
 FILE_BYTES_MAX: Final = 1 << 20
 FILES_KEPT: Final = 16  # of each process, beside the one that is written
@@ -80,25 +81,29 @@ def numbered(disk: Disk, directory: str, name: str) -> list[int]:
     return sorted(int(number) for number in found if number.isascii() and number.isdecimal())
 
 
-def read_trails(disk: Disk, directory: str) -> tuple[list[Record], list[str]]:
-    """All records of all processes, oldest first, and what of them cannot be read."""
-    records: list[Record] = []
-    faults = []
-    names = disk.listdir(directory) if disk.exists(directory) else []
-    for name in sorted(name for name in names if name.endswith(".jsonl")):
+def copy_trails(disk: Disk, source: str, target: str) -> list[str]:
+    """Copies the files of all processes, as they are at one moment each, from one directory to another, which is there;
+    their names. What is written meanwhile is not in the copy. Raises OSError.
+    """
+    names = sorted({name.split(".")[0] for name in disk.listdir(source) if name.endswith(".jsonl")})
+    return [file for name in names for file in _copy_of_one(disk, source, target, name)]
+
+
+def _copy_of_one(disk: Disk, source: str, target: str, name: str) -> list[str]:
+    """One process's files; again where one of them got its number in between."""
+    while True:
+        numbers = numbered(disk, source, name)
+        found = {}
+        for file in [f"{name}.{number}.jsonl" for number in numbers] + [f"{name}.jsonl"]:
+            with contextlib.suppress(FileNotFoundError):
+                found[file] = read_file(disk, f"{source}/{file}")
+        if numbered(disk, source, name) == numbers:
+            break
+    for file, data in found.items():
+        handle = disk.create(f"{target}/{file}")
         try:
-            handle = disk.open(f"{directory}/{name}")
-        except FileNotFoundError:  # it got its number just now: it is read under that, or was read
-            continue
-        try:
-            lines = read_all(disk, handle).splitlines()
+            write_all(disk, handle, data[: data.rfind(b"\n") + 1], 0)
+            disk.fsync(handle)
         finally:
             disk.close(handle)
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                records.append({key: record[key] for key in ("at_ns", "actor", "act", "details")})
-            except (ValueError, KeyError, TypeError):
-                faults.append(f"{directory}/{name}:{number} is no record")
-    records.sort(key=lambda record: int(record["at_ns"]))
-    return records, faults
+    return list(found)

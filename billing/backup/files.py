@@ -2,6 +2,7 @@
 
     DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows
     DIRECTORY/history             the statements
+    DIRECTORY/audit               the operators' record of this host, where there is one
     DIRECTORY/backup.json         which instant, up to which positions, and length and digest of every file
 
 `backup.json` is written last: a directory without it is no backup. A restored directory has one file more, `restored`:
@@ -21,6 +22,8 @@ from contextlib import closing
 from typing import Any
 
 from billing import __version__
+from billing.audit.trail import DIRECTORY as AUDIT
+from billing.audit.trail import copy_trails
 from billing.history.copying import copy_history
 from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
@@ -67,6 +70,11 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
         if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):
             listed(name)
     disk.fsync_dir(f"{work}/history")
+    if disk.exists(f"{source}/{AUDIT}"):
+        private_directory(disk, f"{work}/{AUDIT}")
+        for name in copy_trails(disk, f"{source}/{AUDIT}", f"{work}/{AUDIT}"):
+            listed(f"{AUDIT}/{name}")
+        disk.fsync_dir(f"{work}/{AUDIT}")
     for directory, (shard, position) in journals.items():
         private_directory(disk, f"{work}/{directory}")
         if cut["log"]["kind"] == "file":
@@ -108,7 +116,7 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[s
     _check_unused(disk, work)
     private_directory(disk, work)
     into_files = log["kind"] == "file"
-    kept = [name for name in about["files"] if into_files or name.startswith("history/")]
+    kept = [name for name in about["files"] if into_files or name.startswith(("history/", f"{AUDIT}/"))]
     for directory in sorted({name.rpartition("/")[0] for name in kept} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
     for name, wanted in about["files"].items():

@@ -1,39 +1,61 @@
-"""`billing audit`: what operators asked of the daemon, and who was not let in, out of the files of its data directory.
+"""`billing audit`: what operators asked of the daemon, and who was not let in.
 
-It works whether the daemon runs or not, on its host, for whoever may read the directory.
+Without `--address` it reads the files of the configured data directory, whether the daemon runs or not, for whoever may
+read them. With one it asks that daemon, which tells what was asked of its host, and whose answer needs the role admin.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections import deque
+from typing import Any, Final
 
 import click
 
-from billing.audit.trail import DIRECTORY, read_trails
-from billing.cli.calling import Target, target_options
+from billing.audit.reading import TrailReader, UnknownCursor
+from billing.audit.trail import DIRECTORY
+from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command, option
-from billing.cli.output import say
 from billing.cli.showing import show
+from billing.client.client import Client
 from billing.config.load import load
 from shards.system.disk import RealDisk
+
+PAGE_ROWS: Final = 1000
+
+Rows = list[dict[str, Any]]
 
 
 @click.command(cls=Command)
 @option("--limit", type=click.IntRange(1), default=1000, help="The newest so many records.  [1000]")
+@option("--after", metavar="CURSOR", default="", help="Only behind the record that has this cursor.")
 @option("--actor", metavar="NAME", help="Only what this one asked for.")
 @option("--act", metavar="NAME", help="Only this: move_bucket, reload, sign_in_refused, …")
 @target_options
-def audit(target: Target, limit: int, actor: str | None, act: str | None) -> None:
+def audit(target: Target, limit: int, after: str, actor: str | None, act: str | None) -> None:
     """Lists what operators did (moves, backups, reloads, …) and refused sign-ins, oldest first."""
-    data_dir = load(target.file, os.environ).config.daemon.data_dir
-    records, faults = read_trails(RealDisk(), f"{data_dir}/{DIRECTORY}")
-    found: list[dict[str, Any]] = [
-        record for record in records if actor in (None, record["actor"]) and act in (None, record["act"])
-    ]
-    show(target, found[-limit:], ("at_ns", "actor", "act", "details"))
-    for fault in faults:
-        say(f"billing: {fault}")
+    if target.told_by:
+        data_dir = load(target.file, os.environ).config.daemon.data_dir
+        reader = TrailReader(RealDisk(), f"{data_dir}/{DIRECTORY}")
+        try:
+            found: Rows = list(deque(reader.records(after, actor, act), limit))
+        except UnknownCursor as error:
+            raise click.ClickException(str(error)) from None
+    else:
+        found = run(target, lambda client: _asked(client, after, limit, actor, act))
+    names = ("at_ns", "actor", "act", "details")
+    if not (target.as_json or target.as_csv):
+        found = [{name: row[name] for name in names} for row in found]
+    show(target, found, names)
+
+
+async def _asked(client: Client, after: str, limit: int, actor: str | None, act: str | None) -> Rows:
+    """The newest records behind a cursor, out of all pages."""
+    found: deque[dict[str, Any]] = deque(maxlen=limit)
+    while rows := await client.audit(after=after, limit=PAGE_ROWS, actor=actor, act=act):
+        found += rows
+        after = rows[-1].cursor
+    return list(found)
 
 
 COMMANDS: dict[str, click.Command] = {"audit": audit}

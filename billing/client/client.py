@@ -44,7 +44,7 @@ ONLY_READS: Final = frozenset(
     {
         *("get_account", "accounts", "history", "entries", "balance_at", "statement", "dry_run", "explain"),
         *("bucket_id", "route", "buckets_info", "shards_info", "explain_move", "check_owners", "pending_cutoffs"),
-        *("expirationd_stats", "forecast", "hello", "ping", "server_info", "methods"),
+        *("expirationd_stats", "forecast", "audit", "hello", "ping", "server_info", "methods"),
     }
 )
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from billing.client.results import (
     Account,
     AccountRow,
+    AuditRow,
     BalanceAt,
     Bucket,
     Capture,
@@ -386,6 +387,15 @@ class Methods(ABC):
     async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> list[PendingCutoff]:
         """What is owed to the cutoff URL; all rows of a user are on one page."""
         return [PendingCutoff(row) for row in await self.call("pending_cutoffs", after=after, limit=limit)]
+
+    async def audit(
+        self, *, after: str | None = None, limit: int | None = None, actor: str | None = None, act: str | None = None
+    ) -> list[AuditRow]:
+        """What operators asked of this host, and refused sign-ins, behind a cursor;
+        the last row has the next cursor.
+        """
+        rows = await self.call("audit", after=after, limit=limit, actor=actor, act=act)
+        return [AuditRow(row) for row in rows]
 
     async def expirationd_stats(self) -> list[Expiration]:
         """What was checked and fired, per shard, and mismatches."""

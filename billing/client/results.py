@@ -224,6 +224,16 @@ class HistoryRow(Result):
     value: Decimal | None
 
 
+class AuditRow(Result):
+    """What an operator asked for, or a sign-in that was refused."""
+
+    cursor: str
+    at_ns: int
+    actor: str
+    act: str
+    details: Any
+
+
 class FeedRow(Result):
     """One entry of the feed of all accounts."""
 

@@ -127,6 +127,7 @@ class SyncClient:
     explain_move = blocking(Methods.explain_move)
     check_owners = blocking(Methods.check_owners)
     backup = blocking(Methods.backup)
+    audit = blocking(Methods.audit)
     pending_cutoffs = blocking(Methods.pending_cutoffs)
     expirationd_stats = blocking(Methods.expirationd_stats)
     retry_cutoff = blocking(Methods.retry_cutoff)

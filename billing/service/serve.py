@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
+from billing import __version__
 from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.api.connection_limits import raise_limit
@@ -116,14 +117,28 @@ async def _run(
     supervisor = Supervisor(_settings(config, log_settings), parts.worker, config.to_json().encode(), listeners)
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
-    service = Service(config, supervisor, notifier, recent)
     audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
+    service = Service(config, supervisor, notifier, recent, audit.refused_sign_in)
     in_force = [config]
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
+        audit.record("", "stop", {"signal": number.name})
         log.info("stopping: what was asked for is answered, and each shard makes a snapshot")
         notifier.stopping("stopping: what was asked for is answered, and a snapshot is made")
         supervisor.stop()
+
+    def drained() -> set[int]:
+        return {shard_id for shard_id, weight in supervisor.map.weights.items() if weight == 0}
+
+    def note_drains(before: set[int]) -> None:
+        if added := sorted(drained() - before):
+            audit.record("", "drain", {"shards": added})
+
+    async def note_start() -> None:
+        while supervisor.clock is None:
+            await supervisor.wait_changed()
+        audit.record("", "start", {"version": __version__, "shards": sorted(supervisor.map.weights)})
+        note_drains(set())
 
     async def take_up(changed: Config) -> None:
         changes, _ = differences(in_force.pop(), changed)
@@ -134,7 +149,9 @@ async def _run(
             changed_to[path] = shown_text(changed, section, key)
         audit.record("", "reload", changed_to)
         service.reloaded(changed)
+        before = drained()
         await supervisor.reload(_settings(changed, log_settings), changed.to_json().encode())
+        note_drains(before)
 
     reload = Reload(file, os.environ, config, take_up)
 
@@ -142,13 +159,14 @@ async def _run(
         supervisor.spawn(service.reloading(reload))
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, begin_reload)
     if asked_to_stop():  # it came before the loop heard for itself
-        stop()
+        stop(signal.SIGTERM)
     elif asked_to(signal.SIGHUP):
         loop.call_soon(begin_reload)
     attending = loop.create_task(service.run(admin, _admin_tls(config)))
+    starting = loop.create_task(note_start())
     began_ns = MACHINE_CLOCKS.boot_ns()
     try:
         code = await supervisor.run()
@@ -164,7 +182,8 @@ async def _run(
         return ending.code
     finally:
         attending.cancel()
-        await asyncio.gather(attending, return_exceptions=True)
+        starting.cancel()
+        await asyncio.gather(attending, starting, return_exceptions=True)
         notifier.close()
         await audit.close()
     log.info("stopped with exit code %d after %.0f s", code, (MACHINE_CLOCKS.boot_ns() - began_ns) / 1e9)

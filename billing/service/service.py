@@ -44,8 +44,17 @@ EXTEND_S: Final = 60
 class Service:
     """What is around a supervisor: the watchman, the service manager, HTTP for operators."""
 
-    def __init__(self, config: Config, supervisor: Supervisor, notifier: ServiceManager, recent: Recent) -> None:
+    def __init__(
+        self,
+        config: Config,
+        supervisor: Supervisor,
+        notifier: ServiceManager,
+        recent: Recent,
+        refused_sign_in: Callable[[str], None],
+    ) -> None:
+        """`refused_sign_in` is told at which address a token was shown that is not known."""
         self._config = config
+        self._refused_sign_in = refused_sign_in
         self._supervisor = supervisor
         self._notifier = notifier
         self._sampler = FigureSampler(supervisor, recent)
@@ -59,7 +68,7 @@ class Service:
                 tasks.create_task(attend(self._sampler, self._notifier))
                 if admin is not None:
                     web = await asyncio.to_thread(import_module, "billing.admin.server")  # slow; workers start
-                    self._site = web.Site(self._config, self._sampler)
+                    self._site = web.Site(self._config, self._sampler, self._refused_sign_in)
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:
             log.critical("the daemon ends on a bug", exc_info=True)

@@ -25,7 +25,9 @@ from billing.api.opening import Doors
 from billing.api.replies import reply_of
 from billing.api.tls import server_context
 from billing.api.wire import ERRORS_AS_MAP, encode_reply
-from billing.audit.recorder import ExecutorOf, Recorder
+from billing.audit.reading import UnknownCursor
+from billing.audit.recorder import ExecutorOf, Recorder, TooManyReads
+from billing.audit.trail import Record
 from billing.config.schema import Config
 from billing.expirationd.delivery import (
     CUTOFF,
@@ -105,7 +107,7 @@ class Billing:
     """Implements `shards.worker.hosting.Hosted`."""
 
     surveys = SURVEYS
-    questions = frozenset({"entries"})
+    questions = frozenset({"audit", "entries"})
     query_mode = ERRORS_AS_MAP
 
     def __init__(self, config: Config, begin: Begin, outside: Outside = REAL) -> None:
@@ -199,6 +201,9 @@ class Billing:
         if query[0] == "entries":
             self._when_handed_over(lambda link: self._ask_entries(link, query, done), done)
             return
+        if query[0] == "audit":
+            self._ask_audit(query, done)
+            return
         if query[0] == "explain" and self._worker is not None and self._delivery is not None:
             done(explain(self.machine, bucket_id, query[1], self._worker, self._delivery))
             return
@@ -224,6 +229,23 @@ class Billing:
                 loop.call_soon(ask, history)
 
             worker.when_durable(durable)
+
+    def _ask_audit(self, query: Command, done: Callable[[object], None]) -> None:
+        """A page of the operators' record of this host."""
+        assert self._audit is not None, "asked before it was opened"
+        _, after, limit, actor, act = query
+
+        def on_page(found: list[Record] | Exception) -> None:
+            if isinstance(found, UnknownCursor):
+                done(Refused("UNKNOWN_CURSOR", str(found)))
+            elif isinstance(found, TooManyReads):
+                done(Refused("BUSY", str(found)))
+            elif isinstance(found, Exception):
+                done(Refused("UNAVAILABLE", f"the record cannot be read: {found}"))
+            else:
+                done(found)
+
+        self._audit.read(after.decode(), limit, actor.decode(), act.decode(), on_page)
 
     def _ask_entries(self, link: HistoryLink, query: Command, done: Callable[[object], None]) -> None:
         assert self._worker is not None

@@ -317,6 +317,7 @@ def test_each_procedure_has_its_command():
     called = {commands.NAMES[command[0]] for _, command in CHANGES} | {question[0] for _, question in QUESTIONS}
     elsewhere = {"hello", "backup", "check_owners"}  # each call's; of `billing backup`; of `billing doctor --online`
     elsewhere |= {"dry_run", "statement", "entries"}  # each change's `--dry-run`; of `billing statement` and `export`
+    elsewhere |= {"audit"}  # of `billing audit --address`
     assert called | {*ANSWERED_BY_THE_DOOR.values()} | elsewhere == set(METHODS)
     tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {name.split()[0] for name in ANSWERED_BY_THE_DOOR}
     assert tried == set(ALL)

@@ -67,6 +67,7 @@ CONTRACT = {
     "explain_move": (["bucket_id"], {"shard_id"}),
     "check_owners": ([], set()),
     "entries": ([], {"after", "limit"}),
+    "audit": ([], {"after", "limit", "actor", "act"}),
     "pending_cutoffs": ([], {"after", "limit"}),
     "retry_cutoff": (["user_id"], set()),
     "release_cutoffs": ([], set()),
@@ -108,6 +109,8 @@ RIGHT: dict[str, object] = {
     "token": b"secret",
     "errors": b"map",
     "state": b"active",
+    "actor": b"ops",
+    "act": b"reload",
     "exhausts_within_ns": 9,
     "with": [b"rates"],
     "within_ns": 7200 * 10**9,
@@ -440,7 +443,7 @@ def test_money_moves_and_operators_act_only_with_a_role_for_it():
     by_role = {role: {name for name, row in METHODS.items() if row.role == role} for role in (ADMIN, READ)}
     assert by_role[ADMIN] == {
         *("adjust", "set_credit_limit", "set_thresholds", "close_account", "retry_cutoff", "release_cutoffs"),
-        *("move_bucket", "pin_bucket", "unpin_bucket", "rebalance", "backup"),
+        *("move_bucket", "pin_bucket", "unpin_bucket", "rebalance", "backup", "audit"),
     }
     assert not any(METHODS[name].kind == COMMAND for name in by_role[READ])
 

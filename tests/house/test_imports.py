@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"audit", "ledger", "history", "api", "client", "config", "service", "addresses"},
     "admin": {"ledger", "api", "client", "cli", "config", "addresses", "svg"},  # of the cli, how values are shown
     "doctor": {"config", "cli"},  # of the command line, how a daemon that serves is asked
-    "backup": {"follower", "history", "notices", "worker", "cli", "doctor", "config"},
+    "backup": {"audit", "follower", "history", "notices", "worker", "cli", "doctor", "config"},
     "migration": {"ledger", "client", "cli"},
     "trial": {"ledger", "expirationd", "api", "client", "cli", "admin", "config", "addresses", "signature", "svg"},
 }

@@ -62,6 +62,7 @@ SCENE: list[tuple[str, list[Any]]] = [
     ("backup", ["begin"]),
     ("backup", ["renew"]),
     ("backup", ["end"]),
+    ("audit", [{"actor": "", "act": "move_bucket"}]),
 ]
 
 

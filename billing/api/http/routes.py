@@ -40,6 +40,7 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "close_account": (POST, _ACCOUNT + "/close"),
     "dry_run": (POST, "/v1/dry_run"),
     "retry_cutoff": (POST, "/v1/operator/cutoffs/{user_id}/retry"),
+    "audit": (GET, "/v1/operator/audit"),
     "pending_cutoffs": (GET, "/v1/operator/cutoffs"),
     "buckets_info": (GET, "/v1/operator/buckets"),
     "shards_info": (GET, "/v1/operator/shards"),

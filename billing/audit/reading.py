@@ -1,0 +1,192 @@
+"""Reading the operators' record: all files of all processes, from a cursor on, bounded in memory.
+
+Each process's files, in the order of their numbers and the one without a number last, are one sequence of lines that
+only grows at its end (see `trail`). A reader has had each sequence up to some place, so a cursor is those places: who
+stores it with the rows gets each record exactly once, also of records that are written while he reads. Records of
+different processes are merged by their instants; those of one stay in their order, whatever wall time did.
+
+    cursor = base64url of a JSON object: process -> [number of the file, offset behind the line, CRC-32 of the line]
+
+The file without a number has the one that it will get. A cursor is refused (`UnknownCursor`) where a file that it names
+is gone, or does not have that line there: it is of another daemon, or the oldest file went.
+
+What is no record (a line whose writer was killed within it) is answered as the act `unreadable`, at the instant of the
+record before. The last line of a file that is being written is not read before its end.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, urlsafe_b64encode
+from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+from billing.audit.trail import Record, numbered
+from shards.system.disk import Disk
+
+CHUNK_BYTES: Final = 64 * 1024
+LINE_BYTES_MAX: Final = 1 << 20
+UNREADABLE: Final = "unreadable"
+_KEYS: Final = ("at_ns", "actor", "act", "details")
+
+
+class UnknownCursor(Exception):
+    """The record cannot be read on behind this cursor, and why."""
+
+
+class Place(NamedTuple):
+    """Behind a line of one process's files; `checksum` is that line's, 0 before the first line of a file."""
+
+    number: int
+    offset: int
+    checksum: int
+
+
+class _Line(NamedTuple):
+    """A line, the instant it is merged by, and the place behind it."""
+
+    at_ns: int
+    name: str
+    data: bytes
+    place: Place
+
+
+class TrailReader:
+    """All files of one directory."""
+
+    def __init__(self, disk: Disk, directory: str) -> None:
+        self._disk = disk
+        self._directory = directory
+
+    def page(self, cursor: str, limit: int, actor: str | None = None, act: str | None = None) -> list[Record]:
+        """At most `limit` records behind `cursor`, each with the cursor behind it; only those of `actor`, of `act`.
+        It waits for the disk. Raises UnknownCursor, OSError.
+        """
+        return list(islice(self.records(cursor, actor, act), limit))
+
+    def records(self, cursor: str = "", actor: str | None = None, act: str | None = None) -> Iterator[Record]:
+        """All of them, as `page` has them."""
+        places = _decode(cursor)
+        names = self._processes()
+        strangers = places.keys() - set(names)
+        if strangers:
+            raise UnknownCursor(f"there is no record of {min(strangers)} here: the cursor is of another daemon")
+        lines = merge(*(self._lines(name, places.get(name)) for name in names), key=lambda line: line.at_ns)
+        for line in lines:
+            places[line.name] = line.place
+            record = self._record(line)
+            if actor in (None, record["actor"]) and act in (None, record["act"]):
+                yield {"cursor": _encode(places), **record}
+
+    def _record(self, line: _Line) -> Record:
+        record = _parsed(line.data)
+        if record is not None:
+            return record
+        where = {"process": line.name, "file": line.place.number, "before_byte": line.place.offset}
+        return {"at_ns": line.at_ns, "actor": "", "act": UNREADABLE, "details": where}
+
+    def _processes(self) -> list[str]:
+        if not self._disk.exists(self._directory):
+            return []
+        names = {name.split(".")[0] for name in self._disk.listdir(self._directory) if name.endswith(".jsonl")}
+        return sorted(names)
+
+    def _lines(self, name: str, place: Place | None) -> Iterator[_Line]:
+        """The lines of one process behind a place. Raises UnknownCursor, OSError."""
+        at_ns = 0
+        while (found := self._open(name, place)) is not None:
+            number, handle, is_last = found
+            offset = 0
+            if place is not None and place.number == number:
+                offset = place.offset
+                self._check(handle, name, place)
+            try:
+                for data, behind in self._lines_of(handle, offset):
+                    record = _parsed(data)
+                    at_ns = at_ns if record is None else int(record["at_ns"])
+                    place = Place(number, behind, crc32(data))
+                    yield _Line(at_ns, name, data, place)
+            finally:
+                self._disk.close(handle)
+            if is_last:
+                return  # what has come meanwhile is read behind the cursor
+            place = Place(number + 1, 0, 0)
+
+    def _numbers(self, name: str) -> list[int]:
+        """The numbers of a process's files, ascending; the last is that which the one without a number will get."""
+        numbers = numbered(self._disk, self._directory, name)
+        return [*numbers, max(numbers, default=0) + 1]
+
+    def _open(self, name: str, place: Place | None) -> tuple[int, int, bool] | None:
+        """(number, handle, whether it is the last) of the file to read on in; None where it is not there yet. Raises
+        UnknownCursor, OSError.
+        """
+        while True:
+            numbers = self._numbers(name)
+            number = numbers[0] if place is None else place.number
+            if number not in numbers:
+                raise UnknownCursor(f"file {number} of the record of {name} is not here: begin again")
+            is_last = number == numbers[-1]
+            path = f"{self._directory}/{name}.jsonl" if is_last else f"{self._directory}/{name}.{number}.jsonl"
+            try:
+                handle = self._disk.open(path)
+            except FileNotFoundError:
+                if numbers == self._numbers(name):
+                    return None  # it was ended just now, or never begun, and the next one is not there yet
+                continue
+            if not is_last or numbers == self._numbers(name):
+                return number, handle, is_last
+            self._disk.close(handle)  # it got its number between the two looks
+
+    def _check(self, handle: int, name: str, place: Place) -> None:
+        """Raises UnknownCursor where the line before a place is not the one that it is of."""
+        begin = max(0, place.offset - LINE_BYTES_MAX)
+        before = self._disk.pread(handle, place.offset - begin, begin)
+        line = before[:-1].rpartition(b"\n")[2]
+        whole = len(before) == place.offset - begin and before.endswith(b"\n") and crc32(line) == place.checksum
+        if place.offset and not whole:
+            self._disk.close(handle)
+            raise UnknownCursor(f"the record of {name} is not the one that the cursor is of: begin again")
+
+    def _lines_of(self, handle: int, offset: int) -> Iterator[tuple[bytes, int]]:
+        """(line, the offset behind it) of each whole line."""
+        rest = b""
+        at = offset
+        while chunk := self._disk.pread(handle, CHUNK_BYTES, at):
+            at += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                offset += len(line) + 1
+                yield line, offset
+
+
+def _parsed(data: bytes) -> Record | None:
+    """The record of a line; None where it is none."""
+    try:
+        record = json.loads(data)
+        found: Record = {key: record[key] for key in _KEYS}
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if type(found["at_ns"]) is int else None
+
+
+def _encode(places: dict[str, Place]) -> str:
+    packed = json.dumps(places, separators=(",", ":"), sort_keys=True).encode()
+    return urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def _decode(text: str) -> dict[str, Place]:
+    """The places of a cursor. Raises UnknownCursor."""
+    if not text:
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", True))
+        places = {name: Place(*place) for name, place in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        places = {"": Place(-1, -1, -1)}
+    if not all(type(number) is int and 0 <= number < 1 << 63 for place in places.values() for number in place):
+        raise UnknownCursor("the cursor is no text that this daemon gave out; the empty text is the beginning")
+    return places
