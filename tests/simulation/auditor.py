@@ -98,6 +98,7 @@ class Auditor:
         self._boot = b""
         self._latest: dict[int, int] = {}  # shard -> the last instant in its journal
         self._calling: dict[bytes, str] = {}  # user -> the attempt that is under way
+        self._called_ns: dict[bytes, int] = {}  # user -> when the last attempt was over
         self.late: Callable[[], set[int]] = set  # shards that a start does not wait for
 
     def wrong(self, text: str) -> None:
@@ -366,7 +367,8 @@ class Auditor:
 
     def uncalled(self) -> Iterator[tuple[bytes, int, int]]:
         """(user, seq, since when) of each cutoff that is owed and the only one of its user, and was never called; of
-        users for whom no other call is under way.
+        users for whom no other call is under way. A cutoff waits from its cause, or from the end of its user's last
+        call if that is later: one call at a time is made for a user.
         """
         for known in self.users.values():
             if known.user in self._calling:
@@ -374,7 +376,7 @@ class Auditor:
             owed = [seq for seq in known.crossings if seq not in known.superseded]
             fresh = [seq for seq in owed if (known.user, seq, "cutoff") not in self._attempted]
             if len(fresh) == 1 and not any(self.is_owed(known, seq) for seq in owed if seq != fresh[0]):
-                yield known.user, fresh[0], known.crossings[fresh[0]]
+                yield known.user, fresh[0], max(known.crossings[fresh[0]], self._called_ns.get(known.user, 0))
 
     def is_owed(self, known: Known, seq: int) -> bool:
         """Whether a cutoff has neither had its 2xx nor been superseded."""
@@ -390,9 +392,10 @@ class Auditor:
             self.wrong(f"{event_id} starts while {self._calling[user]} is under way")
         self._calling[user] = event_id
 
-    def called(self, user: bytes) -> None:
+    def called(self, user: bytes, now_ns: int) -> None:
         """It is over, or whoever made it is."""
         del self._calling[user]
+        self._called_ns[user] = now_ns
 
     def took(self, kind: str, user: bytes, seq: int) -> None:
         """The endpoint answers 2xx."""

@@ -89,7 +89,7 @@ class SimEndpoint:
         try:
             verdict = await self._behave(line, kind, user, seq, timeout_s)
         finally:
-            self._auditor.called(user)
+            self._auditor.called(user, self._auditor.billing_ns(self._boot_ns()))
         if not self.closed and verdict[0] != TIMED_OUT:
             self._idle.append(line)
         return verdict

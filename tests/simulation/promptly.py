@@ -1,10 +1,11 @@
 """One user never holds up another (I25), looked at throughout a run and not only in its last act.
 
-In some runs the endpoint fails from the start for half of the users, each in a way of its own. Every `LOOK_NS` of these
-runs it is looked who is owed a first call that would succeed. The call has to come within `BOUND_S` of its cause, or of
-the moment at which the world last became calm, whichever is later: whatever was answered for others, whatever was
-killed, moved or resized before. Not calm is a world in which a shard is not served, a bucket moves, a process hangs,
-the disk is slow or full, or the endpoint fails for everybody alike: then the delay has another cause.
+In some runs the endpoint fails from the start for half of the users, each in a way of its own. Every `LOOK_NS` of each
+run it is looked who is owed a first call that would succeed. The call has to come within `BOUND_S` of its cause, of the
+end of the user's call before, or of the moment at which the world last became calm, whichever is latest: whatever was
+answered for others, and for this user's earlier cutoffs, whatever was killed, moved or resized before. Not calm is a
+world in which a shard is not served, a bucket moves, a process hangs, the disk is slow or full, or the endpoint fails
+for everybody alike: then the delay has another cause.
 
 The bound is the outbox's own (`billing.expirationd.outbox`): S * (2 + 3 * F / C), with S = 0.5 s, F of at most
 8 users and C = 8 calls at once, and a second for what is recorded and connected before.
@@ -62,8 +63,6 @@ class Promptly:
 
     def _check(self) -> None:
         auditor, now_ns = self._world.auditor, self._world.auditor.billing_ns(self._world.kernel.boot_ns())
-        if not self._world.moods.sick:
-            return  # what anybody waits for is not others' doing
         self._ill.update(self._world.moods.sick)
         for user, seq, since_ns in auditor.uncalled():
             if user in self._ill:  # or was: its last call may still hang
