@@ -75,7 +75,11 @@ def forecast(books: dict[int, Book], now_ns: int, until_ns: int) -> Generator[No
 
 
 def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[str, Any]:
-    """The answer of `forecast` out of all shards' parts, each with what its endpoint was last seen to take."""
+    """The answer of `forecast` out of all shards' parts, each with what its endpoint was last seen to take.
+
+    What the endpoint takes is said only where every shard that something comes for has seen it at its limit: the sum
+    over some of them would be less than it takes.
+    """
     from_ns = min(part["from_ns"] for part in parts) // SECOND_NS * SECOND_NS
     seconds: Counter[int] = Counter()
     for part in parts:
@@ -88,7 +92,8 @@ def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[st
         row[0] += count
         row[1] = max(row[1], count)
     peak = max(seconds.items(), key=lambda item: (item[1], -item[0]), default=None)
-    takes = [part["takes_per_second"] for part in parts if part["takes_per_second"] >= 0]
+    takes = [part["takes_per_second"] for part in parts if part["seconds"]]
+    known = takes and min(takes) >= 0
     return {
         "from_ns": from_ns,
         "within_ns": within_ns,
@@ -96,7 +101,7 @@ def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[st
         "cutoffs": sum(seconds.values()),
         "peak_at_ns": None if peak is None else peak[0] * SECOND_NS,
         "peak_per_second": 0 if peak is None else peak[1],
-        "endpoint_takes_per_second": sum(takes) if takes else None,
+        "endpoint_takes_per_second": sum(takes) if known else None,
         "steps": [
             {"at_ns": from_ns + index * step_ns, "cutoffs": row[0], "most_in_a_second": row[1]}
             for index, row in rows.items()

@@ -236,6 +236,7 @@ class Delivery:
             "cutoffs_held": self.outbox.held,
             "calls_in_flight": self.outbox.in_flight,
             "cutoffs_waiting_ns": self._waiting_ns(),
+            "users_waiting": len(self.outbox),
             "endpoints_shut": len(self.outages),
             "endpoint_outages": self.outages.plain(),
             "cutoff_error": self.last_error,
@@ -255,7 +256,7 @@ class Delivery:
 
     def _waiting_ns(self) -> int:
         """How late the first attempt already is that waits for longest; 0 where none waits."""
-        oldest_ns = self.outbox.oldest_fresh_ns()
+        oldest_ns = self.outbox.oldest_fresh_ns(self._lines)
         return 0 if oldest_ns < 0 else max(0, self.now_ns() - oldest_ns)
 
     async def drain(self, timeout_s: float) -> bool:

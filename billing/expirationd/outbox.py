@@ -49,7 +49,7 @@ The outbox never reads a clock, draws its jitter from the `random.Random` given,
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Final
@@ -166,9 +166,12 @@ class Outbox:
         """Accounts that wait for `release`."""
         return self._held
 
-    def oldest_fresh_ns(self) -> int:
-        """Since when the oldest event waits that nobody was called for yet; -1 where none waits."""
-        oldest_ns = -1
+    def oldest_fresh_ns(self, written: Container[Item] = ()) -> int:
+        """Since when the oldest event waits that nobody was called for yet; -1 where none waits. `written`: the items
+        in flight whose request has been written, which wait no more; the others' connections are still to come about.
+        """
+        connecting = (item.since_ns for item in self._called if not item.waits and item not in written)
+        oldest_ns = min(connecting, default=-1)
         for lane in self.lanes:
             if _tidy(lane.fresh) and (oldest_ns < 0 or lane.fresh[0][0] < oldest_ns):
                 oldest_ns = lane.fresh[0][0]

@@ -40,6 +40,10 @@ tests:
   - {series: 'billing_worker_starts_total{@,shard="1"}', values: '1x40'}
   - {series: 'billing_follower_up{@,shard="1",follower="notices"}', values: '0x40'}
   - {series: 'billing_follower_up{@,shard="1",follower="history"}', values: '1x40'}
+  - {series: 'billing_cutoffs_due_peak_per_second{@,shard="1"}', values: '5x40'}
+  - {series: 'billing_cutoffs_due_peak_per_second{@,shard="2"}', values: '500x40'}
+  - {series: 'billing_cutoff_endpoint_takes_per_second{@,shard="1"}', values: '10x40'}
+  - {series: 'billing_cutoff_endpoint_takes_per_second{@,shard="2"}', values: '-1x20 100x20'}
   alert_rule_test:
   - {alertname: BillingDown, eval_time: 9m, exp_alerts: []}
   - {alertname: BillingWorkerRestarts, eval_time: 9m, exp_alerts: []}
@@ -56,6 +60,13 @@ tests:
   - expr: count(ALERTS{alertname="BillingWheelMismatch",alertstate="firing"})
     eval_time: 6m
     exp_samples: [{labels: '{}', value: 1}]
+  - expr: count(ALERTS{alertname="BillingEndpointTooSlow"}) or vector(0)  # shard 2 has not seen it at its limit
+    eval_time: 5m
+    exp_samples: [{labels: '{}', value: 0}]
+  - expr: ALERTS{alertname="BillingEndpointTooSlow",alertstate="pending"}  # one for the daemon
+    eval_time: 9m
+    exp_samples:
+    - {labels: 'ALERTS{alertname="BillingEndpointTooSlow",alertstate="pending",@,severity="ticket"}', value: 1}
   - expr: count(ALERTS{alertname="BillingFollowerDown",alertstate="firing",follower="notices"})
     eval_time: 9m
     exp_samples: [{labels: '{}', value: 1}]

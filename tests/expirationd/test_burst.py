@@ -71,7 +71,7 @@ class Worker:
     def run(self, seconds: int) -> None:
         end_ns = self.kernel.now_ns + seconds * S
         self.loop.call_in(seconds * S, lambda: None)
-        self.kernel.run(lambda: self.kernel.now_ns >= end_ns and hasattr(self, "lookout"), end_ns + S)
+        self.kernel.run(lambda: self.kernel.now_ns >= end_ns and hasattr(self, "checks"), end_ns + S)
 
     def let_due_happen(self) -> None:
         while self.machine.due(self.now_ns(), 1000):

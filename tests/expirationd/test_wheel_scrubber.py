@@ -166,7 +166,8 @@ def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_
 def test_parts_of_several_shards_are_one_answer():
     parts = [
         {"from_ns": 10 * SECOND_NS + 5, "seconds": [(10, 3), (75, 1)], "takes_per_second": 100},
-        {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "takes_per_second": -1},
+        {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "takes_per_second": 40},
+        {"from_ns": 10 * SECOND_NS + 8, "seconds": [], "takes_per_second": -1},
     ]
     assert merged(parts, HOUR_NS, 60 * SECOND_NS) == {
         "from_ns": 10 * SECOND_NS,
@@ -175,13 +176,15 @@ def test_parts_of_several_shards_are_one_answer():
         "cutoffs": 11,
         "peak_at_ns": 75 * SECOND_NS,
         "peak_per_second": 5,
-        "endpoint_takes_per_second": 100,
+        "endpoint_takes_per_second": 140,
         "steps": [
             {"at_ns": 10 * SECOND_NS, "cutoffs": 4, "most_in_a_second": 3},
             {"at_ns": 70 * SECOND_NS, "cutoffs": 5, "most_in_a_second": 5},
             {"at_ns": 490 * SECOND_NS, "cutoffs": 2, "most_in_a_second": 2},
         ],
     }
+    parts[1]["takes_per_second"] = -1  # the sum over some shards would be less than the endpoint takes
+    assert merged(parts, HOUR_NS, 60 * SECOND_NS)["endpoint_takes_per_second"] is None
     empty = merged([{"from_ns": 5, "seconds": [], "takes_per_second": -1}], HOUR_NS, SECOND_NS)
     assert (empty["cutoffs"], empty["peak_at_ns"], empty["endpoint_takes_per_second"], empty["steps"]) == (
         0,

@@ -1,8 +1,8 @@
 """What is wrong with the daemon now, the worst first: pure, figures in and sentences out.
 
-The header and the tab's title say the first of them, the list below the header all of them. Each names what is wrong,
-since when and for how many where that is known, the command that shows more, and the alert whose entry in the runbook
-says what to do. What is only worth knowing (overrun that grows) stands in its tile and not here.
+The header's pill and the tab's title say the first of them, the list in the header all of them. Each names what is
+wrong, since when and for how many where that is known, the command that shows more, and the alert whose entry in the
+runbook says what to do. What is only worth knowing (overrun that grows) stands in its tile and not here.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
 
 def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
     owed = sampler.total("pending_cutoffs")
+    users = sampler.total("users_waiting")
     for outage in sampler.outages():
         since = f" since {words.clock(outage.since_ns, sampler.clocks.wall_ns())}" if outage.since_ns else ""
         error = f" ({outage.error})" if outage.error else ""
-        waiting = f"; {words.users(owed)} {'waits' if owed == 1 else 'wait'} to be cut off" if owed else ""
+        waiting = f"; {words.users(users)} {'waits' if users == 1 else 'wait'} for a call" if users else ""
         yield Trouble(
             BAD,
             f"{words.number(owed)} owed" if owed else "No endpoint",
