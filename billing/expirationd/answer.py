@@ -37,7 +37,10 @@ _PLAIN: Final = re.compile(
     rb"(?:(?!content-length:)[^\n]+\r\n)*content-length: ?([0-9]{1,9})\r\n(?:(?!content-length:)[^\n]+\r\n)*\r\n(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_UNUSUAL: Final = re.compile(rb"\nconnection:|\nretry-after:|\ntransfer-encoding:|\n\n", re.IGNORECASE)
+_PLAIN_204: Final = re.compile(rb"HTTP/1\.1 204(?: [^\n]*)?\r\n(?:(?!content-length:)[^\n]+\r\n)*\r\n", re.IGNORECASE)
+_UNUSUAL: Final = re.compile(
+    rb"\nconnection:(?! ?keep-alive\r)|\nretry-after:|\ntransfer-encoding:|\n\n", re.IGNORECASE
+)
 _SIZE_LINE_BYTES_MAX: Final = 1_024
 _SWITCHING: Final = 101
 _BODILESS: Final = (204, 304)
@@ -83,8 +86,14 @@ class AnswerReader:
 
     def _take_plain(self, data: bytes) -> bool:
         """The common answer in one piece, at a third of the cost; whatever is unusual in it goes the general way."""
+        if _UNUSUAL.search(data):
+            return False
+        if _PLAIN_204.fullmatch(data):
+            self.status = 204
+            self.head_done = self.done = self.reusable = True
+            return True
         plain = _PLAIN.fullmatch(data)
-        if plain is None or _UNUSUAL.search(data):
+        if plain is None:
             return False
         status, left = int(plain[1]), int(plain[2])
         if status in _BODILESS or left != len(plain[3]) or left > self._body_max:

@@ -34,6 +34,13 @@ ANSWERS: list[tuple[bytes, Taken]] = [
     (b'HTTP/1.1 204 No Content\r\nContent-Length: 12\r\n\r\n{"ok": true}', (204, "", False)),
     (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", (204, "", False)),
     (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", (204, "", True)),
+    (b"HTTP/1.1 204 No Content\r\nServer: x\r\nDate: now\r\nConnection: keep-alive\r\n\r\n", (204, "", True)),
+    (b"HTTP/1.1 204 No Content\r\nServer: x\r\nConnection: keep-alive, close\r\n\r\n", (204, "", False)),
+    (b"HTTP/1.1 204 No Content\r\nServer: x\r\nConnection: close\r\n\r\n", (204, "", False)),
+    (b"HTTP/1.1 204 No Content\r\nServer: x\r\n\r\nmore", (204, "", False)),
+    (b"HTTP/1.1 204 No Content\r\nRetry-After: 7\r\n\r\n", (204, "7", True)),
+    (b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", (200, "", True)),
+    (b"HTTP/1.0 204 No Content\r\n\r\n", (204, "", False)),
     (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", (304, "", True)),
     (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", (101, "", False)),
     (b"HTTP/1.1 503 Busy\r\nRetry-After:  120 \r\nContent-Length: 0\r\n\r\n", (503, "120", True)),
@@ -56,6 +63,7 @@ def taken(pieces: list[bytes]) -> Taken:
 def test_in_one_piece_and_by_the_byte(answer: bytes, expected: Taken) -> None:
     assert taken([answer]) == expected
     assert taken([answer[at : at + 1] for at in range(len(answer))]) == expected
+    assert taken([answer[:1], answer[1:]]) == expected, "the common answers are taken at once, and come to the same"
 
 
 @given(st.sampled_from(ANSWERS), st.sets(st.integers(0, 120), max_size=6))
