@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
+from shards.system.clock import Clocks
 from tests.expirationd.away import Away
 from tests.simulation.loop import Kernel, SimLoop
 
@@ -46,6 +47,7 @@ class Running:
                 lambda: self.kernel.now_ns,
                 random.Random(1),
                 self.broken.append,
+                Clocks(self.kernel.boot_ns, self.kernel.wall_ns),
                 lambda *_: endpoint,  # type: ignore[arg-type, return-value]
             )
             self.delivery.start()
