@@ -1,15 +1,15 @@
-"""The watchman: once a second he asks every worker for its figures, and keeps what operators are shown.
+"""Sampling: once a second every worker is asked for its figures, and what operators are shown is kept.
 
-Theory. Workers count, the watchman remembers. Of each worker he keeps the newest figures and when they came; of the
+Theory. Workers count, the sampler remembers. Of each worker it keeps the newest figures and when they came; of the
 whole it keeps a row a second for some minutes and a row each ten seconds for an hour (`Row`), made of differences
-between two looks. Whoever watches (`/metrics`, the page, the service manager) is told from here, so ten onlookers cost
+between two looks. Whoever watches (`/metrics`, the page, the service manager) is told from here, so ten viewers cost
 the workers what one does. Counters start at zero with each life of a worker; a difference below zero is such a start.
 
 `overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. A worker that
 is down or held is not overdue: that is known, told elsewhere, and not mended by ending the whole daemon. A full disk
 is not either.
 
-He reads and remembers; he decides nothing about workers.
+The sampler reads and remembers; it decides nothing about workers.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class FigureSampler:
         pid, now_ns = worker.pid, self.clocks.boot_ns()
         if self._answered_ns.get(worker.shard_id, (0, 0))[0] != pid:
             self._answered_ns[worker.shard_id] = pid, now_ns
-        figures = await self.supervisor.readings.of(worker)
+        figures = await self.supervisor.worker_figures.of(worker)
         if figures and worker.pid == pid:
             self._answered_ns[worker.shard_id] = pid, self.clocks.boot_ns()
             self.figures[worker.shard_id] = figures

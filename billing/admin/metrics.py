@@ -1,4 +1,4 @@
-"""`/metrics`: what the watchman knows, in Prometheus' text format.
+"""`/metrics`: what the figure sampler knows, in Prometheus' text format.
 
 Theory. One table says which figure becomes which metric; names follow Prometheus' conventions: `billing_` first, base
 units (seconds, bytes, coins), `_total` behind counters, `_per_second` behind rates. `process_*` are the main process's,
@@ -81,9 +81,9 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
         "Accounts that still had a rate some time after the 2xx of their cutoff.",
     ),
     "due_fired": ("billing_timers_fired_total", "Instants at which time was due to do something."),
-    "opinion_checked": ("billing_wheel_checked_total", "Accounts whose timer was compared with the ledger."),
-    "opinion_mismatches": ("billing_wheel_mismatches_total", "Accounts whose timer was not where the ledger says."),
-    "opinion_restarts": ("billing_wheel_check_restarts_total", "Times that comparison had to be started again."),
+    "wheel_checked": ("billing_wheel_checked_total", "Accounts whose timer was compared with the ledger."),
+    "wheel_mismatches": ("billing_wheel_mismatches_total", "Accounts whose timer was not where the ledger says."),
+    "wheel_check_restarts": ("billing_wheel_check_restarts_total", "Times that comparison had to be started again."),
     "notices_owed": ("billing_notices_owed", "Notices that had no 2xx yet."),
     "notices_oldest_ns": ("billing_notices_oldest_owed_seconds", "Since the oldest notice owed was made, or absent."),
     "notices_awaited_buckets": (

@@ -2,7 +2,7 @@
 
 A daemon is several processes: the main one, a worker for each shard, and for each worker the ones that follow its
 journal (history, notices). Each has a name here, such as `shard-2` or `history-2`, which stays the same over restarts.
-What is read is kept for `KEPT_NS`, so that any number of onlookers costs what one does. A process that ends between
+What is read is kept for `KEPT_NS`, so that any number of viewers costs what one does. A process that ends between
 being listed and being read is left out.
 """
 

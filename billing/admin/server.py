@@ -16,7 +16,7 @@ this host is refused, so that no page of somebody else's can read here through a
 `visits` bounds connections and their silence, `tls_entrance` the handshakes before them: this is the process that keeps
 workers alive, and what strangers open here must not take what it needs for that.
 
-At most `ONLOOKERS_MAX` pages are kept fresh at once. What is asked of the workers for them is asked once for all.
+At most `VIEWERS_MAX` pages are kept fresh at once. What is asked of the workers for them is asked once for all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from billing.admin.metrics import CONTENT_TYPE, Exposition
 from billing.admin.page import parts, plots
 from billing.admin.processes import HOST, Processes
 from billing.admin.visits import VisitLimits, Visits, limits_of_descriptors
-from billing.admin.worker_queries import Inquiries, QueryRefused
+from billing.admin.worker_queries import QueryRefused, WorkerQueries
 from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
 from billing.api.origins import origin_of
@@ -49,7 +49,7 @@ from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
 from shards.system.disk import RealDisk, read_file
 
-ONLOOKERS_MAX: Final = 32
+VIEWERS_MAX: Final = 32
 PAGE: Final = Path(__file__).parent / "page"
 ASSETS: Final = {"page.css": "text/css", "page.js": "text/javascript", "page.svg": "image/svg+xml"}
 OPEN: Final = ("/livez", "/readyz")
@@ -76,13 +76,13 @@ class Site:
         self.boot_ns = sampler.clocks.boot_ns
         self._disk = RealDisk()
         self.take_up(config)
-        self._inquiries = Inquiries(sampler.supervisor)
+        self._queries = WorkerQueries(sampler.supervisor)
         info = {"journal_sync": config.journal.sync, "after_exhaustion": config.cutoff.after_exhaustion}
         self._processes = Processes(sampler, config.daemon.data_dir)
         self._exposition = Exposition(sampler, self._processes, info)
         self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
         self.visits: Visits | None = None  # whose connections these are, while it is served
-        self._onlookers = 0
+        self._viewers = 0
         self._made: tuple[int, str] = (-1, "")  # of which look, and the event's data
         self._making = asyncio.Lock()
 
@@ -201,11 +201,11 @@ class Site:
         return web.Response(body=self._files[name], content_type=ASSETS[name], charset="utf-8")
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        if self._onlookers >= ONLOOKERS_MAX:
-            return web.Response(status=503, text=f"{ONLOOKERS_MAX} pages are kept fresh already\n")
+        if self._viewers >= VIEWERS_MAX:
+            return web.Response(status=503, text=f"{VIEWERS_MAX} pages are kept fresh already\n")
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        self._onlookers += 1
+        self._viewers += 1
         looks, moves_seen = -1, self._sampler.moves_seen
         try:
             while True:
@@ -220,10 +220,10 @@ class Site:
         except ConnectionResetError:
             return response
         finally:
-            self._onlookers -= 1
+            self._viewers -= 1
 
     async def _data(self, looks: int) -> str:
-        """The parts as JSON, made once a look for all onlookers."""
+        """The parts as JSON, made once a look for all viewers."""
         async with self._making:
             if self._made[0] != looks:
                 asked = await self._ask()
@@ -233,8 +233,8 @@ class Site:
 
     async def _ask(self) -> parts.Asked:
         owed, coming = await asyncio.gather(
-            self._answer(self._inquiries.pending_cutoffs(parts.OWED_SHOWN)),
-            self._answer(self._inquiries.forecast(parts.HOUR_NS, parts.MINUTE_NS)),
+            self._answer(self._queries.pending_cutoffs(parts.OWED_SHOWN)),
+            self._answer(self._queries.forecast(parts.HOUR_NS, parts.MINUTE_NS)),
         )
         return parts.Asked(owed, coming, self._now_ns(), self._processes.usage())
 
@@ -249,7 +249,7 @@ class Site:
         if not 1 <= len(name) <= USER_ID_BYTES_MAX:
             return f"A user id has 1 to {USER_ID_BYTES_MAX} bytes."
         try:
-            return await self._inquiries.account(name)
+            return await self._queries.account(name)
         except QueryRefused as refusal:
             return f"There is no account {user}." if refusal.name == "UNKNOWN_ACCOUNT" else str(refusal)
 

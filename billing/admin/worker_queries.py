@@ -2,7 +2,7 @@
 
 A question goes over the control wire of any worker that serves (`shards.worker.worker_queries`). The worker answers it
 as it answers a client.
-Answers to questions about the whole daemon are kept for a moment, so that many onlookers cost what one does. There is
+Answers to questions about the whole daemon are kept for a moment, so that many viewers cost what one does. There is
 an upper bound to the questions under way; what is beyond it is refused, as is what takes too long.
 
 It asks only; nothing here changes an account.
@@ -36,7 +36,7 @@ class QueryRefused(Exception):
         self.name = name
 
 
-class Inquiries:
+class WorkerQueries:
     """Questions to the workers of one supervisor."""
 
     def __init__(self, supervisor: Supervisor) -> None:

@@ -25,20 +25,20 @@ class RequestLatency:
     """The histograms of one worker, in nanoseconds."""
 
     def __init__(self) -> None:
-        self._tallies: dict[tuple[str, bytes], Histogram] = {}
+        self._histograms: dict[tuple[str, bytes], Histogram] = {}
 
     def note(self, door: str, method: bytes, elapsed_ns: int, count: int = 1) -> None:
         """`count` requests of this method took so long."""
-        tally = self._tallies.get((door, method))
-        if tally is None:
-            tally = self._tallies[door, method] = Histogram(REQUEST_NS)
-        tally.add(elapsed_ns, count)
+        histogram = self._histograms.get((door, method))
+        if histogram is None:
+            histogram = self._histograms[door, method] = Histogram(REQUEST_NS)
+        histogram.add(elapsed_ns, count)
 
     def figures(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Door, then method, then the histogram as plain data."""
         told: dict[str, dict[str, dict[str, Any]]] = {}
-        for (door, method), tally in self._tallies.items():
-            told.setdefault(door, {})[method.decode()] = tally.plain()
+        for (door, method), histogram in self._histograms.items():
+            told.setdefault(door, {})[method.decode()] = histogram.plain()
         return told
 
 

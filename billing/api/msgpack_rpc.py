@@ -1,8 +1,8 @@
 """The MessagePack-RPC door: one `Connection` per client.
 
-A read is decoded and carried out frame by frame, with no task, future or await in between: a command is parsed by
-its row of the table and submitted to the gate, which answers (see `outlet`) once the effect is durable. What the door
-knows itself (`ping`, a refusal of malformed parameters) is answered at the end of the read.
+A read is decoded and carried out frame by frame, with no task, future or await in between: a command is parsed by its
+row of the table and submitted to the gate, which answers (see `response_writer`) once the effect is durable. What the
+door knows itself (`ping`, a refusal of malformed parameters) is answered at the end of the read.
 
 What it keeps:
 
@@ -14,7 +14,7 @@ What it keeps:
   refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is not found goes
   the long way round.
 - **One refusal for a value that is not taken**: a request with one is passed over to its end, and refused by its msgid.
-- **Garbage harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
+- **GcPolicy harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
   then the connection ends.
 """
 

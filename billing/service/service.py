@@ -1,6 +1,6 @@
 """The daemon as a service: watched, told of, and looked at, beside the supervisor that runs it.
 
-What the service manager is told, from what the watchman sees:
+What the service manager is told, from the sampler's figures:
 
     READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200), or when
                 this host stands by since another one serves (`/readyz` says 503, and which)
@@ -42,7 +42,7 @@ EXTEND_S: Final = 60
 
 
 class Service:
-    """What is around a supervisor: the watchman, the service manager, HTTP for operators."""
+    """What is around a supervisor: the figure sampler, the service manager, HTTP for operators."""
 
     def __init__(
         self,

@@ -299,7 +299,7 @@ class Billing:
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
-        told = self.machine.figures() | self._census_figures()
+        told = self.machine.figures() | self._aggregate_figures()
         for part in (self._history, self._door, self._delivery, self._checks, self._notices):
             told |= {} if part is None else part.figures()
         told["recent"] = list(self.recent)
@@ -309,7 +309,7 @@ class Billing:
             told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
         return told
 
-    def _census_figures(self) -> dict[str, int]:
+    def _aggregate_figures(self) -> dict[str, int]:
         if self._worker is None:
             return {}
         now_ns = self._worker.fresh_now_ns()

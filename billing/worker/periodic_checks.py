@@ -63,7 +63,7 @@ class PeriodicChecks:
         self._apply = apply
         self._wake = wake
         self._loop = asyncio.get_running_loop()
-        self._opinion = WheelScrubber(machine.ledger.books, machine.ledger.tick)
+        self._scrubber = WheelScrubber(machine.ledger.books, machine.ledger.tick)
         self._rechecks = Rechecks(int(recheck_s * SECOND_NS))
         self._timer: asyncio.TimerHandle | None = None
         self._recheck_timer: asyncio.TimerHandle | None = None
@@ -92,10 +92,10 @@ class PeriodicChecks:
     def _look(self) -> None:
         now_ns = self._now_ns()
         try:
-            wrong = self._opinion.step(now_ns, self._machine.next_due_ns())
+            wrong = self._scrubber.step(now_ns, self._machine.next_due_ns())
         except Exception:
             self.restarts += 1
-            self._opinion.begin_again()
+            self._scrubber.begin_again()
             log.exception("the second opinion begins again")
         else:
             if wrong:
@@ -129,7 +129,7 @@ class PeriodicChecks:
         self._prepare_timer = self._loop.call_later(PREPARE_PAUSE_S, self._prepare, pieces)
 
     def _look_ahead(self, now_ns: int) -> None:
-        coming = self._opinion.coming(now_ns)
+        coming = self._scrubber.coming(now_ns)
         self._peak = max(coming, key=lambda one: one[1], default=(0, 0))
         second, cutoffs = self._peak
         takes = self.delivery.throughput.per_second
@@ -187,10 +187,10 @@ class PeriodicChecks:
         """A row of `expirationd_stats`: this shard since its worker started; lateness is that of the first attempts."""
         late = self.delivery.sent_late
         return {
-            "checked_count": self._opinion.checked,
+            "checked_count": self._scrubber.checked,
             "expired_count": self._machine.fired,
-            "mismatches": self._opinion.mismatches,
-            "rounds": self._opinion.rounds,
+            "mismatches": self._scrubber.mismatches,
+            "rounds": self._scrubber.rounds,
             "restarts": self.restarts,
             "lateness_p50_ns": late.quantile(0.5),
             "lateness_p99_ns": late.quantile(0.99),
@@ -199,14 +199,14 @@ class PeriodicChecks:
 
     def figures(self) -> dict[str, Any]:
         """Counters, as plain data."""
-        opinion, now_ns = self._opinion, self._now_ns()
-        coming = opinion.coming(now_ns)
+        scrubber, now_ns = self._scrubber, self._now_ns()
+        coming = scrubber.coming(now_ns)
         minute = (now_ns + 60 * SECOND_NS) // SECOND_NS
         return {
-            "opinion_checked": opinion.checked,
-            "opinion_mismatches": opinion.mismatches,
-            "opinion_rounds": opinion.rounds,
-            "opinion_restarts": self.restarts,
+            "wheel_checked": scrubber.checked,
+            "wheel_mismatches": scrubber.mismatches,
+            "wheel_rounds": scrubber.rounds,
+            "wheel_check_restarts": self.restarts,
             "due_fired": self._machine.fired,
             "cutoffs_not_effective": self.not_effective,
             "cutoffs_coming_minute": sum(count for second, count in coming if second < minute),

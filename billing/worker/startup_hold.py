@@ -126,12 +126,12 @@ class _Question:
 
     def __init__(
         self,
-        holdback: StartupHold,
+        startup_hold: StartupHold,
         operate: Callable[[Any, None, Command], None],
         shards: int,
         release: Callable[[], object],
     ) -> None:
-        self._startup_hold, self._operate, self._shards, self._release = holdback, operate, shards, release
+        self._startup_hold, self._operate, self._shards, self._release = startup_hold, operate, shards, release
         self._tries = 0
 
     def ask(self) -> None:

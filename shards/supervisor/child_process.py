@@ -57,7 +57,7 @@ LAST_WORDS_S = 2.0  # its end of the wire closes with it, unless a process that 
 
 
 class SupervisorPort(NamedTuple):
-    """What a keeper needs of the supervisor."""
+    """What keeping a worker alive needs of the supervisor."""
 
     spawn: Spawn
     boot_ns: Callable[[], int]
@@ -69,29 +69,29 @@ class SupervisorPort(NamedTuple):
     stopping: asyncio.Event
 
 
-async def keep(worker: WorkerState, office: SupervisorPort) -> None:
+async def keep(worker: WorkerState, port: SupervisorPort) -> None:
     """Keeps one worker alive until the end, or until it is retired."""
-    while not office.stopping.is_set():
-        code = await _run_once(worker, office)
-        served_ns = office.boot_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
+    while not port.stopping.is_set():
+        code = await _run_once(worker, port)
+        served_ns = port.boot_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
         worker.serving_since_ns = 0
         if worker.retired:
-            await office.on_event(worker, "down")
-        if office.stopping.is_set() or worker.retired:
+            await port.on_event(worker, "down")
+        if port.stopping.is_set() or worker.retired:
             return
         delay_s = worker.restarts.after(code, served_ns)
         if delay_s is None:
-            await _hold(worker, office, code)
+            await _hold(worker, port, code)
             continue
         worker.state = "down"
         worker.reason = f"{worker.reason or f'ended with {code}'}, restarted in {delay_s:g} s"
         log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
-        await office.on_event(worker, "down")
+        await port.on_event(worker, "down")
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(office.stopping.wait(), delay_s or 0.001)
+            await asyncio.wait_for(port.stopping.wait(), delay_s or 0.001)
 
 
-async def _hold(worker: WorkerState, office: SupervisorPort, code: int) -> None:
+async def _hold(worker: WorkerState, port: SupervisorPort, code: int) -> None:
     """Leaves it alone until it is to be tried again, by an operator's word or by itself."""
     worker.exit_code = code if code in (*HELD_AT_ONCE, Exit.AGAIN) else Exit.BUG
     worker.state = "held"
@@ -104,9 +104,9 @@ async def _hold(worker: WorkerState, office: SupervisorPort, code: int) -> None:
     else:
         log.error("shard %d is held and tried again in %g s: %s", worker.shard_id, delay_s, worker.reason)
     worker.again.clear()
-    await office.on_event(worker, "held")
+    await port.on_event(worker, "held")
     loop = asyncio.get_running_loop()
-    waits = [loop.create_task(event.wait()) for event in (office.stopping, worker.again)]
+    waits = [loop.create_task(event.wait()) for event in (port.stopping, worker.again)]
     try:
         await asyncio.wait(waits, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -114,21 +114,21 @@ async def _hold(worker: WorkerState, office: SupervisorPort, code: int) -> None:
             wait.cancel()
     if worker.again.is_set():
         worker.restarts.forget()
-    if not office.stopping.is_set():
+    if not port.stopping.is_set():
         worker.state, worker.exit_code = "starting", 0
-        await office.on_event(worker, "tried")
+        await port.on_event(worker, "tried")
 
 
-async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
+async def _run_once(worker: WorkerState, port: SupervisorPort) -> int:
     loop = asyncio.get_running_loop()
-    inherited = list(office.listeners)
+    inherited = list(port.listeners)
     if worker.direct is not None:
         inherited.append(("direct", worker.direct))
     worker.starts += 1
     worker.reason = ""
     worker.progress = (0, 0)
     try:
-        process, channel = await office.spawn(office.command, [listener for _, listener in inherited])
+        process, channel = await port.spawn(port.command, [listener for _, listener in inherited])
     except OSError as error:
         worker.reason = f"cannot be started: {error}"
         return Exit.AGAIN
@@ -137,7 +137,7 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
     said_all = asyncio.Event()
     _, wire = await loop.create_connection(
         lambda: Wire(
-            lambda _, message: office.on_message(worker, message),
+            lambda _, message: port.on_message(worker, message),
             lambda _: said_all.set(),
             lambda _: None,
             control.to_supervisor,
@@ -146,11 +146,11 @@ async def _run_once(worker: WorkerState, office: SupervisorPort) -> int:
     )
     worker.wire = wire
     worker.state = "recovering"
-    if office.stopping.is_set() or worker.retired:
+    if port.stopping.is_set() or worker.retired:
         wire.send(control.Stop())
         terminate(worker)
     else:
-        await office.begin(worker, inherited)
+        await port.begin(worker, inherited)
     code = await process.wait()
     with contextlib.suppress(asyncio.TimeoutError):  # its last message, the reason, may still be in the socket
         await asyncio.wait_for(said_all.wait(), LAST_WORDS_S)

@@ -21,7 +21,7 @@ from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owne
 from shards.machine import Command
 from shards.moves.mover import Mover, refusal
 from shards.supervisor.registry import Registry
-from shards.supervisor.worker_figures import Readings
+from shards.supervisor.worker_figures import WorkerFigures
 
 SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
 STEPS_SHOWN_MAX = 1000
@@ -29,7 +29,7 @@ FAULTS_SHOWN_MAX = 100
 T = TypeVar("T")
 
 
-class Overview:
+class OperatorApi:
     """Answers an operator's questions, and takes his orders."""
 
     def __init__(
@@ -37,12 +37,12 @@ class Overview:
         registry: Registry,
         workers: dict[int, Any],
         mover: Mover,
-        readings: Readings,
+        worker_figures: WorkerFigures,
     ) -> None:
         self._registry = registry
         self._workers = workers
         self._mover = mover
-        self._readings = readings
+        self._worker_figures = worker_figures
 
     async def operate(self, operation: Command) -> object:
         """Carries out an operator's wish."""
@@ -103,7 +103,7 @@ class Overview:
                 "starts": worker.starts,
                 "alerts": self._alerts(worker, figures),
             }
-            for worker, figures in await self._from_all(self._readings.of)
+            for worker, figures in await self._from_all(self._worker_figures.of)
         ]
 
     def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:
@@ -130,7 +130,7 @@ class Overview:
     async def _buckets_info(self) -> list[dict[str, Any]]:
         accounts: dict[int, int] = {}
         bucket_map = self._registry.map
-        for worker, figures in await self._from_all(self._readings.of):
+        for worker, figures in await self._from_all(self._worker_figures.of):
             for bucket_id, count in figures.get("bucket_accounts", ()):
                 if bucket_map.owner[bucket_id] == worker.shard_id:
                     accounts[bucket_id] = count
@@ -208,7 +208,7 @@ class Overview:
         """Every worker says what it holds; moves that run meanwhile are left out."""
         moving = set(self._mover.running)
         generations = self._registry.map.generation[:]
-        answers = await self._from_all(self._readings.examine)
+        answers = await self._from_all(self._worker_figures.examine)
         bucket_map = self._registry.map
         moving |= set(self._mover.running)
         moving |= {one for one, generation in enumerate(bucket_map.generation) if generation != generations[one]}

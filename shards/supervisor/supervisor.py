@@ -60,9 +60,9 @@ from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, terminate
-from shards.supervisor.operator_api import Overview
+from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
-from shards.supervisor.worker_figures import Readings
+from shards.supervisor.worker_figures import WorkerFigures
 from shards.system.clock import BillingClock, Clocks, Steering, encode_anchor, restart, stepped_while_away
 from shards.system.host import REAL, Host, address_of, listen_on
 from shards.worker.recover import exit_code_of
@@ -126,8 +126,8 @@ class Supervisor:
         self.workers: dict[int, WorkerState] = {}
         asked = self._on_drained, self._leaves, self._boot_ns
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, *asked)
-        self.readings = Readings()
-        self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
+        self.worker_figures = WorkerFigures()
+        self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures)
         where = settings.data_dir, settings.journal
         self.backups = Backups(self.registry, self.workers, self.mover, *where, self._now_ns)
         self.exit_code = 0
@@ -138,7 +138,7 @@ class Supervisor:
         self._configuration = configuration
         self._stopping = asyncio.Event()
         tell = self._begin, self._on_message, self._on_event
-        self._office = SupervisorPort(host.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
+        self._port = SupervisorPort(host.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[int] = set()  # drained shards that are asked whether they may go
@@ -201,7 +201,7 @@ class Supervisor:
             for shard_id in sorted(self.map.weights):
                 self._add(shard_id, self._direct_port(shard_id))
             for worker in self.workers.values():
-                worker.task = loop.create_task(keep(worker, self._office))
+                worker.task = loop.create_task(keep(worker, self._port))
             self.spawn(self._begin_time())
             await self._stopping.wait()
             await self._stop_workers()
@@ -268,7 +268,7 @@ class Supervisor:
             fresh = [self._add(shard_id, port) for shard_id, port in ports.items()]
             self._tell_shards([record for record in records if record[0] == "weight"])
         for worker in fresh:
-            worker.task = asyncio.get_running_loop().create_task(keep(worker, self._office))
+            worker.task = asyncio.get_running_loop().create_task(keep(worker, self._port))
         self._even_out()
 
     def _tell_shards(self, records: list[list[Any]]) -> None:
@@ -377,7 +377,7 @@ class Supervisor:
             self._changed.set()
             return
         self.backups.on_down(worker.shard_id)
-        self.readings.gone(worker.shard_id)
+        self.worker_figures.gone(worker.shard_id)
         self._changed.set()
         await self.mover.on_worker(worker.shard_id, "down")
         if event == "held":
@@ -435,7 +435,7 @@ class Supervisor:
                 worker.reason = message.text
                 log.error("shard %d: %s", worker.shard_id, message.text)
             case Figures() | Obstacle() | Examined():
-                self.readings.told(message)
+                self.worker_figures.told(message)
             case Payload() | Stored() | Served() | Known() | Unmoved() | Holdup():
                 self.spawn(self.mover.on_message(worker.shard_id, message))
             case FilesHeld() | CutAt():
@@ -471,7 +471,7 @@ class Supervisor:
         log.info("shard %d serves, %d accounts", worker.shard_id, serving.accounts)
 
     async def _answer(self, worker: WorkerState, asked: Ask) -> None:
-        place = self.backups if asked.operation[0] == "backup" else self.overview
+        place = self.backups if asked.operation[0] == "backup" else self.operator_api
         reply = await place.operate(asked.operation)
         if worker.wire is not None:
             worker.wire.send(Answer(asked.number, reply))
@@ -508,7 +508,7 @@ class Supervisor:
         async with self.registry.deciding:
             if one in self.settings.weights or self.map.buckets_of(one) or self.mover.touches(one):
                 return False  # wanted again meanwhile, or a move is not over, behind which it is looked again
-            obstacle = await self.readings.obstacle(worker)
+            obstacle = await self.worker_figures.obstacle(worker)
             if obstacle:
                 if worker.reason != obstacle:
                     log.info("shard %d is drained, and waits: %s", one, obstacle)

@@ -24,7 +24,7 @@ class Worker(Protocol):
     figures: dict[str, Any]
 
 
-class Readings:
+class WorkerFigures:
     """The questions under way."""
 
     def __init__(self) -> None:

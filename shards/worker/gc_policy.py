@@ -22,7 +22,7 @@ from shards.worker.histogram import LAG_NS, Histogram
 FULL_NS_MAX = 5_000_000
 
 
-class Garbage:
+class GcPolicy:
     """Rules the collector of this process, from `hold_off` to `close`. There is one."""
 
     def __init__(self, boot_ns: Callable[[], int], full_ns_max: int = FULL_NS_MAX) -> None:

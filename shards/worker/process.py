@@ -27,7 +27,7 @@ from shards.control import Begin, Failed, Figures, ReadFigures, Serve, Stop, ToW
 from shards.exits import Exit
 from shards.system.host import REAL, Host
 from shards.system.links import Wire
-from shards.worker.gc_policy import Garbage
+from shards.worker.gc_policy import GcPolicy
 from shards.worker.histogram import Pulse
 from shards.worker.hosting import Hosted
 from shards.worker.recover import Stopped, exit_code_of
@@ -36,7 +36,7 @@ from shards.worker.serving import Serving
 from shards.worker.worker import Worker
 
 LEAVE_POLL_S, LEAVE_POLLS = 0.05, 20  # a worker that failed stays for a second until the supervisor has heard why
-SWITCH_INTERVAL_S = 0.0002  # the committer's thread, back from the journal, must not wait 5 ms for a busy loop
+SWITCH_INTERVAL_S = 0.0002  # the journal's thread, back from the journal, must not wait 5 ms for a busy loop
 
 
 class Process:
@@ -47,11 +47,11 @@ class Process:
         control: socket.socket,
         build: Callable[[Begin], Hosted],
         host: Host = REAL,
-        garbage: Garbage | None = None,
+        gc_policy: GcPolicy | None = None,
     ) -> None:
-        """`garbage` where this object has a process to itself."""
+        """`gc_policy` where this object has a process to itself."""
         self._host = host
-        self._garbage = garbage
+        self._gc_policy = gc_policy
         self._control = control
         self._build = build
         self._messages: asyncio.Queue[Begin | Serve | Stop] = asyncio.Queue()
@@ -103,8 +103,8 @@ class Process:
         recovering = self._recovering = Recovering(begin, self._build(begin), self._host, wire.send)
         for message in self._early:
             recovering.on_message(message)
-        if self._garbage is not None:
-            self._garbage.hold_off()
+        if self._gc_policy is not None:
+            self._gc_policy.hold_off()
         try:
             await recovering.run(self._ended)
         except Stopped:
@@ -123,8 +123,8 @@ class Process:
         serving = self._serving = Serving(recovering, executor, self._host, wire, self._fail)
         serving.begin()
         await serving.open(lambda: self._exit_code != 0)
-        if self._garbage is not None:
-            self._garbage.settle()
+        if self._gc_policy is not None:
+            self._gc_policy.settle()
         while not isinstance(await self._messages.get(), Stop):
             continue
         await serving.close()
@@ -151,7 +151,7 @@ class Process:
         pulse = {} if self._pulse is None else self._pulse.figures()
         if self._serving is None or self._serving.closed:
             return pulse
-        collected = {} if self._garbage is None else self._garbage.figures()
+        collected = {} if self._gc_policy is None else self._gc_policy.figures()
         return {**pulse, **collected, **self._serving.figures()}
 
     # -- ends ---------------------------------------------------------------------------------------------------------
@@ -190,4 +190,4 @@ def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
     control = REAL.inherited(control_descriptor)
     control.setblocking(False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Process(control, build, garbage=Garbage(REAL.clocks.boot_ns)).run())
+        return runner.run(Process(control, build, gc_policy=GcPolicy(REAL.clocks.boot_ns)).run())

@@ -255,12 +255,12 @@ class PeerCaller:
             self._staged = []
 
 
-def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, shortage: Backpressure) -> None:
+def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, backpressure: Backpressure) -> None:
     """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)
-        if (shortage.reason and kind == COMMAND) or (shortage.refuses_reads and kind == READ):
-            shortage.refuse(caller, token)
+        if (backpressure.reason and kind == COMMAND) or (backpressure.refuses_reads and kind == READ):
+            backpressure.refuse(caller, token)
         elif kind == COMMAND:
             shard.receive(caller, token, bucket_id, payload, now_ns)
         elif kind == READ:

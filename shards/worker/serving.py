@@ -48,7 +48,7 @@ from shards.worker.recover import check_ownership
 from shards.worker.recovering import Recovering
 from shards.worker.snapshotter import Snapshotter
 from shards.worker.worker import Upward, Worker
-from shards.worker.worker_queries import Inquirer
+from shards.worker.worker_queries import QueryCaller
 
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # NowServing waits a second for the links; a peer that is held never comes
 FAULTS_MAX = 100  # of an examination, told
@@ -83,7 +83,7 @@ class Serving:
         self.closed = False  # nothing changes the shard any more
         self._asked: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
         self._number = 0
-        self._inquirer: Inquirer | None = None  # once the doors are open
+        self._query_caller: QueryCaller | None = None  # once the doors are open
         self._sockets: SocketDirectory | None = None
         self._server: asyncio.AbstractServer | None = None
         self._examining: set[asyncio.Task[None]] = set()
@@ -121,7 +121,7 @@ class Serving:
         worker.halted = has_failed()
         worker.wake()
         application = self._application
-        self._inquirer = Inquirer(self._wire, application.encode, application.surveys, application.query_mode)
+        self._query_caller = QueryCaller(self._wire, application.encode, application.surveys, application.query_mode)
         for _ in range(LINK_POLLS):
             if worker.is_linked():
                 break
@@ -167,8 +167,8 @@ class Serving:
             case ReadObstacle():
                 self._wire.send(Obstacle(message.number, application.obstacle()))
             case Query():
-                if self._inquirer is not None:
-                    self._inquirer.ask(worker, message.number, message.key, message.query)
+                if self._query_caller is not None:
+                    self._query_caller.ask(worker, message.number, message.key, message.query)
             case Examine():
                 task = self._loop.create_task(self._examine(message.number))
                 self._examining.add(task)
@@ -200,7 +200,7 @@ class Serving:
         snapshotter = worker.snapshotter
         return {
             **worker.syncs.figures(),
-            "no_room": worker.shortage.reason,
+            "no_room": worker.backpressure.reason,
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
             "garbage": len(worker.shard.chores),

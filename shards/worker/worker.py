@@ -2,7 +2,7 @@
 
 Its duty, once per turn of the loop (`_pump`) and once per batch that the journal has taken (`_on_synced`):
 
-    1 append   what the shard recorded to the journal           (on the committer's thread)
+    1 append   what the shard recorded to the journal           (on the journal's thread)
     2 sync     it                                               (the same call)
     3 tell     the shard that it is durable
     4 send     the replies and notices that waited for it
@@ -96,7 +96,7 @@ class Worker:
         self._unsynced: list[Reply] = []  # of the batch that is being written
         self._stopping = False
         self.halted = True  # nothing is written, told or answered: doors are not open yet, or the state may be wrong
-        self.shortage = Backpressure(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
+        self.backpressure = Backpressure(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -134,8 +134,8 @@ class Worker:
 
     def _lapse(self) -> None:
         """Another owner may live at this instant: the grant is asked for anew, and nothing is done before it is had."""
-        if not self.shortage.lapsed:
-            self.shortage.lapse()
+        if not self.backpressure.lapsed:
+            self.backpressure.lapse()
             if not self._stopping:
                 self._loop.call_soon(self._on_barrier_time)
 
@@ -152,8 +152,8 @@ class Worker:
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
             now_ns = self._now_ns or self.now_ns()
-            if self.shortage.reason:
-                self.shortage.refuse(caller, token)
+            if self.backpressure.reason:
+                self.backpressure.refuse(caller, token)
             else:
                 self.shard.receive(caller, token, bucket_id, command, now_ns)
         elif owner:
@@ -168,8 +168,8 @@ class Worker:
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
             now_ns = self._now_ns or self.now_ns()
-            if self.shortage.refuses_reads:
-                self.shortage.refuse(caller, token)
+            if self.backpressure.refuses_reads:
+                self.backpressure.refuse(caller, token)
             else:
                 self.shard.read(caller, token, bucket_id, query, now_ns)
         elif owner:
@@ -323,13 +323,13 @@ class Worker:
     def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
         if error is not None:
             if isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
-                self.shortage.stick(error, partial(self._append, ready))
+                self.backpressure.stick(error, partial(self._append, ready))
             else:
                 self.fail(error)
         if error is not None or self.halted:
             return  # halted: what there was to say was said
         self._on_granted()
-        self.shortage.looked()
+        self.backpressure.looked()
         self._writing, self._unsynced = False, []
         self.syncs.end(ready.records)
         self._release(ready)
@@ -346,8 +346,8 @@ class Worker:
 
     def _on_granted(self) -> None:
         """The journal holds a batch or a beat of this epoch: time was granted anew, if it grants any."""
-        if self.shortage.lapsed and self.may_act():
-            self.shortage.granted()
+        if self.backpressure.lapsed and self.may_act():
+            self.backpressure.granted()
             self.application.renewed()
 
     def begin_beats(self) -> None:
@@ -357,7 +357,7 @@ class Worker:
     def _refused(self, ready: Ready) -> Ready:
         """Its reads were made while the grant held, and cannot leave any more: another owner may live by now."""
         for caller, token, _ in ready.replies:
-            caller.refuse(token, Unavailable(self.shard_id, self.shortage.reason, "unknown"))
+            caller.refuse(token, Unavailable(self.shard_id, self.backpressure.reason, "unknown"))
         return ready._replace(replies=[])
 
     def _renew(self, ready: Ready) -> None:
@@ -400,7 +400,7 @@ class Worker:
             return
         if self._writing:  # the commit under way is the proof
             self._await_barrier(self.journal.beat_s)
-        elif self._barrier_due or self.shortage.reason or self.journal.beat_s:  # it makes room, too
+        elif self._barrier_due or self.backpressure.reason or self.journal.beat_s:  # it makes room, too
             self._barrier_due, self._writing = False, True
             self.syncs.begin()
             self.executor.submit(self._on_barrier, self.journal.idle_barrier)
@@ -411,7 +411,7 @@ class Worker:
         elif not isinstance(error, JournalUnavailable):
             self.fail(error)
             return
-        self.shortage.looked()
+        self.backpressure.looked()
         self._await_barrier(self.journal.beat_s)
         self._writing = False
         self.syncs.rest()
@@ -423,7 +423,7 @@ class Worker:
         due_ns = -1 if self._scheduled or self._stopping else self.shard.next_due_ns()
         if due_ns < 0:
             return  # nothing is coming, or the turn that does will see to it
-        if self.shortage.lapsed and due_ns >= self.journal.granted_ns:
+        if self.backpressure.lapsed and due_ns >= self.journal.granted_ns:
             return  # the turn behind the renewal sees to it
         boot_ns = self.clock.boot_of(due_ns)
         if self._alarm.armed_ns < 0 or boot_ns < self._alarm.armed_ns:
@@ -476,7 +476,7 @@ class Worker:
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
         self._now_ns = 0
         try:
-            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.shortage)
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.backpressure)
         except BaseException as error:
             self.fail(error)
             raise
@@ -498,7 +498,7 @@ class Worker:
             if timer is not None:
                 timer.cancel()
         while self._writing or self.shard.has_more() or self._scheduled:
-            self.shortage.check_stop()
+            self.backpressure.check_stop()
             self._idle.clear()
             if not self._writing:
                 self._pump()

@@ -32,7 +32,7 @@ class Asked(Protocol):
         """Answers a question about the whole daemon."""
 
 
-class Inquirer:
+class QueryCaller:
     """Stands for the supervisor among a worker's callers."""
 
     def __init__(

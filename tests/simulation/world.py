@@ -240,7 +240,7 @@ class World:
         """The scrubber of `billing.worker.periodic_checks` would mend timers that are missing; there must be none."""
         for shard_id, application in self.applications.items():
             checks = application._checks
-            if checks is not None and checks._opinion.mismatches:
+            if checks is not None and checks._scrubber.mismatches:
                 self._on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
 
     def _look_at_books(self) -> None:

@@ -45,7 +45,7 @@ class Start(Desk):
         self.machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=True))
         self.machine.create(BUCKET)
         self.now_ns = MACHINE_CLOCKS.wall_ns() - HOUR * COIN  # an hour ago the accounts were made
-        self.holdback = StartupHold(RealDisk(), str(directory), hold_above)
+        self.startup_hold = StartupHold(RealDisk(), str(directory), hold_above)
         made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
         clocks, rng = MACHINE_CLOCKS, random.Random(1)
         self.delivery = Delivery(self.owed, self.report, made, clocks.wall_ns, rng, self.failed, clocks)
@@ -74,7 +74,7 @@ class Start(Desk):
         self.machine.notices.clear()
         self.machine.records.clear()
         self.now_ns = MACHINE_CLOCKS.wall_ns()
-        self.holdback.take_up(self.machine, self.delivery, self.now_ns)
+        self.startup_hold.take_up(self.machine, self.delivery, self.now_ns)
         self.delivery.start()
         self.machine.start(0)
         self.machine.arm(BUCKET)
@@ -91,9 +91,8 @@ class Start(Desk):
         notices = self.machine.notices[:]
         self.machine.notices.clear()
         for kind, _, bucket_id, user_id, seq in notices:
-            if kind == RESTORE or (
-                kind == CUTOFF and not self.holdback.holds_back(self.machine, self.delivery, bucket_id, user_id, seq)
-            ):
+            holds = self.startup_hold.holds_back
+            if kind == RESTORE or (kind == CUTOFF and not holds(self.machine, self.delivery, bucket_id, user_id, seq)):
                 self.delivery.notify(bucket_id, user_id, kind, seq=seq)
 
     def called(self) -> list[tuple[str, str, int]]:
@@ -136,7 +135,7 @@ async def test_what_becomes_durable_later_is_held_released_and_sent_once(tmp_pat
         await start.free(b"free")
         assert start.owed(BUCKET, b"u") is not None
         assert start.delivery.outbox.held == 1
-        assert start.holdback.release(start.machine, start.delivery) == 1
+        assert start.startup_hold.release(start.machine, start.delivery) == 1
         await start.until(lambda: ("/off", "u", 1) in start.called())
         assert start.called() == [("/off", "free", 1), ("/off", "u", 1)]
         await start.until(lambda: len(start.delivery.outbox) == 0)
@@ -150,7 +149,7 @@ async def test_a_release_between_the_instant_and_its_being_durable_counts_it_but
         start.runs_dry(b"u")
         start.serve()
         start.time_passes()
-        assert start.holdback.release(start.machine, start.delivery) == 1
+        assert start.startup_hold.release(start.machine, start.delivery) == 1
         assert len(start.delivery.outbox) == start.delivery.outbox.held, "nothing may go before it is durable"
         start.synced()
         await start.until(lambda: start.called() == [("/off", "u", 1)])
@@ -173,7 +172,7 @@ async def test_a_held_cutoff_that_is_superseded_is_never_sent_and_the_next_one_i
         start.synced()
         await start.until(lambda: ("/off", "again", 2) in start.called())
         assert start.called() == [("/off", "again", 2)]
-        start.holdback.release(start.machine, start.delivery)
+        start.startup_hold.release(start.machine, start.delivery)
         await start.until(lambda: len(start.delivery.outbox) == 0)
         assert start.called() == [("/off", "again", 2)]
 
@@ -189,7 +188,7 @@ async def test_what_the_ledger_names_beyond_the_durable_waits_although_a_release
         assert start.delivery.outbox.held == 1
         start.now(ops.TOP_UP, b"u", 1)
         start.time_passes()  # dry again: seq 2, none of it durable
-        start.holdback.release(start.machine, start.delivery)
+        start.startup_hold.release(start.machine, start.delivery)
         await start.until(lambda: len(start.delivery.outbox) == 0)
         assert start.called() == []
         start.synced()
@@ -208,6 +207,6 @@ async def test_a_restore_owed_from_before_does_not_carry_the_overdue_cutoff_alon
         await start.free(b"free")
         await start.until(lambda: start.delivery.outbox.held == 1)
         assert start.called() == [("/off", "free", 1)]
-        start.holdback.release(start.machine, start.delivery)
+        start.startup_hold.release(start.machine, start.delivery)
         await start.until(lambda: ("/off", "u", 2) in start.called())
         assert ("/on", "u", 1) not in start.called()

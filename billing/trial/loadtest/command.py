@@ -85,10 +85,10 @@ async def loadtest(wish: Wish) -> int:
             interval_ns=max(INTERVAL_NS, int(span_s * 1e9) // INTERVALS),
         )
         watch = await stack.enter_async_context(Watch(target.pid, target.admin))
-        crew = await stack.enter_async_context(Generators(order, wish.processes))
+        generators = await stack.enter_async_context(Generators(order, wish.processes))
         http = await stack.enter_async_context(aiohttp.ClientSession())
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # all else is started: from here on it only watches
-        opened = await crew.open()
+        opened = await generators.open()
         users, of_trace = sum(part["users"] for part in opened), opened[0]["plan"]
         if not users:
             raise click.UsageError("there is no account to put under load")
@@ -98,7 +98,7 @@ async def loadtest(wish: Wish) -> int:
                 f"in {of_trace[3] / 1e9:.0f} s"
             )
         plan = Plan(wish.workload, wish.chaos, of_trace[0] if of_trace else 0, of_trace[3] if of_trace else 0)
-        session = Session(plan, target, crew, watch, http, users, order.interval_ns, display.at)
+        session = Session(plan, target, generators, watch, http, users, order.interval_ns, display.at)
         await session.begin()
         result = _blank(wish, target)
         await _runs(wish, session, result, display)

@@ -75,7 +75,7 @@ class _Member:
 
 
 class Generators:
-    """All generators. `async with Crew(order, processes) as crew`."""
+    """All generators. `async with Generators(order, processes) as generators`."""
 
     def __init__(self, order: Order, processes: int) -> None:
         self._order = order

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -58,7 +59,7 @@ class Session:
         self,
         plan: Plan,
         target: Target,
-        crew: Generators,
+        generators: Generators,
         watch: Watch,
         http: aiohttp.ClientSession,
         users: int,
@@ -69,7 +70,7 @@ class Session:
         self.memory_accounts = 0
         self._plan = plan
         self._target = target
-        self._crew = crew
+        self._generators = generators
         self._watch = watch
         self._reader = ArrivalReader(http, target.receiver, target.cutoff_url)
         self._arrivals: list[Arrival] = []
@@ -105,7 +106,8 @@ class Session:
         before = self._watch.workers_rss_bytes()
         accounts = self._users
         count = 0 if self._plan.trace_steps else accounts
-        parts = await self._crew.step("preload", number, on_progress=lambda done: self._tell("preload", done, count))
+        preload = partial(self._generators.step, "preload", number)
+        parts = await preload(on_progress=lambda done: self._tell("preload", done, count))
         _none_failed(parts, "preload")
         skew_of(parts, self._skew)
         if number == 0 and count >= MEMORY_ACCOUNTS_MIN and before:
@@ -117,7 +119,7 @@ class Session:
         """Aims at instants counted from what billing time will be at the start."""
         boot_ns, wall_ns = MACHINE_CLOCKS.paired()
         billing_ns = wall_ns + start_ns - boot_ns + self._skew.shift_ns
-        parts = await self._crew.step("aim", number, billing_ns)
+        parts = await self._generators.step("aim", number, billing_ns)
         _none_failed(parts, "aiming")
         if MACHINE_CLOCKS.boot_ns() > start_ns or total(parts, "missed"):
             raise GeneratorError("aiming took longer than was left for it: fewer accounts are to run dry, or try again")
@@ -131,7 +133,7 @@ class Session:
         expected = self._plan.trace_steps or int(rate * (warm_ns + span_ns) / SECOND_NS)
         costs = Costs(self._watch, start_ns, start_ns + warm_ns, end_ns)
         driving = asyncio.ensure_future(
-            self._crew.step(
+            self._generators.step(
                 "drive", number, start_ns, rate, on_progress=lambda done: self._tell("load", done, expected)
             )
         )
@@ -168,7 +170,7 @@ class Session:
 
     async def _read(self, number: int, driven: list[dict[str, Any]]) -> Money:
         """Questions about every account, and what the model says of all answers until now."""
-        parts = await self._crew.step(
+        parts = await self._generators.step(
             "read", number, on_progress=lambda done: self._tell("balances", done, self._users)
         )
         return Money(
@@ -187,7 +189,7 @@ class Session:
         quiet_s, wait_s = 0.0, TROUBLED_WAIT_S if self._plan.chaos.disturbs_cutoffs else ARRIVALS_WAIT_S
         boot_ns, wall_ns = MACHINE_CLOCKS.paired()
         since_ns = wall_ns + start_ns - boot_ns + self._skew.shift_ns
-        claims, _ = await self._crew.claims(self._billing_now_ns())
+        claims, _ = await self._generators.claims(self._billing_now_ns())
         while True:
             came = await self._take_arrivals()
             quiet_s = 0.0 if came else quiet_s + ARRIVALS_POLL_S
@@ -197,7 +199,7 @@ class Session:
                 break
             await asyncio.sleep(ARRIVALS_POLL_S)
         await asyncio.sleep(FALSE_WAIT_S)
-        claims, _ = await self._crew.claims(self._billing_now_ns())  # of accounts that ran dry meanwhile, too
+        claims, _ = await self._generators.claims(self._billing_now_ns())  # of accounts that ran dry meanwhile, too
         await asyncio.sleep(FALSE_WAIT_S)
         await self._take_arrivals()
         return judge(claims, self._arrivals, since_ns, is_sick)

@@ -13,9 +13,9 @@ from shards.control import Examine, Examined, Figures, ReadFigures
 from shards.journal import backends
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import WorkerState
-from shards.supervisor.operator_api import Overview
+from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
-from shards.supervisor.worker_figures import Readings
+from shards.supervisor.worker_figures import WorkerFigures
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL
 from shards.system.serial_executor import SerialExecutor
@@ -27,18 +27,18 @@ NOW_NS = 1_727_000_000_000_000_000
 class Wire:
     """A worker's control wire: questions are answered at once, with these figures and what it holds."""
 
-    def __init__(self, readings: Readings, figures: dict[str, Any], held: list[tuple[int, int]]) -> None:
+    def __init__(self, worker_figures: WorkerFigures, figures: dict[str, Any], held: list[tuple[int, int]]) -> None:
         self.figures = figures
         self.held = held
         self.faults: list[str] = []
-        self._readings = readings
+        self._worker_figures = worker_figures
 
     def send(self, message: object) -> None:
         match message:
             case ReadFigures(number):
-                self._readings.told(Figures(number, self.figures))
+                self._worker_figures.told(Figures(number, self.figures))
             case Examine(number):
-                self._readings.told(Examined(number, self.held, self.faults))
+                self._worker_figures.told(Examined(number, self.held, self.faults))
 
 
 class Scene:
@@ -49,14 +49,14 @@ class Scene:
         log = backends.open(settings | {"sync_interval_ns": 1}, REAL)
         self.registry = Registry(str(data_dir), REAL, log, lambda: NOW_NS)
         self.registry.open(BUCKETS, {1: 1, 2: 1})
-        self.readings = Readings()
+        self.worker_figures = WorkerFigures()
         self.wires: dict[int, Wire] = {}
         self.workers = {shard_id: WorkerState(shard_id) for shard_id in (1, 2)}
         for shard_id, worker in self.workers.items():
             worker.state, worker.pid = "serving", 1000 + shard_id
             owned = self.registry.map.ownership_of(shard_id)
             figures = {"accounts": 10 * shard_id, "bucket_accounts": [[one, 5] for one in owned]}
-            wire = self.wires[shard_id] = Wire(self.readings, figures, list(owned.items()))
+            wire = self.wires[shard_id] = Wire(self.worker_figures, figures, list(owned.items()))
             worker.wire = wire  # type: ignore[assignment]
         self.mover = Mover(
             self.registry,
@@ -67,7 +67,7 @@ class Scene:
             lambda shard_id: False,
             MACHINE_CLOCKS.boot_ns,
         )
-        self.overview = Overview(self.registry, self.workers, self.mover, self.readings)
+        self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures)
 
     def wire(self, shard_id: int) -> Wire:
         return self.wires[shard_id]
@@ -111,17 +111,17 @@ async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(s
 
 
 async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
-    assert await scene.overview.operate(("pin_bucket", 2)) == {"bucket_id": 2, "pinned": True}
+    assert await scene.operator_api.operate(("pin_bucket", 2)) == {"bucket_id": 2, "pinned": True}
     rows = await rows_of(scene, "buckets_info")
     assert rows[1]["state"] == "pinned"
-    told = await scene.overview.operate(("explain_move", 2, 2))
+    told = await scene.operator_api.operate(("explain_move", 2, 2))
     assert isinstance(told, dict)
     assert (told["waits_for"], told["whose"]) == ("bucket 2 is pinned to shard 1; unpin it first", "the operator")
-    assert await scene.overview.operate(("move_bucket", 2, 2)) == {
+    assert await scene.operator_api.operate(("move_bucket", 2, 2)) == {
         "refused": "BUCKET_PINNED",
         "message": "bucket 2 is pinned to shard 1; unpin it first",
     }
-    assert await scene.overview.operate(("unpin_bucket", 2)) == {"bucket_id": 2, "pinned": False}
+    assert await scene.operator_api.operate(("unpin_bucket", 2)) == {"bucket_id": 2, "pinned": False}
 
 
 @pytest.mark.parametrize(
@@ -137,22 +137,22 @@ async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(scene: Scene, operation: tuple[Any, ...], name: str) -> None:
-    told = await scene.overview.operate(operation)
+    told = await scene.operator_api.operate(operation)
     assert isinstance(told, dict)
     assert told["refused"] == name
 
 
 async def test_a_move_waits_for_a_shard_that_is_down_and_says_whose_it_is(scene: Scene) -> None:
     scene.workers[2].state = "down"
-    told = await scene.overview.operate(("explain_move", 1, 2))
+    told = await scene.operator_api.operate(("explain_move", 1, 2))
     assert isinstance(told, dict)
     assert (told["waits_for"], told["whose"]) == ("shard 2 is down", "the shard that is down")
 
 
 async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(scene: Scene) -> None:
-    assert await scene.overview.operate(("rebalance", 1)) == {"moves": 0, "steps": []}
+    assert await scene.operator_api.operate(("rebalance", 1)) == {"moves": 0, "steps": []}
     await scene.registry.record(["weight", 1, 0])
-    assert await scene.overview.operate(("rebalance", 1)) == {
+    assert await scene.operator_api.operate(("rebalance", 1)) == {
         "moves": 2,
         "steps": [
             {"bucket_id": 2, "shard_id": 1, "to_shard_id": 2},
@@ -164,7 +164,7 @@ async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(scene: S
 
 
 async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -> None:
-    assert await scene.overview.operate(("check_owners",)) == {
+    assert await scene.operator_api.operate(("check_owners",)) == {
         "buckets": BUCKETS,
         "moving": 0,
         "shards": 2,
@@ -173,7 +173,7 @@ async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -
     scene.wire(1).held = [(1, 1)]  # it lost bucket 2
     scene.wire(2).held = [*scene.wire(2).held, (1, 1)]  # and the other one has bucket 1, too
     scene.wire(2).faults = ["bucket 4: account u: its lines do not add up"]
-    told = await scene.overview.operate(("check_owners",))
+    told = await scene.operator_api.operate(("check_owners",))
     assert isinstance(told, dict)
     assert len(told["faults"]) == 3
     assert told["faults"][0] == "shard 2: bucket 4: account u: its lines do not add up"
@@ -181,11 +181,11 @@ async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -
 
 async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(scene: Scene) -> None:
     scene.workers[2].wire, scene.workers[2].state = None, "down"
-    told = await scene.overview.operate(("check_owners",))
+    told = await scene.operator_api.operate(("check_owners",))
     assert told == {"buckets": 2, "moving": 0, "shards": 2, "faults": ["shard 2 does not answer: down"]}
 
 
 async def rows_of(scene: Scene, question: str) -> list[dict[str, Any]]:
-    told = await scene.overview.operate((question,))
+    told = await scene.operator_api.operate((question,))
     assert isinstance(told, list)
     return told

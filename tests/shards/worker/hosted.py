@@ -202,7 +202,7 @@ class WorkerScene:
 
     async def answered_or_short(self, caller: Caller, count: int) -> None:
         """So many requests were answered, or changes are refused for want of room."""
-        await self.until(lambda: len(caller.heard) >= count or bool(self.worker.shortage.reason))
+        await self.until(lambda: len(caller.heard) >= count or bool(self.worker.backpressure.reason))
 
     async def turn(self) -> None:
         """One turn of the loop."""

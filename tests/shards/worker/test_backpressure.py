@@ -29,74 +29,74 @@ def full_rig() -> tuple[Rig, Any, Backpressure, list[str]]:
     rig = Rig(segment_bytes=65_536)
     journal = rig.opened()
     rig.medium.capacity_bytes = rig.medium.used_bytes()
-    shortage = Backpressure(SHARD, journal, lambda: asked.append("look"), lambda: asked.append("snapshot"), 0.001)
-    return rig, journal, shortage, asked
+    backpressure = Backpressure(SHARD, journal, lambda: asked.append("look"), lambda: asked.append("snapshot"), 0.001)
+    return rig, journal, backpressure, asked
 
 
 async def test_commands_are_refused_before_an_append_could_fail_and_no_longer_than_need_be() -> None:
-    rig, journal, shortage, _ = full_rig()
-    while not shortage.reason:
+    rig, journal, backpressure, _ = full_rig()
+    while not backpressure.reason:
         fill(journal, 1, 300)  # raises Unavailable where it would come too late
-        shortage.looked()
+        backpressure.looked()
     client = Client()
-    shortage.refuse(client, 5)
-    assert client.refusals == [(5, Refusal(SHARD, shortage.reason, "no"))]
-    assert "the disk is full" in shortage.reason
+    backpressure.refuse(client, 5)
+    assert client.refusals == [(5, Refusal(SHARD, backpressure.reason, "no"))]
+    assert "the disk is full" in backpressure.reason
     assert fill(journal, 20, 300), "what time causes still has room"
     rig.medium.capacity_bytes = None
     journal.idle_barrier()
-    shortage.looked()
-    assert shortage.reason == ""
+    backpressure.looked()
+    assert backpressure.reason == ""
 
 
 async def test_it_looks_again_and_begins_one_snapshot_for_each_state_of_the_log() -> None:
-    _, journal, shortage, asked = full_rig()
-    while not shortage.reason:
+    _, journal, backpressure, asked = full_rig()
+    while not backpressure.reason:
         fill(journal, 1, 300)
-        shortage.looked()
+        backpressure.looked()
     for _ in range(3):
         asked_before = len(asked)
         while len(asked) == asked_before:
             await asyncio.sleep(0.001)
-        shortage.looked()
+        backpressure.looked()
     assert asked == ["snapshot", "look", "look", "look"]
 
 
 async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_orderly() -> None:
-    _, _, shortage, asked = full_rig()
-    shortage.check_stop()
-    shortage.stick(Unavailable("no room for beginning a new segment"), lambda: asked.append("append"))
-    assert shortage.stuck
-    assert "no room for beginning" in shortage.reason
+    _, _, backpressure, asked = full_rig()
+    backpressure.check_stop()
+    backpressure.stick(Unavailable("no room for beginning a new segment"), lambda: asked.append("append"))
+    assert backpressure.stuck
+    assert "no room for beginning" in backpressure.reason
     with pytest.raises(Unavailable):
-        shortage.check_stop()
+        backpressure.check_stop()
     while "append" not in asked:
         await asyncio.sleep(0.001)
-    shortage.looked()
-    assert not shortage.stuck
+    backpressure.looked()
+    assert not backpressure.stuck
 
 
 async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewed() -> None:
-    shortage = Backpressure(SHARD, Rig().opened(), lambda: None, lambda: None)
-    assert (shortage.reason, shortage.refuses_reads) == ("", False)
-    shortage.lapse()
-    assert "grant" in shortage.reason
-    assert shortage.refuses_reads
-    shortage.looked()
-    assert "grant" in shortage.reason, "an append that was looked at says nothing about the grant"
-    shortage.granted()
-    assert (shortage.reason, shortage.refuses_reads) == ("", False)
+    backpressure = Backpressure(SHARD, Rig().opened(), lambda: None, lambda: None)
+    assert (backpressure.reason, backpressure.refuses_reads) == ("", False)
+    backpressure.lapse()
+    assert "grant" in backpressure.reason
+    assert backpressure.refuses_reads
+    backpressure.looked()
+    assert "grant" in backpressure.reason, "an append that was looked at says nothing about the grant"
+    backpressure.granted()
+    assert (backpressure.reason, backpressure.refuses_reads) == ("", False)
 
 
 async def test_a_lack_of_room_outlives_a_grant_that_was_renewed() -> None:
-    rig, journal, shortage, _ = full_rig()
-    shortage.lapse()
-    while "disk" not in shortage.reason:
+    rig, journal, backpressure, _ = full_rig()
+    backpressure.lapse()
+    while "disk" not in backpressure.reason:
         fill(journal, 1, 300)
-        shortage.looked()
-    shortage.granted()
-    assert "the disk is full" in shortage.reason
+        backpressure.looked()
+    backpressure.granted()
+    assert "the disk is full" in backpressure.reason
     rig.medium.capacity_bytes = None
     journal.idle_barrier()
-    shortage.looked()
-    assert shortage.reason == ""
+    backpressure.looked()
+    assert backpressure.reason == ""

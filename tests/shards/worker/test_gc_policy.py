@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from shards.system.clock import MACHINE_CLOCKS
-from shards.worker.gc_policy import Garbage
+from shards.worker.gc_policy import GcPolicy
 
 
 @pytest.fixture
-def garbage() -> Iterator[Garbage]:
+def gc_policy() -> Iterator[GcPolicy]:
     """The collector's rule, which is given up afterwards."""
-    rule = Garbage(MACHINE_CLOCKS.boot_ns, full_ns_max=-1)
+    rule = GcPolicy(MACHINE_CLOCKS.boot_ns, full_ns_max=-1)
     yield rule
     rule.close()
 
@@ -27,42 +27,42 @@ def is_walked(thing: object) -> bool:
     return any(one is thing for one in gc.get_objects())
 
 
-def test_nothing_is_collected_before_it_settles(garbage: Garbage) -> None:
-    garbage.hold_off()
+def test_nothing_is_collected_before_it_settles(gc_policy: GcPolicy) -> None:
+    gc_policy.hold_off()
     assert not gc.isenabled()
-    garbage.settle()
+    gc_policy.settle()
     assert gc.isenabled()
 
 
-def test_what_stands_is_not_walked_and_what_comes_later_is(garbage: Garbage) -> None:
+def test_what_stands_is_not_walked_and_what_comes_later_is(gc_policy: GcPolicy) -> None:
     held: list[object] = [[] for _ in range(10)]
-    garbage.settle()
+    gc_policy.settle()
     later: list[object] = []
     assert not is_walked(held)
     assert is_walked(later)
 
 
-def test_frozen_things_are_freed_when_nobody_refers_to_them(garbage: Garbage) -> None:
+def test_frozen_things_are_freed_when_nobody_refers_to_them(gc_policy: GcPolicy) -> None:
     held = [Thing()]
-    garbage.settle()
+    gc_policy.settle()
     found = weakref.ref(held[0])
     assert not is_walked(held[0])
     held.clear()
     assert found() is None
 
 
-def test_survivors_of_a_long_full_collection_are_not_walked_again(garbage: Garbage) -> None:
-    garbage.settle()
+def test_survivors_of_a_long_full_collection_are_not_walked_again(gc_policy: GcPolicy) -> None:
+    gc_policy.settle()
     later: list[object] = []
     gc.collect(1)
     assert is_walked(later)
     gc.collect()
     assert not is_walked(later)
-    assert garbage.figures()["gc_pauses"] == 2
+    assert gc_policy.figures()["gc_pauses"] == 2
 
 
 def test_short_full_collections_freeze_nothing() -> None:
-    rule = Garbage(MACHINE_CLOCKS.boot_ns, full_ns_max=10**18)
+    rule = GcPolicy(MACHINE_CLOCKS.boot_ns, full_ns_max=10**18)
     rule.settle()
     try:
         later: list[object] = []

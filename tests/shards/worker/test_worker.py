@@ -121,7 +121,7 @@ async def test_without_room_changes_are_refused_and_reads_are_not(data_dir: Path
     await scene.until(lambda: bool(caller.heard))
     scene.disk.is_full = True
     taken = 0
-    while not scene.worker.shortage.reason:
+    while not scene.worker.backpressure.reason:
         taken += 1
         scene.ask(caller, taken, 1, ("add", "x" * 60_000, 1))
         await scene.answered_or_short(caller, 1 + taken)
@@ -131,7 +131,7 @@ async def test_without_room_changes_are_refused_and_reads_are_not(data_dir: Path
     assert isinstance(refusal, Unavailable)
     assert refusal.applied == "no"
     scene.disk.is_full = False
-    await scene.until(lambda: not scene.worker.shortage.reason)
+    await scene.until(lambda: not scene.worker.backpressure.reason)
     scene.ask(caller, "taken", 1, ("add", "x", 5))
     await scene.until(lambda: ("taken", 10) in caller.heard)
     await scene.stop()
