@@ -4,7 +4,7 @@ A journal (unsynced, so that the disk's speed is not what is measured) is append
 entries a second, in batches of 10 ms, for accounts drawn uniformly; the projector is the real process, its file on
 the real disk, commits and checkpoints in it. Before the clock starts every account has an entry, and `--before`
 entries more are there, so the file has its size. Then the same journal is read again by a history that has nothing:
-that is the speed of catching up. The floor is the plain insertion of such rows at the end of one table, with nothing
+that is the speed of catching up. The floor is the plain insertion of such pages at the end of one table, with nothing
 else around.
 
     python -m benchmarks.history --accounts 100000 --rate 50000 --seconds 20
@@ -33,7 +33,8 @@ import uvloop
 
 from billing.follower.link import Limits
 from billing.history.link import HistoryLink
-from billing.history.projection import COLUMNS, Group, project
+from billing.history.page import pages_of
+from billing.history.projection import Group, project
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIXED, FORMAT
 from billing.ledger.money import NANO
@@ -157,7 +158,7 @@ async def page_ms(link: HistoryLink, user: bytes, limit: int) -> float:
 
 
 def floor_us(path: Path, entries: Entries) -> dict[str, float]:
-    """Reading the entries' bytes alone, and inserting their rows at the end of one table alone; CPU per entry."""
+    """Reading the entries' bytes alone, and inserting them as pages at the end of one table alone; CPU per entry."""
     payloads = [entries.batch(500) for _ in range(400)]
     places: dict[bytes, list[int]] = {}
 
@@ -171,13 +172,11 @@ def floor_us(path: Path, entries: Entries) -> dict[str, float]:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    names = [column.name for column in COLUMNS[1:]]
-    db.execute(f"CREATE TABLE rows (seq INTEGER PRIMARY KEY, {', '.join(names)})")
+    db.execute("CREATE TABLE pages (first INTEGER PRIMARY KEY, count, checksum, body)")
     before = time.process_time()
-    for start in range(0, seq, 12_500):
-        db.execute("BEGIN")
-        db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * len(COLUMNS))})", group.rows[start : start + 12_500])
-        db.execute("COMMIT")
+    db.execute("BEGIN")
+    db.executemany("INSERT INTO pages VALUES (?, ?, ?, ?)", pages_of(group.part, 1))
+    db.execute("COMMIT")
     insert_s = time.process_time() - before
     db.close()
     return {"decode_us": round(decode_s / seq * 1e6, 2), "insert_us": round(insert_s / seq * 1e6, 2)}

@@ -1,10 +1,11 @@
 """The history, held against the journal: every row is its entry, none is missing, and the rows add up to the balances.
 
 A file `history/shard-N.sqlite` has a row for each entry with an entry_id that shard N's journal ever held, from batch
-`begins` to batch `position`, in their order (see `billing.history.store`; read here with SQL of its own). So rows and
-entries are walked side by side: from the first batch that the journal still has, each row must be the next entry. What
-is older than the journal is held against itself: each row carries a CRC-32 of its columns as MessagePack, and what an
-account's rows say, one after the other, must add up. What the file itself says it has lost is noted, and is no fault.
+`begins` to batch `position`, in their order (see `billing.history.store` and `billing.history.page`; read here with SQL
+and code of its own). A row is the entry's record itself, so rows and entries are walked side by side: from the first
+batch that the journal still has, each row must be the next entry, to the last field. What is older than the journal is
+held against itself: each page carries a checksum, and what an account's rows say, one after the other, must add up.
+What the file itself says it has lost is noted, and is no fault.
 Where `history.keep_days` cut an account's rows, its opening has the rate lines behind the first row that is left: they
 must sum to that row's rate, and statements that begin with them must say what the entries say (`statements`).
 
@@ -22,6 +23,8 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgpack
+from crc32c import crc32c
+from zstandard import ZstdDecompressor, ZstdError
 
 from billing.doctor.entry import (
     CAPTURE,
@@ -45,17 +48,20 @@ from billing.doctor.statements import Statements
 from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
-VERSION: Final = 4
-OLDER: Final = (1, 2, 3)
+VERSION: Final = 5
+OLDER_VERSIONS: Final = (1, 2, 3, 4)
 MARK_EVERY: Final = 64
 _ENTRY, _LEAVE = 1, 3
 
-_NAMES: Final = (
-    "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
-    "flags", "frac", "rate", "value", "resource", "actor", "rare",
+_PAGE = struct.Struct("<QI")  # first and count, as the checksum has them
+_LENGTH_BYTES: Final = 4
+_ENVELOPE_BYTES: Final = 7  # kind u8, bucket u16, generation u32
+_OLDER_ROW: Final = 0  # in the place of the kind: a row of an older version of the file
+_HEADS_A_CHUNK: Final = 128
+_HEADS = struct.Struct(f"<{_HEADS_A_CHUNK}Q")
+UNREADABLE: Final = (  # what damaged bytes lead to
+    sqlite3.Error, TypeError, ValueError, KeyError, OverflowError, IndexError, struct.error, ZstdError, Garbled,
 )  # fmt: skip
-_RARE = struct.Struct("<qqq")  # credit limit and holds in nanos, fraction of the amount
-UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # what damaged bytes lead to
 
 
 Departure = tuple[int, int]  # bucket id, generation
@@ -76,8 +82,29 @@ def shown(entry: Entry) -> tuple[int, int, int]:
     return after - before, (entry.balance - entry.amount + entry.accrued) // UNIT - before, after
 
 
-def kept(entry: Entry) -> tuple[object, ...]:
-    """What a row keeps beside that, in the order of its columns."""
+class Row(NamedTuple):
+    """A row as it stands in a page. `kept`: flags, fraction of the balance, rate, value and resource, as `Statements`
+    takes them; flags is None in a row of an older version that did not keep them.
+    """
+
+    seq: int
+    older: int
+    user_id: bytes
+    entry_id: int
+    at_ns: int
+    operation: int
+    amount: int  # nanos
+    accrued: int  # nanos
+    balance: int  # nanos
+    message: bytes
+    request_id: bytes
+    kept: tuple[Any, ...]
+    limits: tuple[int, int, int]  # credit limit and holds in nanos, fraction of the amount
+    entry: Entry | None  # None of a row of an older version
+
+
+def kept(entry: Entry) -> tuple[Any, ...]:
+    """What `Row.kept` is of an entry."""
     value, resource = None, None
     if entry.op in (SET_RATE, CHANGE_RATE, LEASE_EXPIRED):
         resource = entry.key
@@ -89,11 +116,42 @@ def kept(entry: Entry) -> tuple[object, ...]:
         value = entry.a
     elif entry.op == THRESHOLD and not entry.a:
         value = entry.b
-    rare = entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT
-    return (
-        entry.flags, entry.balance % UNIT, entry.rate, value, resource, entry.actor or None,
-        _RARE.pack(*rare) if any(rare) else None,
-    )  # fmt: skip
+    return entry.flags, entry.balance % UNIT, entry.rate, value, resource
+
+
+def read_row(seq: int, older: int, record: bytes) -> Row:
+    """The row of a record. Raises what damaged bytes lead to (`UNREADABLE`)."""
+    if int.from_bytes(record[:_LENGTH_BYTES], "little") != len(record) - _LENGTH_BYTES:
+        raise ValueError(f"row {seq} is not as long as it says")
+    if record[_LENGTH_BYTES] == _ENTRY:
+        entry = read_entry(record[_LENGTH_BYTES + _ENVELOPE_BYTES :])
+        return Row(
+            seq, older, entry.user_id, entry.entry_id, entry.at_ns, entry.op, *shown(entry), entry.message,
+            entry.request_id, kept(entry), (entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT), entry,
+        )  # fmt: skip
+    if record[_LENGTH_BYTES] != _OLDER_ROW:
+        raise ValueError(f"row {seq} is of the unknown kind {record[_LENGTH_BYTES]}")
+    user_id, *facts = msgpack.unpackb(record[_LENGTH_BYTES + 1 :])
+    numbers, (message, request_id, *known, _, limit, holds, amount_frac) = facts[:6], facts[6:]
+    if not all(isinstance(number, int) for number in numbers) or not isinstance(user_id, bytes):
+        raise ValueError(f"row {seq} has values of other types than were written")
+    rest = message, request_id, tuple(known), (limit, holds, amount_frac), None
+    return Row._make((seq, older, user_id, *numbers, *rest))
+
+
+def read_page(first: int, count: int, checksum: int, packed: bytes) -> list[Row]:
+    """The rows of a page that are not deleted. Raises what damaged bytes lead to (`UNREADABLE`)."""
+    if crc32c(packed, crc32c(_PAGE.pack(first, count))) != checksum:
+        raise ValueError(f"the page of the rows from {first} on is not what was written")
+    body = ZstdDecompressor().decompress(packed)
+    olders = struct.unpack_from(f"<{count}Q", body)
+    starts = struct.unpack_from(f"<{count}I", body, 8 * count)
+    records = body[12 * count :]
+    ends = (*starts[1:], len(records))
+    return [
+        read_row(first + at, olders[at], records[starts[at] : ends[at]])
+        for at in range(count) if starts[at] != ends[at]
+    ]  # fmt: skip
 
 
 def path_of(data_dir: str, shard: int) -> str:
@@ -191,12 +249,13 @@ class HistoryFile:
         self._report = report
         self._is_retired = is_retired
         _, self.begins, self.position = db.execute("SELECT shard, begins, position FROM about").fetchone()
-        self._users: dict[int, bytes] = {}
+        self._users: dict[int, bytes] = {}  # by number
         for number, user_id in db.execute("SELECT number, user_id FROM users"):
             if isinstance(user_id, bytes):
                 self._users[number] = user_id
             else:
                 self._fault(f"the id of user {number} is {user_id!r}", b"")
+        self._numbers = {user_id: number for number, user_id in self._users.items()}
         self._losses = [text for (text,) in db.execute("SELECT text FROM losses")]
         self._cut_ns = max((at_ns for (at_ns,) in db.execute("SELECT at_ns FROM cuts")), default=0)
         if self._cut_ns:
@@ -206,15 +265,13 @@ class HistoryFile:
             report.note(f"{path}: {text}")
         chains.has_losses = chains.has_losses or bool(self._losses)
         self._openings = self._read_openings()
-        columns = [name for _, name, *_ in db.execute("PRAGMA table_info(entries)")]
-        self._at = [columns.index(name) for name in _NAMES]
-        self._checksum_at = columns.index("checksum")
         self._lost = False  # rows and entries no longer go together
-        self._rows = iter(db.execute("SELECT * FROM entries ORDER BY seq"))
-        self._row: tuple[Any, ...] | None = None  # the one at hand, not looked at yet
+        self._pages = iter(db.execute("SELECT first, count, checksum, packed FROM pages ORDER BY first"))
+        self._page: list[Row] = []  # what is left of the page at hand, the next row last
+        self._row: Row | None = None  # the one at hand, not looked at yet
         self._next()
-        self._newest: dict[int, int] = {}  # number of a user -> seq of the newest row looked at
-        self._open: dict[int, Run] = {}  # number of a user -> the run that goes on
+        self._newest: dict[bytes, int] = {}  # user_id -> seq of the newest row looked at
+        self._open: dict[bytes, Run] = {}  # user_id -> the run that goes on
         self._left: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
         self._seq = 0
         self._aligned = False
@@ -232,20 +289,18 @@ class HistoryFile:
     # -- rows -------------------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        """Takes the next row to hand: None at the end, and where a row is not what was written; then that is told."""
+        """Takes the next row to hand: None at the end, and where a page is not what was written; then that is told."""
         self._row = None
         try:
-            row = next(self._rows, None)
-            if row is None:
-                return
-            columns = (*row[: self._checksum_at], *row[self._checksum_at + 1 :])
-            if zlib.crc32(msgpack.packb(columns)) != row[self._checksum_at]:
-                self._unreadable(f"row {row[0]} is not what was written")
-                return
+            while not self._page:
+                page = next(self._pages, None)
+                if page is None:
+                    return
+                self._page = read_page(*page)[::-1]
         except UNREADABLE as error:
-            self._unreadable(f"a row cannot be read: {error}")
+            self._unreadable(f"a page cannot be read: {error}")
             return
-        self._row = tuple(row[at] for at in self._at)
+        self._row = self._page.pop()
 
     def _unreadable(self, text: str) -> None:
         self._lost = True
@@ -254,42 +309,44 @@ class HistoryFile:
     def _pass_row(self) -> None:
         """Holds the row at hand against the account's row before, and goes on to the next."""
         assert self._row is not None
-        seq, older, number, entry_id, at_ns, _, amount, accrued, balance, _, _, *more = self._row
+        row = self._row
+        seq, user_id = row.seq, row.user_id
         self._next()
         self._report.count("history", "rows")
         last_seq, self._seq = self._seq, seq
-        user_id = self._users.get(number)
-        if user_id is None:
-            self._fault(f"row {seq} is of nobody", b"")
+        number = self._numbers.get(user_id)
+        if number is None:
+            self._fault(f"row {seq} is of nobody", user_id)
             return
         if seq != last_seq + 1 and not self._losses and not self._cut_ns:
             self._fault(f"after row {last_seq} comes row {seq}", user_id)
-        if older != self._newest.get(number, 0) and not (self._cut_ns and number not in self._newest):
-            self._fault(f"row {seq} goes back to row {older}, not to {self._newest.get(number, 0)}", user_id)
-        self._newest[number] = seq
-        if not entry_id % MARK_EVERY and not self._is_marked(number, entry_id, seq):
-            self._fault(f"row {seq} of entry {entry_id} is not marked", user_id)
-        flags, frac, rate, value, resource, _, rare = more
+        if row.older != self._newest.get(user_id, 0) and not (self._cut_ns and user_id not in self._newest):
+            self._fault(f"row {seq} goes back to row {row.older}, not to {self._newest.get(user_id, 0)}", user_id)
+        self._newest[user_id] = seq
+        if not row.entry_id % MARK_EVERY and not self._is_marked(number, row.entry_id, seq):
+            self._fault(f"row {seq} of entry {row.entry_id} is not marked", user_id)
         if number in self._openings:
-            self._pass_opening(number, user_id, entry_id, seq, rate)
-        told = entry_id, at_ns, amount, balance, flags, frac, rate, value, resource
-        self._chains.statements.row(user_id, told, _RARE.unpack(rare) if rare else (0, 0, 0))
-        before = balance - amount + (accrued if accrued >= 0 else accrued + 2**64)
-        run = self._open.get(number)
-        if run is not None and entry_id == run.last_id + 1:
+            self._pass_opening(number, row)
+        told = row.entry_id, row.at_ns, row.amount, row.balance, *row.kept
+        self._chains.statements.row(user_id, told, row.limits)
+        before = row.balance - row.amount + row.accrued
+        run = self._open.get(user_id)
+        if run is not None and row.entry_id == run.last_id + 1:
             if before != run.balance:
-                self._fault(f"entry {entry_id} begins with {before} nanos, after {run.balance}", user_id)
-            self._open[number] = run._replace(last_id=entry_id, balance=balance)
+                self._fault(f"entry {row.entry_id} begins with {before} nanos, after {run.balance}", user_id)
+            self._open[user_id] = run._replace(last_id=row.entry_id, balance=row.balance)
             return
         if run is not None:
-            if entry_id <= run.last_id:
-                self._fault(f"entry {entry_id} comes after entry {run.last_id}", user_id)
+            if row.entry_id <= run.last_id:
+                self._fault(f"entry {row.entry_id} comes after entry {run.last_id}", user_id)
             self._chains.add(user_id, run)
-        self._open[number] = Run(entry_id, before, entry_id, balance)
+        self._open[user_id] = Run(row.entry_id, before, row.entry_id, row.balance)
 
-    def _pass_opening(self, number: int, user_id: bytes, entry_id: int, seq: int, rate: int | None) -> None:
+    def _pass_opening(self, number: int, row: Row) -> None:
         """Holds the opening of an account against the first of its rows that is left, where that is the one at hand."""
         opening_id, opening_seq, lines = self._openings[number]
+        _, _, user_id, entry_id, *_ = row
+        seq, rate = row.seq, row.kept[2]
         if seq < opening_seq:
             return  # a pass that deletes has not come so far
         del self._openings[number]
@@ -339,7 +396,7 @@ class HistoryFile:
     def _is_of(self, entry: Entry) -> bool:
         """Whether the row at hand is that of an entry."""
         row = self._row
-        return row is not None and row[3] == entry.entry_id and self._users.get(row[2]) == entry.user_id
+        return row is not None and (row.entry_id, row.user_id) == (entry.entry_id, entry.user_id)
 
     def _align(self, batch: Batch, entry: Entry) -> None:
         """Goes to the row of the first entry that the journal still has."""
@@ -347,31 +404,27 @@ class HistoryFile:
         if batch.position == self.begins and not self._cut_ns:
             return
         while self._row is not None:
-            if self._users.get(self._row[2]) == entry.user_id and self._row[3] >= entry.entry_id:
+            if self._row.user_id == entry.user_id and self._row.entry_id >= entry.entry_id:
                 break
             self._pass_row()
-        if self._row is None or self._row[3] != entry.entry_id:
+        if self._row is None or self._row.entry_id != entry.entry_id:
             self._lost = True
             self._fault(f"no row of entry {entry.entry_id}, which is in batch {batch.position}", entry.user_id)
 
-    def _compare(self, batch: Batch, entry: Entry, row: tuple[Any, ...]) -> None:
-        seq, _, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id, *more = row
-        user_id = self._users.get(number, b"")
-        told = (
-            user_id, entry_id, at_ns, operation, amount, accrued if accrued >= 0 else accrued + 2**64, balance,
-            message or b"", request_id or b"",
-        )  # fmt: skip
-        expected = (
-            entry.user_id, entry.entry_id, entry.at_ns, entry.op, *shown(entry), entry.message, entry.request_id
-        )  # fmt: skip
+    def _compare(self, batch: Batch, entry: Entry, row: Row) -> None:
         self._report.count("history", "rows compared")
+        told: tuple[object, ...] = row[2:11] if row.entry is None else row.entry
+        expected: tuple[object, ...] = entry
+        if row.entry is None:  # an older version of the file kept this of it
+            expected = (
+                entry.user_id, entry.entry_id, entry.at_ns, entry.op, *shown(entry), entry.message, entry.request_id
+            )  # fmt: skip
         if told != expected:
-            self._fault(f"row {seq} says {told}, its entry in batch {batch.position} {expected}", entry.user_id)
-            self._lost = (user_id, entry_id) != (entry.user_id, entry.entry_id)
-        elif more[0] is not None and tuple(more) != kept(entry):  # else it is older than these columns
             self._fault(
-                f"row {seq} keeps {tuple(more)}, its entry in batch {batch.position} {kept(entry)}", entry.user_id
+                f"row {row.seq} says {tuple(told)}, its entry in batch {batch.position} {tuple(expected)}",
+                entry.user_id,
             )
+            self._lost = (row.user_id, row.entry_id) != (entry.user_id, entry.entry_id)
 
     def _compare_departures(self, first: int) -> None:
         """From the departures of a bucket others know that this file has all of a former time."""
@@ -385,6 +438,16 @@ class HistoryFile:
         for departure, position in departures.items():  # written with all batches behind those of the group before
             if max((one for one in groups if one < position), default=-1) >= first - 1:
                 self._fault("bucket {} did not depart at generation {}".format(*departure), b"")
+
+    def _compare_heads(self) -> None:
+        """Where the chain of each account begins."""
+        told = dict(self._db.execute("SELECT chunk, newest FROM heads"))
+        for number, user_id in self._users.items():
+            chunk, place = divmod(number, _HEADS_A_CHUNK)
+            newest = _HEADS.unpack(told[chunk])[place] if chunk in told else 0
+            if newest != self._newest.get(user_id, 0):
+                text = f"its newest row is said to be {newest}, and is {self._newest.get(user_id, 0)}"
+                self._fault(text, user_id)
 
     def end(self, first: int, head: int) -> None:
         """The journal holds the batches `first` to `head`, and all of them were taken."""
@@ -412,20 +475,15 @@ class HistoryFile:
             self._fault(text, b"")
         else:
             if self._aligned and not self._lost and self._row is not None:
-                self._fault(
-                    f"row {self._row[0]} and those after it are of no entry", self._users.get(self._row[2], b"")
-                )
+                self._fault(f"row {self._row.seq} and those after it are of no entry", self._row.user_id)
             while self._row is not None:
                 self._pass_row()
             self._compare_departures(first)
             for number in self._openings if not self._lost and not self._losses else ():
                 self._fault("there is an opening and no row that it opens", self._users.get(number, b""))
-            for number, newest in self._db.execute("SELECT number, newest FROM heads"):
-                if newest != self._newest.get(number, 0):
-                    text = f"its newest row is said to be {newest}, and is {self._newest.get(number, 0)}"
-                    self._fault(text, self._users.get(number, b""))
-        for number, run in self._open.items():
-            self._chains.add(self._users.get(number, b""), run)
+            self._compare_heads()
+        for user_id, run in self._open.items():
+            self._chains.add(user_id, run)
         self._chains.from_first = self._chains.from_first and self.begins == 1
 
     def _fault(self, text: str, user_id: bytes) -> None:
@@ -445,7 +503,7 @@ def open_history(
             db.execute("PRAGMA application_id").fetchone()[0],
             db.execute("PRAGMA user_version").fetchone()[0],
         )
-        if made_by[0] == APPLICATION_ID and made_by[1] in OLDER:
+        if made_by[0] == APPLICATION_ID and made_by[1] in OLDER_VERSIONS:
             report.note(f"{path} is of version {made_by[1]}, and is converted at the next start")
             report.not_checked("history", f"shard {shard}: its file is of version {made_by[1]}")
             chains.is_behind = True

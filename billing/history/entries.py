@@ -24,17 +24,11 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from billing.follower.store import Damaged
 from billing.history.cursor import NoCursor, Place, decode, encode
-from billing.history.history_reader import HistoryReader, Row, Shown, as_map, rows_of
-from billing.history.store import NAMES, checksum_of
+from billing.history.history_reader import HistoryReader, Shown, as_map, rows_of
+from billing.history.page import Row
+from billing.history.store import SEQ, Pages
 from billing.ledger.entry import text
-
-_SEQ, _OLDER, _ENTRY_ID, _AT_NS = (NAMES.index(name) for name in ("seq", "older", "entry_id", "at_ns"))
-_FOLLOWING: Final = f"""
-    SELECT {", ".join("e." + name for name in (*NAMES, "checksum"))}, u.user_id, o.entry_id
-    FROM entries AS e LEFT JOIN users AS u USING (number) LEFT JOIN entries AS o ON o.seq = e.older
-    WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq"""
 
 Dbs = Mapping[int, sqlite3.Connection]  # by shard
 Bounds = Mapping[int, int]  # shard -> the last sequence that is taken
@@ -58,7 +52,6 @@ class _Head(NamedTuple):
     """The next row of a file, and what it stays back for."""
 
     row: Row
-    user_id: bytes
     needs: tuple[int, int] | None  # (shard, sequence) of the row that goes before it
 
 
@@ -68,7 +61,8 @@ class _File:
     def __init__(self, db: sqlite3.Connection, sequence: int, bound: int) -> None:
         self.head: _Head | None = None
         self.has_ended = False
-        self.rows = db.execute(_FOLLOWING, (sequence, bound))
+        self.rows = Pages(db).following(sequence, bound)
+        self.older = Pages(db)
 
 
 def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_written: bool) -> Feed:
@@ -86,11 +80,7 @@ def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_
             places[shard] = Place(_identity(db), 0)
     ends = {shard: bounds[shard] if shard in bounds else _newest(db) for shard, db in dbs.items()}
     files = {shard: _File(db, places[shard].sequence, ends[shard]) for shard, db in dbs.items()}
-    try:
-        rows, waits = _merged(dbs, files, places, limit, all_written)
-    finally:
-        for file in files.values():
-            file.rows.close()  # an open one would stand in the way of a checkpoint
+    rows, waits = _merged(dbs, files, places, limit, all_written)
     return Feed(rows, waits, ends)
 
 
@@ -112,15 +102,15 @@ def _merged(
             if needed == NOWHERE:
                 waits = True
             elif places[needed].sequence >= sequence:
-                ready.append((file.head.row[_AT_NS], shard))
+                ready.append((file.head.row.at_ns, shard))
         if not ready:
             break
         _, shard = min(ready)
         head = files[shard].head
         assert head is not None
         files[shard].head = None
-        places[shard] = Place(places[shard].identity, head.row[_SEQ])
-        rows.append({"cursor": encode(places), "user_id": text(head.user_id), **as_map(head.row)})
+        places[shard] = Place(places[shard].identity, head.row.seq)
+        rows.append({"cursor": encode(places), "user_id": text(head.row.user_id), **as_map(head.row)})
     return rows, waits
 
 
@@ -129,26 +119,26 @@ NOWHERE: Final = -1  # in the place of a shard: the row is in no file
 
 def _next(dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
     """The next row of a file; None behind the last."""
-    found = next(file.rows, None)
-    if found is None:
+    row = next(file.rows, None)
+    if row is None:
         return None
-    *columns, checksum, user_id, older_id = found
-    row = tuple(columns)
-    if user_id is None or checksum != checksum_of(row):
-        raise Damaged(f"row {row[0]} of shard {shard} is not what was written")
-    before_id = row[_ENTRY_ID] - 1
-    if before_id in (0, older_id) or (row[_OLDER] and older_id is None):  # that one was here, and is deleted
-        return _Head(row, user_id, None)
+    before_id = row.entry_id - 1
+    if not before_id or row.generation == 1:  # a bucket of the first generation was never elsewhere
+        return _Head(row, None)
+    if row.older:
+        older = file.older.row(row.older)
+        if older is None or older.entry_id == before_id:  # else it was here, and is deleted
+            return _Head(row, None)
     for other, db in dbs.items():
         if other != shard:
-            _, rows = rows_of(db, user_id, before_id + 1, 1)
-            if rows and rows[0][_ENTRY_ID] == before_id:
-                return _Head(row, user_id, (other, rows[0][_SEQ]))
-    return _Head(row, user_id, None if all_written else (NOWHERE, 0))
+            _, rows = rows_of(db, row.user_id, row.entry_id, 1)
+            if rows and rows[0].entry_id == before_id:
+                return _Head(row, (other, rows[0].seq))
+    return _Head(row, None if all_written else (NOWHERE, 0))
 
 
 def _newest(db: sqlite3.Connection) -> int:
-    newest: int = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()[0]
+    newest: int = db.execute(SEQ).fetchone()[0]
     return newest
 
 

@@ -12,7 +12,8 @@ deleted them, its operation is `opening`. Whether they may only be late
 is known from the departures: ownership passed from generation to generation, one at a time, so once the departures of
 all generations before the present one are in the files, so is every row made under them (`missing`).
 
-Every row that is read is held against its checksum, its account and its neighbours; what does not hold is `Damaged`.
+Every row that is read is held against its page's checksum, its account and its neighbours; what does not hold is
+`Damaged`.
 
 It only reads. A file of another shard is opened when it is first seen, and let go when its name stands for another
 file.
@@ -25,9 +26,11 @@ from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from billing.follower.store import Damaged, connect, shard_files
+from billing.history.accounts import place_of
 from billing.history.openings import Opening, openings_of
+from billing.history.page import Row
 from billing.history.projection import MARK_EVERY
-from billing.history.store import KIND, NAMES, PLACE, checksum_of
+from billing.history.store import KIND, Pages
 from billing.ledger import commands as ops
 from billing.ledger.entry import TIME, text
 from shards.system.disk import Disk
@@ -37,22 +40,10 @@ OPENING: Final = "opening"  # and of one that stands for rows which `history.kee
 
 EVERYWHERE: Final = 2  # a generation of which rows may stand in any file
 
-_COLUMNS: Final = ", ".join((*NAMES, "checksum"))
-_CHAIN: Final = f"""
-    WITH RECURSIVE chain({_COLUMNS}) AS (
-        SELECT {_COLUMNS} FROM entries WHERE seq = ?
-        UNION ALL
-        SELECT {", ".join("e." + name for name in (*NAMES, "checksum"))}
-        FROM chain JOIN entries AS e ON e.seq = chain.older)
-    SELECT {_COLUMNS} FROM chain"""
 _FROM_MARK: Final = "SELECT seq FROM marks WHERE number = ? AND entry_id >= ? ORDER BY entry_id LIMIT 1"
 _LAST_MARK: Final = "SELECT coalesce(max(entry_id), 0) FROM marks WHERE number = ?"
-_MARKED: Final = """
-    SELECT marks.entry_id, marks.seq, entries.at_ns FROM marks JOIN entries USING (seq)
-    WHERE marks.number = ? AND marks.entry_id >= ? ORDER BY marks.entry_id LIMIT 1"""
-_NUMBER, _ENTRY_ID, _AT_NS = NAMES.index("number"), NAMES.index("entry_id"), NAMES.index("at_ns")
+_MARKED: Final = "SELECT entry_id, seq FROM marks WHERE number = ? AND entry_id >= ? ORDER BY entry_id LIMIT 1"
 
-Row = tuple[Any, ...]  # in the order of `projection.COLUMNS`
 Shown = dict[str, Any]  # a row as `history` answers it
 
 
@@ -69,7 +60,7 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
 
     Walks at most `projection.MARK_EVERY` rows beside those it returns.
     """
-    found = db.execute(PLACE, (user_id,)).fetchone()
+    found = place_of(db, user_id)
     if found is None:
         return None, []
     number, newest = found
@@ -77,15 +68,11 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
     above: Row | None = None
     rows: list[Row] = []
     last_id = None
-    for found in db.execute(_CHAIN, (newest if mark is None else mark[0],)):
-        row = found[:-1]
-        entry_id = row[_ENTRY_ID]
-        if found[-1] != checksum_of(row):
-            raise Damaged(f"row {row[0]} is not what was written")
-        if row[_NUMBER] != number or (last_id is not None and entry_id >= last_id):
-            raise Damaged(f"row {row[0]} is not of the account whose rows led to it")
-        last_id = entry_id
-        if entry_id >= before:
+    for row in Pages(db).chain(newest if mark is None else mark[0]):
+        if row.user_id != user_id or (last_id is not None and row.entry_id >= last_id):
+            raise Damaged(f"row {row.seq} is not of the account whose rows led to it")
+        last_id = row.entry_id
+        if last_id >= before:
             above = row
         elif len(rows) < limit:
             rows.append(row)
@@ -102,27 +89,27 @@ def newest_id_before(db: sqlite3.Connection, user_id: bytes, at_ns: int) -> int:
     Halves the marks, and then walks from the first one that is not before the instant: about as many rows as lie
     between two marks.
     """
-    found = db.execute(PLACE, (user_id,)).fetchone()
+    found = place_of(db, user_id)
     if found is None:
         return 0
     number, newest = found
     start, low, high = newest, 0, db.execute(_LAST_MARK, (number,)).fetchone()[0] // MARK_EVERY
+    pages = Pages(db)
     while low <= high:
         middle = (low + high) // 2
         mark = db.execute(_MARKED, (number, middle * MARK_EVERY)).fetchone()
-        if mark is None:
+        marked = None if mark is None else pages.row(mark[1])
+        if marked is None:
             break
-        entry_id, seq, mark_ns = mark
-        if mark_ns >= at_ns:
-            start, high = seq, middle - 1
+        if marked.at_ns >= at_ns:
+            start, high = marked.seq, middle - 1
         else:
-            low = entry_id // MARK_EVERY + 1
-    for found in db.execute(_CHAIN, (start,)):
-        row = found[:-1]
-        if found[-1] != checksum_of(row) or row[_NUMBER] != number:
-            raise Damaged(f"row {row[0]} is not what was written")
-        if row[_AT_NS] < at_ns:
-            return int(row[_ENTRY_ID])
+            low = marked.entry_id // MARK_EVERY + 1
+    for row in pages.chain(start):
+        if row.user_id != user_id:
+            raise Damaged(f"row {row.seq} is not of the account whose rows led to it")
+        if row.at_ns < at_ns:
+            return row.entry_id
     return 0
 
 
@@ -130,26 +117,22 @@ def as_map(row: Row) -> Shown:
     """The row as `history` answers it; the same as `entry.history_row` makes of the entry. Of a row that an older
     version of the file had, rates and actor are not known: None.
     """
-    (
-        _, _, _, entry_id, at_ns, operation, amount, accrued, balance, message, request_id,
-        flags, _, rate, value, resource, actor, _,
-    ) = row  # fmt: skip
-    is_rate = operation in ops.OF_LINES
+    is_rate = row.operation in ops.OF_LINES
     return {
-        "entry_id": entry_id,
-        "at_ns": at_ns,
-        "operation": ops.NAMES[operation],
-        "amount_nanos": amount,
-        "accrued_nanos": accrued if accrued >= 0 else accrued + (1 << 64),
-        "balance_before_nanos": balance - amount,
-        "balance_after_nanos": balance,
-        "message": text(message) if message else "",
-        "request_id": text(request_id) if request_id else None,
-        "resource": text(resource) if resource is not None else None,
-        "line_rate_nanos_per_hour": value if is_rate else None,
-        "rate_nanos_per_hour": rate,
-        "value_nanos": None if is_rate else value,
-        "actor": TIME if operation in ops.BY_TIME else None if flags is None else text(actor or b""),
+        "entry_id": row.entry_id,
+        "at_ns": row.at_ns,
+        "operation": ops.NAMES[row.operation],
+        "amount_nanos": row.amount,
+        "accrued_nanos": row.accrued,
+        "balance_before_nanos": row.balance - row.amount,
+        "balance_after_nanos": row.balance,
+        "message": text(row.message),
+        "request_id": text(row.request_id) if row.request_id else None,
+        "resource": text(row.resource) if row.resource is not None else None,
+        "line_rate_nanos_per_hour": row.value if is_rate else None,
+        "rate_nanos_per_hour": row.rate,
+        "value_nanos": None if is_rate else row.value,
+        "actor": TIME if row.operation in ops.BY_TIME else None if row.flags is None else text(row.actor),
     }
 
 
@@ -286,8 +269,8 @@ class HistoryReader:
             above, found = rows_of(db, user_id, before, limit)
             rows += found
             aboves += [] if above is None else [above]
-        rows.sort(reverse=True, key=lambda row: row[_ENTRY_ID])
-        return min(aboves, key=lambda row: row[_ENTRY_ID], default=None), rows[:limit]
+        rows.sort(reverse=True, key=lambda row: row.entry_id)
+        return min(aboves, key=lambda row: row.entry_id, default=None), rows[:limit]
 
     def newest_id_before(self, generation: int, user_id: bytes, at_ns: int) -> int:
         """The entry_id of the account's newest row before an instant; 0 where there is none. Raises as `history`."""

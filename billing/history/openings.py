@@ -48,6 +48,12 @@ def put(db: sqlite3.Connection, number: int, entry_id: int, seq: int, lines: Lin
     db.execute(_PUT, (number, entry_id, seq, packed, crc32(_encode((number, entry_id, seq, packed)))))
 
 
+def copy(db: sqlite3.Connection, row: tuple[Any, ...], number: int) -> None:
+    """Writes a row of the table of another file, where the account has this number."""
+    columns = number, *row[1:4]
+    db.execute(_PUT, (*columns, crc32(_encode(columns))))
+
+
 def is_sound(row: tuple[Any, ...]) -> bool:
     """Whether a row of the table is what was written."""
     *columns, checksum = row

@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any, Final, NamedTuple
 
-from billing.history.history_reader import HistoryReader, Row, as_map
+from billing.history.history_reader import HistoryReader, as_map
 from billing.history.openings import Opening
+from billing.history.page import Row
 from billing.history.period import (
     MISSING,
     NOTHING,
@@ -33,7 +34,6 @@ from billing.history.period import (
     missing,
     room_of,
 )
-from billing.history.projection import RARE
 from billing.ledger import commands as ops
 from billing.ledger.entry import ACCRUING, EXHAUSTED, text
 from billing.ledger.money import INT64_MAX, NANO
@@ -73,21 +73,19 @@ class TooLong(Exception):
 
 def point_of(row: Row) -> Point:
     """An account from this row on."""
-    (
-        _, _, _, entry_id, at_ns, operation, amount, _, balance, _, _,
-        flags, frac, rate, value, resource, _, rare,
-    ) = row  # fmt: skip
-    name = ops.NAMES[operation]
-    if flags is None or frac is None or rate is None:
-        return Point(entry_id, at_ns, name, amount * NANO, balance * NANO, None, 0, is_exact=False)
-    limit, holds, amount_frac = RARE.unpack(rare) if rare else (0, 0, 0)
-    exactly = balance * NANO + frac
+    name, frac = ops.NAMES[row.operation], row.frac
+    if row.flags is None or frac is None or row.rate is None:
+        return Point(
+            row.entry_id, row.at_ns, name, row.amount * NANO, row.balance * NANO, None, 0, is_exact=False
+        )  # fmt: skip
+    exactly = row.balance * NANO + frac
+    exhausted, accruing = bool(row.flags & EXHAUSTED), bool(row.flags & ACCRUING)
     return Point(
-        entry_id, at_ns, name,
-        (amount - (frac < amount_frac)) * NANO + amount_frac,  # as `projection` shows it
-        exactly, rate,
-        room_of(exactly, limit, holds, exhausted=bool(flags & EXHAUSTED), accruing=bool(flags & ACCRUING)),
-        resource, value if resource is not None else None,
+        row.entry_id, row.at_ns, name,
+        (row.amount - (frac < row.amount_frac)) * NANO + row.amount_frac,  # as `page.row_of` shows it
+        exactly, row.rate,
+        room_of(exactly, row.credit_limit, row.holds, exhausted=exhausted, accruing=accruing),
+        row.resource, row.value if row.resource is not None else None,
     )  # fmt: skip
 
 
@@ -123,7 +121,7 @@ class Chain:
         """Those with these entry_ids, oldest first; at most `PAGE_ROWS` of them may lie between."""
         count = last_id - first_id + 1
         found = self._reader.rows(self._generation, self._user_id, last_id + 1, count)[1]
-        return [row for row in reversed(found) if row[3] >= first_id]
+        return [row for row in reversed(found) if row.entry_id >= first_id]
 
     def point_at(self, entry_id: int) -> Point:
         """The point of a row, NOTHING for 0."""
@@ -332,6 +330,5 @@ def _standing_of(chain: Chain, former: Point) -> tuple[int | None, int | None, s
     rows = chain.rows(former.entry_id, former.entry_id)
     if not rows or former.rate is None:
         return None, None, None
-    *_, flags, _, _, _, _, _, rare = rows[0]
-    limit, holds, _ = RARE.unpack(rare) if rare else (0, 0, 0)
-    return limit, holds, "exhausted" if flags & EXHAUSTED else "active"
+    is_exhausted = bool((rows[0].flags or 0) & EXHAUSTED)
+    return rows[0].credit_limit, rows[0].holds, "exhausted" if is_exhausted else "active"

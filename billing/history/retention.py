@@ -22,25 +22,25 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 from billing.follower.store import StoreError, code_of, reason_of
+from billing.history.accounts import place_of
 from billing.history.history_reader import EVERYWHERE, HistoryReader
+from billing.history.page import Row
 from billing.history.period import Lines
 from billing.history.period_reader import Chain, Standing
 from billing.history.projection import MARK_EVERY
-from billing.history.store import Store
+from billing.history.store import Pages, Store
 from shards.exits import Exit
 
 SLICE_ROWS: Final = 5_000
 SLICE_OPENINGS: Final = 200
 DAY_NS: Final = 86_400 * 10**9
-_OLD: Final = "SELECT seq, number, entry_id, at_ns, older FROM entries WHERE seq > ? ORDER BY seq LIMIT ?"
 _OPENED: Final = "SELECT seq FROM openings WHERE number = ?"
-_USER: Final = "SELECT user_id FROM users WHERE number = ?"
 
-Old = tuple[int, int, int, int, int]
+Kept = dict[bytes, tuple[int, int]]  # user_id -> (seq, entry_id) of its newest row before the limit
 
 
 class Postponed(Exception):
@@ -51,35 +51,38 @@ def prune(store: Store, reader: HistoryReader, limit_ns: int) -> Iterator[None]:
     """Deletes what may go for the limit; yields between slices, before which what the store was handed is committed.
     `reader`: of all files, through the store's connection. Raises Postponed, and what the store raises.
     """
-    kept: dict[int, tuple[int, int]] = {}  # number of an account -> (seq, entry_id) of its newest row before the limit
+    kept: Kept = {}
     end = 0
-    for rows in _slices(store.db, limit_ns):
-        for seq, number, entry_id, _, older in rows:
-            if older:
-                kept[number] = seq, entry_id
-            end = seq
+    for rows in _slices(store, store.seq):
+        old = list(takewhile(lambda row: row.at_ns < limit_ns, rows))
+        for row in old:
+            if row.older:
+                kept[row.user_id] = row.seq, row.entry_id
+            end = row.seq
         yield
+        if len(old) < len(rows):
+            break
     yield from _open(store, reader, kept)
-    at = 0
-    while at < end:
+    for rows in _slices(store, end):
         store.flush()
-        rows = store.db.execute(_OLD, (at, SLICE_ROWS)).fetchall()
-        gone = [row for row in rows if row[0] <= end and row[0] < kept.get(row[1], (0, 0))[0]]
+        gone = [row for row in rows if row.seq < kept.get(row.user_id, (0, 0))[0]]
         if gone:
-            marks = [(number, entry_id) for _, number, entry_id, _, _ in gone if not entry_id % MARK_EVERY]
-            store.delete([row[0] for row in gone], marks, limit_ns)
-        at = rows[-1][0] if rows else end
+            marks = [(row.user_id, row.entry_id) for row in gone if not row.entry_id % MARK_EVERY]
+            store.delete([row.seq for row in gone], marks, limit_ns)
         yield
 
 
-def _open(store: Store, reader: HistoryReader, kept: dict[int, tuple[int, int]]) -> Iterator[None]:
+def _open(store: Store, reader: HistoryReader, kept: Kept) -> Iterator[None]:
     """Writes the openings of the rows before which something will be deleted."""
     left = iter(kept.items())
     while some := list(islice(left, SLICE_OPENINGS)):
         found = []
-        for number, (seq, entry_id) in some:
+        for user_id, (seq, entry_id) in some:
+            place = place_of(store.db, user_id)
+            assert place is not None, "an account of which a row was just read"
+            number = place[0]
             if store.db.execute(_OPENED, (number,)).fetchone() != (seq,):
-                lines = yield from _lines(store, reader, number, entry_id)
+                lines = yield from _lines(reader, user_id, entry_id)
                 found.append((number, entry_id, seq, lines))
         store.flush()
         if found:
@@ -87,9 +90,8 @@ def _open(store: Store, reader: HistoryReader, kept: dict[int, tuple[int, int]])
         yield
 
 
-def _lines(store: Store, reader: HistoryReader, number: int, entry_id: int) -> Generator[None, None, Lines]:
+def _lines(reader: HistoryReader, user_id: bytes, entry_id: int) -> Generator[None, None, Lines]:
     """The rate lines of an account behind one of its rows."""
-    (user_id,) = store.db.execute(_USER, (number,)).fetchone()
     chain = Chain(reader, EVERYWHERE, user_id, Standing())
     try:
         return (yield from chain.lines_at(chain.point_at(entry_id)))
@@ -99,12 +101,9 @@ def _lines(store: Store, reader: HistoryReader, number: int, entry_id: int) -> G
         raise Postponed(reason_of(error)) from error
 
 
-def _slices(db: sqlite3.Connection, limit_ns: int) -> Iterator[list[Old]]:
-    """The rows before the limit, in the order of the journal: up to the first one behind it."""
+def _slices(store: Store, end: int) -> Iterator[list[Row]]:
+    """The rows up to `end`, in the order of the journal; each slice is read when it is asked for."""
     at = 0
-    while rows := db.execute(_OLD, (at, SLICE_ROWS)).fetchall():
-        before = next((index for index, row in enumerate(rows) if row[3] >= limit_ns), len(rows))
-        yield rows[:before]
-        if before < len(rows):
-            return
-        at = rows[-1][0]
+    while rows := list(islice(Pages(store.db).following(at, end), SLICE_ROWS)):
+        yield rows
+        at = rows[-1].seq

@@ -1,7 +1,8 @@
 """Makes a new history file of what is good in another one: a damaged copy, or a file of an older version.
 
-A row is good where its checksum says so (rows of version 1 have none, and are taken as they are) and its user is known.
-Good rows keep their seq, so that what is missing between them stays visible; the chains and marks are worked out anew.
+A row is good where the checksum of its page says so, or, in an older version, its own (version 1 had none: its rows are
+taken as they are) and its user is known. Good rows keep their seq, so that what is missing between them stays visible;
+users, chains and marks are worked out anew.
 
 Where the journal reaches back to the end of a transaction of the damaged file, the rows behind that are left to the
 journal, which makes them again: only what is damaged before that is lost.
@@ -13,20 +14,39 @@ behind it: by steps that double, then back by halves, to the first key that can 
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from billing.follower.store import Damaged, Kind, connect
-from billing.history.openings import is_sound
-from billing.history.projection import COLUMNS, MARK_EVERY
+from billing.history import openings
+from billing.history.accounts import USERS_MAX, Accounts, place_of
+from billing.history.page import PAGE_ROWS, Page, Part, pages_of, record_of_older_row
+from billing.history.projection import MARK_EVERY
 
 AT_ONCE: Final = 1_000
 KEY_MAX: Final = 2**62
+# The columns of a row of versions 2 to 4, in their order; version 1 had those up to request_id.
+OLDER_COLUMNS: Final = (
+    "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
+    "flags", "frac", "rate", "value", "resource", "actor", "rare",
+)  # fmt: skip
+
+RARE: Final = struct.Struct("<qqq")  # credit limit and holds in nanos, fraction of the amount
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Good(NamedTuple):
+    """A row that is taken over."""
+
+    seq: int
+    user_id: bytes
+    entry_id: int
+    record: bytes
 
 
 def salvage(db: sqlite3.Connection, source: str, shard: int, first: int, kind: Kind) -> str:
@@ -35,12 +55,12 @@ def salvage(db: sqlite3.Connection, source: str, shard: int, first: int, kind: K
     """
     old = connect(source, kind, versions=(kind.version, *kind.older))
     try:
-        return _salvage(db, old, shard, first)
+        return _salvage(db, old, shard, first, kind)
     finally:
         old.close()
 
 
-def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first: int) -> str:
+def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first: int, kind: Kind) -> str:
     groups = _plain(old, "SELECT position, seq FROM groups")
     about = _plain(old, "SELECT begins, position FROM about")
     begins, position = about[0] if about else (1, max(groups)[0] if groups else -1)
@@ -50,32 +70,19 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     reached = [group for group in groups if group[0] >= first - 1]
     if reached:
         position, seq_max = min(reached)
-    names = {name for _, name, *_ in _plain(old, "PRAGMA table_info(entries)")}
-    has_checksum = "checksum" in names
-    taken = [column.name if column.name in names else "NULL" for column in COLUMNS]
-    selected = ", ".join([*taken, "checksum" if has_checksum else "NULL"])
-    users: dict[int, bytes] = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
-    newest: dict[int, int] = {}
     cut = max((seq for seq, _ in _plain(old, "SELECT seq, at_ns FROM cuts")), default=0)  # deleted up to there
-    kept = bad = 0
-    last = 0
-    for *row, checksum in _by_key(old, f"SELECT {selected} FROM entries", "seq"):
-        if row[0] > seq_max:
+    is_older = old.execute("PRAGMA user_version").fetchone() != (kind.version,)
+    writer = _Writer(db)
+    last = lost = 0
+    for good in _older_rows(old) if is_older else _rows(old):
+        if good.seq > seq_max:
             break
-        if row[2] not in users or (has_checksum and checksum != crc32(_encode(row))):
-            bad += 1
-            continue
-        bad += max(0, row[0] - max(last, cut) - 1)
-        last = row[0]
-        fresh = _relinked(row, names, newest)
-        db.execute(
-            f"INSERT INTO entries VALUES ({', '.join('?' * (len(COLUMNS) + 1))})", (*fresh, crc32(_encode(fresh)))
-        )
-        if not fresh[3] % MARK_EVERY:
-            db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (fresh[2], fresh[3], fresh[0]))
-        kept += 1
-    db.executemany("INSERT INTO users VALUES (?, ?)", [(number, users[number]) for number in newest])
-    db.executemany("INSERT INTO heads VALUES (?, ?)", newest.items())
+        lost += max(0, good.seq - max(last, cut) - 1)
+        last = good.seq
+        writer.take(good)
+    writer.finish()
+    if reached:
+        lost += max(0, seq_max - max(last, cut))
     for departure in _plain(old, "SELECT bucket_id, generation, position FROM departures"):
         db.execute("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", departure)
     rows = [(slot, *group) for slot, group in enumerate(sorted(one for one in groups if one[0] <= position))]
@@ -86,23 +93,84 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
         if table in tables:
             db.executemany(f"INSERT INTO {table} VALUES (?, ?)", _plain(old, f"SELECT {columns} FROM {table}"))
     if "openings" in tables:
-        sound = [row for row in _plain(old, f"SELECT * FROM openings WHERE seq <= {seq_max}") if is_sound(row)]
-        db.executemany("INSERT INTO openings VALUES (?, ?, ?, ?, ?)", sound)
-    text = f"{kept} good rows up to batch {position}; {bad} are lost"
-    if bad:
+        users = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
+        for row in _plain(old, f"SELECT * FROM openings WHERE seq <= {seq_max}"):
+            if openings.is_sound(row) and (place := place_of(db, users.get(row[0], b""))) is not None:
+                openings.copy(db, row, place[0])
+    text = f"{writer.kept} good rows up to batch {position}; {lost} are lost"
+    if lost:
         db.execute("INSERT INTO losses VALUES (?, ?)", (position, text))
     return text
 
 
-def _relinked(row: list[Any], names: set[str], newest: dict[int, int]) -> tuple[Any, ...]:
-    """A row in its account's new chain, with what an older version of it had not."""
-    fresh: list[Any] = [
-        value if column.name in names else column.absent for value, column in zip(row, COLUMNS, strict=True)
-    ]
-    number = fresh[2]
-    fresh[1] = newest.get(number, 0)
-    newest[number] = fresh[0]
-    return tuple(fresh)
+class _Writer:
+    """Writes rows that rise by their seq: pages, chains, marks, users."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._part = Part()
+        self._first = 1  # seq of the first row in the part
+        self._accounts = Accounts(db)
+        self.kept = 0
+
+    def take(self, good: _Good) -> None:
+        """The next row."""
+        count = len(self._part.starts)
+        if count == PAGE_ROWS or good.seq != self._first + count:
+            self._write_page()
+            self._first = good.seq
+        number, older = self._accounts.advance(good.user_id, good.seq)
+        self._part.add(older, good.record)
+        if not good.entry_id % MARK_EVERY:
+            mark = number, good.entry_id, good.seq
+            self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", mark)
+        self.kept += 1
+
+    def _write_page(self) -> None:
+        self._db.executemany("INSERT INTO pages VALUES (?, ?, ?, ?)", pages_of(self._part, self._first))
+        self._part = Part()
+        if len(self._accounts.numbers) > USERS_MAX:
+            self._accounts.write()
+
+    def finish(self) -> None:
+        """The last page, and the ends of the chains."""
+        self._write_page()
+        self._accounts.write()
+
+
+def _rows(old: sqlite3.Connection) -> Iterator[_Good]:
+    """The good rows of a file of the present version."""
+    for found in _by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
+        try:
+            if (sound := Page._make(found)).is_sound:
+                page = sound.open()
+                for row, record in zip(page.rows(), filter(None, page.records()), strict=True):
+                    yield _Good(row.seq, row.user_id, row.entry_id, record)
+        except (TypeError, OverflowError, struct.error):  # a value of another type than was written
+            continue
+
+
+def _older_rows(old: sqlite3.Connection) -> Iterator[_Good]:
+    """The good rows of a file of an older version, as records."""
+    names = {name for _, name, *_ in _plain(old, "PRAGMA table_info(entries)")}
+    has_checksum = "checksum" in names
+    taken = [name if name in names else "NULL" for name in OLDER_COLUMNS]
+    selected = ", ".join([*taken, "checksum" if has_checksum else "NULL"])
+    users: dict[int, bytes] = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
+    for *row, checksum in _by_key(old, f"SELECT {selected} FROM entries", "seq"):
+        seq, _, number, entry_id, *fields, rare = row
+        if number in users and not (has_checksum and checksum != crc32(_encode(row))):
+            limits = RARE.unpack(rare) if rare else (0, 0, 0)
+            record = record_of_older_row((users[number], entry_id, *_shown(fields), *limits))
+            yield _Good(seq, users[number], entry_id, record)
+
+
+def _shown(fields: list[Any]) -> list[Any]:
+    """Columns from at_ns to actor as a row has them now."""
+    at_ns, operation, amount, accrued, balance, message, request_id, *known, actor = fields
+    if accrued < 0:  # it was two's complement
+        accrued += 1 << 64
+    return [at_ns, operation, amount, accrued, balance, message or b"", request_id or b"", *known, actor or b""]
 
 
 def _plain(db: sqlite3.Connection, query: str) -> list[Any]:

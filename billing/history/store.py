@@ -2,8 +2,8 @@
 
     about       one row: shard, position (last batch that is in it; -1: not settled), begins (first batch it is made of)
     users       number, user_id
-    heads       number of a user, newest (seq of the newest row)
-    entries     the rows, in the order of the journal: the columns of `projection.COLUMNS`, and a checksum of them
+    heads       the newest row of each user: see `accounts`
+    pages       the rows, in the order of the journal, some dozens at a time: see `page`
     marks       (number, entry_id) -> seq, for every `MARK_EVERY`th entry
     departures  (bucket_id, generation) that this shard gave away, and the position at the end of its transaction
     groups      (position, seq) at the end of the last `GROUPS_KEPT` transactions: where it can be cut back to
@@ -22,48 +22,60 @@ accepts that loss (a weaker `journal.sync` after the loss of power; the operator
 that the journal knows, and a copy of what it was is kept beside it. Rows that are cut back may have been read, and
 others will have their numbers: so the file gets another identity.
 
-**Rows prove themselves.** `checksum` is a CRC-32 of a row's columns as MessagePack. Whoever reads a row checks it.
+**Pages prove themselves.** Each carries a checksum, which whoever reads it checks.
 
 Why a chain, in the order of the journal: kept together by user, 50,000 entries a second of users at random dirty 50,000
-pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry costs 2.5 µs of SQLite this way,
-6 to 9 with an index over (user, entry_id), 11 to 14 clustered by it, and those two grow with the file.
+of SQLite's pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry as a row of its own
+costs 2.5 µs of SQLite this way, 6 to 9 with an index over (user, entry_id), 11 to 14 clustered by it, and those two
+grow with the file. Why pages of records: taking apart an entry that the worker has just put together, binding eighteen
+columns and packing them again is most of what a row of its own costs, and few rows are ever asked for.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from itertools import islice
-from typing import Any, Final
-from zlib import crc32
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Final
 
-import msgspec
-
-from billing.follower.store import Ahead, FollowerStore, Kind, file_of, keep_copy, lost_batches, make, make_of, opened
+from billing.follower.store import (
+    Ahead,
+    Damaged,
+    FollowerStore,
+    Kind,
+    file_of,
+    keep_copy,
+    lost_batches,
+    make,
+    make_of,
+    opened,
+)
 from billing.history import openings
+from billing.history.accounts import USERS_MAX, Accounts
 from billing.history.cursor import IDENTITY_BYTES
+from billing.history.page import PAGE_ROWS, OpenPage, Page, Part, Row, pages_of
 from billing.history.period import Lines
-from billing.history.projection import COLUMNS, Group, Place, project
+from billing.history.projection import Group, project
 from billing.history.salvage import salvage
 from shards.system.disk import Disk
 
-__all__ = ["KIND", "PLACE", "Store", "checksum_of", "file_of", "open_store"]
+__all__ = ["KIND", "Pages", "Store", "file_of", "open_store"]
 
-PLACES_MAX: Final = 250_000  # accounts whose place is remembered; of others it is looked up
 GROUPS_KEPT: Final = 4096
-INSERT_ROWS: Final = 1_000  # rows go into the open transaction by so many
+INSERT_ROWS: Final = 32 * PAGE_ROWS  # rows go into the open transaction by so many
 
-NAMES: Final = tuple(column.name for column in COLUMNS)
 KIND: Final = Kind(
     "history",
     application_id=0x42484953,  # "BHIS"
-    version=4,
-    older=(1, 2, 3),
+    version=5,
+    older=(1, 2, 3, 4),
     schema=(
         "CREATE TABLE about (shard INTEGER NOT NULL, position INTEGER NOT NULL, begins INTEGER NOT NULL)",
         "CREATE TABLE users (number INTEGER PRIMARY KEY, user_id BLOB NOT NULL UNIQUE)",
-        "CREATE TABLE heads (number INTEGER PRIMARY KEY, newest INTEGER NOT NULL)",
-        f"CREATE TABLE entries ({', '.join(f'{column.name} {column.sql}' for column in COLUMNS)}, checksum INTEGER)",
+        "CREATE TABLE heads (chunk INTEGER PRIMARY KEY, newest BLOB NOT NULL)",
+        """CREATE TABLE pages (
+            first INTEGER PRIMARY KEY, count INTEGER NOT NULL, checksum INTEGER NOT NULL,
+            packed BLOB NOT NULL)""",
         """CREATE TABLE marks (
             number INTEGER NOT NULL, entry_id INTEGER NOT NULL, seq INTEGER NOT NULL,
             PRIMARY KEY (number, entry_id)) WITHOUT ROWID""",
@@ -77,28 +89,77 @@ KIND: Final = Kind(
         openings.TABLE,
     ),
 )
-PLACE: Final = "SELECT number, newest FROM users JOIN heads USING (number) WHERE user_id = ?"
-_UPDATE_HEADS: Final = "INSERT OR REPLACE INTO heads SELECT number, max(seq) FROM entries WHERE seq > ? GROUP BY number"
-INSERT_ENTRY: Final = f"INSERT INTO entries VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
+SEQ: Final = "SELECT coalesce(max(first + count - 1), 0) FROM (SELECT * FROM pages ORDER BY first DESC LIMIT 1)"
+INSERT_PAGE: Final = "INSERT INTO pages VALUES (?, ?, ?, ?)"
+_DELETE_MARK: Final = "DELETE FROM marks WHERE number = (SELECT number FROM users WHERE user_id = ?) AND entry_id = ?"
+_HOLDING: Final = "SELECT * FROM pages WHERE first <= ? ORDER BY first DESC LIMIT 1"
+_BEHIND: Final = "SELECT * FROM pages WHERE first > ? ORDER BY first LIMIT 1"
 
-_encode: Final = msgspec.msgpack.Encoder().encode
 
+class Pages:
+    """The pages of one file, read. It remembers the last one, as the rows of an account are often neighbours; so it is
+    for one question, not longer. All methods raise Damaged where a page is not what was written, and sqlite3.Error.
+    """
 
-def checksum_of(row: Sequence[Any]) -> int:
-    """The checksum of a row's columns, in the order of `projection.COLUMNS`."""
-    return crc32(_encode(row))
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._page = OpenPage(0, 0, b"")
+
+    def _of(self, query: str, seq: int) -> OpenPage | None:
+        found = self._db.execute(query, (seq,)).fetchone()
+        if found is None:
+            return None
+        page = Page._make(found)
+        if not page.is_sound:
+            raise Damaged(f"the page of the rows from {page.first} on is not what was written")
+        return page.open()
+
+    def row(self, seq: int) -> Row | None:
+        """A row by its seq; None where it is not there."""
+        page = self._page
+        if not page.first <= seq < page.first + page.length:
+            found = self._of(_HOLDING, seq)
+            if found is None or seq >= found.first + found.length:
+                return None
+            page = self._page = found
+        return page.row(seq)
+
+    def chain(self, seq: int) -> Iterator[Row]:
+        """The row of this seq, and those of its account before it, newest first, as far as they are there."""
+        while seq and (row := self.row(seq)) is not None:
+            yield row
+            seq = row.older
+
+    def behind(self, seq: int) -> Iterator[OpenPage]:
+        """The pages with rows behind this one, in order; each is read when it is asked for."""
+        page = self._of(_HOLDING, seq)
+        if page is not None and page.first + page.length - 1 > seq:
+            yield page
+        at = seq if page is None else page.first
+        while (page := self._of(_BEHIND, at)) is not None:
+            yield page
+            at = page.first
+
+    def following(self, seq: int, end: int) -> Iterator[Row]:
+        """The rows behind this one up to `end`, in order."""
+        for page in self.behind(seq):
+            for row in page.rows():
+                if row.seq > end:
+                    return
+                if row.seq > seq:
+                    yield row
 
 
 def rows_are_sound(db: sqlite3.Connection) -> bool:
-    """Whether every row of a file of this version is what was written, and no row is missing between the others."""
+    """Whether every page of a file of this version is what was written, and no row is missing between the others."""
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
-        return True  # older rows have no checksum
+        return True  # older rows are looked at one by one when they are converted
     may_lack = db.execute("SELECT (SELECT count(*) FROM losses) + (SELECT count(*) FROM cuts)").fetchone() != (0,)
     expected = 1
-    for *row, checksum in db.execute(f"SELECT {', '.join(NAMES)}, checksum FROM entries ORDER BY seq"):
-        if checksum != crc32(_encode(row)) or (row[0] != expected and not may_lack):
+    for page in map(Page._make, db.execute("SELECT * FROM pages ORDER BY first")):
+        if not page.is_sound or (page.first != expected and not may_lack):
             return False
-        expected = row[0] + 1
+        expected = page.first + page.length
     return all(map(openings.is_sound, db.execute("SELECT * FROM openings")))
 
 
@@ -154,21 +215,20 @@ def _found(db: sqlite3.Connection, shard: int) -> None:
 class Store(FollowerStore):
     """The writing side; see `FollowerStore`."""
 
-    def __init__(self, path: str, shard: int, disk: Disk, *, places_max: int = PLACES_MAX) -> None:
-        self._places_max = places_max
-        self._places: dict[bytes, Place] = {}
+    def __init__(self, path: str, shard: int, disk: Disk, *, users_max: int = USERS_MAX) -> None:
+        self._users_max = users_max
         self._group = Group()
         self._inserted = 0  # rows of it that are in the transaction already
         super().__init__(path, KIND, shard, disk)
 
     def read_where(self) -> None:
         db = self.db
+        self._accounts = Accounts(db, self._users_max)
         self.begins, self.position = db.execute("SELECT begins, position FROM about").fetchone()
-        self.seq = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()[0]
-        self._committed_seq = self.seq
+        self.seq = db.execute(SEQ).fetchone()[0]
+        self._paged = self.seq  # the last row that is in a page
         self._slot = db.execute("SELECT slot FROM groups ORDER BY position DESC LIMIT 1").fetchone()
         self._taken = self.position  # the last batch in the open group
-        self._places.clear()
 
     def settle(self, first: int, head: int, *, accept_loss: bool = False) -> list[str]:
         """Brings the file into a journal that holds the batches `first` to `head`; remarks. Raises Ahead."""
@@ -218,12 +278,18 @@ class Store(FollowerStore):
             openings.put(self.db, number, entry_id, seq, lines)
         self.commit(self.position)
 
-    def delete(self, seqs: list[int], marks: list[tuple[int, int]], limit_ns: int) -> None:
-        """Deletes rows that are older than a limit, and their marks (number, entry_id). Nothing waits for `flush`."""
+    def delete(self, seqs: list[int], marks: list[tuple[bytes, int]], limit_ns: int) -> None:
+        """Deletes rows that are older than a limit, by their rising seqs, and their marks (user_id, entry_id). Nothing
+        waits for `flush`.
+        """
         db = self.db
         self.begin()
-        db.executemany("DELETE FROM entries WHERE seq = ?", [(seq,) for seq in seqs])
-        db.executemany("DELETE FROM marks WHERE number = ? AND entry_id = ?", marks)
+        for page, here in groupby(seqs, lambda seq: db.execute(_HOLDING, (seq,)).fetchone()):
+            kept = Page._make(page).open().without(list(here))
+            db.execute("DELETE FROM pages WHERE first = ?", page[:1])
+            if kept is not None:
+                db.execute(INSERT_PAGE, kept)
+        db.executemany(_DELETE_MARK, marks)
         (before,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
         db.execute("DELETE FROM cuts")
         db.execute("INSERT INTO cuts VALUES (?, ?)", (max(before, *seqs), limit_ns))
@@ -232,11 +298,13 @@ class Store(FollowerStore):
     def _cut(self, position: int, seq: int, *, begins: int) -> None:
         db = self.db
         db.execute("BEGIN IMMEDIATE")
-        newest = db.execute("SELECT min(older), number FROM entries WHERE seq > ? GROUP BY number", (seq,)).fetchall()
-        db.executemany("UPDATE heads SET newest = ? WHERE number = ?", newest)
-        db.execute("DELETE FROM users WHERE number IN (SELECT number FROM heads WHERE newest = 0)")
-        db.execute("DELETE FROM heads WHERE newest = 0")
-        for table in ("entries", "marks", "openings"):
+        ends: dict[bytes, int] = {}
+        for row in Pages(db).following(seq, self.seq):
+            ends.setdefault(row.user_id, row.older)
+        self._accounts.set_newest(ends.items())
+        self._accounts.write()
+        db.execute("DELETE FROM pages WHERE first > ?", (seq,))  # a page ends where its transaction does
+        for table in ("marks", "openings"):
             db.execute(f"DELETE FROM {table} WHERE seq > ?", (seq,))
         for table in ("departures", "groups"):
             db.execute(f"DELETE FROM {table} WHERE position > ?", (position,))
@@ -250,35 +318,27 @@ class Store(FollowerStore):
     @property
     def rows_open(self) -> int:
         """Rows that wait for `flush`."""
-        return self._inserted + len(self._group.rows)
+        return self._inserted + len(self._group.part.starts)
 
     def take(self, position: int, payload: bytes) -> None:
         """Adds the batch at `position`, the one after the last, to the open group."""
         assert position == self._taken + 1, f"batch {position} after {self._taken}"
         if not self.db.in_transaction:
             self.begin()
-        self.seq = project(payload, self.seq, self._places, self._place_of, self._group)
+        self.seq = project(payload, self.seq, self._accounts, self._group)
         self._taken = position
-        if len(self._group.rows) >= INSERT_ROWS:
+        if len(self._group.part.starts) >= INSERT_ROWS:
             self._insert()
 
     def _insert(self) -> None:
-        """Rows into the open transaction, while they are in the processor's cache."""
-        rows, marks = self._group.rows, self._group.marks
-        encode = _encode
-        self.db.executemany(INSERT_ENTRY, [(*row, crc32(encode(row))) for row in rows])
-        self.db.executemany("INSERT INTO marks VALUES (?, ?, ?)", marks)
-        self._inserted += len(rows)
-        rows.clear()
-        marks.clear()
-
-    def _place_of(self, user_id: bytes) -> Place:
-        """The place of an account that is not remembered, or new."""
-        found = self.db.execute(PLACE, (user_id,)).fetchone()
-        if found is None:
-            found = self.db.execute("INSERT INTO users (user_id) VALUES (?)", (user_id,)).lastrowid, 0
-        place = self._places[user_id] = list(found)
-        return place
+        """Rows into the open transaction as pages, while they are in the processor's cache."""
+        group = self._group
+        self.db.executemany(INSERT_PAGE, pages_of(group.part, self._paged + 1))
+        self.db.executemany("INSERT INTO marks VALUES (?, ?, ?)", group.marks)
+        self._inserted += len(group.part.starts)
+        self._paged = self.seq
+        group.part = Part()
+        group.marks.clear()
 
     def flush(self) -> bool:
         """Commits the open group; False where there is none."""
@@ -286,17 +346,14 @@ class Store(FollowerStore):
             return False
         db, group = self.db, self._group
         self._insert()
-        db.execute(_UPDATE_HEADS, (self._committed_seq,))
+        self._accounts.write()
         left = [(*departure, self._taken) for departure in group.left]
         db.executemany("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", left)
         slot = 0 if self._slot is None else (self._slot[0] + 1) % GROUPS_KEPT
         db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", (slot, self._taken, self.seq))
         self.commit(self._taken)
         self._slot = (slot,)
-        self._committed_seq = self.seq
         self._group, self._inserted = Group(), 0
-        for user_id in list(islice(self._places, max(0, len(self._places) - self._places_max))):
-            del self._places[user_id]  # who was met first; only now that the file knows their newest row
         return True
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,17 @@ from billing.doctor.entry import read_entry
 from billing.doctor.history import shown
 from billing.doctor.report import Report
 from billing.doctor.shard import records
+from billing.history.accounts import Accounts
 from billing.history.history_reader import HistoryReader
 from billing.history.retention import prune
-from billing.history.store import Store, checksum_of
+from billing.history.store import KIND, Store
 from billing.ledger import commands as ops
-from billing.ledger.entry import history_row, unpack
+from billing.ledger.entry import Entry, history_row, unpack
 from shards.system.disk import RealDisk
 from tests.doctor.forge import open_journal
 from tests.doctor.story import USER, told
 from tests.doctor.yard import COIN, DAY_NS, HOUR_NS, Yard, busy, examined
+from tests.history.tampering import entry_changed, link_changed, row_added, row_deleted, rows
 
 
 def kept(data_dir: Path, *, trims: bool = False) -> Yard:
@@ -39,15 +42,26 @@ def kept(data_dir: Path, *, trims: bool = False) -> Yard:
     return yard.close()
 
 
-def alter(yard: Yard, *statements: str, stamp: bool = True) -> Report:
-    """The report after these statements were carried out on the history of shard 1. `stamp`: each row gets the right
-    checksum afterwards, as if a writer that is wrong had written it.
-    """
+Change = Callable[[sqlite3.Connection], object]
+
+
+def one_more(field: str) -> Callable[[Entry], Entry]:
+    """Adds one to a number of an entry."""
+    return lambda entry: entry._replace(**{field: getattr(entry, field) + 1})
+
+
+def newest_changed(db: sqlite3.Connection, user_id: bytes, seq: int) -> None:
+    """Makes the file say that an account's newest row is another one."""
+    accounts = Accounts(db)
+    accounts.advance(user_id, seq)
+    accounts.write()
+
+
+def alter(yard: Yard, *changes: str | Change) -> Report:
+    """The report after these statements and changes were carried out on the history of shard 1."""
     db = sqlite3.connect(f"{yard.path}/history/shard-1.sqlite")
-    for statement in statements:
-        db.execute(statement)
-    for *row, _ in db.execute("SELECT * FROM entries").fetchall() if stamp else ():
-        db.execute("UPDATE entries SET checksum = ? WHERE seq = ?", (checksum_of(row), row[0]))
+    for change in changes:
+        db.execute(change) if isinstance(change, str) else change(db)
     db.commit()
     db.close()
     return yard.examine()
@@ -66,42 +80,62 @@ def test_a_right_history_passes_with_counts(data_dir, trims):
 
 @pytest.mark.parametrize("trims", [False, True])
 @pytest.mark.parametrize("seq", [1, 64, 75, 79])
-@pytest.mark.parametrize("column", ["amount", "accrued", "balance", "entry_id", "older", "number"])
-def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(data_dir, column, seq, trims):
-    report = alter(kept(data_dir, trims=trims), f"UPDATE entries SET {column} = {column} + 1 WHERE seq = {seq}")
-    assert told(report, "history"), f"{column} of row {seq}"
-    assert report.findings == told(report, "history")
+@pytest.mark.parametrize("field", ["amount_nanos", "accrued_nanos", "balance_nanos", "entry_id"])
+def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(data_dir, field, seq, trims):
+    report = alter(kept(data_dir, trims=trims), lambda db: entry_changed(db, seq, one_more(field)))
+    assert told(report, "history"), f"{field} of row {seq}"
+    assert [found for found in report.findings if found.check not in ("history", "statements")] == []
 
 
-@pytest.mark.parametrize("column", ["at_ns", "operation"])
-def test_each_fact_of_a_row_is_held_against_its_entry(data_dir, column):
-    (found,) = told(alter(kept(data_dir), f"UPDATE entries SET {column} = {column} + 1 WHERE seq = 5"), "history")
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize("seq", [1, 64, 75, 79])
+def test_the_link_of_a_row_and_its_account_are_held_against_the_other_rows(data_dir, seq, trims):
+    yard = kept(data_dir, trims=trims)
+    assert told(alter(yard, lambda db: link_changed(db, seq, seq + 1)), "history")
+    report = alter(yard, lambda db: entry_changed(db, seq, lambda entry: entry._replace(user_id=b"8")))
+    assert told(report, "history")
+
+
+@pytest.mark.parametrize("field", ["at_ns", "op", "flags", "rate", "line_rate", "a", "exhausts_at_ns", "overrun_nanos"])
+def test_each_fact_of_a_row_is_held_against_its_entry(data_dir, field):
+    report = alter(kept(data_dir), lambda db: entry_changed(db, 5, one_more(field)))
+    (found,) = told(report, "history")
     assert found.text.startswith("row 5 says ")
     assert found.account == "7"
 
 
-@pytest.mark.parametrize("column", ["message", "request_id"])
-def test_each_text_of_a_row_is_held_against_its_entry(data_dir, column):
-    (found,) = told(alter(kept(data_dir), f"UPDATE entries SET {column} = x'41' WHERE seq = 5"), "history")
+@pytest.mark.parametrize("field", ["message", "request_id", "actor", "note"])
+def test_each_text_of_a_row_is_held_against_its_entry(data_dir, field):
+    report = alter(kept(data_dir), lambda db: entry_changed(db, 5, lambda entry: entry._replace(**{field: b"A"})))
+    (found,) = told(report, "history")
     assert found.text.startswith("row 5 says ")
 
 
-@pytest.mark.parametrize("seq", [1, 5, 79])
-@pytest.mark.parametrize("value", ["'text'", "1.5", "x'00'", "-1"])
-def test_bytes_of_a_row_that_changed_are_a_fault_whatever_they_became(data_dir, value, seq):
+@pytest.mark.parametrize("value", ["'text'", "1.5", "x'00'", "-1", "NULL"])
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("pages", "count"), ("pages", "checksum"), ("pages", "packed"), ("users", "user_id"), ("heads", "newest")],
+)
+def test_bytes_of_a_file_that_changed_are_a_fault_whatever_they_became(data_dir, table, column, value):
     """No damage ends the doctor with a bug: a value of any type may stand anywhere."""
-    yard = kept(data_dir, trims=True)
-    for column in ("message", "amount", "user_id"):
-        table, key = ("users", "number") if column == "user_id" else ("entries", "seq")
-        wrong = f"UPDATE {table} SET {column} = {value} WHERE {key} = {1 if column == 'user_id' else seq}"
-        assert told(alter(yard, wrong, stamp=False), "history"), f"{column} became {value}"
+    (schema,) = [text for text in KIND.schema if f"TABLE {table} " in text]
+    loose = schema.replace(" NOT NULL", "").replace(f"TABLE {table} ", "TABLE loose ")
+    report = alter(
+        kept(data_dir, trims=True),
+        loose,
+        f"INSERT INTO loose SELECT * FROM {table}",
+        f"DROP TABLE {table}",
+        f"ALTER TABLE loose RENAME TO {table}",
+        f"UPDATE {table} SET {column} = {value} WHERE rowid = (SELECT max(rowid) FROM {table})",
+    )
+    assert told(report, "history"), f"{column} became {value}"
 
 
 def test_rows_that_a_file_says_it_has_lost_are_noted(data_dir):
     lost = alter(
         kept(data_dir, trims=True),
-        "DELETE FROM entries WHERE seq = 5",
-        "UPDATE entries SET older = 4 WHERE seq = 6",
+        lambda db: row_deleted(db, 5),
+        lambda db: link_changed(db, 6, 4),
         "INSERT INTO losses VALUES (3, 'one row was damaged')",
     )
     assert told(lost, "history") == []
@@ -121,24 +155,20 @@ def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir):
 
 
 def test_a_row_that_is_missing(data_dir):
-    texts = [found.text for found in told(alter(kept(data_dir), "DELETE FROM entries WHERE seq = 5"), "history")]
+    texts = [found.text for found in told(alter(kept(data_dir), lambda db: row_deleted(db, 5)), "history")]
     assert "after row 4 comes row 6" in texts
 
 
 def test_the_last_row_is_missing(data_dir):
-    report = alter(
-        kept(data_dir), "DELETE FROM entries WHERE seq = 79", "UPDATE heads SET newest = 77 WHERE number = 1"
-    )
+    report = alter(kept(data_dir), lambda db: row_deleted(db, 79), lambda db: newest_changed(db, USER, 77))
     assert "the rows end before entry 76, which is in batch" in told(report, "history")[0].text
 
 
 def test_a_row_that_nothing_made(data_dir):
     report = alter(
         kept(data_dir),
-        "INSERT INTO entries SELECT 80, 79, number, entry_id + 1, at_ns, 9, 5, 0, balance + 5, NULL, NULL, "
-        "NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0 "
-        "FROM entries WHERE seq = 79",
-        "UPDATE heads SET newest = 80 WHERE number = 1",
+        lambda db: row_added(db, 79, one_more("entry_id")),
+        lambda db: newest_changed(db, USER, 80),
     )
     assert told(report, "history")[0].text == "row 80 and those after it are of no entry"
 
@@ -149,9 +179,7 @@ def test_a_mark_that_leads_elsewhere(data_dir):
 
 
 def test_a_newest_row_that_is_not(data_dir):
-    report = alter(
-        kept(data_dir), "UPDATE heads SET newest = 10 WHERE number = (SELECT number FROM users WHERE user_id = x'37')"
-    )
+    report = alter(kept(data_dir), lambda db: newest_changed(db, USER, 10))
     assert told(report, "history")[0].text == "its newest row is said to be 10, and is 79"
 
 
@@ -320,14 +348,14 @@ def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_
     yard = kept(data_dir, trims=trims)
     path = f"{yard.path}/history/shard-1.sqlite"
     store = Store(path, 1, RealDisk())
-    (limit_ns,) = store.db.execute("SELECT at_ns FROM entries WHERE seq = ?", (place,)).fetchone()
-    (before,) = store.db.execute("SELECT count(*) FROM entries").fetchone()
-    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), limit_ns + 1):
+    before = rows(store.db)
+    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), before[place - 1].at_ns + 1):
         pass
-    assert store.db.execute("SELECT count(*) FROM entries").fetchone()[0] < before
+    assert len(rows(store.db)) < len(before)
     store.close()
     report = yard.examine()
     assert report.findings == []
     assert any("history.keep_days" in note for note in report.notes)
-    (found,) = told(alter(yard, "UPDATE entries SET balance = balance + 1 WHERE seq = 79", stamp=True), "history")[:1]
+    report = alter(yard, lambda db: entry_changed(db, 79, one_more("balance_nanos")))
+    (found,) = told(report, "history")[:1]
     assert "79" in found.text or "entry" in found.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from billing.doctor.report import Report
 from billing.history.history_reader import HistoryReader
 from billing.history.openings import put
 from billing.history.retention import prune
-from billing.history.store import Store, checksum_of
+from billing.history.store import Store
 from shards.system.disk import RealDisk
 from tests.doctor.story import told
 from tests.doctor.yard import COIN, HOUR_NS, SECOND_NS, Yard, busy
+from tests.history.tampering import entry_changed, rows
 
 USER = b"7"
 
@@ -55,13 +57,10 @@ def test_over_exhaustions_and_what_the_journal_forgot(data_dir: Path, trims: boo
     assert counts["lines"] > 20
 
 
-def altered(yard: Yard, *statements: str) -> Report:
+def altered(yard: Yard, change: Callable[[sqlite3.Connection], object]) -> Report:
     """The report after the history says something else, its older part, which the journal does not have any more."""
     db = sqlite3.connect(f"{yard.path}/history/shard-1.sqlite")
-    for statement in statements:
-        assert db.execute(statement).rowcount > 0
-    for *row, _ in db.execute("SELECT * FROM entries").fetchall():
-        db.execute("UPDATE entries SET checksum = ? WHERE seq = ?", (checksum_of(row), row[0]))
+    change(db)
     db.commit()
     db.close()
     return yard.examine()
@@ -69,13 +68,19 @@ def altered(yard: Yard, *statements: str) -> Report:
 
 def test_lines_that_do_not_sum_to_the_rate_are_found(data_dir: Path) -> None:
     yard = spent(data_dir, trims=True)
-    report = altered(yard, "UPDATE entries SET value = value + 1 WHERE seq = 9")
+    report = altered(yard, lambda db: entry_changed(db, 9, lambda entry: entry._replace(line_rate=entry.line_rate + 1)))
     assert "the lines sum to" in told(report, "statements")[0].text
 
 
 def test_a_line_under_another_name_is_found(data_dir: Path) -> None:
     yard = spent(data_dir, trims=True)
-    report = altered(yard, "UPDATE entries SET resource = x'21' WHERE resource = x'766d2d30' AND seq < 12")
+
+    def renamed(db: sqlite3.Connection) -> None:
+        for row in rows(db)[:11]:
+            if row.resource == b"vm-0":
+                entry_changed(db, row.seq, lambda entry: entry._replace(key=b"!"))
+
+    report = altered(yard, renamed)
     assert told(report, "statements")
 
 
@@ -92,7 +97,7 @@ def cut(data_dir: Path) -> tuple[Yard, Store]:
         yard.pay(USER, 1)
     yard.close()
     store = Store(f"{yard.path}/history/shard-1.sqlite", 1, RealDisk())
-    (limit_ns,) = store.db.execute("SELECT at_ns FROM entries WHERE seq = 20").fetchone()
+    limit_ns = rows(store.db)[19].at_ns
     for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), limit_ns):
         pass
     return yard, store

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ import pytest
 from billing.follower.proof import Unproved
 from billing.follower.store import Damaged, StoreError, file_of
 from billing.history.history_reader import MISSING, HistoryReader
-from billing.history.store import KIND, Store, checksum_of, open_store
+from billing.history.page import Page
+from billing.history.store import KIND, Store, open_store, rows_are_sound
 from shards.system.disk import RealDisk
+from tests.history import tampering
 from tests.history.scene import Scene
 
 NEWEST = 2**63 - 1
@@ -226,15 +230,18 @@ def test_only_what_is_damaged_before_the_journal_is_lost_and_each_answer_says_wh
         scene.batch(STEPS)
     for head in range(1, 31):
         feed(store, scene, head)
-    row = store.db.execute("SELECT * FROM entries WHERE seq = 20").fetchone()
-    store.db.execute("UPDATE entries SET amount = amount + 1 WHERE seq = 20")  # and its checksum as it was
-    (user,) = store.db.execute("SELECT user_id FROM users WHERE number = ?", (row[2],)).fetchone()
+    page = Page._make(store.db.execute("SELECT * FROM pages WHERE first <= 20 ORDER BY first DESC").fetchone())
+    lost = Counter(row.user_id for row in page.open().rows())
+    wrong = bytes((page.packed[9] ^ 1,))  # and its checksum as it was
+    damaged = page.packed[:9] + wrong + page.packed[10:]
+    store.db.execute("UPDATE pages SET packed = ? WHERE first = ?", (damaged, page.first))
     store.close()
-    assert never_silent(data_dir, scene, 21, 40) == 1
+    assert never_silent(data_dir, scene, 21, 40) == len(lost)
     store = opened(data_dir, RealDisk(), first=21, head=40)
-    rows = answers(data_dir, store, scene)[user]
-    (gap,) = [row for row in rows if row["operation"] == MISSING]
-    assert gap["entry_id"] == row[3]
+    found = answers(data_dir, store, scene)
+    for user in lost:
+        (gap,) = [row for row in found[user] if row["operation"] == MISSING]
+        assert gap["entry_id"] == min(row.entry_id for row in page.open().rows() if row.user_id == user)
     assert store.db.execute("SELECT count(*) FROM losses").fetchone() == (1,)
 
 
@@ -270,21 +277,25 @@ def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> N
     for statement in VERSION_1:
         old.execute(statement)
     old.execute("ATTACH ? AS new", (file_of(str(made), 0),))
-    names = "seq, older, number, entry_id, at_ns, operation, amount, accrued, balance, message, request_id"
-    old.execute(f"INSERT INTO main.entries SELECT {names} FROM new.entries")
     old.execute("INSERT INTO main.about SELECT shard, begins, position FROM new.about")
-    for table in ("users", "heads", "marks", "departures", "groups"):
+    for table in ("users", "marks", "departures", "groups"):
         old.execute(f"INSERT INTO main.{table} SELECT * FROM new.{table}")
+    of_user = {user_id: number for number, user_id in old.execute("SELECT number, user_id FROM users")}
+    with closing(sqlite3.connect(file_of(str(made), 0))) as db:
+        for row in tampering.rows(db):
+            facts = row.seq, row.older, of_user[row.user_id], *row[3:9], row.message or None, row.request_id or None
+            old.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", facts)
+    old.execute("INSERT INTO heads SELECT number, max(seq) FROM entries GROUP BY number")
     old.close()
     store = opened(data_dir, RealDisk(), first=15, head=30)
     assert store.position >= 14
     feed(store, scene, 30)
-    for user, rows in answers(data_dir, store, scene).items():
+    for user, found in answers(data_dir, store, scene).items():
         expected = scene.history(user, limit=10**6)
-        assert [as_before(row) for row in rows] == [as_before(row) for row in expected]
-        assert rows[0] == expected[0], "what came behind the conversion has every column"
+        assert [as_before(row) for row in found] == [as_before(row) for row in expected]
+        assert found[0] == expected[0], "what came behind the conversion has every column"
     assert store.db.execute("PRAGMA user_version").fetchone() == (KIND.version,)
-    assert all(checksum == checksum_of(row) for *row, checksum in store.db.execute("SELECT * FROM entries"))
+    assert rows_are_sound(store.db)
     assert not list(data_dir.glob("damaged-*"))
 
 

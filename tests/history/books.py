@@ -26,9 +26,9 @@ from collections import defaultdict
 from fractions import Fraction
 from itertools import pairwise
 
+from billing.history.page import Part, Row, pages_of
 from billing.history.period import NOTHING, Lines, Period, Point, Tally
 from billing.history.period_reader import point_of
-from billing.history.projection import Group, Row, project
 from billing.ledger import commands as ops
 from billing.ledger.entry import ACCRUING, EXHAUSTED, REFUSED, Entry, unpack
 from billing.ledger.money import INT64_MAX, NANO
@@ -94,14 +94,12 @@ class Timeline:
         return balance - spent, self.spent[number] + spent, lines
 
 
-def rows_of(entries: list[Entry], packed: list[bytes]) -> list[Row]:
+def rows_of(packed: list[bytes]) -> list[Row]:
     """The rows that the history has of these entries of one account."""
-    records = [ENVELOPE.pack(ENTRY, 1, 1) + one for one in packed]
-    payload = LENGTH.pack(len(records)) + b"".join(LENGTH.pack(len(record)) + record for record in records)
-    group = Group()
-    places = {entries[0].user_id: [1, 0]}
-    project(payload, 0, places, lambda user_id: places[user_id], group)
-    return group.rows
+    part = Part()
+    for older, one in enumerate(packed):
+        part.add(older, LENGTH.pack(ENVELOPE.size + len(one)) + ENVELOPE.pack(ENTRY, 1, 1) + one)
+    return [row for page in pages_of(part, 1) for row in page.open().rows()]
 
 
 class Life:
@@ -111,7 +109,7 @@ class Life:
         entries = [Entry._make(unpack(one)) for one in packed]
         self.packed = packed
         self.timeline = Timeline(entries)
-        self.rows = rows_of(entries, packed)
+        self.rows = rows_of(packed)
         self.points = [point_of(row) for row in self.rows]
         self.instants = [point.at_ns for point in self.points]
 

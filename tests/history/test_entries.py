@@ -41,7 +41,7 @@ class Shards:
         entry_id = self.next_ids[user] = self.next_ids.get(user, 0) + 1
         self.positions[shard] += 1
         body = entry_of(user, entry_id, at_ns=self.now_ns)
-        self.stores[shard].take(self.positions[shard], batch_of((ENTRY, 1, 1, body)))
+        self.stores[shard].take(self.positions[shard], batch_of((ENTRY, 1, 2, body)))
         self.made.append((user, entry_id))
         if flush:
             self.stores[shard].flush()
@@ -198,7 +198,7 @@ def test_a_copy_goes_on_for_who_had_no_more_than_it_holds(data_dir, tmp_path):
     shards.write(0, b"anna")
     late = end_of(shards.stores[0])
     store = opened(tmp_path, head=1)
-    store.take(2, batch_of((ENTRY, 1, 1, entry_of(b"anna", 2, at_ns=77))))
+    store.take(2, batch_of((ENTRY, 1, 2, entry_of(b"anna", 2, at_ns=77))))
     store.flush()
     assert "has taken back entries behind row 1" in refusal(store, late)
     reader = HistoryReader(str(tmp_path), 0, store.db, DISK)

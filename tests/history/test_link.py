@@ -90,7 +90,7 @@ class Worker:
 def rows_in_file(home: Path, shard: int = 0) -> int:
     db = sqlite3.connect(f"file:{file_of(str(home / 'history'), shard)}?mode=ro", uri=True)
     try:
-        return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
+        return int(db.execute("SELECT coalesce(sum(count), 0) FROM pages").fetchone()[0])
     finally:
         db.close()
 

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from billing.history.history_reader import HistoryReader
+from billing.history.page import record_of_older_row
 from billing.history.period import MISSING, NOTHING, Interval, Period, Point, Tally, missing
 from billing.history.period_reader import Chain, Standing, Steps, TooLong, balance_at, shown, statement
-from billing.history.store import Store, checksum_of
+from billing.history.store import Store
 from billing.ledger.entry import ACCRUING, EXHAUSTED, Entry, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import ENTRY
 from tests.history.books import Life, check, lives, run
+from tests.history.tampering import rewritten, rows
 from tests.history.test_store import batch_of, opened, shelf_of
 from tests.ledger.bank import HOUR, Bank
 
@@ -304,11 +306,9 @@ def test_newest_rows_that_are_lost_are_bridged_by_what_the_ledger_knows(tmp_path
 
 def as_older_version(store: Store) -> None:
     """Makes its rows what an older version of the file had."""
-    lacking = ("flags", "frac", "rate", "value", "resource", "actor", "rare")
-    unset = ", ".join(f"{name} = NULL" for name in lacking)
-    for row in store.db.execute("SELECT * FROM entries").fetchall():
-        bare = (*row[:11], *(None for _ in lacking))
-        store.db.execute(f"UPDATE entries SET checksum = ?, {unset} WHERE seq = ?", (checksum_of(bare), row[0]))
+    for row in rows(store.db):
+        record = record_of_older_row((*row[2:11], *[None] * 5, b"", 0, 0, 0))
+        rewritten(store.db, row.seq, lambda older, _, record=record: (older, record))
 
 
 def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:

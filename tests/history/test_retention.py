@@ -16,6 +16,7 @@ from billing.history.store import Store, open_store, rows_are_sound
 from billing.ledger.money import INT64_MAX
 from shards.batch import ENTRY
 from shards.system.disk import RealDisk
+from tests.history import tampering
 from tests.history.books import Life, lives
 from tests.history.scene import Scene
 from tests.history.test_entries import end_of
@@ -30,7 +31,7 @@ def prune_all(file: File, limit_ns: int) -> None:
 
 
 def ids_of(store: Store) -> list[int]:
-    return [entry_id for (entry_id,) in store.db.execute("SELECT entry_id FROM entries ORDER BY seq")]
+    return [row.entry_id for row in tampering.rows(store.db)]
 
 
 @pytest.mark.parametrize("seed", [11, 12, 13, 14, 15, 16])
@@ -156,7 +157,8 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
     file = File(tmp_path, life_of(bank), b"u")
     prune_all(file, 110)
     whole = file.statement(111, 118)
-    file.store.db.execute("UPDATE entries SET balance = balance + 1 WHERE entry_id = 22")  # as damage would
+    tampering.row_added(file.store.db, 22, lambda entry: entry._replace(entry_id=23))
+    file.store.db.execute("UPDATE pages SET checksum = checksum + 1 WHERE first = 23")  # as damage would
     file.store.close()
     store, remarks = open_store(str(tmp_path), 0, 22, 22, RealDisk(), suspect=True)
     assert "it was damaged" in remarks[0]

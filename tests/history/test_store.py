@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.follower.store import Ahead, Overtaken, StoreError, connect, file_of
+from billing.history.accounts import Accounts
 from billing.history.history_reader import MISSING, HistoryReader, Newest, as_map, rows_of
+from billing.history.page import PAGE_ROWS, pages_of
 from billing.history.projection import MARK_EVERY, Group, project
 from billing.history.store import KIND, Store, open_store
 from billing.ledger import commands as ops
-from billing.ledger.entry import FIELDS, history_row, pack
+from billing.ledger.entry import FIELDS, history_row, pack, pack_first, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import CAME_TO_NOTHING, ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, slim, split_batch
 from shards.system.disk import RealDisk
@@ -45,6 +48,17 @@ def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
     values = {name: b"" if name in FIELDS[-7:] else 0 for name in FIELDS}
     values |= {"op": ops.TOP_UP, "user_id": user, "entry_id": entry_id, "at_ns": entry_id} | fields
     return pack(tuple(values[name] for name in FIELDS))
+
+
+OTHERS = ((RECEIVED, 9, 2, b"a whole bucket"), (ENTRY, 1, 1, entry_of(b"u", 0)), (LEAVE, 7, 3, b""))
+
+
+def no_accounts() -> Accounts:
+    """Of a file that is new, in memory."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    for statement in KIND.schema:
+        db.execute(statement)
+    return Accounts(db)
 
 
 def all_rows(scene: Scene, shelf: HistoryReader) -> None:
@@ -78,20 +92,20 @@ def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, a
         balance_nanos=after // NANO, balance_frac=after % NANO,
         key=key, request_id=request_id, message=message, actor=actor, note=note,
     )  # fmt: skip
-    group = Group()
-    places = {b"u": [3, 8]}
-    assert project(batch_of((ENTRY, 1, 1, body)), 40, places, places.__getitem__, group) == 41
-    (row,) = group.rows
-    assert row[:3] == (41, 8, 3)
-    assert places == {b"u": [3, 41]}
-    from billing.ledger.entry import unpack
-
+    group, accounts = Group(), no_accounts()
+    accounts.advance(b"u", 8)
+    assert project(batch_of((ENTRY, 1, 7, body)), 40, accounts, group) == 41
+    assert accounts.advance(b"u", 42) == (1, 41)
+    (page,) = pages_of(group.part, 41)
+    assert page.is_sound
+    (row,) = page.open().rows()
+    assert row[:3] == (41, 8, b"u")
+    assert row.generation == 7
     assert as_map(row) == history_row(unpack(body))
 
 
 def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
     group = Group()
-    places = {b"u": [1, 0]}
     payload = batch_of(
         (RECEIVED, 9, 2, b"a whole bucket"),
         (ENTRY, 1, 1, entry_of(b"u", 0)),
@@ -99,25 +113,74 @@ def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
         (LEAVE, 8, 3, CAME_TO_NOTHING),
         (ENTRY, 1, 1, entry_of(b"u", MARK_EVERY)),
     )
-    assert project(payload, 0, places, places.__getitem__, group) == 1
-    assert [row[3] for row in group.rows] == [MARK_EVERY]
+    assert project(payload, 0, no_accounts(), group) == 1
+    (page,) = pages_of(group.part, 1)
+    assert [row.entry_id for row in page.open().rows()] == [MARK_EVERY]
     assert group.marks == [(1, MARK_EVERY, 1)]
     assert group.left == [(7, 3)]
     kept = [record[:3] for record in split_batch(slim(payload))]
     assert kept == [(RECEIVED, 9, 2), (ENTRY, 1, 1), (LEAVE, 7, 3), (LEAVE, 8, 3), (ENTRY, 1, 1)]
     assert b"a whole bucket" not in slim(payload)
     again = Group()
-    assert project(slim(payload), 0, {b"u": [1, 0]}, places.__getitem__, again) == 1
-    assert again.rows == group.rows
+    assert project(slim(payload), 0, no_accounts(), again) == 1
+    assert pages_of(again.part, 1) == [page]
+
+
+def test_runs_of_rows_between_other_records_are_the_same_rows():
+    """The bytes of rows are taken over in runs: wherever one is broken off, each row is its own entry."""
+    bodies = [entry_of(b"u%d" % (number % 3), number + 1, message=b"m" * number) for number in range(80)]
+    broken = [b for number, body in enumerate(bodies) for b in ((ENTRY, 1, 1, body), *OTHERS[: number % 4])]
+    group, plain = Group(), Group()
+    assert project(batch_of(*broken), 0, no_accounts(), group) == len(bodies)
+    assert project(batch_of(*[(ENTRY, 1, 1, body) for body in bodies]), 0, no_accounts(), plain) == len(bodies)
+    pages = pages_of(group.part, 1)
+    assert pages == pages_of(plain.part, 1)
+    assert [page.length for page in pages] == [PAGE_ROWS, PAGE_ROWS, len(bodies) - 2 * PAGE_ROWS]
+    rows = [row for page in pages for row in page.open().rows()]
+    assert [(row.seq, row.older) for row in rows] == [(at + 1, max(0, at - 2)) for at in range(len(bodies))]
+    assert [row.message for row in rows] == [b"m" * number for number in range(80)]
+
+
+def test_a_row_of_the_first_format_is_what_the_ledger_makes_of_it():
+    """Entries that commit f25b2ad wrote are kept as they are, and read as the ledger reads them."""
+    entry = unpack(entry_of(b"u", 3, op=ops.SET_RATE, a=7, rate=7, line_rate=7, key=b"vm", message=b"m"))
+    group = Group()
+    assert project(batch_of((ENTRY, 1, 2, pack_first(entry))), 0, no_accounts(), group) == 1
+    (row,) = pages_of(group.part, 1)[0].open().rows()
+    assert as_map(row) == history_row(entry)
+    assert row.generation == 2
+
+
+def test_a_page_without_some_of_its_rows_holds_the_others_where_they_were():
+    group = Group()
+    project(batch_of(*[(ENTRY, 1, 1, entry_of(b"u", number)) for number in range(1, 11)]), 5, no_accounts(), group)
+    (page,) = pages_of(group.part, 6)
+    kept = page.open().without([6, 9, 10])
+    assert kept is not None
+    assert kept.is_sound
+    opened_again = kept.open()
+    assert [(row.seq, row.older, row.entry_id) for row in opened_again.rows()] == [
+        (row.seq, row.older, row.entry_id) for row in page.open().rows() if row.seq not in (6, 9, 10)
+    ]
+    assert [opened_again.row(seq) for seq in (6, 9, 10)] == [None] * 3
+    assert opened_again.without([7, 8, 11, 12, 13, 14, 15]) is None
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_page_of_which_anything_changed_is_not_sound(at):
+    group = Group()
+    project(batch_of((ENTRY, 1, 1, entry_of(b"u", 1))), 0, no_accounts(), group)
+    (page,) = pages_of(group.part, 1)
+    changed = page._replace(packed=page.packed[:-1] + bytes((page.packed[-1] ^ 1,)))
+    assert not (changed, page._replace(first=2), page._replace(length=2))[at].is_sound
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_bytes_that_are_no_batch_are_not_projected(cut):
     payload = batch_of((ENTRY, 1, 1, entry_of(b"u", 1, message=b"x" * 300)))
-    places = {b"u": [1, 0]}
     for broken in (payload[:-cut], payload + b"\0" * cut):
-        with pytest.raises((AssertionError, IndexError)):
-            project(broken, 0, places, places.__getitem__, Group())
+        with pytest.raises((AssertionError, IndexError, ValueError, struct.error)):
+            project(broken, 0, no_accounts(), Group())
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -208,11 +271,11 @@ def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
 def test_more_accounts_than_are_remembered(data_dir):
     scene = Scene(users=30)
     opened(data_dir).close()
-    store = Store(file_of(str(data_dir), 0), 0, RealDisk(), places_max=3)
+    store = Store(file_of(str(data_dir), 0), 0, RealDisk(), users_max=3)
     for position in range(1, 60):
         store.take(position, scene.batch())
         store.flush()
-        assert len(store._places) <= 3
+        assert len(store._accounts.numbers) <= 3
     all_rows(scene, shelf_of(data_dir, store))
 
 
@@ -379,7 +442,7 @@ def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that
     store.close()
     store, _ = open_store(str(data_dir), 0, 3, 5, RealDisk(), suspect=False, accept_loss=True)
     assert (store.position, store.begins) == (2, 3)
-    assert store.db.execute("SELECT count(*) FROM entries").fetchone() == (0,)
+    assert store.db.execute("SELECT count(*) FROM pages").fetchone() == (0,)
 
 
 def test_only_what_is_synced_counts_as_durable(data_dir):
@@ -393,7 +456,7 @@ def test_only_what_is_synced_counts_as_durable(data_dir):
     assert store.durable == 1
     reader = connect(file_of(str(data_dir), 0), KIND)
     reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM entries").fetchone()
+    reader.execute("SELECT count(*) FROM pages").fetchone()
     store.take(2, scene.batch())
     store.flush()
     assert not store.checkpoint(), "a reader stands in the way"

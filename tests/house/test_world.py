@@ -47,6 +47,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/backup/rebuild.py": ({"sqlite3"}, "the errors of the followers' files"),
     "billing/follower/store.py": ({"sqlite3"}, "a follower's derived data, kept in an SQLite file"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
+    "billing/history/accounts.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
     "billing/history/entries.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
     "billing/history/projector.py": ({"sqlite3"}, "the errors of the store"),
     "billing/history/history_reader.py": ({"sqlite3"}, "history is derived data, read out of SQLite files"),
