@@ -91,6 +91,7 @@ async def test_a_shard_goes_only_when_its_history_and_notices_are_through(data_d
             await until(lambda: "shard 3 is drained and gone" in daemon.log.read_text(), WAIT_S)
             expected = ["1:account-topped_up", "2:account-debited", "3:account-debited"]
             await until(lambda: all(kinds_of(told, user) == expected for user in users), WAIT_S)
+            rpc = await Rpc.connect(daemon.rpc_port)  # the one before may have been with the worker that is gone
             for user, rows in (await histories(rpc, users)).items():
                 assert [row["entry_id"] for row in rows] == [3, 2, 1], user
                 assert MISSING not in [row["operation"] for row in rows]
