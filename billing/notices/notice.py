@@ -22,10 +22,12 @@ For example entry 7 of user `ü`, a debit: the name is `7:account-debited`, the 
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
+
+import msgspec
 
 from billing.ledger import commands as ops
 from billing.ledger.entry import CROSSED, EXHAUSTED, REFUSED, RESTORED, Entry, cause_at, refused, text, unpack
@@ -43,6 +45,7 @@ LEASE_EXPIRED: Final = "rate.lease_expired"
 _TOLD: Final = frozenset((ops.DEBIT, ops.CAPTURE, ops.TOP_UP, ops.THRESHOLD, ops.LEASE_EXPIRED))
 _RATES: Final = (ops.SET_RATE, ops.CHANGE_RATE)  # a line raised on an exhausted account owes a cutoff, and no notice
 _SECOND_NS: Final = 10**9
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class Notice(NamedTuple):
@@ -125,9 +128,13 @@ def _body(entry: Entry, kind: str, bucket_id: int, more: dict[str, object]) -> b
         "message": _shown(entry.message),
     }
     seconds, nanos = divmod(entry.at_ns, _SECOND_NS)
-    moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    whole = {"type": kind, "timestamp": f"{moment}.{nanos:09d}Z", "data": data}
-    return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode({"type": kind, "timestamp": f"{_moment(seconds)}.{nanos:09d}Z", "data": data})
+
+
+@lru_cache(maxsize=4)
+def _moment(seconds: int) -> str:
+    """A second in UTC; the notices of a moment share it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _shown(raw: bytes) -> str:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from billing.ledger import commands as ops
+from billing.ledger.entry import Entry, pack, text, unpack
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notice import notices_of, webhook_id
@@ -99,6 +100,17 @@ def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had():
     assert (ended["type"], ended["data"]["operation"]) == ("rate.lease_expired", "lease_expired")
     assert (ended["data"]["resource"], ended["data"]["line_rate_nanos_per_hour"]) == ("vm-1", COIN)
     assert (ended["data"]["at_ns"], ended["data"]["rate_nanos_per_hour"]) == (HOUR_NS + 2, 0)
+
+
+def test_texts_of_any_kind_are_in_the_body_as_json_has_them():
+    """Control characters, quotes, all planes of Unicode, and bytes that are no text, which are told in hexadecimal."""
+    for message in (b"\x00\x1f\x7f\"\\/\n", "ü\u2028😀".encode(), b"\xff\xfe"):
+        ledger_made = entries((1, (ops.TOP_UP, 5, 0, 0, b"")))
+        entry = Entry._make(unpack(ledger_made[0]))._replace(message=message)
+        (notice,) = notices_of(pack(entry), 1, "0-1-0")
+        shown = text(message)
+        assert json.loads(notice.body)["data"]["message"] == (shown if isinstance(shown, str) else message.hex())
+        assert notice.body == json.dumps(json.loads(notice.body), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def test_names_are_those_of_the_entry_and_hold_no_full_stop():

@@ -1,0 +1,81 @@
+"""What the notices cost behind everything else: CPU of recording one, of taking it up for sending, and of what its 2xx
+leaves behind; without the POST itself, which `benchmarks.session_get` measures for cutoffs.
+
+Batches of top-ups and debits of accounts at random go through a notifier's store as its process does it: committed by
+groups, read back in slices, acknowledged, checkpointed and proved in the end; the file on the real disk.
+
+    python -m benchmarks.notices --notices 50000 --group 100
+
+CPU is that of this process, user and system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.history import Entries
+from billing.notices.opening import open_store
+from billing.notices.store import Store
+from shards.system.disk import RealDisk
+
+SLICE = 256
+
+
+def measure(store: Store, payloads: list[bytes], notices: int) -> dict[str, float]:
+    """Microseconds a notice: recording, reading, acknowledging, making durable."""
+    spent = dict.fromkeys(("record", "read", "acknowledge", "checkpoint"), 0.0)
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        before = time.process_time()
+        done = work()
+        spent[name] += time.process_time() - before
+        return done
+
+    def record(position: int, payload: bytes) -> None:
+        store.take(position, payload, time.time_ns())
+        store.flush()
+
+    def acknowledge(seqs: list[int]) -> None:
+        for seq in seqs:
+            store.acknowledge(seq)
+        store.flush()
+
+    for position, payload in enumerate(payloads, 1):
+        timed("record", lambda position=position, payload=payload: record(position, payload))
+    timed("checkpoint", store.checkpoint)
+    while rows := timed("read", lambda: store.after(0, SLICE)):
+        seqs = [row[0] for row in rows]
+        timed("acknowledge", lambda seqs=seqs: acknowledge(seqs))
+    timed("checkpoint", store.checkpoint)
+    return {f"{name}_us": round(seconds / notices * 1e6, 2) for name, seconds in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--accounts", type=int, default=100_000)
+    parser.add_argument("--notices", type=int, default=50_000)
+    parser.add_argument("--group", type=int, default=100, help="notices that are committed at once")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    entries = Entries(arguments.accounts)
+    told = 3 / 5  # of the entries: top-ups and debits, not rates
+    payloads = [entries.batch(round(arguments.group / told)) for _ in range(arguments.notices // arguments.group)]
+    with tempfile.TemporaryDirectory(prefix="billing-", dir="/var/tmp") as home:
+        store, _ = open_store(home, 0, 1, 0, RealDisk(), suspect=False, file_id=1, now_ns=time.time_ns())
+        result = measure(store, payloads, arguments.notices)
+        store.close()
+    result["all_us"] = round(sum(result.values()), 2)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name.replace('_', ' '):<20}{value:>10}")
+
+
+if __name__ == "__main__":
+    main()
