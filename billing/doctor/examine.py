@@ -13,6 +13,7 @@ from typing import Final
 
 from billing.doctor.directory import Directory
 from billing.doctor.history import Chains, history_files, open_history, path_of
+from billing.doctor.notices import examine_notices
 from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
 from billing.doctor.shard import Moves, Shard
@@ -109,6 +110,7 @@ def examine(
                     chains.expect(bucket)
                 if shard.entries and not disk.exists(path):
                     missing(directory, path, chains, report)
+    examine_notices(disk, data_dir, directories, report)
     if has_history:
         lone_histories(disk, data_dir, directories, report)
     if has_history and len(held) == len(shards_in(names)):

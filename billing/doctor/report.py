@@ -22,6 +22,7 @@ CHECKS: Final[dict[str, str]] = {
     "cutoffs": "what is owed and what is coming is what the entries say",
     "snapshots": "every snapshot holds the state of its position",
     "history": "every row is its entry, and the rows add up to the balances",
+    "notices": "every owed notice is what was written, and none is behind a journal that is gone",
     "statements": "what its rows say of any period is what its entries say, in all and by line",
 }
 

@@ -1,0 +1,129 @@
+"""The owed notices, as their files have them: each is what was written, and the file goes on from where its journal is.
+
+A file `notices/shard-N.sqlite` has what shard N still has to tell of its journal up to batch `position` (see
+`billing.notices.store`; read here with SQL of its own). Behind `position` it is fed from the journal. So a file that
+ends before the journal begins has lost what lies between, and so has one that is gone where the small file `begun-N`
+says that notices had begun: nobody is told of that any more, which is a fault. A notice that was told is deleted, so
+which of the journal's entries are still owed cannot be worked out here.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from typing import Final
+
+import msgpack
+
+from billing.doctor.directory import Directory
+from billing.doctor.report import Report
+from shards.system.disk import Disk, read_file
+
+NOTICES: Final = "notices"
+APPLICATION_ID: Final = 0x424E4F54
+VERSION: Final = 2
+OLDER_VERSIONS: Final = (1,)
+_UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # what damaged bytes lead to
+
+
+def notices_of(names: list[str]) -> list[int]:
+    """The shards of which there is a file, or which had begun one, by the names in the directory; ascending."""
+    found = {name.removeprefix("shard-").removesuffix(".sqlite") for name in names if name.endswith(".sqlite")}
+    found |= {name.removeprefix("begun-") for name in names if name.startswith("begun-")}
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
+def examine_notices(disk: Disk, data_dir: str, directories: dict[int, Directory], report: Report) -> None:
+    """Checks every file of notices; `directories`: the journals that were walked, by shard. Raises OSError."""
+    directory = f"{data_dir}/{NOTICES}"
+    if not disk.exists(directory):
+        report.not_checked(NOTICES, "there are no notices")
+        return
+    for shard in notices_of(disk.listdir(directory)):
+        path, begun = f"{directory}/shard-{shard}.sqlite", f"{directory}/begun-{shard}"
+        journal = directories.get(shard)
+        if disk.exists(path):
+            try:
+                _examine_file(disk, path, shard, journal, report)
+            except _UNREADABLE as error:
+                report.fault(NOTICES, f"it cannot be read: {error}", file=path)
+        elif journal is not None:
+            _examine_begun(read_file(disk, begun), path, journal, report)
+
+
+def _examine_begun(begun: bytes, path: str, journal: Directory, report: Report) -> None:
+    """A file that had begun is gone: is all that it may have owed in the journal still?"""
+    position = int(begun) if begun.isdigit() else 0
+    if position + 1 < journal.first_position:
+        text = f"it is gone, and had begun behind batch {position}; the journal begins with {journal.first_position}"
+        report.fault(NOTICES, f"{text}: nobody is told of what it owed before", file=path)
+    else:
+        report.note(f"{path} is gone; the next start makes it anew from batch {position + 1}, which tells again")
+
+
+def _examine_file(disk: Disk, path: str, shard: int, journal: Directory | None, report: Report) -> None:
+    # A log beside the file holds rows that are not in it yet: only then SQLite has to make its own index of it.
+    log = disk.exists(f"{path}-wal")
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    db = sqlite3.connect(f"file:{quoted}?mode=ro{'' if log else '&immutable=1'}", uri=True, isolation_level=None)
+    try:
+        made_by = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if made_by[0] == APPLICATION_ID and made_by[1] in OLDER_VERSIONS:
+            report.note(f"{path} is of version {made_by[1]}, and is converted at the next start")
+            report.not_checked(NOTICES, f"shard {shard}: its file is of version {made_by[1]}")
+            return
+        if made_by != [APPLICATION_ID, VERSION]:
+            report.fault(NOTICES, f"it is no file of a known version: {made_by[0]:#x} {made_by[1]}", file=path)
+            return
+        for (problem,) in db.execute("PRAGMA quick_check(10)"):
+            if problem != "ok":
+                report.fault(NOTICES, f"SQLite says: {problem}", file=path)
+        of_shard, position, seq_max = db.execute("SELECT shard, position, seq FROM about").fetchone()
+        if of_shard != shard:
+            report.fault(NOTICES, f"it is of shard {of_shard}", file=path)
+            return
+        report.count(NOTICES, "files")
+        owed = _examine_owed(db, path, position, seq_max, report)
+    finally:
+        db.close()
+    _examine_place(path, position, owed, journal, report)
+
+
+def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int, report: Report) -> int:
+    """Every owed notice is what was written; how many there are."""
+    owed = 0
+    columns = "seq, bucket_id, generation, user_id, position, at_ns, name, body"
+    for *row, checksum in db.execute(f"SELECT {columns}, checksum FROM owed ORDER BY seq"):
+        owed += 1
+        seq, _, _, user_id, of_batch, _, name, body = row
+        if zlib.crc32(msgpack.packb(row)) != checksum:
+            report.fault(NOTICES, f"notice {seq} is not what was written", file=path)
+            continue
+        told = json.loads(body)
+        if told["data"]["user_id"].encode() != user_id or not name.endswith(told["type"].replace(".", "-")):
+            report.fault(NOTICES, f"notice {seq} tells of something else than its name says", file=path)
+        if of_batch > position or seq > seq_max:
+            text = f"notice {seq} is of batch {of_batch}; the file says it goes up to batch {position}"
+            report.fault(NOTICES, text, file=path, account=user_id)
+    report.count(NOTICES, "owed", owed)
+    return owed
+
+
+def _examine_place(path: str, position: int, owed: int, journal: Directory | None, report: Report) -> None:
+    """Where a file ends, against where its journal begins and ends."""
+    if journal is None:
+        if owed:
+            report.fault(NOTICES, f"its journal is gone, and it still has {owed} notices to tell", file=path)
+        else:
+            report.note(f"{path}: its journal is gone, and it owes nothing")
+    elif journal.damage is not None:
+        report.not_checked(NOTICES, f"{path}: where it ends, as its journal is damaged")
+    elif position + 1 < journal.first_position:
+        text = f"it ends with batch {position}, the journal begins with {journal.first_position}"
+        report.fault(NOTICES, f"{text}: nobody is told of what lies between", file=path)
+    elif position > journal.head:
+        text = f"it goes up to batch {position}, its journal only to {journal.head}: the journal has lost batches"
+        report.fault(NOTICES, text, file=path)
+    elif position < journal.head:
+        report.note(f"{path} is {journal.head - position} batches behind its journal, and is fed at the next start")

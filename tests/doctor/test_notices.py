@@ -1,0 +1,152 @@
+"""The doctor and owed notices: what was changed, what is behind a journal that is gone, what is only behind. And no
+damaged byte of any file of a data directory ends the doctor with a bug.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from billing.doctor.report import Report
+from billing.notices.opening import begun_of, open_store
+from billing.notices.store import KIND
+from tests.doctor.story import USER, told
+from tests.doctor.yard import COIN, DISK, Yard, busy
+
+NOTICES = 40
+
+
+def owing(data_dir: Path, *, trims: bool = False, behind: int = 0) -> Yard:
+    """A yard of one shard whose payments are owed to somebody who does not answer; closed. `behind`: so many batches
+    are not in the file.
+    """
+    yard = Yard(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
+    DISK.mkdir(f"{data_dir}/notices")
+    for number in range(NOTICES):
+        yard.pay(USER, 100 + number)
+    journal = yard.workers[1].journal
+    store, _ = open_store(f"{data_dir}/notices", 1, 1, 0, DISK, suspect=False, file_id=7, now_ns=1)
+    for position, payload in journal.replay(1):
+        if position <= journal.head - behind:
+            store.take(position, payload, 1)
+    store.flush()
+    store.close()
+    for _ in range(3 if trims else 0):
+        for _ in range(30):
+            yard.pay(USER, COIN)
+        yard.workers[1].snapshot()
+    return yard.close()
+
+
+def changed(yard: Yard, *statements: str) -> Report:
+    """The report after these statements were carried out on the file of shard 1."""
+    db = sqlite3.connect(f"{yard.path}/notices/shard-1.sqlite")
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+    return yard.examine()
+
+
+def test_right_notices_are_counted(data_dir: Path) -> None:
+    report = owing(data_dir).examine()
+    assert report.findings == []
+    assert report.counts["notices"] == {"files": 1, "owed": NOTICES}
+
+
+def test_a_file_that_is_only_behind_is_noted(data_dir: Path) -> None:
+    report = owing(data_dir, behind=3).examine()
+    assert report.findings == []
+    assert any("is 3 batches behind its journal" in note for note in report.notes)
+
+
+def test_a_file_behind_what_the_journal_still_has_is_a_fault(data_dir: Path) -> None:
+    (found,) = told(owing(data_dir, trims=True).examine(), "notices")
+    assert "nobody is told of what lies between" in found.text
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_file_that_is_gone_is_a_fault_where_the_journal_does_not_have_what_it_owed(
+    data_dir: Path, trims: bool
+) -> None:
+    yard = owing(data_dir, trims=trims)
+    Path(f"{yard.path}/notices/shard-1.sqlite").unlink()
+    report = yard.examine()
+    assert len(told(report, "notices")) == int(trims)
+    assert trims or any("makes it anew from batch 1" in note for note in report.notes)
+
+
+def test_a_file_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_dir: Path) -> None:
+    (found,) = told(changed(owing(data_dir), "UPDATE about SET position = position + 1"), "notices")
+    assert "the journal has lost batches" in found.text
+
+
+@pytest.mark.parametrize("owed", [0, NOTICES])
+def test_a_file_whose_journal_is_gone_is_a_fault_where_it_has_still_something_to_tell(
+    data_dir: Path, owed: int
+) -> None:
+    yard = owing(data_dir)
+    path = Path(f"{yard.path}/notices/shard-1.sqlite")
+    path.rename(path.with_name("shard-9.sqlite"))
+    Path(begun_of(f"{yard.path}/notices", 1)).unlink()
+    db = sqlite3.connect(path.with_name("shard-9.sqlite"))
+    db.execute("UPDATE about SET shard = 9")
+    db.execute(f"DELETE FROM owed WHERE seq > {owed}")
+    db.commit()
+    db.close()
+    texts = [found.text for found in told(yard.examine(), "notices")]
+    assert texts == ([f"its journal is gone, and it still has {owed} notices to tell"] if owed else [])
+
+
+@pytest.mark.parametrize(
+    ("statement", "text"),
+    [
+        ("UPDATE owed SET at_ns = at_ns + 1 WHERE seq = 5", "notice 5 is not what was written"),
+        ("UPDATE owed SET body = x'00' WHERE seq = 5", "notice 5 is not what was written"),
+        ("UPDATE owed SET name = 5 WHERE seq = 5", "notice 5 is not what was written"),
+        ("UPDATE about SET position = 5", "the file says it goes up to batch 5"),
+        ("UPDATE about SET seq = 5", "the file says it goes up to batch"),
+        ("UPDATE about SET shard = 'one'", "it is of shard one"),
+        ("UPDATE about SET position = 'one'", "it cannot be read"),
+        ("DELETE FROM about", "it cannot be read"),
+        (f"PRAGMA user_version = {KIND.version + 1}", "it is no file of a known version"),
+    ],
+)
+def test_what_was_changed_is_a_fault(data_dir: Path, statement: str, text: str) -> None:
+    assert text in told(changed(owing(data_dir), statement), "notices")[0].text
+
+
+def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) -> None:
+    """Whatever file of a data directory is damaged, the doctor ends with a report."""
+    yard = Yard(data_dir, history=True, trims=False, bucket_count=4)
+    DISK.mkdir(f"{data_dir}/notices")
+    busy(yard, 3, 60, upheavals=0.05)
+    for shard, worker in yard.workers.items():
+        worker.snapshot()
+        store, _ = open_store(f"{data_dir}/notices", shard, 1, 0, DISK, suspect=False, file_id=shard, now_ns=1)
+        for position, payload in worker.journal.replay(1):
+            store.take(position, payload, 1)
+        store.flush()
+        store.close()
+    yard.close()
+    assert yard.examine().findings == []
+    draw = random.Random(11)
+    paths = sorted(path for path in Path(yard.path).rglob("*") if path.is_file() and path.stat().st_size)
+    assert {path.parent.name for path in paths} >= {"map", "shard-1", "history", "notices"}
+    for path in paths:
+        original = path.read_bytes()
+        used = len(original.rstrip(b"\0"))
+        for offset in draw.sample(range(used), min(used, 12)):
+            flipped = bytearray(original)
+            flipped[offset] ^= 1 << draw.randrange(8)
+            path.write_bytes(flipped)
+            assert yard.examine().lines(), f"{path} offset {offset}"
+        path.write_bytes(original[: used // 2])
+        report = yard.examine()
+        assert report.lines()
+        assert report.findings or path.suffix != ".sqlite", f"{path} cut in half"
+        path.write_bytes(original)
+    assert yard.examine().findings == []
