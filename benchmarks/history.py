@@ -32,9 +32,11 @@ from typing import Any
 import uvloop
 
 from billing.follower.link import Limits
+from billing.history.accounts import Accounts
 from billing.history.link import HistoryLink
 from billing.history.page import pages_of
 from billing.history.projection import Group, project
+from billing.history.store import INSERT_PAGE, KIND
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIXED, FORMAT
 from billing.ledger.money import NANO
@@ -160,22 +162,17 @@ async def page_ms(link: HistoryLink, user: bytes, limit: int) -> float:
 def floor_us(path: Path, entries: Entries) -> dict[str, float]:
     """Reading the entries' bytes alone, and inserting them as pages at the end of one table alone; CPU per entry."""
     payloads = [entries.batch(500) for _ in range(400)]
-    places: dict[bytes, list[int]] = {}
-
-    def place_of(user: bytes) -> list[int]:
-        return places.setdefault(user, [len(places) + 1, 0])
-
-    group, seq, before = Group(), 0, time.process_time()
-    for payload in payloads:
-        seq = project(payload, seq, places, place_of, group)
-    decode_s = time.process_time() - before
     db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("CREATE TABLE pages (first INTEGER PRIMARY KEY, count, checksum, body)")
+    for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", *KIND.schema):
+        db.execute(statement)
+    accounts, group, seq = Accounts(db), Group(), 0
+    before = time.process_time()
+    for payload in payloads:
+        seq = project(payload, seq, accounts, group)
+    decode_s = time.process_time() - before
     before = time.process_time()
     db.execute("BEGIN")
-    db.executemany("INSERT INTO pages VALUES (?, ?, ?, ?)", pages_of(group.part, 1))
+    db.executemany(INSERT_PAGE, pages_of(group.part, 1))
     db.execute("COMMIT")
     insert_s = time.process_time() - before
     db.close()

@@ -5,6 +5,9 @@ process would open it, with suspicion: a damaged one is made anew of what is goo
 what lies behind is read from the journal, to its end. So the followers of a shard that an older version let go too
 early are brought through, too: what they owed is taken over by the others at the next start.
 
+What neither file nor journal has is brought back from a backup (`--from-backup`), and how accounts stood when the
+journal began from the oldest snapshot that is kept (`billing.history.restoring`).
+
 A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone;
 what it was is kept beside it as `ahead-…`.
 
@@ -29,6 +32,8 @@ from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
 from billing.follower.proof import Unproved
 from billing.follower.store import StoreError, code_of, file_of, reason_of
 from billing.history import store as history
+from billing.history.history_reader import HistoryReader
+from billing.history.restoring import merge, open_accounts
 from billing.notices import opening as notices
 from shards.batch import BatchCorrupt
 from shards.exits import ending_of, text_of
@@ -45,9 +50,17 @@ ROWS_AT_ONCE = 20_000
 @config_option
 @click.option("--shard", type=int, help="Only the files of this shard.")
 @click.option("--map", "map_too", is_flag=True, help="Makes the map of the buckets again, where it is gone, first.")
+@click.option(
+    "--from-backup", type=click.Path(exists=True, file_okay=False), help="Brings back what this backup has of history."
+)
 @click.option("--accept-loss", is_flag=True, help="A file that is ahead of its journal is cut back; a copy is kept.")
-def rebuild(config_file: str | None, shard: int | None, map_too: bool, accept_loss: bool) -> None:
+def rebuild(
+    config_file: str | None, shard: int | None, map_too: bool, from_backup: str | None, accept_loss: bool
+) -> None:
     """Makes history and notices again from the journal, and from what is good in their files.
+
+    What the journal does not have any more is taken from a backup with --from-backup DIRECTORY; how accounts stood when
+    the journal begins, from its oldest snapshot.
 
     With --map the map of the buckets is made again first, where it is gone, from what the shards hold.
     The daemon must be stopped. What cannot be made again is said, here and in each answer that misses it.
@@ -67,7 +80,9 @@ def rebuild(config_file: str | None, shard: int | None, map_too: bool, accept_lo
             for number in [one for one in there if shard in (None, one)]:
                 reader = backend.reader(number)
                 stack.callback(reader.close)
-                for line in rebuild_shard(disk, data_dir, number, reader, accept_loss=accept_loss):
+                for line in rebuild_shard(
+                    disk, data_dir, number, reader, accept_loss=accept_loss, backup=from_backup or ""
+                ):
                     click.echo(line)
     except (DaemonRuns, Absent) as no:
         raise click.ClickException(str(no)) from None
@@ -100,20 +115,30 @@ def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
     return f"map: made again from what the shards hold: {owned}"
 
 
-def rebuild_shard(disk: Disk, data_dir: str, shard: int, reader: Reader, *, accept_loss: bool) -> Iterator[str]:
-    """Brings the files of one shard to the end of its journal; lines that say what was done. Raises StoreError (Ahead),
-    Unproved, sqlite3.Error, JournalError, OSError.
+def rebuild_shard(
+    disk: Disk, data_dir: str, shard: int, reader: Reader, *, accept_loss: bool, backup: str = ""
+) -> Iterator[str]:
+    """Brings the files of one shard to the end of its journal; lines that say what was done. `backup`: a directory that
+    `billing backup` wrote. Raises StoreError (Ahead, Unlike), Unproved, sqlite3.Error, JournalError, OSError.
     """
     first, head = reader.first, reader.head
     directory = f"{data_dir}/history"
     private_directory(disk, directory)
     rows, remarks = history.open_store(directory, shard, first, head, disk, suspect=True, accept_loss=accept_loss)
     yield from (f"{SHARD}{shard}: history: {remark}" for remark in remarks)
+    old = file_of(f"{backup}/history", shard)
+    if backup and disk.exists(old):
+        rows.close()
+        yield f"{SHARD}{shard}: history: {merge(disk, file_of(directory, shard), old, shard, first)}"
+        rows, _ = history.open_store(directory, shard, first, head, disk, suspect=True, accept_loss=accept_loss)
     before = rows.position
     for position, payload in reader.replay(before + 1):
         rows.take(position, payload)
         if rows.rows_open >= ROWS_AT_ONCE:
             rows.flush()
+    rows.flush()
+    if rows.begins > 1 and (opened := _open_accounts(disk, directory, rows, reader)):
+        yield f"{SHARD}{shard}: history: {opened} accounts begin with what the oldest snapshot has of them"
     rows.close()
     yield f"{SHARD}{shard}: history: whole up to batch {rows.position}, {rows.position - before} of them read just now"
     directory = f"{data_dir}/notices"
@@ -139,6 +164,15 @@ def rebuild_shard(disk: Disk, data_dir: str, shard: int, reader: Reader, *, acce
     count = owed.owed()
     owed.close()
     yield f"{SHARD}{shard}: notices: whole up to batch {owed.position}, {count} owed"
+
+
+def _open_accounts(disk: Disk, directory: str, rows: history.Store, reader: Reader) -> int:
+    """How many accounts got an opening row from the oldest snapshot."""
+    snapshots = reader.snapshots()
+    if not snapshots:
+        return 0
+    with closing(HistoryReader(directory, rows.shard, rows.db, disk)) as every:
+        return open_accounts(rows, every, reader.chunks(snapshots[0].position))
 
 
 COMMANDS: dict[str, click.Command] = {"rebuild": rebuild}

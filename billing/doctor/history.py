@@ -57,6 +57,7 @@ _PAGE = struct.Struct("<QI")  # first and count, as the checksum has them
 _LENGTH_BYTES: Final = 4
 _ENVELOPE_BYTES: Final = 7  # kind u8, bucket u16, generation u32
 _OLDER_ROW: Final = 0  # in the place of the kind: a row of an older version of the file
+_OPENING_ROW: Final = 255  # in the place of the operation: a row that a snapshot's account made, and no entry
 _HEADS_A_CHUNK: Final = 128
 _HEADS = struct.Struct(f"<{_HEADS_A_CHUNK}Q")
 UNREADABLE: Final = (  # what damaged bytes lead to
@@ -327,6 +328,8 @@ class HistoryFile:
             self._fault(f"row {seq} of entry {row.entry_id} is not marked", user_id)
         if number in self._openings:
             self._pass_opening(number, row)
+        if row.operation == _OPENING_ROW:
+            self._report.count("history", "accounts that begin with a snapshot")
         told = row.entry_id, row.at_ns, row.amount, row.balance, *row.kept
         self._chains.statements.row(user_id, told, row.limits)
         before = row.balance - row.amount + row.accrued
@@ -383,6 +386,8 @@ class HistoryFile:
                 continue  # its row may be gone
             if not self._aligned:
                 self._align(batch, entry)
+            while self._row is not None and not self._is_entry:
+                self._pass_row()
             row = self._row
             if self._lost or row is None:
                 if not self._lost:
@@ -392,6 +397,11 @@ class HistoryFile:
                 return
             self._compare(batch, entry, row)
             self._pass_row()
+
+    @property
+    def _is_entry(self) -> bool:
+        """Whether the row at hand is that of some entry."""
+        return self._row is not None and self._row.operation != _OPENING_ROW
 
     def _is_of(self, entry: Entry) -> bool:
         """Whether the row at hand is that of an entry."""
@@ -404,7 +414,7 @@ class HistoryFile:
         if batch.position == self.begins and not self._cut_ns:
             return
         while self._row is not None:
-            if self._row.user_id == entry.user_id and self._row.entry_id >= entry.entry_id:
+            if self._is_entry and self._row.user_id == entry.user_id and self._row.entry_id >= entry.entry_id:
                 break
             self._pass_row()
         if self._row is None or self._row.entry_id != entry.entry_id:
@@ -474,6 +484,8 @@ class HistoryFile:
             text = f"it goes up to batch {self.position}, its journal only to {head}: the journal has lost batches"
             self._fault(text, b"")
         else:
+            while self._row is not None and not self._is_entry:
+                self._pass_row()
             if self._aligned and not self._lost and self._row is not None:
                 self._fault(f"row {self._row.seq} and those after it are of no entry", self._row.user_id)
             while self._row is not None:

@@ -38,7 +38,7 @@ def examine_notices(disk: Disk, data_dir: str, directories: dict[int, Directory]
     """Checks every file of notices; `directories`: the journals that were walked, by shard. Raises OSError."""
     directory = f"{data_dir}/{NOTICES}"
     if not disk.exists(directory):
-        report.not_checked(NOTICES, "there are no notices")
+        report.not_checked(NOTICES, "there is no file of notices")
         return
     for shard in notices_of(disk.listdir(directory)):
         path, begun = f"{directory}/shard-{shard}.sqlite", f"{directory}/begun-{shard}"

@@ -23,6 +23,7 @@ It never slows a command down, never changes the journal, and never guesses.
     retention   giving up what is older than history.keep_days
     openings    the rate lines where an account's rows begin since
     salvage     a new file out of what is good in a damaged or older one
+    restoring   what neither file nor journal has, from a backup and from a snapshot
     history_reader  reading an account's rows out of all files
     cursor      how far a reader of the feed of all entries is; pure
     entries     the feed: all files' rows, once each, an account's in their order

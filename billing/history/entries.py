@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from billing.history.cursor import NoCursor, Place, decode, encode
 from billing.history.history_reader import HistoryReader, Shown, as_map, rows_of
-from billing.history.page import Row
+from billing.history.page import OPENING_ROW, Row
 from billing.history.store import SEQ, Pages
 from billing.ledger.entry import text
 
@@ -119,7 +119,7 @@ NOWHERE: Final = -1  # in the place of a shard: the row is in no file
 
 def _next(dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
     """The next row of a file; None behind the last."""
-    row = next(file.rows, None)
+    row = next((row for row in file.rows if row.operation != OPENING_ROW), None)  # which is no entry
     if row is None:
         return None
     before_id = row.entry_id - 1

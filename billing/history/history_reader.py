@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 from billing.follower.store import Damaged, connect, shard_files
 from billing.history.accounts import place_of
 from billing.history.openings import Opening, openings_of
-from billing.history.page import Row
+from billing.history.page import OPENING, OPENING_ROW, Row, name_of
 from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, Pages
 from billing.ledger import commands as ops
@@ -36,7 +36,6 @@ from billing.ledger.entry import TIME, text
 from shards.system.disk import Disk
 
 MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
-OPENING: Final = "opening"  # and of one that stands for rows which `history.keep_days` deleted
 
 EVERYWHERE: Final = 2  # a generation of which rows may stand in any file
 
@@ -118,10 +117,12 @@ def as_map(row: Row) -> Shown:
     version of the file had, rates and actor are not known: None.
     """
     is_rate = row.operation in ops.OF_LINES
+    if row.operation == OPENING_ROW:
+        return _opening_map(row)
     return {
         "entry_id": row.entry_id,
         "at_ns": row.at_ns,
-        "operation": ops.NAMES[row.operation],
+        "operation": name_of(row.operation),
         "amount_nanos": row.amount,
         "accrued_nanos": row.accrued,
         "balance_before_nanos": row.balance - row.amount,
@@ -133,6 +134,23 @@ def as_map(row: Row) -> Shown:
         "rate_nanos_per_hour": row.rate,
         "value_nanos": None if is_rate else row.value,
         "actor": TIME if row.operation in ops.BY_TIME else None if row.flags is None else text(row.actor),
+    }
+
+
+def _opening_map(row: Row) -> Shown:
+    """What stands for an account's entries up to one that a snapshot had."""
+    return {
+        "entry_id": row.entry_id,
+        "at_ns": row.at_ns,
+        "operation": OPENING,
+        "amount_nanos": 0,
+        "accrued_nanos": 0,
+        "balance_before_nanos": row.balance,
+        "balance_after_nanos": row.balance,
+        "message": f"the rows up to entry {row.entry_id} are lost; a snapshot has how the account stood",
+        **dict.fromkeys(("request_id", "resource", "line_rate_nanos_per_hour", "value_nanos", "actor")),
+        "rate_nanos_per_hour": row.rate,
+        "whole_from_ns": row.at_ns,
     }
 
 
@@ -151,7 +169,7 @@ def missing_row(
     first_id: int, last_id: int, older: Shown | None, newer: Shown | None, newest: Newest, openings: Collection[int]
 ) -> Shown:
     """What stands for the entries from `first_id` to `last_id`, between the rows before and behind them."""
-    is_cut = last_id + 1 in openings
+    is_cut = last_id + 1 in openings and (newer is None or newer["operation"] != OPENING)
     fate = "were deleted by history.keep_days" if is_cut else "are missing"
     opening_nanos = 0 if older is None else older["balance_after_nanos"]
     closing_nanos, at_ns = newest.balance_nanos, newest.at_ns

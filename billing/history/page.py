@@ -5,7 +5,8 @@
     body    older u64 × count, start u32 × count, records
     record  length u32, then as in a batch of the journal (`shards.batch`): envelope, packed entry
             or, with OLDER_ROW instead of an envelope, a row of an older version of the file as MessagePack:
-            user_id and `Row`'s fields from entry_id to actor, then credit limit, holds, fraction of the amount
+            user_id and `Row`'s fields from entry_id to actor, then credit limit, holds, fraction of the amount.
+            An opening row of `restoring` is written so, too
 
 `older` is the seq of the account's row before. `start` is where in the records a row begins; the next one's start is
 where it ends, and a row that was deleted begins where the next one does. The checksum is a CRC-32C of first and count,
@@ -42,6 +43,8 @@ from shards.batch import ENTRY, ENVELOPE, LENGTH
 PAGE_ROWS: Final = 32
 LEVEL: Final = -1  # of the compression: a third of the work of level 1, and a tenth more bytes
 OLDER_ROW: Final = 0  # in the place of the kind of a record
+OPENING_ROW: Final = 255  # in the place of an operation: what a snapshot had of an account (`restoring`)
+OPENING: Final = "opening"  # the name of that operation, and of a row that stands for rows which keep_days deleted
 RECORD_HEAD_BYTES: Final = LENGTH.size + ENVELOPE.size
 _HEAD: Final = struct.Struct("<QI")
 _OLDER_BYTES: Final = 8
@@ -74,6 +77,11 @@ class Row(NamedTuple):
     holds: int  # nanos
     amount_frac: int
     generation: int  # at which the shard held the bucket
+
+
+def name_of(operation: int) -> str:
+    """The name of a row's operation."""
+    return OPENING if operation == OPENING_ROW else ops.NAMES[operation]
 
 
 class Part:

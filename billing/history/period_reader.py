@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from billing.history.history_reader import HistoryReader, as_map
 from billing.history.openings import Opening
-from billing.history.page import Row
+from billing.history.page import OPENING, Row, name_of
 from billing.history.period import (
     MISSING,
     NOTHING,
@@ -73,7 +73,7 @@ class TooLong(Exception):
 
 def point_of(row: Row) -> Point:
     """An account from this row on."""
-    name, frac = ops.NAMES[row.operation], row.frac
+    name, frac = name_of(row.operation), row.frac
     if row.flags is None or frac is None or row.rate is None:
         return Point(
             row.entry_id, row.at_ns, name, row.amount * NANO, row.balance * NANO, None, 0, is_exact=False
@@ -123,6 +123,11 @@ class Chain:
         found = self._reader.rows(self._generation, self._user_id, last_id + 1, count)[1]
         return [row for row in reversed(found) if row.entry_id >= first_id]
 
+    def row_behind(self, entry_id: int) -> list[Row]:
+        """The first row behind this entry_id, wherever it is: also behind a gap. None or one."""
+        above, _ = self._reader.rows(self._generation, self._user_id, entry_id + 1, 1)
+        return [] if above is None else [above]
+
     def point_at(self, entry_id: int) -> Point:
         """The point of a row, NOTHING for 0."""
         if entry_id <= 0:
@@ -141,7 +146,7 @@ class Chain:
         before = former
         for row in rows:
             point = self._whole(point_of(row))
-            if point.entry_id > before.entry_id + 1:
+            if point.entry_id > before.entry_id + 1 or point.operation == OPENING:
                 self.is_whole = False
                 yield missing(before, point), None
             yield point, row
@@ -241,7 +246,7 @@ def statement(
             raise TooLong(f"more than {RESOURCES_MAX} resources; shorter periods join")
         at_id = page_end + 1
         yield
-    after = next((point for point, _ in chain.points(former, chain.rows(last_id + 1, last_id + 1))), None)
+    after = next((point for point, _ in chain.points(former, chain.row_behind(last_id))), None)
     if after is None:
         after = chain.last_gap(former)
         if after is not None and after.at_ns < to_ns:
@@ -290,8 +295,7 @@ def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
     at_ns = min(at_ns, now_ns)
     entry_id = chain.newest_id_before(at_ns + 1)
     former = chain.point_at(entry_id)
-    rows = chain.rows(entry_id + 1, entry_id + 1)
-    behind = next(iter(chain.points(former, rows)), None)
+    behind = next(iter(chain.points(former, chain.row_behind(entry_id))), None)
     after = chain.last_gap(former) if behind is None else behind[0]
     if behind is None and after is not None and after.at_ns <= at_ns:
         former, after = after, None

@@ -24,7 +24,7 @@ import msgspec
 from billing.follower.store import Damaged, Kind, connect
 from billing.history import openings
 from billing.history.accounts import USERS_MAX, Accounts, place_of
-from billing.history.page import PAGE_ROWS, Page, Part, pages_of, record_of_older_row
+from billing.history.page import PAGE_ROWS, Page, Part, Row, pages_of, record_of_older_row
 from billing.history.projection import MARK_EVERY
 
 AT_ONCE: Final = 1_000
@@ -40,7 +40,7 @@ RARE: Final = struct.Struct("<qqq")  # credit limit and holds in nanos, fraction
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class _Good(NamedTuple):
+class Good(NamedTuple):
     """A row that is taken over."""
 
     seq: int
@@ -72,7 +72,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
         position, seq_max = min(reached)
     cut = max((seq for seq, _ in _plain(old, "SELECT seq, at_ns FROM cuts")), default=0)  # deleted up to there
     is_older = old.execute("PRAGMA user_version").fetchone() != (kind.version,)
-    writer = _Writer(db)
+    writer = Writer(db)
     last = lost = 0
     for good in _older_rows(old) if is_older else _rows(old):
         if good.seq > seq_max:
@@ -103,7 +103,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     return text
 
 
-class _Writer:
+class Writer:
     """Writes rows that rise by their seq: pages, chains, marks, users."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -112,8 +112,9 @@ class _Writer:
         self._first = 1  # seq of the first row in the part
         self._accounts = Accounts(db)
         self.kept = 0
+        self.last_seq = 0
 
-    def take(self, good: _Good) -> None:
+    def take(self, good: Good) -> None:
         """The next row."""
         count = len(self._part.starts)
         if count == PAGE_ROWS or good.seq != self._first + count:
@@ -125,6 +126,7 @@ class _Writer:
             mark = number, good.entry_id, good.seq
             self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", mark)
         self.kept += 1
+        self.last_seq = good.seq
 
     def _write_page(self) -> None:
         self._db.executemany("INSERT INTO pages VALUES (?, ?, ?, ?)", pages_of(self._part, self._first))
@@ -138,19 +140,23 @@ class _Writer:
         self._accounts.write()
 
 
-def _rows(old: sqlite3.Connection) -> Iterator[_Good]:
-    """The good rows of a file of the present version."""
+def _rows(old: sqlite3.Connection) -> Iterator[Good]:
+    for row, record in good_rows(old):
+        yield Good(row.seq, row.user_id, row.entry_id, record)
+
+
+def good_rows(old: sqlite3.Connection) -> Iterator[tuple[Row, bytes]]:
+    """The good rows of a file of the present version, each with its record."""
     for found in _by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
         try:
             if (sound := Page._make(found)).is_sound:
                 page = sound.open()
-                for row, record in zip(page.rows(), filter(None, page.records()), strict=True):
-                    yield _Good(row.seq, row.user_id, row.entry_id, record)
+                yield from zip(page.rows(), filter(None, page.records()), strict=True)
         except (TypeError, OverflowError, struct.error):  # a value of another type than was written
             continue
 
 
-def _older_rows(old: sqlite3.Connection) -> Iterator[_Good]:
+def _older_rows(old: sqlite3.Connection) -> Iterator[Good]:
     """The good rows of a file of an older version, as records."""
     names = {name for _, name, *_ in _plain(old, "PRAGMA table_info(entries)")}
     has_checksum = "checksum" in names
@@ -162,7 +168,7 @@ def _older_rows(old: sqlite3.Connection) -> Iterator[_Good]:
         if number in users and not (has_checksum and checksum != crc32(_encode(row))):
             limits = RARE.unpack(rare) if rare else (0, 0, 0)
             record = record_of_older_row((users[number], entry_id, *_shown(fields), *limits))
-            yield _Good(seq, users[number], entry_id, record)
+            yield Good(seq, users[number], entry_id, record)
 
 
 def _shown(fields: list[Any]) -> list[Any]:

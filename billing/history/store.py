@@ -55,7 +55,7 @@ from billing.history.accounts import USERS_MAX, Accounts
 from billing.history.cursor import IDENTITY_BYTES
 from billing.history.page import PAGE_ROWS, OpenPage, Page, Part, Row, pages_of
 from billing.history.period import Lines
-from billing.history.projection import Group, project
+from billing.history.projection import MARK_EVERY, Group, project
 from billing.history.salvage import salvage
 from shards.system.disk import Disk
 
@@ -276,6 +276,29 @@ class Store(FollowerStore):
         self.begin()
         for number, entry_id, seq, lines in found:
             openings.put(self.db, number, entry_id, seq, lines)
+        self.commit(self.position)
+
+    def append_rows(self, pages: list[Page], rows: list[tuple[bytes, int]]) -> None:
+        """Writes rows that no batch made, each the only one of its account: their pages, and (user_id, entry_id) of
+        each. Nothing waits for `flush`.
+        """
+        assert pages[0].first == self.seq + 1
+        self.begin()
+        self.db.executemany(INSERT_PAGE, pages)
+        for user_id, entry_id in rows:
+            self.seq += 1
+            number, older = self._accounts.advance(user_id, self.seq)
+            assert not older, "an account that has rows"
+            if not entry_id % MARK_EVERY:
+                self.db.execute("INSERT INTO marks VALUES (?, ?, ?)", (number, entry_id, self.seq))
+        self._accounts.write()
+        self._paged = self.seq
+        self.commit(self.position)
+
+    def note_loss(self, text: str) -> None:
+        """Puts on record what is in neither file nor journal."""
+        self.begin()
+        self.db.execute("INSERT INTO losses VALUES (?, ?)", (self.position, text))
         self.commit(self.position)
 
     def delete(self, seqs: list[int], marks: list[tuple[bytes, int]], limit_ns: int) -> None:

@@ -1,0 +1,193 @@
+"""What is neither in a history file nor in the journal any more, brought back from a backup and from a snapshot.
+
+**From a backup** (`merge`): its file of the same shard has rows up to the batch at which it was taken. A new file gets
+those first, then of the present file's rows each that goes on with its account: an entry that both have is taken once.
+Where the two do not go together (an account's balance before its next entry is not the one that its last entry left),
+they are of different daemons, and nothing is changed.
+
+**From a snapshot** (`open_accounts`): the oldest one that is kept knows how each account stood when the journal began.
+An account whose entries up to then are in no file gets an *opening row* for the last of them: it says what the account
+had from then on (balance, rate and its lines, limits, state), and not what the entry did. So balances and statements
+from then on are exact, and answers that reach further back say from when they are whole.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from billing.follower.store import StoreError, connect, keep_copy, make
+from billing.history.accounts import place_of
+from billing.history.history_reader import EVERYWHERE, HistoryReader
+from billing.history.page import OPENING_ROW, Part, Row, pages_of, record_of_older_row
+from billing.history.period import Lines
+from billing.history.salvage import Good, Writer, good_rows
+from billing.history.store import KIND, Store, name_anew
+from billing.ledger.account import Account
+from billing.ledger.block import load
+from billing.ledger.entry import ACCRUING, EXHAUSTED
+from billing.ledger.money import NANO
+from shards.batch import ENVELOPE, LEAVE, POSITION
+from shards.system.disk import Disk
+
+AT_ONCE: Final = 10_000  # opening rows in one transaction
+
+
+class Unlike(StoreError):
+    """A backup and the present file do not go together."""
+
+
+# -- from a backup -----------------------------------------------------------------------------------------------------
+
+
+def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
+    """Makes the file of a shard again from a backup's file and what is in the present one, if there is one; says what
+    came of it. `first`: the oldest batch that the journal holds. The file is sound (`store.open_store`), and nobody
+    writes to it. Raises StoreError (Unlike), Unproved, sqlite3.Error, OSError.
+    """
+    present = connect(path, KIND) if disk.exists(path) else None
+    old = connect(backup, KIND)
+    try:
+        (found,) = old.execute("SELECT shard FROM about").fetchone()
+        if found != shard:
+            raise StoreError(f"{backup} is the history of shard {found}")
+        begins, position = old.execute("SELECT begins, position FROM about").fetchone()
+        if present is not None:
+            begun, reached = present.execute("SELECT begins, position FROM about").fetchone()
+            if begun <= begins:
+                return f"it begins with batch {begun}, and the backup with {begins}: nothing is to be brought back"
+            if position + 1 >= first:
+                present.close()  # the journal has all that comes behind the backup
+                present = None
+            else:
+                kept = keep_copy(present, path, "replaced", disk)
+        text = ""
+        if present is not None and position + 1 < begun:
+            text = f"; batches {position + 1} to {begun - 1} are in neither"
+        end = position if present is None else reached
+
+        def fill(db: sqlite3.Connection) -> None:
+            name_anew(db)
+            writer = Writer(db)
+            _take_all(writer, old, present)
+            writer.finish()
+            for one in [old] if present is None else [old, present]:
+                for table, columns in (("departures", 3), ("losses", 2), ("cuts", 2)):
+                    insert = f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * columns)})"
+                    db.executemany(insert, one.execute(f"SELECT * FROM {table}"))
+            db.execute("INSERT INTO groups VALUES (0, ?, ?)", (end, writer.last_seq))
+            db.execute("INSERT INTO about VALUES (?, ?, ?)", (shard, end, begins))
+            if text:
+                db.execute("INSERT INTO losses VALUES (?, ?)", (begun - 1, text.removeprefix("; ")))
+
+        make(path, KIND, disk, fill)
+        told = "" if present is None else f"; {kept} keeps what it was"
+        return f"made again from {backup}, which ends with batch {position}{text}{told}"
+    finally:
+        old.close()
+        if present is not None:
+            present.close()
+
+
+def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connection | None) -> None:
+    """The rows of a backup, then those of the present file that go on with them."""
+    newest: dict[bytes, tuple[int, int]] = {}  # user_id -> entry_id and balance of the newest row
+    for row, record in good_rows(old):
+        writer.take(Good(row.seq, row.user_id, row.entry_id, record))
+        newest[row.user_id] = row.entry_id, row.balance
+    if present is None:
+        return
+    seq = writer.last_seq
+    for row, record in good_rows(present):
+        entry_id, balance = newest.get(row.user_id, (0, 0))
+        if row.entry_id <= entry_id:
+            continue
+        before = row.balance - row.amount + row.accrued
+        if row.entry_id == entry_id + 1 and row.operation != OPENING_ROW and balance != before:
+            name = row.user_id.decode(errors="backslashreplace")
+            text = f"entry {row.entry_id} of account {name} does not go on from the backup"
+            raise Unlike(f"{text}: it is of another daemon")
+        seq += 1
+        writer.take(Good(seq, row.user_id, row.entry_id, record))
+        newest[row.user_id] = row.entry_id, row.balance
+
+
+# -- from a snapshot ---------------------------------------------------------------------------------------------------
+
+
+class Standing(NamedTuple):
+    """An account as a snapshot has it."""
+
+    row: Row
+    lines: Lines
+
+
+def standings_of(chunks: Iterable[bytes]) -> Iterator[Standing]:
+    """The accounts in the chunks of a snapshot that have entries."""
+    for chunk in chunks:
+        kind, bucket_id, generation = ENVELOPE.unpack_from(chunk)
+        if kind == LEAVE:
+            continue
+        book = load(bucket_id, chunk[ENVELOPE.size + POSITION.size :])
+        for user_id, slot in book.slots.items():
+            account = Account(book, slot, user_id)
+            if account.entry_id:
+                yield Standing(_row_of(account, generation), _lines_of(account))
+
+
+def _row_of(account: Account, generation: int) -> Row:
+    nanos, frac = divmod(account.balance, NANO)
+    flags = (EXHAUSTED if account.exhausted else 0) | (ACCRUING if account.accruing else 0)
+    return Row(
+        0, 0, account.user_id, account.entry_id, account.settled_ns, OPENING_ROW, 0, 0, nanos, b"", b"", flags, frac,
+        account.rate, None, None, b"", account.credit_limit_nanos, account.holds_nanos, 0, generation,
+    )  # fmt: skip
+
+
+def _lines_of(account: Account) -> Lines:
+    if account.extra is None or account.extra.lines is None:
+        return {b"": account.rate} if account.rate else {}
+    return {resource: rate for resource, (rate, _) in account.extra.lines.items() if rate}
+
+
+def open_accounts(store: Store, reader: HistoryReader, chunks: Iterable[bytes]) -> int:
+    """Writes an opening row for each account of a snapshot of which no file has a row up to its entry there, and whose
+    first row would otherwise say nothing of the time before; how many. All of the journal is in the store.
+    """
+    made = 0
+    some: list[Standing] = []
+    for standing in standings_of(chunks):
+        row = standing.row
+        if place_of(store.db, row.user_id) is None and not _has(reader, row):
+            some.append(standing)
+            made += 1
+        if len(some) >= AT_ONCE:
+            _open(store, some)
+            some = []
+    if some:
+        _open(store, some)
+    if made:
+        text = f"{made} accounts begin with what a snapshot has of them; their rows before that are lost"
+        store.note_loss(text)
+    return made
+
+
+def _has(reader: HistoryReader, row: Row) -> bool:
+    """Whether some file has a row of this entry."""
+    return any(found.entry_id == row.entry_id for found in reader.rows(EVERYWHERE, row.user_id, row.entry_id + 1, 1)[1])
+
+
+def _open(store: Store, some: list[Standing]) -> None:
+    """Writes opening rows behind the last row, with their lines."""
+    part = Part()
+    for standing in some:
+        part.add(0, record_of_older_row(standing.row[2:-1]))
+    first = store.seq + 1
+    store.append_rows(pages_of(part, first), [(standing.row.user_id, standing.row.entry_id) for standing in some])
+    found = []
+    for seq, standing in enumerate(some, first):
+        place = place_of(store.db, standing.row.user_id)
+        assert place is not None, "an account of which a row was just written"
+        found.append((place[0], standing.row.entry_id, seq, standing.lines))
+    store.open_with(found)

@@ -1,0 +1,220 @@
+"""What neither file nor journal has: brought back from a backup, or opened with what a snapshot has of the accounts.
+Each answer that misses something says from which instant it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.history.accounts import place_of
+from billing.history.entries import page as feed_page
+from billing.history.history_reader import EVERYWHERE, MISSING, HistoryReader
+from billing.history.page import OPENING
+from billing.history.period_reader import Chain, Standing, balance_at, statement
+from billing.history.store import Store, rows_are_sound
+from billing.ledger.money import INT64_MAX
+from tests.doctor.yard import COIN, DISK, SECOND_NS, Yard
+from tests.follower.test_rebuild import run
+from tests.history import tampering
+from tests.history.test_period import answer_of
+
+QUIET, BUSY = b"7", b"12"  # one without entries since the journal begins, one with
+
+
+class Shop:
+    """A shard whose journal has forgotten its beginning; its history as it was, its backup, and answers."""
+
+    def __init__(self, data_dir: Path, tmp_path: Path) -> None:
+        self.data_dir, self.tmp_path = data_dir, tmp_path
+        self.yard = yard = Yard(data_dir, shards=1, history=True, segment_bytes=8192)
+        yard.pay(QUIET, 1000 * COIN)
+        yard.rate(QUIET, 3600, resource=b"vm-1")
+        yard.rate(QUIET, 1800, resource=b"vm-2")
+        for number in range(30):
+            yard.wait(SECOND_NS)
+            yard.pay(BUSY, 100 + number)
+        self.backed_up_ns = yard.now_ns
+        self.flush()
+        shutil.copytree(data_dir / "history", tmp_path / "backup" / "history")
+        for _ in range(4):
+            for number in range(30):
+                yard.wait(SECOND_NS)
+                yard.pay(BUSY, 200 + number)
+            yard.workers[1].snapshot()
+        yard.close()
+        self.end_ns = yard.now_ns
+        assert yard.workers[1].journal.first > 1
+        self.before = {user: self.history(user) for user in (QUIET, BUSY)}
+
+    def flush(self) -> None:
+        store = self.yard.workers[1].store
+        assert store is not None
+        store.flush()
+        store.checkpoint()
+
+    @property
+    def path(self) -> Path:
+        return self.data_dir / "history" / "shard-1.sqlite"
+
+    def lose(self) -> None:
+        self.path.unlink()
+
+    def rebuild(self, *options: str) -> str:
+        result = run(self.data_dir, self.tmp_path, *options)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def asked(self, question: Any) -> Any:
+        store = Store(str(self.path), 1, DISK)
+        reader = HistoryReader(str(self.path.parent), 1, store.db, DISK)
+        try:
+            return question(reader)
+        finally:
+            reader.close()
+            store.close()
+
+    def history(self, user: bytes) -> list[dict[str, Any]]:
+        return list(self.asked(lambda reader: reader.history(1, user, INT64_MAX, 1000).rows))
+
+    def statement(self, user: bytes, from_ns: int, to_ns: int) -> dict[str, Any]:
+        def ask(reader: HistoryReader) -> dict[str, Any]:
+            chain = Chain(reader, EVERYWHERE, user, Standing())
+            return dict(answer_of(statement(chain, user, from_ns, to_ns, True, 1000, INT64_MAX))[0])
+
+        return dict(self.asked(ask))
+
+    def balance_at(self, user: bytes, at_ns: int) -> dict[str, Any]:
+        def ask(reader: HistoryReader) -> dict[str, Any]:
+            return dict(answer_of(balance_at(Chain(reader, EVERYWHERE, user, Standing()), user, at_ns, INT64_MAX))[0])
+
+        return dict(self.asked(ask))
+
+
+@pytest.fixture
+def shop(data_dir: Path, tmp_path: Path) -> Shop:
+    return Shop(data_dir, tmp_path)
+
+
+def test_an_account_without_an_entry_since_the_journal_begins_is_opened_with_what_the_snapshot_has(shop: Shop) -> None:
+    since_ns, until_ns = shop.end_ns - 10 * SECOND_NS, shop.end_ns
+    whole = shop.statement(QUIET, since_ns, until_ns)
+    then = shop.balance_at(QUIET, since_ns)
+    shop.lose()
+    assert "accounts begin with what the oldest snapshot has" in shop.rebuild()
+    opening, lost = shop.history(QUIET)
+    newest = shop.before[QUIET][0]
+    assert (opening["operation"], opening["entry_id"], opening["at_ns"]) == (OPENING, 3, newest["at_ns"])
+    assert opening["balance_after_nanos"] == newest["balance_after_nanos"]
+    assert opening["whole_from_ns"] == newest["at_ns"]
+    assert (lost["operation"], lost["entry_id"], lost["whole_from_ns"]) == (MISSING, 1, newest["at_ns"])
+    assert shop.statement(QUIET, since_ns, until_ns) == whole
+    assert {line["resource"] for line in whole["resources"]} == {"vm-1", "vm-2"}
+    assert whole["accrued_nanos"] > 0
+    assert shop.balance_at(QUIET, since_ns) == then
+    assert then["whole_from_ns"] is None
+
+
+def test_answers_that_reach_before_the_opening_say_from_when_they_are_whole(shop: Shop) -> None:
+    shop.lose()
+    shop.rebuild()
+    whole_from_ns = shop.before[QUIET][0]["at_ns"]
+    found = shop.statement(QUIET, 0, shop.end_ns)
+    assert found["whole_from_ns"] == whole_from_ns
+    exact = {name: int(value) for name, value in found["exact"].items()}
+    sums = exact["opening"] + exact["credits"] - exact["debits"] - exact["expired"] - exact["accrued"]
+    assert sums == exact["closing"]
+    assert shop.balance_at(QUIET, whole_from_ns - 1)["whole_from_ns"] == whole_from_ns
+    rows = shop.history(BUSY)
+    assert rows[-1]["operation"] == MISSING
+    assert rows[:-1] == shop.before[BUSY][: len(rows) - 1]
+    assert rows[-1]["whole_from_ns"] == rows[-2]["at_ns"]
+    assert shop.statement(BUSY, 0, shop.end_ns)["whole_from_ns"] == rows[-2]["at_ns"]
+    assert shop.statement(BUSY, rows[-2]["at_ns"] + 1, shop.end_ns)["whole_from_ns"] is None
+
+
+def test_the_doctor_notes_what_was_opened_and_finds_no_fault(shop: Shop) -> None:
+    shop.lose()
+    shop.rebuild()
+    report = shop.yard.examine()
+    assert report.findings == []
+    assert report.counts["history"]["accounts that begin with a snapshot"] >= 1
+    assert any("begin with what a snapshot has" in note for note in report.notes)
+    assert "accounts begin" not in shop.rebuild(), "they are opened once"
+
+
+def test_an_opening_is_no_entry_of_the_feed(shop: Shop) -> None:
+    shop.lose()
+    shop.rebuild()
+    found = shop.asked(lambda reader: feed_page(reader, "", 10_000, {}, all_written=True))
+    assert not found.waits
+    assert {row["operation"] for row in found.rows} == {"top_up"}
+    assert len(found.rows) == len(shop.history(BUSY)) - 1 + sum(row["user_id"] != "12" for row in found.rows)
+
+
+def test_a_history_that_is_gone_is_whole_again_where_journal_and_backup_meet(data_dir: Path, tmp_path: Path) -> None:
+    yard = Yard(data_dir, shards=1, history=True, segment_bytes=8192)
+    for number in range(40):
+        yard.pay(QUIET, 100 + number)
+    for _ in range(3):
+        yard.workers[1].snapshot()
+        for number in range(40):
+            yard.pay(BUSY, 100 + number)
+    store = yard.workers[1].store
+    assert store is not None
+    store.flush()
+    store.checkpoint()
+    shutil.copytree(data_dir / "history", tmp_path / "backup" / "history")
+    yard.pay(QUIET, 5)
+    yard.close()
+    path = data_dir / "history" / "shard-1.sqlite"
+    path.unlink()
+    assert run(data_dir, tmp_path, "--from-backup", str(tmp_path / "backup")).exit_code == 0
+    report = yard.examine()
+    assert report.findings == []
+    assert not any("lost" in note for note in report.notes)
+    again = Store(str(path), 1, DISK)
+    assert rows_are_sound(again.db)
+    rows = tampering.rows(again.db)
+    assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
+    assert place_of(again.db, QUIET) == (1, len(rows))
+    again.close()
+
+
+def test_what_a_backup_has_stands_before_what_the_file_has_and_the_rest_is_said(shop: Shop) -> None:
+    shop.lose()
+    shop.rebuild()
+    output = shop.rebuild("--from-backup", str(shop.tmp_path / "backup"))
+    assert "are in neither" in output
+    assert "replaced-1-shard-1.sqlite keeps what it was" in output
+    assert shop.history(QUIET) == shop.before[QUIET], "all of it was in the backup"
+    rows = shop.history(BUSY)
+    (gap,) = [at for at, row in enumerate(rows) if row["operation"] == MISSING]
+    assert rows[:gap] == shop.before[BUSY][:gap]
+    assert rows[gap + 1 :] == shop.before[BUSY][-len(rows) + gap + 1 :]
+    assert rows[gap]["whole_from_ns"] == rows[gap - 1]["at_ns"]
+    assert shop.statement(BUSY, 0, shop.backed_up_ns - SECOND_NS)["whole_from_ns"] is None
+    report = shop.yard.examine()
+    assert report.findings == []
+    assert any("are in neither" in note for note in report.notes)
+    assert "nothing is to be brought back" in shop.rebuild("--from-backup", str(shop.tmp_path / "backup"))
+
+
+def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shop: Shop, tmp_path: Path) -> None:
+    shop.lose()
+    shop.rebuild()
+    before = shop.path.read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    yard = Yard(other, shards=1, history=True)
+    entries = len(shop.before[BUSY]) - len([row for row in shop.history(BUSY) if row["operation"] != MISSING])
+    for _ in range(entries):
+        yard.pay(BUSY, 1)
+    yard.close()
+    result = run(shop.data_dir, shop.tmp_path, "--from-backup", str(other))
+    assert result.exit_code != 0
+    assert "of another daemon" in result.output
+    assert shop.path.read_bytes() == before
