@@ -60,7 +60,7 @@ def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:
     of the last. Raises AssertionError, IndexError, ValueError or struct.error where the bytes are no batch.
     """
     part, mark = group.part, group.marks.append
-    number_of, chunk_of, touch = accounts.numbers.get, accounts.chunks.get, accounts.touched.add
+    number_of, chunk_of, change = accounts.numbers.get, accounts.chunks.get, accounts.touched.add
     add_start, add_older = part.starts.append, part.older.append
     unpack_from, tails_after = _WANTED.unpack_from, _WANTED.size
     (count,) = LENGTH.unpack_from(payload)
@@ -89,7 +89,7 @@ def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:
         add_start(at + shift)
         add_older(newest[place])
         newest[place] = seq
-        touch(chunk)
+        change(chunk)
         if not entry_id & (MARK_EVERY - 1):
             mark((number, entry_id, seq))
         at += _LENGTH_BYTES + length
