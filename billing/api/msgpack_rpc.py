@@ -21,17 +21,16 @@ What it keeps:
 import asyncio
 from collections import defaultdict
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from billing.api.auth import Grant
 from billing.api.door import Door, Limits
-from billing.api.frames import Malformed, PassedOver
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
 from billing.api.origins import origin_of
+from billing.api.request_reader import BETWEEN, NotTaken, RequestReader
 from billing.api.response_writer import Proxy, ResponseWriter
 from billing.api.token_bucket import TokenBucket, piece_bytes
 from billing.api.wire import (
-    DECODE_ERRORS,
     ERRORS_AS_MAP,
     ERRORS_AS_STRING,
     MSGID_MAX,
@@ -57,14 +56,9 @@ class Connection(ResponseWriter):
         "_actor",
         "_busy",
         "_commands",
-        "_fed",
-        "_frame_start",
         "_on_trial",
         "_pace",
-        "_partial",
-        "_passed",
-        "_rest",
-        "_unpacker",
+        "_reader",
         "_waking",
         "_window",
     )
@@ -77,12 +71,7 @@ class Connection(ResponseWriter):
         self._pace: TokenBucket | None = None  # None: as fast as it likes
         self._on_trial = True  # has not shown yet that it reads
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
-        self._unpacker: Any = None  # None between two frames
-        self._fed = 0  # bytes the decoder was given, by its own count
-        self._frame_start = 0  # of these, where the unfinished frame begins
-        self._partial = b""  # of the unfinished frame, what the decoder was given in earlier pieces
-        self._passed: PassedOver | None = None  # the frame that is passed over now
-        self._rest = b""  # what is held back
+        self._reader = RequestReader(door, door.limits.handshake_bytes_max)
         self._waking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,93 +123,44 @@ class Connection(ResponseWriter):
         if self._ending is not None:
             return
         if self._held or self._stalled_since_ns:  # a transport may still hand over one read after it was paused
-            self._hold(self._rest + data)
+            self._reader.feed(bytes(data))
+            self._hold()
             return
-        self._work(data)
+        self._reader.feed(data)
+        self._work()
         if self._prompt:
             self._write_prompt()
 
-    # -- decoding ---------------------------------------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------------------------------
 
-    def _work(self, data: bytes | memoryview) -> None:
-        """Carries out what `data` completes, until it ends or the connection has to wait."""
+    def _work(self) -> None:
+        """Carries out what is whole of what was fed, until it ends or the connection has to wait."""
         self._door.gate.arrived()
-        rest: bytes | memoryview | None = data
-        while rest is not None:
-            rest = self._decode(rest) if self._passed is None else self._pass_over(rest)
-
-    def _decode(self, data: bytes | memoryview) -> bytes | None:
-        """`_work`, slice by slice. From a frame on that is to be passed over, returns all that is left."""
-        unpacker = self._unpacker
-        if unpacker is None:
-            unpacker = self._unpacker = self._door.lend_unpacker()
-            self._frame_start = self._fed = unpacker.tell()
-        limits = self._door.limits
-        frame_start = self._frame_start
-        offset, size = 0, len(data)
-        while offset < size:
-            signed_in = self._grant is not None
-            length = SLICE_BYTES_MAX if signed_in else limits.handshake_bytes_max
-            if limits.requests_per_s_max:
-                length = min(length, piece_bytes(self._left(limits.requests_per_s_max)))
-            piece = data[offset : offset + length]
-            offset += len(piece)
-            unpacker.feed(piece)
-            self._fed += len(piece)
-            if not self._advance():
-                if self._passed is not None:
-                    unread = self._partial + bytes(piece)
-                    return unread[len(unread) - (self._fed - self._frame_start) :] + data[offset:]
-                if self._ending is None:
-                    self._hold(self._give_back() + data[offset:])
-                return None
-            unread_bytes = self._fed - self._frame_start
-            if unread_bytes >= (limits.frame_bytes_max if signed_in else limits.handshake_bytes_max):
-                self._give_up(Refused("FRAME_TOO_LARGE", f"a frame may have {limits.frame_bytes_max} bytes"))
-                return None
-            if unread_bytes > len(piece):
-                self._partial += piece
-            else:
-                self._partial = bytes(piece[len(piece) - unread_bytes :])
-        self._note_frame(self._frame_start != frame_start)
-        return None
-
-    def _pass_over(self, data: bytes | memoryview) -> bytes | None:
-        """Looks for the end of the frame that is passed over; returns what is behind it."""
-        passed, limits = self._passed, self._door.limits
-        assert passed is not None
-        data = bytes(data)
-        self._unpacker, self._partial = None, b""
+        reader = self._reader
+        reader.progressed = False
         try:
-            taken = passed.feed(data)
-            msgid = passed.addressee() if passed.is_over else None
-        except Malformed:
-            self._give_up(Refused("PROTOCOL_ERROR", "this is no MessagePack, or no request"))
-            return None
-        most = limits.frame_bytes_max if self._grant is not None else limits.handshake_bytes_max
-        if passed.least_bytes > most:
-            self._give_up(Refused("FRAME_TOO_LARGE", f"a frame may have {limits.frame_bytes_max} bytes"))
-            return None
-        if not passed.is_over:
-            if not self._frame_since_ns:
-                self._frame_since_ns = self._door.clock()
-                self._door.watch(self)
-            return None
-        self._passed, self._frame_since_ns = None, 0
-        if self._pace is not None:
-            self._pace.spend(1, limits.requests_per_s_max)
-        if msgid is None:
-            return data[taken:]
-        refusal = Refused("INVALID_PARAMS", NOT_TAKEN)
-        if self._grant is None:
-            refusal = Refused("UNAUTHENTICATED", "sign in first: hello({token})")
-        if not self._reply(msgid, refusal):
-            self._hold(data[taken:])
-            return None
-        return data[taken:]
+            while reader.next_slice(self._slice_bytes()):
+                if not self._advance():
+                    if self._ending is None:
+                        reader.keep()
+                        self._hold()
+                    return
+                reader.end_slice()
+        except Refused as refusal:  # the stream cannot be followed
+            self._give_up(refusal)
+            return
+        self._note_frame(reader.progressed)
+
+    def _slice_bytes(self) -> int:
+        """How much may be decoded at once."""
+        limits = self._door.limits
+        length = SLICE_BYTES_MAX if self._grant is not None else limits.handshake_bytes_max
+        if limits.requests_per_s_max:
+            length = min(length, piece_bytes(self._left(limits.requests_per_s_max)))
+        return length
 
     def _advance(self) -> bool:
-        """`_drain` within the limits, looked at here once for all that one piece of input holds."""
+        """`_drain` within the limits, looked at here once for all that one slice of input holds."""
         door = self._door
         if self._on_trial:
             self._try()
@@ -266,7 +206,7 @@ class Connection(ResponseWriter):
         return goes_on
 
     def _drain(self) -> bool:
-        """Carries out all frames that the decoder holds; False where the connection has to wait or to end first."""
+        """Carries out all whole frames; False where the connection has to wait or to end first."""
         door, before, at_ns = self._door, self.in_flight, self._door.clock()
         counts: defaultdict[bytes, int] = defaultdict(int)
         goes_on = self._carry_out_all(counts)
@@ -278,27 +218,19 @@ class Connection(ResponseWriter):
 
     def _carry_out_all(self, counts: dict[bytes, int]) -> bool:
         """`_drain`; counts by method what goes to the gate."""
-        unpacker = self._unpacker
-        tell = unpacker.tell
         commands = _NONE if self._busy else self._commands
         actor = self._actor
         submit = self._door.gate.submit
         bucket_of = self._door.gate.bucket_of
         in_flight_max = self._window
-        while self.in_flight < in_flight_max:
-            try:
-                frame = next(unpacker)
-            except StopIteration:
-                return True
-            except DECODE_ERRORS:
-                self._passed = PassedOver()
-                return False
-            self._frame_start = tell()
+        if self.in_flight >= in_flight_max:
+            return False
+        for frame in self._reader.frames():
             try:
                 kind, msgid, method, params = frame
                 parse = commands[method]
             except (TypeError, ValueError, KeyError):
-                if not self._take_other(frame, counts):
+                if not self._take_other(frame, counts) or self.in_flight >= in_flight_max:
                     return False
                 commands = _NONE if self._busy else self._commands  # it may have been a sign-in
                 actor = self._actor
@@ -319,7 +251,9 @@ class Connection(ResponseWriter):
             except BaseException as error:
                 self._door.fail(error)
                 raise
-        return False
+            if self.in_flight >= in_flight_max:
+                return False
+        return True
 
     def _take_other(self, frame: object, counts: dict[bytes, int]) -> bool:
         """Everything but a request for a command that this client may call; True where decoding goes on."""
@@ -334,8 +268,20 @@ class Connection(ResponseWriter):
                     return self._carry_out(self._method_of(frame[1]), frame[2], None, counts)
                 except Refused:
                     return True  # nobody is told
+        if type(frame) is NotTaken:
+            return self._refuse_untaken(frame.msgid)
         self._give_up(Refused("PROTOCOL_ERROR", _NO_RPC))
         return False
+
+    def _refuse_untaken(self, msgid: int | None) -> bool:
+        """A request with a value that is not taken; a notification (None) only counts."""
+        if msgid is None:
+            if self._pace is not None:
+                self._pace.spend(1, self._door.limits.requests_per_s_max)
+            return True
+        if self._grant is None:
+            return self._reply(msgid, Refused("UNAUTHENTICATED", "sign in first: hello({token})"))
+        return self._reply(msgid, Refused("INVALID_PARAMS", NOT_TAKEN))
 
     def _method_of(self, name: object) -> Method:
         method = find(name)
@@ -403,23 +349,16 @@ class Connection(ResponseWriter):
         self._grant = grant
         self._actor = grant.actor
         self._commands = self._door.parsers_of(grant.roles)
+        self._reader.frame_bytes_max = self._door.limits.frame_bytes_max
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
-    def _hold(self, rest: bytes) -> None:
+    def _hold(self) -> None:
         """Decodes and reads no further, because too much is in flight or unread."""
         self._held = True
-        self._rest = rest
         self._frame_since_ns = 0
         if self._transport is not None:
             self._transport.pause_reading()
-
-    def _give_back(self) -> bytes:
-        """Has no decoder while it waits between two frames: that is 41 KB each. What was not decoded yet, instead."""
-        unpacker, self._unpacker = self._unpacker, None
-        left: bytes = unpacker.read_bytes(self._fed - self._frame_start)
-        self._door.take_back(unpacker)
-        return left
 
     def _read_on(self) -> None:
         if self._held:
@@ -437,11 +376,7 @@ class Connection(ResponseWriter):
         if self.in_flight > self._window // 2:
             return  # the next flush wakes again
         self._held = False
-        rest, self._rest = self._rest, b""
-        if self._unpacker is None or self._advance():
-            self._work(rest)
-        elif self._ending is None:
-            self._hold(self._give_back() + rest)
+        self._work()
         if self._prompt:
             self._write_prompt()
         if not self._held and self._ending is None and not self._stalled_since_ns:
@@ -449,17 +384,14 @@ class Connection(ResponseWriter):
 
     def _forget_input(self) -> None:
         self._held = False
-        self._rest = self._partial = b""
-        self._unpacker = self._passed = None
+        self._reader.close()
         self._frame_since_ns = 0
 
     def _note_frame(self, progressed: bool) -> None:
         """After all that was read is decoded: is there an unfinished frame, and since when."""
-        if self._frame_start == self._fed:
+        if self._reader.state == BETWEEN:
             self._frame_since_ns = 0
-            if self._unpacker is not None:
-                self._door.take_back(self._unpacker)
-                self._unpacker = None
+            self._reader.rest()
         elif progressed or not self._frame_since_ns:
             self._frame_since_ns = self._door.clock()
             self._door.watch(self)
