@@ -14,7 +14,7 @@ What it keeps:
   refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is not found goes
   the long way round.
 - **One refusal for a value that is not taken**: a request with one is passed over to its end, and refused by its msgid.
-- **GcPolicy harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
+- **Garbage harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
   then the connection ends.
 """
 
