@@ -7,8 +7,12 @@ its lines have spent up to an instant. Each account's life is cut into many piec
 
 - each piece opens where the one before closed, and closes where the timeline says, to the last internal unit;
 - each piece adds up, and its lines sum to what accrued in it;
+- its credits, debits and what of them expired are the sums of the amounts of the entries within;
 - each line of a piece has spent what the timeline says, to the unit, or within one where spending was cut short;
 - all pieces sum to the whole, in units and in nanos, and line by line.
+
+What the programs do is counted (`Done`), so that a test can say that nothing was left out: credits that end and are
+spent in order, leases that run out, holds, captures, closings and reopenings, exhaustions with clamp and with accrue.
 
 By hand, with another number of cuts:
 
@@ -19,10 +23,9 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from fractions import Fraction
 from itertools import pairwise
 
@@ -30,7 +33,7 @@ from billing.history.page import Part, Row, pages_of
 from billing.history.period import NOTHING, Lines, Period, Point, Tally
 from billing.history.period_reader import point_of
 from billing.ledger import commands as ops
-from billing.ledger.entry import ACCRUING, EXHAUSTED, REFUSED, Entry, unpack
+from billing.ledger.entry import ACCRUING, EXHAUSTED, OPENED, REFUSED, Entry, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
 from tests.ledger.drawing import USERS
@@ -118,6 +121,16 @@ class Life:
         number = bisect_left(self.instants, at_ns) - 1
         return {} if number < 0 else dict(self.timeline.rates[number])
 
+    def amounts(self, from_ns: int, to_ns: int) -> tuple[Fraction, Fraction, Fraction]:
+        """(credits, debits, what of these expired) of the entries within, in nanos."""
+        first, end = bisect_left(self.instants, from_ns), bisect_left(self.instants, to_ns)
+        entries = self.timeline.entries[first:end]
+        amounts = [Fraction(entry.amount, NANO) for entry in entries]
+        expired = [-amount for entry, amount in zip(entries, amounts, strict=True) if entry.op == ops.CREDIT_EXPIRED]
+        credits = sum((amount for amount in amounts if amount > 0), Fraction(0))
+        debits = -sum((amount for amount in amounts if amount < 0), Fraction(0))
+        return credits, debits, sum(expired, Fraction(0))
+
     def period(self, from_ns: int, to_ns: int) -> Period:
         """The period, out of the points before, in and behind it."""
         first, end = bisect_left(self.instants, from_ns), bisect_left(self.instants, to_ns)
@@ -168,6 +181,8 @@ def check(life: Life, cuts: list[int]) -> None:
         assert piece.closing == closing * NANO, f"{where} closes with {piece.closing}, not {closing * NANO}"
         assert piece.accrued == (spent_then - spent) * NANO, f"{where}: {piece.accrued} accrued"
         assert piece.adds_up
+        amounts = tuple(Fraction(sums, NANO) for sums in (piece.credits, piece.debits, piece.expired))
+        assert amounts == life.amounts(from_ns, to_ns), f"{where}: {amounts} were credited, debited, expired"
         assert piece.whole_from_ns is None
         assert piece.lines is not None
         assert sum(line.accrued for line in piece.lines) == piece.accrued, where
@@ -193,14 +208,34 @@ def check(life: Life, cuts: list[int]) -> None:
     }
 
 
-def run(cuts: int, seed: int, *, commands: int = 120, each: int = 1_000) -> int:
-    """Programs from `seed` on, until `cuts` instants were cut at; how many that were."""
-    done = 0
-    while done < cuts:
+class Done:
+    """What was cut: instants, and what the accounts went through meanwhile."""
+
+    def __init__(self) -> None:
+        self.cuts = 0
+        self.seen: Counter[str] = Counter()
+
+    def add(self, life: Life, cuts: int) -> None:
+        """Counts an account's life."""
+        self.cuts += cuts
+        opened = 0
+        for entry in life.timeline.entries:
+            self.seen[ops.NAMES[entry.op]] += 1
+            if entry.op == ops.EXHAUST:
+                self.seen["exhausted and accruing" if entry.flags & ACCRUING else "exhausted and clamped"] += 1
+            if entry.flags & OPENED:
+                opened += 1
+                self.seen["opened again"] += opened > 1
+
+
+def run(cuts: int, seed: int, *, commands: int = 120, each: int = 1_000) -> Done:
+    """Programs from `seed` on, until `cuts` instants were cut at."""
+    done = Done()
+    while done.cuts < cuts:
         draw = random.Random(seed)
         for life in lives(seed, commands):
             check(life, life.cuts(draw, each))
-            done += each
+            done.add(life, each)
         seed += 1
     return done
 
@@ -213,7 +248,8 @@ def main() -> None:
     given = parser.parse_args()
     begun = time.monotonic()
     done = run(given.cuts, given.seed)
-    print(f"{done} cuts from seed {given.seed} on: 0 differences in {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    seen = ", ".join(f"{name} {count:,}" for name, count in done.seen.most_common())
+    print(f"{done.cuts:,} cuts from seed {given.seed} on, 0 differences, in {time.monotonic() - begun:.0f} s: {seen}")
 
 
 if __name__ == "__main__":

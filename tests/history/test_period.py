@@ -39,7 +39,13 @@ def lines_of(period: Period) -> dict[bytes | None, int]:
 
 
 def test_pieces_of_random_lives_sum_to_the_whole_at_100_000_cuts():
-    assert run(100_000, seed=1) >= 100_000
+    done = run(100_000, seed=1)
+    assert done.cuts >= 100_000
+    for name in (
+        *("credit_expired", "lease_expired", "hold_expired", "capture", "release", "close_account", "opened again"),
+        *("exhausted and accruing", "exhausted and clamped", "threshold", "change_rate", "adjust", "debit"),
+    ):
+        assert done.seen[name] >= 5, f"{name} was not tried"
 
 
 def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it():
