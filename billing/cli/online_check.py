@@ -2,31 +2,42 @@
 
 Each bucket has exactly one owner, by what every worker itself holds; its generation is the map's; its accounts add up
 to its totals (the sum that is asserted at every snapshot, made now); every shard serves. Buckets that move meanwhile
-are counted and left out. The files of a stopped daemon prove more.
+are counted and left out. Of accounts and periods drawn at random, statements and past balances are what follows from
+the entries (`online_statements`). The files of a stopped daemon prove more.
 """
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
-from billing.cli.calling import Target, ask
+from billing.cli.calling import Target, ask, run
+from billing.cli.online_statements import OnlineStatements
 from billing.cli.output import as_json, put
+from billing.client.client import Client
+
+
+async def _statements(client: Client) -> OnlineStatements:
+    statements = OnlineStatements(client, random.Random())
+    await statements.check()
+    return statements
 
 
 def check_online(target: Target) -> bool:
     """Asks, prints what came of it, and says whether nothing is wrong. Raises Refusal where nobody answers."""
     found: dict[str, Any] = ask(target, "check_owners")
     alerts = [f"shard {row['shard_id']}: {alert}" for row in ask(target, "shards_info") for alert in row["alerts"]]
+    statements = run(target, _statements)
+    faults = [*found["faults"], *statements.faults]
     if target.as_json:
-        put(as_json({**found, "alerts": alerts}))
-        return not found["faults"] and not alerts
+        looked_at = {"accounts": statements.accounts, "periods": statements.periods}
+        put(as_json({**found, "faults": faults, "alerts": alerts, "statements": looked_at}))
+        return not faults and not alerts
     put(f"{found['buckets']} buckets on {found['shards']} shards were looked at: their owners, and their sums")
     if found["moving"]:
         put(f"{found['moving']} buckets moved meanwhile and were left out")
-    for line in (*alerts, *found["faults"]):
+    put(f"{statements.periods} pairs of periods of {statements.accounts} accounts were held against their entries")
+    for line in (*alerts, *faults):
         put(line)
-    if found["faults"] or alerts:
-        put(f"{len(found['faults']) + len(alerts)} faults")
-    else:
-        put("no faults")
-    return not found["faults"] and not alerts
+    put(f"{len(faults) + len(alerts)} faults" if faults or alerts else "no faults")
+    return not faults and not alerts

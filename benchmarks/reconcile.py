@@ -1,0 +1,83 @@
+"""How long `billing reconcile` takes, with a million machines against a daemon of a million accounts that serves.
+
+Fills the real daemon (each account has money and a rate, so an armed timer), writes an inventory with a line for each
+account, of which every 100,000th names another rate, and runs the command as people do. Told are its seconds, its CPU,
+the CPU of the daemon meanwhile, and the most memory that the command had; and that it found what was put in.
+
+    python -m benchmarks.reconcile --accounts 1000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.restart import daemon_in, fill
+from tests.system.daemon import Daemon
+
+RATE_NANOS_PER_HOUR = 1000 * 3600  # as `fill` sets it: 1,000 nanos a second
+OTHER_EVERY = 100_000
+
+
+def write_inventory(path: Path, accounts: int) -> int:
+    """A line for each account; how many of them name another rate."""
+    with path.open("w") as out:
+        out.write("user,resource,rate\n")
+        for index in range(accounts):
+            nanos = RATE_NANOS_PER_HOUR + (index % OTHER_EVERY == 0)
+            out.write(f"user_{index:07d},,0.{nanos:09d}\n")
+    return -(-accounts // OTHER_EVERY)
+
+
+def reconciled(daemon: Daemon, inventory: Path) -> dict[str, Any]:
+    """What the command says and takes."""
+    command = [sys.executable, "-m", "billing", "reconcile", str(inventory), "--json", "--address", daemon.address]
+    before, cpu = resource.getrusage(resource.RUSAGE_CHILDREN), daemon.cpu_seconds()
+    begun = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TZ": "UTC"})
+    seconds = time.monotonic() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "daemon_cpu_seconds": round(daemon.cpu_seconds() - cpu, 1),
+        "memory_mib": after.ru_maxrss // 1024,
+        "machines": found["machines"],
+        "differences": len(found["differences"]),
+    }
+
+
+def main() -> None:
+    """By hand."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--accounts", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=2)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        inventory = Path(home) / "inventory.csv"
+        wanted = write_inventory(inventory, given.accounts)
+        with daemon_in(Path(home), given.workers) as daemon:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(fill(daemon, given.accounts))
+            for _ in range(given.runs):
+                told = reconciled(daemon, inventory)
+                assert (told["machines"], told["differences"]) == (given.accounts, wanted), told
+                print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""`billing doctor --online`, its statements: of accounts and periods drawn at random, what the daemon says is what
+follows from the entries of the account, by arithmetic of its own.
+
+Of each account its entries are read (`history`), and with them alone its balance at an instant is worked out: the row
+before says balance and rate, the row behind how much accrued in all, and between them an account spends
+
+    min(rate * time, what accrued in all)
+
+Rows say whole nanos, so this is known to less than two nanos. Entries are what it was asked for at the beginning, so
+instants are drawn before the newest of them. Held against it, of periods from a to b to c:
+
+    balance_at, opening and closing      to two nanos
+    entries, credits, debits             exactly
+    each line's accrual                  to two nanos for each entry of the period
+    opening + credits - debits - accrued = closing, lines sum to what accrued, a to b and b to c join and sum to a to c,
+    all of these exactly, in nanos and in internal units
+
+It asks only, and never for more than `ROWS_MAX` entries of an account.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+from typing import Any, Final
+
+from billing.client.client import Client
+from billing.client.errors import UnknownAccount
+
+ACCOUNTS: Final = 50
+PERIODS: Final = 3  # of each account
+PAGE_ROWS: Final = 1000
+ROWS_MAX: Final = 10_000
+UNIT: Final = 3600 * 10**9  # internal units in a nano
+SLACK: Final = 2 * UNIT
+
+Row = dict[str, Any]
+Exact = dict[str, int]
+SUMS: Final = ("opening", "credits", "debits", "accrued", "closing")
+
+
+class OnlineStatements:
+    """What was looked at, and what is wrong."""
+
+    def __init__(self, client: Client, draw: random.Random) -> None:
+        self._client = client
+        self._draw = draw
+        self.accounts = self.periods = 0
+        self.faults: list[str] = []
+
+    async def check(self, accounts: int = ACCOUNTS) -> None:
+        """Draws accounts, and periods of them."""
+        for user in await self._drawn(accounts):
+            try:
+                rows = await self._rows(user)
+                if len(rows) > 1 and rows[0]["at_ns"] < rows[-1]["at_ns"]:
+                    self.accounts += 1
+                    for _ in range(PERIODS):
+                        await self._check_periods(user, rows)
+            except UnknownAccount:
+                continue  # it was closed and cleared meanwhile
+
+    async def _drawn(self, count: int) -> list[str]:
+        """Accounts behind random places in the order of their names."""
+        rows = await self._client.accounts(limit=PAGE_ROWS)
+        names = [row.user_id for row in rows]
+        if len(rows) == PAGE_ROWS:
+            for _ in range(count):
+                behind = self._draw.choice(names) + self._draw.choice("0123456789abcdefghijklmnopqrstuvwxyz")
+                names += [row.user_id for row in await self._client.accounts(after=behind, limit=3)]
+        return self._draw.sample(sorted(set(names)), min(count, len(set(names))))
+
+    async def _rows(self, user: str) -> list[Row]:
+        """The newest entries of an account, oldest first, as far back as none is missing."""
+        rows: list[Row] = []
+        before: int | None = None
+        while len(rows) < ROWS_MAX:
+            page = await self._client.history(user, limit=PAGE_ROWS, before=before)
+            for row in page:
+                if row["operation"] in ("missing", "opening") or row["rate_nanos_per_hour"] is None:
+                    return rows[::-1]
+                rows.append(row)
+            if len(page) < PAGE_ROWS:
+                break
+            before = page[-1]["entry_id"]
+        return rows[::-1]
+
+    async def _check_periods(self, user: str, rows: list[Row]) -> None:
+        """Two periods that join, and the one that is both."""
+        self.periods += 1
+        first_ns, last_ns = rows[0]["at_ns"], rows[-1]["at_ns"]
+        a, b, c = sorted(self._draw.randint(first_ns + 1, last_ns) for _ in range(3))
+        left, right, whole = [await self._statement(user, *period) for period in ((a, b), (b, c), (a, c))]
+        self._sums(user, rows, left, a, b)
+        self._sums(user, rows, right, b, c)
+        self._sums(user, rows, whole, a, c)
+        if left["exact"]["closing"] != right["exact"]["opening"]:
+            self._fault(user, a, c, f"closes with {left['exact']['closing']}, opens with {right['exact']['opening']}")
+        for name in ("credits", "debits", "accrued"):
+            for sums in (_exact, _nanos):
+                parts, all_of_it = sums(left)[name] + sums(right)[name], sums(whole)[name]
+                if parts != all_of_it:
+                    self._fault(user, a, c, f"{name} of its parts are {parts}, of all of it {all_of_it}")
+        then = await self._client.balance_at(user, b)
+        number = bisect_right([row["at_ns"] for row in rows], b) - 1
+        at_b = rows[number]["at_ns"] == b
+        wanted = rows[number]["balance_after_nanos"] * UNIT if at_b else balance_at(rows, b)
+        if abs(int(then["exact_balance"]) - wanted) > SLACK:
+            self._fault(user, b, b, f"balance_at says {then['exact_balance']}, its entries {wanted}")
+
+    async def _statement(self, user: str, from_ns: int, to_ns: int) -> Row:
+        return await self._client.statement(user, from_ns, to_ns, by="resource", limit=PAGE_ROWS)
+
+    def _sums(self, user: str, rows: list[Row], told: Row, from_ns: int, to_ns: int) -> None:
+        """Holds one statement against the rows, and against itself."""
+        for sums in (_exact(told), _nanos(told)):
+            if sums["opening"] + sums["credits"] - sums["debits"] - sums["accrued"] != sums["closing"]:
+                self._fault(user, from_ns, to_ns, f"it does not add up: {sums}")
+        for name, at_ns in (("opening", from_ns), ("closing", to_ns)):
+            wanted = balance_at(rows, at_ns)
+            if abs(_exact(told)[name] - wanted) > SLACK:
+                self._fault(user, from_ns, to_ns, f"{name} is {told['exact'][name]}, by its entries {wanted}")
+        instants = [row["at_ns"] for row in rows]
+        within = rows[bisect_left(instants, from_ns) : bisect_left(instants, to_ns)]
+        amounts = [row["balance_after_nanos"] - row["balance_before_nanos"] for row in within]
+        counted = {
+            "entries_count": len(within),
+            "credits_nanos": sum(amount for amount in amounts if amount > 0),
+            "debits_nanos": -sum(amount for amount in amounts if amount < 0),
+        }
+        for name, value in counted.items():
+            if told[name] != value:
+                self._fault(user, from_ns, to_ns, f"{name} is {told[name]}, by its entries {value}")
+        lines = {line["resource"]: int(line["exact_accrued"]) for line in told["resources"]}
+        if sum(lines.values()) != _exact(told)["accrued"]:
+            self._fault(user, from_ns, to_ns, f"the lines sum to {sum(lines.values())}, not to what accrued")
+        if rows[0]["entry_id"] == 1:
+            slack = SLACK * (2 + len(within))
+            for line, spent in lines_of(rows, from_ns, to_ns).items():
+                if abs(lines.get(line, 0) - spent) > slack:
+                    self._fault(user, from_ns, to_ns, f"{line!r} spent {lines.get(line, 0)}, by its entries {spent}")
+
+    def _fault(self, user: str, from_ns: int, to_ns: int, text: str) -> None:
+        self.faults.append(f"account {user}, from {from_ns} to {to_ns}: {text}")
+
+
+def _exact(told: Row) -> Exact:
+    return {name: int(told["exact"][name]) for name in SUMS}
+
+
+def _nanos(told: Row) -> Exact:
+    return {name: told[f"{name}_nanos"] for name in SUMS}
+
+
+def spent_between(before: Row, row: Row, at_ns: int) -> int:
+    """What an account spent from one entry to an instant not behind the next, in internal units."""
+    all_of_it: int = row["accrued_nanos"] * UNIT
+    at_pace: int = before["rate_nanos_per_hour"] * (at_ns - before["at_ns"])
+    return all_of_it if at_ns == row["at_ns"] else min(at_pace, all_of_it)
+
+
+def balance_at(rows: list[Row], at_ns: int) -> int:
+    """The balance at an instant behind the first row and not behind the last, before the entries of that instant."""
+    number = bisect_left([row["at_ns"] for row in rows], at_ns)
+    before, row = rows[number - 1], rows[number]
+    balance: int = before["balance_after_nanos"] * UNIT - spent_between(before, row, at_ns)
+    return balance
+
+
+def lines_of(rows: list[Row], from_ns: int, to_ns: int) -> dict[str, int]:
+    """What each rate line spent in a period, in internal units; `rows` begin with the account's first entry."""
+    rates: dict[str, int] = {}
+    spent: dict[str, int] = {}
+    for before, row in pairwise(rows):
+        if before["resource"] is not None:
+            rates[before["resource"]] = before["line_rate_nanos_per_hour"] or 0
+        begin_ns, end_ns = max(from_ns, before["at_ns"]), min(to_ns, row["at_ns"])
+        rate = before["rate_nanos_per_hour"]
+        if begin_ns < end_ns and rate:
+            part = spent_between(before, row, end_ns) - spent_between(before, row, begin_ns)
+            for line, of_line in rates.items():
+                spent[line] = spent.get(line, 0) + part * of_line // rate
+    return spent
