@@ -21,8 +21,10 @@ see this from outside, so it is found out by behaviour. A connection is *proved*
 has accepted it, and keeps it open. Proved connections are used first, the youngest of them first. *Spare* ones were
 opened ahead, and nothing was ever written on them.
 
-    UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`, and used for `HELD_S` at most
-    MANY      up to `warm` connections are kept open, spare ones where too few are proved
+    UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`, and used for `HELD_S` at most; for
+              `TOGETHER_S` where an answer came on another connection meanwhile: this server serves both
+    MANY      up to `warm` connections are kept open, spare ones where too few are proved; what a burst opened beyond
+              those that were shown is used for `TOGETHER_S` at most, and closed once it is idle
     FEW       none is kept, and `FEW_CALLS` at most are open at once; others wait for their turn. A call that has no
               answer for `HOG_S` does not count: one user's silence takes no turn from others
 
@@ -69,6 +71,7 @@ FEW: Final = "few"
 SILENCE_S: Final = 0.02
 BRIEFLY_S: Final = 0.01
 HELD_S: Final = 0.03
+TOGETHER_S: Final = 2.0
 AHEAD_KEPT_S: Final = 0.04
 FEW_CALLS: Final = 2
 HOG_S: Final = 0.25
@@ -84,6 +87,7 @@ _SECOND_NS: Final = 10**9
 _RECENTLY_NS: Final = 10**9
 _RETRY_AFTER_S_MAX: Final = 10**9
 _IDLE_S_MIN: Final = 0.2
+_FOR_EVER_NS: Final = 1 << 63
 
 Verdict = tuple[int, str, int]  # outcome, error ("" for OK), Retry-After in ns (-1: none)
 
@@ -140,6 +144,8 @@ class Endpoint:
         self._strikes = 0
         self._cleared_ns = 0  # when the idle connections were closed for the sake of calls without an answer
         self._answered_ns = 0
+        self._answered_line: Line | None = None  # the one on which the last answer came
+        self._others_ns = 0  # when the last one came on another line than that
         self._usual_ns = 0  # what an answer takes; down at once, and up slowly: waiting for others is not usual
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
         self.connects = 0
@@ -228,12 +234,11 @@ class Endpoint:
             return
         line.rest()
         if line.proved:
-            if self.serves == UNKNOWN:
-                if line.idle_since_ns - line.proved_ns > HELD_S * _SECOND_NS:
-                    line.close()
-                    return
-                if self._briefly is None:
-                    self._briefly = self.loop.call_later(BRIEFLY_S + _TICK_S, self._on_briefly)
+            if line.idle_since_ns - line.proved_ns > self._hold_ns(line):
+                line.close()
+                return
+            if self.serves == UNKNOWN and self._briefly is None:
+                self._briefly = self.loop.call_later(BRIEFLY_S + _TICK_S, self._on_briefly)
             self._proved.append(line)
             if self._asked_unproved and self._silence is None:
                 self._listen_closely()
@@ -241,6 +246,15 @@ class Endpoint:
             self._spares.append(line)
         else:
             line.close()
+
+    def _hold_ns(self, line: Line) -> int:
+        """For how long a proved connection may be used before it is closed, so that others of this server's clients
+        have their turn. A server whose threads serve a connection each may have no thread left for them.
+        """
+        if self.serves == MANY:
+            return int(TOGETHER_S * _SECOND_NS) if self.connections >= self.shown else _FOR_EVER_NS
+        others_ns = self._others_ns if line is self._answered_line else self._answered_ns
+        return int((TOGETHER_S if others_ns > line.proved_ns else HELD_S) * _SECOND_NS)
 
     async def _connect(self) -> Line:
         self._connecting += 1
@@ -315,7 +329,10 @@ class Endpoint:
     def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
         """A final status came: called before anybody is told. Sees to the connection."""
         self._unask(line)
-        self._answered_ns = now_ns = self.boot_ns()
+        now_ns = self.boot_ns()
+        if line is not self._answered_line:
+            self._answered_line, self._others_ns = line, self._answered_ns
+        self._answered_ns = now_ns
         slower_ns = took_ns - self._usual_ns
         self._usual_ns += slower_ns // 16 if self._usual_ns and slower_ns > 0 else slower_ns
         if self.serves == FEW and self._overtook(now_ns - took_ns):
@@ -525,10 +542,18 @@ class Endpoint:
             self.serves = UNKNOWN
             self._give_turn()
         self._close_idle(self._idle_ns if self.serves == MANY else int(BRIEFLY_S * _SECOND_NS))
+        if self.serves == MANY:
+            self._close_surplus()
         wanted = self.serves == MANY and self.connections < self.shown
         if wanted and self._warming is None and now_ns >= self._warm_at_ns:
             self._warming = self.loop.create_task(self._warm())
         self._tend = self.loop.call_later(_TEND_S, self._on_tend)
+
+    def _close_surplus(self) -> None:
+        """Closes what is idle beyond the connections that were shown to do no harm, what was used longest ago first."""
+        before_ns = self.boot_ns() - int(BRIEFLY_S * _SECOND_NS)
+        while self._proved and self.connections > self.shown and self._proved[0].idle_since_ns < before_ns:
+            self._proved.pop(0).close()
 
     async def _warm(self) -> None:
         try:

@@ -4,9 +4,10 @@ import asyncio
 import os
 import random
 import socket
+import time
 
 from billing.expirationd.delivery import Delivery
-from billing.expirationd.endpoint import MANY, UNKNOWN
+from billing.expirationd.endpoint import HELD_S, MANY, UNKNOWN
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
@@ -70,6 +71,34 @@ async def test_a_server_shown_to_serve_many_gets_warm_connections_and_they_are_r
         await desk.until(lambda: len(receiver.connections) == 3)
         desk.exhaust(delivery, b"u")
         await desk.until(desk.nothing_owed)
+        assert desk.errors() == []
+
+
+async def test_a_burst_to_a_server_not_known_yet_uses_its_connections_again() -> None:
+    """They were closed after 30 ms of use, as if the server could serve one connection at a time: it serves sixteen."""
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, concurrency=16, warm=0)) as delivery:
+        began = time.monotonic()
+        for number in range(3000):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(desk.nothing_owed)
+        lasted_s = time.monotonic() - began
+        assert delivery.endpoints[0].serves == UNKNOWN
+        assert receiver.connects <= 16 * (4 + lasted_s / (10 * HELD_S))  # some rest for a moment on a busy machine
+        await desk.until(lambda: not receiver.connections)
+        assert desk.errors() == []
+
+
+async def test_what_a_burst_opened_beyond_what_was_shown_is_closed_behind_it() -> None:
+    """A server with a thread for each connection may have none left for other clients meanwhile."""
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, concurrency=16, warm=3)) as delivery:
+        await desk.until_shown(delivery, 3)
+        for number in range(500):
+            desk.exhaust(delivery, b"u%d" % number)
+        await desk.until(desk.nothing_owed)
+        await desk.until(lambda: len(receiver.connections) == 3)
+        assert delivery.endpoints[0].serves == MANY
         assert desk.errors() == []
 
 
