@@ -17,9 +17,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
 from urllib.parse import urlsplit
 
 from billing.ledger.errors import Refused
+
+HOSTS_KEPT_MAX: Final = 64  # of which it is known what they are: clients have few names for this host
 
 
 def check(headers: Mapping[str, str], loopback: bool) -> None:
@@ -35,6 +39,7 @@ def check(headers: Mapping[str, str], loopback: bool) -> None:
         raise Refused("FORBIDDEN", "the Host is none of loopback; sign in with a token, or call 127.0.0.1 or localhost")
 
 
+@lru_cache(HOSTS_KEPT_MAX)
 def is_loopback_host(host: str) -> bool:
     """Whether a Host header (name or address, maybe with a port) is this host's loopback."""
     name = host.lower()

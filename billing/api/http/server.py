@@ -489,6 +489,12 @@ class HttpDoor:
         if headers.get("Expect", "").lower() == "100-continue" and connection.transport is not None:
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
+            content = request.content
+            if content.is_eof():  # it came whole with its head, as most do
+                body = content.read_nowait()
+                if len(body) <= BODY_BYTES_MAX:
+                    return body
+                raise web.HTTPRequestEntityTooLarge(BODY_BYTES_MAX, len(body))
             return await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise Misplaced(413, f"a body may have {BODY_BYTES_MAX} bytes", last=True, name="FRAME_TOO_LARGE") from None
