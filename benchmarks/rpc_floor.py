@@ -6,6 +6,7 @@ operations a second and, from the server's own CPU clock, microseconds of server
 includes the kernel's part of reading and writing the socket.
 
     python -m benchmarks.rpc_floor --seconds 5 --pipeline 256
+    python -m benchmarks.rpc_floor --door tarantool --seconds 5
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import resource
 import time
 from multiprocessing.connection import Connection as Pipe
@@ -24,6 +26,8 @@ import uvloop
 
 from billing.api.auth import Guard
 from billing.api.door import Door
+from billing.api.iproto import protocol
+from billing.api.iproto.connection import connection_factory
 from billing.api.msgpack_rpc import Connection
 from shards.buckets import bucket_id_of
 
@@ -73,13 +77,14 @@ class NullGate:
             caller.flush()
 
 
-def serve(pipe: Pipe) -> None:
-    """The server process: tells its port, then its CPU seconds whenever it is asked."""
+def serve(pipe: Pipe, door_name: str) -> None:
+    """The server process with one door: tells its port, then its CPU seconds whenever it is asked."""
 
     async def run() -> None:
         door = Door(NullGate(), Guard(), time.monotonic_ns, dict)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(door), "127.0.0.1", 0)
+        makes = connection_factory(door, os.urandom) if door_name == "tarantool" else lambda: Connection(door)
+        server = await loop.create_server(makes, "127.0.0.1", 0)
         stopped = asyncio.Event()
 
         def on_question() -> None:
@@ -97,12 +102,33 @@ def serve(pipe: Pipe) -> None:
     uvloop.run(run())
 
 
-async def load(port: int, method: str, options: dict[str, object], pipeline: int, seconds: float) -> tuple[int, float]:
+def rpc(msgid: int, method: str, params: list[Any]) -> tuple[bytes, int]:
+    """A request of MessagePack-RPC, and how long its reply is."""
+    return msgpack.packb([0, msgid, method, params]), len(msgpack.packb([1, msgid, None, REPLY]))
+
+
+def iproto(sync: int, method: str, params: list[Any]) -> tuple[bytes, int]:
+    """A CALL of Tarantool's protocol, and how long its reply is."""
+    body = {protocol.FUNCTION_NAME: method, protocol.TUPLE: params}
+    packet = msgpack.packb({protocol.REQUEST_TYPE: protocol.CALL, protocol.SYNC: sync}) + msgpack.packb(body)
+    size = b"\xce" + len(packet).to_bytes(4, "big")  # as most connectors write it
+    return size + packet, len(protocol.values(sync, b"\x91" + msgpack.packb(REPLY)))
+
+
+DOORS = {"rpc": (rpc, 0), "tarantool": (iproto, protocol.GREETING_BYTES)}
+
+
+async def load(
+    door: str, port: int, method: str, options: dict[str, object], pipeline: int, seconds: float
+) -> tuple[int, float]:
     """Keeps `pipeline` requests in flight; (operations, seconds)."""
+    made, greeting_bytes = DOORS[door]
     params = ["user_012345", 1_000_000] + ([options] if options else [])
-    burst = b"".join(msgpack.packb([0, msgid, method, params]) for msgid in range(pipeline))
-    reply_bytes = sum(len(msgpack.packb([1, msgid, None, REPLY])) for msgid in range(pipeline))
+    requests = [made(number, method, params) for number in range(pipeline)]
+    burst = b"".join(request for request, _ in requests)
+    reply_bytes = sum(length for _, length in requests)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2 * reply_bytes + 65_536)
+    await reader.readexactly(greeting_bytes)
     operations, started = 0, time.monotonic()
     while time.monotonic() - started < seconds:
         writer.write(burst)
@@ -117,12 +143,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--pipeline", type=int, default=256, help="requests in flight")
+    parser.add_argument("--door", choices=DOORS, default="rpc")
     parser.add_argument("--json", action="store_true", help="the figures once more, as JSON, on the last line")
     arguments = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    server = spawn.Process(target=serve, args=(there,), daemon=True)
+    server = spawn.Process(target=serve, args=(there, arguments.door), daemon=True)
     server.start()
     port = here.recv()
     plain: dict[str, object] = {}
@@ -135,7 +162,9 @@ def main() -> None:
     ):
         here.send("usage")
         user_before, system_before = here.recv()
-        operations, elapsed = uvloop.run(load(port, method, options, arguments.pipeline, arguments.seconds))
+        operations, elapsed = uvloop.run(
+            load(arguments.door, port, method, options, arguments.pipeline, arguments.seconds)
+        )
         here.send("usage")
         user, system = here.recv()
         user_us = (user - user_before) * 1e6 / operations

@@ -210,8 +210,15 @@ class Session:
     def flush(self) -> None:
         """What is staged is durable."""
         staged, self._staged = self._staged, []
-        for token, reply in staged:
-            self._end(token, reply)
+        if self._weights:
+            for token, reply in staged:
+                self._end(token, reply)
+        else:
+            self._door.in_flight -= len(staged)
+            self.in_flight -= len(staged)
+            on_reply = self._on_reply
+            for token, reply in staged:
+                on_reply(token, reply)
         self._on_flush()
 
     def relay(self, data: bytes) -> None:

@@ -21,11 +21,11 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from billing.api.auth import Grant
-from billing.api.calling import Session
+from billing.api.calling import Session, packed
 from billing.api.door import Door
 from billing.api.iproto import protocol
-from billing.api.iproto.procedures import Called, called
-from billing.api.iproto.protocol import AUTH, CALL, CALL_16, ID, PING, SELECT, Decoder, ProtocolError, Request
+from billing.api.iproto.procedures import TRANSLATED, Called, called
+from billing.api.iproto.protocol import AUTH, CALL, CALL_16, ID, PING, SELECT, Decoder, ProtocolError
 from billing.api.latency import Reads
 from billing.api.origins import origin_of
 from billing.ledger.errors import Refused
@@ -33,6 +33,7 @@ from billing.ledger.errors import Refused
 INSTANCE: Final = str(uuid.UUID(int=0))  # of the greeting: there is no instance to be told from others
 NAME: Final = "tarantool"  # of this door, in the figures
 GUEST: Final = b"guest"
+_CALLS: Final = frozenset((CALL, CALL_16))
 _TOKENS: Final = 2**32
 _ID_BODY: Final = b"\x82\x54\x00\x55\x90"  # VERSION 0, no FEATURES
 
@@ -51,7 +52,7 @@ class TarantoolConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._origin = ""
         self._out = bytearray()
-        self._open: dict[int, tuple[int, Called]] = {}  # token -> (sync, call) of what is not answered
+        self._open: dict[int, tuple[int, bytes, Called | None]] = {}  # token -> (sync, name, call) of what is asked
         self._token = 0
         self._reads = Reads()
         self._counts: dict[bytes, int] = {}  # calls of this read that wait for their answer, by method
@@ -107,12 +108,14 @@ class TarantoolConnection(asyncio.Protocol):
         self._session.arrived()
         before = len(self._open)
         try:
-            for request in self._decoder.feed(data):
-                if self._signed_in:
+            for kind, sync, body in self._decoder.feed(data):
+                if self._signed_in and kind in _CALLS:
                     self._reading_since_ns = 0  # another packet has its own deadline
-                self._carry_out(request)
-                if self._is_ending():
-                    break
+                    self._call(kind, sync, body)
+                else:
+                    self._carry_out(kind, sync, body)
+                    if self._is_ending():
+                        break
         except ProtocolError as error:
             self._give_up(protocol.ER_INVALID_MSGPACK, f"Invalid MsgPack - {error}")
         self._note_unfinished()
@@ -161,12 +164,12 @@ class TarantoolConnection(asyncio.Protocol):
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, request: Request) -> None:
-        kind, sync = request.kind, request.sync
-        if kind in (CALL, CALL_16) and self._signed_in:
-            self._call(request)
-        elif kind == AUTH:
-            self._auth(request)
+    def _carry_out(self, kind: int, sync: int, body: dict[int, Any]) -> None:
+        """Everything but a call of one who is signed in."""
+        if self._signed_in:
+            self._reading_since_ns = 0  # another packet has its own deadline
+        if kind == AUTH:
+            self._auth(sync, body)
         elif kind == PING:
             self._out += protocol.done(sync)
         elif kind == ID:
@@ -178,24 +181,27 @@ class TarantoolConnection(asyncio.Protocol):
         else:
             self._out += protocol.error(sync, protocol.ER_UNKNOWN_REQUEST_TYPE, f"Unknown request type {kind}")
 
-    def _call(self, request: Request) -> None:
-        name = request.body.get(protocol.FUNCTION_NAME)
-        try:
-            call = called(name, request.body.get(protocol.TUPLE), in_tuples=request.kind == CALL_16)
-        except Refused as refusal:
-            self._refuse(request.sync, refusal)
-            return
+    def _call(self, kind: int, sync: int, body: dict[int, Any]) -> None:
+        name, params = body.get(protocol.FUNCTION_NAME), body.get(protocol.TUPLE)
+        call: Called | None = None
+        if type(name) is not bytes or name in TRANSLATED or type(params) is not list or kind == CALL_16:
+            try:
+                call = called(name, params, in_tuples=kind == CALL_16)
+            except Refused as refusal:
+                self._refuse(sync, refusal)
+                return
+            name, params = call.name, call.params
         token = self._token = (self._token + 1) % _TOKENS
-        self._open[token] = request.sync, call
-        self._session.call(token, call.name, call.params)
+        self._open[token] = sync, name, call
+        self._session.call(token, name, params)
         if token in self._open:
-            self._counts[call.name] = self._counts.get(call.name, 0) + 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
-    def _auth(self, request: Request) -> None:
+    def _auth(self, sync: int, body: dict[int, Any]) -> None:
         """AUTH: a name of the tokens file, and a proof that its token is known."""
-        user, given = request.body.get(protocol.USER_NAME), request.body.get(protocol.TUPLE)
+        user, given = body.get(protocol.USER_NAME), body.get(protocol.TUPLE)
         if user == GUEST and not given and self._signed_in:
-            self._out += protocol.done(request.sync)
+            self._out += protocol.done(sync)
             return
         grant = None
         if type(user) is bytes and type(given) is list and len(given) == 2 and given[0] == b"chap-sha1":
@@ -204,11 +210,11 @@ class TarantoolConnection(asyncio.Protocol):
         if grant is not None:
             self._session.grant = grant
             self._admit()
-            self._out += protocol.done(request.sync)
+            self._out += protocol.done(sync)
             return
         shown = user.decode("utf-8", "replace") if type(user) is bytes else "?"
         text = f"Incorrect password supplied for user '{shown}'"
-        self._out += protocol.error(request.sync, protocol.ER_PASSWORD_MISMATCH, text)
+        self._out += protocol.error(sync, protocol.ER_PASSWORD_MISMATCH, text)
         self._door.note_error(Refused("UNAUTHENTICATED", "this token is not known"))
         self._door.refused_sign_in(self._origin)
         self._door.drops += 1
@@ -223,13 +229,16 @@ class TarantoolConnection(asyncio.Protocol):
     # -- replies ----------------------------------------------------------------------------------------------------
 
     def _on_reply(self, token: int, reply: object) -> None:
-        sync, call = self._open.pop(token)
+        sync, name, call = self._open.pop(token)
         if type(reply) is not Refused:
-            self._out += protocol.values(sync, call.returns(reply))
-        elif (told := call.refused(reply)) is not None:
+            if call is None:
+                self._out += protocol.plain_value(sync, packed(reply))
+            else:
+                self._out += protocol.values(sync, call.returns(reply))
+        elif call is not None and (told := call.refused(reply)) is not None:
             self._out += protocol.values(sync, told)
         else:
-            self._out += protocol.refusal(sync, reply, call.name.decode("utf-8", "replace"))
+            self._out += protocol.refusal(sync, reply, name.decode("utf-8", "replace"))
 
     def _refuse(self, sync: int, refusal: Refused) -> None:
         self._door.note_error(refusal)

@@ -33,6 +33,9 @@ _ARRAYS: Final = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 COINS_DIGITS: Final = 9
 
 
+TRANSLATED: Final = ROUTED | {INCREASE, DECREASE}  # names that are no procedure's
+
+
 class Called(NamedTuple):
     """A call as the door hands it in. `refused`: returns DATA for a refusal that is a result there; else None."""
 

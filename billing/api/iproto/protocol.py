@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import struct
 from base64 import b64encode
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from billing.api.wire import DECODE_ERRORS, FRAME_BYTES_MAX, make_unpacker
+from billing.api.wire import DECODE_ERRORS, FRAME_BYTES_MAX, SLICE_BYTES_MAX, make_unpacker
 from billing.ledger.errors import Refused
 
 GREETING_BYTES: Final = 128
@@ -61,24 +62,24 @@ ER_ACCESS_DENIED: Final = 42
 ER_PASSWORD_MISMATCH: Final = 47
 ER_UNKNOWN_REQUEST_TYPE: Final = 48
 
-_SIZE_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _OK: Final = b"\x83\x00\x00\x01\xcf%b\x05\x01"
 _ERROR: Final = b"\x83\x00\xcd%b\x01\xcf%b\x05\x01"
 _DATA: Final = b"\x81\x30"
 NO_BODY: Final = b"\x80"
 NO_VALUES: Final = b"\x90"
+_VALUE_BEFORE: Final = b"\x83\x00\x00\x01\xcf"  # a reply of one value, up to its SYNC
+_VALUE_BEHIND: Final = b"\x05\x01" + _DATA + b"\x91"  # and from there up to the value
+_VALUE_BYTES: Final = len(_VALUE_BEFORE) + 8 + len(_VALUE_BEHIND)
+_value_head: Final = struct.Struct(f">BI{len(_VALUE_BEFORE)}sQ{len(_VALUE_BEHIND)}s").pack
+_INTEGERS: Final = frozenset((int,))
+_KEYS: Final = "the keys of header and body are integers, each of them once"
 
 
 class ProtocolError(Exception):
     """The bytes cannot be followed any further: the connection ends."""
 
 
-class Request(NamedTuple):
-    """One request. `body`: its fields by key, texts as bytes, maps as tuples of pairs."""
-
-    kind: int
-    sync: int
-    body: dict[int, Any]
+Request = tuple[int, int, dict[int, Any]]  # kind, SYNC, fields of the body by key: texts as bytes, maps as pairs
 
 
 def greeting(salt: bytes, instance: str) -> bytes:
@@ -109,74 +110,86 @@ def proves(scramble: bytes, salt: bytes, proof: bytes) -> bool:
 
 
 class Decoder:
-    """`feed(bytes)`, then requests. Keeps at most one unfinished packet, of `limit_bytes` at most."""
+    """`feed(bytes)`, then requests. Keeps at most one unfinished packet, of `limit_bytes` at most, and a slice of more.
+
+    One decoder of MessagePack reads the stream: size, header and, where the size leaves room, body. Where each of them
+    ends is held against the size.
+    """
 
     def __init__(self) -> None:
         self.limit_bytes = FRAME_BYTES_MAX
-        self._kept = bytearray()
+        self._unpacker = make_unpacker()
+        self._fed = 0  # bytes of the stream so far
+        self._end = 0  # where the packet ends that has begun; 0: none has
+        self._header: tuple[int, int] | None = None  # kind and sync of that packet, where its body is not read
 
     @property
     def waits(self) -> bool:
         """Whether a packet has begun and is not whole."""
-        return bool(self._kept)
+        return self._end > 0 or self._fed > self._unpacker.tell()
 
     def feed(self, data: bytes) -> Iterator[Request]:
         """The requests that are whole now. Raises ProtocolError; after it the decoder is of no further use."""
-        kept = self._kept
-        kept += data
-        start = 0
-        try:
-            while (found := self._packet(start)) is not None:
-                begin, end = found
-                start = end
-                yield _request_of(bytes(kept[begin:end]))
-        finally:
-            del kept[:start]
+        unpacker = self._unpacker
+        tell = unpacker.tell
+        for start in range(0, len(data), SLICE_BYTES_MAX):
+            part = data[start : start + SLICE_BYTES_MAX] if len(data) > SLICE_BYTES_MAX else data
+            self._fed += len(part)
+            try:
+                unpacker.feed(part)
+                while True:
+                    if not self._end:
+                        size = next(unpacker)
+                        if type(size) is not int or not 0 < size <= self.limit_bytes:
+                            raise ProtocolError(f"a packet begins with its size, {self.limit_bytes} bytes at most")
+                        self._end = tell() + size
+                    header = self._header
+                    if header is None:
+                        header = self._header = _header_of(next(unpacker))
+                    body = _fields(next(unpacker)) if tell() < self._end else {}
+                    if tell() != self._end:
+                        raise ProtocolError("a packet is as long as its size says: a header and a body")
+                    self._header, self._end = None, 0
+                    kind, sync = header
+                    yield kind, sync, body
+            except StopIteration:
+                pass
+            except DECODE_ERRORS:
+                raise ProtocolError("this is no MessagePack that is taken") from None
+            if 0 < self._end <= self._fed:
+                raise ProtocolError("a packet is longer than its size says")
 
-    def _packet(self, start: int) -> tuple[int, int] | None:
-        """Where the packet that begins at `start` has its header, and where it ends; None while it is not whole."""
-        kept = self._kept
-        if start >= len(kept):
-            return None
-        head = kept[start]
-        if head <= 0x7F:
-            size, begin = head, start + 1
-        elif head in _SIZE_BYTES:
-            begin = start + 1 + _SIZE_BYTES[head]
-            if begin > len(kept):
-                return None
-            size = int.from_bytes(kept[start + 1 : begin], "big")
-        else:
-            raise ProtocolError("a packet begins with its size")
-        if size > self.limit_bytes:
-            raise ProtocolError(f"a packet may have {self.limit_bytes} bytes")
-        return (begin, begin + size) if begin + size <= len(kept) else None
 
-
-def _request_of(packet: bytes) -> Request:
-    unpacker = make_unpacker()
-    unpacker.feed(packet)
-    try:
-        header = _fields(unpacker.unpack())
-        body = _fields(unpacker.unpack()) if unpacker.tell() < len(packet) else {}
-        if unpacker.tell() != len(packet):
-            raise ProtocolError("there is more in the packet than a header and a body")
-    except DECODE_ERRORS:
-        raise ProtocolError("this is no MessagePack that is taken") from None
-    kind, sync = header.get(REQUEST_TYPE), header.get(SYNC, 0)
+def _header_of(pairs: object) -> tuple[int, int]:
+    """Kind and sync of a request."""
+    if type(pairs) is tuple and len(pairs) == 2:  # as most connectors send it
+        (first, kind), (second, sync) = pairs
+        if first == REQUEST_TYPE and second == SYNC and type(kind) is int and type(sync) is int and sync >= 0:
+            return kind, sync
+    fields = _fields(pairs)
+    kind, sync = fields.get(REQUEST_TYPE), fields.get(SYNC, 0)
     if type(kind) is not int or type(sync) is not int or not 0 <= sync < 2**64:
         raise ProtocolError("a header has a REQUEST_TYPE and a SYNC")
-    return Request(kind, sync, body)
+    return kind, sync
 
 
 def _fields(pairs: object) -> dict[int, Any]:
     """A map with small integers as keys, each of them once."""
     if type(pairs) is not tuple:
         raise ProtocolError("header and body are maps")
-    fields = {key: value for key, value in pairs if type(key) is int}
-    if len(fields) != len(pairs):
-        raise ProtocolError("the keys of header and body are integers, each of them once")
+    try:
+        fields = dict(pairs)
+    except TypeError:  # a key is an array
+        raise ProtocolError(_KEYS) from None
+    if len(fields) != len(pairs) or not _INTEGERS.issuperset(map(type, fields)):
+        raise ProtocolError(_KEYS)
     return fields
+
+
+def plain_value(sync: int, data: bytes | memoryview) -> bytes:
+    """A reply with one value. `data`: that value, as MessagePack."""
+    size = _VALUE_BYTES + len(data)
+    return _value_head(0xCE, size, _VALUE_BEFORE, sync, _VALUE_BEHIND) + data
 
 
 def values(sync: int, data: bytes | memoryview) -> bytes:

@@ -8,13 +8,13 @@ import msgpack
 import pytest
 
 from billing.api.iproto import protocol
-from billing.api.iproto.protocol import Decoder, ProtocolError, Request
+from billing.api.iproto.protocol import Decoder, ProtocolError
 from billing.ledger.errors import Refused
 
 PING = bytes.fromhex("06 82 00 40 01 01 80")
 PONG = bytes.fromhex("ce 00 00 00 10 83 00 00 01 cf 00 00 00 00 00 00 00 01 05 01 80")
 CALL = bytes.fromhex("82 00 0a 01 07") + msgpack.packb({0x22: "top_up", 0x21: ["ann", "5"]})
-CALLED = Request(10, 7, {0x22: b"top_up", 0x21: [b"ann", b"5"]})
+CALLED = (10, 7, {0x22: b"top_up", 0x21: [b"ann", b"5"]})
 
 
 def sized(packet: bytes, width: int) -> bytes:
@@ -24,7 +24,7 @@ def sized(packet: bytes, width: int) -> bytes:
 
 
 def test_the_example_of_the_docstring():
-    assert list(Decoder().feed(PING)) == [Request(protocol.PING, 1, {})]
+    assert list(Decoder().feed(PING)) == [(protocol.PING, 1, {})]
     assert protocol.done(1) == PONG
 
 
@@ -38,14 +38,14 @@ def test_a_stream_may_come_in_any_pieces():
     for cut in range(len(stream)):
         decoder = Decoder()
         found = [*decoder.feed(stream[:cut]), *decoder.feed(stream[cut:])]
-        assert [request.kind for request in found] == [10, 64, 10]
+        assert [kind for kind, _, _ in found] == [10, 64, 10]
         assert not decoder.waits
     one_by_one = Decoder()
     assert len([request for byte in stream for request in one_by_one.feed(bytes([byte]))]) == 3
 
 
 def test_a_request_may_leave_its_body_out():
-    assert list(Decoder().feed(bytes.fromhex("05 82 00 40 01 00"))) == [Request(64, 0, {})]
+    assert list(Decoder().feed(bytes.fromhex("05 82 00 40 01 00"))) == [(64, 0, {})]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_cannot_be_followed_ends_the_connection(packet):
 def test_requests_before_garbage_are_still_carried_out():
     decoder = Decoder()
     found = decoder.feed(PING + b"\xc0")
-    assert next(found).kind == protocol.PING
+    assert next(found)[0] == protocol.PING
     with pytest.raises(ProtocolError):
         next(found)
 
