@@ -77,9 +77,10 @@ mutants: $(VENV)/.ready
 pictures: $(VENV)/.ready
 	$(BIN)/python -m tests.pictures
 
-# The site of docs/ into build/site, its pages of methods and keys made anew from their tables.
+# The site of docs/ into build/site, its pages of methods and keys, and the client's results, made anew from their tables.
 docs: $(VENV)/.ready
 	$(BIN)/python -m tests.docs.reference
+	$(BIN)/python -m tests.client.stubs
 	$(BIN)/zensical build --strict
 
 lint: $(VENV)/.ready

@@ -52,9 +52,10 @@ class Field(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A map with these fields. `name` is what clients' types are called."""
+    """A map with these fields. `name` is what clients' types are called, `doc` what they say of themselves."""
 
     name: str
+    doc: str
     fields: tuple[Field, ...]
 
 
@@ -108,6 +109,7 @@ _STANDING: Final = (
 
 CUTOFF: Final = Shape(
     "Cutoff",
+    "One exhaustion, and what became of its call.",
     (
         Field("event_id", "text"),
         Field("seq", "integer"),
@@ -121,9 +123,10 @@ _RESTORED: Final = (
     Field("restored", "flag", "whether this took the account out of exhaustion", optional=True),
     Field("cutoff", "map", "the cutoff that this restored from", optional=True, shape=CUTOFF),
 )
-STANDING: Final = Shape("Standing", _STANDING + _RESTORED)
+STANDING: Final = Shape("Standing", "How an account stands after a command.", _STANDING + _RESTORED)
 DEBIT: Final = Shape(
     "Debit",
+    "The reply to a debit.",
     (
         *_STANDING,
         Field("outcome", "enum", choices=("ok", "exhausted")),
@@ -131,10 +134,15 @@ DEBIT: Final = Shape(
         *_RESTORED,
     ),
 )
-HOLD: Final = Shape("Hold", (*_STANDING, Field("hold_id", "text", "names the hold in capture and release"), *_RESTORED))
-CAPTURE: Final = Shape("Capture", (*_STANDING, Field("captured_nanos", "nanos"), *_RESTORED))
+HOLD: Final = Shape(
+    "Hold",
+    "The reply to a hold.",
+    (*_STANDING, Field("hold_id", "text", "names the hold in capture and release"), *_RESTORED),
+)
+CAPTURE: Final = Shape("Capture", "The reply to a capture.", (*_STANDING, Field("captured_nanos", "nanos"), *_RESTORED))
 CLOSING: Final = Shape(
     "Closing",
+    "The reply to the closing of an account.",
     (
         *_STANDING,
         Field("paid_out_nanos", "nanos"),
@@ -144,6 +152,7 @@ CLOSING: Final = Shape(
 )
 CREDIT: Final = Shape(
     "Credit",
+    "Money that ends.",
     (
         Field("kind", "text"),
         Field("amount_nanos", "nanos", "what was topped up"),
@@ -154,14 +163,17 @@ CREDIT: Final = Shape(
 )
 OPEN_HOLD: Final = Shape(
     "OpenHold",
+    "Money that is reserved.",
     (Field("hold_id", "text"), Field("amount_nanos", "nanos"), _nullable("expires_at_ns", "instant")),
 )
 THRESHOLD: Final = Shape(
     "Threshold",
+    "When a low-balance notice is sent.",
     (Field("amount_nanos", "nanos", optional=True), Field("runway_ns", "span", optional=True)),
 )
 ACCOUNT: Final = Shape(
     "Account",
+    "Everything about an account.",
     (
         *_STANDING,
         Field("rates", "rates", "each line above zero, by resource"),
@@ -176,6 +188,7 @@ ACCOUNT: Final = Shape(
 )
 EXPLAINED: Final = Shape(
     "Explained",
+    "Why an account stands where it stands.",
     (
         *ACCOUNT.fields,
         Field("shard_id", "integer"),
@@ -189,6 +202,7 @@ EXPLAINED: Final = Shape(
 )
 ACCOUNT_ROW: Final = Shape(
     "AccountRow",
+    "An account in a list.",
     (
         _USER,
         _STATE,
@@ -202,6 +216,7 @@ ACCOUNT_ROW: Final = Shape(
 )
 HISTORY_ROW: Final = Shape(
     "HistoryRow",
+    "One entry of an account.",
     (
         Field("entry_id", "integer"),
         Field("at_ns", "instant"),
@@ -221,17 +236,20 @@ HISTORY_ROW: Final = Shape(
 )
 FEED_ROW: Final = Shape(
     "FeedRow",
+    "One entry of the feed of all accounts.",
     (Field("cursor", "text", "whoever has this row goes on behind it"), _USER, *HISTORY_ROW.fields),
 )
 _SUMS: Final = ("opening", "credits", "debits", "expired", "accrued", "closing")
 EXACT: Final = Shape(
     "ExactSums",
+    "The sums of a statement to the internal unit.",
     tuple(
         Field(name, "text", "internal units: nanos per hour times nanoseconds, 3.6e12 of them a nano") for name in _SUMS
     ),
 )
 RESOURCE_LINE: Final = Shape(
     "ResourceLine",
+    "What one rate line spent in the period of a statement.",
     (
         _nullable("resource", "text", "nil: of no line that is known"),
         Field("accrued_nanos", "nanos", "rounded so that the lines sum to the account's"),
@@ -241,6 +259,7 @@ RESOURCE_LINE: Final = Shape(
 )
 STATEMENT: Final = Shape(
     "Statement",
+    "A period of an account.",
     (
         _USER,
         Field("from_ns", "instant"),
@@ -263,6 +282,7 @@ STATEMENT: Final = Shape(
 )
 BALANCE_AT: Final = Shape(
     "BalanceAt",
+    "An account as it was at an instant.",
     (
         _USER,
         Field("at_ns", "instant", "the one asked for, or now"),
@@ -280,6 +300,7 @@ BALANCE_AT: Final = Shape(
 )
 PENDING_CUTOFF: Final = Shape(
     "PendingCutoff",
+    "A call that is owed.",
     (
         _USER,
         Field("event_id", "text"),
@@ -291,6 +312,7 @@ PENDING_CUTOFF: Final = Shape(
 )
 AUDIT_ROW: Final = Shape(
     "AuditRow",
+    "What an operator asked for, or a sign-in that was refused.",
     (
         Field("cursor", "text", "whoever has this row goes on behind it"),
         Field("at_ns", "instant", "wall time"),
@@ -301,6 +323,7 @@ AUDIT_ROW: Final = Shape(
 )
 BUCKET: Final = Shape(
     "Bucket",
+    "A bucket.",
     (
         Field("bucket_id", "integer"),
         Field("shard_id", "integer"),
@@ -311,6 +334,7 @@ BUCKET: Final = Shape(
 )
 SHARD: Final = Shape(
     "Shard",
+    "A shard, its process and its load.",
     (
         Field("shard_id", "integer"),
         _nullable("worker_pid", "integer"),
@@ -333,6 +357,7 @@ SHARD: Final = Shape(
 )
 SERVER_INFO: Final = Shape(
     "ServerInfo",
+    "Version and limits.",
     (
         Field("version", "text"),
         Field("shard_id", "integer", "the shard of the worker that answers"),
@@ -346,12 +371,19 @@ SERVER_INFO: Final = Shape(
     ),
 )
 MOVED: Final = Shape(
-    "Moved", (Field("bucket_id", "integer"), Field("shard_id", "integer"), Field("generation", "integer"))
+    "Moved",
+    "A bucket that was moved.",
+    (Field("bucket_id", "integer"), Field("shard_id", "integer"), Field("generation", "integer")),
 )
-PINNED: Final = Shape("Pinned", (Field("bucket_id", "integer"), Field("pinned", "flag")))
-REBALANCE: Final = Shape("Rebalance", (Field("moves", "integer"), Field("steps", "any", many=True, optional=True)))
+PINNED: Final = Shape("Pinned", "Whether a bucket is pinned.", (Field("bucket_id", "integer"), Field("pinned", "flag")))
+REBALANCE: Final = Shape(
+    "Rebalance",
+    "The moves that make the load even.",
+    (Field("moves", "integer"), Field("steps", "any", many=True, optional=True)),
+)
 EXPLAIN_MOVE: Final = Shape(
     "MoveExplained",
+    "What a move waits for.",
     (
         Field("bucket_id", "integer"),
         Field("shard_id", "integer"),
@@ -365,6 +397,7 @@ EXPLAIN_MOVE: Final = Shape(
 )
 OWNERS: Final = Shape(
     "Owners",
+    "Whether every bucket has one owner.",
     (
         Field("buckets", "integer"),
         Field("moving", "integer"),
@@ -372,9 +405,10 @@ OWNERS: Final = Shape(
         Field("faults", "any", many=True),
     ),
 )
-RELEASED: Final = Shape("Released", (Field("released", "integer"),))
+RELEASED: Final = Shape("Released", "How many cutoffs were let go.", (Field("released", "integer"),))
 EXPIRATION: Final = Shape(
     "Expiration",
+    "What a shard checked and fired.",
     (
         Field("shard_id", "integer"),
         Field("checked_count", "integer"),
@@ -388,10 +422,13 @@ EXPIRATION: Final = Shape(
     ),
 )
 FORECAST_STEP: Final = Shape(
-    "ForecastStep", (Field("at_ns", "instant"), Field("cutoffs", "integer"), Field("most_in_a_second", "integer"))
+    "ForecastStep",
+    "One step of a forecast.",
+    (Field("at_ns", "instant"), Field("cutoffs", "integer"), Field("most_in_a_second", "integer")),
 )
 FORECAST: Final = Shape(
     "Forecast",
+    "The cutoffs that are coming.",
     (
         Field("from_ns", "instant"),
         Field("within_ns", "span"),
@@ -404,7 +441,9 @@ FORECAST: Final = Shape(
     ),
 )
 SIGNED_IN: Final = Shape(
-    "SignedIn", (Field("name", "text"), Field("roles", "text", many=True), Field("errors", "text"))
+    "SignedIn",
+    "Who has signed in, and what that allows.",
+    (Field("name", "text"), Field("roles", "text", many=True), Field("errors", "text")),
 )
 
 ANY: Final = Reply("any")

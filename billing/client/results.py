@@ -1,51 +1,14 @@
-"""What calls answer: maps whose fields are attributes, too, and whose money is also exact coins.
+"""What each call answers, as a class: made of the table of methods by `python -m tests.client.stubs`.
 
-    account = await client.get_account("user_01")
-    account.balance_nanos       12500000000
-    account.balance             Decimal("12.5")
-    account["balance_nanos"]    12500000000
-    account.cutoff.seq          a map within is a result of its own
-
-A `Decimal` never loses a nano: it has as many digits as it needs. Fields of a newer daemon that this version does not
-name are in the map all the same. A test holds the classes to the shapes of the table of methods.
+What all of them can do stands in `billing.client.result`.
 """
 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-_TAKEN = {"holds_total": "holds_nanos"}  # money whose plain name another field has
-
-
-class Result(dict[str, Any]):
-    """A map; see the module."""
-
-    _NESTED: ClassVar[dict[str, type[Result]]] = {}
-
-    if not TYPE_CHECKING:  # a checker knows the fields by their annotations, and no others
-
-        def __getattr__(self, name: str) -> Any:
-            if name in self:
-                return self._inner(name, self[name])
-            for nanos in (_TAKEN.get(name, f"{name}_nanos"), name.replace("_per_hour", "_nanos_per_hour")):
-                if nanos in self:
-                    value = self[nanos]
-                    return None if value is None else coins(value)
-            raise AttributeError(f"{type(self).__name__} has no {name}; it has {', '.join(self)}")
-
-    def _inner(self, name: str, value: Any) -> Any:
-        kind = self._NESTED.get(name)
-        if kind is not None and type(value) is dict:
-            return kind(value)
-        if kind is not None and type(value) is list:
-            return [kind(each) for each in value]
-        return value
-
-
-def coins(nanos: int) -> Decimal:
-    """Nanos as coins, exactly, whatever the precision of the caller's arithmetic."""
-    return Decimal(f"{nanos}e-9")
+from billing.client.result import Result
 
 
 class Cutoff(Result):
@@ -116,15 +79,6 @@ class Debit(Result):
     debited: Decimal
 
 
-class OpenHold(Result):
-    """Money that is reserved."""
-
-    hold_id: str
-    amount_nanos: int
-    expires_at_ns: int | None
-    amount: Decimal
-
-
 class Credit(Result):
     """Money that ends."""
 
@@ -135,6 +89,15 @@ class Credit(Result):
     entry_id: int
     amount: Decimal
     left: Decimal
+
+
+class OpenHold(Result):
+    """Money that is reserved."""
+
+    hold_id: str
+    amount_nanos: int
+    expires_at_ns: int | None
+    amount: Decimal
 
 
 class Threshold(Result):
@@ -148,7 +111,7 @@ class Threshold(Result):
 class Account(Result):
     """Everything about an account."""
 
-    _NESTED: ClassVar = {"cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold, "credits": Credit}
+    _NESTED: ClassVar = {"credits": Credit, "cutoff": Cutoff, "holds": OpenHold, "thresholds": Threshold}
 
     user_id: str
     bucket_id: int
@@ -224,16 +187,6 @@ class HistoryRow(Result):
     value: Decimal | None
 
 
-class AuditRow(Result):
-    """What an operator asked for, or a sign-in that was refused."""
-
-    cursor: str
-    at_ns: int
-    actor: str
-    act: str
-    details: Any
-
-
 class FeedRow(Result):
     """One entry of the feed of all accounts."""
 
@@ -285,7 +238,7 @@ class BalanceAt(Result):
 
 
 class ExactSums(Result):
-    """A reply: ExactSums."""
+    """The sums of a statement to the internal unit."""
 
     opening: str
     credits: str
@@ -296,7 +249,7 @@ class ExactSums(Result):
 
 
 class ResourceLine(Result):
-    """A reply: ResourceLine."""
+    """What one rate line spent in the period of a statement."""
 
     resource: str | None
     accrued_nanos: int
@@ -496,10 +449,10 @@ class Explained(Result):
     """Why an account stands where it stands."""
 
     _NESTED: ClassVar = {
+        "credits": Credit,
         "cutoff": Cutoff,
         "holds": OpenHold,
         "thresholds": Threshold,
-        "credits": Credit,
         "cutoffs": Cutoff,
     }
 
@@ -560,6 +513,16 @@ class Owners(Result):
     moving: int
     shards: int
     faults: list[Any]
+
+
+class AuditRow(Result):
+    """What an operator asked for, or a sign-in that was refused."""
+
+    cursor: str
+    at_ns: int
+    actor: str
+    act: str
+    details: Any
 
 
 class PendingCutoff(Result):

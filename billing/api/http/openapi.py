@@ -261,7 +261,7 @@ def _shape_schema(shape: Shape, shapes: dict[str, Shape]) -> Schema:
         properties |= named
         if not field.optional:
             required += [name for name in named if name == field.name or not field.nullable]
-    return {"type": "object", "properties": properties, "required": required}
+    return {"type": "object", "description": shape.doc, "properties": properties, "required": required}
 
 
 def _properties(field: ShapeField) -> dict[str, Schema]:
