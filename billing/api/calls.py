@@ -27,6 +27,7 @@ from billing.ledger.commands import (
     CHANGE_RATE,
     CLOSE,
     DEBIT,
+    DEFAULT_CLASS,
     HOLD,
     KIND_BYTES_MAX,
     LEASE_NS_MIN,
@@ -34,6 +35,7 @@ from billing.ledger.commands import (
     MODES,
     RELEASE,
     RESOURCE_BYTES_MAX,
+    SET_CLASS,
     SET_CREDIT_LIMIT,
     SET_RATE,
     SET_THRESHOLDS,
@@ -239,6 +241,12 @@ def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request
     """Of `set_thresholds`."""
     packed = pack_thresholds(thresholds)
     return (SET_THRESHOLDS, user_id, len(set(thresholds)), 0, 0, packed, request_id, message, b"", b"")
+
+
+def set_class_of(user_id: bytes, request_id: bytes, message: bytes, **given: bytes) -> Command:
+    """Of `set_class`; `given` has the name as `class`, which Python does not take as a parameter's."""
+    name = b"" if given["class"] == DEFAULT_CLASS.encode() else given["class"]
+    return (SET_CLASS, user_id, 0, 0, 0, name, request_id, message, b"", b"")
 
 
 def close_account_of(user_id: bytes, request_id: bytes, message: bytes) -> Command:

@@ -51,6 +51,7 @@ from billing.api.values import (
     WordSet,
 )
 from billing.ledger.commands import (
+    CLASS_BYTES_MAX,
     HOLD_ID_BYTES_MAX,
     KIND_BYTES_MAX,
     LEASE_NS_MIN,
@@ -358,6 +359,7 @@ _ROWS: Final = (
             Field("state", Enum({"active": "active", "exhausted": "exhausted"}), "", "only accounts in this state"),
             Field("exhausts_within_ns", Span(), -1, "only accounts that run out within that time"),
             Field("with", WordSet(("rates", "holds")), (), "what is added to each row"),
+            Field("class", Text(CLASS_BYTES_MAX), b"", "only accounts in this cutoff class; default names the default"),
         ),
         weight=LISTING_WEIGHT,
     ),
@@ -478,6 +480,17 @@ _ROWS: Final = (
         (REQUEST_ID, MESSAGE),
         ("INVALID_AMOUNT",),
         calls.set_thresholds_of,
+    ),
+    _row(
+        COMMAND,
+        ADMIN,
+        "set_class",
+        "puts the account in a cutoff class of the configuration; default is the one that [cutoff] says",
+        shapes.one(shapes.STANDING),
+        (USER_ID, Field("class", Text(CLASS_BYTES_MAX, 1))),
+        (REQUEST_ID, MESSAGE),
+        (),
+        calls.set_class_of,
     ),
     _row(
         COMMAND,

@@ -107,6 +107,11 @@ _STANDING: Final = (
     Field("replayed", "flag", "whether this is the first answer of a call that came again"),
 )
 
+_CLASS: Final = Field("class", "text", "the cutoff class")
+_CALLED_AT: Final = _nullable(
+    "cutoff_at_ns", "instant", "when the cutoff URL is called if nothing else happens: a grace behind exhausts_at_ns"
+)
+
 CUTOFF: Final = Shape(
     "Cutoff",
     "One exhaustion, and what became of its call.",
@@ -114,7 +119,7 @@ CUTOFF: Final = Shape(
         Field("event_id", "text"),
         Field("seq", "integer"),
         Field("exhausted_at_ns", "instant"),
-        Field("status", "text"),
+        Field("status", "text", "in_grace, pending, delivered, effective or superseded"),
         Field("attempts", "integer"),
         _nullable("last_error", "text"),
     ),
@@ -179,6 +184,8 @@ ACCOUNT: Final = Shape(
         Field("rates", "rates", "each line above zero, by resource"),
         Field("credits", "map", "money that ends, in the order in which it is spent", many=True, shape=CREDIT),
         Field("leases", "instants", "when lines end by themselves, by resource"),
+        _CLASS,
+        _CALLED_AT,
         Field("cutoff", "map", "the latest cutoff", nullable=True, shape=CUTOFF),
         Field("overrun_nanos", "nanos", "what would have accrued since it ran out"),
         Field("holds_nanos", "nanos"),
@@ -210,6 +217,8 @@ ACCOUNT_ROW: Final = Shape(
         Field("available_nanos", "nanos", "balance and credit limit less open holds"),
         Field("rate_nanos_per_hour", "nanos_per_hour"),
         _nullable("exhausts_at_ns", "instant", "when it runs out if nothing else happens"),
+        _CLASS,
+        _CALLED_AT,
         Field("rates", "rates", "with rates: each line above zero, by resource", optional=True),
         Field("holds", "map", "with holds: each open one", optional=True, many=True, shape=OPEN_HOLD),
     ),
@@ -231,6 +240,7 @@ HISTORY_ROW: Final = Shape(
         _nullable("line_rate_nanos_per_hour", "nanos_per_hour", "of that line, from then on"),
         _nullable("rate_nanos_per_hour", "nanos_per_hour", "of the account, from then on"),
         _nullable("value_nanos", "nanos", "what was set: a credit limit, a threshold, a hold"),
+        _nullable("class", "text", "the cutoff class that was set"),
         _nullable("actor", "text", "who caused it; time itself is time"),
     ),
 )

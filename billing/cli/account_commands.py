@@ -122,11 +122,14 @@ def _accounts(
     state: str | None,
     within: int | None,
     shown: tuple[str, ...],
+    of_class: str | None,
     ids: bool,
 ) -> None:
     filters: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
+    filters["class"] = of_class
     words = ["--state", state] if state else []
     words += [] if within is None else ["--within", f"{within}ns"]
+    words += [] if of_class is None else ["--class", of_class]
     words += [word for name in shown for word in ("--with", name)] + ["--ids"] * ids
     complete = _ids if ids else None
     show_pages(target, "accounts", "user_id", "--after", after, limit, every, complete=complete, words=words, **filters)
@@ -204,6 +207,7 @@ _ALL = (
             type=click.Choice(["rates", "holds"]),
             help="Adds each rate line, or each open hold.",
         ),
+        option("--class", "of_class", metavar="NAME", help="Only accounts in this cutoff class."),
         option("--ids", is_flag=True, help="Only the user ids."),
         option("--after", metavar="USER", help="Starts behind this user."),
         option("--limit", type=int, help="How many at most.  [1000]"),
@@ -258,6 +262,12 @@ _ALL = (
         option("--amount", multiple=True, type=COINS, metavar="COINS", help="When this little is available."),
         option("--runway", multiple=True, type=DURATION, help="When it lasts no longer than that."),
         *(_request_id, _dry_run),
+    ),
+    _command(
+        "class",
+        "Puts USER in the cutoff class NAME of the configuration; default takes him out of any.",
+        _call("set_class", "user", "name"),
+        *(_user, click.argument("name", metavar="NAME"), _request_id, _message, _dry_run),
     ),
     _command(
         "close",

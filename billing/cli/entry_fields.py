@@ -21,6 +21,7 @@ from billing.ledger.entry import (
     RULE_RESTORE,
     Entry,
     answer,
+    grace_end_of,
     refused,
     unpack,
 )
@@ -49,10 +50,12 @@ ASKED: Final[dict[int, tuple[str, str, str, str]]] = {
     ops.RELEASE: ("", "", "", "hold_id"),
     ops.ADJUST: ("amount_nanos", "", "", ""),
     ops.SET_THRESHOLDS: ("", "", "", "thresholds"),
+    ops.SET_CLASS: ("", "", "", "class"),
     ops.HOLD_EXPIRED: ("amount_nanos", "", "", "hold_id"),
     ops.THRESHOLD: ("kind", "value", "", ""),
     ops.CREDIT_EXPIRED: ("amount_nanos", "of_entry_id", "", "kind"),
     ops.LEASE_EXPIRED: ("nanos_per_hour", "", "", "resource"),
+    ops.GRACE_ENDED: ("seq", "exhausted_at_ns", "", ""),
     ops.CUTOFF_FAILED: ("seq", "unbegun", "", ""),
     ops.CUTOFF_RETRY: ("seq", "by_operator", "", ""),
     **{op: ("seq", "", "", "") for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.CUTOFF_RELEASED)},
@@ -90,6 +93,8 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
             fields["refusal"] = str(refused(entry, bucket_id))
         elif named.flags & RESTORED and named.note:
             fields["cutoff"] = answer(entry, bucket_id)["cutoff"]
+        elif (named.flags & CROSSED or named.op == ops.SET_CLASS) and named.note:
+            fields["grace_ends_at_ns"] = grace_end_of(body)
     except (KeyError, IndexError, AssertionError, struct.error):  # no entry of the ledger: shown as it stands
         fields |= {"refusal": named.refusal, "note": named.note}
     return fields

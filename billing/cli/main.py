@@ -42,6 +42,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "release": "Gives a hold of USER back.",
         "adjust": "Corrects USER's balance by AMOUNT coins, with a REASON.",
         "thresholds": "Sets when notices about USER's low balance are sent; without options, never.",
+        "class": "Puts USER in the cutoff class NAME of the configuration; default takes him out of any.",
         "close": "Closes USER's account and pays out the rest; asks first.",
     },
     "billing.cli.statement_command": {

@@ -10,6 +10,7 @@ from billing.cli.values import Look, coins, moment, printable, rate_lines, span
 # E lies beyond 2**63-1 nanoseconds since the epoch, which is the last instant that can be told.
 NOT_WITHIN_SIGHT: Final = "does not run out before the year 2262"
 NO_MONEY: Final = "it has no money left"
+DEFAULT_CLASS: Final = "default"
 NOT_SPENT: Final = "does not run out: nothing is being spent"
 
 
@@ -96,8 +97,22 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
         said.append(f"A credit limit of {coins(limit)} coins is part of that.")
     if held := account.get("holds_nanos"):
         said.append(_holds(held, account.get("holds") or [], look))
+    said += _class(account, look)
     said.append(_owed(account))
     return said
+
+
+def _class(account: Mapping[Any, Any], look: Look) -> list[str]:
+    """What the cutoff class makes different, where the account is in another than the default."""
+    name, called_ns = account.get("class", DEFAULT_CLASS), account.get("cutoff_at_ns")
+    if name == DEFAULT_CLASS and (called_ns is None or account["state"] == "active"):
+        return []
+    in_class = f"It is in the cutoff class {printable(str(name))}"
+    if called_ns is None or called_ns == account["exhausts_at_ns"]:
+        return [f"{in_class}."]
+    if account["state"] == "exhausted":
+        return [f"{in_class}, whose grace is running: the cutoff URL is called at {moment(called_ns, look)}."]
+    return [f"{in_class}: the cutoff URL is called at {moment(called_ns, look)}, after its grace."]
 
 
 def _holds(held_nanos: int, holds: list[Mapping[Any, Any]], look: Look) -> str:

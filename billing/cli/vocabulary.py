@@ -21,6 +21,7 @@ COMMAND_OF: Final[dict[str, tuple[str, ...]]] = {
     "get_account": ("account",),
     "set_credit_limit": ("credit-limit",),
     "set_thresholds": ("thresholds",),
+    "set_class": ("class",),
     "close_account": ("close",),
     "server_info": ("info",),
     "bucket_id": ("buckets", "of"),

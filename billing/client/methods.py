@@ -202,6 +202,7 @@ class Methods(ABC):
         state: Literal["active", "exhausted"] | None = None,
         exhausts_within_ns: int | None = None,
         show: Sequence[Literal["rates", "holds"]] | None = None,
+        class_name: str | None = None,
     ) -> list[AccountRow]:
         """Accounts in order of user_id, a page, as they stand now."""
         options: dict[str, Any] = {
@@ -210,6 +211,7 @@ class Methods(ABC):
             "state": state,
             "exhausts_within_ns": exhausts_within_ns,
             "with": None if show is None else list(show),
+            "class": class_name,
         }
         return [AccountRow(row) for row in await self.call("accounts", **options)]
 
@@ -315,6 +317,17 @@ class Methods(ABC):
                 "set_thresholds", user_id, thresholds_of(thresholds), request_id=request_id, message=message
             )
         )
+
+    async def set_class(
+        self,
+        user_id: UserId,
+        class_name: str,
+        *,
+        request_id: str | bytes | None = None,
+        message: str | None = None,
+    ) -> Standing:
+        """Puts the account in a cutoff class of the configuration; default is the one that [cutoff] says."""
+        return Standing(await self.call("set_class", user_id, class_name, request_id=request_id, message=message))
 
     async def close_account(
         self, user_id: UserId, *, request_id: str | bytes | None = None, message: str | None = None

@@ -5,6 +5,7 @@
     account.balance             Decimal("12.5")
     account["balance_nanos"]    12500000000
     account.cutoff.seq          a map within is a result of its own
+    account.class_              the field class, which is a word of Python's own
 
 A `Decimal` never loses a nano: it has as many digits as it needs. Fields of a newer daemon that this version does not
 name are in the map all the same. The classes stand in `billing.client.results`, which is made of the table of methods.
@@ -28,6 +29,8 @@ class Result(dict[str, Any]):
         def __getattr__(self, name: str) -> Any:
             if name in self:
                 return self._inner(name, self[name])
+            if name.endswith("_") and name[:-1] in self:
+                return self[name[:-1]]
             for nanos in (_TAKEN.get(name, f"{name}_nanos"), name.replace("_per_hour", "_nanos_per_hour")):
                 if nanos in self:
                     value = self[nanos]

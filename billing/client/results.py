@@ -130,6 +130,8 @@ class Account(Result):
     rates: dict[str, int]
     credits: list[Credit]
     leases: dict[str, int]
+    class_: str
+    cutoff_at_ns: int | None
     cutoff: Cutoff | None
     overrun_nanos: int
     holds_nanos: int
@@ -154,6 +156,8 @@ class AccountRow(Result):
     available_nanos: int
     rate_nanos_per_hour: int
     exhausts_at_ns: int | None
+    class_: str
+    cutoff_at_ns: int | None
     rates: dict[str, int]
     holds: list[OpenHold]
     balance: Decimal
@@ -177,6 +181,7 @@ class HistoryRow(Result):
     line_rate_nanos_per_hour: int | None
     rate_nanos_per_hour: int | None
     value_nanos: int | None
+    class_: str | None
     actor: str | None
     amount: Decimal
     accrued: Decimal
@@ -205,6 +210,7 @@ class FeedRow(Result):
     line_rate_nanos_per_hour: int | None
     rate_nanos_per_hour: int | None
     value_nanos: int | None
+    class_: str | None
     actor: str | None
     amount: Decimal
     accrued: Decimal
@@ -473,6 +479,8 @@ class Explained(Result):
     rates: dict[str, int]
     credits: list[Credit]
     leases: dict[str, int]
+    class_: str
+    cutoff_at_ns: int | None
     cutoff: Cutoff | None
     overrun_nanos: int
     holds_nanos: int

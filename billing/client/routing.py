@@ -35,8 +35,8 @@ POLL_S: Final = 1.0
 ABOUT_ACCOUNT: Final = frozenset(  # what begins with a user_id, for the user's owner
     {
         *("top_up", "set_rate", "change_rate", "debit", "set_credit_limit", "hold", "capture", "release", "adjust"),
-        *("set_thresholds", "close_account", "get_account", "history", "balance_at", "statement", "explain"),
-        "retry_cutoff",
+        *("set_thresholds", "set_class", "close_account", "get_account", "history", "balance_at", "statement"),
+        *("explain", "retry_cutoff"),
     }
 )
 _ANY_HOST: Final = ("0.0.0.0", "::")

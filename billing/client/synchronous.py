@@ -111,6 +111,7 @@ class SyncClient:
     release = blocking(Methods.release)
     adjust = blocking(Methods.adjust)
     set_thresholds = blocking(Methods.set_thresholds)
+    set_class = blocking(Methods.set_class)
     close_account = blocking(Methods.close_account)
     ping = blocking(Methods.ping)
     server_info = blocking(Methods.server_info)

@@ -27,14 +27,31 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from billing.addresses import parse_listen
-from billing.config.schema import PATH, PUBLIC, SECRET, URLS, Config, declared, expected, shown_text, value_text
+from billing.addresses import parse_listen, shown_url
+from billing.config.schema import (
+    CLASS_NAME,
+    CLASSES_MAX,
+    PATH,
+    PUBLIC,
+    SECRET,
+    URL,
+    URLS,
+    Config,
+    class_keys,
+    declared,
+    expected,
+    literal,
+    shown_text,
+    value_text,
+)
 from billing.config.shares import parse_shards, parse_weights
 from shards.exits import Ending, Exit
 
 GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
 ENVIRONMENT_PREFIX = "BILLING_"
 RATE_LEASE_S_MIN = 0.001
+_CLASSES = "cutoff.class"
+_DEFAULT_CLASS = "default"
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
 NAMED_FILE_CHARACTERS_MAX = 2**20
 
@@ -108,6 +125,12 @@ def as_effective(loaded: Loaded, *, secrets: bool = False) -> str:
         value, shown = value_text(loaded.config, section, key), shown_text(loaded.config, section, key)
         hidden = "; --secrets shows it whole" if shown != value and not secrets else ""
         lines.append(f"{key} = {value if secrets else shown}  # {loaded.sources[path]}{hidden}")
+    for name, table in loaded.config.cutoff.classes.items():
+        lines += ["", f"[cutoff.class.{name}]"]
+        for key, field in class_keys():
+            of_class = getattr(table, key)
+            is_hidden = URL in field.metadata and not secrets
+            lines.append(f"{key} = {literal(shown_url(of_class) if is_hidden else of_class)}")
     return "\n".join(lines) + "\n"
 
 
@@ -200,6 +223,10 @@ def _validate(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults
         for found in error.errors():
             section, key = (str(part) for part in found["loc"][:2])
             path = f"{section}.{key}"
+            if path == _CLASSES:
+                tables[section].pop(key, None)
+                faults.append(_class_fault(found))
+                continue
             value = tables[section].pop(key)
             if path not in known:
                 text = "no such key" + _nearest(path, known)
@@ -209,6 +236,24 @@ def _validate(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults
                 text = f"expected {expected(known[path])}, got {reprlib.repr(value)}"
             faults.append(Fault(path, sources[path], text))
         return Config.model_validate(tables)
+
+
+def _class_fault(found: Mapping[str, Any]) -> Fault:
+    """What is wrong in a table `[cutoff.class.NAME]`, or with the tables as a whole."""
+    _, _, *inner = (str(part) for part in found["loc"])
+    keys = dict(class_keys())
+    path = ".".join([_CLASSES, *(part for part in inner if part != "[key]")])
+    if found["type"] == "value_error":
+        text = str(found["ctx"]["error"])
+    elif "[key]" in inner:
+        text = f"expected a name of small letters, digits, _ and -, as {CLASS_NAME} says"
+    elif len(inner) == 2 and inner[1] in keys:
+        text = f"expected {expected(keys[inner[1]])}, got {reprlib.repr(found['input'])}"
+    elif len(inner) == 2:
+        text = "no such key" + _nearest(inner[1], keys)
+    else:
+        text = f"expected at most {CLASSES_MAX} tables [cutoff.class.NAME]"
+    return Fault(path, "file", text)
 
 
 def _nearest(word: str, words: Mapping[str, object]) -> str:
@@ -257,6 +302,8 @@ def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (counted, "shards.bucket_count"), f"expected no more {counted.split('.')[1]} than shards.bucket_count"
     if 0 < config.ledger.rate_lease_s < RATE_LEASE_S_MIN:
         yield ("ledger.rate_lease_s",), f"expected 0 or {RATE_LEASE_S_MIN} at least"
+    if _DEFAULT_CLASS in config.cutoff.classes:
+        yield (_CLASSES,), f"expected another name than {_DEFAULT_CLASS}, which is what [cutoff] says"
     if config.cutoff.connect_timeout_s > config.cutoff.timeout_s:
         yield ("cutoff.timeout_s", "cutoff.connect_timeout_s"), "expected no less than cutoff.connect_timeout_s"
 

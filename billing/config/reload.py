@@ -47,6 +47,7 @@ RELOADED: Final = frozenset(
     }
 )
 # Of these, whether there is a value at all is decided at the start: doors and the ledger's rules hang on it.
+CLASSES: Final = "cutoff.class"  # the URLs in its tables are reloaded, the rest is not
 SWITCHES: Final = frozenset({"rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "cutoff.restore_url"})
 
 
@@ -59,7 +60,15 @@ def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
         if before != after:
             switched = path in SWITCHES and bool(before) is not bool(after)
             (may if path in RELOADED and not switched else need).append(path)
+    if old.cutoff.classes != new.cutoff.classes:
+        (may if _rules(old) == _rules(new) else need).append(CLASSES)
     return may, need
+
+
+def _rules(config: Config) -> dict[str, tuple[float, str, bool]]:
+    """What of the classes the ledger's rules hang on; the rest is where calls go."""
+    classes = config.cutoff.classes.items()
+    return {name: (one.grace_s, one.after_exhaustion, bool(one.restore_url)) for name, one in classes}
 
 
 def value_of(config: Config, path: str) -> Any:
@@ -70,10 +79,10 @@ def value_of(config: Config, path: str) -> Any:
 
 def with_changes(old: Config, new: Config, paths: list[str]) -> Config:
     """The old configuration with the new values of these keys."""
-    tables = old.model_dump()
+    tables, new_tables = old.model_dump(by_alias=True), new.model_dump(by_alias=True)
     for path in paths:
         section, key = path.split(".")
-        tables[section][key] = value_of(new, path)
+        tables[section][key] = new_tables[section][key]
     return Config.model_validate(tables)
 
 
@@ -107,6 +116,9 @@ class Reload:
             return
         for path in may:
             section, key = path.split(".")
+            if path == CLASSES:
+                log.info("reloaded %s: calls of its classes may go elsewhere now", path)
+                continue
             before, after = shown_text(self.config, section, key), shown_text(merged, section, key)
             log.info("reloaded %s: %s, was %s", path, after, before)
         for path in need:

@@ -6,6 +6,9 @@ Theory. What this module declares is the only truth: `config.toml` is printed fr
 needs (`config.rpc`, `config.journal`), never the whole. A key is one line: what it takes, its default, what it means
 and its bounds. Types are strict: `"2"` is no number and `true` is no 1. A `Config` cannot be changed once it exists.
 
+The classes of cutoffs are the one part whose tables have names that the operator chooses; what such a table leaves out
+it has from [cutoff] as soon as a `Config` exists.
+
 It never reads a file, the environment or a clock, and what combination of keys makes sense is not decided here.
 """
 
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from billing.addresses import check_listen, check_url, shown_url
@@ -28,6 +31,9 @@ LISTEN = '"host:port"'
 URL = "a URL"
 URLS = 'a list of URLs, ["…", …]'
 NAME = "^[A-Za-z0-9-]+$"
+CLASS_NAME = "^[a-z0-9_-]{1,64}$"
+CLASSES_MAX = 100
+GRACE_S_MAX = 315_360_000  # ten years
 WEIGHTS = '"shard=weight …"'
 SHARDS = '"shard …"'
 PUBLIC = "file"
@@ -129,6 +135,17 @@ class Cluster(_Section):
     retain_bytes: int = _key(1 << 30, "Of each journal, kept behind the snapshots that replace it", ge=0, le=2**40)
 
 
+class CutoffClass(_Section):
+    """What is different for accounts that set_class puts into a class; what is left out is as in [cutoff]."""
+
+    grace_s: float = _key(
+        0.0, "Seconds from the exhaustion to the call; money that comes before cancels it", ge=0, le=GRACE_S_MAX
+    )
+    after_exhaustion: Literal["clamp", "accrue"] = _key("clamp", "As cutoff.after_exhaustion, also during the grace")
+    url: UrlText = _key("", "As cutoff.url; an endpoint of its own, whose outage holds up no other class", min_length=1)
+    restore_url: UrlText = _key("", "As cutoff.restore_url")
+
+
 class Cutoff(_Section):
     """The call that switches a user's machines off at the instant the balance runs out."""
 
@@ -156,6 +173,16 @@ class Cutoff(_Section):
     after_exhaustion: Literal["clamp", "accrue"] = _key(
         "clamp", "The balance stays where it ran out, or goes on below zero as arrears"
     )
+    classes: dict[Annotated[str, Field(pattern=CLASS_NAME)], CutoffClass] = Field(
+        default={}, alias="class", max_length=CLASSES_MAX, description="Classes of accounts, by name"
+    )
+
+    @model_validator(mode="after")
+    def _complete_classes(self) -> Cutoff:
+        for name, given in self.classes.items():
+            left_out = {"after_exhaustion", "url", "restore_url"} - given.model_fields_set
+            self.classes[name] = given.model_copy(update={key: getattr(self, key) for key in left_out})
+        return self
 
 
 class Notify(_Section):
@@ -222,7 +249,7 @@ class Config(_Section):
     log: Log = Log()
 
     def to_json(self) -> str:
-        return self.model_dump_json()
+        return self.model_dump_json(by_alias=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Config:
@@ -231,10 +258,11 @@ class Config(_Section):
 
 
 def declared() -> Iterator[tuple[str, FieldInfo]]:
-    """(section.key, its declaration) for every key there is, in the order of declaration."""
+    """(section.key, its declaration) for every key there is, in the order of declaration; not those of classes."""
     for section, table in Config.model_fields.items():
         for key, field in _fields(table).items():
-            yield f"{section}.{key}", field
+            if field.alias is None:
+                yield f"{section}.{key}", field
 
 
 def expected(field: FieldInfo) -> str:
@@ -268,9 +296,20 @@ def as_toml(config: Config) -> str:
     ]
     for section, table in Config.model_fields.items():
         lines += ["", f"# {table.annotation.__doc__}" if table.annotation else "", f"[{section}]"]
-        for key, field in _fields(table).items():
-            lines += [f"# {field.description}. Takes {expected(field)}.", f"{key} = {value_text(config, section, key)}"]
+        for path, field in declared():
+            if path.startswith(f"{section}."):
+                key = path.partition(".")[2]
+                told = f"# {field.description}. Takes {expected(field)}."
+                lines += [told, f"{key} = {value_text(config, section, key)}"]
+        if section == "cutoff":
+            lines += ["", f"# {CutoffClass.__doc__}", "# [cutoff.class.NAME]"]
+            lines += [f"# {key}: {field.description}. Takes {expected(field)}." for key, field in class_keys()]
     return "\n".join(lines) + "\n"
+
+
+def class_keys() -> Iterator[tuple[str, FieldInfo]]:
+    """(key, its declaration) for every key of a table `[cutoff.class.NAME]`."""
+    yield from CutoffClass.model_fields.items()
 
 
 def shown_text(config: Config, section: str, key: str) -> str:
@@ -282,7 +321,11 @@ def shown_text(config: Config, section: str, key: str) -> str:
 
 def value_text(config: Config, section: str, key: str) -> str:
     """One value as a file has it."""
-    value = getattr(getattr(config, section), key)
+    return literal(getattr(getattr(config, section), key))
+
+
+def literal(value: object) -> str:
+    """A value as a file has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | list):

@@ -21,6 +21,7 @@ from billing.doctor.entry import (
     EXPIRES_AT_NS,
     HOLD,
     RELEASE,
+    SET_CLASS,
     SET_CREDIT_LIMIT,
     SET_RATE,
     SET_THRESHOLDS,
@@ -78,6 +79,9 @@ def carry_out(account: Account, entry: Entry) -> Refusal | None:
         return _end_hold(account, entry)
     if op == SET_THRESHOLDS:
         account.thresholds = read_thresholds(entry.key)
+        return None
+    if op == SET_CLASS:
+        account.class_name = entry.key
         return None
     assert op == CLOSE, op
     return _close(account)
@@ -276,7 +280,7 @@ def _close(account: Account) -> Refusal | None:
         return ACCOUNT_NOT_CLOSABLE, BY_DEBT
     if account.holds:
         return ACCOUNT_NOT_CLOSABLE, BY_HOLD
-    if cutoffs.owed(account) is not None:
+    if cutoffs.owed(account) is not None or account.grace() is not None:
         return ACCOUNT_NOT_CLOSABLE, BY_CUTOFF
     account.balance = account.credit_limit_nanos = 0
     return None

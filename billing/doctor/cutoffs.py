@@ -20,17 +20,20 @@ from billing.doctor.entry import (
     RESTORE_STARTED,
     Entry,
 )
-from billing.doctor.state import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, Account, Cutoff
+from billing.doctor.state import DELIVERED, EFFECTIVE, IN_GRACE, PENDING, SUPERSEDED, Account, Cutoff
 
 UNDELIVERED_MAX: Final = 10_000
 
 
-def cross(account: Account, at_ns: int) -> None:
-    """Available fell to zero, or a line rose from zero on an exhausted account: a cutoff is owed."""
+def cross(account: Account, at_ns: int, called_ns: int) -> None:
+    """Available fell to zero, or a line rose from zero on an exhausted account: a cutoff, owed from `called_ns` on."""
     account.seq += 1
     if account.cutoffs and account.cutoffs[-1].status != PENDING:
         account.cutoffs.pop()
-    account.cutoffs.append(Cutoff(account.seq, at_ns))
+    cutoff = Cutoff(account.seq, at_ns)
+    if called_ns > at_ns:
+        cutoff.status, cutoff.called_ns = IN_GRACE, called_ns
+    account.cutoffs.append(cutoff)
     del account.cutoffs[:-UNDELIVERED_MAX]
 
 
@@ -42,6 +45,8 @@ def lift(account: Account, presumed: bool, restores: bool) -> Cutoff | None:
     pending = [cutoff for cutoff in account.cutoffs if cutoff.status == PENDING]
     for cutoff in pending:
         cutoff.status = SUPERSEDED
+    if (waiting := account.grace()) is not None:
+        waiting.status = SUPERSEDED
     if presumed and pending:
         _began(account, pending[-1])
     del account.cutoffs[:-1]
@@ -85,6 +90,8 @@ def report(account: Account, entry: Entry) -> str:
     unbegun = op == CUTOFF_FAILED and entry.b == 1  # no connection came about
     if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and seq > account.off_seq and not unbegun:
         return f"an outcome of cutoff {seq}, of which no attempt began"
+    if cutoff.status == IN_GRACE:
+        return f"a report of cutoff {seq}, which is not to be called before {cutoff.called_ns}"
     if unbegun:
         if cutoff.status != PENDING:
             return f"an attempt at cutoff {seq} found no connection, but it is not pending"

@@ -33,14 +33,15 @@ FLAGS_KNOWN: Final = 0x1FF
 # Operations.
 (
     TOP_UP, SET_RATE, CHANGE_RATE, DEBIT, SET_CREDIT_LIMIT, HOLD, CAPTURE, RELEASE, ADJUST, SET_THRESHOLDS, CLOSE,
-) = range(1, 12)  # fmt: skip
-EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED = range(32, 37)
+    SET_CLASS,
+) = range(1, 13)  # fmt: skip
+EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED, GRACE_ENDED = range(32, 38)
 (
     CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED, RESTORE_STARTED, RESTORE_DELIVERED, RESTORE_FAILED,
     CUTOFF_RELEASED, CUTOFF_RETRY,
 ) = range(48, 56)  # fmt: skip
-COMMANDS: Final = range(TOP_UP, CLOSE + 1)
-BY_TIME: Final = range(EXHAUST, LEASE_EXPIRED + 1)
+COMMANDS: Final = range(TOP_UP, SET_CLASS + 1)
+BY_TIME: Final = range(EXHAUST, GRACE_ENDED + 1)
 REPORTS: Final = range(CUTOFF_STARTED, CUTOFF_RETRY + 1)
 
 # What each operation may carry: the ranges of a, b and c, and whether it has a key and a message. All else is zero.
@@ -63,11 +64,13 @@ SHAPES: Final[dict[int, Shape]] = {
     ADJUST: (_SIGNED, _NONE, _NONE, False, True),
     SET_THRESHOLDS: ((0, 16), _NONE, _NONE, True, True),
     CLOSE: (_NONE, _NONE, _NONE, False, True),
+    SET_CLASS: (_NONE, _NONE, _NONE, True, True),
     EXHAUST: (_NONE, _NONE, _NONE, False, False),
     HOLD_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
     THRESHOLD: ((0, 1), _LIMIT, _NONE, False, False),
     CREDIT_EXPIRED: (_AMOUNT, _AMOUNT, _NONE, True, False),
     LEASE_EXPIRED: (_AMOUNT, _NONE, _NONE, True, False),
+    GRACE_ENDED: (_SEQ, _LIMIT, _NONE, False, False),
     **{op: (_SEQ, _NONE, _NONE, False, op in (CUTOFF_FAILED, RESTORE_FAILED)) for op in REPORTS},
     CUTOFF_FAILED: (_SEQ, (0, 1), _NONE, False, True),
     CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
@@ -193,6 +196,14 @@ def options_of(packed: bytes) -> dict[int, int] | None:
             return None
         found[tag] = len(value) if tag == KIND else int.from_bytes(value, "little", signed=True)
     return found
+
+
+def grace_of(entry: Entry) -> int:
+    """The end of the grace that an entry began or moved, which stands in its note; -1 where it says none."""
+    told = entry.flags & CROSSED or entry.op == SET_CLASS
+    if entry.flags & REFUSED or not told or len(entry.note) != 8:
+        return -1
+    return int.from_bytes(entry.note, "little", signed=True)
 
 
 def kind_of(packed: bytes) -> bytes:

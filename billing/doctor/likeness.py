@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 from billing.doctor.entry import UNIT, coins
-from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Grave
+from billing.doctor.state import IN_GRACE, PENDING, WEEK_NS, Account, Bucket, Grave
 
 Difference = tuple[bytes, str]  # user_id or b"", and what differs
 
 _SUMS: Final = frozenset({"balance", "overrun"})
 _PLAIN: Final = (
     "settled_ns", "balance", "overrun", "rate", "credit_limit_nanos", "holds_nanos", "exhausted", "accruing",
-    "entry_id", "seq", "off_seq", "off_ns", "on_seq", "restore_attempts", "restore_error", "thresholds",
+    "entry_id", "seq", "off_seq", "off_ns", "on_seq", "restore_attempts", "restore_error", "thresholds", "class_name",
 )  # fmt: skip
 
 
@@ -122,8 +122,10 @@ def contradictions(bucket: Bucket, pending: int) -> Iterator[Difference]:
             yield user_id, "its credits are not in the order in which they are spent"
         if sum(nanos for nanos, _ in (account.holds or {}).values()) != account.holds_nanos:
             yield user_id, "its holds do not add up"
-        if not account.exhausted and any(cutoff.status == PENDING for cutoff in account.cutoffs):
+        if not account.exhausted and any(cutoff.status in (PENDING, IN_GRACE) for cutoff in account.cutoffs):
             yield user_id, "it is active and owes a cutoff"
+        if account.grace() is not None and len(account.cutoffs) > 1:
+            yield user_id, "it has a cutoff beside one whose grace is running"
         if account.cutoffs and account.cutoffs[-1].seq != account.seq:
             yield user_id, f"its latest cutoff is {account.cutoffs[-1].seq}, its exhaustion_seq {account.seq}"
     total = sum(account.balance for account in bucket.accounts.values())

@@ -14,7 +14,8 @@
             | lines and quiet: i64 i64 u8 name | holds: i64 u64 u8 name | thresholds: u8 i64
             | cutoffs: seq u32, at i64, attempts u32, status u8, released u8, u16 error | the restore's error
             | sections: tag u8, length u32; 1 leases: ends i64, u8 name
-            | 2 credits: ends, rest nanos, frac, entry_id, amount i64, u8 kind
+            | 2 credits: ends, rest nanos, frac, entry_id, amount i64, u8 kind; 3 the class
+            | 4 cutoffs that had a grace: seq u32, instant from which it is called i64
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
             | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
@@ -28,7 +29,7 @@ from typing import NamedTuple
 
 from billing.doctor.entry import UNIT, Garbled, read_entry
 from billing.doctor.replay import digest
-from billing.doctor.state import SUPERSEDED, TOTALS, Account, Bucket, Credit, Cutoff, Grave
+from billing.doctor.state import IN_GRACE, TOTALS, Account, Bucket, Credit, Cutoff, Grave
 
 _ENVELOPE = struct.Struct("<BHIq")
 _BLOCK = struct.Struct("<4sHII")
@@ -41,7 +42,8 @@ _CUTOFF = struct.Struct("<IqIBBH")
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")
 _CREDIT = struct.Struct("<qqqqqB")
-_LEASES, _CREDITS = 1, 2
+_GRACE = struct.Struct("<Iq")
+_LEASES, _CREDITS, _CLASS, _GRACES = 1, 2, 3, 4
 _GRAVE = struct.Struct("<qqIIH")
 _OWN, _LEAVE, _RECEIVED = 2, 3, 4
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
@@ -204,13 +206,19 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
     account.thresholds = tuple((kind, value) for kind, value in (rest.numbers(_THRESHOLD) for _ in range(thresholds)))
     for _ in range(cutoffs):
         seq, at_ns, attempts, status, released, length = rest.numbers(_CUTOFF)
-        if status > SUPERSEDED:
+        if status > IN_GRACE:
             raise Garbled(f"account {account.user_id!r} has a cutoff of status {status}")
         account.cutoffs.append(Cutoff(seq, at_ns, status, attempts, bool(released), rest.take(length)))
     account.restore_error = rest.take(error_len)
     while rest.more:
         tag, length = rest.numbers(_SECTION)
         section = _Bytes(rest.take(length))
+        if tag == _CLASS:
+            account.class_name = section.take(length)
+            continue
+        if tag == _GRACES:
+            _read_graces(account, section)
+            continue
         if tag == _CREDITS:
             while section.more:
                 ends_ns, nanos, frac, entry_id, of_top_up, kind_length = section.numbers(_CREDIT)
@@ -224,6 +232,15 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
             ends_ns, name_length = section.numbers(_LEASE)
             leases[section.take(name_length)] = ends_ns
         account.leases = leases or None
+
+
+def _read_graces(account: Account, section: _Bytes) -> None:
+    of_seq = {cutoff.seq: cutoff for cutoff in account.cutoffs}
+    while section.more:
+        seq, called_ns = section.numbers(_GRACE)
+        if seq not in of_seq:
+            raise Garbled(f"account {account.user_id!r}: a grace of the cutoff {seq}, which it does not have")
+        of_seq[seq].called_ns = called_ns
 
 
 def _read_lines(rest: _Bytes, count: int) -> dict[bytes, tuple[int, int]]:

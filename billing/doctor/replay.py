@@ -2,8 +2,9 @@
 
 For each entry: what time had made due before it must have its own entries; then the command is carried out on the
 account as this room knows it, and everything the entry says must be what comes out: amount, accrued, balance, rate,
-exhaustion, state, holds, limit, seq, overrun, and the reason of a refusal. Two things cannot be worked out and are
-taken from the entry: which rules were in force (flags), and whether a cutoff's first attempt counts as begun (flag).
+exhaustion, state, holds, limit, seq, overrun, and the reason of a refusal. Three things cannot be worked out and are
+taken from the entry: which rules were in force (flags), when a grace ends that it began or moved (note), and whether a
+cutoff's first attempt counts as begun (flag).
 
 At a difference the fault is told once: the account then goes on from what the entry says, so that one wrong entry is
 one finding and not one for each that follows.
@@ -28,6 +29,7 @@ from billing.doctor.entry import (
     DEBIT,
     EXHAUST,
     EXHAUSTED,
+    GRACE_ENDED,
     HOLD_EXPIRED,
     LEASE_EXPIRED,
     OPENED,
@@ -37,6 +39,7 @@ from billing.doctor.entry import (
     RESTORED,
     RULE_ACCRUE,
     RULE_RESTORE,
+    SET_CLASS,
     SET_RATE,
     THRESHOLD,
     TOP_UP,
@@ -46,6 +49,7 @@ from billing.doctor.entry import (
     Entry,
     Garbled,
     coins,
+    grace_of,
     misshapen,
     read_entry,
 )
@@ -67,6 +71,7 @@ _NAMES: Final = {
     THRESHOLD: "crossed threshold",
     CREDIT_EXPIRED: "end of a credit",
     LEASE_EXPIRED: "end of a lease",
+    GRACE_ENDED: "end of a grace",
 }
 
 Says = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, bytes]
@@ -177,15 +182,15 @@ class Replay:
             self._fault(text, account.user_id)
             before = account.balance
             entries, accrued = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
-            self._follow(account, entry.flags, False)
+            self._follow(account, entry.flags, False, -1)
             self._count(bucket, account, op, account.balance - before + accrued, accrued)
             account.entry_id += len(entries)
 
     def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> tuple[deque[Coming], int]:
         """Settles an account to what time causes, and does it; the entries of it, in order, and what accrued.
 
-        At a tie the expiries come before the exhaustion that they prevent, and the ends of leases, which prevent none,
-        behind it.
+        At a tie the expiries come before the exhaustion that they prevent, and the end of a grace and those of leases,
+        which prevent none, behind it.
         """
         entries: deque[Coming] = deque()
         above = account.above()
@@ -198,6 +203,11 @@ class Replay:
             ended, *account.credits = account.credits
             account.balance -= ended.rest
             entries.append((op, ended.nanos, ended.entry_id, ended.kind))
+        elif op == GRACE_ENDED:
+            called = account.grace()
+            assert called is not None, "a grace ends that is not running"
+            called.status = PENDING
+            entries.append((op, called.seq, called.at_ns, b""))
         elif op == LEASE_EXPIRED:
             name, rate = commands.end_lease(account, due_ns)
             entries.append((op, rate, 0, name))
@@ -275,16 +285,21 @@ class Replay:
 
     # -- what follows from a change ---------------------------------------------------------------------------------
 
-    def _follow(self, account: Account, rules: int, raised: bool) -> tuple[int, bytes]:
-        """Whether the account crossed zero, either way: (flags, note) of the entry."""
+    def _follow(self, account: Account, rules: int, raised: bool, grace_end_ns: int) -> tuple[int, bytes]:
+        """Whether the account crossed zero, either way: (flags, note) of the entry. `grace_end_ns`: what the entry says
+        of a grace that began.
+        """
         flags, note = 0, b""
         exhausted = account.available <= 0
-        if exhausted and (raised or not account.exhausted):
+        if exhausted and (raised or not account.exhausted) and account.grace() is None:
+            called_ns = account.settled_ns
             if not account.exhausted:
                 account.accruing = rules & RULE_ACCRUE != 0
-            cutoffs.cross(account, account.settled_ns)
+                called_ns = max(called_ns, grace_end_ns)
+            cutoffs.cross(account, account.settled_ns, called_ns)
             self.report.count("cutoffs", "cutoffs made")
             flags = CROSSED
+            note = called_ns.to_bytes(8, "little") if called_ns > account.settled_ns else b""
         elif account.exhausted and not exhausted:
             account.accruing = False
             latest = cutoffs.lift(account, rules & PRESUMED != 0, rules & RULE_RESTORE != 0)
@@ -309,7 +324,12 @@ class Replay:
         """Holds an entry against the account as the change has left it; `before`: the balance before the command."""
         if entry.flags & PRESUMED and not (account.exhausted and any(c.status == PENDING for c in account.cutoffs)):
             self._fault("no cutoff was pending that could count as attempted", account.user_id, "cutoffs")
-        flags, note = self._follow(account, entry.flags, raised)
+        grace_end_ns = grace_of(entry)
+        if entry.op == SET_CLASS and (waiting := account.grace()) is not None:
+            waiting.called_ns = max(account.settled_ns, grace_end_ns)
+            flags, note = 0, waiting.called_ns.to_bytes(8, "little")
+        else:
+            flags, note = self._follow(account, entry.flags, raised, grace_end_ns)
         account.entry_id += 1
         says = self._state(account, entry, account.balance - before, accrued, 0, flags | opened, note)
         self._compare(account, entry, says)

@@ -13,13 +13,22 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from billing.doctor.entry import CREDIT_EXPIRED, EXHAUST, HOLD_EXPIRED, LEASE_EXPIRED, SUM_MAX, THRESHOLD, UNIT
+from billing.doctor.entry import (
+    CREDIT_EXPIRED,
+    EXHAUST,
+    GRACE_ENDED,
+    HOLD_EXPIRED,
+    LEASE_EXPIRED,
+    SUM_MAX,
+    THRESHOLD,
+    UNIT,
+)
 
 WEEK_NS: Final = 7 * 24 * 3600 * 10**9
 NEVER: Final = 2**64 - 1  # as an instant: none
 
-PENDING, DELIVERED, EFFECTIVE, SUPERSEDED = range(4)
-STATUSES: Final = ("pending", "delivered", "effective", "superseded")
+PENDING, DELIVERED, EFFECTIVE, SUPERSEDED, IN_GRACE = range(5)
+STATUSES: Final = ("pending", "delivered", "effective", "superseded", "in grace")
 
 BY_AMOUNT: Final = 0
 
@@ -29,7 +38,7 @@ Coming = tuple[int, int, int, bytes]  # op, a, b, key of an entry: a crossed thr
 class Cutoff:
     """One cutoff of an account and what became of it."""
 
-    __slots__ = ("at_ns", "attempts", "last_error", "released", "seq", "status")
+    __slots__ = ("at_ns", "attempts", "called_ns", "last_error", "released", "seq", "status")
 
     def __init__(
         self,
@@ -42,6 +51,7 @@ class Cutoff:
     ) -> None:
         self.seq = seq
         self.at_ns = at_ns
+        self.called_ns = at_ns  # owed from then on: later where a grace was given
         self.status = status
         self.attempts = attempts
         self.released = released
@@ -49,7 +59,8 @@ class Cutoff:
 
     def facts(self) -> tuple[object, ...]:
         """All of it, for comparing and showing."""
-        return self.seq, self.at_ns, STATUSES[self.status], self.attempts, self.released, self.last_error
+        when = self.at_ns if self.called_ns == self.at_ns else (self.at_ns, self.called_ns)
+        return self.seq, when, STATUSES[self.status], self.attempts, self.released, self.last_error
 
 
 class Credit(NamedTuple):
@@ -66,9 +77,9 @@ class Account:
     """An account between two entries. What few have is None until there is one."""
 
     __slots__ = (
-        "accruing", "balance", "credit_limit_nanos", "credits", "cutoffs", "entry_id", "exhausted", "firing", "holds",
-        "holds_nanos", "leases", "lines", "net", "off_ns", "off_seq", "on_seq", "overrun", "quiet", "rate",
-        "restore_attempts", "restore_error", "seq", "settled_ns", "thresholds", "user_id",
+        "accruing", "balance", "class_name", "credit_limit_nanos", "credits", "cutoffs", "entry_id", "exhausted",
+        "firing", "holds", "holds_nanos", "leases", "lines", "net", "off_ns", "off_seq", "on_seq", "overrun", "quiet",
+        "rate", "restore_attempts", "restore_error", "seq", "settled_ns", "thresholds", "user_id",
     )  # fmt: skip
 
     def __init__(self, user_id: bytes) -> None:
@@ -93,6 +104,7 @@ class Account:
         self.quiet: dict[bytes, tuple[int, int]] | None = None  # resource -> (rate_seq, at zero since)
         self.holds: dict[bytes, tuple[int, int]] | None = None  # hold_id -> (nanos, expires_ns or NEVER)
         self.credits: list[Credit] = []  # in the order in which they are spent
+        self.class_name = b""  # of cutoffs; empty: the default
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
         self.cutoffs: list[Cutoff] = []
         self.firing: deque[Coming] | None = None  # entries of this same instant that must come next
@@ -156,6 +168,10 @@ class Account:
                 return credit.ends_ns
         return NEVER
 
+    def grace(self) -> Cutoff | None:
+        """The cutoff that is not called yet since its grace is running."""
+        return next((cutoff for cutoff in self.cutoffs if cutoff.status == IN_GRACE), None)
+
     def pass_time(self, at_ns: int, accrue: bool) -> int:
         """Accounts for the time up to `at_ns`; what it charged. `accrue`: the rule, should available run out."""
         spent = self.rate * (at_ns - self.settled_ns)
@@ -189,9 +205,11 @@ class Account:
 
     def coming(self) -> tuple[int, int]:
         """(instant, operation) of what time causes next; NEVER where nothing. At a tie an expiry comes first, then the
-        end of a credit, the exhaustion, the end of a lease, and a threshold.
+        end of a credit, the exhaustion, the end of a grace, the end of a lease, and a threshold.
         """
         instant, op = self.exhausts_at(), EXHAUST
+        if self.exhausted and (waiting := self.grace()) is not None:
+            instant, op = waiting.called_ns, GRACE_ENDED
         if self.credits:
             ends = self.ends_next()
             if ends <= instant:

@@ -8,7 +8,7 @@ costs some 0.5 µs; slices of `SLICE_ACCOUNTS` let others be served in between.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
 from billing.ledger.account import Account
@@ -20,11 +20,15 @@ from billing.ledger.schedule import coming_ns
 SLICE_ACCOUNTS: Final = 1_000
 SECOND_NS: Final = 10**9
 
+CallAt = Callable[[Account], int]
 
-def coming_in(book: Book, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Of the rows `first` to `first + count` that have something coming: (slot, E, the next instant of any kind).
 
-    Both may be NEVER_NS or lie beyond 2**63-1. Nothing may change meanwhile.
+def coming_in(book: Book, call_at_ns: CallAt, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Of the rows `first` to `first + count` that have something coming: (slot, the instant of the call, the next
+    instant of any kind).
+
+    Both may be NEVER_NS or lie beyond 2**63-1. Nothing may change meanwhile. `call_at_ns`: when the cutoff URL is
+    called for an account, see `Ledger`; for a plain one that is E.
     """
     slot = first - 1
     for row in ROW.iter_unpack(memoryview(book.rows)[first * ROW.size : (first + count) * ROW.size]):
@@ -34,7 +38,7 @@ def coming_in(book: Book, first: int, count: int) -> Iterator[tuple[int, int, in
             account = Account(book, slot, book.users[slot])
             next_ns = coming_ns(account)
             if next_ns < NEVER_NS:
-                yield slot, account.runs_out_ns(), next_ns
+                yield slot, call_at_ns(account), next_ns
         elif rate:
             runs_out_ns = settled_ns - (-(nanos * NANO + frac) // rate)
             yield slot, runs_out_ns, runs_out_ns
@@ -58,18 +62,20 @@ def slices(books: dict[int, Book], accounts: int = SLICE_ACCOUNTS) -> Iterator[l
         yield part
 
 
-def forecast(books: dict[int, Book], now_ns: int, until_ns: int) -> Generator[None, None, dict[str, Any]]:
-    """Returns how many accounts run out in each second from that of `now_ns` to before `until_ns`, as plain data:
-    `{"from_ns", "seconds": [(second since the epoch, count), …]}` rising. Yields between slices.
+def forecast(
+    books: dict[int, Book], call_at_ns: CallAt, now_ns: int, until_ns: int
+) -> Generator[None, None, dict[str, Any]]:
+    """Returns for how many accounts the cutoff URL is called in each second from that of `now_ns` to before `until_ns`,
+    as plain data: `{"from_ns", "seconds": [(second since the epoch, count), …]}` rising. Yields between slices.
     """
     counts: Counter[int] = Counter()
     for part in slices(books):
         for book, first, count in part:
             if books.get(book.bucket_id) is not book:
                 continue
-            for _, runs_out_ns, _ in coming_in(book, first, count):
-                if now_ns <= runs_out_ns < until_ns:
-                    counts[runs_out_ns // SECOND_NS] += 1
+            for _, called_ns, _ in coming_in(book, call_at_ns, first, count):
+                if now_ns <= called_ns < until_ns:
+                    counts[called_ns // SECOND_NS] += 1
         yield
     return {"from_ns": now_ns, "seconds": sorted(counts.items())}
 

@@ -50,7 +50,7 @@ STARTED: Final = "started"
 DELIVERED: Final = "delivered"
 FAILED_ATTEMPT: Final = "failed"
 
-Owed = tuple[str, str, int, int, int, bool]  # kind, event_id, seq, exhausted_at_ns, and two that only others read
+Owed = tuple[str, str, int, int, int, int, str]  # kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
 Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
@@ -74,6 +74,14 @@ class Template(Protocol):
         """The whole request; timestamp_s: of this attempt, seconds since the epoch."""
 
 
+class OfClass(NamedTuple):
+    """Where the calls of a cutoff class go, if elsewhere than all others; "" where they do not."""
+
+    name: str
+    url: str
+    restore_url: str
+
+
 class DeliverySettings(NamedTuple):
     """What delivery needs of the configuration. URLs as `billing.addresses.check_url` takes them; times in seconds."""
 
@@ -90,6 +98,12 @@ class DeliverySettings(NamedTuple):
     idle_s: float = 30.0
     pace: Pace = Pace()
     tls: ssl.SSLContext | None = None
+    classes: tuple[OfClass, ...] = ()
+
+
+def call_name(kind: str, class_name: str) -> str:
+    """What the template of a class's calls of a kind is named, if the class has its own."""
+    return f"{kind} of {class_name}" if class_name else kind
 
 
 def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
@@ -97,6 +111,11 @@ def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
     templates: dict[str, Template] = {CUTOFF: made(settings.url, settings.secrets)}
     if settings.restore_url:
         templates[RESTORE] = made(settings.restore_url, settings.secrets)
+    for name, url, restore_url in settings.classes:
+        if url:
+            templates[call_name(CUTOFF, name)] = made(url, settings.secrets)
+        if restore_url:
+            templates[call_name(RESTORE, name)] = made(restore_url, settings.secrets)
     return templates
 
 
@@ -106,7 +125,8 @@ class Delivery:
     `now_ns` reads billing time anew at each call; `clocks` are those of the machine; `failed` takes what must end
     the process (a broken invariant).
     `templates` (by kind) make other requests than those of the settings' URLs; the first is where what has no kind
-    yet is expected to go.
+    yet is expected to go. A cutoff class with URLs of its own has templates of its own, and lanes: what its endpoints
+    do holds up nobody of another class, even where they are on one server.
     """
 
     def __init__(
@@ -132,8 +152,12 @@ class Delivery:
         self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
         self._templates = _cutoff_templates(settings) if templates is None else templates
-        self._origins = list(dict.fromkeys(template.origin for template in self._templates.values()))
-        self._lanes = {kind: self._origins.index(template.origin) for kind, template in self._templates.items()}
+        of_class = {call_name(kind, one.name): one.name for one in settings.classes for kind in (CUTOFF, RESTORE)}
+        places = {name: (made.origin, of_class.get(name, "")) for name, made in self._templates.items()}
+        lanes = list(dict.fromkeys(places.values()))
+        self._origins = [origin for origin, _ in lanes]
+        self._endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
+        self._lanes = {name: lanes.index(place) for name, place in places.items()}
         timeout_ns = int(settings.timeout_s * _SECOND_NS)
         pace = settings.pace._replace(
             concurrency=settings.concurrency, timeout_ns=timeout_ns, patience_max_ns=_TIMEOUT_MAX * timeout_ns
@@ -142,8 +166,8 @@ class Delivery:
         self.endpoints: list[Endpoint] = []
         self.started = self.delivered = self.failures = self.dropped = 0
         self.last_error = ""
-        self.sent_late = Histogram(LATENESS_NS)  # from E to the first attempt of each cutoff
-        self.done_late = Histogram(LATENESS_NS)  # from E to its 2xx
+        self.sent_late = Histogram(LATENESS_NS)  # from E, or the end of its grace, to the first attempt of each cutoff
+        self.done_late = Histogram(LATENESS_NS)  # from there to its 2xx
         self.throughput = Throughput()  # of cutoffs
         self._lines: dict[Item, Line] = {}  # calls in flight
         self._senders: set[asyncio.Task[None]] = set()
@@ -166,24 +190,43 @@ class Delivery:
         since_ns: int = -1,
         urgent: bool = False,
         seq: int = -1,
+        class_name: str = "",
     ) -> None:
-        """Something became owed for this account, or may have. `since_ns` is its E where known (-1: now); `urgent`:
-        an operator wants it now, whatever failed before. `seq`: what is owed is this one of its kind, and nothing newer
-        is to be sent before that was notified, too (-1: whatever is owed may be)."""
-        self.owe(bucket_id, user_id, kind, self.now_ns() if since_ns < 0 else since_ns, urgent, seq)
+        """Something became owed for this account, or may have. `since_ns` is since when, where known (-1: now);
+        `urgent`: an operator wants it now, whatever failed before. `seq`: what is owed is this one of its kind, and
+        nothing newer is to be sent before that was notified, too (-1: whatever is owed may be)."""
+        self.owe(bucket_id, user_id, kind, self.now_ns() if since_ns < 0 else since_ns, urgent, seq, class_name)
         self.rouse()
 
     def owe(
-        self, bucket_id: int, user_id: bytes, kind: str, since_ns: int, urgent: bool = False, seq: int = -1
+        self,
+        bucket_id: int,
+        user_id: bytes,
+        kind: str,
+        since_ns: int,
+        urgent: bool = False,
+        seq: int = -1,
+        class_name: str = "",
     ) -> None:
         """The same for one of many; `rouse` follows once behind them."""
         told = None if seq < 0 else (kind, seq)
-        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(kind, 0), urgent, told)
+        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(self._name(kind, class_name), 0), urgent, told)
 
-    def hold(self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF, seq: int = -1) -> None:
+    def hold(
+        self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF, seq: int = -1, class_name: str = ""
+    ) -> None:
         """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
         told = None if seq < 0 else (kind, seq)
-        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(kind, 0), told)
+        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(self._name(kind, class_name), 0), told)
+
+    def _name(self, kind: str, class_name: str) -> str:
+        """Of the template and lane that a call of this kind takes."""
+        own = call_name(kind, class_name)
+        return own if own in self._templates else kind
+
+    def calls(self, kind: str, class_name: str) -> bool:
+        """Whether there is a URL for calls of this kind."""
+        return self._name(kind, class_name) in self._templates
 
     def release(self) -> int:
         """Sends everything held, oldest first; returns how many accounts that concerns."""
@@ -201,7 +244,8 @@ class Delivery:
     def _on_expected(self) -> None:
         self._expecting = None
         if self._running:
-            self.endpoints[self._lanes[CUTOFF]].open_ahead()
+            for lane in {self._lanes[name] for name in self._templates if name.startswith(CUTOFF)}:
+                self.endpoints[lane].open_ahead()
 
     @property
     def ahead(self) -> CutoffTemplate:
@@ -251,7 +295,7 @@ class Delivery:
         item = self.outbox.find(bucket_id, user_id)
         if item is None:
             return None
-        outage = self.outages.of(self._origins[item.lane])
+        outage = self.outages.of(self._endpoint_names[item.lane])
         return waiting_because(item, outage, last_error, self.now_ns(), len(self.outbox))
 
     def _waiting_ns(self) -> int:
@@ -371,10 +415,11 @@ class Delivery:
             if owed is None:
                 self.outbox.forget(item)
                 return self._unsent(line)
-            kind, event_id, seq, exhausted_at_ns, attempts, _ = owed
-            if not self.outbox.begin(item, (kind, seq), self._lanes[kind], exhausted_at_ns, now_ns):
+            kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
+            name = self._name(kind, class_name)
+            if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
                 return self._unsent(line)
-            endpoint = self.endpoints[self._lanes[kind]]
+            endpoint = self.endpoints[self._lanes[name]]
             if line is not None and line.endpoint is not endpoint:
                 self._unsent(line)
                 line = None
@@ -386,21 +431,21 @@ class Delivery:
             try:
                 line = await endpoint.connect()
             except Unreachable as error:
-                self._told(item, kind, seq, exhausted_at_ns, (UNREACHABLE, str(error), -1))
+                self._told(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1))
                 return True
         self.started += 1
         if kind == CUTOFF and not attempts:
-            self.sent_late.add(max(0, now_ns - exhausted_at_ns))
+            self.sent_late.add(max(0, now_ns - due_ns))
         self._report(kind, bucket_id, user_id, seq, STARTED, "")
         timestamp_s = self._clocks.wall_ns() // _SECOND_NS
-        request = self._templates[kind].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
+        request = self._templates[name].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
         timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
         self._lines[item] = line
         try:
             verdict = await endpoint.exchange(line, request, timeout_s)
         finally:
             del self._lines[item]
-        self._told(item, kind, seq, exhausted_at_ns, verdict)
+        self._told(item, kind, seq, due_ns, verdict)
         return True
 
     def _named(self, item: Item) -> Owed | None:
@@ -417,7 +462,7 @@ class Delivery:
         self._when_quiet()
         return False
 
-    def _told(self, item: Item, kind: str, seq: int, exhausted_at_ns: int, verdict: Verdict) -> None:
+    def _told(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict) -> None:
         """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True
@@ -425,7 +470,7 @@ class Delivery:
         if outcome == OK:
             self.delivered += 1
             if kind == CUTOFF:
-                self.done_late.add(max(0, now_ns - exhausted_at_ns))
+                self.done_late.add(max(0, now_ns - due_ns))
                 self.throughput.answered(now_ns, self.outbox.in_flight >= self.settings.concurrency)
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
             more = self._named(item) is not None
@@ -436,7 +481,7 @@ class Delivery:
             self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
         lane = self.outbox.lanes[item.lane]
         self.outbox.finish(item, outcome, now_ns, retry_after_ns, more)
-        self.outages.look(self._origins[item.lane], lane, error)
+        self.outages.look(self._endpoint_names[item.lane], lane, error)
         self._when_quiet()
 
     def _when_quiet(self) -> None:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from billing.expirationd.coming import SECOND_NS, coming_in, slices
+from billing.expirationd.coming import SECOND_NS, CallAt, coming_in, slices
 from billing.ledger.book import SLOT_BITS, Book
 from billing.ledger.money import INT64_MAX
 
@@ -31,8 +31,9 @@ HORIZON_NS: Final = 3_600 * SECOND_NS
 class WheelScrubber:
     """The walk over the books of one shard. `heal(ref, now_ns)` carries out what is due and files the account anew."""
 
-    def __init__(self, books: dict[int, Book], heal: Callable[[int, int], object]) -> None:
+    def __init__(self, books: dict[int, Book], heal: Callable[[int, int], object], call_at_ns: CallAt) -> None:
         self._books = books
+        self._call_at_ns = call_at_ns
         self._heal = heal
         self._parts: Iterator[list[tuple[Book, int, int]]] | None = None
         self._next_round_ns = 0
@@ -63,11 +64,11 @@ class WheelScrubber:
                 continue
             self.checked += count
             armed_ns = book.armed_ns
-            for slot, runs_out_ns, coming_ns in coming_in(book, first, count):
+            for slot, called_ns, coming_ns in coming_in(book, self._call_at_ns, first, count):
                 if coming_ns <= INT64_MAX and (armed_ns[slot] > coming_ns or (coming_ns <= now_ns and not behind)):
                     wrong.append(book.bucket_id << SLOT_BITS | slot)
-                elif runs_out_ns < now_ns + HORIZON_NS:
-                    self._counting[runs_out_ns // SECOND_NS] += 1
+                elif called_ns < now_ns + HORIZON_NS:
+                    self._counting[called_ns // SECOND_NS] += 1
         for ref in wrong:
             self._heal(ref, now_ns)
         self.mismatches += len(wrong)

@@ -32,7 +32,7 @@ from billing.history.page import OPENING, OPENING_ROW, Row, name_of
 from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, Pages
 from billing.ledger import commands as ops
-from billing.ledger.entry import TIME, text
+from billing.ledger.entry import TIME, class_name, text
 from shards.system.disk import Disk
 
 MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
@@ -129,10 +129,11 @@ def as_map(row: Row) -> Shown:
         "balance_after_nanos": row.balance,
         "message": text(row.message),
         "request_id": text(row.request_id) if row.request_id else None,
-        "resource": text(row.resource) if row.resource is not None else None,
+        "resource": text(row.resource) if is_rate and row.resource is not None else None,
         "line_rate_nanos_per_hour": row.value if is_rate else None,
         "rate_nanos_per_hour": row.rate,
         "value_nanos": None if is_rate else row.value,
+        "class": class_name(row.resource) if row.operation == ops.SET_CLASS and row.resource is not None else None,
         "actor": TIME if row.operation in ops.BY_TIME else None if row.flags is None else text(row.actor),
     }
 
@@ -148,7 +149,7 @@ def _opening_map(row: Row) -> Shown:
         "balance_before_nanos": row.balance,
         "balance_after_nanos": row.balance,
         "message": f"the rows up to entry {row.entry_id} are lost; a snapshot has how the account stood",
-        **dict.fromkeys(("request_id", "resource", "line_rate_nanos_per_hour", "value_nanos", "actor")),
+        **dict.fromkeys(("request_id", "resource", "line_rate_nanos_per_hour", "value_nanos", "class", "actor")),
         "rate_nanos_per_hour": row.rate,
         "whole_from_ns": row.at_ns,
     }
@@ -185,7 +186,8 @@ def missing_row(
         "balance_after_nanos": closing_nanos,
         "message": f"the rows of entries {first_id} to {last_id} {fate}",
         "request_id": None,
-        **dict.fromkeys(("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")),
+        **dict.fromkeys(("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour")),
+        **dict.fromkeys(("value_nanos", "class", "actor")),
         "whole_from_ns": at_ns,
     }
 

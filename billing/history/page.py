@@ -71,7 +71,7 @@ class Row(NamedTuple):
     frac: int | None  # of the balance
     rate: int | None  # the account's from then on
     value: int | None  # what the command set (`entry.value_of`), of a line its rate from then on
-    resource: bytes | None  # the line
+    resource: bytes | None  # the line, or the cutoff class that was set
     actor: bytes
     credit_limit: int  # nanos
     holds: int  # nanos
@@ -262,6 +262,7 @@ def row_of(records: bytes, at: int, seq: int, older: int) -> Row:
         value, resource = None if line_rate == UNKNOWN else line_rate, records[key_at:request_at]
     elif op not in _PLAIN:
         value = value_of(op, a, b)
+        resource = records[key_at:request_at] if op == ops.SET_CLASS else None
     before_frac = frac - amount_frac
     if before_frac < 0:
         before_frac += NANO

@@ -79,13 +79,14 @@ def point_of(row: Row) -> Point:
             row.entry_id, row.at_ns, name, row.amount * NANO, row.balance * NANO, None, 0, is_exact=False
         )  # fmt: skip
     exactly = row.balance * NANO + frac
+    resource = row.resource if row.operation in ops.OF_LINES else None
     exhausted, accruing = bool(row.flags & EXHAUSTED), bool(row.flags & ACCRUING)
     return Point(
         row.entry_id, row.at_ns, name,
         (row.amount - (frac < row.amount_frac)) * NANO + row.amount_frac,  # as `page.row_of` shows it
         exactly, row.rate,
         room_of(exactly, row.credit_limit, row.holds, exhausted=exhausted, accruing=accruing),
-        row.resource, row.value if row.resource is not None else None,
+        resource, row.value if resource is not None else None,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ the files alone, is another program's.)
 from collections.abc import Iterator
 
 from billing.ledger.book import EXHAUSTED, HAS_EXTRA, ROW, SLICE_ROWS, Book
-from billing.ledger.entry import PENDING
+from billing.ledger.entry import IN_GRACE, PENDING
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
 
@@ -50,14 +50,16 @@ def checking(book: Book) -> Iterator[None]:
         pending += sum(cutoff.status == PENDING for cutoff in extra.cutoffs)
         held = sum(amount_nanos for amount_nanos, _ in extra.holds.values())
         assert held == extra.holds_nanos, f"{where}: holds do not add up"
-        ends = [expires for _, expires in extra.holds.values()] + list(extra.leases.values())
-        assert min(ends, default=NEVER_NS) == extra.next_expiry_ns, f"{where}: another hold or lease ends next"
+        in_grace = [cutoff.due_ns for cutoff in extra.cutoffs if cutoff.status == IN_GRACE]
+        ends = [expires for _, expires in extra.holds.values()] + list(extra.leases.values()) + in_grace
+        assert min(ends, default=NEVER_NS) == extra.next_expiry_ns, f"{where}: another hold, lease or grace ends next"
+        assert not in_grace or len(extra.cutoffs) == 1, f"{where}: a cutoff beside one in grace"
         assert extra.leases.keys() <= (extra.lines or {}).keys(), f"{where}: a lease without a line"
         credits = sum(credit.left for credit in extra.credits)
         assert credits <= max(0, nanos * NANO + frac), f"{where}: credits beyond a balance"
         assert list(extra.credits) == sorted(extra.credits), f"{where}: credits out of order"
         if extra.lines is not None:
             assert sum(line_rate for line_rate, _ in extra.lines.values()) == rate, f"{where}: rate lines do not add up"
-        if extra.cutoffs and extra.cutoffs[0].status == PENDING:
+        if extra.cutoffs and extra.cutoffs[0].status in (PENDING, IN_GRACE):
             assert flags & EXHAUSTED, f"{where}: an active account with a pending cutoff"
     assert pending == book.pending_cutoffs, f"{where}: {pending} cutoffs pending, {book.pending_cutoffs} counted"

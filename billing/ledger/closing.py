@@ -1,8 +1,9 @@
 """Opening and closing accounts.
 
-An account begins with its first top_up. It is closed only at rate 0, with no debt, no hold and no owed call; the rest
-of its money is paid out as an entry. What outlives it is its tombstone: entry_id, exhaustion_seq and the rate_seqs of
-its lines (and, in the bucket, its request ids). A later top_up opens it again, and the numbers go on rising.
+An account begins with its first top_up. It is closed only at rate 0, with no debt, no hold, and no call that is owed or
+whose grace is running; the rest of its money is paid out as an entry. What outlives it is its tombstone: entry_id,
+exhaustion_seq and the rate_seqs of its lines (and, in the bucket, its request ids). A later top_up opens it again, in
+the default class, and the numbers go on rising.
 
 Closing does not switch machines on again: if a cutoff was sent and no restore made it good, the tombstone keeps that,
 and the top_up that opens the account restores it, as it would have without the closing between.
@@ -51,7 +52,7 @@ def check_closable(account: Account) -> None:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _DEBT)
     if extra is not None and extra.holds:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _HOLD)
-    if cutoffs.owed(account) is not None:
+    if cutoffs.owed(account) is not None or (extra is not None and extra.grace() is not None):
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _CUTOFF)
 
 

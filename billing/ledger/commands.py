@@ -25,15 +25,15 @@ and range-check everything into this form; the ledger checks only what depends o
     ADJUST              signed nanos                                                                 reason
     SET_THRESHOLDS      how many                                                   packed thresholds message
     CLOSE                                                                                            message
-
-Set aside, so that entries need no other format for it: 12 for set_class.
+    SET_CLASS                                                                      class, empty: the message
+                                                                                   default
 
 Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
 LEASE_EXPIRED (a = the rate that the line had, key = resource), CREDIT_EXPIRED (a and b = amount and entry_id of its
-top_up, key = its kind), THRESHOLD (a = kind, b = value). Delivery commands tell
-the ledger what became of a cutoff or a restore call: `a` is the cutoff's seq, message the error of a failed attempt;
-CUTOFF_FAILED with `b` = 1 is one that never began, because no connection came about: it counts, and nobody was told
-anything. `rate_seq` and `min_runway_ns` are 0 or more, in
+top_up, key = its kind), GRACE_ENDED (a and b = seq and exhaustion instant of the cutoff that is called from now on),
+THRESHOLD (a = kind, b = value). Delivery commands tell the ledger what became of a cutoff or a restore call: `a` is the
+cutoff's seq, message the error of a failed attempt; CUTOFF_FAILED with `b` = 1 is one that never began, because no
+connection came about: it counts, and nobody was told anything. `rate_seq` and `min_runway_ns` are 0 or more, in
 nanoseconds the latter; `ttl_ns` of a hold is 1 or more, of a rate `LEASE_NS_MIN` or more.
 """
 
@@ -53,12 +53,14 @@ RELEASE: Final = 8
 ADJUST: Final = 9
 SET_THRESHOLDS: Final = 10
 CLOSE: Final = 11
+SET_CLASS: Final = 12
 
 EXHAUST: Final = 32
 HOLD_EXPIRED: Final = 33
 THRESHOLD: Final = 34
 CREDIT_EXPIRED: Final = 35
 LEASE_EXPIRED: Final = 36
+GRACE_ENDED: Final = 37
 
 CUTOFF_STARTED: Final = 48
 CUTOFF_DELIVERED: Final = 49
@@ -85,11 +87,13 @@ NAMES: Final[dict[int, str]] = {
     ADJUST: "adjust",
     SET_THRESHOLDS: "set_thresholds",
     CLOSE: "close_account",
+    SET_CLASS: "set_class",
     EXHAUST: "exhaust",
     HOLD_EXPIRED: "hold_expired",
     THRESHOLD: "threshold",
     CREDIT_EXPIRED: "credit_expired",
     LEASE_EXPIRED: "lease_expired",
+    GRACE_ENDED: "grace_ended",
     CUTOFF_STARTED: "cutoff_started",
     CUTOFF_DELIVERED: "cutoff_delivered",
     CUTOFF_FAILED: "cutoff_failed",
@@ -127,6 +131,8 @@ HOLD_ID_BYTES_MAX: Final = 2 + 2 * REQUEST_ID_BYTES_MAX
 THRESHOLDS_MAX: Final = 16
 LEASE_NS_MIN: Final = 10**6
 KIND_BYTES_MAX: Final = 64
+CLASS_BYTES_MAX: Final = 64
+DEFAULT_CLASS: Final = "default"  # what people call the class without a name
 
 _THRESHOLD = struct.Struct("<Bq")
 _NUMBER = struct.Struct("<q")

@@ -1,12 +1,15 @@
 """Owed cutoffs: what is still to be told to the cutoff URL, and to the restore URL after it.
 
-A cutoff is made by each downward crossing of available and by each line raised from zero on an exhausted account. It
-is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded, recorded and not
-sent (again). A delivered one becomes effective when the account's rate is zero. What may have reached the outside is
-remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a restore; without a
-restore URL nothing is ever owed back. A restore is named by the cutoff that it makes good, and keeps that name
-however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before count as
-attempted, because the record that an attempt began is written but not waited for.
+A cutoff is made by each downward crossing of available and by each line raised from zero on an exhausted account. Where
+the account's class gives a grace, the cutoff of a crossing is in grace first and owed from the end of the grace on;
+until then nothing is called, a line that is raised makes no cutoff of its own, and whatever lifts available above zero
+supersedes it as if it had been owed. The grace belongs to the crossing: a line raised behind its end is called for at
+once. A cutoff is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded,
+recorded and not sent (again). A delivered one becomes effective when the account's rate is zero. What may have reached
+the outside is remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a
+restore; without a restore URL nothing is ever owed back. A restore is named by the cutoff that it makes good, and keeps
+that name however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before
+count as attempted, because the record that an attempt began is written but not waited for.
 
 `report` takes what delivery tells (that an attempt began comes before what became of it) and refuses `UNKNOWN_CUTOFF`
 for what the account no longer owes: the attempt is then not made. It changes no money and settles nothing. Right
@@ -18,7 +21,7 @@ from typing import Final, NamedTuple
 from billing.ledger import commands as ops
 from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import Command
-from billing.ledger.entry import DELIVERED, EFFECTIVE, PENDING, SUPERSEDED, event_id
+from billing.ledger.entry import DELIVERED, EFFECTIVE, IN_GRACE, PENDING, SUPERSEDED, event_id
 from billing.ledger.extra import Cutoff, Extra
 
 # Undelivered ones an account, as many as it may have rate lines; beyond that the oldest is folded into the newer ones.
@@ -34,19 +37,47 @@ class Owed(NamedTuple):
     exhausted_at_ns: int
     attempts: int
     released: bool
+    class_name: bytes
+    due_ns: int  # since when it is owed; of a restore its cutoff's exhaustion
 
 
-def cross(account: Account, at_ns: int) -> None:
-    """Makes a cutoff owed at this instant."""
+def cross(account: Account, at_ns: int, due_ns: int) -> None:
+    """Makes a cutoff of this instant, which is owed from `due_ns` on: now, or at the end of a grace."""
     extra = account.need_extra()
     account.exhaustion_seq += 1
     if extra.cutoffs and extra.cutoffs[-1].status != PENDING:
         extra.cutoffs.pop()
-    extra.cutoffs.append(Cutoff(account.exhaustion_seq, at_ns))
+    cutoff = Cutoff(account.exhaustion_seq, at_ns)
+    extra.cutoffs.append(cutoff)
+    if due_ns > at_ns:
+        cutoff.status, cutoff.due_ns = IN_GRACE, due_ns
+        extra.next_expiry_ns = min(extra.next_expiry_ns, due_ns)
+        return
     account.book.pending_cutoffs += 1
     if len(extra.cutoffs) > CUTOFFS_MAX:
         extra.cutoffs.pop(0)
         account.book.pending_cutoffs -= 1
+
+
+def move_grace(account: Account, due_ns: int) -> None:
+    """The grace that is running ends at another instant."""
+    extra = account.need_extra()
+    cutoff = extra.grace()
+    assert cutoff is not None, "no grace is running"
+    cutoff.due_ns = due_ns
+    extra.find_next_expiry()
+
+
+def end_grace(account: Account) -> Command:
+    """The grace is over: its cutoff is owed. The command that says so."""
+    extra = account.need_extra()
+    cutoff = extra.grace()
+    assert cutoff is not None, "no grace is running"
+    cutoff.status = PENDING
+    account.book.pending_cutoffs += 1
+    extra.find_next_expiry()
+    what = (cutoff.seq, cutoff.exhausted_at_ns, 0)
+    return (ops.GRACE_ENDED, account.user_id, *what, b"", b"", b"", b"", b"")
 
 
 def may_have_begun(extra: Extra, started_ns: int) -> bool:
@@ -54,7 +85,7 @@ def may_have_begun(extra: Extra, started_ns: int) -> bool:
     what was pending then, or fell due before it, since the call of an exhaustion does not wait for its record.
     """
     return any(
-        cutoff.status == PENDING and (cutoff.seq <= extra.presumed_seq or cutoff.exhausted_at_ns <= started_ns)
+        cutoff.status == PENDING and (cutoff.seq <= extra.presumed_seq or cutoff.due_ns <= started_ns)
         for cutoff in extra.cutoffs
     )
 
@@ -67,13 +98,17 @@ def lift(account: Account, presumed: bool, restores: bool) -> list[int]:
     extra = account.extra
     assert extra is not None, "an exhausted account has had a cutoff"
     assert extra.cutoffs, "an exhausted account has had a cutoff"
-    superseded = extra.pending()
+    grace = extra.grace()
+    superseded = extra.pending() if grace is None else [grace]
     for cutoff in superseded:
         cutoff.status = SUPERSEDED
-    if presumed:
-        extra.begun(superseded[-1])
+    if grace is not None:
+        extra.find_next_expiry()
+    else:
+        account.book.pending_cutoffs -= len(superseded)
+        if presumed:
+            extra.begun(superseded[-1])
     del extra.cutoffs[:-1]
-    account.book.pending_cutoffs -= len(superseded)
     if not restores:
         extra.on_seq = extra.off_seq
     extra.restore_attempts = 0
@@ -98,10 +133,11 @@ def owed(account: Account) -> Owed | None:
             return None
         c = extra.cutoffs[0]
         name = event_id(account.user_id, c.seq, c.exhausted_at_ns)
-        return Owed("cutoff", name, c.seq, c.exhausted_at_ns, c.attempts, c.released)
+        return Owed("cutoff", name, c.seq, c.exhausted_at_ns, c.attempts, c.released, extra.class_name, c.due_ns)
     if extra.off_seq > extra.on_seq:
         name = event_id(account.user_id, extra.off_seq, extra.off_ns) + ":restore"
-        return Owed("restore", name, extra.off_seq, extra.off_ns, extra.restore_attempts, True)
+        attempts, name_of_class = extra.restore_attempts, extra.class_name
+        return Owed("restore", name, extra.off_seq, extra.off_ns, attempts, True, name_of_class, extra.off_ns)
     return None
 
 
@@ -117,7 +153,7 @@ def report(account: Account, command: Command) -> None:
         return
     cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
     ended = op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not unbegun
-    if cutoff is None or (ended and seq > extra.off_seq):  # no attempt began
+    if cutoff is None or cutoff.status == IN_GRACE or (ended and seq > extra.off_seq):  # no attempt began
         raise Rejected("UNKNOWN_CUTOFF")
     if unbegun:
         if cutoff.status != PENDING:

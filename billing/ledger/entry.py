@@ -29,9 +29,10 @@ first byte was the op, which is below 0xF2. `unpack` reads both. `line_rate` of 
 `pack_first` makes the bytes that the first format would have had, so that replay can hold them against what it made.
 
 Refused entries (flag REFUSED) and what delivery reports change no money, take no entry_id (0), settle nothing and are
-not rows of the history; the balance in them is the one at their instant. `note` holds what else the answer needs: of
-a restored account the cutoff concerned, of a refusal its number, of a closing the credit that was forfeited. Everything
-an answer says comes from the entry, so the first and the replayed answer are the same function's.
+not rows of the history; the balance in them is the one at their instant. `note` holds what else the answer needs: of a
+restored account the cutoff concerned, of a refusal its number, of a closing the credit that was forfeited, of a
+crossing with a grace and of a set_class within one the instant at which the grace ends. Everything an answer says comes
+from the entry, so the first and the replayed answer are the same function's.
 """
 
 import struct
@@ -249,11 +250,13 @@ PENDING: Final = 0
 DELIVERED: Final = 1
 EFFECTIVE: Final = 2
 SUPERSEDED: Final = 3
-STATUS_NAMES: Final = ("pending", "delivered", "effective", "superseded")
+IN_GRACE: Final = 4
+STATUS_NAMES: Final = ("pending", "delivered", "effective", "superseded", "in_grace")
 
 _CUTOFF = struct.Struct("<qqIB")
 _NUMBER = struct.Struct("<Q")
 _FORFEITED = struct.Struct("<qq")  # (nanos, frac)
+_GRACE = struct.Struct("<q")
 
 
 def pack_cutoff(seq: int, exhausted_at_ns: int, status: int, attempts: int, last_error: bytes) -> bytes:
@@ -269,6 +272,20 @@ def pack_number(number: int) -> bytes:
 def pack_forfeited(forfeited: int) -> bytes:
     """The note of a close entry: what of its amount was credit that ends, in internal units above zero."""
     return _FORFEITED.pack(*divmod(forfeited, NANO))
+
+
+def pack_grace(ends_ns: int) -> bytes:
+    """The note of an entry that begins a grace, or moves its end."""
+    return _GRACE.pack(ends_ns)
+
+
+def grace_end_of(packed: bytes) -> int:
+    """The end of a grace in the note of a packed entry of the present format that is no refusal; -1 where there is no
+    note.
+    """
+    *_, length = _LENGTHS.unpack_from(packed, _LENGTHS_AT)
+    ends_ns: int = _GRACE.unpack(packed[-length:])[0] if length else -1
+    return ends_ns
 
 
 def event_id(user_id: bytes, seq: int, exhausted_at_ns: int) -> str:
@@ -386,8 +403,14 @@ def history_row(entry: EntryTuple) -> dict[str, object]:
         "line_rate_nanos_per_hour": e.line_rate if e.op in ops.OF_LINES and e.line_rate != UNKNOWN else None,
         "rate_nanos_per_hour": e.rate,
         "value_nanos": value_of(e.op, e.a, e.b),
+        "class": class_name(e.key) if e.op == ops.SET_CLASS else None,
         "actor": TIME if e.op in ops.BY_TIME else text(e.actor),
     }
+
+
+def class_name(key: bytes) -> str:
+    """A cutoff class as people read it."""
+    return key.decode() or ops.DEFAULT_CLASS
 
 
 def value_of(op: int, a: int, b: int) -> int | None:

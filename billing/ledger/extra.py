@@ -1,4 +1,4 @@
-"""What few accounts have: credit limit, holds, named rate lines, leases, thresholds, credits, cutoffs,
+"""What few accounts have: credit limit, holds, named rate lines, leases, thresholds, credits, cutoffs, a class,
 overrun.
 
 A plain account (one unnamed rate line, never exhausted) is a row of its `Book` and nothing else. As soon as it has
@@ -11,23 +11,25 @@ that has a rate_seq is kept in `quiet`, resource to (rate_seq, since_ns), oldest
 rate stays harmless; a line at zero without one has nothing to remember. `leases` maps the lines above zero that end by
 themselves to the instant at which they do; `lines` is then not None.
 
-`next_expiry_ns` is the nearest instant at which a hold is given back or a lease ends.
+`next_expiry_ns` is the nearest instant at which a hold is given back, a lease ends, or a grace ends.
 
 **Cutoffs.** `cutoffs` is in order of seq and holds those still to be delivered, and always the latest one, whatever
 became of it. `off_seq` is the highest seq of which an attempt was started and `off_ns` its exhaustion instant, `on_seq`
-the highest one made good by a restore: the machines may be off while off_seq > on_seq.
+the highest one made good by a restore: the machines may be off while off_seq > on_seq. A cutoff is called from its
+`due_ns` on, which is its exhaustion instant, or later where the account's class gives a grace: until then its status is
+IN_GRACE, and it is the only one there is.
 
 Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds, cutoffs, each as often as the head
 says, then restore_error; then sections, each with its tag u8, its length u32 and its bytes, in the order of their tags,
 and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource; 2 the
 credits in the order in which they are spent, each with its end i64, what is left as (nanos, frac) i64 i64, entry_id and
-amount i64, a length u8 and its kind.
+amount i64, a length u8 and its kind; 3 the class's name; 4 of each cutoff that had a grace its seq u32 and due_ns i64.
 """
 
 import struct
 from typing import Final, NamedTuple
 
-from billing.ledger.entry import PENDING
+from billing.ledger.entry import IN_GRACE, PENDING
 from billing.ledger.money import NANO
 
 NEVER_NS: Final = 2**64 - 1  # no such instant is coming; above every instant there is
@@ -40,7 +42,8 @@ _CUTOFF = struct.Struct("<IqIBBH")  # then the last error
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")  # ends_ns; then the resource
 _CREDIT = struct.Struct("<qqqqqB")  # then the kind
-_LEASES, _CREDITS = 1, 2  # tags of sections
+_GRACE = struct.Struct("<Iq")  # seq, due_ns
+_LEASES, _CREDITS, _CLASS, _GRACES = 1, 2, 3, 4  # tags of sections
 
 
 class Credit(NamedTuple):
@@ -56,11 +59,12 @@ class Credit(NamedTuple):
 class Cutoff:
     """One downward crossing and what became of telling it. `status` is one of `entry.STATUS_NAMES`."""
 
-    __slots__ = ("attempts", "exhausted_at_ns", "last_error", "released", "seq", "status")
+    __slots__ = ("attempts", "due_ns", "exhausted_at_ns", "last_error", "released", "seq", "status")
 
     def __init__(self, seq: int, exhausted_at_ns: int) -> None:
         self.seq = seq
         self.exhausted_at_ns = exhausted_at_ns
+        self.due_ns = exhausted_at_ns  # it is called from then on
         self.status = PENDING
         self.attempts = 0
         self.last_error = b""
@@ -71,6 +75,7 @@ class Extra:
     """The rare part of one account. Money in nanos, `overrun` in internal units."""
 
     __slots__ = (
+        "class_name",
         "credit_limit_nanos",
         "credits",
         "cutoffs",
@@ -97,6 +102,7 @@ class Extra:
         self.next_expiry_ns = NEVER_NS
         self.lines: dict[bytes, tuple[int, int]] | None = None
         self.credits: tuple[Credit, ...] = ()
+        self.class_name = b""  # of cutoffs; empty: the default
         self.leases: dict[bytes, int] = {}  # resource -> ends_ns
         self.quiet: dict[bytes, tuple[int, int]] = {}
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
@@ -118,6 +124,7 @@ class Extra:
             or self.quiet
             or self.thresholds
             or self.credits
+            or self.class_name
             or self.cutoffs
             or self.overrun
             or self.off_seq
@@ -126,7 +133,13 @@ class Extra:
     def find_next_expiry(self) -> None:
         """Works `next_expiry_ns` out anew."""
         next_ns = min((expires for _, expires in self.holds.values()), default=NEVER_NS)
-        self.next_expiry_ns = min(next_ns, min(self.leases.values(), default=NEVER_NS))
+        next_ns = min(next_ns, min(self.leases.values(), default=NEVER_NS))
+        grace = self.grace()
+        self.next_expiry_ns = next_ns if grace is None else min(next_ns, grace.due_ns)
+
+    def grace(self) -> Cutoff | None:
+        """The cutoff whose grace is running."""
+        return self.cutoffs[-1] if self.cutoffs and self.cutoffs[-1].status == IN_GRACE else None
 
     def pending(self) -> list[Cutoff]:
         """The cutoffs still to be delivered, oldest first."""
@@ -178,6 +191,10 @@ class Extra:
                 for c in self.credits
             )
             parts += [_SECTION.pack(_CREDITS, len(packed)), packed]
+        if self.class_name:
+            parts += [_SECTION.pack(_CLASS, len(self.class_name)), self.class_name]
+        if packed := b"".join(_GRACE.pack(c.seq, c.due_ns) for c in self.cutoffs if c.due_ns != c.exhausted_at_ns):
+            parts += [_SECTION.pack(_GRACES, len(packed)), packed]
         return b"".join(parts)
 
 
@@ -230,7 +247,15 @@ def unpack(packed: bytes) -> Extra:
 
 
 def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
-    assert tag in (_LEASES, _CREDITS), f"an account's extra has the unknown section {tag}"
+    assert tag in (_LEASES, _CREDITS, _CLASS, _GRACES), f"an account's extra has the unknown section {tag}"
+    if tag == _CLASS:
+        extra.class_name = packed
+        return
+    if tag == _GRACES:
+        due_ns = dict(_GRACE.iter_unpack(packed))
+        for cutoff in extra.cutoffs:
+            cutoff.due_ns = due_ns.get(cutoff.seq, cutoff.due_ns)
+        return
     at = 0
     while at < len(packed):
         if tag == _CREDITS:

@@ -4,7 +4,8 @@ Nearly all commands are of this kind, and they set the pace of the daemon, so th
 are plain: one unpack, integers, one pack, one record; no working copy, no call that can be spared. It takes
 
 - a top_up, a debit, or a set_rate of the unnamed line without rate_seq and min_runway_ns,
-- of an account that was active at the command's instant, stays so, and has neither threshold nor credit that ends,
+- of an account that was active at the command's instant, stays so, and has no threshold, no credit that ends, and no
+  class,
 - or the first top_up of an account that never was.
 
 Whatever else, it leaves untouched and answers None; the plain way (`Account` and the clerk) knows all rules. The model
@@ -54,6 +55,7 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
             if (
                 extra.thresholds
                 or extra.credits
+                or extra.class_name
                 or extra.next_expiry_ns <= at_ns
                 or (op == SET_RATE and (extra.quiet or extra.lines is not None))
             ):

@@ -5,12 +5,12 @@ account, each at its exact instant, then the command, and appends one packed ent
 became owed to the outside is appended to `notices`. The caller drains both. Same state and same command, same
 outcome, byte for byte; `replay` is the same code again and compares.
 
-Order at one instant: all holds' expiries, then the ends of credits, then the exhaustion, then the ends of leases, then
-thresholds; then the command; and behind any change the thresholds that it crossed.
+Order at one instant: all holds' expiries, then the ends of credits, then the exhaustion, then the end of a grace, then
+the ends of leases, then thresholds; then the command; and behind any change the thresholds that it crossed.
 
 What time costs: nothing is done while time passes. An account is looked at when a command comes, or when its coming
-instant (the nearest of expiry, end of a credit, exhaustion, end of a lease, threshold) comes up in the caller's wheel.
-`arm(ref, due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
+instant (the nearest of expiry, end of a credit, exhaustion, end of a grace, end of a lease, threshold) comes up in the
+caller's wheel. `arm(ref, due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
 
 The commands of every day go the fast way, `everyday.carry_out`, which is written out for it. Everything else goes the
 plain way through `Account`; the model test holds both to the same rules.
@@ -23,14 +23,16 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from billing.ledger import audit, balances, block, closing, cutoffs, rates, thresholds, views
+from billing.ledger import audit, balances, block, classes, closing, cutoffs, rates, thresholds, views
 from billing.ledger import commands as ops
 from billing.ledger import schedule as due
 from billing.ledger.account import Account, Rejected
 from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, Book
+from billing.ledger.classes import NO_CLASSES, Classes
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
 from billing.ledger.entry import (
+    CROSSED,
     OPENED,
     PRESUMED,
     REFUSED,
@@ -40,6 +42,8 @@ from billing.ledger.entry import (
     Entry,
     EntryTuple,
     cause_of,
+    class_name,
+    grace_end_of,
     is_first,
     pack_first,
     refused,
@@ -62,6 +66,7 @@ _HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
     ops.RELEASE: balances.release,
     ops.ADJUST: balances.adjust,
     ops.SET_THRESHOLDS: thresholds.set_thresholds,
+    ops.SET_CLASS: classes.set_class,
 }
 _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
@@ -77,6 +82,7 @@ class Rules(NamedTuple):
     request_ids_per_bucket: int  # kept at most, 1 or more
     restore: bool  # there is a restore URL
     rate_lease_ns: int = 0  # the lease of a rate that is reported without one; 0: none
+    classes: Classes = NO_CLASSES  # of cutoffs, by name; the default is not among them
 
 
 class ReplayDifference(Exception):
@@ -98,7 +104,7 @@ class Ledger:
         self._rules = rules
         self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
         self._rate_lease_ns = rules.rate_lease_ns
-        self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm)
+        self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm, rules.classes)
         self.books: dict[int, Book] = {}
         self.records = self._posting.records  # (bucket_id, packed entry); in replay: made, not yet seen in the journal
         self.notices = self._posting.notices
@@ -119,7 +125,7 @@ class Ledger:
         if self._rate_lease_ns:
             command = rates.with_lease(command, self._rate_lease_ns)
         entry = carry_out(self._posting, book, at_ns, command)
-        return self._change(book, at_ns, command) if entry is None else entry
+        return self._uncommon(book, at_ns, command) if entry is None else entry
 
     def rehearse(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
         """The entry that `apply` would make now, or its `Refused`; nothing changes, is recorded or owed. The command is
@@ -142,6 +148,16 @@ class Ledger:
         if flags & REFUSED:
             raise refused(stored, bucket_id)
         return stored
+
+    def _uncommon(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
+        """A command that is not one of every day. Refuses a class that the rules do not have: in replay it is not
+        asked for, since they may have had it then.
+        """
+        if command[0] == ops.SET_CLASS and command[5] and command[5] not in self._rules.classes:
+            name = class_name(command[5])
+            message = f"cutoff.class.{name} is not in the configuration"
+            raise Refused("INVALID_PARAMS", message, {"class": name})
+        return self._change(book, at_ns, command)
 
     def _change(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
         """The plain way: time first, then the command, then what follows from it."""
@@ -211,6 +227,8 @@ class Ledger:
         clerk = self._posting
         clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         clerk.presumed = flags & PRESUMED != 0
+        may_be_grace = flags & CROSSED or (command[0] == ops.SET_CLASS and not flags & REFUSED)
+        clerk.grace_end_ns = grace_end_of(packed) if may_be_grace and not is_first(packed) else -1
         try:
             if command[0] not in ops.BY_TIME:
                 if carry_out(clerk, book, at_ns, command) is None:
@@ -336,7 +354,29 @@ class Ledger:
         at_ns = max(at_ns, account.settled_ns)
         self._posting.pass_time(account, at_ns)
         account.settle(at_ns, False)
-        return views.account_map(account, bucket_id)
+        return views.account_map(account, bucket_id, self.call_at_ns(account))
+
+    def call_at_ns(self, account: Account) -> int:
+        """The instant of the call to the cutoff URL that is coming for an account if nothing but time happens;
+        NEVER_NS where none is, or the call is owed already.
+        """
+        extra = account.extra
+        if account.exhausted:
+            grace = None if extra is None else extra.grace()
+            return NEVER_NS if grace is None else grace.due_ns
+        runs_out_ns = account.runs_out_ns()
+        return runs_out_ns if runs_out_ns > INT64_MAX else self._posting.due_after_ns(account, runs_out_ns)
+
+    def unnoticed(self, book: Book, now_ns: int) -> int:
+        """How many accounts of a book are to be called for by `now_ns` and were not looked at since."""
+        return due.unnoticed(book, now_ns, self._posting.due_after_ns)
+
+    def unknown_classes(self, bucket_id: int) -> Iterator[tuple[bytes, bytes]]:
+        """(user_id, class) of each account of a bucket whose class the rules do not have; the default serves it."""
+        book = self.books[bucket_id]
+        for slot, extra in book.extras.items():
+            if extra.class_name and extra.class_name not in self._rules.classes:
+                yield book.users[slot], extra.class_name
 
     def is_closed(self, bucket_id: int, user_id: bytes) -> bool:
         """Whether there was an account that is closed: its history goes on answering."""

@@ -6,6 +6,10 @@ owed), which thresholds fired, writes the row, and appends one packed entry per 
 told to `notices`. It also lets time pass, step by step, because what time causes is written down in the same way.
 
 It never decides whether a command is allowed; it keeps no account between two calls.
+
+`flags` are the rules in force for accounts of the default class, `classes` those of the others. In replay both are what
+the entry says: `presumed` is not None then, `flags` are the rules of the entry's account, and `grace_end_ns` is the end
+of the grace that it began or moved.
 """
 
 from collections.abc import Callable
@@ -15,6 +19,7 @@ from billing.ledger import commands as ops
 from billing.ledger import schedule as due
 from billing.ledger.account import Account, Rejected
 from billing.ledger.book import SLOT_BITS, Book, Totals
+from billing.ledger.classes import NO_CLASSES, Classes, after_grace_ns
 from billing.ledger.commands import Command
 from billing.ledger.entry import (
     ACCRUING,
@@ -30,6 +35,7 @@ from billing.ledger.entry import (
     pack,
     pack_cutoff,
     pack_forfeited,
+    pack_grace,
     pack_number,
     refused,
 )
@@ -46,10 +52,12 @@ _USER_ID, _REQUEST_ID, _AT_NS = map(FIELDS.index, ("user_id", "request_id", "at_
 class Posting:
     """Writes entries. `flags` say the rules in force, `presumed` is None but in replay, where the record says it."""
 
-    __slots__ = ("arm", "flags", "ids_max", "notices", "presumed", "records", "started_ns")
+    __slots__ = ("arm", "classes", "flags", "grace_end_ns", "ids_max", "notices", "presumed", "records", "started_ns")
 
-    def __init__(self, flags: int, ids_max: int, arm: Arm) -> None:
+    def __init__(self, flags: int, ids_max: int, arm: Arm, classes: Classes = NO_CLASSES) -> None:
         self.flags = flags
+        self.classes = classes
+        self.grace_end_ns = -1  # in replay; -1: the entry neither began nor moved a grace
         self.ids_max = ids_max
         self.presumed: bool | None = None
         self.started_ns = -1  # the last start's instant, not state; -1: none before
@@ -68,7 +76,8 @@ class Posting:
         account.credits = ()
         account.exhausted = True  # nothing is available, and no cutoff comes of it
         account.entry_id += 1
-        entry = self._entry(account, command, account.settled_ns, account.entry_id, amount, accrued, self.flags, note)
+        flags = self.rules_of(account)
+        entry = self._entry(account, command, account.settled_ns, account.entry_id, amount, accrued, flags, note)
         self._record(account.book, entry)
         self._count(account.book.totals, ops.CLOSE, amount, accrued)
         closing.bury(account)
@@ -83,7 +92,7 @@ class Posting:
         account.store()
         if command[0] in (ops.CUTOFF_RETRY, ops.CUTOFF_RELEASED):
             self.notices.append(("cutoff", at_ns, account.book.bucket_id, account.user_id, command[2]))
-        entry = self._entry(account, command, at_ns, 0, 0, 0, self.flags)
+        entry = self._entry(account, command, at_ns, 0, 0, 0, self.rules_of(account))
         self._record(account.book, entry)
         return entry
 
@@ -91,10 +100,32 @@ class Posting:
         """The error of a refused command; its entry is kept where it has to be."""
         code = KINDS[no.name].code
         note = pack_number(no.number)
-        entry = self._entry(account, command, account.settled_ns, 0, 0, 0, self.flags | REFUSED, note, code)
+        flags = self.rules_of(account) | REFUSED
+        entry = self._entry(account, command, account.settled_ns, 0, 0, 0, flags, note, code)
         if command[0] == ops.DEBIT or command[6]:
             self._record(account.book, entry)
         return refused(entry, account.book.bucket_id)
+
+    # -- rules ---------------------------------------------------------------------------------------------------------
+
+    def rules_of(self, account: Account) -> int:
+        """The flags that say which rules are in force for an account."""
+        extra = account.extra
+        if extra is None or not extra.class_name or self.presumed is not None:
+            return self.flags
+        of_class = self.classes.get(extra.class_name)
+        if of_class is None:
+            return self.flags
+        return (RULE_ACCRUE if of_class.accrue else 0) | (RULE_RESTORE if of_class.restore else 0)
+
+    def due_after_ns(self, account: Account, exhausted_at_ns: int) -> int:
+        """When the cutoff of an account that runs out at this instant is owed: then, or at the end of a grace."""
+        extra = account.extra
+        if self.presumed is not None:
+            return max(exhausted_at_ns, self.grace_end_ns)
+        if extra is None or not extra.class_name or (of_class := self.classes.get(extra.class_name)) is None:
+            return exhausted_at_ns
+        return after_grace_ns(exhausted_at_ns, of_class.grace_ns)
 
     # -- what follows from a change ------------------------------------------------------------------------------------
 
@@ -114,19 +145,17 @@ class Posting:
         to the outside follows from commands up to `determined_ns`.
         """
         book, at_ns = account.book, account.settled_ns
-        flags |= self.flags
+        flags |= self.rules_of(account)
         note = b""
         exhausted = account.available <= 0
         if exhausted and (account.raised or not account.exhausted):
-            if not account.exhausted:
-                account.accruing = flags & RULE_ACCRUE != 0
-            cutoffs.cross(account, at_ns)
-            flags |= CROSSED
-            self._notice("cutoff", determined_ns, account, account.exhaustion_seq)
+            flags, note = self._cross(account, flags, determined_ns)
         elif account.exhausted and not exhausted:
             flags |= RESTORED
             account.accruing = False
             flags, note = self._lift(account, flags, determined_ns)
+        elif exhausted and command[0] == ops.SET_CLASS:
+            note = self._move_grace(account)
         account.exhausted = exhausted
         account.raised = False
         if exhausted and account.rate == 0:
@@ -139,9 +168,40 @@ class Posting:
         self._count(book.totals, command[0], amount, accrued)
         if command[0] == ops.THRESHOLD:
             self._notice("threshold", determined_ns, account, account.entry_id)
+        elif command[0] == ops.GRACE_ENDED:
+            self._notice("cutoff", determined_ns, account, command[2])
+        elif command[0] == ops.SET_CLASS and (call := cutoffs.owed(account)) is not None:  # it may go elsewhere now
+            seq = account.exhaustion_seq if call.kind == "cutoff" else call.seq
+            self._notice(call.kind, determined_ns, account, seq)
         if armed:
             self._fire(account, armed, command, determined_ns)
         return entry
+
+    def _cross(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
+        """Available fell to zero, or a line rose from zero on an exhausted account: a cutoff is owed, at once or at the
+        end of a grace; nothing more while that runs. The entry's flags and note.
+        """
+        at_ns = due_ns = account.settled_ns
+        if not account.exhausted:
+            account.accruing = flags & RULE_ACCRUE != 0
+            due_ns = self.due_after_ns(account, at_ns)
+        elif account.need_extra().grace() is not None:
+            return flags, b""
+        cutoffs.cross(account, at_ns, due_ns)
+        if due_ns > at_ns:
+            return flags | CROSSED, pack_grace(due_ns)
+        self._notice("cutoff", determined_ns, account, account.exhaustion_seq)
+        return flags | CROSSED, b""
+
+    def _move_grace(self, account: Account) -> bytes:
+        """The account has another class: a grace that is running ends by that, but not before now. The entry's note."""
+        extra = account.extra
+        cutoff = None if extra is None else extra.grace()
+        if cutoff is None:
+            return b""
+        due_ns = max(account.settled_ns, self.due_after_ns(account, cutoff.exhausted_at_ns))
+        cutoffs.move_grace(account, due_ns)
+        return pack_grace(due_ns)
 
     def _lift(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
         """Available rose above zero: cutoffs are superseded, a restore may be owed. The entry's flags and note."""
@@ -229,7 +289,7 @@ class Posting:
         determined_ns = account.settled_ns
         armed = thresholds.above(account)
         balance = account.balance
-        (*others, last), accrued = due.step(account, due_ns, self.flags & RULE_ACCRUE != 0)
+        (*others, last), accrued = due.step(account, due_ns, self.rules_of(account) & RULE_ACCRUE != 0)
         for command in others:
             self.conclude(account, command, account.balance, accrued, [], determined_ns)
             balance, accrued = account.balance, 0

@@ -1,8 +1,8 @@
-"""What time causes: a hold's expiry, a credit's end, exhaustion, a lease's end, a threshold's crossing. In this order
-at one instant.
+"""What time causes: a hold's expiry, a credit's end, exhaustion, the end of a grace, a lease's end, a threshold's
+crossing. In this order at one instant.
 
-`coming_ns` is the one instant an account is armed for: the nearest of the five. An exhausted account has only expiries
-and ends of credits and leases coming.
+`coming_ns` is the one instant an account is armed for: the nearest of the six. An exhausted account has only expiries
+and ends of credits, graces and leases coming.
 
 At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
 rest ran out. Holds that expire at one instant are given back together, and only then is it asked whether anything is
@@ -13,10 +13,15 @@ A credit ends before an exhaustion of the same instant is judged, so that its en
 nothing is left. A credit that is spent before its end has no entry. Of credits that end at one instant each is a step
 and an entry of its own, in the order in which they would have been spent.
 
+A grace ends behind the expiry of a hold, whose money may supersede the cutoff in the last nanosecond, and behind the
+end of a credit, which changes nothing about it; the line of a lease that ends at that instant was still running.
+
 The end of a lease comes behind the exhaustion: what was spent up to that instant is spent, and no line that ends then
 brings it back. It comes before a threshold of the same instant, because a runway that grows crosses nothing. Of leases
 that end at one instant each is a step and an entry of its own, in the order of their resources.
 """
+
+from collections.abc import Callable
 
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
@@ -25,6 +30,7 @@ from billing.ledger.book import Book
 from billing.ledger.commands import Command
 from billing.ledger.credits import after_time, next_end_ns
 from billing.ledger.credits import falls_ns as credits_fall_ns
+from billing.ledger.cutoffs import end_grace
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import NANO
 from billing.ledger.rates import end_lease, line
@@ -57,13 +63,25 @@ def anything(account: Account, at_ns: int) -> bool:
     return coming_ns(account) <= at_ns
 
 
-def unnoticed(book: Book, now_ns: int) -> int:
-    """How many accounts of a bucket have run out by `now_ns` and were not looked at since."""
-    return sum(
-        1
+def unnoticed(book: Book, now_ns: int, due_after_ns: Callable[[Account, int], int]) -> int:
+    """How many accounts of a bucket are to be called for by `now_ns` and were not looked at since. `due_after_ns`: when
+    the call of an account that runs out at an instant is owed.
+    """
+    accounts = (
+        Account(book, slot, book.users[slot])
         for slot, filed_ns in enumerate(book.armed_ns)
-        if filed_ns <= now_ns and book.users[slot] and falls_ns(Account(book, slot, book.users[slot])) <= now_ns
+        if filed_ns <= now_ns and book.users[slot]
     )
+    return sum(_call_ns(account, now_ns, due_after_ns) <= now_ns for account in accounts)
+
+
+def _call_ns(account: Account, now_ns: int, due_after_ns: Callable[[Account, int], int]) -> int:
+    extra = account.extra
+    if account.exhausted:
+        grace = None if extra is None else extra.grace()
+        return NEVER_NS if grace is None else grace.due_ns
+    runs_out_ns = falls_ns(account)
+    return due_after_ns(account, runs_out_ns) if runs_out_ns <= now_ns else runs_out_ns
 
 
 def falls_ns(account: Account) -> int:
@@ -112,6 +130,9 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
     if account.runs_out_ns() == due_ns:
         accrued = account.settle(due_ns, accrue)
         return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"", b"", b"")], accrued
+    if extra is not None and ends and (grace := extra.grace()) is not None and grace.due_ns == due_ns:
+        accrued = account.settle(due_ns, accrue)
+        return [end_grace(account)], accrued
     if ends:
         accrued = account.settle(due_ns, accrue)
         name, rate = end_lease(account, due_ns)

@@ -7,14 +7,16 @@ from billing.ledger.account import Account
 from billing.ledger.book import Book
 from billing.ledger.commands import BY_AMOUNT
 from billing.ledger.cutoffs import Owed
-from billing.ledger.entry import DELIVERED, cutoff_map, event_id, text
+from billing.ledger.entry import DELIVERED, class_name, cutoff_map, event_id, text
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.schedule import coming_ns
 
 
-def account_map(account: Account, bucket_id: int) -> dict[str, object]:
-    """Everything about an account, from a working copy settled to the instant of the question."""
+def account_map(account: Account, bucket_id: int, call_at_ns: int) -> dict[str, object]:
+    """Everything about an account, from a working copy settled to the instant of the question. `call_at_ns`: of the
+    call to the cutoff URL that is coming; NEVER_NS where none is.
+    """
     balance_nanos = account.balance // NANO
     at_ns = account.settled_ns
     runs_out_ns = account.runs_out_ns()
@@ -47,6 +49,8 @@ def account_map(account: Account, bucket_id: int) -> dict[str, object]:
             for credit in account.credits
         ],
         "leases": {resource.decode(): ends_ns for resource, ends_ns in extra.leases.items()},
+        "class": class_name(extra.class_name),
+        "cutoff_at_ns": call_at_ns if call_at_ns <= INT64_MAX else None,
         "cutoff": _cutoff_map(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
         "overrun_nanos": account.overrun // NANO,
         "holds_nanos": account.holds_nanos,
@@ -57,9 +61,10 @@ def account_map(account: Account, bucket_id: int) -> dict[str, object]:
     }
 
 
-def account_row(account: Account, now_ns: int, shown: Collection[str]) -> dict[str, object]:
+def account_row(account: Account, now_ns: int, shown: Collection[str], call_at_ns: int) -> dict[str, object]:
     """How an account stands at `now_ns`, from a working copy, as `accounts` lists it. An exhaustion that is due by then
-    and not recorded yet is shown as it will be. `shown`: what is added, of `rates` and `holds`.
+    and not recorded yet is shown as it will be. `shown`: what is added, of `rates` and `holds`. `call_at_ns`: of the
+    call to the cutoff URL that is coming; NEVER_NS where none is.
     """
     at_ns = max(account.settled_ns, min(now_ns, account.runs_out_ns()))
     account.settle(at_ns, accrue=False)
@@ -72,6 +77,8 @@ def account_row(account: Account, now_ns: int, shown: Collection[str]) -> dict[s
         "available_nanos": balance_nanos + account.credit_limit_nanos - account.holds_nanos,
         "rate_nanos_per_hour": account.rate,
         "exhausts_at_ns": runs_out_ns if runs_out_ns <= INT64_MAX else None,
+        "class": class_name(b"" if account.extra is None else account.extra.class_name),
+        "cutoff_at_ns": call_at_ns if now_ns < call_at_ns <= INT64_MAX else None,
     }
     extra = account.extra if account.extra is not None else Extra()
     if "rates" in shown:
@@ -99,12 +106,14 @@ def delivered_in(book: Book) -> Iterator[tuple[bytes, int]]:
 
 def next_cutoff(book: Book, slot: int) -> tuple[bytes, str, int, int] | None:
     """(user_id, event_id, seq, E) of the cutoff that is coming for the account in this row, if nothing else happens;
-    None where none is.
+    None where none is, and of an account in a class, whose call may be later and go elsewhere.
     """
     user_id = book.users[slot] if slot < len(book.users) else b""
     if not user_id:
         return None
     account = Account(book, slot, user_id)
+    if account.extra is not None and account.extra.class_name:
+        return None
     runs_out_ns, seq = account.runs_out_ns(), account.exhaustion_seq + 1
     return (user_id, event_id(user_id, seq, runs_out_ns), seq, runs_out_ns) if runs_out_ns < NEVER_NS else None
 

@@ -196,7 +196,8 @@ class Notifier(Follower):
         following = self._window.first(bucket_id, user_id)
         if following is None or self.is_ending:
             return None
-        return (NOTICE, webhook_id(user_id, following.name), following.seq, following.at_ns, 0, False)
+        name = webhook_id(user_id, following.name)
+        return (NOTICE, name, following.seq, following.at_ns, 0, following.at_ns, "")
 
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
         store, window = self._store, self._window

@@ -51,6 +51,7 @@ from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.notices import link as notices
 from billing.signature import parse_secrets
 from billing.worker.aggregates import Aggregates
+from billing.worker.classes import calls_of_classes, rules_of_classes
 from billing.worker.explain import explain
 from billing.worker.feed import REACHED, FeedQuestion
 from billing.worker.machine import PERIODS, SURVEYS, BillingMachine
@@ -119,6 +120,7 @@ class Billing:
                 request_ids_per_bucket=config.ledger.request_ids_per_bucket,
                 restore=bool(config.cutoff.restore_url),
                 rate_lease_ns=round(config.ledger.rate_lease_s * 10**9),
+                classes=rules_of_classes(config.cutoff),
             ),
             reply_of,
         )
@@ -158,13 +160,14 @@ class Billing:
         assert delivery is not None, "told before it was opened"
         now_ns = delivery.now_ns()
         for kind, _, bucket_id, user_id, seq in notices:
+            class_name = self.machine.class_of(bucket_id, user_id) if delivery.settings.classes else ""
             if kind in (CUTOFF, RESTORE):
                 held = kind == CUTOFF and self._startup_hold.holds_back(self.machine, delivery, bucket_id, user_id, seq)
                 if not held:
-                    delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq)
+                    delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq, class_name=class_name)
             elif kind == RETRY:
                 known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
-                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, urgent=True, seq=-1 if known else seq)
+                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if known else seq, class_name)
         delivery.rouse()
 
     def committed(self, position: int, payload: bytes) -> None:
@@ -185,7 +188,8 @@ class Billing:
             return
         if query[0] == "accounts":
             assert self._worker is not None, "asked before it was opened"
-            self._go_on(account_page(self.machine.ledger.books, self._worker.fresh_now_ns(), *query[1:]), done)
+            ledger = self.machine.ledger
+            self._go_on(account_page(ledger.books, ledger.call_at_ns, self._worker.fresh_now_ns(), *query[1:]), done)
             return
         if query[0] in ("forecast", "expirationd_stats"):
             assert self._checks is not None
@@ -422,7 +426,7 @@ class Billing:
         assert self._delivery is not None
         return self._startup_hold.release(self.machine, self._delivery)
 
-    def _owe(self, owed: list[tuple[int, bytes, str, int, int]]) -> None:
+    def _owe(self, owed: list[tuple[int, bytes, str, int, int, str]]) -> None:
         """Lets the delivery know of all this, once what determined it is durable."""
 
         def durable() -> None:
@@ -469,7 +473,10 @@ class Billing:
         call = self.machine.ledger.owed(bucket_id, user_id)
         if call is None:
             return None
-        return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False)
+        class_name = call.class_name.decode()
+        if self._delivery is None or not self._delivery.calls(call.kind, class_name):
+            return None  # a restore of before, of an account whose class has no restore URL now
+        return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, class_name)
 
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
         assert self._worker is not None
@@ -497,6 +504,7 @@ class Billing:
             timeout_s=cutoff.timeout_s,
             connect_timeout_s=cutoff.connect_timeout_s,
             warm=cutoff.warm_connections,
+            classes=calls_of_classes(cutoff),
         )
 
     def _server_info(self) -> dict[str, object]:

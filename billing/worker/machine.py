@@ -26,7 +26,6 @@ from billing.ledger.entry import ACCRUING, EXHAUSTED, EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
-from billing.ledger.schedule import unnoticed
 from billing.worker.pages import joined_accounts, joined_cutoffs
 from shards.machine import Command, Effect, Later, Record
 
@@ -104,7 +103,7 @@ class BillingMachine:
     def survey(self, query: Command, now_ns: int) -> object:
         """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
         match query:
-            case ("accounts", bytes(), int(), str(), int(), tuple()) | ("pending_cutoffs", bytes(), int()):
+            case ("accounts", bytes(), int(), str(), int(), tuple(), bytes()) | ("pending_cutoffs", bytes(), int()):
                 return Later(query)
             case ("forecast", int(), int()) | ("expirationd_stats",) | ("history_reached",):
                 return Later(query)
@@ -135,22 +134,28 @@ class BillingMachine:
                 return parts if why is None else Refused("UNAVAILABLE", why)
         raise AssertionError(f"no survey {operation[0]}")
 
-    def owed(self) -> Iterator[tuple[int, bytes, str, int, int]]:
-        """All that is owed to the outside: (bucket id, user id, kind, exhaustion instant, newest seq of that kind)."""
+    def class_of(self, bucket_id: int, user_id: bytes) -> str:
+        """The cutoff class of an account; "" is the default."""
+        book = self.ledger.books.get(bucket_id)
+        extra = None if book is None else book.extras.get(book.slots.get(user_id, -1))
+        return "" if extra is None else extra.class_name.decode()
+
+    def owed(self) -> Iterator[tuple[int, bytes, str, int, int, str]]:
+        """All that is owed to the outside: (bucket id, user id, kind, since when, newest seq of that kind, class)."""
         for bucket_id, book in self.ledger.books.items():
             if book.extras:
                 yield from self.owed_in(bucket_id)
 
     def overdue(self, now_ns: int) -> int:
-        """Cutoffs owed already, and accounts whose exhaustion instant has passed but was not looked at yet."""
-        owed = sum(1 for _, _, kind, _, _ in self.owed() if kind == "cutoff")
-        return owed + sum(unnoticed(book, now_ns) for book in self.ledger.books.values())
+        """Cutoffs owed already, and accounts whose call's instant has passed but was not looked at yet."""
+        owed = sum(1 for _, _, kind, *_ in self.owed() if kind == "cutoff")
+        return owed + sum(self.ledger.unnoticed(book, now_ns) for book in self.ledger.books.values())
 
-    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int]]:
+    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int, str]]:
         """The same of one bucket."""
         for user_id, call in self.ledger.owed_in(bucket_id):
             seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
-            yield bucket_id, user_id, call.kind, call.exhausted_at_ns, seq
+            yield bucket_id, user_id, call.kind, call.due_ns, seq, call.class_name.decode()
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator; O(buckets)."""

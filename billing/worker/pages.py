@@ -20,7 +20,7 @@ never changes anything and waits for nothing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from heapq import nsmallest
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +36,7 @@ LINES_SHOWN_MAX: Final = 50_000  # rate lines and holds on one page; more are re
 
 Row = dict[str, Any]
 OfUser = tuple[bytes, list[Row]]
+CallAt = Callable[[Account], int]
 
 
 class Wish(NamedTuple):
@@ -44,36 +45,47 @@ class Wish(NamedTuple):
     state: str = ""  # "": whatever theirs is
     within_ns: int = -1  # only those that run out within so long; -1: all
     shown: tuple[str, ...] = ()  # of "rates" and "holds"
+    class_name: bytes = b""  # empty: whatever theirs is
 
     @property
     def is_picky(self) -> bool:
         """Whether only some accounts are asked for."""
-        return bool(self.state) or self.within_ns >= 0
+        return bool(self.state or self.class_name) or self.within_ns >= 0
 
     def takes(self, row: Row, now_ns: int) -> bool:
         """Whether an account that stands so is asked for."""
         if self.state and row["state"] != self.state:
+            return False
+        if self.class_name and row["class"].encode() != self.class_name:
             return False
         runs_out_ns = row["exhausts_at_ns"]
         return self.within_ns < 0 or (runs_out_ns is not None and runs_out_ns <= now_ns + self.within_ns)
 
 
 def account_page(
-    books: dict[int, Book], now_ns: int, after: bytes, limit: int, state: str, within_ns: int, shown: tuple[str, ...]
+    books: dict[int, Book],
+    call_at_ns: CallAt,
+    now_ns: int,
+    after: bytes,
+    limit: int,
+    state: str,
+    within_ns: int,
+    shown: tuple[str, ...],
+    class_name: bytes = b"",
 ) -> Generator[None, None, list[Row] | str]:
     """Returns the rows of the first `limit` accounts above `after` that are asked for, ascending, or why it cannot;
-    yields between slices.
+    yields between slices. `call_at_ns`: when the cutoff URL is called for an account, see `Ledger`.
     """
-    wish = Wish(state, within_ns, tuple(shown))
+    wish = Wish(state, within_ns, tuple(shown), class_name)
     rows: list[Row] = []
     lines = 0
     while len(rows) < limit:
         wanted = limit - len(rows)
         if wish.is_picky:
-            found = yield from _picked(books, now_ns, after, wanted, wish)
+            found = yield from _picked(books, call_at_ns, now_ns, after, wanted, wish)
         else:
             users = yield from named_page(books, after, wanted)
-            found = [(user_id, _row_of(books, user_id, bucket_id, now_ns, wish)) for user_id, bucket_id in users]
+            found = [(user_id, _row_of(books, call_at_ns, user_id, bucket, now_ns, wish)) for user_id, bucket in users]
         for user_id, row in found:
             after = user_id
             if row is not None:  # it was not closed meanwhile
@@ -86,16 +98,19 @@ def account_page(
     return rows
 
 
-def _row_of(books: dict[int, Book], user_id: bytes, bucket_id: int, now_ns: int, wish: Wish) -> Row | None:
+def _row_of(
+    books: dict[int, Book], call_at_ns: CallAt, user_id: bytes, bucket_id: int, now_ns: int, wish: Wish
+) -> Row | None:
     book = books.get(bucket_id)
     slot = None if book is None else book.slots.get(user_id)
     if book is None or slot is None:
         return None
-    return account_row(Account(book, slot, user_id), now_ns, wish.shown)
+    account = Account(book, slot, user_id)
+    return account_row(account, now_ns, wish.shown, call_at_ns(account))
 
 
 def _picked(
-    books: dict[int, Book], now_ns: int, after: bytes, limit: int, wish: Wish
+    books: dict[int, Book], call_at_ns: CallAt, now_ns: int, after: bytes, limit: int, wish: Wish
 ) -> Generator[None, None, list[tuple[bytes, Row | None]]]:
     """The first `limit` accounts above `after` that are asked for, with their rows."""
     page: list[tuple[bytes, Row | None]] = []
@@ -109,7 +124,7 @@ def _picked(
             user_id = order[index]
             if len(found) == limit or (len(page) == limit and user_id > page[-1][0]):
                 break
-            row = _row_of(books, user_id, bucket_id, now_ns, wish)
+            row = _row_of(books, call_at_ns, user_id, bucket_id, now_ns, wish)
             if row is not None and wish.takes(row, now_ns):
                 found.append((user_id, row))
             looked_at += 1

@@ -63,7 +63,7 @@ class PeriodicChecks:
         self._apply = apply
         self._wake = wake
         self._loop = asyncio.get_running_loop()
-        self._scrubber = WheelScrubber(machine.ledger.books, machine.ledger.tick)
+        self._scrubber = WheelScrubber(machine.ledger.books, machine.ledger.tick, machine.ledger.call_at_ns)
         self._rechecks = Rechecks(int(recheck_s * SECOND_NS))
         self._timer: asyncio.TimerHandle | None = None
         self._recheck_timer: asyncio.TimerHandle | None = None
@@ -180,7 +180,8 @@ class PeriodicChecks:
         if query[0] == "expirationd_stats":
             return {"shard_id": shard_id, **self._stats()}
         now_ns = self._now_ns()
-        part = yield from forecast(self._machine.ledger.books, now_ns, now_ns + int(query[1]))
+        ledger = self._machine.ledger
+        part = yield from forecast(ledger.books, ledger.call_at_ns, now_ns, now_ns + int(query[1]))
         return {**part, "takes_per_second": self.delivery.throughput.per_second}
 
     def _stats(self) -> dict[str, int]:

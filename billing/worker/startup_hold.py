@@ -3,8 +3,8 @@
 A machine that comes up with a wrong clock, or from a backup, finds many users exhausted who are not. So what was
 overdue when the daemon came up is held back where it is more than `cutoff.hold_above`, or where the data directory was
 restored from a backup (`RESTORED` is in it), until `release`. Overdue is what is owed already, and every account whose
-exhaustion instant had passed by then: those become owed in the first moments of serving, one by one, and are told apart
-by their instants from what runs out while the daemon serves.
+exhaustion instant, with the grace of its class, had passed by then: those become owed in the first moments of serving,
+one by one, and are told apart by their instants from what runs out while the daemon serves.
 
 It is the number of all shards that counts. A worker with no more of its own than `cutoff.hold_above` holds them back
 all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where
@@ -78,22 +78,22 @@ class StartupHold:
             release()
         return not self._undecided
 
-    def hand_over(self, owed: list[tuple[int, bytes, str, int, int]], delivery: Delivery) -> None:
+    def hand_over(self, owed: list[tuple[int, bytes, str, int, int, str]], delivery: Delivery) -> None:
         """Tells a delivery of what is owed, as `BillingMachine.owed` says it; all that determined it is durable."""
-        for bucket_id, user_id, kind, since_ns, seq in owed:
+        for bucket_id, user_id, kind, since_ns, seq, class_name in owed:
             if kind == CUTOFF and since_ns <= self._until_ns:
-                delivery.hold(bucket_id, user_id, since_ns, kind, seq)
+                delivery.hold(bucket_id, user_id, since_ns, kind, seq, class_name)
             else:
-                delivery.notify(bucket_id, user_id, kind, since_ns, seq=seq)
+                delivery.notify(bucket_id, user_id, kind, since_ns, seq=seq, class_name=class_name)
 
     def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes, seq: int) -> bool:
         """Whether the cutoff `seq`, owed just now, waits with the others, because it was overdue at the start."""
         if self._until_ns < 0:
             return False
         call = machine.ledger.owed(bucket_id, user_id)
-        if call is None or call.kind != CUTOFF or call.exhausted_at_ns > self._until_ns:
+        if call is None or call.kind != CUTOFF or call.due_ns > self._until_ns:
             return False
-        delivery.hold(bucket_id, user_id, call.exhausted_at_ns, CUTOFF, seq)
+        delivery.hold(bucket_id, user_id, call.due_ns, CUTOFF, seq, call.class_name.decode())
         return True
 
     def release(self, machine: BillingMachine, delivery: Delivery) -> int:
@@ -101,7 +101,7 @@ class StartupHold:
         until_ns, self._until_ns = self._until_ns, -1
         self._undecided = False
         self.overdue = 0
-        waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns, _ in machine.owed())
+        waited = sum(kind == CUTOFF and since_ns <= until_ns for _, _, kind, since_ns, *_ in machine.owed())
         if self.restored:
             self.restored = False
             self._remove_mark()

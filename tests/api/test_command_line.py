@@ -76,13 +76,15 @@ CHANGES: list[tuple[str, commands.Command]] = [
             *(b"", b"", b"", b""),
         ),
     ),
+    ("class u gold --message plan", (commands.SET_CLASS, b"u", 0, 0, 0, b"gold", b"", b"plan", b"", b"")),
     ("close u --yes --request-id r", (commands.CLOSE, b"u", 0, 0, 0, b"", b"r", b"", b"", b"")),
 ]
 
 QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("account u", ("get_account", b"u")),
     ("history u --limit 5 --before 9", ("history", b"u", 5, 9)),
-    ("accounts --after u --limit 5", ("accounts", b"u", 5, "", -1, ())),
+    ("accounts --after u --limit 5", ("accounts", b"u", 5, "", -1, (), b"")),
+    ("accounts --class gold", ("accounts", b"", 1000, "", -1, (), b"gold")),
     ("account u --at 2026-03-01T00:00Z", ("balance_at", b"u", 1_772_323_200 * 10**9)),
     ("balance-at u 1772323200000000000", ("balance_at", b"u", 1_772_323_200 * 10**9)),
     ("shards", ("shards_info",)),
@@ -465,7 +467,7 @@ async def test_accounts_are_listed_with_how_it_stands_with_them(house):
     ]
     house.gate.replies["accounts"] = []
     assert (await run(house, "accounts --state active --with rates")).stdout == "nothing\n"
-    assert house.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",))
+    assert house.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",), b"")
 
 
 # -- what cannot be undone -------------------------------------------------------------------------------------------

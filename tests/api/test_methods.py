@@ -43,13 +43,14 @@ CONTRACT = {
     "balance_at": (["user_id", "at_ns"], set()),
     "statement": (["user_id", "from_ns", "to_ns"], {"by", "limit"}),  # limit is beyond the contract
     "dry_run": (["method", "params"], set()),
-    "accounts": ([], {"after", "limit", "state", "exhausts_within_ns", "with"}),
+    "accounts": ([], {"after", "limit", "state", "exhausts_within_ns", "with", "class"}),
     "history": (["user_id"], {"limit", "before"}),
     "hold": (["user_id", "amount"], {"ttl_ns", "request_id", "message"}),
     "capture": (["user_id", "hold_id", "amount"], {"request_id", "message"}),
     "release": (["user_id", "hold_id"], {"request_id", "message"}),
     "adjust": (["user_id", "amount", "reason"], {"request_id"}),
     "set_thresholds": (["user_id", "thresholds"], {"request_id", "message"}),
+    "set_class": (["user_id", "class"], {"request_id", "message"}),
     "close_account": (["user_id"], {"request_id", "message"}),
     "hello": ([], {"token", "errors"}),
     "ping": ([], set()),
@@ -91,6 +92,7 @@ RIGHT: dict[str, object] = {
     "hold_id": b"h1",
     "reason": b"a mistake",
     "thresholds": [{"amount": 5}],
+    "class": "gold",
     "bucket_id": 477,
     "shard_id": 1,
     "request_id": b"r1",
@@ -225,6 +227,8 @@ def test_commands_are_canonical(name):
             ("set_thresholds", b"u", [{"runway_ns": 9}, {"amount": "1"}, {"amount": 10**9}]),
             (commands.SET_THRESHOLDS, b"u", 2, 0, 0, pack_thresholds([(0, 10**9), (1, 9)]), b"", b"", b"", b""),
         ),
+        (("set_class", b"u", "gold"), (commands.SET_CLASS, b"u", 0, 0, 0, b"gold", b"", b"", b"", b"")),
+        (("set_class", b"u", b"default"), (commands.SET_CLASS, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
         (("set_thresholds", b"u", []), (commands.SET_THRESHOLDS, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
     ],
 )
@@ -238,12 +242,12 @@ def test_what_a_call_becomes(call, command):
         (("get_account", 42), ("get_account", b"42")),
         (("history", b"u"), ("history", b"u", 100, LAST)),
         (("history", b"u", {"limit": 1000, "before": 7}), ("history", b"u", 1000, 7)),
-        (("accounts",), ("accounts", b"", 1000, "", -1, ())),
-        (("accounts", {"after": "", "limit": 1}), ("accounts", b"", 1, "", -1, ())),
-        (("accounts", {"after": 42}), ("accounts", b"42", 1000, "", -1, ())),
+        (("accounts",), ("accounts", b"", 1000, "", -1, (), b"")),
+        (("accounts", {"after": "", "limit": 1}), ("accounts", b"", 1, "", -1, (), b"")),
+        (("accounts", {"after": 42}), ("accounts", b"42", 1000, "", -1, (), b"")),
         (
             ("accounts", {"state": b"exhausted", "exhausts_within_ns": 5, "with": [b"holds", "rates"]}),
-            ("accounts", b"", 1000, "exhausted", 5, ("rates", "holds")),
+            ("accounts", b"", 1000, "exhausted", 5, ("rates", "holds"), b""),
         ),
         (("pending_cutoffs",), ("pending_cutoffs", b"", 1000)),
         (("forecast",), ("forecast", 3600 * 10**9, 60 * 10**9)),
@@ -337,6 +341,9 @@ def test_what_is_no_rate(rate, name):
         (("set_thresholds", b"u", [{"balance": 5}]), "threshold"),
         (("set_thresholds", b"u", [5]), "threshold"),
         (("set_thresholds", b"u", [None]), "threshold"),
+        (("set_class", b"u", b""), "class"),
+        (("set_class", b"u", b"x" * 65), "class"),
+        (("set_class", b"u", 5), "class"),
         (("move_bucket", 0, 1), "bucket_id"),
         (("move_bucket", 1, -1), "shard_id"),
         (("move_bucket", b"1", 1), "bucket_id"),
@@ -436,14 +443,14 @@ def test_each_role_may_call_what_names_it_and_admin_everything():
         *(b"hold", b"capture", b"release"),
     }
     assert command_parsers(frozenset({READ})) == {}
-    assert len(command_parsers(frozenset({ADMIN}))) == 11
+    assert len(command_parsers(frozenset({ADMIN}))) == 12
 
 
 def test_money_moves_and_operators_act_only_with_a_role_for_it():
     by_role = {role: {name for name, row in METHODS.items() if row.role == role} for role in (ADMIN, READ)}
     assert by_role[ADMIN] == {
-        *("adjust", "set_credit_limit", "set_thresholds", "close_account", "retry_cutoff", "release_cutoffs"),
-        *("move_bucket", "pin_bucket", "unpin_bucket", "rebalance", "backup", "audit"),
+        *("adjust", "set_credit_limit", "set_thresholds", "set_class", "close_account", "retry_cutoff"),
+        *("release_cutoffs", "move_bucket", "pin_bucket", "unpin_bucket", "rebalance", "backup", "audit"),
     }
     assert not any(METHODS[name].kind == COMMAND for name in by_role[READ])
 

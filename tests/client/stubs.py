@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from keyword import iskeyword
 from typing import Final
 
 from billing.api.http.writing import money_name
@@ -71,6 +72,11 @@ def type_of(field: Field) -> str:
     return name if field.kind == "any" and not field.many else name + " | None" * field.nullable
 
 
+def attribute_of(field: Field) -> str:
+    """The field's name as an attribute; a word of Python's own has an underscore behind it."""
+    return f"{field.name}_" if iskeyword(field.name) else field.name
+
+
 def _quoted(text: str) -> str:
     return f'"{text}"'
 
@@ -85,7 +91,7 @@ def class_of(shape: Shape) -> str:
         if len(line) > LINE_MAX:
             line = "    _NESTED: ClassVar = {\n" + "".join(f"        {item},\n" for item in items) + "    }"
         lines += [line, ""]
-    lines += [f"    {field.name}: {type_of(field)}" for field in shape.fields]
+    lines += [f"    {attribute_of(field)}: {type_of(field)}" for field in shape.fields]
     for field in shape.fields:
         coins = money_name(field.name, field.kind)
         if coins:

@@ -18,7 +18,7 @@ from billing.api.http.routes import ROUTES
 from billing.api.methods import COMMAND, COMMON_ERRORS, LOCAL, METHODS, OPERATION, QUERY, Method
 from billing.api.methods import Field as Parameter
 from billing.api.shapes import Field, Shape
-from billing.config.schema import Config, declared, expected, value_text
+from billing.config.schema import Config, CutoffClass, class_keys, declared, expected, value_text
 from billing.ledger.errors import KINDS
 from billing.ledger.money import INT64_MAX
 
@@ -217,6 +217,11 @@ def configuration_page() -> str:
             last = section
         value = f"`{value_text(standard, section, key)}`"
         lines.append(f"| `{name}` | {value} | {_cell(expected(field))} | {_cell(str(field.description))} |")
+    lines += ["\n## `[cutoff.class.NAME]`\n", str(CutoffClass.__doc__), "", "| key | default | takes | meaning |"]
+    lines.append("| --- | --- | --- | --- |")
+    for key, field in class_keys():
+        value = "`0.0`" if key == "grace_s" else "as in `[cutoff]`"
+        lines.append(f"| `{key}` | {value} | {_cell(expected(field))} | {_cell(str(field.description))} |")
     return "\n".join(lines) + "\n"
 
 

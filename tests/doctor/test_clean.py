@@ -35,7 +35,7 @@ def config_of(yard: Yard, directory: Path) -> Path:
 @pytest.mark.parametrize("seed", range(6))
 def test_what_the_daemon_s_own_code_wrote_is_right(data_dir, seed):
     yard = Yard(data_dir, accrue=seed % 3 == 0, restore=seed % 2 == 0, trims=seed > 3, ids_max=[5, 50, 1000][seed % 3])
-    busy(yard, seed, 1900, upheavals=0.02)
+    busy(yard, seed, 2300, upheavals=0.02)
     yard.wait(1)  # what timers were late for happens
     for worker in yard.workers.values():
         worker.snapshot()

@@ -17,6 +17,7 @@ from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
 from billing.history.store import Store, open_store
 from billing.ledger import commands as ops
+from billing.ledger.classes import CutoffClass
 from billing.ledger.commands import Command, pack_thresholds
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Rules
@@ -34,6 +35,7 @@ DAY_NS = 24 * HOUR_NS
 COIN = 10**9
 SEGMENT_BYTES = 64 * 1024
 DISK = RealDisk()
+CLASSES = {b"gold": CutoffClass(grace_ns=HOUR_NS, restore=True), b"slow": CutoffClass(grace_ns=3, accrue=True)}
 
 
 class Asker:
@@ -130,7 +132,7 @@ class Yard:
             DISK.mkdir(f"{data_dir}/history")
         self.bucket_count = bucket_count
         self.segment_bytes = segment_bytes
-        self.rules = Rules(accrue=accrue, request_ids_per_bucket=ids_max, restore=restore)
+        self.rules = Rules(accrue=accrue, request_ids_per_bucket=ids_max, restore=restore, classes=CLASSES)
         self.now_ns = START_NS
         self.shards = list(range(1, shards + 1))
         self.map = self.journal("map", SEGMENT_BYTES)
@@ -258,8 +260,8 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
         resource = draw.choice([b"", b"", b"vm-1", b"vm-2"])
         amount = draw.choice(nanos)
         kind = draw.choices(
-            ["pay", "debit", "rate", "change", "limit", "hold", "end", "adjust", "thresholds", "close"],
-            [10, 10, 14, 5, 5, 8, 6, 4, 5, 3],
+            ["pay", "debit", "rate", "change", "limit", "hold", "end", "adjust", "thresholds", "class", "close"],
+            [10, 10, 14, 5, 5, 8, 6, 4, 5, 5, 3],
         )[0]
         if kind == "pay":
             ends_ns = (-1, -1, 0, yard.now_ns + 1, yard.now_ns + HOUR_NS, yard.now_ns + DAY_NS)[amount % 6]
@@ -290,6 +292,9 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             chosen = [(draw.randrange(2), draw.choice([0, 5, COIN, HOUR_NS])) for _ in range(draw.randrange(4))]
             packed = pack_thresholds(chosen)
             return (ops.SET_THRESHOLDS, user, len(packed) // 9, 0, 0, packed, b"", b"", b"", b"")
+        if kind == "class":
+            name = (b"", b"gold", b"gold", b"slow")[amount % 4]
+            return (ops.SET_CLASS, user, 0, 0, 0, name, request, message, b"", b"")
         return (ops.CLOSE, user, 0, 0, 0, b"", request, b"", b"", b"")
 
     def delivery() -> Command:
@@ -309,7 +314,7 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
         if user not in book.slots:
             return 0
         view = yard.worker_of(user).machine.ledger.view(bucket_id, user, yard.now_ns)
-        due_ns = view["exhausts_at_ns"]
+        due_ns = view[draw.choice(["exhausts_at_ns", "cutoff_at_ns"])]
         return max(0, due_ns - yard.now_ns + draw.choice([-1, 0, 0, 1])) if isinstance(due_ns, int) else 0
 
     def move() -> None:

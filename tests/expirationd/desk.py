@@ -64,7 +64,7 @@ class Desk:
         else:
             return None
         instant_ns = self.instants[user, seq]
-        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, False
+        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, instant_ns, ""
 
     def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
         self.reports.append((kind, user, seq, outcome, error))

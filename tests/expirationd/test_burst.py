@@ -44,7 +44,8 @@ class Worker:
             return self.endpoint
 
         def owed(bucket_id: int, user: bytes) -> Any:
-            return self.machine.ledger.owed(bucket_id, user)
+            call = self.machine.ledger.owed(bucket_id, user)
+            return None if call is None else (*call[:5], call.due_ns, call.class_name.decode())
 
         def report(kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
             op = ops.CUTOFF_STARTED if outcome == "started" else ops.CUTOFF_DELIVERED

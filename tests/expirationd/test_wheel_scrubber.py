@@ -57,7 +57,7 @@ def whole_round(opinion: WheelScrubber, machine: BillingMachine, now_ns: int) ->
 
 
 def opinion_of(machine: BillingMachine) -> WheelScrubber:
-    return WheelScrubber(machine.ledger.books, machine.ledger.tick)
+    return WheelScrubber(machine.ledger.books, machine.ledger.tick, machine.ledger.call_at_ns)
 
 
 def pass_time(machine: BillingMachine, now_ns: int) -> None:
@@ -144,7 +144,7 @@ def expected_seconds(machine: BillingMachine, until_ns: int) -> dict[int, int]:
 
 
 def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_opinion(machine: BillingMachine):
-    slices = forecast(machine.ledger.books, 1000, HOUR_NS)
+    slices = forecast(machine.ledger.books, machine.ledger.call_at_ns, 1000, HOUR_NS)
     yields = 0
     try:
         while True:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from billing.ledger import commands as ops
+from billing.ledger.classes import NO_CLASSES, Classes
 from billing.ledger.entry import REFUSED, Entry, answer, history_row, unpack
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
@@ -26,9 +27,12 @@ DAY_NS = 24 * 3600 * 10**9
 class Bank:
     """See the module."""
 
-    def __init__(self, *, accrue: bool = False, restore: bool = False, ids: int = 1000) -> None:
+    def __init__(
+        self, *, accrue: bool = False, restore: bool = False, ids: int = 1000, classes: Classes = NO_CLASSES
+    ) -> None:
         self.filed: list[tuple[int, int]] = []
-        self.ledger = Ledger(Rules(accrue, ids, restore), self._file)
+        self.rules = Rules(accrue, ids, restore, classes=classes)
+        self.ledger = Ledger(self.rules, self._file)
         self.ledger.create(BUCKET)
         self.ledger.wake(BUCKET)
         self.journal: list[bytes] = []
@@ -87,6 +91,9 @@ class Bank:
     def set_thresholds(self, user: str, thresholds: list[tuple[int, int]], at: int) -> dict[str, Any]:
         return self.call(ops.SET_THRESHOLDS, user, at, a=len(thresholds), key=ops.pack_thresholds(thresholds))
 
+    def set_class(self, user: str, name: str, at: int, **more: Any) -> dict[str, Any]:
+        return self.call(ops.SET_CLASS, user, at, key=name, **more)
+
     def close(self, user: str, at: int, **more: Any) -> dict[str, Any]:
         return self.call(ops.CLOSE, user, at, **more)
 
@@ -130,6 +137,15 @@ class Bank:
         """What is owed to the cutoff URL, account by account."""
         book = self.ledger.books[BUCKET]
         return [row for slot, extra in book.extras.items() for row in pending_rows(book.users[slot], extra)]
+
+    def configure(self, classes: Classes) -> None:
+        """The configuration has these classes from now on: the bucket goes to a ledger that knows them."""
+        self.entries()
+        dumped = self.ledger.dump(BUCKET)
+        self.rules = self.rules._replace(classes=classes)
+        self.ledger = Ledger(self.rules, self._file)
+        self.ledger.load(BUCKET, dumped)
+        self.ledger.wake(BUCKET)
 
     def state(self) -> bytes:
         """The whole bucket."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.ledger.model import Model
+from tests.ledger.model import Model, Policy
 from tests.ledger.model_account import BOUND, HOUR, WEEK, Account, Op
 
 START = 1_700_000_000 * 10**9
@@ -14,9 +14,10 @@ AMOUNTS = (1, 1, 2, 3, 5, 10, 100, 999, 10**6, 10**9, 10**15, BOUND // 3, BOUND 
 RATES = (0, 0, 1, 2, 7, 3600, HOUR // 3, HOUR, HOUR + 1, 3 * HOUR, 5 * HOUR + 7, 10**15, BOUND // 2, BOUND)
 SPANS = (1, 2, 3, 10, 100, 10**6, 10**9, HOUR, WEEK, 30 * WEEK, BOUND)
 LEASE_MIN = 10**6
+CLASSES = ("gold", "slow", "x-9_")
 METHODS = {
     "top_up": 14, "debit": 12, "set_rate": 16, "change_rate": 6, "set_credit_limit": 5, "hold": 8, "capture": 4,
-    "release": 3, "adjust": 5, "set_thresholds": 4, "close_account": 3, "delivery": 16, "again": 5,
+    "release": 3, "adjust": 5, "set_thresholds": 4, "set_class": 5, "close_account": 3, "delivery": 16, "again": 5,
 }  # fmt: skip
 DELIVERY = (
     "cutoff_started", "cutoff_started", "cutoff_delivered", "cutoff_delivered", "cutoff_failed", "restore_started",
@@ -29,6 +30,7 @@ class Drawing:
 
     def __init__(self, draw: random.Random, model: Model, t: int) -> None:
         self.random = draw
+        self.model = model
         self.accounts = model.accounts
         self.t = t
         self.done: list[Op] = []
@@ -90,6 +92,7 @@ class Drawing:
         edges = [now + draw.choice(SPANS), now + draw.choice(SPANS), now]
         if account is not None:
             edges += [credit["end"] for credit in account.credits]
+            edges += [] if account.call_at is None else [account.call_at] * 2
             edges += [*account.ends.values(), *(end for _, end in account.holds.values() if end is not None)]
             if account.runs_out is not None:
                 edges += [account.runs_out + draw.randrange(-1, 2)] * 2
@@ -114,6 +117,8 @@ class Drawing:
             op["ttl_ns"] = self.random.choice(SPANS)
         if chance < 0.3 and account is not None and account.runs_out is not None:  # expires about when it runs out
             op["ttl_ns"] = min(max(1, account.runs_out - max(self.t, account.at) + self.random.randrange(-1, 2)), BOUND)
+        elif chance < 0.4 and account is not None and (call_at := self.model.call_at(account)) is not None:
+            op["ttl_ns"] = min(max(1, call_at - max(self.t, account.at) + self.random.randrange(-1, 2)), BOUND)
         return op
 
     def _hold_of(self, account: Account | None) -> str:
@@ -160,6 +165,7 @@ class Drawing:
         if account is not None:
             edges += [end - now for end in account.ends.values()]
             edges += [end - now for _, end in account.holds.values() if end is not None]
+            edges += [] if account.call_at is None else [account.call_at - now] * 2
             if account.runs_out is not None:
                 edges += [account.runs_out - now + draw.randrange(-1, 2)] * 2
         return min(max(LEASE_MIN, draw.choice(edges)), BOUND)
@@ -175,6 +181,19 @@ class Drawing:
             for _ in range(draw.randrange(4))
         ]
         return {"method": "set_thresholds", "user": user, "thresholds": thresholds}
+
+    def _set_class(self, user: str, account: Account | None) -> Op:
+        name = self.random.choice(("", "nobody's", *CLASSES, *CLASSES, *CLASSES))
+        return {"method": "set_class", "user": user, "class": name}
+
+    def classes(self) -> dict[str, Policy]:
+        """What a configuration says of classes; one may be missing from it."""
+        draw = self.random
+        return {
+            name: Policy(draw.choice((0, *SPANS)), draw.random() < 0.5, draw.random() < 0.5)
+            for name in CLASSES
+            if draw.random() < 0.9
+        }
 
     def _close_account(self, user: str, account: Account | None) -> Op:
         return {"method": "close_account", "user": user}

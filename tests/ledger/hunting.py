@@ -1,5 +1,5 @@
-"""Our own faults in the rules for ties and ends, applied one at a time to a copy of the code: a test of credits or of
-leases that runs against the copy must fail.
+"""Our own faults in the rules for ties and ends, applied one at a time to a copy of the code: a test of credits, leases
+or classes that runs against the copy must fail.
 
     python -m tests.ledger.hunting [NAME …]      all, or those named: which are caught by random programs alone
 """
@@ -70,13 +70,67 @@ TIE_RULES: Final = {
         "    _put(account, extra, resource, 0, -1, NEVER_NS)\n    account.rate -= rate\n",
     ),
 }
+OF_CLASSES: Final = {
+    "grace-a-nanosecond-longer": (
+        "billing/ledger/classes.py",
+        "    return min(exhausted_at_ns + grace_ns, INT64_MAX)\n",
+        "    return min(exhausted_at_ns + grace_ns + (grace_ns > 0), INT64_MAX)\n",
+    ),
+    "grace-a-nanosecond-shorter": (
+        "billing/ledger/classes.py",
+        "    return min(exhausted_at_ns + grace_ns, INT64_MAX)\n",
+        "    return min(exhausted_at_ns + max(0, grace_ns - 1), INT64_MAX)\n",
+    ),
+    "top-up-at-the-end-comes-first": (
+        "billing/ledger/schedule.py",
+        "    return coming_ns(account) <= at_ns\n",
+        "    grace = extra.grace()\n"
+        "    return coming_ns(account) <= at_ns and (grace is None or grace.due_ns < at_ns)\n",
+    ),
+    "grace-before-hold": (
+        "billing/ledger/schedule.py",
+        "    if extra is not None and ends and (expired := _expire(account, extra)):\n",
+        "    if extra is not None and ends and ((grace := extra.grace()) is None or grace.due_ns != due_ns) "
+        "and (expired := _expire(account, extra)):\n",
+    ),
+    "grace-behind-lease": (
+        "billing/ledger/schedule.py",
+        "(grace := extra.grace()) is not None and grace.due_ns == due_ns:\n",
+        "(grace := extra.grace()) is not None and grace.due_ns == due_ns and due_ns not in extra.leases.values():\n",
+    ),
+    "a-class-leaves-the-grace-alone": (
+        "billing/ledger/posting.py",
+        "        cutoffs.move_grace(account, due_ns)\n",
+        "        due_ns = cutoff.due_ns\n",
+    ),
+    "a-class-begins-the-grace-anew": (
+        "billing/ledger/posting.py",
+        "self.due_after_ns(account, cutoff.exhausted_at_ns))\n",
+        "self.due_after_ns(account, account.settled_ns))\n",
+    ),
+    "a-raised-line-calls-in-the-grace": (
+        "billing/ledger/posting.py",
+        '        elif account.need_extra().grace() is not None:\n            return flags, b""\n',
+        "        elif (grace := account.need_extra().grace()) is not None:\n            due_ns = grace.due_ns\n",
+    ),
+    "replay-asks-the-rules": (
+        "billing/ledger/posting.py",
+        "        if self.presumed is not None:\n            return max(exhausted_at_ns, self.grace_end_ns)\n",
+        "",
+    ),
+    "a-start-takes-the-exhaustion-for-the-call": (
+        "billing/ledger/cutoffs.py",
+        "cutoff.due_ns <= started_ns)",
+        "cutoff.exhausted_at_ns <= started_ns)",
+    ),
+}
 # What a fault needs beside its line.
 _MORE: Final = {
     "lease-behind-threshold": "\n\ndef fallen_at(account: Account, due_ns: int) -> bool:\n"
     "    return next_crossing_ns(account) == due_ns\n",
 }
 ENDS_S: Final = 300  # a fault may make a step that goes on for ever
-_TESTS: Final = ("tests/ledger/test_credits.py", "tests/ledger/test_leases.py")
+_TESTS: Final = ("tests/ledger/test_credits.py", "tests/ledger/test_leases.py", "tests/ledger/test_classes.py")
 # Instead of the tests: random programs against the model.
 _PROGRAMS: Final = """
 from tests.ledger.programs import Program
@@ -91,7 +145,7 @@ for seed in range(1, 61):
 
 def hunt(name: str, *, by_programs: bool = False) -> str:
     """What finds the fault: the first test that fails, or a difference of a random program; "" where nothing does."""
-    file, old, new = TIE_RULES[name]
+    file, old, new = (TIE_RULES | OF_CLASSES)[name]
     with tempfile.TemporaryDirectory(prefix="ledger-faulty-") as where:
         root = Path(where)
         for room in ("billing", "tests/ledger"):
@@ -119,7 +173,7 @@ def hunt(name: str, *, by_programs: bool = False) -> str:
 def main() -> int:
     """Prints how each fault is caught; 1 where one survives."""
     survivors = 0
-    for name in sys.argv[1:] or sorted(TIE_RULES):
+    for name in sys.argv[1:] or sorted(TIE_RULES | OF_CLASSES):
         found = hunt(name, by_programs=True)
         survivors += not found
         print(f"{name:30} {found.splitlines()[0][:110] if found else 'SURVIVES'}", flush=True)

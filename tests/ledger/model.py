@@ -13,17 +13,27 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.ledger.model_account import BOUND, WEEK, Account, Op, Refusal
+
+
+class Policy(NamedTuple):
+    """What a class of cutoffs is."""
+
+    grace: int
+    accrue: bool
+    restore: bool
 
 
 class Model:
     """All accounts of one bucket."""
 
-    def __init__(self, *, accrue: bool, restore: bool, ids_max: int, lease: int = 0) -> None:
-        self.accrue = accrue
-        self.restore = restore
+    def __init__(
+        self, *, accrue: bool, restore: bool, ids_max: int, lease: int = 0, classes: dict[str, Policy] | None = None
+    ) -> None:
+        self.default = Policy(0, accrue, restore)
+        self.classes = classes or {}
         self.ids_max = ids_max
         self.lease = lease  # of a rate that is reported without one
         self.accounts: dict[str, Account] = {}
@@ -40,6 +50,8 @@ class Model:
             for stored in self.ids:
                 if stored["id"] == (op["user"], request_id) and stored["at"] + WEEK > t:
                     return self._again(stored, op)
+        if op["method"] == "set_class" and op["class"] and op["class"] not in self.classes:
+            raise Refusal("INVALID_PARAMS", **{"class": op["class"]})
         reports = op["method"] == "change_rate" or (op["method"] == "set_rate" and op["rate"] > 0)
         if self.lease and reports and "ttl_ns" not in op:
             op = {**op, "default_ttl_ns": self.lease}
@@ -145,11 +157,14 @@ class Model:
                 self._end_credit(account, at, above)
                 continue
             if rank == 3:
+                self._end_grace(account, at, above)
+                continue
+            if rank == 4:
                 self._end_lease(account, at, above)
                 continue
             op: Op = {"method": "exhaust" if rank == 2 else "threshold", "user": account.user}
             accrued = self._accrue(account, at)
-            if rank == 4:
+            if rank == 5:
                 op["threshold"] = next(threshold for threshold in above if not account.is_above(threshold))
             self._settle_state(account, op, at, account.balance, accrued, above, False)
 
@@ -170,6 +185,28 @@ class Model:
         op = {"method": "credit_expired", "user": account.user, "credit": ended}
         self._settle_state(account, op, at, before, accrued, above, False)
 
+    def _end_grace(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
+        """The time that the class gave is over: from now on the cutoff is called."""
+        accrued = self._accrue(account, at)
+        called = account.cutoffs[-1]
+        called["status"] = "pending"
+        op = {"method": "grace_ended", "user": account.user, "seq": called["seq"], "exhausted_at": called["at"]}
+        self._settle_state(account, op, at, account.balance, accrued, above, False)
+        self.notices.append(("cutoff", account.user, called["seq"]))
+
+    def policy(self, account: Account) -> Policy:
+        """Of its class, or the default's where there is none of that name."""
+        return self.classes.get(account.class_name, self.default)
+
+    def call_at(self, account: Account) -> int | None:
+        """The instant of the coming call, if nothing but time happens."""
+        if account.exhausted:
+            return account.call_at
+        runs_out = account.runs_out
+        if runs_out is None or runs_out > BOUND:
+            return None
+        return min(runs_out + self.policy(account).grace, BOUND)
+
     def _end_lease(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
         """Of the lines that end at one instant the first by its name."""
         accrued = self._accrue(account, at)
@@ -186,7 +223,7 @@ class Model:
         account.at = t
         covered = Fraction(0) if account.exhausted else min(spent, account.available)
         account.overrun = min(account.overrun + spent - covered, Fraction(BOUND))
-        below = account.goes_below if account.exhausted else self.accrue
+        below = account.goes_below if account.exhausted else self.policy(account).accrue
         taken = covered
         if below and spent > covered:
             taken = min(spent, account.balance + BOUND, account.available + BOUND)
@@ -207,20 +244,32 @@ class Model:
         empty = account.available <= 0
         crossed = empty and (raised or not account.exhausted)
         restored = account.exhausted and not empty
+        call_at = None
+        if crossed and account.call_at is not None:
+            crossed = False  # one call will be made for all lines
         if crossed:
+            grace = 0
             if not account.exhausted:
-                account.goes_below = self.accrue
+                account.goes_below = self.policy(account).accrue
+                grace = self.policy(account).grace
             account.seq += 1
             cutoff = {"seq": account.seq, "at": t, "status": "pending", "attempts": 0, "last_error": None}
             account.cutoffs.append(cutoff)
-            self.notices.append(("cutoff", account.user, account.seq))
+            if grace and t < BOUND:
+                cutoff["status"], cutoff["call_at"] = "in_grace", min(t + grace, BOUND)
+                call_at = cutoff["call_at"]
+            else:
+                self.notices.append(("cutoff", account.user, account.seq))
             if len(account.pending()) > 64:
                 account.pending()[0]["status"] = "folded"
+        elif op["method"] == "set_class" and account.call_at is not None:
+            call_at = max(t, min(account.cutoffs[-1]["at"] + self.policy(account).grace, BOUND))
+            account.cutoffs[-1]["call_at"] = call_at
         if restored:
-            for cutoff in account.pending():
+            for cutoff in account.pending() + account.in_grace():
                 cutoff["status"] = "superseded"
                 self.notices.append(("superseded", account.user, cutoff["seq"]))
-            if not self.restore:
+            if not self.policy(account).restore:
                 account.back_on = account.maybe_off
             account.restore_attempts = 0
             if account.maybe_off > account.back_on:
@@ -232,6 +281,9 @@ class Model:
         account.entry_id += 1
         amount = account.balance - before
         entry = self._write(account, op, t, account.entry_id, amount, accrued, crossed=crossed, restored=restored)
+        entry["call_at"] = call_at
+        if op["method"] == "set_class" and (owed := account.owed()) is not None:
+            self.notices.append((owed[0], account.user, account.seq if owed[0] == "cutoff" else owed[1]))
         if op["method"] == "threshold":
             self.notices.append(("threshold", account.user, account.entry_id))
         for threshold in above:
@@ -275,6 +327,7 @@ class Model:
             "crossed": crossed,
             "restored": restored,
             "refused": refused,
+            "rules": self.policy(account)[1:],
         }
         self.entries.append(entry)
         return entry
@@ -323,6 +376,7 @@ class Model:
         kept = (account.at, account.balance, account.overrun)
         credits = [dict(credit) for credit in account.credits]
         self._accrue(account, t)
+        call_at = self.call_at(account)
         left = sorted(account.credits, key=lambda credit: (credit["end"], credit["left"], credit["entry"]))
         entry = self._write(account, {}, t, account.entry_id, Fraction(0), Fraction(0))
         self.entries.pop()
@@ -341,6 +395,8 @@ class Model:
                 }
                 for credit in left
             ],
+            "class": account.class_name or "default",
+            "cutoff_at_ns": call_at,
             "overrun_nanos": math.floor(entry["overrun"]),
             "holds_nanos": entry["held"],
             "holds": {

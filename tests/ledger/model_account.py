@@ -49,6 +49,7 @@ class Account:
         self.cutoffs: list[dict[str, Any]] = []  # all there ever were
         self.maybe_off = 0  # highest seq whose machines may be off
         self.back_on = 0  # highest seq made good
+        self.class_name = ""
         self.restore_attempts = 0
 
     @property
@@ -149,7 +150,7 @@ class Account:
 
     def coming(self) -> tuple[int, int] | None:
         """(instant, rank) of what time causes next: 0 expiries of holds, 1 the end of a credit, 2 running out, 3 the
-        end of a lease, 4 a threshold.
+        end of a grace, 4 the end of a lease, 5 a threshold.
         """
         found = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
         runs_out, credit_end = self.runs_out, self._credit_end()
@@ -157,13 +158,26 @@ class Account:
             found.append((credit_end, 1))
         if runs_out is not None:
             found.append((runs_out, 2))
+        if self.call_at is not None:
+            found.append((self.call_at, 3))
         crossings = (self.crosses(threshold) for threshold in self.thresholds)
-        found += [(end, 3) for end in self.ends.values()]
-        found += [(crossing, 4) for crossing in crossings if crossing is not None]
+        found += [(end, 4) for end in self.ends.values()]
+        found += [(crossing, 5) for crossing in crossings if crossing is not None]
         return min(found, default=None)
 
     def pending(self) -> list[dict[str, Any]]:
         return [cutoff for cutoff in self.cutoffs if cutoff["status"] == "pending"]
+
+    def in_grace(self) -> list[dict[str, Any]]:
+        return self.cutoffs[-1:] if self.call_at is not None else []
+
+    @property
+    def call_at(self) -> int | None:
+        """The end of the grace that is running."""
+        if not self.cutoffs or self.cutoffs[-1]["status"] != "in_grace":
+            return None
+        end: int = self.cutoffs[-1]["call_at"]
+        return end
 
     def owed(self) -> tuple[str, int, int] | None:
         if self.exhausted:
@@ -242,6 +256,9 @@ class Account:
     def set_thresholds(self, op: Op) -> None:
         self.thresholds = sorted(set(op["thresholds"]))
 
+    def set_class(self, op: Op) -> None:
+        self.class_name = op["class"]
+
     def set_rate(self, op: Op) -> bool:
         resource = op.get("resource", "")
         seq = op.get("rate_seq")
@@ -301,7 +318,7 @@ class Account:
             "rate": self.rate > 0,
             "debt": self.balance < 0,
             "hold": bool(self.holds),
-            "cutoff": self.owed() is not None,
+            "cutoff": self.owed() is not None or self.call_at is not None,
         }
         for obstacle, stands in obstacles.items():
             if stands:

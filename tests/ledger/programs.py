@@ -22,7 +22,19 @@ import time
 from typing import Any
 
 from billing.ledger import commands as ops
-from billing.ledger.entry import CROSSED, EXHAUSTED, REFUSED, RESTORED, Entry, answer, event_id, unpack
+from billing.ledger.classes import CutoffClass
+from billing.ledger.entry import (
+    CROSSED,
+    EXHAUSTED,
+    REFUSED,
+    RESTORED,
+    RULE_ACCRUE,
+    RULE_RESTORE,
+    Entry,
+    answer,
+    event_id,
+    unpack,
+)
 from billing.ledger.errors import NAME_OF_CODE, Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
@@ -60,6 +72,8 @@ def command_of(op: Op) -> ops.Command:
         b = op.get("ttl_ns", 0)
     elif method in ("capture", "release"):
         key = op["hold_id"].encode()
+    elif method == "set_class":
+        key = op["class"].encode()
     elif method == "set_thresholds":
         kinds = {"amount": ops.BY_AMOUNT, "runway_ns": ops.BY_RUNWAY}
         thresholds = [(kinds[kind], value) for kind, value in op["thresholds"]]
@@ -86,6 +100,8 @@ class Program:
         self.journal: list[bytes] = []
         self.drawing = Drawing(self.random, self.model, START if self.random.random() < 0.9 else 0)
         self.step = self.t = 0
+        if self.random.random() < 0.7:
+            self._configure_classes()
 
     def run(self, count: int) -> None:
         """Carries out `count` commands and compares after each; then replays."""
@@ -98,6 +114,8 @@ class Program:
                 self.look(self.random.choice(USERS))
             elif chance < 0.17:
                 self.dump_and_load()
+            elif chance < 0.18 and self.rules.classes:
+                self._configure_classes()
             self.command(self.drawing.next_op())
         self.end()
 
@@ -205,6 +223,7 @@ class Program:
             "exhausted": (wanted["exhausted"], bool(e.flags & EXHAUSTED)),
             "crossed": (wanted["crossed"], bool(e.flags & CROSSED)),
             "restored": (wanted["restored"], bool(e.flags & RESTORED)),
+            "rules": (wanted["rules"], (bool(e.flags & RULE_ACCRUE), bool(e.flags & RULE_RESTORE))),
             "refused": (wanted["refused"], NAME_OF_CODE[e.refusal] if e.flags & REFUSED else None),
         }
         user = op["user"].encode()
@@ -220,6 +239,8 @@ class Program:
         elif op["method"] == "lease_expired":
             key = op["resource"].encode()
             command = (OPS["lease_expired"], user, op["rate"], 0, 0, key, b"", b"", b"", b"")
+        elif op["method"] == "grace_ended":
+            command = (OPS["grace_ended"], user, op["seq"], op["exhausted_at"], 0, b"", b"", b"", b"", b"")
         elif op["method"] == "exhaust":
             command = (OPS["exhaust"], user, 0, 0, 0, b"", b"", b"", b"", b"")
         else:
@@ -227,7 +248,10 @@ class Program:
         pairs["command"] = (command, e.command)
         if wanted["refused"] is None and not wanted["restored"]:
             forfeited = wanted.get("forfeited", 0) * NANO
-            pairs["note"] = (struct.pack("<qq", *divmod(int(forfeited), NANO)) if forfeited else b"", e.note)
+            note = struct.pack("<qq", *divmod(int(forfeited), NANO)) if forfeited else b""
+            if wanted.get("call_at") is not None:
+                note = struct.pack("<q", wanted["call_at"])
+            pairs["note"] = (note, e.note)
         for name, (model_value, value) in pairs.items():
             if model_value != value:
                 raise self._difference({**op, "field": name}, model_value, value)
@@ -259,6 +283,13 @@ class Program:
         self.ledger.notices.sort(key=lambda notice: (notice[0], notice[3], notice[4]))
         self.model.entries, self.model.notices = wanted, told
         self._drain(op)
+
+    def _configure_classes(self) -> None:
+        """The configuration has other classes from now on; a bucket goes to a ledger that knows them."""
+        self.model.classes = self.drawing.classes()
+        classes = {name.encode(): CutoffClass(*policy) for name, policy in self.model.classes.items()}
+        self.rules = self.rules._replace(classes=classes)
+        self.dump_and_load()
 
     def dump_and_load(self) -> None:
         """The bucket goes to another ledger, as in a move."""

@@ -9,7 +9,6 @@ from billing.ledger.credits import CREDITS_MAX
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX
-from billing.ledger.schedule import unnoticed
 from tests.ledger.bank import BUCKET, HOUR, Bank, refusal
 
 
@@ -196,7 +195,7 @@ def test_what_ended_while_nobody_looked_has_run_out(bank):
     credit(bank, 60, ends=10)
     bank.set_rate("u", HOUR, at=0, resource="vm", options=ops.number_option(ops.TTL_NS, ops.LEASE_NS_MIN))
     bank.ledger.still(BUCKET)
-    assert [unnoticed(bank.ledger.books[BUCKET], at) for at in (9, 10)] == [0, 1]
+    assert [bank.ledger.unnoticed(bank.ledger.books[BUCKET], at) for at in (9, 10)] == [0, 1]
 
 
 def test_credits_go_with_their_bucket(bank):

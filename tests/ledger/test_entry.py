@@ -93,7 +93,9 @@ def test_get_account_adds_rates_cutoff_and_overrun():
         "rates",
         "credits",
         "leases",
+        "class",
         "cutoff",
+        "cutoff_at_ns",
         "overrun_nanos",
         "holds",
         "holds_nanos",
@@ -149,7 +151,8 @@ def test_a_row_of_the_history():
     assert bank.rows("u")[0] == {
         "entry_id": 1, "at_ns": 0, "operation": "top_up", "amount_nanos": 100, "accrued_nanos": 0,
         "balance_before_nanos": 0, "balance_after_nanos": 100, "message": "invoice 7", "request_id": "r",
-        "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": 0, "value_nanos": None, "actor": "",
+        "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": 0, "value_nanos": None,
+        "class": None, "actor": "",
     }  # fmt: skip
     assert bank.rows("u")[2] == {
         "entry_id": 3, "at_ns": 3, "operation": "debit", "amount_nanos": -10, "accrued_nanos": 5,

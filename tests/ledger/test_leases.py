@@ -11,7 +11,6 @@ from billing.ledger.entry import DELIVERED
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX, NANO
-from billing.ledger.schedule import unnoticed
 from tests.ledger.bank import BUCKET, HOUR, Bank
 from tests.ledger.hunting import TIE_RULES, hunt
 
@@ -159,7 +158,7 @@ def test_what_ended_while_nobody_looked_has_not_run_out(bank):
     bank.hold("w", 40 * MS, at=0, ttl=60 * MS)
     bank.ledger.still(BUCKET)
     book = bank.ledger.books[BUCKET]
-    assert [unnoticed(book, at) for at in (100 * MS - 1, 100 * MS, 200 * MS)] == [0, 2, 2]
+    assert [bank.ledger.unnoticed(book, at) for at in (100 * MS - 1, 100 * MS, 200 * MS)] == [0, 2, 2]
 
 
 def test_a_lease_goes_with_its_bucket(bank):

@@ -9,7 +9,6 @@ from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.book import SLICE_ROWS
 from billing.ledger.money import INT64_MAX
-from billing.ledger.schedule import unnoticed
 from billing.ledger.views import due_within
 from tests.ledger.bank import BUCKET, HOUR, Bank
 
@@ -183,11 +182,11 @@ def test_accounts_that_ran_out_unnoticed_are_counted_until_they_are_looked_at():
     bank.hold("holds", 1, at=0, ttl=100)  # filed for its expiry; never runs out
     bank.set_rate("gone", 0, at=1)
     bank.close("gone", at=2)
-    assert [unnoticed(book, now) for now in (0, 99, 100, 199, 200, 899, 900)] == [0, 0, 1, 1, 2, 2, 3]
+    assert [bank.ledger.unnoticed(book, now) for now in (0, 99, 100, 199, 200, 899, 900)] == [0, 0, 1, 1, 2, 2, 3]
     bank.view("one", at=250)
-    assert [unnoticed(book, now) for now in (100, 250, 900)] == [0, 1, 2]
+    assert [bank.ledger.unnoticed(book, now) for now in (100, 250, 900)] == [0, 1, 2]
     bank.view("two", at=250)
-    assert unnoticed(book, 250) == 0
+    assert bank.ledger.unnoticed(book, 250) == 0
 
 
 def test_the_newest_seq_is_that_of_the_latest_cutoff_of_the_account():

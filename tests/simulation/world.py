@@ -247,8 +247,9 @@ class World:
         """At rest time passes in every bucket, and every account is filed for what is coming."""
         for process in self.live():
             shard = process.worker.shard  # type: ignore[union-attr]
-            for bucket_id, book in self.applications[shard.shard_id].machine.ledger.books.items():
-                coming = coming_in(book, 0, len(book.users))
+            ledger = self.applications[shard.shard_id].machine.ledger
+            for bucket_id, book in ledger.books.items():
+                coming = coming_in(book, ledger.call_at_ns, 0, len(book.users))
                 late = [slot for slot, _, due_ns in coming if book.armed_ns[slot] > due_ns <= INT64_MAX]
                 if late or book.awake != (bucket_id in shard.held):
                     what = f"awake: {book.awake}, not filed in time: {late}"

@@ -54,7 +54,7 @@ class Start(Desk):
         call = self.machine.ledger.owed(bucket_id, user)
         if call is None:
             return None
-        return call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, False
+        return call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, ""
 
     def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
         super().report(kind, bucket_id, user, seq, outcome, error)

@@ -37,6 +37,7 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "hold": (POST, _ACCOUNT + "/holds"),
     "set_credit_limit": (PUT, _ACCOUNT + "/credit_limit"),
     "set_thresholds": (PUT, _ACCOUNT + "/thresholds"),
+    "set_class": (PUT, _ACCOUNT + "/class"),
     "close_account": (POST, _ACCOUNT + "/close"),
     "dry_run": (POST, "/v1/dry_run"),
     "retry_cutoff": (POST, "/v1/operator/cutoffs/{user_id}/retry"),
