@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from tests.simulation.calls import GRACES_S
 from tests.simulation.decode import (
     CREDIT_EXPIRED,
     CROSSED,
     EXHAUST,
     EXHAUSTED,
+    GRACE_ENDED,
     HOLD_EXPIRED,
     LEASE_EXPIRED,
     NANO,
@@ -20,6 +22,8 @@ from tests.simulation.decode import (
 )
 
 NEVER = 2**63 - 1
+_SET_CLASS = 12
+GRACES_NS = {name.encode(): int(grace_s * 1000) * 10**6 for name, grace_s in GRACES_S.items()}
 _TOP_UP, _SET_RATE, _CHANGE_RATE, _DEBIT, _LIMIT, _HOLD, _CAPTURE, _ADJUST, _CLOSE = 1, 2, 3, 4, 5, 6, 7, 9, 11
 
 
@@ -64,6 +68,9 @@ class Known:
         self.at_ns = 0
         self.items: dict[int, Item] = {}  # by entry_id
         self.crossings: dict[int, int] = {}  # seq -> instant
+        self.due: dict[int, int] = {}  # seq -> from when on it is called: the instant, or later by a grace
+        self.in_grace = 0  # seq of the cutoff whose grace is running
+        self.class_name = b""
         self.superseded: set[int] = set()
         self.reported: set[int] = set()  # seqs that an entry calls delivered
         self.retried = False
@@ -92,7 +99,7 @@ class Known:
                 wrong.append("a new account was charged (I6)")
         else:
             before = last.balance
-            wrong += self._time(last, item, accrues) + self._ends(item)
+            wrong += self._time(last, item, accrues) + self._ends(item) + self._grace(item)
         if item.balance != before - item.accrued + item.amount:
             wrong.append(f"{before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
         wrong += self._credits(last, item) + self._amount(item) + self._rate(item)
@@ -108,10 +115,9 @@ class Known:
         seq = last.seq if last else 0
         if item.seq != seq + bool(item.flags & CROSSED):
             wrong.append(f"seq {item.seq} after {seq} (I19)")
-        if item.flags & CROSSED:
-            self.crossings[item.seq] = item.at_ns
-            self.retried = False
+        wrong += self._classes(last, item)
         if item.flags & RESTORED:
+            self.in_grace = 0
             self.superseded |= {one for one in self.crossings if one not in self.reported}
         self.holds += item.op == _HOLD
         self.charged += item.accrued
@@ -148,10 +154,52 @@ class Known:
             if self.leases.get(item.key) != item.at_ns or self.lines.get(item.key) != item.a or item.line_rate:
                 return [f"a line at {self.lines.get(item.key)} ends, its lease at {self.leases.get(item.key)}"]
         elif item.at_ns > first_ns or (
-            item.at_ns == first_ns and item.op not in (EXHAUST, HOLD_EXPIRED, CREDIT_EXPIRED)
+            item.at_ns == first_ns and item.op not in (EXHAUST, HOLD_EXPIRED, CREDIT_EXPIRED, GRACE_ENDED)
         ):
             return [f"{item.op} at {item.at_ns}, while a line was to end at {first_ns} (time before commands)"]
         return []
+
+    def _grace(self, item: Item) -> list[str]:
+        """A grace ends at exactly its instant, behind holds and credits that end then, and before all else."""
+        due_ns = self.due[self.in_grace] if self.in_grace else NEVER
+        if item.op == GRACE_ENDED:
+            if (item.a, item.b, item.at_ns) != (self.in_grace, self.crossings.get(self.in_grace), due_ns):
+                return [f"the grace of {item.a} ends at {item.at_ns}, that of {self.in_grace} at {due_ns} (I17)"]
+            self.in_grace = 0
+        elif item.at_ns > due_ns or (item.at_ns == due_ns and item.op not in (HOLD_EXPIRED, CREDIT_EXPIRED)):
+            return [f"{item.op} at {item.at_ns}, while a grace was to end at {due_ns} (time before commands)"]
+        return []
+
+    def _classes(self, last: Item | None, item: Item) -> list[str]:
+        """Which class it is in, and when the call of a crossing is due: by the grace of the class, and the note."""
+        grace_ns = -1
+        if item.flags & OPENED:
+            self.class_name = b""
+        if item.flags & CROSSED:
+            self.crossings[item.seq] = self.due[item.seq] = item.at_ns
+            self.retried = False
+            if self.in_grace:
+                return [f"cutoff {item.seq} is made in the grace of {self.in_grace}"]
+            if last is None or item.flags & OPENED or not last.flags & EXHAUSTED:
+                grace_ns = GRACES_NS.get(self.class_name, 0)
+        elif item.op == _SET_CLASS:
+            self.class_name = item.key
+            if self.in_grace:
+                due_ns = max(item.at_ns, self.crossings[self.in_grace] + GRACES_NS.get(item.key, 0))
+                self.due[self.in_grace] = due_ns
+                if item.note != due_ns.to_bytes(8, "little"):
+                    return [f"a grace is moved to {due_ns}, the entry says {item.note!r}"]
+            return []
+        if grace_ns > 0:
+            self.in_grace = item.seq
+            self.due[item.seq] = item.at_ns + grace_ns
+            if item.note != self.due[item.seq].to_bytes(8, "little"):
+                return [f"a grace ends at {self.due[item.seq]}, the entry says {item.note!r} (I17)"]
+        return []
+
+    def called_ns(self, seq: int, exhausted_at_ns: int) -> int:
+        """From when on a cutoff may be called."""
+        return self.due.get(seq, exhausted_at_ns + GRACES_NS.get(self.class_name, 0))
 
     def _credits(self, last: Item | None, item: Item) -> list[str]:
         """What is left of a credit leaves at exactly its end, behind holds that expire then, before an exhaustion."""
@@ -253,4 +301,4 @@ class Known:
         return (item.balance - spent) // NANO
 
 
-TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED)
+TIME_CAUSED = (EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED, GRACE_ENDED)

@@ -338,8 +338,9 @@ class Auditor:
         if known is None or known.last is None:
             self.wrong(f"a {kind} for {user!r}, of whom nothing is durable (I4)")
             raise AssertionError
-        if now_ns < exhausted_at_ns:
-            self.wrong(f"{kind} {event_id} starts {exhausted_at_ns - now_ns} ns early (I17)")
+        due_ns = known.called_ns(seq, exhausted_at_ns) if kind == "cutoff" else exhausted_at_ns
+        if now_ns < due_ns:
+            self.wrong(f"{kind} {event_id} starts {due_ns - now_ns} ns early (I17)")
         # A restore is called by the newest cutoff it follows, which may be one after the last that was sent.
         event = (user, seq, kind if kind == "cutoff" else event_id)
         name = self.events.setdefault(event, (event_id, exhausted_at_ns))
@@ -349,7 +350,7 @@ class Auditor:
             return
         if event not in self._attempted:
             self._attempted.add(event)
-            self.first_ns[user] = now_ns - exhausted_at_ns
+            self.first_ns[user] = now_ns - due_ns
         if seq in known.superseded:
             self.wrong(f"{event_id} starts after what superseded it was durable (I19)")
         if seq in known.reported and not known.retried:
@@ -376,7 +377,7 @@ class Auditor:
             owed = [seq for seq in known.crossings if seq not in known.superseded]
             fresh = [seq for seq in owed if (known.user, seq, "cutoff") not in self._attempted]
             if len(fresh) == 1 and not any(self.is_owed(known, seq) for seq in owed if seq != fresh[0]):
-                yield known.user, fresh[0], max(known.crossings[fresh[0]], self._called_ns.get(known.user, 0))
+                yield known.user, fresh[0], max(known.due[fresh[0]], self._called_ns.get(known.user, 0))
 
     def is_owed(self, known: Known, seq: int) -> bool:
         """Whether a cutoff has neither had its 2xx nor been superseded."""

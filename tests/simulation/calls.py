@@ -10,9 +10,11 @@ from typing import Any
 COMMANDS = {
     "top_up": 1, "set_rate": 2, "change_rate": 3, "debit": 4, "set_credit_limit": 5, "hold": 6, "capture": 7,
     "release": 8, "adjust": 9, "set_thresholds": 10, "close_account": 11,
+    "set_class": 12,
 }  # fmt: skip
 COIN = 10**9
 HOUR_NS = 3600 * 10**9
+GRACES_S = {"gold": 2.0, "quick": 0.1, "none": 0.0}  # of each cutoff class
 
 
 class Call:
@@ -149,6 +151,11 @@ class Programs:
         thresholds += [{"runway_ns": rng.randrange(1, 10**10)} for _ in range(rng.randrange(2))]
         return self._new("set_thresholds", user, thresholds, number=len(thresholds))
 
+    def _set_class(self, user: bytes) -> Call:
+        name = self._rng.choice(("default", *GRACES_S))
+        key = b"" if name == "default" else name.encode()
+        return self._new("set_class", user, name, key=key, message=self._tag())
+
     def _close_account(self, user: bytes) -> Call:
         return self._new("close_account", user)
 
@@ -165,7 +172,7 @@ def _bytes(hold: Any) -> bytes:
 
 _WEIGHTS = {
     "top_up": 24, "set_rate": 18, "change_rate": 6, "debit": 14, "set_credit_limit": 4, "hold": 6, "capture": 4,
-    "release": 3, "adjust": 4, "set_thresholds": 3, "close_account": 2, "get_account": 12,
-    "history": 3,
+    "release": 3, "adjust": 4, "set_thresholds": 3, "set_class": 5, "close_account": 2,
+    "get_account": 12, "history": 3,
 }  # fmt: skip
 assert struct.calcsize("<Bq") == 9

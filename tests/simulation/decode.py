@@ -15,8 +15,9 @@ _ENTRY = struct.Struct("<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
 OUTSIDE = {
     1: "top_up", 2: "set_rate", 3: "change_rate", 4: "debit", 5: "set_credit_limit", 6: "hold", 7: "capture",
     8: "release", 9: "adjust", 10: "set_thresholds", 11: "close_account",
+    12: "set_class",
 }  # fmt: skip
-EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED = range(32, 37)
+EXHAUST, HOLD_EXPIRED, THRESHOLD, CREDIT_EXPIRED, LEASE_EXPIRED, GRACE_ENDED = range(32, 38)
 CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_FAILED = 48, 49, 50
 EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED = 1, 2, 4, 8, 16
 
@@ -100,6 +101,7 @@ class Item(NamedTuple):
     message: bytes
     line_rate: int
     options: bytes
+    note: bytes
 
     @property
     def available(self) -> int:
@@ -129,5 +131,5 @@ def item_of(body: bytes) -> Item:
     assert at == len(body), "an entry's tails do not fill it"
     return Item(
         *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], f[14], *f[16:20], *tails[:4],
-        f[15], tails[4],
+        f[15], tails[4], tails[6],
     )  # fmt: skip

@@ -44,6 +44,24 @@ FAULTS = [
         "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns\n",
         "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns + 1\n",
     ),
+    Faulty(
+        "grace-ends-late",
+        "billing/ledger/classes.py",
+        "    return min(exhausted_at_ns + grace_ns, INT64_MAX)\n",
+        "    return min(exhausted_at_ns + grace_ns + 1, INT64_MAX)\n",
+    ),
+    Faulty(
+        "class-lost-in-a-block",
+        "billing/ledger/extra.py",
+        "        if self.class_name:\n",
+        "        if False:\n",
+    ),
+    Faulty(
+        "a-class-leaves-the-grace-where-it-ends",
+        "billing/ledger/posting.py",
+        "        elif exhausted and command[0] == ops.SET_CLASS:\n",
+        "        elif False:\n",
+    ),
     # -- sync, then speak -------------------------------------------------------------------------------------------
     Faulty(
         "reply-before-sync",

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from billing.config.schema import Config, Cutoff, Ledger
+from billing.config.schema import Config, Cutoff, CutoffClass, Ledger
 from billing.expirationd.coming import coming_in
 from billing.ledger.money import INT64_MAX
 from billing.worker.application import Billing, Outside
@@ -22,6 +22,7 @@ from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.calls import GRACES_S
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import Machine, SimProcess
 from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
@@ -79,6 +80,7 @@ class World:
                 restore_url="http://sim/restore" if restores else "",
                 after_exhaustion="accrue" if accrues else "clamp",
                 concurrency=CALLS_AT_ONCE,
+                **{"class": {name: CutoffClass(grace_s=grace_s) for name, grace_s in GRACES_S.items()}},
             ),
             ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2)) * leases),
         )
