@@ -65,6 +65,10 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "overrun_nanos": ("billing_overrun_coins", "What machines of exhausted accounts used without paying, in all."),
     "overrun_nanos_per_hour": ("billing_overrun_coins_per_second", "How fast that grows now."),
     "overrun_accounts": ("billing_overrun_accounts", "Exhausted accounts that still have a rate."),
+    "unknown_class_accounts": (
+        "billing_unknown_class_accounts",
+        "Accounts whose cutoff class the configuration does not have; the default serves them.",
+    ),
     "request_ids_evicted_early": (
         "billing_request_ids_evicted_early_total",
         "Stored answers that went before their 7 days: a late retry of these would be carried out again.",

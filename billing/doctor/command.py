@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 
 import click
@@ -67,6 +67,7 @@ def doctor(
                 directories = examine(
                     disk, data_dir, config.ledger.request_ids_per_bucket, report, progress, os.urandom(8)
                 )
+            _tell_of_classes(report, config.cutoff.classes)
             if truncate_at is not None:
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return
@@ -83,6 +84,16 @@ def doctor(
             click.echo(line)
     if report.fault_count:
         sys.exit(Exit.DAMAGED)
+
+
+def _tell_of_classes(report: Report, known: Container[str]) -> None:
+    """Notes which accounts are in a cutoff class that the configuration does not have."""
+    for name, accounts in sorted(report.classes.items()):
+        shown = name.decode(errors="backslashreplace")
+        if shown not in known:
+            number = "1 account is" if accounts == 1 else f"{accounts} accounts are"
+            told = f"{number} in the cutoff class {shown}, which is not in the configuration"
+            report.note(f"{told}: the default serves them")
 
 
 def _cut(disk: Disk, directory: Directory, position: int) -> None:

@@ -68,6 +68,7 @@ class Report:
         self.faults: dict[str, int] = dict.fromkeys(CHECKS, 0)
         self.counts: dict[str, dict[str, int]] = {check: {} for check in CHECKS}
         self.unchecked: dict[str, list[str]] = {check: [] for check in CHECKS}
+        self.classes: dict[bytes, int] = {}  # cutoff class -> accounts in it, the default left out
         self.sums: dict[str, int] = {}  # over all accounts, in internal units
         self.owed: list[Owed] = []  # at most `OWED_MAX`
 

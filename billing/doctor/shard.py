@@ -241,6 +241,8 @@ class Shard:
         if account.firing:
             text = f"no entry of the {shown(account.firing[0])}, at the end of the log"
             report.fault("accounts", text, file=directory.path, account=account.user_id)
+        if account.class_name:
+            report.classes[account.class_name] = report.classes.get(account.class_name, 0) + 1
         owed = cutoffs.owed(account)
         if owed is not None:
             user_id = account.user_id.decode(errors="backslashreplace")

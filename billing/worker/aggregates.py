@@ -1,6 +1,7 @@
-"""What the accounts of a shard add up to for those who watch: overrun in money, and the oldest cutoff that is owed.
+"""What the accounts of a shard add up to for those who watch: overrun in money, the oldest cutoff that is owed, and how
+many accounts are in a cutoff class that the configuration does not have.
 
-Both are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
+All are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
 `step` goes on where the last one stopped and looks at `EXTRAS_MAX` of them at most (a millisecond or two), and a bucket
 counts as it was when the round came by. With few such accounts every step is a whole round.
 
@@ -10,7 +11,7 @@ holds and never changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from billing.ledger.book import EXHAUSTED, ROW, Book
@@ -27,14 +28,16 @@ class Count(NamedTuple):
     overrun: int = 0  # internal units
     running: int = 0  # nanos per hour of the accounts whose overrun still grows
     accounts: int = 0  # how many these are
-    oldest_ns: int = NEVER_NS  # exhaustion instant of the oldest cutoff owed
+    oldest_ns: int = NEVER_NS  # since when the oldest cutoff is owed
+    classless: int = 0  # accounts whose class is not known
 
 
 class Aggregates:
-    """The rounds over the books of one shard."""
+    """The rounds over the books of one shard. `classes`: those that the configuration has."""
 
-    def __init__(self, books: dict[int, Book]) -> None:
+    def __init__(self, books: dict[int, Book], classes: Container[bytes] = ()) -> None:
         self._books = books
+        self._classes = classes
         self._counts: dict[int, Count] = {}  # of buckets that had something to count
         self._round: Iterator[int] = iter(())
 
@@ -49,7 +52,7 @@ class Aggregates:
         while bucket_id:
             book = self._books.get(bucket_id)
             if book is not None and book.extras:
-                self._counts[bucket_id] = _count(book, now_ns)
+                self._counts[bucket_id] = _count(book, now_ns, self._classes)
                 left -= len(book.extras)
             else:
                 self._counts.pop(bucket_id, None)
@@ -65,15 +68,17 @@ class Aggregates:
             "overrun_nanos": sum(count.overrun for count in counts) // NANO,
             "overrun_nanos_per_hour": sum(count.running for count in counts),
             "overrun_accounts": sum(count.accounts for count in counts),
+            "unknown_class_accounts": sum(count.classless for count in counts),
             "oldest_owed_ns": -1 if oldest_ns == NEVER_NS else max(0, now_ns - oldest_ns),
         }
 
 
-def _count(book: Book, now_ns: int) -> Count:
-    overrun = running = accounts = 0
+def _count(book: Book, now_ns: int, classes: Container[bytes]) -> Count:
+    overrun = running = accounts = classless = 0
     oldest_ns = NEVER_NS
     for slot, extra in book.extras.items():
         overrun += extra.overrun
+        classless += bool(extra.class_name) and extra.class_name not in classes
         settled_ns, _, _, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
         if rate and flags & EXHAUSTED:
             overrun += rate * max(0, now_ns - settled_ns)
@@ -82,5 +87,5 @@ def _count(book: Book, now_ns: int) -> Count:
         if book.pending_cutoffs:
             for cutoff in extra.cutoffs:
                 if cutoff.status == PENDING:
-                    oldest_ns = min(oldest_ns, cutoff.exhausted_at_ns)
-    return Count(overrun, running, accounts, oldest_ns)
+                    oldest_ns = min(oldest_ns, cutoff.due_ns)
+    return Count(overrun, running, accounts, oldest_ns, classless)

@@ -124,7 +124,8 @@ class Billing:
             ),
             reply_of,
         )
-        self._aggregates = Aggregates(self.machine.ledger.books)
+        self._aggregates = Aggregates(self.machine.ledger.books, rules_of_classes(config.cutoff))
+        self._classless = 0  # accounts in a class that is gone, as it was told last
         self._begin = begin
         self.recent: Sequence[tuple[int, int, str, str, str]] = ()  # what this process has logged lately
         self._disk = outside.disk
@@ -318,7 +319,14 @@ class Billing:
             return {}
         now_ns = self._worker.fresh_now_ns()
         self._aggregates.step(now_ns)
-        return self._aggregates.figures(now_ns)
+        figures = self._aggregates.figures(now_ns)
+        if (classless := figures["unknown_class_accounts"]) > self._classless:
+            log.warning(
+                "%d accounts are in cutoff classes that the configuration does not have: the default serves them",
+                classless,
+            )
+        self._classless = classless
+        return figures
 
     # -- the life ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.config.load import ConfigError, Fault, as_effective, load
+from billing.config.reload import differences, with_changes
 from billing.config.schema import Config, as_toml, declared, shown_text, value_text
+from billing.expirationd.delivery import OfClass
+from billing.ledger.classes import CutoffClass
+from billing.worker.classes import calls_of_classes, rules_of_classes
 
 REPOSITORY = Path(__file__).parents[2]
 FIXED_BY_CONTRACT = {
@@ -372,3 +376,83 @@ def test_a_log_shows_no_secret_of_a_url(write):
     config = load(file, {}).config
     assert shown_text(config, "cutoff", "url") == '"http://h/off?token=***&user_id={user_id}"'
     assert shown_text(config, "shards", "workers") == "2"
+
+
+# -- classes of cutoffs ------------------------------------------------------------------------------------------------
+
+CLASSES = """
+[cutoff]
+url = "http://a/off?key=secret"
+restore_url = "http://a/on"
+after_exhaustion = "accrue"
+[cutoff.class.gold]
+grace_s = 0.1
+[cutoff.class.silver-2]
+after_exhaustion = "clamp"
+url = "http://b/off?token=hidden"
+restore_url = ""
+"""
+
+
+def test_what_a_class_leaves_out_is_as_in_cutoff(write):
+    classes = load(write(CLASSES), {}).config.cutoff.classes
+    assert classes["gold"].model_dump() == {
+        "grace_s": 0.1, "after_exhaustion": "accrue", "url": "http://a/off?key=secret", "restore_url": "http://a/on",
+    }  # fmt: skip
+    assert classes["silver-2"].model_dump() == {
+        "grace_s": 0.0, "after_exhaustion": "clamp", "url": "http://b/off?token=hidden", "restore_url": "",
+    }  # fmt: skip
+
+
+def test_classes_go_to_other_processes_and_are_shown_without_secrets(write):
+    loaded = load(write(CLASSES), {})
+    assert Config.from_json(loaded.config.to_json()) == loaded.config
+    shown = as_effective(loaded)
+    assert "hidden" not in shown
+    assert "key=secret" not in shown
+    whole = write(as_effective(loaded, secrets=True), "whole.toml")
+    assert load(whole, {}).config == loaded.config
+
+
+def test_the_rules_of_classes_are_exact():
+    table = {"gold": {"grace_s": 0.1}, "long": {"grace_s": 315_360_000, "restore_url": "http://a/on"}}
+    cutoff = Config.model_validate({"cutoff": {"class": table, "after_exhaustion": "accrue"}}).cutoff
+    assert rules_of_classes(cutoff) == {
+        b"gold": CutoffClass(10**8, True, False),
+        b"long": CutoffClass(315_360_000 * 10**9, True, True),
+    }
+    assert calls_of_classes(cutoff) == (OfClass("long", "", "http://a/on"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "expected"),
+    [
+        ("[cutoff.class.gold]\ngrace_s = -1\n", "cutoff.class.gold.grace_s", "0 to 315360000"),
+        ("[cutoff.class.gold]\ngrace_s = 315360001\n", "cutoff.class.gold.grace_s", "0 to 315360000"),
+        ('[cutoff.class.gold]\ngrace_s = "1"\n', "cutoff.class.gold.grace_s", "a number"),
+        ('[cutoff.class.gold]\nurl = ""\n', "cutoff.class.gold.url", "a URL"),
+        ('[cutoff.class.gold]\nurl = "ftp://x"\n', "cutoff.class.gold.url", "http"),
+        ("[cutoff.class.gold]\ngrace = 1\n", "cutoff.class.gold.grace", "did you mean grace_s?"),
+        ('[cutoff.class.gold]\nafter_exhaustion = "stop"\n', "cutoff.class.gold.after_exhaustion", '"clamp"'),
+        ("[cutoff.class.Gold]\n", "cutoff.class.Gold", "small letters"),
+        ("[cutoff.class.default]\n", "cutoff.class", "another name than default"),
+        ("[cutoff]\nclass = 5\n", "cutoff.class", "tables"),
+        ("".join(f"[cutoff.class.c{number}]\n" for number in range(101)), "cutoff.class", "at most 100"),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_told_at_its_place(write, text, path, expected):
+    (fault,) = faults_of(write(text))
+    assert (fault.path, fault.source) == (path, "file")
+    assert expected in fault.expected
+
+
+def test_urls_of_classes_are_reloaded_and_their_rules_need_a_restart(write):
+    old = load(write(CLASSES), {}).config
+    moved = load(write(CLASSES.replace("http://b/off", "http://c/off")), {}).config
+    assert differences(old, moved) == (["cutoff.class"], [])
+    assert with_changes(old, moved, ["cutoff.class"]) == moved
+    longer = load(write(CLASSES.replace("grace_s = 0.1", "grace_s = 0.2")), {}).config
+    assert differences(old, longer) == ([], ["cutoff.class"])
+    elsewhere = load(write(CLASSES.replace("http://a/off", "http://d/off")), {}).config
+    assert differences(old, elsewhere) == (["cutoff.url", "cutoff.class"], []), "what inherits moves with it"
+    assert with_changes(old, elsewhere, ["cutoff.url", "cutoff.class"]) == elsewhere

@@ -35,6 +35,7 @@ class Desk:
     def __init__(self) -> None:
         self.cutoffs: dict[bytes, list[int]] = {}  # user -> seqs not delivered, oldest first
         self.restores: dict[bytes, int] = {}
+        self.classes: dict[bytes, str] = {}  # user -> cutoff class
         self.instants: dict[tuple[bytes, int], int] = {}
         self.reports: list[tuple[str, bytes, int, str, str]] = []  # kind, user, seq, outcome, error
         self.started: set[tuple[bytes, int]] = set()
@@ -46,7 +47,7 @@ class Desk:
         self.seq += 1
         self.instants[user, self.seq] = MACHINE_CLOCKS.wall_ns()
         self.cutoffs.setdefault(user, []).append(self.seq)
-        delivery.notify(1, user)
+        delivery.notify(1, user, class_name=self.classes.get(user, ""))
         return self.seq
 
     def top_up(self, delivery: Delivery, user: bytes) -> None:
@@ -54,7 +55,7 @@ class Desk:
             if (user, seq) in self.started:
                 self.restores[user] = seq
         if user in self.restores:
-            delivery.notify(1, user, "restore")
+            delivery.notify(1, user, "restore", class_name=self.classes.get(user, ""))
 
     def owed(self, bucket_id: int, user: bytes) -> Owed | None:
         if user in self.restores:
@@ -64,7 +65,7 @@ class Desk:
         else:
             return None
         instant_ns = self.instants[user, seq]
-        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, instant_ns, ""
+        return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, instant_ns, self.classes.get(user, "")
 
     def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
         self.reports.append((kind, user, seq, outcome, error))

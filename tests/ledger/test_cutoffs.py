@@ -327,7 +327,7 @@ def test_a_restore_is_owed_with_its_cutoffs_instant_and_its_own_attempts(bank):
     bank.top_up("u", 1000, at=103)
     for attempts in (0, 1, 2):
         call = bank.ledger.owed(BUCKET, b"u")
-        assert call == ("restore", "u:1:100:restore", 1, 100, attempts, True, b""), "nothing holds a restore back"
+        assert call == ("restore", "u:1:100:restore", 1, 100, attempts, True, b"", 100), "nothing holds a restore back"
         bank.report(ops.RESTORE_STARTED, "u", 1, at=104)
     bank.report(ops.RESTORE_DELIVERED, "u", 1, at=105)
     exhaust(bank, at=10**6)

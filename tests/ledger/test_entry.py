@@ -158,6 +158,7 @@ def test_a_row_of_the_history():
         "entry_id": 3, "at_ns": 3, "operation": "debit", "amount_nanos": -10, "accrued_nanos": 5,
         "balance_before_nanos": 95, "balance_after_nanos": 85, "message": "", "request_id": None,
         "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": HOUR * 3 // 2, "value_nanos": None,
+        "class": None,
         "actor": "",
     }  # fmt: skip
 

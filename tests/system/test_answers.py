@@ -41,8 +41,12 @@ async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_t
         "set_thresholds": (("u", [{"amount": 7}, {"runway_ns": 10**9}]), set()),
         "get_account": (
             ("u",),
-            {"rates", "credits", "leases", "cutoff", "overrun_nanos", "holds", "holds_nanos", "thresholds"},
+            {
+                *("rates", "credits", "leases", "class", "cutoff_at_ns", "cutoff", "overrun_nanos", "holds"),
+                *("holds_nanos", "thresholds"),
+            },
         ),
+        "set_class": (("u", "default"), set()),
         "close_account": (("u",), {"paid_out_nanos", "forfeited_nanos"}),
     }
     for number, (method, (params, more)) in enumerate(added.items(), 1):
@@ -98,7 +102,7 @@ async def test_the_history_is_newest_first_in_pages_and_holds_every_answered_ent
             {
                 *("entry_id", "at_ns", "operation", "amount_nanos", "accrued_nanos", "balance_before_nanos"),
                 *("balance_after_nanos", "message", "request_id", "resource", "line_rate_nanos_per_hour"),
-                *("rate_nanos_per_hour", "value_nanos", "actor"),
+                *("rate_nanos_per_hour", "value_nanos", "class", "actor"),
             }
         )
     }

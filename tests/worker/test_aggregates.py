@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from billing.ledger.classes import CutoffClass
 from billing.worker.aggregates import EXTRAS_MAX, Aggregates
 from tests.ledger.bank import BUCKET, HOUR, Bank
 
@@ -60,3 +61,26 @@ def test_nothing_owed_is_told_apart_from_owed_just_now() -> None:
     census = Aggregates(bank.ledger.books)
     census.step(5)
     assert census.figures(5)["oldest_owed_ns"] == -1
+
+
+def test_accounts_in_a_class_that_is_gone_are_counted() -> None:
+    bank = Bank(classes={b"gold": CutoffClass(grace_ns=50), b"slow": CutoffClass()})
+    for user, name in (("a", "gold"), ("b", "gold"), ("c", "slow"), ("d", "")):
+        bank.top_up(user, 10, at=0)
+        bank.set_class(user, name, at=0)
+    for known, count in ((bank.rules.classes, 0), ({b"slow": CutoffClass()}, 2), ({}, 3)):
+        census = Aggregates(bank.ledger.books, known)
+        census.step(5)
+        assert census.figures(5)["unknown_class_accounts"] == count
+
+
+def test_a_cutoff_is_owed_since_the_end_of_its_grace() -> None:
+    bank = Bank(classes={b"gold": CutoffClass(grace_ns=50)})
+    bank.top_up("u", 10, at=0)
+    bank.set_class("u", "gold", at=0)
+    bank.debit("u", 10, at=5)
+    census = Aggregates(bank.ledger.books)
+    for now_ns, owed_ns in ((54, -1), (55, 0), (60, 5)):
+        bank.view("u", at=now_ns)
+        census.step(now_ns)
+        assert census.figures(now_ns)["oldest_owed_ns"] == owed_ns

@@ -112,6 +112,10 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
                 because = f" ({trouble})" if trouble else ""
                 text = f"The process of the {follower} of shard {shard_id} does not run{because}."
                 yield Trouble(WARN, f"No {follower}", text, "BillingFollowerDown", "journalctl -u billing")
+    if classless := sampler.total("unknown_class_accounts"):
+        accounts = "account is" if classless == 1 else "accounts are"
+        text = f"{words.number(classless)} {accounts} in a cutoff class that the configuration does not have."
+        yield Trouble(WARN, "Class gone", text, "BillingClassUnknown", "billing doctor")
     offset_ns = sampler.supervisor.clock_offset_ns
     if abs(offset_ns) > CLOCK_OFF_NS:
         side = "behind" if offset_ns > 0 else "ahead of"
