@@ -47,7 +47,7 @@ class Projector(Follower):
     def __init__(self, disk: Disk, clocks: Clocks) -> None:
         super().__init__(disk, clocks)
         self._store: Store | None = None
-        self._shelf: HistoryReader | None = None
+        self._reader: HistoryReader | None = None
         self._rows_at_checkpoint = 0
         self._keep_days = 0
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
@@ -65,7 +65,7 @@ class Projector(Follower):
         self._store, remarks = open_store(
             directory, shard, first, head, self.disk, suspect=suspect, accept_loss=accept_loss
         )
-        self._shelf = HistoryReader(directory, shard, self._store.db, self.disk)
+        self._reader = HistoryReader(directory, shard, self._store.db, self.disk)
         self._rows_at_checkpoint = self._store.seq
         if self._keep_days:
             self.later("prune", PRUNE_FIRST_S, self._begin_to_prune)
@@ -105,8 +105,8 @@ class Projector(Follower):
 
     def _begin_to_prune(self) -> None:
         assert self._store is not None
-        assert self._shelf is not None
-        self._prune(prune(self._store, self._shelf, self.clocks.wall_ns() - self._keep_days * DAY_NS))
+        assert self._reader is not None
+        self._prune(prune(self._store, self._reader, self.clocks.wall_ns() - self._keep_days * DAY_NS))
 
     def _prune(self, slices: Iterator[None]) -> None:
         """The next slice of a pass; batches and questions come between two of them."""
@@ -138,10 +138,10 @@ class Projector(Follower):
     def _answer_entries(
         self, number: int, cursor: str, limit: int, bounds: tuple[tuple[int, int], ...], all_written: bool
     ) -> None:
-        assert self._shelf is not None
+        assert self._reader is not None
         self._write()
         try:
-            found = entries.page(self._shelf, cursor, limit, dict(bounds), all_written=all_written)
+            found = entries.page(self._reader, cursor, limit, dict(bounds), all_written=all_written)
         except entries.UnknownCursor as unknown:
             self.answer(number, str(unknown))
         except (sqlite3.Error, StoreError, OSError) as error:
@@ -153,12 +153,12 @@ class Projector(Follower):
 
     def _answer(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         bucket_id, generation, user_id, before, limit, newest = question
-        shelf = self._shelf
-        assert shelf is not None
+        reader = self._reader
+        assert reader is not None
         self._write()
         try:
-            page = shelf.history(generation, user_id, before, limit, Newest(*newest))
-            missing = [] if page.is_whole else shelf.missing(bucket_id, generation)
+            page = reader.history(generation, user_id, before, limit, Newest(*newest))
+            missing = [] if page.is_whole else reader.missing(bucket_id, generation)
         except (sqlite3.Error, StoreError, OSError) as error:
             if code_of(error) == Exit.DAMAGED:
                 raise  # the next process makes a new file of what is good in this one
@@ -187,23 +187,23 @@ class Projector(Follower):
     def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         """A question about a period or an instant of one account."""
         _, _, generation, user_id, (name, *asked), standing = question
-        assert self._shelf is not None
+        assert self._reader is not None
         self._write()
-        chain = Chain(self._shelf, generation, user_id, Standing(*standing))
+        chain = Chain(self._reader, generation, user_id, Standing(*standing))
         of_kind = period_reader.statement if name == STATEMENT else period_reader.balance_at
         self._go_on(number, question, of_kind(chain, user_id, *asked), asked_ns)
 
     def _go_on(self, number: int, question: tuple[Any, ...], steps: Steps, asked_ns: int) -> None:
         """The next step of such a question; batches and other questions come between two of them."""
         bucket_id, generation = question[1:3]
-        assert self._shelf is not None
+        assert self._reader is not None
         try:
             next(steps)
             self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, asked_ns))
             return
         except StopIteration as end:
             answer, is_whole = end.value
-            missing = [] if is_whole else self._shelf.missing(bucket_id, generation)
+            missing = [] if is_whole else self._reader.missing(bucket_id, generation)
         except TooLong as reason:
             self.answer(number, str(reason))
             return
@@ -216,8 +216,8 @@ class Projector(Follower):
         self._answer_whole(number, answer, bucket_id, missing, asked_ns, again)
 
     async def finish(self) -> None:
-        if self._shelf is not None:
-            self._shelf.close()
+        if self._reader is not None:
+            self._reader.close()
 
 
 def main(arguments: list[str]) -> None:

@@ -201,3 +201,32 @@ async def test_more_entries_than_one_answer_holds_are_all_printed(books: Daemon)
     found = told(books, "statement", "ben")
     assert (found["entries_count"], found["closing_nanos"], found["adds_up"]) == (2_300, 2_300, True)
     assert [row["entry_id"] for row in found["entries"]] == list(range(1, 2_301))
+
+
+async def test_a_period_before_the_account_is_empty_and_one_to_come_ends_now(books: Daemon) -> None:
+    rpc = await Rpc.connect(books.rpc_port)
+    first_ns = (await rpc.ask("history", "anna", {"before": 2}))[0]["at_ns"]
+    before = await rpc.ask("statement", "anna", first_ns - 10**18, first_ns, {"by": "resource"})
+    sums = ("opening_nanos", "credits_nanos", "debits_nanos", "accrued_nanos", "closing_nanos")
+    assert [before[name] for name in sums] == [0] * 5
+    assert (before["entries"], before["resources"], before["up_to_now"]) == ([], [], False)
+    now_ns = (await rpc.ask("server_info"))["now_ns"]
+    to_come = await rpc.ask("statement", "anna", now_ns + 10**15, now_ns + 10**18)
+    assert to_come["from_ns"] == to_come["to_ns"] >= now_ns
+    assert (to_come["up_to_now"], to_come["accrued_nanos"]) == (True, 0)
+    assert to_come["opening_nanos"] == to_come["closing_nanos"]
+    for params in (["anna", 2, 1], ["anna", -1, 5], ["anna", 0, 2**63], ["anna", 0.5, 5], ["anna", "yesterday", 5]):
+        error, _ = await rpc.call("statement", *params)
+        assert str(error).startswith("INVALID_PARAMS"), params
+    error, _ = await rpc.call("balance_at", "anna", -1)
+    assert str(error).startswith("INVALID_PARAMS")
+    error, _ = await rpc.call("statement", "anna", 0, 5, {"by": "colour"})
+    assert str(error).startswith("INVALID_PARAMS")
+
+
+@pytest.mark.parametrize("zone", ["Europe/Moskow", "", "UTC+25", "../../etc/passwd", "Mars"])
+def test_a_zone_that_there_is_not_is_a_usage_error(books: Daemon, zone: str) -> None:
+    for command in ("statement", "history", "account"):
+        done = billing(books, command, "anna", "--zone", zone)
+        assert (done.returncode, done.stdout) == (2, ""), command
+        assert "zone" in done.stderr
