@@ -32,6 +32,7 @@ from billing.ledger.views import account_row, pending_rows
 SLICE_BUCKETS: Final = 16
 SLICE_ACCOUNTS: Final = 2_000
 SLICE_EXTRAS: Final = 1_000
+SORTED_AT_ONCE: Final = 3  # pages full of users
 LINES_SHOWN_MAX: Final = 50_000  # rate lines and holds on one page; more are refused
 
 Row = dict[str, Any]
@@ -138,20 +139,40 @@ def _picked(
 def named_page(
     books: dict[int, Book], after: bytes, limit: int
 ) -> Generator[None, None, list[tuple[bytes, int]]]:
-    """Returns (user_id, bucket id) of the first `limit` accounts above `after`, ascending; yields between slices."""
+    """Returns (user_id, bucket id) of the first `limit` accounts above `after`, ascending; yields between slices.
+
+    Users are spread over the buckets evenly, so each is first asked for few; then those that may have more below the
+    page's last.
+    """
     assert limit >= 1
+    few = limit // max(1, len(books)) + 2
     page: list[tuple[bytes, int]] = []
+    rest: list[tuple[int, list[bytes], int]] = []  # (bucket id, its users, which of them comes next)
     seen: set[int] = set()
-    while waiting := [bucket_id for bucket_id in books if bucket_id not in seen][:SLICE_BUCKETS]:
-        seen.update(waiting)
-        found = []
-        for bucket_id in waiting:
-            order = books[bucket_id].ordered()
-            first = bisect_right(order, after)
-            last = bisect_left(order, page[-1][0], first) if len(page) == limit else first + limit
-            found += [(user_id, bucket_id) for user_id in order[first:last]]
-        if found:
-            page = sorted(page + found)[:limit]
+    while waiting := [bucket_id for bucket_id in books if bucket_id not in seen]:
+        for at in range(0, len(waiting), SLICE_BUCKETS):
+            for bucket_id in waiting[at : at + SLICE_BUCKETS]:
+                seen.add(bucket_id)
+                book = books.get(bucket_id)
+                if book is not None:
+                    order = book.ordered()
+                    first = bisect_right(order, after)
+                    page += [(user_id, bucket_id) for user_id in order[first : first + few]]
+                    if first + few < len(order):
+                        rest.append((bucket_id, order, first + few))
+            if len(page) > SORTED_AT_ONCE * limit:
+                page = sorted(page)[:limit]
+            yield
+    page = sorted(page)[:limit]
+    if len(page) == limit:
+        end_id = page[-1][0]
+        rest = [(bucket_id, order, first) for bucket_id, order, first in rest if order[first] < end_id]
+    for at in range(0, len(rest), SLICE_BUCKETS):
+        last_id = page[-1][0] if len(page) == limit else None
+        for bucket_id, order, first in rest[at : at + SLICE_BUCKETS]:
+            last = first + limit if last_id is None else bisect_left(order, last_id, first)
+            page += [(user_id, bucket_id) for user_id in order[first:last]]
+        page = sorted(page)[:limit]
         yield
     return page
 
