@@ -83,12 +83,16 @@ def split_response(data: bytes) -> tuple[int, object]:
 class Session:
     """See the module. The gate's `Client`: stages replies, and lets them go when it is told that they are durable."""
 
-    __slots__ = ("_actor", "_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_weights", "in_flight")
+    __slots__ = (
+        *("_actor", "_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_weights"),
+        *("in_flight", "origin"),
+    )
 
     mode: Final = ERRORS_AS_MAP  # how other workers encode what they answer for this session
 
     def __init__(self, door: Door, on_reply: OnReply, on_flush: Callable[[], None] = lambda: None) -> None:
         self.in_flight = 0  # calls that are not answered, a listing counted by its weight
+        self.origin = ""  # of who asks, for the operators' record
         self._door = door
         self._on_reply = on_reply
         self._on_flush = on_flush
@@ -189,6 +193,7 @@ class Session:
 
     def _hello(self, token: bytes) -> object:
         if token and not self.sign_in(token):
+            self._door.refused_sign_in(self.origin)
             refusal = Refused("UNAUTHENTICATED", "this token is not known")
         elif self._grant is None:
             refusal = Refused("UNAUTHENTICATED", "hello must carry a token here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -11,11 +12,14 @@ from msgspec import Raw
 
 from billing.api.auth import Grant, Guard
 from billing.api.calling import Session, packed, plain, split_response
-from billing.api.door import Limits
+from billing.api.door import Door, Limits
 from billing.api.methods import LISTING_WEIGHT
 from billing.api.wire import ERRORS_AS_MAP, encode, encode_reply
+from billing.audit.reading import TrailReader
+from billing.audit.recorder import Recorder
 from billing.ledger.errors import Refused
 from shards.replies import Moving, Unavailable
+from shards.system.disk import RealDisk
 from tests.api.outside import House, open_house
 
 ADMIN = Grant("operator", frozenset({"admin"}))
@@ -93,6 +97,19 @@ async def test_nothing_happens_before_the_sign_in() -> None:
         assert desk.ask("top_up", "ann", 5).name == "FORBIDDEN"
         desk.session.call(1, "debit", ["ann", 5])
         assert house.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"", b"", b"metering")]
+
+
+async def test_a_token_that_is_not_known_is_on_record(house: House, data_dir: Path) -> None:
+    digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    recorder = Recorder(RealDisk(), str(data_dir), "shard-1", lambda: 7)
+    house.door = Door(house.gate, Guard(f"metering:charge:{digest}\n"), lambda: 1, dict, audit=recorder)
+    desk = Desk(house)
+    desk.session.origin = "192.0.2.7"
+    assert desk.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
+    desk.ask("hello", {"token": "test"})
+    await recorder.close()
+    (row,) = TrailReader(RealDisk(), f"{data_dir}/audit").page("", 9)
+    assert (row["act"], row["details"]) == ("sign_in_refused", {"from": "192.0.2.7"})
 
 
 async def test_a_full_worker_refuses_commands_and_questions() -> None:

@@ -69,7 +69,7 @@ class TarantoolConnection(asyncio.Protocol):
         door, limits = self._door, self._door.limits
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(limits.write_buffer_bytes_max)
-        self._origin = origin_of(transport)
+        self._origin = self._session.origin = origin_of(transport)
         here = door.origins.enter(self._origin)
         door.connections.add(self)
         door.handshakes += 1
