@@ -17,8 +17,9 @@ among the differences; what stays in two runs is one.
 
 from __future__ import annotations
 
+import asyncio
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import click
@@ -31,6 +32,7 @@ from billing.cli.showing import show
 from billing.cli.values import printable
 from billing.client.client import Client
 from billing.client.errors import InvalidParams
+from billing.client.results import AccountRow
 from billing.ledger.commands import RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
 from billing.ledger.errors import Refused
 from billing.ledger.money import parse_rate
@@ -147,24 +149,39 @@ def left_over(machines: Machines) -> Iterator[Difference]:
                 yield Difference(user, resource, NO_RATE, rate, None)
 
 
+async def _pages(client: Client) -> AsyncIterator[list[AccountRow]]:
+    """All accounts with their rates, page by page; the next one is asked for before one is handed out."""
+    limit = PAGE_ROWS
+
+    def ask(after: str | None) -> asyncio.Task[list[AccountRow]]:
+        return asyncio.create_task(client.accounts(after=after, limit=limit, show=["rates"]))
+
+    after: str | None = None
+    asked = ask(after)
+    while True:
+        try:
+            rows = await asked
+        except InvalidParams:  # too many rate lines for one page
+            if limit == 1:
+                raise
+            limit = max(1, limit // 2)
+            asked = ask(after)
+            continue
+        if not rows:
+            return
+        after = rows[-1].user_id
+        asked = ask(after)
+        await asyncio.sleep(0)  # it leaves now
+        yield rows
+
+
 async def _compared(client: Client, inventory: Inventory) -> list[Difference]:
     found: list[Difference] = []
     total = sum(row["accounts"] or 0 for row in await client.call("shards_info"))
-    after: str | None = None
-    done, limit = 0, PAGE_ROWS
+    done = 0
     with Bar("accounts compared") as bar:
-        while True:
-            try:
-                rows = await client.accounts(after=after, limit=limit, show=["rates"])
-            except InvalidParams:  # too many rate lines for one page
-                if limit == 1:
-                    raise
-                limit = max(1, limit // 2)
-                continue
-            if not rows:
-                break
+        async for rows in _pages(client):
             found += differences(inventory.machines, ((row["user_id"], row["rates"]) for row in rows))
-            after = rows[-1]["user_id"]
             done += len(rows)
             bar.show(done, done, total)
     found += left_over(inventory.machines)
