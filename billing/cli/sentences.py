@@ -55,6 +55,8 @@ def called(cutoff: Mapping[Any, Any]) -> str:
             error = cutoff.get("last_error")
             failed = f": {tries} failed" + (f", the last with {printable(str(error))}" if error else "")
             return "not cut off yet" + (failed if attempts else "")
+        case "in_grace":
+            return "not cut off yet: its grace is running"
         case "superseded":
             return "not cut off, since money came before the call"
     return f"the cutoff is {cutoff['status']} after {tries}"

@@ -91,3 +91,13 @@ def test_what_became_of_the_call(changes, text):
 def test_what_an_owed_call_waits_for(outbox, text):
     owes = {"call": "cutoff", "seq": 2, "attempts": 1}
     assert told(owes=owes, outbox=outbox).endswith(text)
+
+
+def test_which_class_it_is_in_and_when_its_call_comes():
+    assert "cutoff class" not in told(**{"class": "default", "cutoff_at_ns": AT_NS})
+    assert "It is in the cutoff class gold." in told(**{"class": "gold", "cutoff_at_ns": AT_NS})
+    later = {"class": "gold", "cutoff_at_ns": AT_NS + 3600 * 10**9}
+    assert "gold: the cutoff URL is called at 2026-01-01 01:00:00 UTC, after its grace." in told(**later)
+    in_grace = told(**later, state="exhausted", exhausts_at_ns=None, cutoff={**CUTOFF, "status": "in_grace"})
+    assert "gold, whose grace is running: the cutoff URL is called at 2026-01-01 01:00:00 UTC." in in_grace
+    assert "not cut off yet: its grace is running" in in_grace

@@ -74,8 +74,11 @@ class Account:
 
     def falls_to(self, floor: int) -> int | None:
         """The first nanosecond at which available is the floor or below, by time alone; None where it is already."""
-        if self.available <= floor:
+        above = self.available - floor if floor else self.available
+        if above <= 0:
             return None
+        if not self.credits:  # nothing but the rate takes from it
+            return self.at + math.ceil(above * HOUR / self.rate) if self.lines else None
         instants = {credit["end"] for credit in self.credits}
         for end in sorted(instants):
             if self._available_at(end) <= floor:
@@ -87,7 +90,7 @@ class Account:
         """Between two ends money only goes by the rate: when it is gone before `end`, else `end` itself."""
         begin = max((credit["end"] for credit in self.credits if credit["end"] < end), default=self.at)
         gone = math.ceil(begin + (self._available_at(begin) - floor) / self.per_ns) if self.lines else end
-        return min(gone, end)
+        return min(max(gone, self.at), end)  # what ends at this very instant is still there
 
     def _available_at(self, t: int) -> Fraction:
         """By time alone, all ends up to t included, as if it never ran out."""
