@@ -30,7 +30,19 @@ from urllib.parse import quote_from_bytes
 import msgspec
 
 from billing.ledger import commands as ops
-from billing.ledger.entry import CROSSED, EXHAUSTED, REFUSED, RESTORED, Entry, cause_at, refused, text, unpack
+from billing.ledger.entry import (
+    CROSSED,
+    EXHAUSTED,
+    REFUSED,
+    RESTORED,
+    Entry,
+    cause_at,
+    grace_end_of,
+    is_first,
+    refused,
+    text,
+    unpack,
+)
 from billing.ledger.money import NANO
 
 DEBITED: Final = "account.debited"
@@ -71,7 +83,7 @@ def notices_of(packed: bytes, bucket_id: int, place: str) -> list[Notice]:
             details: dict[str, object] = {"error": refusal.name, "message_of_error": refusal.message}
             kinds.append((DEBIT_REFUSED, {"amount_nanos": entry.a, "shortfall_nanos": shortfall, **details}))
     else:
-        kinds += _what_happened(entry)
+        kinds += _what_happened(entry, packed)
     stem = str(entry.entry_id) if entry.entry_id else f"{entry.at_ns}-{place}"
     return [
         Notice(entry.user_id, entry.at_ns, f"{stem}:{kind.replace('.', '-')}", _body(entry, kind, bucket_id, more))
@@ -84,7 +96,7 @@ def webhook_id(user_id: bytes, name: str) -> str:
     return f"{quote_from_bytes(user_id, safe='').replace('.', '%2E')}:{name}"
 
 
-def _what_happened(entry: Entry) -> list[tuple[str, dict[str, object]]]:
+def _what_happened(entry: Entry, packed: bytes) -> list[tuple[str, dict[str, object]]]:
     kinds: list[tuple[str, dict[str, object]]] = []
     moved = entry.balance_nanos - (entry.balance - entry.amount) // NANO  # in floors, as the history shows it
     if entry.op in (ops.DEBIT, ops.CAPTURE):
@@ -98,7 +110,8 @@ def _what_happened(entry: Entry) -> list[tuple[str, dict[str, object]]]:
         ended = {"resource": _shown(entry.key), "line_rate_nanos_per_hour": entry.a}
         kinds.append((LEASE_EXPIRED, ended))
     if entry.flags & CROSSED and entry.op not in _RATES:
-        kinds.append((ACCOUNT_EXHAUSTED, {"exhausted_at_ns": entry.at_ns}))
+        called_ns = entry.at_ns if is_first(packed) else max(entry.at_ns, grace_end_of(packed))
+        kinds.append((ACCOUNT_EXHAUSTED, {"exhausted_at_ns": entry.at_ns, "cutoff_at_ns": called_ns}))
     if entry.flags & RESTORED:
         kinds.append((ACCOUNT_RESTORED, {}))
     return kinds

@@ -8,10 +8,12 @@ import json
 import pytest
 
 from billing.ledger import commands as ops
+from billing.ledger.classes import CutoffClass
 from billing.ledger.entry import Entry, pack, text, unpack
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notice import notices_of, webhook_id
+from tests.ledger.bank import Bank
 
 COIN = 10**9
 HOUR_NS = 3600 * COIN
@@ -131,3 +133,18 @@ def test_other_operations_are_not_told(op: int):
     made = entries((1, (ops.TOP_UP, COIN, 0, 0, b"")), (2, (op, 5, -1 if op == ops.SET_RATE else 0, -1, b"")))
     assert len(made) == 2
     assert notices_of(made[1], 1, "0-1-1") == []
+
+
+def test_who_has_a_grace_is_told_when_the_call_comes() -> None:
+    bank = Bank(classes={b"gold": CutoffClass(grace_ns=1000)})
+    for user, name in (("plain", ""), ("gold", "gold")):
+        bank.top_up(user, 5, at=0)
+        bank.set_class(user, name, at=0)
+        bank.debit(user, 5, at=7)
+    bank.entries()
+    made = [notice for packed in bank.journal for notice in notices_of(packed, 3, "1-1")]
+    told = [(notice.user_id, json.loads(notice.body)["data"]) for notice in made if "exhausted" in notice.name]
+    assert [(user, data["exhausted_at_ns"], data["cutoff_at_ns"]) for user, data in told] == [
+        (b"plain", 7, 7),
+        (b"gold", 7, 1007),
+    ]
