@@ -523,7 +523,7 @@ def open_history(
         if made_by != (APPLICATION_ID, VERSION):
             report.fault("history", f"it is no history of a known version: {made_by[0]:#x} {made_by[1]}", file=path)
             return None
-        for (problem,) in db.execute("PRAGMA quick_check(10)"):
+        for (problem,) in db.execute("PRAGMA integrity_check(10)"):
             if problem != "ok":
                 report.fault("history", f"SQLite says: {problem}", file=path)
         (of_shard,) = db.execute("SELECT shard FROM about").fetchone()

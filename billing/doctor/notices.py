@@ -76,7 +76,7 @@ def _examine_file(disk: Disk, path: str, shard: int, journal: Directory | None, 
         if made_by != [APPLICATION_ID, VERSION]:
             report.fault(NOTICES, f"it is no file of a known version: {made_by[0]:#x} {made_by[1]}", file=path)
             return
-        for (problem,) in db.execute("PRAGMA quick_check(10)"):
+        for (problem,) in db.execute("PRAGMA integrity_check(10)"):
             if problem != "ok":
                 report.fault(NOTICES, f"SQLite says: {problem}", file=path)
         of_shard, position, seq_max = db.execute("SELECT shard, position, seq FROM about").fetchone()

@@ -56,6 +56,17 @@ def command_of(module: str) -> list[str]:
     return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", module]
 
 
+def obstacle_of(noun: str, shard_id: int, is_live: bool, reason: str, durable: int, head: int, owes: int) -> str:
+    """Why a shard cannot go yet, for want of one of its followers; empty where it can."""
+    if not is_live:
+        return f"the {noun} of shard {shard_id} is behind: {reason}"
+    if durable < head:
+        return f"the {noun} of shard {shard_id} is proved up to batch {durable} of {head}"
+    if owes:
+        return f"the {noun} of shard {shard_id} still have {owes} to hand over"
+    return ""
+
+
 class Limits(NamedTuple):
     """What is waited for, at most."""
 
@@ -189,15 +200,12 @@ class FollowerLink:
         """Why the shard cannot go yet, for want of this follower; empty where it can: all of the journal is in the
         file, proved, and nothing is left to do with it. To be asked again; what can be hastened is.
         """
-        if self._phase != LIVE:
-            return f"the {self._noun} of shard {self._shard_id} is behind: {self._reason}"
-        if self._durable < self._head:
-            if self._wire is not None:
-                self._post(say.Settle())
-            return f"the {self._noun} of shard {self._shard_id} is proved up to batch {self._durable} of {self._head}"
-        if self._owes:
-            return f"the {self._noun} of shard {self._shard_id} still have {self._owes} to hand over"
-        return ""
+        is_live = self._phase == LIVE
+        if is_live and self._durable < self._head and self._wire is not None:
+            self._post(say.Settle())
+        return obstacle_of(
+            self._noun, self._shard_id, is_live, self._reason, self._durable, self._head, self._owes
+        )  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""

@@ -62,6 +62,9 @@ class Ahead(StoreError):
     code = Exit.DAMAGED
 
 
+# What a damaged file leads to, among other things (`code_of` tells): SQLite's own words may then be no text.
+UNREADABLE: Final = (sqlite3.DatabaseError, Damaged, UnicodeDecodeError)
+
 Filling = Callable[[sqlite3.Connection], None]  # writes what a new file holds at first
 
 
@@ -96,6 +99,8 @@ def code_of(error: BaseException) -> int:
         return error.code
     if isinstance(error, DirectoryRefused):
         return Exit.BUG
+    if isinstance(error, UnicodeDecodeError):
+        return Exit.DAMAGED
     if isinstance(error, Unproved | OSError):
         return Exit.DISK
     if isinstance(error, sqlite3.Error):
@@ -208,7 +213,7 @@ def opened(
             (version,) = db.execute("PRAGMA user_version").fetchone()
         finally:
             db.close()
-    except (sqlite3.DatabaseError, Damaged) as error:
+    except UNREADABLE as error:
         if code_of(error) != Exit.DAMAGED:
             raise
         version, suspect = kind.version, True
@@ -231,10 +236,10 @@ def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection
         db = connect(path, kind, write=True, versions=(kind.version, *kind.older))
         try:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return bool(db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)) and rows_are_sound(db)
+            return bool(db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)) and rows_are_sound(db)
         finally:
             db.close()
-    except (sqlite3.DatabaseError, Damaged) as error:
+    except UNREADABLE as error:
         if code_of(error) != Exit.DAMAGED:
             raise
         return False
@@ -258,7 +263,7 @@ def make_of(
     said: list[str] = []
     try:
         make(path, kind, disk, lambda db: said.append(salvage(db)))
-    except (sqlite3.DatabaseError, Damaged) as error:
+    except UNREADABLE as error:
         if code_of(error) != Exit.DAMAGED:
             raise
         make(path, kind, disk, found)

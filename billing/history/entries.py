@@ -21,14 +21,17 @@ It only reads.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from billing.follower.store import UNREADABLE, StoreError, code_of, reason_of
 from billing.history.cursor import NoCursor, Place, decode, encode
 from billing.history.history_reader import HistoryReader, Shown, as_map, rows_of
 from billing.history.page import OPENING_ROW, Row
 from billing.history.store import SEQ, Pages
 from billing.ledger.entry import text
+from shards.exits import Exit
 
 Dbs = Mapping[int, sqlite3.Connection]  # by shard
 Bounds = Mapping[int, int]  # shard -> the last sequence that is taken
@@ -36,6 +39,25 @@ Bounds = Mapping[int, int]  # shard -> the last sequence that is taken
 
 class UnknownCursor(Exception):
     """The feed cannot go on behind this cursor, and why."""
+
+
+class Elsewhere(StoreError):
+    """The file of another shard is damaged. The feed waits until it is mended: a page without its rows would lose them.
+    """
+
+    code = Exit.AGAIN
+
+
+@contextmanager
+def _of(shard: int, own: int) -> Iterator[None]:
+    """Damage that is found in the file of another shard becomes Elsewhere."""
+    try:
+        yield
+    except UNREADABLE as error:
+        if shard == own or code_of(error) != Exit.DAMAGED:
+            raise
+        text = f"the history of shard {shard} is damaged ({reason_of(error)}): `billing rebuild` makes a new one of it"
+        raise Elsewhere(text) from error
 
 
 class Feed(NamedTuple):
@@ -66,35 +88,39 @@ class _File:
 
 
 def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_written: bool) -> Feed:
-    """At most `limit` rows behind `cursor`; see the module. Raises UnknownCursor, Damaged, sqlite3.Error, StoreError,
-    OSError.
+    """At most `limit` rows behind `cursor`; see the module. Raises UnknownCursor, Elsewhere, Damaged, sqlite3.Error,
+    StoreError, OSError.
     """
     dbs = reader.by_shard()
     try:
         asked = decode(cursor)
     except NoCursor as error:
         raise UnknownCursor(f"{error}; the empty text is the beginning") from None
-    places = {shard: _checked(shard, dbs.get(shard), place) for shard, place in asked.items()}
-    for shard, db in dbs.items():
-        if shard not in places:
-            places[shard] = Place(_identity(db), 0)
-    ends = {shard: bounds[shard] if shard in bounds else _newest(db) for shard, db in dbs.items()}
+    places, ends = {}, {}
+    for shard in dbs.keys() | asked.keys():
+        with _of(shard, reader.shard):
+            place = asked.get(shard)
+            places[shard] = Place(_identity(dbs[shard]), 0) if place is None else _checked(shard, dbs.get(shard), place)
+            ends[shard] = bounds[shard] if shard in bounds else _newest(dbs[shard])
     files = {shard: _File(db, places[shard].sequence, ends[shard]) for shard, db in dbs.items()}
-    rows, waits = _merged(dbs, files, places, limit, all_written)
+    rows, waits = _merged(reader.shard, dbs, files, places, limit, all_written)
     return Feed(rows, waits, ends)
 
 
 def _merged(
-    dbs: Dbs, files: dict[int, _File], places: dict[int, Place], limit: int, all_written: bool
+    own: int, dbs: Dbs, files: dict[int, _File], places: dict[int, Place], limit: int, all_written: bool
 ) -> tuple[list[Shown], bool]:
-    """The rows of a page, and whether one waits that is needed before; `places` goes on with them."""
+    """The rows of a page, and whether one waits that is needed before; `places` goes on with them. `own`: the shard
+    whose process reads.
+    """
     rows: list[Shown] = []
     waits = False
     while len(rows) < limit:
         ready = []
         for shard, file in files.items():
             if file.head is None and not file.has_ended:
-                file.head = _next(dbs, shard, file, all_written)
+                with _of(shard, own):
+                    file.head = _next(own, dbs, shard, file, all_written)
                 file.has_ended = file.head is None
             if file.head is None:
                 continue
@@ -117,7 +143,7 @@ def _merged(
 NOWHERE: Final = -1  # in the place of a shard: the row is in no file
 
 
-def _next(dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
+def _next(own: int, dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
     """The next row of a file; None behind the last."""
     row = next((row for row in file.rows if row.operation != OPENING_ROW), None)  # which is no entry
     if row is None:
@@ -131,7 +157,8 @@ def _next(dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
             return _Head(row, None)
     for other, db in dbs.items():
         if other != shard:
-            _, rows = rows_of(db, row.user_id, row.entry_id, 1)
+            with _of(other, own):
+                _, rows = rows_of(db, row.user_id, row.entry_id, 1)
             if rows and rows[0].entry_id == before_id:
                 return _Head(row, (other, rows[0].seq))
     return _Head(row, None if all_written else (NOWHERE, 0))

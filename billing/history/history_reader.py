@@ -15,6 +15,9 @@ all generations before the present one are in the files, so is every row made un
 Every row that is read is held against its page's checksum, its account and its neighbours; what does not hold is
 `Damaged`.
 
+A damaged file of another shard is that shard's business: what stands in it counts as missing here, and is said to be,
+as long as nobody has mended it (its own process where it finds the damage, or `billing rebuild`).
+
 It only reads. A file of another shard is opened when it is first seen, and let go when its name stands for another
 file.
 """
@@ -22,10 +25,10 @@ file.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, Final, NamedTuple, TypeVar
 
-from billing.follower.store import Damaged, connect, shard_files
+from billing.follower.store import UNREADABLE, Damaged, code_of, connect, shard_files
 from billing.history.accounts import place_of
 from billing.history.openings import Opening, openings_of
 from billing.history.page import OPENING, OPENING_ROW, Row, name_of
@@ -33,7 +36,10 @@ from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, Pages
 from billing.ledger import commands as ops
 from billing.ledger.entry import TIME, class_name, text
+from shards.exits import Exit
 from shards.system.disk import Disk
+
+T = TypeVar("T")
 
 MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
 
@@ -225,17 +231,18 @@ class HistoryReader:
     def __init__(self, directory: str, shard: int, own: sqlite3.Connection, disk: Disk) -> None:
         """`own`: the writer's connection to the file of `shard`."""
         self._directory = directory
-        self._shard = shard
+        self.shard = shard
         self._own = own
         self._disk = disk
         self._others: dict[int, tuple[tuple[int, int], sqlite3.Connection]] = {}  # shard -> identity, connection
         self._whole: dict[int, int] = {}  # bucket id -> generation up to which nothing is missing
+        self.damaged: set[int] = set()  # shards whose files were found damaged, since it was cleared
 
-    def _connections(self) -> list[sqlite3.Connection]:
-        """The own file and those of others as they are now. Raises sqlite3.Error, StoreError, OSError."""
+    def _open_others(self) -> None:
+        """Opens the files of others as they are now. Raises sqlite3.Error, StoreError, OSError."""
         found = {}
         for shard, path in shard_files(self._directory, self._disk).items():
-            if shard != self._shard:
+            if shard != self.shard:
                 found[shard] = self._disk.identity(path), path
         for shard, (identity, db) in list(self._others.items()):
             if shard not in found or found[shard][0] != identity:
@@ -244,22 +251,34 @@ class HistoryReader:
         for shard in found.keys() - self._others.keys():
             identity, path = found[shard]
             self._others[shard] = identity, connect(path, KIND)
-        return [self._own, *(db for _, db in self._others.values())]
+
+    def _read(self, generation: int, read: Callable[[sqlite3.Connection], T]) -> list[T]:
+        """What `read` gives of each file in which an account's rows may stand, but of others that are damaged."""
+        found = [read(self._own)]
+        if generation <= 1:
+            return found
+        self._open_others()
+        for shard, (_, db) in self._others.items():
+            try:
+                found.append(read(db))
+            except UNREADABLE as error:
+                if code_of(error) != Exit.DAMAGED:
+                    raise
+                self.damaged.add(shard)
+        return found
 
     def by_shard(self) -> dict[int, sqlite3.Connection]:
         """The files by shard, as they are now, the own one among them. Raises sqlite3.Error, StoreError, OSError."""
-        self._connections()
-        return {self._shard: self._own} | {shard: db for shard, (_, db) in self._others.items()}
+        self._open_others()
+        return {self.shard: self._own} | {shard: db for shard, (_, db) in self._others.items()}
 
     def missing(self, bucket_id: int, generation: int) -> list[int]:
         """The generations before this one whose rows may not all be in the files yet; empty when nothing is missing."""
         if generation <= self._whole.get(bucket_id, 1):
             return []
-        departed = {
-            departure
-            for db in self._connections()
-            for (departure,) in db.execute("SELECT generation FROM departures WHERE bucket_id = ?", (bucket_id,))
-        }
+        query = "SELECT generation FROM departures WHERE bucket_id = ?"
+        found = self._read(EVERYWHERE, lambda db: db.execute(query, (bucket_id,)).fetchall())
+        departed = {departure for departures in found for (departure,) in departures}
         missing = [former for former in range(1, generation) if former not in departed]
         if not missing:
             self._whole[bucket_id] = generation
@@ -285,8 +304,7 @@ class HistoryReader:
         """
         rows: list[Row] = []
         aboves: list[Row] = []
-        for db in self._files_of(generation):
-            above, found = rows_of(db, user_id, before, limit)
+        for above, found in self._read(generation, lambda db: rows_of(db, user_id, before, limit)):
             rows += found
             aboves += [] if above is None else [above]
         rows.sort(reverse=True, key=lambda row: row.entry_id)
@@ -294,15 +312,13 @@ class HistoryReader:
 
     def newest_id_before(self, generation: int, user_id: bytes, at_ns: int) -> int:
         """The entry_id of the account's newest row before an instant; 0 where there is none. Raises as `history`."""
-        return max(newest_id_before(db, user_id, at_ns) for db in self._files_of(generation))
+        return max(self._read(generation, lambda db: newest_id_before(db, user_id, at_ns)))
 
     def openings(self, generation: int, user_id: bytes) -> list[Opening]:
         """The account's openings where rows were deleted, the newest first. Raises as `history` does."""
-        return openings_of(self._files_of(generation), user_id)
-
-    def _files_of(self, generation: int) -> list[sqlite3.Connection]:
-        """Where an account's rows may stand."""
-        return [self._own] if generation <= 1 else self._connections()
+        found = self._read(generation, lambda db: openings_of(db, user_id))
+        openings = [opening for of_file in found for opening in of_file]
+        return sorted(openings, reverse=True, key=lambda opening: opening.entry_id)
 
     def close(self) -> None:
         """Closes the other files."""

@@ -14,7 +14,6 @@ The checksum is a CRC-32 of the other four as MessagePack. Example: the line `vm
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -60,12 +59,11 @@ def is_sound(row: tuple[Any, ...]) -> bool:
     return bool(checksum == crc32(_encode(tuple(columns))))
 
 
-def openings_of(dbs: Iterable[sqlite3.Connection], user_id: bytes) -> list[Opening]:
-    """The openings of an account in these files, the newest first. Raises Damaged."""
+def openings_of(db: sqlite3.Connection, user_id: bytes) -> list[Opening]:
+    """The opening of an account in a file, if there is one. Raises Damaged."""
     found = []
-    for db in dbs:
-        for row in db.execute(_OF_USER, (user_id,)):
-            if not is_sound(row):
-                raise Damaged(f"the opening of account {row[0]} is not what was written")
-            found.append(Opening(row[1], dict(_decode(row[3]))))
-    return sorted(found, reverse=True, key=lambda opening: opening.entry_id)
+    for row in db.execute(_OF_USER, (user_id,)):
+        if not is_sound(row):
+            raise Damaged(f"the opening of account {row[0]} is not what was written")
+        found.append(Opening(row[1], dict(_decode(row[3]))))
+    return found

@@ -93,12 +93,16 @@ def _open(store: Store, reader: HistoryReader, kept: Kept) -> Iterator[None]:
 def _lines(reader: HistoryReader, user_id: bytes, entry_id: int) -> Generator[None, None, Lines]:
     """The rate lines of an account behind one of its rows."""
     chain = Chain(reader, EVERYWHERE, user_id, Standing())
+    reader.damaged.clear()
     try:
-        return (yield from chain.lines_at(chain.point_at(entry_id)))
+        lines = yield from chain.lines_at(chain.point_at(entry_id))
     except (sqlite3.Error, StoreError, OSError) as error:
         if code_of(error) == Exit.DAMAGED:
             raise
         raise Postponed(reason_of(error)) from error
+    if reader.damaged:
+        raise Postponed(f"the history of shard {min(reader.damaged)} is damaged")
+    return lines
 
 
 def _slices(store: Store, end: int) -> Iterator[list[Row]]:

@@ -61,8 +61,8 @@ def salvage(db: sqlite3.Connection, source: str, shard: int, first: int, kind: K
 
 
 def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first: int, kind: Kind) -> str:
-    groups = _plain(old, "SELECT position, seq FROM groups")
-    about = _plain(old, "SELECT begins, position FROM about")
+    groups = _numbers(old, "SELECT position, seq FROM groups")
+    about = _numbers(old, "SELECT begins, position FROM about")
     begins, position = about[0] if about else (1, max(groups)[0] if groups else -1)
     if position < 0:
         raise Damaged("nothing in it says which batch it ends with")
@@ -70,7 +70,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     reached = [group for group in groups if group[0] >= first - 1]
     if reached:
         position, seq_max = min(reached)
-    cut = max((seq for seq, _ in _plain(old, "SELECT seq, at_ns FROM cuts")), default=0)  # deleted up to there
+    cut = max((seq for seq, _ in _numbers(old, "SELECT seq, at_ns FROM cuts")), default=0)  # deleted up to there
     is_older = old.execute("PRAGMA user_version").fetchone() != (kind.version,)
     writer = Writer(db)
     last = lost = 0
@@ -83,7 +83,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     writer.finish()
     if reached:
         lost += max(0, seq_max - max(last, cut))
-    for departure in _plain(old, "SELECT bucket_id, generation, position FROM departures"):
+    for departure in _numbers(old, "SELECT bucket_id, generation, position FROM departures"):
         db.execute("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", departure)
     rows = [(slot, *group) for slot, group in enumerate(sorted(one for one in groups if one[0] <= position))]
     db.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
@@ -91,7 +91,8 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     tables = {name for (name,) in _plain(old, "SELECT name FROM sqlite_master")}
     for table, columns in (("losses", "position, text"), ("cuts", "seq, at_ns")):
         if table in tables:
-            db.executemany(f"INSERT INTO {table} VALUES (?, ?)", _plain(old, f"SELECT {columns} FROM {table}"))
+            found = _plain(old, f"SELECT {columns} FROM {table}")
+            db.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", found)
     if "openings" in tables:
         users = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
         for row in _plain(old, f"SELECT * FROM openings WHERE seq <= {seq_max}"):
@@ -179,11 +180,16 @@ def _shown(fields: list[Any]) -> list[Any]:
     return [at_ns, operation, amount, accrued, balance, message or b"", request_id or b"", *known, actor or b""]
 
 
+def _numbers(db: sqlite3.Connection, query: str) -> list[tuple[int, ...]]:
+    """The rows of a small table that hold whole numbers and nothing else: a damaged value may be of any type."""
+    return [row for row in _plain(db, query) if all(type(value) is int for value in row)]
+
+
 def _plain(db: sqlite3.Connection, query: str) -> list[Any]:
     """The rows of a small table; none where it is damaged."""
     try:
         return db.execute(query).fetchall()
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return []
 
 
@@ -194,7 +200,7 @@ def _by_key(db: sqlite3.Connection, query: str, key: str) -> Iterator[Any]:
     while at <= KEY_MAX:
         try:
             rows = db.execute(following, (at, most)).fetchall()
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
             if most > 1:
                 most = max(1, most // 10)
                 continue
@@ -212,7 +218,7 @@ def _behind_damage(db: sqlite3.Connection, following: str, at: int) -> int:
     def reads(key: int) -> bool:
         try:
             db.execute(following, (key, 1)).fetchall()
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
             return False
         return True
 

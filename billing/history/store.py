@@ -51,7 +51,7 @@ from billing.follower.store import (
     opened,
 )
 from billing.history import openings
-from billing.history.accounts import USERS_MAX, Accounts
+from billing.history.accounts import USERS_MAX, Accounts, place_of
 from billing.history.cursor import IDENTITY_BYTES
 from billing.history.page import PAGE_ROWS, OpenPage, Page, Part, Row, pages_of
 from billing.history.period import Lines
@@ -151,15 +151,27 @@ class Pages:
 
 
 def rows_are_sound(db: sqlite3.Connection) -> bool:
-    """Whether every page of a file of this version is what was written, and no row is missing between the others."""
+    """Whether every page of a file of this version is what was written, no row is missing between the others, and the
+    chain of each account leads from its newest row over all of them.
+    """
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
         return True  # older rows are looked at one by one when they are converted
     may_lack = db.execute("SELECT (SELECT count(*) FROM losses) + (SELECT count(*) FROM cuts)").fetchone() != (0,)
     expected = 1
+    newest: dict[bytes, int] = {}
+    marks = set(db.execute("SELECT user_id, entry_id, seq FROM marks JOIN users USING (number)"))
     for page in map(Page._make, db.execute("SELECT * FROM pages ORDER BY first")):
         if not page.is_sound or (page.first != expected and not may_lack):
             return False
         expected = page.first + page.length
+        for row in page.open().rows():
+            if row.older != newest.get(row.user_id, 0) and (row.user_id in newest or not may_lack):
+                return False
+            newest[row.user_id] = row.seq
+            if not row.entry_id % MARK_EVERY and (row.user_id, row.entry_id, row.seq) not in marks:
+                return False
+    if any((place := place_of(db, user_id)) is None or place[1] != seq for user_id, seq in newest.items()):
+        return False
     return all(map(openings.is_sound, db.execute("SELECT * FROM openings")))
 
 

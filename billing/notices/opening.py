@@ -138,31 +138,36 @@ def _salvage(db: sqlite3.Connection, source: str, shard: int, again: int, file_i
     old = connect(source, KIND, versions=(KIND.version, *KIND.older))
     kept = 0
     try:
-        about = _readable(old, "SELECT position FROM about")
+        about = _numbers(old, "SELECT position FROM about")
         position = min(again, about[0][0]) if about else again
         _fill(db, shard, position, file_id, made_ns)
         is_old = old.execute("PRAGMA user_version").fetchone() != (KIND.version,)
         for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if is_old else 'checksum'} FROM owed"):
-            if row[4] <= position and (is_old or row[-1] == checksum_of(row[:-1])):
-                db.execute(INSERT, (*row[:-1], checksum_of(row[:-1])))
+            if (is_old or row[-1] == checksum_of(row[:-1])) and row[4] <= position:
+                db.execute(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), (*row[:-1], checksum_of(row[:-1])))
                 kept += 1
         pending = "0" if is_old else "pending"
-        for departure in _readable(old, f"SELECT bucket_id, generation, position, {pending} FROM departures"):
-            db.execute("INSERT INTO departures VALUES (?, ?, ?, ?)", departure)
+        for departure in _numbers(old, f"SELECT bucket_id, generation, position, {pending} FROM departures"):
+            db.execute("INSERT OR IGNORE INTO departures VALUES (?, ?, ?, ?)", departure)
         arrived = "0" if is_old else "arrived_ns"
-        for arrival in _readable(old, f"SELECT bucket_id, generation, position, pending, {arrived} FROM arrivals"):
-            db.execute("INSERT INTO arrivals VALUES (?, ?, ?, ?, ?)", arrival)
+        for arrival in _numbers(old, f"SELECT bucket_id, generation, position, pending, {arrived} FROM arrivals"):
+            db.execute("INSERT OR IGNORE INTO arrivals VALUES (?, ?, ?, ?, ?)", arrival)
         if not is_old:
-            for claim in _readable(old, "SELECT bucket_id, file_id, seq, proved FROM claims"):
-                db.execute("INSERT INTO claims VALUES (?, ?, ?, ?)", claim)
+            for claim in _numbers(old, "SELECT bucket_id, file_id, seq, proved FROM claims"):
+                db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", claim)
     finally:
         old.close()
     return f"{kept} owed notices up to batch {position}, and of the journal behind it"
 
 
+def _numbers(db: sqlite3.Connection, query: str) -> list[tuple[int, ...]]:
+    """The readable rows that hold whole numbers and nothing else: a damaged value may be of any type."""
+    return [row for row in _readable(db, query) if all(type(value) is int for value in row)]
+
+
 def _readable(db: sqlite3.Connection, query: str) -> list[Any]:
     """The rows up to the first page that cannot be read."""
     rows: list[Any] = []
-    with suppress(sqlite3.DatabaseError):
+    with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
         rows.extend(iter(db.execute(query)))
     return rows

@@ -29,15 +29,31 @@ and what becomes of one that is gone or damaged, is in `opening`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 from zlib import crc32
 
 import msgspec
 
-from billing.follower.store import Ahead, FollowerStore, Kind, connect, file_of, keep_copy, lost_batches, shard_files
+from billing.follower.store import (
+    UNREADABLE,
+    Ahead,
+    Damaged,
+    FollowerStore,
+    Kind,
+    StoreError,
+    code_of,
+    connect,
+    file_of,
+    keep_copy,
+    lost_batches,
+    reason_of,
+    shard_files,
+)
 from billing.notices.notice import notices_of
 from shards.batch import ENTRY, LEAVE, OWN, RECEIVED, split_batch
+from shards.exits import Exit
 from shards.system.disk import Disk
 
 OWED: Final = ("seq", "bucket_id", "generation", "user_id", "position", "at_ns", "name", "body")
@@ -68,8 +84,7 @@ KIND: Final = Kind(
     ),
 )
 INSERT: Final = "INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_ROW: Final = "seq, bucket_id, generation, user_id, at_ns, name, body"
-Row = tuple[int, int, int, bytes, int, str, bytes]  # in the order of `_ROW`
+Row = tuple[int, int, int, bytes, int, str, bytes]  # seq, bucket_id, generation, user_id, at_ns, name, body
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -77,6 +92,25 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 def checksum_of(row: Sequence[Any]) -> int:
     """The checksum of an owed notice: its columns in their order, without the checksum."""
     return crc32(_encode(row))
+
+
+class Elsewhere(StoreError):
+    """The file of another shard is damaged. What it owes is waited for until it is mended: by its own process, or by
+    `billing rebuild` where its shard is gone.
+    """
+
+    code = Exit.AGAIN
+
+
+@contextmanager
+def _elsewhere(path: str) -> Iterator[None]:
+    """Damage that is found in the file of another shard becomes Elsewhere."""
+    try:
+        yield
+    except UNREADABLE as error:
+        if code_of(error) != Exit.DAMAGED:
+            raise
+        raise Elsewhere(f"{path} is damaged ({reason_of(error)})") from error
 
 
 class Store(FollowerStore):
@@ -200,13 +234,23 @@ class Store(FollowerStore):
         return 0 if oldest is None else int(oldest[0])
 
     def after(self, seq: int, limit: int) -> list[Row]:
-        """Owed notices behind `seq`, in order. All of it is committed."""
-        return self.db.execute(f"SELECT {_ROW} FROM owed WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)).fetchall()
+        """Owed notices behind `seq`, in order. All of it is committed. Raises Damaged."""
+        return self._sound("SELECT * FROM owed WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
 
     def of_user(self, user_id: bytes, after: int, up_to: int, limit: int) -> list[Row]:
         """The same of one user, up to `up_to`."""
-        query = f"SELECT {_ROW} FROM owed WHERE user_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-        return self.db.execute(query, (user_id, after, up_to, limit)).fetchall()
+        query = "SELECT * FROM owed WHERE user_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+        return self._sound(query, (user_id, after, up_to, limit))
+
+    def _sound(self, query: str, values: tuple[int | bytes, ...]) -> list[Row]:
+        """The rows of a query, each as it was written. Raises Damaged."""
+        rows: list[Row] = []
+        for *row, checksum in self.db.execute(query, values):
+            if checksum != checksum_of(row):
+                raise Damaged(f"notice {row[0]} is not what was written")
+            seq, bucket_id, generation, user_id, _, at_ns, name, body = row
+            rows.append((seq, bucket_id, generation, user_id, at_ns, name, body))
+        return rows
 
     # -- moves -------------------------------------------------------------------------------------------------------
 
@@ -216,12 +260,15 @@ class Store(FollowerStore):
         believe it once it is proved (`checkpoint`). All batches taken are committed before.
         """
         generation = self.here[bucket_id]
-        others = self._others()
+        others: list[sqlite3.Connection] = []
         try:
+            self._open_others(others)
             if not self._all_departed(bucket_id, generation, others):
                 return False
             came, claims = self._owed_elsewhere(bucket_id, generation, others)
             self._take_over(bucket_id, generation, came, claims)
+        except Elsewhere:
+            return False
         finally:
             for db in others:
                 db.close()
@@ -230,7 +277,7 @@ class Store(FollowerStore):
     def _all_departed(self, bucket_id: int, generation: int, others: list[sqlite3.Connection]) -> bool:
         query = "SELECT pending FROM departures WHERE bucket_id = ? AND generation = ?"
         for former in range(generation - 1, 0, -1):
-            departed = [row for db in [self.db, *others] for row in db.execute(query, (bucket_id, former))]
+            departed = [row for db in [self.db, *others] for row in self._read(db, query, bucket_id, former)]
             if not departed:
                 return self._may_be_lost(bucket_id, others)
             if departed == [(0,)]:
@@ -239,7 +286,7 @@ class Store(FollowerStore):
 
     def _may_be_lost(self, bucket_id: int, others: list[sqlite3.Connection]) -> bool:
         (arrived_ns,) = self.db.execute("SELECT arrived_ns FROM arrivals WHERE bucket_id = ?", (bucket_id,)).fetchone()
-        return any(db.execute("SELECT made_ns FROM about").fetchone()[0] > arrived_ns for db in others)
+        return any(made_ns > arrived_ns for db in others for (made_ns,) in self._read(db, "SELECT made_ns FROM about"))
 
     def _owed_elsewhere(
         self, bucket_id: int, generation: int, others: list[sqlite3.Connection]
@@ -250,14 +297,14 @@ class Store(FollowerStore):
         files = [self.db, *others]
         claimed: dict[int, int] = {}
         for db in files:
-            for file_id, seq in db.execute("SELECT file_id, seq FROM claims WHERE bucket_id = ?", (bucket_id,)):
+            for file_id, seq in self._read(db, "SELECT file_id, seq FROM claims WHERE bucket_id = ?", bucket_id):
                 claimed[file_id] = max(seq, claimed.get(file_id, 0))
         came: list[tuple[Any, ...]] = []
         claims = []
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation < ? AND seq > ? ORDER BY seq"
         for db in files:
-            (file_id,) = db.execute("SELECT file_id FROM about").fetchone()
-            rows = db.execute(query, (bucket_id, generation, claimed.get(file_id, 0))).fetchall()
+            ((file_id,),) = self._read(db, "SELECT file_id FROM about")
+            rows = self._read(db, query, bucket_id, generation, claimed.get(file_id, 0))
             came += [row[:-1] for row in rows if row[-1] == checksum_of(row[:-1])]
             if rows and db is not self.db:
                 claims.append((file_id, rows[-1][0]))
@@ -296,10 +343,13 @@ class Store(FollowerStore):
 
     def delete_claimed(self) -> int:
         """Deletes what other shards have taken over, and have proved; how many notices."""
-        others = self._others()
+        others: list[sqlite3.Connection] = []
         try:
+            self._open_others(others)
             query = "SELECT bucket_id, seq FROM claims WHERE file_id = ? AND proved = 1"
-            claimed = [claim for db in others for claim in db.execute(query, (self.file_id,))]
+            claimed = [claim for db in others for claim in self._read(db, query, self.file_id)]
+        except Elsewhere:
+            return 0
         finally:
             for db in others:
                 db.close()
@@ -318,10 +368,19 @@ class Store(FollowerStore):
         query = "SELECT 1 FROM owed JOIN departures USING (bucket_id, generation) LIMIT 1"
         return self.db.execute(query).fetchone() is not None
 
-    def _others(self) -> list[sqlite3.Connection]:
-        """The files of the other shards."""
-        files = shard_files(self.directory, self._disk)
-        return [connect(path, KIND) for shard, path in sorted(files.items()) if shard != self.shard]
+    def _open_others(self, others: list[sqlite3.Connection]) -> None:
+        """Adds the files of the other shards. Raises Elsewhere."""
+        for shard, path in sorted(shard_files(self.directory, self._disk).items()):
+            if shard != self.shard:
+                with _elsewhere(path):
+                    others.append(connect(path, KIND))
+
+    def _read(self, db: sqlite3.Connection, query: str, *values: int) -> list[Any]:
+        """The rows of a query on this file or on that of another shard. Raises Elsewhere."""
+        if db is self.db:
+            return db.execute(query, values).fetchall()
+        with _elsewhere("a file of another shard"):
+            return db.execute(query, values).fetchall()
 
     def close(self) -> None:
         """Commits, makes it durable, and closes."""

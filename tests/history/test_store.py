@@ -12,16 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.follower.store import Ahead, Overtaken, StoreError, connect, file_of
+from billing.follower.store import Ahead, Overtaken, StoreError, code_of, connect, file_of
 from billing.history.accounts import Accounts
+from billing.history.entries import Elsewhere
+from billing.history.entries import page as feed_page
 from billing.history.history_reader import MISSING, HistoryReader, Newest, as_map, rows_of
 from billing.history.page import PAGE_ROWS, pages_of
 from billing.history.projection import MARK_EVERY, Group, project
-from billing.history.store import KIND, Store, open_store
+from billing.history.store import KIND, Store, open_store, rows_are_sound
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIELDS, history_row, pack, pack_first, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import CAME_TO_NOTHING, ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, slim, split_batch
+from shards.exits import Exit
 from shards.system.disk import RealDisk
 from tests.history.scene import Scene
 
@@ -516,3 +519,50 @@ def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir):
     assert shelf.missing(7, 3) == []
     assert shelf.missing(7, 4) == [3]
     assert shelf.missing(8, 2) == []
+
+
+def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(data_dir):
+    """Whoever asks is not the one whose file is damaged: the answer comes, and says from when it is whole."""
+    scene = Scene()
+    here, there = opened(data_dir), opened(data_dir, shard=1)
+    there.take(1, scene.batch(100))
+    there.close()
+    here.take(1, scene.batch(100))
+    here.flush()
+    shelf = shelf_of(data_dir, here)
+    user = max(scene.users, key=lambda one: len(shelf.history(1, one, NEWEST, 1000).rows))
+    expected = scene.history(user, limit=1000)
+    assert shelf.history(2, user, NEWEST, 1000).rows == expected
+    other = sqlite3.connect(file_of(str(data_dir), 1))
+    other.execute("UPDATE pages SET checksum = checksum + 1")
+    other.commit()
+    other.close()
+    page = shelf.history(2, user, NEWEST, 1000)
+    assert not page.is_whole
+    *own, gap = page.rows
+    assert own == expected[: len(own)]
+    assert (gap["operation"], gap["entry_id"], gap["whole_from_ns"]) == (MISSING, 1, own[-1]["at_ns"])
+    assert shelf.damaged == {1}
+    with pytest.raises(Elsewhere, match="the history of shard 1 is damaged"):
+        feed_page(shelf, "", 100, {}, all_written=True)
+    assert code_of(Elsewhere("")) == Exit.AGAIN, "the question is refused, and the process goes on"
+
+
+@pytest.mark.parametrize("wrong", ["heads", "marks"])
+def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir, wrong):
+    scene = Scene(users=2)
+    store = opened(data_dir)
+    for position in range(1, 6):
+        store.take(position, scene.batch(60))
+    store.flush()
+    assert rows_are_sound(store.db)
+    change = {"heads": "UPDATE heads SET newest = zeroblob(1024)", "marks": "UPDATE marks SET seq = seq + 1"}
+    store.db.execute(change[wrong])
+    assert not rows_are_sound(store.db)
+    store.close()
+    again, remarks = open_store(str(data_dir), 0, 1, 5, RealDisk(), suspect=True)
+    assert "it was damaged" in remarks[0]
+    for position in range(1, 6):
+        again.take(position, scene.batches[position - 1])
+    again.flush()
+    all_rows(scene, shelf_of(data_dir, again))

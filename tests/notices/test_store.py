@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.follower.store import Ahead, StoreError, file_of
+from billing.follower.store import Ahead, Damaged, StoreError, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.opening import abandon, begun_of, found, open_store, skip
@@ -266,3 +266,34 @@ def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledg
     target.store.flush()
     assert target.store.claim(1)
     assert target.names() == ["1:account-topped_up", "2:account-topped_up"]
+
+
+def test_a_notice_that_is_not_what_was_written_is_never_taken_up(tmp_path: Path, ledger: Ledger):
+    shard = Shard(tmp_path, 0)
+    for _ in range(3):
+        top_up(ledger, shard)
+    assert len(shard.names()) == 3
+    shard.store.db.execute("UPDATE owed SET body = replace(body, '1', '2') WHERE seq = 2")
+    with pytest.raises(Damaged, match="notice 2 is not what was written"):
+        shard.store.after(0, 10)
+    with pytest.raises(Damaged, match="notice 2"):
+        shard.store.of_user(b"u", 0, 10, 10)
+
+
+def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path: Path, ledger: Ledger):
+    former, present = Shard(tmp_path, 0), Shard(tmp_path, 1)
+    top_up(ledger, former)
+    former.take((LEAVE, 1, 1, b""))
+    former.store.flush()
+    former.store.checkpoint()
+    present.take((RECEIVED, 1, 2, b""))
+    present.store.flush()
+    path = Path(file_of(str(tmp_path), 0))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes(len(whole) - 100))
+    assert not present.store.claim(1)
+    assert present.store.delete_claimed() == 0
+    assert present.store.pending == {1: 2}
+    path.write_bytes(whole)
+    assert present.store.claim(1)
+    assert [row[5] for row in present.store.after(0, 10)] == ["1:account-topped_up"]

@@ -19,6 +19,7 @@ FAULTS = (
 )  # fmt: skip
 FLIP_PARTS = 4
 SEEDS_A_PIECE = 500
+LIVES_A_PIECE = 250  # of followers
 COMMANDS, COMMANDS_A_PIECE, PROGRAM = 2_000_000, 500_000, 400  # of the ledger and its model; so many commands a program
 FUZZ_S = {
     "journal": 1800, "snapshot": 1800, "frames": 1800, "requests": 1800, "config": 1800,
@@ -29,6 +30,7 @@ CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50}
 CAMPAIGNS = {
     "programs": "random programs on the ledger and on its model",
     "simulation": "seeds in simulation, all invariants",
+    "followers": "lives of history and notices on failing disks, none with a silent loss",
     "mutants": "own mutants, each within 200 seeds",
     "kill": "kill −9 under load",
     "power": "loss of power under load, ext4 and XFS",
@@ -89,6 +91,11 @@ def all_pieces(share: float) -> Iterator[Piece]:
         last = min(first + SEEDS_A_PIECE, seeds)
         options = ["--seeds", f"{first}..{last}", "--jobs", "1"]
         yield Piece("simulation", f"seeds {first} to {last - 1}", ["tests.simulation", *options])
+    lives = count(1000)
+    for first in range(0, lives, LIVES_A_PIECE):
+        last = min(first + LIVES_A_PIECE, lives)
+        options = ["--seeds", f"{first}..{last}"]
+        yield Piece("followers", f"lives {first} to {last - 1}", ["tests.follower.campaign", *options])
     for target, seconds in FUZZ_S.items():
         yield Piece("fuzz", target, ["tests.fuzz", target, "--seconds", str(count(seconds)), "--seed", "2"])
 

@@ -1,0 +1,546 @@
+"""Seeded lives of several shards' followers, on real files and a disk that fails: nothing is lost without a word.
+
+    python -m tests.follower.campaign --seeds 0..1000
+
+A world has shards with journals in memory, buckets that move between them, and of each shard the stores of its history
+and of its notices, as their processes use them. At random they are killed, stopped, slow, started again; the disk loses
+write-backs of a file and its log, and then forgets what it had in memory; the power goes; bytes of a file flip, files
+are cut short or removed; journals are trimmed as far as the followers' word reaches; shards are drained, and go when
+nothing stands in their way any more (`follower.link.obstacle_of`).
+
+In the end everything that can be is brought through, and each account is asked for: every entry is in its history, or
+the answer says from when it is whole, and so do its statement and its balance; every notice was told, in its account's
+order. An answer that lacks something without a word is *silent*, and fails the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from billing.follower.link import obstacle_of
+from billing.follower.proof import Unproved
+from billing.follower.store import UNREADABLE, FollowerStore, StoreError, file_of, reason_of
+from billing.history import store as history
+from billing.history.history_reader import MISSING, HistoryReader, Newest
+from billing.history.period_reader import Chain, Standing, balance_at, statement
+from billing.ledger import commands as ops
+from billing.ledger.entry import FIELDS, history_row, pack, unpack
+from billing.notices import opening as notices_opening
+from billing.notices import store as notices
+from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, OWN, RECEIVED
+from shards.system.disk import RealDisk
+
+SHARDS: Final = 3
+BUCKETS: Final = 4
+USERS: Final = 8
+STEPS: Final = 90
+NEWEST: Final = 2**63 - 1
+SECOND_NS: Final = 10**9
+SALTS: Final = slice(16, 24)  # of a log of SQLite
+ENDS: Final = (Unproved, StoreError, *UNREADABLE)  # what a follower's process may end with
+HISTORY, NOTICES = "history", "notices"
+
+
+class Silent(AssertionError):
+    """Something is gone, and nothing says so; or was told in the wrong order."""
+
+
+class FailingDisk(RealDisk):
+    """A disk whose write-back fails for some files, without a word: reads see what was written, the medium does not."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}  # path -> what the medium has
+
+    def fail(self, *paths: str) -> None:
+        for path in paths:
+            if os.path.exists(path):
+                self.kept.setdefault(path, Path(path).read_bytes())
+
+    def read_medium(self, path: str, offset: int, length: int) -> bytes:
+        if path in self.kept:
+            return self.kept[path][offset : offset + length]
+        return super().read_medium(path, offset, length)
+
+    def content(self, path: str) -> bytes | None:
+        """What is there of a file once nothing of it is in memory any more; None where it is not there."""
+        if path in self.kept:
+            return self.kept.pop(path)
+        return Path(path).read_bytes() if os.path.exists(path) else None
+
+
+class Follower:
+    """One follower of one shard: its store while its process runs, and what its worker knows of it."""
+
+    def __init__(self, kind: str, directory: str, shard: int) -> None:
+        self.kind = kind
+        self.directory = directory
+        self.shard = shard
+        self.store: Any = None
+        self.durable = 0  # as its process last said
+        self.owes = 0
+        self.is_suspect = False
+        self.synced = b"", 0  # what tells one filling of its log from the next, and how much of it is on the medium
+        self.excused = False  # notices: what was owed is lost, and the operator heard of it
+
+    @property
+    def path(self) -> str:
+        return file_of(self.directory, self.shard)
+
+
+class Shard:
+    """Its journal, and its followers."""
+
+    def __init__(self, home: str, shard: int) -> None:
+        self.shard = shard
+        self.batches: list[bytes] = []
+        self.first = 1
+        self.is_gone = False
+        self.followers = [Follower(kind, f"{home}/{kind}", shard) for kind in (HISTORY, NOTICES)]
+
+    @property
+    def head(self) -> int:
+        return len(self.batches)
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, seed: int, home: str) -> None:
+        self.rng = random.Random(seed)
+        self.home = home
+        self.disk = FailingDisk()
+        self.now_ns = SECOND_NS
+        self.counts: Counter[str] = Counter()
+        for kind in (HISTORY, NOTICES):
+            os.mkdir(f"{home}/{kind}", 0o700)
+        self.shards = [Shard(home, number) for number in range(1, SHARDS + 1)]
+        # bucket -> index of the shard that has it, generation
+        self.owner = {bucket: (bucket % SHARDS, 1) for bucket in range(1, BUCKETS + 1)}
+        self.users = {b"user-%d" % number: 1 + number % BUCKETS for number in range(USERS)}
+        self.entries: dict[bytes, list[dict[str, Any]]] = defaultdict(list)  # as the history shows them, oldest first
+        self.told: dict[bytes, list[int]] = defaultdict(list)  # entry_ids, each when it was told first
+        for index, shard in enumerate(self.shards):
+            for follower in shard.followers:
+                self.start(shard, follower)
+            self.append(shard, [(OWN, bucket, 1, b"") for bucket, (at, _) in self.owner.items() if at == index])
+
+    # -- journals ----------------------------------------------------------------------------------------------------
+
+    def append(self, shard: Shard, records: list[tuple[int, int, int, bytes]]) -> None:
+        """A durable batch; whoever runs takes it."""
+        packed = [ENVELOPE.pack(*record[:3]) + record[3] for record in records]
+        payload = LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(one)) + one for one in packed)
+        shard.batches.append(payload)
+        for follower in shard.followers:
+            if follower.store is not None and follower.store._taken == shard.head - 1:
+                self.take(follower, shard.head, payload)
+
+    def take(self, follower: Follower, position: int, payload: bytes) -> None:
+        if follower.kind == HISTORY:
+            follower.store.take(position, payload)
+        else:
+            follower.store.take(position, payload, self.now_ns)
+
+    def work(self) -> None:
+        """Some entries of some accounts, each in the journal of the shard that has their bucket."""
+        user = self.rng.choice(list(self.users))
+        index, generation = self.owner[self.users[user]]
+        records = []
+        for other in [one for one in self.users if self.owner[self.users[one]] == (index, generation)] or [user]:
+            for _ in range(self.rng.randrange(3)):
+                records.append((ENTRY, self.users[other], self.owner[self.users[other]][1], self.entry(other)))
+        records.append((ENTRY, self.users[user], generation, self.entry(user)))
+        self.append(self.shards[index], records)
+
+    def entry(self, user: bytes) -> bytes:
+        """The next entry of an account, a payment of a nano."""
+        self.now_ns += self.rng.randrange(1, SECOND_NS)
+        entry_id = len(self.entries[user]) + 1
+        values: dict[str, int | bytes] = {name: b"" if name in FIELDS[-7:] else 0 for name in FIELDS}
+        values |= {"op": ops.TOP_UP, "a": 1, "user_id": user, "entry_id": entry_id, "at_ns": self.now_ns}
+        values |= {"amount_nanos": 1, "balance_nanos": entry_id, "exhausts_at_ns": -1}
+        body = pack(tuple(values[name] for name in FIELDS))
+        self.entries[user].append(history_row(unpack(body)))
+        return body
+
+    def move(self, bucket: int, to: int) -> None:
+        """A bucket goes to another shard."""
+        index, generation = self.owner[bucket]
+        if to == index or self.shards[to].is_gone:
+            return
+        self.append(self.shards[to], [(RECEIVED, bucket, generation + 1, b"")])
+        self.append(self.shards[index], [(LEAVE, bucket, generation, b"")])
+        self.owner[bucket] = to, generation + 1
+        self.counts["moves"] += 1
+
+    def trim(self) -> None:
+        """A snapshot was made, and the journal goes as far as both followers have it."""
+        shard = self.rng.choice(self.shards)
+        floor = min(follower.durable for follower in shard.followers)
+        if floor + 1 > shard.first:
+            shard.first = floor + 1
+            self.counts["trims"] += 1
+
+    # -- followers ---------------------------------------------------------------------------------------------------
+
+    def start(self, shard: Shard, follower: Follower) -> None:
+        """A process starts, and is fed to the end of its journal. One that ends at once has a suspicious successor."""
+        for _ in range(4):
+            try:
+                self.open(shard, follower)
+                self.feed(shard, follower)
+            except ENDS:
+                self.drop(follower, forgets=False)
+                follower.is_suspect = True
+            else:
+                return
+        raise Silent(f"the {follower.kind} of shard {shard.shard} does not come up again")
+
+    def open(self, shard: Shard, follower: Follower) -> None:
+        suspect, follower.is_suspect = follower.is_suspect, False
+        where = follower.directory, shard.shard, shard.first, shard.head, self.disk
+        if follower.kind == HISTORY:
+            follower.store, _ = history.open_store(*where, suspect=suspect)
+        else:
+            file_id = self.rng.getrandbits(62)
+            follower.store, remarks = notices_opening.open_store(
+                *where, suspect=suspect, file_id=file_id, now_ns=self.now_ns
+            )
+            follower.excused = follower.excused or bool(remarks)
+        follower.durable = follower.store.durable
+        log = _read(f"{follower.path}-wal") or b""
+        follower.synced = log[SALTS], len(log)
+
+    def feed(self, shard: Shard, follower: Follower) -> None:
+        for position in range(follower.store._taken + 1, shard.head + 1):
+            self.take(follower, position, shard.batches[position - 1])
+        follower.store.flush()
+
+    def drop(self, follower: Follower, *, forgets: bool, power: bool = False) -> None:
+        """The process is killed. `forgets`: what the medium does not hold is gone from memory as well; with `power`, so
+        is what was not synced.
+        """
+        store: FollowerStore | None = follower.store
+        names = follower.path, f"{follower.path}-wal"
+        images = {name: self.disk.content(name) if forgets else _read(name) for name in names}
+        if store is not None:
+            store.db.close()  # which lets SQLite write: the files are put back as they were
+        log = images[names[1]]
+        if power and log:
+            salts, synced = follower.synced
+            kept = self.rng.randrange(synced, len(log) + 1) if salts == log[SALTS] else self.rng.choice((0, len(log)))
+            images[names[1]] = log[:kept]
+        for name in (*names, f"{follower.path}-shm"):
+            if os.path.exists(name):
+                os.unlink(name)
+            if (image := images.get(name)) is not None:
+                Path(name).write_bytes(image)
+                os.chmod(name, 0o600)
+        follower.store, follower.durable = None, 0
+
+    def running(self) -> Iterator[tuple[Shard, Follower]]:
+        for shard in self.shards:
+            for follower in shard.followers:
+                if follower.store is not None:
+                    yield shard, follower
+
+    def any_running(self) -> tuple[Shard, Follower] | None:
+        return self.rng.choice(list(self.running()) or [None])
+
+    def ended(self, follower: Follower) -> None:
+        """The process ended on its disk: its file is what the medium holds, and the successor knows."""
+        self.drop(follower, forgets=True)
+        follower.is_suspect = True
+        self.counts["ended on the disk"] += 1
+
+    def checkpoint(self, follower: Follower) -> None:
+        """Makes durable and proves; then the worker hears of it."""
+        try:
+            follower.store.flush()
+            follower.store.checkpoint()
+            log = _read(f"{follower.path}-wal") or b""
+            follower.synced = log[SALTS], len(log)
+            follower.durable = follower.store.durable
+            if follower.kind == NOTICES:
+                follower.owes = follower.store.owed()
+                if follower.store.durable == follower.store.position:
+                    follower.store.publish_claims()
+        except ENDS:
+            self.ended(follower)
+
+    def tell(self, follower: Follower) -> None:
+        """A notifier's turn: takes over, tells some of what is owed, and records some of the answers."""
+        try:
+            self.turn_of(follower.store, follower)
+        except ENDS:
+            self.drop(follower, forgets=False)
+            follower.is_suspect = True
+
+    def turn_of(self, store: notices.Store, follower: Follower) -> None:
+        store.flush()
+        for bucket in list(store.pending):
+            store.claim(bucket)
+        if store.has_departed():
+            store.delete_claimed()
+        for seq, bucket, generation, user, _, name, _ in store.after(0, self.rng.randrange(60)):
+            if (bucket, generation) in store.departed or bucket in store.pending:
+                continue
+            entry_id = int(name.partition(":")[0])
+            told = self.told[user]
+            if entry_id not in told:
+                if told and entry_id < told[-1] and not self.is_excused():
+                    raise Silent(f"notice {entry_id} of {user!r} is told behind {told[-1]}")
+                told.append(entry_id)
+            if self.rng.random() < 0.9:
+                store.acknowledge(seq)
+        store.flush()
+        follower.owes = store.owed()
+
+    def is_excused(self) -> bool:
+        """Whether some file of notices lost what nobody can make again, and said so."""
+        return any(shard.followers[1].excused for shard in self.shards)
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    def fail_disk(self, follower: Follower) -> None:
+        """From now on nothing that is written to its file, and maybe to its log, comes to the medium."""
+        log = [f"{follower.path}-wal"] if self.rng.random() < 0.5 else []
+        self.disk.fail(follower.path, *log)
+        self.counts["lost write-backs"] += 1
+
+    def damage(self, follower: Follower) -> None:
+        """Its process is killed, and its file is not what it was."""
+        self.drop(follower, forgets=True)
+        path = Path(follower.path)
+        if not path.exists():
+            return
+        data, kind = bytearray(path.read_bytes()), self.rng.choice(("flip", "flip", "page", "cut", "lost"))
+        at = self.rng.randrange(len(data))
+        if kind == "flip":
+            data[at] ^= 1 << self.rng.randrange(8)
+        elif kind == "page":
+            begin = at - at % 4096
+            data[begin : begin + 4096] = self.rng.randbytes(len(data[begin : begin + 4096]))
+        elif kind == "cut":
+            del data[at:]
+        if kind == "lost":
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        self.counts[kind] += 1
+
+    def lose_power(self) -> None:
+        """Everything ends; what was not synced may be gone."""
+        for shard in self.shards:
+            for follower in shard.followers:
+                self.drop(follower, forgets=True, power=True)
+                if not shard.is_gone:
+                    self.start(shard, follower)
+        self.counts["power losses"] += 1
+
+    def retire(self, shard: Shard) -> None:
+        """All buckets leave; the shard goes when nothing stands in its way."""
+        index = self.shards.index(shard)
+        others = [other for other in range(SHARDS) if other != index and not self.shards[other].is_gone]
+        if not others:
+            return
+        for bucket, (at, _) in list(self.owner.items()):
+            if at == index:
+                self.move(bucket, self.rng.choice(others))
+        for _ in range(self.rng.randrange(1, 6)):
+            for follower in shard.followers:
+                is_live = follower.store is not None and follower.store._taken == shard.head
+                if obstacle_of(follower.kind, shard.shard, is_live, "", follower.durable, shard.head, follower.owes):
+                    break
+            else:
+                shard.is_gone = True
+                for follower in shard.followers:
+                    self.drop(follower, forgets=False)
+                self.counts["shards gone"] += 1
+                return
+            self.turn()
+
+    # -- a life ------------------------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Every process that runs has a turn."""
+        for _, follower in list(self.running()):
+            if follower.kind == NOTICES:
+                self.tell(follower)
+            if follower.store is not None:
+                self.checkpoint(follower)
+
+    def step(self) -> None:
+        """One thing that happens."""
+        rng, chosen = self.rng, self.any_running()
+        down = [
+            (shard, one) for shard in self.shards if not shard.is_gone for one in shard.followers if one.store is None
+        ]
+        match rng.choices(range(10), (40, 14, 10, 8, 7, 5, 4, 3, 2, 2))[0]:
+            case 0:
+                self.work()
+            case 1 if chosen is not None:
+                self.checkpoint(chosen[1])
+            case 2 if chosen is not None and chosen[1].kind == NOTICES:
+                self.tell(chosen[1])
+            case 3:
+                self.move(rng.randrange(1, BUCKETS + 1), rng.randrange(SHARDS))
+            case 4:
+                self.trim()
+            case 5 if chosen is not None:
+                self.drop(chosen[1], forgets=False)
+                self.counts["kills"] += 1
+            case 6 if chosen is not None:
+                self.fail_disk(chosen[1])
+            case 7 if chosen is not None:
+                self.damage(chosen[1])
+            case 8:
+                self.lose_power()
+            case 9:
+                self.retire(rng.choice(self.shards))
+        for shard, follower in down:
+            if rng.random() < 0.4:  # else it stays stopped for a while
+                self.start(shard, follower)
+
+    def live(self) -> None:
+        """The whole life, and what must be true at its end."""
+        for _ in range(STEPS):
+            self.step()
+        for shard in self.shards:
+            for follower in shard.followers if shard.is_gone else ():  # as `billing rebuild` does
+                follower.is_suspect = True
+                self.start(shard, follower)
+                self.checkpoint(follower)
+                self.drop(follower, forgets=False)
+        for _ in range(60):
+            if all(len(self.told[user]) == len(self.entries[user]) for user in self.users):
+                break
+            self.bring_up()
+            self.turn()
+        self.look()
+
+    def bring_up(self) -> None:
+        """Starts what does not run and should."""
+        for shard in self.shards:
+            for follower in shard.followers:
+                if follower.store is None and not shard.is_gone:
+                    self.start(shard, follower)
+
+    def look(self) -> None:
+        """Asks for every account. Raises Silent."""
+        for user in self.users:
+            told, count = self.told[user], len(self.entries[user])
+            if not self.is_excused() and told != list(range(1, count + 1)):
+                raise Silent(f"of {count} notices of {user!r} were told {told}")
+            for _ in range(3):
+                self.bring_up()
+                try:
+                    self.ask(user)
+                    break
+                except ENDS as error:  # the process ends; the next one makes a new file
+                    reason = reason_of(error)
+                    for follower in [shard.followers[0] for shard in self.shards if not shard.is_gone]:
+                        self.drop(follower, forgets=False)
+                        follower.is_suspect = True
+            else:
+                raise Silent(f"nobody answers for {user!r}: {reason}")
+
+    def ask(self, user: bytes) -> None:
+        """History, statement and balance of an account."""
+        entries = self.entries[user]
+        if not entries:
+            return
+        index, generation = self.owner[self.users[user]]
+        follower = self.shards[index].followers[0]
+        reader = HistoryReader(follower.directory, follower.shard, follower.store.db, self.disk)
+        newest = entries[-1]
+        known = Newest(newest["entry_id"], newest["balance_after_nanos"], newest["at_ns"])
+        standing = Standing(*known[::2], known.balance_nanos)
+        try:
+            rows = reader.history(generation, user, NEWEST, 10**6, known).rows
+            chain = Chain(reader, generation, user, standing)
+            period = _answer(statement(chain, user, 0, NEWEST, False, 10, self.now_ns + 1))
+            then = _answer(balance_at(chain, user, entries[0]["at_ns"], self.now_ns + 1))
+        finally:
+            reader.close()
+        expected = {entry["entry_id"]: entry for entry in entries}
+        bound, is_whole = len(entries) + 1, True
+        for row in rows:
+            if row["operation"] == MISSING:
+                is_whole = False
+                if not row["whole_from_ns"]:
+                    raise Silent(f"a gap of {user!r} does not say from when it is whole: {row}")
+            elif row != expected[row["entry_id"]]:
+                raise Silent(f"{row} instead of {expected[row['entry_id']]}")
+            elif row["entry_id"] != bound - 1:
+                raise Silent(f"before entry {bound} of {user!r} comes {row['entry_id']}")
+            bound = row["entry_id"]
+        if bound != 1:
+            raise Silent(f"the history of {user!r} ends with entry {bound}")
+        if not is_whole and period["whole_from_ns"] is None:
+            raise Silent(f"the statement of {user!r} lacks entries and does not say so")
+        wrong = then["balance_nanos"] != 1
+        if wrong and then["whole_from_ns"] is None:
+            raise Silent(f"the balance of {user!r} at its first entry is {then['balance_nanos']}, and nothing says so")
+        self.counts["whole" if is_whole else "said"] += 1
+
+
+def _answer(steps: Any) -> dict[str, Any]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return dict(end.value[0])
+
+
+def _read(name: str) -> bytes | None:
+    return Path(name).read_bytes() if os.path.exists(name) else None
+
+
+def play(seed: int) -> Counter[str]:
+    """One life; what happened in it. Raises Silent."""
+    with tempfile.TemporaryDirectory(prefix="billing-") as home:
+        world = World(seed, home)
+        world.live()
+        for _, follower in list(world.running()):
+            follower.store.db.close()
+        return world.counts
+
+
+def first_failing(seeds: range) -> tuple[int, str] | None:
+    """The first seed whose life fails, and how."""
+    for seed in seeds:
+        try:
+            play(seed)
+        except Exception as error:
+            return seed, f"{type(error).__name__}: {error}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.follower.campaign", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="0..100")
+    first, _, last = parser.parse_args().seeds.partition("..")
+    counts: Counter[str] = Counter()
+    for seed in range(int(first), int(last)):
+        counts["runs"] += 1
+        try:
+            counts += play(seed)
+        except Silent as silent:
+            counts["silent"] += 1
+            print(f"seed {seed}: {silent}", file=sys.stderr)
+    print(json.dumps(counts))
+    return int(counts["silent"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
