@@ -93,6 +93,12 @@ def run(slices: Generator[None, None, T]) -> T:
             return result
 
 
+def is_of_other_version(dumped: bytes) -> bool:
+    """Whether it is a block as another version wrote it."""
+    magic, version, _, _ = _HEAD.unpack_from(dumped)
+    return bool(magic == _MAGIC and version != VERSION)
+
+
 def loading(bucket_id: int, dumped: bytes) -> Generator[None, None, Book]:
     """`load` in slices."""
     magic, version, of_bucket, pending_cutoffs = _HEAD.unpack_from(dumped)

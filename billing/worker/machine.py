@@ -20,13 +20,14 @@ from billing.expirationd.wheel import Wheel
 from billing.ledger import audit, views
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
-from billing.ledger.block import dumping, loading
+from billing.ledger.block import dumping, is_of_other_version, loading
 from billing.ledger.book import SLOT_BITS, Book
 from billing.ledger.entry import ACCRUING, EXHAUSTED, EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
 from billing.worker.pages import joined_accounts, joined_cutoffs
+from shards.journal import OtherFormat
 from shards.machine import Command, Effect, Later, Record
 
 ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
@@ -38,6 +39,14 @@ SURVEYS = frozenset(
         "release_cutoffs",
     }
 )
+
+
+def _refuse_other_version(bucket_id: int, block: bytes) -> None:
+    if is_of_other_version(block):
+        raise OtherFormat(
+            f"bucket {bucket_id} is as another version of billing wrote it, which this one does not read; nothing was "
+            "changed. Write the accounts out with the version that wrote it, and take them in with `billing import`"
+        )
 
 
 class BillingMachine:
@@ -276,6 +285,7 @@ class BillingMachine:
 
     def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
         """The first half of `load`, in slices."""
+        _refuse_other_version(bucket_id, block)
         return loading(bucket_id, block)
 
     def put(self, bucket_id: int, content: Book) -> None:
@@ -283,7 +293,8 @@ class BillingMachine:
         self.ledger.put(content)
 
     def load(self, bucket_id: int, block: bytes) -> None:
-        """The bucket of a block."""
+        """The bucket of a block. Raises OtherFormat."""
+        _refuse_other_version(bucket_id, block)
         self.ledger.load(bucket_id, block)
 
     def drop(self, bucket_id: int) -> None:

@@ -142,7 +142,11 @@ class World:
         shard.batches.append(payload)
         for follower in shard.followers:
             if follower.store is not None and follower.store._taken == shard.head - 1:
-                self.take(follower, shard.head, payload)
+                try:
+                    self.take(follower, shard.head, payload)
+                except ENDS:
+                    self.drop(follower, forgets=False)
+                    follower.is_suspect = True
 
     def take(self, follower: Follower, position: int, payload: bytes) -> None:
         if follower.kind == HISTORY:

@@ -121,3 +121,14 @@ def test_a_newer_format_is_refused_and_says_what_to_do(
     assert "damaged" not in text
     assert state_of(data) == before
     assert os.listdir(data)
+
+
+def test_data_whose_buckets_are_of_the_first_version_are_refused_with_the_way_to_convert_them(data_dir: Path) -> None:
+    """The first version that ever landed wrote them. Nothing is damaged, and no worker ends with a bug."""
+    unpacked("former/blocks-1", data_dir)
+    daemon = Daemon(data_dir, cutoff__url="http://127.0.0.1:9/cutoff", **SETTINGS)
+    code, text = serve(daemon.config)
+    assert code == 78
+    assert "as another version of billing wrote it" in text
+    assert "`billing import`" in text
+    assert "ends on a bug" not in text
