@@ -209,6 +209,18 @@ class World:
                 return
         raise Silent(f"the {follower.kind} of shard {shard.shard} does not come up again")
 
+    def mend(self, shard: Shard, follower: Follower) -> None:
+        """Makes the file of a shard that is gone anew where it is damaged; nothing comes from its journal any more."""
+        for _ in range(3):
+            try:
+                self.open(shard, follower)
+                self.checkpoint(follower)
+                break
+            except ENDS:
+                follower.is_suspect = True
+            finally:
+                self.drop(follower, forgets=False)
+
     def open(self, shard: Shard, follower: Follower) -> None:
         suspect, follower.is_suspect = follower.is_suspect, False
         where = follower.directory, shard.shard, shard.first, shard.head, self.disk
@@ -422,9 +434,7 @@ class World:
         for shard in self.shards:
             for follower in shard.followers if shard.is_gone else ():  # as `billing rebuild` does
                 follower.is_suspect = True
-                self.start(shard, follower)
-                self.checkpoint(follower)
-                self.drop(follower, forgets=False)
+                self.mend(shard, follower)
         for _ in range(60):
             if all(len(self.told[user]) == len(self.entries[user]) for user in self.users):
                 break
