@@ -203,8 +203,7 @@ class World:
                 self.open(shard, follower)
                 self.feed(shard, follower)
             except ENDS:
-                self.drop(follower, forgets=False)
-                follower.is_suspect = True
+                self.ended(follower)
             else:
                 return
         raise Silent(f"the {follower.kind} of shard {shard.shard} does not come up again")
