@@ -45,6 +45,7 @@ CALLS = (
     ["top_up", ["u", "12.5", {"request_id": "r1", "message": "x" * 40}]],
     ["set_rate", ["u", 36, {"per": "hour", "resource": "vm-1", "rate_seq": 5, "min_runway_ns": 10**9}]],
     ["set_thresholds", ["u", [{"amount": 5}, {"runway_ns": 10**12}]]],
+    ["set_class", ["u", "default"]],
     ["debit", [5, 2.0**53, {"mode": "partial"}]],
     ["history", ["u", {"limit": 10, "before": 99}]],
     ["accounts", [{"after": "u", "limit": 1000}]],

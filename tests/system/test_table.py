@@ -25,6 +25,7 @@ SCENE: list[tuple[str, list[Any]]] = [
     ("set_credit_limit", ["u", "1", {"message": "a good customer"}]),
     ("hold", ["u", "1", {"request_id": "h", "ttl_ns": 3600 * 10**9, "message": "reserved"}]),
     ("set_thresholds", ["u", [{"amount": "1"}, {"runway_ns": 10**9}], {"message": "as asked for"}]),
+    ("set_class", ["u", "default", {"message": "as agreed"}]),
     ("get_account", ["u"]),
     ("explain", ["u"]),
     ("capture", ["u", "r:h", "0.5", {"message": "taken"}]),
