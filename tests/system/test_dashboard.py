@@ -114,6 +114,8 @@ async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_di
         told = await browser.until(f"{seen}.includes('30 users wait') && {seen}", 60)
         assert told.split("\n")[1].startswith("http://127.0.0.1:9 has taken no calls since")
         assert "refused" in told
+        why = (await rpc.ask("explain", "late-0"))["why"]
+        assert why.startswith(("http://127.0.0.1:9 has taken no calls for ", "A call is under way, for "))
         assert await browser.evaluate("document.querySelector('#troubles .copy').dataset.copy") == "billing cutoffs"
         link = await browser.evaluate("document.querySelector('#troubles a').getAttribute('href')")
         assert link == "/runbook#BillingEndpointShut"
