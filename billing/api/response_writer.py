@@ -96,15 +96,8 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         staged = self._staged
         if staged:
             self._staged = bytearray()
-            if self._transport is not None:
-                self._written += len(staged)
-                self._transport.write(staged)
-        if self._reads:
-            self._note_latency()
-        if self.in_flight != self._counted:
-            self._count()
-        if self._held or self._ending is not None:
-            self._settle()
+            self._write(staged)
+        self._note_left()
 
     def relay(self, data: bytes) -> None:
         """Stages a whole reply that another worker encoded, and made durable."""
@@ -116,15 +109,8 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         relayed = self._relayed
         if relayed:
             self._relayed = bytearray()
-            if self._transport is not None:
-                self._written += len(relayed)
-                self._transport.write(relayed)
-        if self._reads:
-            self._note_latency()
-        if self.in_flight != self._counted:
-            self._count()
-        if self._held or self._ending is not None:
-            self._settle()
+            self._write(relayed)
+        self._note_left()
 
     def refuse(self, token: Any, reply: object) -> None:
         """Writes a reply that depends on nothing stored."""
@@ -133,6 +119,20 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         self._write_prompt()
         self._note_latency()
         self._count()
+        if self._held or self._ending is not None:
+            self._settle()
+
+    def _write(self, data: bytearray) -> None:
+        if self._transport is not None:
+            self._written += len(data)
+            self._transport.write(data)
+
+    def _note_left(self) -> None:
+        """What was staged has left: requests are answered, and what waited for that may go on."""
+        if self._reads:
+            self._note_latency()
+        if self.in_flight != self._counted:
+            self._count()
         if self._held or self._ending is not None:
             self._settle()
 
@@ -158,9 +158,7 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
     def _write_prompt(self) -> None:
         if self._prompt:
             prompt, self._prompt = self._prompt, bytearray()
-            if self._transport is not None:
-                self._written += len(prompt)
-                self._transport.write(prompt)
+            self._write(prompt)
 
     # -- what the client reads --------------------------------------------------------------------------------------
 
