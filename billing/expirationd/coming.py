@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from billing.ledger.account import Account
 from billing.ledger.book import ROW, Book
+from billing.ledger.exhaustion import exhaustion_ns
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
 from billing.ledger.schedule import coming_ns
@@ -40,7 +41,7 @@ def coming_in(book: Book, call_at_ns: CallAt, first: int, count: int) -> Iterato
             if next_ns < NEVER_NS:
                 yield slot, call_at_ns(account), next_ns
         elif rate:
-            runs_out_ns = settled_ns - (-(nanos * NANO + frac) // rate)
+            runs_out_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate)
             yield slot, runs_out_ns, runs_out_ns
 
 

@@ -20,7 +20,8 @@ leaves both as they were. `store` writes the row and asserts what must be true.
 from typing import Final
 
 from billing.ledger.book import ACCRUING, EXHAUSTED, HAS_EXTRA, ROW, Book
-from billing.ledger.credits import after_spending, falls_ns
+from billing.ledger.credits import after_spending
+from billing.ledger.exhaustion import falls_ns
 from billing.ledger.extra import NEVER_NS, Credit, Extra
 from billing.ledger.money import INT64_MAX, NANO
 
@@ -96,11 +97,7 @@ class Account:
         wherever before E it is asked.
         """
         available = self.available
-        if self.credits and available > 0:
-            return falls_ns(self.credits, self.rate, self.settled_ns, available)
-        if self.rate == 0 or available <= 0:
-            return NEVER_NS
-        return self.settled_ns - (-available // self.rate)
+        return NEVER_NS if available <= 0 else falls_ns(self.credits, self.rate, self.settled_ns, available)
 
     def settle(self, at_ns: int, accrue: bool) -> int:
         """Accounts for the time up to `at_ns`, not beyond E while active; returns what accrued, in internal units.

@@ -63,19 +63,3 @@ def next_end_ns(credits: Credits, rate: int, at_ns: int) -> int:
         if sum_left > rate * (credit.ends_ns - at_ns):
             return credit.ends_ns
     return NEVER_NS
-
-
-def falls_ns(credits: Credits, rate: int, at_ns: int, available: int) -> int:
-    """The first instant at which `available`, above zero now, is zero or below: spent, or lost to ends. NEVER_NS where
-    it stays above.
-    """
-    while credits:
-        ends_ns = credits[0].ends_ns
-        if rate * (ends_ns - at_ns) >= available:
-            break
-        credits, lost = after_time(credits, rate, at_ns, ends_ns)
-        available -= rate * (ends_ns - at_ns) + lost
-        at_ns = ends_ns
-        if available <= 0:
-            return ends_ns
-    return at_ns - (-available // rate) if rate else NEVER_NS

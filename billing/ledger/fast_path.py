@@ -9,7 +9,8 @@ are plain: one unpack, integers, one pack, one record; no working copy, no call 
 - or the first top_up of an account that never was.
 
 Whatever else, it leaves untouched and answers None; the plain way (`Account` and the clerk) knows all rules. The model
-test holds both to the same rules, and replay makes each entry again the way it was made.
+test holds both to the same rules, and replay makes each entry again the way it was made. When it runs out is worked out
+here as in `exhaustion`, without the call.
 
 Money is kept as (nanos, frac), `nanos * NANO + frac` internal units with 0 <= frac < NANO: both fit a machine word,
 while one integer of internal units does not.

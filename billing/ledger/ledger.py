@@ -50,6 +50,7 @@ from billing.ledger.entry import (
     unpack,
 )
 from billing.ledger.errors import Refused
+from billing.ledger.exhaustion import exhaustion_ns
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.fast_path import carry_out
 from billing.ledger.money import INT64_MAX, NANO
@@ -336,7 +337,7 @@ class Ledger:
                     if flags:
                         clerk.rearm(Account(book, slot, user_id))
                     elif rate:  # active, and nothing but the exhaustion is coming
-                        due_ns = settled_ns - (-(nanos * NANO + frac) // rate)
+                        due_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate)
                         if due_ns <= INT64_MAX:
                             armed_ns[slot] = clerk.arm(first_ref | slot, due_ns)
 

@@ -17,8 +17,8 @@ from typing import Final
 from billing.ledger import commands as ops
 from billing.ledger.account import Account, Rejected
 from billing.ledger.commands import Command
-from billing.ledger.credits import falls_ns
 from billing.ledger.entry import LIMITS
+from billing.ledger.exhaustion import falls_ns
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import INT64_MAX
 

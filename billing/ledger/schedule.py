@@ -29,8 +29,8 @@ from billing.ledger.balances import end_credit, free
 from billing.ledger.book import Book
 from billing.ledger.commands import Command
 from billing.ledger.credits import after_time, next_end_ns
-from billing.ledger.credits import falls_ns as credits_fall_ns
 from billing.ledger.cutoffs import end_grace
+from billing.ledger.exhaustion import falls_ns as available_falls_ns
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import NANO
 from billing.ledger.rates import end_lease, line
@@ -101,7 +101,7 @@ def falls_ns(account: Account) -> int:
         if not is_lease:
             given_back[expires_ns] = given_back.get(expires_ns, 0) + amount * NANO
     for end_ns in sorted({end_ns for end_ns, _, _ in coming}):
-        runs_out_ns = credits_fall_ns(credits, rate, at_ns, available)
+        runs_out_ns = available_falls_ns(credits, rate, at_ns, available)
         if runs_out_ns < end_ns:
             return runs_out_ns
         credits, lost = after_time(credits, rate, at_ns, end_ns)
@@ -110,7 +110,7 @@ def falls_ns(account: Account) -> int:
         if available <= 0:
             return end_ns
         rate -= sum(line_rate for at, is_lease, line_rate in coming if is_lease and at == end_ns)
-    return credits_fall_ns(credits, rate, at_ns, available)
+    return available_falls_ns(credits, rate, at_ns, available)
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:

@@ -14,7 +14,7 @@ Crossings that time causes have exact instants, as E has. Those that fall on E a
 
 from billing.ledger.account import Account
 from billing.ledger.commands import BY_AMOUNT, Command, unpack_thresholds
-from billing.ledger.credits import falls_ns
+from billing.ledger.exhaustion import falls_ns
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
 
