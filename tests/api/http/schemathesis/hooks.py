@@ -24,6 +24,7 @@ def text_within(bytes_max: int) -> st.SearchStrategy[str]:
 for each in UTF8_BYTES:
     schemathesis.openapi.format(f"utf8-{each}", text_within(each))
 schemathesis.openapi.format("cursor-user_id", text_within(128).filter(bool).map(cursor_of))
+schemathesis.openapi.format("cursor-text", text_within(40).map(cursor_of))  # of a place that nobody was told
 schemathesis.openapi.format("cursor-integer", st.integers(0, 2**63 - 1).map(cursor_of))
 
 
