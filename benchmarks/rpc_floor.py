@@ -77,7 +77,7 @@ class NullGate:
             caller.flush()
 
 
-def serve(pipe: Pipe, door_name: str) -> None:
+def serve(pipe: Pipe, door_name: str = "rpc") -> None:
     """The server process with one door: tells its port, then its CPU seconds whenever it is asked."""
 
     async def run() -> None:
