@@ -29,7 +29,10 @@ from billing.cli.output import as_json, put, say
 from billing.cli.tables import TEXT, Column, draw
 
 TOKEN_BYTES = 32
-RELOAD = "A daemon that runs takes it up when it is told to reload: systemctl reload billing, or SIGHUP."
+RELOAD = (
+    "A daemon that runs takes it up at SIGHUP; a service of systemd, which reads a copy made at its start, when it is "
+    "restarted: systemctl restart billing."
+)
 
 _file_option = option("--file", metavar="FILE", help="The tokens file.  [rpc.tokens_file of the configuration]")
 _json_option = OUTPUT_OPTIONS[0]

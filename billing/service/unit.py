@@ -23,6 +23,7 @@ import click
 
 from billing.addresses import parse_listen
 from billing.cli.finding import RULE, config_file
+from billing.cli.output import say
 from billing.config.load import load
 from billing.config.schema import Config
 
@@ -201,6 +202,13 @@ def addresses_of(config: Config) -> list[str] | None:
     return sorted(found)
 
 
+STATE_DIRECTORY: Final = "/var/lib/billing"  # what %S/billing of the unit is
+OTHER_DIRECTORY: Final = (
+    f"the service keeps its data in {STATE_DIRECTORY}, and {{file}} says {{data_dir}}: set daemon.data_dir to the "
+    "former, so that restore, doctor and audit look where the service does"
+)
+
+
 @click.command("install-unit")
 @click.option(
     "--config",
@@ -215,6 +223,8 @@ def install_unit(file: Path | None, as_socket: bool) -> None:
     found = config_file(file, os.environ)
     config = load(found, os.environ).config
     shown = (found or CONFIG_FILE).absolute()
+    if config.daemon.data_dir != STATE_DIRECTORY and not as_socket:
+        say(OTHER_DIRECTORY.format(file=shown, data_dir=config.daemon.data_dir))
     click.echo(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), nl=False)
 
 

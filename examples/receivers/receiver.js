@@ -90,8 +90,10 @@ module.exports = { NotGenuine, Receiver };
 
 // -- a server with it -------------------------------------------------------------------------------------------------
 
-async function ask(url, options) {
-  const answer = await fetch(url, options);
+async function ask(url, options = {}) {
+  const token = process.env.BILLING_TOKEN; // where the daemon asks for one: with the role charge
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const answer = await fetch(url, { ...options, headers });
   if (!answer.ok) throw new Error(`${answer.status} from the daemon`);
   return answer.json();
 }
@@ -139,6 +141,7 @@ function serve(receiver, port, billing) {
       }
       answer(204);
     } catch (error) {
+      console.error(`${request.url}: ${error.message}`);
       answer(error instanceof NotGenuine ? 401 : 503); // at 503 the daemon calls again
     }
   }).listen(port, '127.0.0.1');

@@ -36,7 +36,8 @@ def test_a_token_is_printed_once_and_signs_in(config, tmp_path):
     grant = Guard(file.read_text()).sign_in(token.encode())
     assert grant is not None
     assert (grant.name, grant.roles) == ("shop", {"charge", "read"})
-    assert "reload" in added.stderr
+    assert "SIGHUP" in added.stderr
+    assert "systemctl restart billing" in added.stderr
     as_map = json.loads(run(config, "add", "desk", "--role", "admin", "--json").stdout)
     assert (as_map["name"], as_map["roles"]) == ("desk", ["admin"])
     assert Guard(file.read_text()).sign_in(as_map["token"].encode()) is not None

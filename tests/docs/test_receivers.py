@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PAGE = REPOSITORY / "docs" / "receiving-cutoffs.md"
 PROGRAMS = REPOSITORY / "examples" / "receivers"
 WAIT_S = 60.0
+TOKEN = "receivers-token"
 E_NS = 1_700_000_000 * 10**9
 
 
@@ -48,7 +50,7 @@ class Served:
         request = urllib.request.Request(
             f"http://{self.http}/v1/accounts/{path}",
             None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"},
         )
         with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             return dict(json.load(answer))
@@ -69,6 +71,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     secret = place / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
+    tokens = place / "tokens"
+    tokens.write_text(f"receiver:read,charge,top_up:{sha256(TOKEN.encode()).hexdigest()}\n")
+    tokens.chmod(0o600)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {
@@ -76,6 +81,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "cutoff.restore_url": f"{url}/restore",
         "cutoff.secret_file": str(secret),
         "notify.url": f"{url}/notices",
+        "rpc.tokens_file": str(tokens),
         "http.listen": f"127.0.0.1:{free_port()}",
     }
     with Daemon(place, shards__workers=1, **settings) as daemon:
@@ -142,6 +148,7 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
     path = urllib.request.quote(user, safe="")
     environment = os.environ | {
         "PORT": str(served.port),
+        "BILLING_TOKEN": TOKEN,
         "CUTOFF_SECRET": SECRET,
         "BILLING": f"http://{served.http}",
         "BILLING_ADDRESS": served.rpc,
