@@ -96,4 +96,4 @@ async def test_every_change_keeps_its_message(data_dir: Path) -> None:
                     said[name] = params[-1]["message"]
         rows = await rpc.ask("history", "u")
         assert {row["operation"]: row["message"] for row in rows if row["message"]} == said | {"adjust": "a mistake"}
-        assert len(said) == 7
+        assert len(said) == 8
