@@ -105,7 +105,7 @@ def code_of(error: BaseException) -> int:
         return Exit.DISK
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":  # a table or column is gone
             return Exit.DAMAGED
         if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
             return Exit.DISK
@@ -236,6 +236,9 @@ def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection
         db = connect(path, kind, write=True, versions=(kind.version, *kind.older))
         try:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            is_present = db.execute("PRAGMA user_version").fetchone() == (kind.version,)
+            if is_present and not set(kind.schema) <= {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master")}:
+                return False
             return bool(db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)) and rows_are_sound(db)
         finally:
             db.close()
