@@ -262,9 +262,9 @@ FAULTS = [
     # -- the ledger and what it tells -------------------------------------------------------------------------------
     Faulty(
         "exhaustion-rounded-down",
-        "billing/ledger/account.py",
-        "        return self.settled_ns - (-available // self.rate)\n\n    def settle",
-        "        return self.settled_ns + available // self.rate\n\n    def settle",
+        "billing/ledger/exhaustion.py",
+        "    return at_ns - (-available // rate)\n",
+        "    return at_ns + available // rate\n",
     ),
     Faulty(
         "request-id-forgotten",
