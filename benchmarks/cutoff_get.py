@@ -160,7 +160,7 @@ class Ways:
         waiting: dict[bytes, asyncio.Future[None]] = {}
 
         def owed(bucket_id: int, user_id: bytes) -> Owed | None:
-            return ("cutoff", "e", 3, E, 0, False) if user_id in waiting else None
+            return ("cutoff", "e", 3, E, 0, E, "") if user_id in waiting else None
 
         def report(kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
             if outcome == "delivered":

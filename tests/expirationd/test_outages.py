@@ -68,7 +68,8 @@ class Running:
         self.kernel.run(lambda: self.kernel.now_ns >= end_ns, end_ns + S)
 
     def _owed_of(self, bucket_id: int, user: bytes) -> Owed | None:
-        return ("cutoff", f"{user.decode()}-1", 1, self.owed[user], 0, False) if user in self.owed else None
+        since_ns = self.owed.get(user)
+        return None if since_ns is None else ("cutoff", f"{user.decode()}-1", 1, since_ns, 0, since_ns, "")
 
     def _report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
         if outcome == "delivered":
