@@ -54,9 +54,9 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "Calls a second",
                 "short",
                 (
-                    ("sum(rate(billing_cutoff_attempts_total[$__rate_interval]))", "begun"),
-                    ("sum(rate(billing_cutoff_delivered_total[$__rate_interval]))", "2xx"),
-                    ("sum(rate(billing_cutoff_failed_total[$__rate_interval]))", "failed"),
+                    ("sum by (kind) (rate(billing_cutoff_calls_total[$__rate_interval]))", "{{kind}} begun"),
+                    ("sum by (kind) (rate(billing_cutoff_calls_delivered_total[$__rate_interval]))", "{{kind}} 2xx"),
+                    ("sum by (kind) (rate(billing_cutoff_calls_failed_total[$__rate_interval]))", "{{kind}} failed"),
                 ),
             ),
             Panel("Owed, by shard", "short", (("billing_cutoffs_owed", "shard {{shard}}"),)),
@@ -65,6 +65,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "short",
                 (
                     ("sum(billing_overrun_coins)", "coins in all"),
+                    ("sum(increase(billing_overrun_grown_coins_total[1d]))", "coins in a day"),
                     ("sum(billing_overrun_coins_per_second) * 3600", "coins an hour"),
                 ),
                 help="What machines of exhausted accounts used without paying.",

@@ -57,12 +57,13 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "cutoffs_waiting_ns": ("billing_cutoff_waiting_seconds", "How late the first attempt that waits longest is now."),
     "calls_in_flight": ("billing_cutoff_calls_in_flight", "Calls out whose answer has not come."),
     "endpoints_shut": ("billing_cutoff_endpoints_shut", "Endpoints that do not answer and are only probed."),
-    "cutoffs_started": ("billing_cutoff_attempts_total", "Calls out that were begun, restores included."),
-    "cutoffs_delivered": ("billing_cutoff_delivered_total", "Calls out that had their 2xx, restores included."),
-    "cutoffs_failed": ("billing_cutoff_failed_total", "Calls out that failed, restores included."),
     "cutoff_sent_ns": ("billing_cutoff_sent_lateness_seconds", "From a balance running out to the first cutoff call."),
     "cutoff_done_ns": ("billing_cutoff_done_lateness_seconds", "From a balance running out to the 2xx of its cutoff."),
-    "overrun_nanos": ("billing_overrun_coins", "What machines of exhausted accounts used without paying, in all."),
+    "overrun_nanos": ("billing_overrun_coins", "Overrun of the accounts there are; it goes with a closed account."),
+    "overrun_grown_nanos": (
+        "billing_overrun_grown_coins_total",
+        "What machines of exhausted accounts used without paying, since the worker started; it never falls.",
+    ),
     "overrun_nanos_per_hour": ("billing_overrun_coins_per_second", "How fast that grows now."),
     "overrun_accounts": ("billing_overrun_accounts", "Exhausted accounts that still have a rate."),
     "unknown_class_accounts": (
@@ -102,6 +103,12 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "notices_lag_ns": ("billing_notices_lag_seconds", "How far the notices' process is behind the journal."),
 }
 
+# figure of a worker, counted by kind of call -> (metric, what it means)
+CALLS_OUT: Final[dict[str, tuple[str, str]]] = {
+    "calls_started": ("billing_cutoff_calls_total", "Calls out that were begun, by kind: cutoff or restore."),
+    "calls_delivered": ("billing_cutoff_calls_delivered_total", "Calls out that had their 2xx."),
+    "calls_failed": ("billing_cutoff_calls_failed_total", "Calls out that failed, or found no connection."),
+}
 
 # What is the supervisor's, and what is counted by name.
 DAEMON: Final = (
@@ -139,6 +146,7 @@ class Exposition:
         yield from self._daemon()
         for figure, (name, help_text) in WORKER.items():
             yield _worker_metric(figure, name, help_text, self._sampler.figures)
+        yield from self._calls_out()
         yield from self._by_name()
         yield self._requests()
         yield from self._followers()
@@ -169,6 +177,14 @@ class Exposition:
             starts.add_metric(label, worker.starts)
             full.add_metric(label, int(bool(self._sampler.figures.get(shard_id, {}).get("no_room"))))
         yield from (up, held, starts, full)
+
+    def _calls_out(self) -> Iterator[Metric]:
+        for figure, (name, help_text) in CALLS_OUT.items():
+            metric = CounterMetricFamily(name.removesuffix("_total"), help_text, labels=["shard", "kind"])
+            for shard_id, figures in sorted(self._sampler.figures.items()):
+                for kind, count in figures.get(figure, {}).items():
+                    metric.add_metric([str(shard_id), kind], count)
+            yield metric
 
     def _by_name(self) -> Iterator[Metric]:
         calls = CounterMetricFamily("billing_requests", "Requests carried out, by method.", labels=["shard", "method"])

@@ -28,6 +28,7 @@ import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -282,6 +283,33 @@ def token_of(authorization: str) -> bytes:
     return b""
 
 
+class Asker(web.RequestHandler):
+    """One connection. What is no HTTP is answered as a client's fault, which is nothing for the daemon's own log."""
+
+    def __init__(self, server: web.Server) -> None:
+        options: dict[str, Any] = {"access_log": None}  # aiohttp takes None, its types do not
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """400, and the end of the connection; a bug is logged and answered as aiohttp does."""
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        refusal = web.Response(status=status, text="this is no HTTP request that is taken here\n", headers=HEADERS)
+        refusal.force_close()
+        return refusal
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """A body that is broken behind a whole head ends its connection, and is logged no more than a broken head."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
+
+
 async def serve_admin(
     listener: socket.socket, site: Site, tls: ssl.SSLContext | None, limits: VisitLimits | None = None
 ) -> None:
@@ -289,7 +317,7 @@ async def serve_admin(
     runner = web.AppRunner(site.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    visits = site.visits = Visits(runner.server, limits or limits_of_descriptors(), site.boot_ns)
+    visits = site.visits = Visits(partial(Asker, runner.server), limits or limits_of_descriptors(), site.boot_ns)
     entrance = None if tls is None else TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
     try:
         if entrance is None:

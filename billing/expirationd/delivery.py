@@ -164,7 +164,10 @@ class Delivery:
         )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
-        self.started = self.delivered = self.failures = self.dropped = 0
+        self._started = dict.fromkeys(self._templates, 0)  # calls out by kind, as the two below
+        self._delivered = dict.fromkeys(self._templates, 0)
+        self._failures = dict.fromkeys(self._templates, 0)
+        self.dropped = 0
         self.last_error = ""
         self.sent_late = Histogram(LATENESS_NS)  # from E, or the end of its grace, to the first attempt of each cutoff
         self.done_late = Histogram(LATENESS_NS)  # from there to its 2xx
@@ -274,9 +277,9 @@ class Delivery:
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
         return {
-            "cutoffs_started": self.started,
-            "cutoffs_delivered": self.delivered,
-            "cutoffs_failed": self.failures,
+            "calls_started": dict(self._started),
+            "calls_delivered": dict(self._delivered),
+            "calls_failed": dict(self._failures),
             "cutoffs_held": self.outbox.held,
             "calls_in_flight": self.outbox.in_flight,
             "cutoffs_waiting_ns": self._waiting_ns(),
@@ -287,6 +290,21 @@ class Delivery:
             "cutoff_sent_ns": self.sent_late.plain(),
             "cutoff_done_ns": self.done_late.plain(),
         }
+
+    @property
+    def started(self) -> int:
+        """How many calls were begun, of all kinds."""
+        return sum(self._started.values())
+
+    @property
+    def delivered(self) -> int:
+        """How many of them had their 2xx."""
+        return sum(self._delivered.values())
+
+    @property
+    def failures(self) -> int:
+        """How many failed, or found no connection."""
+        return sum(self._failures.values())
 
     def why(self, bucket_id: int, user_id: bytes, last_error: str) -> str | None:
         """Why a call for this user is not over yet, in a sentence; None where nothing is known to be owed.
@@ -433,7 +451,7 @@ class Delivery:
             except Unreachable as error:
                 self._told(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1))
                 return True
-        self.started += 1
+        self._started[kind] += 1
         if kind == CUTOFF and not attempts:
             self.sent_late.add(max(0, now_ns - due_ns))
         self._report(kind, bucket_id, user_id, seq, STARTED, "")
@@ -468,14 +486,14 @@ class Delivery:
         more = True
         now_ns = self.now_ns()
         if outcome == OK:
-            self.delivered += 1
+            self._delivered[kind] += 1
             if kind == CUTOFF:
                 self.done_late.add(max(0, now_ns - due_ns))
                 self.throughput.answered(now_ns, self.outbox.in_flight >= self.settings.concurrency)
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
             more = self._named(item) is not None
         else:
-            self.failures += 1
+            self._failures[kind] += 1
             self.dropped += outcome == DROPPED
             self.last_error = error
             self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)

@@ -107,7 +107,7 @@ class FollowerLink:
         `directory`: of all files of this kind; its parent exists. `options`: what the process is told of its kind.
         """
         self._noun = noun
-        self._command = list(command)
+        self._command = [*command, f"shard={shard_id}"]  # read by people, in a list of processes
         self._directory = directory
         self._shard_id = shard_id
         self._journal = journal

@@ -221,9 +221,9 @@ class Projector(Follower):
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the argument is the number of the wire's descriptor."""
+    """The main function of the process; the last argument is the number of the wire's descriptor."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    run(int(arguments[0]), NICENESS, lambda: Projector(RealDisk(), MACHINE_CLOCKS))
+    run(int(arguments[-1]), NICENESS, lambda: Projector(RealDisk(), MACHINE_CLOCKS))
 
 
 if __name__ == "__main__":

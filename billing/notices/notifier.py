@@ -237,8 +237,8 @@ class Notifier(Follower):
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the argument is the number of the wire's descriptor."""
-    run(int(arguments[0]), NICENESS, lambda: Notifier(RealDisk(), MACHINE_CLOCKS))
+    """The main function of the process; the last argument is the number of the wire's descriptor."""
+    run(int(arguments[-1]), NICENESS, lambda: Notifier(RealDisk(), MACHINE_CLOCKS))
 
 
 if __name__ == "__main__":

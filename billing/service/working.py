@@ -23,9 +23,11 @@ def work(control_descriptor: int) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """`work`, with what nobody expected said on standard error."""
+    """`work`, with what nobody expected said on standard error. The last argument is the number of the descriptor, the
+    one before says in a list of processes whose worker this is.
+    """
     try:
-        return work(int(arguments[0]))
+        return work(int(arguments[-1]))
     except Exception as error:
         code = ending_of(error).code
         if code == Exit.BUG:

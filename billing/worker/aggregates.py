@@ -5,6 +5,10 @@ All are spread over the rare parts of accounts, of which there may be very many.
 `step` goes on where the last one stopped and looks at `EXTRAS_MAX` of them at most (a millisecond or two), and a bucket
 counts as it was when the round came by. With few such accounts every step is a whole round.
 
+What overrun grows by is summed up as well, since this process began: of each bucket, by how much it has more than a
+round before. A bucket that came with a start or a move counts from its first round on, and one where an account with
+overrun was closed counts again from the next. So that sum never falls.
+
 Overrun is shown as of now: what an account had when it was last settled, and its rate since. It reads what the ledger
 holds and never changes anything.
 """
@@ -40,6 +44,8 @@ class Aggregates:
         self._classes = classes
         self._counts: dict[int, Count] = {}  # of buckets that had something to count
         self._round: Iterator[int] = iter(())
+        self._seen: set[int] = set()  # buckets a round has come by, and which are still here
+        self._grown = 0  # internal units
 
     def step(self, now_ns: int) -> None:
         """Goes on with the round, or begins the next one."""
@@ -48,14 +54,21 @@ class Aggregates:
         if not bucket_id:
             self._round = iter(sorted(self._books))
             self._counts = {known: count for known, count in self._counts.items() if known in self._books}
+            self._seen.intersection_update(self._books)
             bucket_id = next(self._round, 0)
         while bucket_id:
             book = self._books.get(bucket_id)
             if book is not None and book.extras:
-                self._counts[bucket_id] = _count(book, now_ns, self._classes)
+                count = _count(book, now_ns, self._classes)
+                if bucket_id in self._seen:
+                    before = self._counts.get(bucket_id, Count())
+                    self._grown += max(0, count.overrun - before.overrun)
+                self._counts[bucket_id] = count
                 left -= len(book.extras)
             else:
                 self._counts.pop(bucket_id, None)
+            if book is not None:
+                self._seen.add(bucket_id)
             if left <= 0:
                 return
             bucket_id = next(self._round, 0)
@@ -66,6 +79,7 @@ class Aggregates:
         oldest_ns = min((count.oldest_ns for count in counts), default=NEVER_NS)
         return {
             "overrun_nanos": sum(count.overrun for count in counts) // NANO,
+            "overrun_grown_nanos": self._grown // NANO,
             "overrun_nanos_per_hour": sum(count.running for count in counts),
             "overrun_accounts": sum(count.accounts for count in counts),
             "unknown_class_accounts": sum(count.classless for count in counts),

@@ -128,7 +128,8 @@ async def _run_once(worker: WorkerState, port: SupervisorPort) -> int:
     worker.reason = ""
     worker.progress = (0, 0)
     try:
-        process, channel = await port.spawn(port.command, [listener for _, listener in inherited])
+        command = [*port.command, f"shard={worker.shard_id}"]  # read by people, in a list of processes
+        process, channel = await port.spawn(command, [listener for _, listener in inherited])
     except OSError as error:
         worker.reason = f"cannot be started: {error}"
         return Exit.AGAIN

@@ -12,11 +12,11 @@ import pytest
 
 from billing.admin.alerts import ALERTS, rules, runbook
 from billing.admin.grafana import COLUMNS, dashboard
-from billing.admin.metrics import DAEMON, WORKER
+from billing.admin.metrics import CALLS_OUT, DAEMON, WORKER
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is in Debian's package prometheus")
-NAMES = {name for name, _ in WORKER.values()} | set(DAEMON)
+NAMES = {name for name, _ in (*WORKER.values(), *CALLS_OUT.values())} | set(DAEMON)
 
 # What a running daemon shows, as promtool's own tests of rules take it: series, then which alerts they raise.
 # `@` stands for the labels of the daemon.

@@ -202,10 +202,10 @@ class Machine:
         return process
 
     async def spawn(self, command: list[str], inherited: list[Any]) -> tuple[Any, Any]:
-        """`shards.system.host.spawn`: the last word of the command names the process."""
+        """`shards.system.host.spawn`: the first word of the command names the process."""
         ours, theirs = self.net.pair()
         await asyncio.sleep(0)
-        process = self.start(command[-1])
+        process = self.start(command[0])
         assert theirs.end is not None
         self.on_control(process, theirs.end.stream)
         process.run(self.start_worker(process, theirs))

@@ -66,9 +66,9 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         await rpc.call("get_account", "nobody")
         await rpc.ask("set_rate", "u2", "1000")
         async with at(daemon) as session:
-            found = await scraped_when(session, "billing_cutoff_failed_total", "", 1)
+            found = await scraped_when(session, "billing_cutoff_calls_failed_total", "kind=cutoff", 1)
             await scraped_when(session, "billing_follower_up", "follower=history", 2)
-            found = await scraped_when(session, "billing_overrun_coins", "", 0.001)
+            found = await scraped_when(session, "billing_overrun_grown_coins_total", "", 0.001)
         assert found["billing_requests_total", "method=top_up"] == 20
         assert found["billing_requests_total", "method=set_rate"] == 1
         assert found["billing_errors_total", "error=INSUFFICIENT_FUNDS"] == 1
@@ -79,6 +79,9 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         assert found["billing_shard_up", ""] == 2
         assert found["billing_cutoffs_owed", ""] == 1
         assert found["billing_overrun_accounts", ""] == 1
+        assert found["billing_overrun_coins", ""] >= found["billing_overrun_grown_coins_total", ""]
+        assert found["billing_cutoff_calls_failed_total", "kind=restore"] == 0
+        assert found["billing_cutoff_calls_delivered_total", "kind=cutoff"] == 0
         assert found["billing_overrun_coins_per_second", ""] == pytest.approx(1000)
         assert found["billing_cutoff_oldest_owed_seconds", ""] > 0
         assert found["billing_sync_seconds_count", ""] >= 22 / 20
@@ -91,6 +94,18 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         assert found["process_resident_memory_bytes", ""] > 2**20
         assert found["billing_process_cpu_seconds_total", "process=shard-1"] > 0
         assert 0 < found["billing_disk_free_bytes", ""] <= found["billing_disk_size_bytes", ""]
+
+
+def test_a_list_of_processes_says_which_shards_each_is(daemon: Daemon) -> None:
+    def shard_of(process: psutil.Process) -> str:
+        return next(word for word in process.cmdline() if word.startswith("shard="))
+
+    workers = [psutil.Process(pid) for pid in daemon.worker_pids()]
+    assert sorted(map(shard_of, workers)) == ["shard=1", "shard=2"]
+    for worker in workers:
+        followers = worker.children()
+        assert followers
+        assert {shard_of(follower) for follower in followers} == {shard_of(worker)}
 
 
 async def test_a_process_that_does_not_run_has_a_series_that_says_so(data_dir: Path) -> None:

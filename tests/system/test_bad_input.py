@@ -42,6 +42,20 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+NO_HTTP = (
+    b"\x00\xff\xfe\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # a TLS handshake begins so
+    b"GET\r\n\r\n",
+    b"GET /livez HTTP/9\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nno colon\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    b"\x94\x00\x01\xa4ping\x90\r\n\r\n",  # MessagePack
+)
+
+
 class Doors:
     """The daemon and connections to its doors."""
 
@@ -418,3 +432,27 @@ def test_no_procedure_is_carried_out_at_the_other_doors_before_the_sign_in(doors
             wire.sendall(call(name, "early", "1") + b"\xc1")
             assert replies_in(until_closed(wire))[0][0] == DENIED, name
     assert not doors.is_open("early")
+
+
+# -- the operators' pages: their log is read for what the daemon does, so what strangers send stands nowhere in it -----
+
+
+@pytest.mark.parametrize("sent", NO_HTTP)
+def test_what_is_no_http_on_the_operators_pages_is_the_clients_fault_and_not_logged(doors: Doors, sent: bytes) -> None:
+    before = doors.daemon.log.read_bytes()
+    with doors.wire(doors.daemon.admin_port) as wire:
+        wire.sendall(sent)
+        (told,) = answers_in(until_closed(wire))
+    assert (told.status, told.body) == (400, b"this is no HTTP request that is taken here\n")
+    assert told.headers["x-content-type-options"] == "nosniff"
+    assert doors.daemon.log.read_bytes() == before
+
+
+def test_a_body_that_breaks_off_on_the_operators_pages_is_not_logged(doors: Doors) -> None:
+    before = doors.daemon.log.read_bytes()
+    with doors.wire(doors.daemon.admin_port) as wire:
+        wire.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert wire.recv(65_536).startswith(b"HTTP/1.1 200")
+        wire.sendall(b"no chunk\r\n")
+        until_closed(wire)
+    assert doors.daemon.log.read_bytes() == before

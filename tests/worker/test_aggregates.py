@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
 from billing.worker.aggregates import EXTRAS_MAX, Aggregates
 from tests.ledger.bank import BUCKET, HOUR, Bank
@@ -84,3 +85,38 @@ def test_a_cutoff_is_owed_since_the_end_of_its_grace() -> None:
         bank.view("u", at=now_ns)
         census.step(now_ns)
         assert census.figures(now_ns)["oldest_owed_ns"] == owed_ns
+
+
+def test_what_overrun_grew_by_never_falls_and_begins_with_the_process() -> None:
+    bank = ran_dry(2)
+    census = Aggregates(bank.ledger.books)
+    census.step(1000)  # the first round: what there was before this process counts for nobody
+    assert census.figures(1000)["overrun_grown_nanos"] == 0
+    census.step(1000)
+    census.step(1400)
+    assert census.figures(1400)["overrun_grown_nanos"] == 2 * 400
+    for user in ("u0", "u1"):
+        bank.set_rate(user, 0, at=1500)
+    (seq,) = (one["seq"] for one in bank.pending() if one["user_id"] == "u0")
+    for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED):
+        bank.report(op, "u0", seq, at=1550)
+    bank.close("u0", at=1600)
+    for _ in range(2):
+        census.step(1700)
+    closed = census.figures(1700)
+    assert closed["overrun_nanos"] < 1000 * 2
+    assert closed["overrun_grown_nanos"] >= 2 * 400
+
+
+def test_the_first_overrun_of_a_bucket_that_was_looked_at_before_counts_whole() -> None:
+    bank = Bank()
+    bank.top_up("rich", 10**9, at=0)
+    census = Aggregates(bank.ledger.books)
+    for _ in range(2):
+        census.step(5)
+    bank.top_up("u", 10, at=10)
+    bank.set_rate("u", HOUR, at=10)
+    bank.debit("u", 1, at=20, mode="partial")
+    for _ in range(2):
+        census.step(120)
+    assert census.figures(120)["overrun_grown_nanos"] == census.figures(120)["overrun_nanos"] == 100
