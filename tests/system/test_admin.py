@@ -80,7 +80,7 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         assert found["billing_cutoffs_owed", ""] == 1
         assert found["billing_overrun_accounts", ""] == 1
         assert found["billing_overrun_coins", ""] >= found["billing_overrun_grown_coins_total", ""]
-        assert found["billing_cutoff_calls_failed_total", "kind=restore"] == 0
+        assert ("billing_cutoff_calls_failed_total", "kind=restore") not in found  # there is no cutoff.restore_url
         assert found["billing_cutoff_calls_delivered_total", "kind=cutoff"] == 0
         assert found["billing_overrun_coins_per_second", ""] == pytest.approx(1000)
         assert found["billing_cutoff_oldest_owed_seconds", ""] > 0
@@ -101,7 +101,7 @@ def test_a_list_of_processes_says_which_shards_each_is(daemon: Daemon) -> None:
         return next(word for word in process.cmdline() if word.startswith("shard="))
 
     workers = [psutil.Process(pid) for pid in daemon.worker_pids()]
-    assert sorted(map(shard_of, workers)) == ["shard=1", "shard=2"]
+    assert sorted(map(shard_of, workers)) == ["shard=1"]
     for worker in workers:
         followers = worker.children()
         assert followers
