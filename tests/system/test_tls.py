@@ -165,6 +165,29 @@ async def test_plain_text_at_the_tls_port_harms_nobody(guarded):
         assert await client.call("ping") == "pong"
 
 
+def test_the_load_test_speaks_tls(guarded, tmp_path):
+    """Its generators, too. `root` may do all that the load does; nobody runs out of money."""
+    (tmp_path / "token").write_text("r\n")
+    options = ("--accounts", "50", "--duration", "1", "--warmup", "0", "--rate", "50")
+    once = ("--runs", "1", "--processes", "1")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "billing", "loadtest", *options, *once, "--connections", "1", "--quiet"),
+            *("--address", guarded.daemon.address, "--config", str(guarded.daemon.config)),
+            *("--receiver", f"127.0.0.1:{free_port()}", "--token-file", str(tmp_path / "token")),
+            *("--tls-ca", guarded.ca, "--tls-cert", guarded.nameless),
+            *("--json", str(tmp_path / "result.json")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert run["planned"] >= 50
+
+
 def test_the_command_line_speaks_tls(guarded):
     done = subprocess.run(
         [

@@ -21,9 +21,9 @@ import aiohttp
 import msgspec
 import psutil
 
-from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.faults import parse_fault
+from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.watch import Watch
 from shards.system.clock import MACHINE_CLOCKS
 
@@ -61,14 +61,14 @@ class Trouble:
     """Does it. `pid`: the daemon's main process, where it is our own. `address` and `receiver`: where they listen."""
 
     def __init__(
-        self, chaos: Chaos, seed: int, *, pid: int | None, address: str, token: str | None, receiver: str, watch: Watch
+        self, chaos: Chaos, seed: int, *, pid: int | None, address: str, sign_in: SignIn, receiver: str, watch: Watch
     ) -> None:
         self.counts: dict[str, int] = {}
         self._chaos = chaos
         self._rng = random.Random(f"{seed}:chaos")
         self._pid = pid
         self._address = address
-        self._token = token
+        self._sign_in = sign_in
         self._receiver = receiver
         self._watch = watch
 
@@ -81,7 +81,7 @@ class Trouble:
             (chaos.snapshot_every_s, self._snapshot),
             (chaos.fault_every_s if chaos.receiver_faults else 0.0, self._misbehave),
         ]
-        async with Client(self._address, token=self._token) as self._client:
+        async with self._sign_in.client(self._address) as self._client:
             tasks = [asyncio.create_task(_every(seconds, step)) for seconds, step in steps if seconds]
             ending = asyncio.ensure_future(until)
             try:

@@ -27,6 +27,7 @@ from billing.trial.loadtest.load_driver import INTERVAL_NS
 from billing.trial.loadtest.progress import Display
 from billing.trial.loadtest.result import Result, environment
 from billing.trial.loadtest.session import Plan, Session
+from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.summary import summary, verdict_line
 from billing.trial.loadtest.sweep import sweep
 from billing.trial.loadtest.target import Target, own_target, running_target
@@ -61,7 +62,7 @@ class Wish(NamedTuple):
     sync: str
     directory: Path | None
     address: str | None
-    token: str | None
+    sign_in: SignIn
     receiver: str | None
     quiet: bool
     outputs: dict[str, Path]
@@ -77,7 +78,7 @@ async def loadtest(wish: Wish) -> int:
         order = Order(
             address=target.address,
             workload=wish.workload,
-            token=target.token,
+            sign_in=target.sign_in,
             connections=max(1, wish.connections // wish.processes),
             depth=wish.depth,
             suffix=suffix,
@@ -135,7 +136,7 @@ def how_long(workload: Workload, runs: int) -> str:
 
 async def _target(wish: Wish, stack: contextlib.AsyncExitStack, display: Display) -> Target:
     if wish.address is not None:
-        target = await running_target(stack, wish.address, wish.token, wish.receiver, wish.config)
+        target = await running_target(stack, wish.address, wish.sign_in, wish.receiver, wish.config)
         display.say(f"the daemon at {target.address}, its cutoffs as received at {target.receiver}")
         return target
     target, notes = await own_target(stack, wish.config, wish.workers, wish.sync, wish.directory)
@@ -176,6 +177,12 @@ def wish_of(given: dict[str, Any]) -> Wish:
             str(given["trace"].resolve()), given["speed"], given["users"], given["exhaust_share"], seconds
         )
     token_file: IO[str] | None = given["token_file"]
+    token = token_file.read().strip() if token_file is not None else None
+    sign_in = SignIn(token, given["tls"], given["tls_ca"], given["tls_cert"])
+    try:
+        sign_in.context()
+    except OSError as error:
+        raise click.BadParameter(f"expected PEM files: {error}", param_hint="--tls-ca, --tls-cert") from None
     outputs = {kind: given[f"{kind}_file"] for kind in FORMATS if given[f"{kind}_file"] is not None}
     return Wish(
         workload=Workload(
@@ -210,7 +217,7 @@ def wish_of(given: dict[str, Any]) -> Wish:
         sync=given["sync"],
         directory=given["directory"],
         address=given["address"],
-        token=token_file.read().strip() if token_file is not None else None,
+        sign_in=sign_in,
         receiver=given["receiver"],
         quiet=given["quiet"],
         outputs=outputs,

@@ -35,13 +35,13 @@ import msgspec
 import uvloop
 
 from billing.client.batch import Batch
-from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.loadtest import workload as work
 from billing.trial.loadtest.assess import Assessment
 from billing.trial.loadtest.columns import NEVER, READ, Columns
 from billing.trial.loadtest.load_driver import INTERVAL_NS, LoadDriver
 from billing.trial.loadtest.plan import Plan
+from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.trace_plan import Tracing, plan_of
 from billing.trial.loadtest.workload import Mixer, Share, Workload
 from shards.system.clock import MACHINE_CLOCKS
@@ -58,7 +58,7 @@ class Order(msgspec.Struct, frozen=True):
     address: str
     workload: Workload
     share: Share = Share()
-    token: str | None = None
+    sign_in: SignIn = SignIn()
     connections: int = 1  # of this process
     depth: int = 4096  # open commands a connection
     suffix: str = ""  # of user ids
@@ -89,7 +89,7 @@ class Generator:
         else:
             self._users = work.names(order.workload, order.share, order.suffix)
             self._mixed = order.share.count(order.workload.accounts)
-        client = Client(order.address, token=order.token)
+        client = order.sign_in.client(order.address)
         for _number in range(order.connections):
             batch = client.batch(self._on_answer, self._on_read)
             await batch.connect()

@@ -59,6 +59,7 @@ def _share(_: click.Context, parameter: click.Parameter, value: str) -> str:
 
 SECONDS = click.FloatRange(0, 86_400)
 PATH = click.Path(path_type=Path, dir_okay=False)
+PEM = click.Path(exists=True, dir_okay=False)
 
 
 @click.group(cls=Listing, invoke_without_command=True)
@@ -192,6 +193,21 @@ PATH = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--address", metavar="ADDRESS", help="host:port or unix:/path of a daemon that runs already.")
 @click.option("--token-file", type=click.File(), help="A file that holds the token to sign in with.")
+@click.option("--tls", is_flag=True, help="Speaks TLS, and believes the system's authorities.")
+@click.option(
+    "--tls-ca",
+    metavar="FILE",
+    envvar="BILLING_TLS_CA",
+    type=PEM,
+    help="Speaks TLS, and believes a daemon that this authority (PEM) signed; also BILLING_TLS_CA.",
+)
+@click.option(
+    "--tls-cert",
+    metavar="FILE",
+    envvar="BILLING_TLS_CERT",
+    type=PEM,
+    help="Certificate and key (PEM, one file) by which the daemon knows us; also BILLING_TLS_CERT.",
+)
 @click.option(
     "--receiver", metavar="HOST:PORT", help="The receiver that gets a running daemon's cutoffs.  [cutoff.url]"
 )
@@ -222,8 +238,10 @@ def _check(given: dict[str, Any]) -> None:
         if running and given[option]:
             name = option.replace("_", "-")
             raise click.UsageError(f"--{name} is for a daemon of our own; with --address there is none")
-    if not running and (given["receiver"] or given["token_file"]):
-        raise click.UsageError("--receiver and --token-file belong to --address; a daemon of our own needs neither")
+    if not running and (given["receiver"] or given["token_file"] or given["tls"]):
+        raise click.UsageError(
+            "--receiver, --token-file and --tls belong to --address; a daemon of our own needs none of them"
+        )
     if given["sweep"] and (given["closed"] or given["trace"] or given["storm"]):
         raise click.UsageError(
             "--sweep raises the rate of an open loop; it goes with none of --closed, --trace, --storm"

@@ -163,7 +163,7 @@ class Session:
             self._plan.workload.seed + self._runs,
             pid=target.pid if target.own is not None else None,
             address=target.address,
-            token=target.token,
+            sign_in=target.sign_in,
             receiver=target.receiver,
             watch=self._watch,
         )

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from billing.client.client import Client
 from billing.config.load import as_effective, load
 from billing.trial.child_processes import Child
+from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.own_daemon import OwnDaemon, answers, default_config_file, receiver_address
 
 RECEIVER_KEEPS = 2_000_000
@@ -31,7 +31,7 @@ class Target(NamedTuple):
     own: OwnDaemon | None
     configuration: str
     facts: dict[str, Any]
-    token: str | None
+    sign_in: SignIn
 
     async def ready(self) -> None:
         """Waits until an own daemon serves every bucket again."""
@@ -53,14 +53,14 @@ async def own_target(
     own = await stack.enter_async_context(
         OwnDaemon(file, environ, parent=parent, receiver_options=keep, free_ports=True)
     )
-    facts = await _facts(own.rpc, None)
+    facts = await _facts(own.rpc, SignIn())
     shown = as_effective(load(file, own.environment))
-    target = Target(own.rpc, own.admin, own.cutoff, own.config.cutoff.url, own.pid, own, shown, facts, None)
+    target = Target(own.rpc, own.admin, own.cutoff, own.config.cutoff.url, own.pid, own, shown, facts, SignIn())
     return target, own.notes
 
 
 async def running_target(
-    stack: contextlib.AsyncExitStack, address: str, token: str | None, receiver: str | None, file: Path | None
+    stack: contextlib.AsyncExitStack, address: str, sign_in: SignIn, receiver: str | None, file: Path | None
 ) -> Target:
     """A daemon that runs already. Its configuration says where its cutoffs go; where nobody listens there, and it is on
     this host, a receiver is started.
@@ -69,9 +69,9 @@ async def running_target(
     receiver = receiver or receiver_address(config)
     if not answers(receiver):
         await _start_receiver(stack, receiver, os.environ)
-    facts = await _facts(address, token)
+    facts = await _facts(address, sign_in)
     admin = config.admin.listen if config.admin.listen and answers(config.admin.listen) else ""
-    return Target(address, admin, receiver, config.cutoff.url, _main_pid(facts), None, "", facts, token)
+    return Target(address, admin, receiver, config.cutoff.url, _main_pid(facts), None, "", facts, sign_in)
 
 
 async def _start_receiver(stack: contextlib.AsyncExitStack, address: str, environ: Mapping[str, str]) -> None:
@@ -85,8 +85,8 @@ async def _start_receiver(stack: contextlib.AsyncExitStack, address: str, enviro
         await asyncio.sleep(0.05)
 
 
-async def _facts(address: str, token: str | None) -> dict[str, Any]:
-    async with Client(address, token=token) as client:
+async def _facts(address: str, sign_in: SignIn) -> dict[str, Any]:
+    async with sign_in.client(address) as client:
         info = await client.server_info()
         shards = await client.shards_info()
     return {
