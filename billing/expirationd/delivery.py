@@ -164,9 +164,11 @@ class Delivery:
         )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
-        self._started = dict.fromkeys(self._templates, 0)  # calls out by kind, as the two below
-        self._delivered = dict.fromkeys(self._templates, 0)
-        self._failures = dict.fromkeys(self._templates, 0)
+        kind_of = {call_name(kind, one.name): kind for one in settings.classes for kind in (CUTOFF, RESTORE)}
+        kinds = {kind_of.get(name, name): 0 for name in self._templates}  # those that some class has a URL for
+        self._started = dict(kinds)  # calls out by kind, as the two below
+        self._delivered = dict(kinds)
+        self._failures = dict(kinds)
         self.dropped = 0
         self.last_error = ""
         self.sent_late = Histogram(LATENESS_NS)  # from E, or the end of its grace, to the first attempt of each cutoff
