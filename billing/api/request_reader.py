@@ -103,7 +103,9 @@ class RequestReader:
         self._input, self._at = data, 0
 
     def next_slice(self, length: int) -> bool:
-        """Takes at most `length` bytes more; False where nothing is left. Raises Refused."""
+        """Takes at most `length` bytes more, or all there is of a frame that is passed over; False where nothing is
+        left. Raises Refused.
+        """
         if self._at >= len(self._input):
             self._input, self._at, self._piece = b"", 0, b""
             return False

@@ -152,8 +152,10 @@ class Delivery:
         self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
         self._templates = _cutoff_templates(settings) if templates is None else templates
-        of_class = {call_name(kind, one.name): one.name for one in settings.classes for kind in (CUTOFF, RESTORE)}
-        places = {name: (made.origin, of_class.get(name, "")) for name, made in self._templates.items()}
+        # Which kind a template is for, and which class, if it is one's own.
+        own = {call_name(kind, one.name): (kind, one.name) for one in settings.classes for kind in (CUTOFF, RESTORE)}
+        meant = {name: own.get(name, (name, "")) for name in self._templates}
+        places = {name: (made.origin, meant[name][1]) for name, made in self._templates.items()}
         lanes = list(dict.fromkeys(places.values()))
         self._origins = [origin for origin, _ in lanes]
         self._endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
@@ -164,8 +166,7 @@ class Delivery:
         )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
-        kind_of = {call_name(kind, one.name): kind for one in settings.classes for kind in (CUTOFF, RESTORE)}
-        kinds = {kind_of.get(name, name): 0 for name in self._templates}  # those that some class has a URL for
+        kinds = {kind: 0 for kind, _ in meant.values()}  # also those that only a class has a URL for
         self._started = dict(kinds)  # calls out by kind, as the two below
         self._delivered = dict(kinds)
         self._failures = dict(kinds)

@@ -74,3 +74,20 @@ async def test_a_class_without_a_restore_url_has_no_restores() -> None:
     async with receiving() as receiver, sending(Desk(), settings(receiver.url)) as delivery:
         assert delivery.calls("cutoff", "gold")
         assert not delivery.calls("restore", "gold")
+
+
+async def test_calls_are_counted_by_kind_also_where_only_a_class_has_a_url_for_it() -> None:
+    desk = Desk()
+    desk.classes = {b"g": "gold"}
+    async with receiving() as receiver:
+        gold = OfClass("gold", f"{receiver.url}/gold/off", f"{receiver.url}/gold/on")
+        async with sending(desk, settings(f"{receiver.url}/off", classes=(gold,))) as delivery:
+            for user in (b"g", b"u"):
+                desk.exhaust(delivery, user)
+            await desk.until(desk.nothing_owed)
+            desk.cutoffs[b"g"] = [next(seq for user, seq in desk.started if user == b"g")]
+            desk.top_up(delivery, b"g")
+            await desk.until(desk.nothing_owed)
+            figures = delivery.figures()
+            assert figures["calls_started"] == figures["calls_delivered"] == {"cutoff": 2, "restore": 1}
+            assert figures["calls_failed"] == {"cutoff": 0, "restore": 0}
