@@ -87,7 +87,7 @@ ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
 ProtectControlGroups=yes
-ProtectClock=yes
+{clock}
 ProtectHostname=yes
 ProtectProc=invisible
 RestrictNamespaces=yes
@@ -102,11 +102,15 @@ RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
+{calls}SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target
 """
+
+OWN_CLOCK: Final = "ProtectClock=yes"
+SHARED_CLOCK: Final = "# The kernel is asked how wrong its clock may be; nothing here has the right to set it."
+CLOCK_CALLS: Final = "SystemCallFilter=adjtimex clock_adjtime\n"
 
 SOCKET: Final = """\
 # The daemon's sockets, held by systemd: clients queue while the daemon restarts. To install:
@@ -151,6 +155,8 @@ def service_unit(config: Config, file: Path, python: str) -> str:
         python=word(python),
         credentials=secrets,
         addresses=addresses,
+        clock=OWN_CLOCK if config.journal.kind == "file" else SHARED_CLOCK,
+        calls="" if config.journal.kind == "file" else CLOCK_CALLS,
     )
 
 
@@ -187,7 +193,8 @@ def addresses_of(config: Config) -> list[str] | None:
     for listen in _tcp_listens(config):
         if listen and not parse_listen(listen).loopback:
             return None
-    for url in (config.cutoff.url, config.cutoff.restore_url, config.notify.url):
+    servers = config.cluster.servers if config.journal.kind == "jetstream" else []
+    for url in (config.cutoff.url, config.cutoff.restore_url, config.notify.url, *servers):
         if not url:
             continue
         host = urlsplit(url).hostname or ""

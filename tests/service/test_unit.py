@@ -60,6 +60,19 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     assert (told.returncode, told.stderr) == (0, "")
 
 
+def test_a_host_that_shares_its_log_may_ask_for_its_clocks_error_and_reach_the_log() -> None:
+    own = unit_of(Config())
+    assert lines_of(own, "ProtectClock") == ["yes"]
+    assert "adjtimex" not in own
+    servers = ["tls://192.0.2.1:4222", "tls://192.0.2.2:4222", "tls://192.0.2.3:4222"]
+    log = {"journal__kind": "jetstream", "cluster__servers": ",".join(servers), "shards__workers": "12"}
+    shared = unit_of(config_with(**log, cutoff__url=URLS[0]))
+    assert lines_of(shared, "ProtectClock") == []
+    assert lines_of(shared, "SystemCallFilter")[-1] == "adjtimex clock_adjtime", "behind what takes it away"
+    assert lines_of(shared, "CapabilityBoundingSet") == [""], "asking is all it may do"
+    assert lines_of(shared, "IPAddressAllow") == ["192.0.2.1 192.0.2.2 192.0.2.3 localhost"]
+
+
 def test_the_traps_are_left_out() -> None:
     unit = unit_of(Config())
     assert lines_of(unit, "PrivateUsers") == [], "peers of the unix socket would read as nobody"
