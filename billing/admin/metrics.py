@@ -113,6 +113,7 @@ CALLS_OUT: Final[dict[str, tuple[str, str]]] = {
 # What is the supervisor's, and what is counted by name.
 DAEMON: Final = (
     *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
+    *("billing_clock_error_seconds", "billing_clock_error_limit_seconds", "billing_clock_kept", "billing_stands_by"),
     *("billing_moves_total", "billing_moves_aborted_total", "billing_move_duration_seconds"),
     *("billing_shard_up", "billing_shard_held", "billing_worker_starts_total", "billing_disk_full"),
     *("billing_requests_total", "billing_errors_total", "billing_request_duration_seconds"),
@@ -160,6 +161,17 @@ class Exposition:
         yield _gauge("billing_ready", "Whether every bucket is served.", int(not supervisor.ready_reasons()))
         yield _gauge("billing_clock_offset_seconds", "Wall time minus billing time.", supervisor.clock_offset_ns / 1e9)
         yield _counter("billing_clock_steps_total", "Times the wall clock was stepped.", supervisor.clock_steps)
+        watch = supervisor.registry.clock_watch
+        yield _gauge(
+            "billing_clock_error_seconds",
+            "By how much the wall clock may be wrong, where several hosts share a log.",
+            watch.judgement.error_ns / 1e9,
+        )
+        limit_s = watch.guard.error_ns_max / 1e9
+        yield _gauge("billing_clock_error_limit_seconds", "Above it this host serves nothing; 0: any clock.", limit_s)
+        yield _gauge("billing_clock_kept", "Whether a time service keeps it, where that matters.", watch.is_disciplined)
+        stands_by = supervisor.registry.stands_by
+        yield _gauge("billing_stands_by", "Whether this host serves nothing, and would take over.", stands_by)
         mover = supervisor.mover
         yield _counter("billing_moves_total", "Buckets moved.", mover.moved)
         yield _counter("billing_moves_aborted_total", "Moves of buckets that were given up.", mover.aborted)

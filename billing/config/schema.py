@@ -204,6 +204,12 @@ class Clock(_Section):
     """Billing time."""
 
     slew_ppm_max: int = _key(500, "Millionths by which it may run faster or slower towards wall time", ge=1, le=500)
+    error_ms_max: int = _key(
+        250,
+        "A host whose clock may be more wrong serves nothing, where several share a log; 0: any clock will do",
+        ge=0,
+        le=10**7,
+    )
 
 
 class Admin(_Section):

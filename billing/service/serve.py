@@ -206,6 +206,7 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         },
         bucket_count=config.shards.bucket_count,
         slew_ppm_max=config.clock.slew_ppm_max,
+        clock_error_ns_max=config.clock.error_ms_max * 1_000_000,
         journal=log_settings,
         worker=WorkerSettings(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
         caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),

@@ -347,6 +347,8 @@ class LastSign(NamedTuple):
 
     sequence: int  # moves with every record; 0 where there is none
     is_given_up: bool  # the owner has given the shard back, or there never was one
+    epoch: int = 0  # of the owner; 0 where there is none
+    until_ns: int = 0  # the billing instant up to which the owner was granted time
 
 
 class Backend(Protocol):

@@ -12,7 +12,7 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
 
 A record is durable before it is applied, and applied before anybody acts on it. Opening takes the lock of the data
 directory first: one daemon at a time on a host, whatever kind the log is of. Where several hosts share the log, opening
-also waits until this host may serve, and claims that it does.
+also waits until this host may serve, by what it hears of the others and by its own clock, and claims that it does.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
-from shards.journal import Backend, Fenced, Overtaken, Unavailable, Unfit, Unknown
+from shards.journal import Backend, Fenced, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.supervisor import lost_map
+from shards.supervisor.clock_watch import ClockWatch
 from shards.supervisor.standby import Claim, Standby
-from shards.system.clock import Anchor, decode_anchor, encode_anchor
+from shards.system.clock import Anchor, decode_anchor, encode_anchor, restart
 from shards.system.disk import DirectoryRefused, is_full, private_directory, read_file, write_file
 from shards.system.host import Host
 from shards.system.serial_executor import SerialExecutor
@@ -63,13 +64,20 @@ def claim_of(payloads: list[bytes]) -> Claim:
 
 
 class StandsBy(Exception):
-    """Another host serves; nothing was started."""
+    """Another host serves, or this one's clock is unfit; nothing was started."""
+
+    def __init__(self, reason: str, clock: str = "") -> None:
+        super().__init__("; ".join(filter(None, (reason, clock and f"the clock of this host is unfit: {clock}"))))
+        self.kind = reason, bool(clock)  # what of it does not change from one look to the next
 
 
 class Registry:
     """The map and its journal. `open` first; `record` from then on."""
 
-    def __init__(self, data_dir: str, host: Host, backend: Backend, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, data_dir: str, host: Host, backend: Backend, now_ns: Callable[[], int], clock_error_ns_max: int = 0
+    ) -> None:
+        """`clock_error_ns_max`: of a host that shares its log; 0: any."""
         self.map = BucketMap()
         self.founded: set[int] = set()
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
@@ -77,7 +85,9 @@ class Registry:
         self.settled: dict[int, int] = {}
         self._data_dir = data_dir
         self._disk = host.disk
-        self._boot_ns = host.clocks.boot_ns
+        self._clocks = host.clocks
+        self.clock_watch = ClockWatch(host.clocks, clock_error_ns_max if backend.node else 0)
+        self._looked_ns = 0  # boot instant of the last look at other hosts' journals; 0: there was none
         self._randbits = host.randbits
         self._lock = -1
         self._warnings: list[str] = []
@@ -100,16 +110,17 @@ class Registry:
         """As `open`, but where there is no room, the log is out of reach, or another host serves, it waits. None: it is
         to stop first.
         """
+        kind: tuple[str, bool] | None = None
         while not stopping.is_set():
             try:
                 if self._backend.node:  # it may ask servers for as long as another host serves
                     return await self._called(self.open, bucket_count, wanted)
                 return self.open(bucket_count, wanted)
             except StandsBy as standing:
-                told = f"this host stands by: {standing}"
-                if told != self.unopened:
-                    log.info("%s", told)
-                self.unopened, pause_s, self.stands_by = told, STANDBY_POLL_S, True
+                self.unopened, pause_s, self.stands_by = f"this host stands by: {standing}", STANDBY_POLL_S, True
+                if standing.kind != kind:
+                    log.info("%s", self.unopened)
+                kind = standing.kind
             except Unavailable as full:
                 self.unopened, pause_s = f"the map of the buckets: waiting: {full}", ROOM_RETRY_S
                 log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
@@ -188,13 +199,28 @@ class Registry:
         """Claims that this host serves. Raises StandsBy."""
         if not self._log.is_newest():
             self._load()
-        reason = standby.why_not(self.claim, self._backend.signs(), self._boot_ns())
-        if reason:
-            raise StandsBy(reason)
+        looked_ns = self._clocks.boot_ns()
+        signs = self._backend.signs()
+        reason = standby.why_not(self.claim, signs, self._clocks.boot_ns())
+        clock = self._clock_fault(standby, signs)
+        self._looked_ns = looked_ns
+        if reason or clock:
+            raise StandsBy(reason, clock)
         try:
             self._decide_now([["claim", *standby.next_claim(self.claim)]])
         except Overtaken:
             raise StandsBy("another host was faster") from None
+
+    def _clock_fault(self, standby: Standby, signs: Mapping[int, LastSign]) -> str:
+        """Why this host's clock is unfit to take over by; "" where it is fit."""
+        boot_ns, wall_ns = self._clocks.paired()
+        if self._looked_ns:
+            for shard, sign in signs.items():
+                sent_ns = sign.until_ns - self._backend.grant_ns
+                self.clock_watch.guard.heard(shard, sent_ns, self._looked_ns, boot_ns)
+        last_ns = max((standby.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items()), default=0)
+        begun = restart(self.anchor, last_ns, self._disk.boot_id(), boot_ns, wall_ns)
+        return self.clock_watch.look(boot_ns, wall_ns, begun.anchor.at(boot_ns))
 
     async def is_displaced(self) -> bool:
         """Whether another host serves now. False where that cannot be seen at this moment."""

@@ -12,10 +12,12 @@ who tries, so that the shards of one daemon go over together, and an owner that 
 A host may claim where
 
 - nobody has claimed, the claim was given back, or it is its own of an earlier life; or
-- the claim is another host's, has been known for `GRACE_NS`, and every shard's owner has given it back or has not been
-  heard of for 1.01 grants. One shard whose worker is being restarted says nothing of its host: the others go on.
+- the claim is another host's that has been heard of since it claimed, and every shard's owner has given it back or has
+  not been heard of for 1.01 grants. One shard whose worker is being restarted says nothing of its host: the others go
+  on.
 
-`GRACE_NS` is for a host that has just claimed, and whose workers are still on their way to their first record.
+A host that has just claimed is heard of by the first record of a newer epoch: until then its workers are on their way
+there, for which they have `GRACE_NS` from when the claim became known.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ class Standby:
     def __init__(self, node: str, host_id: str, grant_ns: int) -> None:
         self.node = node
         self.host_id = host_id
+        self._grant_ns = grant_ns
         self._still_ns = int(STILL_SHARE * grant_ns)
-        self._claim: tuple[Claim, int] | None = None  # and the boot instant at which it was first known
+        self._claim: tuple[Claim, int, int] | None = None  # the boot instant and newest epoch when it became known
         self._last: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since which boot instant
 
     def next_claim(self, current: Claim) -> Claim:
@@ -54,7 +57,7 @@ class Standby:
     def why_not(self, claim: Claim, signs: Mapping[int, LastSign], now_ns: int) -> str:
         """Why this host may not claim now; empty where it may. To be asked a few times a second. now_ns: boot clock."""
         if self._claim is None or self._claim[0] != claim:
-            self._claim = claim, now_ns
+            self._claim = claim, now_ns, _newest_epoch(signs)
         for shard, sign in signs.items():
             known = self._last.get(shard)
             if known is None or known[0] != sign.sequence:
@@ -64,7 +67,7 @@ class Standby:
         named = f"{claim.node} serves"
         if claim.node == self.node:
             named += ", another host of this name: give each host a cluster.node of its own"
-        if now_ns - self._claim[1] < GRACE_NS:
+        if now_ns - self._claim[1] < GRACE_NS and _newest_epoch(signs) == self._claim[2]:
             return named
         alive = [
             shard
@@ -72,3 +75,14 @@ class Standby:
             if not sign.is_given_up and now_ns - self._last[shard][1] < self._still_ns
         ]
         return named if alive else ""
+
+    def passed_ns(self, shard: int, sign: LastSign, now_ns: int) -> int:
+        """A billing instant that has surely passed by the clock of the shard's owner, if its clock goes as this one's.
+        now_ns: boot clock.
+        """
+        since_ns = self._last[shard][1] if shard in self._last else now_ns
+        return sign.until_ns - max(0, self._grant_ns - (now_ns - since_ns)) * (not sign.is_given_up)
+
+
+def _newest_epoch(signs: Mapping[int, LastSign]) -> int:
+    return max((sign.epoch for sign in signs.values()), default=0)

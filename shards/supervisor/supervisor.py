@@ -12,6 +12,7 @@ of the shard's journal any more (its followers are through).
 
 **Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
 these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
+Where several hosts share the log, a clock that is too wrong ends the service here (`shards.supervisor.clock_guard`).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, terminate
+from shards.supervisor.clock_watch import ClockUnfit
 from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_figures import WorkerFigures
@@ -87,6 +89,7 @@ class SupervisorSettings(NamedTuple):
     direct_host: str  # host of the port that each worker has for itself; "" for none
     caps: Caps = Caps()
     locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
+    clock_error_ns_max: int = 0  # of a host that shares its log; 0: any
 
 
 class Unserved(NamedTuple):
@@ -122,7 +125,8 @@ class Supervisor:
         self.settings = settings
         self._boot_ns = host.clocks.boot_ns
         self._log_backend = backends.open(settings.journal, host)
-        self.registry = Registry(settings.data_dir, host, self._log_backend, self._now_ns)
+        of_log = self._log_backend, self._now_ns, settings.clock_error_ns_max
+        self.registry = Registry(settings.data_dir, host, *of_log)
         self.workers: dict[int, WorkerState] = {}
         asked = self._on_drained, self._leaves, self._boot_ns
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, *asked)
@@ -306,6 +310,8 @@ class Supervisor:
         self.exit_code = exit_code_of(error, None)
         if isinstance(error, Fenced):
             log.error("this host gives its shards up: %s", text_of(error))
+        elif isinstance(error, ClockUnfit):
+            log.error("this host gives its shards up because of its clock: %s", text_of(error))
         elif self.exit_code == Exit.BUG:
             log.critical("the supervisor ends on a bug", exc_info=error)
         else:
@@ -334,6 +340,7 @@ class Supervisor:
                 "the wall clock was stepped by %.3f s while the daemon was down; billing time went by the boot clock",
                 stepped_ns / 1e9,
             )
+        self._look_at_clock(boot_ns, wall_ns, begun.anchor.at(boot_ns))
         await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id)])
         self.clock = BillingClock(begun.anchor)
         for worker in self.workers.values():
@@ -345,8 +352,10 @@ class Supervisor:
             if await self.registry.is_displaced():
                 raise Fenced(f"{self.registry.claim.node or 'another host'} serves now")
             await self.registry.settle({one.shard_id: one.figures.get("settled", -1) for one in self.workers.values()})
-            steered = steering.steer(*self._host.clocks.paired())
+            boot_ns, wall_ns = self._host.clocks.paired()
+            steered = steering.steer(boot_ns, wall_ns)
             self.clock_offset_ns = steered.offset_ns
+            self._look_at_clock(boot_ns, wall_ns, wall_ns - steered.offset_ns)
             if steered.step_ns:
                 self.clock_steps += 1
                 log.warning(
@@ -357,6 +366,11 @@ class Supervisor:
             if steered.anchor is not None:
                 await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id)])
                 self._tell(NewAnchor(steered.anchor))
+
+    def _look_at_clock(self, boot_ns: int, wall_ns: int, billing_ns: int) -> None:
+        """Raises ClockUnfit, so that the shards are given up: another host, whose clock is better, serves them."""
+        if fault := self.registry.clock_watch.look(boot_ns, wall_ns, billing_ns):
+            raise ClockUnfit(fault)
 
     def _send_serve(self, worker: WorkerState) -> None:
         if self.clock is not None and worker.state == "recovered" and worker.wire is not None:

@@ -278,11 +278,22 @@ def stepped_while_away(recorded: tuple[Anchor, bytes] | None, boot_id: bytes, bo
 _BOOTTIME = time.CLOCK_BOOTTIME
 
 
+class WallError(NamedTuple):
+    """How far from the true time the wall clock may be."""
+
+    is_disciplined: bool  # some time service keeps it; else nobody knows, and the other field says nothing
+    max_ns: int
+
+
+EXACT = WallError(True, 0)
+
+
 class Clocks(NamedTuple):
     """The two clocks of a machine. Whoever needs one is handed these, so that a simulation can hand in its own."""
 
     boot_ns: Callable[[], int]  # nanoseconds of this boot, suspends included; durations are measured with it, too
     wall_ns: Callable[[], int]  # nanoseconds since the Unix epoch: for steering and for showing, never for billing
+    wall_error: Callable[[], WallError] = lambda: EXACT
 
     def paired(self) -> tuple[int, int]:
         """(boot_ns, wall_ns) read as one: of five tries, the one that nothing came between."""
@@ -296,13 +307,25 @@ class Clocks(NamedTuple):
         return pair
 
 
-MACHINE_CLOCKS = Clocks(partial(time.clock_gettime_ns, _BOOTTIME), time.time_ns)  # those of the machine this runs on
-
 
 def boot_id() -> bytes:
     """The 16 bytes by which the kernel names this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return bytes.fromhex(file.read().strip().replace("-", ""))
+
+
+class _Timex(ctypes.Structure):
+    """The beginning of `struct timex`, see adjtimex(2); the kernel fills in more than is read here."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),  # microseconds
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
 
 
 class _Timespec(ctypes.Structure):
@@ -319,6 +342,23 @@ _timerfd_create = _libc.timerfd_create
 _timerfd_create.argtypes = (ctypes.c_int, ctypes.c_int)
 _timerfd_settime = _libc.timerfd_settime
 _timerfd_settime.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Itimerspec), ctypes.c_void_p)
+_adjtimex = _libc.adjtimex
+_adjtimex.argtypes = (ctypes.POINTER(_Timex),)
+_STA_UNSYNC = 0x40
+
+
+def machine_wall_error() -> WallError:
+    """What the kernel was told by whoever keeps its clock, such as chronyd; it grows by 500 ppm until it is told
+    again. A machine that does not answer (a sandbox forbids the call) is as one whose clock nobody keeps.
+    """
+    told = _Timex()  # modes 0: changes nothing
+    if _adjtimex(ctypes.byref(told)) < 0 or told.status & _STA_UNSYNC:
+        return WallError(False, 0)
+    return WallError(True, told.maxerror * 1000)
+
+
+# Those of the machine this runs on.
+MACHINE_CLOCKS = Clocks(partial(time.clock_gettime_ns, _BOOTTIME), time.time_ns, machine_wall_error)
 
 
 class Alarm:

@@ -76,6 +76,23 @@ tests:
 - interval: 15s
   input_series:
   - {series: 'up{@}', values: '1x40'}
+  - {series: 'billing_clock_error_seconds{@}', values: '0.13x20 0.26x20'}
+  - {series: 'billing_clock_error_limit_seconds{@}', values: '0.25x40'}
+  - {series: 'billing_clock_kept{@}', values: '0x40'}
+  - {series: 'billing_stands_by{@}', values: '1x20 0x20'}
+  promql_expr_test:
+  - expr: count by (alertname) (ALERTS{alertstate="firing"})
+    eval_time: 4m
+    exp_samples:
+    - {labels: '{alertname="BillingClockDoubtful"}', value: 1}
+    - {labels: '{alertname="BillingNoHostServes"}', value: 1}
+  - expr: count by (alertname) (ALERTS{alertstate="firing",alertname=~"BillingClock(Doubtful|Unfit)|BillingNo.*"})
+    eval_time: 9m
+    exp_samples:
+    - {labels: '{alertname="BillingClockUnfit"}', value: 1}
+- interval: 15s
+  input_series:
+  - {series: 'up{@}', values: '1x40'}
   - {series: 'billing_shard_up{@,shard="1"}', values: '1x40'}
   - {series: 'billing_cutoff_sent_lateness_seconds_bucket{@,le="0.05"}', values: '0+10x40'}
   - {series: 'billing_cutoff_sent_lateness_seconds_bucket{@,le="1"}', values: '0+20x40'}

@@ -1,7 +1,8 @@
 """A wall clock that a test may step, of the processes that it starts and of nobody else.
 
 A library, made by the C compiler that is there and loaded before the others, adds to CLOCK_REALTIME as many seconds as
-a file says; the boot clock stays as it is. `ClockStep.environment` is what a process needs to have it.
+a file says; the boot clock stays as it is. A second file says by how many microseconds the kernel holds that clock
+to be wrong at most. `ClockStep.environment` is what a process needs to have it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ _SOURCE = r"""
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
+#include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
 
-static long step_s(void) {
+static long number_in(const char *variable) {
     char text[24];
-    int file = open(getenv("CLOCK_STEP_FILE"), O_RDONLY | O_CLOEXEC);
+    int file = open(getenv(variable), O_RDONLY | O_CLOEXEC);
     if (file < 0)
         return 0;
     ssize_t length = read(file, text, sizeof text - 1);
@@ -34,8 +37,15 @@ static long step_s(void) {
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int failed = syscall(SYS_clock_gettime, clock, now);
     if (!failed && clock == CLOCK_REALTIME)
-        now->tv_sec += step_s();
+        now->tv_sec += number_in("CLOCK_STEP_FILE");
     return failed;
+}
+
+int adjtimex(struct timex *told) {
+    memset(told, 0, sizeof *told);
+    told->status = STA_PLL;
+    told->maxerror = number_in("CLOCK_ERROR_FILE");
+    return TIME_OK;
 }
 """
 
@@ -50,12 +60,25 @@ class ClockStep:
         source, library = home / "clock_step.c", home / "clock_step.so"
         source.write_text(_SOURCE)
         subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
-        self._file = home / "clock_step_s"
+        self._step_s, self._error_us = home / "clock_step_s", home / "clock_error_us"
         self.to(0)
-        self.environment = {"LD_PRELOAD": str(library), "CLOCK_STEP_FILE": str(self._file)}
+        self.may_be_wrong_by(0)
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "CLOCK_STEP_FILE": str(self._step_s),
+            "CLOCK_ERROR_FILE": str(self._error_us),
+        }
 
     def to(self, seconds: int) -> None:
         """From now on the wall clock is so far ahead of the true one."""
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text(str(seconds))
-        fresh.rename(self._file)
+        _write(self._step_s, seconds)
+
+    def may_be_wrong_by(self, microseconds: int) -> None:
+        """What the kernel says from now on."""
+        _write(self._error_us, microseconds)
+
+
+def _write(file: Path, number: int) -> None:
+    fresh = file.with_suffix(".new")
+    fresh.write_text(str(number))
+    fresh.rename(file)

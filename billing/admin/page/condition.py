@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from billing.admin.figure_sampler import LOOP, SYNC, FigureSampler
 from billing.admin.page import plots, words
 from billing.admin.processes import FOLLOWERS, Usage
+from shards.supervisor.clock_watch import DOUBTFUL, UNFIT
 
 BAD, WARN = "bad", "warn"
 OWED_LATE_NS: Final = 5 * 10**9
@@ -121,6 +122,13 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
         side = "behind" if offset_ns > 0 else "ahead of"
         text = f"Billing time is {words.span(abs(offset_ns))} {side} the wall clock."
         yield Trouble(WARN, "Clock", text, "BillingClockOff", "timedatectl")
+    watch = sampler.supervisor.registry.clock_watch
+    if watch.state == UNFIT:
+        text = f"The clock of this host is unfit to serve by: {watch.judgement.text}."
+        yield Trouble(BAD, "Clock unfit", text, "BillingClockUnfit", "chronyc tracking")
+    elif watch.state == DOUBTFUL:
+        text = f"The clock of this host is doubtful: {watch.judgement.text}."
+        yield Trouble(WARN, "Clock doubtful", text, "BillingClockDoubtful", "chronyc tracking")
 
 
 def title(found: list[Trouble], host: str) -> str:

@@ -46,7 +46,8 @@ def sign_of(stream: Stream, shard: int) -> LastSign:
     newest = stream.last_of(f"J.{shard}")
     if newest is None:
         return LastSign(0, True)
-    return LastSign(newest.sequence, record_of(newest, shard, stream.name).kind == SEAL)
+    record = record_of(newest, shard, stream.name)
+    return LastSign(newest.sequence, record.kind == SEAL, record.epoch, record.until_ns)
 
 
 def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Record]:

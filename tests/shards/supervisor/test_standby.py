@@ -16,8 +16,8 @@ def standby() -> Standby:
     return Standby("b", "id-b", GRANT_NS)
 
 
-def signs(*sequences: int, given_up: bool = False) -> dict[int, LastSign]:
-    return {shard: LastSign(sequence, given_up) for shard, sequence in enumerate(sequences, 1)}
+def signs(*sequences: int, given_up: bool = False, epoch: int = 0) -> dict[int, LastSign]:
+    return {shard: LastSign(sequence, given_up, epoch) for shard, sequence in enumerate(sequences, 1)}
 
 
 @pytest.mark.parametrize("claim", [Claim(), Claim("", "", 9), Claim("b", "id-b", 3)])
@@ -55,6 +55,26 @@ def test_a_host_that_has_just_claimed_is_given_time_for_its_first_record() -> No
     assert one.why_not(newer, signs(2, 2, given_up=True), at_ns) == "c serves"
     assert one.why_not(newer, signs(2, 2, given_up=True), at_ns + GRACE_NS - 1) == "c serves"
     assert one.why_not(newer, signs(2, 2, given_up=True), at_ns + GRACE_NS) == ""
+
+
+def test_a_host_that_was_heard_of_since_it_claimed_is_followed_as_any_other() -> None:
+    one = standby()
+    one.why_not(OTHER, signs(2, 2, epoch=7), 0)
+    newer = OTHER._replace(node="c", host_id="id-c", number=8)
+    assert one.why_not(newer, signs(2, 3, epoch=7), SECOND) == "c serves", "a word of the older owner"
+    assert one.why_not(newer, signs(2, 3, epoch=7), 5 * SECOND) == "c serves"
+    assert one.why_not(newer, signs(2, 4, epoch=8), 6 * SECOND) == "c serves"
+    assert one.why_not(newer, signs(2, 4, epoch=8), 6 * SECOND + GRANT_NS) == "c serves"
+    assert one.why_not(newer, signs(2, 4, epoch=8), 6 * SECOND + GRANT_NS * 102 // 100) == ""
+
+
+def test_of_the_time_that_was_granted_only_so_much_has_passed_as_the_owner_was_not_heard_of() -> None:
+    one, granted = standby(), LastSign(5, False, 1, 100 * SECOND)
+    assert one.passed_ns(1, granted, 0) == 98 * SECOND, "it may have been granted just now"
+    one.why_not(OTHER, {1: granted}, 7 * SECOND)
+    assert one.passed_ns(1, granted, 8 * SECOND) == 99 * SECOND
+    assert one.passed_ns(1, granted, 60 * SECOND) == 100 * SECOND
+    assert one.passed_ns(1, LastSign(6, True, 1, 50 * SECOND), 7 * SECOND) == 50 * SECOND, "a seal grants nothing"
 
 
 def test_another_host_of_the_same_name_is_named() -> None:

@@ -1,0 +1,105 @@
+"""A host whose clock is wrong takes nothing over and gives up what it has; nobody is charged for its error."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.clock_step import ClockStep
+from tests.system.rpc import Rpc
+from tests.system.test_jetstream import billing, daemon_on
+from tests.system.test_standby import WAIT_S, ready_page
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
+
+HOUR_S = 3600
+NANOS_A_SECOND = 1_000_000_000
+
+
+@pytest.fixture
+def log(data_dir: Path) -> Iterator[NatsCluster]:
+    directory = data_dir / "servers"
+    directory.mkdir()
+    cluster = NatsCluster(directory, 1)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+class Clocked:
+    """A host with a wall clock of its own."""
+
+    def __init__(self, log: NatsCluster, directory: Path) -> None:
+        one = {"cluster__replicas": 1, "cluster__shards": 1, "shards__workers": 1}
+        self.daemon = daemon_on(log, directory, cluster__node=directory.name, **one)
+        self.clock = ClockStep(directory)
+        self.daemon.environment = self.clock.environment
+
+    def wait_page(self, words: str) -> None:
+        """Returns once /readyz says so."""
+        deadline = time.monotonic() + WAIT_S
+        while words not in (page := ready_page(self.daemon))[1]:
+            assert time.monotonic() < deadline, f"{words}: {page}\n{self.said}"
+            time.sleep(0.05)
+
+    def wait_said(self, words: str) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while words not in self.said:
+            assert time.monotonic() < deadline, f"{words}:\n{self.said}"
+            time.sleep(0.05)
+
+    async def wait_gone(self) -> int:
+        """The exit code."""
+        assert self.daemon.process is not None
+        code = await asyncio.to_thread(self.daemon.process.wait, WAIT_S)
+        self.daemon.process = None
+        return code
+
+    @property
+    def said(self) -> str:
+        return self.daemon.log.read_text()
+
+
+async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: NatsCluster, data_dir: Path) -> None:
+    a, b = (Clocked(log, data_dir / name) for name in ("a", "b"))
+    try:
+        assert billing(a.daemon, "cluster", "init")[0] == 0
+        await asyncio.to_thread(a.daemon.start)
+        rpc = await Rpc.connect(a.daemon.rpc_port)
+        await rpc.ask("top_up", "user_01", 1000 * NANOS_A_SECOND)
+        begun = await rpc.ask("set_rate", "user_01", NANOS_A_SECOND)
+
+        b.clock.to(HOUR_S)
+        b.daemon.launch()
+        await asyncio.to_thread(b.wait_page, "a serves; the clock of this host is unfit")
+        b.wait_said("the clock of this host is unfit to serve by")
+
+        a.clock.to(HOUR_S)  # as b's: now nobody has a clock to go by
+        assert await a.wait_gone() == 75
+        assert "gives its shards up because of its clock: it is 3" in a.said
+        await asyncio.to_thread(b.wait_page, "stands by: the clock of this host is unfit")
+
+        b.clock.to(0)
+        await asyncio.to_thread(b.daemon.wait_ready, WAIT_S)
+        rpc = await Rpc.connect(b.daemon.rpc_port)
+        now = await rpc.ask("get_account", "user_01")
+        assert now["state"] == "active"
+        assert now["exhausts_at_ns"] == begun["exhausts_at_ns"], "nobody is charged for an hour"
+        assert begun["at_ns"] < now["at_ns"] < begun["at_ns"] + HOUR_S * NANOS_A_SECOND // 2
+
+        b.clock.may_be_wrong_by(200_000)
+        await asyncio.to_thread(b.wait_said, "the clock of this host is doubtful: the kernel says")
+        assert ready_page(b.daemon)[0] == 200
+        b.clock.may_be_wrong_by(300_000)
+        assert await b.wait_gone() == 75
+        assert "because of its clock: the kernel says that it may be wrong by 0.300 s" in b.said
+    finally:
+        for one in (a, b):
+            if one.daemon.process is not None:
+                one.daemon.kill()
