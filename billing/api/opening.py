@@ -64,8 +64,7 @@ class Doors:
 
     def _protocol(self, kind: str) -> Callable[[], asyncio.BaseProtocol]:
         """What makes a connection of this kind."""
-        # A protocol's libraries are loaded where one of its doors opens: aiohttp's server takes a worker a quarter of
-        # a second.
+        # The modules of a protocol are loaded where one of its doors opens: most workers have no use for them.
         if kind == HTTP:
             from billing.api.http.server import HttpDoor
 

@@ -1,8 +1,9 @@
 """The HTTP/JSON door: accounts as resources, made from the table of methods.
 
 Reading order: `routes` (which method a request means), `reading` (its path, query, headers and JSON as the params of
-that method), `writing` (a reply as JSON, a refusal as a problem), `openapi` (all of it as a document), and then the
-only module that touches sockets, `server`.
+that method), `writing` (a reply as JSON, a refusal as a problem), `openapi` (all of it as a document), `answers` (the
+bytes of an answer), `credentials` and `browser` (who asks), `server` (what is done with a request, in order), and then
+the only module that touches sockets, `connection`.
 
 What holds at this door:
 
@@ -12,7 +13,7 @@ What holds at this door:
   `Idempotent-Replayed: true`, refusals included.
 - **An error is a problem** (RFC 9457) with the contract's `name`, `code`, `retry` and `applied`.
 - **A token's roles hold here as everywhere.** Without tokens, whoever calls over loopback may do everything, but no
-  web page may: see `server`.
+  web page may: see `browser`.
 
 The same requests in the same order have the same effects as at any other door, and are answered once durable.
 """

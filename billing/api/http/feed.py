@@ -22,10 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
-
-from aiohttp import web
-from aiohttp.http import HttpVersion10
+from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.calling import plain
 from billing.api.http.reading import query_of
@@ -43,7 +40,7 @@ POLL_S: Final = 0.5
 HEARTBEAT_S: Final = 15.0
 STREAMS_MAX: Final = 64  # of one worker
 RETRY_MS: Final = 1_000  # after which a client of events connects again
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Server": "billing"}
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Rows = list[dict[str, Any]]
 Ask = Callable[[list[Any]], Awaitable[object]]  # the params of `entries` -> its reply
@@ -110,63 +107,68 @@ def params_of(cursor: str, limit: int) -> list[Any]:
     return [tuple(options.items())]
 
 
+class Stream(Protocol):
+    """What a stream is written to."""
+
+    def begin(self, kind: str, headers: dict[str, str], /) -> bool:
+        """Writes the head, with this media type; whether a body is wanted."""
+
+    async def write(self, data: bytes, /) -> None:
+        """A piece, once the client has read most of those before it."""
+
+
 class Streams:
     """All streams of one worker."""
 
     def __init__(self) -> None:
         self.open = 0
 
-    async def serve(self, request: web.BaseRequest, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> object:
-        """Streams what is wished for: the response, once it has ended; or the refusal of the first page. `goes_on`
-        says, before each further page, whether the connection may have more.
+    async def serve(self, stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> Refused | None:
+        """Streams what is wished for; returns once it has ended, or the refusal of the first page, with which nothing
+        was written. `goes_on` says, before each further page, whether the client may have more.
         """
         if self.open >= STREAMS_MAX:
             return Refused("BUSY", f"this worker serves {STREAMS_MAX} streams already")
         self.open += 1
         try:
-            return await _stream(request, wish, ask, goes_on)
+            return await _stream(stream, wish, ask, goes_on)
         finally:
             self.open -= 1
 
 
-async def _stream(request: web.BaseRequest, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> object:
+async def _stream(stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> Refused | None:
     left, cursor = wish.limit, wish.cursor
     of_events = wish.kind == EVENTS
     form = events_of if of_events else lines_of
-    response: web.StreamResponse | None = None
+    has_begun = False
     silent_s = 0.0
     while True:
         reply = await ask(params_of(cursor, min(left, PAGE_ROWS) if left else PAGE_ROWS))
-        if response is None:
+        if not has_begun:
             if type(reply) is Refused:
                 return reply
-            response = web.StreamResponse(headers=_HEADERS | {"Content-Type": wish.kind})
-            if request.version == HttpVersion10:
-                response.force_close()  # its end is the end of the connection
-            else:
-                response.enable_chunked_encoding()
-            await response.prepare(request)
-            if request.method == "HEAD":
-                return response
+            has_begun = True
+            if not stream.begin(wish.kind, _HEADERS):
+                return None
             if of_events:
-                await response.write(b"retry: %d\n\n" % RETRY_MS)
+                await stream.write(b"retry: %d\n\n" % RETRY_MS)
         if type(reply) is Refused and not reply.retry:
             told = problem(reply).body
-            await response.write(b"event: problem\ndata: %s\n\n" % told if of_events else b'{"problem":%s}\n' % told)
-            return response
+            await stream.write(b"event: problem\ndata: %s\n\n" % told if of_events else b'{"problem":%s}\n' % told)
+            return None
         rows: Rows = [] if type(reply) is Refused else plain(reply)
         if rows:
-            await response.write(form(rows))
+            await stream.write(form(rows))
             cursor, silent_s = rows[-1]["cursor"], 0.0
             if left and (left := left - len(rows)) <= 0:
-                return response
+                return None
         elif not wish.follow and type(reply) is not Refused:
-            return response
+            return None
         else:
             await asyncio.sleep(POLL_S)
             silent_s += POLL_S
             if silent_s >= HEARTBEAT_S:
-                await response.write(b": still here\n\n" if of_events else b"\n")
+                await stream.write(b": still here\n\n" if of_events else b"\n")
                 silent_s = 0.0
-        if request.transport is None or request.transport.is_closing() or not goes_on():
-            return response
+        if not goes_on():
+            return None

@@ -1,20 +1,11 @@
-"""The sockets of the HTTP door: aiohttp reads requests, this module has them answered.
+"""What the HTTP door does with a request: which method it means, who asks, what it answers.
 
-A request goes through in this order, and what fails ends it with a problem: the path and the verb mean a method; who is
-asking is known and allowed to (before its body is read); the body is JSON and small enough; its fields are params. Then
-it is a call of the connection's `Session` like a call at any other door, and its reply is written once durable.
+A request goes through in this order, and what fails ends it with a problem: who is asking is known; the path and the
+verb mean a method which they may call (before its body is read); the body is JSON and small enough; its fields are
+params. Then it is a call of its connection's `Session`, and its reply is written once durable. Nothing here waits: a
+step that cannot be taken at once leaves a callback with its connection.
 
-**Who is asking** is said by the request (`Authorization: Bearer TOKEN`) or, where it says nothing, by the connection: a
-client certificate, or loopback where there are no tokens. A wrong token ends the connection: one guess each.
-
-**Bounds.** Connections count for `rpc.connections_max` and its limit of each origin, together with those of the other
-doors. A body has at most `BODY_BYTES_MAX`, head lines what aiohttp allows, and both together `frame_deadline_ns` of
-time; a compressed body is refused unread. One request of a connection is in flight at a time, and no further one is
-read while the client does not read its answers; after `write_stall_ns` of that it is dropped. A connection that rests
-is closed after `IDLE_S`.
-
-aiohttp's `RequestHandler` is one connection; `HttpConnection` adds what the door has to know of it. `Reply` is written
-as one piece of bytes instead of by aiohttp's writer, which costs more than all the rest of a call.
+A body has at most `BODY_BYTES_MAX`, head lines what aiohttp's parser allows; a compressed body is refused unread.
 """
 
 from __future__ import annotations
@@ -22,93 +13,40 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from email.utils import formatdate
-from http import HTTPStatus
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final
 
-from aiohttp import web
-from aiohttp.http import HttpVersion10
+from aiohttp import hdrs
+from aiohttp.http import HttpVersion10, RawRequestMessage
 
-from billing.api.auth import Grant, Guard
-from billing.api.calling import Session, plain
+from billing.api.auth import Grant
+from billing.api.calling import plain
 from billing.api.door import Door
-from billing.api.http import browser, feed
+from billing.api.http import feed
+from billing.api.http.answers import Answer, Answers, Misplaced
+from billing.api.http.connection import BODY_BYTES_MAX, HttpConnection, Unheld
+from billing.api.http.credentials import Credentials
 from billing.api.http.openapi import document
 from billing.api.http.reading import Reader
 from billing.api.http.routes import GET, ROUTES, Route, find
-from billing.api.http.writing import JSON, PROBLEM, Problem, encode, problem, rendering_of
+from billing.api.http.writing import JSON, encode, rendering_of
 from billing.api.methods import METHODS, PAGE_ROWS_MAX, allowed
-from billing.api.origins import is_loopback, is_unix, origin_of
-from billing.api.wire import FRAME_BYTES_MAX
 from billing.ledger.errors import Refused
 
 log = logging.getLogger("billing.api")
 
-BODY_BYTES_MAX: Final = FRAME_BYTES_MAX
-IDLE_S: Final = 75.0
-LINGER_S: Final = 2.0
-_QUIET: Final = logging.getLogger("billing.api.http")  # aiohttp's own; what it would say, `handle_error` does
-GRANTS_KEPT_MAX: Final = 1_000
 OPENAPI_PATH: Final = "/v1/openapi.json"
-
-_COUNT: Final = 2**32
-
-
-class Reply(web.StreamResponse):
-    """A whole answer, written by one `write`."""
-
-    def __init__(self, head: bytes, body: bytes, status: int = 200, *, last: bool = False) -> None:
-        """`head`: status line and headers, each with its line end. `last`: the connection ends behind it."""
-        super().__init__(status=status)
-        self._head = head
-        self._content = body
-        self._last = last
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether another request may follow."""
-        return not self._last
-
-    def force_close(self) -> None:
-        """Ends the connection behind it."""
-        self._last = True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Writes it."""
-        if not request.keep_alive:
-            self._last = True
-        if self._last:
-            connection = b"Connection: close\r\n\r\n"
-        elif request.version == HttpVersion10:
-            connection = b"Connection: keep-alive\r\n\r\n"
-        else:
-            connection = b"\r\n"
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client went away")
-        transport.write(self._head + connection + (b"" if request.method == "HEAD" else self._content))
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """It is written."""
-
-
-def head_of(status: int, kind: str, length: int, headers: dict[str, str], date: str) -> bytes:
-    """Status line and headers."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
-        f"Date: {date}\r\nServer: billing\r\n{lines}"
-    ).encode("latin-1", "replace")
 
 
 class Served:
     """A route with all that its requests need, made once."""
 
-    __slots__ = ("_limit", "method", "name", "read", "render")
+    __slots__ = ("_limit", "has_body", "method", "name", "read", "render")
 
     def __init__(self, route: Route) -> None:
         self.method = route.method
         self.name = route.method.name.encode()
+        self.has_body = route.has_body
         self.read = Reader(route).params
         self.render = rendering_of(route.method)
         limit = route.method.option("limit")
@@ -116,201 +54,37 @@ class Served:
 
     def limit_of(self, params: list[Any]) -> int:
         """How many rows were asked for."""
-        if params and type(params[-1]) is tuple:
+        if self._limit and params and type(params[-1]) is tuple:
             for name, value in params[-1]:
                 if name == b"limit":
                     return int(value)
         return self._limit
 
 
-_SERVED: Final = {route.method.name: Served(route) for route in ROUTES}
-_REPLAYED: Final = {"Idempotent-Replayed": "true"}
-_BARE: Final[dict[str, str]] = {}
+class Call:
+    """A request whose method is known, and who makes it."""
 
+    __slots__ = ("connection", "grant", "in_path", "key", "query", "served")
 
-class HttpConnection(web.RequestHandler):
-    """One connection: aiohttp's, and what the door has to know of it."""
-
-    __slots__ = (
-        "_ending",
-        "_origin",
-        "_reading_since_ns",
-        "_resumed",
-        "_stalled_since_ns",
-        "_wanted",
-        "by_loopback",
-        "door",
-        "greeted",
-        "replies",
-        "session",
-        "token",
-    )
-
-    def __init__(self, server: web.Server, site: HttpDoor, **options: Any) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        self.door = site.door
-        self.session = Session(site.door, self._on_reply)
-        self.greeted: Grant | None = None
-        self.by_loopback = False
-        self.token = 0
-        self._wanted: asyncio.Future[object] | None = None  # the reply that is being waited for
-        self._resumed: asyncio.Future[None] | None = None
-        self._reading_since_ns = 0  # since when a request is unfinished; 0: none is
-        self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
-        self._origin = ""
-        self._ending = False
-
-    # -- calls ------------------------------------------------------------------------------------------------------
-
-    def ask(self, grant: Grant, name: bytes, params: list[Any]) -> asyncio.Future[object]:
-        """Carries out a call; the future gets its reply."""
-        session = self.session
-        if session.grant is not grant:
-            session.grant = grant
-        self.token = token = (self.token + 1) % _COUNT
-        wanted = self._wanted = asyncio.get_running_loop().create_future()
-        session.arrived()
-        session.call(token, name, params)
-        return wanted
-
-    def _on_reply(self, token: int, reply: object) -> None:
-        wanted = self._wanted
-        if token == self.token and wanted is not None and not wanted.done():
-            wanted.set_result(reply)
-
-    # -- the transport ----------------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Lets the connection in, or turns it away."""
-        super().connection_made(transport)
-        door = self.door
-        self._origin = origin_of(transport)
-        here = door.origins.enter(self._origin)
-        door.connections.add(self)
-        self.greeted = door.guard.greet(transport)
-        self.by_loopback = is_loopback(transport) and not is_unix(transport)
-        limits = door.limits
-        if limits.connections_per_origin_max and here > limits.connections_per_origin_max:
-            self._turn_away("too many from there")
-        elif len(door.connections) > limits.connections_max:
-            self._turn_away("too many in all")
-
-    def _turn_away(self, why: str) -> None:
-        self.door.origins.turned_away(self._origin, why, self.door.clock())
-        refusal = Refused("TOO_MANY_CONNECTIONS", "try again later")
-        self.door.note_error(refusal)
-        self._part(problem(refusal))
-
-    def _part(self, told: Problem) -> None:
-        """Last words, and the end."""
-        self.door.drops += 1
-        if self.transport is not None and not self.transport.is_closing():
-            head = head_of(told.status, PROBLEM, len(told.body), told.headers, formatdate(usegmt=True))
-            self.transport.write(head + b"Connection: close\r\n\r\n" + told.body)
-        self.force_close()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Forgets the connection."""
-        if self in self.door.connections:
-            self.door.connections.discard(self)
-            self.door.origins.leave(self._origin)
-        self._wake()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """A request begins, or goes on."""
-        if data and not self._reading_since_ns:
-            self._reading_since_ns = self.door.clock()
-            self.door.watch(self)
-        super().data_received(data)
-
-    def request_read(self) -> None:
-        """The request that is being answered has come whole."""
-        self._reading_since_ns = 0
-
-    def pause_writing(self) -> None:
-        """The client does not read."""
-        super().pause_writing()
-        self._stalled_since_ns = self.door.clock()
-        self._resumed = asyncio.get_running_loop().create_future()
-        self.door.watch(self)
-
-    def resume_writing(self) -> None:
-        """It does again."""
-        super().resume_writing()
-        self._stalled_since_ns = 0
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._resumed is not None and not self._resumed.done():
-            self._resumed.set_result(None)
-        self._resumed = None
-
-    async def drained(self) -> None:
-        """Returns once the client has read most of what was written."""
-        if self._resumed is not None:
-            await asyncio.shield(self._resumed)
-
-    def handle_error(
+    def __init__(
         self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What is no HTTP, or a bug: one problem, and the end of the connection."""
-        if isinstance(exc, ConnectionError):  # the client went away in the middle of its request: nobody is told
-            return Reply(b"", b"", last=True)
-        if status == 500:
-            log.error("a request to the HTTP door met a bug", exc_info=exc)
-            refusal = Refused("INTERNAL", "this is a bug in the daemon")
-        else:
-            refusal = Refused("PROTOCOL_ERROR", "this is no HTTP request that the door takes")
-        self.door.drops += 1
-        self.door.note_error(refusal)
-        told = problem(refusal, status)
-        head = head_of(told.status, PROBLEM, len(told.body), told.headers, formatdate(usegmt=True))
-        return Reply(head, told.body, told.status, last=True)
+        connection: HttpConnection,
+        grant: Grant,
+        served: Served,
+        in_path: list[bytes],
+        query: str,
+        key: str | None,
+    ) -> None:
+        """`in_path` and `query`: as they came. `key`: the header Idempotency-Key."""
+        self.connection = connection
+        self.grant = grant
+        self.served = served
+        self.in_path = in_path
+        self.query = query
+        self.key = key
 
-    # -- what the door asks of every connection ---------------------------------------------------------------------
 
-    def check_deadlines(self, now_ns: int) -> bool:
-        """Ends itself if one has passed; whether there is still one to watch."""
-        limits = self.door.limits
-        if self.transport is None:
-            return False
-        if self._stalled_since_ns and now_ns - self._stalled_since_ns >= limits.write_stall_ns:
-            self.door.drops += 1
-            self.abort()
-        elif self._reading_since_ns and now_ns - self._reading_since_ns >= limits.frame_deadline_ns:
-            refusal = Refused("PROTOCOL_ERROR", "a request was left unfinished")
-            self.door.note_error(refusal)
-            self._part(problem(refusal, 408))
-        return bool(self._stalled_since_ns or self._reading_since_ns)
-
-    @property
-    def origin(self) -> str:
-        """Where it comes from."""
-        return self._origin
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether it closes once what was asked for is answered."""
-        return self._ending
-
-    def granted(self) -> Grant | None:
-        """As `billing.api.door.Client`; a token is looked at with each request."""
-        return self.greeted
-
-    def end(self, last_words: bytes) -> None:
-        """Reads nothing more, and closes once everything asked for is answered."""
-        self._ending = True
-        self.close()
-
-    def abort(self) -> None:
-        """Closes at once."""
-        if self.transport is not None:
-            self.transport.abort()
+_SERVED: Final = {route.method.name: Served(route) for route in ROUTES}
 
 
 class HttpDoor:
@@ -319,206 +93,230 @@ class HttpDoor:
     def __init__(self, door: Door, wall_now_ns: Callable[[], int]) -> None:
         """`door`: what this worker's connections share, of whatever protocol. `wall_now_ns`: for the header Date."""
         self.door = door
-        self._wall_now_ns = wall_now_ns
-        self._second = -1
-        self._date = ""
-        self._grants: dict[str, Grant] = {}  # by token, as far as this guard has let them in
-        self._guard: Guard | None = None  # whose they are
+        self.unheld = Unheld(asyncio.get_running_loop())
+        self._answers = Answers(wall_now_ns)
+        self._credentials = Credentials(door)
         self._document = b""
         self._streams = feed.Streams()
-        loop = asyncio.get_running_loop()
-
-        def request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-            return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=BODY_BYTES_MAX)
-
-        self._server = web.Server(self._handle, request_factory=request)
 
     def connection(self) -> HttpConnection:
         """A protocol for a new connection."""
-        return HttpConnection(
-            self._server,
-            self,
-            keepalive_timeout=IDLE_S,
-            lingering_time=LINGER_S,
-            tcp_keepalive=False,
-            access_log=None,
-            logger=_QUIET,
-            auto_decompress=False,
-        )
+        return HttpConnection(self)
 
-    # -- answers ----------------------------------------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------------------------------
 
-    def _now(self) -> str:
-        """The header Date."""
-        second = self._wall_now_ns() // 10**9
-        if second != self._second:
-            self._second, self._date = second, formatdate(second, usegmt=True)
-        return self._date
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = cast(HttpConnection, request.protocol)
+    def on_request(self, connection: HttpConnection, message: RawRequestMessage) -> None:
+        """The head of a request has come."""
         try:
-            reply = await self._answer(connection, request)
-        except Refused as refusal:
-            self.door.note_error(refusal)
-            reply = self._refusal(refusal)
-        except Misplaced as misplaced:
-            self.door.note_error(misplaced.refusal)
-            reply = self._refusal(misplaced.refusal, misplaced.status, misplaced.headers, last=misplaced.last)
-        if connection._stalled_since_ns:
-            await connection.drained()
-        return reply
+            self._begin(connection, message)
+        except Exception as error:
+            self._refuse(connection, error)
 
-    async def _answer(self, connection: HttpConnection, request: web.BaseRequest) -> web.StreamResponse:
-        path, _, query = request.raw_path.partition("?")
-        grant = self._grant_of(connection, request)
+    def _begin(self, connection: HttpConnection, message: RawRequestMessage) -> None:
+        path, _, query = message.path.partition("?")
+        headers, method = message.headers, message.method
+        grant = self._grant_of(connection, message)
         if path == OPENAPI_PATH:
-            return self._openapi(request)
+            connection.answer(self._openapi(method))
+            return
         found = find(path)
         if found is None:
             raise Refused("UNKNOWN_METHOD", f"there is nothing at this path; see {OPENAPI_PATH}")
-        verb = GET if request.method == "HEAD" else request.method
-        route = found.routes.get(verb)
+        route = found.routes.get(GET if method == "HEAD" else method)
         if route is None:
             raise Misplaced(405, "this path takes other verbs", {"Allow": _allowed(found.routes)})
         served = _SERVED[route.method.name]
         if not allowed(served.method, grant.roles):
             raise Refused("FORBIDDEN", f"{served.method.name} needs the role {served.method.role}")
-        headers = request.headers
         if served.method.name == "entries":
-            return await self._feed(connection, request, query, grant)
-        body = await self._body(connection, request) if route.has_body else b""
-        connection.request_read()
-        params = served.read(found.values, query, headers.get("Idempotency-Key"), body)
-        asked_ns = self.door.clock()
-        reply = await connection.ask(grant, served.name, params)
-        self.door.latency.note("http", served.name, self.door.clock() - asked_ns)
-        if type(reply) is Refused:
-            return self._refusal(reply)
-        told = served.render(plain(reply), served.limit_of(params))
-        content = encode(told)
-        replayed = _REPLAYED if type(told) is dict and told.get("replayed") is True else _BARE
-        return Reply(head_of(200, JSON, len(content), replayed, self._now()), content)
+            self._feed(connection, message, query, grant)
+            return
+        call = Call(connection, grant, served, found.values, query, headers.get("Idempotency-Key"))
+        if not served.has_body:
+            self._carry_out(call, b"")
+            return
+        self._check_body(connection, headers)
+        body = connection.whole_body()
+        if body is None:
+            expected = headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+            connection.wait_for_body(partial(self._on_body, call), expected=expected)
+        else:
+            self._carry_out(call, body)
 
-    async def _feed(
-        self, connection: HttpConnection, request: web.BaseRequest, query: str, grant: Grant
-    ) -> web.StreamResponse:
-        """The feed of all entries, see `billing.api.http.feed`."""
-        headers = request.headers
-        wish = feed.wanted(query, headers.get("Accept", ""), headers.get("Last-Event-ID"))
-        connection.request_read()
-        guard, method = self.door.guard, METHODS["entries"]
+    def _on_body(self, call: Call, body: bytes) -> None:
+        try:
+            self._carry_out(call, body)
+        except Exception as error:
+            self._refuse(call.connection, error)
 
-        def ask(params: list[Any]) -> asyncio.Future[object]:
-            return connection.ask(grant, b"entries", params)
+    def _carry_out(self, call: Call, body: bytes) -> None:
+        if len(body) > BODY_BYTES_MAX:
+            raise _too_large()
+        served = call.served
+        params = served.read(call.in_path, call.query, call.key, body)
+        then = partial(self._on_reply, call.connection, served, served.limit_of(params), self.door.clock())
+        call.connection.call(call.grant, served.name, params, then)
 
-        def goes_on() -> bool:
-            try:
-                is_granted = self.door.guard is guard or allowed(method, self._grant_of(connection, request).roles)
-            except (Refused, Misplaced):
-                is_granted = False
-            return is_granted and not connection.is_ending
-
-        if wish.kind == JSON:
-            reply = await ask(feed.params_of(wish.cursor, wish.limit or PAGE_ROWS_MAX))
+    def _on_reply(self, connection: HttpConnection, served: Served, limit: int, asked_ns: int, reply: object) -> None:
+        try:
+            self.door.latency.note("http", served.name, self.door.clock() - asked_ns)
             if type(reply) is Refused:
-                return self._refusal(reply)
-            content = feed.page_of(plain(reply), wish.cursor)
-            return Reply(head_of(200, JSON, len(content), _BARE, self._now()), content)
-        reply = await self._streams.serve(request, wish, ask, goes_on)
-        return self._refusal(reply) if isinstance(reply, Refused) else cast(web.StreamResponse, reply)
+                connection.answer(self._answers.refusal(reply))
+                return
+            told = served.render(plain(reply), limit)
+            replayed = type(told) is dict and told.get("replayed") is True
+            connection.answer(self._answers.json(encode(told), replayed=replayed))
+        except Exception as error:  # the worker, which is calling us, has others to answer
+            self._refuse(connection, error)
 
-    def _refusal(
-        self, refusal: Refused, status: int = 0, headers: dict[str, str] | None = None, *, last: bool = False
-    ) -> Reply:
-        told = problem(refusal, status)
-        head = head_of(told.status, PROBLEM, len(told.body), told.headers | (headers or {}), self._now())
-        return Reply(head, told.body, told.status, last=last)
-
-    def _openapi(self, request: web.BaseRequest) -> Reply:
-        if request.method not in ("GET", "HEAD"):
+    def _openapi(self, verb: str) -> Answer:
+        if verb not in ("GET", "HEAD"):
             raise Misplaced(405, "this path takes other verbs", {"Allow": "GET, HEAD"})
         if not self._document:
             self._document = encode(document())
-        return Reply(head_of(200, JSON, len(self._document), _BARE, self._now()), self._document)
+        return self._answers.json(self._document)
 
-    # -- who is asking ----------------------------------------------------------------------------------------------
+    # -- refusals ---------------------------------------------------------------------------------------------------
 
-    def _grant_of(self, connection: HttpConnection, request: web.BaseRequest) -> Grant:
-        headers = request.headers
-        if "Authorization" not in headers:
-            grant = connection.greeted
-            if grant is None:
-                raise Refused("UNAUTHENTICATED", "sign in: Authorization: Bearer TOKEN")
-            browser.check(headers, connection.by_loopback)
-            return grant
-        said = headers.getall("Authorization")
-        scheme, _, token = said[0].partition(" ")
-        if len(said) > 1 or scheme.lower() != "bearer" or not token.strip():
-            raise Misplaced(401, "expected one Authorization: Bearer TOKEN", last=True, name="UNAUTHENTICATED")
-        if self._guard is not self.door.guard:
-            self._guard, self._grants = self.door.guard, {}
-        token = token.strip()
-        found = self._grants.get(token)
-        if found is None:
-            found = self._guard.sign_in(token.encode("utf-8", "surrogateescape"))
-            if found is None:
-                self.door.drops += 1
-                self.door.refused_sign_in(connection.origin)
-                raise Misplaced(401, "this token is not known", last=True, name="UNAUTHENTICATED")
-            if len(self._grants) < GRANTS_KEPT_MAX:
-                self._grants[token] = found
-        return found
+    def refusal(self, refused: Refused, status: int = 0) -> Answer:
+        """The answer that a refusal is."""
+        return self._answers.refusal(refused, status)
 
-    # -- the body ---------------------------------------------------------------------------------------------------
+    def _refuse(self, connection: HttpConnection, error: Exception) -> None:
+        """Answers what a request has met."""
+        if isinstance(error, Refused):
+            self.door.note_error(error)
+            connection.answer(self._answers.refusal(error))
+        elif isinstance(error, Misplaced):
+            self.door.note_error(error.refusal)
+            told = self._answers.refusal(error.refusal, error.status, error.headers, is_last=error.last)
+            connection.answer(told)
+        else:
+            connection.answer(self._answers.refusal(self._note_bug(error), 500, is_last=True))
 
-    async def _body(self, connection: HttpConnection, request: web.BaseRequest) -> bytes:
-        """The body of a request that has its fields there."""
-        headers = request.headers
-        kind = headers.get("Content-Type")
+    def _note_bug(self, error: Exception) -> Refused:
+        """Logs what nobody expects; what the client is told."""
+        log.error("a request to the HTTP door met a bug", exc_info=error)
+        self.door.drops += 1
+        refusal = Refused("INTERNAL", "this is a bug in the daemon")
+        self.door.note_error(refusal)
+        return refusal
+
+    def _grant_of(self, connection: HttpConnection, message: RawRequestMessage) -> Grant:
+        return self._credentials.grant_of(
+            message.headers, connection.greeted, connection.origin, by_loopback=connection.by_loopback
+        )
+
+    def _check_body(self, connection: HttpConnection, headers: Any) -> None:
+        """Refuses what no body may be, before it is read."""
+        kind = headers.get(hdrs.CONTENT_TYPE)
         if kind is not None and not _is_json(kind):
             raise Misplaced(415, "the body must be application/json, in UTF-8")
-        if "Content-Encoding" in headers:
+        if hdrs.CONTENT_ENCODING in headers:
             raise Misplaced(415, "the body must not be compressed", last=True)
-        if not request.body_exists:
-            return b""
-        if (request.content_length or 0) > BODY_BYTES_MAX:
-            raise Misplaced(413, f"a body may have {BODY_BYTES_MAX} bytes", last=True, name="FRAME_TOO_LARGE")
+        if not connection.has_body:
+            return
+        if int(headers.get(hdrs.CONTENT_LENGTH, 0)) > BODY_BYTES_MAX:
+            raise _too_large()
         if kind is None:
             raise Misplaced(415, "the body must be application/json, in UTF-8", last=True)
-        if headers.get("Expect", "").lower() == "100-continue" and connection.transport is not None:
-            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # -- the feed ---------------------------------------------------------------------------------------------------
+
+    def _feed(self, connection: HttpConnection, message: RawRequestMessage, query: str, grant: Grant) -> None:
+        """The feed of all entries, see `billing.api.http.feed`."""
+        headers = message.headers
+        wish = feed.wanted(query, headers.get("Accept", ""), headers.get("Last-Event-ID"))
+        if wish.kind == JSON:
+            params = feed.params_of(wish.cursor, wish.limit or PAGE_ROWS_MAX)
+            connection.call(grant, b"entries", params, partial(self._on_page, connection, wish.cursor))
+            return
+        stream = HttpStream(connection, message, self._answers)
+        connection.stream(self._serve(connection, message, grant, wish, stream))
+
+    def _on_page(self, connection: HttpConnection, cursor: str, reply: object) -> None:
         try:
-            content = request.content
-            if content.is_eof():  # it came whole with its head, as most do
-                body = content.read_nowait()
-                if len(body) <= BODY_BYTES_MAX:
-                    return body
-                raise web.HTTPRequestEntityTooLarge(BODY_BYTES_MAX, len(body))
-            return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise Misplaced(413, f"a body may have {BODY_BYTES_MAX} bytes", last=True, name="FRAME_TOO_LARGE") from None
-        except web.RequestPayloadError:
-            raise Misplaced(400, "the body did not come whole", last=True, name="PROTOCOL_ERROR") from None
+            if type(reply) is Refused:
+                connection.answer(self._answers.refusal(reply))
+            else:
+                connection.answer(self._answers.json(feed.page_of(plain(reply), cursor)))
+        except Exception as error:  # as in `_on_reply`
+            self._refuse(connection, error)
 
-
-class Misplaced(Exception):
-    """A refusal that HTTP has a status of its own for."""
-
-    def __init__(
+    async def _serve(
         self,
-        status: int,
-        message: str,
-        headers: dict[str, str] | None = None,
-        *,
-        last: bool = False,
-        name: str = "INVALID_PARAMS",
+        connection: HttpConnection,
+        message: RawRequestMessage,
+        grant: Grant,
+        wish: feed.Wanted,
+        stream: HttpStream,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
-        self.last = last
-        self.refusal = Refused("UNKNOWN_METHOD" if status == 405 else name, message)
+        guard, method = self.door.guard, METHODS["entries"]
+
+        def ask(params: list[Any]) -> asyncio.Future[object]:
+            wanted = asyncio.get_running_loop().create_future()
+            connection.call(grant, b"entries", params, partial(_settle, wanted))
+            return wanted
+
+        def goes_on() -> bool:
+            try:
+                is_granted = self.door.guard is guard or allowed(method, self._grant_of(connection, message).roles)
+            except (Refused, Misplaced):
+                is_granted = False
+            return is_granted and not connection.is_ending and not connection.is_gone
+
+        try:
+            refused = await self._streams.serve(stream, wish, ask, goes_on)
+        except Exception as error:
+            if stream.has_begun:  # no problem can be told in the middle of an answer: it is left without an end
+                self._note_bug(error)
+                connection.abort()
+            else:
+                self._refuse(connection, error)
+            return
+        if refused is None:
+            stream.end()
+        else:
+            connection.answer(self._answers.refusal(refused))
+
+
+class HttpStream:
+    """The answer to a request in pieces: chunks, or to HTTP/1.0 bytes up to the end of the connection."""
+
+    def __init__(self, connection: HttpConnection, message: RawRequestMessage, answers: Answers) -> None:
+        self._connection = connection
+        self._answers = answers
+        self._is_chunked = message.version != HttpVersion10
+        self._is_bare = message.method == "HEAD"
+        self.has_begun = False
+
+    def begin(self, kind: str, headers: dict[str, str]) -> bool:
+        """Writes the head; whether a body is wanted."""
+        head = self._answers.stream(kind, headers)
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if self._is_chunked else b"Connection: close\r\n\r\n"
+        self._connection.write(head + framing)
+        self.has_begun = True
+        return not self._is_bare
+
+    async def write(self, data: bytes) -> None:
+        """A piece, once the client has read most of those before it."""
+        await self._connection.drained()
+        self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+
+    def end(self) -> None:
+        """There is no more."""
+        if self._is_chunked and not self._is_bare:
+            self._connection.write(b"0\r\n\r\n")
+        self._connection.end_stream(is_last=not self._is_chunked)
+
+
+def _settle(wanted: asyncio.Future[object], reply: object) -> None:
+    if not wanted.done():
+        wanted.set_result(reply)
+
+
+def _too_large() -> Misplaced:
+    return Misplaced(413, f"a body may have {BODY_BYTES_MAX} bytes", last=True, name="FRAME_TOO_LARGE")
 
 
 def _allowed(routes: dict[str, Route]) -> str:

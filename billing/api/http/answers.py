@@ -1,0 +1,92 @@
+"""Answers as bytes: status lines and headers, dated. No sockets.
+
+HTTP/1.1 200 OK
+Content-Type: application/json
+Content-Length: 15
+Date: Fri, 28 Nov 2025 13:03:20 GMT
+Server: billing
+                                        what else there is; then `Connection`, and an empty line, by the connection
+{"ping":"pong"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from billing.api.http.writing import JSON, PROBLEM, problem
+from billing.ledger.errors import Refused
+
+_REPLAYED: Final = b"Idempotent-Replayed: true\r\n"
+_STATUS: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
+_OK: Final = _STATUS[200] + f"Content-Type: {JSON}\r\nContent-Length: %d\r\n%b".encode()
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    head: bytes  # status line and headers, each with its line end
+    body: bytes
+    is_last: bool = False  # the connection ends behind it
+
+
+class Misplaced(Exception):
+    """A refusal that HTTP has a status of its own for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        last: bool = False,
+        name: str = "INVALID_PARAMS",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.last = last
+        self.refusal = Refused("UNKNOWN_METHOD" if status == 405 else name, message)
+
+
+class Answers:
+    """Makes answers, all with the same clock."""
+
+    def __init__(self, wall_now_ns: Callable[[], int]) -> None:
+        """`wall_now_ns`: for the header Date."""
+        self._wall_now_ns = wall_now_ns
+        self._second = -1
+        self._dated = b""
+
+    def dated(self) -> bytes:
+        """The headers that every answer has, worked out once a second."""
+        second = self._wall_now_ns() // 10**9
+        if second != self._second:
+            self._second = second
+            self._dated = f"Date: {formatdate(second, usegmt=True)}\r\nServer: billing\r\n".encode()
+        return self._dated
+
+    def json(self, body: bytes, *, replayed: bool = False) -> Answer:
+        """An answer of 200."""
+        head = _OK % (len(body), self.dated())
+        return Answer(head + _REPLAYED if replayed else head, body)
+
+    def refusal(
+        self, refused: Refused, status: int = 0, headers: Mapping[str, str] | None = None, *, is_last: bool = False
+    ) -> Answer:
+        """A problem. `status`: where it is another than that of the name."""
+        told = problem(refused, status)
+        more = told.headers | dict(headers or {})
+        lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("latin-1", "replace")
+        head = b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b" % (
+            *(_STATUS[told.status], PROBLEM.encode(), len(told.body)),
+            *(self.dated(), lines),
+        )
+        return Answer(head, told.body, is_last)
+
+    def stream(self, kind: str, headers: Mapping[str, str]) -> bytes:
+        """The head of an answer of 200 whose length nobody knows yet."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return _STATUS[200] + f"Content-Type: {kind}\r\n{lines}".encode() + self.dated()

@@ -1,0 +1,478 @@
+"""One connection of the HTTP door: bytes in by aiohttp's parser, one request at a time, whole answers out.
+
+A request is handed to the `Site` as soon as its head has come, carried out as a call of the connection's `Session` like
+a call at any other door, and answered by callback once its reply is durable. There is no task, future or object of a
+response for a request: those cost more than all the rest of a call.
+
+    RESTING    no request is under way; part of a head may have come
+    READING    the body of a request is wanted, and not whole
+    ANSWERING  it is being carried out, or streamed
+    SKIPPING   it is answered; what is left of its body is read and dropped
+    OVER       last words are written; whatever comes is dropped until the client closes
+
+What a connection keeps:
+
+- **One request is in flight at a time**, and answers leave in the order of their requests. Of what comes meanwhile one
+  read is parsed, at most `QUEUE_MAX` requests of it, and then nothing is read until the queue is empty.
+- **A client that does not read its answers is not asked further**, and dropped after `write_stall_ns` of that.
+- **A head and its body together have `frame_deadline_ns` of time**; a body that nobody wants has `LINGER_S`, and so has
+  a client to read why its connection ends. A connection that rests is closed after `IDLE_S`.
+- **What is no HTTP gets one problem and the end.** The parser refuses whatever two readers could take for two things.
+
+Connections count for `connections_max` and its limit of each origin, together with those of the other doors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, cast
+
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+
+from billing.api.auth import Grant
+from billing.api.calling import Session
+from billing.api.door import Door
+from billing.api.http.answers import Answer
+from billing.api.origins import is_loopback, is_unix, origin_of
+from billing.api.wire import FRAME_BYTES_MAX
+from billing.ledger.errors import Refused
+
+BODY_BYTES_MAX: Final = FRAME_BYTES_MAX
+IDLE_S: Final = 75.0
+LINGER_S: Final = 2.0
+QUEUE_MAX: Final = 32
+_STREAM_BYTES: Final = 1 << 20  # of a body within the parser, which never has more than one read: it is taken out there
+
+RESTING: Final = 0
+READING: Final = 1
+ANSWERING: Final = 2
+SKIPPING: Final = 3
+OVER: Final = 4
+
+_TOKENS: Final = 2**32
+
+Then = Callable[[object], None]  # is given the reply of a call
+
+
+class Site(Protocol):
+    """What a connection needs of the door that it belongs to."""
+
+    door: Door
+    unheld: Unheld
+
+    def on_request(self, connection: HttpConnection, message: RawRequestMessage, /) -> None:
+        """The head of a request has come: answers it, now or later."""
+
+    def refusal(self, refused: Refused, status: int = 0, /) -> Answer:
+        """The answer that a refusal is."""
+
+
+class Unheld(BaseProtocol):
+    """What the bodies of all connections take for their protocol: a connection holds back its client by itself."""
+
+    def pause_reading(self) -> None:
+        """A body is never longer than one read here."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """It was not paused."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """See the module."""
+
+    __slots__ = (
+        *("_body", "_held", "_idle", "_is_ending", "_is_followed", "_is_last", "_message", "_offered", "_on_body"),
+        *("_origin", "_parser", "_payload", "_queue", "_reading_since_ns", "_rested_ns", "_resumed", "_site"),
+        *("_stalled_since_ns", "_state", "_stream", "_then", "_token", "_transport"),
+        *("by_loopback", "door", "greeted", "session"),
+    )
+
+    def __init__(self, site: Site) -> None:
+        self.door = site.door
+        self.session = Session(site.door, self._on_reply)
+        self.greeted: Grant | None = None
+        self.by_loopback = False
+        self._site = site
+        self._origin = ""
+        self._transport: asyncio.Transport | None = None
+        self._parser = self._new_parser()
+        self._queue: deque[tuple[RawRequestMessage | None, StreamReader]] = deque()  # None: what is no HTTP
+        self._state = RESTING
+        self._message: RawRequestMessage | None = None  # the request under way
+        self._payload: StreamReader = EMPTY_PAYLOAD
+        self._offered: StreamReader | None = None  # the body of a request that offers another protocol
+        self._is_followed = False  # whether something may stand behind that request
+        self._body: list[bytes] = []  # what has come of it where it did not come whole
+        self._on_body: Callable[[bytes], None] | None = None  # is given it once it is whole
+        self._then: Then | None = None  # is given the reply that is being waited for
+        self._token = 0  # of the newest call
+        self._stream: asyncio.Task[None] | None = None
+        self._is_last = False  # the client, or its request, ends the connection
+        self._is_ending = False  # the daemon does
+        self._held = False  # the client is not read
+        self._resumed: asyncio.Future[None] | None = None
+        self._reading_since_ns = 0  # since when a request is unfinished; 0: none is
+        self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
+        self._rested_ns = 0  # since when nothing is under way
+        self._idle: asyncio.TimerHandle | None = None
+
+    def _new_parser(self) -> HttpRequestParser:
+        return HttpRequestParser(
+            self._site.unheld,
+            asyncio.get_running_loop(),
+            _STREAM_BYTES,
+            auto_decompress=False,
+            max_msg_queue_size=QUEUE_MAX,
+        )
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def call(self, grant: Grant, name: bytes, params: list[Any], then: Then) -> None:
+        """Carries out a call; `then` is given its reply."""
+        session = self.session
+        if session.grant is not grant:
+            session.grant = grant
+        self._token = token = (self._token + 1) % _TOKENS
+        self._then = then
+        session.arrived()
+        session.call(token, name, params)
+
+    def _on_reply(self, token: int, reply: object) -> None:
+        then = self._then
+        if token == self._token and then is not None:
+            self._then = None
+            then(reply)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes more of a request, or of several."""
+        state = self._state
+        if state == OVER:
+            return
+        self._feed(data)
+        if state == RESTING:
+            if not self._queue:
+                self._watch_reading()
+            elif not self._stalled_since_ns:
+                self._take()
+        elif state == READING:
+            self._read_body()
+        elif state == SKIPPING:
+            self._skip_body()
+        if self._queue or state == ANSWERING:
+            self._hold()
+
+    def _feed(self, data: bytes) -> None:
+        offered = self._offered
+        if offered is not None and offered.is_eof():
+            self._is_followed = self._is_followed or bool(data)
+            return
+        try:
+            messages = self._parser.feed_data(data)[0]
+        except HttpProcessingError:
+            self._queue.append((None, EMPTY_PAYLOAD))
+            return
+        if messages:
+            self._queue.extend(messages)
+            message, payload = messages[-1]
+            if message.upgrade:
+                self._offered, self._is_followed = payload, not _ends(data, message)
+
+    def _watch_reading(self) -> None:
+        """A request has begun, and is not whole."""
+        if not self._reading_since_ns:
+            self._reading_since_ns = self.door.clock()
+            self.door.watch(self)
+
+    def _hold(self) -> None:
+        """Reads no further for now."""
+        if not self._held and self._transport is not None:
+            self._held = True
+            self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Takes the next request, or reads on for one."""
+        transport = self._transport
+        if self._state != RESTING or self._stalled_since_ns or transport is None:
+            return
+        if self._held and not self._queue:
+            self._feed(b"")  # the parser may have been full
+        if self._queue:
+            self._take()
+        elif self._held:
+            self._held = False
+            transport.resume_reading()
+
+    def _take(self) -> None:
+        """Has the oldest request of the queue answered."""
+        message, payload = self._queue.popleft()
+        self._state = ANSWERING
+        if message is None:
+            self._is_last = True
+            self.door.drops += 1
+            refusal = Refused("PROTOCOL_ERROR", "this is no HTTP request that the door takes")
+            self.door.note_error(refusal)
+            self.answer(self._site.refusal(refusal, 400))
+            return
+        self._parser.message_consumed()
+        self._message, self._payload = message, payload
+        self._is_last = message.should_close
+        if message.upgrade:
+            self._pass_by_upgrade(message)
+        if payload.is_eof():
+            self._reading_since_ns = 0
+        self._site.on_request(self, message)
+
+    def _pass_by_upgrade(self, message: RawRequestMessage) -> None:
+        """Goes on with HTTP/1.1 where another protocol was offered, if nothing stands behind the request: the parser
+        takes for that protocol whatever does, so its request would get no answer, or another one's.
+        """
+        if message.method == "CONNECT" or self._is_followed or not self._payload.is_eof():
+            self._is_last = True
+        else:
+            self._offered = None
+            self._parser = self._new_parser()
+
+    # -- bodies -----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the request under way has a body, which may be empty."""
+        return self._payload is not EMPTY_PAYLOAD
+
+    def whole_body(self) -> bytes | None:
+        """The body of the request under way, where it has come whole, as most come; None where it has not."""
+        payload = self._payload
+        return payload.read_nowait() if payload.is_eof() else None
+
+    def wait_for_body(self, then: Callable[[bytes], None], *, expected: bool) -> None:
+        """Gives the body to `then` once it is whole. `expected`: whether the client waits for a word to send it."""
+        if expected and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._on_body = then
+        self._body = [self._payload.read_nowait()]
+        self._state = READING
+        self._watch_reading()
+
+    def _read_body(self) -> None:
+        payload, body, then = self._payload, self._body, self._on_body
+        assert then is not None, "a body is read that nobody wants"
+        body.append(payload.read_nowait())
+        if payload.total_bytes > BODY_BYTES_MAX or payload.is_eof():
+            self._reading_since_ns = 0
+            self._body, self._on_body = [], None
+            self._state = ANSWERING
+            then(b"".join(body))
+        elif self._queue:  # it broke off: what came is no body
+            self._body, self._on_body = [], None
+            self._payload = EMPTY_PAYLOAD
+            self._take()
+
+    def _skip_body(self) -> None:
+        self._payload.read_nowait()
+        if self._payload.is_eof() or self._queue:
+            self._finish()
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def answer(self, answer: Answer) -> None:
+        """Writes the whole answer to the request under way."""
+        transport, message = self._transport, self._message
+        if transport is None:
+            return
+        is_last = self._is_last = self._is_last or answer.is_last or self._is_ending
+        if is_last:
+            ending = b"Connection: close\r\n\r\n"
+        elif message is not None and message.version == HttpVersion10:
+            ending = b"Connection: keep-alive\r\n\r\n"
+        else:
+            ending = b"\r\n"
+        is_bare = message is not None and message.method == "HEAD"
+        transport.write(answer.head + ending + (b"" if is_bare else answer.body))
+        self._finish()
+
+    def stream(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has the request under way answered by a task, which calls `end_stream`."""
+        self._reading_since_ns = 0
+        self._stream = asyncio.get_running_loop().create_task(work)
+
+    def write(self, data: bytes) -> None:
+        """A piece of a streamed answer."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def end_stream(self, *, is_last: bool) -> None:
+        """A streamed answer is whole. `is_last`: only the end of the connection says so."""
+        self._is_last = self._is_last or is_last
+        self._stream = None
+        self._finish()
+
+    def _finish(self) -> None:
+        """The request under way is answered."""
+        loop = asyncio.get_running_loop()
+        self._rested_ns = self.door.clock()
+        self._reading_since_ns = 0
+        if not self._payload.is_eof() and self._state != SKIPPING:
+            self._state = SKIPPING
+            self._payload.read_nowait()
+            loop.call_later(LINGER_S, self._part_from, self._message)
+            return
+        is_wished = self._is_ending or (self._message is not None and self._message.should_close)
+        self._message, self._payload = None, EMPTY_PAYLOAD
+        self._state = RESTING
+        if self._is_last or self._is_ending:
+            self._part(lingers=not is_wished)
+        elif self._queue or self._held:
+            loop.call_soon(self._go_on)  # not at once: the worker may be calling us, and is not to be called back
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _part_from(self, message: RawRequestMessage | None) -> None:
+        """The rest of a body did not come."""
+        if self._state == SKIPPING and self._message is message:
+            self._part(lingers=False)
+
+    def _part(self, *, lingers: bool) -> None:
+        """Closes; with `lingers` not before the client has had time to read why, which a reset would take from it."""
+        transport = self._transport
+        self._state = OVER
+        self._reading_since_ns = 0
+        self._queue.clear()
+        if transport is None:
+            return
+        if not lingers or transport.is_closing() or not transport.can_write_eof():
+            transport.close()
+            return
+        if self._held:
+            self._held = False
+            transport.resume_reading()
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
+
+    def _give_up(self, refusal: Refused, status: int = 0, *, lingers: bool = True) -> None:
+        """Last words, whatever is under way."""
+        self.door.drops += 1
+        self.door.note_error(refusal)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            told = self._site.refusal(refusal, status)
+            transport.write(told.head + b"Connection: close\r\n\r\n" + told.body)
+        self._part(lingers=lingers)
+
+    # -- the transport ----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Lets the connection in, or turns it away."""
+        self._transport = cast(asyncio.Transport, transport)
+        door, limits, loop = self.door, self.door.limits, asyncio.get_running_loop()
+        self._origin = origin_of(transport)
+        here = door.origins.enter(self._origin)
+        door.connections.add(self)
+        self.greeted = door.guard.greet(transport)
+        self.by_loopback = is_loopback(transport) and not is_unix(transport)
+        self._rested_ns = self.door.clock()
+        self._idle = loop.call_later(IDLE_S, self._on_idle)
+        if limits.connections_per_origin_max and here > limits.connections_per_origin_max:
+            self._turn_away("too many from there")
+        elif len(door.connections) > limits.connections_max:
+            self._turn_away("too many in all")
+
+    def _turn_away(self, why: str) -> None:
+        self.door.origins.turned_away(self._origin, why, self.door.clock())
+        self._give_up(Refused("TOO_MANY_CONNECTIONS", "try again later"), lingers=False)
+
+    def _on_idle(self) -> None:
+        rested_s = (self.door.clock() - self._rested_ns) / 10**9 if self._state == RESTING else 0.0
+        if rested_s < IDLE_S:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S - rested_s, self._on_idle)
+        elif self._transport is not None:
+            self._transport.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forgets the connection."""
+        if self in self.door.connections:
+            self.door.connections.discard(self)
+            self.door.origins.leave(self._origin)
+        self._state, self._transport, self._then, self._on_body = OVER, None, None, None
+        self._queue.clear()
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._stalled_since_ns = self.door.clock()
+        self._resumed = asyncio.get_running_loop().create_future()
+        self.door.watch(self)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._stalled_since_ns = 0
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+        self._resumed = None
+        self._go_on()
+
+    async def drained(self) -> None:
+        """Returns once the client has read most of what was written."""
+        if self._resumed is not None:
+            await asyncio.shield(self._resumed)
+
+    # -- what the door asks of every connection ---------------------------------------------------------------------
+
+    def check_deadlines(self, now_ns: int) -> bool:
+        """Ends itself if one has passed; whether there is still one to watch."""
+        limits = self.door.limits
+        if self._transport is None:
+            return False
+        if self._stalled_since_ns and now_ns - self._stalled_since_ns >= limits.write_stall_ns:
+            self.door.drops += 1
+            self.abort()
+        elif self._reading_since_ns and now_ns - self._reading_since_ns >= limits.frame_deadline_ns:
+            self._give_up(Refused("PROTOCOL_ERROR", "a request was left unfinished"), 408)
+        return bool(self._stalled_since_ns or self._reading_since_ns)
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from."""
+        return self._origin
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it closes once what was asked for is answered."""
+        return self._is_ending
+
+    def granted(self) -> Grant | None:
+        """As `billing.api.door.Client`; a token is looked at with each request."""
+        return self.greeted
+
+    def end(self, last_words: bytes) -> None:
+        """Reads nothing more, and closes once everything asked for is answered."""
+        self._is_ending = True
+        if self._state != ANSWERING:
+            self._part(lingers=False)
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _ends(data: bytes, message: RawRequestMessage) -> bool:
+    """Whether a read ends with this request, as far as one can tell: chunks, and a head that came in pieces, may hide
+    something behind them.
+    """
+    if message.chunked or data.count(b"\r\n\r\n") != 1:
+        return False
+    return len(data.partition(b"\r\n\r\n")[2]) == int(message.headers.get("Content-Length", "0"))
