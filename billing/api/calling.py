@@ -15,11 +15,12 @@ that it has decoded:
 is the array of MessagePack-RPC with the same meanings: required parameters in their order, then at most a map of
 options; texts as str or bytes, maps as dict.
 
-A **reply** is one of three things:
+A **reply** is one of four things:
 
-    Raw        the result as MessagePack, already encoded: what commands answer on a busy day, and other workers
-    plain      the result as dict, list, str, int, bool or None
-    Refused    the answer is no: `code`, `name`, `message`, `retry`, `applied`, `details`
+    AccountReply  the result of a command of every day, which encodes as a map
+    Raw           the result as MessagePack, already encoded: what other workers answer
+    plain         the result as dict, list, str, int, bool or None
+    Refused       the answer is no: `code`, `name`, `message`, `retry`, `applied`, `details`
 
 `packed(reply)` and `plain(reply)` turn a result into the form that the door needs; a door whose own wire is MessagePack
 copies bytes and decodes nothing.
@@ -42,6 +43,7 @@ from msgspec import Raw
 from billing.api.auth import Grant
 from billing.api.door import Door
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
+from billing.api.replies import AccountReply
 from billing.api.wire import BY_SHARDS, ERRORS_AS_MAP, encode, refused_by_shards
 from billing.ledger.errors import KINDS, Refused
 
@@ -61,7 +63,9 @@ def packed(result: object) -> bytes | memoryview:
 
 def plain(result: object) -> Any:
     """A result as plain data, texts as str. `result` is a reply that is not `Refused`."""
-    return _decode(result) if type(result) is Raw else result
+    if type(result) is Raw:
+        return _decode(result)
+    return msgspec.to_builtins(result) if isinstance(result, AccountReply) else result
 
 
 def split_response(data: bytes) -> tuple[int, object]:

@@ -19,11 +19,10 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
-from msgspec import Raw
-
 from billing.api.auth import Grant
 from billing.api.door import Door
 from billing.api.latency import Reads
+from billing.api.replies import DebitReply, AccountReply
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
@@ -85,7 +84,7 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         """Stages the reply to request `token`."""
         self.in_flight -= 1
         kind = type(reply)
-        if kind is Raw or kind is dict:
+        if kind is AccountReply or kind is DebitReply or kind is dict:
             encode_into((RESPONSE, token, None, reply), self._staged, -1)
         else:
             self._door.note_error(reply)
