@@ -24,6 +24,9 @@ deciding whether two calls are the same.
 Example: a top-up of 5 nanos for user `7` at instant 10 as its first entry packs to f2, 01 0000 0000, 05.., 00.., 00..,
 0a.., 01.. and so on, to the tail 37; `FIXED.size + 1` bytes in all.
 
+`EVERYDAY` packs the fixed part of the commands of every day: it takes no refusal, amount's frac, credit limit, holds,
+overrun, and no lengths of key, options and note, because they are zero there, and leaves zeros in their place.
+
 **The first format** had neither the leading byte nor `line_rate`, `options` and `actor`, and no flag ACCRUING; its
 first byte was the op, which is below 0xF2. `unpack` reads both. `line_rate` of a change_rate is UNKNOWN there, and
 `pack_first` makes the bytes that the first format would have had, so that replay can hold them against what it made.
@@ -48,6 +51,7 @@ EntryTuple = tuple[Any, ...]  # in the order of `FIELDS`
 FORMAT: Final = 0xF2  # the first byte of an entry
 FORMAT_BYTE: Final = bytes((FORMAT,))
 FIXED: Final = struct.Struct("<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
+EVERYDAY: Final = struct.Struct("<BBH2xqqqqqq8xQqqqqq16xqq16xBxBHxB2x")
 _CAUSE: Final = struct.Struct("<BBHHqqqq")  # its beginning
 _LENGTHS: Final = struct.Struct("<BBBHBBH")  # its end
 _LENGTHS_AT: Final = FIXED.size - _LENGTHS.size

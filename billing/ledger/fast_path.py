@@ -20,7 +20,7 @@ from typing import Final
 
 from billing.ledger.book import HAS_EXTRA, ROW, SLOT_BITS, Book
 from billing.ledger.commands import DEBIT, SET_RATE, TOP_UP, Command
-from billing.ledger.entry import FIXED, FORMAT, OPENED, EntryTuple
+from billing.ledger.entry import EVERYDAY, FIXED, FORMAT, OPENED, EntryTuple
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.posting import Posting
 
@@ -28,12 +28,13 @@ _ROW_SIZE: Final = ROW.size
 _read_row: Final = ROW.unpack_from
 _write_row: Final = ROW.pack_into
 _pack_fixed: Final = FIXED.pack
+_pack_everyday: Final = EVERYDAY.pack
 
 
 def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:  # noqa: C901 - one function, for speed
     """The entry of a command of this kind, carried out and recorded; None for another, with nothing changed."""
     op, user_id, a, b, c, key, request_id, message, options, actor = command
-    if options:
+    if options or key:
         return None
     flags = clerk.flags
     limit_nanos = holds_nanos = overrun = line_rate = 0
@@ -84,7 +85,7 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
         amount_nanos = -a
         nanos -= a
         left -= a
-    elif op == SET_RATE and b == c == -1 and not key:
+    elif op == SET_RATE and b == c == -1:
         amount_nanos = 0
         rate = line_rate = a
     else:
@@ -107,15 +108,20 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
         totals.top_ups += a * NANO
     elif op == DEBIT:
         totals.debits += a * NANO
-    overrun_nanos, overrun_frac = divmod(overrun, NANO) if overrun else (0, 0)
-    packed = (
-        _pack_fixed(
+    if row_flags:
+        overrun_nanos, overrun_frac = divmod(overrun, NANO)
+        fixed = _pack_fixed(
             FORMAT, op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
             line_rate, limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
-            len(user_id), len(key), len(request_id), len(message), 0, len(actor), 0,
-        )
-        + user_id + key + request_id + message + actor
-    )  # fmt: skip
+            len(user_id), 0, len(request_id), len(message), 0, len(actor), 0,
+        )  # fmt: skip
+    else:
+        overrun_nanos = overrun_frac = 0
+        fixed = _pack_everyday(
+            FORMAT, op, flags, a, b, c, at_ns, entry_id, amount_nanos, spent_nanos, spent_frac, nanos, frac, rate,
+            line_rate, runs_out_ns, seq, len(user_id), len(request_id), len(message), len(actor),
+        )  # fmt: skip
+    packed = fixed + user_id + request_id + message + actor
     clerk.records.append((book.bucket_id, packed))
     if request_id:
         book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
