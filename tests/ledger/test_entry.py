@@ -116,7 +116,7 @@ def test_first_and_replayed_answer_come_out_of_the_same_entry():
 @pytest.mark.parametrize(
     "command",
     [
-        (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"m", b"", b""),
+        (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"m", b"", b"billing-team"),
         (ops.TOP_UP, b"new", 5, 0, 0, b"", b"r", b"m", b"", b""),
         (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m", b"", b""),
         (ops.DEBIT, b"u", 100, 1, 0, b"", b"", b"", b"", b""),
