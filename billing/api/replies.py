@@ -1,10 +1,10 @@
 """The reply to a command, as a map or, for the commands of every day, as a record that is encoded as that map.
 
-The bulk of all replies are alike: they have the same keys, and nothing beside them. Such a reply is a `AccountReply`, and of a
-debit a `DebitReply`: making one and encoding it costs half of what the map does, whose keys are hashed when it is made
-and walked when it is encoded. It waits as it is until its batch is durable, and is encoded once, into the buffer of the
-client that it is for. Whatever else an answer says (what was restored, a hold, what was captured or paid out) is a
-map, made by `billing.ledger.entry.answer`. A test holds both to the same content.
+The bulk of all replies are alike: they have the same keys, and nothing beside them. Such a reply is an `AccountReply`,
+and of a debit a `DebitReply`: making one and encoding it costs half of what the map does, whose keys are hashed when it
+is made and walked when it is encoded. It waits as it is until its batch is durable, and is encoded once, into the
+buffer of the client that it is for. Whatever else an answer says (what was restored, a hold, what was captured or paid
+out) is a map, made by `billing.ledger.entry.answer`. A test holds both to the same content.
 """
 
 from typing import Final

@@ -22,7 +22,7 @@ from typing import Any, Final
 from billing.api.auth import Grant
 from billing.api.door import Door
 from billing.api.latency import Reads
-from billing.api.replies import DebitReply, AccountReply
+from billing.api.replies import AccountReply, DebitReply
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
