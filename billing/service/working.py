@@ -6,9 +6,11 @@ nor anything that only the main process needs, because a worker that died is wai
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
+from typing import Final
 
 from billing.service.logs import set_up
 from billing.worker.application import Billing, build
@@ -16,10 +18,15 @@ from shards.control import Begin
 from shards.exits import Exit, ending_of, text_of
 from shards.worker.process import run
 
+LOADED_AHEAD: Final = (
+    *("billing.history.entries", "billing.history.link", "billing.history.period_reader", "billing.notices.link"),
+    "shards.journal.jetstream.backend",
+)
+
 
 def work(control_descriptor: int) -> int:
     """Hosts one shard until its end; returns the exit code. The descriptor is that of the control wire."""
-    return run(control_descriptor, _build_logging)
+    return run(control_descriptor, _build_logging, _load)
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +42,12 @@ def main(arguments: list[str]) -> int:
         else:
             print(f"billing: {text_of(error)}", file=sys.stderr)
         return code
+
+
+def _load() -> None:
+    """What is loaded on demand otherwise: on a host that stands by there is time for it before a takeover."""
+    for name in LOADED_AHEAD:
+        importlib.import_module(name)
 
 
 def _build_logging(begin: Begin) -> Billing:

@@ -464,10 +464,8 @@ class Billing:
             self._door.close()
         if self._audit is not None:
             await self._audit.close()
-        if self._history is not None:
-            await self._history.close()
-        if self._notices is not None:
-            await self._notices.close()
+        links = [link for link in (self._history, self._notices) if link is not None]
+        await asyncio.gather(*(link.close() for link in links))
 
     # -- delivery ---------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,19 @@ class SupervisorPort(NamedTuple):
     stopping: asyncio.Event
 
 
+def inherited_by(port: SupervisorPort, direct: socket.socket | None) -> list[tuple[str, socket.socket]]:
+    """The sockets that a worker is to listen on. `direct`: the one that is its shard's alone, if any."""
+    return [*port.listeners, *([("direct", direct)] if direct is not None else [])]
+
+
+def start_of(
+    port: SupervisorPort, shard_id: int, direct: socket.socket | None
+) -> tuple[list[str], list[socket.socket]]:
+    """What a worker is started with: the command, and the sockets that it inherits."""
+    command = [*port.command, f"shard={shard_id}"]  # read by people, in a list of processes
+    return command, [listener for _, listener in inherited_by(port, direct)]
+
+
 async def keep(worker: WorkerState, port: SupervisorPort) -> None:
     """Keeps one worker alive until the end, or until it is retired."""
     while not port.stopping.is_set():
@@ -121,15 +134,12 @@ async def _hold(worker: WorkerState, port: SupervisorPort, code: int) -> None:
 
 async def _run_once(worker: WorkerState, port: SupervisorPort) -> int:
     loop = asyncio.get_running_loop()
-    inherited = list(port.listeners)
-    if worker.direct is not None:
-        inherited.append(("direct", worker.direct))
+    inherited = inherited_by(port, worker.direct)
     worker.starts += 1
     worker.reason = ""
     worker.progress = (0, 0)
     try:
-        command = [*port.command, f"shard={worker.shard_id}"]  # read by people, in a list of processes
-        process, channel = await port.spawn(command, [listener for _, listener in inherited])
+        process, channel = await port.spawn(*start_of(port, worker.shard_id, worker.direct))
     except OSError as error:
         worker.reason = f"cannot be started: {error}"
         return Exit.AGAIN

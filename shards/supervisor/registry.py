@@ -39,7 +39,8 @@ from shards.system.serial_executor import SerialExecutor
 LOCK = "run/lock"  # below the data directory
 SNAPSHOT_EVERY_RECORDS = 512
 HOST_ID = "host-id"  # below the data directory: tells this host from another one of its name
-STANDBY_POLL_S = 0.2
+STANDBY_POLL_S = 0.1
+HANDOVER_POLL_S = 0.02  # while some shards have been given up: the others follow
 ROOM_RETRY_S = 1.0  # how often a log without room, or out of reach, is tried again
 
 T = TypeVar("T")
@@ -66,9 +67,10 @@ def claim_of(payloads: list[bytes]) -> Claim:
 class StandsBy(Exception):
     """Another host serves, or this one's clock is unfit; nothing was started."""
 
-    def __init__(self, reason: str, clock: str = "") -> None:
+    def __init__(self, reason: str, clock: str = "", pause_s: float = STANDBY_POLL_S) -> None:
         super().__init__("; ".join(filter(None, (reason, clock and f"the clock of this host is unfit: {clock}"))))
         self.kind = reason, bool(clock)  # what of it does not change from one look to the next
+        self.pause_s = pause_s  # until the next look
 
 
 class Registry:
@@ -105,10 +107,10 @@ class Registry:
         self._since_snapshot = 0
 
     async def open_with_room(
-        self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event
+        self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event, on_standing_by: Callable[[], None]
     ) -> list[str] | None:
-        """As `open`, but where there is no room, the log is out of reach, or another host serves, it waits. None: it is
-        to stop first.
+        """As `open`, but where there is no room, the log is out of reach, or another host serves, it waits, and calls
+        `on_standing_by` once at the latter. None: it is to stop first.
         """
         kind: tuple[str, bool] | None = None
         while not stopping.is_set():
@@ -117,7 +119,9 @@ class Registry:
                     return await self._called(self.open, bucket_count, wanted)
                 return self.open(bucket_count, wanted)
             except StandsBy as standing:
-                self.unopened, pause_s, self.stands_by = f"this host stands by: {standing}", STANDBY_POLL_S, True
+                self.unopened, pause_s, self.stands_by = f"this host stands by: {standing}", standing.pause_s, True
+                if kind is None:
+                    on_standing_by()
                 if standing.kind != kind:
                     log.info("%s", self.unopened)
                 kind = standing.kind
@@ -205,7 +209,8 @@ class Registry:
         clock = self._clock_fault(standby, signs)
         self._looked_ns = looked_ns
         if reason or clock:
-            raise StandsBy(reason, clock)
+            is_given_up = any(sign.is_given_up for sign in signs.values())
+            raise StandsBy(reason, clock, HANDOVER_POLL_S if is_given_up and not clock else STANDBY_POLL_S)
         try:
             self._decide_now([["claim", *standby.next_claim(self.claim)]])
         except Overtaken:

@@ -4,7 +4,7 @@
 
 **Processes.** It is given the listening sockets, spawns one worker per shard (spawn, never fork), and restarts one
 that dies (`shards.supervisor.child_process`, `shards.supervisor.restart_policy`); the others serve on. The workers end
-with the supervisor: their control wires close.
+with the supervisor: their control wires close. On a host that stands by they are started as well, and wait.
 
 **Shards come and go** while it serves (`resize`): a new one gets its worker, is made known to all, and buckets move to
 it; one that is wanted no more gets weight 0, is drained, and its worker ends as soon as the application needs nothing
@@ -60,10 +60,11 @@ from shards.control import (
 from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
 from shards.moves.mover import Caps, Mover
-from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, terminate
+from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
 from shards.supervisor.clock_watch import ClockUnfit
 from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
+from shards.supervisor.spares import Spares
 from shards.supervisor.worker_figures import WorkerFigures
 from shards.system.clock import BillingClock, Clocks, Steering, encode_anchor, restart, stepped_while_away
 from shards.system.host import REAL, Host, address_of, listen_on
@@ -74,6 +75,7 @@ log = logging.getLogger("shards.supervisor.supervisor")
 STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
+LAPSED = "its grant of time has run out: the log cannot be reached, and another host may serve"
 RETIRE_POLL_S = 0.2  # how often a drained shard is asked whether it may go
 
 
@@ -96,7 +98,9 @@ class Unserved(NamedTuple):
     """A shard that is not served, or (0) the whole daemon."""
 
     shard_id: int
-    state: str  # as `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not
+    # As `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not; "lapsed":
+    # it serves, and its journal grants no time.
+    state: str
     why: str
 
     @property
@@ -142,7 +146,9 @@ class Supervisor:
         self._configuration = configuration
         self._stopping = asyncio.Event()
         tell = self._begin, self._on_message, self._on_event
-        self._port = SupervisorPort(host.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
+        self._spares = Spares(host.spawn)
+        self._port = SupervisorPort(self._spares.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
+        self._ports: dict[int, socket.socket | None] = {}  # of shards that are not served yet
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[int] = set()  # drained shards that are asked whether they may go
@@ -181,6 +187,8 @@ class Supervisor:
             elif worker.state != "serving":
                 because = f": {worker.reason}" if worker.reason else ""
                 found.append(Unserved(shard_id, worker.state, f"{worker.state}{because}"))
+            elif worker.figures.get("lapsed"):
+                found.append(Unserved(shard_id, "lapsed", LAPSED))
         return found
 
     async def wait_changed(self) -> None:
@@ -193,17 +201,17 @@ class Supervisor:
     async def run(self) -> int:
         """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
         loop = asyncio.get_running_loop()
-        wanted = self.settings.bucket_count, self.settings.weights
+        wanted = self.settings.bucket_count, self.settings.weights, self._stopping, self._prepare
         executor = self._host.executor("map", loop)
         self.registry.use(executor)
         try:
-            warnings = await self.registry.open_with_room(*wanted, self._stopping)
+            warnings = await self.registry.open_with_room(*wanted)
             if warnings is None:
                 return self.exit_code
             for warning in warnings:
                 log.warning("about the data directory: %s", warning)
             for shard_id in sorted(self.map.weights):
-                self._add(shard_id, self._direct_port(shard_id))
+                self._add(shard_id, self._ports.pop(shard_id, None) or self._direct_port(shard_id))
             for worker in self.workers.values():
                 worker.task = loop.create_task(keep(worker, self._port))
             self.spawn(self._begin_time())
@@ -213,9 +221,25 @@ class Supervisor:
         finally:
             for task in self._tasks:
                 task.cancel()
+            await self._spares.close()
             executor.close()
             self.registry.close()
         return self.exit_code
+
+    def _prepare(self) -> None:
+        """Starts a worker for each shard, to be there when this host takes over."""
+        self.spawn(self._prepare_all())
+
+    async def _prepare_all(self) -> None:
+        for shard_id in sorted(self.settings.weights):
+            if not self.registry.stands_by:
+                return
+            try:
+                if shard_id not in self._ports:
+                    self._ports[shard_id] = self._direct_port(shard_id)
+                await self._spares.prepare(*start_of(self._port, shard_id, self._ports[shard_id]))
+            except OSError as error:
+                log.warning("the worker of shard %d cannot be started ahead of time: %s", shard_id, text_of(error))
 
     def _add(self, shard_id: int, direct: socket.socket | None) -> WorkerState:
         worker = self.workers[shard_id] = WorkerState(shard_id)
@@ -307,6 +331,8 @@ class Supervisor:
     def _end(self, error: BaseException | None) -> None:
         """What must not fail has failed. On a log that failed once nothing is tried again."""
         assert error is not None
+        if self._stopping.is_set() and isinstance(error, Fenced | ClockUnfit):
+            return  # it gives its shards up anyway; another host may have taken the first ones over already
         self.exit_code = exit_code_of(error, None)
         if isinstance(error, Fenced):
             log.error("this host gives its shards up: %s", text_of(error))

@@ -36,6 +36,7 @@ from shards.worker.serving import Serving
 from shards.worker.worker import Worker
 
 LEAVE_POLL_S, LEAVE_POLLS = 0.05, 20  # a worker that failed stays for a second until the supervisor has heard why
+LOAD_AFTER_S = 0.5  # a worker that nobody needs yet loads what it will need
 SWITCH_INTERVAL_S = 0.0002  # the journal's thread, back from the journal, must not wait 5 ms for a busy loop
 
 
@@ -48,12 +49,14 @@ class Process:
         build: Callable[[Begin], Hosted],
         host: Host = REAL,
         gc_policy: GcPolicy | None = None,
+        load: Callable[[], None] | None = None,
     ) -> None:
-        """`gc_policy` where this object has a process to itself."""
+        """`gc_policy` where this object has a process to itself. `load` loads what is loaded on demand otherwise."""
         self._host = host
         self._gc_policy = gc_policy
         self._control = control
         self._build = build
+        self._load = load
         self._messages: asyncio.Queue[Begin | Serve | Stop] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._exit_code = 0
@@ -97,7 +100,7 @@ class Process:
         return self._exit_code
 
     async def _live(self, wire: Wire) -> None:
-        begin = await self._messages.get()
+        begin = await self._first()
         if not isinstance(begin, Begin):
             return
         recovering = self._recovering = Recovering(begin, self._build(begin), self._host, wire.send)
@@ -114,6 +117,15 @@ class Process:
             recovering.journal.close()
             return
         await self._serve(recovering, wire)
+
+    async def _first(self) -> Begin | Serve | Stop:
+        """The first message. On a host that stands by it may take days."""
+        if self._load is not None:
+            try:
+                return await asyncio.wait_for(self._messages.get(), LOAD_AFTER_S)
+            except TimeoutError:
+                self._load()
+        return await self._messages.get()
 
     async def _serve(self, recovering: Recovering, wire: Wire) -> None:
         shard_id = recovering.begin.shard_id
@@ -184,10 +196,10 @@ class Process:
             self._host.exit(self._exit_code)
 
 
-def run(control_descriptor: int, build: Callable[[Begin], Hosted]) -> int:
+def run(control_descriptor: int, build: Callable[[Begin], Hosted], load: Callable[[], None]) -> int:
     """The main function of a worker process."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     control = REAL.inherited(control_descriptor)
     control.setblocking(False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Process(control, build, gc_policy=GcPolicy(REAL.clocks.boot_ns)).run())
+        return runner.run(Process(control, build, gc_policy=GcPolicy(REAL.clocks.boot_ns), load=load).run())

@@ -201,6 +201,7 @@ class Serving:
         return {
             **worker.syncs.figures(),
             "no_room": worker.backpressure.reason,
+            "lapsed": not worker.may_act(),
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
             "garbage": len(worker.shard.chores),
