@@ -16,8 +16,9 @@ A host may claim where
   not been heard of for 1.01 grants. One shard whose worker is being restarted says nothing of its host: the others go
   on.
 
-A host that has just claimed is heard of by the first record of a newer epoch: until then its workers are on their way
-there, for which they have `GRACE_NS` from when the claim became known.
+A host that has claimed is heard of by the first record of a newer epoch, or by any record 1.01 grants after the claim
+became known: by then an owner from before has noticed that it was displaced. Until it is heard of its workers are on
+their way to their first record, for which they have `GRACE_NS` from when the claim became known.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Standby:
         self._grant_ns = grant_ns
         self._still_ns = int(STILL_SHARE * grant_ns)
         self._claim: tuple[Claim, int, int] | None = None  # the boot instant and newest epoch when it became known
+        self._is_heard = False  # the claimant
         self._last: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since which boot instant
 
     def next_claim(self, current: Claim) -> Claim:
@@ -57,17 +59,18 @@ class Standby:
     def why_not(self, claim: Claim, signs: Mapping[int, LastSign], now_ns: int) -> str:
         """Why this host may not claim now; empty where it may. To be asked a few times a second. now_ns: boot clock."""
         if self._claim is None or self._claim[0] != claim:
-            self._claim = claim, now_ns, _newest_epoch(signs)
+            self._claim, self._is_heard = (claim, now_ns, _newest_epoch(signs)), False
         for shard, sign in signs.items():
             known = self._last.get(shard)
             if known is None or known[0] != sign.sequence:
                 self._last[shard] = sign.sequence, now_ns
+                self._is_heard |= sign.epoch > self._claim[2] or now_ns - self._claim[1] > self._still_ns
         if not claim.node or claim.host_id == self.host_id:
             return ""
         named = f"{claim.node} serves"
         if claim.node == self.node:
             named += ", another host of this name: give each host a cluster.node of its own"
-        if now_ns - self._claim[1] < GRACE_NS and _newest_epoch(signs) == self._claim[2]:
+        if now_ns - self._claim[1] < GRACE_NS and not self._is_heard:
             return named
         alive = [
             shard

@@ -68,6 +68,14 @@ def test_a_host_that_was_heard_of_since_it_claimed_is_followed_as_any_other() ->
     assert one.why_not(newer, signs(2, 4, epoch=8), 6 * SECOND + GRANT_NS * 102 // 100) == ""
 
 
+def test_a_host_that_starts_late_need_not_have_seen_the_claim_being_made() -> None:
+    one = standby()
+    for tenth in range(26):  # a record every half second
+        assert one.why_not(OTHER, signs(1, tenth // 5, epoch=7), tenth * SECOND // 10) == "a serves"
+    assert one.why_not(OTHER, signs(1, 5, epoch=7), 4 * SECOND) == "a serves"
+    assert one.why_not(OTHER, signs(1, 5, epoch=7), 5 * SECOND) == "", "two seconds and a half after its last record"
+
+
 def test_of_the_time_that_was_granted_only_so_much_has_passed_as_the_owner_was_not_heard_of() -> None:
     one, granted = standby(), LastSign(5, False, 1, 100 * SECOND)
     assert one.passed_ns(1, granted, 0) == 98 * SECOND, "it may have been granted just now"
