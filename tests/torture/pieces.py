@@ -26,7 +26,7 @@ FUZZ_S = {
     "json": 600, "iproto": 600,
     "wires": 300,  # our own processes speak there, and nobody else
 }  # fmt: skip
-CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50}
+CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50, "hosts": 50}
 CAMPAIGNS = {
     "programs": "random programs on the ledger and on its model",
     "simulation": "seeds in simulation, all invariants",
@@ -40,6 +40,7 @@ CAMPAIGNS = {
     "faults": "an error at every I/O call, for real",
     "full": "disk full and freed under load",
     "moves": "kill −9 of source, target or supervisor of a move",
+    "hosts": "three hosts over one log: killed, stopped, cut off, wiped; servers killed and frozen",
     "fuzz": "broken input for every decoder",
 }
 
@@ -81,6 +82,7 @@ def all_pieces(share: float) -> Iterator[Piece]:
         control = ["--kind", kind, "--sync", "never"]
         yield Piece("control", kind, ["tests.torture.power", *control])
     yield from _cycles("full", "full", ["tests.torture.full"], count(20))
+    yield from _cycles("hosts", "hosts", ["tests.torture.hosts"], count(400), cores=2)
     commands = count(COMMANDS)
     for number, first in enumerate(range(0, commands, COMMANDS_A_PIECE), 1):
         seed = 1_000_000 + first // PROGRAM  # far from those of the tests
@@ -100,10 +102,10 @@ def all_pieces(share: float) -> Iterator[Piece]:
         yield Piece("fuzz", target, ["tests.fuzz", target, "--seconds", str(count(seconds)), "--seed", "2"])
 
 
-def _cycles(campaign: str, name: str, program: list[str], cycles: int) -> Iterator[Piece]:
+def _cycles(campaign: str, name: str, program: list[str], cycles: int, cores: int = 1) -> Iterator[Piece]:
     """Cycles, in pieces with a seed each."""
     each = CYCLES_A_PIECE[campaign]
     for number, first in enumerate(range(0, cycles, each), 1):
         now = min(each, cycles - first)
         options = ["--cycles", str(now), "--seed", str(number)]
-        yield Piece(campaign, f"{name}, seed {number}", [*program, *options])
+        yield Piece(campaign, f"{name}, seed {number}", [*program, *options], cores)

@@ -26,8 +26,8 @@ READY_S = 60.0
 class NatsCluster:
     """Start, kill, stop and go on with each of its servers."""
 
-    def __init__(self, directory: Path, servers: int = 3, extra: str = "") -> None:
-        """`extra`: more lines of each server's configuration, such as who may come in."""
+    def __init__(self, directory: Path, servers: int = 3, extra: str = "", listen: str = "127.0.0.1") -> None:
+        """`extra`: more lines of each server's configuration, such as who may come in. `listen`: where clients may."""
         assert BINARY is not None, MISSING
         self.directory = directory
         self.ports = [free_port() for _ in range(servers)]
@@ -38,14 +38,18 @@ class NatsCluster:
             peers = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes)
             cluster = f'cluster {{ name: trial, listen: "127.0.0.1:{routes[number]}", routes: [{peers}] }}\n'
             (directory / f"server-{number}.conf").write_text(
-                f'server_name: server-{number}\nlisten: "127.0.0.1:{port}"\n'
+                f'server_name: server-{number}\nlisten: "{listen}:{port}"\n'
                 f'jetstream {{ store_dir: "{directory}/server-{number}", sync_interval: always, max_file: 4G }}\n'
                 f"{cluster if servers > 1 else ''}{extra}"
             )
 
     @property
     def urls(self) -> list[str]:
-        return [f"nats://127.0.0.1:{port}" for port in self.ports]
+        return self.urls_at("127.0.0.1")
+
+    def urls_at(self, address: str) -> list[str]:
+        """The servers as somebody reaches them by this address of the machine."""
+        return [f"nats://{address}:{port}" for port in self.ports]
 
     def start(self) -> NatsCluster:
         for number in range(len(self.ports)):

@@ -1,0 +1,435 @@
+"""Three hosts over one log on three nats-servers, under load: one serves, and is struck again and again.
+
+    python -m tests.torture.hosts --cycles 20 --seed 1
+    python -m tests.torture.hosts --cycles 200 --faults kill --accounts 80000      how long a failover takes
+
+The faults, drawn at random of those named (all by default):
+
+    kill      kill −9 of all processes of the host that serves
+    stop      SIGSTOP of all of them for 1 to 15 s; whoever slept longer than its grant ends with 75
+    term      SIGTERM, as for a restart that was planned
+    cut       the host that serves reaches no server of the log for 3 to 15 s, while clients reach it: its time stops at
+              its grant, /readyz says 503, and it refuses commands and reads
+    server    kill −9 of a nats-server, which is started again
+    freeze    SIGSTOP of a nats-server for 1 to 5 s
+    wipe      a host that stands by is killed, and comes back with an empty data directory
+    back      two hosts are killed at once, the one that serves being one of them
+
+`cut` needs a network namespace, where each host reaches the servers at an address of its own, which a blackhole route
+takes away: as root, the program starts itself anew in one. Without root it is left out, and says so.
+
+Clients and what is held against the daemon stand in `callers`. At the end every stream is read raw: epochs rise, and no
+instant is stamped in two of them. Prints what it counted, and how long clients waited, as JSON; exit code 1 with the
+reason where anything does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from billing.trial.receiver import Receiver
+from shards.journal.jetstream import record
+from shards.journal.jetstream.streams import Stream
+from shards.system.clock import MACHINE_CLOCKS
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.daemon import Daemon
+from tests.system.rpc import Rpc
+from tests.torture.callers import Caller, Prober, settle
+
+SHARDS = 2
+CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
+WAIT_S = 120.0
+POLL_S = 0.02
+CALM_S = (1.0, 2.5)  # between two faults: load, and workers that stand by are loaded
+LOADED_IN_FLIGHT = 256
+INSIDE = "TORTURE_NETWORK_NAMESPACE"
+TAKES_OVER = ("kill", "stop", "term", "cut", "back")
+FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe")
+
+
+def has_network() -> bool:
+    """Whether this process has a network of its own, whose routes it may take away."""
+    return bool(os.environ.get(INSIDE))
+
+
+def why_no_network() -> str:
+    """Why there can be none; empty where there can."""
+    if os.geteuid() != 0:
+        return "a network namespace needs root"
+    for tool in ("unshare", "ip"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    return tried.stderr.strip()
+
+
+def alone() -> None:
+    """Goes on in a network namespace of its own: starts this program anew there, unless it runs in one."""
+    if has_network() or why_no_network():
+        return
+    script = 'ip link set lo up && exec "$@"'
+    command = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, *sys.orig_argv[1:]]
+    os.execvpe(command[0], command, {**os.environ, INSIDE: "1"})
+
+
+class Host:
+    """One of them."""
+
+    def __init__(self, servers: NatsCluster, directory: Path, number: int, cutoff_url: str) -> None:
+        directory.mkdir()
+        self.name = f"host-{number}"
+        self.address = f"127.0.1.{number}"  # at which it reaches the servers
+        keys: dict[str, object] = {
+            "journal.kind": "jetstream",
+            "cluster.servers": servers.urls_at(self.address) if has_network() else servers.urls,
+            "cluster.node": self.name,
+            "cluster.shards": SHARDS,
+            "shards.workers": SHARDS,
+            "shards.bucket_count": 32,
+            "cutoff.url": cutoff_url,
+            "ledger.request_ids_per_bucket": 1_000_000,
+        }
+        self.daemon = Daemon(directory, **keys)
+        self.prober = Prober(self.daemon.rpc_port, f"probe_{number}")
+        self.is_reached = True  # the log, by this host
+
+    def page(self) -> tuple[int, str]:
+        """Status and text of /readyz; (0, "") where nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.daemon.admin_port}/readyz", timeout=1) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def cut(self, is_cut: bool) -> None:
+        """Takes the way to the log, or gives it back."""
+        verb = "add" if is_cut else "del"
+        subprocess.run(["ip", "route", verb, "blackhole", f"{self.address}/32", "table", "local"], check=True)
+
+
+class Campaign:
+    """See the module."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        assert BINARY is not None, MISSING
+        self.rng = random.Random(seed)
+        (directory / "servers").mkdir()
+        self.servers = NatsCluster(directory / "servers", listen="0.0.0.0" if has_network() else "127.0.0.1")
+        self.receiver = Receiver("127.0.0.1", 0)
+        self._directory = directory
+        self._seed = seed
+        self.hosts: list[Host] = []
+        self.callers: list[Caller] = []
+        self.counts: Counter[str] = Counter()
+        self.waits: dict[str, list[float]] = {}  # fault -> seconds that clients waited
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._spent = 0
+
+    # -- the beginning and the end ----------------------------------------------------------------------------------
+
+    async def begin(self, accounts: int) -> None:
+        """Three hosts, one of which serves, and clients."""
+        await asyncio.to_thread(self.servers.start)
+        await self.receiver.start()
+        self.hosts = [
+            Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off")
+            for number in (1, 2, 3)
+        ]
+        first = self.hosts[0].daemon
+        command = [sys.executable, "-m", "billing", "cluster", "init", "--config", str(first.config)]
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        await asyncio.to_thread(first.start, WAIT_S)
+        for host in self.hosts[1:]:
+            host.daemon.launch()
+        if accounts:
+            await _fill(first.rpc_port, accounts)
+        ports = [host.daemon.rpc_port for host in self.hosts]
+        self.callers = [Caller(f"user_{number}", ports, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
+        walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:CALLERS]]
+        self._tasks = [asyncio.create_task(run) for run in (*walks, *(host.prober.run() for host in self.hosts))]
+
+    async def prove(self) -> None:
+        """Everything that was answered and called is right, and so are the raw streams."""
+        self._stop.set()
+        await asyncio.gather(*self._tasks[:CALLERS])
+        self.counts.update(await settle(self.callers, self.receiver.calls))
+        for caller in self.callers:
+            self.counts["history rows"] += await caller.check_history()
+            self.counts["answered"] += sum(map(len, caller.answered.values()))
+            self.counts["read"] += caller.reads
+            self.counts["asked in vain"] += caller.hosts.unanswered
+        for shard in range(1, SHARDS + 1):
+            self.counts["epochs"] += await asyncio.to_thread(check_grants, self.servers, shard)
+        for host in self.hosts:
+            if host.daemon.process is not None:
+                assert await asyncio.to_thread(host.daemon.stop) == 0, host.daemon.log.read_text()[-4000:]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for caller in self.callers:
+            caller.hosts.close()
+        for host in self.hosts:
+            if host.daemon.process is not None:
+                host.daemon.signal(signal.SIGCONT)
+                host.daemon.kill()
+        await self.receiver.close()
+        self.servers.close()
+
+    # -- a fault ----------------------------------------------------------------------------------------------------
+
+    async def strike(self, fault: str) -> None:
+        """One of them, under load, until all hosts are there again."""
+        serving = await self.serving()
+        spent = [f"spender_{self._spent + number}" for number in range(SPENDERS)]
+        self._spent += SPENDERS
+        spending = asyncio.create_task(self.callers[CALLERS].spend(spent))
+        await asyncio.sleep(self.rng.uniform(*CALM_S))
+        done: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
+            "kill": self._kill, "stop": self._stop_and_go, "term": self._term, "cut": self._cut,
+            "server": self._server, "freeze": self._freeze, "wipe": self._wipe, "back": self._two,
+        }  # fmt: skip
+        await done[fault](serving)
+        self.counts[fault] += 1
+        await self.all_there()
+        await spending
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def serving(self) -> Host:
+        """The host that serves, once there is one."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            for host in self.hosts:
+                if (await asyncio.to_thread(host.page))[0] == 200:
+                    return host
+            assert time.monotonic() < deadline, f"nobody serves: {self._said()}"
+            await asyncio.sleep(POLL_S)
+
+    async def all_there(self) -> None:
+        """Returns once one host serves and the others stand by."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            for host in self.hosts:
+                if host.daemon.process is None or host.daemon.process.poll() is not None:
+                    if host.daemon.process is not None:
+                        code = host.daemon.process.returncode
+                        self.counts[f"ended with {code}"] += 1
+                        assert code in (0, 75), f"{host.name} ended with {code}:\n{host.daemon.log.read_text()[-4000:]}"
+                    host.daemon.launch()
+            pages = [await asyncio.to_thread(host.page) for host in self.hosts]
+            if sum(page[0] == 200 for page in pages) == 1 and sum("stands by" in page[1] for page in pages) == 2:
+                return
+            assert time.monotonic() < deadline, f"{pages}\n{self._said()}"
+            await asyncio.sleep(POLL_S)
+
+    def _said(self) -> str:
+        return "\n".join(f"{host.name}: {host.daemon.log.read_text()[-3000:]}" for host in self.hosts)
+
+    async def _next_serves(self, fault: str, struck: list[Host], since: float) -> None:
+        """Notes how long it took until a host that was not struck answered a change."""
+        others = [host for host in self.hosts if host not in struck]
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            first = [one for host in others if (one := host.prober.first_after(since)) is not None]
+            if first:
+                self.waits.setdefault(fault, []).append(min(first) - since)
+                return
+            assert time.monotonic() < deadline, f"nobody took over:\n{self._said()}"
+            await asyncio.sleep(POLL_S)
+
+    async def _kill(self, serving: Host) -> None:
+        since = time.monotonic()
+        await asyncio.to_thread(serving.daemon.kill)
+        await self._next_serves("kill", [serving], since)
+
+    async def _two(self, serving: Host) -> None:
+        struck = [serving, self.rng.choice([host for host in self.hosts if host is not serving])]
+        since = time.monotonic()
+        for host in struck:
+            await asyncio.to_thread(host.daemon.kill)
+        await self._next_serves("back", struck, since)
+
+    async def _stop_and_go(self, serving: Host) -> None:
+        for_s, since = self.rng.uniform(1, 15), time.monotonic()
+        serving.daemon.signal(signal.SIGSTOP)
+        await asyncio.sleep(for_s)
+        overtaken = any(host.prober.first_after(since) for host in self.hosts if host is not serving)
+        serving.daemon.signal(signal.SIGCONT)
+        assert overtaken or for_s < 10, "nobody took over from a host that slept"
+        if overtaken:
+            await self._next_serves("stop", [serving], since)
+            assert serving.daemon.process is not None
+            code = await asyncio.to_thread(serving.daemon.process.wait, WAIT_S)
+            assert code == 75, f"it woke up, and ended with {code}"
+
+    async def _term(self, serving: Host) -> None:
+        process = serving.daemon.process
+        assert process is not None
+        since = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        await self._next_serves("term", [serving], since)
+        assert await asyncio.to_thread(process.wait, WAIT_S) == 0
+        gap = min(
+            one for host in self.hosts if host is not serving and (one := host.prober.first_after(since)) is not None
+        )
+        self.waits.setdefault("between two answers, term", []).append(gap - serving.prober.last())
+
+    async def _cut(self, serving: Host) -> None:
+        assert has_network()
+        for_s, since = self.rng.uniform(3, 15), time.monotonic()
+        serving.cut(True)
+        try:
+            await self._next_serves("cut", [serving], since)
+            last = serving.prober.last()
+            assert last - since < 3, "it answered a change beyond its grant"
+            deadline = time.monotonic() + WAIT_S
+            while (await asyncio.to_thread(serving.page))[0] == 200:
+                assert time.monotonic() < deadline, "/readyz of a host whose grant has run out"
+                await asyncio.sleep(POLL_S)
+            with suppress(OSError):
+                rpc = await Rpc.connect(serving.daemon.rpc_port)
+                with suppress(TimeoutError):
+                    error, _ = await asyncio.wait_for(rpc.call("get_account", serving.prober._user), 1)
+                    assert error is not None, "it answered a read beyond its grant"
+                    assert error.startswith("UNAVAILABLE"), error
+                    self.counts["read refused by a host that was cut off"] += 1
+                rpc.close()
+            await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
+        finally:
+            serving.cut(False)
+        assert serving.daemon.process is not None
+        assert await asyncio.to_thread(serving.daemon.process.wait, WAIT_S) == 75
+
+    async def _server(self, _: Host) -> None:
+        number = self.rng.randrange(3)
+        self.servers.kill(number)
+        await asyncio.sleep(self.rng.uniform(*CALM_S))
+        self.servers.start_server(number)
+        await asyncio.to_thread(self.servers.wait_ready)
+
+    async def _freeze(self, _: Host) -> None:
+        number = self.rng.randrange(3)
+        self.servers.signal(number, signal.SIGSTOP)
+        await asyncio.sleep(self.rng.uniform(1, 5))
+        self.servers.signal(number, signal.SIGCONT)
+        await asyncio.to_thread(self.servers.wait_ready)
+
+    async def _wipe(self, serving: Host) -> None:
+        host = self.rng.choice([host for host in self.hosts if host is not serving])
+        await asyncio.to_thread(host.daemon.kill)
+        data = host.daemon.directory / "data"
+        while data.exists():  # a process that a killed one had started may make a file until it notices
+            await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)
+
+
+async def _fill(port: int, accounts: int) -> None:
+    """So many accounts with money."""
+    rpc, gate = await Rpc.connect(port), asyncio.Semaphore(LOADED_IN_FLIGHT)
+
+    async def one(number: int) -> None:
+        async with gate:
+            await rpc.ask("top_up", f"filler_{number}", 1_000_000_000)
+
+    await asyncio.gather(*map(one, range(accounts)))
+    rpc.close()
+
+
+def check_grants(servers: NatsCluster, shard: int) -> int:
+    """No instant belongs to two epochs of the shard; how many epochs there were. AssertionError."""
+    with closing(servers.connect("raw")) as connection:
+        stream = Stream(connection, f"J_{shard}", WAIT_S, MACHINE_CLOCKS.boot_ns)
+        state = stream.state()
+        epochs: dict[int, list[record.Record]] = {}
+        for stored in stream.walk(state.first, state.last):
+            one = record.unpack(stored.payload)
+            epochs.setdefault(one.epoch, []).append(one._replace(body=b""))
+    assert list(epochs) == sorted(epochs)
+    granted_ns = 0
+    for epoch, records in epochs.items():
+        stamped = [one.time_ns for one in records if one.kind == record.BATCH]
+        assert min(stamped, default=granted_ns) >= granted_ns, f"epoch {epoch} stamps what was granted to another"
+        last = records[-1]
+        granted_ns = last.until_ns if last.kind == record.SEAL else max(one.until_ns for one in records)
+        assert max(stamped, default=0) < granted_ns, f"epoch {epoch} stamps beyond its grant"
+    return len(epochs)
+
+
+def milliseconds(waits: list[float]) -> dict[str, Any]:
+    """For people; texts, since sums of these mean nothing."""
+    ordered = sorted(waits)
+    quantile = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in QUANTILES.items()}
+    return {"of": str(len(ordered)), **{name: f"{1000 * value:.0f} ms" for name, value in quantile.items()}}
+
+
+QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+async def campaign(directory: Path, cycles: int, seed: int, faults: list[str], accounts: int = 0) -> dict[str, Any]:
+    """So many faults, and the proof. AssertionError."""
+    one = Campaign(directory, seed)
+    turn = [faults[number % len(faults)] for number in range(cycles)]
+    one.rng.shuffle(turn)
+    try:
+        await one.begin(accounts)
+        await one.all_there()
+        for fault in turn:
+            await one.strike(fault)
+        await one.prove()
+    finally:
+        await one.close()
+    assert all(one.counts[fault] for fault in set(turn)), "a fault that never fired proves nothing"
+    return {**one.counts, "waited": {fault: milliseconds(waits) for fault, waits in one.waits.items()}}
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--accounts", type=int, default=0, help="beside those of the clients")
+    parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
+    arguments = parser.parse_args()
+    alone()
+    faults = arguments.faults
+    if not has_network() and "cut" in faults:
+        print(f"without partitions: {why_no_network()}", file=sys.stderr)
+        faults = [fault for fault in faults if fault != "cut"]
+        if not faults:
+            return 2
+    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="hosts-", ignore_cleanup_errors=True) as name:
+        try:
+            told = asyncio.run(campaign(Path(name), arguments.cycles, arguments.seed, faults, arguments.accounts))
+        except BaseException:
+            traceback.print_exc()
+            return 1
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

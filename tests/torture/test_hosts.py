@@ -1,0 +1,31 @@
+"""Hosts that die, sleep, stop or are cut off from the log, in short; `python -m tests.torture.hosts` is the long form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.shards.journal.nats_cluster import BINARY, MISSING
+from tests.torture.hosts import why_no_network
+
+FAULTS = ["kill", "term", "stop", "cut"]
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
+
+
+def test_no_fault_of_a_host_loses_doubles_or_invents_anything() -> None:
+    """Without root there is no partition."""
+    faults = FAULTS if not why_no_network() else FAULTS[:-1]
+    command = [sys.executable, "-m", "tests.torture.hosts", "--cycles", str(len(faults)), "--faults", *faults]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=900)
+    assert ended.returncode == 0, ended.stderr[-8000:]
+    counts = json.loads(ended.stdout)
+    assert all(counts[fault] == 1 for fault in faults)
+    assert counts["answered"] > 100
+    assert counts["read"] > 50
+    assert counts["crossings called"] >= 3 * len(faults)
+    assert counts["epochs"] >= 2 * len(faults), "both shards went over, each time"
