@@ -1,4 +1,4 @@
-"""Hosts that die, sleep, stop or are cut off from the log, in short; `python -m tests.torture.hosts` is the long form."""
+"""Hosts die, sleep, stop and are cut off from the log, in short; `python -m tests.torture.hosts` is the long form."""
 
 from __future__ import annotations
 
