@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import resource
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -66,6 +67,11 @@ class NullGate:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer)
         self._waiting.append((caller, token))
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]]) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._waiting += [(caller, token) for token, _, _ in requests]
 
     read = operate = submit
 

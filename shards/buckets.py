@@ -14,7 +14,7 @@ change of owner, so whatever carries a lower one (a late message, an old backup)
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import NamedTuple
 
 import crc32c as _crc32c
@@ -36,8 +36,18 @@ STATES = (ACTIVE, PINNED, SENDING, RECEIVING, SENT, GARBAGE)
 
 def bucket_id_of(key: bytes, bucket_count: int) -> int:
     """The bucket of `key` (its UTF-8 bytes), 1..bucket_count."""
-    bucket_id: int = (_crc32c.crc32c(key) ^ 0xFFFFFFFF) % bucket_count + 1
-    return bucket_id
+    return hashed_into(bucket_count)(key)
+
+
+def hashed_into(bucket_count: int) -> Callable[[bytes], int]:
+    """`bucket_id_of` for so many buckets: one call where a key is hashed for every request."""
+    crc32c = _crc32c.crc32c
+
+    def bucket_of(key: bytes) -> int:
+        bucket_id: int = (crc32c(key) ^ 0xFFFFFFFF) % bucket_count + 1
+        return bucket_id
+
+    return bucket_of
 
 
 class Owner(NamedTuple):

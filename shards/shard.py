@@ -53,6 +53,7 @@ BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the 
 RIDING_MAX = 256  # records that nobody awaits may ride; with so many they are worth a batch of their own
 
 
+Request = tuple[object, int, Command]  # token, bucket id, command
 Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
 
 
@@ -109,15 +110,20 @@ class Shard:
 
     def receive(self, caller: Caller, token: object, bucket_id: int, command: Command, now_ns: int) -> None:
         """Applies a command at once; its reply comes with the next Ready."""
-        if bucket_id not in self.held:
-            self._elsewhere(caller, token, COMMAND, bucket_id, command)
-            return
-        if self._open_from_ns < 0:
-            self._open_from_ns = now_ns
-        machine = self.machine
-        self._replies.append((caller, token, machine.apply(bucket_id, command, now_ns)))
-        if len(machine.records) >= BATCH_RECORDS_MAX:
-            self._seal()
+        self.receive_all(caller, ((token, bucket_id, command),), now_ns)
+
+    def receive_all(self, caller: Caller, requests: Iterable[Request], now_ns: int) -> None:
+        """Applies commands at once, in their order; their replies come with the next Ready."""
+        held, apply, records = self.held, self.machine.apply, self.machine.records
+        for token, bucket_id, command in requests:
+            if bucket_id not in held:
+                self._elsewhere(caller, token, COMMAND, bucket_id, command)
+                continue
+            if self._open_from_ns < 0:
+                self._open_from_ns = now_ns
+            self._replies.append((caller, token, apply(bucket_id, command, now_ns)))
+            if len(records) >= BATCH_RECORDS_MAX:
+                self._seal()
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
         """Applies a command that no client waits for; returns what came of it."""

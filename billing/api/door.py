@@ -14,7 +14,7 @@ It reads no clock: a monotonic one is passed in.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.auth import Grant, Guard
@@ -60,6 +60,9 @@ class Gate(Protocol):
 
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Any, /) -> None:
         """Carries out a command; its reply comes to `caller` once it is durable."""
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]], /) -> None:
+        """The same for the commands of one read, (token, bucket id, command) each, in their order."""
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Any, /) -> None:
         """Answers a question about one account."""

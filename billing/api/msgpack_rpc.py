@@ -1,8 +1,9 @@
 """The MessagePack-RPC door: one `Connection` per client.
 
-A read is decoded and carried out frame by frame, with no task, future or await in between: a command is parsed by its
-row of the table and submitted to the gate, which answers (see `response_writer`) once the effect is durable. What the
-door knows itself (`ping`, a refusal of malformed parameters) is answered at the end of the read.
+A read is decoded frame by frame and carried out, with no task, future or await in between: a command is parsed by its
+row of the table, the commands of a read are handed to the gate together, and the gate answers (see `response_writer`)
+once the effect is durable. What the door knows itself (`ping`, a refusal of malformed parameters) is answered at the
+end of the read.
 
 What it keeps:
 
@@ -39,12 +40,15 @@ from billing.api.wire import (
     REQUEST,
     SLICE_BYTES_MAX,
 )
+from billing.ledger.commands import Command
 from billing.ledger.errors import Refused
 
 __all__ = ["Connection", "Door", "Limits"]
 
 _REFUSED_HERE_MAX: Final = 16  # connections of one origin beyond its limit that are told so
 _FULL: Final = "this worker has too many requests in flight"
+Request = tuple[int, int, Command]  # msgid, bucket id, command
+
 _NONE: Final[dict[bytes, Parser]] = {}
 _NO_RPC: Final = "expected [0, msgid, method, params] with a msgid of 32 bits unsigned, or [2, method, params]"
 
@@ -220,40 +224,59 @@ class Connection(ResponseWriter):
         """`_drain`; counts by method what goes to the gate."""
         commands = _NONE if self._busy else self._commands
         actor = self._actor
-        submit = self._door.gate.submit
         bucket_of = self._door.gate.bucket_of
-        in_flight_max = self._window
-        if self.in_flight >= in_flight_max:
+        requests: list[Request] = []  # what the gate is handed at once, and before anything else is carried out
+        room = self._submit(requests)
+        if room <= 0:
             return False
         for frame in self._reader.frames():
+            parse: Parser | None
             try:
                 kind, msgid, method, params = frame
                 parse = commands[method]
             except (TypeError, ValueError, KeyError):
-                if not self._take_other(frame, counts) or self.in_flight >= in_flight_max:
+                parse = None
+            if (
+                parse is None
+                or kind != REQUEST
+                or type(kind) is not int
+                or type(msgid) is not int
+                or not 0 <= msgid <= MSGID_MAX
+            ):
+                self._submit(requests)
+                if not self._take_other(frame, counts):
                     return False
                 commands = _NONE if self._busy else self._commands  # it may have been a sign-in
                 actor = self._actor
-                continue
-            if kind != REQUEST or type(kind) is not int or type(msgid) is not int or not 0 <= msgid <= MSGID_MAX:
-                self._give_up(Refused("PROTOCOL_ERROR", _NO_RPC))
-                return False
-            try:
-                command = parse(params, actor)
-            except Refused as refusal:
-                if not self._reply(msgid, refusal):
+            else:
+                try:
+                    command = parse(params, actor)
+                except Refused as refusal:
+                    if self._reply(msgid, refusal):
+                        continue
+                    self._submit(requests)
                     return False
-                continue
-            counts[method] += 1
-            self.in_flight += 1
+                counts[method] += 1
+                requests.append((msgid, bucket_of(command[1]), command))
+                if len(requests) < room:
+                    continue
+            room = self._submit(requests)
+            if room <= 0:
+                return False
+        self._submit(requests)
+        return True
+
+    def _submit(self, requests: list[Request]) -> int:
+        """Hands over to the gate what was collected, and empties it; how many more requests may be in flight."""
+        if requests:
+            self.in_flight += len(requests)
             try:
-                submit(self, msgid, bucket_of(command[1]), command)
+                self._door.gate.submit_all(self, requests)
             except BaseException as error:
                 self._door.fail(error)
                 raise
-            if self.in_flight >= in_flight_max:
-                return False
-        return True
+            requests.clear()
+        return self._window - self.in_flight
 
     def _take_other(self, frame: object, counts: dict[bytes, int]) -> bool:
         """Everything but a request for a command that this client may call; True where decoding goes on."""

@@ -6,7 +6,7 @@ The worker never looks inside; it hands over sockets, notices and an operator's 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shards.buckets import BucketMap
@@ -41,6 +41,9 @@ class ServedShard(Protocol):
 
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Command]]) -> None:
+        """The same for the commands of one read, (token, bucket id, command) each, in their order."""
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
         """Answers a query about one bucket, here or at its owner."""

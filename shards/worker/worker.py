@@ -23,11 +23,11 @@ It is also the `Gate` that doors see; it serves its own buckets and passes the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from shards.buckets import bucket_id_of
+from shards.buckets import hashed_into
 from shards.control import MoveReport
 from shards.journal import Unavailable as JournalUnavailable
 from shards.journal import Unknown
@@ -79,6 +79,7 @@ class Worker:
         self.executor = executor
         self.clock = recovered.clock
         self.map = recovered.map
+        self.bucket_of = hashed_into(recovered.map.bucket_count)  # the bucket a key hashes to
         self.application: Application = recovered.application
         self.settings = recovered.settings
         self.snapshotter = snapshotter
@@ -143,10 +144,6 @@ class Worker:
         """Requests have just been read: none of them is stamped with an instant before that."""
         self._now_ns = 0
 
-    def bucket_of(self, key: bytes) -> int:
-        """The bucket a key hashes to."""
-        return bucket_id_of(key, self.map.bucket_count)
-
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
         owner = self._routes[bucket_id]
@@ -160,6 +157,25 @@ class Worker:
             self.links[owner].ask(caller, token, COMMAND, bucket_id, command)
         else:
             self.handoff.hold((caller, token, COMMAND, command), bucket_id)
+        if not self._scheduled:
+            self._schedule()
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Command]]) -> None:
+        """Carries out the commands of one read, (token, bucket id, command) each, in their order and as `submit` does:
+        what is asked once for a command there is asked once for all of them here.
+        """
+        now_ns = self._now_ns or self.now_ns()
+        routes, own = self._routes, self.shard_id
+        here = [request for request in requests if routes[request[1]] == own]
+        if self.backpressure.reason:
+            for token, bucket_id, command in requests:
+                self.submit(caller, token, bucket_id, command)
+            return
+        self.shard.receive_all(caller, here, now_ns)
+        if len(here) < len(requests):  # a bucket is owned in one place: what is passed on shares none with what is not
+            for token, bucket_id, command in requests:
+                if routes[bucket_id] != own:
+                    self.submit(caller, token, bucket_id, command)
         if not self._scheduled:
             self._schedule()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, MutableSequence
+from collections.abc import AsyncIterator, MutableSequence, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,6 +55,10 @@ class Gate:
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Any) -> None:
         assert bucket_id == self.bucket_of(command[1])
         self._ask("submit", caller, token, command, {"user_id": command[1].decode(), "bucket_id": bucket_id})
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]]) -> None:
+        for token, bucket_id, command in requests:
+            self.submit(caller, token, bucket_id, command)
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Any) -> None:
         assert bucket_id == self.bucket_of(query[1])

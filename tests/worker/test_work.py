@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -19,7 +19,7 @@ from billing.ledger import commands as ops
 from billing.ledger.commands import Command
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
-from shards.buckets import bucket_id_of
+from shards.buckets import bucket_id_of, hashed_into
 from shards.shard import Shard
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -46,15 +46,16 @@ class Gate:
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
+        self.bucket_of = hashed_into(BUCKETS)
 
     def arrived(self) -> None:
         """All instants are one here."""
 
-    def bucket_of(self, key: bytes) -> int:
-        return bucket_id_of(key, BUCKETS)
-
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
         self.shard.receive(caller, token, bucket_id, command, NOW_NS)
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Command]]) -> None:
+        self.shard.receive_all(caller, requests, NOW_NS)
 
     read = operate = submit
 
@@ -123,6 +124,30 @@ def test_a_command_of_every_day_takes_few_calls(shard: Shard) -> None:
     finally:
         sys.setprofile(None)
     assert calls / len(commands) < 5.5, "machine, ledger, the fast way, the reply; and where it is armed, the wheel"
+
+
+def test_a_request_of_every_day_takes_few_calls_from_its_bytes_to_its_reply(shard: Shard) -> None:
+    connection = Connection(Door(Gate(shard), Guard(), lambda: 1, dict, Limits(trial_in_flight_max=4096)))
+    connection.connection_made(Client())
+    requests = [msgpack.packb([0, number, "top_up", [user_id, 5]]) for number, user_id in enumerate(USERS)]
+    data, calls = b"".join(requests), 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        connection.data_received(data)
+        ready = shard.take_ready()
+        assert ready is not None
+        for caller, token, reply in ready.replies:
+            caller.answer(token, reply)
+        shard.synced(ready)
+        connection.flush()
+    finally:
+        sys.setprofile(None)
+    assert calls / len(requests) < 9, "frame, parser, bucket, machine, ledger, fast way, reply, answer; the rest a read"
 
 
 def test_commands_leave_no_memory_behind(shard: Shard) -> None:
