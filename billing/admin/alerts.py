@@ -1,7 +1,7 @@
-"""The alerts: one table (`alerts.toml`), out of which come Prometheus' rules, the page /runbook, and what
-`billing monitoring runbook` prints.
+"""The alerts: one table (`alerts.toml`), from which Prometheus' rules, the page /runbook and the output of `billing
+monitoring runbook` are made.
 
-Theory. An alert is something a person must act on, so each row says what it means and what to do; `page` is worth
+Theory. A person must act on an alert, so each row gives its meaning and its remedy; `page` is worth
 waking somebody, `ticket` waits for the morning. Expressions use the metrics of `billing.admin.metrics` (a test holds
 the two together) and name no job: `selected` puts that in. Thresholds are those of what is promised: a cutoff leaves
 within 50 ms at the 99th percentile, whatever is owed is being sent, nothing is lost.
@@ -75,7 +75,7 @@ def rules(job: str = JOB, site: str = SITE) -> str:
 
 
 def runbook() -> str:
-    """What each alert means and what to do, as text."""
+    """The meaning and the remedy of each alert, as text."""
     parts = [
         f"{alert.name} ({alert.severity}, after {alert.lasting})\n\n  when     {alert.expression}\n"
         f"  means    {alert.meaning}\n  do       {alert.action}\n"

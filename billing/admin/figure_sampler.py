@@ -2,8 +2,8 @@
 
 Theory. Workers count, the sampler remembers. Of each worker it keeps the newest figures and when they came; of the
 whole it keeps a row a second for some minutes and a row each ten seconds for an hour (`Row`), made of differences
-between two looks. Whoever watches (`/metrics`, the page, the service manager) is told from here, so ten viewers cost
-the workers what one does. Counters start at zero with each life of a worker; a difference below zero is such a start.
+between two looks. `/metrics`, the page and the service manager all read the same samples, so ten viewers cost the
+workers no more than one. Counters start at zero with each life of a worker; a difference below zero is such a start.
 
 `overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. A worker that
 is down or held is not overdue: that is known, told elsewhere, and not mended by ending the whole daemon. A full disk

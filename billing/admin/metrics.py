@@ -110,7 +110,7 @@ CALLS_OUT: Final[dict[str, tuple[str, str]]] = {
     "calls_failed": ("billing_cutoff_calls_failed_total", "Calls out that failed, or found no connection."),
 }
 
-# What is the supervisor's, and what is counted by name.
+# The figures of the supervisor, and the counters that have names as labels.
 DAEMON: Final = (
     *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
     *("billing_clock_error_seconds", "billing_clock_error_limit_seconds", "billing_clock_kept", "billing_stands_by"),

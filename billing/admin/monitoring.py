@@ -1,4 +1,4 @@
-"""`billing monitoring`: prints what Prometheus and Grafana take, and what each alert means."""
+"""`billing monitoring`: prints the files for Prometheus and Grafana, and the meaning of each alert."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def print_dashboard() -> None:
 
 @monitoring.command("runbook")
 def print_runbook() -> None:
-    """What each alert means, and what to do."""
+    """The meaning and the remedy of each alert."""
     from billing.admin.alerts import runbook
 
     click.echo(runbook(), nl=False)

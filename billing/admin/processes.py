@@ -1,8 +1,9 @@
-"""What the daemon's processes use, and what is left on the disk of its data: read only when somebody looks.
+"""The resources that the daemon's processes use, and the free space on the disk of its data: read only when somebody
+looks.
 
 A daemon is several processes: the main one, a worker for each shard, and for each worker the ones that follow its
 journal (history, notices). Each has a name here, such as `shard-2` or `history-2`, which stays the same over restarts.
-What is read is kept for `KEPT_NS`, so that any number of viewers costs what one does. A process that ends between
+A reading is kept for `KEPT_NS`, so that any number of viewers costs no more than one. A process that ends between
 being listed and being read is left out.
 """
 

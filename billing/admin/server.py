@@ -13,8 +13,8 @@ in (`billing.api.auth`): without tokens, this host, or a client certificate; wit
 role `read`, as `Authorization: Bearer` or, for browsers, as the password of Basic. On loopback a `Host` that is not
 this host is refused, so that no page of somebody else's can read here through a name it points at 127.0.0.1.
 
-`visits` bounds connections and their silence, `tls_entrance` the handshakes before them: this is the process that keeps
-workers alive, and what strangers open here must not take what it needs for that.
+`visits` bounds connections and their silence, `tls_entrance` the handshakes before them: this process keeps the workers
+alive, and strangers' connections must not take the descriptors that it needs for that.
 
 At most `VIEWERS_MAX` pages are kept fresh at once. What is asked of the workers for them is asked once for all.
 """
@@ -67,7 +67,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """What is served, and to whom."""
+    """The pages, and the callers that may read them."""
 
     def __init__(self, config: Config, sampler: FigureSampler, refused_sign_in: Callable[[str], None]) -> None:
         """`refused_sign_in` is told at which address a token was shown that is not known."""

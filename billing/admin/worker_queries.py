@@ -1,9 +1,9 @@
-"""Asking the workers, from the main process, what only they know: one account, what is owed, what is coming.
+"""Asking the workers, from the main process, what only they know: one account, owed cutoffs, coming cutoffs.
 
 A question goes over the control wire of any worker that serves (`shards.worker.worker_queries`). The worker answers it
 as it answers a client.
 Answers to questions about the whole daemon are kept for a moment, so that many viewers cost what one does. There is
-an upper bound to the questions under way; what is beyond it is refused, as is what takes too long.
+an upper bound to the questions under way; further queries are refused, as are queries that take too long.
 
 It asks only; nothing here changes an account.
 """

@@ -1,20 +1,20 @@
-"""Who may do what: the roles of a connection.
+"""The roles of a connection.
 
 A `Guard` is asked twice: when a connection opens (`greet`), and when it signs in with a token (`sign_in`). It answers a
 `Grant`, or None: then the connection may call nothing but what needs no role. Deny by default: a role allows the
 procedures that name it in the table of methods, `admin` all of them.
 
 Without tokens, whoever reaches the daemon over loopback or its unix socket may do everything: the machine's own users
-and the socket's file mode are the limit; so may whoever shows a certificate of `rpc.tls_client_ca`. With tokens,
-everybody over TCP has to sign in, except that a certificate whose common name is in the tokens file has the roles of
-that line; and of those over the unix socket everybody but root and the daemon's own user.
+and the socket's file mode are the limit; so may whoever shows a certificate of `rpc.tls_client_ca`. With tokens, every
+client over TCP has to sign in, except that a certificate with a common name of the tokens file has the roles of that
+line; and of those over the unix socket everybody but root and the daemon's own user.
 
 The tokens file holds no token, only hashes. Its grammar, a line each (`#` begins a comment line, empty lines are free):
 
     name ":" role {"," role} ":" sha256 of the token in hex [":" sha1 of the sha1 of the token in hex]
     metering:charge,read:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
-The last part is needed by who signs in over Tarantool's protocol, whose CHAP-SHA1 never sends the token itself.
+The last part is for clients that sign in over Tarantool's protocol: CHAP-SHA1 never sends the token itself.
 
 This module opens no file; whoever makes a `Guard` hands it the text.
 """

@@ -103,7 +103,7 @@ class Session:
         self._staged: list[tuple[int, object]] = []
         self._weights: dict[int, int] = {}  # token -> weight of a call that counts for more than one
         self._grant: Grant | None = None
-        self._actor = b""  # who causes what this session asks for
+        self._actor = b""  # the actor of this session's calls
         self._commands = _NONE
 
     # -- who is asking ----------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """What all connections of a worker share: the gate behind them, the limits, the decoders, and one clock.
 
-A `Door` knows who is connected and ends those who are past a deadline. Deadlines cost nothing until they run: a
+A `Door` knows all connections and ends those past a deadline. Deadlines cost nothing until they run: a
 connection asks to be watched when there is one, and `sweep`, once a second, looks at those watched. So a deadline is
 kept to a second, and an idle connection is looked at by nobody.
 
-**Overload is answered at once.** Beyond `in_flight_total_max` requests of all its connections a door refuses, by name,
-what is asked for (`BUSY`), and beyond its connections it turns away who comes (`TOO_MANY_CONNECTIONS`); both are told
-to the operator, seldom. What is in flight is counted per batch, not per request: a read may exceed the limit by what it
+**Overload is answered at once.** Beyond `in_flight_total_max` requests of all its connections a door refuses further
+requests by name (`BUSY`), and beyond `connections_max` it turns new connections away (`TOO_MANY_CONNECTIONS`); the log
+says both, seldom. What is in flight is counted per batch, not per request: a read may exceed the limit by what it
 holds.
 
 It reads no clock: a monotonic one is passed in.
@@ -75,7 +75,7 @@ class Audit(Protocol):
     """What a door needs of the operators' record."""
 
     def record(self, actor: str, act: str, details: dict[str, Any], then: Callable[[], None], /) -> None:
-        """Writes who asked for what, and calls back once that is durable."""
+        """Writes an operator's request with its actor, and calls back once the record is durable."""
 
     def refused_sign_in(self, origin: str, /) -> None:
         """Notes that a token was shown at `origin` which is not known."""
@@ -146,7 +146,7 @@ class Door:
     ) -> None:
         """`clock`: monotonic nanoseconds, above 0. `server_info`: what that procedure answers, `limits` aside. `fail`
         is told what the gate raised, which is always a broken invariant; left to the event loop, it would end nothing
-        but the connection whose request met it. `audit`: where it stands who asked for what; None: nowhere.
+        but the connection whose request met it. `audit`: the record of operators' requests; None: there is none.
         """
         self._audit = audit
         self.fail = fail
@@ -201,7 +201,8 @@ class Door:
         self._watched.add(client)
 
     def take_guard(self, guard: Guard) -> None:
-        """Lets in by this guard from now on; whose token is not known any more is answered what it asked for, and ends.
+        """Lets in by this guard from now on; a connection with a token that is not known any more ends once its
+        requests are answered.
         """
         before, self.guard = self.guard, guard
         for client in list(self.connections):

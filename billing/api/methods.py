@@ -1,7 +1,7 @@
 """The table of methods: one for every door, and the only place where a method is born.
 
-Each row says what a method is called, what it takes (fields with types, see `values`), what it answers (see `shapes`),
-which refusals of the ledger it knows, what kind it is, which role may call it and, in one line, what it does. From the
+Each row gives a method's name, its fields with their types (see `values`), the shape of its reply (see `shapes`), the
+refusals of the ledger that it may answer, its kind, the role that may call it, and one line of description. From the
 rows come: the parser of each method, what `methods` answers, the routes and the document of the HTTP door, the types
 and methods of `billing.client`, and the options of the command line.
 
@@ -104,7 +104,7 @@ Build = Callable[..., tuple[Any, ...]]
 
 
 class Field(NamedTuple):
-    """A parameter or an option: its name, its type and, of an option, what it is where it is not given."""
+    """A parameter or an option: its name, its type and, of an option, its default."""
 
     name: str
     type: Type

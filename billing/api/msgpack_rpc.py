@@ -69,7 +69,7 @@ class Connection(ResponseWriter):
 
     def __init__(self, door: Door) -> None:
         super().__init__(door)
-        self._actor = b""  # who causes what this client asks for
+        self._actor = b""  # the actor of this client's calls
         self._commands = _NONE  # what this client may call of the hot path
         self._busy = ""  # why requests are refused; empty where they are not
         self._pace: TokenBucket | None = None  # None: as fast as it likes

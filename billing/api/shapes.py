@@ -52,7 +52,7 @@ class Field(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A map with these fields. `name` is what clients' types are called, `doc` what they say of themselves."""
+    """A map with these fields. `name` is the name of clients' types, `doc` their docstring."""
 
     name: str
     doc: str

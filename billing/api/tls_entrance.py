@@ -1,4 +1,5 @@
-"""TLS handshakes of a process, counted from the first byte: what is not through yet is bounded like what is.
+"""TLS handshakes of a process, counted from the first byte: connections within their handshake are bounded like all
+others.
 
 A server that speaks TLS by itself shows a connection only after its handshake; whoever opens many and says nothing
 holds a descriptor and some 200 KiB for each, uncounted. Here each connection is accepted by hand, and its handshake is
@@ -11,7 +12,7 @@ At most `handshakes_max` are under way. Beyond that the oldest one of the origin
 the newest, so that a crowd from one address costs that address, and a client that shakes hands at once gets in beside
 it. Where no connection can be accepted (there are no descriptors), the listener rests for `REST_S`.
 
-It never looks at what a client says, and decides nothing about who may do what.
+It never reads the bytes of a client, and it decides nothing about roles.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The operators' record: who asked the daemon for what besides changes of accounts, and who was not let in.
+"""The operators' record: every operator's request that is no change of an account, with its actor, and every refused
+sign-in.
 
 Theory. What happens to accounts stands in their entries, each with its actor. What operators do (moves, pins,
 rebalances, backups, releases and retries of cutoffs, reloads, starts and stops, and the drains that these cause) and

@@ -10,7 +10,7 @@ different processes are merged by their instants; those of one stay in their ord
 The file without a number has the one that it will get. A cursor is refused (`UnknownCursor`) where a file that it names
 is gone, or does not have that line there: it is of another daemon, or the oldest file went.
 
-What is no record (a line whose writer was killed within it) is answered as the act `unreadable`, at the instant of the
+A line that is no record (its writer was killed within it) is answered as the act `unreadable`, at the instant of the
 record before. The last line of a file that is being written is not read before its end.
 """
 

@@ -1,9 +1,9 @@
 """`billing rebuild`: the files of history and notices, made again from what there is, while the daemon does not run.
 
 For every shard whose journal is there, the ones that are gone from the map included, the file is opened as its own
-process would open it, with suspicion: a damaged one is made anew of what is good in it, one that is gone is made, and
-what lies behind is read from the journal, to its end. So the followers of a shard that an older version let go too
-early are brought through, too: what they owed is taken over by the others at the next start.
+process would open it, with suspicion: a damaged file is made anew from its good pages, a missing file is made, and all
+later entries are read from the journal, to its end. So the followers of a shard that an older version let go too early
+are brought through, too: what they owed is taken over by the others at the next start.
 
 What neither file nor journal has is brought back from a backup (`--from-backup`), and how accounts stood when the
 journal began from the oldest snapshot that is kept (`billing.history.restoring`).
@@ -11,7 +11,7 @@ journal began from the oldest snapshot that is kept (`billing.history.restoring`
 A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone;
 what it was is kept beside it as `ahead-…`.
 
-`--map` makes the map of the buckets again where it is gone, from what the shards hold (`shards.supervisor.lost_map`).
+`--map` makes a missing bucket map again, from the buckets that the shards hold (`shards.supervisor.lost_map`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def rebuild(
     What the journal does not have any more is taken from a backup with --from-backup DIRECTORY; how accounts stood when
     the journal begins, from its oldest snapshot.
 
-    With --map the map of the buckets is made again first, where it is gone, from what the shards hold.
+    With --map a missing bucket map is made again first, from the buckets that the shards hold.
     The daemon must be stopped. What cannot be made again is said, here and in each answer that misses it.
     """
     from billing.config.load import load, log_of, shard_count

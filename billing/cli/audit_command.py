@@ -1,7 +1,7 @@
-"""`billing audit`: what operators asked of the daemon, and who was not let in.
+"""`billing audit`: operators' requests to the daemon, and refused sign-ins.
 
 Without `--address` it reads the files of the configured data directory, whether the daemon runs or not, for whoever may
-read them. With one it asks that daemon, which tells what was asked of its host, and whose answer needs the role admin.
+read them. With one it asks that daemon for the record of its host, which needs the role admin.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An entry as named fields for people: what was asked for, what came of it, flags and refusals by name.
+"""An entry as named fields for people: the request, its outcome, flags and refusals by name.
 
 Nothing that the entry says is left out but what is zero or empty; nothing is added that is not in it.
 """

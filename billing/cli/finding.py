@@ -7,7 +7,7 @@ The daemon is where `--address` says; else where the configuration that `--confi
 BILLING_ADDRESS says; else where the configuration that was found listens; else at the default of `rpc.listen`.
 
 Only the few keys that say so are read, with the standard library: a command that asks one question starts in the time
-of that question. Where the file is not what it should be, the full loader says what is wrong with it.
+of that question. Where the file is wrong, the full loader names the fault.
 """
 
 from __future__ import annotations

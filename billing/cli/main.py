@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say_usage(error: click.UsageError) -> None:
-    """What is wrong with the line, and where to read what would be right."""
+    """The fault of the command line, and the command that shows the right form."""
     say(f"billing: {error.format_message()}")
     if error.ctx is not None:
         say(f"{error.ctx.get_usage()}\n`{error.ctx.command_path} --help` explains it.")

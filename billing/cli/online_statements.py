@@ -1,5 +1,5 @@
-"""`billing doctor --online`, its statements: of accounts and periods drawn at random, what the daemon says is what
-follows from the entries of the account, by arithmetic of its own.
+"""`billing doctor --online`, its statements: for accounts and periods drawn at random, the daemon's answers agree with
+those worked out from the account's entries by separate arithmetic.
 
 Of each account its entries are read (`history`), and with them alone its balance at an instant is worked out: the row
 before says balance and rate, the row behind how much accrued in all, and between them an account spends
@@ -41,7 +41,7 @@ SUMS: Final = ("opening", "credits", "debits", "accrued", "closing")
 
 
 class OnlineStatements:
-    """What was looked at, and what is wrong."""
+    """The numbers of what was checked, and the faults."""
 
     def __init__(self, client: Client, draw: random.Random) -> None:
         self._client = client

@@ -7,7 +7,7 @@ does not take an option refuses it wherever it stood. Where an option is given t
 
 A group with a `default` runs that command where no other is named, with the same options.
 
-Help shows what is about the connection and the output apart from what is about the command itself.
+Help shows options of the connection and of the output apart from those of the command itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writing to standard output and standard error, whatever they are: closed, full, a terminal that knows few characters.
 
 `put` raises `OutputFailed` and nothing else. A command whose call changed nothing ends with 1 then: what was asked for
-was not delivered. A command whose call changed something has done what it was asked to do, so it says that on standard
-error, with what came of it, and ends with 0: a script that repeats on failure must not pay twice.
+was not delivered. A command whose call changed something has done its work, so it reports the failed write and the
+result of the call on standard error, and ends with 0: a script that repeats on failure must not pay twice.
 
 `prepare` makes both streams take every text: characters that the terminal cannot show stand as `\\u20ac`.
 """

@@ -1,12 +1,12 @@
 """`billing statement USER`: a period of an account, printed so that it adds up by hand.
 
-The daemon says what the period opened and closed with and what accrued in it (`statement`); where the period has more
+The daemon gives the opening and closing balance of the period and its accrual (`statement`); where the period has more
 entries than one answer takes, the rest come page by page through `history`. What is printed is checked once more from
 the rows: each follows from the one before, the first from the opening, and all of them lead to the closing. Exit code 1
 where they do not.
 
-What accrued stands with the entry that it led up to, and what accrued behind the last entry with the closing; so the
-columns of a period sum to its totals, also where its edges lie between two entries.
+An accrual stands in the row of the entry that ends it, and the accrual after the last entry in the row of the closing
+balance; so the columns of a period sum to its totals, also where its edges lie between two entries.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def statement(
     day: str | None,
     by: str | None,
 ) -> None:
-    """Shows what USER's account opened with, its entries, what it closed with, and that it adds up."""
+    """Shows the opening balance of USER's account, its entries, its closing balance, and that they add up."""
     asked = Asked(from_text, to_text, month, day)
     if sum((month is not None, day is not None, from_text is not None or to_text is not None)) > 1:
         raise click.UsageError("only one of --month, --day, and --from with --to can be given")

@@ -149,7 +149,7 @@ def _name_of(line: str) -> str:
 
 
 def _read(path: Path) -> list[str]:
-    """The lines of the file; none where it is not there. Raises click's error where it is not what it should be."""
+    """The lines of the file; none where it is not there. Raises click's error where it is malformed."""
     try:
         with open(path, encoding="utf-8") as opened:
             text = opened.read()

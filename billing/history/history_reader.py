@@ -5,12 +5,12 @@ account wherever it is. The own file is read through its writer's connection, so
 question is seen. The others are fed by other processes, maybe later.
 
 **Whole or said.** Entry_ids follow each other from 1 on, so rows that are missing are seen, wherever they were lost. In
-the place of each gap stands one row of the operation `missing`: its entry_id is that of the first entry it stands for,
-its amount is what makes its neighbours add up, and `whole_from_ns` is the instant from which the history is whole again
-(where the newest rows are missing, that of the newest entry, which whoever asks knows). Where `history.keep_days`
-deleted them, its operation is `opening`. Whether they may only be late
-is known from the departures: ownership passed from generation to generation, one at a time, so once the departures of
-all generations before the present one are in the files, so is every row made under them (`missing`).
+the place of each gap stands one row of the operation `missing`: its entry_id is the id of the first missing entry, its
+amount is the difference between the balances of its two neighbours, and `whole_from_ns` is the instant from which the
+history is whole again (where the newest rows are missing, the instant of the newest entry, which the caller passes in).
+Where `history.keep_days` deleted them, its operation is `opening`. Whether they may only be late is known from the
+departures: ownership passed from generation to generation, one at a time, so once the departures of all generations
+before the present one are in the files, so is every row made under them (`missing`).
 
 Every row that is read is held against its page's checksum, its account and its neighbours; what does not hold is
 `Damaged`.

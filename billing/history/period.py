@@ -1,4 +1,4 @@
-"""A period of one account: what it opened with, what time and entries did to it, what it closed with. Pure.
+"""A period of one account: the opening balance, the changes by time and by entries, and the closing balance. Pure.
 
 **The account between two entries.** Whatever changes an account's rate or state is an entry: exhaustions, expiries and
 thresholds included. So from one entry to the next the account spends at one rate, and what it has spent `t` later is

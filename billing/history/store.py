@@ -178,9 +178,9 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
 def open_store(
     directory: str, shard: int, first: int, head: int, disk: Disk, *, suspect: bool, accept_loss: bool = False
 ) -> tuple[Store, list[str]]:
-    """The store of a shard whose journal holds the batches `first` to `head`, and remarks for the operator. The file is
-    made where it is not there, and made of what is good in it where it is damaged or of an older version. The position
-    to feed it from is the one after the store's. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
+    """The store of a shard whose journal holds the batches `first` to `head`, and remarks for the operator. A missing
+    file is made; a damaged file, or one of an older version, is made anew from its good pages. The position to feed it
+    from is the one after the store's. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
     """
     path = file_of(directory, shard)
     remarks = []

@@ -11,9 +11,9 @@ restore; without a restore URL nothing is ever owed back. A restore is named by 
 that name however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before
 count as attempted, because the record that an attempt began is written but not waited for.
 
-`report` takes what delivery tells (that an attempt began comes before what became of it) and refuses `UNKNOWN_CUTOFF`
-for what the account no longer owes: the attempt is then not made. It changes no money and settles nothing. Right
-before each attempt delivery asks `owed`, so only the newest state is ever sent.
+`report` takes the reports of delivery (the beginning of an attempt comes before its outcome) and refuses
+`UNKNOWN_CUTOFF` for a cutoff that the account no longer owes: the attempt is then not made. It changes no money and
+settles nothing. Right before each attempt delivery asks `owed`, so only the newest state is ever sent.
 """
 
 from typing import Final, NamedTuple

@@ -244,8 +244,8 @@ class Ledger:
         self.notices.clear()
 
     def started(self, now_ns: int) -> None:
-        """Recovery is over at this instant: what is pending, and what fell due before, may have been attempted, since
-        no attempt waits for the record that says so, nor for that of an exhaustion that time caused.
+        """Recovery is over at this instant: pending cutoffs, and cutoffs that fell due before, may have been attempted,
+        since an attempt waits neither for its own record nor for the record of an exhaustion that time caused.
         """
         self._posting.started_ns = now_ns
         for bucket_id in self.books:

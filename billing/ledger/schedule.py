@@ -114,8 +114,8 @@ def falls_ns(account: Account) -> int:
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:
-    """Settles a working copy to its coming instant; returns what happens then (one thing, or the expiries of that
-    instant), and what accrued.
+    """Settles a working copy to its coming instant; returns the event of that instant (one event, or the expiries of
+    that instant) and the amount accrued.
     """
     extra = account.extra
     user_id = account.user_id

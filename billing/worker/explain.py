@@ -1,8 +1,8 @@
 """Why an account stands where it stands: what `billing explain` shows of it, put together in its owner's worker.
 
-Everything `get_account` says, and besides: who owns the bucket at which generation, where the account is filed in the
-timing wheel, every cutoff that is remembered with its attempts, what is owed now, what the outbox does about it, and,
-in a sentence, why this user waits. It changes nothing but what time has made due.
+Everything `get_account` says, and besides: the owner of the bucket and its generation, the account's place in the
+timing wheel, every remembered cutoff with its attempts, the call owed now, its state in the outbox, and the reason, in
+a sentence, why this user waits. It changes nothing but what time has made due.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The wires between processes: frames on a unix socket or a socket pair.
 
-A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Decoding a frame is one call on bytes whose
-length is known, so what a broken peer can make us allocate is bounded by what it sent. Everything that is sent in one
-turn of the loop leaves as one write.
+A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Decoding a frame is one call on bytes of
+known length, so a broken peer cannot make this process allocate more than it sent. Everything that is sent in one turn
+of the loop leaves as one write.
 
 Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), the
 supervisor talks with each worker over a socket pair that the worker inherits (`shards.control`), and workers talk with

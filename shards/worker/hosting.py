@@ -84,7 +84,7 @@ class Application(Calls, Protocol):
         """A whole reply as a client of that mode reads it; also of the reply types of `shards`."""
 
     def route(self, operation: Command, bucket_map: BucketMap) -> object:
-        """What a smart client is told of who owns what."""
+        """The bucket map as a smart client gets it."""
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
         """One reply out of all shards' answers to a survey."""

@@ -1,7 +1,7 @@
 """Recovery: from what the journal holds to a shard as it was, or a refusal.
 
-The newest good snapshot is loaded, what came after it is replayed through the same code that made it, and what the
-shard then holds is compared with what the map says it owns. A shard restored from an older backup, or emptied, is
+The newest good snapshot is loaded, later batches are replayed through the code that made them, and the buckets that the
+shard then holds are compared with its buckets in the map. A shard restored from an older backup, or emptied, is
 `Damaged` and not served. What an error of a worker means for its next start is said here, too.
 
 The boot clock that is handed in serves only for how long it waits, and for saying how far it is.

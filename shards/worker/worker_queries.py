@@ -1,9 +1,9 @@
 """Questions of the supervisor's side to the application in a worker, over the control wire.
 
-The supervisor serves no request; but what it shows to operators (one account, what is owed, what is coming) only the
-workers know. It asks any serving worker, which treats the question like a client's: it answers for its own buckets,
-passes others on, and lets nothing leave that is not durable. An answer is a whole reply as the application encodes it,
-in which the number of the question stands where a client's message id would.
+The supervisor serves no request; but only the workers know the details that it shows to operators (an account, owed
+cutoffs, coming cutoffs). It asks any serving worker, which treats the question like a client's: it answers for its own
+buckets, passes others on, and lets nothing leave that is not durable. An answer is a whole reply as the application
+encodes it, in which the number of the question stands where a client's message id would.
 
 It carries out questions only: a command has no way through here.
 """

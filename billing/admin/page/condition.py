@@ -1,8 +1,9 @@
 """What is wrong with the daemon now, the worst first: pure, figures in and sentences out.
 
-The header's pill and the tab's title say the first of them, the list in the header all of them. Each names what is
-wrong, since when and for how many where that is known, the command that shows more, and the alert whose entry in the
-runbook says what to do. What is only worth knowing (overrun that grows) stands in its tile and not here.
+The header's pill and the tab's title say the first of them, the list in the header all of them. Each names the fault,
+since when it lasts and how many users it concerns (where these are known), the command that shows more, and the alert
+under which the runbook gives the remedy. What is only worth knowing (overrun that grows) stands in its tile and not
+here.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ EVENTS_SHOWN: Final = 8
 
 
 class Asked(NamedTuple):
-    """What the workers answered for the page (a text says why there is no answer), and what the processes use."""
+    """The workers' answers for the page (a text gives the reason for a missing one), and the resources that the
+    processes use.
+    """
 
     owed: Sequence[Mapping[str, Any]] | str
     coming: Mapping[str, Any] | str
@@ -61,7 +63,7 @@ def state(found: Sequence[Trouble]) -> Markup:
 
 
 def troubles_list(found: Sequence[Trouble]) -> Markup:
-    """What is wrong, each with what shows more and what to do; empty where nothing is."""
+    """The faults, each with the command that shows more and with its remedy; empty where nothing is."""
     items = [
         Markup('<li class="{}"><b>{}</b><span class="what">{}</span><span class="do">{}{}</span></li>').format(
             trouble.kind,
@@ -167,7 +169,9 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
 
 
 def _lateness_tile(sampler: FigureSampler) -> Markup:
-    """How late cutoffs leave; one that has waited for longer than those that left counts, too."""
+    """How late cutoffs leave; a call that is still waiting counts, too, where it has waited for longer than the calls
+    that left.
+    """
     minute = sampler.last_minute()
     waiting_ns = sampler.top("cutoffs_waiting_ns", sampler.top("oldest_owed_ns") if sampler.outages() else 0)
     name = "Cutoff lateness, p99"
@@ -398,7 +402,7 @@ def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
 
 
 def runbook() -> Markup:
-    """What each alert means and what to do."""
+    """The meaning and the remedy of each alert."""
     made = [
         Markup(
             '<section class="card full" id="{}"><h2>{} <span class="pill small {}">{}</span></h2><p>{}</p>'

@@ -1,7 +1,7 @@
 """The HTTP door as an OpenAPI 3.1 document, made from the table of methods. No sockets.
 
-Nothing is written here that a row of the table says: paths and verbs are those of `routes`, names of fields those that
-`reading` takes, replies the shapes with what `writing` adds. So a method that is added is in the document.
+Nothing is written here that a row of the table says: paths and verbs come from `routes`, names of fields from
+`reading`, replies from the shapes with the additions of `writing`. So a method that is added is in the document.
 
 Schemas close nothing but requests: replies may have more fields than are named. Texts are limited in bytes, which JSON
 Schema cannot say; `maxLength` is the same number of characters, and the format `utf8-N` stands for the rest.

@@ -99,7 +99,7 @@ def _route_of(method: Method) -> Route:
 
 ROUTES: Final = tuple(_route_of(row) for row in METHODS.values() if row.name not in _NOWHERE)
 
-_ANY: Final = "any"  # what a node has for whatever segment; segments themselves are bytes
+_ANY: Final = "any"  # the key of a node's child for any segment; segments themselves are bytes
 _HERE: Final = "here"  # the routes of the path that ends at a node
 
 _Node = dict[bytes | str, Any]

@@ -89,7 +89,7 @@ def title_of(name: str) -> str:
 
 
 def problem(refusal: Refused, status: int = 0) -> Problem:
-    """The answer that a refusal is. `status`: where it is another than that of the name."""
+    """The answer that a refusal is. `status`: where it differs from the status of the name."""
     status = status or status_of(refusal.name)
     headers = {}
     if status in (429, 503):
@@ -112,7 +112,7 @@ def problem(refusal: Refused, status: int = 0) -> Problem:
     return Problem(status, headers, encode(told), refusal.name)
 
 
-# Fields of money whose plain name is that of another field.
+# Fields of money with a plain name that another field has already.
 TAKEN: Final = {"holds_nanos": "holds_total"}
 
 
