@@ -1,6 +1,6 @@
 """A backup while serving: up to which positions the logs may be copied, so that together they are one instant.
 
-It is taken in four steps, of which the supervisor does three, and whoever takes the backup copies:
+It is taken in four steps; the supervisor does three, and the process that takes the backup copies:
 
     1 hold   no bucket moves, no snapshot begins and nothing is trimmed from here on
     2 cut    an instant is chosen, a little ahead; each worker stands still from just before it until it has passed,

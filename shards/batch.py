@@ -32,7 +32,7 @@ _LENGTHS = [LENGTH.pack(length) for length in range(1024)]
 
 
 class BatchCorrupt(Exception):
-    """A batch whose checksum held does not parse, or contradicts what this shard holds."""
+    """A batch with a good checksum does not parse, or contradicts the state of this shard."""
 
     ending: ClassVar[exits.Ending] = exits.DAMAGED
 

@@ -1,13 +1,13 @@
 """Which bucket a key belongs to, and which shard owns each bucket.
 
-Keys hash into a fixed number of **buckets**; buckets, never keys, are what shards own and what moves. The hash is the
+Keys hash into a fixed number of **buckets**; shards own buckets, never keys, and buckets move. The hash is the
 one of `vshard.router.bucket_id_strcrc32`: CRC-32C with initial value 0xFFFFFFFF and no final xor, modulo the bucket
 count, plus one. Buckets are numbered 1..count; with 3000 buckets the key `1` is in bucket 477.
 
 Ownership is a pair (shard, **generation**), never a status alone. The generation of a bucket rises by one with every
 change of owner, so whatever carries a lower one (a late message, an old backup) is recognised and refused.
 
-`BucketMap` is the supervisor's durable knowledge of who owns what, as a pure value: it is changed only by records
+`BucketMap` is the supervisor's durable knowledge of the owners, as a pure value: it is changed only by records
 (`apply`) that were made durable first, and it can be written as one block (`encode`) for a snapshot.
 """
 

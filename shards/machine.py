@@ -4,8 +4,8 @@ A shard knows buckets, records and instants; it never looks inside a bucket. An 
 deterministic state machine per bucket. The same state and the same command at the same instant give the same outcome,
 byte for byte, and `replay` checks just that. A machine reads no clock, touches no file and waits for nothing.
 
-Outputs are collected in two lists that the shard drains: `records` (what the journal must hold before anybody may know)
-and `notices` (what is to be told outside once that is so). The shard empties these lists; they stay the same objects.
+Outputs are collected in two lists that the shard drains: `records` (the journal must hold them before anything leaves)
+and `notices` (they are told outside after that). The shard empties these lists; they stay the same objects.
 """
 
 from __future__ import annotations

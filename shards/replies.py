@@ -1,7 +1,7 @@
-"""Whom a shard answers, and what it answers where a request did not reach its bucket.
+"""The callers of a shard, and the answers to requests that did not reach their bucket.
 
 A reply is staged with `answer` while the batch that it tells of is being written, and leaves with `flush` once that is
-durable. What depends on nothing stored leaves by `refuse`, which never takes along what is only staged.
+durable. A reply that depends on no stored state leaves by `refuse`, which never takes staged replies along.
 """
 
 from __future__ import annotations

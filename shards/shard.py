@@ -58,7 +58,7 @@ Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ,
 
 
 class Ready(NamedTuple):
-    """What must become durable, and what may leave once it is."""
+    """The records that must become durable, and the messages that may leave after that."""
 
     sequence: int
     payload: bytes  # empty where nothing was recorded: then nothing has to be appended

@@ -10,9 +10,9 @@ A task and a future for each command cost more than all the rest of a call; here
 in a table, and the decoding of its answer. Commands are told apart by numbers that the caller chooses: any integers of
 which no two are open at once, such as indexes into the caller's own columns.
 
-**Each number is answered exactly once**, never from within `add` or `send`: with a result, with what the daemon
-refused, or with `Unavailable`, whose `applied` says whether the command may have had its effect. Nothing is sent twice:
-the caller repeats what its `request_id` makes harmless.
+**Each number is answered exactly once**, never from within `add` or `send`: with a result, with the daemon's refusal,
+or with `Unavailable`: its `applied` says whether the command may have had its effect. Nothing is sent twice: the caller
+repeats what its `request_id` makes harmless.
 
 A batch has a connection of its own, which is opened again when it was lost. Commands of one batch reach the daemon in
 the order in which they were added.

@@ -7,8 +7,8 @@ per request. What is sent in one turn of the loop leaves as one write.
 A client owns one, and where it routes by bucket (`routing`) one per worker besides.
 
 **Nothing is left hanging.** When a connection is lost, every request on it gets `Unavailable`: `applied` is "unknown"
-for what was handed to the transport, "no" for what never was. Neither sends anything twice: that is for the caller to
-decide.
+for requests that were handed to the transport, "no" for all others. Neither sends anything twice: that is for the
+caller to decide.
 """
 
 import asyncio

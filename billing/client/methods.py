@@ -1,4 +1,4 @@
-"""One method for each procedure: what a caller may give, and what comes back, as types.
+"""One method for each procedure: arguments and results as types.
 
 **Money is never a bare number.** An amount is a decimal text of coins (`"12.5"`), a `Decimal`, or `nanos=12500000000`;
 anything else is a TypeError before anything is sent. `call` takes any procedure by its name, with money as it is on the

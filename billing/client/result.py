@@ -1,4 +1,4 @@
-"""What calls answer: maps whose fields are attributes, too, and whose money is also exact coins.
+"""What calls answer: maps with their fields as attributes, and with money also as exact coins.
 
     account = await client.get_account("user_01")
     account.balance_nanos       12500000000

@@ -1,9 +1,9 @@
 """Which connection a client's request takes: straight to the worker that owns the user's bucket, where that can be.
 
 Any worker answers any request, so routing is never needed, only cheaper. A client starts with one connection, to the
-address it was given. One that asks much (`MAP_AFTER_REQUESTS`) also asks for the map (`route`), opens a connection to
-each owner's own port, and sends what concerns an account there; all else, and whatever has no open connection of its
-own, goes the first way. Without ports of their own, or without the right to ask, that is everything.
+address it was given. A client with many requests (`MAP_AFTER_REQUESTS`) also asks for the map (`route`), opens a
+connection to each owner's own port, and sends an account's requests there; all else, and whatever has no open
+connection of its own, goes the first way. Without ports of their own, or without the right to ask, that is everything.
 
 **A move is no error.** The old owner passes on what still comes to it. While it is being asked anything, the client
 asks once in `POLL_S` whether the map has changed: `route` with the version it has is answered with the version alone,

@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
     path: str  # section.key, or the file
     source: str  # "default", "file" or "environment"; "" where it is about no value
-    expected: str  # what would be right, and what is there
+    expected: str  # the right form, and the value given
 
 
 class ConfigError(Exception):
@@ -199,7 +199,9 @@ def _override(
 
 
 def _from_text(field: FieldInfo, text: str) -> object:
-    """A value of the environment, by the type of its key; what is none of that type stays a text, and so a fault."""
+    """A value of the environment, by the type of its key; a text that is no value of that type stays a text, and so is
+    a fault.
+    """
     try:
         if field.annotation is bool:
             return {"true": True, "false": False}[text.lower()]

@@ -1,9 +1,9 @@
 """SIGHUP: the configuration is read again, and what may change while the daemon serves takes effect.
 
-`RELOADED` names the keys that may. Of all others the values of the start go on, also in workers that start later: what
-differs is told, with what it needs (a restart). The files that `rpc.tokens_file`, `rpc.tls_*` and `cutoff.secret_file`
-name are read again at every reload, changed names or not. A configuration that cannot be run changes nothing and is
-told with all its faults. What is held (see `shards.supervisor.restart_policy`) is tried again.
+`RELOADED` names the keys that may. Of all others the values of the start go on, also in workers that start later: each
+difference is reported, with the step it needs (a restart). The files that `rpc.tokens_file`, `rpc.tls_*` and
+`cutoff.secret_file` name are read again at every reload, changed names or not. A configuration that cannot be run
+changes nothing and is told with all its faults. What is held (see `shards.supervisor.restart_policy`) is tried again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SWITCHES: Final = frozenset({"rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "
 
 
 def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
-    """The keys whose values differ: those that may change while it serves, and those that need a restart."""
+    """The keys whose values differ: keys that may change while it serves, and keys that need a restart."""
     may: list[str] = []
     need: list[str] = []
     for path, _ in declared():

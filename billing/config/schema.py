@@ -3,8 +3,8 @@
 Theory. What this module declares is the only truth: `config.toml` is printed from it
 (`python -m billing.config.schema`),
 `billing.config.load` fills it from a file and the environment, and each part of the daemon is handed the sub-table it
-needs (`config.rpc`, `config.journal`), never the whole. A key is one line: what it takes, its default, what it means
-and its bounds. Types are strict: `"2"` is no number and `true` is no 1. A `Config` cannot be changed once it exists.
+needs (`config.rpc`, `config.journal`), never the whole. A key is one line: its type, default, meaning and bounds. Types
+are strict: `"2"` is no number and `true` is no 1. A `Config` cannot be changed once it exists.
 
 The classes of cutoffs are the one part whose tables have names that the operator chooses; what such a table leaves out
 it has from [cutoff] as soon as a `Config` exists.

@@ -33,7 +33,7 @@ class CutRefused(Exception):
 
 
 def damaged_journal(directories: dict[int, Directory], shard: int | None) -> Directory:
-    """The journal to cut: the one that is damaged, or that of `shard` (0: the map's). Raises Refusal."""
+    """The journal to cut: the damaged one, or the one of `shard` (0: the map's). Raises Refusal."""
     damaged = {number: directory for number, directory in directories.items() if directory.damage is not None}
     if shard is None:
         if len(damaged) != 1:

@@ -2,8 +2,8 @@
 
 A file `notices/shard-N.sqlite` has what shard N still has to tell of its journal up to batch `position` (see
 `billing.notices.store`; read here with SQL of its own). Behind `position` it is fed from the journal. So a file that
-ends before the journal begins has lost what lies between, and so has one that is gone where the small file `begun-N`
-says that notices had begun: nobody is told of that any more, which is a fault. A notice that was told is deleted, so
+ends before the journal begins has lost the batches between; a missing file has lost them where the small file `begun-N`
+shows that notices had begun: nobody is told of that any more, which is a fault. A notice that was told is deleted, so
 which of the journal's entries are still owed cannot be worked out here.
 """
 

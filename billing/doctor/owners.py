@@ -117,7 +117,7 @@ class OwnerMap:
 
 
 def examine_map(directory: Directory, report: Report) -> OwnerMap | None:
-    """Reads the map's journal to its end; None where nobody can say who owns what."""
+    """Reads the map's journal to its end; None where the owners are unknown."""
     owners = OwnerMap()
     base = directory.base()
     if base is None and directory.first_position > 1:

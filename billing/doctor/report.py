@@ -28,7 +28,7 @@ CHECKS: Final[dict[str, str]] = {
 
 
 class Finding(NamedTuple):
-    """One fault. Of `file`, `offset`, `position` and `account` those that say where it is; else "" or -1."""
+    """One fault. Its place, as some of `file`, `offset`, `position` and `account`; else "" or -1."""
 
     check: str
     text: str

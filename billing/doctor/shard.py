@@ -36,14 +36,14 @@ Passed = dict[tuple[int, int], set[bytes]]  # (bucket id, generation) -> fingerp
 
 
 class Moves:
-    """What was given up and what arrived, at which generation, over all shards."""
+    """The buckets given up and taken over, with their generations, over all shards."""
 
     def __init__(self) -> None:
         self.left: Passed = {}
         self.arrived: Passed = {}
 
     def compare(self, report: Report) -> None:
-        """What a bucket's next owner took over must be what the one before gave up."""
+        """A bucket's next owner must have taken over exactly the state that the owner before gave up."""
         for (bucket_id, generation), left in self.left.items():
             arrived = self.arrived.get((bucket_id, generation + 1))
             if arrived is not None:

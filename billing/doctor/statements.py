@@ -1,6 +1,6 @@
-"""Statements, of accounts drawn at random: what rows of the history say of a period is what the entries say.
+"""Statements, of accounts drawn at random: the rows of the history and the entries give the same figures for a period.
 
-What an account had at an instant, what accrued in a period and how that divides into rate lines is worked out twice,
+The balance of an account at an instant, the accrual of a period and its division into rate lines are worked out twice,
 by code that shares nothing with the daemon's: from the accounts as the journal's entries leave them (`replay`), and
 from the columns that the history keeps for that. Both must be the same, to the internal unit:
 
@@ -186,7 +186,7 @@ class Statements:
         rows.append(Row(entry_id, at_ns, whole * UNIT + amount_frac, exactly, rate, room, resource, value))
 
     def opening(self, user_id: bytes, entry_id: int, lines: Lines) -> None:
-        """What the history keeps of an account's lines behind a row, where it deleted what came before."""
+        """An account's rate lines as of a row, as the history keeps them where it deleted the rows before."""
         if self._is_member(user_id):
             self._openings.setdefault(user_id, {})[entry_id] = lines
 

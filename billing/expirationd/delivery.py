@@ -1,16 +1,16 @@
 """Delivery: the thin asynchronous shell around the outbox that sends cutoffs and restores.
 
-The outbox says which account is next, the ledger says what is owed for it (`owed`, right before the request is
-written, with no `await` between), `request` makes the bytes, `endpoint` exchanges them, and what became of it is told
-back (`report`). A fixed number of sender coroutines take one item after the other: no task per request.
+The outbox names the next account, the ledger the call that is owed for it (`owed`, right before the request is written,
+with no `await` between), `request` makes the bytes, `endpoint` exchanges them, and `report` gets the outcome. A fixed
+number of sender coroutines take one item after the other: no task per request.
 
 **Order of an attempt.** 1 take an item. 2 Ask what is owed; nothing: done. 3 Have a connection; if it had to be opened,
 ask again. 4 Report STARTED. 5 Write. 6 The status: report DELIVERED or FAILED, finish the item. Where no connection
 comes about, nothing was started: FAILED alone is reported, and the account may still be saved without anybody having
 been told.
 
-**What the caller promises.** `report` changes what `owed` answers before it returns. Whoever makes something owed calls
-`notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
+**The caller's promise.** `report` has changed the answer of `owed` before it returns. Whoever makes something owed
+calls `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
 **What it promises:** no request before `notify`, none that `owed` does not name at that moment, one in flight per
 account, the same event_id on every attempt, another attempt until a 2xx, and none while `may_act` says that this owner
 of the account may have been followed by another one. It holds no truth: what was in flight when

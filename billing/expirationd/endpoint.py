@@ -550,7 +550,7 @@ class Endpoint:
         self._tend = self.loop.call_later(_TEND_S, self._on_tend)
 
     def _close_surplus(self) -> None:
-        """Closes what is idle beyond the connections that were shown to do no harm, what was used longest ago first."""
+        """Closes idle connections beyond the number that was shown to do no harm, the least recently used first."""
         before_ns = self.boot_ns() - int(BRIEFLY_S * _SECOND_NS)
         while self._proved and self.connections > self.shown and self._proved[0].idle_since_ns < before_ns:
             self._proved.pop(0).close()

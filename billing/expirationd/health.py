@@ -1,4 +1,4 @@
-"""What is thought of an endpoint as a whole, and on what evidence. Pure.
+"""The state of an endpoint as a whole, and the evidence for it. Pure.
 
 **Shut.** The state of an endpoint comes from evidence over different users. It is shut when connections fail twice
 without a success between, or when `users_max` different users had the first failure of an event without a success

@@ -1,4 +1,4 @@
-"""What is told of endpoints that take no calls, and of users who wait: by log lines, as figures and in sentences.
+"""Reports of endpoints that take no calls, and of users who wait: by log lines, as figures and in sentences.
 
 An outage is logged when it begins, once a minute while it lasts, with how many users wait, and when it ends, with how
 long it lasted. So is, at most once a minute, that an endpoint needs more than `cutoff.timeout_s`.

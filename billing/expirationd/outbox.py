@@ -18,12 +18,12 @@ its calls were slow. What one user's call meets (a status, Retry-After, silence,
 **Order.** Events never attempted go first, oldest exhaustion instant first, over all lanes. Retries follow in the order
 of their due instants. While both wait, one take in `RETRY_TURN` is a retry's, so a stream of new events starves nobody.
 
-**Concurrency.** At most `concurrency` calls fly; of these at most half are retries, and at most a quarter are retries
-of users whose last call was not answered in time. A call in flight for longer than `slow_ns` *hangs*: four times what
-successful calls of its lane usually take, and never less than `hang_min_ns`. Where all senders are busy, events never
-attempted wait and more than half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these
-are ended, and retried like any call that was not answered in time. The others keep their time, so that an endpoint
-that is slow for everybody shows what it needs.
+**Concurrency.** At most `concurrency` calls fly; at most half of them are retries, and at most a quarter are retries
+after a time-out. A call in flight for longer than `slow_ns` *hangs*: four times what successful calls of its lane
+usually take, and never less than `hang_min_ns`. Where all senders are busy, events never attempted wait and more than
+half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these are ended, and retried like
+any call that was not answered in time. The others keep their time, so that an endpoint that is slow for everybody shows
+what it needs.
 
 **The bound.** Let F be the events never attempted that are older than that of a user, C the concurrency and S the
 largest `slow_ns`, or the time that a connection may take to come about, if that is longer. The user is called within S
@@ -110,7 +110,7 @@ _Queue = list[tuple[int, int, Item]]
 
 
 class Lane(Health):
-    """One endpoint: what goes to it next, and what is thought of it."""
+    """One endpoint: its next calls, and its state."""
 
     __slots__ = ("fresh", "retries", "slow")
 

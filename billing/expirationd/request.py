@@ -34,9 +34,9 @@ libraries expect; `{user_id}` in the URL is replaced likewise, and nothing is ad
     {"user_id":"üser/1","event_id":"%C3%BCser%2F1:7:1700000000000000000","seq":7,"exhausted_at_ns":1700000000000000000}
 
 **Prepared before the instant**: the template takes the URL apart once, and `prepare` makes all of a request that does
-not depend on when it is sent, under its event id, for those of a burst that comes within a second. Who is topped up
-meanwhile has another event later, so what was prepared for it is never asked for; it is forgotten two `turn`s on. What
-is left for the attempt is its second, and the signature over it.
+not depend on when it is sent, under its event id, for those of a burst that comes within a second. A user who is topped
+up meanwhile has another event later, so the bytes prepared for the first are never asked for; it is forgotten two
+`turn`s on. What is left for the attempt is its second, and the signature over it.
 """
 
 import json

@@ -1,8 +1,8 @@
 """How many calls a second the endpoint was last seen to take. Pure.
 
-Only while as many calls were under way as may be does the number of answers say what the endpoint takes, and not what
-there was to send. So answers are counted in windows of `WINDOW_NS` in which that was so; a shorter one counts where it
-holds `ANSWERS_MIN`.
+The number of answers measures the endpoint only while the greatest permitted number of calls is under way; at other
+times it measures how many calls there were to send. So answers are counted in windows of `WINDOW_NS` in which that was
+so; a shorter one counts where it holds `ANSWERS_MIN`.
 """
 
 from __future__ import annotations

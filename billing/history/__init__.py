@@ -3,8 +3,8 @@
 Theory. The journal is the truth, history is derived from it by a follower (`billing.follower`), behind the hot path and
 in a process of its own: the projector takes the records of entries out of each durable batch (`projection`) and writes
 them, some dozens to a compressed page (`page`), together with the batch's position in one transaction (`store`). So
-each entry becomes a row exactly once, by position, and nothing of it is left out. What a row shows is worked out by
-whoever reads it: entries are written all the time, and few are read.
+each entry becomes a row exactly once, by position, and nothing of it is left out. A row's figures are worked out when
+it is read: entries are written all the time, and few are read.
 
 Invariant: an answered entry is always in the answer, or the answer says from when it is whole. A batch is durable, and
 handed over, before anything it holds is answered; a question travels behind it on the same wire, and the projector

@@ -9,8 +9,8 @@ because the entry_ids of an account follow each other.
 a follower that is behind. So the caller asks all shards first how far their files are, which makes them write what is
 durable, and gives the answers as `bounds`: no row above them is taken. A page that meets a row whose entry before is
 in no file ends there and says so (`Feed.waits`); the caller asks all shards a second time, and then again with the same
-bounds and `all_written`: what made the bounds happened after what is missing, so all that there is of it is in the
-files by then, and the row goes out. Without a missing row one round is enough.
+bounds and `all_written`: the bounds were made after the missing entries, so whatever exists of these is in the files by
+then, and the row goes out. Without a missing row one round is enough.
 
 **A cursor is refused** (`UnknownCursor`) where a file that it names is not here, is another one by now, or has taken
 back or deleted rows behind it: whoever goes on then would lose entries, or have entries that never were.

@@ -145,7 +145,7 @@ def as_map(row: Row) -> Shown:
 
 
 def _opening_map(row: Row) -> Shown:
-    """What stands for an account's entries up to one that a snapshot had."""
+    """The row for an account's entries up to an entry that a snapshot had."""
     return {
         "entry_id": row.entry_id,
         "at_ns": row.at_ns,
@@ -162,7 +162,7 @@ def _opening_map(row: Row) -> Shown:
 
 
 class Newest(NamedTuple):
-    """What whoever asks knows of an account's newest entry; zeros where that is nothing."""
+    """The caller's knowledge of an account's newest entry; zeros where that is nothing."""
 
     entry_id: int = 0
     balance_nanos: int = 0

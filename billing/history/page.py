@@ -13,7 +13,7 @@ where it ends, and a row that was deleted begins where the next one does. The ch
 then of `packed`. All numbers are little-endian. Example: a page whose first row is 9 and which holds two rows of 230
 bytes begins its body with older of row 9, older of row 10, 0, 230.
 
-Compression costs less than writing what it saves, as most of an entry is zeros and what its neighbours have. Because
+Compression costs less than writing the bytes it saves, as most of an entry is zeros or equal to its neighbours. Because
 the entry is kept whole, whatever a statement will have to show can be shown: nothing is chosen here. What a row shows
 is defined by `entry.history_row`, in floors of nanos. `row_of` makes the same out of the parts (nanos, frac) with small
 integers only:

@@ -5,7 +5,7 @@ thresholds included. So from one entry to the next the account spends at one rat
 
     min(rate * t, room)        room: what can still be spent before spending pauses, or comes to a bound
 
-which at the next entry is what that entry says has accrued, to the internal unit. `Point` is an account from an entry
+which at the next entry is that entry's own accrual, to the internal unit. `Point` is an account from an entry
 on; `Interval` is the time from one point to the next.
 
 **A period** takes in the instants from `from_ns` up to, not including, `to_ns`. It opens with the balance *at* from,

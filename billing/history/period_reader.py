@@ -1,4 +1,4 @@
-"""Periods and past balances of an account, out of its rows: what is read, in which order, and what is answered.
+"""Periods and past balances of an account, out of its rows: the reads, their order, and the answer.
 
 A statement reads its account's rows from the first of the period to its last, in pages, and beside them only the row
 before and the row behind; what came before is not read, however old the account is. Where it is itemised by resource it
@@ -179,7 +179,7 @@ class Chain:
     def _lines_back_to(self, former: Point, opening: Opening | None) -> Generator[None, None, Lines]:
         """See `lines_at`: walks until the lines that were met sum to the rate, to the opening, or to a gap."""
         found: dict[bytes, int] = {}
-        changes: dict[bytes, int] = {}  # of lines whose rate was not recorded, since the last one that was
+        changes: dict[bytes, int] = {}  # the accrual of lines without a recorded rate, since the last recorded one
         unsaid: Point | None = None  # it changed a line by the difference to the account's rate before it
         wanted, known, at_id = former.rate or 0, 0, former.entry_id
         end_id = max(0, at_id - WALK_ROWS_MAX)

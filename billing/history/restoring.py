@@ -6,8 +6,8 @@ Where the two do not go together (an account's balance before its next entry is 
 they are of different daemons, and nothing is changed.
 
 **From a snapshot** (`open_accounts`): the oldest one that is kept knows how each account stood when the journal began.
-An account whose entries up to then are in no file gets an *opening row* for the last of them: it says what the account
-had from then on (balance, rate and its lines, limits, state), and not what the entry did. So balances and statements
+An account whose entries up to then are in no file gets an *opening row* for the last of them: it gives the account's
+state from then on (balance, rate and its lines, limits), and not the effect of the entry. So balances and statements
 from then on are exact, and answers that reach further back say from when they are whole.
 """
 

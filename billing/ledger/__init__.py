@@ -5,6 +5,6 @@ per change. Commands already carry their instant, so the same state and the same
 for byte, and recovery is the same call again.
 
 It uses the standard library only, and of that no asyncio, clock, file, socket, randomness or logging. Reading order:
-`money` (amounts and rates), `commands`, `errors`, `entry` (what a change looks like), `account` (where it is kept),
+`money` (amounts and rates), `commands`, `errors`, `entry` (the record of a change), `account` (its place in memory),
 `ledger` (the only mutator).
 """

@@ -20,8 +20,8 @@ Example: the empty bucket 7 is "BOOK", 0300, 07000000, 00000000, a0000000 and 16
 00000000.
 
 It reads what it wrote: a block comes from a snapshot or a move, whose checksums have been proved, so a fault in it is
-a bug (or another version) and raises ValueError or AssertionError. What is not state (where an account is filed in
-the wheel, what is presumed) is not in it.
+a bug (or another version) and raises ValueError or AssertionError. An account's place in the wheel and presumed
+attempts are not state, and not in it.
 """
 
 import struct

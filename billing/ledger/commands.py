@@ -154,7 +154,7 @@ def unpack_thresholds(packed: bytes) -> list[tuple[int, int]]:
 
 
 def same_call(one: Command, other: Command) -> bool:
-    """Whether two commands are the same call, whoever made them, and whatever the rules added to them."""
+    """Whether two commands are the same call, apart from the actor and from additions by the rules."""
     return one[:-2] == other[:-2] and (one[-2] == other[-2] or _asked_for(one[-2]) == _asked_for(other[-2]))
 
 

@@ -8,9 +8,9 @@ internal units, so that nothing is rounded). It runs out at
 E does not depend on the instant before it from which it is worked out. Credits that end make it come earlier: what is
 left of a credit at its end is lost, so time is walked from end to end, and the formula holds behind the last one.
 
-Whoever changes the rule changes this module and its copy in `fast_path`, which the tests hold to this one, and then
-what works the rule out anew on purpose and shares nothing with it: the doctor, the load test's verdict, and in the
-tests the model and the simulation's auditor.
+A change of the rule changes this module and its copy in `fast_path` (the tests hold the two together), and then the
+deliberate second implementations, which share nothing with it: the doctor, the load test's verdict, and in the tests
+the model and the simulation's auditor.
 """
 
 from billing.ledger.credits import Credits, after_time

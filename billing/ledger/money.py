@@ -53,8 +53,7 @@ def parse_signed_amount(value: object) -> int:
 def parse_rate(value: object, per: object = b"second") -> int:
     """A rate of zero or more, in nanos per hour; `per` is second, minute or hour.
 
-    Refused `INVALID_RATE` where it is no amount or negative, `LIMIT_EXCEEDED` where it is more than 2**63-1 nanos an
-    hour.
+    Refused `INVALID_RATE` for a text that is no amount or is negative, `LIMIT_EXCEEDED` above 2**63-1 nanos an hour.
     """
     factor = _factor(per)
     nanos = _nanos(value, "INVALID_RATE", "rate")

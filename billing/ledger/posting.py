@@ -1,4 +1,4 @@
-"""The clerk: writes down what changed in an account, and what follows from it.
+"""The clerk: records a change of an account, and its consequences.
 
 The plain way of every change, whoever caused it. A working copy that was settled and changed comes here; the clerk
 sees whether available crossed zero downwards (a cutoff is owed) or upwards (cutoffs are superseded, a restore may be

@@ -7,7 +7,7 @@ and ends of credits, graces and leases coming.
 At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
 rest ran out. Holds that expire at one instant are given back together, and only then is it asked whether anything is
 left; each has an entry of its own, in the order of their ids. In the rare case that even with all of them nothing is
-left in that nanosecond, the first of these entries is the one that crosses.
+left in that nanosecond, the first of these entries crosses.
 
 A credit ends before an exhaustion of the same instant is judged, so that its entry is the one that crosses where
 nothing is left. A credit that is spent before its end has no entry. Of credits that end at one instant each is a step

@@ -5,9 +5,9 @@ coming at rate 0, and on an exhausted account it is zero. It fires once for each
 it, and is armed again above. Because it fires in the very nanosecond in which it is crossed, *armed* and *above* are
 the same thing and nothing needs to be remembered: what is above before a change and not above after it has fired.
 
-It follows what an operator expects: one that is set while the account is below it already does not fire (the reply of
-set_thresholds shows what is available) until the account has been above; setting the same thresholds again neither
-fires nor re-arms anything.
+It follows what an operator expects: a threshold set above the available balance does not fire (the reply of
+set_thresholds shows that balance) until the account has been above it; setting the same thresholds again neither fires
+nor re-arms anything.
 
 Crossings that time causes have exact instants, as E has. Those that fall on E are fired behind the exhaustion.
 """

@@ -35,7 +35,7 @@ def opened(
     clocks: Clocks,
 ) -> FollowerLink | None:
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
-    given up: whoever is named later is told of what happens from then on. `accept_loss`: a file that is ahead of the
+    given up: a URL named later is told of events from then on. `accept_loss`: a file that is ahead of the
     journal is cut back instead of refused. `settled`: the batch up to which any host is known to have told everything;
     −1: none is.
     """

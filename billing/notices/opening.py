@@ -1,8 +1,8 @@
 """Makes, finds again, and mends the file of one shard's owed notices (`store`).
 
-A file that never was begins behind the journal's last batch: whoever is named in `notify.url` is told of what happens
-from then on. Where several hosts share the log, the map holds the batch up to which everything was told (`settled`),
-and a host that takes over begins there: what was told since the map heard of it is told again under the same id.
+A file that never was begins behind the journal's last batch: the URL in `notify.url` is told of events from then on.
+Where several hosts share the log, the map holds the batch up to which everything was told (`settled`), and a host that
+takes over begins there: what was told since the map heard of it is told again under the same id.
 
 A file that is gone or damaged is made anew as far as the journal reaches: what was told already is told again under the
 same id. `begun-N`, a small file beside it, tells the one from the other.
@@ -26,8 +26,8 @@ def begun_of(directory: str, shard: int) -> str:
 
 def found(directory: str, shard: int, first: int, head: int, disk: Disk, file_id: int, now_ns: int) -> str:
     """Sees to it that the file is there. Where there never was one, notices begin behind the batch `head`: the
-    journal's last, or the last one that another host has settled. Where it is gone, it is made anew from `first`, and
-    what that means is returned. `now_ns`: wall time.
+    journal's last, or the last one that another host has settled. A missing file is made anew from `first`, and the
+    consequence is returned. `now_ns`: wall time.
     """
     try:
         private_directory(disk, directory)

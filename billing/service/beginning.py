@@ -1,4 +1,4 @@
-"""What a process does before it imports anything else, so that its start can be trusted whoever its parent is.
+"""The first steps of a process, before it imports anything else, so that its start can be trusted under any parent.
 
 A careless parent leaves descriptors 0 to 2 closed, signals blocked, and a locale whose file names are ASCII:
 

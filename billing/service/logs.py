@@ -207,7 +207,7 @@ def utc(record: logging.LogRecord) -> str:
 
 
 def fields_of(record: logging.LogRecord, discretion: Discretion, common: Mapping[str, str]) -> dict[str, str]:
-    """The event's name, its values by name, what is to be done, and what all records of the process have."""
+    """The event's name, its values by name, the remedy, and the fields of all records of the process."""
     event = event_of(record)
     fields = {"event": event.name}
     if isinstance(record.args, tuple):

@@ -101,7 +101,7 @@ def is_served(data_dir: str) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # whoever takes the lock for good says what is wrong with the place
+        return False  # the process that takes the lock for good reports faults of the directory
     return False
 
 

@@ -101,7 +101,7 @@ class Child:
         return code
 
     def complaint(self, what: str) -> ChildError:
-        """An error that says what happened and what the child printed last."""
+        """An error with the event and the last lines that the child printed."""
         printed = "".join(f"\n  {line}" for line in self.tail)
         return ChildError(f"{self.name} {what}{'; it printed:' + printed if printed else ''}")
 

@@ -42,7 +42,7 @@ BACKLOG: Final = 4096
 BILLING: Final = (sys.executable, "-m", "billing")
 LISTENING: Final = "listening on "  # before its URL, in the first line of the receiver
 
-# What a trial never does, whatever the configuration says.
+# Keys that a trial never takes from the configuration.
 SET_ASIDE: Final = {
     "journal.kind": "file",
     "rpc.unix_socket": "",

@@ -156,7 +156,9 @@ class Billing:
         return self.machine.merge(operation, parts)
 
     def tell(self, notices: list[Effect]) -> None:
-        """What became owed goes to the outbox, which asks the ledger what exactly, right before it sends."""
+        """An account that owes a call goes to the outbox, which asks the ledger for the call itself right before it
+        sends.
+        """
         delivery = self._delivery
         assert delivery is not None, "told before it was opened"
         now_ns = delivery.now_ns()

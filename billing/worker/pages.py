@@ -10,7 +10,7 @@ slices the worker serves others: none is longer than `SLICE_BUCKETS` buckets, wh
 `SLICE_ACCOUNTS` accounts, or than `SLICE_EXTRAS` rare parts (and one account's rows).
 
 A page names users, and the next one begins behind its last user. So all rows of a user are on one page: a page of
-cutoffs ends with the user who fills it, and may be longer than asked for by what he has more than one of.
+cutoffs ends with the user who fills it, so it is longer than asked for where that user has several.
 
 A page shows what is there all the while it is made. An account that is opened or closed meanwhile may be in it or not,
 and a cutoff that becomes owed or is settled meanwhile likewise; a bucket that arrives meanwhile is looked at, too. It
@@ -228,7 +228,7 @@ def _first(found: tuple[bytes, Row | None]) -> bytes:
 
 
 def _owed_of(book: Book, slots: list[int], after: bytes, before: bytes | None) -> list[OfUser]:
-    """The rows of the users of these slots who owe cutoffs, above `after` and below `before`."""
+    """The rows of the users of these slots with owed cutoffs, above `after` and below `before`."""
     found = []
     for slot in slots:
         extra = book.extras.get(slot)

@@ -1,10 +1,10 @@
 """Which cutoffs of a start wait for an operator.
 
-A machine that comes up with a wrong clock, or from a backup, finds many users exhausted who are not. So what was
-overdue when the daemon came up is held back where it is more than `cutoff.hold_above`, or where the data directory was
-restored from a backup (`RESTORED` is in it), until `release`. Overdue is what is owed already, and every account whose
-exhaustion instant, with the grace of its class, had passed by then: those become owed in the first moments of serving,
-one by one, and are told apart by their instants from what runs out while the daemon serves.
+A machine that comes up with a wrong clock, or from a backup, finds many users exhausted who are not. So cutoffs that
+were overdue when the daemon came up are held back until `release` where there are more than `cutoff.hold_above`, or
+where the data directory was restored from a backup (`RESTORED` is in it). Overdue is every cutoff that is owed already,
+and every account with an exhaustion instant (and the grace of its class) in the past by then: those become owed in the
+first moments of serving, one by one, and are told apart by their instants from what runs out while the daemon serves.
 
 It is the number of all shards that counts. A worker with no more of its own than `cutoff.hold_above` holds them back
 all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where

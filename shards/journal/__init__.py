@@ -15,8 +15,8 @@ What holds for every backend (the contract suite of `tests/shards/journal/contra
    batch that exists proves that all before it were durable, which is how damage is told from an unfinished write.
 4. Whole or refused. `open` finds every batch that was ever returned, in order and unchanged, or raises. A batch that
    never returned is found whole or not at all; from then on it stays what `open` found.
-5. What `open` and `replay` show is durable, whatever caches say: what might not be is written anew before `open`
-   returns.
+5. All that `open` and `replay` show is durable, also where a cache holds more: what might not be is written anew
+   before `open` returns.
 6. A failed write ends it. After `Unknown` or `Fenced` every further call but `close` raises the same again: a write
    or a sync is never repeated on a disk that failed once. Reopening looks at what is really there.
 7. No room is not damage. `Unavailable` means: surely not written, and the same call may succeed later.
@@ -28,7 +28,7 @@ Nothing above this seam knows of files, segments, offsets, directories or server
 people only, and what is told about a failure is the error's own text. `backends.open` makes a backend by its kind.
 
 Beside a shard's journal a backend has two more things: a `Reader`, which owns nothing and fences nothing, for the
-doctor, dumps, backups and followers; and the `MapLog`, in which the supervisor decides who owns what.
+doctor, dumps, backups and followers; and the `MapLog`, in which the supervisor decides the owners of buckets.
 
 Threads: `append` and `idle_barrier` belong to one thread, which they block (the GIL is free meanwhile). `save_snapshot`
 and `trim` may run in one other thread at the same time, `first`, `replay` and its iterator in a third one, as long as
@@ -306,8 +306,9 @@ class Reader(Protocol):
 
 
 class MapLog(Protocol):
-    """The log of decisions about who owns what. Versions are positions; a payload is one decision. Any supervisor may
-    write: a decision names the version it was made at, and is refused where that is not the newest any more.
+    """The log of decisions about the owners of buckets. Versions are positions; a payload is one decision. Any
+    supervisor may write: a decision names the version it was made at, and is refused where that is not the newest any
+    more.
     """
 
     @property

@@ -9,9 +9,9 @@ aborted, and is left when the map says so.
 
 **Everybody else, and order.** `routes` says where requests for a bucket go; it is the map, but for buckets that
 change their owner while requests to the old one are still unanswered: those have route 0, and new requests wait here.
-The old owner answers what it applied and sends back, in order, what it did not; when nothing is with it any more,
-what came back and then what waited goes to the new owner. So the order of a connection holds across a move. A request
-that comes back before this worker has heard of the move waits for the word, for at most `STRAY_WAIT_S`.
+The old owner answers the requests that it applied and sends back the others, in order; when it holds none any more, the
+requests that came back and then those that waited go to the new owner. So the order of a connection holds across a
+move. A request that comes back before this worker has heard of the move waits for the word, for at most `STRAY_WAIT_S`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Handoff:
         self._strays: dict[int, list[Request]] = {}
         self._handoff_ns = HANDOFF_NS_FIRST  # how long handoffs from here take, the longest counting most
         self._frozen_ns: dict[int, int] = {}  # bucket id -> boot instant at which it was frozen
-        self._over: dict[int, int] = {}  # bucket id -> number of the newest move of which it is known what came of it
+        self._over: dict[int, int] = {}  # bucket id -> number of the newest move with a known outcome
 
     # -- the supervisor's messages ----------------------------------------------------------------------------------
 

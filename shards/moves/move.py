@@ -52,7 +52,7 @@ from shards.control import (
 )
 
 MOVE_TIMEOUT_NS = 10_000_000_000  # until COMMIT; then the move is aborted
-SAY_AGAIN_NS = 200_000_000  # what was decided is said again to who did not acknowledge it for so long
+SAY_AGAIN_NS = 200_000_000  # after so long the decision is sent again to workers that did not acknowledge it
 
 
 class Send(NamedTuple):

@@ -2,9 +2,9 @@
 
 Every shard should own buckets in proportion to its weight; one of weight 0 should own none (it is being drained). A
 *locked* shard keeps exactly what it has, and pinned buckets stay where they are: where a shard has more of them than
-its share, the others share the rest. The plan takes from whoever has most above its share and gives to whoever has most
-below, until nobody is off. Of the buckets a shard can give, those with the highest numbers go first, so the same map
-and the same weights always make the same plan. It never moves more than evenness needs.
+its share, the others share the rest. The plan moves buckets from the shard furthest above its share to the shard
+furthest below, until none is off. Of the buckets a shard can give, those with the highest numbers go first, so the same
+map and the same weights always make the same plan. It never moves more than evenness needs.
 """
 
 from __future__ import annotations

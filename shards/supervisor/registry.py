@@ -55,7 +55,7 @@ class Conflict(Exception):
 
 
 def claim_of(payloads: list[bytes]) -> Claim:
-    """Who serves, by what the map's log holds."""
+    """The serving host, by the map's log."""
     claim = Claim()
     for payload in payloads:
         for record in msgspec.msgpack.decode(payload):
@@ -98,7 +98,7 @@ class Registry:
         self._backend = backend
         self._log = backend.map_log(now_ns)
         self._recording = asyncio.Lock()
-        self.deciding = asyncio.Lock()  # held while a record decides who owns what, and while a worker is told
+        self.deciding = asyncio.Lock()  # held while a record decides owners, and while a worker is told
         self.unopened = "the map of the buckets is not open yet"  # why, while it is so; then ""
         self.stands_by = False  # another host serves
         self.held = False  # nothing is compacted: somebody copies the log

@@ -1,11 +1,11 @@
 """A journal without room, or without a grant, as a worker meets it: what comes in is refused, surely not applied.
 
 **No room.** A journal says ahead of time that it will soon find none (`journal.no_room`). From then on commands are
-refused; everything else goes on: reads are answered, and what time causes, and what became of calls, goes into the room
-that is left. The journal is asked again every second, and the first answer that finds room ends the refusals. A
-snapshot is begun as well: the log behind it may be what takes the room. Should what is left be used up too (`stuck`),
-the batch under way waits for room. Its clients wait with it, since it may still be written; and whatever may have seen
-it waits or is refused.
+refused; everything else goes on: reads are answered, and events of time and outcomes of calls go into the remaining
+room. The journal is asked again every second, and the first answer that finds room ends the refusals. A snapshot is
+begun as well: the log behind it may be what takes the room. Should what is left be used up too (`stuck`), the batch
+under way waits for room. Its clients wait with it, since it may still be written; and whatever may have seen it waits
+or is refused.
 
 **No grant.** Where the journal grants time and the grant has run out (`lapsed`), another owner may already live at
 these instants: commands and reads are refused until the journal has renewed it.

@@ -1,4 +1,4 @@
-"""Counting what happens to a worker, for those who watch it: plain numbers, cheap enough to be always on.
+"""Counters of a worker's events, for metrics and the page: plain numbers, cheap enough to be always on.
 
 A `Histogram` is a histogram: counts of values between fixed bounds, and their sum. As plain data it is
 `{"bounds": [...], "counts": [...], "sum": n}`; `counts` has one more than `bounds`, for what is above the last, and a

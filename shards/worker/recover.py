@@ -28,7 +28,7 @@ SLICE_NS = 50_000_000  # how long recovery computes before it says how far it is
 
 
 class Damaged(Exception):
-    """What is stored contradicts what must be."""
+    """The stored state contradicts an invariant."""
 
     ending: ClassVar[exits.Ending] = exits.DAMAGED
 
@@ -142,7 +142,7 @@ async def _breathe(
 
 
 def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: bool) -> list[int]:
-    """Compares what the journal holds with what the map says; raises Damaged.
+    """Compares the buckets in the journal with those in the map; raises Damaged.
 
     Returns the buckets that are here and another's, the orphans: left over from a move that was decided for the target
     before this source gave it up (the map is at a higher generation), or was never decided for this target (the map is

@@ -1,4 +1,4 @@
-"""A worker's first phase: its journal is opened and replayed, and what it holds is compared with what the map says.
+"""A worker's first phase: its journal is opened and replayed, and its buckets are compared with the map.
 
 Opening fences an older owner. The newest good snapshot is loaded, what came after it is replayed through the same code
 that made it, and the shard is held against the map: one restored from an older backup, or emptied, ends the process
@@ -43,7 +43,7 @@ from shards.worker.recover import Beats, check_ownership, open_journal, recover
 
 
 class Recovering:
-    """One shard until it is served. Whoever serves it takes over what stands here."""
+    """One shard until it is served. The serving phase takes these values over."""
 
     def __init__(self, begin: Begin, application: Hosted, host: Host, send: Callable[[ToSupervisor], None]) -> None:
         self.begin = begin

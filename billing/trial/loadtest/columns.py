@@ -1,6 +1,6 @@
 """Commands and what was answered, in columns: some 70 bytes a command, so that a run may have tens of millions.
 
-One row is one command. Before it is sent its row says when it is due, whose it is, what it does and with which value;
+One row is one command. Before it is sent its row has its due instant, user, operation and value;
 when it is answered, the row says so with what the reply told of the account: the entry, its instant, balance, rate,
 coming instant and number of exhaustions. The verdict is made of these columns alone.
 

@@ -48,7 +48,8 @@ FIGURES: Final[tuple[tuple[str, str, Figure], ...]] = (
 
 
 def compare(before: Result, after: Result) -> Iterator[str]:
-    """Lines: what makes the two hard to compare, then a table of all figures that both have, and what changed."""
+    """Lines: the differences that make the two hard to compare, then a table of the figures of both with their changes.
+    """
     yield from (f"not the same: {line}" for line in differing(before, after))
     for name, result in (("the first", before), ("the second", after)):
         if invalid := sum(not run.valid for run in result.measured):
@@ -68,7 +69,7 @@ def compare(before: Result, after: Result) -> Iterator[str]:
 
 
 def differing(before: Result, after: Result) -> Iterator[str]:
-    """What was not the same for both, of what figures depend on."""
+    """The conditions that figures depend on and that differ between the two."""
     for name in ("kind", "workload", "tracing", "chaos", "processes", "connections", "depth"):
         a, b = getattr(before, name), getattr(after, name)
         if a != b:

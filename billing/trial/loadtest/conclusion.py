@@ -1,6 +1,6 @@
-"""What a result means for who has to buy machines: plain words, each with the figure that it rests on. Pure.
+"""The meaning of a result for people who buy machines: plain words, each with the figure that it rests on. Pure.
 
-What was shown is told as shown, what is reckoned from it as reckoned. A rate counts as sustained where its measurement
+Measured figures are called measured, calculated ones calculated. A rate counts as sustained where its measurement
 was VALID, money was right, and the 99th percentile stayed within the limit (`--p99-ms`). A sweep finds the highest such
 rate; any other run only shows that its own rate is sustained, which says nothing about how many machines a fleet needs:
 only a sweep is reckoned from. Reckoning keeps `HEADROOM` back: a system that is full on

@@ -1,4 +1,4 @@
-"""What a command and a cutoff cost the daemon in CPU, from what its processes had used at four instants.
+"""The CPU cost of a command and of a cutoff, from the CPU times of the daemon's processes at four instants.
 
 Commands and cutoffs share the processes, so their costs have to be told apart. Without commands in the measured time
 all is the cutoffs'. With both, a storm is told apart by its moment (what is used beyond the ordinary from its instant

@@ -1,4 +1,4 @@
-"""Latencies in buckets: each at most 1/128 wide of what it holds, whatever the range (as HdrHistogram lays them out).
+"""Latencies in buckets: each at most 1/128 of its value wide, over the whole range (as HdrHistogram lays them out).
 
     index  =  (shift << 7) + (value >> shift)        shift = max(0, bit length of value - 8)
 

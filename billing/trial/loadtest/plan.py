@@ -5,8 +5,8 @@ have cost: money runs out at the same point of the trace, `speed` times sooner. 
 vCPU-hour and 0.005 per GB-hour.
 
 A start is `set_rate(user, rate, {resource: vm_id, per: "hour"})`, an end is the same with rate 0; machines that outlive
-the replay are stopped when it ends, so that a daemon is left without rates. What a user is topped up with follows from
-what the plan says the machines will cost. Of the share that is to run dry (exactly, by seed):
+the replay are stopped when it ends, so that a daemon is left without rates. A user's top-up follows from the cost of
+his machines in the plan. Of the share that is to run dry (exactly, by seed):
 
     most      get a part of it, run dry, and their machines run on unpaid
     a fourth  are topped up once more afterwards, which restores them; they may run dry again

@@ -1,4 +1,4 @@
-"""A load test's result as data: what is written with `--json`, and what all reports are made of.
+"""A load test's result as data: the output of `--json`, and the source of all reports.
 
 Histograms are kept as pairs (bucket of `latency`, count), so that a report made later tells the same percentiles. Times
 are named with their units; `at_s` counts from the start of the run, warm-up included.

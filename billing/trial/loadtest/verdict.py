@@ -1,4 +1,4 @@
-"""The verdict: what the daemon should have done, computed independently and compared with what it did.
+"""The verdict: the right behaviour, computed independently, compared with the daemon's.
 
 Theory. An account is fully determined by the commands that were answered and the instants (`at_ns`) of the answers.
 `Account` is the contract's arithmetic written down a second time, sharing no code with the ledger. All is whole
@@ -214,8 +214,7 @@ class Claim(Protocol):
 
 class Verdict(NamedTuple):
     """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only, and only of
-    cutoffs that were due since the instant asked for; `healthy_ns` of these, those of users who are well beside sick
-    ones.
+    cutoffs that were due since the instant asked for; `healthy_ns`: the lateness of healthy users beside sick ones.
     """
 
     expected: int
@@ -239,8 +238,8 @@ def judge(
     since_ns: int = 0,
     is_sick: Callable[[str], bool] | None = None,
 ) -> Verdict:
-    """Holds what was expected against what arrived; of repeated arrivals the first counts. `is_sick`: for which users
-    the endpoint fails; None where it does for none.
+    """Compares the expected calls with those that arrived; of repeated arrivals the first counts. `is_sick`: for which
+    users the endpoint fails; None where it does for none.
 
     Of the cutoffs that one top-up overtook, those before the newest may have gone out or not: one request is under way
     at a time, oldest first.

@@ -15,7 +15,7 @@ batch begins:
 5. A read error is an error of its own (OSError), never the end of the log.
 
 Zeros to the end of the segment are the end of the log. Which bytes belong to a segment follows from the one after it:
-it ends where the next begins, so what recovery wrote anew counts and what stands behind that in the old file does not.
+it ends where the next begins, so bytes that recovery wrote anew count, and later bytes of the old file do not.
 
 Batches at the end that nothing proves durable (`suspects`) were read from a cache that may know more than the disk.
 They are handed to the caller, who must write them anew before anybody is told of them. What proves: a later batch, for

@@ -1,4 +1,4 @@
-"""A journal written as files from what a `Reader` shows, whatever kind of log that reads: closed cleanly at a position.
+"""A journal written as files from a `Reader`, for a log of any kind: closed cleanly at a position.
 
     1 snapshots    those that hold nothing behind the position
     2 batches      from behind the older snapshot on, or from position 1, in segments of `SEGMENT_BYTES` and more
