@@ -111,6 +111,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Trying and measuring": ("demo", "receiver", "loadtest"),
 }
 
+
 class Root(Group):
     """The group of all commands: also of those in `ELSEWHERE`, by every name that the vocabulary has for them."""
 

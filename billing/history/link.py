@@ -1,9 +1,9 @@
 """A worker's end of its history: a follower's link (`follower.link`) to a projector, and what it is asked.
 
-    (bucket_id, generation, user_id, before, limit, newest)   rows of an account
-    (REACHED,)                                                (shard, sequence): how far the file is, all written
-    (PERIOD, bucket_id, generation, user_id, asked, standing)  a period or an instant of an account
-    (ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or why there are none
+(bucket_id, generation, user_id, before, limit, newest)   rows of an account
+(REACHED,)                                                (shard, sequence): how far the file is, all written
+(PERIOD, bucket_id, generation, user_id, asked, standing)  a period or an instant of an account
+(ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or why there are none
 """
 
 from __future__ import annotations

@@ -69,4 +69,3 @@ class RequestIds:
         key = _LENGTHS[len(user_id)] + user_id + request_id
         self._packed[key] = packed
         self._order.append(key)
-

@@ -70,7 +70,6 @@ class ArrivalReader:
         calls: list[dict[str, Any]] = page["calls"]
         return calls
 
-
     async def _asked(self, wanted: dict[str, str]) -> Any:
         """The page; None for an answer that is none. Raises aiohttp.ClientError, TimeoutError."""
         async with asyncio.timeout(REFUSED_S_MAX):

@@ -136,9 +136,7 @@ def _picked(
     return page
 
 
-def named_page(
-    books: dict[int, Book], after: bytes, limit: int
-) -> Generator[None, None, list[tuple[bytes, int]]]:
+def named_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[None, None, list[tuple[bytes, int]]]:
     """Returns (user_id, bucket id) of the first `limit` accounts above `after`, ascending; yields between slices.
 
     Users are spread over the buckets evenly, so each is first asked for few; then those that may have more below the
@@ -222,9 +220,6 @@ def joined_accounts(pages: Iterable[list[Row]], limit: int) -> list[Row]:
 
 def _first(found: tuple[bytes, Row | None]) -> bytes:
     return found[0]
-
-
-
 
 
 def _owed_of(book: Book, slots: list[int], after: bytes, before: bytes | None) -> list[OfUser]:

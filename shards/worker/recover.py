@@ -131,9 +131,7 @@ async def recover(
     return Recovered(parts, records)
 
 
-async def _breathe(
-    progress: Callable[[int, int], None], done: int, total: int, stopping: asyncio.Event | None
-) -> None:
+async def _breathe(progress: Callable[[int, int], None], done: int, total: int, stopping: asyncio.Event | None) -> None:
     """Says how far it is, and lets the process hear what it is told."""
     progress(done, total)
     await asyncio.sleep(0)

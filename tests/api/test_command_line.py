@@ -451,9 +451,10 @@ async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
     result = await run(house, "accounts --limit 2 --ids")
     assert result.stdout.split() == ["user", "a", "b", "c"]
     assert result.stderr == "More follow: accounts --ids --after c, or --all.\n"
-    assert "accounts --state active --within 3600000000000ns --after c" in (
-        await run(house, "accounts --limit 2 --state active --within 1h")
-    ).stderr
+    assert (
+        "accounts --state active --within 3600000000000ns --after c"
+        in (await run(house, "accounts --limit 2 --state active --within 1h")).stderr
+    )
     house.gate.replies["accounts"] = []
     assert (await run(house, "accounts --limit 2")).stderr == ""
 

@@ -364,9 +364,7 @@ async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after
 
     async with receiving() as receiver:
         now_ns, rng, made = MACHINE_CLOCKS.wall_ns, random.Random(1), settings(receiver.url)
-        delivery = Delivery(
-            desk.owed, desk.report, made, now_ns, rng, desk.failed, MACHINE_CLOCKS, may_act=may_act
-        )
+        delivery = Delivery(desk.owed, desk.report, made, now_ns, rng, desk.failed, MACHINE_CLOCKS, may_act=may_act)
         delivery.start()
         try:
             desk.exhaust(delivery, b"u")

@@ -106,7 +106,7 @@ def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had():
 
 def test_texts_of_any_kind_are_in_the_body_as_json_has_them():
     """Control characters, quotes, all planes of Unicode, and bytes that are no text, which are told in hexadecimal."""
-    for message in (b"\x00\x1f\x7f\"\\/\n", "ü\u2028😀".encode(), b"\xff\xfe"):
+    for message in (b'\x00\x1f\x7f"\\/\n', "ü\u2028😀".encode(), b"\xff\xfe"):
         ledger_made = entries((1, (ops.TOP_UP, 5, 0, 0, b"")))
         entry = Entry._make(unpack(ledger_made[0]))._replace(message=message)
         (notice,) = notices_of(pack(entry), 1, "0-1-0")

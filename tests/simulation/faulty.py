@@ -201,8 +201,8 @@ FAULTS = [
     Faulty(
         "commit-before-it-is-stored",
         "shards/moves/handoff.py",
-        '            self._host.when_durable(lambda: self._send(Stored(number, digest_of(block))))\n',
-        '            self._send(Stored(number, digest_of(block)))\n',
+        "            self._host.when_durable(lambda: self._send(Stored(number, digest_of(block))))\n",
+        "            self._send(Stored(number, digest_of(block)))\n",
     ),
     Faulty(
         "payload-before-it-is-durable",
@@ -312,8 +312,8 @@ FAULTS = [
     Faulty(
         "a-shard-still-owned-is-held",
         "shards/journal/__init__.py",
-        "Terminal for this journal object.\"\"\"\n\n    ending = exits.AGAIN\n",
-        "Terminal for this journal object.\"\"\"\n\n    ending = exits.DISK\n",
+        'Terminal for this journal object."""\n\n    ending = exits.AGAIN\n',
+        'Terminal for this journal object."""\n\n    ending = exits.DISK\n',
     ),
     # -- one user never holds up another ----------------------------------------------------------------------------
     Faulty(

@@ -49,9 +49,7 @@ class SimLine:
 class SimEndpoint:
     """`billing.expirationd.endpoint.Endpoint`, and the service behind it."""
 
-    def __init__(
-        self, origin: str, clocks: Clocks, moods: Moods, auditor: Auditor, trace: Callable[..., None]
-    ) -> None:
+    def __init__(self, origin: str, clocks: Clocks, moods: Moods, auditor: Auditor, trace: Callable[..., None]) -> None:
         self._boot_ns = clocks.boot_ns
         self.origin = origin
         self.connections = self.connects = 0

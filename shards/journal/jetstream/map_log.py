@@ -204,4 +204,3 @@ class MapReader:
 
     def close(self) -> None:
         self._connection.close()
-

@@ -189,4 +189,3 @@ class Stream:
                 if self._boot_ns() > until_ns:
                     raise Unavailable(f"the log cannot be reached: {error}") from error
             self._never.wait(RETRY_S)
-
