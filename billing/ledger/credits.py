@@ -22,7 +22,7 @@ Credits = tuple[Credit, ...]
 
 
 class Walk(NamedTuple):
-    """What time made of the credits of an account: the remaining credits, and those that ended with something in them."""
+    """The credits of an account after some time: those that remain, and those that ended with something in them."""
 
     left: Credits
     lost: int
@@ -43,7 +43,7 @@ def after_spending(credits: Credits, amount: int) -> Credits:
 
 
 def after_time(credits: Credits, rate: int, at_ns: int, to_ns: int) -> Walk:
-    """The remaining credits after time has passed, and the amounts lost to ends up to `to_ns`, that instant included."""
+    """The remaining credits after time has passed, and the amounts lost to ends up to `to_ns` inclusive."""
     lost = 0
     while credits and credits[0].ends_ns <= to_ns:
         ends_ns = credits[0].ends_ns

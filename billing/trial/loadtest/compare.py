@@ -48,7 +48,7 @@ FIGURES: Final[tuple[tuple[str, str, Figure], ...]] = (
 
 
 def compare(before: Result, after: Result) -> Iterator[str]:
-    """Lines: the differences that make the two hard to compare, then a table of the figures of both with their changes."""
+    """Lines: the differences that make the two hard to compare, then a table of both with the changes."""
     yield from (f"not the same: {line}" for line in differing(before, after))
     for name, result in (("the first", before), ("the second", after)):
         if invalid := sum(not run.valid for run in result.measured):
