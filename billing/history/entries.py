@@ -42,7 +42,7 @@ class UnknownCursor(Exception):
 
 
 class Elsewhere(StoreError):
-    """The file of another shard is damaged. The feed waits for its repair, as a page without its rows would lose them."""
+    """The file of another shard is damaged. The feed waits for its repair: a page without its rows would lose them."""
 
     code = Exit.AGAIN
 

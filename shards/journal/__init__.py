@@ -152,7 +152,7 @@ class OtherFormat(Corrupt):
 
 
 class Overtaken(JournalError):
-    """Another decided first: the map's log is at `version`. Nothing was written; load the new records and look again."""
+    """Another decided first: the map's log is at `version`. Nothing was written: load the new records, look again."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"the map has been changed meanwhile: it is at version {version}", position=version)

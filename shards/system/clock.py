@@ -307,7 +307,6 @@ class Clocks(NamedTuple):
         return pair
 
 
-
 def boot_id() -> bytes:
     """The 16 bytes by which the kernel names this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
