@@ -261,7 +261,7 @@ USER_ID: Final = Field("user_id", UserId())
 AMOUNT: Final = Field("amount", Amount())
 REQUEST_ID: Final = Field("request_id", Key(REQUEST_ID_BYTES_MAX), b"", "a call that comes again has its first answer")
 MESSAGE: Final = Field("message", Text(MESSAGE_BYTES_MAX), b"", "goes into the entry")
-PER: Final = Field("per", Enum(_PERIODS, "second", raw=True), b"second")
+PER: Final = Field("per", Enum(_PERIODS, "second", raw=True), b"second", "unit of the rate")
 RESOURCE: Final = Field("resource", Text(RESOURCE_BYTES_MAX), b"", "names the rate line")
 HOLD_ID: Final = Field("hold_id", Text(HOLD_ID_BYTES_MAX, 1))
 BUCKET_ID: Final = Field("bucket_id", Integer(1))
@@ -297,9 +297,14 @@ _ROWS: Final = (
         (
             PER,
             RESOURCE,
-            Field("rate_seq", Integer(), -1, "one that is not newer is refused"),
+            Field("rate_seq", Integer(), -1, "refused unless newer than the last one of the line"),
             Field("min_runway_ns", Span(), -1, "refuses where the money would last for less"),
-            Field("ttl_ns", Span(LEASE_NS_MIN), -1, "after which the line is zero, unless it is reported again"),
+            Field(
+                "ttl_ns",
+                Span(LEASE_NS_MIN),
+                -1,
+                "how long until the line is zero by itself, unless it is reported again",
+            ),
             REQUEST_ID,
             MESSAGE,
         ),
@@ -326,7 +331,12 @@ _ROWS: Final = (
         shapes.one(shapes.DEBIT),
         (USER_ID, AMOUNT),
         (
-            Field("mode", Enum(MODES, "strict"), MODES["strict"], "where there is not enough"),
+            Field(
+                "mode",
+                Enum(MODES, "strict"),
+                MODES["strict"],
+                "where there is not enough: refuse, take the rest, or go below zero",
+            ),
             REQUEST_ID,
             MESSAGE,
         ),
@@ -433,7 +443,7 @@ _ROWS: Final = (
         "reserves money",
         shapes.one(shapes.HOLD),
         (USER_ID, AMOUNT),
-        (Field("ttl_ns", Span(1), 0, "after which it is given back by itself"), REQUEST_ID, MESSAGE),
+        (Field("ttl_ns", Span(1), 0, "how long until it is given back by itself"), REQUEST_ID, MESSAGE),
         ("INVALID_AMOUNT", "INSUFFICIENT_FUNDS", "LIMIT_EXCEEDED"),
         calls.hold_of,
     ),

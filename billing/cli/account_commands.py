@@ -1,65 +1,45 @@
 """The commands about one account, and the list of accounts: `billing top-up`, `billing debit`, `billing account` …
 
 Each is one call of the daemon and prints its reply. Amounts are in coins with at most 9 digits after the point, as
-text all the way to the daemon: nothing here computes money.
+text all the way to the daemon: nothing here computes money. A command that only passes on what it is given is made of
+its method's row; the others, which ask first, page, or take words of their own, are written out below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import click
 
-from billing.cli.calling import Target, ask, rehearse, run, sendable, target_options
+from billing.api.methods import MESSAGE, REQUEST_ID
+from billing.cli.calling import Target, ask, run, sendable, target_options
 from billing.cli.confirming import confirmed
+from billing.cli.listing import HELP
+from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
-from billing.cli.output import say
 from billing.cli.paging import list_all_option, show_pages
 from billing.cli.periods import is_relative, named
-from billing.cli.showing import coins, show, tell
+from billing.cli.showing import coins, show
 from billing.client.client import Client
 
-_request_id = option("--request-id", metavar="ID", help="Makes the call safe to repeat: it takes effect once.")
-_message = option("--message", metavar="TEXT", help="Stands in the history.")
-_per = option("--per", type=click.Choice(["second", "minute", "hour"]), help="Unit of the rate.  [second]")
-_resource = option("--resource", metavar="NAME", help="Which rate line; the account's rate is their sum.")
-_dry_run = option("--dry-run", is_flag=True, help="Shows what it would answer now; nothing changes.")
+# Command -> the method it is made of.
+_OF_METHODS: Final = {
+    "top-up": "top_up",
+    "set-rate": "set_rate",
+    "change-rate": "change_rate",
+    "debit": "debit",
+    "credit-limit": "set_credit_limit",
+    "hold": "hold",
+    "capture": "capture",
+    "release": "release",
+    "adjust": "adjust",
+    "class": "set_class",
+}
+
 _user = click.argument("user")
-_amount = click.argument("amount", type=COINS)
-
-
-def _call(method: str, *names: str) -> Callable[..., None]:
-    """A command's function: calls `method` with the arguments of these names, and all options."""
-
-    def run(target: Target, dry_run: bool, **given: Any) -> None:
-        params = [given.pop(name) for name in names]
-        change(target, dry_run, method, *params, **given)
-
-    return run
-
-
-def change(target: Target, dry_run: bool, method: str, *params: Any, **options: Any) -> None:
-    """Makes a call that changes an account and prints what came of it; in a dry run, what would come of it."""
-    if dry_run:
-        show(target, rehearse(target, method, *params, **options))
-        say("Nothing was changed: that is what it would answer now.")
-    else:
-        tell(target, method, ask(target, method, *params, **options))
-
-
-def _top_up(target: Target, user: str, amount: str, expires: str | None, dry_run: bool, **given: Any) -> None:
-    ends_ns = None
-    if expires is not None:
-        zone = ZoneInfo(target.zone) if target.zone is not None else None
-        try:
-            ends_ns = named(expires, zone, 0).from_ns
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--expires") from None
-        if is_relative(expires):
-            raise click.BadParameter("expected a date or an instant, such as 2027-01-01", param_hint="--expires")
-    change(target, dry_run, "top_up", user, amount, expires_at_ns=ends_ns, **given)
+_repeatable = (option_of(REQUEST_ID), option_of(MESSAGE), DRY_RUN)
 
 
 def _account(target: Target, user: str, at: str | None) -> None:
@@ -87,9 +67,9 @@ def _balance_at(target: Target, user: str, at: str) -> None:
     show(target, run(target, work, user))
 
 
-def _command(name: str, doc: str, run: Callable[..., None], *parts: Any) -> click.Command:
+def _command(name: str, run: Callable[..., None], *parts: Any) -> click.Command:
     """A click command out of its function, and its arguments and options in their order."""
-    return click.command(name, cls=Command, help=doc)(applied(parts, target_options(run)))
+    return click.command(name, cls=Command, help=HELP[name])(applied(parts, target_options(run)))
 
 
 def _set_thresholds(
@@ -97,21 +77,21 @@ def _set_thresholds(
     user: str,
     amount: tuple[str, ...],
     runway: tuple[int, ...],
-    request_id: str | None,
     dry_run: bool,
+    **given: Any,
 ) -> None:
     thresholds: list[dict[str, Any]] = [{"amount": each} for each in amount]
     thresholds += [{"runway_ns": each} for each in runway]
-    change(target, dry_run, "set_thresholds", user, thresholds, request_id=request_id)
+    change(target, dry_run, "set_thresholds", user, thresholds, **given)
 
 
-def _close(target: Target, user: str, yes: bool, request_id: str | None, dry_run: bool) -> None:
+def _close(target: Target, user: str, yes: bool, dry_run: bool, **given: Any) -> None:
     def question() -> str:
         account = ask(target, "get_account", user)
         return f"{user} has {coins(account['balance_nanos'])} coins, which are paid out. Close the account?"
 
     confirmed(question, yes or dry_run)
-    change(target, dry_run, "close_account", user, request_id=request_id)
+    change(target, dry_run, "close_account", user, **given)
 
 
 def _accounts(
@@ -144,60 +124,20 @@ def _history(target: Target, user: str, limit: int | None, before: int | None, e
     show_pages(target, "history", "entry_id", "--before", before, limit, every, user=user)
 
 
-_ALL = (
-    _command(
-        "top-up",
-        "Adds AMOUNT coins to USER; opens the account if it is new.",
-        _top_up,
-        *(_user, _amount),
-        option("--expires", metavar="WHEN", help="What is left of it then is gone: 2026-12-31T12:00, 2027-01-01."),
-        option("--kind", help="What this money is called, such as promo."),
-        *(_request_id, _message, _dry_run),
-    ),
-    _command(
-        "set-rate",
-        "Sets how fast USER's money is being spent: RATE coins a second.",
-        _call("set_rate", "user", "rate"),
-        *(_user, click.argument("rate", type=COINS), _per, _resource),
-        option("--rate-seq", type=int, help="Refused unless newer than the line's last one."),
-        option(*("--min-runway", "min_runway_ns"), type=DURATION, help="Refused unless the money lasts that long."),
-        option("--ttl", "ttl_ns", type=DURATION, help="Ends the line by itself after that long, unless set again."),
-        *(_request_id, _message, _dry_run),
-    ),
-    _command(
-        "change-rate",
-        "Adds DELTA coins a second to a rate of USER; below zero it is refused.",
-        _call("change_rate", "user", "delta"),
-        *(_user, click.argument("delta", type=COINS), _per, _resource, _request_id, _message, _dry_run),
-    ),
-    _command(
-        "debit",
-        "Takes AMOUNT coins from USER once.",
-        _call("debit", "user", "amount"),
-        *(_user, _amount),
-        option(
-            "--mode",
-            type=click.Choice(["strict", "partial", "force"]),
-            help="Where there is not enough: refuse, take what is there, or go below.  [strict]",
-        ),
-        *(_request_id, _message, _dry_run),
-    ),
+_BY_HAND = (
     _command(
         "account",
-        "Shows everything about USER now, or the balance at a past instant.",
         _account,
         _user,
         option("--at", metavar="WHEN", help="As it was then: 2026-11-30T12:00, 2026-11-30, yesterday."),
     ),
     _command(
         "balance-at",
-        "Shows the balance and the rate of USER as they were at an instant, such as 2026-11-30T12:00.",
         _balance_at,
         *(_user, click.argument("at", metavar="WHEN")),
     ),
     _command(
         "accounts",
-        "Lists accounts in order of their user ids: state, money, rate, and when it runs out.",
         _accounts,
         option("--state", type=click.Choice(["active", "exhausted"]), help="Only accounts in this state."),
         option("--within", type=DURATION, help="Only accounts that run out within that time."),
@@ -215,7 +155,6 @@ _ALL = (
     ),
     _command(
         "history",
-        "Lists what happened to USER, newest first.",
         _history,
         _user,
         option("--limit", type=int, help="How many at most.  [100]"),
@@ -223,58 +162,21 @@ _ALL = (
         list_all_option,
     ),
     _command(
-        "credit-limit",
-        "Sets how far below zero USER may go: AMOUNT coins.",
-        _call("set_credit_limit", "user", "amount"),
-        *(_user, _amount, _request_id, _dry_run),
-    ),
-    _command(
-        "hold",
-        "Reserves AMOUNT coins of USER; the reply names the hold.",
-        _call("hold", "user", "amount"),
-        *(_user, _amount),
-        option("--ttl", "ttl_ns", type=DURATION, help="Gives it back by itself after that long."),
-        *(_request_id, _dry_run),
-    ),
-    _command(
-        "capture",
-        "Takes AMOUNT coins of a hold of USER and frees the rest.",
-        _call("capture", "user", "hold_id", "amount"),
-        *(_user, click.argument("hold_id", metavar="HOLD"), _amount, _request_id, _dry_run),
-    ),
-    _command(
-        "release",
-        "Gives a hold of USER back.",
-        _call("release", "user", "hold_id"),
-        *(_user, click.argument("hold_id", metavar="HOLD"), _request_id, _dry_run),
-    ),
-    _command(
-        "adjust",
-        "Corrects USER's balance by AMOUNT coins, with a REASON.",
-        _call("adjust", "user", "amount", "reason"),
-        *(_user, _amount, click.argument("reason"), _request_id, _dry_run),
-    ),
-    _command(
         "thresholds",
-        "Sets when notices about USER's low balance are sent; without options, never.",
         _set_thresholds,
         _user,
         option("--amount", multiple=True, type=COINS, metavar="COINS", help="When this little is available."),
         option("--runway", multiple=True, type=DURATION, help="When it lasts no longer than that."),
-        *(_request_id, _dry_run),
-    ),
-    _command(
-        "class",
-        "Puts USER in the cutoff class NAME of the configuration; default takes him out of any.",
-        _call("set_class", "user", "name"),
-        *(_user, click.argument("name", metavar="NAME"), _request_id, _message, _dry_run),
+        *_repeatable,
     ),
     _command(
         "close",
-        "Closes USER's account and pays out the rest; asks first.",
         _close,
-        *(_user, YES, _request_id, _dry_run),
+        *(_user, YES, *_repeatable),
     ),
 )
 
-COMMANDS: dict[str, click.Command] = {str(command.name): command for command in _ALL}
+COMMANDS: dict[str, click.Command] = {
+    **{name: command_of(name, method) for name, method in _OF_METHODS.items()},
+    **{str(command.name): command for command in _BY_HAND},
+}

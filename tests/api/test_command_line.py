@@ -64,8 +64,13 @@ CHANGES: list[tuple[str, commands.Command]] = [
     ("change-rate u -0.5 --per hour", (commands.CHANGE_RATE, b"u", -5 * 10**8, 0, 0, b"", b"", b"", b"", b"")),
     ("debit u 1 --mode force", (commands.DEBIT, b"u", 10**9, commands.FORCE, 0, b"", b"", b"", b"", b"")),
     ("credit-limit u 0", (commands.SET_CREDIT_LIMIT, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
+    (
+        "hold u 1 --message deposit --request-id r",
+        (commands.HOLD, b"u", 10**9, 0, 0, b"", b"r", b"deposit", b"", b""),
+    ),
     ("hold u 1 --ttl 90s", (commands.HOLD, b"u", 10**9, 90 * 10**9, 0, b"", b"", b"", b"", b"")),
     ("capture u e:1 1", (commands.CAPTURE, b"u", 10**9, 0, 0, b"e:1", b"", b"", b"", b"")),
+    ("release u e:1 --message done", (commands.RELEASE, b"u", 0, 0, 0, b"e:1", b"", b"done", b"", b"")),
     ("release u e:1", (commands.RELEASE, b"u", 0, 0, 0, b"e:1", b"", b"", b"", b"")),
     ("adjust u -1 mistake --request-id r", (commands.ADJUST, b"u", -(10**9), 0, 0, b"", b"r", b"mistake", b"", b"")),
     (
@@ -313,6 +318,18 @@ def test_values_for_people():
     assert value_of("owners", list(range(3000))) == "3,000 values"
     assert value_of("replayed", True) == "yes"
     assert value_of("message", None) == "-"
+
+
+@pytest.mark.parametrize(("name", "method"), [("set-rate", "set_rate"), ("hold", "hold"), ("top-up", "top_up")])
+def test_a_command_made_of_a_row_takes_what_the_row_says(name, method):
+    row = METHODS[method]
+    params = {param.name: param for param in ACCOUNT_COMMANDS[name].params}
+    assert [param.name for param in params.values() if isinstance(param, click.Argument)] == [
+        field.name for field in row.required
+    ]
+    assert {field.name for field in row.options} <= {*params}
+    spans = [field.name for field in row.options if field.type.kind == "span"]
+    assert all(params[span].type is DURATION for span in spans)
 
 
 def test_each_procedure_has_its_command():

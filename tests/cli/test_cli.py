@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from billing import __version__
 from billing.cli.finding import RULE
-from billing.cli.main import ELSEWHERE, MODULE_OF, SECTIONS, root
+from billing.cli.listing import ELSEWHERE, MODULE_OF, SECTIONS
+from billing.cli.main import root
 from billing.config.schema import Config, declared
 
 HEAVY = ("pydantic", "aiohttp", "uvloop", "asyncio", "msgpack", "msgspec", "rich", "sqlite3", "billing.config.schema")

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from billing.cli.main import MODULE_OF, root
+from billing.cli.listing import MODULE_OF
+from billing.cli.main import root
 from billing.config.schema import Config
 from billing.expirationd.request import GetTemplate
 from billing.signature import parse_secrets, sign

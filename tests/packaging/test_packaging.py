@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from billing.__main__ import package_of, runs_on
-from billing.cli.main import MODULE_OF
+from billing.cli.listing import MODULE_OF
 from tests.docs.pages import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

@@ -1,0 +1,103 @@
+"""Commands made of rows of the table of methods: the row alone says what such a command takes.
+
+    required field    an argument in the row's order, under its name: USER, AMOUNT, REASON
+    option            `--name` with a dash, and without the unit that its type says: `rate_seq`, `ttl_ns` are
+                      `--rate-seq`, `--ttl`
+    type              amount, rate: coins · span: a duration · instant: a date or time · enum: one of its words ·
+                      integer · all others: text
+    help              the field's own words, and the default of an enum
+
+The row's method changes an account, so each command has `--dry-run` beside. A name or a text that people know better
+than that of the row stands in `_NAMES` and `_HELP`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import click
+
+from billing.api.methods import METHODS, Field
+from billing.api.values import Enum
+from billing.cli.calling import Target, ask, rehearse, target_options
+from billing.cli.listing import HELP
+from billing.cli.options import COINS, DURATION, Command, applied, option
+from billing.cli.output import say
+from billing.cli.periods import is_relative, named
+from billing.cli.showing import show, tell
+
+_NAMES: Final = {"user_id": "user", "hold_id": "hold", "class": "name", "expires_at_ns": "expires"}
+_HELP: Final = {
+    "expires_at_ns": "What is left of it then is gone: 2026-12-31T12:00, 2027-01-01.",
+    "request_id": "Makes the call safe to repeat: it takes effect once.",
+    "message": "Stands in the history.",
+}
+_METAVARS: Final = {"request_id": "ID", "message": "TEXT", "instant": "WHEN", "text": "NAME"}
+_TYPES: Final[dict[str, click.ParamType]] = {  # type: ignore[type-arg]
+    "amount": COINS,
+    "rate": COINS,
+    "span": DURATION,
+    "integer": click.INT,
+}
+DRY_RUN: Final = option("--dry-run", is_flag=True, help="Shows what it would answer now; nothing changes.")
+
+
+def name_of(field: Field) -> str:
+    """A field's name on the command line, with `_` between words."""
+    plain = field.name.removesuffix("_ns") if field.type.kind in ("span", "instant") else field.name
+    return _NAMES.get(field.name, plain)
+
+
+def argument_of(field: Field) -> Any:
+    """The argument that a required field is."""
+    return click.argument(field.name, metavar=name_of(field).upper(), type=_TYPES.get(field.type.kind))
+
+
+def option_of(field: Field) -> Any:
+    """The option that an optional field is."""
+    kind = field.type
+    words = _HELP.get(field.name) or f"{field.doc[:1].upper()}{field.doc[1:]}."
+    taken: Any = _TYPES.get(kind.kind)
+    if isinstance(kind, Enum):
+        taken = click.Choice(list(kind.choices))
+        words += f"  [{kind.default}]"
+    metavar = None if taken is not None else _METAVARS.get(field.name) or _METAVARS.get(kind.kind)
+    return option(f"--{name_of(field).replace('_', '-')}", field.name, type=taken, metavar=metavar, help=words)
+
+
+def change(target: Target, dry_run: bool, method: str, *params: Any, **options: Any) -> None:
+    """Makes a call that changes an account and prints its result; in a dry run, the result that it would have."""
+    if dry_run:
+        show(target, rehearse(target, method, *params, **options))
+        say("Nothing was changed: that is what it would answer now.")
+    else:
+        tell(target, method, ask(target, method, *params, **options))
+
+
+def command_of(name: str, method: str) -> click.Command:
+    """The command `name`, which calls the method of this name."""
+    row = METHODS[method]
+    instants = [field for field in row.options if field.type.kind == "instant"]
+
+    def run(target: Target, dry_run: bool, **given: Any) -> None:
+        params = [given.pop(field.name) for field in row.required]
+        for field in instants:
+            if given[field.name] is not None:
+                given[field.name] = _instant(target, given[field.name], f"--{name_of(field)}")
+        change(target, dry_run, method, *params, **given)
+
+    parts = [*map(argument_of, row.required), *map(option_of, row.options), DRY_RUN]
+    return click.command(name, cls=Command, help=HELP[name])(applied(parts, target_options(run)))
+
+
+def _instant(target: Target, text: str, where: str) -> int:
+    """An instant given as a date or a time, in the zone of the call."""
+    zone = ZoneInfo(target.zone) if target.zone is not None else None
+    try:
+        found = named(text, zone, 0).from_ns
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=where) from None
+    if is_relative(text):
+        raise click.BadParameter("expected a date or an instant, such as 2027-01-01", param_hint=where)
+    return found
