@@ -29,14 +29,14 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
         "close": "Closes USER's account and pays out the rest; asks first.",
     },
     "billing.cli.statement_command": {
-        "statement": "Shows the opening balance of USER's account, its entries, its closing balance, and that they add up.",
+        "statement": "Shows USER's opening balance, entries and closing balance, and that they add up.",
     },
     "billing.cli.operator_commands": {
         "shards": "Lists the shards: process, buckets, accounts, load, and what is wrong.",
         "buckets": "Lists the buckets and their owners, or moves and pins them.",
         "rebalance": "Moves buckets until the load is even.",
         "explain": "Tells in sentences why USER stands where it stands, and shows owner, timer, cutoffs and attempts.",
-        "explain-move": "Shows what a move of BUCKET (to SHARD) waits for, and the worker or process that it waits for.",
+        "explain-move": "Shows what a move of BUCKET (to SHARD) waits for, and which worker holds it up.",
         "cutoffs": "Lists the cutoffs that are owed, or tries and releases them.",
         "forecast": "Tells how many cutoffs are coming, by the second or minute, and the worst second.",
         "expirationd": "Shows the timers that find accounts running out, as Tarantool's expirationd; also: timers.",

@@ -123,7 +123,7 @@ def explain(target: Target, user: str) -> None:
 @click.argument("shard", type=int, required=False)
 @target_options
 def explain_move(target: Target, bucket: int, shard: int | None) -> None:
-    """Shows what a move of BUCKET (to SHARD) waits for, and the worker or process that it waits for."""
+    """Shows what a move of BUCKET (to SHARD) waits for, and which worker holds it up."""
     show(target, ask(target, "explain_move", bucket, shard_id=shard))
 
 

@@ -93,7 +93,7 @@ def statement(
     day: str | None,
     by: str | None,
 ) -> None:
-    """Shows the opening balance of USER's account, its entries, its closing balance, and that they add up."""
+    """Shows USER's opening balance, entries and closing balance, and that they add up."""
     asked = Asked(from_text, to_text, month, day)
     if sum((month is not None, day is not None, from_text is not None or to_text is not None)) > 1:
         raise click.UsageError("only one of --month, --day, and --from with --to can be given")
