@@ -32,6 +32,7 @@ CAMPAIGNS = {
     "simulation": "seeds in simulation, all invariants",
     "followers": "lives of history and notices on failing disks, none with a silent loss",
     "mutants": "own mutants, each within 200 seeds",
+    "gates": "faults in the gates between hosts, each caught by its test",
     "kill": "kill −9 under load",
     "power": "loss of power under load, ext4 and XFS",
     "control": "the same without syncs, which must lose",
@@ -63,6 +64,7 @@ def all_pieces(share: float) -> Iterator[Piece]:
         return max(1, round(full * share))
 
     yield Piece("mutants", "mutants", ["tests.simulation.mutants", "--seeds", "200", "--jobs", "2"], cores=2)
+    yield Piece("gates", "gates", ["tests.torture.gates"])
     for target, what, sticky in FAULTS[: count(len(FAULTS))]:
         options = ["--target", target, "--what", what, *(["--sticky"] if sticky else [])]
         limit = [] if share >= 1 else ["--runs", str(count(100))]

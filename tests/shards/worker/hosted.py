@@ -16,7 +16,7 @@ from typing import Any
 from shards.buckets import HASH_NAME, BucketMap
 from shards.control import Begin, MoveReport, Recovered, Serve, ToSupervisor, WorkerSettings
 from shards.machine import Command, Effect
-from shards.system.clock import MACHINE_CLOCKS, Anchor
+from shards.system.clock import MACHINE_CLOCKS, Anchor, Clocks
 from shards.system.disk import RealDisk
 from shards.system.host import REAL
 from shards.system.serial_executor import SerialExecutor
@@ -152,7 +152,17 @@ class WorkerScene:
     worker: Worker
     snapshotter: Snapshotter
 
-    def __init__(self, directory: Path, snapshot_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        snapshot_bytes: int = 1 << 30,
+        journal: dict[str, Any] | None = None,
+        clocks: Clocks = MACHINE_CLOCKS,
+    ) -> None:
+        """`journal`: another one than that of files in the directory."""
+        files = {"kind": "file", "sync": "always", "segment_bytes": 1 << 20, "sync_interval_ns": 1}
+        self._journal = journal or {**files, "directory": str(directory)}
+        self._clocks = clocks
         self.disk = HeldDisk()
         self.application = CountersApplication()
         self.failures: list[BaseException] = []
@@ -163,15 +173,17 @@ class WorkerScene:
 
     async def start(self) -> None:
         """Recovers, and serves."""
-        host = REAL._replace(disk=self.disk)
+        host = REAL._replace(disk=self.disk, clocks=self._clocks)
         recovering = Recovering(self._begin(), self.application, host, self.said.append)
         await recovering.run(asyncio.Event())
-        boot_ns, wall_ns = MACHINE_CLOCKS.paired()
+        boot_ns, wall_ns = self._clocks.paired()
         recovering.on_message(Serve([Anchor(boot_ns, wall_ns, 0, 0)]))
         loop = asyncio.get_running_loop()
         self.executor = SerialExecutor("journal-1", loop)
         snapshots = SerialExecutor("snapshot-1", loop)
-        shard, journal, clock = recovering.shard, recovering.journal, MACHINE_CLOCKS.boot_ns
+        shard, journal, clock = recovering.shard, recovering.journal, self._clocks.boot_ns
+        if not recovering.has_grant():
+            await self.executor.call(journal.idle_barrier)
         fail = self.failures.append
         self.snapshotter = Snapshotter(shard, journal, snapshots, self.application.trim_floor, fail, clock)
         upward = Upward(lambda caller, token, operation: self.asked.append(operation), self.said.append, fail)
@@ -226,7 +238,6 @@ class WorkerScene:
     def _begin(self) -> Begin:
         bucket_map = BucketMap()
         bucket_map.apply(["create", BUCKETS, HASH_NAME, [SHARD]])
-        settings = {"kind": "file", "sync": "always", "segment_bytes": 1 << 20, "sync_interval_ns": 1}
         return Begin(
             shard_id=SHARD,
             directory=str(self._directory),
@@ -235,7 +246,7 @@ class WorkerScene:
             peers={SHARD: "1"},
             listeners=[],
             direct={},
-            journal={**settings, "directory": str(self._directory)},
+            journal=self._journal,
             settings=WorkerSettings(0.0, self._snapshot_bytes),
             configuration=b"",
             proved=[],

@@ -1,0 +1,106 @@
+"""Beyond what its journal has granted a worker answers nothing and stamps nothing, until the grant is renewed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from shards.journal import backends
+from shards.replies import Unavailable
+from shards.system.clock import MACHINE_CLOCKS, Clocks
+from tests.shards.journal.memory import GRANT_NS, MemoryServer
+from tests.shards.worker.hosted import Caller, WorkerScene
+
+KIND = "memory of this test"
+
+
+class Pausing:
+    """The boot clock of a process that the machine lets stand, as SIGSTOP or a suspend do."""
+
+    def __init__(self) -> None:
+        self.paused_ns = 0
+
+    def boot_ns(self) -> int:
+        return MACHINE_CLOCKS.boot_ns() + self.paused_ns
+
+    def wall_ns(self) -> int:
+        return MACHINE_CLOCKS.wall_ns() + self.paused_ns
+
+
+class Place(NamedTuple):
+    """A worker whose journal grants it time, and the clock that may run ahead of it."""
+
+    scene: WorkerScene
+    clock: Pausing
+    server: MemoryServer
+
+
+@pytest.fixture
+async def place(data_dir: Path) -> AsyncIterator[Place]:
+    server = MemoryServer(f"{data_dir}/log")
+    backends.KINDS[KIND] = "tests.shards.journal.memory"
+    clock = Pausing()
+    clocks = Clocks(clock.boot_ns, clock.wall_ns)
+    scene = WorkerScene(data_dir, journal={"kind": KIND, "path": f"{data_dir}/log"}, clocks=clocks)
+    try:
+        await scene.start()
+        yield Place(scene, clock, server)
+        await scene.stop()
+    finally:
+        del backends.KINDS[KIND]
+        server.close()
+
+
+async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(place: Place) -> None:
+    scene, caller = place.scene, Caller()
+    scene.ask(caller, "before", 1, ("add", "x", 5))
+    await scene.until(lambda: ("before", 5) in caller.heard)
+    granted_ns = scene.worker.journal.granted_ns
+    place.clock.paused_ns += 2 * GRANT_NS
+    scene.worker.arrived()
+    scene.worker.read(caller, "read", 1, ("get", "x"))
+    scene.worker.submit(caller, "command", 1, ("add", "x", 7))
+    assert [token for token, _ in caller.refused] == ["read", "command"]
+    for _, refusal in caller.refused:
+        assert isinstance(refusal, Unavailable)
+        assert refusal.applied == "no"
+    assert scene.worker.fresh_now_ns() == granted_ns - 1, "its time stands"
+    await scene.until(lambda: not scene.worker.backpressure.reason)
+    scene.ask(caller, "after", 1, ("add", "x", 1))
+    await scene.until(lambda: ("after", 6) in caller.heard)
+
+
+async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_it(place: Place) -> None:
+    scene, caller = place.scene, Caller()
+    scene.ask(caller, "before", 1, ("add", "x", 5))
+    await scene.until(lambda: ("before", 5) in caller.heard)
+    scene.worker.arrived()
+    scene.worker.read(caller, "read", 1, ("get", "x"))
+    place.clock.paused_ns += 2 * GRANT_NS  # between the question and the turn that lets the answer leave
+    await scene.until(lambda: bool(caller.heard[1:] or caller.refused))
+    assert [token for token, _ in caller.refused] == ["read"]
+    assert caller.heard[1:] == []
+
+
+async def test_nothing_may_leave_that_no_append_has_proved(place: Place) -> None:
+    assert place.scene.worker.may_act()
+    place.clock.paused_ns += 2 * GRANT_NS
+    assert not place.scene.worker.may_act()
+    await place.scene.until(place.scene.worker.may_act)
+
+
+async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(place: Place) -> None:
+    scene, caller = place.scene, Caller()
+    due_ns = scene.worker.fresh_now_ns() + GRANT_NS + GRANT_NS // 2
+    scene.ask(caller, "at", 1, ("at", "x", due_ns))
+    await scene.until(lambda: bool(caller.heard))
+    head = scene.worker.journal.head
+    place.clock.paused_ns += 3 * GRANT_NS
+    scene.worker._on_alarm()
+    assert scene.application.machine.buckets[1].get("x", 0) == 0, "not before another owner can be told from this one"
+    await scene.until(lambda: scene.worker.journal.head > head)
+    assert scene.application.machine.buckets[1]["x"] == 1
+    assert f"[{due_ns}, [\"fire\", \"x\"]" in str(place.server.memory.logs[1].payloads)

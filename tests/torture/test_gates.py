@@ -1,0 +1,25 @@
+"""The faults of `gates` fit the code, and one of them is caught; `python -m tests.torture.gates` tries them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.torture.gates import GATES, Gate, fault, is_caught
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.name)
+def test_a_fault_fits_the_code_and_its_test_is_there(gate: Gate, tmp_path: Path) -> None:
+    place = tmp_path / gate.file
+    place.parent.mkdir(parents=True)
+    place.write_text((REPOSITORY / gate.file).read_text())
+    fault(gate, tmp_path)
+    compile(place.read_text(), gate.file, "exec")
+    file, _, name = gate.test.partition("::")
+    assert f"def {name}(" in (REPOSITORY / file).read_text()
+
+
+def test_a_fault_makes_its_test_fail() -> None:
+    assert is_caught(GATES[0])
