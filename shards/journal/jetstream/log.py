@@ -96,12 +96,18 @@ def first_position(stream: Stream, first: int, last: int, shard: int) -> int:
     return record.position if record.kind == BATCH and record.part == 0 else record.position + 1
 
 
+def _epoch_at(stream: Stream, sequence: int, shard: int) -> int:
+    """The epoch of the record at this sequence; 0 where there is none any more. Raises Corrupt, Unavailable."""
+    stored = stream.message(sequence) if sequence else None
+    return 0 if stored is None else record_of(stored, shard, stream.name).epoch
+
+
 def replayed(stream: Stream, shard: int, after: Place, last: int, until: int) -> Iterator[tuple[int, bytes]]:
     """(position, payload) behind `after`, up to position `until`, which the record at `last` is at or beyond.
 
     Raises Corrupt, Gap, Unavailable.
     """
-    walk = Walk(shard, after.position, after.chain)
+    walk = Walk(shard, after.position, after.chain, _epoch_at(stream, after.sequence, shard))
     following = after.sequence + 1
     if walk.position >= until:
         return

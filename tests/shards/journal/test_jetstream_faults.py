@@ -238,6 +238,24 @@ def test_a_right_record_of_a_wrong_epoch_is_damage(streams: NatsCluster) -> None
         list(JetStreamReader(streams.connect(), SHARD, MACHINE_CLOCKS.boot_ns).replay(1))
 
 
+def test_a_wrong_epoch_is_seen_also_right_behind_the_snapshot_that_a_replay_begins_at(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    journal.append(b"one")
+    journal.save_snapshot(1, [b"as of one"])
+    chain = record.crc32c(b"x", journal._chain)
+    alien = record.Record(
+        record.BATCH, 1, 0, SHARD, 9, 2, journal._chain, chain, journal.last_time_ns, journal.granted_ns, b"x"
+    )
+    streams.publish(f"J.{SHARD}", record.pack(alien))
+    newer = journal_on(streams)
+    newer.waits = True
+    newer.open(SHARD, "newer")
+    assert newer.load_snapshot() is not None
+    with pytest.raises(Corrupt, match="epoch 9 stands in epoch 1"):
+        list(newer.replay(2))
+
+
 def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(streams: NatsCluster, data_dir) -> None:
     witness = str(data_dir / "seen")
     journal = journal_on(streams, witness=witness)
