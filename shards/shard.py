@@ -53,7 +53,6 @@ BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the 
 RIDING_MAX = 256  # records that nobody awaits may ride; with so many they are worth a batch of their own
 
 
-Request = tuple[object, int, Command]  # token, bucket id, command
 Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
 
 
@@ -112,8 +111,10 @@ class Shard:
         """Applies a command at once; its reply comes with the next Ready."""
         self.receive_all(caller, ((token, bucket_id, command),), now_ns)
 
-    def receive_all(self, caller: Caller, requests: Iterable[Request], now_ns: int) -> None:
-        """Applies commands at once, in their order; their replies come with the next Ready."""
+    def receive_all(self, caller: Caller, requests: Iterable[tuple[object, int, Command]], now_ns: int) -> None:
+        """Applies commands, (token, bucket id, command) each, at once and in order; their replies come with the next
+        Ready.
+        """
         held, apply, records = self.held, self.machine.apply, self.machine.records
         for token, bucket_id, command in requests:
             if bucket_id not in held:

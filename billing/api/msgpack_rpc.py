@@ -226,7 +226,7 @@ class Connection(ResponseWriter):
         actor = self._actor
         bucket_of = self._door.gate.bucket_of
         requests: list[Request] = []  # what the gate is handed at once, and before anything else is carried out
-        room = self._submit(requests)
+        room = self._window - self.in_flight
         if room <= 0:
             return False
         for frame in self._reader.frames():

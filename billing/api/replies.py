@@ -43,6 +43,9 @@ class DebitReply(AccountReply, gc=False):
     debited_nanos: int
 
 
+RESULTS: Final = frozenset({AccountReply, DebitReply, dict})  # what `reply_of` makes
+
+
 def reply_of(entry: EntryTuple, bucket_id: int) -> dict[str, object] | AccountReply:
     """The reply to the call that made this entry, or that got it again; it was not refused. The map of CONTRACT §3."""
     (

@@ -22,7 +22,7 @@ from typing import Any, Final
 from billing.api.auth import Grant
 from billing.api.door import Door
 from billing.api.latency import Reads
-from billing.api.replies import AccountReply, DebitReply
+from billing.api.replies import RESULTS
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
 from billing.ledger.errors import Refused
 
@@ -83,8 +83,7 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
     def answer(self, token: Any, reply: object) -> None:
         """Stages the reply to request `token`."""
         self.in_flight -= 1
-        kind = type(reply)
-        if kind is AccountReply or kind is DebitReply or kind is dict:
+        if type(reply) in RESULTS:
             encode_into((RESPONSE, token, None, reply), self._staged, -1)
         else:
             self._door.note_error(reply)

@@ -22,7 +22,7 @@ from billing.api.auth import Guard
 from billing.api.connection_limits import limits_of
 from billing.api.door import Door
 from billing.api.opening import Doors
-from billing.api.replies import reply_of
+from billing.api.replies import RESULTS, reply_of
 from billing.api.tls import server_context
 from billing.api.wire import ERRORS_AS_MAP, encode_reply
 from billing.audit.reading import UnknownCursor
@@ -147,7 +147,7 @@ class Billing:
 
     def encode(self, msgid: int, mode: int, reply: object) -> bytes:
         """A whole reply as bytes, for the client of another worker."""
-        if self._door is not None and type(reply) is not dict:
+        if self._door is not None and type(reply) not in RESULTS:
             self._door.note_error(reply)
         return encode_reply(msgid, mode, reply)
 

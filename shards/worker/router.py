@@ -257,13 +257,20 @@ class PeerCaller:
 
 def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, backpressure: Backpressure) -> None:
     """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
+    commands: list[tuple[Any, int, Any]] = []  # in a row: these are handed over together
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)
-        if (backpressure.reason and kind == COMMAND) or (backpressure.refuses_reads and kind == READ):
+        if kind == COMMAND and not backpressure.reason:
+            commands.append((token, bucket_id, payload))
+            continue
+        if commands:
+            shard.receive_all(caller, commands, now_ns)
+            commands = []
+        if kind == COMMAND or (backpressure.refuses_reads and kind == READ):
             backpressure.refuse(caller, token)
-        elif kind == COMMAND:
-            shard.receive(caller, token, bucket_id, payload, now_ns)
         elif kind == READ:
             shard.read(caller, token, bucket_id, payload, now_ns)
         else:
             shard.survey(caller, token, payload, now_ns)
+    if commands:
+        shard.receive_all(caller, commands, now_ns)

@@ -153,10 +153,8 @@ class Worker:
                 self.backpressure.refuse(caller, token)
             else:
                 self.shard.receive(caller, token, bucket_id, command, now_ns)
-        elif owner:
-            self.links[owner].ask(caller, token, COMMAND, bucket_id, command)
         else:
-            self.handoff.hold((caller, token, COMMAND, command), bucket_id)
+            self._pass_on(owner, caller, token, COMMAND, bucket_id, command)
         if not self._scheduled:
             self._schedule()
 
@@ -174,8 +172,9 @@ class Worker:
         self.shard.receive_all(caller, here, now_ns)
         if len(here) < len(requests):  # a bucket is owned in one place: what is passed on shares none with what is not
             for token, bucket_id, command in requests:
-                if routes[bucket_id] != own:
-                    self.submit(caller, token, bucket_id, command)
+                owner = routes[bucket_id]
+                if owner != own:
+                    self._pass_on(owner, caller, token, COMMAND, bucket_id, command)
         if not self._scheduled:
             self._schedule()
 
@@ -188,12 +187,17 @@ class Worker:
                 self.backpressure.refuse(caller, token)
             else:
                 self.shard.read(caller, token, bucket_id, query, now_ns)
-        elif owner:
-            self.links[owner].ask(caller, token, READ, bucket_id, query)
         else:
-            self.handoff.hold((caller, token, READ, query), bucket_id)
+            self._pass_on(owner, caller, token, READ, bucket_id, query)
         if not self._scheduled:
             self._schedule()
+
+    def _pass_on(self, owner: int, caller: Any, token: Any, kind: int, bucket_id: int, payload: Command) -> None:
+        """A request for a bucket of another shard; with owner 0, for one whose owner is not decided yet."""
+        if owner:
+            self.links[owner].ask(caller, token, kind, bucket_id, payload)
+        else:
+            self.handoff.hold((caller, token, kind, payload), bucket_id)
 
     def operate(self, caller: Any, token: Any, operation: Command) -> None:
         """Answers a question about the whole daemon, or carries out an operator's wish."""
