@@ -29,7 +29,7 @@ from billing.cli.finding import config_file, listening
 from billing.cli.options import CONNECTION_OPTIONS, OUTPUT_OPTIONS, applied
 from billing.cli.output import say
 from billing.cli.values import coins, printable, span
-from billing.client.client import Client
+from billing.client.client import TOKEN, TOKEN_FILE, Client
 from billing.client.connection import parse_address, tls_context
 from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unavailable
 from shards.exits import Exit
@@ -51,6 +51,7 @@ class Target(NamedTuple):
     address: str
     told_by: str  # where the address stands, for people; "" where it was given on the line
     token: str | None = None
+    token_in: str = ""  # where the token stands, for people
     timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
     as_json: bool = False
@@ -122,6 +123,8 @@ def words_of(error: BillingError, target: Target, user: object = None) -> str:
         )
     elif isinstance(error, Unauthenticated) and target.token is None:
         text = f"{error.name}: this daemon asks for a token; --token-file FILE or BILLING_TOKEN_FILE names one"
+    elif isinstance(error, Unauthenticated):
+        text = f"{error.name}: the token in {target.token_in} is not known to this daemon: revoked, or another's"
     elif isinstance(error, Unavailable) and (reason := details.get("unreached")):
         where = f"{target.address} ({target.told_by})" if target.told_by else target.address
         text = (
@@ -153,8 +156,15 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if as_json and as_csv:
             raise click.UsageError("--json and --csv cannot both be given")
+        token, token_in = _token(token_file)
         target = _located(address, config_file)._replace(
-            token=_token(token_file), timeout_s=timeout / 10**9, as_json=as_json, as_csv=as_csv, wide=wide, zone=zone
+            token=token,
+            token_in=token_in,
+            timeout_s=timeout / 10**9,
+            as_json=as_json,
+            as_csv=as_csv,
+            wide=wide,
+            zone=zone,
         )
         if zone is not None:
             _check_zone(zone)
@@ -191,13 +201,19 @@ def _located(address: str | None, given_file: str | None) -> Target:
     return Target(address, told_by, tls=by_tls, file=file)
 
 
-def _token(file: str | None) -> str | None:
-    """The token that a file holds."""
+def _token(file: str | None) -> tuple[str | None, str]:
+    """The token to sign in with, and where it stands: as everywhere, BILLING_TOKEN goes before BILLING_TOKEN_FILE."""
+    source = click.get_current_context().get_parameter_source("token_file")
+    if source is not ParameterSource.COMMANDLINE and TOKEN in os.environ:
+        return os.environ[TOKEN], TOKEN
     if file is None:
-        return None
+        return None, ""
+    where = "standard input" if file == "-" else file
+    if source is not ParameterSource.COMMANDLINE:
+        where += f" ({TOKEN_FILE})"
     try:
         with click.open_file(file, encoding="utf-8") as opened:
-            return str(opened.read()).strip()
+            return str(opened.read()).strip(), where
     except (OSError, UnicodeError) as error:
         raise click.BadParameter(f"{file}: {error}", param_hint="--token-file") from None
 
@@ -213,7 +229,7 @@ def _check_zone(name: str) -> None:
 
 def client_of(target: Target) -> Client:
     """The one place where a command makes its client."""
-    return Client(target.address, token=target.token, tls=target.tls, timeout_s=target.timeout_s)
+    return Client(target.address, token=target.token, environment={}, tls=target.tls, timeout_s=target.timeout_s)
 
 
 def run(target: Target, work: Callable[[Client], Awaitable[T]], user: object = None, *, changes: bool = False) -> T:

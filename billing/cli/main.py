@@ -157,7 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say_usage(error: click.UsageError) -> None:
-    """The fault of the command line, and the command that shows the right form."""
-    say(f"billing: {error.format_message()}")
+    """The fault of the command line, and the command that shows the right form; where no command is named, the help."""
+    told = error.format_message()
+    if error.ctx is not None and told == error.ctx.get_help():
+        say(told)
+        return
+    say(f"billing: {told}")
     if error.ctx is not None:
         say(f"{error.ctx.get_usage()}\n`{error.ctx.command_path} --help` explains it.")

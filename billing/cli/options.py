@@ -237,7 +237,8 @@ CONNECTION_OPTIONS: Final = (
         envvar="BILLING_TOKEN_FILE",
         type=click.Path(allow_dash=True),
         section=CONNECTION,
-        help="A file that holds the token to sign in with, - for standard input; also BILLING_TOKEN_FILE.",
+        help="A file that holds the token to sign in with, - for standard input; also BILLING_TOKEN_FILE. "
+        "BILLING_TOKEN holds a token itself.",
     ),
     option("--tls", is_flag=True, section=CONNECTION, help="Speaks TLS, and believes the system's authorities."),
     option(

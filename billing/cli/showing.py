@@ -114,10 +114,11 @@ def look_of(target: Target, *, exact: bool) -> Look:
 
 def put_table(target: Target, columns: Sequence[Column]) -> None:
     """Prints a table as wide as the terminal; into a pipe, or with `--wide`, as wide as it is."""
-    drawn = draw(columns, width_of(target))
+    width = width_of(target)
+    drawn = draw(columns, width)
     put("\n".join(drawn.lines))
-    if drawn.left_out:
-        say(f"left out: {', '.join(drawn.left_out)}; --wide shows everything")
+    if drawn.left_out and width:
+        say("\n".join(fold(f"left out: {', '.join(drawn.left_out)}; --wide shows everything", width)))
 
 
 def width_of(target: Target) -> int | None:

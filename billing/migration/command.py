@@ -83,7 +83,7 @@ def import_(
     not_taken += [no for account in named if (no := refusal_of(account)) is not None]
     accounts = [account for account in named if not is_empty(account) and refusal_of(account) is None]
     if empty := sum(map(is_empty, named)):
-        click.echo(f"{empty:,} users have no money, no limit and no rate: their first top-up opens their accounts")
+        click.echo(_empty(empty))
     if dry_run:
         commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
         click.echo(f"would import {len(accounts):,} accounts with {commands:,} commands")
@@ -169,3 +169,10 @@ async def _space(batch: Batch, room: asyncio.Event) -> None:
 
 
 COMMANDS: dict[str, click.Command] = {"import": import_}
+
+
+def _empty(count: int) -> str:
+    """What is told of users who have nothing that could be imported."""
+    if count == 1:
+        return "1 user has no money, no limit and no rate: the first top-up opens the account"
+    return f"{count:,} users have no money, no limit and no rate: their first top-up opens their accounts"

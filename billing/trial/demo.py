@@ -66,7 +66,7 @@ async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) ->
     others = f", {log_servers} nats-servers" if log_servers else ""
     print(f"starting the daemon and a receiver{others} ...", flush=True)
     try:
-        async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
+        async with own, Client(own.rpc, environment={}) as client, aiohttp.ClientSession() as session:
             for note in own.notes:
                 print(note, flush=True)
             reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)

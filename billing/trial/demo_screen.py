@@ -8,8 +8,9 @@ Both are told the same: `say`, `account`, `arrival`, `finish`. Instants are show
 each GET how long after the exact instant it was received.
 
 **It fits.** Each picture is made for the size that the terminal has at that moment. The verdict and the next steps have
-their lines before the story gets any; where it is narrow, the story is wrapped, columns lose digits, and then go. The
-picture has the screen to itself (the alternate one), so a terminal that is made larger or smaller shows no remains.
+their lines before the story gets any, and of the story the GETs, which are what all this is about, have theirs before
+older steps; where it is narrow, the story is wrapped, columns and GETs lose digits, and then columns go. The picture
+has the screen to itself (the alternate one), so a terminal that is made larger or smaller shows no remains.
 """
 
 from __future__ import annotations
@@ -59,9 +60,25 @@ def clock_time(at_ns: int) -> str:
 
 def told(arrival: Arrival) -> str:
     """A GET in words."""
+    return f"GET for {arrival.user_id}: {_late(arrival)} the exact instant {clock_time(arrival.exhausted_at_ns)}"
+
+
+def told_briefly(arrival: Arrival) -> str:
+    """The same for a narrow terminal: the instant to the millisecond."""
+    return f"GET for {arrival.user_id}: {_late(arrival)} {clock_time(arrival.exhausted_at_ns)[:12]}"
+
+
+def _late(arrival: Arrival) -> str:
     late_ns = arrival.arrived_ns - arrival.exhausted_at_ns
-    late = f"{late_ns / 1000:,.0f} µs after" if late_ns >= 0 else f"{-late_ns / 1000:,.0f} µs BEFORE"
-    return f"GET for {arrival.user_id}: {late} the exact instant {clock_time(arrival.exhausted_at_ns)}"
+    return f"{late_ns / 1000:,.0f} µs after" if late_ns >= 0 else f"{-late_ns / 1000:,.0f} µs BEFORE"
+
+
+class Line(NamedTuple):
+    """A line of the story: as it is told, and to a narrow terminal. `is_get`: whether it tells of a GET."""
+
+    wide: Text
+    narrow: Text
+    is_get: bool
 
 
 class PlainScreen:
@@ -109,7 +126,7 @@ class LiveScreen:
         self._around = around
         self._started_ns = MACHINE_CLOCKS.boot_ns()
         self._accounts: dict[str, Account] = {}
-        self._story: deque[Text] = deque(maxlen=STORY_LINES)
+        self._story: deque[Line] = deque(maxlen=STORY_LINES)
         self._verdict = Text(UNDER_WAY, "dim")
         self._live = Live(
             console=console, get_renderable=self.picture, refresh_per_second=REFRESH_HZ, screen=True, transient=True
@@ -121,23 +138,28 @@ class LiveScreen:
 
     def __exit__(self, *_: object) -> None:
         self._live.__exit__(None, None, None)
-        self._console.print(*self._story, self._verdict, sep="\n", soft_wrap=True)
+        width = self._console.width
+        for line in self._story:
+            self._console.print(*self._wrapped(line.wide, width, ELAPSED_WIDTH), sep="\n", soft_wrap=True)
+        self._console.print(*self._wrapped(self._verdict, width, 0), sep="\n", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self._tell(text, "")
+        self._tell(text, text, "", is_get=False)
 
     def account(self, account: Account) -> None:
         self._accounts[account["user_id"]] = account
 
     def arrival(self, arrival: Arrival) -> None:
-        self._tell(told(arrival), "bold green" if arrival.arrived_ns >= arrival.exhausted_at_ns else "bold red")
+        style = "bold green" if arrival.arrived_ns >= arrival.exhausted_at_ns else "bold red"
+        self._tell(told(arrival), told_briefly(arrival), style, is_get=True)
 
     def finish(self, score: str, clean: bool) -> None:
         self._verdict = Text(score, "bold green" if clean else "bold red")
 
-    def _tell(self, text: str, style: str) -> None:
+    def _tell(self, wide: str, narrow: str, style: str, *, is_get: bool) -> None:
         elapsed = f"{(MACHINE_CLOCKS.boot_ns() - self._started_ns) / SECOND_NS:6.2f} s  "
-        self._story.append(Text.assemble((elapsed, "dim"), (text, style)))
+        before = (elapsed, "dim")
+        self._story.append(Line(Text.assemble(before, (wide, style)), Text.assemble(before, (narrow, style)), is_get))
 
     def picture(self) -> Group:
         """All of it, in exactly as many lines as the terminal has, at most."""
@@ -148,14 +170,23 @@ class LiveScreen:
         if self._around.commands:
             below += [Text("try next, from another terminal:", "dim")]
             below += [Text(line) for line in _shown(self._around.commands, width)] + [Text(END, "dim")]
-        taken = len(above) + len(self._accounts) + 2 + len(below)
-        lines: list[Text] = []
-        for told_last in reversed(self._story):
-            wrapped = self._wrapped(told_last, width, ELAPSED_WIDTH)
-            if taken + len(lines) + len(wrapped) > height:
-                break
-            lines[:0] = wrapped
+        lines = self._newest(width, height - len(above) - len(self._accounts) - 2 - len(below))
         return Group(*map(_one_line, above), accounts, Text(), *lines, *map(_one_line, below))
+
+    def _newest(self, width: int, height: int) -> list[Text]:
+        """Of the story what fits, in its order: the newest step, then the newest GETs, then the steps before it."""
+        wrapped = [
+            self._wrapped(line.wide if width >= DIGITS_FROM else line.narrow, width, ELAPSED_WIDTH)
+            for line in self._story
+        ]
+        numbers = range(len(wrapped) - 1, -1, -1)
+        chosen: set[int] = set()
+        for number in sorted(numbers, key=lambda number: (number != numbers[0], not self._story[number].is_get)):
+            height -= len(wrapped[number])
+            if height < 0:
+                break
+            chosen.add(number)
+        return [text for number in sorted(chosen) for text in wrapped[number]]
 
     def _wrapped(self, text: Text, width: int, indent: int) -> list[Text]:
         """The text in lines of that width at most, those after the first one indented."""

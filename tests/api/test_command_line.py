@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -290,6 +295,72 @@ async def test_a_token_comes_from_a_file(tmp_path):
         assert (await run(house, "top-up u 1", BILLING_TOKEN_FILE=str(token))).exit_code == 0
         denied = await run(house, f"adjust u 1 why --token-file {token}")
         assert (denied.exit_code, denied.stderr.startswith("billing: FORBIDDEN: ")) == (4, True)
+
+
+async def test_a_token_that_is_not_known_is_said_to_be_so_and_where_it_came_from(tmp_path):
+    wrong, right = tmp_path / "wrong", tmp_path / "right"
+    wrong.write_text("no such token\n")
+    right.write_text("shop\n")
+    async with open_house(guard=Guard(TOKENS)) as house:
+        for line, environ, where in (
+            (f"top-up u 1 --token-file {wrong}", {}, str(wrong)),
+            ("top-up u 1", {"BILLING_TOKEN_FILE": str(wrong)}, f"{wrong} (BILLING_TOKEN_FILE)"),
+            ("top-up u 1", {"BILLING_TOKEN": "no such"}, "BILLING_TOKEN"),
+            ("top-up u 1", {"BILLING_TOKEN": "no such", "BILLING_TOKEN_FILE": str(right)}, "BILLING_TOKEN"),
+        ):
+            result = await run(house, line, **environ)
+            assert result.exit_code == 4
+            assert f"UNAUTHENTICATED: the token in {where} is not known to this daemon" in result.stderr
+            assert "no such" not in result.stderr.replace(str(wrong), "")
+        assert house.gate.asked == []
+        given = await run(house, f"top-up u 1 --token-file {right}", BILLING_TOKEN="no such")
+        assert given.exit_code == 0, "what is given on the line goes before the environment"
+
+
+def in_terminal(columns: int, *words: str) -> list[str]:
+    """What a command shows on a terminal so wide, standard error included, without its colours."""
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, columns))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "billing", *words], stdin=its, stdout=its, stderr=its, env=environment
+    )
+    os.close(its)
+    told = b""
+    with contextlib.suppress(OSError):  # which is how a terminal says that nobody writes to it any more
+        while data := os.read(ours, 65_536):
+            told += data
+    os.close(ours)
+    assert process.wait(60) == 0, told
+    return re.sub(r"\x1b\[[0-9;]*m", "", told.decode()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal(house, columns):
+    names = ("amount_nanos", "accrued_nanos", "balance_before_nanos", "balance_after_nanos")
+    row = {
+        "entry_id": 7,
+        "at_ns": ACCOUNT["at_ns"],
+        "operation": "set_rate",
+        **dict.fromkeys(names, 123_456_789_123_456_789),
+        "message": "a price list of many words " * 5,
+        "request_id": "r" * 60,
+        "resource": "machine-" * 12,
+        "line_rate_nanos_per_hour": 10**18,
+        "rate_nanos_per_hour": 10**18,
+        "value_nanos": None,
+        "actor": "metering",
+    }
+    house.gate.replies["history"] = [row, {**row, "entry_id": 6}]
+    outbox = {"state": "waits", "next_attempt_in_ns": 10**10, "waits_for": "another call of the same user is under way"}
+    owes = {"call": "cutoff", "seq": 1, "attempts": 2, "last_error": "500 " + "x" * 200}
+    account = {**ACCOUNT, "available_nanos": 0, "overrun_nanos": 10**18, "rates": {"vm-" * 30: 10**15}}
+    house.gate.replies["explain"] = {**account, "owes": owes, "outbox": outbox}
+    address = f"{house.address[0]}:{house.address[1]}"
+    for command, shown in (("history", "123,456,789.123456789"), ("explain", "Its rate of 3,600 per hour is")):
+        lines = await asyncio.to_thread(in_terminal, columns, command, "u", "--address", address)
+        assert [line for line in lines if len(line) > columns] == []
+        assert any(shown in line for line in lines)
 
 
 @pytest.mark.parametrize(

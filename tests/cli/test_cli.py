@@ -69,6 +69,15 @@ def test_every_command_explains_itself(name):
     assert result.output.startswith("Usage:")
 
 
+@pytest.mark.parametrize("words", [(), ("journal",), ("token",)])
+def test_a_line_without_a_command_gets_the_help_once(words):
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Usage: {' '.join(('billing', *words))} [OPTIONS] COMMAND")
+    assert done.stderr.count("Usage") == 1
+    assert "Commands" in done.stderr or "Accounts" in done.stderr
+
+
 def leaves(group: click.Group, context: click.Context) -> Iterator[click.Command]:
     for name in group.list_commands(context):
         command = group.get_command(context, name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from billing.cli.main import root
 from billing.migration.plan import IN_DEBT, commands_of, is_empty, refusal_of
 from billing.migration.sources import Account, NotTaken, RateLine, from_csv, from_json_lines, merged
 
@@ -91,3 +93,15 @@ def test_a_long_resource_makes_a_request_id_that_the_daemon_takes():
     ids = [params[-1]["request_id"] for method, params in commands if method == "set_rate"]
     assert len(set(ids)) == 2
     assert all(len(one.encode()) <= 64 for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("users", "told"),
+    [(1, "1 user has no money, no limit and no rate"), (2, "2 users have no money, no limit and no rate")],
+)
+def test_users_who_have_nothing_are_counted_in_words(tmp_path, users, told):
+    file = tmp_path / "accounts.csv"
+    file.write_text("user_id,balance\n" + "".join(f"u{number},0\n" for number in range(users)))
+    result = CliRunner().invoke(root, ["import", "--dry-run", str(file)])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(told)

@@ -27,13 +27,13 @@ class Done(NamedTuple):
         return self.out + self.err
 
 
-def loadtest(directory: Path, *options: str) -> Done:
+def loadtest(directory: Path, *options: str, **environment: str) -> Done:
     """Runs it with what it writes below `directory`."""
     file = directory / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", "billing", "loadtest", "--json", str(file), *options],
         cwd=directory,
-        env={**os.environ, "TMPDIR": str(directory)},
+        env={**os.environ, "TMPDIR": str(directory), **environment},
         capture_output=True,
         text=True,
         timeout=WAIT_S,
@@ -43,10 +43,11 @@ def loadtest(directory: Path, *options: str) -> Done:
 
 
 def right(done: Done) -> Result:
-    """Everything was judged, and right."""
-    assert done.code == 0, done.all
+    """Everything was judged, and right; what the generator's machine had no room for is told, and ends with 1."""
     result = done.result
-    assert result is not None
+    assert result is not None, done.all
+    assert done.code == (0 if result.valid else 1), done.all
+    assert ("billing: INVALID, which says nothing of how fast the daemon is" in done.err) == (not result.valid)
     for run in (*result.runs, *result.steps):
         assert run.money.clean, run.money
         assert run.cutoffs.clean, run.cutoffs

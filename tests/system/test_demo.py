@@ -46,7 +46,7 @@ def test_the_scene_is_played_and_judged(data_dir, demo):
     done = subprocess.run(
         [*demo, "--once", "--pace", "0.5"],  # a second for the top-up that saves
         cwd=data_dir,
-        env={**os.environ, "TMPDIR": str(data_dir)},
+        env={**os.environ, "TMPDIR": str(data_dir), "BILLING_TOKEN": "that of another daemon"},
         capture_output=True,
         text=True,
         timeout=WAIT_S,

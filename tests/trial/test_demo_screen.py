@@ -31,8 +31,8 @@ def account(user_id: str, state: str, due_ns: int | None, rate: int) -> dict[str
     }
 
 
-def drawn(width: int, height: int) -> list[str]:
-    """The lines of the picture at the end of a scene with a long story."""
+def drawn(width: int, height: int, later: int = 0) -> list[str]:
+    """The lines of the picture at the end of a scene with a long story, of which `later` steps came behind its GET."""
     console = Console(width=width, height=height, file=StringIO(), force_terminal=True, color_system=None)
     screen = LiveScreen(console, Told(ADDRESS, COMMANDS))
     screen.account(account("user_01", "exhausted", None, 10**9))
@@ -41,6 +41,8 @@ def drawn(width: int, height: int) -> list[str]:
     for number in range(40):
         screen.say(f"step {number} of a story that has many more words than a line of a small terminal can hold")
     screen.arrival(Arrival("user_03", "event", 1, AT_NS, AT_NS + 512_000))
+    for number in range(later):
+        screen.say(f"step {number} behind the GET, which has many more words than a line of a small terminal can hold")
     screen.finish(VERDICT, True)
     with console.capture() as capture:
         console.print(screen.picture(), end="")
@@ -59,6 +61,25 @@ def test_what_matters_is_always_there(width: int, height: int) -> None:
     assert "billing account user_02" in text
     assert lines[-1] == END
     assert "GET for user_03: 512 µs after" in text, "the newest of the story is shown first"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "instant"), [(60, 20, "13:24:47.922"), (80, 24, "the exact instant 13:24:47.922238409")]
+)
+def test_a_get_stays_when_steps_come_behind_it(width: int, height: int, instant: str) -> None:
+    text = "\n".join(drawn(width, height, later=30))
+    assert f"GET for user_03: 512 µs after {instant}" in text
+    assert "step 29 behind the GET" in text
+    assert VERDICT in text
+
+
+def test_the_story_is_left_behind_with_words_whole() -> None:
+    console = Console(width=60, height=20, file=StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as capture, LiveScreen(console, Told(ADDRESS, COMMANDS)) as screen:
+        screen.say("user_03 stops the machine; 0.880284996 coins are left and stay")
+        screen.finish("25 cutoffs expected, 24 received, 1 missing, 0 early, 0 false", False)
+    told = [line.strip() for line in capture.get().splitlines()[-3:]]
+    assert told == ["coins are left and stay", "25 cutoffs expected, 24 received, 1 missing, 0 early, 0", "false"]
 
 
 @pytest.mark.parametrize(("width", "due"), [(80, "13:24:47.922238409"), (60, "13:24:47.922"), (50, "13:24:47.922")])

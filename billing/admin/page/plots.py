@@ -32,7 +32,7 @@ def lateness(p50_ns: Sequence[int], p99_ns: Sequence[int], span_s: int, slots: i
         Line(name, name, [_spot((index + 1 - len(values)) * step_s, value) for index, value in enumerate(values)])
         for name, values in (("p99", p99_ns), ("p50", p50_ns))
     ]
-    bound = log10(BOUND_MS), f"promised: p99 within {BOUND_MS} ms"
+    bound = log10(BOUND_MS), f"promised: 99 of 100 calls within {BOUND_MS} ms"
     return svg.chart(f"Lateness of cutoffs over the last {span_s // 60} minutes", x, y, lines, bound=bound)
 
 

@@ -1,7 +1,8 @@
 """`billing loadtest`: offers a load to a daemon, measures what callers would see, and judges every nano and cutoff.
 
 Without `--address` it starts a daemon of its own in a temporary directory, with a receiver for its cutoffs, and both
-are gone afterwards. Ends with exit code 1 on any difference in money or cutoffs, whatever the speed.
+are gone afterwards. Ends with exit code 1 on any difference in money or cutoffs, whatever the speed, and where what was
+measured is INVALID, which says nothing of the daemon.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import IO, Any, Final, NamedTuple
 import aiohttp
 import click
 
+from billing.cli.output import say
+from billing.client.client import TOKEN
 from billing.client.errors import BillingError
 from billing.trial.arrivals import ReceiverError
 from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.loadtest.chaos import Chaos
-from billing.trial.loadtest.conclusion import counted
+from billing.trial.loadtest.conclusion import counted, unusable
 from billing.trial.loadtest.generator import Order
 from billing.trial.loadtest.generators import GeneratorError, Generators
 from billing.trial.loadtest.load_driver import INTERVAL_NS
@@ -110,7 +113,9 @@ async def loadtest(wish: Wish) -> int:
     write(result, wish.outputs)
     for kind, path in wish.outputs.items():
         click.echo(f"{kind}: {path}")
-    return 0 if result.clean else Exit.REFUSED
+    if not result.valid:
+        say(f"billing: {unusable(result)}")
+    return 0 if result.clean and result.valid else Exit.REFUSED
 
 
 async def _runs(wish: Wish, session: Session, result: Result, display: Display) -> None:
@@ -177,7 +182,7 @@ def wish_of(given: dict[str, Any]) -> Wish:
             str(given["trace"].resolve()), given["speed"], given["users"], given["exhaust_share"], seconds
         )
     token_file: IO[str] | None = given["token_file"]
-    token = token_file.read().strip() if token_file is not None else None
+    token = token_file.read().strip() if token_file is not None else os.environ.get(TOKEN)
     sign_in = SignIn(token, given["tls"], given["tls_ca"], given["tls_cert"])
     try:
         sign_in.context()

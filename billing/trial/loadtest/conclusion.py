@@ -121,6 +121,8 @@ def in_short(result: Result) -> list[str]:
         first = f"With {workers} the daemon keeps up with {rate:,.0f} commands a second and not with more{within}."
     elif rate is not None:
         first = f"With {workers} the daemon kept up with the {rate:,.0f} commands a second that were offered{within}."
+    elif answered and not _is_too_much(result):
+        first = f"Whether the daemon with {workers} keeps up is not known: {_invalid(result)}."
     elif answered:
         first = f"The daemon with {workers} did not keep up: {_why_not(result)}."
     else:
@@ -157,14 +159,32 @@ def _in_ms(nanoseconds: float) -> str:
     return f"{value:.1f} ms" if value < 100 else f"{value:,.0f} ms"
 
 
+def _invalid(result: Result) -> str:
+    """How many measurements are worthless, and why."""
+    runs = result.measured
+    invalid = [run for run in runs if not run.valid]
+    because = f" ({invalid[0].invalid_because[0]})" if invalid[0].invalid_because else ""
+    return f"{len(invalid)} of {len(runs)} measurements were not valid{because}"
+
+
+def unusable(result: Result) -> str:
+    """What is told of a result that says nothing of the daemon."""
+    return f"INVALID, which says nothing of how fast the daemon is: {_invalid(result)}"
+
+
+def _is_too_much(result: Result) -> bool:
+    """Whether something shows that the daemon did not keep up: money that was wrong, or a valid run that was slow."""
+    if not result.clean or all(run.valid for run in result.measured):
+        return True
+    return any(run.valid and not sustained(run, result.p99_limit_ms) for run in result.measured)
+
+
 def _why_not(result: Result) -> str:
     """Why a rate is not sustained: what was measured cannot be used, money was wrong, or answers were late."""
     runs = result.measured
-    reasons = []
-    if invalid := [run for run in runs if not run.valid]:
-        because = f" ({invalid[0].invalid_because[0]})" if invalid[0].invalid_because else ""
-        reasons.append(f"{len(invalid)} of {len(runs)} measurements were not valid{because}")
+    reasons = [_invalid(result)] if not all(run.valid for run in runs) else []
     limit_ns = result.p99_limit_ms * 1e6
+    runs = [run for run in runs if run.valid] or runs
     told = [p99_ns for run in runs if (p99_ns := histogram_of(run.latency).percentile("99")) is not None]
     if told and max(told) > limit_ns:
         reasons.append(f"the 99th percentile was {_in_ms(max(told))}, above {result.p99_limit_ms:g} ms")
@@ -198,7 +218,7 @@ def conclusion(result: Result) -> Iterator[str]:
             f"{cutoffs}"
         )
     if any(not run.valid for run in result.runs):
-        yield "At least one run is INVALID: its latencies are not to be used."
+        yield f"INVALID: {_invalid(result)}. Latencies of such a run are not to be used."
     yield from _rate(result)
     yield from _cutoffs(result)
     memory = result.memory_bytes_per_account
@@ -216,7 +236,9 @@ def _rate(result: Result) -> Iterator[str]:
             "are not what callers would see, who do not wait for each other."
         )
     elif rate is None:
-        if result.measured and any(run.answered for run in result.measured):
+        if not _is_too_much(result):
+            yield "Whether the offered rate can be sustained is not known."
+        elif any(run.answered for run in result.measured):
             yield f"The offered rate was not sustained: {_why_not(result)}."
     else:
         shown = "Sustained at most" if found_the_limit(result) else "Sustained at least (no higher was tried)"

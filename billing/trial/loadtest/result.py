@@ -138,6 +138,13 @@ class Result(msgspec.Struct):
         return all(run.clean for run in (*self.runs, *self.steps))
 
     @property
+    def valid(self) -> bool:
+        """Whether the figures tell of the daemon: each run is valid; of a sweep, which its generator may end, the knee
+        is known or each step valid.
+        """
+        return self.knee_per_s is not None or all(run.valid for run in self.measured)
+
+    @property
     def measured(self) -> list[Run]:
         """The runs that figures are told of."""
         return self.runs or self.steps

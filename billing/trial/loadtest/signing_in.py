@@ -24,5 +24,5 @@ class SignIn(msgspec.Struct, frozen=True):
         return tls_context(self.tls_ca, self.tls_cert) if asked else None
 
     def client(self, address: str) -> Client:
-        """A client that signs in so."""
-        return Client(address, token=self.token, tls=self.context())
+        """A client that signs in so, whatever token the environment has: that may be another daemon's."""
+        return Client(address, token=self.token, environment={}, tls=self.context())

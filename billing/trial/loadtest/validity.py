@@ -22,6 +22,7 @@ LATENESS_NS: Final = 2_000_000
 LATENCY_SHARE: Final = 0.1
 CPU_MAX: Final = 0.9
 SAMPLES_MIN: Final = 200
+REMEDY: Final = "it needs more --processes, cores that nothing else uses, or a lower --rate"
 CRITERIA: Final = (
     "VALID means: 99 % of the commands left within 2 ms of their intended moments (or a tenth of the p99 latency), "
     "each generator process used less than 90 % of a core, and every planned command was sent."
@@ -34,16 +35,19 @@ def faults(
     """What makes a measurement worthless; empty: it is valid. `cores`: of the busiest generator."""
     found = []
     if sent < planned:
-        found.append(f"{planned - sent} of {planned} planned commands were not sent")
+        found.append(f"{planned - sent} of {planned} planned commands were not sent: {REMEDY}")
     if planned and latency.total < SAMPLES_MIN:
-        found.append(f"only {latency.total} samples, of which no median can be told")
+        found.append(
+            f"only {latency.total} samples, of which no median can be told: it needs a longer --duration or a higher "
+            "--rate"
+        )
     if open_loop and lateness.total:
         late_ns, allowed_ns = lateness.value_at(0.99), max(LATENESS_NS, latency.value_at(0.99) * LATENCY_SHARE)
         if late_ns > allowed_ns:
             found.append(
-                f"the generator was late: 1 % of the commands left {late_ns / 1e6:.2f} ms or more after their moments, "
-                f"allowed are {allowed_ns / 1e6:.2f} ms"
+                f"the load generator was late, not the daemon: 1 % of the commands left {late_ns / 1e6:.2f} ms or more "
+                f"after their moments, allowed are {allowed_ns / 1e6:.2f} ms: {REMEDY}"
             )
     if cores > CPU_MAX:
-        found.append(f"a generator used {cores:.0%} of a core: more --processes are needed, or fewer commands")
+        found.append(f"a process of the load generator used {cores:.0%} of its core: {REMEDY}")
     return found

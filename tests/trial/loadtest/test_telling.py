@@ -9,7 +9,7 @@ import pytest
 
 from billing.trial.loadtest.command import how_long
 from billing.trial.loadtest.compare import changed, compare
-from billing.trial.loadtest.conclusion import conclusion, in_short, needs, sustained_per_s
+from billing.trial.loadtest.conclusion import conclusion, in_short, needs, sustained_per_s, unusable
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.report import report
 from billing.trial.loadtest.result import Cutoffs, Money, from_json, to_json
@@ -43,10 +43,10 @@ def judged(**other: object) -> list[str]:
     ("other", "text"),
     [
         ({}, ""),
-        ({"lateness": recorded(3 * MS, 1000)}, "the generator was late"),
+        ({"lateness": recorded(3 * MS, 1000)}, "the load generator was late, not the daemon"),
         ({"lateness": recorded(3 * MS, 1000), "latency": recorded(100 * MS, 1000)}, ""),
         ({"lateness": recorded(3 * MS, 1000), "open_loop": False}, ""),
-        ({"cores": 0.95}, "of a core"),
+        ({"cores": 0.95}, "used 95% of its core"),
         ({"sent": 999}, "1 of 1000 planned commands were not sent"),
         ({"latency": recorded(MS, 199)}, "only 199 samples"),
     ],
@@ -96,6 +96,31 @@ def test_a_sweep_that_its_generator_ended_has_found_no_limit():
     assert "could not offer more" in in_short(result)[0]
     assert "Capacity is not measured" in " ".join(conclusion(result))
     assert "Not measured: the sweep ended" in report(result)
+
+
+LATE = judged(lateness=recorded(3 * MS, 1000))
+
+
+def test_a_generator_that_is_late_is_blamed_itself_and_told_what_it_needs():
+    late = result_of(run_of(), run_of(1, valid=False, invalid_because=LATE))
+    assert not late.valid
+    for told in (in_short(late)[0], unusable(late), " ".join(conclusion(late))):
+        assert "1 of 2 measurements were not valid (the load generator was late, not the daemon: " in told
+        assert "it needs more --processes, cores that nothing else uses, or a lower --rate" in told
+        assert "did not keep up" not in told
+        assert "was not sustained" not in told
+    assert in_short(late)[0].startswith("Whether the daemon with 2 workers keeps up is not known: ")
+    slow = result_of(run_of(p50_ns=60 * MS), run_of(1, valid=False, invalid_because=LATE, p50_ns=900 * MS))
+    assert in_short(slow)[0].startswith("The daemon with 2 workers did not keep up: ")
+    assert "the 99th percentile was 60." in in_short(slow)[0], "that of the run that is worth something"
+
+
+def test_a_result_is_worth_something_where_its_figures_tell_of_the_daemon():
+    late = run_of(1, per_s=3000.0, valid=False, invalid_because=LATE)
+    assert result_of(run_of()).valid
+    assert result_of(steps=[run_of(), late], knee_per_s=1000.0, kind="sweep").valid, "the generator may end a sweep"
+    assert not result_of(steps=[late, late], kind="sweep").valid
+    assert result_of(steps=[run_of(p50_ns=60 * MS)], kind="sweep").valid
 
 
 def test_three_sentences_come_first():
