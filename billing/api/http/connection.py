@@ -15,8 +15,8 @@ What a connection keeps:
 - **One request is in flight at a time**, and answers leave in the order of their requests. Of what comes meanwhile one
   read is parsed, at most `QUEUE_MAX` requests of it, and then nothing is read until the queue is empty.
 - **A client that does not read its answers is not asked further**, and dropped after `write_stall_ns` of that.
-- **A head and its body together have `frame_deadline_ns` of time**; a body that nobody wants has `LINGER_S`, and so has
-  a client to read why its connection ends. A connection that rests is closed after `IDLE_S`.
+- **A head and its body together have `frame_deadline_ns` of time**; a body that nobody wants has `linger_ns`, and so
+  has a client to read why its connection ends. A connection that rests is closed after `IDLE_S`.
 - **What is no HTTP gets one problem and the end.** The parser refuses whatever two readers could take for two things.
 
 Connections count for `connections_max` and its limit of each origin, together with those of the other doors.
@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
+from aiohttp import hdrs
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -43,7 +44,6 @@ from billing.ledger.errors import Refused
 
 BODY_BYTES_MAX: Final = FRAME_BYTES_MAX
 IDLE_S: Final = 75.0
-LINGER_S: Final = 2.0
 QUEUE_MAX: Final = 32
 _STREAM_BYTES: Final = 1 << 20  # of a body within the parser, which never has more than one read: it is taken out there
 
@@ -138,6 +138,7 @@ class HttpConnection(asyncio.Protocol):
             session.grant = grant
         self._token = token = (self._token + 1) % _TOKENS
         self._then = then
+        self._reading_since_ns = 0
         session.arrived()
         session.call(token, name, params)
 
@@ -195,18 +196,22 @@ class HttpConnection(asyncio.Protocol):
             self._held = True
             self._transport.pause_reading()
 
+    def _read_again(self) -> None:
+        """Ends `_hold`."""
+        if self._held and self._transport is not None:
+            self._held = False
+            self._transport.resume_reading()
+
     def _go_on(self) -> None:
         """Takes the next request, or reads on for one."""
-        transport = self._transport
-        if self._state != RESTING or self._stalled_since_ns or transport is None:
+        if self._state != RESTING or self._stalled_since_ns:
             return
         if self._held and not self._queue:
             self._feed(b"")  # the parser may have been full
         if self._queue:
             self._take()
-        elif self._held:
-            self._held = False
-            transport.resume_reading()
+        else:
+            self._read_again()
 
     def _take(self) -> None:
         """Has the oldest request of the queue answered."""
@@ -226,6 +231,8 @@ class HttpConnection(asyncio.Protocol):
             self._pass_by_upgrade(message)
         if payload.is_eof():
             self._reading_since_ns = 0
+        elif hdrs.EXPECT in message.headers:
+            self._is_last = True  # unless the body is asked for: else nobody knows whether it comes
         self._site.on_request(self, message)
 
     def _pass_by_upgrade(self, message: RawRequestMessage) -> None:
@@ -252,8 +259,10 @@ class HttpConnection(asyncio.Protocol):
 
     def wait_for_body(self, then: Callable[[bytes], None], *, expected: bool) -> None:
         """Gives the body to `then` once it is whole. `expected`: whether the client waits for a word to send it."""
-        if expected and self._transport is not None:
+        message = self._message
+        if expected and self._transport is not None and message is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._is_last = message.should_close or message.upgrade
         self._on_body = then
         self._body = [self._payload.read_nowait()]
         self._state = READING
@@ -283,7 +292,7 @@ class HttpConnection(asyncio.Protocol):
     def answer(self, answer: Answer) -> None:
         """Writes the whole answer to the request under way."""
         transport, message = self._transport, self._message
-        if transport is None:
+        if transport is None or self._state == OVER:
             return
         is_last = self._is_last = self._is_last or answer.is_last or self._is_ending
         if is_last:
@@ -303,14 +312,15 @@ class HttpConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """A piece of a streamed answer."""
-        if self._transport is not None:
+        if self._transport is not None and self._state != OVER:
             self._transport.write(data)
 
     def end_stream(self, *, is_last: bool) -> None:
         """A streamed answer is whole. `is_last`: only the end of the connection says so."""
         self._is_last = self._is_last or is_last
         self._stream = None
-        self._finish()
+        if self._state != OVER:
+            self._finish()
 
     def _finish(self) -> None:
         """The request under way is answered."""
@@ -320,7 +330,8 @@ class HttpConnection(asyncio.Protocol):
         if not self._payload.is_eof() and self._state != SKIPPING:
             self._state = SKIPPING
             self._payload.read_nowait()
-            loop.call_later(LINGER_S, self._part_from, self._message)
+            self._read_again()
+            loop.call_later(self._linger_s(), self._part_from, self._message)
             return
         is_wished = self._is_ending or (self._message is not None and self._message.should_close)
         self._message, self._payload = None, EMPTY_PAYLOAD
@@ -331,6 +342,9 @@ class HttpConnection(asyncio.Protocol):
             loop.call_soon(self._go_on)  # not at once: the worker may be calling us, and is not to be called back
 
     # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _linger_s(self) -> float:
+        return self.door.limits.linger_ns / 10**9
 
     def _part_from(self, message: RawRequestMessage | None) -> None:
         """The rest of a body did not come."""
@@ -348,11 +362,9 @@ class HttpConnection(asyncio.Protocol):
         if not lingers or transport.is_closing() or not transport.can_write_eof():
             transport.close()
             return
-        if self._held:
-            self._held = False
-            transport.resume_reading()
+        self._read_again()
         transport.write_eof()
-        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
+        asyncio.get_running_loop().call_later(self._linger_s(), transport.close)
 
     def _give_up(self, refusal: Refused, status: int = 0, *, lingers: bool = True) -> None:
         """Last words, whatever is under way."""

@@ -80,13 +80,22 @@ async def test_a_body_that_breaks_off_ends_its_request(shop: Shop) -> None:
     assert shop.gate.asked == []
 
 
-async def test_a_body_that_nobody_wants_is_passed_over(shop: Shop) -> None:
-    wire = await shop.connect()
-    wire.writer.write(request("POST", "/nothing", None, Content_Type="application/json", Content_Length="100000"))
-    assert (await wire.answer()).status == 404
-    wire.writer.write(b" " * 100_000)
-    assert (await wire.ask(TOP_UP)).status == 200
-    assert len(shop.gate.commands) == 1
+async def test_a_body_that_nobody_wants_is_passed_over() -> None:
+    async with open_shop(Limits(linger_ns=60 * 10**9)) as shop:
+        wire = await shop.connect()
+        wire.writer.write(request("POST", "/nothing", None, Content_Type="application/json", Content_Length="100000"))
+        assert (await wire.answer()).status == 404
+        wire.writer.write(b" " * 100_000)
+        assert (await wire.ask(TOP_UP)).status == 200
+        assert len(shop.gate.commands) == 1
+
+
+async def test_a_body_that_nobody_wants_is_not_waited_for() -> None:
+    async with open_shop(Limits(linger_ns=1)) as shop:
+        wire = await shop.connect()
+        wire.writer.write(request("POST", "/nothing", None, Content_Type="application/json", Content_Length="100000"))
+        assert (await wire.answer()).status == 404
+        assert await wire.is_closed()
 
 
 async def test_a_client_that_waits_for_a_word_before_its_body_is_given_it(shop: Shop) -> None:
@@ -98,6 +107,31 @@ async def test_a_client_that_waits_for_a_word_before_its_body_is_given_it(shop: 
     wire.writer.write(request("POST", "/v1/accounts/ann/top_up", None, Content_Length="70000", **expecting))
     assert (await wire.answer()).status == 413
     assert await wire.is_closed()
+
+
+async def test_where_it_is_not_known_whether_a_body_comes_nothing_is_read_behind_it(shop: Shop) -> None:
+    wire = await shop.connect()
+    expecting = {"Content_Type": "application/json", "Expect": "100-continue"}
+    wire.writer.write(request("POST", "/nothing", None, Content_Length=str(len(TOP_UP)), **expecting) + TOP_UP[:9])
+    told = await wire.answer()
+    assert (told.status, told.headers["connection"]) == (404, "close")
+    wire.writer.write(TOP_UP[9:] + TOP_UP)
+    assert await wire.is_closed()
+    assert shop.gate.asked == []
+
+
+async def test_a_body_that_nobody_wants_ends_no_call_that_is_being_carried_out() -> None:
+    async with open_shop(Limits(linger_ns=60 * 10**9)) as shop:
+        shop.gate.holds_back = True
+        wire = await shop.connect()
+        await piecemeal(wire, request("GET", "/v1/accounts/ann", b"12345")[:-1])
+        await shop.until(lambda: shop.gate.asked)
+        shop.clock.pass_s(11)
+        shop.door.sweep()
+        shop.gate.release()
+        assert (await wire.answer()).status == 200
+        shop.gate.holds_back = False
+        assert (await wire.ask(b"5" + PING)).json == {"ping": "pong"}
 
 
 @pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
