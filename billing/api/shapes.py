@@ -122,6 +122,13 @@ CUTOFF: Final = Shape(
         Field("status", "text", "in_grace, pending, delivered, effective or superseded"),
         Field("attempts", "integer"),
         _nullable("last_error", "text"),
+        Field(
+            "delivered_at_ns",
+            "instant",
+            "when the 2xx of its call came; not in the reply of the call that restored",
+            nullable=True,
+            optional=True,
+        ),
     ),
 )
 _RESTORED: Final = (

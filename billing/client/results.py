@@ -20,6 +20,7 @@ class Cutoff(Result):
     status: str
     attempts: int
     last_error: str | None
+    delivered_at_ns: int | None
 
 
 class Standing(Result):

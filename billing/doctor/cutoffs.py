@@ -111,6 +111,7 @@ def report(account: Account, entry: Entry) -> str:
         if cutoff.status in (DELIVERED, EFFECTIVE):
             return f"cutoff {seq} was delivered twice"
         cutoff.last_error = b""
+        cutoff.delivered_ns = entry.at_ns
         if latest:
             cutoff.status = EFFECTIVE if account.exhausted and not account.rate else DELIVERED
         else:
@@ -121,6 +122,7 @@ def report(account: Account, entry: Entry) -> str:
         if not (may and account.exhausted and latest):
             return f"cutoff {seq} was made owed again, which it cannot be"
         cutoff.status = PENDING
+        cutoff.delivered_ns = 0
     return ""
 
 

@@ -1,6 +1,7 @@
 """Whether two pictures of a bucket are the same: the one worked out from entries, and the one a snapshot holds.
 
-Facts are compared by name, account by account. Lines and rate_seqs that are older than their week are no facts any
+Facts are compared by name, account by account; the instant of a cutoff's 2xx only where the snapshot has one, since
+an older version did not keep it. Lines and rate_seqs that are older than their week are no facts any
 more: when they are swept away is the ledger's own business.
 """
 
@@ -55,6 +56,10 @@ def differences(worked_out: Bucket, held: Bucket, now_ns: int) -> Iterator[Diffe
                 if found[name] != value
             ]
             yield user_id, "the snapshot says " + "; ".join(told)
+        for expected_cutoff, cutoff in zip(one.cutoffs, other.cutoffs, strict=False):
+            if cutoff.delivered_ns and cutoff.delivered_ns != expected_cutoff.delivered_ns:
+                came = f"the 2xx of cutoff {cutoff.seq} came at {cutoff.delivered_ns}"
+                yield user_id, f"the snapshot says {came}, worked out {expected_cutoff.delivered_ns}"
     for user_id in sorted(worked_out.graves.keys() | held.graves.keys()):
         if _grave(worked_out.graves.get(user_id), now_ns) != _grave(held.graves.get(user_id), now_ns):
             yield user_id, "what outlives the closed account is not what the log says"

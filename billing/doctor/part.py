@@ -16,6 +16,7 @@
             | sections: tag u8, length u32; 1 leases: ends i64, u8 name
             | 2 credits: ends, rest nanos, frac, entry_id, amount i64, u8 kind; 3 the class
             | 4 cutoffs that had a grace: seq u32, instant from which it is called i64
+            | 5 cutoffs that had their 2xx: seq u32, instant at which it came i64
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
             | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
@@ -25,6 +26,7 @@ Where an account stands (its row) is no fact about it and is not compared.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from billing.doctor.entry import UNIT, Garbled, read_entry
@@ -42,8 +44,8 @@ _CUTOFF = struct.Struct("<IqIBBH")
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")
 _CREDIT = struct.Struct("<qqqqqB")
-_GRACE = struct.Struct("<Iq")
-_LEASES, _CREDITS, _CLASS, _GRACES = 1, 2, 3, 4
+_INSTANT = struct.Struct("<Iq")
+_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES = 1, 2, 3, 4, 5
 _GRAVE = struct.Struct("<qqIIH")
 _OWN, _LEAVE, _RECEIVED = 2, 3, 4
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
@@ -217,7 +219,12 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
             account.class_name = section.take(length)
             continue
         if tag == _GRACES:
-            _read_graces(account, section)
+            for cutoff, called_ns in _read_instants(account, section, "a grace"):
+                cutoff.called_ns = called_ns
+            continue
+        if tag == _DELIVERIES:
+            for cutoff, delivered_ns in _read_instants(account, section, "a 2xx"):
+                cutoff.delivered_ns = delivered_ns
             continue
         if tag == _CREDITS:
             while section.more:
@@ -234,13 +241,14 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
         account.leases = leases or None
 
 
-def _read_graces(account: Account, section: _Bytes) -> None:
+def _read_instants(account: Account, section: _Bytes, what: str) -> Iterator[tuple[Cutoff, int]]:
+    """Each cutoff that the section names, and its instant."""
     of_seq = {cutoff.seq: cutoff for cutoff in account.cutoffs}
     while section.more:
-        seq, called_ns = section.numbers(_GRACE)
+        seq, at_ns = section.numbers(_INSTANT)
         if seq not in of_seq:
-            raise Garbled(f"account {account.user_id!r}: a grace of the cutoff {seq}, which it does not have")
-        of_seq[seq].called_ns = called_ns
+            raise Garbled(f"account {account.user_id!r}: {what} of the cutoff {seq}, which it does not have")
+        yield of_seq[seq], at_ns
 
 
 def _read_lines(rest: _Bytes, count: int) -> dict[bytes, tuple[int, int]]:

@@ -5,7 +5,8 @@ the account's class gives a grace, the cutoff of a crossing is in grace first an
 until then nothing is called, a line that is raised makes no cutoff of its own, and whatever lifts available above zero
 supersedes it as if it had been owed. The grace belongs to the crossing: a line raised behind its end is called for at
 once. A cutoff is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded,
-recorded and not sent (again). A delivered one becomes effective when the account's rate is zero. What may have reached
+recorded and not sent (again). A delivered one keeps the instant at which its 2xx came, until it is owed once more,
+and becomes effective when the account's rate is zero. What may have reached
 the outside is remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a
 restore; without a restore URL nothing is ever owed back. A restore is named by the cutoff that it makes good, and keeps
 that name however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before
@@ -141,8 +142,8 @@ def owed(account: Account) -> Owed | None:
     return None
 
 
-def report(account: Account, command: Command) -> None:
-    """Takes one report of delivery or one order of an operator about the cutoff or restore of seq `a`."""
+def report(account: Account, command: Command, at_ns: int) -> None:
+    """Takes a report of delivery, or an operator's order, of this instant about the cutoff or restore of seq `a`."""
     op, _, seq, operator, _, _, _, error, *_ = command
     unbegun = op == ops.CUTOFF_FAILED and operator == 1
     extra = account.extra
@@ -160,7 +161,7 @@ def report(account: Account, command: Command) -> None:
             raise Rejected("UNKNOWN_CUTOFF")
         cutoff.attempts += 1
     if op == ops.CUTOFF_DELIVERED:
-        _delivered(account, extra, cutoff)
+        _delivered(account, extra, cutoff, at_ns)
     elif op == ops.CUTOFF_FAILED:
         cutoff.last_error = error
     elif op == ops.CUTOFF_RETRY:
@@ -175,12 +176,13 @@ def report(account: Account, command: Command) -> None:
         cutoff.released = True
 
 
-def _delivered(account: Account, extra: Extra, cutoff: Cutoff) -> None:
+def _delivered(account: Account, extra: Extra, cutoff: Cutoff, at_ns: int) -> None:
     if cutoff.status in (DELIVERED, EFFECTIVE):
         raise Rejected("UNKNOWN_CUTOFF")
     if cutoff.status == PENDING:
         account.book.pending_cutoffs -= 1
     cutoff.last_error = b""
+    cutoff.delivered_ns = at_ns
     if cutoff is not extra.cutoffs[-1]:
         extra.cutoffs.remove(cutoff)
     else:
@@ -195,6 +197,7 @@ def _again(account: Account, cutoff: Cutoff, operator: bool) -> None:
     if not account.exhausted or cutoff.status not in done:
         raise Rejected("UNKNOWN_CUTOFF")
     cutoff.status = PENDING
+    cutoff.delivered_ns = 0
     account.book.pending_cutoffs += 1
 
 

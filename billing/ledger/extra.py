@@ -23,7 +23,8 @@ Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds,
 says, then restore_error; then sections, each with its tag u8, its length u32 and its bytes, in the order of their tags,
 and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource; 2 the
 credits in the order in which they are spent, each with its end i64, what is left as (nanos, frac) i64 i64, entry_id and
-amount i64, a length u8 and its kind; 3 the class's name; 4 of each cutoff that had a grace its seq u32 and due_ns i64.
+amount i64, a length u8 and its kind; 3 the class's name; 4 of each cutoff that had a grace its seq u32 and due_ns i64;
+5 of each cutoff whose call had its 2xx its seq u32 and the instant i64 at which that came.
 """
 
 import struct
@@ -42,8 +43,8 @@ _CUTOFF = struct.Struct("<IqIBBH")  # then the last error
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")  # ends_ns; then the resource
 _CREDIT = struct.Struct("<qqqqqB")  # then the kind
-_GRACE = struct.Struct("<Iq")  # seq, due_ns
-_LEASES, _CREDITS, _CLASS, _GRACES = 1, 2, 3, 4  # tags of sections
+_INSTANT = struct.Struct("<Iq")  # seq, due_ns or delivered_ns
+_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES = 1, 2, 3, 4, 5  # tags of sections
 
 
 class Credit(NamedTuple):
@@ -59,13 +60,14 @@ class Credit(NamedTuple):
 class Cutoff:
     """One downward crossing and what became of telling it. `status` is one of `entry.STATUS_NAMES`."""
 
-    __slots__ = ("attempts", "due_ns", "exhausted_at_ns", "last_error", "released", "seq", "status")
+    __slots__ = ("attempts", "delivered_ns", "due_ns", "exhausted_at_ns", "last_error", "released", "seq", "status")
 
     def __init__(self, seq: int, exhausted_at_ns: int) -> None:
         self.seq = seq
         self.exhausted_at_ns = exhausted_at_ns
         self.due_ns = exhausted_at_ns  # it is called from then on
         self.status = PENDING
+        self.delivered_ns = 0  # when its 2xx came; 0: it has not come, or came before that was remembered
         self.attempts = 0
         self.last_error = b""
         self.released = False  # an operator let it go after it was held back at a start
@@ -193,8 +195,10 @@ class Extra:
             parts += [_SECTION.pack(_CREDITS, len(packed)), packed]
         if self.class_name:
             parts += [_SECTION.pack(_CLASS, len(self.class_name)), self.class_name]
-        if packed := b"".join(_GRACE.pack(c.seq, c.due_ns) for c in self.cutoffs if c.due_ns != c.exhausted_at_ns):
+        if packed := b"".join(_INSTANT.pack(c.seq, c.due_ns) for c in self.cutoffs if c.due_ns != c.exhausted_at_ns):
             parts += [_SECTION.pack(_GRACES, len(packed)), packed]
+        if packed := b"".join(_INSTANT.pack(c.seq, c.delivered_ns) for c in self.cutoffs if c.delivered_ns):
+            parts += [_SECTION.pack(_DELIVERIES, len(packed)), packed]
         return b"".join(parts)
 
 
@@ -247,14 +251,19 @@ def unpack(packed: bytes) -> Extra:
 
 
 def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
-    assert tag in (_LEASES, _CREDITS, _CLASS, _GRACES), f"an account's extra has the unknown section {tag}"
+    assert tag in (_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES), f"an account's extra has the unknown section {tag}"
     if tag == _CLASS:
         extra.class_name = packed
         return
     if tag == _GRACES:
-        due_ns = dict(_GRACE.iter_unpack(packed))
+        due_ns = dict(_INSTANT.iter_unpack(packed))
         for cutoff in extra.cutoffs:
             cutoff.due_ns = due_ns.get(cutoff.seq, cutoff.due_ns)
+        return
+    if tag == _DELIVERIES:
+        delivered_ns = dict(_INSTANT.iter_unpack(packed))
+        for cutoff in extra.cutoffs:
+            cutoff.delivered_ns = delivered_ns.get(cutoff.seq, 0)
         return
     at = 0
     while at < len(packed):

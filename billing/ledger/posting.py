@@ -86,7 +86,7 @@ class Posting:
     def report(self, account: Account, at_ns: int, command: Command) -> EntryTuple:
         """What delivery reports changes the state of a cutoff; it settles nothing and is no row of the history."""
         try:
-            cutoffs.report(account, command)
+            cutoffs.report(account, command, at_ns)
         except Rejected as no:
             raise Refused(no.name, "no such cutoff is owed") from None
         account.store()

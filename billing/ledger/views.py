@@ -51,7 +51,7 @@ def account_map(account: Account, bucket_id: int, call_at_ns: int) -> dict[str, 
         "leases": {resource.decode(): ends_ns for resource, ends_ns in extra.leases.items()},
         "class": class_name(extra.class_name),
         "cutoff_at_ns": call_at_ns if call_at_ns <= INT64_MAX else None,
-        "cutoff": _cutoff_map(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
+        "cutoff": cutoff_row(account.user_id, extra.cutoffs[-1]) if extra.cutoffs else None,
         "overrun_nanos": account.overrun // NANO,
         "holds_nanos": account.holds_nanos,
         "holds": _holds(extra),
@@ -162,5 +162,8 @@ def _holds(extra: Extra) -> list[dict[str, object]]:
     ]
 
 
-def _cutoff_map(user_id: bytes, c: Cutoff) -> dict[str, object]:
-    return cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error)
+def cutoff_row(user_id: bytes, c: Cutoff) -> dict[str, object]:
+    """One remembered cutoff: as the restoring call tells it, and when its 2xx came."""
+    row = cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error)
+    row["delivered_at_ns"] = c.delivered_ns or None
+    return row

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from billing.expirationd.delivery import Delivery
 from billing.ledger.book import Book
-from billing.ledger.entry import cutoff_map
 from billing.ledger.errors import Refused
 from billing.ledger.extra import NEVER_NS, Extra
+from billing.ledger.views import cutoff_row
 from billing.worker.machine import BillingMachine
 from shards.shard import Shard
 
@@ -48,9 +48,7 @@ def explain(
         "shard_id": worker.shard.shard_id,
         "generation": generation,
         "timer": _timer(machine, book, book.slots[user_id]),
-        "cutoffs": []
-        if extra is None
-        else [cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error) for c in extra.cutoffs],
+        "cutoffs": [] if extra is None else [cutoff_row(user_id, cutoff) for cutoff in extra.cutoffs],
         "owes": None
         if owed is None
         else {"call": owed.kind, "event_id": owed.event_id, "seq": owed.seq, "attempts": owed.attempts},

@@ -33,6 +33,28 @@ def test_a_changed_balance_in_a_snapshot(data_dir):
     assert any("top_ups over all entries" in finding.text for finding in told(report, "snapshots"))
 
 
+def test_another_instant_of_a_cutoffs_2xx_in_a_snapshot_and_none_as_older_versions_wrote_it(data_dir):
+    yard = scene(data_dir)
+    found: list[int] = []
+
+    def with_instant(part: bytes, delivered_ns: int) -> bytes:
+        machine = BillingMachine(yard.rules)
+        bucket_id = int.from_bytes(part[1:3], "little")
+        machine.load(bucket_id, part[15:])
+        for extra in machine.ledger.books[bucket_id].extras.values():
+            for cutoff in extra.cutoffs:
+                if cutoff.delivered_ns:
+                    found.append(cutoff.delivered_ns)
+                    cutoff.delivered_ns = delivered_ns
+        return part[:15] + machine.dump(bucket_id)
+
+    forge(yard, 1, on_part=lambda part: with_instant(part, 7))
+    texts = {finding.text.partition(": ")[2] for finding in told(yard.examine(), "snapshots")}
+    assert texts == {f"the snapshot says the 2xx of cutoff 1 came at 7, worked out {ns}" for ns in found[:1]}
+    forge(yard, 1, on_part=lambda part: with_instant(part, 0))
+    assert told(yard.examine(), "snapshots") == []
+
+
 def test_a_snapshot_that_lost_request_ids(data_dir):
     yard = Yard(data_dir, shards=1, bucket_count=1, trims=False)
     for number in range(20):

@@ -63,7 +63,7 @@ class Model:
         t = max(t, account.at)
         self.pass_time(account, t)
         if op["method"].startswith(("cutoff_", "restore_")):
-            if account.deliver(op):
+            if account.deliver(op, t):
                 self.notices.append(("cutoff", account.user, op["seq"]))
             self._write(account, op, t, 0, Fraction(0), Fraction(0))
             return {}
@@ -254,6 +254,7 @@ class Model:
                 grace = self.policy(account).grace
             account.seq += 1
             cutoff = {"seq": account.seq, "at": t, "status": "pending", "attempts": 0, "last_error": None}
+            cutoff |= {"delivered_at": None}
             account.cutoffs.append(cutoff)
             if grace and t < BOUND:
                 cutoff["status"], cutoff["call_at"] = "in_grace", min(t + grace, BOUND)

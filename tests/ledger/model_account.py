@@ -333,7 +333,7 @@ class Account:
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
-    def deliver(self, op: Op) -> bool:
+    def deliver(self, op: Op, t: int) -> bool:
         """What a report of delivery changes; whether the cutoff is owed anew."""
         method, seq = op["method"], op["seq"]
         if method.startswith("restore_"):
@@ -363,6 +363,7 @@ class Account:
                 raise Refusal("UNKNOWN_CUTOFF")
             cutoff["status"] = "effective" if self.exhausted and self.rate == 0 else "delivered"
             cutoff["last_error"] = None
+            cutoff["delivered_at"] = t
         elif method == "cutoff_failed":
             cutoff["last_error"] = op["error"]
         elif method == "cutoff_retry":
@@ -372,6 +373,7 @@ class Account:
             if not self.exhausted or cutoff is not latest or not again:
                 raise Refusal("UNKNOWN_CUTOFF")
             cutoff["status"] = "pending"
+            cutoff["delivered_at"] = None
             return True
         elif status != "pending":
             raise Refusal("UNKNOWN_CUTOFF")

@@ -169,6 +169,8 @@ class Program:
                 "exhausted_at_ns": exhausted_at_ns,
                 **{name: cutoff[name] for name in ("seq", "status", "attempts", "last_error")},
             }
+            if "restored" not in shown:
+                shown["cutoff"]["delivered_at_ns"] = cutoff["delivered_at"]
         if "holds" in shown:
             shown["holds"] = list(shown["holds"].values())
         return shown

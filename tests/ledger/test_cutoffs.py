@@ -38,6 +38,7 @@ def test_a_cutoff_is_owed_from_e_on_with_its_event_id(bank):
         "status": "pending",
         "attempts": 0,
         "last_error": None,
+        "delivered_at_ns": None,
     }
 
 
@@ -65,9 +66,34 @@ def test_attempts_and_errors_are_counted_until_2xx(bank):
     }  # fmt: skip
     bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
     assert status(bank) == "delivered"
-    assert bank.view("u", at=104)["cutoff"]["last_error"] is None
+    assert bank.view("u", at=105)["cutoff"]["last_error"] is None
+    assert bank.view("u", at=105)["cutoff"]["delivered_at_ns"] == 104
     assert bank.owed("u") is None
     assert bank.pending() == []
+
+
+def test_the_instant_of_the_2xx_survives_a_snapshot_and_ends_where_the_cutoff_is_owed_again(bank):
+    exhaust(bank)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
+    dumped = bank.ledger.dump(BUCKET)
+    bank.ledger.drop(BUCKET)
+    bank.ledger.load(BUCKET, dumped)
+    bank.ledger.wake(BUCKET)
+    assert bank.view("u", at=200)["cutoff"]["delivered_at_ns"] == 104
+    bank.report(ops.CUTOFF_RETRY, "u", 1, at=300)
+    assert bank.view("u", at=300)["cutoff"]["delivered_at_ns"] is None
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=301)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=302)
+    assert bank.view("u", at=400)["cutoff"]["delivered_at_ns"] == 302
+
+
+def test_the_call_that_restores_tells_no_instant_of_the_2xx_and_get_account_goes_on_telling_it(bank):
+    exhaust(bank)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
+    assert "delivered_at_ns" not in bank.top_up("u", 50, at=110)["cutoff"]
+    assert bank.view("u", at=110)["cutoff"]["delivered_at_ns"] == 104
 
 
 def test_what_delivery_reports_settles_nothing_and_is_no_row(bank):
