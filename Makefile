@@ -73,9 +73,10 @@ mutants: $(VENV)/.ready
 	LEDGER_COMMANDS=1600 $(BIN)/mutmut run
 	$(BIN)/python -m tests.ledger.mutants
 
-# docs/pictures, which the README shows: the demo's screen and the dashboard, of a real daemon. Needs Debian's chromium.
+# docs/pictures: the demo's screen and the dashboard, of a real daemon (needs Debian's chromium), and curves of the ledger.
 pictures: $(VENV)/.ready
 	$(BIN)/python -m tests.pictures
+	$(BIN)/python -m tests.pictures.subjects
 
 # The site of docs/ into build/site, its pages of methods and keys, and the client's results, made anew from their tables.
 docs: $(VENV)/.ready
