@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import click
 
@@ -56,7 +57,8 @@ def status(config_file: str | None, *, as_json: bool) -> None:
         _, payloads = log.load("status")
     finally:
         log.close()
-    serves, rows = claim_of(payloads).node, backend.status()
+    serves = claim_of(payloads).node
+    rows: list[dict[str, Any]] = [{"node": serves or None, **row} for row in backend.status()]
     if as_json:
         put(json.dumps({"serves": serves or None, "shards": rows}))
         return

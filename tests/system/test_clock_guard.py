@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,11 @@ class Clocked:
         self.daemon.process = None
         return code
 
+    def shown(self, path: str) -> str:
+        """A page of the admin server."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.daemon.admin_port}{path}", timeout=WAIT_S) as answer:
+            return str(answer.read().decode())
+
     @property
     def said(self) -> str:
         return self.daemon.log.read_text()
@@ -96,6 +102,11 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
         b.clock.may_be_wrong_by(200_000)
         await asyncio.to_thread(b.wait_said, "the clock of this host is doubtful: the kernel says")
         assert ready_page(b.daemon)[0] == 200
+        assert "The clock of this host is doubtful: the kernel says" in await asyncio.to_thread(b.shown, "/")
+        metrics = await asyncio.to_thread(b.shown, "/metrics")
+        for line in ("error_seconds 0.2", "error_limit_seconds 0.25", "kept 1.0"):
+            assert f"\nbilling_clock_{line}\n" in metrics, metrics
+        assert "\nbilling_stands_by 0.0\n" in metrics
         b.clock.may_be_wrong_by(300_000)
         assert await b.wait_gone() == 75
         assert "because of its clock: the kernel says that it may be wrong by 0.300 s" in b.said

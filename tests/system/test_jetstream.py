@@ -78,6 +78,7 @@ class Caller:
         self.port = port
         self.balances = dict.fromkeys(USERS, 0)
         self.answers = 0
+        self.last_at_ns = 0  # of the last answer to a change
         self.refusals = 0
         self._rpc: Rpc | None = None
 
@@ -103,6 +104,7 @@ class Caller:
             options = {"request_id": f"r{self.answers}"}
             reply = await self.call("top_up", user, 1000 + self.answers, options)
             self.balances[user] += 1000 + self.answers
+            self.last_at_ns = reply["at_ns"]
             assert reply["balance_nanos"] == self.balances[user]
 
     async def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.error
 import urllib.request
@@ -75,6 +76,10 @@ async def test_a_host_that_is_stopped_is_followed_by_the_one_that_stands_by(host
     code, said = billing(b, "cluster", "status")
     assert code == 0, said
     assert said.startswith("a serves\nshard 1: "), said
+    code, said = billing(b, "cluster", "status", "--json")
+    rows = json.loads(said)["shards"]
+    assert [(row["shard_id"], row["node"]) for row in rows] == [(1, "a"), (2, "a")]
+    assert all(row["epoch"] and row["position"] and row["granted_ns"] > caller.last_at_ns for row in rows), rows
     assert len(b.worker_pids()) == SHARDS, "its workers are there already"
     waiting = b.worker_pids()
 

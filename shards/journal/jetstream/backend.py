@@ -78,7 +78,8 @@ class JetStreamBackend:
                         "bytes": state.stored_bytes,
                         "epoch": newest.epoch if newest else 0,
                         "last_record": KINDS[newest.kind] if newest else "none",
-                        "granted_until_ns": newest.until_ns if newest else 0,
+                        "granted_ns": newest.until_ns if newest else 0,
+                        "position": newest.position if newest else 0,
                     }
                 )
         return rows
