@@ -1,8 +1,8 @@
 """A wall clock that a test may step, of the processes that it starts and of nobody else.
 
-A library, made by the C compiler that is there and loaded before the others, adds to CLOCK_REALTIME as many seconds as
-a file says; the boot clock stays as it is. A second file says by how many microseconds the kernel holds that clock
-to be wrong at most. `ClockStep.environment` is what a process needs to have it.
+A library, made by the C compiler that is there and loaded before the others, adds as many milliseconds to CLOCK_REALTIME
+as a file says; the boot clock stays as it is. A second file says by how many microseconds the kernel holds that clock to
+be wrong at most. `ClockStep.environment` is what a process needs to have it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,20 @@ static long number_in(const char *variable) {
     return atol(text);
 }
 
+static void add_ms(struct timespec *now, long ms) {
+    now->tv_sec += ms / 1000;
+    now->tv_nsec += ms % 1000 * 1000000;
+    if (now->tv_nsec < 0 || now->tv_nsec >= 1000000000) {
+        long over = now->tv_nsec < 0 ? -1 : 1;
+        now->tv_sec += over;
+        now->tv_nsec -= over * 1000000000;
+    }
+}
+
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int failed = syscall(SYS_clock_gettime, clock, now);
     if (!failed && clock == CLOCK_REALTIME)
-        now->tv_sec += number_in("CLOCK_STEP_FILE");
+        add_ms(now, number_in("CLOCK_STEP_FILE"));
     return failed;
 }
 
@@ -60,18 +70,18 @@ class ClockStep:
         source, library = home / "clock_step.c", home / "clock_step.so"
         source.write_text(_SOURCE)
         subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
-        self._step_s, self._error_us = home / "clock_step_s", home / "clock_error_us"
+        self._step_ms, self._error_us = home / "clock_step_ms", home / "clock_error_us"
         self.to(0)
         self.may_be_wrong_by(0)
         self.environment = {
             "LD_PRELOAD": str(library),
-            "CLOCK_STEP_FILE": str(self._step_s),
+            "CLOCK_STEP_FILE": str(self._step_ms),
             "CLOCK_ERROR_FILE": str(self._error_us),
         }
 
-    def to(self, seconds: int) -> None:
-        """From now on the wall clock is so far ahead of the true one."""
-        _write(self._step_s, seconds)
+    def to(self, seconds: float) -> None:
+        """From now on the wall clock is so far ahead of the true one, to the millisecond."""
+        _write(self._step_ms, round(seconds * 1000))
 
     def may_be_wrong_by(self, microseconds: int) -> None:
         """What the kernel says from now on."""

@@ -18,7 +18,9 @@ The faults, drawn at random of those named (all by default):
 The second command measures how long a failover and a planned hand-over take.
 
 `cut` needs a network namespace, where each host reaches the servers at an address of its own, which a blackhole route
-takes away: as root, the program starts itself anew in one. Without root it is left out, and says so.
+takes away: as root, the program starts itself anew in one. There each host also has a boot id of its own, as another
+machine would, and a wall clock a tenth of a second behind, right, or ahead. Without root there is one boot id and one
+clock, `cut` is left out, and the program says so.
 
 Clients and what is held against the daemon stand in `callers`. At the end every stream is read raw: epochs rise, and no
 instant is stamped in two of them. Prints what it counted, and how long clients waited, as JSON; exit code 1 with the
@@ -41,6 +43,7 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
@@ -52,12 +55,15 @@ from shards.journal.jetstream import record
 from shards.journal.jetstream.streams import Stream
 from shards.system.clock import MACHINE_CLOCKS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.torture.callers import Caller, Prober, settle
+from tests.torture.volume import BOOT_ID
 
 SHARDS = 2
 CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
+CLOCKS_S = (-0.1, 0.0, 0.1)  # of the hosts, ahead of the receiver's
 WAIT_S = 120.0
 POLL_S = 0.02
 CALM_S = (1.0, 2.5)  # between two faults: load, and workers that stand by are loaded
@@ -77,7 +83,7 @@ def why_no_network() -> str:
     """Why there can be none; empty where there can."""
     if os.geteuid() != 0:
         return "a network namespace needs root"
-    for tool in ("unshare", "ip"):
+    for tool in ("unshare", "ip", "mount", "cc"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
     tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
@@ -112,8 +118,18 @@ class Host:
             "ledger.request_ids_per_bucket": 1_000_000,
         }
         self.daemon = Daemon(directory, **keys)
+        if has_network():
+            self._be_another_machine(directory, CLOCKS_S[number - 1])
         self.prober = Prober(self.daemon.rpc_port, f"probe_{number}")
         self.is_reached = True  # the log, by this host
+
+    def _be_another_machine(self, directory: Path, clock_s: float) -> None:
+        clock, boot_id = ClockStep(directory), directory / "boot_id"
+        clock.to(clock_s)
+        boot_id.write_text(f"{uuid.uuid4()}\n")
+        self.daemon.environment = clock.environment
+        script = f'mount --bind {boot_id} {BOOT_ID} && exec "$@"'
+        self.daemon.prefix = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
 
     def page(self) -> tuple[int, str]:
         """Status and text of /readyz; (0, "") where nobody answers."""
