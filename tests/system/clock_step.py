@@ -1,8 +1,8 @@
 """A wall clock that a test may step, of the processes that it starts and of nobody else.
 
-A library, made by the C compiler that is there and loaded before the others, adds as many milliseconds to CLOCK_REALTIME
-as a file says; the boot clock stays as it is. A second file says by how many microseconds the kernel holds that clock to
-be wrong at most. `ClockStep.environment` is what a process needs to have it.
+A library, made by the C compiler that is there and loaded before the others, adds as many milliseconds as a file says
+to CLOCK_REALTIME; the boot clock stays as it is. A second file says by how many microseconds the kernel holds that
+clock to be wrong at most. `ClockStep.environment` is what a process needs to have it.
 """
 
 from __future__ import annotations

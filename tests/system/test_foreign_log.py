@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +37,7 @@ def log(data_dir: Path) -> Iterator[NatsCluster]:
 @pytest.fixture
 def host(log: NatsCluster, data_dir: Path) -> Iterator[Daemon]:
     """One of two shards; the streams are made, and nothing runs yet."""
-    made = daemon_on(log, data_dir / "a", cluster__node="a", cluster__replicas=1, cluster__retain_bytes=0)
+    made = daemon_on(log, data_dir / "a", cluster__node="a", cluster__replicas=1)
     assert billing(made, "cluster", "init")[0] == 0
     yield made
     if made.process is not None:
@@ -93,63 +91,3 @@ async def test_who_writes_to_a_journal_and_is_no_owner_is_named_and_that_shard_i
     host.process = None
     code, said = await asyncio.to_thread(billing, host, "serve")
     assert (code, "a message of 14 bytes is no record" in said) == (65, True), said
-
-
-def test_streams_of_another_cluster_and_of_nobody_are_named(log: NatsCluster, host: Daemon) -> None:
-    config = log.ask("STREAM.INFO.S_1")["config"]
-    another = config | {"metadata": config["metadata"] | {"billing.cluster": "another"}}
-    assert "error" not in log.ask("STREAM.UPDATE.S_1", another)
-    code, said = billing(host, "serve")
-    assert code == 78
-    assert "the streams are of different clusters" in said
-    assert "S_1 of another" in said
-    assert "error" not in log.ask("STREAM.UPDATE.S_1", config | {"metadata": {}})
-    code, said = billing(host, "serve")
-    assert code == 78
-    assert "S_1: made by somebody else" in said
-
-
-async def test_a_host_that_returns_after_the_log_has_moved_on_serves_what_is_there_now(
-    log: NatsCluster, host: Daemon, data_dir: Path
-) -> None:
-    """What it has seen last was trimmed long ago."""
-    await asyncio.to_thread(host.start)
-    rpc = await Rpc.connect(host.rpc_port)
-    users = list((await users_of(rpc)).values())
-    for user in users:
-        await rpc.ask("top_up", user, 1000)
-    rpc.close()
-    assert host.stop() == 0
-
-    keys = {"cluster__replicas": 1, "cluster__retain_bytes": 0}
-    other = daemon_on(log, data_dir / "b", cluster__node="b", **keys)
-    try:
-        await asyncio.to_thread(other.start)
-        rpc = await Rpc.connect(other.rpc_port)
-        deadline, turns = time.monotonic() + WAIT_S, 0
-        while not (is_trimmed(log, 1) and is_trimmed(log, 2)):  # a snapshot lets go what the one before it had
-            assert time.monotonic() < deadline, "nothing is trimmed"
-            turns += 1
-            for user in users:
-                await rpc.ask("top_up", user, 1000)
-            for pid in other.worker_pids():
-                os.kill(pid, signal.SIGUSR1)
-            await asyncio.sleep(0.05)
-        rpc.close()
-        assert other.stop() == 0
-    finally:
-        if other.process is not None:
-            other.kill()
-    await asyncio.to_thread(host.start)
-    rpc = await Rpc.connect(host.rpc_port)
-    for user in users:
-        assert (await rpc.ask("get_account", user))["balance_nanos"] == 1000 * (1 + turns)
-        rows = await rpc.ask("history", user, {"limit": 100})
-        assert rows[-1]["entry_id"] == 1, "what this host has had itself"
-        assert {row["operation"] for row in rows} <= {"top_up", "missing"}, rows
-    rpc.close()
-    assert host.stop() == 0
-
-
-def is_trimmed(log: NatsCluster, shard: int) -> bool:
-    return bool(log.ask(f"STREAM.INFO.J_{shard}")["state"]["first_seq"] > 1)

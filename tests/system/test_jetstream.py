@@ -228,6 +228,14 @@ def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: Nats
     assert (code, "max_age" in said) == (78, True), said
     servers.ask("STREAM.UPDATE.J_1", config)
 
+    config = servers.ask("STREAM.INFO.S_1")["config"]
+    metadata = config["metadata"] | {"billing.cluster": "another"}
+    for given, words in ((metadata, "the streams are of different clusters"), ({}, "S_1: made by somebody else")):
+        servers.ask("STREAM.UPDATE.S_1", config | {"metadata": given})
+        code, said = billing(daemon, "serve")
+        assert (code, words in said) == (78, True), said
+    servers.ask("STREAM.UPDATE.S_1", config)
+
     (data_dir / "host" / "data" / "cluster").write_text("another\n")
     code, said = billing(daemon, "serve")
     assert (code, "another" in said) == (78, True), said

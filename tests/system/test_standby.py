@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +16,7 @@ import pytest
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
-from tests.system.test_jetstream import SHARDS, Caller, billing, daemon_on, servers
+from tests.system.test_jetstream import SHARDS, USERS, Caller, billing, daemon_on, servers
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 __all__ = ["servers"]
@@ -25,7 +27,8 @@ WAIT_S = 120.0
 @pytest.fixture
 def hosts(servers: NatsCluster, data_dir: Path) -> Iterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
-    made = [daemon_on(servers, data_dir / name, cluster__node=name) for name in ("a", "b")]
+    keys = {"cluster__retain_bytes": 0}
+    made = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
     code, said = billing(made[0], "cluster", "init")
     assert code == 0, said
     yield made
@@ -64,7 +67,9 @@ async def is_refused(host: Daemon) -> bool:
     return False
 
 
-async def test_a_host_that_is_stopped_is_followed_by_the_one_that_stands_by(hosts: list[Daemon]) -> None:
+async def test_a_host_that_is_stopped_is_followed_by_another_and_serves_again_although_the_log_has_moved_on(
+    servers: NatsCluster, hosts: list[Daemon]
+) -> None:
     """What happens where it dies, sleeps or is cut off, `tests/torture/test_hosts.py` shows."""
     a, b = hosts
     a.start()
@@ -89,7 +94,20 @@ async def test_a_host_that_is_stopped_is_followed_by_the_one_that_stands_by(host
     caller.port, caller._rpc = b.rpc_port, None
     await caller.check()
     await caller.round()
-    a.launch()  # it comes back, and finds that another one serves
+    deadline = time.monotonic() + WAIT_S
+    while any(servers.ask(f"STREAM.INFO.J_{shard}")["state"]["first_seq"] == 1 for shard in range(1, SHARDS + 1)):
+        assert time.monotonic() < deadline, "nothing is trimmed"
+        for pid in b.worker_pids():
+            os.kill(pid, signal.SIGUSR1)  # a snapshot, which lets go what the one before it had
+        await caller.round()
+
+    a.launch()  # as after a week: what it has seen last is gone from the log
     wait_standing_by(a, "b")
-    assert a.stop() == 0
     assert b.stop() == 0
+    a.wait_ready(WAIT_S)
+    caller.port, caller._rpc = a.rpc_port, None
+    await caller.round()
+    rows = await caller.call("history", USERS[0], {"limit": 1000})
+    assert rows[-1]["entry_id"] == 1, "what it has had itself"
+    assert {row["operation"] for row in rows} <= {"top_up", "missing"}, rows
+    assert a.stop() == 0

@@ -1,4 +1,4 @@
-"""Hosts die, sleep, stop and are cut off from the log, in short; `python -m tests.torture.hosts` is the long form."""
+"""Hosts die, sleep and are cut off from the log, in short; `python -m tests.torture.hosts` is the long form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 from tests.shards.journal.nats_cluster import BINARY, MISSING
 from tests.torture.hosts import why_no_network
 
-FAULTS = ["kill", "term", "stop", "cut"]
+FAULTS = ["kill", "stop", "cut"]  # an end that was planned is in tests/system/test_standby.py
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 
