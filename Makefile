@@ -1,5 +1,6 @@
-# The two commands of the README are `make run` and `make test`; each makes its own environment in .venv, of exactly the
-# packages that requirements-dev.lock names with their hashes. UNLOCKED=1 takes whatever pyproject.toml allows instead.
+# The two commands of the README are `make run` and `make test`; both use an environment in .venv, of exactly the packages
+# that requirements.lock (make test: requirements-dev.lock) names with their hashes. UNLOCKED=1 takes whatever
+# pyproject.toml allows instead.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,16 +11,27 @@ UNLOCKED ?=
 
 .PHONY: run run-cluster test docs pictures mutants torture lint types clients lock clean
 
-$(VENV)/.ready: pyproject.toml requirements-dev.lock
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
-	$(PYTHON) -m venv $(VENV)
+# What the daemon and the demo need, for `make run`; what the tests need besides comes with `make test`.
+$(VENV)/.runs: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@echo "making $(VENV) with what the daemon needs (requirements.lock); pip takes from half a minute to some minutes, once"
+	@$(PYTHON) -m venv $(VENV)
 ifeq ($(UNLOCKED),)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 else
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 endif
-	touch $@
+	@touch $@
+
+$(VENV)/.ready: pyproject.toml requirements-dev.lock $(VENV)/.runs
+	@echo "adding what the tests need (requirements-dev.lock) to $(VENV); this takes a minute or two, once"
+ifeq ($(UNLOCKED),)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+else
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+endif
+	@touch $@
 
 # Both locks anew, with the newest versions that pyproject.toml allows, for every Python from 3.11 and every platform.
 # requirements.lock is what a deployment installs (README), requirements-dev.lock what `make test` needs besides.
@@ -32,12 +44,12 @@ lock:
 			--output-file requirements$$extra.lock || exit 1; \
 	done
 
-run: $(VENV)/.ready
-	$(BIN)/billing demo
+run: $(VENV)/.runs
+	@$(BIN)/billing demo
 
 # The same scene, with the log on three nats-servers on this machine.
-run-cluster: $(VENV)/.ready
-	$(BIN)/billing demo --cluster
+run-cluster: $(VENV)/.runs
+	@$(BIN)/billing demo --cluster
 
 # Other people's clients, for the tests of tests/outsiders; a test whose client is missing is skipped and says so.
 $(CLIENTS)/.ready: tests/outsiders/requirements.txt tests/outsiders/requirements-old.txt tests/outsiders/package.json

@@ -229,7 +229,7 @@ def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> Non
             "" if line["entry_id"] is None else str(line["entry_id"]),
             moment(line["at_ns"], look) if line["at_ns"] else "",
             str(line["operation"]),
-            coins(-line["accrued_nanos"]) if line["accrued_nanos"] else "",
+            coins(line["accrued_nanos"]) if line["accrued_nanos"] else "",
             coins(line["amount_nanos"]) if line["amount_nanos"] else "",
             coins(line["balance_nanos"]),
             *(value_of(name, line[name]) if line[name] else "" for name in ("resource", "message", "request_id")),

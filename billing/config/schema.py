@@ -156,7 +156,7 @@ class Cutoff(_Section):
     )
     restore_url: UrlText = _key("", "Called likewise once a user who may have been switched off has money again")
     method: Literal["GET", "POST"] = _key("GET", "The fields stand in the query, or in a JSON body as webhooks have it")
-    secret_file: SecretFile = _key("", "The secret that signs calls and notices; two lines while it is being changed")
+    secret_file: SecretFile = _key("", "Signs calls and notices (`openssl rand -base64 32`); two while it is changed")
     concurrency: int = _key(64, "Calls under way at once in each worker", ge=1, le=4096)
     timeout_s: float = _key(
         10.0,

@@ -23,7 +23,7 @@ from billing.cli.options import Command
 from billing.cli.output import say
 from billing.client.batch import Batch
 from billing.client.client import Client
-from billing.client.errors import BillingError
+from billing.client.errors import BillingError, RequestIdConflict
 from billing.migration.plan import commands_of, is_empty, refusal_of
 from billing.migration.sources import (
     Account,
@@ -126,6 +126,16 @@ def contents(path: Path) -> bytes:
         return bytes(opened.read())
 
 
+def told(account: Account, method: str, error: BillingError, label: str) -> str:
+    """Why a command of an account was not taken."""
+    if isinstance(error, RequestIdConflict):
+        return (
+            f"{account.user_id} was imported before as {label!r} with another {method}, which stands "
+            "(REQUEST_ID_CONFLICT); where this is to come on top of that, give it another --label"
+        )
+    return f"{method} of {account.user_id} was refused: {error}"
+
+
 async def carry_out(client: Client, accounts: list[Account], label: str) -> Outcome:
     """Sends all commands, at most `WINDOW` of them unanswered, and counts what came of them."""
     sent: list[tuple[Account, str]] = []
@@ -137,7 +147,7 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
         nonlocal replayed
         account, method = sent[number]
         if error is not None:
-            refused.append(NotTaken(account.place, f"{method} of {account.user_id} was refused: {error}"))
+            refused.append(NotTaken(account.place, told(account, method, error, label)))
         elif result.get("replayed"):
             replayed += 1
         room.set()

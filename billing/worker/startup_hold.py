@@ -109,7 +109,10 @@ class StartupHold:
         return waited
 
     def _warn(self) -> None:
-        log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", self.overdue)
+        if self.restored:
+            log.warning("restored from a backup: %d overdue cutoffs wait for billing cutoffs release", self.overdue)
+        else:
+            log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", self.overdue)
 
     def _remove_mark(self) -> None:
         try:

@@ -70,5 +70,7 @@ def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon,
     file.write_text('{"user_id": "json_01", "balance": "6"}\n')
     changed = billing(daemon, "import", file)
     assert changed.returncode == 1
-    assert "REQUEST_ID_CONFLICT" in changed.stderr
+    told = " ".join(changed.stderr.split())
+    assert "json_01 was imported before as 'import' with another top_up, which stands (REQUEST_ID_CONFLICT)" in told
+    assert "give it another --label" in told
     assert account(daemon, "json_01")["balance_nanos"] == 5 * 10**9

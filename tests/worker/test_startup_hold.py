@@ -126,6 +126,18 @@ async def starting(directory: Path, hold_above: int) -> AsyncIterator[Start]:
         assert start.broken == []
 
 
+async def test_the_log_says_whether_the_restore_or_the_number_is_why_they_wait(
+    tmp_path: Path, why: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with starting(tmp_path, why) as start:
+        start.runs_dry(b"u")
+        start.serve()
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "billing.worker.startup_hold"]
+        after_restore = "restored from a backup: 1 overdue cutoffs wait for billing cutoffs release"
+        by_number = "1 overdue cutoffs wait: look at them, then billing cutoffs release"
+        assert said == (after_restore if why < 0 else by_number)
+
+
 async def test_what_becomes_durable_later_is_held_released_and_sent_once(tmp_path: Path, why: int) -> None:
     async with starting(tmp_path, why) as start:
         start.runs_dry(b"u")
