@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from billing.admin.visits import VisitLimits, Visits
 from shards.system.clock import MACHINE_CLOCKS
@@ -28,7 +29,7 @@ class Scene(NamedTuple):
         writer.write(sent)
         return reader, writer
 
-    def set(self, **seconds: float) -> None:
+    def set(self, **seconds: Any) -> None:
         self.visits.limits = self.visits.limits._replace(**seconds)
 
 
@@ -38,7 +39,7 @@ async def scene() -> AsyncIterator[Scene]:
     scenes: list[Scene] = []
 
     @web.middleware
-    async def door(request: web.Request, handler):
+    async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
         scenes[0].visits.answering(request.protocol, 1)
         try:
             return await handler(request)
@@ -57,6 +58,7 @@ async def scene() -> AsyncIterator[Scene]:
     application.router.add_get("/slow", slow)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
+    assert runner.server is not None
     visits = Visits(runner.server, VisitLimits(visits_max=4), MACHINE_CLOCKS.boot_ns)
     server = await asyncio.get_running_loop().create_server(visits.arriving, "127.0.0.1", 0)
     scenes.append(Scene(server.sockets[0].getsockname()[1], visits, hold))

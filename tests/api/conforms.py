@@ -40,7 +40,7 @@ def _value(where: str, kind: str, shape: Shape | None, value: Any) -> Iterator[s
         yield from _map(where, shape, value)
 
 
-def _map(where: str, shape: Shape, value: dict[str, Any]) -> Iterator[str]:
+def _map(where: str, shape: Shape, value: Any) -> Iterator[str]:
     for field in shape.fields:
         yield from _field(f"{where}.{field.name}", field, value)
     for name in value.keys() - {field.name for field in shape.fields}:

@@ -138,7 +138,8 @@ class Wire:
             return True
 
     async def alive(self) -> bool:
-        return (await self.call("ping", msgid=4_000_000_000)) == (None, "pong")
+        answered: tuple[object, object] = await self.call("ping", msgid=4_000_000_000)
+        return answered == (None, "pong")
 
 
 class House:

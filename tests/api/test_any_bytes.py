@@ -74,7 +74,7 @@ def converse(stream: bytes, cuts: list[int]) -> tuple[list[Any], list[Any], bool
         gate.release()
     unpacker = msgpack.Unpacker(raw=False, strict_map_key=False)
     unpacker.feed(bytes(pipe.written))
-    return sorted(unpacker, key=repr), gate.asked, pipe.closed
+    return sorted(unpacker, key=repr), list(gate.asked), pipe.closed
 
 
 values = st.recursive(
@@ -104,7 +104,9 @@ cuts = st.lists(st.integers(0, 2**16), max_size=8)
 @given(good, st.binary(max_size=40) | values.map(msgpack.packb), cuts)
 @example([], b"\x9f" * 2000, [])
 @example([[0, 1, "ping", None]], b"\xc1", [3])
-def test_any_bytes_get_declared_answers_however_they_are_cut(frames, tail, cuts):
+def test_any_bytes_get_declared_answers_however_they_are_cut(
+    frames: list[list[Any]], tail: bytes, cuts: list[int]
+) -> None:
     stream = b"".join(map(msgpack.packb, frames)) + tail
     replies, asked, ended = converse(stream, [])
     assert (replies, asked, ended) == converse(stream, cuts)
@@ -124,7 +126,7 @@ def test_any_bytes_get_declared_answers_however_they_are_cut(frames, tail, cuts)
 
 @settings(max_examples=500)
 @given(methods, st.none() | st.lists(values, max_size=5) | values)
-def test_any_values_are_parsed_or_refused(method, params):
+def test_any_values_are_parsed_or_refused(method: str, params: Any) -> None:
     try:
         call = parse(method, params)
     except Refused:

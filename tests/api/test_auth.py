@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from billing.api.auth import Grant, Guard, TokensError
 from billing.api.door import Limits
 from billing.api.methods import METHODS
-from tests.api.outside import open_house
+from tests.api.outside import House, open_house
 from tests.api.test_methods import RIGHT
 
 
@@ -27,7 +28,7 @@ root:admin:{digest("root")}
 """
 
 
-def test_a_token_is_known_by_its_hash():
+def test_a_token_is_known_by_its_hash() -> None:
     guard = Guard(TOKENS)
     assert guard.sign_in(b"meter") == Grant("metering", frozenset({"charge", "read"}), b"metering")
     assert guard.sign_in(b"shop") == Grant("shop", frozenset({"top_up"}), b"shop")
@@ -54,7 +55,7 @@ def test_a_token_is_known_by_its_hash():
         ("# nobody", "at least one"),
     ],
 )
-def test_a_faulty_tokens_file_says_where(text, line):
+def test_a_faulty_tokens_file_says_where(text: str, line: str) -> None:
     with pytest.raises(TokensError, match=line):
         Guard(text)
 
@@ -86,29 +87,29 @@ class Peer:
         (Peer("192.0.2.1", "stranger"), TOKENS, None),
     ],
 )
-def test_what_a_connection_may_do_before_it_signs_in(peer, tokens, grant):
-    assert Guard(tokens).greet(peer) == grant
+def test_what_a_connection_may_do_before_it_signs_in(peer: Peer, tokens: str | None, grant: Grant | None) -> None:
+    assert Guard(tokens).greet(peer) == grant  # type: ignore[arg-type]
 
 
-async def test_loopback_without_tokens_may_do_everything(house):
+async def test_loopback_without_tokens_may_do_everything(house: House) -> None:
     wire = await house.connect()
     assert (await wire.call("adjust", "u", 5, "why"))[0] is None
     assert await wire.call("hello") == (None, {"name": "local", "roles": ["admin"], "errors": "string"})
 
 
-async def test_a_unix_socket_without_tokens_may_do_everything(data_dir):
+async def test_a_unix_socket_without_tokens_may_do_everything(data_dir: Path) -> None:
     async with open_house(path=str(data_dir / "rpc.sock")) as house:
         assert (await (await house.connect()).call("adjust", "u", 5, "why"))[0] is None
 
 
-async def test_the_daemons_own_user_needs_no_token_on_the_unix_socket(data_dir):
+async def test_the_daemons_own_user_needs_no_token_on_the_unix_socket(data_dir: Path) -> None:
     async with open_house(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as house:
         wire = await house.connect()
         assert (await wire.call("adjust", "u", 5, "why"))[0] is None
         assert house.door.handshakes == 0
 
 
-async def test_with_tokens_nothing_but_hello_and_ping_before_sign_in():
+async def test_with_tokens_nothing_but_hello_and_ping_before_sign_in() -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         wire = await house.connect()
         for name, row in METHODS.items():
@@ -124,7 +125,7 @@ async def test_with_tokens_nothing_but_hello_and_ping_before_sign_in():
 
 
 @pytest.mark.parametrize("token", ["meter", "shop", "root"])
-async def test_each_method_is_open_to_the_roles_that_may_call_it_and_to_no_other(token):
+async def test_each_method_is_open_to_the_roles_that_may_call_it_and_to_no_other(token: str) -> None:
     roles = {"meter": {"charge", "read"}, "shop": {"top_up"}, "root": {"charge", "read", "top_up", "admin"}}[token]
     async with open_house(guard=Guard(TOKENS)) as house:
         wire = await house.connect()
@@ -139,7 +140,7 @@ async def test_each_method_is_open_to_the_roles_that_may_call_it_and_to_no_other
                 assert error == f"FORBIDDEN: {name} needs the role {row.role}"
 
 
-async def test_a_sign_in_and_what_follows_may_come_in_one_read():
+async def test_a_sign_in_and_what_follows_may_come_in_one_read() -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         wire = await house.connect()
         calls = [msgpack.packb([0, 0, "hello", [{"token": "shop", "errors": "map"}]])]
@@ -151,7 +152,7 @@ async def test_a_sign_in_and_what_follows_may_come_in_one_read():
         assert house.door.handshakes == 0
 
 
-async def test_a_wrong_token_is_one_guess():
+async def test_a_wrong_token_is_one_guess() -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         wire = await house.connect()
         wire.send(msgpack.packb([0, 5, "hello", [{"token": "wrong", "errors": "map"}]]))
@@ -162,7 +163,7 @@ async def test_a_wrong_token_is_one_guess():
         assert await wire.is_closed()
 
 
-async def test_before_sign_in_a_frame_may_have_4_kib():
+async def test_before_sign_in_a_frame_may_have_4_kib() -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         wire = await house.connect()
         wire.send(b"\x94\x00\x01\xa5hello\x91\x81\xa5token\xc6\x00\x00\x20\x00" + b"x" * 5000)
@@ -170,7 +171,7 @@ async def test_before_sign_in_a_frame_may_have_4_kib():
         assert await wire.is_closed()
 
 
-async def test_a_sign_in_has_a_deadline():
+async def test_a_sign_in_has_a_deadline() -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         late, early = await house.connect(), await house.connect()
         assert (await early.call("hello", {"token": "meter"}))[0] is None
@@ -182,7 +183,7 @@ async def test_a_sign_in_has_a_deadline():
         assert await early.alive()
 
 
-async def test_only_so_many_may_be_signing_in_at_once():
+async def test_only_so_many_may_be_signing_in_at_once() -> None:
     async with open_house(Limits(handshakes_max=2), Guard(TOKENS)) as house:
         first, second = await house.connect(), await house.connect()
         assert await first.alive()
@@ -194,7 +195,7 @@ async def test_only_so_many_may_be_signing_in_at_once():
         assert (await fourth.call("hello", {"token": "meter"}))[0] is None
 
 
-async def test_a_command_carries_who_caused_it(data_dir):
+async def test_a_command_carries_who_caused_it(data_dir: Path) -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         wire = await house.connect()
         await wire.call("hello", {"token": "shop"})

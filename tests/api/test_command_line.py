@@ -128,21 +128,21 @@ async def run(house: House, line: str, **environ: str) -> Result:
 
 
 @pytest.mark.parametrize(("line", "command"), CHANGES)
-async def test_what_a_command_sends(house, line, command):
+async def test_what_a_command_sends(house: House, line: str, command: tuple[Any, ...]) -> None:
     result = await run(house, line)
     assert (result.exit_code, result.stderr) == (0, "")
     assert house.gate.commands == [command]
 
 
 @pytest.mark.parametrize(("line", "question"), QUESTIONS)
-async def test_what_a_question_sends(house, line, question):
+async def test_what_a_question_sends(house: House, line: str, question: tuple[Any, ...]) -> None:
     house.gate.replies["forecast"] = dict(FORECAST)
     result = await run(house, line)
     assert (result.exit_code, result.stderr) == (0, "")
     assert [what for _, what in house.gate.asked] == [question]
 
 
-async def test_what_the_door_answers_itself(house):
+async def test_what_the_door_answers_itself(house: House) -> None:
     assert (await run(house, "ping")).stdout == "pong\n"
     assert (await run(house, "buckets of 1")).stdout == "477\n"
     assert re.search(r"^limits +in flight max 4,096$", (await run(house, "info")).stdout, re.M)
@@ -150,7 +150,7 @@ async def test_what_the_door_answers_itself(house):
     assert all(name in told for name in METHODS)
 
 
-async def test_an_account_is_shown_for_people(house):
+async def test_an_account_is_shown_for_people(house: House) -> None:
     house.gate.replies["get_account"] = ACCOUNT
     told = (await run(house, "account u --tz Europe/Moscow")).stdout
     shown = dict(re.split(" {2,}", line, maxsplit=1) for line in told.splitlines() if line[0] != " ")
@@ -173,20 +173,20 @@ async def test_an_account_is_shown_for_people(house):
         ({"state": "exhausted"}, "runs out at  it has no money left"),
     ],
 )
-async def test_it_is_said_when_the_money_runs_out(house, changes, text):
+async def test_it_is_said_when_the_money_runs_out(house: House, changes: dict[str, Any], text: str) -> None:
     house.gate.replies["get_account"] = {"state": "active", "exhausts_at_ns": None, "runway_ns": None, **changes}
     told = (await run(house, "account u --tz UTC")).stdout
     assert text in [re.sub(" {2,}", "  ", line) for line in told.splitlines()]
 
 
-async def test_json_is_the_reply_as_it_came(house):
+async def test_json_is_the_reply_as_it_came(house: House) -> None:
     house.gate.replies["get_account"] = ACCOUNT
     assert json.loads((await run(house, "account u --json")).stdout) == ACCOUNT
     house.gate.replies["history"] = [{"request_id": b"\xff"}]
     assert json.loads((await run(house, "history u --json")).stdout) == [{"request_id": "ff"}]
 
 
-async def test_rows_are_a_table(house):
+async def test_rows_are_a_table(house: House) -> None:
     house.gate.replies["history"] = [
         {"entry_id": 2, "at_ns": 10**9 + 5, "amount_nanos": -1, "message": "two\x1b[31m"},
         {"entry_id": 1, "at_ns": 4, "amount_nanos": 1234 * 10**9, "message": "one"},
@@ -207,7 +207,7 @@ async def test_rows_are_a_table(house):
     assert (await run(house, "history u")).stdout == "nothing\n"
 
 
-async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house):
+async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house: House) -> None:
     house.gate.replies[str(commands.DEBIT)] = Refused(
         "INSUFFICIENT_FUNDS", "too little", {"shortfall_nanos": 7, "available_nanos": 1234 * 10**9}
     )
@@ -229,7 +229,9 @@ async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house):
         ("no-such-host.invalid:3311", ""),
     ],
 )
-async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(house, address, reason):
+async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(
+    house: House, address: str, reason: str
+) -> None:
     # the wait would outlast the test's own
     address = address.format(port=free_port())
     async with asyncio.timeout(60):
@@ -240,7 +242,7 @@ async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(ho
     assert "may have been" not in result.stderr
 
 
-async def test_no_answer_ends_with_3_and_says_what_is_not_known(house):
+async def test_no_answer_ends_with_3_and_says_what_is_not_known(house: House) -> None:
     house.gate.holds_back = True
     result = await run(house, "top-up u 1 --timeout 1s")
     assert result.exit_code == 3
@@ -251,7 +253,7 @@ async def test_no_answer_ends_with_3_and_says_what_is_not_known(house):
     ("greeting", "words"),
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP"), (b"\x15\x03\x03\x00\x02\x02\x46", "speaks TLS")],
 )
-async def test_what_is_no_daemon_is_called_what_it_is(house, greeting, words):
+async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: bytes, words: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(greeting)
@@ -268,7 +270,7 @@ async def test_what_is_no_daemon_is_called_what_it_is(house, greeting, words):
     assert "Traceback" not in result.stderr
 
 
-async def test_a_call_that_makes_no_sense_ends_with_2(house):
+async def test_a_call_that_makes_no_sense_ends_with_2(house: House) -> None:
     for line in (
         "ping --address nowhere",
         "top-up u",
@@ -284,7 +286,7 @@ async def test_a_call_that_makes_no_sense_ends_with_2(house):
     assert house.gate.asked == []
 
 
-async def test_a_token_comes_from_a_file(tmp_path):
+async def test_a_token_comes_from_a_file(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("shop\n")
     async with open_house(guard=Guard(TOKENS)) as house:
@@ -297,7 +299,7 @@ async def test_a_token_comes_from_a_file(tmp_path):
         assert (denied.exit_code, denied.stderr.startswith("billing: FORBIDDEN: ")) == (4, True)
 
 
-async def test_a_token_that_is_not_known_is_said_to_be_so_and_where_it_came_from(tmp_path):
+async def test_a_token_that_is_not_known_is_said_to_be_so_and_where_it_came_from(tmp_path: Path) -> None:
     wrong, right = tmp_path / "wrong", tmp_path / "right"
     wrong.write_text("no such token\n")
     right.write_text("shop\n")
@@ -336,7 +338,7 @@ def in_terminal(columns: int, *words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 60])
-async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal(house, columns):
+async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal(house: House, columns: Any) -> None:
     names = ("amount_nanos", "accrued_nanos", "balance_before_nanos", "balance_after_nanos")
     row = {
         "entry_id": 7,
@@ -367,17 +369,17 @@ async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal
     ("text", "nanoseconds"),
     [("90", 90 * 10**9), ("1.5s", 15 * 10**8), ("250ms", 25 * 10**7), ("3us", 3000), ("1ns", 1), ("2d", 48 * HOUR_NS)],
 )
-def test_spans_of_time(text, nanoseconds):
+def test_spans_of_time(text: str, nanoseconds: int) -> None:
     assert DURATION.convert(text, None, None) == nanoseconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1.5ns", "1y", "1h30m", ".5s", "²s"])
-def test_what_is_no_span_of_time(text):
+def test_what_is_no_span_of_time(text: str) -> None:
     with pytest.raises(click.BadParameter, match="expected"):
         DURATION.convert(text, None, None)
 
 
-def test_values_for_people():
+def test_values_for_people() -> None:
     assert instant(1_767_225_600_000_000_007) == "2026-01-01T00:00:00.000000007Z"
     assert instant(2**63 - 1) == "2262-04-11T23:47:16.854775807Z"
     assert [span(0), span(-1), span(93_784_500_000_000)] == ["00:00:00", "-00:00:00.000000001", "1d 02:03:04.5"]
@@ -392,7 +394,7 @@ def test_values_for_people():
 
 
 @pytest.mark.parametrize(("name", "method"), [("set-rate", "set_rate"), ("hold", "hold"), ("top-up", "top_up")])
-def test_a_command_made_of_a_row_takes_what_the_row_says(name, method):
+def test_a_command_made_of_a_row_takes_what_the_row_says(name: str, method: str) -> None:
     row = METHODS[method]
     params = {param.name: param for param in ACCOUNT_COMMANDS[name].params}
     assert [param.name for param in params.values() if isinstance(param, click.Argument)] == [
@@ -403,7 +405,7 @@ def test_a_command_made_of_a_row_takes_what_the_row_says(name, method):
     assert all(params[span].type is DURATION for span in spans)
 
 
-def test_each_procedure_has_its_command():
+def test_each_procedure_has_its_command() -> None:
     called = {commands.NAMES[command[0]] for _, command in CHANGES} | {question[0] for _, question in QUESTIONS}
     elsewhere = {"hello", "backup", "check_owners"}  # each call's; of `billing backup`; of `billing doctor --online`
     elsewhere |= {"dry_run", "statement", "entries"}  # each change's `--dry-run`; of `billing statement` and `export`
@@ -421,7 +423,9 @@ def nowhere() -> str:
 
 
 @pytest.mark.parametrize(("line", "question"), QUESTIONS)
-async def test_a_connection_may_stand_before_the_command_it_is_for(house, line, question):
+async def test_a_connection_may_stand_before_the_command_it_is_for(
+    house: House, line: str, question: tuple[Any, ...]
+) -> None:
     """The daemon that the line names is asked, and not the one of the environment, which is not there."""
     house.gate.replies["forecast"] = dict(FORECAST)
     host, port = house.address
@@ -450,13 +454,13 @@ async def test_a_connection_may_stand_before_the_command_it_is_for(house, line, 
         "loadtest --no-such-option",
     ],
 )
-def test_an_option_that_a_command_does_not_take_is_refused_wherever_it_stands(line):
+def test_an_option_that_a_command_does_not_take_is_refused_wherever_it_stands(line: str) -> None:
     result = CliRunner().invoke(root, line.split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert "No such option" in result.stderr
 
 
-def test_what_a_load_test_would_take_is_refused_by_what_looks_at_its_results(tmp_path):
+def test_what_a_load_test_would_take_is_refused_by_what_looks_at_its_results(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("{}")
     line = ["loadtest", "--seed", "3", "compare", str(tmp_path / "a"), str(tmp_path / "b")]
@@ -465,14 +469,14 @@ def test_what_a_load_test_would_take_is_refused_by_what_looks_at_its_results(tmp
     assert "compare takes no --seed" in result.stderr
 
 
-async def test_a_group_hands_its_options_to_what_it_does_by_itself(house):
+async def test_a_group_hands_its_options_to_what_it_does_by_itself(house: House) -> None:
     result = await run(house, "cutoffs --limit 3 --after u --json")
     assert (result.exit_code, result.stdout) == (0, "[]\n")
     assert house.gate.asked[-1][1] == ("pending_cutoffs", b"u", 3)
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"hello", "backup", "check_owners", "dry_run"}))
-async def test_each_procedure_is_a_command_by_its_own_name_too(house, name):
+async def test_each_procedure_is_a_command_by_its_own_name_too(house: House, name: str) -> None:
     for spelled in {name, name.replace("_", "-")}:
         result = CliRunner().invoke(root, [spelled, "--help"])
         assert result.exit_code == 0, result.output
@@ -494,14 +498,14 @@ async def test_each_procedure_is_a_command_by_its_own_name_too(house, name):
         (["nothing"], "nothing", 1),
     ],
 )
-def test_words_stand_for_procedures(words, name, taken):
+def test_words_stand_for_procedures(words: list[str], name: str, taken: int) -> None:
     assert procedure_of(words, METHODS) == (name, taken)
 
 
 # -- where the daemon is ---------------------------------------------------------------------------------------------
 
 
-def test_one_rule_finds_the_configuration_and_by_it_the_daemon(tmp_path):
+def test_one_rule_finds_the_configuration_and_by_it_the_daemon(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('[rpc]\nlisten = "0.0.0.0:4000"\n')
     assert config_file(file, {"BILLING_CONFIG": "other.toml"}) == file
@@ -519,7 +523,7 @@ def test_one_rule_finds_the_configuration_and_by_it_the_daemon(tmp_path):
         listening(file, {})
 
 
-async def test_a_configuration_says_where_to_call(house, tmp_path):
+async def test_a_configuration_says_where_to_call(house: House, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('[rpc]\nlisten = "{}:{}"\n'.format(*house.address))
     for environ in ({}, {"BILLING_ADDRESS": nowhere()}):
@@ -534,7 +538,7 @@ async def test_a_configuration_says_where_to_call(house, tmp_path):
 # -- pages -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
+async def test_a_page_says_that_there_are_more_and_how_to_get_them(house: House) -> None:
     house.gate.replies["accounts"] = [{"user_id": "a b"}, {"user_id": "c"}]
     result = await run(house, "accounts --limit 2 --ids")
     assert result.stdout.split() == ["user", "a", "b", "c"]
@@ -547,7 +551,7 @@ async def test_a_page_says_that_there_are_more_and_how_to_get_them(house):
     assert (await run(house, "accounts --limit 2")).stderr == ""
 
 
-async def test_accounts_are_listed_with_how_it_stands_with_them(house):
+async def test_accounts_are_listed_with_how_it_stands_with_them(house: House) -> None:
     names = ("state", "balance_nanos", "rate_nanos_per_hour")
     house.gate.replies["accounts"] = [{"user_id": "u", **{name: ACCOUNT[name] for name in names}}]
     assert (await run(house, "accounts --tz UTC")).stdout.splitlines() == [
@@ -563,7 +567,7 @@ async def test_accounts_are_listed_with_how_it_stands_with_them(house):
 
 
 @pytest.mark.parametrize("line", ["close u", "cutoffs release"])
-async def test_what_cannot_be_undone_is_only_done_when_it_is_meant(house, line):
+async def test_what_cannot_be_undone_is_only_done_when_it_is_meant(house: House, line: str) -> None:
     result = await run(house, line)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--yes" in result.stderr

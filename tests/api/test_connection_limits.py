@@ -11,18 +11,18 @@ from tests.api.outside import open_house
 
 @pytest.mark.parametrize("descriptors", [128, 300, 1024, 4096, 65_536, 1_048_576])
 @pytest.mark.parametrize("asked_for", [1, 10_000, 1_000_000])
-def test_what_fits(descriptors, asked_for):
+def test_what_fits(descriptors: int, asked_for: int) -> None:
     limits = fit(asked_for, descriptors, 20)
     assert 1 <= limits.connections_max <= asked_for
     assert 1 <= limits.refused_max <= 256
     assert limits.connections_max + limits.refused_max + ASIDE + 20 <= max(descriptors * 9 // 10, ASIDE + 22)
 
 
-def test_enough_descriptors_change_nothing():
+def test_enough_descriptors_change_nothing() -> None:
     assert fit(10_000, 65_536, 128) == Limits(connections_max=10_000)
 
 
-async def test_beyond_those_that_are_told_nobody_is_told():
+async def test_beyond_those_that_are_told_nobody_is_told() -> None:
     async with open_house(Limits(connections_max=2, refused_max=1)) as house:
         first, second = await house.connect(), await house.connect()
         assert await first.alive()

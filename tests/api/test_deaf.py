@@ -12,11 +12,13 @@ import struct
 import tracemalloc
 from collections import deque
 from contextlib import suppress
+from typing import Any, cast
 
 import msgpack
 import msgspec
 import pytest
 
+from billing.api.msgpack_rpc import Connection
 from shards.system.host import bound_peers
 from tests.api.outside import House, open_house
 
@@ -28,7 +30,7 @@ SEND_QUEUE = 5  # of its numbers, the bytes of the send queue
 
 LONG = "u" * 128
 REPLY = {f"a_field_of_a_reply_{number:02}": 2**62 for number in range(16)}
-ASKED = {
+ASKED: dict[str, list[Any]] = {
     "commands": ["top_up", [LONG, 5]],
     "commands encoded ahead": ["debit", [LONG, 5]],
     "questions": ["get_account", [LONG]],
@@ -68,7 +70,8 @@ async def ask_until_nobody_listens(house: House, clients: list[socket.socket], a
 def send_queues(house: House) -> list[int]:
     """What the kernel holds of each connection's replies, in bytes of its memory."""
     queues = []
-    for connection in house.door.connections:
+    for connection in cast(set[Connection], house.door.connections):
+        assert connection._transport is not None
         plain = connection._transport.get_extra_info("socket")
         queues.append(struct.unpack("9I", plain.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[SEND_QUEUE])
     return queues
@@ -99,7 +102,7 @@ async def test_a_client_that_never_reads_costs_little(kind: str) -> None:
         queues = send_queues(house)
         assert len(queues) == 2 * CLIENTS, "nobody was dropped yet"
         assert min(queues) > 30_000, "the kernel is full"
-        assert all(connection._stalled_since_ns for connection in house.door.connections)
+        assert all(one._stalled_since_ns for one in cast(set[Connection], house.door.connections))
         assert held / CLIENTS + max(queues) <= COST_BYTES_MAX
         assert peak / CLIENTS + max(queues) <= COST_BYTES_MAX, "nor before it stood there"
         for one in (*warm, *clients):

@@ -6,14 +6,16 @@ import asyncio
 import socket
 import struct
 import tracemalloc
+from typing import cast
 
 import msgpack
 import pytest
 
 from billing.api.auth import Guard
 from billing.api.door import Limits
+from billing.api.msgpack_rpc import Connection
 from billing.ledger.commands import TOP_UP
-from tests.api.outside import open_house
+from tests.api.outside import House, Wire, open_house
 
 SMALL = Limits(in_flight_max=8, write_buffer_bytes_max=4096)
 
@@ -22,7 +24,7 @@ def top_ups(count: int, first: int = 0) -> bytes:
     return b"".join(msgpack.packb([0, msgid, "top_up", ["u", msgid + 1]]) for msgid in range(first, first + count))
 
 
-async def test_thousands_of_frames_in_one_read_are_answered_once_each_in_order(house):
+async def test_thousands_of_frames_in_one_read_are_answered_once_each_in_order(house: House) -> None:
     wire = await house.connect()
     wire.send(top_ups(20_000))
     replies = await wire.replies(20_000)
@@ -30,7 +32,7 @@ async def test_thousands_of_frames_in_one_read_are_answered_once_each_in_order(h
     assert [command[2] for command in house.gate.commands] == list(range(1, 20_001))
 
 
-async def test_requests_of_all_kinds_in_one_read_keep_their_order(house):
+async def test_requests_of_all_kinds_in_one_read_keep_their_order(house: House) -> None:
     wire = await house.connect()
     wire.send(
         top_ups(2)
@@ -42,7 +44,7 @@ async def test_requests_of_all_kinds_in_one_read_keep_their_order(house):
     assert [kind for kind, _ in house.gate.asked] == ["submit", "submit", "read", "read", "submit", "submit"]
 
 
-async def test_no_more_than_the_limit_is_in_flight_and_nothing_is_lost():
+async def test_no_more_than_the_limit_is_in_flight_and_nothing_is_lost() -> None:
     async with open_house(SMALL) as house:
         house.gate.holds_back = True
         wire = await house.connect()
@@ -62,7 +64,7 @@ async def test_no_more_than_the_limit_is_in_flight_and_nothing_is_lost():
         assert await wire.alive()
 
 
-async def test_a_full_connection_is_not_read_and_its_neighbours_are():
+async def test_a_full_connection_is_not_read_and_its_neighbours_are() -> None:
     async with open_house(SMALL) as house:
         house.gate.holds_back = True
         wire, neighbour = await house.connect(), await house.connect()
@@ -74,7 +76,7 @@ async def test_a_full_connection_is_not_read_and_its_neighbours_are():
         assert len(house.gate.asked) == 8
 
 
-async def test_notifications_count_as_in_flight():
+async def test_notifications_count_as_in_flight() -> None:
     async with open_house(SMALL) as house:
         house.gate.holds_back = True
         wire = await house.connect()
@@ -88,7 +90,7 @@ async def test_notifications_count_as_in_flight():
         assert await wire.alive()
 
 
-async def test_a_listing_counts_for_many():
+async def test_a_listing_counts_for_many() -> None:
     async with open_house(Limits(in_flight_max=600, trial_in_flight_max=600)) as house:
         house.gate.holds_back = True
         wire = await house.connect()
@@ -101,7 +103,7 @@ async def test_a_listing_counts_for_many():
         assert await wire.replies(10) == [[1, msgid, None, []] for msgid in range(10)]
 
 
-async def test_what_another_worker_answered_is_passed_on_as_it_came():
+async def test_what_another_worker_answered_is_passed_on_as_it_came() -> None:
     async with open_house(SMALL) as house:
         house.gate.holds_back = True
         wire = await house.connect()
@@ -123,7 +125,7 @@ async def test_what_another_worker_answered_is_passed_on_as_it_came():
         assert await wire.reply() == [1, 0, None, {"own": True}]
 
 
-async def test_what_is_staged_does_not_leave_with_what_the_door_says_itself(house):
+async def test_what_is_staged_does_not_leave_with_what_the_door_says_itself(house: House) -> None:
     house.gate.holds_back = True
     wire = await house.connect()
     wire.send(top_ups(1))
@@ -135,10 +137,14 @@ async def test_what_is_staged_does_not_leave_with_what_the_door_says_itself(hous
     assert (await wire.reply())[1] == 0
 
 
-async def test_a_client_that_does_not_read_is_not_read_and_then_dropped():
+def transport_of(wire: Wire) -> asyncio.Transport:
+    return cast(asyncio.Transport, wire.writer.transport)
+
+
+async def test_a_client_that_does_not_read_is_not_read_and_then_dropped() -> None:
     async with open_house(SMALL) as house:
         wire, neighbour = await house.connect(receive_bytes=4096), await house.connect()
-        wire.writer.transport.pause_reading()
+        transport_of(wire).pause_reading()
         house.gate.replies["get_account"] = {"text": "x" * 60_000}
         wire.send(b"".join(msgpack.packb([0, msgid, "get_account", ["u"]]) for msgid in range(1000)))
         await house.until(lambda: house.gate.asked)
@@ -159,40 +165,40 @@ async def test_a_client_that_does_not_read_is_not_read_and_then_dropped():
         assert await neighbour.alive()
 
 
-async def test_a_client_that_reads_late_gets_everything():
+async def test_a_client_that_reads_late_gets_everything() -> None:
     async with open_house(SMALL) as house:
         wire = await house.connect(receive_bytes=4096)
-        wire.writer.transport.pause_reading()
+        transport_of(wire).pause_reading()
         house.gate.replies["get_account"] = {"text": "x" * 60_000}
         wire.send(b"".join(msgpack.packb([0, msgid, "get_account", ["u"]]) for msgid in range(100)))
         await house.until(lambda: house.gate.asked)
         await house.settle()
         house.clock.pass_s(20)
         house.door.sweep()
-        wire.writer.transport.resume_reading()
+        transport_of(wire).resume_reading()
         assert [reply[1] for reply in await wire.replies(100)] == list(range(100))
         house.clock.pass_s(1000)
         house.door.sweep()
         assert await wire.alive()
 
 
-async def test_the_doors_own_replies_are_bounded_too():
+async def test_the_doors_own_replies_are_bounded_too() -> None:
     async with open_house() as house:
         wire = await house.connect(receive_bytes=4096)
-        wire.writer.transport.pause_reading()
+        transport_of(wire).pause_reading()
         wire.send(msgpack.packb([0, 1, "methods", None]) * 20_000)  # would be 200 MB of replies
-        await house.until(lambda: next(iter(house.door.connections))._stalled_since_ns)
+        await house.until(lambda: cast(Connection, next(iter(house.door.connections)))._stalled_since_ns)
         tracemalloc.start()
         try:
             await house.settle()
             assert tracemalloc.get_traced_memory()[1] < 4_000_000
         finally:
             tracemalloc.stop()
-        wire.writer.transport.resume_reading()
+        transport_of(wire).resume_reading()
         assert (await wire.reply())[3][0]["name"] == "top_up"
 
 
-async def test_half_a_frame_and_silence_ends_after_its_deadline(house):
+async def test_half_a_frame_and_silence_ends_after_its_deadline(house: House) -> None:
     wire, neighbour = await house.connect(), await house.connect()
     wire.send(top_ups(1) + b"\x94\x00\x01\xa6top")
     await wire.reply()
@@ -207,7 +213,7 @@ async def test_half_a_frame_and_silence_ends_after_its_deadline(house):
     assert await neighbour.alive()
 
 
-async def test_each_frame_has_its_own_deadline(house):
+async def test_each_frame_has_its_own_deadline(house: House) -> None:
     wire = await house.connect()
     stream = top_ups(6)
     length = len(stream) // 6
@@ -219,7 +225,7 @@ async def test_each_frame_has_its_own_deadline(house):
     assert [reply[1] for reply in await wire.replies(5)] == [0, 1, 2, 3, 4]
 
 
-async def test_a_connection_between_two_frames_may_stay_for_ever(house):
+async def test_a_connection_between_two_frames_may_stay_for_ever(house: House) -> None:
     wire = await house.connect()
     assert await wire.alive()
     for _ in range(3):
@@ -235,7 +241,7 @@ async def test_a_connection_between_two_frames_may_stay_for_ever(house):
         b"\x94\x00\x01\xa6top_up" + b"\x9f" * 3 + b"\x91" * 100 + b"\xdb\x00\x01\x00\x00",
     ],
 )
-async def test_an_unfinished_frame_above_the_limit_ends_after_one_error(house, opening):
+async def test_an_unfinished_frame_above_the_limit_ends_after_one_error(house: House, opening: bytes) -> None:
     wire, neighbour = await house.connect(), await house.connect()
     wire.send(opening + b"x" * 200_000)
     kind, msgid, error, _ = await wire.reply()
@@ -246,7 +252,7 @@ async def test_an_unfinished_frame_above_the_limit_ends_after_one_error(house, o
 
 
 @pytest.mark.parametrize("part", [b"\xdc\xff\xff", b"\xde\xff\xff", b"\xdd\x7f\xff\xff\xff"])
-async def test_a_part_that_no_frame_can_hold_ends_after_one_error(house, part):
+async def test_a_part_that_no_frame_can_hold_ends_after_one_error(house: House, part: bytes) -> None:
     wire = await house.connect()
     wire.send(b"\x94\x00\x01\xa6top_up" + part)
     assert (await wire.reply())[2].startswith("FRAME_TOO_LARGE: ")
@@ -255,7 +261,7 @@ async def test_a_part_that_no_frame_can_hold_ends_after_one_error(house, part):
 
 
 @pytest.mark.parametrize("bomb", [b"\xdc\x00\x40", b"\x9f", b"\x8f", b"\xde\x00\x20", b"\x91", b"\x81"])
-async def test_nested_bombs_hold_little_memory(house, bomb):
+async def test_nested_bombs_hold_little_memory(house: House, bomb: bytes) -> None:
     wire, neighbour = await house.connect(), await house.connect()
     await wire.alive()
     tracemalloc.start()
@@ -272,7 +278,7 @@ async def test_nested_bombs_hold_little_memory(house, bomb):
     assert await neighbour.alive()
 
 
-async def test_a_half_closed_client_still_gets_its_answers(house):
+async def test_a_half_closed_client_still_gets_its_answers(house: House) -> None:
     house.gate.holds_back = True
     wire = await house.connect()
     wire.send(top_ups(3))
@@ -285,7 +291,7 @@ async def test_a_half_closed_client_still_gets_its_answers(house):
     await house.until(lambda: not house.door.connections)
 
 
-async def test_garbage_waits_for_the_answers_before_it_however_late(house):
+async def test_garbage_waits_for_the_answers_before_it_however_late(house: House) -> None:
     house.gate.holds_back = True
     wire = await house.connect()
     wire.send(top_ups(2) + b"\xc1" + top_ups(5))
@@ -297,7 +303,7 @@ async def test_garbage_waits_for_the_answers_before_it_however_late(house):
     assert await wire.is_closed()
 
 
-async def test_last_words_are_read_although_more_was_sent(house):
+async def test_last_words_are_read_although_more_was_sent(house: House) -> None:
     wire = await house.connect()
     wire.send(b"\xc1" + b"x" * 3_000_000)
     assert (await wire.reply())[:2] == [1, None]
@@ -307,7 +313,7 @@ async def test_last_words_are_read_although_more_was_sent(house):
     await house.until(lambda: not house.door.connections)
 
 
-async def test_answers_for_a_client_that_is_gone_are_thrown_away(house):
+async def test_answers_for_a_client_that_is_gone_are_thrown_away(house: House) -> None:
     house.gate.holds_back = True
     wire = await house.connect()
     wire.send(top_ups(5))
@@ -323,7 +329,7 @@ async def test_answers_for_a_client_that_is_gone_are_thrown_away(house):
     assert house.gate.commands == [(TOP_UP, b"u", amount, 0, 0, b"", b"", b"", b"", b"") for amount in range(1, 6)]
 
 
-async def test_draining_answers_what_was_asked_and_closes(house):
+async def test_draining_answers_what_was_asked_and_closes(house: House) -> None:
     house.gate.holds_back = True
     busy, idle = await house.connect(), await house.connect()
     assert await idle.alive()
@@ -339,7 +345,7 @@ async def test_draining_answers_what_was_asked_and_closes(house):
     assert len(house.gate.asked) == 2
 
 
-async def test_more_connections_than_the_limit_are_told_and_closed():
+async def test_more_connections_than_the_limit_are_told_and_closed() -> None:
     async with open_house(Limits(connections_max=2)) as house:
         first, second = await house.connect(), await house.connect()
         assert await first.alive()
@@ -350,7 +356,7 @@ async def test_more_connections_than_the_limit_are_told_and_closed():
         assert await first.alive()
 
 
-async def test_the_sweep_runs_by_itself():
+async def test_the_sweep_runs_by_itself() -> None:
     async with open_house(Limits(frame_deadline_ns=1), Guard()) as house:
         house.door.start()
         wire = await house.connect()
@@ -362,7 +368,7 @@ async def test_the_sweep_runs_by_itself():
 
 
 @pytest.mark.parametrize("method", ["top_up", "get_account", "shards_info"])
-async def test_a_broken_invariant_behind_the_gate_is_told_and_ends_the_connection(house, method):
+async def test_a_broken_invariant_behind_the_gate_is_told_and_ends_the_connection(house: House, method: str) -> None:
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     house.gate.broken = AssertionError("the books do not add up")

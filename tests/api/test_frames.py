@@ -6,12 +6,13 @@ Frames are literal bytes here, so that no encoder of ours or of a library decide
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgpack
 import pytest
 
 from billing.ledger.commands import SET_RATE, TOP_UP
-from tests.api.outside import open_house
+from tests.api.outside import House, open_house
 
 TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"", b"", b"")
 
@@ -43,31 +44,31 @@ TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"", b"", b"")
         pytest.param(b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\xde\x00\x01\xa7message\xc0", id="map 16, nil option"),
     ],
 )
-async def test_one_request_in_many_forms(house, frame):
+async def test_one_request_in_many_forms(house: House, frame: bytes) -> None:
     wire = await house.connect()
     assert await wire.ask(frame) == [1, 1, None, {"user_id": "u", "bucket_id": house.gate.bucket_of(b"u")}]
     assert house.gate.asked == [("submit", TOP_UP_U_5)]
 
 
 @pytest.mark.parametrize("msgid", [0, 1, 127, 128, 65_535, 2**31, 2**32 - 1])
-async def test_any_unsigned_32_bit_msgid_comes_back(house, msgid):
+async def test_any_unsigned_32_bit_msgid_comes_back(house: House, msgid: int) -> None:
     wire = await house.connect()
     assert await wire.ask(msgpack.packb([0, msgid, "ping", []])) == [1, msgid, None, "pong"]
 
 
-async def test_the_reply_to_ping_is_these_bytes(house):
+async def test_the_reply_to_ping_is_these_bytes(house: House) -> None:
     wire = await house.connect()
     wire.send(b"\x94\x00\x01\xa4ping\x90")
     assert await wire.reader.readexactly(9) == b"\x94\x01\x01\xc0\xa4pong"
 
 
 @pytest.mark.parametrize("params", [b"\xc0", b"\x90", b"\x80", b"\x91\x80", b"\x91\xc0", b"\x91\x90"])
-async def test_params_may_be_nil_or_empty_in_any_way(house, params):
+async def test_params_may_be_nil_or_empty_in_any_way(house: House, params: bytes) -> None:
     wire = await house.connect()
     assert await wire.ask(b"\x94\x00\x09\xa4ping" + params) == [1, 9, None, "pong"]
 
 
-async def test_options_carry_texts_in_any_form(house):
+async def test_options_carry_texts_in_any_form(house: House) -> None:
     wire = await house.connect()
     frame = (
         b"\x94\x00\x01\xa8set_rate\x93\x2a\x07\x83\xc4\x03per\xa4hour\xaarequest_id\xc4\x02\xff\x00\xa8resource\xa2vm"
@@ -122,7 +123,7 @@ async def test_options_carry_texts_in_any_form(house):
         (b"\x94\x00\x03\xa8set_rate\x93\xa1u\x05\x81\xa3per\xa3day", "INVALID_RATE"),
     ],
 )
-async def test_a_bad_request_gets_its_error_and_nothing_else_happens(house, frame, name):
+async def test_a_bad_request_gets_its_error_and_nothing_else_happens(house: House, frame: bytes, name: str) -> None:
     wire = await house.connect()
     kind, msgid, error, result = await wire.ask(frame)
     assert (kind, msgid, result) == (1, 3, None)
@@ -152,7 +153,9 @@ NOT_TAKEN = [
 
 @pytest.mark.parametrize("step", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("value", NOT_TAKEN)
-async def test_a_value_that_is_not_taken_is_refused_to_its_request_and_the_connection_lives(house, value, step):
+async def test_a_value_that_is_not_taken_is_refused_to_its_request_and_the_connection_lives(
+    house: House, value: bytes, step: int
+) -> None:
     if step == 1 and len(value) > 8192:
         step = 37
     wire = await house.connect()
@@ -175,7 +178,7 @@ async def test_a_value_that_is_not_taken_is_refused_to_its_request_and_the_conne
     assert await wire.alive()
 
 
-async def test_a_frame_that_is_passed_over_has_the_deadline_of_any_other(house):
+async def test_a_frame_that_is_passed_over_has_the_deadline_of_any_other(house: House) -> None:
     wire = await house.connect()
     wire.send(b"\x94\x00\x01\xa6top_up\x92\xa1u" + LONG[:-1])
     await house.settle()
@@ -185,13 +188,13 @@ async def test_a_frame_that_is_passed_over_has_the_deadline_of_any_other(house):
     assert await wire.is_closed()
 
 
-async def test_a_user_id_may_be_a_whole_float(house):
+async def test_a_user_id_may_be_a_whole_float(house: House) -> None:
     wire = await house.connect()
     reply = await wire.ask(b"\x94\x00\x01\xa6top_up\x92\xcb\x41\xe0" + bytes(6) + b"\x05")  # 2**31
     assert reply[3]["user_id"] == "2147483648"
 
 
-async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignored(house):
+async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignored(house: House) -> None:
     wire = await house.connect()
     wire.send(b"\x93\x02\xa6top_up\x92\xa1u\x05")
     wire.send(
@@ -236,7 +239,7 @@ async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignore
         b"\x94\x00\x01\xa4ping\xdd\xff\xff\xff\xff",
     ],
 )
-async def test_garbage_gets_one_error_and_the_end_and_harms_nobody_else(house, garbage):
+async def test_garbage_gets_one_error_and_the_end_and_harms_nobody_else(house: House, garbage: bytes) -> None:
     wire, neighbour = await house.connect(), await house.connect()
     wire.send(b"\x94\x00\x01\xa6top_up\x92\xa1u\x05" + garbage + b"\x94\x00\x02\xa6top_up\x92\xa1u\x05")
     assert (await wire.reply())[:3] == [1, 1, None]  # what came before it is answered
@@ -248,7 +251,7 @@ async def test_garbage_gets_one_error_and_the_end_and_harms_nobody_else(house, g
     assert await neighbour.alive()
 
 
-async def test_an_error_is_a_string_until_a_client_asks_for_maps(house):
+async def test_an_error_is_a_string_until_a_client_asks_for_maps(house: House) -> None:
     wire = await house.connect()
     assert (await wire.call("top_up", "u", 0))[0] == "INVALID_AMOUNT: amount must be above zero"
     assert (await wire.call("hello", {"errors": "map"}))[1]["errors"] == "map"
@@ -264,7 +267,7 @@ async def test_an_error_is_a_string_until_a_client_asks_for_maps(house):
     assert (await wire.call("hello", {"errors": "list"}))[0].startswith("INVALID_PARAMS: ")
 
 
-async def test_an_unknown_option_is_named_but_never_its_bytes(house):
+async def test_an_unknown_option_is_named_but_never_its_bytes(house: House) -> None:
     wire = await house.connect()
     error, _ = await wire.call("debit", "u", 5, {"modus": "strict"})
     assert error == "INVALID_PARAMS: unknown option: modus; options are mode, request_id, message"
@@ -272,7 +275,7 @@ async def test_an_unknown_option_is_named_but_never_its_bytes(house):
     assert error.startswith("INVALID_PARAMS: unknown option: an option without a plain name; ")
 
 
-async def test_a_frame_may_come_byte_by_byte(house):
+async def test_a_frame_may_come_byte_by_byte(house: House) -> None:
     wire = await house.connect()
     for byte in b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\x81\xa7message\xa2hi" * 2:
         wire.send(bytes([byte]))
@@ -281,7 +284,7 @@ async def test_a_frame_may_come_byte_by_byte(house):
     assert house.gate.commands == [(TOP_UP, b"u", 5, 0, 0, b"", b"", b"hi", b"", b"")] * 2
 
 
-async def test_a_unix_socket_serves_the_same(data_dir):
+async def test_a_unix_socket_serves_the_same(data_dir: Path) -> None:
     async with open_house(path=str(data_dir / "rpc.sock")) as house:
         wire = await house.connect()
         assert (await wire.ask(b"\x94\x00\x01\xa6top_up\x92\xa1u\x05"))[:3] == [1, 1, None]

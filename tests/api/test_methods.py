@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from billing.api.methods import (
     READ,
     ROLES,
     TOP_UP,
+    Method,
     Parser,
     allowed,
     command_parsers,
@@ -123,7 +126,7 @@ RIGHT: dict[str, object] = {
 }
 
 
-def body(name: str, *params: object) -> tuple:
+def body(name: str, *params: object) -> tuple[Any, ...]:
     return parse(name, list(params)).body
 
 
@@ -133,7 +136,7 @@ def refusal(name: str, *params: object) -> Refused:
     return caught.value
 
 
-def test_the_table_is_the_contracts():
+def test_the_table_is_the_contracts() -> None:
     table = {
         name: ([field.name for field in row.required], {field.name for field in row.options})
         for name, row in METHODS.items()
@@ -142,7 +145,7 @@ def test_the_table_is_the_contracts():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_procedure_takes_what_its_row_says_and_nothing_else(name):
+def test_a_procedure_takes_what_its_row_says_and_nothing_else(name: str) -> None:
     row = METHODS[name]
     required = [RIGHT[field.name] for field in row.required]
     plain = parse(name, required)
@@ -163,7 +166,7 @@ def test_a_procedure_takes_what_its_row_says_and_nothing_else(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_wrong_arity_says_what_is_expected(name):
+def test_wrong_arity_says_what_is_expected(name: str) -> None:
     row = METHODS[name]
     required = [RIGHT[field.name] for field in row.required]
     wrong = [[*required, (), ()], {"a": 1}, b"abc", 5, True]
@@ -177,7 +180,7 @@ def test_wrong_arity_says_what_is_expected(name):
 
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.kind == COMMAND])
-def test_commands_are_canonical(name):
+def test_commands_are_canonical(name: str) -> None:
     """Eight fields of fixed types, whichever options came, so that equal calls are equal tuples."""
     row = METHODS[name]
     required = [RIGHT[field.name] for field in row.required]
@@ -232,7 +235,7 @@ def test_commands_are_canonical(name):
         (("set_thresholds", b"u", []), (commands.SET_THRESHOLDS, b"u", 0, 0, 0, b"", b"", b"", b"", b"")),
     ],
 )
-def test_what_a_call_becomes(call, command):
+def test_what_a_call_becomes(call: tuple[Any, ...], command: tuple[Any, ...]) -> None:
     assert body(*call) == command
 
 
@@ -268,7 +271,7 @@ def test_what_a_call_becomes(call, command):
         (("bucket_id", b"1"), ("bucket_id", b"1")),
     ],
 )
-def test_what_a_question_becomes(call, question):
+def test_what_a_question_becomes(call: tuple[Any, ...], question: tuple[Any, ...]) -> None:
     assert body(*call) == question
 
 
@@ -277,12 +280,12 @@ def test_what_a_question_becomes(call, question):
     [b"", "", b"x" * 129, "ü" * 65, -1, 1.5, -1.0, 2.0**54, True, False, None, [], (), b"\xff", b"\xc3", "\ud800"],
 )
 @pytest.mark.parametrize("name", ["top_up", "set_rate", "debit", "get_account", "release"])
-def test_what_is_no_user_id(name, user_id):
+def test_what_is_no_user_id(name: str, user_id: object) -> None:
     required = [RIGHT[field.name] for field in METHODS[name].required]
     assert refusal(name, user_id, *required[1:]).name == "INVALID_USER_ID"
 
 
-def test_the_longest_user_id_counts_bytes():
+def test_the_longest_user_id_counts_bytes() -> None:
     assert parse("debit", ["ü" * 64, 1]).user_id == ("ü" * 64).encode()
     assert parse("debit", [b"x" * 128, 1]).user_id == b"x" * 128
 
@@ -291,7 +294,7 @@ def test_the_longest_user_id_counts_bytes():
     "amount", [0, -1, 0.5, 2.0**53 + 2, float("nan"), float("inf"), True, None, b"", b"1e3", 2**63]
 )
 @pytest.mark.parametrize("name", ["top_up", "debit", "hold"])
-def test_what_is_no_amount(name, amount):
+def test_what_is_no_amount(name: str, amount: bytes | float | None) -> None:
     assert refusal(name, b"u", amount).name == "INVALID_AMOUNT"
 
 
@@ -306,7 +309,7 @@ def test_what_is_no_amount(name, amount):
         (LAST, "LIMIT_EXCEEDED"),
     ],
 )
-def test_what_is_no_rate(rate, name):
+def test_what_is_no_rate(rate: bytes | float, name: str) -> None:
     assert refusal("set_rate", b"u", rate).name == name
 
 
@@ -352,7 +355,7 @@ def test_what_is_no_rate(rate, name):
         (("hello", {"errors": []}), "errors"),
     ],
 )
-def test_what_is_out_of_range_is_named(call, field):
+def test_what_is_out_of_range_is_named(call: tuple[Any, ...], field: str) -> None:
     error = refusal(*call)
     assert error.name == "INVALID_PARAMS"
     assert field in error.message
@@ -382,13 +385,13 @@ def outcome(parser: Parser, params: object) -> object:
         return refused.name
 
 
-def test_three_parsers_are_written_by_hand():
+def test_three_parsers_are_written_by_hand() -> None:
     assert [row.name for row in HAND_WRITTEN] == ["top_up", "set_rate", "debit"]
 
 
 @pytest.mark.parametrize("row", HAND_WRITTEN, ids=lambda row: row.name)
 @given(data=st.data())
-def test_what_is_written_by_hand_is_what_the_row_says(row, data):
+def test_what_is_written_by_hand_is_what_the_row_says(row: Method, data: st.DataObject) -> None:
     """Right values mixed with wrong ones, any subset of the options: one tuple, or a refusal of both."""
     required = [data.draw(st.one_of(st.just(RIGHT[field.name]), WIRE_VALUES)) for field in row.required]
     chosen = data.draw(st.sets(st.sampled_from([field.name for field in row.options])))
@@ -402,35 +405,37 @@ def test_what_is_written_by_hand_is_what_the_row_says(row, data):
 
 @pytest.mark.parametrize("row", HAND_WRITTEN, ids=lambda row: row.name)
 @given(params=WIRE_VALUES)
-def test_any_params_are_taken_or_refused_by_both(row, params):
+def test_any_params_are_taken_or_refused_by_both(row: Method, params: Any) -> None:
     by_hand, by_row = outcome(row.parse, params), outcome(row.by_row, params)
     assert by_hand == by_row or (isinstance(by_hand, str) and isinstance(by_row, str))
 
 
 @pytest.mark.parametrize("row", HAND_WRITTEN, ids=lambda row: row.name)
-def test_one_thing_wrong_has_the_same_name_by_hand_and_by_row(row):
+def test_one_thing_wrong_has_the_same_name_by_hand_and_by_row(row: Method) -> None:
     right = [RIGHT[field.name] for field in row.required]
     wrong: list[object] = [[*right, {"nothing": 1}], right[:1], [*right, 5], [*right, (), ()]]
+    odd: list[object] = [None, -1, True, 2**64, b"", [], "x" * 200]
     for place in range(len(right)):
-        wrong += [[*right[:place], value, *right[place + 1 :]] for value in (None, -1, True, 2**64, b"", [], "x" * 200)]
+        wrong += [[*right[:place], value, *right[place + 1 :]] for value in odd]
+    odd = [-2, 5.5, True, [], b"", b"\xff", "x" * 2000, 2**63]
     for field in row.options:
-        wrong += [[*right, {field.name: value}] for value in (-2, 5.5, True, [], b"", b"\xff", "x" * 2000, 2**63)]
+        wrong += [[*right, {field.name: value}] for value in odd]
     for params in wrong:
         assert outcome(row.parse, params) == outcome(row.by_row, params), params
 
 
-def test_an_option_that_comes_twice_is_refused():
+def test_an_option_that_comes_twice_is_refused() -> None:
     error = refusal("top_up", b"u", 5, ((b"message", b"a"), (b"message", b"b")))
     assert (error.name, error.message) == ("INVALID_PARAMS", "options must not name anything twice")
 
 
 @pytest.mark.parametrize("name", ["nobody", b"nobody", b"\xff", 5, None, [], ()])
-def test_there_is_no_such_method(name):
+def test_there_is_no_such_method(name: object) -> None:
     with pytest.raises(Refused, match="UNKNOWN_METHOD"):
         parse(name, [])
 
 
-def test_each_role_may_call_what_names_it_and_admin_everything():
+def test_each_role_may_call_what_names_it_and_admin_everything() -> None:
     for row in METHODS.values():
         assert row.role in ROLES | {ANYONE}
         assert allowed(row, frozenset({ADMIN}))
@@ -446,7 +451,7 @@ def test_each_role_may_call_what_names_it_and_admin_everything():
     assert len(command_parsers(frozenset({ADMIN}))) == 12
 
 
-def test_money_moves_and_operators_act_only_with_a_role_for_it():
+def test_money_moves_and_operators_act_only_with_a_role_for_it() -> None:
     by_role = {role: {name for name, row in METHODS.items() if row.role == role} for role in (ADMIN, READ)}
     assert by_role[ADMIN] == {
         *("adjust", "set_credit_limit", "set_thresholds", "set_class", "close_account", "retry_cutoff"),
@@ -455,7 +460,7 @@ def test_money_moves_and_operators_act_only_with_a_role_for_it():
     assert not any(METHODS[name].kind == COMMAND for name in by_role[READ])
 
 
-def test_the_self_description_travels():
+def test_the_self_description_travels() -> None:
     described = msgpack.unpackb(msgpack.packb(describe()))
     assert [row["name"] for row in described] == list(METHODS)
     top_up = described[0]

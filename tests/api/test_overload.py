@@ -54,7 +54,7 @@ def turned_away(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- connections of one origin ----------------------------------------------------------------------------------------
 
 
-async def test_one_address_gets_no_more_connections_than_its_own_and_others_get_theirs():
+async def test_one_address_gets_no_more_connections_than_its_own_and_others_get_theirs() -> None:
     async with open_house(Limits(connections_per_origin_max=2)) as house:
         first, second = await house.connect(), await house.connect()
         assert await first.alive()
@@ -71,7 +71,7 @@ async def test_one_address_gets_no_more_connections_than_its_own_and_others_get_
         other.writer.close()
 
 
-async def test_a_flood_of_one_origin_leaves_room_for_all_others():
+async def test_a_flood_of_one_origin_leaves_room_for_all_others() -> None:
     async with open_house(Limits(connections_per_origin_max=2, connections_max=30)) as house:
         flood = [await house.connect() for _ in range(200)]
         await house.until(lambda: house.door.drops == 198)
@@ -83,7 +83,7 @@ async def test_a_flood_of_one_origin_leaves_room_for_all_others():
         other.writer.close()
 
 
-async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path):
+async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     async with open_house(Limits(connections_per_origin_max=2), path=str(path)) as house:
         for _ in range(2):
@@ -92,7 +92,7 @@ async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_another_user_of_the_unix_socket_has_connections_of_its_own():
+async def test_another_user_of_the_unix_socket_has_connections_of_its_own() -> None:
     path = Path("/tmp") / f"billing-test-{os.getpid()}.socket"
     try:
         async with open_house(Limits(connections_per_origin_max=1), path=str(path)) as house:
@@ -116,11 +116,11 @@ async def test_another_user_of_the_unix_socket_has_connections_of_its_own():
         ("", "an unknown address"),
     ],
 )
-def test_what_an_origin_is(address, origin):
+def test_what_an_origin_is(address: str, origin: str) -> None:
     assert origin_of(asyncio.BaseTransport({"peername": (address, 5)})) == origin
 
 
-async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog):
+async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async with open_house(Limits(connections_per_origin_max=1)) as house:
         kept = await house.connect()
         assert await kept.alive()
@@ -142,7 +142,7 @@ async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog):
 # -- requests in flight in all ----------------------------------------------------------------------------------------
 
 
-async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog):
+async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async with open_house(Limits(in_flight_max=8, in_flight_total_max=10)) as house:
         house.gate.holds_back = True
         first, second, third = [await house.connect() for _ in range(3)]
@@ -170,7 +170,7 @@ async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog):
     assert sum("requests were refused" in record.getMessage() for record in caplog.records) == 1
 
 
-async def test_what_is_in_flight_is_counted_until_it_is_answered_whoever_is_left_to_hear_it():
+async def test_what_is_in_flight_is_counted_until_it_is_answered_whoever_is_left_to_hear_it() -> None:
     async with open_house(Limits(in_flight_max=600, trial_in_flight_max=600)) as house:
         house.gate.holds_back = True
         gone, listing = await house.connect(), await house.connect()
@@ -190,7 +190,7 @@ async def test_what_is_in_flight_is_counted_until_it_is_answered_whoever_is_left
 # -- until a client has shown that it reads ----------------------------------------------------------------------------
 
 
-async def test_a_client_on_trial_has_little_in_flight_and_one_that_reads_has_all():
+async def test_a_client_on_trial_has_little_in_flight_and_one_that_reads_has_all() -> None:
     async with open_house(Limits(trial_in_flight_max=8, trial_bytes=10_000)) as house:
         wire = await house.connect()
         house.gate.holds_back = True
@@ -213,7 +213,7 @@ async def test_a_client_on_trial_has_little_in_flight_and_one_that_reads_has_all
 # -- requests a second ------------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much():
+async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much() -> None:
     async with open_house(Limits(requests_per_s_max=100)) as house:
         wire, neighbour = await house.connect(), await house.connect()
         wire.send(top_ups(1000))
@@ -231,7 +231,7 @@ async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much():
         assert len(house.gate.commands) == len(carried_out) + 1
 
 
-async def test_over_time_no_more_is_carried_out_than_the_limit_allows():
+async def test_over_time_no_more_is_carried_out_than_the_limit_allows() -> None:
     async with open_house(Limits(requests_per_s_max=100)) as house:
         wire = await house.connect()
         for _ in range(10):
@@ -241,7 +241,7 @@ async def test_over_time_no_more_is_carried_out_than_the_limit_allows():
         assert 100 + 9 * 50 <= len(house.gate.commands) <= 100 + 9 * 50 + OVER
 
 
-async def test_what_is_wrong_counts_too():
+async def test_what_is_wrong_counts_too() -> None:
     async with open_house(Limits(requests_per_s_max=50)) as house:
         wire = await house.connect()
         wire.send(msgpack.packb([0, 1, "top_up", ["u", -5]]) * 200)
@@ -250,7 +250,7 @@ async def test_what_is_wrong_counts_too():
         assert names.count("BUSY") == 200 - names.count("INVALID_AMOUNT")
 
 
-async def test_a_client_within_its_limit_never_hears_of_it():
+async def test_a_client_within_its_limit_never_hears_of_it() -> None:
     async with open_house(Limits(requests_per_s_max=100)) as house:
         wire = await house.connect()
         for _ in range(30):
@@ -259,7 +259,7 @@ async def test_a_client_within_its_limit_never_hears_of_it():
             house.clock.pass_s(0.5)
 
 
-def test_a_pace_fills_up_to_a_second():
+def test_a_pace_fills_up_to_a_second() -> None:
     pace = TokenBucket(0)
     assert pace.left(10**18, 10) == 10
     pace.spend(25, 10)
@@ -269,10 +269,10 @@ def test_a_pace_fills_up_to_a_second():
     assert piece_bytes(1000) == 8000
 
 
-def test_the_refusal_asks_to_try_again():
+def test_the_refusal_asks_to_try_again() -> None:
     assert KINDS["BUSY"].retry
     assert KINDS["TOO_MANY_CONNECTIONS"].retry
 
 
-def test_no_request_is_shorter():
+def test_no_request_is_shorter() -> None:
     assert len(msgpack.packb([2, "ping", []])) == FRAME_BYTES_MIN

@@ -1,5 +1,7 @@
 """Replies that are records say what the plain map says."""
 
+from __future__ import annotations
+
 import random
 
 import msgspec
@@ -27,7 +29,9 @@ OPS = (ops.TOP_UP, ops.TOP_UP, ops.SET_RATE, ops.CHANGE_RATE, ops.DEBIT, ops.SET
         (Unavailable(2, "gone", "unknown"), "UNAVAILABLE", "unknown"),
     ],
 )
-def test_what_the_shards_cannot_do_now_is_an_error_that_may_be_tried_again(reply, name, applied) -> None:
+def test_what_the_shards_cannot_do_now_is_an_error_that_may_be_tried_again(
+    reply: object, name: str, applied: str
+) -> None:
     kind, msgid, error, result = msgspec.msgpack.decode(encode_reply(5, ERRORS_AS_MAP, reply))
     assert (kind, msgid, result) == (1, 5, None)
     assert (error["name"], error["retry"], error["applied"]) == (name, True, applied)

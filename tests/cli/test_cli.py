@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -27,7 +28,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=60)
 
 
-def test_help_lists_every_command_with_one_line():
+def test_help_lists_every_command_with_one_line() -> None:
     told = run("--help").stdout
     for name, command in root.commands.items():
         assert (f"\n  {name} " in told) is not command.hidden
@@ -40,7 +41,7 @@ def test_help_lists_every_command_with_one_line():
         assert set(names) <= {*root.commands, *MODULE_OF}
 
 
-def test_help_imports_no_more_than_it_needs():
+def test_help_imports_no_more_than_it_needs() -> None:
     code = (
         "import sys; from billing.cli.main import root; root.main(['--help'], standalone_mode=False);"
         f"print([name for name in {HEAVY} if name in sys.modules])"
@@ -50,27 +51,27 @@ def test_help_imports_no_more_than_it_needs():
 
 
 @pytest.mark.parametrize("module", ELSEWHERE)
-def test_a_module_has_the_commands_that_the_table_says(module):
+def test_a_module_has_the_commands_that_the_table_says(module: str) -> None:
     commands = import_module(module).COMMANDS
     assert {name: command.get_short_help_str(200) for name, command in commands.items()} == ELSEWHERE[module]
     for name, command in commands.items():
         assert root.get_command(click.Context(root), name) is command
 
 
-def test_no_name_is_given_twice():
+def test_no_name_is_given_twice() -> None:
     names = [*root.commands, *(name for commands in ELSEWHERE.values() for name in commands)]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("name", [*root.commands, *MODULE_OF])
-def test_every_command_explains_itself(name):
+def test_every_command_explains_itself(name: str) -> None:
     result = CliRunner().invoke(root, [name, "--help"])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Usage:")
 
 
 @pytest.mark.parametrize("words", [(), ("journal",), ("token",)])
-def test_a_line_without_a_command_gets_the_help_once(words):
+def test_a_line_without_a_command_gets_the_help_once(words: Any) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"Usage: {' '.join(('billing', *words))} [OPTIONS] COMMAND")
@@ -87,7 +88,7 @@ def leaves(group: click.Group, context: click.Context) -> Iterator[click.Command
         yield command
 
 
-def test_one_rule_finds_the_configuration_of_every_command():
+def test_one_rule_finds_the_configuration_of_every_command() -> None:
     found = 0
     for command in leaves(root, click.Context(root)):
         for param in command.params:
@@ -97,16 +98,16 @@ def test_one_rule_finds_the_configuration_of_every_command():
     assert found > 30
 
 
-def test_the_version():
+def test_the_version() -> None:
     assert run("--version").stdout == f"billing {__version__}\n"
 
 
-def test_a_call_that_makes_no_sense_ends_with_2():
+def test_a_call_that_makes_no_sense_ends_with_2() -> None:
     assert run("no-such-command").returncode == 2
     assert run("serve", "--no-such-option").returncode == 2
 
 
-def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path):
+def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('[shards]\nworkers = "2"\n[rpc]\nlisten = "0.0.0.0:1"\nlistn = 1\n')
     ended = run("config", "check", "--config", str(file))
@@ -119,13 +120,13 @@ def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path):
     ]
 
 
-def test_config_check_says_that_nothing_is_wrong():
+def test_config_check_says_that_nothing_is_wrong() -> None:
     ended = run("config", "check", "--config", str(Path(__file__).parents[2] / "config.toml"))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.endswith("config.toml can be run\n")
 
 
-def test_config_show_prints_what_takes_effect_and_from_where(tmp_path):
+def test_config_show_prints_what_takes_effect_and_from_where(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[shards]\nworkers = 3\n")
     ended = run("config", "show", "--config", str(file), BILLING_RPC__DIRECT="false")
@@ -141,13 +142,13 @@ def test_config_show_prints_what_takes_effect_and_from_where(tmp_path):
     assert f'listen = "{Config().rpc.listen}"  # default' in lines
 
 
-def test_what_config_show_prints_is_a_configuration(tmp_path):
+def test_what_config_show_prints_is_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "shown.toml"
     file.write_text(run("config", "show").stdout)
     assert run("config", "check", "--config", str(file)).returncode == 0
 
 
-def test_serve_does_not_start_on_a_faulty_configuration():
+def test_serve_does_not_start_on_a_faulty_configuration() -> None:
     ended = run("serve", BILLING_SHARDS__WORKERS="none", BILLING_LOG__LEVEL="loud")
     assert ended.returncode == 78
     assert "shards.workers (environment)" in ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ AT_NS = 1_750_000_000 * 10**9
 HOUR_NS = 3600 * 10**9
 
 
+Shown = Callable[..., dict[str, Any]]
+
+
 @pytest.fixture
-def shown():
+def shown() -> Shown:
     """Carries out a command on user 7 in bucket 5; the last of the entries it made, as fields."""
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=True), lambda ref, due_ns: due_ns)
     ledger.create(5)
@@ -31,7 +35,7 @@ def shown():
     return do
 
 
-def test_what_was_asked_for_has_its_name(shown):
+def test_what_was_asked_for_has_its_name(shown: Shown) -> None:
     assert shown(ops.TOP_UP, 10)["asked_amount_nanos"] == 10
     assert shown(ops.SET_RATE, 0, 4, -1, b"vm")["nanos_per_hour"] == 0
     rate = shown(ops.SET_RATE, 0, 5, 0, b"vm")
@@ -45,7 +49,7 @@ def test_what_was_asked_for_has_its_name(shown):
     assert (fired["operation"], fired["kind"], fired["value"]) == ("threshold", "amount", 5)
 
 
-def test_flags_refusals_and_cutoffs_have_names(shown):
+def test_flags_refusals_and_cutoffs_have_names(shown: Shown) -> None:
     assert shown(ops.TOP_UP, 10)["flags"] == ["opened", "rule restore"]
     refused = shown(ops.DEBIT, 11)
     assert refused["refusal"] == "INSUFFICIENT_FUNDS: 11 nanos asked for, 10 available"
@@ -59,7 +63,7 @@ def test_flags_refusals_and_cutoffs_have_names(shown):
     assert shown(ops.SET_RATE, 1, -1, -1)["exhausts_at_ns"] == AT_NS + HOUR_NS
 
 
-def test_every_number_of_an_entry_is_shown_unless_it_is_zero(shown):
+def test_every_number_of_an_entry_is_shown_unless_it_is_zero(shown: Shown) -> None:
     shown(ops.TOP_UP, 10)
     shown(ops.SET_RATE, 7, -1, -1)
     fields = shown(ops.DEBIT, 1, at_ns=AT_NS + 1)
@@ -68,13 +72,13 @@ def test_every_number_of_an_entry_is_shown_unless_it_is_zero(shown):
     assert "overrun_nanos" not in fields
 
 
-def test_every_operation_that_has_parameters_has_names_for_them():
+def test_every_operation_that_has_parameters_has_names_for_them() -> None:
     assert set(ASKED) | {ops.CLOSE, ops.EXHAUST} == set(ops.NAMES)
 
 
 @pytest.mark.parametrize("changed", [{"refusal": 9999}, {"note": b"xyz"}, {"key": b"abc", "op": ops.SET_THRESHOLDS}])
-def test_what_the_ledger_never_wrote_is_shown_as_it_stands(changed):
-    entry = Entry(ops.DEBIT, 8, 201, 5, 0, 0, AT_NS, *[0] * 15, b"7", *[b""] * 5, b"\0" * 8)
+def test_what_the_ledger_never_wrote_is_shown_as_it_stands(changed: dict[str, Any]) -> None:
+    entry = Entry._make((ops.DEBIT, 8, 201, 5, 0, 0, AT_NS, *[0] * 15, b"7", *[b""] * 5, b"\0" * 8))
     fields = entry_fields(pack(entry._replace(**changed)), 5)
     assert fields["operation"] in ("debit", "set_thresholds")
     assert unpack(pack(entry)) == entry

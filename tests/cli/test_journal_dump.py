@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -30,7 +32,7 @@ def batch(*records: tuple[int, int, int, bytes]) -> bytes:
 
 
 @pytest.fixture
-def journal(data_dir):
+def journal(data_dir: Path) -> Path:
     """A closed journal of shard 1 with two batches, a barrier and a snapshot; its directory."""
     disk = REAL.disk
     directory = data_dir / "shard"
@@ -46,12 +48,12 @@ def journal(data_dir):
     return directory
 
 
-def dump(path, *options: str) -> tuple[int, list[dict[str, object]], str]:
+def dump(path: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
     result = CliRunner().invoke(root, ["journal", "dump", str(path), "--json", *options])
     return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()], result.stderr
 
 
-def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal):
+def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal: Path) -> None:
     code, rows, _ = dump(journal / segment_name(1))
     assert code == 0
     assert [row["kind"] for row in rows] == [
@@ -69,7 +71,7 @@ def test_a_segment_is_shown_batch_by_batch_and_record_by_record(journal):
     assert rows[6] == {"kind": "received", "bucket_id": 479, "generation": 4, "bytes": 14}
 
 
-def test_the_text_names_the_same_things(journal):
+def test_the_text_names_the_same_things(journal: Path) -> None:
     result = CliRunner().invoke(root, ["journal", "dump", str(journal / segment_name(1))])
     lines = result.stdout.splitlines()
     assert lines[0].startswith("segment sync=1 shard=1 ")
@@ -87,12 +89,12 @@ def test_the_text_names_the_same_things(journal):
         (("--user", "änna", "--operation", "debit"), []),
     ],
 )
-def test_entries_can_be_chosen(journal, options, found):
+def test_entries_can_be_chosen(journal: Path, options: tuple[str, ...], found: list[str]) -> None:
     code, rows, _ = dump(journal / segment_name(1), *options)
     assert (code, [row["kind"] for row in rows]) == (0, found)
 
 
-def test_a_snapshot_and_a_manifest_are_shown(journal):
+def test_a_snapshot_and_a_manifest_are_shown(journal: Path) -> None:
     (snapshot,) = journal.glob("snapshot-*")
     code, rows, _ = dump(snapshot)
     assert code == 0
@@ -103,7 +105,7 @@ def test_a_snapshot_and_a_manifest_are_shown(journal):
     assert (manifest["kind"], manifest["clean"], manifest["head"]) == ("manifest", 1, 2)
 
 
-def test_the_map_is_shown(data_dir):
+def test_the_map_is_shown(data_dir: Path) -> None:
     settings = {"kind": "file", "directory": str(data_dir), "sync": "always", "segment_bytes": 1 << 20}
     log = backends.open(settings | {"sync_interval_ns": 1}, REAL)
     registry = Registry(str(data_dir), REAL, log, lambda: NOW_NS)
@@ -116,7 +118,7 @@ def test_the_map_is_shown(data_dir):
 
 
 @pytest.mark.parametrize("kept_batches", [0, 1])
-def test_damage_is_shown_up_to_it_and_named_with_its_offset(journal, kept_batches):
+def test_damage_is_shown_up_to_it_and_named_with_its_offset(journal: Path, kept_batches: int) -> None:
     path = journal / segment_name(1)
     offset = [row for row in dump(path)[1] if row["kind"] == "batch"][kept_batches]["offset"]
     content = bytearray(path.read_bytes())
@@ -128,7 +130,7 @@ def test_damage_is_shown_up_to_it_and_named_with_its_offset(journal, kept_batche
     assert f"{path}: offset {offset}: " in told
 
 
-def test_damage_to_headers_is_named(journal):
+def test_damage_to_headers_is_named(journal: Path) -> None:
     for path in (journal / segment_name(1), journal / "manifest", *journal.glob("snapshot-*")):
         content = bytearray(path.read_bytes())
         content[20] ^= 1
@@ -138,7 +140,7 @@ def test_damage_to_headers_is_named(journal):
         assert str(path) in told
 
 
-def test_other_files_are_refused(data_dir):
+def test_other_files_are_refused(data_dir: Path) -> None:
     (data_dir / "other").write_bytes(b"other")
     (data_dir / "empty").write_bytes(b"")
     assert dump(data_dir / "other")[0] == 65
@@ -146,7 +148,7 @@ def test_other_files_are_refused(data_dir):
     assert CliRunner().invoke(root, ["journal", "dump", str(data_dir / "none")]).exit_code == 2
 
 
-def test_a_shards_whole_log_is_shown_whatever_it_is_kept_in(data_dir):
+def test_a_shards_whole_log_is_shown_whatever_it_is_kept_in(data_dir: Path) -> None:
     settings = {"kind": "file", "directory": str(data_dir), "sync": "always", "segment_bytes": 1 << 20}
     log = backends.open(settings | {"sync_interval_ns": 1}, REAL)
     written = log.journal(1, lambda: NOW_NS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def told(**changes: object) -> str:
     return " ".join(explained({**ACCOUNT, **changes}, LOOK))
 
 
-def test_who_has_money():
+def test_who_has_money() -> None:
     assert told() == (
         "alice has 12,373.72 coins available and spends 0.41 per hour on vm-web-1; the money lasts until "
         "2026-01-01 00:00:00 UTC. No call is owed to the cutoff URL."
@@ -41,7 +42,7 @@ def test_who_has_money():
     assert "spends nothing, so the money does not run out." in told(rate_nanos_per_hour=0, exhausts_at_ns=None)
 
 
-def test_what_is_held_and_lent():
+def test_what_is_held_and_lent() -> None:
     holds = [{"hold_id": "e:1", "amount_nanos": 10**11, "expires_at_ns": AT_NS}]
     assert "100 coins are held in one hold until 2026-01-01 00:00:00 UTC" in told(holds_nanos=10**11, holds=holds)
     two = [*holds, {"hold_id": "e:2", "amount_nanos": 1, "expires_at_ns": None}]
@@ -49,7 +50,7 @@ def test_what_is_held_and_lent():
     assert "A credit limit of 5 coins is part of that." in told(credit_limit_nanos=5 * 10**9)
 
 
-def test_who_has_none():
+def test_who_has_none() -> None:
     gone = told(state="exhausted", exhausts_at_ns=None, available_nanos=0, cutoff=CUTOFF, overrun_nanos=3 * 10**9)
     assert gone.startswith(
         "alice has no money left: it ran out at 2026-01-01 00:00:00 UTC, cut off at the first attempt. Its rate of "
@@ -73,7 +74,7 @@ def test_who_has_none():
         ({"status": "superseded"}, "not cut off, since money came before the call"),
     ],
 )
-def test_what_became_of_the_call(changes, text):
+def test_what_became_of_the_call(changes: dict[str, Any], text: str) -> None:
     assert called({**CUTOFF, **changes}) == text
 
 
@@ -88,12 +89,12 @@ def test_what_became_of_the_call(changes, text):
         ({"state": "ready", "waits_for": "the endpoint is shut"}, "it waits: the endpoint is shut."),
     ],
 )
-def test_what_an_owed_call_waits_for(outbox, text):
+def test_what_an_owed_call_waits_for(outbox: dict[str, Any] | None, text: str) -> None:
     owes = {"call": "cutoff", "seq": 2, "attempts": 1}
     assert told(owes=owes, outbox=outbox).endswith(text)
 
 
-def test_which_class_it_is_in_and_when_its_call_comes():
+def test_which_class_it_is_in_and_when_its_call_comes() -> None:
     assert "cutoff class" not in told(**{"class": "default", "cutoff_at_ns": AT_NS})
     assert "It is in the cutoff class gold." in told(**{"class": "gold", "cutoff_at_ns": AT_NS})
     later = {"class": "gold", "cutoff_at_ns": AT_NS + 3600 * 10**9}

@@ -26,7 +26,7 @@ def run(config: Path, *words: str) -> Result:
     return CliRunner().invoke(root, ["token", *words, "--config", str(config)])
 
 
-def test_a_token_is_printed_once_and_signs_in(config, tmp_path):
+def test_a_token_is_printed_once_and_signs_in(config: Path, tmp_path: Path) -> None:
     added = run(config, "add", "shop", "--role", "charge", "--role", "read")
     assert added.exit_code == 0, added.stderr
     token = added.stdout.strip()
@@ -35,7 +35,7 @@ def test_a_token_is_printed_once_and_signs_in(config, tmp_path):
     assert file.stat().st_mode & 0o777 == 0o600
     grant = Guard(file.read_text()).sign_in(token.encode())
     assert grant is not None
-    assert (grant.name, grant.roles) == ("shop", {"charge", "read"})
+    assert (grant.name, grant.roles) == ("shop", frozenset({"charge", "read"}))
     assert "SIGHUP" in added.stderr
     assert "systemctl restart billing" in added.stderr
     as_map = json.loads(run(config, "add", "desk", "--role", "admin", "--json").stdout)
@@ -43,7 +43,7 @@ def test_a_token_is_printed_once_and_signs_in(config, tmp_path):
     assert Guard(file.read_text()).sign_in(as_map["token"].encode()) is not None
 
 
-def test_what_else_is_in_the_file_stays(config, tmp_path):
+def test_what_else_is_in_the_file_stays(config: Path, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     first = run(config, "add", "a", "--role", "read").stdout.strip()
     file.write_text(f"# ours\n\n{file.read_text()}")
@@ -60,7 +60,7 @@ def test_what_else_is_in_the_file_stays(config, tmp_path):
     ]
 
 
-def test_tokens_are_listed_by_name_and_role(config):
+def test_tokens_are_listed_by_name_and_role(config: Path) -> None:
     run(config, "add", "a", "--role", "read", "--role", "top_up")
     assert run(config, "list").stdout.splitlines() == ["name  roles", "a     read, top_up"]
     assert json.loads(run(config, "list", "--json").stdout) == [{"name": "a", "roles": ["read", "top_up"]}]
@@ -78,7 +78,9 @@ def test_tokens_are_listed_by_name_and_role(config):
         (("revoke", "a", "--yes"), 1, "with none nobody could sign in"),
     ],
 )
-def test_what_is_refused_changes_nothing(config, tmp_path, words, code, text):
+def test_what_is_refused_changes_nothing(
+    config: Path, tmp_path: Path, words: tuple[str, ...], code: int, text: str
+) -> None:
     run(config, "add", "a", "--role", "read")
     before = (tmp_path / "tokens").read_bytes()
     refused = run(config, *words)
@@ -87,7 +89,7 @@ def test_what_is_refused_changes_nothing(config, tmp_path, words, code, text):
     assert (tmp_path / "tokens").read_bytes() == before
 
 
-def test_a_configuration_without_a_tokens_file_says_so(tmp_path):
+def test_a_configuration_without_a_tokens_file_says_so(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("")
     refused = run(file, "add", "a", "--role", "read")
@@ -97,7 +99,7 @@ def test_a_configuration_without_a_tokens_file_says_so(tmp_path):
     assert named.exists()
 
 
-def test_many_at_once_lose_none(config, tmp_path):
+def test_many_at_once_lose_none(config: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "billing", "token", "add", "--config", str(config), "--role", "read"]
     running = [
         subprocess.Popen([*command, f"t{number}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

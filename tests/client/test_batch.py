@@ -37,7 +37,7 @@ class Answers:
             self.errors[number] = error
 
 
-async def test_commands_are_answered_by_their_numbers():
+async def test_commands_are_answered_by_their_numbers() -> None:
     answers = Answers()
     async with open_house() as house:
         house.gate.replies[str(DEBIT)] = Refused("INSUFFICIENT_FUNDS", "no", {"shortfall_nanos": 5})
@@ -57,7 +57,7 @@ async def test_commands_are_answered_by_their_numbers():
     assert error.details == {"shortfall_nanos": 5}
 
 
-async def test_commands_of_a_batch_keep_their_order():
+async def test_commands_of_a_batch_keep_their_order() -> None:
     async with open_house() as house, Client(address_of(house)).batch(Answers().on_answer) as batch:
         for number in range(300):
             batch.add(number, "top_up", ["u", number + 1])
@@ -68,10 +68,12 @@ async def test_commands_of_a_batch_keep_their_order():
         assert [command[2] for command in house.gate.commands] == list(range(1, 301))
 
 
-async def test_what_was_under_way_when_the_connection_broke_is_unknown_and_the_batch_goes_on():
+async def test_what_was_under_way_when_the_connection_broke_is_unknown_and_the_batch_goes_on() -> None:
     answers = Answers()
 
-    async def session(unpacker, reader, writer, count):
+    async def session(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         while True:
             _, msgid, _, params = await request(unpacker, reader)
             if count == 1 and params == ["break"]:
@@ -92,10 +94,12 @@ async def test_what_was_under_way_when_the_connection_broke_is_unknown_and_the_b
         assert answers.results[4] == ["d"]
 
 
-async def test_nothing_is_answered_from_within_send_and_close_answers_all():
+async def test_nothing_is_answered_from_within_send_and_close_answers_all() -> None:
     answers = Answers()
 
-    async def session(unpacker, reader, writer, count):
+    async def session(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         await asyncio.Event().wait()
 
     async with open_liar(session) as address:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -64,7 +65,7 @@ async def request(unpacker: msgpack.Unpacker, reader: asyncio.StreamReader) -> A
         unpacker.feed(data)
 
 
-async def test_a_call_is_answered(house):
+async def test_a_call_is_answered(house: House) -> None:
     async with Client(address_of(house)) as client:
         assert await client.top_up("ü", "12.5", request_id="r", message="m") == {
             "user_id": "ü",
@@ -75,13 +76,13 @@ async def test_a_call_is_answered(house):
     assert house.gate.commands == [(TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"r", b"m", b"", b"")]
 
 
-async def test_calls_made_at_once_travel_together(house):
+async def test_calls_made_at_once_travel_together(house: House) -> None:
     async with Client(address_of(house)) as client:
         replies = await asyncio.gather(*(client.top_up(user, nanos=5) for user in range(3000)))
     assert [reply["user_id"] for reply in replies] == [str(user) for user in range(3000)]
 
 
-async def test_a_refusal_is_raised_by_its_name_with_its_details(house):
+async def test_a_refusal_is_raised_by_its_name_with_its_details(house: House) -> None:
     house.gate.replies["2"] = None
     async with Client(address_of(house)) as client:
         with pytest.raises(InvalidAmount) as caught:
@@ -95,7 +96,7 @@ async def test_a_refusal_is_raised_by_its_name_with_its_details(house):
         assert short.value.details == {"shortfall_nanos": 7}
 
 
-def test_each_error_name_has_its_class():
+def test_each_error_name_has_its_class() -> None:
     assert CLASSES.keys() == KINDS.keys()
     for name, kind in KINDS.items():
         error = CLASSES[name]("text")
@@ -105,7 +106,7 @@ def test_each_error_name_has_its_class():
     assert set(billing.client.__all__) == {"Batch", "Client", "SyncClient", "BillingError", *names}
 
 
-def test_errors_of_any_form_are_understood():
+def test_errors_of_any_form_are_understood() -> None:
     newer = error_of({"name": "NEVER_HEARD", "code": 999, "message": "m", "retry": True, "applied": "unknown", "x": 1})
     assert type(newer) is BillingError
     assert (newer.name, newer.code, newer.retry, newer.applied, newer.details) == (
@@ -124,22 +125,22 @@ def test_errors_of_any_form_are_understood():
         ("unix:/run/billing.sock", Address("", 0, "/run/billing.sock")),
     ],
 )
-def test_addresses(text, address):
+def test_addresses(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "localhost:", "host:0", "host:65536", "::1:3311", "unix:", "host:²"])
-def test_what_is_no_address(text):
+def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         Client(text)
 
 
-async def test_a_unix_socket_is_an_address(data_dir):
+async def test_a_unix_socket_is_an_address(data_dir: Path) -> None:
     async with open_house(path=str(data_dir / "rpc.sock")) as house, Client(f"unix:{house.address}") as client:
         assert await client.ping() == "pong"
 
 
-async def test_a_token_signs_in_and_a_wrong_one_says_so_at_once():
+async def test_a_token_signs_in_and_a_wrong_one_says_so_at_once() -> None:
     async with open_house(guard=Guard(TOKENS)) as house:
         async with Client(address_of(house), token="shop") as client:
             assert (await client.top_up("u", nanos=5))["user_id"] == "u"
@@ -147,7 +148,7 @@ async def test_a_token_signs_in_and_a_wrong_one_says_so_at_once():
             await Client(address_of(house), token="wrong").connect()
 
 
-async def test_batches_have_a_callback_for_each_command_and_no_task(house):
+async def test_batches_have_a_callback_for_each_command_and_no_task(house: House) -> None:
     answers: list[tuple[Any, Any]] = []
     async with Client(address_of(house)) as client:
         tasks_before = len(asyncio.all_tasks())
@@ -166,8 +167,10 @@ async def test_batches_have_a_callback_for_each_command_and_no_task(house):
     assert (type(answers[5][0]), answers[5][0].applied) == (Unavailable, "no")
 
 
-async def test_a_lost_connection_is_unknown_for_what_was_sent():
-    async def vanish(unpacker, reader, writer, count):
+async def test_a_lost_connection_is_unknown_for_what_was_sent() -> None:
+    async def vanish(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         await request(unpacker, reader)
 
     async with open_liar(vanish) as address, Client(address) as client:
@@ -176,10 +179,12 @@ async def test_a_lost_connection_is_unknown_for_what_was_sent():
         assert (caught.value.applied, caught.value.retry) == ("unknown", True)
 
 
-async def test_without_a_request_id_nothing_is_sent_twice():
+async def test_without_a_request_id_nothing_is_sent_twice() -> None:
     seen = []
 
-    async def vanish_once(unpacker, reader, writer, count):
+    async def vanish_once(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         while True:
             message = await request(unpacker, reader)
             seen.append(message[2])
@@ -194,10 +199,12 @@ async def test_without_a_request_id_nothing_is_sent_twice():
     assert seen == ["top_up", "debit"]
 
 
-async def test_with_a_request_id_it_is_repeated_until_it_is_answered():
+async def test_with_a_request_id_it_is_repeated_until_it_is_answered() -> None:
     seen = []
 
-    async def vanish_twice(unpacker, reader, writer, count):
+    async def vanish_twice(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         while True:
             message = await request(unpacker, reader)
             seen.append(message[2:])
@@ -211,8 +218,10 @@ async def test_with_a_request_id_it_is_repeated_until_it_is_answered():
     assert seen == [["top_up", ["u", 5, {"request_id": "r1"}]]] * 5
 
 
-async def test_reads_are_repeated_too():
-    async def vanish_once(unpacker, reader, writer, count):
+async def test_reads_are_repeated_too() -> None:
+    async def vanish_once(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         message = await request(unpacker, reader)
         if count > 1:
             writer.write(msgpack.packb([1, message[1], None, {"count": count}]))
@@ -222,7 +231,7 @@ async def test_reads_are_repeated_too():
         assert await client.get_account("u") == {"count": 2}
 
 
-async def test_a_refusal_is_not_repeated(house):
+async def test_a_refusal_is_not_repeated(house: House) -> None:
     async with Client(address_of(house)) as client:
         house.gate.replies["get_account"] = Refused("UNKNOWN_ACCOUNT", "no")
         with pytest.raises(CLASSES["UNKNOWN_ACCOUNT"]):
@@ -230,7 +239,7 @@ async def test_a_refusal_is_not_repeated(house):
     assert len(house.gate.asked) == 1
 
 
-async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(house):
+async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(house: House) -> None:
     house.gate.holds_back = True
     async with Client(address_of(house)) as client:
         with pytest.raises(Unavailable, match=r"no answer within 1 s") as caught:
@@ -241,7 +250,7 @@ async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(hou
         assert (await client.top_up("v", nanos=5))["user_id"] == "v"
 
 
-async def test_nobody_there_is_applied_no_and_says_why():
+async def test_nobody_there_is_applied_no_and_says_why() -> None:
     client = Client(f"127.0.0.1:{free_port()}", timeout_s=3600.0)
     with pytest.raises(Unavailable, match="cannot connect") as caught:
         await client.top_up("u", nanos=5, request_id="r1")  # at once, whatever may be repeated
@@ -251,18 +260,18 @@ async def test_nobody_there_is_applied_no_and_says_why():
         await client.ping()
 
 
-async def test_a_daemon_that_comes_up_late_is_found():
+async def test_a_daemon_that_comes_up_late_is_found() -> None:
     port = free_port()
     client = Client(f"127.0.0.1:{port}", jitter=lambda: 0.0)
     waiting = asyncio.ensure_future(client.connect(tries=None))
     await asyncio.sleep(0.05)
 
-    async def answer(unpacker, reader, writer):
+    async def answer(unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             message = await request(unpacker, reader)
             writer.write(msgpack.packb([1, message[1], None, message[2]]))
 
-    async def serve(reader, writer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await answer(msgpack.Unpacker(), reader, writer)
         except EOFError:
@@ -276,8 +285,10 @@ async def test_a_daemon_that_comes_up_late_is_found():
 
 
 @pytest.mark.parametrize("lie", [b"\xc1", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x93\x02\xa4push\x90", b"\x05"])
-async def test_a_server_that_speaks_something_else_is_left(lie):
-    async def speak(unpacker, reader, writer, count):
+async def test_a_server_that_speaks_something_else_is_left(lie: bytes) -> None:
+    async def speak(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         await request(unpacker, reader)
         writer.write(lie)
         await reader.read()
@@ -288,8 +299,10 @@ async def test_a_server_that_speaks_something_else_is_left(lie):
         assert caught.value.applied == "unknown"
 
 
-async def test_what_the_server_said_of_the_connection_is_told():
-    async def complain(unpacker, reader, writer, count):
+async def test_what_the_server_said_of_the_connection_is_told() -> None:
+    async def complain(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
         await request(unpacker, reader)
         writer.write(msgpack.packb([1, None, "FRAME_TOO_LARGE: a frame may have 65536 bytes", None]))
 
@@ -298,7 +311,7 @@ async def test_what_the_server_said_of_the_connection_is_told():
             await client.top_up("u", nanos=5)
 
 
-async def test_closing_leaves_nothing_hanging(house):
+async def test_closing_leaves_nothing_hanging(house: House) -> None:
     house.gate.holds_back = True
     client = Client(address_of(house))
     await client.connect()

@@ -37,7 +37,7 @@ def given(row: Method) -> dict[str, Any]:
             arguments["nanos"] = arguments.pop(field.name)
         elif field.type.kind == "thresholds":
             renamed = {"amount": "amount_nanos"}
-            bounds = arguments[field.name]
+            bounds: Any = arguments[field.name]
             arguments[field.name] = [{renamed.get(name, name): each[name] for name in each} for each in bounds]
     return arguments
 

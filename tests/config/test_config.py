@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -40,8 +42,11 @@ FIXED_BY_CONTRACT = {
 }
 
 
+Write = Callable[..., Path]
+
+
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path: Path) -> Write:
     def write_file(text: str, name: str = "config.toml", mode: int = 0o600) -> Path:
         path = tmp_path / name
         path.write_text(text)
@@ -58,14 +63,14 @@ def faults_of(file: Path | None, environ: dict[str, str] | None = None) -> list[
     return caught.value.faults
 
 
-def test_the_default_file_is_what_is_declared():
+def test_the_default_file_is_what_is_declared() -> None:
     assert (REPOSITORY / "config.toml").read_text() == as_toml(Config())
     command = [sys.executable, "-m", "billing.config.schema"]
     printed = subprocess.run(command, capture_output=True, check=True, cwd=REPOSITORY)
     assert printed.stdout.decode() == as_toml(Config())
 
 
-def test_the_default_file_is_complete_and_loads_to_the_defaults():
+def test_the_default_file_is_complete_and_loads_to_the_defaults() -> None:
     document = tomllib.loads(as_toml(Config()))
     assert [f"{section}.{key}" for section, table in document.items() for key in table] == [p for p, _ in declared()]
     loaded = load(REPOSITORY / "config.toml", {})
@@ -74,7 +79,7 @@ def test_the_default_file_is_complete_and_loads_to_the_defaults():
     assert set(loaded.sources.values()) == {"file"}
 
 
-def test_the_keys_and_defaults_that_the_contract_fixes():
+def test_the_keys_and_defaults_that_the_contract_fixes() -> None:
     keys = {path for path, _ in declared()}
     assert {f"{section}.{key}" for section, fixed in FIXED_BY_CONTRACT.items() for key in fixed} <= keys
     config = Config()
@@ -86,21 +91,21 @@ def test_the_keys_and_defaults_that_the_contract_fixes():
     assert (config.cutoff.recheck_s, config.cutoff.hold_above) == (0, -1)
 
 
-def test_every_key_says_in_one_line_what_it_means():
+def test_every_key_says_in_one_line_what_it_means() -> None:
     for path, field in declared():
         assert field.description, path
         assert "\n" not in field.description, path
         assert not field.description.endswith("."), path
 
 
-def test_no_file_means_defaults_relative_to_the_working_directory():
+def test_no_file_means_defaults_relative_to_the_working_directory() -> None:
     loaded = load(None, {})
     assert loaded.config.daemon.data_dir == os.path.join(os.getcwd(), "data")
     assert loaded.sources["daemon.data_dir"] == "default"
     assert loaded.file is None
 
 
-def test_later_sources_win_and_are_told(write):
+def test_later_sources_win_and_are_told(write: Write) -> None:
     file = write('[shards]\nworkers = 3\nbucket_count = 64\n[cutoff]\ntimeout_s = 5\n[log]\nlevel = "debug"\n')
     environ = {
         "BILLING_SHARDS__WORKERS": "5",
@@ -120,7 +125,7 @@ def test_later_sources_win_and_are_told(write):
     assert sources["rpc.listen"] == "default"
 
 
-def test_relative_paths_are_relative_to_the_folder_of_the_file(write):
+def test_relative_paths_are_relative_to_the_folder_of_the_file(write: Write) -> None:
     write(SECRET, "secret.txt")
     file = write(
         '[daemon]\ndata_dir = "../data"\n[rpc]\nunix_socket = "run/rpc.sock"\n[cutoff]\nsecret_file = "secret.txt"\n'
@@ -132,7 +137,7 @@ def test_relative_paths_are_relative_to_the_folder_of_the_file(write):
     assert config.rpc.tokens_file == ""
 
 
-def test_all_faults_are_told_at_once(write):
+def test_all_faults_are_told_at_once(write: Write) -> None:
     file = write(
         '[shards]\nworkers = "2"\nbuckets = 5\n[rpc]\nlisten = "0.0.0.0:3311"\ntls_key = "nowhere.pem"\n'
         '[journal]\nsync = "sometimes"\n[cutof]\nurl = "x"\n[cutoff]\nurl = "ftp://x/"\n'
@@ -194,14 +199,14 @@ def test_all_faults_are_told_at_once(write):
         ("workers = 2", "workers"),
     ],
 )
-def test_one_mistake_is_one_fault_at_its_path(write, text, path):
+def test_one_mistake_is_one_fault_at_its_path(write: Write, text: str, path: str) -> None:
     faults = faults_of(write(text))
     assert [fault.path for fault in faults] == [path]
     assert faults[0].source == "file"
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:3311", "127.9.9.9:1", "[::1]:3311", "localhost:3311", "127.0.0.1:0"])
-def test_loopback_needs_no_guard(write, listen):
+def test_loopback_needs_no_guard(write: Write, listen: str) -> None:
     assert load(write(f'[rpc]\nlisten = "{listen}"'), {}).config.rpc.listen == listen
 
 
@@ -223,7 +228,7 @@ MC4CAQAwBQYDK2VwBCIEICVz7Nr+Ywa3VP3Rh+lT0X674CCO/r/ai6IBttIAW8X0
 """
 
 
-def test_beyond_loopback_tokens_or_client_certificates_are_needed(write):
+def test_beyond_loopback_tokens_or_client_certificates_are_needed(write: Write) -> None:
     write(TOKENS, "tokens")
     write(CERTIFICATE, "pem")
     assert load(write('[rpc]\nlisten = "0.0.0.0:1"\ntokens_file = "tokens"'), {})
@@ -235,7 +240,7 @@ def test_beyond_loopback_tokens_or_client_certificates_are_needed(write):
 @pytest.mark.parametrize(
     ("mode", "fine"), [(0o600, True), (0o400, True), (0o640, True), (0o644, False), (0o620, False)]
 )
-def test_a_secret_is_readable_by_few(write, mode, fine):
+def test_a_secret_is_readable_by_few(write: Write, mode: int, fine: bool) -> None:
     write(SECRET, "secret", mode)
     file = write('[cutoff]\nsecret_file = "secret"')
     if fine:
@@ -245,7 +250,7 @@ def test_a_secret_is_readable_by_few(write, mode, fine):
         assert f"{mode:04o}" in fault.expected
 
 
-def test_what_stands_in_the_named_files_is_looked_at_and_never_repeated(write):
+def test_what_stands_in_the_named_files_is_looked_at_and_never_repeated(write: Write) -> None:
     write("metering:charge:hunter2", "tokens")
     write("hunter2", "secret")
     write(CERTIFICATE.partition("-----BEGIN PRIVATE")[0], "certificate")
@@ -265,7 +270,7 @@ def test_what_stands_in_the_named_files_is_looked_at_and_never_repeated(write):
     assert "UTF-8" in faults_of(file)[0].expected
 
 
-def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write):
+def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write: Write) -> None:
     write(CERTIFICATE, "pem")
     faults = faults_of(write('[rpc]\ntls_cert = 7\ntls_key = "pem"\nunix_socket = 5\nlisten = ""'))
     assert [fault.path for fault in faults] == ["rpc.tls_cert", "rpc.unix_socket"]
@@ -274,19 +279,19 @@ def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write):
 @pytest.mark.parametrize(
     "text", ["[shards\n", "workers = ", "\x00", "[shards]\nworkers = 1\nworkers = 2", "a=" + "[" * 9999]
 )
-def test_a_file_that_is_no_toml_is_one_fault(write, text):
+def test_a_file_that_is_no_toml_is_one_fault(write: Write, text: str) -> None:
     file = write(text)
     assert [fault.path for fault in faults_of(file, {"BILLING_RPC__LISTEN": ""})] == [str(file)]
 
 
-def test_a_file_that_is_missing_or_no_text_is_one_fault(tmp_path):
+def test_a_file_that_is_missing_or_no_text_is_one_fault(tmp_path: Path) -> None:
     assert faults_of(tmp_path / "none.toml")[0].path == str(tmp_path / "none.toml")
     assert faults_of(tmp_path)[0].path == str(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     assert faults_of(tmp_path / "binary")[0].path == str(tmp_path / "binary")
 
 
-def test_what_is_told_has_one_line_a_fault_whatever_the_names(write):
+def test_what_is_told_has_one_line_a_fault_whatever_the_names(write: Write) -> None:
     with pytest.raises(ConfigError) as caught:
         load(write('"a\\nb\\u001b" = 1\n[shards]\n"x\\ny" = 1\nworkers = "\\u001b[31m"'), {})
     assert len(str(caught.value).splitlines()) == 3
@@ -294,7 +299,7 @@ def test_what_is_told_has_one_line_a_fault_whatever_the_names(write):
 
 
 @given(st.dictionaries(st.sampled_from([path for path, _ in declared()]), st.text(max_size=20), max_size=5))
-def test_any_environment_loads_or_is_a_fault(overrides):
+def test_any_environment_loads_or_is_a_fault(overrides: dict[str, str]) -> None:
     environ = {"BILLING_" + path.upper().replace(".", "__"): text for path, text in overrides.items()}
     try:
         loaded = load(None, environ)
@@ -323,14 +328,16 @@ def is_refused_or_loaded(file: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_as_a_file_load_or_are_a_fault(tmp_path_factory, content):
+def test_any_bytes_as_a_file_load_or_are_a_fault(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     file.write_bytes(content)
     is_refused_or_loaded(file)
 
 
 @given(st.dictionaries(keys, values, max_size=6))
-def test_any_table_as_a_file_loads_or_is_a_fault(tmp_path_factory, table):
+def test_any_table_as_a_file_loads_or_is_a_fault(
+    tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]
+) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzzed-table.toml"
     lines = [f"{key.strip()} = {toml_of(value)}" for key, value in table.items()]
     file.write_bytes("\n".join(lines).encode(errors="replace"))
@@ -345,24 +352,24 @@ def toml_of(value: object) -> str:
     return json.dumps(value) if isinstance(value, str | bool) else str(value)
 
 
-def test_a_configuration_goes_to_other_processes_whole(write):
+def test_a_configuration_goes_to_other_processes_whole(write: Write) -> None:
     config = load(write('[cutoff]\nurl = "https://h/{user_id}?a=1"\ntimeout_s = 4\n'), {}).config
     assert Config.from_json(config.to_json()) == config
     assert Config.from_json(config.to_json().encode()) == config
 
 
-def test_a_configuration_does_not_change():
+def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().shards.workers = 3
 
 
 @given(st.text())
-def test_values_are_shown_as_a_file_has_them(text):
+def test_values_are_shown_as_a_file_has_them(text: str) -> None:
     config = Config.model_construct(daemon=Config().daemon.model_construct(data_dir=text))
     assert tomllib.loads("x = " + value_text(config, "daemon", "data_dir")) == {"x": text}
 
 
-def test_the_configuration_is_shown_without_the_secrets_of_its_urls_unless_they_are_asked_for(write):
+def test_the_configuration_is_shown_without_the_secrets_of_its_urls_unless_they_are_asked_for(write: Write) -> None:
     loaded = load(write('[cutoff]\nurl = "http://h/off?token=abc&user_id={user_id}"\n'), {})
     line = next(line for line in as_effective(loaded).splitlines() if line.startswith("url = "))
     assert line.startswith('url = "http://h/off?token=***&user_id={user_id}"  # ')
@@ -371,7 +378,7 @@ def test_the_configuration_is_shown_without_the_secrets_of_its_urls_unless_they_
     assert 'url = "http://h/off?token=abc&user_id={user_id}"  # ' in as_effective(loaded, secrets=True)
 
 
-def test_a_log_shows_no_secret_of_a_url(write):
+def test_a_log_shows_no_secret_of_a_url(write: Write) -> None:
     file = write('[cutoff]\nurl = "http://h/off?token=hunter2&user_id={user_id}"\n')
     config = load(file, {}).config
     assert shown_text(config, "cutoff", "url") == '"http://h/off?token=***&user_id={user_id}"'
@@ -394,7 +401,7 @@ restore_url = ""
 """
 
 
-def test_what_a_class_leaves_out_is_as_in_cutoff(write):
+def test_what_a_class_leaves_out_is_as_in_cutoff(write: Write) -> None:
     classes = load(write(CLASSES), {}).config.cutoff.classes
     assert classes["gold"].model_dump() == {
         "grace_s": 0.1, "after_exhaustion": "accrue", "url": "http://a/off?key=secret", "restore_url": "http://a/on",
@@ -404,7 +411,7 @@ def test_what_a_class_leaves_out_is_as_in_cutoff(write):
     }  # fmt: skip
 
 
-def test_classes_go_to_other_processes_and_are_shown_without_secrets(write):
+def test_classes_go_to_other_processes_and_are_shown_without_secrets(write: Write) -> None:
     loaded = load(write(CLASSES), {})
     assert Config.from_json(loaded.config.to_json()) == loaded.config
     shown = as_effective(loaded)
@@ -414,7 +421,7 @@ def test_classes_go_to_other_processes_and_are_shown_without_secrets(write):
     assert load(whole, {}).config == loaded.config
 
 
-def test_the_rules_of_classes_are_exact():
+def test_the_rules_of_classes_are_exact() -> None:
     table = {"gold": {"grace_s": 0.1}, "long": {"grace_s": 315_360_000, "restore_url": "http://a/on"}}
     cutoff = Config.model_validate({"cutoff": {"class": table, "after_exhaustion": "accrue"}}).cutoff
     assert rules_of_classes(cutoff) == {
@@ -440,13 +447,13 @@ def test_the_rules_of_classes_are_exact():
         ("".join(f"[cutoff.class.c{number}]\n" for number in range(101)), "cutoff.class", "at most 100"),
     ],
 )
-def test_what_is_wrong_with_a_class_is_told_at_its_place(write, text, path, expected):
+def test_what_is_wrong_with_a_class_is_told_at_its_place(write: Write, text: str, path: str, expected: Any) -> None:
     (fault,) = faults_of(write(text))
     assert (fault.path, fault.source) == (path, "file")
     assert expected in fault.expected
 
 
-def test_urls_of_classes_are_reloaded_and_their_rules_need_a_restart(write):
+def test_urls_of_classes_are_reloaded_and_their_rules_need_a_restart(write: Write) -> None:
     old = load(write(CLASSES), {}).config
     moved = load(write(CLASSES.replace("http://b/off", "http://c/off")), {}).config
     assert differences(old, moved) == (["cutoff.class"], [])

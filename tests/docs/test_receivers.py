@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -145,7 +146,7 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
 ) -> None:
     command = command_of(tmp_path)
     user = f"{name} ü/1"
-    path = urllib.request.quote(user, safe="")
+    path = urllib.parse.quote(user, safe="")
     environment = os.environ | {
         "PORT": str(served.port),
         "BILLING_TOKEN": TOKEN,

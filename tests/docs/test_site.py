@@ -28,18 +28,18 @@ def pages_of(items: list[dict[str, object]]) -> list[str]:
     return found
 
 
-def test_every_page_stands_in_the_navigation_once():
+def test_every_page_stands_in_the_navigation_once() -> None:
     navigation = tomllib.loads((REPOSITORY / "zensical.toml").read_text())["project"]["nav"]
     there = [path.relative_to(REPOSITORY / "docs").as_posix() for path in (REPOSITORY / "docs").rglob("*.md")]
     assert sorted(pages_of(navigation)) == sorted(there)
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
-def test_a_page_that_is_made_of_a_table_is_what_the_table_says(name):
+def test_a_page_that_is_made_of_a_table_is_what_the_table_says(name: str) -> None:
     assert (REPOSITORY / name).read_text() == reference.text_of(name), "make docs"
 
 
-def test_the_pages_name_every_method_every_refusal_and_every_key():
+def test_the_pages_name_every_method_every_refusal_and_every_key() -> None:
     methods, keys = reference.text_of("docs/methods.md"), reference.text_of("docs/configuration.md")
     assert [name for name in METHODS if f"### `{name}`" not in methods] == []
     assert [name for name in KINDS if f"| `{name}` | {KINDS[name].code} |" not in methods] == []
@@ -47,7 +47,7 @@ def test_the_pages_name_every_method_every_refusal_and_every_key():
     assert set(reference.MEANINGS) == set(KINDS)
 
 
-def test_what_the_start_page_types_is_typed_by_the_readme_whose_commands_are_run():
+def test_what_the_start_page_types_is_typed_by_the_readme_whose_commands_are_run() -> None:
     def typed(name: str, language: str) -> list[str]:
         texts = [block.text for block in blocks(REPOSITORY / name) if block.language == language]
         return [line for text in texts for line in (transcript(text) if language == "console" else text.splitlines())]
@@ -58,7 +58,7 @@ def test_what_the_start_page_types_is_typed_by_the_readme_whose_commands_are_run
 
 
 @pytest.mark.skipif(not ZENSICAL.exists(), reason="zensical is not installed")
-def test_the_site_is_built_without_a_warning(tmp_path):
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     configuration = (REPOSITORY / "zensical.toml").read_text()
     (tmp_path / "zensical.toml").write_text(configuration)
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")

@@ -33,7 +33,7 @@ def config_of(yard: Yard, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_the_daemon_s_own_code_wrote_is_right(data_dir, seed):
+def test_what_the_daemon_s_own_code_wrote_is_right(data_dir: Path, seed: int) -> None:
     yard = Yard(data_dir, accrue=seed % 3 == 0, restore=seed % 2 == 0, trims=seed > 3, ids_max=[5, 50, 1000][seed % 3])
     busy(yard, seed, 2300, upheavals=0.02)
     yard.wait(1)  # what timers were late for happens
@@ -60,7 +60,7 @@ def test_what_the_daemon_s_own_code_wrote_is_right(data_dir, seed):
     )
 
 
-def test_every_entry_ever_made_was_looked_at(data_dir):
+def test_every_entry_ever_made_was_looked_at(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1)
     for number in range(20):
         yard.pay(b"7", 5 + number)
@@ -74,7 +74,7 @@ def test_every_entry_ever_made_was_looked_at(data_dir):
     assert report.summary() == "1 accounts, 22 entries, 8 buckets: no faults"
 
 
-def test_what_is_coming_and_what_is_late_are_no_faults(data_dir):
+def test_what_is_coming_and_what_is_late_are_no_faults(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1)
     for user in (b"a", b"b", b"c"):
         yard.pay(user, COIN)
@@ -87,7 +87,7 @@ def test_what_is_coming_and_what_is_late_are_no_faults(data_dir):
     assert (cutoffs["instants coming"], cutoffs["due at the next start"]) == (3, 3)
 
 
-def test_a_life_after_a_late_start_is_no_fault(data_dir):
+def test_a_life_after_a_late_start_is_no_fault(data_dir: Path) -> None:
     """The exhaustion came an hour late, because nobody served; its instant is right all the same."""
     yard = Yard(data_dir, shards=1)
     yard.pay(b"a", COIN)
@@ -99,7 +99,7 @@ def test_a_life_after_a_late_start_is_no_fault(data_dir):
     assert yard.close().examine().findings == []
 
 
-def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_are_no_faults(data_dir):
+def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_are_no_faults(data_dir: Path) -> None:
     """Through a snapshot of the closed account, a restart and a move."""
     yard = Yard(data_dir, trims=False)
     user = b"7"
@@ -124,7 +124,7 @@ def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_
     assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "restore", 1)]
 
 
-def test_hundreds_of_owed_cutoffs_of_one_account(data_dir):
+def test_hundreds_of_owed_cutoffs_of_one_account(data_dir: Path) -> None:
     """Each line that rises from zero on an exhausted account makes one, and a snapshot holds them all."""
     yard = Yard(data_dir, shards=1, trims=False)
     yard.pay(b"7", 1)
@@ -139,7 +139,7 @@ def test_hundreds_of_owed_cutoffs_of_one_account(data_dir):
     assert report.counts["snapshots"]["parts compared"] == 8
 
 
-def test_unclean_ends_are_no_faults(data_dir, tmp_path):
+def test_unclean_ends_are_no_faults(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir)
     busy(yard, 3, 300)
     shutil.copytree(data_dir, tmp_path / "killed")
@@ -149,7 +149,7 @@ def test_unclean_ends_are_no_faults(data_dir, tmp_path):
     assert report.counts["accounts"]["entries"] > 50
 
 
-def test_the_command_says_it_in_words(data_dir, tmp_path):
+def test_the_command_says_it_in_words(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir)
     yard.pay(b"7", COIN, b"first")
     yard.rate(b"7", COIN)
@@ -166,7 +166,7 @@ def test_the_command_says_it_in_words(data_dir, tmp_path):
     assert lines[-1] == "2 accounts, 5 entries, 8 buckets: no faults"
 
 
-def test_the_command_says_it_in_json(data_dir, tmp_path):
+def test_the_command_says_it_in_json(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir)
     yard.pay(b"7", COIN)
     yard.close()
@@ -177,7 +177,7 @@ def test_the_command_says_it_in_json(data_dir, tmp_path):
     assert told["sums"]["balances"] == COIN * 3600 * 10**9
 
 
-def test_looking_changes_nothing(data_dir):
+def test_looking_changes_nothing(data_dir: Path) -> None:
     yard = Yard(data_dir)
     busy(yard, 5, 200)
     yard.close()
@@ -186,7 +186,7 @@ def test_looking_changes_nothing(data_dir):
     assert before == {path: path.read_bytes() for path in sorted(Path(yard.path).rglob("*")) if path.is_file()}
 
 
-def test_a_directory_in_use_is_not_looked_at(data_dir, tmp_path):
+def test_a_directory_in_use_is_not_looked_at(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir)
     ended = command(config_of(yard, tmp_path))
     assert ended.returncode == 1
@@ -199,7 +199,7 @@ def test_a_directory_in_use_is_not_looked_at(data_dir, tmp_path):
     assert command(config_of(yard, tmp_path)).returncode == 0
 
 
-def test_nothing_starts_while_it_is_looked_at(data_dir):
+def test_nothing_starts_while_it_is_looked_at(data_dir: Path) -> None:
     yard = Yard(data_dir).close()
     with ExitStack() as stack:
         hold(DISK, yard.path, stack)
@@ -208,7 +208,7 @@ def test_nothing_starts_while_it_is_looked_at(data_dir):
     DISK.close(DISK.lock(f"{yard.path}/map/lock"))
 
 
-def test_a_directory_without_data_is_a_matter_of_configuration(tmp_path):
+def test_a_directory_without_data_is_a_matter_of_configuration(tmp_path: Path) -> None:
     with ExitStack() as stack, pytest.raises(Absent, match="holds no data"):
         hold(DISK, str(tmp_path), stack)
     config = tmp_path / "config.toml"
@@ -216,7 +216,7 @@ def test_a_directory_without_data_is_a_matter_of_configuration(tmp_path):
     assert command(config).returncode == 78
 
 
-def test_a_shard_that_never_served_is_mentioned(data_dir):
+def test_a_shard_that_never_served_is_mentioned(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.record(["weight", 3, 1])
     report = yard.close().examine()
@@ -224,7 +224,7 @@ def test_a_shard_that_never_served_is_mentioned(data_dir):
     assert "shard 3 has never served" in report.notes
 
 
-def test_what_a_move_left_over_is_mentioned(data_dir):
+def test_what_a_move_left_over_is_mentioned(data_dir: Path) -> None:
     """The source was killed between the decision and giving the bucket up; another move was never decided for."""
     yard = Yard(data_dir)
     yard.pay(b"7", COIN)
@@ -240,7 +240,9 @@ def test_what_a_move_left_over_is_mentioned(data_dir):
     assert report.counts["conservation"] == {"buckets": 8, "accounts": 1}
 
 
-def test_a_copy_that_was_never_decided_for_is_mentioned_though_another_target_has_its_generation(data_dir):
+def test_a_copy_that_was_never_decided_for_is_mentioned_though_another_target_has_its_generation(
+    data_dir: Path,
+) -> None:
     yard = Yard(data_dir, shards=3)
     yard.pay(b"7", COIN)
     source = next(shard for shard, worker in yard.workers.items() if 5 in worker.shard.held)
@@ -255,7 +257,7 @@ def test_a_copy_that_was_never_decided_for_is_mentioned_though_another_target_ha
     assert [note for note in report.notes if note.startswith(text)]
 
 
-def test_a_bucket_that_left_while_a_snapshot_began_is_no_fault(data_dir):
+def test_a_bucket_that_left_while_a_snapshot_began_is_no_fault(data_dir: Path) -> None:
     """The snapshot is of the position before, and knows of it no more: recovery does not miss it either."""
     yard = Yard(data_dir)
     yard.pay(b"7", COIN)
@@ -273,7 +275,7 @@ def test_a_bucket_that_left_while_a_snapshot_began_is_no_fault(data_dir):
     assert yard.close().examine().findings == []
 
 
-def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir):
+def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1, bucket_count=1, trims=False, ids_max=10)
     for number in range(30):
         yard.pay(b"7", 1, b"%d" % number)
@@ -284,7 +286,7 @@ def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir):
     assert any("keeps at most 10 request ids a bucket" in note for note in examined(yard.path, 20).notes)
 
 
-def test_a_request_id_may_come_again_after_its_week(data_dir):
+def test_a_request_id_may_come_again_after_its_week(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1)
     yard.pay(b"7", 1, b"same")
     yard.now_ns += 7 * 24 * HOUR_NS

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,23 +45,20 @@ async def load(rpc: Rpc, seed: int, steps: int) -> int:
             return error is None
         return False
 
+    def one_of(user: str, number: int) -> Coroutine[Any, Any, bool]:
+        kinds: list[Callable[[], Coroutine[Any, Any, bool]]] = [
+            lambda: call("top_up", user, draw.randrange(1, COIN), {"request_id": f"{seed} {number}"}),
+            lambda: call("set_rate", user, draw.choice([0, 5, COIN, 100 * COIN]), {"resource": "vm"}),
+            lambda: call("debit", user, draw.randrange(1, COIN), {"mode": "partial"}),
+            lambda: call("set_credit_limit", user, draw.choice([0, 5, COIN])),
+            lambda: call("hold", user, draw.randrange(1, COIN), {"ttl_ns": 10**7}),
+            lambda: call("set_thresholds", user, [{"amount": COIN}, {"runway_ns": 10**8}]),
+            lambda: call("adjust", user, draw.choice([-5, 5]), "why not"),
+        ]
+        return draw.choice(kinds)()
+
     for number in range(steps):
-        user = draw.choice(users)
-        calls.append(
-            draw.choice(
-                [
-                    lambda user=user, number=number: call(
-                        "top_up", user, draw.randrange(1, COIN), {"request_id": f"{seed} {number}"}
-                    ),
-                    lambda user=user: call("set_rate", user, draw.choice([0, 5, COIN, 100 * COIN]), {"resource": "vm"}),
-                    lambda user=user: call("debit", user, draw.randrange(1, COIN), {"mode": "partial"}),
-                    lambda user=user: call("set_credit_limit", user, draw.choice([0, 5, COIN])),
-                    lambda user=user: call("hold", user, draw.randrange(1, COIN), {"ttl_ns": 10**7}),
-                    lambda user=user: call("set_thresholds", user, [{"amount": COIN}, {"runway_ns": 10**8}]),
-                    lambda user=user: call("adjust", user, draw.choice([-5, 5]), "why not"),
-                ]
-            )()
-        )
+        calls.append(one_of(draw.choice(users), number))
         if len(calls) == 32:
             done, calls = calls, []
             await asyncio.gather(*done)

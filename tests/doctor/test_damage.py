@@ -49,7 +49,7 @@ def directories(yard: Yard) -> tuple[Report, dict[int, Directory]]:
     return report, examine(DISK, yard.path, 50, report, lambda what, done, total: None)
 
 
-def test_every_flipped_bit_is_found_in_its_file(data_dir):
+def test_every_flipped_bit_is_found_in_its_file(data_dir: Path) -> None:
     """Over all bytes that mean something: blocks, headers, payloads, ends, padding, manifests, snapshots."""
     yard = Yard(data_dir, shards=1, bucket_count=2)
     busy(yard, 1, 60, upheavals=0)
@@ -79,7 +79,7 @@ def test_every_flipped_bit_is_found_in_its_file(data_dir):
 
 
 @pytest.mark.parametrize("where", ["header", "payload", "end"])
-def test_a_damaged_batch_is_named_with_file_offset_and_position(data_dir, tmp_path, where):
+def test_a_damaged_batch_is_named_with_file_offset_and_position(data_dir: Path, tmp_path: Path, where: str) -> None:
     yard = Yard(data_dir, shards=1)
     for _ in range(5):
         yard.pay(b"7", COIN)
@@ -98,7 +98,7 @@ def test_a_damaged_batch_is_named_with_file_offset_and_position(data_dir, tmp_pa
     assert ended.stdout.splitlines()[-1].endswith(": 1 fault")
 
 
-def test_a_cut_short_batch_at_the_end_is_a_torn_tail(data_dir, tmp_path):
+def test_a_cut_short_batch_at_the_end_is_a_torn_tail(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir, shards=1)
     yard.pay(b"7", COIN)
     yard.pay(b"7", COIN)
@@ -117,7 +117,7 @@ def test_a_cut_short_batch_at_the_end_is_a_torn_tail(data_dir, tmp_path):
     assert any(f"offset {offset}, position {position}: a torn tail" in note for note in report.notes)
 
 
-def test_the_same_behind_a_clean_stop_is_damage(data_dir):
+def test_the_same_behind_a_clean_stop_is_damage(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1)
     yard.pay(b"7", COIN)
     yard.pay(b"7", COIN)
@@ -132,7 +132,7 @@ def test_the_same_behind_a_clean_stop_is_damage(data_dir):
     assert "the journal was closed cleanly" in found.text
 
 
-def test_a_wholly_written_last_batch_that_is_wrong_is_damage(data_dir, tmp_path):
+def test_a_wholly_written_last_batch_that_is_wrong_is_damage(data_dir: Path, tmp_path: Path) -> None:
     """The machine has been up since: the kernel still had every byte."""
     yard = Yard(data_dir, shards=1)
     yard.pay(b"7", COIN)
@@ -145,7 +145,7 @@ def test_a_wholly_written_last_batch_that_is_wrong_is_damage(data_dir, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["manifest", "segment-", "snapshot-"])
-def test_a_missing_file_is_noticed(data_dir, name):
+def test_a_missing_file_is_noticed(data_dir: Path, name: str) -> None:
     yard = Yard(data_dir, shards=1, segment_bytes=8192, trims=True)
     for _ in range(40):
         yard.pay(b"7", COIN)
@@ -162,7 +162,7 @@ def test_a_missing_file_is_noticed(data_dir, name):
     assert report.fault_count > 0
 
 
-def test_a_missing_segment_in_the_middle(data_dir):
+def test_a_missing_segment_in_the_middle(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1, segment_bytes=8192, trims=False)
     for _ in range(40):
         yard.pay(b"7", COIN)
@@ -173,7 +173,7 @@ def test_a_missing_segment_in_the_middle(data_dir):
     assert "no batch begins here" in files(yard.examine())[0].text
 
 
-def test_an_older_copy_of_a_shard_does_not_pass(data_dir, tmp_path):
+def test_an_older_copy_of_a_shard_does_not_pass(data_dir: Path, tmp_path: Path) -> None:
     """An old backup of one shard beside the others: what it holds is right, and who owns what is not."""
     yard = Yard(data_dir)
     yard.pay(b"7", COIN)
@@ -206,7 +206,7 @@ def damaged_yard(data_dir: Path, batch: int) -> tuple[Yard, Path, Batches]:
     return yard, segment, batches
 
 
-def test_a_damaged_tail_is_given_up_by_order(data_dir, tmp_path):
+def test_a_damaged_tail_is_given_up_by_order(data_dir: Path, tmp_path: Path) -> None:
     yard, segment, batches = damaged_yard(data_dir, -2)
     with pytest.raises(Corrupt):
         open_journal(str(segment.parent), 1)
@@ -230,7 +230,7 @@ def test_a_damaged_tail_is_given_up_by_order(data_dir, tmp_path):
     journal.close()
 
 
-def test_only_where_the_damage_begins(data_dir, tmp_path):
+def test_only_where_the_damage_begins(data_dir: Path, tmp_path: Path) -> None:
     yard, segment, batches = damaged_yard(data_dir, -2)
     before = segment.read_bytes()
     for position in (batches[-3][2], batches[-1][2], 0, 99):
@@ -240,7 +240,7 @@ def test_only_where_the_damage_begins(data_dir, tmp_path):
     assert segment.read_bytes() == before
 
 
-def test_never_without_accepting_the_loss(data_dir, tmp_path):
+def test_never_without_accepting_the_loss(data_dir: Path, tmp_path: Path) -> None:
     yard, segment, batches = damaged_yard(data_dir, -1)
     before = segment.read_bytes()
     assert command(config_of(yard, tmp_path), "--truncate-at", str(batches[-1][2])).returncode == 2
@@ -248,7 +248,7 @@ def test_never_without_accepting_the_loss(data_dir, tmp_path):
     assert segment.read_bytes() == before
 
 
-def test_never_in_a_journal_that_is_right(data_dir, tmp_path):
+def test_never_in_a_journal_that_is_right(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir, shards=1)
     yard.pay(b"7", COIN)
     yard.close()
@@ -259,7 +259,7 @@ def test_never_in_a_journal_that_is_right(data_dir, tmp_path):
     assert "there is nothing to cut off" in ended.stderr
 
 
-def test_never_in_the_middle_of_the_log(data_dir):
+def test_never_in_the_middle_of_the_log(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1, segment_bytes=8192, trims=False)
     for _ in range(40):
         yard.pay(b"7", COIN)
@@ -272,7 +272,7 @@ def test_never_in_the_middle_of_the_log(data_dir):
         cut(DISK, found[1], position)
 
 
-def test_never_below_a_snapshot(data_dir):
+def test_never_below_a_snapshot(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1, trims=False)
     for _ in range(5):
         yard.pay(b"7", COIN)
@@ -286,7 +286,7 @@ def test_never_below_a_snapshot(data_dir):
         check(damaged_journal(found, None), position)
 
 
-def test_two_damaged_journals_must_be_told_apart(data_dir):
+def test_two_damaged_journals_must_be_told_apart(data_dir: Path) -> None:
     yard = Yard(data_dir)
     for user in (b"1", b"2", b"3", b"4", b"5", b"6", b"7"):
         yard.pay(user, COIN)

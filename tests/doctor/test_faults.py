@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def is_restoring(entry: Entry) -> bool:
     return entry.op == ops.TOP_UP and entry.flags & RESTORED != 0
 
 
-def test_the_scene_is_right_and_full(data_dir):
+def test_the_scene_is_right_and_full(data_dir: Path) -> None:
     yard = scene(data_dir)
     seen: list[Entry] = []
     forge_entries(yard, 1, lambda entry: seen.append(entry))
@@ -73,7 +74,7 @@ def test_the_scene_is_right_and_full(data_dir):
         ("refusal", "refusal"),
     ],
 )
-def test_each_number_of_an_entry_is_worked_out_again(data_dir, field, names, by):
+def test_each_number_of_an_entry_is_worked_out_again(data_dir: Path, field: str, names: str, by: int) -> None:
     which = is_restoring if field in ("refusal", "overrun_nanos", "accrued_nanos", "accrued_frac") else is_debit
     only_up = ("refusal", "accrued_nanos", "accrued_frac", "balance_frac")  # they are zero
     report = changed(data_dir, which, **{field: 1 if field in only_up else by})
@@ -86,7 +87,7 @@ def test_each_number_of_an_entry_is_worked_out_again(data_dir, field, names, by)
 
 @pytest.mark.parametrize("flag", [EXHAUSTED, CROSSED, RESTORED, OPENED])
 @pytest.mark.parametrize("which", [is_debit, is_exhaustion, is_restoring])
-def test_each_flag_of_an_entry_is_worked_out_again(data_dir, flag, which):
+def test_each_flag_of_an_entry_is_worked_out_again(data_dir: Path, flag: int, which: Callable[..., Any]) -> None:
     yard = scene(data_dir)
 
     def change(entry: Entry) -> Entry | None:
@@ -96,7 +97,7 @@ def test_each_flag_of_an_entry_is_worked_out_again(data_dir, flag, which):
     assert " flags " in told(yard.examine(), "accounts")[0].text
 
 
-def test_a_changed_amount_is_one_finding_not_one_for_each_entry_after_it(data_dir):
+def test_a_changed_amount_is_one_finding_not_one_for_each_entry_after_it(data_dir: Path) -> None:
     report = changed(data_dir, is_debit, amount_nanos=-1)
     (wrong,) = told(report, "accounts")
     assert "says amount -1000000001 nanos, worked out -1000000000 nanos" in wrong.text
@@ -104,33 +105,33 @@ def test_a_changed_amount_is_one_finding_not_one_for_each_entry_after_it(data_di
     assert report.summary().endswith(f": {report.fault_count} faults")
 
 
-def test_a_changed_command_does_not_give_its_outcome(data_dir):
+def test_a_changed_command_does_not_give_its_outcome(data_dir: Path) -> None:
     report = changed(data_dir, is_debit, a=1)
     assert "amount -1000000000 nanos, worked out -1000000001 nanos" in told(report, "accounts")[0].text
 
 
-def test_a_command_that_no_door_lets_in(data_dir):
+def test_a_command_that_no_door_lets_in(data_dir: Path) -> None:
     report = changed(data_dir, is_debit, a=-2 * COIN)
     assert f"a is {-COIN}" in told(report, "accounts")[0].text
 
 
-def test_a_changed_instant_changes_what_accrued(data_dir):
+def test_a_changed_instant_changes_what_accrued(data_dir: Path) -> None:
     assert "overrun" in told(changed(data_dir, is_restoring, at_ns=1), "accounts")[0].text
 
 
-def test_instants_that_go_back(data_dir):
+def test_instants_that_go_back(data_dir: Path) -> None:
     report = changed(data_dir, is_restoring, at_ns=-4 * HOUR_NS)
     assert "an entry at" in told(report, "accounts")[0].text
 
 
-def test_an_entry_that_was_left_out(data_dir):
+def test_an_entry_that_was_left_out(data_dir: Path) -> None:
     yard = scene(data_dir)
     assert forge_entries(yard, 1, lambda entry: [] if entry.op == ops.ADJUST else None) == 1
     (found,) = told(yard.examine(), "accounts")
     assert "entry_id 13, worked out 12" in found.text
 
 
-def test_an_entry_that_is_there_twice(data_dir):
+def test_an_entry_that_is_there_twice(data_dir: Path) -> None:
     yard = scene(data_dir)
     assert forge_entries(yard, 1, lambda entry: [entry, entry] if is_debit(entry) else None) == 1
     report = yard.examine()
@@ -138,7 +139,7 @@ def test_an_entry_that_is_there_twice(data_dir):
     assert "entry_id 4, worked out 5" in told(report, "accounts")[0].text
 
 
-def test_a_request_id_on_two_entries(data_dir):
+def test_a_request_id_on_two_entries(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: entry._replace(request_id=b"first") if is_debit(entry) else None)
     (found,) = told(yard.examine(), "requests")[:1]
@@ -154,13 +155,13 @@ def test_a_request_id_on_two_entries(data_dir):
         (ops.THRESHOLD, "no entry of the crossed threshold that was due at"),
     ],
 )
-def test_what_time_causes_must_have_its_entry(data_dir, op, text):
+def test_what_time_causes_must_have_its_entry(data_dir: Path, op: int, text: str) -> None:
     yard = scene(data_dir)
     assert forge_entries(yard, 1, lambda entry: [] if entry.op == op else None) > 0
     assert told(yard.examine(), "accounts")[0].text.startswith(text)
 
 
-def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir):
+def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1)
     yard.pay(USER, 10 * COIN)
     for name in (b"a", b"b", b"c"):
@@ -173,7 +174,7 @@ def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir):
     assert told(yard.examine(), "accounts")[0].text == "no entry of the expiry of a hold 'r:b'"
 
 
-def test_a_threshold_that_a_command_crossed_must_have_its_entry(data_dir):
+def test_a_threshold_that_a_command_crossed_must_have_its_entry(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1)
     yard.pay(USER, 10 * COIN)
     yard.thresholds(USER, (ops.BY_AMOUNT, 5 * COIN))
@@ -185,7 +186,7 @@ def test_a_threshold_that_a_command_crossed_must_have_its_entry(data_dir):
     assert found[0].text == f"no entry of the crossed threshold (0, {5 * COIN})"
 
 
-def test_an_exhaustion_that_never_came(data_dir):
+def test_an_exhaustion_that_never_came(data_dir: Path) -> None:
     """Nothing of this account follows; but its shard went on for hours."""
     yard = Yard(data_dir, shards=1)
     yard.pay(USER, COIN)
@@ -204,7 +205,7 @@ def test_an_exhaustion_that_never_came(data_dir):
     assert found.text == f"nothing came of what was due at {START_NS + HOUR_NS}, though the shard went on for 21600 s"
 
 
-def test_an_exhaustion_that_time_did_not_cause(data_dir):
+def test_an_exhaustion_that_time_did_not_cause(data_dir: Path) -> None:
     yard = scene(data_dir)
 
     def change(entry: Entry) -> list[Entry] | None:
@@ -217,7 +218,7 @@ def test_an_exhaustion_that_time_did_not_cause(data_dir):
     assert "an entry of the exhaustion at" in told(yard.examine(), "accounts")[0].text
 
 
-def test_a_refusal_that_nothing_justifies(data_dir):
+def test_a_refusal_that_nothing_justifies(data_dir: Path) -> None:
     yard = scene(data_dir)
 
     def change(entry: Entry) -> Entry | None:
@@ -227,14 +228,14 @@ def test_a_refusal_that_nothing_justifies(data_dir):
     assert "refusal 201, worked out 0; flags " in told(yard.examine(), "accounts")[0].text
 
 
-def test_a_delivery_that_nothing_justifies(data_dir):
+def test_a_delivery_that_nothing_justifies(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: [] if entry.op == ops.CUTOFF_STARTED else None)
     report = yard.examine()
     assert told(report, "cutoffs")[0].text == "an outcome of cutoff 1, of which no attempt began"
 
 
-def test_an_account_in_the_wrong_bucket(data_dir):
+def test_an_account_in_the_wrong_bucket(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: entry._replace(user_id=b"8") if entry.user_id == USER else None)
     assert "for a user who belongs to bucket" in told(yard.examine(), "accounts")[0].text

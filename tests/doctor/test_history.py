@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def alter(yard: Yard, *changes: str | Change) -> Report:
 
 
 @pytest.mark.parametrize("trims", [False, True])
-def test_a_right_history_passes_with_counts(data_dir, trims):
+def test_a_right_history_passes_with_counts(data_dir: Path, trims: bool) -> None:
     yard = kept(data_dir, trims=trims)
     report = yard.examine()
     assert report.findings == []
@@ -81,7 +82,9 @@ def test_a_right_history_passes_with_counts(data_dir, trims):
 @pytest.mark.parametrize("trims", [False, True])
 @pytest.mark.parametrize("seq", [1, 64, 75, 79])
 @pytest.mark.parametrize("field", ["amount_nanos", "accrued_nanos", "balance_nanos", "entry_id"])
-def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(data_dir, field, seq, trims):
+def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(
+    data_dir: Path, field: str, seq: int, trims: bool
+) -> None:
     report = alter(kept(data_dir, trims=trims), lambda db: entry_changed(db, seq, one_more(field)))
     assert told(report, "history"), f"{field} of row {seq}"
     assert [found for found in report.findings if found.check not in ("history", "statements")] == []
@@ -89,7 +92,9 @@ def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(dat
 
 @pytest.mark.parametrize("trims", [False, True])
 @pytest.mark.parametrize("seq", [1, 64, 75, 79])
-def test_the_link_of_a_row_and_its_account_are_held_against_the_other_rows(data_dir, seq, trims):
+def test_the_link_of_a_row_and_its_account_are_held_against_the_other_rows(
+    data_dir: Path, seq: int, trims: bool
+) -> None:
     yard = kept(data_dir, trims=trims)
     assert told(alter(yard, lambda db: link_changed(db, seq, seq + 1)), "history")
     report = alter(yard, lambda db: entry_changed(db, seq, lambda entry: entry._replace(user_id=b"8")))
@@ -97,7 +102,7 @@ def test_the_link_of_a_row_and_its_account_are_held_against_the_other_rows(data_
 
 
 @pytest.mark.parametrize("field", ["at_ns", "op", "flags", "rate", "line_rate", "a", "exhausts_at_ns", "overrun_nanos"])
-def test_each_fact_of_a_row_is_held_against_its_entry(data_dir, field):
+def test_each_fact_of_a_row_is_held_against_its_entry(data_dir: Path, field: str) -> None:
     report = alter(kept(data_dir), lambda db: entry_changed(db, 5, one_more(field)))
     (found,) = told(report, "history")
     assert found.text.startswith("row 5 says ")
@@ -105,8 +110,9 @@ def test_each_fact_of_a_row_is_held_against_its_entry(data_dir, field):
 
 
 @pytest.mark.parametrize("field", ["message", "request_id", "actor", "note"])
-def test_each_text_of_a_row_is_held_against_its_entry(data_dir, field):
-    report = alter(kept(data_dir), lambda db: entry_changed(db, 5, lambda entry: entry._replace(**{field: b"A"})))
+def test_each_text_of_a_row_is_held_against_its_entry(data_dir: Path, field: str) -> None:
+    changed: dict[str, Any] = {field: b"A"}
+    report = alter(kept(data_dir), lambda db: entry_changed(db, 5, lambda entry: entry._replace(**changed)))
     (found,) = told(report, "history")
     assert found.text.startswith("row 5 says ")
 
@@ -116,7 +122,9 @@ def test_each_text_of_a_row_is_held_against_its_entry(data_dir, field):
     ("table", "column"),
     [("pages", "count"), ("pages", "checksum"), ("pages", "packed"), ("users", "user_id"), ("heads", "newest")],
 )
-def test_bytes_of_a_file_that_changed_are_a_fault_whatever_they_became(data_dir, table, column, value):
+def test_bytes_of_a_file_that_changed_are_a_fault_whatever_they_became(
+    data_dir: Path, table: str, column: str, value: str
+) -> None:
     """No damage ends the doctor with a bug: a value of any type may stand anywhere."""
     (schema,) = [text for text in KIND.schema if f"TABLE {table} " in text]
     loose = schema.replace(" NOT NULL", "").replace(f"TABLE {table} ", "TABLE loose ")
@@ -131,7 +139,7 @@ def test_bytes_of_a_file_that_changed_are_a_fault_whatever_they_became(data_dir,
     assert told(report, "history"), f"{column} became {value}"
 
 
-def test_rows_that_a_file_says_it_has_lost_are_noted(data_dir):
+def test_rows_that_a_file_says_it_has_lost_are_noted(data_dir: Path) -> None:
     lost = alter(
         kept(data_dir, trims=True),
         lambda db: row_deleted(db, 5),
@@ -143,7 +151,7 @@ def test_rows_that_a_file_says_it_has_lost_are_noted(data_dir):
     assert lost.counts["history"]["accounts with rows that are lost"] == 1
 
 
-def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir):
+def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir: Path) -> None:
     yard = kept(data_dir)
     path = Path(f"{yard.path}/history/shard-1.sqlite")
     shutil.copy(path, path.with_name("shard-9.sqlite"))
@@ -154,17 +162,17 @@ def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir):
     assert [found.text for found in told(yard.examine(), "history")] == ["its journal is gone"]
 
 
-def test_a_row_that_is_missing(data_dir):
+def test_a_row_that_is_missing(data_dir: Path) -> None:
     texts = [found.text for found in told(alter(kept(data_dir), lambda db: row_deleted(db, 5)), "history")]
     assert "after row 4 comes row 6" in texts
 
 
-def test_the_last_row_is_missing(data_dir):
+def test_the_last_row_is_missing(data_dir: Path) -> None:
     report = alter(kept(data_dir), lambda db: row_deleted(db, 79), lambda db: newest_changed(db, USER, 77))
     assert "the rows end before entry 76, which is in batch" in told(report, "history")[0].text
 
 
-def test_a_row_that_nothing_made(data_dir):
+def test_a_row_that_nothing_made(data_dir: Path) -> None:
     report = alter(
         kept(data_dir),
         lambda db: row_added(db, 79, one_more("entry_id")),
@@ -173,12 +181,12 @@ def test_a_row_that_nothing_made(data_dir):
     assert told(report, "history")[0].text == "row 80 and those after it are of no entry"
 
 
-def test_a_mark_that_leads_elsewhere(data_dir):
+def test_a_mark_that_leads_elsewhere(data_dir: Path) -> None:
     report = alter(kept(data_dir), "UPDATE marks SET seq = seq - 1")
     assert told(report, "history")[0].text == "row 64 of entry 64 is not marked"
 
 
-def test_a_newest_row_that_is_not(data_dir):
+def test_a_newest_row_that_is_not(data_dir: Path) -> None:
     report = alter(kept(data_dir), lambda db: newest_changed(db, USER, 10))
     assert told(report, "history")[0].text == "its newest row is said to be 10, and is 79"
 
@@ -191,7 +199,7 @@ def test_a_newest_row_that_is_not(data_dir):
         ("INSERT INTO departures VALUES (3, 1, 2)", "bucket 3 did not depart at generation 1"),
     ],
 )
-def test_departures_are_those_of_the_journal(data_dir, statement, text):
+def test_departures_are_those_of_the_journal(data_dir: Path, statement: str, text: str) -> None:
     yard = Yard(data_dir, history=True, trims=False)
     yard.move(5, 2, 1)
     yard.pay(USER, COIN)
@@ -201,7 +209,7 @@ def test_departures_are_those_of_the_journal(data_dir, statement, text):
     assert [found.text for found in told(alter(yard, statement), "history")] == [text]
 
 
-def test_a_file_that_is_missing_among_others(data_dir):
+def test_a_file_that_is_missing_among_others(data_dir: Path) -> None:
     yard = Yard(data_dir, history=True)
     for seed in range(4, 8):
         busy(yard, seed, 400, upheavals=0)
@@ -212,7 +220,7 @@ def test_a_file_that_is_missing_among_others(data_dir):
     assert found.text == "the history of shard 2 is missing"
 
 
-def test_a_file_that_the_power_left_no_time_to_make(data_dir):
+def test_a_file_that_the_power_left_no_time_to_make(data_dir: Path) -> None:
     yard = Yard(data_dir, history=True, trims=False)
     busy(yard, 4, 100)
     yard.close()
@@ -223,7 +231,7 @@ def test_a_file_that_the_power_left_no_time_to_make(data_dir):
     assert [note for note in report.notes if str(path) in note]
 
 
-def test_a_file_of_another_shard(data_dir):
+def test_a_file_of_another_shard(data_dir: Path) -> None:
     yard = Yard(data_dir, history=True)
     busy(yard, 4, 100, upheavals=0)
     yard.close()
@@ -231,13 +239,13 @@ def test_a_file_of_another_shard(data_dir):
     assert told(yard.examine(), "history")[0].text == "it is the history of shard 1"
 
 
-def test_a_file_that_is_none(data_dir):
+def test_a_file_that_is_none(data_dir: Path) -> None:
     yard = kept(data_dir)
     Path(f"{yard.path}/history/shard-1.sqlite").write_bytes(b"not a database" * 100)
     assert "it cannot be read" in told(yard.examine(), "history")[0].text
 
 
-def test_an_account_whose_rows_are_in_two_files(data_dir):
+def test_an_account_whose_rows_are_in_two_files(data_dir: Path) -> None:
     yard = Yard(data_dir, history=True, trims=False)
     for target in (1, 2, 1):
         yard.pay(USER, COIN)
@@ -252,12 +260,14 @@ def test_an_account_whose_rows_are_in_two_files(data_dir):
     }  # fmt: skip
 
 
-def test_rows_that_one_file_does_not_have_yet(data_dir, tmp_path):
+def test_rows_that_one_file_does_not_have_yet(data_dir: Path, tmp_path: Path) -> None:
     """The bucket came back; the file of the shard it was at meanwhile is behind."""
     yard = Yard(data_dir, history=True, trims=False)
     yard.pay(USER, COIN)
     yard.move(5, 2, 1)
-    (store := yard.workers[1].store).flush()
+    store = yard.workers[1].store
+    assert store is not None
+    store.flush()
     store.checkpoint()
     shutil.copy(f"{yard.path}/history/shard-1.sqlite", tmp_path / "behind")
     yard.pay(USER, COIN)
@@ -271,7 +281,7 @@ def test_rows_that_one_file_does_not_have_yet(data_dir, tmp_path):
     assert report.counts["history"]["accounts behind"] == 1
 
 
-def test_a_history_that_is_behind_after_kill_9_is_no_fault(data_dir, tmp_path):
+def test_a_history_that_is_behind_after_kill_9_is_no_fault(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir, shards=1, history=True)
     yard.pay(USER, COIN)
     store = yard.workers[1].store
@@ -286,7 +296,7 @@ def test_a_history_that_is_behind_after_kill_9_is_no_fault(data_dir, tmp_path):
     assert any("is 1 batches behind its journal" in note for note in report.notes)
 
 
-def test_a_history_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_dir, tmp_path):
+def test_a_history_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir, shards=1, history=True)
     yard.pay(USER, COIN)
     shutil.copytree(data_dir / "shard-1", tmp_path / "before")
@@ -297,7 +307,7 @@ def test_a_history_ahead_of_its_journal_proves_that_the_journal_lost_batches(dat
     assert "it goes up to batch 3, its journal only to 2" in told(yard.examine(), "history")[0].text
 
 
-def test_batches_that_are_in_neither(data_dir, tmp_path):
+def test_batches_that_are_in_neither(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir, shards=1, history=True, segment_bytes=8192)
     yard.pay(USER, COIN)
     shutil.copytree(data_dir / "history", tmp_path / "old")
@@ -311,7 +321,7 @@ def test_batches_that_are_in_neither(data_dir, tmp_path):
     assert any("what lies between is lost" in found.text for found in told(yard.examine(), "history"))
 
 
-def test_a_history_that_was_begun_later_is_held_against_what_it_has(data_dir):
+def test_a_history_that_was_begun_later_is_held_against_what_it_has(data_dir: Path) -> None:
     yard = kept(data_dir, trims=True)
     shutil.rmtree(data_dir / "history")
     (data_dir / "history").mkdir(0o700)
@@ -323,7 +333,7 @@ def test_a_history_that_was_begun_later_is_held_against_what_it_has(data_dir):
     assert report.counts["history"]["rows compared"] > 0
 
 
-def test_rows_show_what_the_history_answers(data_dir):
+def test_rows_show_what_the_history_answers(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1, trims=False)
     busy(yard, 9, 300, upheavals=0)
     yard.close()
@@ -343,8 +353,8 @@ def test_rows_show_what_the_history_answers(data_dir):
 @pytest.mark.parametrize("trims", [False, True])
 @pytest.mark.parametrize("place", [10, 60, 78])
 def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_held_to_its_entries(
-    data_dir, place, trims
-):
+    data_dir: Path, place: int, trims: bool
+) -> None:
     yard = kept(data_dir, trims=trims)
     path = f"{yard.path}/history/shard-1.sqlite"
     store = Store(path, 1, RealDisk())

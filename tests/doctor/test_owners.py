@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from billing.ledger.ledger import Rules
@@ -12,7 +15,7 @@ from tests.doctor.story import USER, scene, told
 from tests.doctor.yard import COIN, Yard
 
 
-def test_two_owners_of_a_bucket(data_dir):
+def test_two_owners_of_a_bucket(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.workers[2].shard.adopt(1, 1)
     yard.workers[2].commit()
@@ -20,7 +23,7 @@ def test_two_owners_of_a_bucket(data_dir):
     assert found.text == ("bucket 1 has two owners at generation 1: shard 2, and the map says shard 1 at generation 1")
 
 
-def test_a_bucket_without_an_owner(data_dir):
+def test_a_bucket_without_an_owner(data_dir: Path) -> None:
     yard = Yard(data_dir, trims=False).close()
 
     def without(position: int, records: list[Record]) -> list[Record]:
@@ -31,7 +34,7 @@ def test_a_bucket_without_an_owner(data_dir):
     assert found.text == "bucket 3 is not held by its owner, the map says shard 1 at generation 1"
 
 
-def test_a_bucket_at_another_generation_than_the_map_says(data_dir):
+def test_a_bucket_at_another_generation_than_the_map_says(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.record(["assign", 1, 1, 2])
     (found,) = told(yard.close().examine(), "owners")
@@ -41,7 +44,7 @@ def test_a_bucket_at_another_generation_than_the_map_says(data_dir):
     )
 
 
-def test_an_emptied_shard(data_dir):
+def test_an_emptied_shard(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.workers[2].shard.freeze(5)
     yard.workers[2].shard.leave(5)
@@ -50,7 +53,7 @@ def test_an_emptied_shard(data_dir):
     assert found.text == "bucket 5 is not held by its owner, the map says shard 2 at generation 1"
 
 
-def test_an_entry_of_a_bucket_that_was_given_up(data_dir):
+def test_an_entry_of_a_bucket_that_was_given_up(data_dir: Path) -> None:
     yard = scene(data_dir)
     given_up = False
 
@@ -67,7 +70,7 @@ def test_an_entry_of_a_bucket_that_was_given_up(data_dir):
     assert "bucket 5 is not held by its owner, the map says shard 1 at generation 1" in texts
 
 
-def test_a_bucket_that_did_not_arrive_as_it_left(data_dir):
+def test_a_bucket_that_did_not_arrive_as_it_left(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.pay(USER, COIN)
     poor = BillingMachine(Rules(accrue=False, request_ids_per_bucket=50, restore=True))
@@ -93,7 +96,7 @@ def test_a_bucket_that_did_not_arrive_as_it_left(data_dir):
         (["anchor", b"BCA1"], "makes no sense"),
     ],
 )
-def test_a_record_that_contradicts_the_map(data_dir, record, text):
+def test_a_record_that_contradicts_the_map(data_dir: Path, record: list[Any], text: str) -> None:
     yard = Yard(data_dir)
     yard.record(record)
     report = yard.close().examine()
@@ -101,7 +104,7 @@ def test_a_record_that_contradicts_the_map(data_dir, record, text):
     assert told(report, "owners")[0].position == 3
 
 
-def test_a_missing_directory(data_dir):
+def test_a_missing_directory(data_dir: Path) -> None:
     yard = Yard(data_dir).close()
     (data_dir / "shard-2").rename(data_dir / "aside")
     assert told(yard.examine(), "owners")[0].text == "the directory of shard 2 is missing"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from billing.ledger.book import ROW
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
@@ -10,7 +12,7 @@ from tests.doctor.story import USER, scene, told
 from tests.doctor.yard import Yard
 
 
-def test_a_changed_balance_in_a_snapshot(data_dir):
+def test_a_changed_balance_in_a_snapshot(data_dir: Path) -> None:
     yard = scene(data_dir)
 
     def richer(part: bytes) -> bytes:
@@ -33,7 +35,7 @@ def test_a_changed_balance_in_a_snapshot(data_dir):
     assert any("top_ups over all entries" in finding.text for finding in told(report, "snapshots"))
 
 
-def test_another_instant_of_a_cutoffs_2xx_in_a_snapshot_and_none_as_older_versions_wrote_it(data_dir):
+def test_another_instant_of_a_cutoffs_2xx_in_a_snapshot_and_none_as_older_versions_wrote_it(data_dir: Path) -> None:
     yard = scene(data_dir)
     found: list[int] = []
 
@@ -55,7 +57,7 @@ def test_another_instant_of_a_cutoffs_2xx_in_a_snapshot_and_none_as_older_versio
     assert told(yard.examine(), "snapshots") == []
 
 
-def test_a_snapshot_that_lost_request_ids(data_dir):
+def test_a_snapshot_that_lost_request_ids(data_dir: Path) -> None:
     yard = Yard(data_dir, shards=1, bucket_count=1, trims=False)
     for number in range(20):
         yard.pay(USER, 1, b"%d" % number)
@@ -79,7 +81,7 @@ def test_a_snapshot_that_lost_request_ids(data_dir):
     assert "keeps other request ids than its entries say" in found.text
 
 
-def test_a_snapshot_without_one_of_the_buckets(data_dir):
+def test_a_snapshot_without_one_of_the_buckets(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge(yard, 1, on_part=lambda part: part if part[1:3] != b"\x05\x00" else None)
     report = yard.examine()

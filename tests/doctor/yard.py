@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,6 +50,9 @@ class Asker:
 
     def flush(self) -> None:
         pass
+
+    def refuse(self, token: object, reply: object) -> None:
+        self.answer(token, reply)
 
 
 class Worker:
@@ -346,6 +350,6 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             except Refused:
                 continue
             if "hold_id" in reply:
-                name = reply["hold_id"]
+                name: Any = reply["hold_id"]
                 holds.append((one[1], name.encode() if isinstance(name, str) else bytes(name)))
                 del holds[:-8]

@@ -1,5 +1,7 @@
 """Delivery to an endpoint that behaves: what arrives, in which order, and what never does."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random
@@ -10,6 +12,7 @@ from billing.expirationd.delivery import Delivery
 from billing.expirationd.endpoint import HELD_S, MANY, UNKNOWN
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
+from billing.trial.receiver import Receiver
 from shards.system.clock import MACHINE_CLOCKS
 from tests.expirationd.desk import Desk, receiving, sending, settings
 
@@ -44,6 +47,7 @@ async def test_without_the_secret_nothing_is_accepted() -> None:
 async def test_many_at_once_arrive_once_each_over_a_bounded_number_of_connections() -> None:
     desk = Desk()
     open_at_once: list[int] = []
+    receiver: Receiver
     async with (
         receiving(on_call=lambda _: open_at_once.append(len(receiver.connections))) as receiver,
         sending(desk, settings(receiver.url, concurrency=16, warm=4)) as delivery,

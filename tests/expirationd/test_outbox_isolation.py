@@ -130,7 +130,7 @@ def test_an_endpoint_slower_than_the_timeout_gets_each_user_in_turn_and_then_mor
     for number in range(40):
         world.owe(b"%d" % number)
         world.run(world.now_ns + 5 * S)
-    first = {}
+    first: dict[bytes, int] = {}
     for at_ns, user, _, _ in world.attempts:
         first.setdefault(user, at_ns)
     assert [first[b"%d" % number] - number * 5 * S for number in range(40)] == [0] * 40

@@ -6,7 +6,7 @@ from billing.expirationd.recheck import Rechecks
 from billing.expirationd.throughput import ANSWERS_MIN, WINDOW_NS, Throughput
 
 
-def test_looks_come_in_order_and_only_the_latest_of_an_account_counts():
+def test_looks_come_in_order_and_only_the_latest_of_an_account_counts() -> None:
     rechecks = Rechecks(100)
     assert rechecks.next_ns() == -1
     rechecks.delivered(1, b"a", 1, 10)
@@ -20,7 +20,7 @@ def test_looks_come_in_order_and_only_the_latest_of_an_account_counts():
     assert rechecks.next_ns() == -1
 
 
-def test_no_more_than_asked_for_at_once_and_nothing_where_it_is_off():
+def test_no_more_than_asked_for_at_once_and_nothing_where_it_is_off() -> None:
     rechecks = Rechecks(5)
     for number in range(10):
         rechecks.delivered(2, b"%d" % number, 1, number)
@@ -30,7 +30,7 @@ def test_no_more_than_asked_for_at_once_and_nothing_where_it_is_off():
     assert off.next_ns() == -1
 
 
-def test_what_an_endpoint_takes_is_seen_only_while_there_was_more_to_send():
+def test_what_an_endpoint_takes_is_seen_only_while_there_was_more_to_send() -> None:
     seen = Throughput()
     for number in range(1000):  # one at a time: says nothing
         seen.answered(1 + number * 10**6, False)

@@ -1,5 +1,7 @@
 """The bytes of a cutoff: every user id arrives as it was, and none can break out of its place."""
 
+from __future__ import annotations
+
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -98,7 +100,7 @@ def test_urls_that_are_refused(url: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text), st.integers(1, 2**31))
-def test_what_is_prepared_is_sent_as_if_it_had_not_been_and_is_forgotten_two_turns_on(user, second):
+def test_what_is_prepared_is_sent_as_if_it_had_not_been_and_is_forgotten_two_turns_on(user: str, second: int) -> None:
     told = (user.encode(errors="replace"), f"{user}-3-5", 3, 5)
     template, plain = GetTemplate("http://h/off", SECRETS), GetTemplate("http://h/off", SECRETS)
     template.prepare(*told)

@@ -1,5 +1,7 @@
 """The wheel against a sorted list: same refs, same order, never early, nothing lost, and bounded."""
 
+from __future__ import annotations
+
 import random
 from typing import Any
 
@@ -262,7 +264,7 @@ def test_out_of_range_is_refused(ref: int, due_ns: int) -> None:
 
 
 @given(st.lists(st.integers(0, 5 * 10**9), max_size=300), st.integers(0, 2 * 10**9), st.integers(0, 3 * 10**9))
-def test_who_is_due_soon_is_told_beforehand(dues, now_ns, ahead_ns):
+def test_who_is_due_soon_is_told_beforehand(dues: list[int], now_ns: int, ahead_ns: int) -> None:
     accounts = Accounts(Wheel(0))
     for ref, due_ns in enumerate(dues):
         accounts.arm(ref, due_ns)

@@ -39,7 +39,7 @@ def machine() -> BillingMachine:
         if rng.random() < 0.2:
             command(made, bucket_id, ops.HOLD, user, rng.randrange(1, 500), rng.randrange(1, HOUR_NS))
         if rng.random() < 0.1:
-            command(made, bucket_id, ops.CHANGE_RATE, user, 77, 0, 0, b"disk")
+            command(made, bucket_id, ops.CHANGE_RATE, user, 77, 0, 0, key=b"disk")
     return made
 
 
@@ -65,7 +65,7 @@ def pass_time(machine: BillingMachine, now_ns: int) -> None:
         pass
 
 
-def test_it_agrees_with_the_wheel_whatever_the_time(machine: BillingMachine):
+def test_it_agrees_with_the_wheel_whatever_the_time(machine: BillingMachine) -> None:
     opinion = opinion_of(machine)
     for now_ns in range(1000, 3 * HOUR_NS, HOUR_NS // 7):
         pass_time(machine, now_ns)
@@ -74,11 +74,11 @@ def test_it_agrees_with_the_wheel_whatever_the_time(machine: BillingMachine):
     assert machine.fired > 500
 
 
-def test_what_the_wheel_is_about_to_fire_is_no_mismatch(machine: BillingMachine):
+def test_what_the_wheel_is_about_to_fire_is_no_mismatch(machine: BillingMachine) -> None:
     assert whole_round(opinion_of(machine), machine, HOUR_NS) == 0, "the wheel knows that it is behind"
 
 
-def test_a_filing_that_lies_too_late_is_found_and_healed(machine: BillingMachine):
+def test_a_filing_that_lies_too_late_is_found_and_healed(machine: BillingMachine) -> None:
     opinion = opinion_of(machine)
     book = machine.ledger.books[2]
     planted = [slot for slot, armed_ns in enumerate(book.armed_ns) if armed_ns != NEVER_NS][5:8]
@@ -92,12 +92,13 @@ def test_a_filing_that_lies_too_late_is_found_and_healed(machine: BillingMachine
 
 def test_an_account_that_the_wheel_lost_is_found_once_it_is_due_and_still_fires_at_its_true_instant(
     machine: BillingMachine,
-):
+) -> None:
     book = machine.ledger.books[1]
     slot = next(slot for slot in range(len(book.users)) if book.armed_ns[slot] != NEVER_NS and slot not in book.extras)
     user = book.users[slot]
     due_ns = machine.ledger.view(1, user, 1000)["exhausts_at_ns"]
     assert isinstance(due_ns, int)
+    assert machine._wheel is not None
     fired = machine._wheel.advance  # the wheel loses it: it comes out, and nobody is told
 
     def losing(now_ns: int, due_of: Any, moved: Any, limit: int) -> list[int]:
@@ -116,7 +117,7 @@ def test_an_account_that_the_wheel_lost_is_found_once_it_is_due_and_still_fires_
     assert whole_round(opinion, machine, due_ns + 5 + ROUND_NS) == 0
 
 
-def test_a_round_does_not_begin_before_its_time_and_survives_buckets_that_come_and_go(machine: BillingMachine):
+def test_a_round_does_not_begin_before_its_time_and_survives_buckets_that_come_and_go(machine: BillingMachine) -> None:
     opinion = opinion_of(machine)
     assert whole_round(opinion, machine, 2000) == 0
     checked = opinion.checked
@@ -143,7 +144,9 @@ def expected_seconds(machine: BillingMachine, until_ns: int) -> dict[int, int]:
     return counts
 
 
-def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_opinion(machine: BillingMachine):
+def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_opinion(
+    machine: BillingMachine,
+) -> None:
     slices = forecast(machine.ledger.books, machine.ledger.call_at_ns, 1000, HOUR_NS)
     yields = 0
     try:
@@ -163,7 +166,7 @@ def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_
     }
 
 
-def test_parts_of_several_shards_are_one_answer():
+def test_parts_of_several_shards_are_one_answer() -> None:
     parts = [
         {"from_ns": 10 * SECOND_NS + 5, "seconds": [(10, 3), (75, 1)], "takes_per_second": 100},
         {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "takes_per_second": 40},

@@ -41,7 +41,7 @@ from tests.shards.journal.specimen import STATES, Specimen
 from tests.simulation.disk import SimDisk
 
 LONGEST = 20_000  # of an input, in bytes
-CALLS = (
+CALLS: tuple[list[Any], ...] = (
     ["top_up", ["u", "12.5", {"request_id": "r1", "message": "x" * 40}]],
     ["set_rate", ["u", 36, {"per": "hour", "resource": "vm-1", "rate_seq": 5, "min_runway_ns": 10**9}]],
     ["set_thresholds", ["u", [{"amount": 5}, {"runway_ns": 10**12}]]],
@@ -199,7 +199,7 @@ def make_segment(rng: random.Random, bases: list[bytes]) -> bytes:
         return mutated(rng, base, bases, LONGEST)
     which = specimen(STATES[base[0] % len(STATES)])
     header = unpack_block(base[1:])
-    lie = {
+    lie: dict[str, Any] = {
         "first_position": header.first_position + rng.choice((-1, 1, 2**40)),
         "prev_chain": rng.getrandbits(32),
         "length": rng.choice((0, 1, 2**62)),

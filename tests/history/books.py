@@ -119,7 +119,7 @@ class Life:
     def lines_before(self, at_ns: int) -> Lines:
         """The lines as the entries before an instant left them."""
         number = bisect_left(self.instants, at_ns) - 1
-        return {} if number < 0 else dict(self.timeline.rates[number])
+        return {} if number < 0 else {line: rate for line, rate in self.timeline.rates[number].items()}
 
     def amounts(self, from_ns: int, to_ns: int) -> tuple[Fraction, Fraction, Fraction]:
         """(credits, debits, what of these expired) of the entries within, in nanos."""

@@ -38,6 +38,11 @@ class Scene:
     def answer(self, token: object, reply: object) -> None:
         """As a caller; nobody reads the replies."""
 
+    refuse = answer
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
     def do(
         self,
         op: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def in_order(rows: list[tuple[bytes, int]]) -> bool:
         max_size=20,
     )
 )
-def test_a_cursor_says_its_places_and_no_other_text_does(places):
+def test_a_cursor_says_its_places_and_no_other_text_does(places: dict[int, Place]) -> None:
     text = cursor.encode(places)
     assert cursor.decode(text) == places
     changed = text[:5] + ("B" if text[5] != "B" else "C") + text[6:]
@@ -86,14 +87,14 @@ def test_a_cursor_says_its_places_and_no_other_text_does(places):
             cursor.decode(other)
 
 
-def test_the_cursor_of_the_docstring():
-    raw = cursor.b64decode(cursor.encode({0: Place(b"abcdefgh", 7)}) + "==", b"-_")
+def test_the_cursor_of_the_docstring() -> None:
+    raw = b64decode(cursor.encode({0: Place(b"abcdefgh", 7)}) + "==", b"-_")
     assert raw[:-4].hex() == "01" + "00000000" + "6162636465666768" + "0700000000000000"
     assert cursor.decode("") == {}
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_entry_once_and_in_order_however_users_move_and_pages_are_cut(data_dir, seed):
+def test_each_entry_once_and_in_order_however_users_move_and_pages_are_cut(data_dir: Path, seed: int) -> None:
     """Users write at shards at random, as if their buckets moved at any time; readers come in between, from any shard,
     with pages of any size, and store nothing but the cursor of their last row.
     """
@@ -116,7 +117,7 @@ def test_each_entry_once_and_in_order_however_users_move_and_pages_are_cut(data_
     assert in_order(rows)
 
 
-def test_a_row_waits_for_the_one_before_it_in_a_file_that_is_behind(data_dir):
+def test_a_row_waits_for_the_one_before_it_in_a_file_that_is_behind(data_dir: Path) -> None:
     """Shard 0 has not written the user's first entry when shard 1 has written the second: nobody gets the second before
     it. What is bounded by the answers of all shards is taken once all of them have written.
     """
@@ -133,7 +134,7 @@ def test_a_row_waits_for_the_one_before_it_in_a_file_that_is_behind(data_dir):
     assert had(found.rows) == [(b"anna", 1), (b"anna", 2), (b"bert", 1)]
 
 
-def test_a_row_that_is_lost_holds_nothing_up_once_all_have_written(data_dir):
+def test_a_row_that_is_lost_holds_nothing_up_once_all_have_written(data_dir: Path) -> None:
     shards = Shards(data_dir, 2)
     shards.next_ids[b"anna"] = 7
     shards.write(1, b"anna")
@@ -142,7 +143,7 @@ def test_a_row_that_is_lost_holds_nothing_up_once_all_have_written(data_dir):
     assert had(page(shards.reader(), "", 10, found.bounds, all_written=True).rows) == [(b"anna", 8)]
 
 
-def test_a_shard_that_came_later_is_read_from_its_beginning(data_dir):
+def test_a_shard_that_came_later_is_read_from_its_beginning(data_dir: Path) -> None:
     shards = Shards(data_dir, 1)
     shards.write(0, b"anna")
     at = page(shards.reader(), "", 10, shards.bounds(), all_written=False).rows[-1]["cursor"]
@@ -165,7 +166,7 @@ def refusal(store: Store, at: str) -> str:
     return str(told.value)
 
 
-def test_a_cursor_of_another_daemon_is_refused(data_dir, tmp_path):
+def test_a_cursor_of_another_daemon_is_refused(data_dir: Path, tmp_path: Path) -> None:
     ours, theirs = Shards(data_dir, 1), Shards(tmp_path, 2)
     for shards in (ours, theirs):
         shards.write(0, b"anna")
@@ -174,7 +175,7 @@ def test_a_cursor_of_another_daemon_is_refused(data_dir, tmp_path):
     assert "no text that this daemon gave out" in refusal(ours.stores[0], "bm9uZQ")
 
 
-def test_a_history_that_was_cut_back_refuses_who_has_read_on(data_dir):
+def test_a_history_that_was_cut_back_refuses_who_has_read_on(data_dir: Path) -> None:
     """The journal lost what the file has, which was accepted: whoever has read those rows is told; others go on."""
     shards = Shards(data_dir, 1)
     shards.write(0, b"anna")
@@ -189,7 +190,7 @@ def test_a_history_that_was_cut_back_refuses_who_has_read_on(data_dir):
     assert had(page(shards.reader(), early, 10, {}, all_written=True).rows) == [(b"anna", 2)]
 
 
-def test_a_copy_goes_on_for_who_had_no_more_than_it_holds(data_dir, tmp_path):
+def test_a_copy_goes_on_for_who_had_no_more_than_it_holds(data_dir: Path, tmp_path: Path) -> None:
     """A daemon restored from a backup makes other entries than the one that went on: their cursors part there."""
     shards = Shards(data_dir, 1)
     shards.write(0, b"anna")
@@ -207,7 +208,7 @@ def test_a_copy_goes_on_for_who_had_no_more_than_it_holds(data_dir, tmp_path):
     assert "of another daemon" in refusal(shards.stores[0], row["cursor"])
 
 
-def test_a_history_that_was_made_anew_refuses_all_cursors_before(data_dir):
+def test_a_history_that_was_made_anew_refuses_all_cursors_before(data_dir: Path) -> None:
     shards = Shards(data_dir, 1)
     shards.write(0, b"anna")
     at = end_of(shards.stores[0])

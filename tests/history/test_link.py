@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def rows_expected(scene: Scene) -> int:
     return sum(map(len, scene.rows.values()))
 
 
-async def test_an_answer_holds_every_entry_handed_over_before_the_question(data_dir):
+async def test_an_answer_holds_every_entry_handed_over_before_the_question(data_dir: Path) -> None:
     worker = Worker(data_dir, Scene(users=5))
     for _ in range(30):
         worker.work(3)
@@ -113,7 +114,7 @@ async def test_an_answer_holds_every_entry_handed_over_before_the_question(data_
     assert rows_in_file(data_dir) == rows_expected(worker.scene)
 
 
-async def test_at_most_so_many_rows_as_were_asked_for(data_dir):
+async def test_at_most_so_many_rows_as_were_asked_for(data_dir: Path) -> None:
     worker = Worker(data_dir, Scene(users=1))
     worker.work(10, steps=200)
     user = worker.scene.users[0]
@@ -125,7 +126,7 @@ async def test_at_most_so_many_rows_as_were_asked_for(data_dir):
     await worker.end()
 
 
-async def test_what_was_appended_while_nobody_listened_is_read_from_the_journal(data_dir):
+async def test_what_was_appended_while_nobody_listened_is_read_from_the_journal(data_dir: Path) -> None:
     scene = Scene()
     journal = file_journal(data_dir / "shard-0")
     for _ in range(200):
@@ -149,7 +150,7 @@ async def test_what_was_appended_while_nobody_listened_is_read_from_the_journal(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_kill_9_of_the_projector_loses_nothing_and_doubles_nothing(data_dir, seed):
+async def test_kill_9_of_the_projector_loses_nothing_and_doubles_nothing(data_dir: Path, seed: int) -> None:
     rng = random.Random(seed)
     worker = Worker(data_dir, Scene(seed=seed))
     for _ in range(6):
@@ -168,7 +169,7 @@ async def test_kill_9_of_the_projector_loses_nothing_and_doubles_nothing(data_di
     assert rows_in_file(data_dir) == rows_expected(worker.scene)
 
 
-async def test_a_projector_whose_worker_was_killed_ends_and_its_successor_goes_on(data_dir):
+async def test_a_projector_whose_worker_was_killed_ends_and_its_successor_goes_on(data_dir: Path) -> None:
     scene = Scene()
     worker = Worker(data_dir, scene)
     await worker.until_live()
@@ -183,12 +184,12 @@ async def test_a_projector_whose_worker_was_killed_ends_and_its_successor_goes_o
         worker.work(20)
         await worker.until_live()
         await worker.check()
-        await worker.until(lambda pid=orphan: not _runs(pid))
+        await worker.until(partial(_has_ended, orphan))
     await worker.end()
     assert rows_in_file(data_dir) == rows_expected(scene)
 
 
-async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir):
+async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir: Path) -> None:
     limits = Limits(unreached_bytes_max=100_000)
     worker = Worker(data_dir, Scene(), limits=limits)
     await worker.until_live()
@@ -214,13 +215,14 @@ async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir):
     assert rows_in_file(data_dir) == rows_expected(worker.scene)
 
 
-async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_dir):
+async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_dir: Path) -> None:
     worker = Worker(data_dir, Scene())
     assert worker.link.trim_floor() == 0
     await worker.until_live()
     worker.work(30)
     await worker.check()
     assert worker.link.trim_floor() == 0, "committed, but not synced yet"
+    assert worker.link._wire is not None
     worker.link._wire.send(Close())  # as a projector that is asked to end, and is started again
     await worker.until(lambda: worker.link.trim_floor() == 30)
     await worker.until(lambda: worker.link.figures()["history_starts"] == 2)
@@ -230,7 +232,9 @@ async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_d
     assert worker.link.trim_floor() == 40
 
 
-async def test_a_history_begun_late_begins_where_the_journal_does_and_says_so(data_dir, caplog):
+async def test_a_history_begun_late_begins_where_the_journal_does_and_says_so(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scene = Scene()
     journal = file_journal(data_dir / "shard-0", segment_bytes=16_384)
     for position in range(1, 101):
@@ -258,7 +262,7 @@ async def test_a_history_begun_late_begins_where_the_journal_does_and_says_so(da
     assert f"lacks what came before batch {first}" in caplog.text
 
 
-async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir):
+async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir: Path) -> None:
     (data_dir / "history").mkdir(0o755)
     worker = Worker(data_dir, Scene())
     worker.work(5)
@@ -275,7 +279,9 @@ async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_
     await worker.end()
 
 
-async def test_a_file_that_is_rubbish_is_kept_and_made_anew_of_the_journal(data_dir, caplog):
+async def test_a_file_that_is_rubbish_is_kept_and_made_anew_of_the_journal(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (data_dir / "history").mkdir(0o700)
     path = Path(file_of(str(data_dir / "history"), 0))
     path.write_bytes(b"no database at all, for whatever reason" * 200)
@@ -288,19 +294,19 @@ async def test_a_file_that_is_rubbish_is_kept_and_made_anew_of_the_journal(data_
     await worker.end()
 
 
-async def test_a_projector_that_cannot_be_started_harms_nothing(data_dir):
+async def test_a_projector_that_cannot_be_started_harms_nothing(data_dir: Path) -> None:
     for command in (["/nonexistent/python"], ["/bin/false"]):
         worker = Worker(data_dir, Scene(), command=command)
         worker.work(50)
         answer = await worker.ask(worker.scene.users[0])
         assert isinstance(answer, Refused)
         assert answer.name == "UNAVAILABLE"
-        await worker.until(lambda link=worker.link: link.figures()["history_pid"] == 0)
+        await worker.until(partial(_has_no_projector, worker.link))
         assert worker.link.trim_floor() == 0
         await worker.end()
 
 
-async def test_questions_have_a_limit_and_an_end(data_dir):
+async def test_questions_have_a_limit_and_an_end(data_dir: Path) -> None:
     worker = Worker(data_dir, Scene(), limits=Limits(questions_max=3, answer_timeout_s=0.3))
     await worker.until_live()
     worker.work(3)
@@ -315,7 +321,7 @@ async def test_questions_have_a_limit_and_an_end(data_dir):
     await worker.end()
 
 
-async def test_a_clean_end_keeps_all_and_refuses_what_was_asked(data_dir):
+async def test_a_clean_end_keeps_all_and_refuses_what_was_asked(data_dir: Path) -> None:
     worker = Worker(data_dir, Scene())
     await worker.until_live()
     worker.work(20)
@@ -330,7 +336,7 @@ async def test_a_clean_end_keeps_all_and_refuses_what_was_asked(data_dir):
     assert rows_in_file(data_dir) == rows_expected(worker.scene)
 
 
-async def test_a_moved_bucket_is_answered_for_once_its_former_owner_has_written_all(data_dir):
+async def test_a_moved_bucket_is_answered_for_once_its_former_owner_has_written_all(data_dir: Path) -> None:
     """The former owner's projector is behind: the new owner's answer waits for it, and then has the rows of both."""
     scene = Scene(users=6)
     there, here = Worker(data_dir, scene, shard=0), Worker(data_dir, scene, shard=1)
@@ -353,6 +359,14 @@ async def test_a_moved_bucket_is_answered_for_once_its_former_owner_has_written_
         assert await here.ask(user, bucket_id=3, generation=2) == scene.history(user)
     await there.end()
     await here.end()
+
+
+def _has_no_projector(link: HistoryLink) -> bool:
+    return int(link.figures()["history_pid"]) == 0
+
+
+def _has_ended(pid: int) -> bool:
+    return not _runs(pid)
 
 
 def _runs(pid: int) -> bool:

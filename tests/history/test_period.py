@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def lines_of(period: Period) -> dict[bytes | None, int]:
 # -- the arithmetic ----------------------------------------------------------------------------------------------------
 
 
-def test_pieces_of_random_lives_sum_to_the_whole_at_100_000_cuts():
+def test_pieces_of_random_lives_sum_to_the_whole_at_100_000_cuts() -> None:
     done = run(100_000, seed=1)
     assert done.cuts >= 100_000
     for name in (
@@ -48,7 +49,7 @@ def test_pieces_of_random_lives_sum_to_the_whole_at_100_000_cuts():
         assert done.seen[name] >= 5, f"{name} was not tried"
 
 
-def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it():
+def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it() -> None:
     bank = Bank()
     bank.top_up("u", 1000, at=0)
     bank.set_rate("u", HOUR, at=100, resource="vm")
@@ -59,7 +60,7 @@ def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it():
     assert lines_of(period) == {b"vm": 500 * NANO}
 
 
-def test_an_entry_at_an_edge_is_in_the_period_that_begins_there():
+def test_an_entry_at_an_edge_is_in_the_period_that_begins_there() -> None:
     bank = Bank()
     bank.top_up("u", 1000, at=0)
     bank.set_rate("u", HOUR, at=100)
@@ -70,7 +71,7 @@ def test_an_entry_at_an_edge_is_in_the_period_that_begins_there():
     assert (behind.opening_nanos, behind.debits_nanos, behind.accrued_nanos, behind.closing_nanos) == (800, 50, 1, 749)
 
 
-def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names():
+def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", 2 * HOUR, at=0, resource="b")
@@ -87,7 +88,7 @@ def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names
     assert life.period(34, 500).accrued == 0, "nothing accrues while it is exhausted"
 
 
-def test_with_arrears_what_accrues_behind_the_exhaustion_is_in_its_period():
+def test_with_arrears_what_accrues_behind_the_exhaustion_is_in_its_period() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
@@ -96,7 +97,7 @@ def test_with_arrears_what_accrues_behind_the_exhaustion_is_in_its_period():
     assert (period.opening_nanos, period.accrued_nanos, period.closing_nanos) == (-100, 200, -300)
 
 
-def test_fractions_of_a_nano_are_neither_lost_nor_made():
+def test_fractions_of_a_nano_are_neither_lost_nor_made() -> None:
     bank = Bank()
     bank.top_up("u", 10**6, at=0)
     bank.set_rate("u", 3600, at=0)  # one nano a second
@@ -107,7 +108,7 @@ def test_fractions_of_a_nano_are_neither_lost_nor_made():
     assert sum(piece.accrued_nanos for piece in thirds) == life.period(0, 3000 * 333_333_333).accrued_nanos == 1000
 
 
-def test_twelve_months_are_the_year():
+def test_twelve_months_are_the_year() -> None:
     month = 30 * 24 * 3600 * 10**9
     bank = Bank()
     bank.top_up("u", 10**15, at=5)
@@ -117,7 +118,7 @@ def test_twelve_months_are_the_year():
     check(life, [number * month for number in range(13)])
 
 
-def test_credit_that_expired_stands_among_the_debits_and_alone():
+def test_credit_that_expired_stands_among_the_debits_and_alone() -> None:
     tally = Tally(0, 10, NOTHING)
     tally.take(Point(1, 1, "top_up", 9 * NANO, 9 * NANO, 0, 9 * NANO))
     tally.take(Point(2, 2, "credit_expired", -4 * NANO, 5 * NANO, 0, 5 * NANO))
@@ -126,7 +127,7 @@ def test_credit_that_expired_stands_among_the_debits_and_alone():
     assert (period.credits_nanos, period.debits_nanos, period.expired_nanos, period.closing_nanos) == (9, 5, 4, 4)
 
 
-def test_a_line_whose_rate_was_not_recorded_is_told_from_the_account_s():
+def test_a_line_whose_rate_was_not_recorded_is_told_from_the_account_s() -> None:
     former = Point(1, 0, "set_rate", 0, 100 * NANO, 5, 100 * NANO, b"a", 5)
     tally = Tally(0, 20, former, {b"a": 5})
     tally.take(Point(2, 10, "change_rate", 0, 100 * NANO - 50, 8, 100 * NANO - 50, b"b", None))
@@ -134,7 +135,7 @@ def test_a_line_whose_rate_was_not_recorded_is_told_from_the_account_s():
     assert lines_of(period) == {b"a": 100, b"b": 30}
 
 
-def test_what_lies_in_a_gap_is_bridged_and_said():
+def test_what_lies_in_a_gap_is_bridged_and_said() -> None:
     former = Point(1, 0, "top_up", 100, 100, 5, 100)
     after = Point(5, 10, "debit", -20, 30, 2, 30)
     tally = Tally(0, 20, former, {b"a": 5})
@@ -147,7 +148,7 @@ def test_what_lies_in_a_gap_is_bridged_and_said():
     assert lines_of(period) == {None: 20}
 
 
-def test_without_a_rate_what_accrued_is_spread_evenly():
+def test_without_a_rate_what_accrued_is_spread_evenly() -> None:
     former = Point(1, 0, "top_up", 100, 100, None, 0, is_exact=False)
     interval = Interval(former, 10, Point(2, 10, "debit", 0, 60, 1, 60))
     assert [interval.balance_at(at_ns) for at_ns in (0, 5, 9, 10)] == [100, 80, 64, 60]
@@ -310,11 +311,16 @@ def test_newest_rows_that_are_lost_are_bridged_by_what_the_ledger_knows(tmp_path
     assert (then["balance_nanos"], then["state"], is_whole) == (975, "active", False)
 
 
+def with_record(record: bytes, older: int, _: bytes) -> tuple[int, bytes]:
+    """The link of a row as it was, and another record."""
+    return older, record
+
+
 def as_older_version(store: Store) -> None:
     """Makes its rows what an older version of the file had."""
     for row in rows(store.db):
         record = record_of_older_row((*row[2:11], *[None] * 5, b"", 0, 0, 0))
-        rewritten(store.db, row.seq, lambda older, _, record=record: (older, record))
+        rewritten(store.db, row.seq, partial(with_record, record))
 
 
 def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from billing.history.entries import UnknownCursor, page
 from billing.history.history_reader import EVERYWHERE, HistoryReader
-from billing.history.period_reader import Chain
+from billing.history.period_reader import Chain, balance_at, shown, statement
 from billing.history.retention import Postponed, prune
 from billing.history.store import Store, open_store, rows_are_sound
 from billing.ledger.money import INT64_MAX
@@ -20,7 +21,7 @@ from tests.history import tampering
 from tests.history.books import Life, lives
 from tests.history.scene import Scene
 from tests.history.test_entries import end_of
-from tests.history.test_period import File, answer_of, balance_at, life_of, shown, standing_of, statement
+from tests.history.test_period import File, answer_of, life_of, standing_of
 from tests.history.test_store import batch_of, opened, shelf_of
 from tests.ledger.bank import HOUR, Bank
 
@@ -100,6 +101,7 @@ def test_rows_in_several_files_are_cut_apart_and_statements_since_then_stay_exac
         slices = prune(files.stores[shard], files.readers[shard], limits[shard])
         for _ in range(draw.choice((2, 3, 100))):  # a pass may be broken off
             next(slices, None)
+        assert isinstance(slices, Generator)
         slices.close()
         for _ in range(20):
             from_ns, to_ns = sorted(max(at_ns, *limits) for at_ns in life.cuts(draw, 2))

@@ -7,6 +7,7 @@ import random
 import sqlite3
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,7 @@ def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
 
 def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
     """A packed entry; what is not given is zero or empty."""
-    values = {name: b"" if name in FIELDS[-7:] else 0 for name in FIELDS}
+    values: dict[str, Any] = {name: b"" if name in FIELDS[-7:] else 0 for name in FIELDS}
     values |= {"op": ops.TOP_UP, "user_id": user, "entry_id": entry_id, "at_ns": entry_id} | fields
     return pack(tuple(values[name] for name in FIELDS))
 
@@ -83,7 +84,14 @@ FRAC = st.one_of(st.integers(0, NANO - 1), st.sampled_from([0, 1, NANO - 1]))
     op=st.sampled_from([ops.ADJUST, ops.TOP_UP, ops.CHANGE_RATE, ops.HOLD, ops.THRESHOLD, ops.EXHAUST, ops.CLOSE]),
     stands=st.tuples(*[st.integers(0, INT64_MAX)] * 4),
 )
-def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, accrued, tails, op, stands):
+def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(
+    before: tuple[int, int],
+    amount: tuple[int, int],
+    accrued: tuple[int, int],
+    tails: tuple[bytes, ...],
+    op: int,
+    stands: tuple[int, ...],
+) -> None:
     """For any fractions, also accruals beyond an int64: the row is `entry.history_row` of the same entry."""
     after = before[0] * NANO + before[1] + amount[0] * NANO + amount[1]
     key, request_id, message, actor, note = tails
@@ -107,7 +115,7 @@ def test_a_row_is_what_the_ledger_defines_to_the_last_fraction(before, amount, a
     assert as_map(row) == history_row(unpack(body))
 
 
-def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
+def test_only_entries_with_an_id_are_rows_and_departures_are_kept() -> None:
     group = Group()
     payload = batch_of(
         (RECEIVED, 9, 2, b"a whole bucket"),
@@ -129,7 +137,7 @@ def test_only_entries_with_an_id_are_rows_and_departures_are_kept():
     assert pages_of(again.part, 1) == [page]
 
 
-def test_runs_of_rows_between_other_records_are_the_same_rows():
+def test_runs_of_rows_between_other_records_are_the_same_rows() -> None:
     """The bytes of rows are taken over in runs: wherever one is broken off, each row is its own entry."""
     bodies = [entry_of(b"u%d" % (number % 3), number + 1, message=b"m" * number) for number in range(80)]
     broken = [b for number, body in enumerate(bodies) for b in ((ENTRY, 1, 1, body), *OTHERS[: number % 4])]
@@ -144,7 +152,7 @@ def test_runs_of_rows_between_other_records_are_the_same_rows():
     assert [row.message for row in rows] == [b"m" * number for number in range(80)]
 
 
-def test_a_row_of_the_first_format_is_what_the_ledger_makes_of_it():
+def test_a_row_of_the_first_format_is_what_the_ledger_makes_of_it() -> None:
     """Entries that commit f25b2ad wrote are kept as they are, and read as the ledger reads them."""
     entry = unpack(entry_of(b"u", 3, op=ops.SET_RATE, a=7, rate=7, line_rate=7, key=b"vm", message=b"m"))
     group = Group()
@@ -154,7 +162,7 @@ def test_a_row_of_the_first_format_is_what_the_ledger_makes_of_it():
     assert row.generation == 2
 
 
-def test_a_page_without_some_of_its_rows_holds_the_others_where_they_were():
+def test_a_page_without_some_of_its_rows_holds_the_others_where_they_were() -> None:
     group = Group()
     project(batch_of(*[(ENTRY, 1, 1, entry_of(b"u", number)) for number in range(1, 11)]), 5, no_accounts(), group)
     (page,) = pages_of(group.part, 6)
@@ -170,7 +178,7 @@ def test_a_page_without_some_of_its_rows_holds_the_others_where_they_were():
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_page_of_which_anything_changed_is_not_sound(at):
+def test_a_page_of_which_anything_changed_is_not_sound(at: int) -> None:
     group = Group()
     project(batch_of((ENTRY, 1, 1, entry_of(b"u", 1))), 0, no_accounts(), group)
     (page,) = pages_of(group.part, 1)
@@ -179,7 +187,7 @@ def test_a_page_of_which_anything_changed_is_not_sound(at):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_bytes_that_are_no_batch_are_not_projected(cut):
+def test_bytes_that_are_no_batch_are_not_projected(cut: int) -> None:
     payload = batch_of((ENTRY, 1, 1, entry_of(b"u", 1, message=b"x" * 300)))
     for broken in (payload[:-cut], payload + b"\0" * cut):
         with pytest.raises((AssertionError, IndexError, ValueError, struct.error)):
@@ -189,7 +197,7 @@ def test_bytes_that_are_no_batch_are_not_projected(cut):
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir):
+def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir: Path) -> None:
     scene = Scene(seed=3)
     store = opened(data_dir)
     rng = random.Random(3)
@@ -217,7 +225,7 @@ def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir)
         assert paged == expected
 
 
-def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir):
+def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir: Path) -> None:
     """A page far from the newest row walks few rows beside its own: the marks are where they must be."""
     scene = Scene(users=2)
     store = opened(data_dir)
@@ -235,12 +243,12 @@ def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir):
         assert [mark for (mark,) in marks] == [row["entry_id"] for row in scene.rows[user] if not row["entry_id"] % 64]
 
 
-def test_a_user_who_is_not_there_has_no_rows(data_dir):
+def test_a_user_who_is_not_there_has_no_rows(data_dir: Path) -> None:
     store = opened(data_dir)
     assert rows_of(store.db, b"nobody", NEWEST, 10) == (None, [])
 
 
-def test_what_was_not_committed_is_gone_and_comes_again(data_dir):
+def test_what_was_not_committed_is_gone_and_comes_again(data_dir: Path) -> None:
     scene = Scene()
     store = opened(data_dir)
     for position in range(1, 6):
@@ -257,7 +265,7 @@ def test_what_was_not_committed_is_gone_and_comes_again(data_dir):
     all_rows(scene, shelf_of(data_dir, store))
 
 
-def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
+def test_of_two_writers_one_finds_another_position_and_ends(data_dir: Path) -> None:
     scene = Scene()
     store, orphan = opened(data_dir), opened(data_dir)
     assert store.position == orphan.position == 0
@@ -271,7 +279,7 @@ def test_of_two_writers_one_finds_another_position_and_ends(data_dir):
     all_rows(scene, shelf_of(data_dir, store))
 
 
-def test_more_accounts_than_are_remembered(data_dir):
+def test_more_accounts_than_are_remembered(data_dir: Path) -> None:
     scene = Scene(users=30)
     opened(data_dir).close()
     store = Store(file_of(str(data_dir), 0), 0, RealDisk(), users_max=3)
@@ -282,7 +290,7 @@ def test_more_accounts_than_are_remembered(data_dir):
     all_rows(scene, shelf_of(data_dir, store))
 
 
-def test_files_are_private_and_appear_whole(data_dir):
+def test_files_are_private_and_appear_whole(data_dir: Path) -> None:
     path = Path(file_of(str(data_dir), 0))
     aside = Path(f"{path}.new")
     aside.write_bytes(b"left by a process that was killed while it made the file")
@@ -294,7 +302,7 @@ def test_files_are_private_and_appear_whole(data_dir):
         assert (data_dir / name).stat().st_mode & 0o777 == 0o600, name
 
 
-def test_a_file_that_is_none_is_kept_and_a_new_one_is_made(data_dir):
+def test_a_file_that_is_none_is_kept_and_a_new_one_is_made(data_dir: Path) -> None:
     path = Path(file_of(str(data_dir), 0))
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE mine (x)")
@@ -308,7 +316,7 @@ def test_a_file_that_is_none_is_kept_and_a_new_one_is_made(data_dir):
         opened(data_dir, shard=2)
 
 
-def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(data_dir):
+def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(data_dir: Path) -> None:
     opened(data_dir).close()
     path = Path(file_of(str(data_dir), 0))
     db = sqlite3.connect(path)
@@ -323,7 +331,7 @@ def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(data_dir):
 # -- fitting into its journal ------------------------------------------------------------------------------------------
 
 
-def test_a_new_file_begins_where_the_journal_does(data_dir):
+def test_a_new_file_begins_where_the_journal_does(data_dir: Path) -> None:
     store = opened(data_dir, first=41, head=50)
     assert (store.position, store.begins) == (40, 41)
     scene = Scene()
@@ -332,7 +340,7 @@ def test_a_new_file_begins_where_the_journal_does(data_dir):
     assert opened(data_dir, first=41, head=50).position == 41
 
 
-def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answer(data_dir):
+def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answer(data_dir: Path) -> None:
     scene = Scene(users=1)
     user = scene.users[0]
     store = opened(data_dir)
@@ -362,7 +370,7 @@ def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answe
     assert page.rows[at + 1 :] == expected[-len(page.rows) + at + 1 :]
 
 
-def test_pages_over_a_gap_hold_each_row_once(data_dir):
+def test_pages_over_a_gap_hold_each_row_once(data_dir: Path) -> None:
     """However small the pages, and wherever the gap lies in them, the same rows come."""
     scene = Scene(users=1)
     user = scene.users[0]
@@ -384,7 +392,7 @@ def test_pages_over_a_gap_hold_each_row_once(data_dir):
         assert paged == whole, limit
 
 
-def test_newest_rows_that_are_missing_are_said_as_well(data_dir):
+def test_newest_rows_that_are_missing_are_said_as_well(data_dir: Path) -> None:
     scene = Scene(users=1)
     store = opened(data_dir)
     store.take(1, scene.batch())
@@ -402,7 +410,7 @@ def test_newest_rows_that_are_missing_are_said_as_well(data_dir):
     assert (row["operation"], row["entry_id"], row["amount_nanos"]) == (MISSING, 1, 5)
 
 
-def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):
+def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Path) -> None:
     """A power cut took batches that the weaker sync modes had not made durable: they never happened."""
     lost, kept = Scene(seed=5), Scene(seed=5)
     store = opened(data_dir)
@@ -432,7 +440,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir):
     assert opened(data_dir, head=40).position == 40
 
 
-def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that_is_accepted(data_dir):
+def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that_is_accepted(data_dir: Path) -> None:
     scene = Scene()
     store = opened(data_dir)
     for position in range(1, 10):
@@ -448,7 +456,7 @@ def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that
     assert store.db.execute("SELECT count(*) FROM pages").fetchone() == (0,)
 
 
-def test_only_what_is_synced_counts_as_durable(data_dir):
+def test_only_what_is_synced_counts_as_durable(data_dir: Path) -> None:
     scene = Scene()
     store = opened(data_dir)
     assert store.durable == 0
@@ -472,7 +480,7 @@ def test_only_what_is_synced_counts_as_durable(data_dir):
 # -- several files -----------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir):
+def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir: Path) -> None:
     scene = Scene()
     stores_of = {shard: opened(data_dir, shard=shard) for shard in (0, 1)}
     positions = {0: 0, 1: 0}
@@ -491,7 +499,7 @@ def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir):
     shelf.close()
 
 
-def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir):
+def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir: Path) -> None:
     mine, other = Scene(seed=1), Scene(seed=2)
     store = opened(data_dir)
     shelf = shelf_of(data_dir, store)
@@ -506,7 +514,7 @@ def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir):
     assert shelf.history(2, user, NEWEST, 9).rows == []
 
 
-def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir):
+def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir: Path) -> None:
     here, there = opened(data_dir), opened(data_dir, shard=1)
     shelf = shelf_of(data_dir, here)
     assert shelf.missing(7, 1) == []
@@ -521,7 +529,7 @@ def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir):
     assert shelf.missing(8, 2) == []
 
 
-def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(data_dir):
+def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(data_dir: Path) -> None:
     """Whoever asks is not the one whose file is damaged: the answer comes, and says from when it is whole."""
     scene = Scene()
     here, there = opened(data_dir), opened(data_dir, shard=1)
@@ -549,7 +557,7 @@ def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(
 
 
 @pytest.mark.parametrize("wrong", ["heads", "marks"])
-def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir, wrong):
+def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: Path, wrong: str) -> None:
     scene = Scene(users=2)
     store = opened(data_dir)
     for position in range(1, 6):

@@ -36,36 +36,36 @@ def replacements(module: Module) -> Iterator[str]:
         if any(name == mock or name.startswith(mock + ".") for mock in MOCKS):
             yield f"{module.path}:{line} imports {name}"
     for node in module.nodes:
-        name = getattr(node, "arg", None) or getattr(node, "id", None) or getattr(node, "attr", None)
-        if name in REPLACERS | {"MonkeyPatch"}:
-            yield f"{module.path}:{getattr(node, 'lineno', 0)} {name}"
+        named = getattr(node, "arg", None) or getattr(node, "id", None) or getattr(node, "attr", None)
+        if named in REPLACERS | {"MonkeyPatch"}:
+            yield f"{module.path}:{getattr(node, 'lineno', 0)} {named}"
 
 
-def test_every_module_opens_with_a_docstring():
+def test_every_module_opens_with_a_docstring() -> None:
     silent = [module.path for module in modules(*ALL) if not (ast.get_docstring(module.tree) or "").strip()]
     assert [path for path in silent if path.startswith(ROOMS) or (REPOSITORY / path).stat().st_size] == []
 
 
-def test_every_name_says_something():
+def test_every_name_says_something() -> None:
     names = {module.path: re.split("[/_.]", module.path.lower()) for module in modules(*ALL)}
     assert [path for path, words in names.items() if EMPTY_NAMES & set(words)] == []
 
 
-def test_nothing_is_left_for_later():
+def test_nothing_is_left_for_later() -> None:
     assert [where for module in modules(*ALL) for where in unfinished(module)] == []
 
 
-def test_tests_put_nothing_in_the_place_of_our_own():
+def test_tests_put_nothing_in_the_place_of_our_own() -> None:
     assert [where for module in modules("tests", "benchmarks") for where in replacements(module)] == []
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_folder_of_a_room_is_a_package(room):
+def test_every_folder_of_a_room_is_a_package(room: str) -> None:
     folders = {path.parent for path in (REPOSITORY / room).rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-def test_assertions_are_never_switched_off():
+def test_assertions_are_never_switched_off() -> None:
     """Invariants are asserted in production: nothing in the project starts Python with -O."""
     switched = re.compile(r"python[0-9.]*\s+(-\w\s+)*-O|PYTHONOPTIMIZE=")
     names = ["Makefile", ".ci/run", "pyproject.toml"]
@@ -73,7 +73,7 @@ def test_assertions_are_never_switched_off():
 
 
 @pytest.mark.parametrize("text", ["# TO-DO: x", "x = 'FIX-ME'", "def f():\n    raise NotImplementedError"])
-def test_the_rule_of_finished_work_sees(text):
+def test_the_rule_of_finished_work_sees(text: str) -> None:
     assert list(unfinished(module_of("x.py", text.replace("-", ""))))
 
 
@@ -86,5 +86,5 @@ def test_the_rule_of_finished_work_sees(text):
         "import pytest\npytest.MonkeyPatch()",
     ],
 )
-def test_the_rule_of_mocks_sees(text):
+def test_the_rule_of_mocks_sees(text: str) -> None:
     assert list(replacements(module_of("x.py", text)))

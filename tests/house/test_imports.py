@@ -136,22 +136,22 @@ def evaluations(module: Module) -> Iterator[str]:
             yield f"{module.path}:{line} uses {name}"
 
 
-def test_bytes_never_become_code():
+def test_bytes_never_become_code() -> None:
     assert [where for module in modules(*ROOMS) for where in evaluations(module)] == []
 
 
 @pytest.mark.parametrize(
     "text", ["import pickle", "from multiprocessing import Pipe", "def f():\n    import marshal", "eval('1')"]
 )
-def test_the_rule_of_code_sees(text):
+def test_the_rule_of_code_sees(text: str) -> None:
     assert list(evaluations(module_of("billing/x.py", text)))
 
 
-def test_imports_go_one_way():
+def test_imports_go_one_way() -> None:
     assert [where for module in modules(*ROOMS) for where in wrong_directions(module)] == []
 
 
-def test_what_computes_does_nothing_else():
+def test_what_computes_does_nothing_else() -> None:
     assert [where for module in modules(*ROOMS) for where in impurities(module)] == []
 
 
@@ -186,21 +186,21 @@ def module_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_no_modules_import_each_other():
+def test_no_modules_import_each_other() -> None:
     assert cycles(module_graph()) == []
 
 
-def test_the_rule_of_circles_sees():
+def test_the_rule_of_circles_sees() -> None:
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [{"b", "c"}]
     assert cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_every_room_stands_in_the_table():
+def test_every_room_stands_in_the_table() -> None:
     rooms = {room_of(module.name) for module in modules("billing")} - ANYTHING
     assert rooms <= set(MAY_IMPORT)
 
 
-def test_every_pure_module_that_is_named_and_exists_is_found():
+def test_every_pure_module_that_is_named_and_exists_is_found() -> None:
     found = {module.name for module in modules(*ROOMS)}
     assert {"billing.ledger", "shards.buckets", "shards.shard"} <= found & set(PURE)
 
@@ -220,7 +220,7 @@ def test_every_pure_module_that_is_named_and_exists_is_found():
         ("billing/doctor/x.py", "from billing.ledger.entry import unpack"),
     ],
 )
-def test_the_rule_of_directions_sees(path, text):
+def test_the_rule_of_directions_sees(path: str, text: str) -> None:
     assert list(wrong_directions(module_of(path, text)))
 
 
@@ -233,7 +233,7 @@ def test_the_rule_of_directions_sees(path, text):
         ("billing/admin/x.py", "from billing import __version__"),
     ],
 )
-def test_the_rule_of_directions_allows(path, text):
+def test_the_rule_of_directions_allows(path: str, text: str) -> None:
     assert not list(wrong_directions(module_of(path, text)))
 
 
@@ -250,7 +250,7 @@ def test_the_rule_of_directions_allows(path, text):
         ("billing/ledger/x.py", "hash(b'x')"),  # differs from one process to the next
     ],
 )
-def test_the_rule_of_purity_sees(path, text):
+def test_the_rule_of_purity_sees(path: str, text: str) -> None:
     assert list(impurities(module_of(path, text)))
 
 
@@ -262,5 +262,5 @@ def test_the_rule_of_purity_sees(path, text):
         ("shards/worker/worker.py", "import asyncio"),
     ],
 )
-def test_the_rule_of_purity_allows(path, text):
+def test_the_rule_of_purity_allows(path: str, text: str) -> None:
     assert not list(impurities(module_of(path, text)))

@@ -138,11 +138,11 @@ def file_touches(module: Module) -> Iterator[tuple[str, str]]:
             yield name, f"{module.path}:{line} uses {name}"
 
 
-def test_one_module_reads_clocks():
+def test_one_module_reads_clocks() -> None:
     assert [where for module in modules(*ROOMS) for where in clock_reads(module)] == []
 
 
-def test_clocks_are_taken_where_a_process_begins_and_handed_in_everywhere_else():
+def test_clocks_are_taken_where_a_process_begins_and_handed_in_everywhere_else() -> None:
     assert [where for module in modules(*ROOMS) for where in takes_clocks(module)] == []
     text = "from shards.system.clock import MACHINE_CLOCKS"
     assert list(takes_clocks(module_of("billing/expirationd/delivery.py", text)))
@@ -150,7 +150,7 @@ def test_clocks_are_taken_where_a_process_begins_and_handed_in_everywhere_else()
     assert not list(takes_clocks(module_of("billing/trial/receiver.py", text)))
 
 
-def test_one_module_touches_files():
+def test_one_module_touches_files() -> None:
     assert [
         where
         for module in modules(*ROOMS)
@@ -159,7 +159,7 @@ def test_one_module_touches_files():
     ] == []
 
 
-def test_every_exception_is_used_and_says_why():
+def test_every_exception_is_used_and_says_why() -> None:
     found = {module.path: module for module in modules(*ROOMS)}
     for path, (allowed, why) in FILES.items():
         assert why, path
@@ -178,7 +178,7 @@ def test_every_exception_is_used_and_says_why():
         "from datetime import date\nread = date.today",
     ],
 )
-def test_the_rule_of_clocks_sees(text):
+def test_the_rule_of_clocks_sees(text: str) -> None:
     assert list(clock_reads(module_of("billing/x.py", text)))
 
 
@@ -191,7 +191,7 @@ def test_the_rule_of_clocks_sees(text):
         "import asyncio\nasyncio.timeout(5)",
     ],
 )
-def test_the_rule_of_clocks_allows(text):
+def test_the_rule_of_clocks_allows(text: str) -> None:
     assert not list(clock_reads(module_of("billing/x.py", text)))
 
 
@@ -210,7 +210,7 @@ def test_the_rule_of_clocks_allows(text):
         "import sqlite3",
     ],
 )
-def test_the_rule_of_files_sees(text):
+def test_the_rule_of_files_sees(text: str) -> None:
     assert list(file_touches(module_of("billing/x.py", text)))
 
 
@@ -223,5 +223,5 @@ def test_the_rule_of_files_sees(text):
         "from pathlib import Path\nPath('x').parent",
     ],
 )
-def test_the_rule_of_files_allows(text):
+def test_the_rule_of_files_allows(text: str) -> None:
     assert not list(file_touches(module_of("billing/x.py", text)))

@@ -211,7 +211,7 @@ class Model:
         """Of the lines that end at one instant the first by its name."""
         accrued = self._accrue(account, at)
         resource = sorted(resource for resource, end in account.ends.items() if end == at)[0]
-        op = {"method": "lease_expired", "user": account.user, "resource": resource}
+        op: Op = {"method": "lease_expired", "user": account.user, "resource": resource}
         op["rate"] = account.end_lease(resource)
         self._settle_state(account, op, at, account.balance, accrued, above, False)
 
@@ -253,8 +253,8 @@ class Model:
                 account.goes_below = self.policy(account).accrue
                 grace = self.policy(account).grace
             account.seq += 1
-            cutoff = {"seq": account.seq, "at": t, "status": "pending", "attempts": 0, "last_error": None}
-            cutoff |= {"delivered_at": None}
+            cutoff: dict[str, Any] = {"seq": account.seq, "at": t, "status": "pending"}
+            cutoff |= {"attempts": 0, "last_error": None, "delivered_at": None}
             account.cutoffs.append(cutoff)
             if grace and t < BOUND:
                 cutoff["status"], cutoff["call_at"] = "in_grace", min(t + grace, BOUND)

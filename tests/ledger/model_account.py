@@ -345,7 +345,7 @@ class Account:
                 self.restore_attempts += 1
             elif method == "restore_delivered":
                 self.back_on, self.restore_attempts = seq, 0
-            return None
+            return False
         latest = self.cutoffs[-1] if self.cutoffs else None
         cutoff = next((each for each in self.cutoffs if each["seq"] == seq), None)
         if cutoff is None or (cutoff is not latest and cutoff["status"] != "pending"):

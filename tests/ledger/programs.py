@@ -54,7 +54,8 @@ def command_of(op: Op) -> ops.Command:
     """The command that a door would make of it."""
     method, user = op["method"], op["user"].encode()
     a, b, c, key, packed = op.get("amount", 0), 0, 0, b"", b""
-    message = op.get("reason", op.get("error", "")).encode()
+    text = str(op.get("reason", op.get("error", "")))
+    message = text.encode()
     if method == "set_rate":
         a, b, c = op["rate"], op.get("rate_seq", -1), op.get("min_runway_ns", -1)
         key = op.get("resource", "").encode()
@@ -210,7 +211,7 @@ class Program:
     def _compare_entry(self, wanted: dict[str, Any], e: Entry) -> None:
         """Every field, exactly. The command of an entry from outside is the command itself."""
         op = wanted["op"]
-        pairs = {
+        pairs: dict[str, tuple[Any, Any]] = {
             "at": (wanted["at"], e.at_ns),
             "entry_id": (wanted["entry_id"], e.entry_id),
             "amount": (wanted["amount"] * NANO, e.amount),

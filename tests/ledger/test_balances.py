@@ -1,5 +1,10 @@
 """Debits, limits, corrections and holds, as CONTRACT §3 has them."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from billing.ledger.balances import HOLDS_MAX
@@ -9,13 +14,13 @@ from tests.ledger.bank import HOUR, Bank, refusal
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     return bank
 
 
-def test_top_up_adds_money_and_creates_the_account_if_new(bank):
+def test_top_up_adds_money_and_creates_the_account_if_new(bank: Bank) -> None:
     assert bank.top_up("u", 7, at=1)["balance_nanos"] == 107
     reply = bank.top_up("new", 5, at=2)
     assert (reply["balance_nanos"], reply["state"], reply["entry_id"], reply["exhaustion_seq"]) == (5, "active", 1, 0)
@@ -23,24 +28,25 @@ def test_top_up_adds_money_and_creates_the_account_if_new(bank):
     assert bank.view("u", at=2)["balance_nanos"] == 107
 
 
-def test_state_is_active_while_available_is_above_zero_else_exhausted(bank):
+def test_state_is_active_while_available_is_above_zero_else_exhausted(bank: Bank) -> None:
     """Available is balance + credit limit - open holds, whichever of the three moves."""
     bank.set_credit_limit("u", 50, at=1)
     bank.hold("u", 30, at=1, request_id="h")
     view = bank.view("u", at=1)
     assert (view["balance_nanos"], view["credit_limit_nanos"], view["holds_nanos"]) == (100, 50, 30)
     assert (view["available_nanos"], view["state"]) == (120, "active")
-    for move, at, available, state in (
+    moves: list[tuple[Callable[[int], dict[str, Any]], int, int, str]] = [
         (lambda at: bank.debit("u", 119, at=at), 2, 1, "active"),
         (lambda at: bank.debit("u", 1, at=at), 3, 0, "exhausted"),
         (lambda at: bank.set_credit_limit("u", 49, at=at), 4, -1, "exhausted"),
         (lambda at: bank.release("u", "r:h", at=at), 5, 29, "active"),
-    ):
+    ]
+    for move, at, available, state in moves:
         reply = move(at)
         assert (reply["available_nanos"], reply["state"]) == (available, state)
 
 
-def test_strict_is_refused_with_insufficient_funds_if_it_exceeds_what_is_available(bank):
+def test_strict_is_refused_with_insufficient_funds_if_it_exceeds_what_is_available(bank: Bank) -> None:
     error = refusal(bank.debit, "u", 130, at=1)
     assert (error.name, error.applied, error.retry) == ("INSUFFICIENT_FUNDS", "no", False)
     assert error.details["shortfall_nanos"] == 30
@@ -48,13 +54,13 @@ def test_strict_is_refused_with_insufficient_funds_if_it_exceeds_what_is_availab
     assert bank.debit("u", 99, at=2)["outcome"] == "ok"
 
 
-def test_a_shortfall_counts_the_missing_fraction_as_a_nano(bank):
+def test_a_shortfall_counts_the_missing_fraction_as_a_nano(bank: Bank) -> None:
     bank.set_rate("u", HOUR // 2, at=0)
     assert refusal(bank.debit, "u", 100, at=1).details["shortfall_nanos"] == 1  # 99.5 are there
     assert bank.debit("u", 99, at=1)["state"] == "active", "a fraction of a nano is still money"
 
 
-def test_partial_takes_what_is_there_the_fraction_of_a_nano_included(bank):
+def test_partial_takes_what_is_there_the_fraction_of_a_nano_included(bank: Bank) -> None:
     bank.set_rate("u", HOUR // 2, at=0)
     reply = bank.debit("u", 100, at=1, mode="partial")
     assert (reply["debited_nanos"], reply["outcome"], reply["balance_nanos"]) == (99, "exhausted", 0)
@@ -64,12 +70,12 @@ def test_partial_takes_what_is_there_the_fraction_of_a_nano_included(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_partial_takes_no_more_than_it_is_asked_for(bank):
+def test_partial_takes_no_more_than_it_is_asked_for(bank: Bank) -> None:
     reply = bank.debit("u", 40, at=1, mode="partial")
     assert (reply["debited_nanos"], reply["outcome"], reply["balance_nanos"]) == (40, "ok", 60)
 
 
-def test_force_may_go_below(bank):
+def test_force_may_go_below(bank: Bank) -> None:
     reply = bank.debit("u", 150, at=1, mode="force")
     assert (reply["balance_nanos"], reply["available_nanos"], reply["outcome"]) == (-50, -50, "exhausted")
     reply = bank.debit("u", 1, at=1, mode="force")
@@ -77,7 +83,7 @@ def test_force_may_go_below(bank):
     assert bank.cutoffs() == [1], "one crossing, one cutoff"
 
 
-def test_a_refused_debit_changes_nothing_and_is_remembered_for_its_notice(bank):
+def test_a_refused_debit_changes_nothing_and_is_remembered_for_its_notice(bank: Bank) -> None:
     before = bank.state()
     refusal(bank.debit, "u", 101, at=5)
     assert bank.state() == before
@@ -86,21 +92,21 @@ def test_a_refused_debit_changes_nothing_and_is_remembered_for_its_notice(bank):
     assert len(bank.rows("u")) == 1
 
 
-def test_other_refusals_without_a_request_id_leave_no_entry(bank):
+def test_other_refusals_without_a_request_id_leave_no_entry(bank: Bank) -> None:
     bank.entries()
     refusal(bank.hold, "u", 101, at=5)
     refusal(bank.release, "u", "e:9", at=5)
     assert len(bank.entries()) == 1
 
 
-def test_a_credit_limit_is_how_far_below_zero_available_money_reaches(bank):
+def test_a_credit_limit_is_how_far_below_zero_available_money_reaches(bank: Bank) -> None:
     assert bank.set_credit_limit("u", 50, at=1)["available_nanos"] == 150
     assert bank.debit("u", 150, at=2)["balance_nanos"] == -50
     assert bank.cutoffs() == [1]
     assert bank.set_credit_limit("u", 60, at=3)["restored"] is True
 
 
-def test_lowering_the_limit_may_exhaust_at_once(bank):
+def test_lowering_the_limit_may_exhaust_at_once(bank: Bank) -> None:
     bank.set_credit_limit("u", 50, at=1)
     bank.debit("u", 120, at=2)
     reply = bank.set_credit_limit("u", 20, at=3)
@@ -109,7 +115,7 @@ def test_lowering_the_limit_may_exhaust_at_once(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_adjust_books_a_difference_as_what_it_is(bank):
+def test_adjust_books_a_difference_as_what_it_is(bank: Bank) -> None:
     assert bank.adjust("u", -30, "counted twice", at=1)["balance_nanos"] == 70
     row = bank.rows("u")[-1]
     assert (row["operation"], row["amount_nanos"], row["message"]) == ("adjust", -30, "counted twice")
@@ -121,7 +127,9 @@ def test_adjust_books_a_difference_as_what_it_is(bank):
     ("method", "arguments"),
     [("top_up", (INT64_MAX,)), ("adjust", (INT64_MAX, "x")), ("debit", (INT64_MAX, 1, "force"))],
 )
-def test_what_would_leave_the_bounds_is_refused_with_limit_exceeded(bank, method, arguments):
+def test_what_would_leave_the_bounds_is_refused_with_limit_exceeded(
+    bank: Bank, method: str, arguments: tuple[Any, ...]
+) -> None:
     if method == "debit":
         bank.debit("u", 101, at=0, mode="force")
     before = bank.state()
@@ -130,7 +138,7 @@ def test_what_would_leave_the_bounds_is_refused_with_limit_exceeded(bank, method
     assert bank.state() == before
 
 
-def test_a_fraction_of_a_nano_above_the_bound_is_beyond_it():
+def test_a_fraction_of_a_nano_above_the_bound_is_beyond_it() -> None:
     bank = Bank()
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", HOUR // 2, at=0)  # half a nano is left after 1 ns
@@ -141,13 +149,13 @@ def test_a_fraction_of_a_nano_above_the_bound_is_beyond_it():
     assert bank.entries("u")[-1].balance == (INT64_MAX - 1) * NANO + NANO // 2
 
 
-def test_available_stays_within_what_a_reply_can_show(bank):
+def test_available_stays_within_what_a_reply_can_show(bank: Bank) -> None:
     bank.hold("u", 100, at=0)
     assert bank.adjust("u", -INT64_MAX, "to the bound", at=1)["available_nanos"] == -INT64_MAX
     assert refusal(bank.adjust, "u", -1, "beyond it", at=2).details["limit"] == "available"
 
 
-def test_a_hold_lowers_available_at_once_and_so_moves_e(bank):
+def test_a_hold_lowers_available_at_once_and_so_moves_e(bank: Bank) -> None:
     assert bank.set_rate("u", HOUR, at=0)["exhausts_at_ns"] == 100
     reply = bank.hold("u", 30, at=10)
     assert (reply["available_nanos"], reply["balance_nanos"], reply["exhausts_at_ns"]) == (60, 90, 70)
@@ -155,7 +163,7 @@ def test_a_hold_lowers_available_at_once_and_so_moves_e(bank):
     assert bank.release("u", "e:3", at=20)["exhausts_at_ns"] == 100
 
 
-def test_a_hold_refuses_beyond_available_and_taking_all_of_it_exhausts(bank):
+def test_a_hold_refuses_beyond_available_and_taking_all_of_it_exhausts(bank: Bank) -> None:
     error = refusal(bank.hold, "u", 101, at=1)
     assert (error.name, error.details["shortfall_nanos"]) == ("INSUFFICIENT_FUNDS", 1)
     reply = bank.hold("u", 100, at=1)
@@ -165,14 +173,14 @@ def test_a_hold_refuses_beyond_available_and_taking_all_of_it_exhausts(bank):
     assert (reply["state"], reply["restored"]) == ("active", True)
 
 
-def test_the_id_of_a_hold_derives_from_the_request_id_so_a_retry_finds_it(bank):
+def test_the_id_of_a_hold_derives_from_the_request_id_so_a_retry_finds_it(bank: Bank) -> None:
     assert bank.hold("u", 10, at=1, request_id="invoice-7")["hold_id"] == "r:invoice-7"
     again = bank.hold("u", 10, at=2, request_id="invoice-7")
     assert (again["hold_id"], again["replayed"], again["available_nanos"]) == ("r:invoice-7", True, 90)
     assert bank.hold("u", 10, at=3)["hold_id"] == "e:3"
 
 
-def test_a_request_id_let_go_before_its_hold_makes_no_second_hold():
+def test_a_request_id_let_go_before_its_hold_makes_no_second_hold() -> None:
     bank = Bank(ids=1)
     bank.top_up("u", 100, at=0)
     bank.hold("u", 10, at=1, request_id="x")
@@ -181,7 +189,7 @@ def test_a_request_id_let_go_before_its_hold_makes_no_second_hold():
     assert bank.view("u", at=3)["holds_nanos"] == 10
 
 
-def test_capture_takes_part_or_all_of_a_hold_and_frees_the_rest(bank):
+def test_capture_takes_part_or_all_of_a_hold_and_frees_the_rest(bank: Bank) -> None:
     bank.hold("u", 60, at=1, request_id="h")
     reply = bank.capture("u", "r:h", 45, at=2)
     assert (reply["captured_nanos"], reply["balance_nanos"], reply["available_nanos"]) == (45, 55, 55)
@@ -189,20 +197,20 @@ def test_capture_takes_part_or_all_of_a_hold_and_frees_the_rest(bank):
     assert refusal(bank.capture, "u", "r:h", 1, at=3).name == "UNKNOWN_HOLD"
 
 
-def test_capture_takes_at_most_the_hold(bank):
+def test_capture_takes_at_most_the_hold(bank: Bank) -> None:
     bank.hold("u", 60, at=1, request_id="h")
     reply = bank.capture("u", "r:h", 1000, at=2)
     assert (reply["captured_nanos"], reply["balance_nanos"]) == (60, 40)
 
 
-def test_what_capture_frees_may_restore(bank):
+def test_what_capture_frees_may_restore(bank: Bank) -> None:
     bank.hold("u", 100, at=1, request_id="h")
     assert bank.capture("u", "r:h", 99, at=2)["restored"] is True
     bank.hold("u", 1, at=3, request_id="i")
     assert "restored" not in bank.capture("u", "r:i", 1, at=4)
 
 
-def test_release_gives_a_hold_back(bank):
+def test_release_gives_a_hold_back(bank: Bank) -> None:
     bank.hold("u", 60, at=1, request_id="h")
     bank.hold("u", 15, at=1, request_id="i")
     reply = bank.release("u", "r:h", at=2)
@@ -211,12 +219,12 @@ def test_release_gives_a_hold_back(bank):
     assert refusal(bank.release, "u", "r:h", at=3).name == "UNKNOWN_HOLD"
 
 
-def test_unknown_hold(bank):
+def test_unknown_hold(bank: Bank) -> None:
     assert refusal(bank.release, "u", "e:1", at=1).name == "UNKNOWN_HOLD"
     assert refusal(bank.capture, "u", "", 1, at=1).name == "UNKNOWN_HOLD"
 
 
-def test_a_hold_expires_at_its_exact_instant(bank):
+def test_a_hold_expires_at_its_exact_instant(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=0)
     bank.hold("u", 40, at=10, ttl=25)
     assert bank.view("u", at=34)["available_nanos"] == 26
@@ -224,7 +232,7 @@ def test_a_hold_expires_at_its_exact_instant(bank):
     assert bank.operations("u")[-1] == ("hold_expired", 35)
 
 
-def test_at_a_tie_the_holds_expiry_comes_before_the_exhaustion_it_prevents(bank):
+def test_at_a_tie_the_holds_expiry_comes_before_the_exhaustion_it_prevents(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=0)
     bank.hold("u", 40, at=0, ttl=60)  # without it E is 60
     assert bank.view("u", at=60)["state"] == "active"
@@ -233,7 +241,7 @@ def test_at_a_tie_the_holds_expiry_comes_before_the_exhaustion_it_prevents(bank)
     assert bank.cutoffs() == []
 
 
-def test_a_hold_expiring_one_nanosecond_after_e_restores(bank):
+def test_a_hold_expiring_one_nanosecond_after_e_restores(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=0)
     bank.hold("u", 40, at=0, ttl=61)
     bank.view("u", at=61)
@@ -242,7 +250,7 @@ def test_a_hold_expiring_one_nanosecond_after_e_restores(bank):
     assert (view["state"], view["available_nanos"], view["overrun_nanos"]) == ("active", 40, 1)
 
 
-def test_an_expiry_at_e_that_is_not_enough_crosses_in_its_own_entry(bank):
+def test_an_expiry_at_e_that_is_not_enough_crosses_in_its_own_entry(bank: Bank) -> None:
     bank.set_rate("u", 60 * HOUR, at=0)
     bank.hold("u", 10, at=0, ttl=2)  # 90 are available: E is 2, when 120 would be spent
     view = bank.view("u", at=2)
@@ -256,7 +264,7 @@ def test_an_expiry_at_e_that_is_not_enough_crosses_in_its_own_entry(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_holds_that_expire_at_one_instant_prevent_the_exhaustion_together(bank):
+def test_holds_that_expire_at_one_instant_prevent_the_exhaustion_together(bank: Bank) -> None:
     """One alone would be too small for the last nanosecond: no crossing and restoring within it."""
     bank.set_rate("u", 60 * HOUR, at=0)
     bank.set_thresholds("u", [(0, 36)], at=0)
@@ -273,7 +281,7 @@ def test_holds_that_expire_at_one_instant_prevent_the_exhaustion_together(bank):
     assert bank.cutoffs() == []
 
 
-def test_the_first_entry_of_such_expiries_crosses_where_all_of_them_are_not_enough(bank):
+def test_the_first_entry_of_such_expiries_crosses_where_all_of_them_are_not_enough(bank: Bank) -> None:
     bank.set_rate("u", 60 * HOUR, at=0)
     bank.hold("u", 5, at=0, ttl=2, request_id="a")
     bank.hold("u", 5, at=0, ttl=2, request_id="b")  # 90 are available: E is 2, when 120 would be spent
@@ -286,7 +294,7 @@ def test_the_first_entry_of_such_expiries_crosses_where_all_of_them_are_not_enou
     assert bank.cutoffs() == [1]
 
 
-def test_with_accrue_such_an_expiry_goes_on_below_zero():
+def test_with_accrue_such_an_expiry_goes_on_below_zero() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", 60 * HOUR, at=0)
@@ -295,7 +303,7 @@ def test_with_accrue_such_an_expiry_goes_on_below_zero():
     assert (view["state"], view["balance_nanos"], view["overrun_nanos"]) == ("exhausted", -20, 20)
 
 
-def test_the_first_entry_of_such_expiries_restores(bank):
+def test_the_first_entry_of_such_expiries_restores(bank: Bank) -> None:
     bank.hold("u", 40, at=0, ttl=9, request_id="a")
     bank.hold("u", 60, at=0, ttl=9, request_id="b")
     view = bank.view("u", at=9)
@@ -304,20 +312,20 @@ def test_the_first_entry_of_such_expiries_restores(bank):
     assert bank.notices() == [("cutoff", "u", 1), ("superseded", "u", 1)]
 
 
-def test_holds_that_expire_together_go_in_the_order_of_their_ids(bank):
+def test_holds_that_expire_together_go_in_the_order_of_their_ids(bank: Bank) -> None:
     for name in ("b", "a", "c"):
         bank.hold("u", 1, at=0, ttl=5, request_id=name)
     bank.view("u", at=5)
     assert [entry.key for entry in bank.entries("u")][-3:] == [b"r:a", b"r:b", b"r:c"]
 
 
-def test_a_hold_whose_end_lies_beyond_2262_never_expires(bank):
+def test_a_hold_whose_end_lies_beyond_2262_never_expires(bank: Bank) -> None:
     assert bank.hold("u", 1, at=5, ttl=INT64_MAX)["hold_id"]
     assert bank.view("u", at=5)["holds"][0]["expires_at_ns"] is None
     assert bank.view("u", at=INT64_MAX)["holds_nanos"] == 1
 
 
-def test_open_holds_have_a_maximum(bank):
+def test_open_holds_have_a_maximum(bank: Bank) -> None:
     assert HOLDS_MAX == 1000
     bank.top_up("u", 10_000, at=0)
     for number in range(HOLDS_MAX):
@@ -326,13 +334,13 @@ def test_open_holds_have_a_maximum(bank):
     assert (error.name, error.details["limit"]) == ("LIMIT_EXCEEDED", "open_holds")
 
 
-def test_holds_together_stay_within_their_bound(bank):
+def test_holds_together_stay_within_their_bound(bank: Bank) -> None:
     bank.set_credit_limit("u", INT64_MAX, at=0)
     bank.hold("u", INT64_MAX, at=1)
     assert refusal(bank.hold, "u", 1, at=1).details["limit"] == "holds"
 
 
-def test_a_limit_or_a_capture_that_would_leave_the_bounds_is_refused(bank):
+def test_a_limit_or_a_capture_that_would_leave_the_bounds_is_refused(bank: Bank) -> None:
     bank.set_credit_limit("u", INT64_MAX, at=0)
     bank.hold("u", 1, at=0, request_id="h")
     bank.debit("u", INT64_MAX - 1, at=1)
@@ -345,12 +353,12 @@ def test_a_limit_or_a_capture_that_would_leave_the_bounds_is_refused(bank):
     assert bank.set_credit_limit("u", 1, at=2)["available_nanos"] == -INT64_MAX
 
 
-def test_a_hold_that_expires_at_the_last_instant_there_is(bank):
+def test_a_hold_that_expires_at_the_last_instant_there_is(bank: Bank) -> None:
     bank.hold("u", 1, at=5, ttl=INT64_MAX - 5)
     assert bank.view("u", at=5)["holds"][0]["expires_at_ns"] == INT64_MAX
 
 
-def test_a_capture_is_allowed_where_it_leaves_the_bounds_as_they_are(bank):
+def test_a_capture_is_allowed_where_it_leaves_the_bounds_as_they_are(bank: Bank) -> None:
     """Available stays at its bound: what the hold took from it, the balance gives."""
     bank.hold("u", 1, at=0, request_id="h")
     for amount in (INT64_MAX - 1, 100):
@@ -360,7 +368,7 @@ def test_a_capture_is_allowed_where_it_leaves_the_bounds_as_they_are(bank):
     assert (reply["balance_nanos"], reply["available_nanos"]) == (-INT64_MAX, -INT64_MAX)
 
 
-def test_a_command_at_the_very_instant_of_an_expiry_comes_behind_it(bank):
+def test_a_command_at_the_very_instant_of_an_expiry_comes_behind_it(bank: Bank) -> None:
     bank.hold("u", 10, at=0, ttl=5)
     assert bank.debit("u", 1, at=5)["available_nanos"] == 99
     assert bank.operations("u")[-2:] == [("hold_expired", 5), ("debit", 5)]

@@ -1,5 +1,9 @@
 """Buckets as blocks, replay, timers: what recovery, snapshots and moves rest on."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from billing.ledger import commands as ops
@@ -12,7 +16,7 @@ from billing.ledger.money import INT64_MAX
 from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
 
-def busy(**rules) -> Bank:
+def busy(**rules: Any) -> Bank:
     """A bucket with something of everything in it."""
     bank = Bank(**rules)
     for number in range(20):
@@ -58,7 +62,7 @@ def busy(**rules) -> Bank:
     return bank
 
 
-def moved(bank: Bank, **rules) -> Bank:
+def moved(bank: Bank, **rules: Any) -> Bank:
     """The same bucket in another ledger."""
     other = Bank(**rules)
     other.ledger.drop(BUCKET)
@@ -67,7 +71,7 @@ def moved(bank: Bank, **rules) -> Bank:
 
 
 @pytest.mark.parametrize("restore", [False, True])
-def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore):
+def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore: bool) -> None:
     bank = busy(restore=restore)
     other = moved(bank, restore=restore)
     assert other.state() == bank.state()
@@ -83,12 +87,12 @@ def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore):
     assert other.state() == bank.state()
 
 
-def test_an_empty_bucket_byte_by_byte():
+def test_an_empty_bucket_byte_by_byte() -> None:
     bank = Bank()
     assert bank.state() == b"BOOK\x03\x00" + bytes([BUCKET, 0, 0, 0]) + bytes(4) + b"\xa0\0\0\0" + bytes(160 + 9 * 4)
 
 
-def test_a_block_of_another_bucket_or_a_shortened_one_is_refused():
+def test_a_block_of_another_bucket_or_a_shortened_one_is_refused() -> None:
     bank = busy()
     block = bank.state()
     bank.ledger.drop(BUCKET)
@@ -101,7 +105,7 @@ def test_a_block_of_another_bucket_or_a_shortened_one_is_refused():
     assert bank.ledger.books == {}
 
 
-def test_a_bucket_is_here_once():
+def test_a_bucket_is_here_once() -> None:
     bank = busy()
     with pytest.raises(AssertionError):
         bank.ledger.create(BUCKET)
@@ -109,7 +113,7 @@ def test_a_bucket_is_here_once():
         bank.ledger.load(BUCKET, bank.state())
 
 
-def replayed(bank: Bank, **rules) -> Bank:
+def replayed(bank: Bank, **rules: Any) -> Bank:
     other = Bank(**rules)
     bank.entries()
     for packed in bank.journal:
@@ -119,23 +123,23 @@ def replayed(bank: Bank, **rules) -> Bank:
 
 
 @pytest.mark.parametrize("rules", [{}, {"restore": True}, {"accrue": True}, {"ids": 3}])
-def test_replaying_the_entries_makes_the_same_bucket(rules):
+def test_replaying_the_entries_makes_the_same_bucket(rules: dict[str, Any]) -> None:
     bank = busy(**rules)
     assert replayed(bank, **rules).state() == bank.state()
 
 
-def test_replay_goes_by_the_rules_of_the_entries_not_by_those_of_today():
+def test_replay_goes_by_the_rules_of_the_entries_not_by_those_of_today() -> None:
     bank = busy(accrue=True, restore=True)
     assert replayed(bank, accrue=False, restore=False).state() == bank.state()
 
 
-def test_replay_tells_nobody_and_records_nothing():
+def test_replay_tells_nobody_and_records_nothing() -> None:
     other = replayed(busy())
     assert other.ledger.records == []
     assert other.ledger.notices == []
 
 
-def test_a_difference_stops_the_replay_and_shows_both():
+def test_a_difference_stops_the_replay_and_shows_both() -> None:
     bank = busy()
     bank.entries()
     number = next(n for n, packed in enumerate(bank.journal) if Entry._make(unpack(packed)).op == ops.EXHAUST)
@@ -150,7 +154,7 @@ def test_a_difference_stops_the_replay_and_shows_both():
 
 
 @pytest.mark.parametrize("left_out", [ops.TOP_UP, ops.SET_RATE, ops.EXHAUST, ops.THRESHOLD])
-def test_an_entry_left_out_is_noticed(left_out):
+def test_an_entry_left_out_is_noticed(left_out: int) -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_thresholds("u", [(0, 50)], at=0)
@@ -163,7 +167,7 @@ def test_an_entry_left_out_is_noticed(left_out):
         replayed(bank)
 
 
-def test_the_last_entry_left_out_is_noticed_at_the_end():
+def test_the_last_entry_left_out_is_noticed_at_the_end() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_thresholds("u", [(0, 50)], at=0)
@@ -176,7 +180,7 @@ def test_the_last_entry_left_out_is_noticed_at_the_end():
         other.ledger.replayed()
 
 
-def test_time_stands_still_until_a_bucket_is_woken():
+def test_time_stands_still_until_a_bucket_is_woken() -> None:
     other = moved(busy())
     other.filed.clear()
     other.top_up("plain-5", 1, at=100)
@@ -194,7 +198,7 @@ def test_time_stands_still_until_a_bucket_is_woken():
     assert all(ref >> 32 == BUCKET for ref, _ in other.filed)
 
 
-def test_in_a_bucket_that_stands_still_every_filing_is_stale():
+def test_in_a_bucket_that_stands_still_every_filing_is_stale() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
@@ -209,7 +213,7 @@ def test_in_a_bucket_that_stands_still_every_filing_is_stale():
     bank.ledger.tick(ref, 100)
 
 
-def test_re_arming_is_a_comparison_an_instant_that_moves_later_needs_nothing():
+def test_re_arming_is_a_comparison_an_instant_that_moves_later_needs_nothing() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
@@ -226,7 +230,7 @@ def test_re_arming_is_a_comparison_an_instant_that_moves_later_needs_nothing():
     assert len(bank.filed) == 3
 
 
-def test_a_tick_lets_happen_what_is_due_and_files_again():
+def test_a_tick_lets_happen_what_is_due_and_files_again() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
@@ -241,7 +245,7 @@ def test_a_tick_lets_happen_what_is_due_and_files_again():
     assert bank.operations("u")[-2:] == [("hold_expired", 200), ("exhaust", 230)]
 
 
-def test_a_plain_account_is_a_row_of_48_bytes_and_nothing_else():
+def test_a_plain_account_is_a_row_of_48_bytes_and_nothing_else() -> None:
     bank = Bank()
     for number in range(100):
         bank.top_up(f"u{number}", 10**6, at=0)
@@ -257,7 +261,7 @@ def test_a_plain_account_is_a_row_of_48_bytes_and_nothing_else():
 @pytest.mark.parametrize(
     ("method", "arguments"), [("debit", (1,)), ("top_up", (1,)), ("set_rate", (1,)), ("adjust", (1, "x"))]
 )
-def test_a_broken_invariant_ends_before_the_entry_is_written(method, arguments):
+def test_a_broken_invariant_ends_before_the_entry_is_written(method: str, arguments: tuple[Any, ...]) -> None:
     """Also on the fast way, which writes the row itself."""
     bank = Bank()
     bank.top_up("u", 100, at=0)
@@ -271,7 +275,7 @@ def test_a_broken_invariant_ends_before_the_entry_is_written(method, arguments):
         bank.state()
 
 
-def test_what_is_known_of_closed_accounts_comes_back_from_a_block():
+def test_what_is_known_of_closed_accounts_comes_back_from_a_block() -> None:
     bank = busy(restore=True)
     other = moved(bank, restore=True)
     assert list(other.ledger.books[BUCKET].fading) == [b"gone", b"gone with lines"]
@@ -281,7 +285,7 @@ def test_what_is_known_of_closed_accounts_comes_back_from_a_block():
         assert refusal(other.set_rate, "gone with lines", 1, at=101, resource=name, seq=2).name == "STALE_RATE"
 
 
-def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused():
+def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused() -> None:
     bank = busy()
     whole = bank.state()
     bank.ledger.drop(BUCKET)
@@ -298,7 +302,7 @@ def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused():
             bank.ledger.load(BUCKET, head + _join(changed))
 
 
-def test_behind_a_replay_the_ledger_goes_by_its_own_rules_again():
+def test_behind_a_replay_the_ledger_goes_by_its_own_rules_again() -> None:
     bank = busy(accrue=True)
     other = replayed(bank, accrue=False, restore=True)
     other.top_up("new", 10, at=100)
@@ -309,7 +313,7 @@ def test_behind_a_replay_the_ledger_goes_by_its_own_rules_again():
     assert other.owed("new") == ("restore", 1), "an attempt may have begun before the start"
 
 
-def test_a_bucket_that_stood_still_and_goes_on_is_filed_again():
+def test_a_bucket_that_stood_still_and_goes_on_is_filed_again() -> None:
     """As after a move that was given up."""
     bank = Bank()
     bank.top_up("u", 100, at=0)
@@ -321,7 +325,7 @@ def test_a_bucket_that_stood_still_and_goes_on_is_filed_again():
     assert [(ref & 0xFFFFFFFF, due_ns) for ref, due_ns in bank.filed] == [(0, 100), (0, 100), (1, 105)]
 
 
-def test_a_filing_of_a_row_that_there_is_not_is_stale():
+def test_a_filing_of_a_row_that_there_is_not_is_stale() -> None:
     """A bucket that went and came back may have fewer rows."""
     bank = Bank()
     bank.top_up("u", 100, at=0)
@@ -331,18 +335,18 @@ def test_a_filing_of_a_row_that_there_is_not_is_stale():
     assert bank.operations("u") == [("top_up", 0)]
 
 
-def test_row_numbers_go_on_behind_those_that_are_shared():
+def test_row_numbers_go_on_behind_those_that_are_shared() -> None:
     assert list(shared_slots(3)) == [0, 1, 2]
     assert list(shared_slots(20_000)) == list(range(20_000))
     book = Book(1)
     assert [book.open_slot(b"%d" % number) for number in range(2**14 + 2)] == list(range(2**14 + 2))
 
 
-def test_a_new_extra_is_all_zeros():
+def test_a_new_extra_is_all_zeros() -> None:
     assert Extra().pack() == bytes(len(Extra().pack()))
 
 
-def test_the_first_top_up_says_so_and_by_which_rules_it_was_made():
+def test_the_first_top_up_says_so_and_by_which_rules_it_was_made() -> None:
     for amount in (1, 5, INT64_MAX):
         bank = Bank(accrue=True, restore=True)
         bank.top_up("u", amount, at=0)

@@ -1,6 +1,9 @@
 """Cutoff classes: graces that end at exact instants, what happens within them, changes of class, lost classes."""
 
+from __future__ import annotations
+
 import random
+from typing import Any
 
 import pytest
 
@@ -23,7 +26,7 @@ CLASSES = {
 E = 100  # 100 nanos at a nano each nanosecond
 
 
-def new_bank(name="gold", **more):
+def new_bank(name: str = "gold", **more: Any) -> Bank:
     bank = Bank(classes=CLASSES, **more)
     bank.top_up("u", E, at=0)
     bank.set_class("u", name, at=0)
@@ -33,12 +36,12 @@ def new_bank(name="gold", **more):
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     return new_bank()
 
 
 @pytest.mark.parametrize(("at", "called"), [(-1, False), (0, True), (1, True)])
-def test_the_call_is_owed_from_exactly_the_end_of_the_grace_on(bank, at, called):
+def test_the_call_is_owed_from_exactly_the_end_of_the_grace_on(bank: Bank, at: int, called: Any) -> None:
     view = bank.view("u", at=E + GRACE + at)
     assert view["state"] == "exhausted"
     assert bank.cutoffs() == ([1] if called else [])
@@ -52,7 +55,7 @@ def test_the_call_is_owed_from_exactly_the_end_of_the_grace_on(bank, at, called)
     assert [row["seq"] for row in bank.pending()] == ([1] if called else [])
 
 
-def test_the_wheel_is_told_of_the_end_of_the_grace(bank):
+def test_the_wheel_is_told_of_the_end_of_the_grace(bank: Bank) -> None:
     ref = bank.filed[-1][0]
     bank.filed.clear()
     bank.ledger.tick(ref, E)
@@ -66,7 +69,7 @@ def test_the_wheel_is_told_of_the_end_of_the_grace(bank):
     ("at", "status", "operations"),
     [(-1, "superseded", ["exhaust", "top_up"]), (0, "superseded", ["exhaust", "grace_ended", "top_up"])],
 )
-def test_a_top_up_supersedes_and_at_the_end_comes_behind_it(bank, at, status, operations):
+def test_a_top_up_supersedes_and_at_the_end_comes_behind_it(bank: Bank, at: int, status: Any, operations: Any) -> None:
     reply = bank.top_up("u", 5, at=E + GRACE + at)
     assert reply["restored"] is True
     assert (reply["cutoff"]["seq"], reply["cutoff"]["status"], reply["cutoff"]["attempts"]) == (1, status, 0)
@@ -76,7 +79,7 @@ def test_a_top_up_supersedes_and_at_the_end_comes_behind_it(bank, at, status, op
     assert bank.view("u", at=E + GRACE + at + 5)["cutoff"]["seq"] == 2, "and it runs out again"
 
 
-def test_a_start_presumes_no_attempt_before_the_end_of_the_grace(bank):
+def test_a_start_presumes_no_attempt_before_the_end_of_the_grace(bank: Bank) -> None:
     bank.view("u", at=E + 1)
     bank.ledger.started(E + 5)
     bank.view("u", at=E + GRACE)
@@ -84,13 +87,13 @@ def test_a_start_presumes_no_attempt_before_the_end_of_the_grace(bank):
     assert bank.owed("u") is None, "the call was not due before the start, and no attempt is recorded since"
 
 
-def test_a_start_behind_the_end_presumes_an_attempt_though_no_entry_says_so(bank):
+def test_a_start_behind_the_end_presumes_an_attempt_though_no_entry_says_so(bank: Bank) -> None:
     bank.ledger.started(E + GRACE)
     bank.top_up("u", 5, at=E + GRACE + 1)
     assert bank.owed("u") == ("restore", 1)
 
 
-def test_a_grace_counts_arrears_where_the_class_says_so():
+def test_a_grace_counts_arrears_where_the_class_says_so() -> None:
     bank = new_bank("arrears")
     view = bank.view("u", at=E + 7)
     assert (view["balance_nanos"], view["overrun_nanos"], view["cutoff_at_ns"]) == (-7, 7, E + GRACE)
@@ -100,7 +103,7 @@ def test_a_grace_counts_arrears_where_the_class_says_so():
     assert bank.top_up("u", 1, at=E + GRACE)["restored"] is True
 
 
-def test_a_line_raised_within_the_grace_makes_no_call_of_its_own_and_one_behind_it_does(bank):
+def test_a_line_raised_within_the_grace_makes_no_call_of_its_own_and_one_behind_it_does(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=E + 1, resource="vm")
     assert bank.view("u", at=E + 1)["exhaustion_seq"] == 1
     assert bank.cutoffs() == []
@@ -110,21 +113,21 @@ def test_a_line_raised_within_the_grace_makes_no_call_of_its_own_and_one_behind_
     assert bank.cutoffs() == [2], "the grace belongs to the crossing"
 
 
-def test_a_debit_to_zero_begins_a_grace_at_its_instant(bank):
+def test_a_debit_to_zero_begins_a_grace_at_its_instant(bank: Bank) -> None:
     reply = bank.debit("u", 60, at=40)
     assert reply["state"] == "exhausted"
     assert bank.view("u", at=40)["cutoff_at_ns"] == 40 + GRACE
     assert bank.cutoffs() == []
 
 
-def test_a_call_at_rate_zero_comes_at_the_end_of_the_grace_too(bank):
+def test_a_call_at_rate_zero_comes_at_the_end_of_the_grace_too(bank: Bank) -> None:
     bank.set_rate("u", 0, at=E)
     assert bank.view("u", at=E + GRACE - 1)["overrun_nanos"] == 0
     bank.view("u", at=E + GRACE)
     assert bank.cutoffs() == [1]
 
 
-def test_an_account_in_its_grace_is_not_closable(bank):
+def test_an_account_in_its_grace_is_not_closable(bank: Bank) -> None:
     bank.set_rate("u", 0, at=E)
     assert refusal(bank.close, "u", at=E + GRACE - 1).details["obstacle"] == "cutoff"
     assert refusal(bank.close, "u", at=E + GRACE).details["obstacle"] == "cutoff"
@@ -135,7 +138,7 @@ def test_an_account_in_its_grace_is_not_closable(bank):
     assert bank.view("u", at=E + GRACE + 1)["class"] == "default", "a closed account forgets its class"
 
 
-def test_the_expiry_of_a_hold_at_the_end_of_the_grace_comes_first():
+def test_the_expiry_of_a_hold_at_the_end_of_the_grace_comes_first() -> None:
     bank = Bank(classes=CLASSES)
     bank.top_up("u", E, at=0)
     bank.set_class("u", "gold", at=0)
@@ -149,7 +152,7 @@ def test_the_expiry_of_a_hold_at_the_end_of_the_grace_comes_first():
     assert [name for name, _ in bank.operations("u")[4:]] == ["exhaust", "hold_expired"]
 
 
-def test_a_lease_that_ends_with_the_grace_ends_behind_it(bank):
+def test_a_lease_that_ends_with_the_grace_ends_behind_it(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=E, resource="vm", options=ops.number_option(ops.TTL_NS, ops.LEASE_NS_MIN))
     bank.configure(CLASSES | {b"gold": CutoffClass(grace_ns=ops.LEASE_NS_MIN)})
     bank.set_class("u", "gold", at=E + 1)
@@ -157,7 +160,7 @@ def test_a_lease_that_ends_with_the_grace_ends_behind_it(bank):
     assert [name for name, _ in bank.operations("u")[-2:]] == ["grace_ended", "lease_expired"]
 
 
-def test_nothing_of_a_cutoff_in_its_grace_can_be_reported_or_ordered(bank):
+def test_nothing_of_a_cutoff_in_its_grace_can_be_reported_or_ordered(bank: Bank) -> None:
     bank.view("u", at=E)
     for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED, ops.CUTOFF_RELEASED, ops.CUTOFF_RETRY):
         for operator in (0, 1):
@@ -182,7 +185,7 @@ def test_nothing_of_a_cutoff_in_its_grace_can_be_reported_or_ordered(bank):
         ("arrears", E + 4, E + GRACE),
     ],
 )
-def test_another_class_within_the_grace_moves_its_end(bank, name, at, due):
+def test_another_class_within_the_grace_moves_its_end(bank: Bank, name: str, at: int, due: Any) -> None:
     bank.set_class("u", name, at=at)
     if due > at:
         bank.view("u", at=due - 1)
@@ -192,7 +195,7 @@ def test_another_class_within_the_grace_moves_its_end(bank, name, at, due):
     assert bank.operations("u")[-1] == ("grace_ended", due)
 
 
-def test_a_longer_grace_moves_the_end_back(bank):
+def test_a_longer_grace_moves_the_end_back(bank: Bank) -> None:
     bank.set_class("u", "short", at=E)
     bank.set_class("u", "gold", at=E + 9)
     bank.view("u", at=E + GRACE - 1)
@@ -201,7 +204,7 @@ def test_a_longer_grace_moves_the_end_back(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_a_call_that_is_owed_stays_owed_whatever_class_comes(bank):
+def test_a_call_that_is_owed_stays_owed_whatever_class_comes(bank: Bank) -> None:
     bank.set_class("u", "short", at=0)
     bank.view("u", at=E + 10)
     bank.set_class("u", "gold", at=E + 10)
@@ -210,14 +213,14 @@ def test_a_call_that_is_owed_stays_owed_whatever_class_comes(bank):
     assert bank.operations("u")[-1] == ("set_class", E + 10)
 
 
-def test_how_an_exhaustion_goes_on_is_asked_when_it_begins(bank):
+def test_how_an_exhaustion_goes_on_is_asked_when_it_begins(bank: Bank) -> None:
     bank.set_class("u", "arrears", at=E + 1)
     assert bank.view("u", at=E + 5)["balance_nanos"] == 0, "it began with the rule clamp"
     bank.top_up("u", 10, at=E + 5)
     assert bank.view("u", at=E + 18)["balance_nanos"] == -3
 
 
-def test_a_class_has_its_own_rules_in_its_entries(bank):
+def test_a_class_has_its_own_rules_in_its_entries(bank: Bank) -> None:
     bank.top_up("u", 5, at=1)
     bank.set_class("u", "arrears", at=2)
     bank.top_up("u", 5, at=3)
@@ -227,7 +230,7 @@ def test_a_class_has_its_own_rules_in_its_entries(bank):
 
 
 @pytest.mark.parametrize(("name", "owed"), [("gold", ("restore", 1)), ("short", None)])
-def test_a_restore_is_owed_where_the_class_has_a_restore_url(name, owed):
+def test_a_restore_is_owed_where_the_class_has_a_restore_url(name: str, owed: Any) -> None:
     bank = new_bank(name)
     bank.view("u", at=E + GRACE)
     bank.report(ops.CUTOFF_STARTED, "u", 1, at=E + GRACE)
@@ -235,7 +238,7 @@ def test_a_restore_is_owed_where_the_class_has_a_restore_url(name, owed):
     assert bank.owed("u") == owed
 
 
-def test_the_row_of_the_history_names_the_class(bank):
+def test_the_row_of_the_history_names_the_class(bank: Bank) -> None:
     bank.set_class("u", "", at=5, message="left the plan", actor="desk")
     rows = [(row["operation"], row["class"], row["resource"], row["actor"]) for row in bank.rows("u")]
     assert rows == [
@@ -246,7 +249,7 @@ def test_the_row_of_the_history_names_the_class(bank):
     ]
 
 
-def test_an_account_without_a_class_has_no_extra():
+def test_an_account_without_a_class_has_no_extra() -> None:
     bank = Bank(classes=CLASSES)
     bank.top_up("u", E, at=0)
     bank.set_class("u", "", at=1)
@@ -260,7 +263,7 @@ def test_an_account_without_a_class_has_no_extra():
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_class_that_the_configuration_does_not_have_is_refused_and_nothing_is_kept(bank):
+def test_a_class_that_the_configuration_does_not_have_is_refused_and_nothing_is_kept(bank: Bank) -> None:
     before, made = bank.state(), len(bank.entries())
     refused = refusal(bank.set_class, "u", "platinum", at=5, request_id="r")
     assert (refused.name, refused.details) == ("INVALID_PARAMS", {"class": "platinum"})
@@ -269,7 +272,7 @@ def test_a_class_that_the_configuration_does_not_have_is_refused_and_nothing_is_
     assert len(bank.entries()) == made
 
 
-def test_a_class_that_is_gone_is_served_by_the_default(bank):
+def test_a_class_that_is_gone_is_served_by_the_default(bank: Bank) -> None:
     bank.configure({})
     assert list(bank.ledger.unknown_classes(BUCKET)) == [(b"u", b"gold")]
     assert bank.view("u", at=E - 1)["cutoff_at_ns"] == E
@@ -277,7 +280,7 @@ def test_a_class_that_is_gone_is_served_by_the_default(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_a_grace_that_runs_while_its_class_goes_ends_where_it_was_to_end(bank):
+def test_a_grace_that_runs_while_its_class_goes_ends_where_it_was_to_end(bank: Bank) -> None:
     bank.view("u", at=E)
     bank.configure({})
     assert bank.view("u", at=E + GRACE - 1)["cutoff_at_ns"] == E + GRACE
@@ -285,7 +288,7 @@ def test_a_grace_that_runs_while_its_class_goes_ends_where_it_was_to_end(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_a_request_is_answered_again_though_its_class_is_gone(bank):
+def test_a_request_is_answered_again_though_its_class_is_gone(bank: Bank) -> None:
     first = bank.set_class("u", "short", at=5, request_id="r")
     bank.configure({})
     assert bank.set_class("u", "short", at=6, request_id="r") == first | {"replayed": True}
@@ -293,7 +296,7 @@ def test_a_request_is_answered_again_though_its_class_is_gone(bank):
 
 
 @pytest.mark.parametrize("grace", [INT64_MAX - E, INT64_MAX - E + 1, INT64_MAX])
-def test_no_grace_ends_beyond_the_last_instant(grace):
+def test_no_grace_ends_beyond_the_last_instant(grace: Any) -> None:
     bank = Bank(classes={b"long": CutoffClass(grace_ns=grace)})
     bank.top_up("u", E, at=0)
     bank.set_class("u", "long", at=0)
@@ -305,7 +308,7 @@ def test_no_grace_ends_beyond_the_last_instant(grace):
 # -- recovery ----------------------------------------------------------------------------------------------------------
 
 
-def test_replay_takes_graces_from_the_entries_whatever_the_configuration_says_now(bank):
+def test_replay_takes_graces_from_the_entries_whatever_the_configuration_says_now(bank: Bank) -> None:
     bank.set_class("u", "short", at=E + 1)
     bank.set_class("u", "gold", at=E + 2)
     bank.top_up("u", 5, at=E + 3)
@@ -321,7 +324,7 @@ def test_replay_takes_graces_from_the_entries_whatever_the_configuration_says_no
         assert again.dump(BUCKET) == bank.state()
 
 
-def test_class_and_grace_are_in_the_packed_extra():
+def test_class_and_grace_are_in_the_packed_extra() -> None:
     extra = Extra()
     extra.class_name = "grün".encode()
     again = unpack(extra.pack())
@@ -339,7 +342,7 @@ def test_class_and_grace_are_in_the_packed_extra():
     assert packed.endswith(b"\x03\x04\0\0\0gold" + b"\x04\x0c\0\0\0\x01\0\0\0" + (E + GRACE).to_bytes(8, "little"))
 
 
-def test_what_was_available_in_fractions_is_overrun_in_the_grace():
+def test_what_was_available_in_fractions_is_overrun_in_the_grace() -> None:
     bank = Bank(classes=CLASSES)
     bank.top_up("u", 1, at=0)
     bank.set_class("u", "gold", at=0)
@@ -351,7 +354,7 @@ def test_what_was_available_in_fractions_is_overrun_in_the_grace():
     assert (ended.at_ns, ended.overrun, ended.balance) == (e + GRACE, 7 * (e + GRACE) - NANO, 0)
 
 
-def test_a_wrong_tie_rule_of_classes_is_caught():
+def test_a_wrong_tie_rule_of_classes_is_caught() -> None:
     """One of them, drawn anew each time; `python -m tests.ledger.hunting` tries all."""
     name = random.SystemRandom().choice(sorted(OF_CLASSES))
     assert hunt(name), f"{name} survives"

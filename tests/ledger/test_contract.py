@@ -4,6 +4,8 @@
 sentences the cases in which several of them meet. A test that is renamed or taken away must be replaced there.
 """
 
+from __future__ import annotations
+
 import ast
 import tomllib
 from functools import cache
@@ -24,12 +26,12 @@ def functions_of(path: str) -> frozenset[str]:
     return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-def test_every_test_that_the_table_names_is_there():
+def test_every_test_that_the_table_names_is_there() -> None:
     named = {test for rule in RULES + TRICKY for test in rule["tests"]}
     assert {test for test in named if test.partition("::")[2] not in functions_of(test.partition("::")[0])} == set()
 
 
-def test_every_sentence_has_tests_and_stands_there_once():
+def test_every_sentence_has_tests_and_stands_there_once() -> None:
     assert all(rule["says"] and rule["tests"] and rule["section"] in (2, 3, 4) for rule in RULES)
     assert len({(rule["section"], rule["says"]) for rule in RULES}) == len(RULES) > 100
     assert all(tricky["case"] and tricky["tests"] for tricky in TRICKY)
@@ -47,7 +49,7 @@ def inexact(path: Path) -> list[str]:
     ]
 
 
-def test_nothing_computes_money_in_floating_point(tmp_path):
+def test_nothing_computes_money_in_floating_point(tmp_path: Path) -> None:
     rooms = [*(ROOT / "billing/ledger").glob("*.py"), *(ROOT / "billing/doctor").glob("*.py")]
     assert [where for path in rooms for where in inexact(path)] == []
     assert inexact(ROOT / "billing/history/period.py") == []

@@ -1,5 +1,9 @@
 """Credits that end: what is spent first, what is lost and when, what E foresees, and what is refused."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from billing.api.methods import parse
@@ -13,27 +17,27 @@ from tests.ledger.bank import BUCKET, HOUR, Bank, refusal
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     return Bank()
 
 
-def credit(bank, amount, ends, at=0, kind="", **more):
+def credit(bank: Bank, amount: int, ends: int, at: int = 0, kind: str = "", **more: Any) -> dict[str, Any]:
     return bank.top_up("u", amount, at=at, options=ops.top_up_options(ends, kind.encode()), **more)
 
 
-def lost(bank):
+def lost(bank: Bank) -> list[tuple[int, int, str, int]]:
     """(instant, what was lost, kind, entry_id of the top-up) of each end."""
     made = [entry for entry in bank.entries("u") if entry.op == ops.CREDIT_EXPIRED]
     return [(entry.at_ns, -entry.amount // HOUR, entry.key.decode(), entry.b) for entry in made]
 
 
-def left(bank, at):
+def left(bank: Bank, at: int) -> list[tuple[str, int]]:
     """(kind, what is left) in the order in which it is spent."""
     return [(one["kind"], one["left_nanos"]) for one in bank.view("u", at=at)["credits"]]
 
 
 @pytest.mark.parametrize(("at", "gone", "balance"), [(-1, False, 91), (0, True, 40), (1, True, 39)])
-def test_what_is_left_leaves_at_exactly_the_end(bank, at, gone, balance):
+def test_what_is_left_leaves_at_exactly_the_end(bank: Bank, at: int, gone: bool, balance: int) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10, kind="promo")
     bank.set_rate("u", HOUR, at=0)
@@ -41,7 +45,7 @@ def test_what_is_left_leaves_at_exactly_the_end(bank, at, gone, balance):
     assert lost(bank) == ([(10, 50, "promo", 2)] if gone else [])
 
 
-def test_the_row_of_an_end_has_the_amount_the_kind_and_what_accrued(bank):
+def test_the_row_of_an_end_has_the_amount_the_kind_and_what_accrued(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10, kind="promo")
     bank.set_rate("u", HOUR, at=0)
@@ -51,7 +55,7 @@ def test_the_row_of_an_end_has_the_amount_the_kind_and_what_accrued(bank):
     assert tuple(row[name] for name in names) == ("credit_expired", 10, -50, 10, 40, "time")
 
 
-def test_what_ends_soonest_is_spent_first_and_what_never_ends_last(bank):
+def test_what_ends_soonest_is_spent_first_and_what_never_ends_last(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     credit(bank, 10, ends=1000, kind="later")
     credit(bank, 10, ends=500, kind="sooner")
@@ -65,7 +69,7 @@ def test_what_ends_soonest_is_spent_first_and_what_never_ends_last(bank):
     assert lost(bank) == []
 
 
-def test_of_one_end_the_smaller_then_the_older_is_spent_first(bank):
+def test_of_one_end_the_smaller_then_the_older_is_spent_first(bank: Bank) -> None:
     for kind, amount in (("a", 10), ("b", 5), ("c", 5), ("d", 7)):
         credit(bank, amount, ends=100, kind=kind)
     assert [kind for kind, _ in left(bank, at=0)] == ["b", "c", "d", "a"]
@@ -88,7 +92,7 @@ def test_of_one_end_the_smaller_then_the_older_is_spent_first(bank):
         (10, 50, ["exhaust"]),
     ],
 )
-def test_an_end_is_judged_before_an_exhaustion(accrue, never_ends, ends, operations):
+def test_an_end_is_judged_before_an_exhaustion(accrue: bool, never_ends: int, ends: int, operations: list[str]) -> None:
     bank = Bank(accrue=accrue)
     credit(bank, 50, ends=ends)
     if never_ends:
@@ -101,7 +105,7 @@ def test_an_end_is_judged_before_an_exhaustion(accrue, never_ends, ends, operati
     assert bank.cutoffs() == [1]
 
 
-def test_an_end_that_meets_an_exhaustion_with_money_on_hold_is_the_one_that_crosses(bank):
+def test_an_end_that_meets_an_exhaustion_with_money_on_hold_is_the_one_that_crosses(bank: Bank) -> None:
     credit(bank, 60, ends=10)
     bank.hold("u", 50, at=0)
     bank.set_rate("u", HOUR, at=0)
@@ -110,7 +114,7 @@ def test_an_end_that_meets_an_exhaustion_with_money_on_hold_is_the_one_that_cros
     assert (view["available_nanos"], view["state"], bank.cutoffs()) == (-50, "exhausted", [1])
 
 
-def test_a_hold_that_expires_when_a_credit_ends_is_given_back_first(bank):
+def test_a_hold_that_expires_when_a_credit_ends_is_given_back_first(bank: Bank) -> None:
     credit(bank, 60, ends=10)
     bank.hold("u", 50, at=0, ttl=10)
     bank.set_rate("u", HOUR, at=0)
@@ -120,14 +124,14 @@ def test_a_hold_that_expires_when_a_credit_ends_is_given_back_first(bank):
     assert (view["balance_nanos"], view["state"], lost(bank)) == (7, "active", [(10, 50, "", 1)])
 
 
-def test_without_a_rate_an_account_runs_out_when_its_last_credit_ends(bank):
+def test_without_a_rate_an_account_runs_out_when_its_last_credit_ends(bank: Bank) -> None:
     reply = credit(bank, 60, ends=10)
     assert (reply["exhausts_at_ns"], reply["runway_ns"]) == (10, 10)
     assert bank.view("u", at=10)["state"] == "exhausted"
     assert bank.cutoffs() == [1]
 
 
-def test_a_credit_pays_a_debt_first_and_only_the_rest_ends(bank):
+def test_a_credit_pays_a_debt_first_and_only_the_rest_ends(bank: Bank) -> None:
     bank.top_up("u", 1, at=0)
     bank.debit("u", 41, at=0, mode="force")
     credit(bank, 60, ends=10)
@@ -138,7 +142,7 @@ def test_a_credit_pays_a_debt_first_and_only_the_rest_ends(bank):
     assert left(bank, at=10) == []
 
 
-def test_a_capture_takes_from_what_is_spent_first_and_a_hold_keeps_nothing_from_ending(bank):
+def test_a_capture_takes_from_what_is_spent_first_and_a_hold_keeps_nothing_from_ending(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10, kind="promo")
     one, two = bank.hold("u", 30, at=0)["hold_id"], bank.hold("u", 30, at=0)["hold_id"]
@@ -149,7 +153,7 @@ def test_a_capture_takes_from_what_is_spent_first_and_a_hold_keeps_nothing_from_
     assert bank.capture("u", two, 30, at=11)["balance_nanos"] == 10
 
 
-def test_a_correction_downwards_takes_from_it_and_one_upwards_never_ends(bank):
+def test_a_correction_downwards_takes_from_it_and_one_upwards_never_ends(bank: Bank) -> None:
     credit(bank, 60, ends=10)
     bank.adjust("u", -20, "wrong", at=1)
     assert left(bank, at=1) == [("", 40)]
@@ -157,7 +161,7 @@ def test_a_correction_downwards_takes_from_it_and_one_upwards_never_ends(bank):
     assert bank.view("u", at=10)["balance_nanos"] == 30
 
 
-def test_a_closing_pays_out_what_never_ends_and_forfeits_the_rest(bank):
+def test_a_closing_pays_out_what_never_ends_and_forfeits_the_rest(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10)
     reply = bank.close("u", at=1, request_id="r")
@@ -167,12 +171,12 @@ def test_a_closing_pays_out_what_never_ends_and_forfeits_the_rest(bank):
     assert bank.view("u", at=100)["balance_nanos"] == 5
 
 
-def test_what_ended_stops_at_nothing_and_a_closing_without_credit_forfeits_nothing(bank):
+def test_what_ended_stops_at_nothing_and_a_closing_without_credit_forfeits_nothing(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     assert bank.close("u", at=1)["forfeited_nanos"] == 0
 
 
-def test_thresholds_foresee_ends(bank):
+def test_thresholds_foresee_ends(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10)
     bank.set_thresholds("u", [(BY_AMOUNT, 60), (BY_RUNWAY, 15)], at=0)
@@ -183,7 +187,7 @@ def test_thresholds_foresee_ends(bank):
     assert bank.operations("u")[4:6] == [("credit_expired", 10), ("threshold", 10)]
 
 
-def test_admission_counts_no_money_that_ends_before(bank):
+def test_admission_counts_no_money_that_ends_before(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10)
     error = refusal(bank.set_rate, "u", HOUR, at=0, min_runway=51)
@@ -191,14 +195,14 @@ def test_admission_counts_no_money_that_ends_before(bank):
     assert bank.set_rate("u", HOUR, at=0, min_runway=50)["exhausts_at_ns"] == 50
 
 
-def test_what_ended_while_nobody_looked_has_run_out(bank):
+def test_what_ended_while_nobody_looked_has_run_out(bank: Bank) -> None:
     credit(bank, 60, ends=10)
     bank.set_rate("u", HOUR, at=0, resource="vm", options=ops.number_option(ops.TTL_NS, ops.LEASE_NS_MIN))
     bank.ledger.still(BUCKET)
     assert [bank.ledger.unnoticed(bank.ledger.books[BUCKET], at) for at in (9, 10)] == [0, 1]
 
 
-def test_credits_go_with_their_bucket(bank):
+def test_credits_go_with_their_bucket(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10, kind="promo")
     bank.debit("u", 7, at=0)
@@ -211,7 +215,7 @@ def test_credits_go_with_their_bucket(bank):
     assert other.view(BUCKET, b"u", 10)["balance_nanos"] == 40
 
 
-def test_an_account_whose_credits_are_spent_is_an_everyday_one_again(bank):
+def test_an_account_whose_credits_are_spent_is_an_everyday_one_again(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10)
     bank.debit("u", 60, at=1)
@@ -220,7 +224,7 @@ def test_an_account_whose_credits_are_spent_is_an_everyday_one_again(bank):
 
 @pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("ends", [0, 4, 5])
-def test_a_credit_that_has_ended_is_refused_and_nothing_changes(bank, opened, ends):
+def test_a_credit_that_has_ended_is_refused_and_nothing_changes(bank: Bank, opened: bool, ends: int) -> None:
     if opened:
         bank.top_up("u", 5, at=0)
     before = bank.state()
@@ -231,14 +235,14 @@ def test_a_credit_that_has_ended_is_refused_and_nothing_changes(bank, opened, en
     assert credit(bank, 60, ends=6, at=5)["exhausts_at_ns"] == (None if opened else 6)
 
 
-def test_a_refused_end_is_refused_alike_when_it_comes_again(bank):
+def test_a_refused_end_is_refused_alike_when_it_comes_again(bank: Bank) -> None:
     bank.top_up("u", 5, at=0)
     first = refusal(credit, bank, 60, ends=4, at=5, request_id="r")
     again = refusal(credit, bank, 60, ends=4, at=6, request_id="r")
     assert again.details == first.details | {"replayed": True}
 
 
-def test_no_more_than_a_stated_number_of_credits(bank):
+def test_no_more_than_a_stated_number_of_credits(bank: Bank) -> None:
     for number in range(CREDITS_MAX):
         credit(bank, 1, ends=1000 + number)
     before = bank.state()
@@ -253,12 +257,12 @@ def test_no_more_than_a_stated_number_of_credits(bank):
 @pytest.mark.parametrize(
     ("name", "value"), [("expires_at_ns", -1), ("expires_at_ns", INT64_MAX + 1), ("kind", "x" * 65)]
 )
-def test_what_is_no_end_and_no_kind_is_refused(name, value):
+def test_what_is_no_end_and_no_kind_is_refused(name: str, value: Any) -> None:
     with pytest.raises(Refused, match=f"INVALID_PARAMS.*{name}"):
         parse("top_up", [b"u", 1, {name.encode(): value}])
 
 
-def test_a_kind_without_an_end_is_kept_in_the_entry(bank):
+def test_a_kind_without_an_end_is_kept_in_the_entry(bank: Bank) -> None:
     bank.top_up("u", 5, at=0, options=ops.top_up_options(-1, b"gift"))
     assert ops.unpack_options(bank.entries("u")[0].options) == {ops.KIND: b"gift"}
     assert bank.ledger.books[BUCKET].extras == {}

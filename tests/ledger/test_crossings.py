@@ -1,16 +1,20 @@
 """One cutoff for each downward crossing of available, whatever caused it, as CONTRACT §4 has it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import pytest
 
 from tests.ledger.bank import HOUR, Bank
 
 
 @pytest.mark.parametrize("cause", ["time", "debit at rate 0", "partial", "force", "hold", "lowered limit", "adjust"])
-def test_a_cutoff_fires_once_for_each_downward_crossing_whatever_caused_it(cause):
+def test_a_cutoff_fires_once_for_each_downward_crossing_whatever_caused_it(cause: str) -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_credit_limit("u", 20, at=0)
-    causes = {
+    causes: dict[str, Callable[[int], object]] = {
         "time": lambda at: bank.set_rate("u", 120 * HOUR, at=at - 1),
         "debit at rate 0": lambda at: bank.debit("u", 120, at=at),
         "partial": lambda at: bank.debit("u", 1000, at=at, mode="partial"),

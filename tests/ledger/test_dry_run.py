@@ -1,6 +1,10 @@
 """A dry run answers what the call would, and nothing changes: state, records and effects are what they were."""
 
+from __future__ import annotations
+
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -28,7 +32,7 @@ CALLS = [
 ]
 
 
-def outcome(carry_out, command: Command, at: int) -> object:
+def outcome(carry_out: Callable[[int, int, Command], Any], command: Command, at: int) -> object:
     try:
         return answer(carry_out(BUCKET, at, command), BUCKET)
     except Refused as refused:
@@ -53,7 +57,9 @@ def lived(seed: int) -> Bank:
 @pytest.mark.parametrize("user", [b"active", b"out", b"closed", b"nobody"])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("request_id", [b"", b"first", b"new"])
-def test_it_answers_what_the_call_then_answers_and_changes_nothing(user, call, request_id):
+def test_it_answers_what_the_call_then_answers_and_changes_nothing(
+    user: bytes, call: tuple[int, int, int, int, bytes], request_id: bytes
+) -> None:
     bank = lived(sum(user) + call[0])
     op, a, b, c, key = call
     command = (op, user, a, b, c, key, request_id, b"", b"", b"shop")

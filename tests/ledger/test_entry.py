@@ -1,6 +1,9 @@
 """The entry: packed and unpacked, answered, shown as a row, refused. And what else clients see: names and ids."""
 
+from __future__ import annotations
+
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from billing.ledger import commands as ops
 from billing.ledger import entry as entries
 from billing.ledger.account import Rejected
+from billing.ledger.commands import Command
 from billing.ledger.entry import FIXED, Entry, answer, cause_of, event_id, hold_id, pack, text, unpack
 from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
 from billing.ledger.money import INT64_MAX, NANO
@@ -30,12 +34,12 @@ ENTRIES = st.builds(
 
 
 @given(ENTRIES)
-def test_what_is_packed_is_unpacked(entry):
+def test_what_is_packed_is_unpacked(entry: Entry) -> None:
     assert unpack(pack(tuple(entry))) == tuple(entry)
     assert cause_of(pack(tuple(entry))) == (entry.flags, entry.at_ns, entry.command)
 
 
-def test_an_entry_byte_by_byte():
+def test_an_entry_byte_by_byte() -> None:
     bank = Bank()
     bank.top_up("7", 5, at=10)
     (packed,) = (packed for _, packed in bank.ledger.records)
@@ -49,7 +53,7 @@ def test_an_entry_byte_by_byte():
 
 
 @given(ENTRIES, st.integers(0, 60))
-def test_a_shortened_or_lengthened_entry_is_refused(entry, cut):
+def test_a_shortened_or_lengthened_entry_is_refused(entry: Entry, cut: int) -> None:
     packed = pack(tuple(entry))
     for read in (unpack, cause_of):
         with pytest.raises(ValueError, match="entry"):
@@ -58,12 +62,12 @@ def test_a_shortened_or_lengthened_entry_is_refused(entry, cut):
             read(packed + b"x")
 
 
-def test_a_number_that_leaves_its_field_is_never_written():
+def test_a_number_that_leaves_its_field_is_never_written() -> None:
     with pytest.raises(struct.error):
         pack((1, 0, 0, 2**63, *[0] * 18, b"u", *[b""] * 6))
 
 
-def test_the_reply_is_the_map_of_the_contract():
+def test_the_reply_is_the_map_of_the_contract() -> None:
     bank = Bank()
     bank.top_up("Ünal", 10**9, at=0)
     assert bank.set_rate("Ünal", 7200 * 10**6, at=5) == {
@@ -84,7 +88,7 @@ def test_the_reply_is_the_map_of_the_contract():
     }
 
 
-def test_get_account_adds_rates_cutoff_and_overrun():
+def test_get_account_adds_rates_cutoff_and_overrun() -> None:
     bank = Bank()
     reply = bank.top_up("u", 5, at=0)
     view = bank.view("u", at=0)
@@ -103,7 +107,7 @@ def test_get_account_adds_rates_cutoff_and_overrun():
     }
 
 
-def test_first_and_replayed_answer_come_out_of_the_same_entry():
+def test_first_and_replayed_answer_come_out_of_the_same_entry() -> None:
     bank = Bank()
     bank.top_up("u", 5, at=0)
     command = (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m", b"", b"")
@@ -126,7 +130,7 @@ def test_first_and_replayed_answer_come_out_of_the_same_entry():
         (ops.ADJUST, b"u", -5, 0, 0, b"", b"", b"why", b"", b""),
     ],
 )
-def test_what_is_answered_is_the_entry_that_is_recorded(command):
+def test_what_is_answered_is_the_entry_that_is_recorded(command: Command) -> None:
     bank = Bank()
     bank.top_up("u", 50, at=0)
     bank.set_rate("u", HOUR // 3, at=0)
@@ -134,7 +138,7 @@ def test_what_is_answered_is_the_entry_that_is_recorded(command):
     assert unpack(bank.ledger.records[-1][1]) == made
 
 
-def test_floors_below_zero_are_shown_as_floors():
+def test_floors_below_zero_are_shown_as_floors() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", HOUR // 2, at=0)
@@ -143,7 +147,7 @@ def test_floors_below_zero_are_shown_as_floors():
     assert (reply["balance_nanos"], reply["debited_nanos"]) == (-2, 1)
 
 
-def test_a_row_of_the_history():
+def test_a_row_of_the_history() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0, message="invoice 7", request_id="r")
     bank.set_rate("u", HOUR * 3 // 2, at=0)
@@ -163,7 +167,7 @@ def test_a_row_of_the_history():
     }  # fmt: skip
 
 
-def test_the_history_names_operations_as_the_procedures_are_called():
+def test_the_history_names_operations_as_the_procedures_are_called() -> None:
     assert list(ops.NAMES.values())[:11] == [
         "top_up", "set_rate", "change_rate", "debit", "set_credit_limit", "hold", "capture", "release", "adjust",
         "set_thresholds", "close_account",
@@ -172,7 +176,7 @@ def test_the_history_names_operations_as_the_procedures_are_called():
 
 
 @given(st.binary(min_size=1, max_size=128), st.integers(1, 2**32 - 1), POSITIVE)
-def test_an_event_id_is_header_safe_ascii_of_at_most_512_bytes(user_id, seq, at_ns):
+def test_an_event_id_is_header_safe_ascii_of_at_most_512_bytes(user_id: bytes, seq: int, at_ns: int) -> None:
     name = event_id(user_id, seq, at_ns)
     assert len(name) + len(":restore") <= 512
     assert name.isascii()
@@ -180,12 +184,12 @@ def test_an_event_id_is_header_safe_ascii_of_at_most_512_bytes(user_id, seq, at_
     assert name.count(":") == 2
 
 
-def test_an_event_id_is_made_of_user_seq_and_e():
+def test_an_event_id_is_made_of_user_seq_and_e() -> None:
     assert event_id("Ü.1:2".encode(), 3, 4) == "%C3%9C%2E1%3A2:3:4"
 
 
 @given(st.binary(min_size=1, max_size=64))
-def test_a_hold_id_is_text_that_fits_a_command_and_names_its_request(request_id):
+def test_a_hold_id_is_text_that_fits_a_command_and_names_its_request(request_id: Any) -> None:
     name = hold_id(request_id, 1)
     assert isinstance(text(name), str)
     assert len(name) <= ops.HOLD_ID_BYTES_MAX
@@ -193,14 +197,14 @@ def test_a_hold_id_is_text_that_fits_a_command_and_names_its_request(request_id)
     assert hold_id(b"", 7) == b"e:7"
 
 
-def test_thresholds_that_are_equal_are_equal_bytes():
+def test_thresholds_that_are_equal_are_equal_bytes() -> None:
     packed = ops.pack_thresholds([(1, 5), (0, 9), (0, 9)])
     assert packed == ops.pack_thresholds([(0, 9), (1, 5)])
     assert ops.unpack_thresholds(packed) == [(0, 9), (1, 5)]
     assert len(ops.pack_thresholds([(1, INT64_MAX - n) for n in range(ops.THRESHOLDS_MAX)])) < 256
 
 
-def test_error_names_have_codes_of_their_own_and_never_change():
+def test_error_names_have_codes_of_their_own_and_never_change() -> None:
     assert {name: (kind.code, kind.retry) for name, kind in KINDS.items() if kind.code < 300} == {
         "PROTOCOL_ERROR": (100, False),
         "FRAME_TOO_LARGE": (101, False),
@@ -223,7 +227,7 @@ def test_error_names_have_codes_of_their_own_and_never_change():
     assert {name for name, kind in KINDS.items() if kind.retry} >= {"UNAVAILABLE", "BUCKET_MOVING", "WRONG_BUCKET"}
 
 
-def test_a_refusal_as_a_string_and_as_a_map():
+def test_a_refusal_as_a_string_and_as_a_map() -> None:
     refused = Refused("INSUFFICIENT_FUNDS", "too much", {"shortfall_nanos": 7, "code": 1})
     assert str(refused) == "INSUFFICIENT_FUNDS: too much"
     assert refused.as_map() == {
@@ -237,7 +241,7 @@ def test_a_refusal_as_a_string_and_as_a_map():
     assert Refused("UNAVAILABLE", "later", applied="unknown").as_map()["applied"] == "unknown"
 
 
-def test_a_name_that_is_in_no_table_is_a_bug():
+def test_a_name_that_is_in_no_table_is_a_bug() -> None:
     with pytest.raises(KeyError):
         Refused("NO_SUCH_NAME", "")
     entry = Entry._make(unpack(pack((1, 0, 900, *[0] * 19, b"u", b"", b"", b"", b"", b"", bytes(8)))))
@@ -245,7 +249,7 @@ def test_a_name_that_is_in_no_table_is_a_bug():
         entries.refused(entry, 1)
 
 
-def test_an_entry_without_tails_is_its_fixed_part():
+def test_an_entry_without_tails_is_its_fixed_part() -> None:
     entry = (1, 0, 0, *[0] * 19, *[b""] * 7)
     assert len(pack(entry)) == FIXED.size
     assert unpack(pack(entry)) == entry
@@ -257,12 +261,12 @@ def test_an_entry_without_tails_is_its_fixed_part():
             read(pack(entry) + b"x")
 
 
-def test_a_refusal_shows_its_name_and_sentence_in_a_traceback():
+def test_a_refusal_shows_its_name_and_sentence_in_a_traceback() -> None:
     assert Refused("INVALID_AMOUNT", "why").args == ("INVALID_AMOUNT", "why")
     assert Rejected("STALE_RATE", 7).args == ("STALE_RATE", 7)
 
 
-def test_a_row_says_what_was_set_and_by_whom():
+def test_a_row_says_what_was_set_and_by_whom() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0, actor="shop")
     bank.set_rate("u", 5, at=1, resource="vm", actor="metering")
@@ -286,7 +290,7 @@ def test_a_row_says_what_was_set_and_by_whom():
     assert bank.rows("u")[4]["message"] == "agreed"
 
 
-def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another():
+def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another() -> None:
     bank = Bank()
     first = (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"", b"", b"one")
     made = bank.ledger.apply(3, 0, first)
@@ -299,13 +303,13 @@ def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another
 
 
 @pytest.mark.parametrize("broken", [b"\x01", b"\x01\x02x", b"\x01\x00\x02"])
-def test_options_that_end_behind_themselves_are_refused(broken):
+def test_options_that_end_behind_themselves_are_refused(broken: bytes) -> None:
     with pytest.raises(ValueError, match="an option ends"):
         ops.unpack_options(broken)
 
 
 @given(ENTRIES)
-def test_an_entry_of_the_first_format_is_read_with_what_it_did_not_say(entry):
+def test_an_entry_of_the_first_format_is_read_with_what_it_did_not_say(entry: Entry) -> None:
     rates = (ops.SET_RATE, ops.CHANGE_RATE)
     line_rate = 0 if entry.refusal or entry.op not in rates else entry.a if entry.op == ops.SET_RATE else -1
     flags = entry.flags & ~entries.ACCRUING

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
-from billing.ledger.book import NEVER_NS
 from billing.ledger.exhaustion import exhaustion_ns, falls_ns
-from billing.ledger.extra import Credit
+from billing.ledger.extra import NEVER_NS, Credit
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
 

@@ -1,6 +1,9 @@
 """Leases of rate lines: ends at exact instants, renewals, ties with exhaustions, thresholds and holds; bad input."""
 
+from __future__ import annotations
+
 import random
+from typing import Any
 
 import pytest
 
@@ -18,24 +21,24 @@ MS = LEASE_NS_MIN
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     bank = Bank()
     bank.top_up("u", 100 * MS, at=0)
     return bank
 
 
-def leased(bank, ttl_ns, at, rate=HOUR, resource="", **more):
+def leased(bank: Bank, ttl_ns: int, at: int, rate: int = HOUR, resource: str = "", **more: Any) -> dict[str, Any]:
     return bank.set_rate("u", rate, at=at, resource=resource, options=ops.number_option(ops.TTL_NS, ttl_ns), **more)
 
 
-def ends(bank):
+def ends(bank: Bank) -> list[tuple[int, str, int, int]]:
     """(instant, resource, rate it had, rate of the account from then on) of each end."""
     made = [entry for entry in bank.entries("u") if entry.op == ops.LEASE_EXPIRED]
     return [(entry.at_ns, entry.key.decode(), entry.a, entry.rate) for entry in made]
 
 
 @pytest.mark.parametrize(("at", "ended", "balance"), [(-1, False, 95 * MS + 1), (0, True, 95 * MS), (1, True, 95 * MS)])
-def test_the_line_is_zero_from_exactly_the_end_on(bank, at, ended, balance):
+def test_the_line_is_zero_from_exactly_the_end_on(bank: Bank, at: int, ended: bool, balance: int) -> None:
     leased(bank, 5 * MS, at=0, resource="vm")
     view = bank.view("u", at=5 * MS + at)
     assert view["balance_nanos"] == balance
@@ -44,7 +47,7 @@ def test_the_line_is_zero_from_exactly_the_end_on(bank, at, ended, balance):
     assert ends(bank) == ([(5 * MS, "vm", HOUR, 0)] if ended else [])
 
 
-def test_the_row_of_an_end_is_by_time_and_says_the_line(bank):
+def test_the_row_of_an_end_is_by_time_and_says_the_line(bank: Bank) -> None:
     leased(bank, MS, at=0, resource="vm")
     bank.view("u", at=MS)
     row = bank.rows("u")[-1]
@@ -56,7 +59,7 @@ def test_the_row_of_an_end_is_by_time_and_says_the_line(bank):
     assert (row["line_rate_nanos_per_hour"], row["rate_nanos_per_hour"]) == (0, 0)
 
 
-def test_a_renewal_moves_the_end_and_a_report_without_a_lease_takes_it_away(bank):
+def test_a_renewal_moves_the_end_and_a_report_without_a_lease_takes_it_away(bank: Bank) -> None:
     leased(bank, 5 * MS, at=0)
     leased(bank, 5 * MS, at=3 * MS)
     bank.view("u", at=6 * MS)
@@ -66,14 +69,14 @@ def test_a_renewal_moves_the_end_and_a_report_without_a_lease_takes_it_away(bank
     assert ends(bank) == []
 
 
-def test_a_renewal_at_the_end_comes_behind_it(bank):
+def test_a_renewal_at_the_end_comes_behind_it(bank: Bank) -> None:
     leased(bank, 5 * MS, at=0)
     leased(bank, 5 * MS, at=5 * MS)
     assert bank.operations("u")[-2:] == [("lease_expired", 5 * MS), ("set_rate", 5 * MS)]
     assert bank.view("u", at=5 * MS)["leases"] == {"": 10 * MS}
 
 
-def test_a_change_of_the_rate_leaves_the_end_where_it_is(bank):
+def test_a_change_of_the_rate_leaves_the_end_where_it_is(bank: Bank) -> None:
     leased(bank, 5 * MS, at=0)
     bank.change_rate("u", HOUR, at=4 * MS)
     bank.view("u", at=6 * MS)
@@ -81,7 +84,7 @@ def test_a_change_of_the_rate_leaves_the_end_where_it_is(bank):
     assert bank.view("u", at=6 * MS)["balance_nanos"] == 94 * MS
 
 
-def test_a_rate_of_zero_has_no_lease(bank):
+def test_a_rate_of_zero_has_no_lease(bank: Bank) -> None:
     leased(bank, 5 * MS, at=0, rate=0)
     assert bank.ledger.books[BUCKET].extras == {}
     leased(bank, 5 * MS, at=0)
@@ -90,18 +93,18 @@ def test_a_rate_of_zero_has_no_lease(bank):
     assert ends(bank) == []
 
 
-def test_what_a_lease_ended_keeps_its_rate_seq(bank):
+def test_what_a_lease_ended_keeps_its_rate_seq(bank: Bank) -> None:
     leased(bank, MS, at=0, seq=7)
     with pytest.raises(Refused, match="not newer than 7"):
         bank.set_rate("u", HOUR, at=2 * MS, seq=7)
 
 
-def test_an_end_beyond_all_instants_is_none(bank):
+def test_an_end_beyond_all_instants_is_none(bank: Bank) -> None:
     leased(bank, INT64_MAX, at=1)
     assert bank.view("u", at=1)["leases"] == {}
 
 
-def test_lines_of_one_instant_end_one_after_the_other_by_name(bank):
+def test_lines_of_one_instant_end_one_after_the_other_by_name(bank: Bank) -> None:
     leased(bank, MS, at=0, resource="b")
     leased(bank, MS, at=0, resource="a", rate=2 * HOUR)
     bank.set_rate("u", 3, at=0)
@@ -111,7 +114,7 @@ def test_lines_of_one_instant_end_one_after_the_other_by_name(bank):
 
 @pytest.mark.parametrize("accrue", [False, True])
 @pytest.mark.parametrize(("early", "crossed"), [(1, False), (0, True), (-1, True)])
-def test_money_that_runs_out_with_the_lease_has_run_out(accrue, early, crossed):
+def test_money_that_runs_out_with_the_lease_has_run_out(accrue: bool, early: int, crossed: bool) -> None:
     """A lease that ends 1 ns before E prevents the exhaustion; one that ends at E, or later, does not."""
     bank = Bank(accrue=accrue)
     bank.top_up("u", 5 * MS, at=0)
@@ -122,7 +125,7 @@ def test_money_that_runs_out_with_the_lease_has_run_out(accrue, early, crossed):
     assert bank.cutoffs() == ([1] if crossed else [])
 
 
-def test_an_end_stops_the_overrun_and_makes_the_cutoff_effective(bank):
+def test_an_end_stops_the_overrun_and_makes_the_cutoff_effective(bank: Bank) -> None:
     leased(bank, 130 * MS, at=0)
     bank.view("u", at=100 * MS)
     bank.report(ops.CUTOFF_STARTED, "u", 1, at=100 * MS)
@@ -132,7 +135,7 @@ def test_an_end_stops_the_overrun_and_makes_the_cutoff_effective(bank):
     assert (view["overrun_nanos"], view["cutoff"]["status"], view["state"]) == (30 * MS, "effective", "exhausted")
 
 
-def test_a_runway_threshold_of_the_same_instant_is_not_crossed_and_an_amount_is(bank):
+def test_a_runway_threshold_of_the_same_instant_is_not_crossed_and_an_amount_is(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_RUNWAY, 60 * MS), (BY_AMOUNT, 60 * MS)], at=0)
     leased(bank, 40 * MS, at=0)
     bank.view("u", at=41 * MS)
@@ -140,7 +143,7 @@ def test_a_runway_threshold_of_the_same_instant_is_not_crossed_and_an_amount_is(
     assert bank.rows("u")[-1]["value_nanos"] == 60 * MS
 
 
-def test_e_and_admission_take_a_lease_as_renewed(bank):
+def test_e_and_admission_take_a_lease_as_renewed(bank: Bank) -> None:
     reply = leased(bank, 10 * MS, at=0)
     assert (reply["exhausts_at_ns"], reply["runway_ns"]) == (100 * MS, 100 * MS)
     with pytest.raises(Refused, match="INSUFFICIENT_RUNWAY"):
@@ -148,7 +151,7 @@ def test_e_and_admission_take_a_lease_as_renewed(bank):
     assert bank.view("u", at=10 * MS)["exhausts_at_ns"] is None
 
 
-def test_what_ended_while_nobody_looked_has_not_run_out(bank):
+def test_what_ended_while_nobody_looked_has_not_run_out(bank: Bank) -> None:
     """Overdue after a time without a daemon: by what would have happened, not by E alone."""
     leased(bank, 50 * MS, at=0)
     bank.top_up("v", 100 * MS, at=0)
@@ -161,7 +164,7 @@ def test_what_ended_while_nobody_looked_has_not_run_out(bank):
     assert [bank.ledger.unnoticed(book, at) for at in (100 * MS - 1, 100 * MS, 200 * MS)] == [0, 2, 2]
 
 
-def test_a_lease_goes_with_its_bucket(bank):
+def test_a_lease_goes_with_its_bucket(bank: Bank) -> None:
     leased(bank, 5 * MS, at=0, resource="vm")
     other = Ledger(Rules(False, 10, False), lambda ref, due_ns: due_ns)
     other.load(BUCKET, bank.state())
@@ -170,7 +173,7 @@ def test_a_lease_goes_with_its_bucket(bank):
     assert other.view(BUCKET, b"u", 6 * MS)["balance_nanos"] == 95 * MS
 
 
-def test_a_rate_without_a_lease_gets_that_of_the_rules_and_replay_needs_no_rules():
+def test_a_rate_without_a_lease_gets_that_of_the_rules_and_replay_needs_no_rules() -> None:
     bank = Bank()
     bank.ledger = Ledger(Rules(False, 100, False, rate_lease_ns=5 * MS), lambda ref, due_ns: due_ns)
     bank.ledger.create(BUCKET)
@@ -192,7 +195,7 @@ def test_a_rate_without_a_lease_gets_that_of_the_rules_and_replay_needs_no_rules
     assert plain.dump(BUCKET) == bank.state()
 
 
-def test_a_line_with_a_lease_is_no_everyday_line_and_others_stay_so(bank):
+def test_a_line_with_a_lease_is_no_everyday_line_and_others_stay_so(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=0)
     assert bank.ledger.books[BUCKET].extras == {}
     leased(bank, 5 * MS, at=0)
@@ -202,13 +205,13 @@ def test_a_line_with_a_lease_is_no_everyday_line_and_others_stay_so(bank):
 
 
 @pytest.mark.parametrize("ttl", [0, -1, MS - 1, INT64_MAX + 1, 1.5, "5", True])
-def test_a_lease_that_is_none_is_refused(ttl):
+def test_a_lease_that_is_none_is_refused(ttl: Any) -> None:
     with pytest.raises(Refused, match="ttl_ns must be an integer from 1000000 to"):
         parse("set_rate", [b"u", 1, {b"ttl_ns": ttl}])
     assert parse("set_rate", [b"u", 1, {b"ttl_ns": MS}]).body[8] == ops.number_option(ops.TTL_NS, MS)
 
 
-def test_an_open_hold_and_a_lease_meet_at_e(bank):
+def test_an_open_hold_and_a_lease_meet_at_e(bank: Bank) -> None:
     """The hold's money comes first, then the exhaustion is judged, then the line ends."""
     bank.hold("u", 60 * MS, at=0, ttl=40 * MS)
     leased(bank, 40 * MS, at=0)
@@ -219,7 +222,7 @@ def test_an_open_hold_and_a_lease_meet_at_e(bank):
 
 
 @pytest.mark.parametrize("_", range(2))
-def test_a_wrong_tie_rule_is_caught(_):
+def test_a_wrong_tie_rule_is_caught(_: int) -> None:
     """One of them, drawn anew each time; `python -m tests.ledger.hunting` tries all."""
     name = random.SystemRandom().choice(sorted(TIE_RULES))
     assert hunt(name), f"{name} survives"

@@ -1,5 +1,7 @@
 """Caps on a lifetime: admission by `min_runway_ns`, and holds, beside credits that end, leases and graces."""
 
+from __future__ import annotations
+
 import pytest
 
 from billing.ledger import commands as ops
@@ -10,7 +12,7 @@ MS = ops.LEASE_NS_MIN
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     """60 nanos that never end and 40 that end at 50, at a nano a nanosecond of whoever asks for admission."""
     bank = Bank(classes={b"gold": CutoffClass(grace_ns=1000)})
     bank.top_up("u", 60, at=0)
@@ -26,7 +28,9 @@ def bank():
         (HOUR // 2, 170),  # 25 of the 40 are spent by their end and 15 lost; the 60 last 120 from there on
     ],
 )
-def test_a_rate_is_admitted_for_as_long_as_the_money_lasts_and_not_a_nanosecond_longer(bank, rate, lasts):
+def test_a_rate_is_admitted_for_as_long_as_the_money_lasts_and_not_a_nanosecond_longer(
+    bank: Bank, rate: int, lasts: int
+) -> None:
     error = refusal(bank.set_rate, "u", rate, at=0, min_runway=lasts + 1)
     assert (error.name, error.details["runway_ns"]) == ("INSUFFICIENT_RUNWAY", lasts)
     reply = bank.set_rate("u", rate, at=0, min_runway=lasts)
@@ -35,21 +39,21 @@ def test_a_rate_is_admitted_for_as_long_as_the_money_lasts_and_not_a_nanosecond_
     assert bank.operations("u")[-1] == ("exhaust", lasts)
 
 
-def test_a_hold_is_no_money_to_run_on(bank):
+def test_a_hold_is_no_money_to_run_on(bank: Bank) -> None:
     bank.hold("u", 30, at=0)
     error = refusal(bank.set_rate, "u", HOUR, at=0, min_runway=71)
     assert error.details["runway_ns"] == 70
     assert bank.set_rate("u", HOUR, at=0, min_runway=70)["exhausts_at_ns"] == 70
 
 
-def test_a_lease_is_admitted_as_if_it_were_renewed(bank):
+def test_a_lease_is_admitted_as_if_it_were_renewed(bank: Bank) -> None:
     lease = ops.number_option(ops.TTL_NS, MS)
     error = refusal(bank.set_rate, "u", HOUR, at=0, min_runway=101, options=lease)
     assert error.details["runway_ns"] == 100, "the money must last for as long as was asked, whatever the lease"
     bank.set_rate("u", HOUR, at=0, min_runway=100, options=lease)
 
 
-def test_a_line_whose_lease_has_ended_takes_nothing_from_the_runway_of_the_next():
+def test_a_line_whose_lease_has_ended_takes_nothing_from_the_runway_of_the_next() -> None:
     bank = Bank()
     bank.top_up("u", 10 * MS, at=0)
     bank.set_rate("u", HOUR, at=0, resource="a", options=ops.number_option(ops.TTL_NS, MS))
@@ -58,14 +62,14 @@ def test_a_line_whose_lease_has_ended_takes_nothing_from_the_runway_of_the_next(
     assert bank.set_rate("u", HOUR, at=MS, resource="b", min_runway=9 * MS)["runway_ns"] == 9 * MS
 
 
-def test_a_grace_is_no_money_to_run_on(bank):
+def test_a_grace_is_no_money_to_run_on(bank: Bank) -> None:
     bank.set_class("u", "gold", at=0)
     assert refusal(bank.set_rate, "u", HOUR, at=0, min_runway=101).details["runway_ns"] == 100
     bank.set_rate("u", HOUR, at=0)
     assert refusal(bank.set_rate, "u", HOUR, at=100, resource="vm", min_runway=0).details["runway_ns"] == 0
 
 
-def test_a_hold_keeps_no_credit_from_ending_and_takes_of_what_is_spent_first(bank):
+def test_a_hold_keeps_no_credit_from_ending_and_takes_of_what_is_spent_first(bank: Bank) -> None:
     assert refusal(bank.hold, "u", 101, at=0).details["shortfall_nanos"] == 1
     name = bank.hold("u", 100, at=0)["hold_id"]
     view = bank.view("u", at=50)
@@ -73,7 +77,7 @@ def test_a_hold_keeps_no_credit_from_ending_and_takes_of_what_is_spent_first(ban
     assert bank.capture("u", name, 60, at=50)["balance_nanos"] == 0
 
 
-def test_a_capture_before_the_end_takes_the_credit_first(bank):
+def test_a_capture_before_the_end_takes_the_credit_first(bank: Bank) -> None:
     name = bank.hold("u", 30, at=0)["hold_id"]
     bank.capture("u", name, 30, at=1)
     assert [credit["left_nanos"] for credit in bank.view("u", at=1)["credits"]] == [10]

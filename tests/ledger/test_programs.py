@@ -14,6 +14,8 @@ at 2bd9e33, seeds 1..2593, 10000001..10002493, 20000001..20002481 and 30000001..
 100000001..100002835 and 200000001..200002878. (A run before those found the first of the seeds below.)
 """
 
+from __future__ import annotations
+
 import os
 
 import pytest
@@ -30,7 +32,7 @@ SHARES = 4  # so that both cores have work
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_ledger_and_model_agree_to_the_last_internal_unit(share):
+def test_ledger_and_model_agree_to_the_last_internal_unit(share: int) -> None:
     commands = COMMANDS // SHARES
     seeds = commands // 400 + 1
     assert run(commands, SEED + share * seeds) >= commands
@@ -43,7 +45,7 @@ def test_ledger_and_model_agree_to_the_last_internal_unit(share):
         (500000521, "in the model a threshold was crossed before now, where a credit ended at this very instant"),
     ],
 )
-def test_seeds_that_once_found_a_difference(seed, what):
+def test_seeds_that_once_found_a_difference(seed: int, what: str) -> None:
     Program(seed).run(400)
 
 

@@ -1,5 +1,7 @@
 """Rates, rate lines, rate_seq and admission, as CONTRACT §§2 and 3 have them."""
 
+from __future__ import annotations
+
 import pytest
 
 from billing.ledger.money import INT64_MAX
@@ -8,13 +10,13 @@ from tests.ledger.bank import DAY_NS, HOUR, Bank, refusal
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     bank = Bank()
     bank.top_up("u", 10**6, at=0)
     return bank
 
 
-def test_the_accounts_rate_is_the_sum_of_its_lines(bank):
+def test_the_accounts_rate_is_the_sum_of_its_lines(bank: Bank) -> None:
     bank.set_rate("u", 5, at=1)
     bank.set_rate("u", 7, at=1, resource="vm-1")
     assert bank.set_rate("u", 11, at=1, resource="vm-2")["rate_nanos_per_hour"] == 23
@@ -23,11 +25,11 @@ def test_the_accounts_rate_is_the_sum_of_its_lines(bank):
     assert bank.set_rate("u", 1, at=2)["rate_nanos_per_hour"] == 12
 
 
-def test_rate_per_second_is_a_floor(bank):
+def test_rate_per_second_is_a_floor(bank: Bank) -> None:
     assert bank.set_rate("u", 7199, at=1)["rate_nanos_per_second"] == 1
 
 
-def test_a_change_adds_to_a_line(bank):
+def test_a_change_adds_to_a_line(bank: Bank) -> None:
     bank.set_rate("u", 10, at=1, resource="vm")
     assert bank.change_rate("u", 5, at=2, resource="vm")["rate_nanos_per_hour"] == 15
     assert bank.change_rate("u", -15, at=3, resource="vm")["rate_nanos_per_hour"] == 0
@@ -35,7 +37,7 @@ def test_a_change_adds_to_a_line(bank):
     assert bank.change_rate("u", 0, at=3, resource="other")["rate_nanos_per_hour"] == 4
 
 
-def test_a_change_below_zero_is_invalid_rate(bank):
+def test_a_change_below_zero_is_invalid_rate(bank: Bank) -> None:
     bank.set_rate("u", 10, at=1, resource="vm")
     bank.set_rate("u", 100, at=1)
     error = refusal(bank.change_rate, "u", -11, at=2, resource="vm")
@@ -44,14 +46,14 @@ def test_a_change_below_zero_is_invalid_rate(bank):
     assert bank.view("u", at=2)["rates"] == {"vm": 10, "": 100}
 
 
-def test_the_total_rate_stays_within_its_bound(bank):
+def test_the_total_rate_stays_within_its_bound(bank: Bank) -> None:
     bank.set_rate("u", INT64_MAX - 5, at=1)
     assert bank.set_rate("u", 5, at=1, resource="vm")["rate_nanos_per_hour"] == INT64_MAX
     assert refusal(bank.set_rate, "u", 6, at=1, resource="vm").details["limit"] == "rate"
     assert refusal(bank.change_rate, "u", 1, at=1).details["limit"] == "rate"
 
 
-def test_a_rate_seq_that_is_not_newer_is_stale_rate(bank):
+def test_a_rate_seq_that_is_not_newer_is_stale_rate(bank: Bank) -> None:
     bank.set_rate("u", 10, at=1, resource="vm", seq=5)
     for seq in (5, 4, 0):
         error = refusal(bank.set_rate, "u", 99, at=2, resource="vm", seq=seq)
@@ -60,40 +62,40 @@ def test_a_rate_seq_that_is_not_newer_is_stale_rate(bank):
     assert bank.set_rate("u", 1, at=3, resource="other", seq=0)["rate_nanos_per_hour"] == 12, "it is per line"
 
 
-def test_rate_10_retried_after_rate_0(bank):
+def test_rate_10_retried_after_rate_0(bank: Bank) -> None:
     bank.set_rate("u", 10, at=1, seq=1)
     bank.set_rate("u", 0, at=2, seq=2)
     assert refusal(bank.set_rate, "u", 10, at=3, seq=1).name == "STALE_RATE"
     assert bank.view("u", at=3)["rate_nanos_per_hour"] == 0
 
 
-def test_rate_10_retried_after_rate_0_by_request_id(bank):
+def test_rate_10_retried_after_rate_0_by_request_id(bank: Bank) -> None:
     first = bank.set_rate("u", 10, at=1, request_id="a")
     bank.set_rate("u", 0, at=2, request_id="b")
     assert bank.set_rate("u", 10, at=3, request_id="a") == first | {"replayed": True}
     assert bank.view("u", at=3)["rate_nanos_per_hour"] == 0
 
 
-def test_a_call_without_rate_seq_leaves_the_lines_as_it_is(bank):
+def test_a_call_without_rate_seq_leaves_the_lines_as_it_is(bank: Bank) -> None:
     bank.set_rate("u", 10, at=1, seq=5)
     bank.set_rate("u", 20, at=2)
     bank.change_rate("u", 1, at=2)
     assert refusal(bank.set_rate, "u", 1, at=3, seq=5).name == "STALE_RATE"
 
 
-def test_a_line_at_zero_is_forgotten_after_7_days(bank):
+def test_a_line_at_zero_is_forgotten_after_7_days(bank: Bank) -> None:
     bank.set_rate("u", 10, at=1, resource="vm", seq=5)
     bank.set_rate("u", 0, at=2, resource="vm", seq=6)
     assert refusal(bank.set_rate, "u", 9, at=1 + 7 * DAY_NS, resource="vm", seq=6).name == "STALE_RATE"
     assert bank.set_rate("u", 9, at=2 + 7 * DAY_NS, resource="vm", seq=0)["rate_nanos_per_hour"] == 9
 
 
-def test_a_line_that_never_ran_keeps_its_rate_seq_too(bank):
+def test_a_line_that_never_ran_keeps_its_rate_seq_too(bank: Bank) -> None:
     bank.set_rate("u", 0, at=1, resource="vm", seq=3)
     assert refusal(bank.set_rate, "u", 10, at=2, resource="vm", seq=2).name == "STALE_RATE"
 
 
-def test_at_most_10000_lines_an_account(bank):
+def test_at_most_10000_lines_an_account(bank: Bank) -> None:
     assert LINES_MAX == 10_000
     for number in range(LINES_MAX - 1):
         bank.set_rate("u", 1, at=1, resource=f"vm-{number}", seq=1)
@@ -111,7 +113,7 @@ def test_at_most_10000_lines_an_account(bank):
     assert bank.set_rate("u", 1, at=4 + 7 * DAY_NS, resource="new")["rate_nanos_per_hour"] == LINES_MAX
 
 
-def test_the_unnamed_line_counts_among_the_10000(bank):
+def test_the_unnamed_line_counts_among_the_10000(bank: Bank) -> None:
     for number in range(LINES_MAX):
         bank.set_rate("u", 1, at=1, resource=f"vm-{number}")
     assert refusal(bank.set_rate, "u", 1, at=1).details["limit"] == "rate_lines"
@@ -119,7 +121,7 @@ def test_the_unnamed_line_counts_among_the_10000(bank):
     assert bank.set_rate("u", 1, at=1)["rate_nanos_per_hour"] == LINES_MAX
 
 
-def test_min_runway_ns_refuses_with_insufficient_runway_and_changes_nothing(bank):
+def test_min_runway_ns_refuses_with_insufficient_runway_and_changes_nothing(bank: Bank) -> None:
     before = bank.state()
     error = refusal(bank.set_rate, "u", HOUR, at=1, min_runway=10**6 + 1)
     assert (error.name, error.details["runway_ns"], error.details["min_runway_ns"]) == (
@@ -131,13 +133,13 @@ def test_min_runway_ns_refuses_with_insufficient_runway_and_changes_nothing(bank
     assert bank.set_rate("u", HOUR, at=1, min_runway=10**6)["runway_ns"] == 10**6
 
 
-def test_admission_counts_all_lines(bank):
+def test_admission_counts_all_lines(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=0)
     assert refusal(bank.set_rate, "u", HOUR, at=0, resource="vm", min_runway=500_001).details["runway_ns"] == 500_000
     assert bank.set_rate("u", HOUR, at=0, resource="vm", min_runway=500_000)["runway_ns"] == 500_000
 
 
-def test_an_exhausted_account_is_never_admitted_but_may_always_stop(bank):
+def test_an_exhausted_account_is_never_admitted_but_may_always_stop(bank: Bank) -> None:
     bank.set_rate("u", 1, at=0)
     bank.debit("u", 10**6, at=0)
     assert refusal(bank.set_rate, "u", 5, at=1, resource="vm", min_runway=0).details["runway_ns"] == 0
@@ -146,7 +148,7 @@ def test_an_exhausted_account_is_never_admitted_but_may_always_stop(bank):
 
 
 @pytest.mark.parametrize("number", [0, 1, 10**6])
-def test_a_rate_seq_and_a_min_runway_that_are_the_same_number_both_count(bank, number):
+def test_a_rate_seq_and_a_min_runway_that_are_the_same_number_both_count(bank: Bank, number: int) -> None:
     assert bank.set_rate("u", HOUR, at=1, seq=number, min_runway=number)["rate_nanos_per_hour"] == HOUR
     assert refusal(bank.set_rate, "u", 1, at=1, seq=number, min_runway=number).name == "STALE_RATE"
     number = 10**6 + 1
@@ -154,13 +156,13 @@ def test_a_rate_seq_and_a_min_runway_that_are_the_same_number_both_count(bank, n
     assert (error.name, error.details["runway_ns"]) == ("INSUFFICIENT_RUNWAY", 10**6)
 
 
-def test_a_rate_report_is_a_fact_accepted_even_on_an_exhausted_account(bank):
+def test_a_rate_report_is_a_fact_accepted_even_on_an_exhausted_account(bank: Bank) -> None:
     bank.debit("u", 10**6, at=1)
     reply = bank.set_rate("u", 10, at=2)
     assert (reply["state"], reply["rate_nanos_per_hour"], reply["exhaustion_seq"]) == ("exhausted", 10, 2)
 
 
-def test_raising_any_line_from_zero_on_an_exhausted_account_fires_a_new_cutoff_at_that_instant(bank):
+def test_raising_any_line_from_zero_on_an_exhausted_account_fires_a_new_cutoff_at_that_instant(bank: Bank) -> None:
     bank.debit("u", 10**6, at=1)
     bank.set_rate("u", 10, at=2, resource="vm-1")
     assert bank.view("u", at=2)["cutoff"]["exhausted_at_ns"] == 2
@@ -172,7 +174,7 @@ def test_raising_any_line_from_zero_on_an_exhausted_account_fires_a_new_cutoff_a
     assert [call["exhausted_at_ns"] for call in bank.pending()] == [1, 2, 4, 6]
 
 
-def test_an_account_with_only_the_unnamed_line_is_plain_again_when_the_others_are_gone(bank):
+def test_an_account_with_only_the_unnamed_line_is_plain_again_when_the_others_are_gone(bank: Bank) -> None:
     book = bank.ledger.books[3]
     bank.set_rate("u", 5, at=1)
     assert not book.extras
@@ -183,7 +185,7 @@ def test_an_account_with_only_the_unnamed_line_is_plain_again_when_the_others_ar
     assert bank.view("u", at=1)["rates"] == {"": 5}
 
 
-def test_a_rate_seq_of_zero_is_remembered_as_any_other(bank):
+def test_a_rate_seq_of_zero_is_remembered_as_any_other(bank: Bank) -> None:
     bank.set_rate("u", 0, at=1, seq=0)
     assert refusal(bank.set_rate, "u", 5, at=2, seq=0).name == "STALE_RATE"
     bank.set_rate("u", 0, at=1, resource="vm", seq=0)
@@ -193,7 +195,7 @@ def test_a_rate_seq_of_zero_is_remembered_as_any_other(bank):
     assert refusal(bank.set_rate, "u", 5, at=4, seq=1).name == "STALE_RATE"
 
 
-def test_what_is_forgotten_takes_no_room_any_more(bank):
+def test_what_is_forgotten_takes_no_room_any_more(bank: Bank) -> None:
     for number in range(3):
         bank.set_rate("u", 0, at=number, resource=f"vm-{number}", seq=1)
     extra = bank.ledger.books[3].extras[0]
@@ -207,7 +209,7 @@ def test_what_is_forgotten_takes_no_room_any_more(bank):
     assert not bank.ledger.books[3].extras
 
 
-def test_lines_at_zero_that_are_remembered_count_among_the_10000(bank):
+def test_lines_at_zero_that_are_remembered_count_among_the_10000(bank: Bank) -> None:
     bank.set_rate("u", 1, at=1)
     for number in range(LINES_MAX - 1):
         bank.set_rate("u", 0, at=1, resource=f"vm-{number}", seq=0)
@@ -219,7 +221,7 @@ def test_lines_at_zero_that_are_remembered_count_among_the_10000(bank):
     assert bank.set_rate("u", 1, at=3, resource="new")["rate_nanos_per_hour"] == 2
 
 
-def test_admission_holds_for_the_smallest_rate_and_the_smallest_sum_there_is():
+def test_admission_holds_for_the_smallest_rate_and_the_smallest_sum_there_is() -> None:
     bank = Bank()
     bank.top_up("u", 1, at=0)
     assert refusal(bank.set_rate, "u", 1, at=0, min_runway=HOUR + 1).details["runway_ns"] == HOUR
@@ -228,14 +230,14 @@ def test_admission_holds_for_the_smallest_rate_and_the_smallest_sum_there_is():
     assert reply["runway_ns"] == 1
 
 
-def test_at_rate_zero_the_unnamed_line_takes_no_room(bank):
+def test_at_rate_zero_the_unnamed_line_takes_no_room(bank: Bank) -> None:
     for number in range(LINES_MAX - 1):
         bank.set_rate("u", 0, at=1, resource=f"vm-{number}", seq=1)
     bank.set_rate("u", 0, at=2, resource="the last", seq=1)
     assert refusal(bank.set_rate, "u", 0, at=2, resource="one too many", seq=1).details["limit"] == "rate_lines"
 
 
-def test_the_unnamed_line_is_the_same_whether_it_came_before_a_named_one_or_behind_it():
+def test_the_unnamed_line_is_the_same_whether_it_came_before_a_named_one_or_behind_it() -> None:
     before, behind = Bank(), Bank()
     for bank in (before, behind):
         bank.top_up("u", 100, at=0)
@@ -248,12 +250,12 @@ def test_the_unnamed_line_is_the_same_whether_it_came_before_a_named_one_or_behi
     assert before.state() == behind.state()
 
 
-def test_a_rate_seq_of_zero_of_the_unnamed_line_is_remembered_too(bank):
+def test_a_rate_seq_of_zero_of_the_unnamed_line_is_remembered_too(bank: Bank) -> None:
     bank.set_rate("u", 5, at=1, seq=0)
     assert refusal(bank.set_rate, "u", 6, at=2, seq=0).name == "STALE_RATE"
 
 
-def test_a_line_is_the_same_whether_it_was_set_or_changed():
+def test_a_line_is_the_same_whether_it_was_set_or_changed() -> None:
     one, other = Bank(), Bank()
     for bank in (one, other):
         bank.top_up("u", 100, at=0)

@@ -1,5 +1,9 @@
 """Every refusal changes nothing and says so: the whole bucket is the same, byte for byte, before and after."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from billing.ledger import commands as ops
@@ -11,7 +15,7 @@ BOUND = INT64_MAX
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     """`u` has 100 nanos, 10 of them held, two lines, one with a rate_seq; `out` ran out at 50 and owes a cutoff."""
     bank = Bank(restore=True)
     bank.top_up("u", 100, at=0)
@@ -46,7 +50,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("error", "user", "method", "arguments", "options"), REFUSED)
-def test_every_refusal_changes_nothing_and_says_applied_no(bank, error, user, method, arguments, options):
+def test_every_refusal_changes_nothing_and_says_applied_no(
+    bank: Bank, error: str, user: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
     before, filed = bank.state(), list(bank.filed)
     bank.notices()
     refused = refusal(getattr(bank, method), user, *arguments, at=100, **options)
@@ -57,7 +63,9 @@ def test_every_refusal_changes_nothing_and_says_applied_no(bank, error, user, me
 
 
 @pytest.mark.parametrize(("error", "user", "method", "arguments", "options"), REFUSED[1:])
-def test_a_stored_refusal_keeps_its_request_id_and_nothing_else(bank, error, user, method, arguments, options):
+def test_a_stored_refusal_keeps_its_request_id_and_nothing_else(
+    bank: Bank, error: str, user: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
     rows, view = len(bank.rows(user)), bank.view(user, at=100)
     first = refusal(getattr(bank, method), user, *arguments, at=100, request_id="r", **options)
     after = bank.state()
@@ -67,7 +75,7 @@ def test_a_stored_refusal_keeps_its_request_id_and_nothing_else(bank, error, use
     assert (len(bank.rows(user)), bank.view(user, at=100)) == (rows, view)
 
 
-def test_a_request_id_conflict_changes_nothing(bank):
+def test_a_request_id_conflict_changes_nothing(bank: Bank) -> None:
     bank.debit("u", 1, at=100, request_id="r")
     before = bank.state()
     assert refusal(bank.debit, "u", 2, at=101, request_id="r").name == "REQUEST_ID_CONFLICT"
@@ -75,7 +83,7 @@ def test_a_request_id_conflict_changes_nothing(bank):
     assert bank.state() == before
 
 
-def test_a_refusal_stamped_behind_e_lets_the_exhaustion_happen_and_nothing_more(bank):
+def test_a_refusal_stamped_behind_e_lets_the_exhaustion_happen_and_nothing_more(bank: Bank) -> None:
     """The exhaustion is time's doing, so the only entry that changes money is its own."""
     bank.set_rate("u", HOUR, at=100, resource="vm")
     rows = len(bank.rows("u"))
@@ -84,7 +92,7 @@ def test_a_refusal_stamped_behind_e_lets_the_exhaustion_happen_and_nothing_more(
     assert bank.view("u", at=10**6)["balance_nanos"] == 10, "what is held is not spent"
 
 
-def test_what_delivery_could_not_begin_counts_for_a_dead_endpoint_and_nobody_was_told(bank):
+def test_what_delivery_could_not_begin_counts_for_a_dead_endpoint_and_nobody_was_told(bank: Bank) -> None:
     for attempt in (1, 2, 3):
         bank.report(ops.CUTOFF_FAILED, "out", 1, at=60 + attempt, operator=1, error="connection refused")
         cutoff = bank.view("out", at=70)["cutoff"]
@@ -99,7 +107,7 @@ def test_what_delivery_could_not_begin_counts_for_a_dead_endpoint_and_nobody_was
     assert bank.owed("out") is None, "no restore: nobody was switched off"
 
 
-def test_a_failed_attempt_that_began_counts_once_and_a_restore_is_owed_for_it(bank):
+def test_a_failed_attempt_that_began_counts_once_and_a_restore_is_owed_for_it(bank: Bank) -> None:
     bank.report(ops.CUTOFF_FAILED, "out", 1, at=61, operator=1, error="connection refused")
     assert refusal(bank.report, ops.CUTOFF_FAILED, "out", 1, at=62, error="503").name == "UNKNOWN_CUTOFF"
     assert refusal(bank.report, ops.CUTOFF_DELIVERED, "out", 1, at=62).name == "UNKNOWN_CUTOFF"

@@ -1,5 +1,7 @@
 """The name of a restore: made of the cutoff that it makes good, and the same on every attempt (CONTRACT §4)."""
 
+from __future__ import annotations
+
 import pytest
 
 from billing.ledger import commands as ops
@@ -8,7 +10,7 @@ from tests.ledger.bank import BUCKET, Bank
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     """A user whose machines may be off: the cutoff of seq 1, at 100, was attempted and then superseded."""
     bank = Bank(restore=True)
     bank.top_up("u", 100, at=0)
@@ -18,21 +20,22 @@ def bank():
     return bank
 
 
-def owed(bank, user=b"u"):
+def owed(bank: Bank, user: bytes = b"u") -> tuple[str, str, int, int]:
     call = bank.ledger.owed(BUCKET, user)
+    assert call is not None
     return call.kind, call.event_id, call.seq, call.exhausted_at_ns
 
 
 FIRST = ("restore", "u:1:100:restore", 1, 100)
 
 
-def run_out_and_pay(bank, at):
+def run_out_and_pay(bank: Bank, at: int) -> None:
     bank.debit("u", 1_000, at=at, mode="partial")
     assert owed(bank)[0] == "cutoff"
     bank.top_up("u", 50, at=at + 1)
 
 
-def test_webhook_id_of_a_restore_stays_when_later_cutoffs_are_superseded_unsent(bank):
+def test_webhook_id_of_a_restore_stays_when_later_cutoffs_are_superseded_unsent(bank: Bank) -> None:
     assert owed(bank) == FIRST
     bank.report(ops.RESTORE_STARTED, "u", 1, at=151)
     for at in (200, 300, 400):
@@ -40,7 +43,7 @@ def test_webhook_id_of_a_restore_stays_when_later_cutoffs_are_superseded_unsent(
         assert owed(bank) == FIRST
 
 
-def test_a_cutoff_that_was_attempted_in_between_gives_the_restore_its_name(bank):
+def test_a_cutoff_that_was_attempted_in_between_gives_the_restore_its_name(bank: Bank) -> None:
     bank.debit("u", 50, at=200)
     bank.report(ops.CUTOFF_STARTED, "u", 2, at=201)
     bank.top_up("u", 50, at=250)
@@ -49,7 +52,7 @@ def test_a_cutoff_that_was_attempted_in_between_gives_the_restore_its_name(bank)
     assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
 
 
-def test_an_attempt_at_an_older_cutoff_does_not_take_the_name_back(bank):
+def test_an_attempt_at_an_older_cutoff_does_not_take_the_name_back(bank: Bank) -> None:
     bank.debit("u", 50, at=200)
     bank.set_rate("u", 1, at=210)  # a line raised from zero: cutoff 3
     bank.report(ops.CUTOFF_STARTED, "u", 3, at=211)
@@ -58,7 +61,7 @@ def test_an_attempt_at_an_older_cutoff_does_not_take_the_name_back(bank):
     assert owed(bank) == ("restore", "u:3:210:restore", 3, 210)
 
 
-def test_what_may_have_been_attempted_before_a_start_names_the_restore(bank):
+def test_what_may_have_been_attempted_before_a_start_names_the_restore(bank: Bank) -> None:
     bank.debit("u", 50, at=200)
     bank.ledger.presume_attempted(BUCKET)
     bank.top_up("u", 50, at=250)
@@ -67,7 +70,7 @@ def test_what_may_have_been_attempted_before_a_start_names_the_restore(bank):
     assert owed(bank) == ("restore", "u:2:200:restore", 2, 200)
 
 
-def test_what_fell_due_before_a_start_may_have_been_called_without_a_record(bank):
+def test_what_fell_due_before_a_start_may_have_been_called_without_a_record(bank: Bank) -> None:
     bank.set_rate("u", 3600, at=200)  # a nano a second
     due_ns = bank.view("u", 200)["exhausts_at_ns"]
     bank.ledger.started(due_ns)
@@ -80,7 +83,7 @@ def test_what_fell_due_before_a_start_may_have_been_called_without_a_record(bank
     assert bank.owed("u") is None, "it fell due after the start, and every attempt of this life is known"
 
 
-def test_the_name_of_a_restore_survives_a_snapshot_a_replay_and_a_closing(bank):
+def test_the_name_of_a_restore_survives_a_snapshot_a_replay_and_a_closing(bank: Bank) -> None:
     run_out_and_pay(bank, 300)
     loaded = Bank(restore=True)
     loaded.ledger.drop(BUCKET)
@@ -96,7 +99,7 @@ def test_the_name_of_a_restore_survives_a_snapshot_a_replay_and_a_closing(bank):
     assert again.dump(BUCKET) == bank.state()
 
 
-def test_the_top_up_that_opens_an_account_again_restores_by_the_old_name(bank):
+def test_the_top_up_that_opens_an_account_again_restores_by_the_old_name(bank: Bank) -> None:
     bank.debit("u", 50, at=200)  # superseded unsent in the end, but first:
     bank.report(ops.CUTOFF_FAILED, "u", 2, at=201, operator=1, error="no connection")
     bank.report(ops.CUTOFF_STARTED, "u", 2, at=202)

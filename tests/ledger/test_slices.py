@@ -2,6 +2,8 @@
 how many ran out unnoticed.
 """
 
+from __future__ import annotations
+
 import pytest
 
 from billing.ledger import audit
@@ -24,7 +26,7 @@ def large() -> Bank:
     return bank
 
 
-def test_a_bucket_of_many_slices_comes_back_from_its_block():
+def test_a_bucket_of_many_slices_comes_back_from_its_block() -> None:
     bank = large()
     block = bank.state()
     other = Bank()
@@ -50,14 +52,14 @@ def running() -> Bank:
     return bank
 
 
-def test_a_bucket_of_many_slices_wakes_slice_by_slice_and_files_every_account_for_its_instant():
+def test_a_bucket_of_many_slices_wakes_slice_by_slice_and_files_every_account_for_its_instant() -> None:
     bank = running()
     filed = [len(bank.filed) for _ in bank.ledger.waking(BUCKET)]
     assert filed == [SLICE_ROWS, 2 * SLICE_ROWS]
     assert bank.filed == [(BUCKET << 32 | slot, 1000 + slot) for slot in range(MANY)]
 
 
-def test_waking_ends_where_the_bucket_leaves_between_two_slices():
+def test_waking_ends_where_the_bucket_leaves_between_two_slices() -> None:
     bank = running()
     waking = bank.ledger.waking(BUCKET)
     next(waking)
@@ -74,7 +76,7 @@ def test_waking_ends_where_the_bucket_leaves_between_two_slices():
     assert len(bank.filed) == 2 * SLICE_ROWS
 
 
-def test_a_fraction_of_a_nano_counts_when_a_bucket_wakes():
+def test_a_fraction_of_a_nano_counts_when_a_bucket_wakes() -> None:
     bank = Bank()
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", HOUR // 2, at=0)
@@ -85,7 +87,7 @@ def test_a_fraction_of_a_nano_counts_when_a_bucket_wakes():
     assert bank.filed == [(BUCKET << 32, 4)]
 
 
-def test_a_book_that_nobody_needs_is_freed_slice_by_slice():
+def test_a_book_that_nobody_needs_is_freed_slice_by_slice() -> None:
     bank = large()
     bank.top_up("gone", 1, at=2)
     bank.close("gone", at=3)
@@ -101,7 +103,7 @@ def test_a_book_that_nobody_needs_is_freed_slice_by_slice():
     ]  # fmt: skip
 
 
-def test_delivered_cutoffs_whose_machines_still_run_are_told_with_their_seq():
+def test_delivered_cutoffs_whose_machines_still_run_are_told_with_their_seq() -> None:
     bank = Bank(restore=True)
     for user in ("plain", "limit", "pending", "delivered", "second", "effective", "restored"):
         bank.top_up(user, 10, at=0)
@@ -110,7 +112,10 @@ def test_delivered_cutoffs_whose_machines_still_run_are_told_with_their_seq():
         bank.set_rate(user, HOUR, at=0)
         assert bank.view(user, at=10)["state"] == "exhausted"
     bank.set_rate("second", 7, at=11, resource="vm")
-    told = lambda: sorted(bank.ledger.delivered_in(BUCKET))  # noqa: E731
+
+    def told() -> list[tuple[bytes, int]]:
+        return sorted(bank.ledger.delivered_in(BUCKET))
+
     assert told() == []
     for user in ("delivered", "second", "effective"):
         bank.report(ops.CUTOFF_STARTED, user, 1, at=12)
@@ -123,7 +128,7 @@ def test_delivered_cutoffs_whose_machines_still_run_are_told_with_their_seq():
     assert told() == [(b"delivered", 1), (b"second", 2)]
 
 
-def test_the_next_instant_of_a_bucket_is_that_of_the_account_that_is_first():
+def test_the_next_instant_of_a_bucket_is_that_of_the_account_that_is_first() -> None:
     bank = Bank()
     book = bank.ledger.books[BUCKET]
     assert due_within(book, INT64_MAX) == -1
@@ -144,7 +149,7 @@ def test_the_next_instant_of_a_bucket_is_that_of_the_account_that_is_first():
     assert due_within(book, 899) == -1
 
 
-def test_a_row_that_is_free_again_has_no_instant():
+def test_a_row_that_is_free_again_has_no_instant() -> None:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
@@ -157,7 +162,9 @@ def test_a_row_that_is_free_again_has_no_instant():
 
 @pytest.mark.parametrize("resource", ["", "vm"])
 @pytest.mark.parametrize(("ends_ns", "filed"), [(INT64_MAX - 1, 1), (INT64_MAX, 1), (INT64_MAX + 1, 0)])
-def test_the_last_instant_there_is_is_filed_whichever_way_the_account_goes(ends_ns, filed, resource):
+def test_the_last_instant_there_is_is_filed_whichever_way_the_account_goes(
+    ends_ns: int, filed: int, resource: str
+) -> None:
     bank = Bank()
     bank.top_up("u", 100, at=ends_ns - 100)
     bank.set_rate("u", HOUR, at=ends_ns - 100, resource=resource)
@@ -171,7 +178,7 @@ def test_the_last_instant_there_is_is_filed_whichever_way_the_account_goes(ends_
     assert Account(book, 0, b"u").runs_out_ns() == ends_ns
 
 
-def test_accounts_that_ran_out_unnoticed_are_counted_until_they_are_looked_at():
+def test_accounts_that_ran_out_unnoticed_are_counted_until_they_are_looked_at() -> None:
     bank = Bank()
     book = bank.ledger.books[BUCKET]
     for user, nanos in (("one", 100), ("two", 200), ("topped up", 100), ("holds", 5), ("gone", 100)):
@@ -189,11 +196,14 @@ def test_accounts_that_ran_out_unnoticed_are_counted_until_they_are_looked_at():
     assert bank.ledger.unnoticed(book, 250) == 0
 
 
-def test_the_newest_seq_is_that_of_the_latest_cutoff_of_the_account():
+def test_the_newest_seq_is_that_of_the_latest_cutoff_of_the_account() -> None:
     bank = Bank()
     for user in ("u", "v"):
         bank.top_up(user, 10, at=0)
-    newest = lambda user: bank.ledger.newest_seq(BUCKET, user)  # noqa: E731
+
+    def newest(user: bytes) -> int:
+        return bank.ledger.newest_seq(BUCKET, user)
+
     assert (newest(b"u"), newest(b"v")) == (0, 0)
     bank.debit("v", 10, at=1)
     bank.top_up("v", 10, at=2)
@@ -203,7 +213,7 @@ def test_the_newest_seq_is_that_of_the_latest_cutoff_of_the_account():
 
 
 @pytest.mark.parametrize(("rare", "slices"), [(SLICE_ROWS - 1, 1), (SLICE_ROWS, 2)])
-def test_conservation_is_checked_in_slices_of_rows_and_then_of_their_rare_parts(rare, slices):
+def test_conservation_is_checked_in_slices_of_rows_and_then_of_their_rare_parts(rare: int, slices: int) -> None:
     bank = Bank()
     for number in range(rare):
         bank.top_up(f"u{number}", 1, at=0)

@@ -1,5 +1,7 @@
 """Thresholds: each crossing once downward, re-armed above, at its exact instant."""
 
+from __future__ import annotations
+
 import pytest
 
 from billing.ledger.commands import BY_AMOUNT, BY_RUNWAY
@@ -7,18 +9,18 @@ from tests.ledger.bank import HOUR, Bank
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     bank = Bank()
     bank.top_up("u", 100, at=0)
     return bank
 
 
-def fired(bank):
+def fired(bank: Bank) -> list[tuple[int, int, int]]:
     """(kind, value, at_ns) of all threshold entries."""
     return [(entry.a, entry.b, entry.at_ns) for entry in bank.entries("u") if entry.op == 34]
 
 
-def test_the_exact_instant_of_a_threshold_is_computed_like_e(bank):
+def test_the_exact_instant_of_a_threshold_is_computed_like_e(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 50), (BY_RUNWAY, 10)], at=0)
     bank.set_rate("u", 3 * HOUR, at=0)  # E is 34
     bank.view("u", at=33)
@@ -26,7 +28,7 @@ def test_the_exact_instant_of_a_threshold_is_computed_like_e(bank):
     assert bank.filed[-1][1] == 17
 
 
-def test_each_crossing_once_and_armed_again_above(bank):
+def test_each_crossing_once_and_armed_again_above(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 50)], at=0)
     bank.debit("u", 50, at=1)
     bank.debit("u", 10, at=2)
@@ -38,7 +40,7 @@ def test_each_crossing_once_and_armed_again_above(bank):
     assert fired(bank) == [(BY_AMOUNT, 50, 1), (BY_AMOUNT, 50, 6)]
 
 
-def test_two_thresholds_and_e_in_one_step(bank):
+def test_two_thresholds_and_e_in_one_step(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 10), (BY_AMOUNT, 50)], at=0)
     bank.set_rate("u", 1000 * HOUR, at=0)
     bank.view("u", at=1)
@@ -47,7 +49,7 @@ def test_two_thresholds_and_e_in_one_step(bank):
     assert [kind for kind, _, _ in bank.notices()] == ["cutoff", "threshold", "threshold"], "behind the cutoff"
 
 
-def test_two_thresholds_crossed_in_the_same_nanosecond_by_time(bank):
+def test_two_thresholds_crossed_in_the_same_nanosecond_by_time(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 61), (BY_AMOUNT, 69)], at=0)
     bank.set_rate("u", 40 * HOUR, at=0)  # 60 left after 1 ns
     bank.view("u", at=2)
@@ -57,7 +59,7 @@ def test_two_thresholds_crossed_in_the_same_nanosecond_by_time(bank):
 
 
 @pytest.mark.parametrize("move", ["debit", "hold", "adjust", "set_credit_limit"])
-def test_whatever_crosses_downward_fires_behind_its_own_entry(bank, move):
+def test_whatever_crosses_downward_fires_behind_its_own_entry(bank: Bank, move: str) -> None:
     bank.set_credit_limit("u", 30, at=0)
     bank.set_thresholds("u", [(BY_AMOUNT, 100)], at=0)
     arguments = {"debit": (30,), "hold": (30,), "adjust": (-30, "x"), "set_credit_limit": (0,)}[move]
@@ -66,7 +68,7 @@ def test_whatever_crosses_downward_fires_behind_its_own_entry(bank, move):
     assert fired(bank) == [(BY_AMOUNT, 100, 7)]
 
 
-def test_a_runway_threshold_fires_when_the_rate_rises(bank):
+def test_a_runway_threshold_fires_when_the_rate_rises(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_RUNWAY, 20)], at=0)
     bank.set_rate("u", HOUR, at=0)
     assert fired(bank) == []
@@ -77,7 +79,7 @@ def test_a_runway_threshold_fires_when_the_rate_rises(bank):
     assert len(fired(bank)) == 2
 
 
-def test_at_rate_zero_the_runway_has_no_end_and_on_an_exhausted_account_it_is_zero(bank):
+def test_at_rate_zero_the_runway_has_no_end_and_on_an_exhausted_account_it_is_zero(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_RUNWAY, 0)], at=0)
     bank.debit("u", 100, at=1)
     assert fired(bank) == [(BY_RUNWAY, 0, 1)]
@@ -90,7 +92,7 @@ def test_at_rate_zero_the_runway_has_no_end_and_on_an_exhausted_account_it_is_ze
     assert len(fired(bank)) == 2
 
 
-def test_set_while_below_it_does_not_fire_until_it_was_above(bank):
+def test_set_while_below_it_does_not_fire_until_it_was_above(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 100), (BY_AMOUNT, 500)], at=1)
     bank.debit("u", 1, at=2)
     assert fired(bank) == []
@@ -99,7 +101,7 @@ def test_set_while_below_it_does_not_fire_until_it_was_above(bank):
     assert fired(bank) == [(BY_AMOUNT, 100, 4)]
 
 
-def test_setting_the_same_thresholds_again_neither_fires_nor_re_arms(bank):
+def test_setting_the_same_thresholds_again_neither_fires_nor_re_arms(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 50)], at=0)
     bank.debit("u", 60, at=1)
     bank.set_thresholds("u", [(BY_AMOUNT, 50)], at=2)
@@ -107,7 +109,7 @@ def test_setting_the_same_thresholds_again_neither_fires_nor_re_arms(bank):
     assert len(fired(bank)) == 1
 
 
-def test_a_threshold_that_is_taken_away_does_not_fire(bank):
+def test_a_threshold_that_is_taken_away_does_not_fire(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_AMOUNT, 50)], at=0)
     bank.set_thresholds("u", [], at=1)
     bank.debit("u", 60, at=2)
@@ -115,7 +117,7 @@ def test_a_threshold_that_is_taken_away_does_not_fire(bank):
     assert not bank.ledger.books[3].extras
 
 
-def test_one_armed_instant_per_account_the_nearest(bank):
+def test_one_armed_instant_per_account_the_nearest(bank: Bank) -> None:
     bank.set_rate("u", HOUR, at=0)
     bank.set_thresholds("u", [(BY_AMOUNT, 40)], at=0)
     bank.hold("u", 10, at=0, ttl=20)
@@ -127,12 +129,12 @@ def test_one_armed_instant_per_account_the_nearest(bank):
     assert bank.filed[-1] == (ref, 60)
 
 
-def test_thresholds_are_shown(bank):
+def test_thresholds_are_shown(bank: Bank) -> None:
     bank.set_thresholds("u", [(BY_RUNWAY, 7), (BY_AMOUNT, 50)], at=0)
     assert bank.view("u", at=0)["thresholds"] == [{"amount_nanos": 50}, {"runway_ns": 7}]
 
 
-def test_the_last_internal_unit_is_still_above():
+def test_the_last_internal_unit_is_still_above() -> None:
     """A rate of one nano an hour leaves exactly one internal unit after an hour less a nanosecond."""
     bank = Bank()
     bank.top_up("u", 1, at=0)
@@ -143,7 +145,7 @@ def test_the_last_internal_unit_is_still_above():
     assert bank.operations("u")[-3:] == [("exhaust", HOUR), ("threshold", HOUR), ("threshold", HOUR)]
 
 
-def test_the_instant_of_a_threshold_in_the_last_internal_units():
+def test_the_instant_of_a_threshold_in_the_last_internal_units() -> None:
     bank = Bank()
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", 1, at=0)

@@ -1,5 +1,7 @@
 """Time, as CONTRACT §2 has it: exhaustion instants, time before commands, clamp and overrun, bounds, conservation."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import pytest
@@ -11,11 +13,11 @@ from tests.ledger.bank import BUCKET, DAY_NS, HOUR, Bank, refusal
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     return Bank()
 
 
-def test_e_is_the_first_nanosecond_at_which_what_was_spent_is_at_least_what_there_was(bank):
+def test_e_is_the_first_nanosecond_at_which_what_was_spent_is_at_least_what_there_was(bank: Bank) -> None:
     bank.top_up("u", 100, at=1000)
     assert bank.set_rate("u", 3 * HOUR, at=1000)["exhausts_at_ns"] == 1000 + 34  # 33 ns cost 99, 34 ns cost 102
     assert bank.view("u", at=1033)["state"] == "active"
@@ -24,7 +26,7 @@ def test_e_is_the_first_nanosecond_at_which_what_was_spent_is_at_least_what_ther
     assert bank.operations("u")[-1] == ("exhaust", 1034)
 
 
-def test_e_does_not_move_when_the_account_is_looked_at_or_settled_in_between(bank):
+def test_e_does_not_move_when_the_account_is_looked_at_or_settled_in_between(bank: Bank) -> None:
     bank.top_up("u", 10**9, at=0)
     coming = bank.set_rate("u", 7 * 10**9 + 1, at=0)["exhausts_at_ns"]
     for at in (1, 12345, 10**11):
@@ -34,7 +36,7 @@ def test_e_does_not_move_when_the_account_is_looked_at_or_settled_in_between(ban
 
 
 @pytest.mark.parametrize("mover", ["debit", "top_up", "set_rate", "adjust", "set_credit_limit", "hold"])
-def test_time_before_commands_an_exhaustion_due_happens_at_e_before_the_command(bank, mover):
+def test_time_before_commands_an_exhaustion_due_happens_at_e_before_the_command(bank: Bank, mover: str) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     if mover in ("debit", "hold"):
@@ -47,7 +49,7 @@ def test_time_before_commands_an_exhaustion_due_happens_at_e_before_the_command(
     assert exhausted["balance_after_nanos"] == 0
 
 
-def test_a_top_up_one_nanosecond_before_e_saves_the_user(bank):
+def test_a_top_up_one_nanosecond_before_e_saves_the_user(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     reply = bank.top_up("u", 100, at=99)
@@ -56,7 +58,7 @@ def test_a_top_up_one_nanosecond_before_e_saves_the_user(bank):
     assert bank.cutoffs() == []
 
 
-def test_a_top_up_at_e_restores(bank):
+def test_a_top_up_at_e_restores(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     reply = bank.top_up("u", 100, at=100)
@@ -66,7 +68,7 @@ def test_a_top_up_at_e_restores(bank):
     assert bank.cutoffs() == [1]
 
 
-def test_clamp_at_e_available_is_exactly_zero_and_stays_there(bank):
+def test_clamp_at_e_available_is_exactly_zero_and_stays_there(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_credit_limit("u", 20, at=0)
     bank.set_rate("u", 7 * HOUR, at=0)
@@ -78,14 +80,14 @@ def test_clamp_at_e_available_is_exactly_zero_and_stays_there(bank):
         assert view["runway_ns"] is None
 
 
-def test_the_fraction_of_a_nano_is_taken_too(bank):
+def test_the_fraction_of_a_nano_is_taken_too(bank: Bank) -> None:
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", HOUR // 3, at=0)
     assert bank.view("u", at=2) | {"balance_nanos": 0, "state": "active"} == bank.view("u", at=2)
     assert bank.view("u", at=3)["state"] == "exhausted"
 
 
-def test_overrun_is_what_would_have_accrued_until_the_rate_is_zero(bank):
+def test_overrun_is_what_would_have_accrued_until_the_rate_is_zero(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", 3 * HOUR, at=0)
     assert bank.view("u", at=34)["overrun_nanos"] == 2  # the sliver: 34 ns cost 102
@@ -94,7 +96,7 @@ def test_overrun_is_what_would_have_accrued_until_the_rate_is_zero(bank):
     assert bank.view("u", at=10**9)["overrun_nanos"] == 50
 
 
-def test_overrun_is_what_would_have_accrued_until_available_rises_above_zero(bank):
+def test_overrun_is_what_would_have_accrued_until_available_rises_above_zero(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     bank.top_up("u", 1000, at=150)
@@ -103,7 +105,7 @@ def test_overrun_is_what_would_have_accrued_until_available_rises_above_zero(ban
     assert view["balance_nanos"] == 900, "accrual resumes from that instant"
 
 
-def test_rate_times_time_is_accrued_plus_overrun_exactly(bank):
+def test_rate_times_time_is_accrued_plus_overrun_exactly(bank: Bank) -> None:
     rate = 7 * HOUR // 3 + 1
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", rate, at=0)
@@ -114,7 +116,7 @@ def test_rate_times_time_is_accrued_plus_overrun_exactly(bank):
     assert sum(entry.accrued for entry in entries) + entries[-1].overrun == rate * 1000
 
 
-def test_the_clamp_never_raises_a_balance_that_another_cause_put_lower(bank):
+def test_the_clamp_never_raises_a_balance_that_another_cause_put_lower(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     bank.debit("u", 150, at=50, mode="force")
@@ -122,7 +124,7 @@ def test_the_clamp_never_raises_a_balance_that_another_cause_put_lower(bank):
     assert [row["operation"] for row in bank.rows("u")] == ["top_up", "set_rate", "debit"]
 
 
-def test_with_accrue_the_balance_goes_on_below_zero_and_arrears_are_paid_first():
+def test_with_accrue_the_balance_goes_on_below_zero_and_arrears_are_paid_first() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", 3 * HOUR, at=0)
@@ -137,7 +139,7 @@ def test_with_accrue_the_balance_goes_on_below_zero_and_arrears_are_paid_first()
     assert reply["balance_nanos"] == 98
 
 
-def test_what_the_rule_says_is_fixed_when_the_exhaustion_begins():
+def test_what_the_rule_says_is_fixed_when_the_exhaustion_begins() -> None:
     """A configuration changed by a restart does not charge for the time before it."""
     bank = Bank()
     bank.top_up("u", 100, at=0)
@@ -149,7 +151,7 @@ def test_what_the_rule_says_is_fixed_when_the_exhaustion_begins():
     assert other.view("u", at=200)["balance_nanos"] == 0
 
 
-def test_overrun_saturates_at_its_bound(bank):
+def test_overrun_saturates_at_its_bound(bank: Bank) -> None:
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", INT64_MAX, at=0)
     view = bank.view("u", at=100 * 365 * DAY_NS)
@@ -157,7 +159,7 @@ def test_overrun_saturates_at_its_bound(bank):
     assert view["balance_nanos"] == 0
 
 
-def test_arrears_end_at_their_bound():
+def test_arrears_end_at_their_bound() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 1, at=0)
     bank.set_rate("u", INT64_MAX, at=0)
@@ -167,13 +169,13 @@ def test_arrears_end_at_their_bound():
     audit.check(bank.ledger.books[BUCKET])
 
 
-def test_a_rate_so_large_that_e_is_the_next_nanosecond(bank):
+def test_a_rate_so_large_that_e_is_the_next_nanosecond(bank: Bank) -> None:
     bank.top_up("u", 1, at=5)
     assert bank.set_rate("u", INT64_MAX, at=5)["exhausts_at_ns"] == 6
     assert bank.view("u", at=6)["overrun_nanos"] == INT64_MAX // NANO - 1
 
 
-def test_an_e_beyond_2262_is_nil_and_no_overflow(bank):
+def test_an_e_beyond_2262_is_nil_and_no_overflow(bank: Bank) -> None:
     bank.top_up("u", INT64_MAX, at=5)
     reply = bank.set_rate("u", 1, at=5)
     assert (reply["exhausts_at_ns"], reply["runway_ns"], reply["state"]) == (None, None, "active")
@@ -181,7 +183,7 @@ def test_an_e_beyond_2262_is_nil_and_no_overflow(bank):
     assert bank.view("u", at=INT64_MAX)["state"] == "active"
 
 
-def test_an_e_at_the_last_instant_there_is(bank):
+def test_an_e_at_the_last_instant_there_is(bank: Bank) -> None:
     bank.top_up("u", INT64_MAX - 5, at=5)
     assert bank.set_rate("u", HOUR, at=5)["exhausts_at_ns"] == INT64_MAX
     assert bank.view("u", at=5)["exhausts_at_ns"] == INT64_MAX
@@ -193,7 +195,7 @@ def test_an_e_at_the_last_instant_there_is(bank):
     assert bank.set_rate("u", HOUR, at=5)["exhausts_at_ns"] is None
 
 
-def test_restore_and_exhaust_within_a_millisecond(bank):
+def test_restore_and_exhaust_within_a_millisecond(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     bank.top_up("u", 100, at=300_000)
@@ -206,7 +208,7 @@ def test_restore_and_exhaust_within_a_millisecond(bank):
     assert bank.cutoffs() == [1, 2, 3]
 
 
-def test_an_accounts_instants_never_decrease(bank):
+def test_an_accounts_instants_never_decrease(bank: Bank) -> None:
     bank.top_up("u", 100, at=1000)
     bank.set_rate("u", HOUR, at=1000)
     reply = bank.debit("u", 1, at=900)
@@ -216,7 +218,7 @@ def test_an_accounts_instants_never_decrease(bank):
     assert bank.rows("u")[-1]["at_ns"] == 1000
 
 
-def test_a_debit_to_exactly_zero_at_rate_zero_exhausts_in_one_entry(bank):
+def test_a_debit_to_exactly_zero_at_rate_zero_exhausts_in_one_entry(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     reply = bank.debit("u", 100, at=7)
     assert (reply["outcome"], reply["debited_nanos"], reply["state"]) == ("exhausted", 100, "exhausted")
@@ -225,7 +227,7 @@ def test_a_debit_to_exactly_zero_at_rate_zero_exhausts_in_one_entry(bank):
     assert bank.view("u", at=7)["cutoff"]["exhausted_at_ns"] == 7
 
 
-def test_conservation_in_internal_units(bank):
+def test_conservation_in_internal_units(bank: Bank) -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", 7, at=0)
     bank.top_up("v", 50, at=3)
@@ -248,7 +250,7 @@ def test_conservation_in_internal_units(bank):
         audit.check(book)
 
 
-def test_neighbouring_rows_of_the_history_add_up_in_floors(bank):
+def test_neighbouring_rows_of_the_history_add_up_in_floors(bank: Bank) -> None:
     bank.top_up("u", 10**6, at=0)
     bank.set_rate("u", HOUR // 7 + 1, at=0)
     for step in range(1, 40):
@@ -265,13 +267,13 @@ def test_neighbouring_rows_of_the_history_add_up_in_floors(bank):
     assert rows[-1]["balance_after_nanos"] == 0
 
 
-def test_an_e_at_the_last_instant_there_is_of_a_named_line(bank):
+def test_an_e_at_the_last_instant_there_is_of_a_named_line(bank: Bank) -> None:
     bank.top_up("u", INT64_MAX - 5, at=5)
     assert bank.set_rate("u", HOUR, at=5, resource="vm")["exhausts_at_ns"] == INT64_MAX
     assert bank.set_rate("u", HOUR - 1, at=5, resource="vm")["exhausts_at_ns"] is None
 
 
-def test_arrears_end_where_available_comes_to_its_bound():
+def test_arrears_end_where_available_comes_to_its_bound() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 10, at=0)
     bank.hold("u", 7, at=0)
@@ -280,7 +282,7 @@ def test_arrears_end_where_available_comes_to_its_bound():
     assert (view["available_nanos"], view["balance_nanos"]) == (-INT64_MAX, 7 - INT64_MAX)
 
 
-def test_an_account_that_was_restored_has_no_rule_for_its_next_exhaustion():
+def test_an_account_that_was_restored_has_no_rule_for_its_next_exhaustion() -> None:
     bank = Bank(accrue=True)
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)

@@ -1,5 +1,10 @@
 """What refusals say: names, sentences and details, word by word, as clients and logs show them."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from billing.ledger import commands as ops
@@ -39,7 +44,9 @@ TOO_MUCH = " must be at most 2**63-1 nanos"
         (parse_delta, -INT64_MAX, "INVALID_RATE: delta lies below any rate there can be"),
     ],
 )
-def test_what_is_wrong_with_an_amount_or_a_rate_is_said_by_field(parse, value, said):
+def test_what_is_wrong_with_an_amount_or_a_rate_is_said_by_field(
+    parse: Callable[..., Any], value: float | str | None, said: str
+) -> None:
     with pytest.raises(Refused) as caught:
         parse(value)
     assert str(caught.value) == said
@@ -47,7 +54,7 @@ def test_what_is_wrong_with_an_amount_or_a_rate_is_said_by_field(parse, value, s
 
 
 @pytest.mark.parametrize("parse", [parse_rate, parse_delta])
-def test_a_rate_beyond_its_bound_and_a_unknown_per_are_said(parse):
+def test_a_rate_beyond_its_bound_and_a_unknown_per_are_said(parse: Callable[..., Any]) -> None:
     with pytest.raises(Refused) as caught:
         parse(INT64_MAX)
     assert str(caught.value) == "LIMIT_EXCEEDED: rate must be at most 2**63-1 nanos per hour"
@@ -59,7 +66,7 @@ def test_a_rate_beyond_its_bound_and_a_unknown_per_are_said(parse):
 
 
 @pytest.fixture
-def bank():
+def bank() -> Bank:
     """`u` has 100 nanos and a credit limit of 5, 10 of them held, a line with a rate_seq; `out` is exhausted."""
     bank = Bank(restore=True)
     bank.top_up("u", 100, at=0)
@@ -100,14 +107,16 @@ SAID = [
 
 
 @pytest.mark.parametrize(("call", "said", "details"), SAID)
-def test_what_stands_against_a_command_is_said_with_its_numbers(bank, call, said, details):
+def test_what_stands_against_a_command_is_said_with_its_numbers(
+    bank: Bank, call: tuple[str, str, tuple[Any, ...], dict[str, Any]], said: str, details: dict[str, Any]
+) -> None:
     user, method, arguments, options = call
     refused = refusal(getattr(bank, method), user, *arguments, at=1, **options)
     assert str(refused) == said
     assert refused.details == {**details, "bucket_id": BUCKET, "at_ns": 1}
 
 
-def test_a_hold_whose_request_id_was_let_go_before_it_says_so():
+def test_a_hold_whose_request_id_was_let_go_before_it_says_so() -> None:
     bank = Bank(ids=1)
     bank.top_up("u", 100, at=0)
     bank.hold("u", 1, at=0, request_id="h")
@@ -117,7 +126,7 @@ def test_a_hold_whose_request_id_was_let_go_before_it_says_so():
     assert refused.details == {"bucket_id": BUCKET, "at_ns": 1}
 
 
-def test_what_never_reaches_an_account_is_said_without_an_instant(bank):
+def test_what_never_reaches_an_account_is_said_without_an_instant(bank: Bank) -> None:
     for call in (
         lambda: bank.debit("nobody", 1, at=1),
         lambda: bank.view("nobody", at=1),
@@ -132,7 +141,7 @@ def test_what_never_reaches_an_account_is_said_without_an_instant(bank):
     assert (str(refused), refused.details) == (said, {})
 
 
-def test_the_number_of_holds_is_a_limit_with_a_name(bank):
+def test_the_number_of_holds_is_a_limit_with_a_name(bank: Bank) -> None:
     open_many(bank)
     refused = refusal(bank.hold, "u", 1, at=1)
     assert str(refused) == "LIMIT_EXCEEDED: open_holds would leave its bounds"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -26,7 +28,7 @@ CSV = [
 ]
 
 
-def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped():
+def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped() -> None:
     found = list(merged(from_csv(CSV, "a.csv")))
     accounts = {one.user_id: one for one in found if isinstance(one, Account)}
     assert accounts["user_01"].balance_nanos == 12_500_000_000
@@ -39,7 +41,7 @@ def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped():
     assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13)}
 
 
-def test_a_csv_file_without_the_header_is_refused_whole():
+def test_a_csv_file_without_the_header_is_refused_whole() -> None:
     with pytest.raises(ValueError, match="expected a header"):
         list(from_csv(["user_01,5"], "a.csv"))
 
@@ -62,16 +64,16 @@ JSON_LINES = {
 
 
 @pytest.mark.parametrize("line", JSON_LINES)
-def test_a_line_of_json_is_an_account_or_is_named(line):
+def test_a_line_of_json_is_an_account_or_is_named(line: str) -> None:
     assert list(from_json_lines([line], "f")) == [JSON_LINES[line]]
 
 
-def test_deep_json_is_one_line_not_taken():
+def test_deep_json_is_one_line_not_taken() -> None:
     found = list(from_json_lines(["[" * 100_000, '{"user_id": "u", "balance": 1}'], "f"))
     assert [type(one) for one in found] == [NotTaken, Account]
 
 
-def test_an_account_in_debt_is_opened_within_its_limit_and_never_cut_off():
+def test_an_account_in_debt_is_opened_within_its_limit_and_never_cut_off() -> None:
     account = Account("f:1", "u", -7 * 10**9, 10 * 10**9, (RateLine("vm", "1", "hour"),))
     assert refusal_of(account) is None
     commands = list(commands_of(account, "old", "imported"))
@@ -80,14 +82,14 @@ def test_an_account_in_debt_is_opened_within_its_limit_and_never_cut_off():
     assert len({params[-1]["request_id"] for _, params in commands}) == len(commands)
 
 
-def test_what_would_be_cut_off_at_once_is_not_imported():
+def test_what_would_be_cut_off_at_once_is_not_imported() -> None:
     refused = refusal_of(Account("f:1", "u", -5, 5, ()))
     assert refused is not None
     assert refused.reason == IN_DEBT
     assert is_empty(Account("f:1", "u", 0, None, ()))
 
 
-def test_a_long_resource_makes_a_request_id_that_the_daemon_takes():
+def test_a_long_resource_makes_a_request_id_that_the_daemon_takes() -> None:
     lines = tuple(RateLine("x" * 100 + end, "1", "hour") for end in "ab")
     commands = list(commands_of(Account("f:1", "u", 1, None, lines), "import", "imported"))
     ids = [params[-1]["request_id"] for method, params in commands if method == "set_rate"]
@@ -99,7 +101,7 @@ def test_a_long_resource_makes_a_request_id_that_the_daemon_takes():
     ("users", "told"),
     [(1, "1 user has no money, no limit and no rate"), (2, "2 users have no money, no limit and no rate")],
 )
-def test_users_who_have_nothing_are_counted_in_words(tmp_path, users, told):
+def test_users_who_have_nothing_are_counted_in_words(tmp_path: Path, users: int, told: str) -> None:
     file = tmp_path / "accounts.csv"
     file.write_text("user_id,balance\n" + "".join(f"u{number},0\n" for number in range(users)))
     result = CliRunner().invoke(root, ["import", "--dry-run", str(file)])

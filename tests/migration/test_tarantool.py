@@ -25,21 +25,21 @@ def balances(*files: Path) -> dict[str, int]:
     return {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)}
 
 
-def test_a_snapshot_and_the_log_behind_it_are_the_balances():
+def test_a_snapshot_and_the_log_behind_it_are_the_balances() -> None:
     assert balances(SNAPSHOT, LOG) == EXPECTED
 
 
-def test_a_log_that_the_snapshot_holds_changes_nothing():
+def test_a_log_that_the_snapshot_holds_changes_nothing() -> None:
     assert balances(SNAPSHOT, LOG, LOG) == EXPECTED
 
 
-def test_a_snapshot_alone_is_the_state_at_its_instant():
+def test_a_snapshot_alone_is_the_state_at_its_instant() -> None:
     alone = balances(SNAPSHOT)
     assert (alone["user_01"], alone["user_03"], alone["bulk_0300"]) == (100, 50, 300)
     assert "user_04" not in alone
 
 
-def test_other_spaces_are_mapped_by_name_or_number():
+def test_other_spaces_are_mapped_by_name_or_number() -> None:
     files = [(SNAPSHOT.name, SNAPSHOT.read_bytes())]
     by_number = list(from_tarantool(files, Mapping("billing", "3", "balance_after")))
     assert by_number == [Account("billing[user_01]", "user_01", 100 * COINS, None, ())]
@@ -49,14 +49,14 @@ def test_other_spaces_are_mapped_by_name_or_number():
         list(from_tarantool(files, Mapping(coins="cash")))
 
 
-def test_a_log_without_its_end_is_read_as_far_as_it_goes():
+def test_a_log_without_its_end_is_read_as_far_as_it_goes() -> None:
     cut = LOG.read_bytes()[:-4]
     found = list(from_tarantool([("s.snap", SNAPSHOT.read_bytes()), ("l.xlog", cut)], Mapping()))
     assert [one.place for one in found if isinstance(one, NotTaken)] == ["l.xlog"]
     assert {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)} == EXPECTED
 
 
-def test_no_flipped_bit_is_taken_for_good():
+def test_no_flipped_bit_is_taken_for_good() -> None:
     """Each byte of the first blocks: an error, or a block that ends nothing; never other balances."""
     data = SNAPSHOT.read_bytes()
     good = [row for row in Log(data).rows()]
@@ -72,13 +72,13 @@ def test_no_flipped_bit_is_taken_for_good():
 
 
 @pytest.mark.parametrize("data", [b"", b"SNAP", b"SNAP\n9.9\n\n", b"<html>\n\n", b"\x00" * 100])
-def test_another_file_is_refused_by_name(data):
+def test_another_file_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(LogError, match=r"x\.snap"):
         list(from_tarantool([("x.snap", data)], Mapping()))
 
 
 @pytest.mark.skipif(shutil.which("tarantool") is None, reason="the Debian package tarantool is not installed")
-def test_what_tarantool_writes_today_is_read(tmp_path):
+def test_what_tarantool_writes_today_is_read(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     command = ["tarantool", str(FIXTURES / "make.lua")]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)

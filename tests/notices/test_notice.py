@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ COIN = 10**9
 HOUR_NS = 3600 * COIN
 
 
-def entries(*commands: tuple[int, tuple[object, ...]]) -> list[bytes]:
+def entries(*commands: tuple[int, tuple[int, int, int, int, bytes]]) -> list[bytes]:
     """What a ledger records of `(instant, command without its user)`; refusals are swallowed."""
     filed: list[int] = []
 
@@ -36,11 +37,11 @@ def entries(*commands: tuple[int, tuple[object, ...]]) -> list[bytes]:
     return [packed for _, packed in ledger.records]
 
 
-def told(packed: list[bytes]) -> list[dict[str, object]]:
+def told(packed: list[bytes]) -> list[dict[str, Any]]:
     return [json.loads(n.body) for index, one in enumerate(packed) for n in notices_of(one, 1, f"0-1-{index}")]
 
 
-def test_every_kind_says_what_happened_and_how_the_account_stands():
+def test_every_kind_says_what_happened_and_how_the_account_stands() -> None:
     low = ops.pack_thresholds([(ops.BY_AMOUNT, 4 * COIN), (ops.BY_RUNWAY, HOUR_NS)])
     made = told(
         entries(
@@ -81,7 +82,7 @@ def test_every_kind_says_what_happened_and_how_the_account_stands():
     assert made[0]["timestamp"] == "1970-01-01T00:00:00.000000001Z"
 
 
-def test_a_line_raised_on_an_exhausted_account_owes_a_cutoff_and_no_notice():
+def test_a_line_raised_on_an_exhausted_account_owes_a_cutoff_and_no_notice() -> None:
     made = told(
         entries(
             (1, (ops.TOP_UP, COIN, 0, 0, b"")),
@@ -92,7 +93,7 @@ def test_a_line_raised_on_an_exhausted_account_owes_a_cutoff_and_no_notice():
     assert [one["type"] for one in made] == ["account.topped_up", "account.debited", "account.exhausted"]
 
 
-def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had():
+def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had() -> None:
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=True, rate_lease_ns=HOUR_NS), max)
     ledger.create(1)
     ledger.apply(1, 1, (ops.TOP_UP, b"u", 10 * COIN, 0, 0, b"", b"", b"", b"", b""))
@@ -104,7 +105,7 @@ def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had():
     assert (ended["data"]["at_ns"], ended["data"]["rate_nanos_per_hour"]) == (HOUR_NS + 2, 0)
 
 
-def test_texts_of_any_kind_are_in_the_body_as_json_has_them():
+def test_texts_of_any_kind_are_in_the_body_as_json_has_them() -> None:
     """Control characters, quotes, all planes of Unicode, and bytes that are no text, which are told in hexadecimal."""
     for message in (b'\x00\x1f\x7f"\\/\n', "ü\u2028😀".encode(), b"\xff\xfe"):
         ledger_made = entries((1, (ops.TOP_UP, 5, 0, 0, b"")))
@@ -115,7 +116,7 @@ def test_texts_of_any_kind_are_in_the_body_as_json_has_them():
         assert notice.body == json.dumps(json.loads(notice.body), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def test_names_are_those_of_the_entry_and_hold_no_full_stop():
+def test_names_are_those_of_the_entry_and_hold_no_full_stop() -> None:
     packed = entries(
         (1, (ops.TOP_UP, COIN, 0, 0, b"")),
         (2, (ops.DEBIT, 2 * COIN, ops.STRICT, 0, b"")),
@@ -129,7 +130,7 @@ def test_names_are_those_of_the_entry_and_hold_no_full_stop():
 
 
 @pytest.mark.parametrize("op", [ops.SET_RATE, ops.SET_CREDIT_LIMIT, ops.ADJUST, ops.HOLD])
-def test_other_operations_are_not_told(op: int):
+def test_other_operations_are_not_told(op: int) -> None:
     made = entries((1, (ops.TOP_UP, COIN, 0, 0, b"")), (2, (op, 5, -1 if op == ops.SET_RATE else 0, -1, b"")))
     assert len(made) == 2
     assert notices_of(made[1], 1, "0-1-1") == []

@@ -57,7 +57,7 @@ def top_up(ledger: Ledger, shard: Shard, user: bytes = b"u") -> None:
     ledger.records.clear()
 
 
-def test_what_is_not_acknowledged_is_owed_over_any_end(tmp_path: Path, ledger: Ledger):
+def test_what_is_not_acknowledged_is_owed_over_any_end(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)
     for _ in range(3):
@@ -73,7 +73,7 @@ def test_what_is_not_acknowledged_is_owed_over_any_end(tmp_path: Path, ledger: L
     assert shard.store.oldest_ns() == 1
 
 
-def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path):
+def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 3, head=17)
     assert shard.store.position == 17
@@ -87,7 +87,7 @@ def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path):
     assert not abandon(str(tmp_path), 3, RealDisk())
 
 
-def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Ledger):
+def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)
     top_up(ledger, shard)
@@ -103,7 +103,7 @@ def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Le
     store.close()
 
 
-def test_what_is_settled_ends_before_the_oldest_that_is_owed(tmp_path: Path, ledger: Ledger):
+def test_what_is_settled_ends_before_the_oldest_that_is_owed(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)
     for _ in range(3):
@@ -118,7 +118,9 @@ def test_what_is_settled_ends_before_the_oldest_that_is_owed(tmp_path: Path, led
     shard.store.close()
 
 
-def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_missing(tmp_path: Path, ledger: Ledger):
+def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_missing(
+    tmp_path: Path, ledger: Ledger
+) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)
     for _ in range(4):
@@ -134,7 +136,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_
     assert store.position == 7
 
 
-def test_a_bucket_takes_along_what_it_owes_once_its_departure_is_on_record(tmp_path: Path, ledger: Ledger):
+def test_a_bucket_takes_along_what_it_owes_once_its_departure_is_on_record(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     for _ in range(2):
@@ -162,7 +164,7 @@ def test_a_bucket_takes_along_what_it_owes_once_its_departure_is_on_record(tmp_p
     assert target.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
 
 
-def test_there_and_back_before_anything_was_claimed(tmp_path: Path, ledger: Ledger):
+def test_there_and_back_before_anything_was_claimed(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     home, away = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     top_up(ledger, home)
@@ -183,7 +185,7 @@ def test_there_and_back_before_anything_was_claimed(tmp_path: Path, ledger: Ledg
     assert away.store.after(0, 10) == []
 
 
-def test_what_was_claimed_is_claimed_once_whoever_dies_before_it_is_deleted(tmp_path: Path, ledger: Ledger):
+def test_what_was_claimed_is_claimed_once_whoever_dies_before_it_is_deleted(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     source, target, third = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2), Shard(tmp_path, 2, generation=3)
     top_up(ledger, source)
@@ -203,7 +205,7 @@ def test_what_was_claimed_is_claimed_once_whoever_dies_before_it_is_deleted(tmp_
     assert third.names() == ["2:account-topped_up", "3:account-topped_up"]
 
 
-def test_the_target_waits_for_all_who_owe_however_slow_they_are(tmp_path: Path, ledger: Ledger):
+def test_the_target_waits_for_all_who_owe_however_slow_they_are(tmp_path: Path, ledger: Ledger) -> None:
     """A bucket goes on before its shard has taken over what the first one owes: the third one waits for both."""
     tmp_path.chmod(0o700)
     source, target, third = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2), Shard(tmp_path, 2, generation=3)
@@ -222,7 +224,7 @@ def test_the_target_waits_for_all_who_owe_however_slow_they_are(tmp_path: Path, 
     assert third.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
 
 
-def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path, ledger: Ledger):
+def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     top_up(ledger, source)
@@ -236,7 +238,7 @@ def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path
     assert target.store.claim(1)
 
 
-def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path: Path, ledger: Ledger):
+def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)
     top_up(ledger, shard)
@@ -250,7 +252,7 @@ def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path
     assert Store(str(tmp_path), 0, RealDisk()).position == 1, "there never were any"
 
 
-def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledger):
+def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     top_up(ledger, source)
@@ -268,7 +270,7 @@ def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledg
     assert target.names() == ["1:account-topped_up", "2:account-topped_up"]
 
 
-def test_a_notice_that_is_not_what_was_written_is_never_taken_up(tmp_path: Path, ledger: Ledger):
+def test_a_notice_that_is_not_what_was_written_is_never_taken_up(tmp_path: Path, ledger: Ledger) -> None:
     shard = Shard(tmp_path, 0)
     for _ in range(3):
         top_up(ledger, shard)
@@ -280,7 +282,7 @@ def test_a_notice_that_is_not_what_was_written_is_never_taken_up(tmp_path: Path,
         shard.store.of_user(b"u", 0, 10, 10)
 
 
-def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path: Path, ledger: Ledger):
+def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path: Path, ledger: Ledger) -> None:
     former, present = Shard(tmp_path, 0), Shard(tmp_path, 1)
     top_up(ledger, former)
     former.take((LEAVE, 1, 1, b""))

@@ -14,7 +14,7 @@ def row(seq: int, user: int, bucket_id: int = 1) -> Row:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_notice_comes_once_in_order_per_user_and_memory_is_bounded(seed: int):
+def test_every_notice_comes_once_in_order_per_user_and_memory_is_bounded(seed: int) -> None:
     rng = random.Random(seed)
     rows = [row(seq, rng.randrange(30)) for seq in range(1, 800)]
     window = Window(users_max=7, each_max=3)
@@ -39,7 +39,7 @@ def test_every_notice_comes_once_in_order_per_user_and_memory_is_bounded(seed: i
         assert seqs == sorted(seqs)
 
 
-def test_a_bucket_that_left_is_gone_and_an_answer_that_comes_late_is_nothing():
+def test_a_bucket_that_left_is_gone_and_an_answer_that_comes_late_is_nothing() -> None:
     window = Window()
     window.put(row(1, 1, bucket_id=4))
     window.put(row(2, 2, bucket_id=5))

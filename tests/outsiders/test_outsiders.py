@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,7 +35,7 @@ class Scene(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory) -> Iterator[int]:
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as daemon:
         yield daemon.rpc_port
 
@@ -106,7 +106,9 @@ def go(scene: Scene) -> str:
         pytest.param(go, id="ugorji"),
     ],
 )
-def test_a_client_that_knows_nothing_of_us_tops_up_sets_a_rate_debits_and_is_refused(play, port, request, tmp_path):
+def test_a_client_that_knows_nothing_of_us_tops_up_sets_a_rate_debits_and_is_refused(
+    play: Callable[..., Any], port: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     seen = json.loads(play(Scene(port, request.node.callspec.id, tmp_path)))
     refused = seen.pop("refused")
     assert seen == {"topped_up": 5 * 10**9, "rate": 3600, "debited": 2 * 10**9, "state": "active"}

@@ -66,11 +66,12 @@ def play(connector: str, port: int, user: str, *signed: str) -> dict[str, object
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    played: dict[str, object] = json.loads(ended.stdout)
+    return played
 
 
 @pytest.fixture(scope="module")
-def free(tmp_path_factory) -> Iterator[int]:
+def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a daemon without tokens."""
     port = free_port()
     with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1, **{"tarantool.listen": f"{HOST}:{port}"}):
@@ -78,7 +79,7 @@ def free(tmp_path_factory) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory) -> Iterator[int]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a daemon that asks for tokens."""
     directory: Path = tmp_path_factory.mktemp("g")
     tokens, port = directory / "tokens", free_port()
@@ -94,20 +95,20 @@ CONNECTORS = ["tarantool", "asynctnt", "tarantool-driver", "net.box"]
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
-def test_a_connector_plays_the_scene(connector, free):
+def test_a_connector_plays_the_scene(connector: str, free: int) -> None:
     seen = play(connector, free, connector)
     assert str(seen.pop("refused")).startswith("INSUFFICIENT_FUNDS: 9000000000 nanos asked for, 2999999")
     assert seen == SEEN
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
-def test_a_connector_signs_in(connector, guarded):
+def test_a_connector_signs_in(connector: str, guarded: int) -> None:
     seen = play(connector, guarded, connector, NAME, TOKEN)
     seen.pop("refused")
     assert seen == SEEN
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
-def test_a_connector_with_a_wrong_token_does_nothing(connector, guarded):
+def test_a_connector_with_a_wrong_token_does_nothing(connector: str, guarded: int) -> None:
     with pytest.raises(AssertionError, match=r"[Ii]ncorrect password|ER_PASSWORD_MISMATCH|47"):
         play(connector, guarded, f"nobody-{connector}", NAME, "another token")

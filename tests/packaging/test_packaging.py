@@ -26,7 +26,7 @@ NEEDS_THE_SERVER = {"demo", "loadtest", "receiver", "doctor"}
 
 def asked_for(*extras: str) -> set[str]:
     """The packages of others that an installation asks for, with these extras."""
-    left, found = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)], set()
+    left, found = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)], set[str]()
     while left:
         for requirement in map(Requirement, left.pop()):
             if requirement.name == PROJECT["name"]:
@@ -54,11 +54,11 @@ def run_without(packages: set[str], script: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_a_plain_installation_runs_the_daemon_and_the_command():
+def test_a_plain_installation_runs_the_daemon_and_the_command() -> None:
     assert asked_for() >= {"msgpack", "msgspec", "crc32c", "uvloop", "aiohttp", "click", "pydantic", "rich"}
 
 
-def test_the_client_needs_three_packages_and_no_other():
+def test_the_client_needs_three_packages_and_no_other() -> None:
     others = asked_for("dev") - CLIENT
     assert asked_for() > CLIENT
     assert "uvloop" in modules_of(others)
@@ -66,7 +66,7 @@ def test_the_client_needs_three_packages_and_no_other():
     assert (ended.stdout, ended.returncode) == ("Client\n", 0), ended.stderr
 
 
-def test_what_people_type_loads_nothing_of_the_daemon():
+def test_what_people_type_loads_nothing_of_the_daemon() -> None:
     typed = sorted(set(MODULE_OF.values()) - {MODULE_OF[name] for name in NEEDS_THE_SERVER})
     script = f"""
 import importlib
@@ -81,14 +81,14 @@ main()
     assert ended.stdout == (REPOSITORY / "config.toml").read_text()
 
 
-def test_a_command_without_a_package_names_it():
+def test_a_command_without_a_package_names_it() -> None:
     ended = run_without({"uvloop"}, "from billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n")
     assert ended.returncode == 2
     assert "the package uvloop is not installed" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_another_system_than_linux_is_named_before_anything_is_loaded():
+def test_another_system_than_linux_is_named_before_anything_is_loaded() -> None:
     assert runs_on("linux")
     assert [name for name in ("darwin", "win32", "freebsd14") if runs_on(name)] == []
     script = "sys.platform = 'darwin'\nfrom billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n"
@@ -97,7 +97,7 @@ def test_another_system_than_linux_is_named_before_anything_is_loaded():
     assert ended.stderr.startswith("billing runs on Linux, and this is darwin.")
 
 
-def test_a_missing_module_of_our_own_is_a_bug_and_no_missing_package():
+def test_a_missing_module_of_our_own_is_a_bug_and_no_missing_package() -> None:
     assert package_of(ModuleNotFoundError("no", name="billing.nothing")) is None
     assert package_of(ModuleNotFoundError("no", name="aiohttp.web")) == "aiohttp"
 
@@ -136,13 +136,13 @@ def tracked() -> set[str]:
     return {name for name in listed.stdout.decode().split("\0") if name and (REPOSITORY / name).is_file()}
 
 
-def test_the_source_distribution_has_every_file_of_the_repository(distributions):
+def test_the_source_distribution_has_every_file_of_the_repository(distributions: tuple[Path, Path]) -> None:
     source, _ = distributions
     there = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     assert tracked() - there == set()
 
 
-def test_the_wheel_has_every_file_of_both_packages(distributions):
+def test_the_wheel_has_every_file_of_both_packages(distributions: tuple[Path, Path]) -> None:
     _, wheel = distributions
     with zipfile.ZipFile(wheel) as opened:
         there = set(opened.namelist())
@@ -150,7 +150,9 @@ def test_the_wheel_has_every_file_of_both_packages(distributions):
     assert not [name for name in there if name.startswith(("tests/", "benchmarks/", "examples/", "docs/"))]
 
 
-def test_the_wheel_alone_prints_configuration_rules_and_runbook(distributions, tmp_path):
+def test_the_wheel_alone_prints_configuration_rules_and_runbook(
+    distributions: tuple[Path, Path], tmp_path: Path
+) -> None:
     _, wheel = distributions
     with zipfile.ZipFile(wheel) as opened:
         opened.extractall(tmp_path / "installed")

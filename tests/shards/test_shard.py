@@ -26,6 +26,9 @@ class Ear:
     def flush(self) -> None:
         """Nothing is held back here."""
 
+    def refuse(self, token: object, reply: object) -> None:
+        self.answer(token, reply)
+
 
 def new_shard(*bucket_ids: int) -> Shard:
     shard = Shard(1, Counters())

@@ -128,7 +128,7 @@ class Programs:
 
     def _hold(self, user: bytes) -> Call:
         amount = self._amount()
-        options = {"ttl_ns": self._rng.randrange(1, 5 * 10**9)} if self._rng.random() < 0.5 else {}
+        options: dict[str, Any] = {"ttl_ns": self._rng.randrange(1, 5 * 10**9)} if self._rng.random() < 0.5 else {}
         return self._new("hold", user, amount, number=amount, **options)
 
     def _capture(self, user: bytes) -> Call:

@@ -129,7 +129,7 @@ def item_of(body: bytes) -> Item:
         tails.append(body[at : at + length])
         at += length
     assert at == len(body), "an entry's tails do not fill it"
-    return Item(
+    return Item._make((
         *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], f[14], *f[16:20], *tails[:4],
         f[15], tails[4], tails[6],
-    )  # fmt: skip
+    ))  # fmt: skip

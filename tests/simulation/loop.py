@@ -15,7 +15,7 @@ import contextvars
 import random
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -151,18 +151,18 @@ class SimLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.kernel.now_ns / SECOND_NS
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = Handle(self, 0, callback, args, context)
         if not self.dead:
             self.kernel.soon(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return self.call_in(int(delay * SECOND_NS), callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return self.call_in(int(when * SECOND_NS) - self.kernel.now_ns, callback, *args, context=context)
 
     def call_in(self, delay_ns: int, callback: Any, *args: Any, context: Any = None) -> Handle:
@@ -178,7 +178,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: Any = None, context: Any = None) -> Any:
+    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
         task = asyncio.Task(coro, loop=self, name=name or "task", context=context)
         self._tasks[task] = None
         task.add_done_callback(self._forget)
@@ -221,10 +221,10 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     # -- the operating system ---------------------------------------------------------------------------------------
 
-    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """Signals are not simulated: a process is told to stop over its control wire, or killed."""
 
-    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         self._readers[fd] = callback
 
     def remove_reader(self, fd: Any) -> bool:

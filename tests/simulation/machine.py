@@ -104,7 +104,7 @@ class SimProcess:
         self.machine = machine
         self.name = name
         self.pid = pid
-        self.loop = NetLoop(machine.kernel, name, machine.net)
+        self.loop = NetLoop(machine.kernel, name, machine.net)  # type: ignore[abstract]  # of asyncio's loop what we use
         self.rng = random.Random(machine.rng.getrandbits(64))
         self.disk = SimDisk(machine.medium, self.rng)
         self.disk.on_sync = machine.on_sync

@@ -124,7 +124,8 @@ class Moving:
 
     async def client_call(self, method: str, user: bytes, *params: Any, **options: Any) -> dict[str, Any]:
         """What a client is answered at last."""
-        return await self.clients[0].until_known(self._call(method, user, *params, **options))
+        answer: dict[str, Any] = await self.clients[0].until_known(self._call(method, user, *params, **options))
+        return answer
 
     async def move(self, shard: int) -> tuple[Any, Any]:
         """(error, result) of the operator's wish."""

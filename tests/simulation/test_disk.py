@@ -34,31 +34,32 @@ def after_power_loss(seed: int, *, synced: bool = False, named: bool = True) -> 
     return content(medium, "/file") if SimDisk(medium, rng).exists("/file") else None
 
 
-def test_what_was_synced_stays():
+def test_what_was_synced_stays() -> None:
     for seed in range(50):
         assert after_power_loss(seed, synced=True) == bytes(512) + b"x" * 2048 + bytes(4096 - 2560)
 
 
-def test_what_was_not_synced_stays_goes_or_tears_at_sectors():
+def test_what_was_not_synced_stays_goes_or_tears_at_sectors() -> None:
     seen = {after_power_loss(seed) for seed in range(200)}
     assert bytes(4096) in seen
     assert bytes(512) + b"x" * 2048 + bytes(4096 - 2560) in seen
     torn = seen - {bytes(4096), bytes(512) + b"x" * 2048 + bytes(4096 - 2560)}
     assert len(torn) > 5
     for data in torn:
+        assert data is not None
         sectors = [data[at : at + SECTOR_BYTES] for at in range(0, len(data), SECTOR_BYTES)]
         assert all(len(set(sector)) == 1 for sector in sectors)
-    assert any(data[512:1024] != data[1024:1536] for data in torn), "in any order"
+    assert any(data[512:1024] != data[1024:1536] for data in torn if data is not None), "in any order"
 
 
-def test_a_name_that_was_not_synced_may_be_gone():
+def test_a_name_that_was_not_synced_may_be_gone() -> None:
     seen = [after_power_loss(seed, synced=True, named=False) for seed in range(50)]
     assert None in seen
     assert any(seen)
 
 
 @pytest.mark.parametrize("how", ["rename", "unlink"])
-def test_a_rename_or_removal_that_was_not_synced_may_not_have_been(how):
+def test_a_rename_or_removal_that_was_not_synced_may_not_have_been(how: str) -> None:
     seen = set()
     for seed in range(50):
         medium, disk, rng = started(seed)
@@ -77,7 +78,7 @@ def test_a_rename_or_removal_that_was_not_synced_may_not_have_been(how):
         assert seen == {(("new", "old"), b"old"), (("new",), None)}
 
 
-def test_a_kill_leaves_the_cache():
+def test_a_kill_leaves_the_cache() -> None:
     medium, disk, rng = started()
     handle = disk.create("/file")
     disk.pwrite(handle, b"x", 0)
@@ -92,7 +93,7 @@ def test_a_kill_leaves_the_cache():
         SimDisk(medium, rng).lock("/lock")
 
 
-def test_after_a_failed_sync_a_good_one_lies():
+def test_after_a_failed_sync_a_good_one_lies() -> None:
     for seed in range(20):
         medium, disk, rng = started(seed)
         handle = disk.create("/file")
@@ -110,7 +111,7 @@ def test_after_a_failed_sync_a_good_one_lies():
         assert content(medium, "/file") == b"\0\0\0\0kept"
 
 
-def test_the_n_th_call_fails_once_or_from_then_on():
+def test_the_n_th_call_fails_once_or_from_then_on() -> None:
     for sticky in (False, True):
         _, disk, _ = started(fault=Fault(3, errno.EIO, sticky))
         handle = disk.create("/file")
@@ -126,7 +127,7 @@ def test_the_n_th_call_fails_once_or_from_then_on():
         assert disk.trace == ["create file", "fsync file", "write file", "fsync file"]
 
 
-def test_a_write_may_end_midway():
+def test_a_write_may_end_midway() -> None:
     lengths = set()
     for seed in range(40):
         medium, disk, _ = started(seed, Fault(2, "kill"))
@@ -138,7 +139,7 @@ def test_a_write_may_end_midway():
     assert lengths == set(range(11))
 
 
-def test_a_loss_of_power_at_a_call_ends_every_process():
+def test_a_loss_of_power_at_a_call_ends_every_process() -> None:
     medium, disk, rng = started(fault=Fault(1, "power"))
     other = SimDisk(medium, rng)
     before = other.boot_id()
@@ -149,7 +150,7 @@ def test_a_loss_of_power_at_a_call_ends_every_process():
     assert SimDisk(medium, rng).boot_id() != before
 
 
-def test_a_full_disk_refuses_what_needs_room_and_nothing_else():
+def test_a_full_disk_refuses_what_needs_room_and_nothing_else() -> None:
     medium, disk, _ = started()
     handle = disk.create("/file")
     disk.allocate(handle, 1000)
@@ -166,7 +167,7 @@ def test_a_full_disk_refuses_what_needs_room_and_nothing_else():
     disk.allocate(other, 1500)
 
 
-def test_a_rotten_bit_is_on_the_medium():
+def test_a_rotten_bit_is_on_the_medium() -> None:
     medium, disk, rng = started()
     handle = disk.create("/file")
     disk.pwrite(handle, b"\0\0", 0)
@@ -177,11 +178,11 @@ def test_a_rotten_bit_is_on_the_medium():
     assert content(medium, "/file") == b"\0\2"
 
 
-def test_the_same_seed_does_the_same():
+def test_the_same_seed_does_the_same() -> None:
     assert [after_power_loss(seed) for seed in range(30)] == [after_power_loss(seed) for seed in range(30)]
 
 
-def test_a_copy_is_another_disk():
+def test_a_copy_is_another_disk() -> None:
     medium, disk, rng = started()
     handle = disk.create("/file")
     disk.pwrite(handle, b"x", 0)

@@ -8,14 +8,14 @@ are there, and it is served again. Nobody guesses: what was decided is what the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from shards.control import Known, MoveAbort, MoveIn, MoveOut, NewOwner, Payload, Served, Stored
 from shards.moves.handoff import QUIET_WAIT_NS
 from shards.moves.mover import Caps
-from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Moving
+from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Message, Moving
 
 ROLES = ("source", "target", "supervisor")
 MOVED = [  # a move's messages, in order, by direction
@@ -69,7 +69,7 @@ def carried_out(moving: Moving) -> tuple[int, int]:
     return moving.end()
 
 
-def test_a_move_without_trouble(moving):
+def test_a_move_without_trouble(moving: Moving) -> None:
     assert carried_out(moving) == (TARGET, 2)
     assert set(moving.seen) == set(MOVED)
     kinds = {kind for _, kind in moving.seen}
@@ -79,14 +79,14 @@ def test_a_move_without_trouble(moving):
 @pytest.mark.parametrize("what", ["kill", "power"])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("call", range(1, CALLS_MAX + 1))
-def test_crash_at_every_call_of_the_disk(moving, role, call, what):
+def test_crash_at_every_call_of_the_disk(moving: Moving, role: str, call: int, what: str) -> None:
     disk = moving.process(role).disk
     disk.fail(what, calls_ahead=call)
     assert carried_out(moving) in OUTCOMES
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_matrix_reaches_behind_the_end_of_the_move(moving, role):
+def test_the_matrix_reaches_behind_the_end_of_the_move(moving: Moving, role: str) -> None:
     disk = moving.process(role).disk
     before = disk.calls
 
@@ -100,11 +100,11 @@ def test_the_matrix_reaches_behind_the_end_of_the_move(moving, role):
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_crash_at_every_message(moving, step, role, when):
+def test_crash_at_every_message(moving: Moving, step: tuple[str, type], role: str, when: str) -> None:
     """The process ends before the message leaves, or a moment later, when it is read or about to be."""
-    hit = []
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step and not hit:
             process = moving.process(role)
             hit.append(process)
@@ -119,10 +119,10 @@ def test_crash_at_every_message(moving, step, role, when):
 
 @pytest.mark.parametrize("later_ns", [1, 300_000, 3_000_000])
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_doubled(moving, step, later_ns):
-    hit = []
+def test_every_message_doubled(moving: Moving, step: tuple[str, type], later_ns: int) -> None:
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step:
             hit.append(message)
             return [0, later_ns]
@@ -135,13 +135,13 @@ def test_every_message_doubled(moving, step, later_ns):
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_lost(moving, step, times):
+def test_every_message_lost(moving: Moving, step: tuple[str, type], times: int) -> None:
     """Nobody concludes anything from silence but the supervisor. Before the decision it takes the bucket back to
     where it was; behind it, it says what was decided until everybody knows.
     """
-    hit = []
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step and len(hit) < times:
             hit.append(message)
             return []
@@ -155,11 +155,14 @@ def test_every_message_lost(moving, step, times):
 @pytest.mark.parametrize("what", ["lost", "doubled"])
 @pytest.mark.parametrize("step", ABORTED, ids=named)
 @pytest.mark.parametrize("cause", [Payload, Stored])
-def test_every_message_of_an_end_that_came_to_nothing(moving, cause, step, what):
+def test_every_message_of_an_end_that_came_to_nothing(
+    moving: Moving, cause: type, step: tuple[str, type], what: str
+) -> None:
     """The bucket must not stand still at the source, nor be in the way at the target: the next move takes it."""
-    lost, hit = [], []
+    lost: list[object] = []
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, cause) and not lost:
             lost.append(message)
             return []
@@ -185,10 +188,10 @@ def test_every_message_of_an_end_that_came_to_nothing(moving, cause, step, what)
 
 
 @pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=named)
-def test_every_message_late_until_its_move_came_to_nothing(moving, step):
-    hit = []
+def test_every_message_late_until_its_move_came_to_nothing(moving: Moving, step: tuple[str, type]) -> None:
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step and not hit:
             hit.append(message)
             moving.keep(direction, message)
@@ -212,11 +215,11 @@ def test_every_message_late_until_its_move_came_to_nothing(moving, step):
 
 
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_lost_with_its_wire(moving, step):
+def test_every_message_lost_with_its_wire(moving: Moving, step: tuple[str, type]) -> None:
     """A wire between two processes of a host loses nothing but by its end, which is the worker's end, too."""
-    hit = []
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step and not hit:
             hit.append(message)
             moving.wires[direction].cut()
@@ -229,11 +232,11 @@ def test_every_message_lost_with_its_wire(moving, step):
 
 
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_late_until_a_later_move_is_over(moving, step):
+def test_every_message_late_until_a_later_move_is_over(moving: Moving, step: tuple[str, type]) -> None:
     """Before the decision it is lost at first; behind it, it comes twice: also when the bucket has gone on and back."""
-    hit = []
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step and not hit:
             hit.append(message)
             moving.keep(direction, message)
@@ -259,7 +262,7 @@ def test_every_message_late_until_a_later_move_is_over(moving, step):
     assert moving.end() == (TARGET, 4)
 
 
-def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving):
+def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving: Moving) -> None:
     moving.handoff().block_bytes_max = 500
     error, _ = moving.run(moving.move(TARGET), "a move that is refused")
     assert "MOVE_REFUSED" in str(error)
@@ -268,13 +271,15 @@ def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving):
 
 
 @pytest.mark.parametrize(("wait_ns", "is_before"), [(QUIET_WAIT_NS, False), (0, True)])
-def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(moving, wait_ns, is_before):
+def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
+    moving: Moving, wait_ns: int, is_before: bool
+) -> None:
     """An account runs out of money some milliseconds after the wish: the bucket is frozen when that is over."""
     moving.handoff().quiet_wait_ns = wait_ns
     world, user, left = moving.world, moving.users[1], []
     world.moods.wrong.clear()
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, Payload):
             left.append(world.kernel.wall_ns())
         return [0]
@@ -292,19 +297,21 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(moving, wa
     assert moving.end() == (TARGET, 2)
 
 
-def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving):
+def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Moving) -> None:
     """Two out of each shard of two, three in all: the fourth waits its turn."""
-    mover = moving.world.supervisor.mover
+    supervisor = moving.world.supervisor
+    assert supervisor is not None
+    mover = supervisor.mover
     mover.caps, most = Caps(total=3, sending=2, receiving=2), []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         under_way = [one for one in mover.running.values() if one.move is not None]
         most.append(len(under_way))
         assert max(sum(one.source == shard for one in under_way) for shard in (SOURCE, TARGET)) <= 2
         return [200_000]
 
     moving.fate = fate
-    before = moving.world.supervisor.map.owner.tolist()[1:]
+    before = supervisor.map.owner.tolist()[1:]
 
     async def story() -> None:
         load = asyncio.ensure_future(moving.load())
@@ -316,22 +323,23 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving):
 
     moving.run(story(), "moves beside each other")
     assert max(most) == 3
-    assert moving.world.supervisor.map.owner.tolist()[1:] == [3 - owner for owner in before]
+    assert supervisor.map.owner.tolist()[1:] == [3 - owner for owner in before]
     assert moving.end() == (TARGET, 2)
 
 
-def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving):
+def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving: Moving) -> None:
     """Everything ends when the decision was made and before the source hears of it; then the target's data is damaged.
     The source serves nothing of the bucket, and forgets nothing, through snapshots and restarts, until it is mended.
     """
-    world, gone = moving.world, []
+    world = moving.world
+    gone: list[object] = []
 
     def end_all() -> None:
         world.restart_wanted = False
         for process in list(world.machine.processes.values()):
             process.kill()
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, NewOwner) and not gone:
             gone.append(message)
             world.outside.call_in(0, end_all)
@@ -345,7 +353,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
         workers = world.supervisor.workers if world.supervisor is not None else {}
         return workers[shard_id].state if shard_id in workers else "down"
 
-    async def until(holds) -> None:
+    async def until(holds: Callable[[], object]) -> None:
         for _ in range(1000):
             if holds():
                 return
@@ -367,9 +375,11 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
         await until(lambda: state_of(SOURCE) == "serving" and state_of(TARGET) == "held")
         assert orphans() == {BUCKET}
         worker = world.processes[SOURCE].worker
+        assert worker is not None
         worker.snapshotter.begin()
         worker.wake()
-        await until(lambda: worker.snapshotter.count == 1)
+        snapshotter = worker.snapshotter
+        await until(lambda: snapshotter.count == 1)
         moving.process("source").kill()
         await until(lambda: state_of(SOURCE) != "serving")
         await until(lambda: state_of(SOURCE) == "serving")
@@ -386,10 +396,10 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_a_peer_that_hangs_at_every_message(moving, step, role):
-    hit = []
+def test_a_peer_that_hangs_at_every_message(moving: Moving, step: tuple[str, type], role: str) -> None:
+    hit: list[object] = []
 
-    def fate(direction, message):
+    def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step and not hit:
             loop = moving.process(role).loop
             loop.hung_until_ns = moving.world.kernel.now_ns + int(HUNG_S * 1e9)

@@ -5,6 +5,7 @@ one must still fit the code.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +16,7 @@ SEED = random.SystemRandom().randrange(10**6)  # shown by a failure, in the name
 DRAWN = 2
 
 
-def test_there_are_enough_and_each_fits_the_code_and_changes_it():
+def test_there_are_enough_and_each_fits_the_code_and_changes_it() -> None:
     assert len(FAULTS) >= 30
     assert len({fault.name for fault in FAULTS + UNSEEN}) == len(FAULTS) + len(UNSEEN)
     for fault in FAULTS + UNSEEN:
@@ -24,7 +25,7 @@ def test_there_are_enough_and_each_fits_the_code_and_changes_it():
 
 
 @pytest.mark.parametrize("number", range(DRAWN))
-def test_drawn_faults_are_caught(number, record_property):
+def test_drawn_faults_are_caught(number: int, record_property: Callable[[str, object], None]) -> None:
     seed = f"{SEED}"
     fault = random.Random(int(seed)).sample(FAULTS, DRAWN)[number]
     record_property("fault", fault.name)

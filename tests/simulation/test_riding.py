@@ -49,7 +49,7 @@ def run_dry_apart(world: World, client: Client) -> None:
     world.run(made.done, 9, "all users have money and a rate")
 
 
-def test_an_isolated_cutoff_is_one_batch_and_its_2xx_rides_in_it(world):
+def test_an_isolated_cutoff_is_one_batch_and_its_2xx_rides_in_it(world: World) -> None:
     run_dry_apart(world, client_of(world))
     world.run(world.is_quiet, 1, "all is durable")
     before = world.auditor.head("shard-1")
@@ -58,7 +58,7 @@ def test_an_isolated_cutoff_is_one_batch_and_its_2xx_rides_in_it(world):
     assert world.auditor.head("shard-1") - before == len(USERS)
 
 
-def test_a_read_does_not_wait_for_the_ride_and_takes_along_what_it_saw(world):
+def test_a_read_does_not_wait_for_the_ride_and_takes_along_what_it_saw(world: World) -> None:
     client = client_of(world)
     run_dry_apart(world, client)
     world.run(lambda: bool(world.auditor.delivered), 12, "the first is called")
@@ -69,7 +69,7 @@ def test_a_read_does_not_wait_for_the_ride_and_takes_along_what_it_saw(world):
     assert reading.result()["state"] == "exhausted"  # and the auditor saw that the entry it names is durable
 
 
-def test_what_rides_when_the_process_dies_is_called_again_under_the_same_name(world):
+def test_what_rides_when_the_process_dies_is_called_again_under_the_same_name(world: World) -> None:
     run_dry_apart(world, client_of(world))
     world.run(lambda: bool(world.auditor.attempts), 12, "the first is being called")
     process = world.process_of(1)

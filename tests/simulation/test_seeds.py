@@ -6,6 +6,8 @@ A seed that fails names the command that repeats it. Seeds that found something 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.simulation.calls import COMMANDS
@@ -31,24 +33,24 @@ FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.fa
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
-def test_seeds(first):
+def test_seeds(first: int) -> None:
     wrong = [one for one in map(outcome_of, range(first, first + AT_ONCE)) if not one["ok"]]
     assert not wrong, "\n".join(f"{command_of(one['seed'])}   # {one['error']}" for one in wrong)
 
 
 @pytest.mark.parametrize("seed", FOUND)
-def test_seeds_that_found_something(seed):
+def test_seeds_that_found_something(seed: int) -> None:
     assert outcome_of(seed)["ok"], command_of(seed)
 
 
 @pytest.mark.parametrize("seed", [3, 11])
-def test_a_seed_is_repeated_exactly(seed):
+def test_a_seed_is_repeated_exactly(seed: int) -> None:
     once, again = play(seed), play(seed)
     assert once == again
     assert play(seed + 1).digest != once.digest
 
 
-def test_every_procedure_is_called_and_answered():
+def test_every_procedure_is_called_and_answered() -> None:
     log: list[str] = []
     for seed in range(4):
         play(seed, log)
@@ -58,7 +60,7 @@ def test_every_procedure_is_called_and_answered():
         assert any(f"'{method}'" in line and "(None, " in line for line in log), method
 
 
-def test_worlds_differ():
+def test_worlds_differ() -> None:
     worlds = [world_of(seed) for seed in range(40)]
     assert {world.workers for world in worlds} >= {1, 2, 3}
     assert {world.buckets for world in worlds} >= {3, 6, 8}
@@ -67,7 +69,7 @@ def test_worlds_differ():
         world.close()
 
 
-def test_a_campaign_goes_on_where_it_was_left(tmp_path):
+def test_a_campaign_goes_on_where_it_was_left(tmp_path: Path) -> None:
     out = tmp_path / "seeds.jsonl"
     first = campaign(0, 2, out=out)
     assert first["failed"] == []

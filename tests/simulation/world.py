@@ -50,7 +50,7 @@ class World:
         accrues: bool = False,
         restores: bool = True,
         leases: bool = True,
-    ):
+    ) -> None:
         """`leases`: a rate that is reported without a lease may get one of two seconds."""
         self.rng = random.Random(seed)
         self._hash = hashlib.blake2b(digest_size=16)
@@ -60,7 +60,7 @@ class World:
         self.moods = Moods(random.Random(self.rng.getrandbits(64)))
         self.archive = Archive()
         self.kernel = self.machine.kernel
-        self.outside = NetLoop(self.kernel, "outside", self.machine.net)
+        self.outside = NetLoop(self.kernel, "outside", self.machine.net)  # type: ignore[abstract]
         self.outside.on_trouble = self._on_trouble
         self.door: SimSocket = self.machine.net.listen()
         self.workers = workers
@@ -74,13 +74,14 @@ class World:
         self.trouble: BaseException | None = None
         self.applications: dict[int, Billing] = {}
         self.processes: dict[int, Process] = {}  # shard -> its newest process
+        classes: dict[str, Any] = {"class": {name: CutoffClass(grace_s=grace_s) for name, grace_s in GRACES_S.items()}}
         self.config = Config(
             cutoff=Cutoff(
                 url="http://sim/cutoff",
                 restore_url="http://sim/restore" if restores else "",
                 after_exhaustion="accrue" if accrues else "clamp",
                 concurrency=CALLS_AT_ONCE,
-                **{"class": {name: CutoffClass(grace_s=grace_s) for name, grace_s in GRACES_S.items()}},
+                **classes,
             ),
             ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2)) * leases),
         )
@@ -143,8 +144,8 @@ class World:
             self.settings(),
             ["worker"],
             b"",
-            [("tcp", self.door)],
-            process.host(),  # type: ignore[list-item]
+            [("tcp", self.door)],  # type: ignore[list-item]
+            process.host(),
         )
         process.on_end.append(self._on_supervisor_end)
         self.trace("start", process.pid)

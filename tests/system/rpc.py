@@ -55,7 +55,8 @@ class Rpc(asyncio.Protocol):
         self._msgid += 1
         future = self._waiting[self._msgid] = asyncio.get_running_loop().create_future()
         self._transport.write(msgpack.packb([0, self._msgid, method, list(params)]))
-        return await future
+        answered: tuple[Any, Any] = await future
+        return answered
 
     async def ask(self, method: str, *params: Any) -> Any:
         """The result; an error fails the test."""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,12 @@ def billing(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-async def backed_up(daemon: Daemon, target: Path) -> dict:
+async def backed_up(daemon: Daemon, target: Path) -> dict[str, Any]:
     done = await asyncio.to_thread(billing, "backup", target, "--address", daemon.address)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "no faults" in done.stdout
-    return json.loads((target / "backup.json").read_text())
+    told: dict[str, Any] = json.loads((target / "backup.json").read_text())
+    return told
 
 
 async def put_back(daemon: Daemon, source: Path) -> None:

@@ -70,6 +70,7 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(da
         calls = [rpc.call("release", "unlucky", "r:held")]
         calls += [rpc.call("debit", "unlucky", 1), rpc.call("get_account", "unlucky")]  # of an account gone wrong
         for said in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(said, Lost | tuple), said
             assert isinstance(said, Lost) or said[0].startswith("UNAVAILABLE"), said  # from another, who passed it on
         for _ in range(20):  # while its process ends: none of these is answered out of what went wrong
             with contextlib.suppress(Lost, OSError):
@@ -83,6 +84,6 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(da
         rows = await rpc.ask("history", "unlucky")
         assert [row["operation"] for row in rows] == ["top_up", "hold", "top_up"]
     doctor = [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)]
-    said = await asyncio.to_thread(subprocess.run, doctor, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stdout + said.stderr
-    assert "no faults" in said.stdout
+    ended = await asyncio.to_thread(subprocess.run, doctor, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "no faults" in ended.stdout

@@ -26,12 +26,12 @@ SESSION = [
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory) -> Iterator[Daemon]:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as daemon:
         yield daemon
 
 
-def test_a_session_from_a_pipe(daemon):
+def test_a_session_from_a_pipe(daemon: Daemon) -> None:
     lines = "\n".join([*SESSION, "nonsense", "history {user}"]).format(user="piped") + "\n"
     done = subprocess.run(
         [sys.executable, "-m", "billing", "console", "--address", daemon.address],
@@ -45,7 +45,7 @@ def test_a_session_from_a_pipe(daemon):
     assert re.search(r"^ *\d+ +\S+ \S+ +debit", done.stdout, re.M)
 
 
-def test_the_session_of_a_tarantool_console_gives_its_answers(daemon):
+def test_the_session_of_a_tarantool_console_gives_its_answers(daemon: Daemon) -> None:
     typed = """\
 increase_balance('origin_03', 750)
 decrease_balance('origin_03', 200)
@@ -101,7 +101,7 @@ class Terminal:
         os.close(self._ours)
 
 
-def test_a_session_at_a_terminal(daemon, tmp_path):
+def test_a_session_at_a_terminal(daemon: Daemon, tmp_path: Path) -> None:
     terminal = Terminal(daemon.address, tmp_path)
     try:
         terminal.until("Amounts are coins")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
@@ -28,7 +29,7 @@ async def receiving(port: int = 0, fault: Fault | None = None) -> AsyncIterator[
         await receiver.close()
 
 
-async def until(condition, wait_s: float = 60.0) -> None:
+async def until(condition: Callable[[], object], wait_s: float = 60.0) -> None:
     """Returns when the condition holds; fails where it does not come to hold."""
     for _ in range(int(wait_s / 0.02)):
         if condition():
@@ -81,7 +82,7 @@ async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_sa
             rpc = await Rpc.connect(daemon.rpc_port)
 
             async def nothing_is_owed() -> bool:
-                return await rpc.ask("pending_cutoffs") == []
+                return list(await rpc.ask("pending_cutoffs")) == []
 
             for _ in range(300):
                 if await nothing_is_owed():
@@ -116,7 +117,7 @@ async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(d
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("top_up", "refused", COIN)
         await rpc.ask("debit", "refused", COIN)
-        cutoff = {"attempts": 0}
+        cutoff: dict[str, Any] = {"attempts": 0}
         for _ in range(1000):
             cutoff = (await rpc.ask("get_account", "refused"))["cutoff"]
             if cutoff["attempts"] >= 2:

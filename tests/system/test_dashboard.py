@@ -45,7 +45,7 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
         await browser.evaluate("document.getElementById('user').value = 'alice'")
         await browser.evaluate("document.querySelector('#ask button').click()")
         first = float(await browser.until("document.getElementById('ticking')?.textContent"))
-        seen = set()
+        seen: set[str] = set()
         async with asyncio.timeout(60):
             while len(seen) <= 5:
                 seen.add(await browser.evaluate("document.getElementById('ticking').textContent"))

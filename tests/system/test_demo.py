@@ -42,7 +42,7 @@ def demo(tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "billing", "demo", "--config", str(config)]
 
 
-def test_the_scene_is_played_and_judged(data_dir, demo):
+def test_the_scene_is_played_and_judged(data_dir: Path, demo: list[str]) -> None:
     done = subprocess.run(
         [*demo, "--once", "--pace", "0.5"],  # a second for the top-up that saves
         cwd=data_dir,
@@ -68,7 +68,7 @@ def test_the_scene_is_played_and_judged(data_dir, demo):
 
 
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
-def test_the_scene_is_played_with_the_log_on_three_servers(data_dir, demo):
+def test_the_scene_is_played_with_the_log_on_three_servers(data_dir: Path, demo: list[str]) -> None:
     done = subprocess.run(
         [*demo, "--once", "--pace", "0.5", "--cluster"],
         cwd=data_dir,
@@ -82,7 +82,7 @@ def test_the_scene_is_played_with_the_log_on_three_servers(data_dir, demo):
     assert list(data_dir.iterdir()) == []
 
 
-def test_ctrl_c_ends_it_and_everything_it_started(data_dir, demo):
+def test_ctrl_c_ends_it_and_everything_it_started(data_dir: Path, demo: list[str]) -> None:
     running = subprocess.Popen(
         demo, cwd=data_dir, env={**os.environ, "TMPDIR": str(data_dir)}, stdout=subprocess.PIPE, text=True
     )

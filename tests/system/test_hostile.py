@@ -107,7 +107,7 @@ async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_jo
     daemon.prefix = ["prlimit", "--nofile=200:400"]
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
-        flood = []
+        flood: list[socket.socket] = []
         with contextlib.suppress(OSError):
             flood.extend(connect(daemon.rpc_port) for _ in range(600))
         answers = [asked(one) for one in flood]

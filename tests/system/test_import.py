@@ -17,7 +17,7 @@ SNAPSHOT, LOG = (FIXTURES / f"00000000000000000313.{kind}" for kind in ("snap", 
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory) -> Iterator[Daemon]:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as started:
         yield started
 
@@ -28,10 +28,11 @@ def billing(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[s
 
 
 def account(daemon: Daemon, user: str) -> dict[str, object]:
-    return json.loads(billing(daemon, "account", user, "--json").stdout)
+    shown: dict[str, object] = json.loads(billing(daemon, "account", user, "--json").stdout)
+    return shown
 
 
-def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon):
+def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon: Daemon) -> None:
     dry = billing(daemon, "import", SNAPSHOT, LOG, "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
     assert "would import 304 accounts with 304 commands" in dry.stdout
@@ -46,7 +47,7 @@ def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon)
     assert account(daemon, "user_03")["balance_nanos"] == 750 * 10**9
 
 
-def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daemon, tmp_path):
+def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "accounts.csv"
     file.write_text(
         "user_id,balance,credit_limit,resource,rate,per\n"
@@ -63,7 +64,7 @@ def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daem
     assert (two["balance_nanos"], two["state"], two["exhaustion_seq"]) == (-3 * 10**9, "active", 0)
 
 
-def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon, tmp_path):
+def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "accounts.jsonl"
     file.write_text('{"user_id": "json_01", "balance": "5"}\n')
     assert billing(daemon, "import", file).returncode == 0

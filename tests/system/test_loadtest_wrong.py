@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -135,7 +136,7 @@ def wrong(done: Done) -> str:
 
 
 @pytest.mark.parametrize("meddle", [changed, doubled, dropped])
-def test_a_system_that_is_wrong_about_one_command_fails(data_dir, meddle):
+def test_a_system_that_is_wrong_about_one_command_fails(data_dir: Path, meddle: Callable[..., Any]) -> None:
     receiver = f"127.0.0.1:{free_port()}"
     with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://{receiver}/cutoff") as daemon:
         proxy = Proxy(daemon.rpc_port, meddle)
@@ -166,7 +167,7 @@ def false(call: dict[str, Any]) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize(("forge", "field"), [(hidden, "missing"), (early, "early"), (false, "false")])
-def test_one_wrong_cutoff_fails(data_dir, forge, field):
+def test_one_wrong_cutoff_fails(data_dir: Path, forge: Callable[..., Any], field: str) -> None:
     true = f"127.0.0.1:{free_port()}"
 
     async def received(request: web.Request) -> web.Response:
@@ -213,4 +214,5 @@ def daemon_receiver(address: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()

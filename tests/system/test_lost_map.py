@@ -44,7 +44,7 @@ def billing(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_a_start_without_the_map_is_refused_and_the_map_is_made_again_from_the_shards(tmp_path: Path):
+def test_a_start_without_the_map_is_refused_and_the_map_is_made_again_from_the_shards(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, shards__workers=2, shards__bucket_count=BUCKETS).start()
     before = asyncio.run(fill(daemon))
     daemon.kill()

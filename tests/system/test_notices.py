@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
 from billing.signature import parse_secrets
@@ -118,6 +119,11 @@ async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_non
                 assert again < 40, "what was acknowledged is on record, but for the last moment before the end"
 
 
+def is_behind(pid: int, other: int) -> bool:
+    """Whether a process has the lower priority of the two."""
+    return os.getpriority(os.PRIO_PROCESS, pid) > other
+
+
 async def test_notices_are_always_behind_cutoffs(data_dir: Path) -> None:
     """However many are owed to an endpoint that never answers, every cutoff arrives; and cores go to others first."""
     async with receiving() as cutoffs, receiving(fault=Fault("hang")) as told:
@@ -132,7 +138,7 @@ async def test_notices_are_always_behind_cutoffs(data_dir: Path) -> None:
             for worker in daemon.worker_pids():
                 (notifier,) = [pid for pid, name in children_of(worker).items() if "billing.notices.notifier" in name]
                 ours = os.getpriority(os.PRIO_PROCESS, worker)
-                await until(lambda pid=notifier, ours=ours: os.getpriority(os.PRIO_PROCESS, pid) > ours)
+                await until(partial(is_behind, notifier, ours))
 
 
 async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir: Path) -> None:

@@ -21,7 +21,7 @@ EMOJI = "\N{GRINNING FACE}"
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory) -> Iterator[Daemon]:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("odd"), shards__workers=1) as daemon:
         yield daemon
 
@@ -40,20 +40,20 @@ def balance(daemon: Daemon, user: str) -> int:
     return int(json.loads(told)["balance_nanos"])
 
 
-def test_a_user_id_that_is_no_text_is_the_daemons_to_refuse(daemon):
+def test_a_user_id_that_is_no_text_is_the_daemons_to_refuse(daemon: Daemon) -> None:
     ended = shell(daemon, r"billing account $'\xff\xfe'")
     assert ended.returncode == 1
     assert ended.stderr.startswith(b"billing: INVALID_USER_ID: ")
 
 
-def test_a_locale_without_characters_takes_all_of_them(daemon):
+def test_a_locale_without_characters_takes_all_of_them(daemon: Daemon) -> None:
     ended = shell(daemon, r"billing top-up $'\xf0\x9f\x98\x80' 1", **ASCII)
     assert ended.returncode == 0, ended.stderr
     assert balance(daemon, EMOJI) == 10**9
 
 
 @pytest.mark.parametrize("option", ["", "--json", "--csv"])
-def test_a_terminal_that_cannot_show_the_reply_gets_it_all_the_same(daemon, option):
+def test_a_terminal_that_cannot_show_the_reply_gets_it_all_the_same(daemon: Daemon, option: str) -> None:
     user = f"é{EMOJI}{option or 'plain'}"
     ended = shell(daemon, f"billing top-up '{user}' 1 {option}", PYTHONIOENCODING="latin-1")
     assert (ended.returncode, ended.stderr) == (0, b"")
@@ -63,7 +63,7 @@ def test_a_terminal_that_cannot_show_the_reply_gets_it_all_the_same(daemon, opti
 
 
 @pytest.mark.parametrize(("name", "redirection"), [("full", "> /dev/full"), ("closed", ">&-"), ("all", ">&- 2>&- <&-")])
-def test_money_that_moved_is_said_to_have_moved(daemon, name, redirection):
+def test_money_that_moved_is_said_to_have_moved(daemon: Daemon, name: str, redirection: str) -> None:
     ended = shell(daemon, f"billing top-up {name} 1 {redirection}")
     assert ended.returncode == 0
     assert balance(daemon, name) == 10**9
@@ -72,33 +72,33 @@ def test_money_that_moved_is_said_to_have_moved(daemon, name, redirection):
 
 
 @pytest.mark.parametrize("redirection", ["> /dev/full", ">&-"])
-def test_an_answer_that_could_not_be_written_is_none(daemon, redirection):
+def test_an_answer_that_could_not_be_written_is_none(daemon: Daemon, redirection: str) -> None:
     shell(daemon, "billing top-up asked 1")
     ended = shell(daemon, f"billing account asked {redirection}")
     assert ended.returncode == 1
     assert b"the output could not be written" in ended.stderr
 
 
-def test_the_dashboards_port_is_called_what_it_is(daemon):
+def test_the_dashboards_port_is_called_what_it_is(daemon: Daemon) -> None:
     ended = shell(daemon, f"billing ping --timeout 1d --address 127.0.0.1:{daemon.admin_port}")
     assert ended.returncode == 3
     assert b"speaks HTTP and not MessagePack-RPC" in ended.stderr
 
 
-def test_a_receiver_says_that_its_port_is_taken(daemon):
+def test_a_receiver_says_that_its_port_is_taken(daemon: Daemon) -> None:
     ended = shell(daemon, f"billing receiver --listen {daemon.address}")
     assert ended.returncode == 1
     assert b"Address already in use" in ended.stderr
 
 
 @pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(daemon, shell_name):
+def test_a_shell_is_told_how_to_complete(daemon: Daemon, shell_name: str) -> None:
     ended = shell(daemon, f"billing completion {shell_name}")
     assert ended.returncode == 0
     assert b"_BILLING_COMPLETE" in ended.stdout
 
 
-def test_bash_completes_commands_and_options(daemon):
+def test_bash_completes_commands_and_options(daemon: Daemon) -> None:
     asked = {"_BILLING_COMPLETE": "bash_complete"}
     first = shell(daemon, "billing", **asked, COMP_WORDS="billing cu", COMP_CWORD="1")
     assert first.stdout == b"plain,cutoffs\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class MemoryDaemon(Daemon):
 
 
 @pytest.fixture
-def daemon(data_dir: Path):
+def daemon(data_dir: Path) -> Iterator[Daemon]:
     server = MemoryServer(str(data_dir / "memory.sock"))
     daemon = MemoryDaemon(data_dir, shards__workers=2, shards__bucket_count=32)
     daemon.log_path = str(data_dir / "memory.sock")

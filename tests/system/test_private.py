@@ -103,7 +103,8 @@ def test_another_user_on_the_unix_socket_has_to_sign_in(data_dir: Path) -> None:
                 finally:
                     os.seteuid(0)
                 one.sendall(b"".join(msgpack.packb(call) for call in calls))
-                unpacker, answers = msgpack.Unpacker(), []
+                unpacker = msgpack.Unpacker()
+                answers: list[list[Any]] = []
                 while len(answers) < len(calls):
                     unpacker.feed(one.recv(4096))
                     answers += unpacker

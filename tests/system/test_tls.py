@@ -40,7 +40,7 @@ def write(path: Path, *blobs: trustme.Blob) -> str:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory) -> Iterator[Guarded]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     directory = tmp_path_factory.mktemp("d")
     ours, others = trustme.CA(), trustme.CA()
     server = ours.issue_cert("127.0.0.1")
@@ -70,7 +70,7 @@ def guarded(tmp_path_factory) -> Iterator[Guarded]:
         yield Guarded(daemon, ca, pems["metering"], pems["nameless"], pems["stranger"])
 
 
-async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarded):
+async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarded: Guarded) -> None:
     async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
         assert (await client.top_up("u", "5"))["balance_nanos"] == 5 * 10**9
         assert (await client.debit("u", "1"))["debited_nanos"] == 10**9
@@ -94,7 +94,7 @@ def ask(guarded: Guarded, certificate: str, path: str, body: object = None, **he
         return error.code, json.load(error)
 
 
-def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded):
+def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded: Guarded) -> None:
     status, told = ask(guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"})
     assert (status, told["balance"]) == (200, "5")
     status, told = ask(guarded, guarded.metering, "/v1/accounts/web/adjust", {"amount": "1", "reason": "why"})
@@ -113,7 +113,7 @@ def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded):
         ask(guarded, guarded.stranger, "/v1/ping")
 
 
-async def test_another_certificate_of_the_authority_has_to_sign_in(guarded):
+async def test_another_certificate_of_the_authority_has_to_sign_in(guarded: Guarded) -> None:
     tls = tls_context(guarded.ca, guarded.nameless)
     async with Client(guarded.daemon.address, tls=tls, token="r") as client:
         assert await client.call("ping") == "pong"
@@ -124,7 +124,7 @@ async def test_another_certificate_of_the_authority_has_to_sign_in(guarded):
 
 
 @pytest.mark.parametrize("whose", ["stranger", "nobody"])
-def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded, whose):
+def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded: Guarded, whose: str) -> None:
     context = tls_context(guarded.ca, guarded.stranger if whose == "stranger" else None)
     answered = b""
     with (
@@ -137,7 +137,7 @@ def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded
     assert answered == b""
 
 
-def test_less_than_tls_1_3_is_refused(guarded):
+def test_less_than_tls_1_3_is_refused(guarded: Guarded) -> None:
     context = tls_context(guarded.ca, guarded.metering)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -148,14 +148,14 @@ def test_less_than_tls_1_3_is_refused(guarded):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
-async def test_a_client_does_not_talk_to_a_daemon_that_it_cannot_believe(guarded):
+async def test_a_client_does_not_talk_to_a_daemon_that_it_cannot_believe(guarded: Guarded) -> None:
     client = Client(guarded.daemon.address, tls=tls_context(None, guarded.metering), timeout_s=10)
     with pytest.raises(BillingError, match="certificate verify failed"):
         await client.connect()
     client.close()
 
 
-async def test_plain_text_at_the_tls_port_harms_nobody(guarded):
+async def test_plain_text_at_the_tls_port_harms_nobody(guarded: Guarded) -> None:
     async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
         reader, writer = await asyncio.open_connection("127.0.0.1", guarded.daemon.rpc_port)
         writer.write(b"\x94\x00\x01\xa4ping\x90" * 1000)
@@ -165,7 +165,7 @@ async def test_plain_text_at_the_tls_port_harms_nobody(guarded):
         assert await client.call("ping") == "pong"
 
 
-def test_the_load_test_speaks_tls(guarded, tmp_path):
+def test_the_load_test_speaks_tls(guarded: Guarded, tmp_path: Path) -> None:
     """Its generators, too. `root` may do all that the load does; nobody runs out of money."""
     (tmp_path / "token").write_text("r\n")
     options = ("--accounts", "50", "--duration", "1", "--warmup", "0", "--rate", "50")
@@ -188,7 +188,7 @@ def test_the_load_test_speaks_tls(guarded, tmp_path):
     assert run["planned"] >= 50
 
 
-def test_the_command_line_speaks_tls(guarded):
+def test_the_command_line_speaks_tls(guarded: Guarded) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "billing", "top-up", "--json", "--address", guarded.daemon.address),

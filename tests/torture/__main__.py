@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Runner:
                 if told["ok"] and told["code"] == now(told["piece"].split()[0]):
                     self.done[told["piece"]] = told
 
+    def _has_free(self, cores: int) -> bool:
+        return self._free >= cores
+
     def run(self, pieces: list[Piece]) -> None:
         """All that has not held yet; returns when the last one has ended."""
         left = [piece for piece in pieces if table.key_of(piece) not in self.done]
@@ -57,7 +60,7 @@ class Runner:
         for number, piece in enumerate(left, 1):
             cores = min(piece.cores, self._cores)
             with self._turn:
-                self._turn.wait_for(lambda cores=cores: self._free >= cores)
+                self._turn.wait_for(partial(self._has_free, cores))
                 self._free -= cores
             thread = threading.Thread(target=self._one, args=(piece, cores, f"{number}/{len(left)}"))
             thread.start()

@@ -205,8 +205,9 @@ class Load:
         self._trust(False)
 
     def _trust(self, trusting: bool) -> None:
-        for client in (*self.writers, self.spenders):
-            client.trusting = trusting
+        for writer in self.writers:
+            writer.trusting = trusting
+        self.spenders.trusting = trusting
 
     async def end(self) -> None:
         """Returns when none of them waits for an answer any more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import aiohttp
 import pytest
 
@@ -35,7 +37,7 @@ def call(target: str, method: str = "GET") -> dict[str, object]:
         ("http://h/off/{user_id}?who={user_id}", f"/off/a?who=a&{TAIL}", "a"),
     ],
 )
-def test_the_user_id_is_where_the_url_has_it(url, target, user_id):
+def test_the_user_id_is_where_the_url_has_it(url: str, target: str, user_id: str) -> None:
     assert arrival_of(call(target), target_pattern(url)) == Arrival(user_id, "a:1:5", 1, 5, 9)
 
 
@@ -49,7 +51,7 @@ def test_the_user_id_is_where_the_url_has_it(url, target, user_id):
         {**call(f"/cutoff?user_id=a&{TAIL}"), "exhausted_at_ns": -1},
     ],
 )
-def test_other_calls_are_no_cutoffs(other):
+def test_other_calls_are_no_cutoffs(other: dict[str, Any]) -> None:
     assert arrival_of(other, target_pattern("http://h/cutoff?user_id={user_id}")) is None
 
 
@@ -60,7 +62,7 @@ async def send(receiver: Receiver, session: aiohttp.ClientSession, *users: str) 
             assert answer.status == 200
 
 
-async def test_each_call_is_given_out_once():
+async def test_each_call_is_given_out_once() -> None:
     receiver = Receiver()
     await receiver.start()
     try:
@@ -77,7 +79,7 @@ async def test_each_call_is_given_out_once():
         await receiver.close()
 
 
-async def test_what_was_forgotten_is_an_error():
+async def test_what_was_forgotten_is_an_error() -> None:
     receiver = Receiver(keep=2)
     await receiver.start()
     try:

@@ -24,7 +24,7 @@ async def start(script: str) -> Child:
     return one
 
 
-async def test_every_line_is_read_and_the_last_are_kept():
+async def test_every_line_is_read_and_the_last_are_kept() -> None:
     lines: list[str] = []
     one = child("import sys\nfor n in range(100): print(n, file=sys.stderr if n % 2 else sys.stdout)", lines)
     await one.start()
@@ -35,7 +35,7 @@ async def test_every_line_is_read_and_the_last_are_kept():
     assert str(one.complaint("ended")).startswith("a child ended; it printed:\n  70\n")
 
 
-async def test_a_line_without_end_does_not_stop_the_reading():
+async def test_a_line_without_end_does_not_stop_the_reading() -> None:
     lines: list[str] = []
     one = child("print('x' * 300000)\nprint('after')", lines)
     await one.start()
@@ -43,7 +43,7 @@ async def test_a_line_without_end_does_not_stop_the_reading():
     assert lines[-1] == "after"
 
 
-async def test_it_is_asked_to_end():
+async def test_it_is_asked_to_end() -> None:
     one = await start(
         "import signal, time\nsignal.signal(15, lambda *_: exit(7))\nprint('up')\nwhile True: time.sleep(0.1)"
     )
@@ -52,10 +52,10 @@ async def test_it_is_asked_to_end():
     assert await one.end() == 7  # once more does nothing
 
 
-async def test_what_does_not_go_is_killed():
+async def test_what_does_not_go_is_killed() -> None:
     one = await start("import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up')\ntime.sleep(60)")
     assert await one.end(0.1) == -9
 
 
-async def test_what_was_never_started_is_over():
+async def test_what_was_never_started_is_over() -> None:
     assert await child("pass").end() == 0

@@ -37,7 +37,7 @@ def get(exhausted_at_ns: int, late_ns: int = 5, user_id: str = "u") -> Arrival:
         ([account(5, None, "exhausted"), account(7, None, "exhausted", outcome="exhausted")], set()),  # it was before
     ],
 )
-def test_what_replies_promise(accounts, expected):
+def test_what_replies_promise(accounts: list[Any], expected: set[tuple[str, int]]) -> None:
     assert told(*accounts).expected == expected
 
 
@@ -55,12 +55,12 @@ PROMISES = told(account(5, 100), account(100, None, "exhausted"))
         ([get(100), get(100, user_id="v")], (1, 1, 0, 0, 1)),
     ],
 )
-def test_what_arrived_is_held_against_it(arrivals, score):
+def test_what_arrived_is_held_against_it(arrivals: list[Arrival], score: tuple[int, ...]) -> None:
     assert PROMISES.score(arrivals) == score
     assert PROMISES.score(arrivals).clean == (score[2:] == (0, 0, 0))
 
 
-def test_balances_are_shown_with_all_digits():
+def test_balances_are_shown_with_all_digits() -> None:
     assert [coins(nanos) for nanos in (0, 1, 1_500_000_000, -1)] == [
         "0.000000000",
         "0.000000001",

@@ -18,7 +18,8 @@ import uvloop
 
 from billing.signature import parse_secrets, sign
 from billing.trial.faults import Fault, bomb, parse_fault
-from billing.trial.receiver import Receiver, line_of
+from billing.trial.receiver import Receiver
+from billing.trial.receiver_call import line_of
 
 E = 1_700_000_000_000_000_000
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -279,7 +280,7 @@ def test_it_runs_on_the_loop_of_the_workers_too() -> None:
     assert uvloop.run(once()) == 1
 
 
-async def test_a_fault_is_begun_from_outside_and_ends_by_itself():
+async def test_a_fault_is_begun_from_outside_and_ends_by_itself() -> None:
     async with aiohttp.ClientSession() as session:
         receiver = Receiver()
         await receiver.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -13,9 +15,11 @@ from click.testing import CliRunner
 
 from billing.cli.main import root
 
+Start = Callable[..., tuple[subprocess.Popen[str], str]]
+
 
 @pytest.fixture
-def start():
+def start() -> Iterator[Start]:
     """Starts a receiver with these options; gives the process and its URL."""
     started: list[subprocess.Popen[str]] = []
 
@@ -35,7 +39,7 @@ def start():
         process.stdout.close()
 
 
-def test_it_shows_each_call_and_sums_up(start, tmp_path):
+def test_it_shows_each_call_and_sums_up(start: Start, tmp_path: Path) -> None:
     process, url = start("--log", str(tmp_path / "calls.jsonl"))
     with urlopen(f"{url}/cutoff?user_id=a&event_id=a:1:5&seq=1&exhausted_at_ns=5", timeout=10) as answer:
         assert answer.status == 200
@@ -49,7 +53,7 @@ def test_it_shows_each_call_and_sums_up(start, tmp_path):
     assert json.loads(logged)["event_id"] == "a:1:5"
 
 
-def test_it_misbehaves_as_told(start):
+def test_it_misbehaves_as_told(start: Start) -> None:
     _, url = start("--fault", "status=503", "--quiet")
     with pytest.raises(HTTPError) as caught:
         urlopen(f"{url}/cutoff", timeout=10)
@@ -60,7 +64,7 @@ def test_it_misbehaves_as_told(start):
 @pytest.mark.parametrize(
     "options", [("--listen", "nowhere"), ("--fault", "nonsense"), ("--fault-share", "2"), ("--secret-file", "/none")]
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_options_that_make_no_sense_are_refused(options: tuple[str, ...]) -> None:
     result = CliRunner().invoke(root, ["receiver", *options])
     assert result.exit_code == 2
     assert "Invalid value" in result.output

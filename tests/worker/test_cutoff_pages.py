@@ -54,7 +54,7 @@ def page_of(ledger: Ledger, after: bytes, limit: int, between: Callable[[int], N
 def walk(ask: Callable[[bytes, int], Rows], limit: int) -> tuple[list[tuple[str, int]], list[int]]:
     """What a client sees that goes on until a page is not full: (user, seq) of all rows, and the pages' lengths."""
     rows: list[tuple[str, int]] = []
-    lengths = []
+    lengths: list[int] = []
     while not lengths or lengths[-1] >= limit:
         page = ask(rows[-1][0].encode() if rows else b"", limit)
         lengths.append(len(page))
@@ -70,7 +70,7 @@ SEVERAL = {b"user-%03d" % number: (3, 0, 1, 1, 7)[number % 5] for number in rang
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50, 239, 240, 241, 1000])
-def test_pages_one_behind_the_other_are_all_rows_in_order(limit):
+def test_pages_one_behind_the_other_are_all_rows_in_order(limit: int) -> None:
     ledger = owing(SEVERAL)
     rows, lengths = walk(lambda after, limit: page_of(ledger, after, limit), limit)
     assert rows == told(SEVERAL)
@@ -78,7 +78,7 @@ def test_pages_one_behind_the_other_are_all_rows_in_order(limit):
     assert max(lengths) <= limit + 6, "longer only by the rows of the user who fills it"
 
 
-def test_no_row_of_a_user_is_lost_at_the_end_of_a_page():
+def test_no_row_of_a_user_is_lost_at_the_end_of_a_page() -> None:
     ledger = owing({b"a": 1, b"b": 5, b"c": 1})
     page = page_of(ledger, b"", 3)
     assert [(row["user_id"], row["seq"]) for row in page] == told({b"a": 1, b"b": 5})
@@ -86,13 +86,13 @@ def test_no_row_of_a_user_is_lost_at_the_end_of_a_page():
     assert [row["event_id"] for row in page_of(ledger, b"a", 1)] == [f"b:{seq}:{seq + 2}" for seq in range(1, 6)]
 
 
-def test_a_page_starts_behind_the_user_id_named_whether_there_is_one_or_not():
+def test_a_page_starts_behind_the_user_id_named_whether_there_is_one_or_not() -> None:
     ledger = owing({b"a": 1, b"c": 1})
     assert [row["user_id"] for row in page_of(ledger, b"b", 9)] == ["c"]
     assert page_of(ledger, b"c", 9) == page_of(ledger, b"\xff", 9) == []
 
 
-def test_no_slice_looks_at_more_rare_parts_than_its_number_however_they_lie():
+def test_no_slice_looks_at_more_rare_parts_than_its_number_however_they_lie() -> None:
     users = {b"%05d" % number: number % 2 for number in range(3 * SLICE_EXTRAS + 10)}
     for buckets in (1, 7):
         ledger = owing(users, buckets)
@@ -103,7 +103,7 @@ def test_no_slice_looks_at_more_rare_parts_than_its_number_however_they_lie():
     assert page_of(ledger, b"", 10) == []
 
 
-def test_who_owes_all_the_while_is_on_the_page_while_buckets_and_cutoffs_come_and_go():
+def test_who_owes_all_the_while_is_on_the_page_while_buckets_and_cutoffs_come_and_go() -> None:
     users = {b"%05d" % number: 1 for number in range(4 * SLICE_EXTRAS)}
     ledger = owing(users, buckets=4)
     arriving = owing({b"arrived": 2}, buckets=1).books[1]
@@ -124,7 +124,7 @@ def test_who_owes_all_the_while_is_on_the_page_while_buckets_and_cutoffs_come_an
     assert paid not in names
 
 
-def test_pages_of_all_shards_are_one_page():
+def test_pages_of_all_shards_are_one_page() -> None:
     """Also where a bucket is on its way and two shards tell of it."""
     users = [dict(list(SEVERAL.items())[start::3]) for start in range(3)]
     shards = [owing(part, seed=number) for number, part in enumerate(users)]
@@ -137,7 +137,7 @@ def test_pages_of_all_shards_are_one_page():
         assert walk(ask, limit)[0] == told(SEVERAL)
 
 
-def test_the_machine_answers_a_page_later_and_merges_what_the_shards_say():
+def test_the_machine_answers_a_page_later_and_merges_what_the_shards_say() -> None:
     machine = BillingMachine(Rules(False, 10, True))
     query = ("pending_cutoffs", b"", 2)
     later = machine.survey(query, 0)

@@ -52,7 +52,7 @@ def everyone(books: Books) -> list[bytes]:
 
 @pytest.mark.parametrize("limit", [1, 7, 100, 299, 300, 1000])
 @pytest.mark.parametrize("count", [1, SLICE_BUCKETS, 3 * SLICE_BUCKETS + 1])
-def test_pages_one_behind_the_other_are_all_accounts_in_order(count, limit):
+def test_pages_one_behind_the_other_are_all_accounts_in_order(count: int, limit: int) -> None:
     books = books_of(count, 300)
     walked: list[bytes] = []
     while page := page_of(books, walked[-1] if walked else b"", limit):
@@ -61,14 +61,14 @@ def test_pages_one_behind_the_other_are_all_accounts_in_order(count, limit):
     assert walked == everyone(books)
 
 
-def test_a_page_starts_behind_the_user_id_named_whether_there_is_one_or_not():
+def test_a_page_starts_behind_the_user_id_named_whether_there_is_one_or_not() -> None:
     books = books_of(5, 100)
     users = everyone(books)
     assert page_of(books, users[41], 10) == page_of(books, users[41] + b"\0", 10) == users[42:52]
     assert page_of(books, users[-1], 10) == page_of(books, b"\xff", 10) == []
 
 
-def test_an_account_opened_or_closed_is_seen_by_the_next_page():
+def test_an_account_opened_or_closed_is_seen_by_the_next_page() -> None:
     books = books_of(5, 100)
     assert page_of(books, b"", 1000) == everyone(books)
     books[2].open_slot(b"0 first of all")
@@ -77,7 +77,7 @@ def test_an_account_opened_or_closed_is_seen_by_the_next_page():
     assert page_of(books, b"", 1) == [b"0 first of all"]
 
 
-def test_no_slice_makes_the_order_of_more_than_its_buckets():
+def test_no_slice_makes_the_order_of_more_than_its_buckets() -> None:
     books = books_of(100, 1000)
     made: list[int] = []
     page_of(books, b"", 50, lambda turn: made.append(sum(book.order is not None for book in books.values())))
@@ -85,7 +85,7 @@ def test_no_slice_makes_the_order_of_more_than_its_buckets():
     assert made[-1] == 100
 
 
-def test_who_stays_is_on_the_page_while_buckets_and_accounts_come_and_go():
+def test_who_stays_is_on_the_page_while_buckets_and_accounts_come_and_go() -> None:
     books = books_of(6 * SLICE_BUCKETS, 600)
     stay = set(everyone(books)) - set(books[2].slots) - set(books[90].slots)
     arriving = books_of(1, 50, seed=2)[1]
@@ -104,7 +104,7 @@ def test_who_stays_is_on_the_page_while_buckets_and_accounts_come_and_go():
     assert len(page) == len(set(page))
 
 
-def test_the_order_that_is_kept_is_not_part_of_the_bucket_as_a_block():
+def test_the_order_that_is_kept_is_not_part_of_the_bucket_as_a_block() -> None:
     book = books_of(1, 30)[1]
     before = block.dump(book)
     assert book.ordered() == everyone({1: book})

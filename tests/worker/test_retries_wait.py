@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
-from shards.shard import Shard
+from shards.shard import Ready, Shard
 
 BUCKET = 5
 NOW_NS = 1_700_000_000 * 10**9
@@ -16,13 +18,16 @@ class Asker:
     """Keeps the replies that left."""
 
     def __init__(self) -> None:
-        self.replies: list[object] = []
+        self.replies: list[Any] = []
 
     def answer(self, token: object, reply: object) -> None:
         self.replies.append(reply)
 
     def flush(self) -> None:
         pass
+
+    def refuse(self, token: object, reply: object) -> None:
+        self.answer(token, reply)
 
 
 class Desk:
@@ -40,19 +45,20 @@ class Desk:
         command = (op, b"u", amount, 0, 0, b"", request_id, b"", b"", b"")
         self.shard.receive(self.asker, None, BUCKET, command, NOW_NS)
 
-    def write(self):
+    def write(self) -> Ready | None:
         ready = self.shard.take_ready()
         if ready is not None and ready.payload:
             self.written.append(ready.payload)
         return ready
 
-    def sync(self, ready) -> None:
+    def sync(self, ready: Ready | None) -> None:
+        assert ready is not None
         self.shard.synced(ready)
         for caller, token, reply in ready.replies:
             caller.answer(token, reply)
 
 
-def test_a_retry_of_a_call_that_is_being_synced_is_answered_behind_it():
+def test_a_retry_of_a_call_that_is_being_synced_is_answered_behind_it() -> None:
     desk = Desk()
     desk.ask(ops.TOP_UP, 5, b"r")
     first = desk.write()
@@ -67,7 +73,7 @@ def test_a_retry_of_a_call_that_is_being_synced_is_answered_behind_it():
     assert len(desk.written) == 2, "the bucket's adoption and the call: the retry wrote nothing"
 
 
-def test_a_retry_in_the_same_batch_is_answered_with_it():
+def test_a_retry_in_the_same_batch_is_answered_with_it() -> None:
     desk = Desk()
     desk.ask(ops.TOP_UP, 5, b"r")
     desk.ask(ops.TOP_UP, 5, b"r")
@@ -75,7 +81,7 @@ def test_a_retry_in_the_same_batch_is_answered_with_it():
     assert [reply["replayed"] for reply in desk.asker.replies] == [False, True]
 
 
-def test_so_does_the_retry_of_a_refusal_and_a_conflict():
+def test_so_does_the_retry_of_a_refusal_and_a_conflict() -> None:
     desk = Desk()
     desk.ask(ops.TOP_UP, 5, b"")
     desk.sync(desk.write())

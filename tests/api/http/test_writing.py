@@ -101,6 +101,7 @@ WITH_SHAPES = [row for row in METHODS.values() if row.reply.shape is not None]
 
 @pytest.mark.parametrize("method", WITH_SHAPES, ids=lambda row: row.name)
 def test_a_decimal_string_never_takes_the_place_of_another_field(method: Method) -> None:
+    assert method.reply.shape is not None
     shapes = [method.reply.shape]
     for shape in shapes:
         names = [field.name for field in shape.fields]

@@ -129,7 +129,9 @@ async def test_a_role_holds_here_as_at_every_door(guarded: House) -> None:
 
 
 @pytest.mark.parametrize(("name", "token"), [("operator", "Operator"), ("nobody", "nobody"), ("guest", "")])
-async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_it(guarded: House, name, token) -> None:
+async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_it(
+    guarded: House, name: str, token: str
+) -> None:
     async with connector(guarded) as one:
         one.sign_in(name, token)
         for _ in range(5):

@@ -23,17 +23,17 @@ def sized(packet: bytes, width: int) -> bytes:
     return heads[width] + len(packet).to_bytes(width, "big") + packet
 
 
-def test_the_example_of_the_docstring():
+def test_the_example_of_the_docstring() -> None:
     assert list(Decoder().feed(PING)) == [(protocol.PING, 1, {})]
     assert protocol.done(1) == PONG
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
-def test_a_size_may_have_any_width(width):
+def test_a_size_may_have_any_width(width: int) -> None:
     assert list(Decoder().feed(sized(CALL, width))) == [CALLED]
 
 
-def test_a_stream_may_come_in_any_pieces():
+def test_a_stream_may_come_in_any_pieces() -> None:
     stream = sized(CALL, 4) + PING + sized(CALL, 1)
     for cut in range(len(stream)):
         decoder = Decoder()
@@ -44,7 +44,7 @@ def test_a_stream_may_come_in_any_pieces():
     assert len([request for byte in stream for request in one_by_one.feed(bytes([byte]))]) == 3
 
 
-def test_a_request_may_leave_its_body_out():
+def test_a_request_may_leave_its_body_out() -> None:
     assert list(Decoder().feed(bytes.fromhex("05 82 00 40 01 00"))) == [(64, 0, {})]
 
 
@@ -67,12 +67,12 @@ def test_a_request_may_leave_its_body_out():
         sized(b"\x82\x00\x0a\x01\x01\x81\x21" + b"\x91" * 2000, 2),  # nested too deep
     ],
 )
-def test_what_cannot_be_followed_ends_the_connection(packet):
+def test_what_cannot_be_followed_ends_the_connection(packet: bytes) -> None:
     with pytest.raises(ProtocolError):
         list(Decoder().feed(packet))
 
 
-def test_requests_before_garbage_are_still_carried_out():
+def test_requests_before_garbage_are_still_carried_out() -> None:
     decoder = Decoder()
     found = decoder.feed(PING + b"\xc0")
     assert next(found)[0] == protocol.PING
@@ -80,7 +80,7 @@ def test_requests_before_garbage_are_still_carried_out():
         next(found)
 
 
-def test_the_greeting_has_128_bytes_and_carries_the_salt():
+def test_the_greeting_has_128_bytes_and_carries_the_salt() -> None:
     salt = bytes(range(32))
     said = protocol.greeting(salt, "00000000-0000-0000-0000-000000000000")
     assert len(said) == protocol.GREETING_BYTES
@@ -88,7 +88,7 @@ def test_the_greeting_has_128_bytes_and_carries_the_salt():
     assert b64decode(said[64:127].strip()) == salt
 
 
-def test_a_scramble_proves_its_password_and_no_other():
+def test_a_scramble_proves_its_password_and_no_other() -> None:
     salt, proof = bytes(range(32)), protocol.proof_of(b"secret")
     assert protocol.proves(protocol.scramble_of(b"secret", salt), salt, proof)
     assert not protocol.proves(protocol.scramble_of(b"Secret", salt), salt, proof)
@@ -97,7 +97,7 @@ def test_a_scramble_proves_its_password_and_no_other():
 
 
 @pytest.mark.parametrize("sync", [0, 1, 2**64 - 1])
-def test_replies_carry_the_sync_and_decode(sync):
+def test_replies_carry_the_sync_and_decode(sync: int) -> None:
     for reply, kind, body in (
         (protocol.values(sync, msgpack.packb([{"a": 1}])), 0, {0x30: [{"a": 1}]}),
         (protocol.error(sync, 32, "нет"), 0x8000 | 32, {0x31: "нет"}),

@@ -38,12 +38,12 @@ TABLE = Table(describe())
         ("quit", "exit", [], {}),
     ],
 )  # fmt: skip
-def test_a_line_is_a_call(line, name, params, options):
+def test_a_line_is_a_call(line: str, name: str, params: list[str | int], options: dict[str, str | int]) -> None:
     assert TABLE.parse(line) == (name, params, options)
 
 
 @pytest.mark.parametrize("line", ["", "   ", "# nothing"])
-def test_an_empty_line_is_none(line):
+def test_an_empty_line_is_none(line: str) -> None:
     assert TABLE.parse(line) is None
 
 
@@ -67,12 +67,12 @@ def test_an_empty_line_is_none(line):
         ("bukets move 1 2", "do you mean buckets"),
     ],
 )
-def test_what_is_no_call_says_what_would_be_one(line, text):
+def test_what_is_no_call_says_what_would_be_one(line: str, text: str) -> None:
     with pytest.raises(LineError, match=text.replace("(", r"\(")):
         TABLE.parse(line)
 
 
-def test_every_procedure_can_be_typed_and_is_explained():
+def test_every_procedure_can_be_typed_and_is_explained() -> None:
     for name, method in METHODS.items():
         if name != "hello":
             assert all(field.name in TABLE.help(name) for field in (*method.required, *method.options))
@@ -98,12 +98,12 @@ def test_every_procedure_can_be_typed_and_is_explained():
         ("account us", ["user_01", "user_02"]),
     ],
 )
-def test_completion_comes_from_the_table(text, found):
+def test_completion_comes_from_the_table(text: str, found: list[str]) -> None:
     assert TABLE.complete(text, {"user_01", "user_02", "other"}) == found
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_the_overview_names_everything_within_its_width_and_breaks_no_word(width):
+def test_the_overview_names_everything_within_its_width_and_breaks_no_word(width: int) -> None:
     lines = TABLE.overview(width).splitlines()
     assert all(len(line) <= width for line in lines)
     words = " ".join(TABLE.overview(width).split())

@@ -23,5 +23,5 @@ from billing.cli.console.lua_call import LuaCall, read
         ("s:select{}", None, None),
     ],
 )
-def test_a_call_is_read_as_words_and_nothing_is_evaluated(line, name, words):
-    assert read(line) == (None if name is None else LuaCall(name, words))
+def test_a_call_is_read_as_words_and_nothing_is_evaluated(line: str, name: str | None, words: str | None) -> None:
+    assert read(line) == (None if name is None or words is None else LuaCall(name, words))

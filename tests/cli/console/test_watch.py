@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,15 +15,15 @@ from tests.ledger.bank import Bank
 HOUR = 3600 * 10**9
 
 
-def drawn(account: dict, passed_ns: int) -> dict[str, str]:
-    out = Console(file=io.StringIO(), width=120)
-    out.print(picture(account, passed_ns))
-    lines = [line.split(maxsplit=1) for line in out.file.getvalue().splitlines()]
+def drawn(account: dict[str, Any], passed_ns: int) -> dict[str, str]:
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(picture(account, passed_ns))
+    lines = [line.split(maxsplit=1) for line in screen.getvalue().splitlines()]
     return {line[0]: line[1].strip() for line in lines}
 
 
 @pytest.mark.parametrize("passed_ns", [0, 1, 999_999_999, 10**9, 1_500_000_001, 4 * 10**9])
-def test_the_balance_ticks_as_the_ledger_says(passed_ns):
+def test_the_balance_ticks_as_the_ledger_says(passed_ns: int) -> None:
     bank = Bank()
     bank.top_up("u", 3 * 10**9, at=0)
     bank.set_rate("u", 10**9 * 3600 * 7 // 9, at=0)
@@ -35,13 +36,13 @@ def test_the_balance_ticks_as_the_ledger_says(passed_ns):
     assert seen["user"] == "u"
 
 
-async def test_it_asks_again_when_the_instant_has_come():
+async def test_it_asks_again_when_the_instant_has_come() -> None:
     bank = Bank()
     bank.top_up("u", 10**9, at=0)
     bank.set_rate("u", HOUR, at=0)
-    asked = []
+    asked: list[int] = []
 
-    async def ask():
+    async def ask() -> dict[str, Any]:
         asked.append(len(asked))
         at = 10**9 - 150_000_000 if len(asked) == 1 else 10**9
         return {"cutoff": None, **bank.view("u", at=at)}
@@ -52,7 +53,7 @@ async def test_it_asks_again_when_the_instant_has_come():
     assert len(asked) >= 2
 
 
-def test_what_a_client_called_a_user_steers_no_terminal():
+def test_what_a_client_called_a_user_steers_no_terminal() -> None:
     account = {
         "user_id": "u\x1b[2J",
         "state": "active",
@@ -63,7 +64,7 @@ def test_what_a_client_called_a_user_steers_no_terminal():
         "exhausts_at_ns": None,
         "cutoff": None,
     }
-    out = Console(file=io.StringIO(), width=120, force_terminal=False)
-    out.print(picture(account, 0))
-    assert "\x1b" not in out.file.getvalue()
-    assert "u\N{REPLACEMENT CHARACTER}[2J" in out.file.getvalue()
+    screen = io.StringIO()
+    Console(file=screen, width=120, force_terminal=False).print(picture(account, 0))
+    assert "\x1b" not in screen.getvalue()
+    assert "u\N{REPLACEMENT CHARACTER}[2J" in screen.getvalue()

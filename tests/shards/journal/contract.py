@@ -58,13 +58,13 @@ class JournalContract:
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
-    def test_a_new_journal_is_empty_and_its_first_epoch_is_1(self, backend):
+    def test_a_new_journal_is_empty_and_its_first_epoch_is_1(self, backend: Backend) -> None:
         journal = backend.journal()
         assert journal.open(7, OWNER)[:2] == (1, 0)
         assert journal.head == 0
         assert content(journal) == (-1, None, [])
 
-    def test_each_opening_raises_the_epoch(self, backend):
+    def test_each_opening_raises_the_epoch(self, backend: Backend) -> None:
         for epoch in range(1, 6):
             journal = backend.journal()
             assert journal.open(7, OWNER).epoch == epoch
@@ -73,7 +73,7 @@ class JournalContract:
             else:
                 backend.kill()
 
-    def test_of_two_owners_one_is_fenced(self, backend):
+    def test_of_two_owners_one_is_fenced(self, backend: Backend) -> None:
         older, newer = backend.journal(), backend.journal()
         older.open(7, "older")
         older.append(b"one")
@@ -90,19 +90,19 @@ class JournalContract:
                 older.append(b"two")
         assert newer.append(b"three") == newer.head
 
-    def test_an_owner_that_was_killed_holds_nothing(self, backend):
+    def test_an_owner_that_was_killed_holds_nothing(self, backend: Backend) -> None:
         backend.journal().open(7, "older")
         backend.kill()
         assert backend.journal().open(7, "newer").epoch == 2
 
-    def test_a_name_that_is_too_long_is_refused_before_anything_happens(self, backend):
+    def test_a_name_that_is_too_long_is_refused_before_anything_happens(self, backend: Backend) -> None:
         journal = backend.journal()
         with pytest.raises(ValueError, match="64"):
             journal.open(7, "x" * 65)
         assert journal.open(7, "x" * 64).epoch == 1
 
     @pytest.mark.parametrize("call", ["append", "idle_barrier", "replay", "load_snapshot", "save_snapshot", "trim"])
-    def test_nothing_works_before_open_or_after_close(self, backend, call):
+    def test_nothing_works_before_open_or_after_close(self, backend: Backend, call: str) -> None:
         arguments = {"append": (b"x",), "replay": (1,), "save_snapshot": (0, []), "trim": (0,)}.get(call, ())
         journal = backend.journal()
         with pytest.raises(JournalError):
@@ -115,13 +115,13 @@ class JournalContract:
 
     # -- the sequence ------------------------------------------------------------------------------------------------
 
-    def test_positions_count_from_1_without_a_gap(self, backend):
+    def test_positions_count_from_1_without_a_gap(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         assert [journal.append(payload_of(number)) for number in range(1, 50)] == list(range(1, 50))
         assert journal.head == 49
 
-    def test_replay_yields_what_was_appended_from_any_position(self, backend):
+    def test_replay_yields_what_was_appended_from_any_position(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         sizes = [1, 2, 511, 512, 513, 5000, 40, 40_000, 3, 100]  # some larger than what a backend puts in one piece
@@ -136,7 +136,7 @@ class JournalContract:
         for start in range(1, len(batches) + 2):
             assert list(journal.replay(start)) == batches[start - 1 :]
 
-    def test_payloads_may_look_like_anything(self, backend):
+    def test_payloads_may_look_like_anything(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         payloads = [b"\0", b"\0" * 3000, b"\xff" * 600, b"\xb1BAT" * 200, b"\xb1END", bytes(range(256)) * 5]
@@ -148,7 +148,7 @@ class JournalContract:
         assert [payload for _, payload in journal.replay(1)] == payloads
 
     @pytest.mark.parametrize("sync", ["interval", "never"])
-    def test_what_was_to_be_durable_is_so_in_the_weaker_modes_too(self, backend, sync):
+    def test_what_was_to_be_durable_is_so_in_the_weaker_modes_too(self, backend: Backend, sync: str) -> None:
         if not backend.can_lose_power:
             pytest.skip("the power of this machine cannot be cut")
         for _ in range(20):
@@ -164,7 +164,7 @@ class JournalContract:
             assert dict(journal.replay(head + 1))[head + 8] == b"firm"
             journal.close()
 
-    def test_an_empty_payload_is_refused(self, backend):
+    def test_an_empty_payload_is_refused(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         with pytest.raises(ValueError, match="payload"):
@@ -172,7 +172,7 @@ class JournalContract:
         assert journal.append(b"x") == 1
 
     @pytest.mark.parametrize("start", [-1, 0, 5, 100])
-    def test_replay_of_what_is_not_there_is_a_gap(self, backend, start):
+    def test_replay_of_what_is_not_there_is_a_gap(self, backend: Backend, start: int) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         for _ in range(3):
@@ -181,7 +181,7 @@ class JournalContract:
             list(journal.replay(start))
         assert list(journal.replay(4)) == []
 
-    def test_barriers_are_invisible(self, backend):
+    def test_barriers_are_invisible(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         journal.idle_barrier()
@@ -196,7 +196,7 @@ class JournalContract:
         journal.idle_barrier()
         assert [position for position, _ in journal.replay(1)] == [1, 2, 3, 4, 5]
 
-    def test_time_stamps_never_decrease(self, backend):
+    def test_time_stamps_never_decrease(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         assert journal.last_time_ns == 0
@@ -219,8 +219,10 @@ class JournalContract:
     @pytest.mark.parametrize("sync", ["always", "interval", "never"])
     @pytest.mark.parametrize("barrier", [False, True])
     @pytest.mark.parametrize("end", ["close", "kill"])
-    def test_what_was_answered_is_there_after_the_process_ended(self, backend, sync, barrier, end):
-        expected = []
+    def test_what_was_answered_is_there_after_the_process_ended(
+        self, backend: Backend, sync: str, barrier: bool, end: str
+    ) -> None:
+        expected: list[tuple[int, bytes]] = []
         for life in range(4):
             journal = backend.journal(sync)
             assert journal.open(7, OWNER)[:2] == (life + 1, len(expected))
@@ -233,10 +235,10 @@ class JournalContract:
             journal.close() if end == "close" else backend.kill()
 
     @pytest.mark.parametrize("barrier", [False, True])
-    def test_what_was_answered_is_there_after_a_loss_of_power(self, backend, barrier):
+    def test_what_was_answered_is_there_after_a_loss_of_power(self, backend: Backend, barrier: bool) -> None:
         if not backend.can_lose_power:
             pytest.skip("the power of this machine cannot be cut")
-        expected = []
+        expected: list[tuple[int, bytes]] = []
         for life in range(20):
             journal = backend.journal()
             assert journal.open(7, OWNER)[:2] == (life + 1, len(expected))
@@ -249,7 +251,7 @@ class JournalContract:
             backend.lose_power()
 
     @pytest.mark.parametrize("sync", ["interval", "never"])
-    def test_the_weaker_modes_lose_only_the_end_and_only_with_the_power(self, backend, sync):
+    def test_the_weaker_modes_lose_only_the_end_and_only_with_the_power(self, backend: Backend, sync: str) -> None:
         if not backend.can_lose_power:
             pytest.skip("the power of this machine cannot be cut")
         for _ in range(20):
@@ -269,9 +271,11 @@ class JournalContract:
     # -- all of it ---------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("seed", range(12))
-    def test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(self, backend, seed):
+    def test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(self, backend: Backend, seed: int) -> None:
         rng = random.Random(seed)
-        journal, batches, snapshot, opened = backend.journal(), [], (-1, None), 0
+        journal, opened = backend.journal(), 0
+        batches: list[tuple[int, bytes]] = []
+        snapshot: tuple[int, list[bytes] | None] = (-1, None)
         ends = ["close", "kill", *(["power"] if backend.can_lose_power else [])]
         for _ in range(150):
             if not opened:
@@ -288,8 +292,9 @@ class JournalContract:
                     journal.idle_barrier()
                 case "snapshot":
                     position = rng.randint(max(snapshot[0], len(batches) - 3, 0), len(batches))
-                    snapshot = position, [rng.randbytes(rng.randrange(900)) for _ in range(rng.randrange(5))]
-                    journal.save_snapshot(*snapshot)
+                    chunks = [rng.randbytes(rng.randrange(900)) for _ in range(rng.randrange(5))]
+                    snapshot = position, chunks
+                    journal.save_snapshot(position, chunks)
                 case "trim":
                     if snapshot[0] >= 0:
                         journal.trim(rng.randint(0, snapshot[0]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.shards.journal.contract import OWNER, payload_of
+from tests.shards.journal.contract import OWNER, Backend, payload_of
 
 BATCHES = 400
 SIZE = 300
@@ -16,7 +16,7 @@ SIZE = 300
 class BesideContract:
     """See the module. Each test is one sentence of `shards.journal`."""
 
-    def test_replay_goes_up_to_the_head_at_its_call(self, backend):
+    def test_replay_goes_up_to_the_head_at_its_call(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         for number in range(1, 100):
@@ -29,7 +29,7 @@ class BesideContract:
         assert list(empty) == []
         assert next(journal.replay(100)) == (100, payload_of(100, SIZE))
 
-    def test_replay_runs_beside_appending(self, backend):
+    def test_replay_runs_beside_appending(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         read: list[tuple[int, bytes]] = []
@@ -58,7 +58,7 @@ class BesideContract:
         assert faults == []
         assert read == [(number, payload_of(number, SIZE)) for number in range(1, BATCHES + 1)]
 
-    def test_first_is_where_replay_can_begin(self, backend):
+    def test_first_is_where_replay_can_begin(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         assert journal.first == 1

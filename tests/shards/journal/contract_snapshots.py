@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from shards.journal import Gap, Journal, Unavailable
-from tests.shards.journal.contract import OWNER, content, payload_of
+from tests.shards.journal.contract import OWNER, Backend, content, payload_of
 
 
 class SnapshotContract:
@@ -18,7 +18,7 @@ class SnapshotContract:
 
     # -- room --------------------------------------------------------------------------------------------------------
 
-    def test_without_room_nothing_is_written_and_with_room_it_goes_on(self, backend):
+    def test_without_room_nothing_is_written_and_with_room_it_goes_on(self, backend: Backend) -> None:
         if not backend.can_fill:
             pytest.skip("the disk of this machine cannot be filled")
         journal = backend.journal()
@@ -46,7 +46,7 @@ class SnapshotContract:
         assert journal.open(7, OWNER).head == len(expected)
         assert list(journal.replay(1)) == expected
 
-    def test_without_room_a_snapshot_is_not_stored_and_the_journal_goes_on(self, backend):
+    def test_without_room_a_snapshot_is_not_stored_and_the_journal_goes_on(self, backend: Backend) -> None:
         if not backend.can_fill:
             pytest.skip("the disk of this machine cannot be filled")
         journal = backend.journal()
@@ -65,7 +65,7 @@ class SnapshotContract:
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("chunks", [[], [b""], [b"a"], [b"", b"a" * 10_000, b"", b"\0"], [b"x"] * 300])
-    def test_a_snapshot_comes_back_as_it_was_saved(self, backend, chunks):
+    def test_a_snapshot_comes_back_as_it_was_saved(self, backend: Backend, chunks: list[bytes]) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         assert journal.load_snapshot() is None
@@ -79,7 +79,7 @@ class SnapshotContract:
         assert journal.open(7, OWNER).head == 7
         assert content(journal) == expected
 
-    def test_the_newest_snapshot_counts(self, backend):
+    def test_the_newest_snapshot_counts(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         for number in range(1, 30):
@@ -98,7 +98,7 @@ class SnapshotContract:
         assert content(journal) == (29, [b"the same once more"], [])
         assert journal.append(b"next") == 30
 
-    def test_a_snapshot_before_the_first_batch(self, backend):
+    def test_a_snapshot_before_the_first_batch(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         journal.save_snapshot(0, [b"empty buckets"])
@@ -107,7 +107,7 @@ class SnapshotContract:
         assert journal.open(7, OWNER).head == 0
         assert content(journal) == (0, [b"empty buckets"], [])
 
-    def test_batches_go_on_while_a_snapshot_is_made(self, backend):
+    def test_batches_go_on_while_a_snapshot_is_made(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         for number in range(1, 20):
@@ -131,7 +131,7 @@ class SnapshotContract:
         assert content(journal) == expected
 
     @pytest.mark.parametrize("sync", ["interval", "never"])
-    def test_what_a_snapshot_holds_is_durable_in_the_weaker_modes_too(self, backend, sync):
+    def test_what_a_snapshot_holds_is_durable_in_the_weaker_modes_too(self, backend: Backend, sync: str) -> None:
         if not backend.can_lose_power:
             pytest.skip("the power of this machine cannot be cut")
         for life in range(20):
@@ -151,7 +151,7 @@ class SnapshotContract:
             assert content(journal) == (head + 4, [b"life %d" % life], [(head + 5, payload_of(head + 5, 300))])
             journal.close()
 
-    def test_a_snapshot_whose_chunks_fail_leaves_no_trace(self, backend):
+    def test_a_snapshot_whose_chunks_fail_leaves_no_trace(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         journal.append(b"x")
@@ -169,7 +169,7 @@ class SnapshotContract:
         journal.save_snapshot(1, [b"better"])
         assert content(journal) == (1, [b"better"], [])
 
-    def test_trimming_forgets_nothing_that_is_needed(self, backend):
+    def test_trimming_forgets_nothing_that_is_needed(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
         with pytest.raises(ValueError, match="snapshot"):

@@ -6,6 +6,7 @@ import pytest
 
 from shards.journal import Corrupt, JournalError
 from shards.journal.file.copying import copy_until
+from shards.journal.file.journal import FileJournal
 from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, file_journal, fill
 
 COPY = "/copy"
@@ -17,7 +18,7 @@ def copied(rig: Rig, position: int) -> list[str]:
     return copy_until(disk, DIRECTORY, COPY, SHARD, position)
 
 
-def opened(rig: Rig):
+def opened(rig: Rig) -> FileJournal:
     """The copy, as the next daemon finds it after the machine was started anew."""
     rig.lose_power()
     journal = file_journal(COPY, rig.process(), rig.tick, rig.rng, "always", rig.segment_bytes)
@@ -26,7 +27,7 @@ def opened(rig: Rig):
 
 
 @pytest.mark.parametrize("position", range(1, 41))
-def test_a_copy_is_the_log_up_to_its_position_and_goes_on_from_there(position):
+def test_a_copy_is_the_log_up_to_its_position_and_goes_on_from_there(position: int) -> None:
     rig = Rig()
     journal = rig.opened()
     batches = fill(journal, 40, 300)  # a segment holds about 12
@@ -38,14 +39,14 @@ def test_a_copy_is_the_log_up_to_its_position_and_goes_on_from_there(position):
     assert copy.append(b"more") == position + 1
 
 
-def test_an_empty_journal_can_be_copied():
+def test_an_empty_journal_can_be_copied() -> None:
     rig = Rig()
     rig.opened()
     copied(rig, 0)
     assert opened(rig).head == 0
 
 
-def test_snapshots_up_to_the_position_are_in_it_and_no_later_ones():
+def test_snapshots_up_to_the_position_are_in_it_and_no_later_ones() -> None:
     rig = Rig()
     journal = rig.opened()
     batches = fill(journal, 20, 300)
@@ -56,25 +57,26 @@ def test_snapshots_up_to_the_position_are_in_it_and_no_later_ones():
     assert sorted(name for name in made if name.startswith("snapshot")) == ["snapshot-00000000000000000020"]
     copy = opened(rig)
     snapshot = copy.load_snapshot()
+    assert snapshot is not None
     assert (snapshot.position, b"".join(snapshot.chunks)) == (20, b"as of 20")
     assert list(copy.replay(21)) == batches[20:30]
 
 
-def test_a_position_that_was_never_written_is_refused():
+def test_a_position_that_was_never_written_is_refused() -> None:
     rig = Rig()
     fill(rig.opened(), 5)
     with pytest.raises(Corrupt):
         copied(rig, 6)
 
 
-def test_whatever_is_missing_or_changed_in_a_copy_is_recognised_its_last_batch_included():
+def test_whatever_is_missing_or_changed_in_a_copy_is_recognised_its_last_batch_included() -> None:
     """Every byte of the copy's last segment that says something, changed in turn; and every file, missing."""
     rig = Rig()
     batches = fill(rig.opened(), 15, 300)
     made = copied(rig, 15)
     rig.lose_power()
     whole = {name: bytes(rig.medium.node(f"{COPY}/{name}").content) for name in made}
-    damaged = [(name, None) for name in made if name != "segment-0000000001"]
+    damaged: list[tuple[str, int | None]] = [(name, None) for name in made if name != "segment-0000000001"]
     last = max(name for name in made if name.startswith("segment"))
     used = len(whole[last].rstrip(b"\0"))
     damaged += [(last, offset) for offset in range(0, used, 7)]

@@ -21,12 +21,13 @@ from tests.simulation.disk import SECTOR_BYTES
 
 
 @pytest.fixture(scope="module", params=STATES)
-def specimen(request) -> Specimen:
+def specimen(request: pytest.FixtureRequest) -> Specimen:
     return Specimen(request.param)
 
 
-def test_no_single_bit_makes_it_silently_wrong():
-    specimen, verdicts = Specimen(STATES[0]), Counter()
+def test_no_single_bit_makes_it_silently_wrong() -> None:
+    specimen = Specimen(STATES[0])
+    verdicts: Counter[str] = Counter()
     for name in specimen.names:
         bits = 8 * len(specimen.medium.node(f"{DIRECTORY}/{name}").content)
         verdicts += flip(specimen, name, range(0, bits, 7))  # one in almost every byte, each of the eight in turn
@@ -35,7 +36,7 @@ def test_no_single_bit_makes_it_silently_wrong():
     assert verdicts["whole"] > 10_000 // 7, "what no batch stands on may rot"
 
 
-def test_no_single_bit_of_what_counts_makes_it_silently_wrong(specimen):
+def test_no_single_bit_of_what_counts_makes_it_silently_wrong(specimen: Specimen) -> None:
     """The bytes that are not zero, in every state: those that something stands on."""
     verdicts: Counter[str] = Counter()
     for name in specimen.names:
@@ -47,13 +48,13 @@ def test_no_single_bit_of_what_counts_makes_it_silently_wrong(specimen):
     assert verdicts["refused"] > 2500
 
 
-def test_no_file_cut_off_at_any_byte_makes_it_silently_wrong(specimen):
+def test_no_file_cut_off_at_any_byte_makes_it_silently_wrong(specimen: Specimen) -> None:
     for name in specimen.names:
         length = len(specimen.medium.node(f"{DIRECTORY}/{name}").content)
         assert sum(cut_off(specimen, name, range(length)).values()) == length
 
 
-def test_a_log_that_turns_to_zeros_from_any_byte_on_is_a_prefix_or_refused(specimen):
+def test_a_log_that_turns_to_zeros_from_any_byte_on_is_a_prefix_or_refused(specimen: Specimen) -> None:
     """As if the end had never been written: after a clean stop that is known to be wrong; else it is what a loss of
     power leaves of what was not synced, and what remains must be a prefix."""
     name = specimen.names[-3]
@@ -65,7 +66,7 @@ def test_a_log_that_turns_to_zeros_from_any_byte_on_is_a_prefix_or_refused(speci
         assert heads == set(range(min(heads), len(specimen.log) + 1))
 
 
-def test_no_lost_or_misplaced_sector_makes_it_silently_wrong(specimen):
+def test_no_lost_or_misplaced_sector_makes_it_silently_wrong(specimen: Specimen) -> None:
     for name, content, at in sectors(specimen):
         here = bytes(content[at : at + SECTOR_BYTES])
         following = bytes(content[at + SECTOR_BYTES : at + 2 * SECTOR_BYTES])
@@ -83,7 +84,7 @@ def test_no_lost_or_misplaced_sector_makes_it_silently_wrong(specimen):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_no_few_bits_together_make_it_silently_wrong(specimen, seed):
+def test_no_few_bits_together_make_it_silently_wrong(specimen: Specimen, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(1000):
         name = rng.choice(specimen.names)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, Told]:
         ("short", True),
     ],
 )
-def test_an_error_at_any_call_loses_nothing_that_was_answered(life, what, sticky):
+def test_an_error_at_any_call_loses_nothing_that_was_answered(life: int, what: int | str, sticky: bool) -> None:
     call = unavailable = 0
     fired = 1
     while fired:
@@ -134,7 +135,7 @@ def test_an_error_at_any_call_loses_nothing_that_was_answered(life, what, sticky
 @pytest.mark.parametrize("life", range(LIVES))
 @pytest.mark.parametrize("what", ["kill", "power"])
 @pytest.mark.parametrize("seed", range(4))
-def test_an_end_at_any_call_loses_nothing_that_was_answered(life, what, seed):
+def test_an_end_at_any_call_loses_nothing_that_was_answered(life: int, what: str, seed: int) -> None:
     call, fired = 0, 1
     while fired:
         call += 1
@@ -222,7 +223,9 @@ def judged(rig: Rig, heads: set[int], snapshot: int) -> tuple[int, list[bytes] |
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 @pytest.mark.parametrize("what", ["kill", "power", errno.EIO, errno.ENOSPC])
-def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(scene, what):
+def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(
+    scene: Callable[..., Any], what: int | str
+) -> None:
     heads, snapshot = SCENES[scene], {fresh: -1, damaged: 5}.get(scene, 11)
     reference = judged(scene(1), heads, snapshot)
     for call in range(1, 300):
@@ -247,7 +250,7 @@ def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(scene, 
     raise AssertionError("no recovery ever came to its end")
 
 
-def test_the_scenes_are_what_they_say():
+def test_the_scenes_are_what_they_say() -> None:
     assert any("torn" in warning for seed in range(20) for warning in torn(seed).opened().warnings)
     assert cached(1).opened().head == 21
     lost = cached(1)

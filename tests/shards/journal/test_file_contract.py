@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.shards.journal.contract import JournalContract
 from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
 from tests.shards.journal.rig import START_NS, Rig, file_journal
+from tests.simulation.disk import SimDisk
 
 
 class SimulatedFiles:
@@ -23,7 +25,7 @@ class SimulatedFiles:
 
     def __init__(self) -> None:
         self.rig = Rig(segment_bytes=16_384)
-        self.disks: list = []
+        self.disks: list[SimDisk] = []
 
     def journal(self, sync: str = "always") -> FileJournal:
         journal = self.rig.journal(sync=sync)
@@ -110,13 +112,13 @@ class RealFiles:
 
 class TestFileJournalOnASimulatedDisk(JournalContract, SnapshotContract, BesideContract):
     @pytest.fixture
-    def backend(self):
+    def backend(self) -> SimulatedFiles:
         return SimulatedFiles()
 
 
 class TestFileJournalOnTheRealDisk(JournalContract, SnapshotContract, BesideContract):
     @pytest.fixture
-    def backend(self, data_dir):
+    def backend(self, data_dir: Path) -> Iterator[RealFiles]:
         files = RealFiles(data_dir)
         yield files
         files.kill()

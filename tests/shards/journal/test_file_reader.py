@@ -13,7 +13,7 @@ def reader_of(rig: Rig) -> FileReader:
     return FileReader(rig.process(), DIRECTORY, SHARD)
 
 
-def test_it_shows_what_its_owner_goes_on_appending():
+def test_it_shows_what_its_owner_goes_on_appending() -> None:
     rig = Rig()
     journal = rig.opened()
     owner = rig.disk
@@ -30,7 +30,7 @@ def test_it_shows_what_its_owner_goes_on_appending():
         reader.replay(212)
 
 
-def test_snapshots_are_shown_with_where_they_belong_and_trimming_is_a_gap():
+def test_snapshots_are_shown_with_where_they_belong_and_trimming_is_a_gap() -> None:
     rig = Rig()
     journal = rig.opened()
     reader = FileReader(rig.disk, DIRECTORY, SHARD)
@@ -51,7 +51,7 @@ def test_snapshots_are_shown_with_where_they_belong_and_trimming_is_a_gap():
     assert next(reader.replay(reader.first)) == (reader.first, payload_of(reader.first))
 
 
-def test_a_batch_that_is_not_whole_yet_is_not_shown_and_one_that_was_is_damage():
+def test_a_batch_that_is_not_whole_yet_is_not_shown_and_one_that_was_is_damage() -> None:
     rig = Rig()
     fill(rig.opened(), 40)
     rig.kill()
@@ -65,7 +65,7 @@ def test_a_batch_that_is_not_whole_yet_is_not_shown_and_one_that_was_is_damage()
         list(reader_of(rig).replay(1))
 
 
-def test_a_damaged_snapshot_is_none():
+def test_a_damaged_snapshot_is_none() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 3)
@@ -80,7 +80,7 @@ def test_a_damaged_snapshot_is_none():
         list(reader.chunks(3))
 
 
-def test_there_is_no_journal_where_there_is_no_directory():
+def test_there_is_no_journal_where_there_is_no_directory() -> None:
     rig = Rig()
     rig.opened()
     with pytest.raises(Gap):

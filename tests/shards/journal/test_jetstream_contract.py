@@ -95,7 +95,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
 
 class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract):
     @pytest.fixture
-    def backend(self, cluster):
+    def backend(self, cluster: NatsCluster) -> Iterator[OnServers]:
         cluster.make(SHARD)
         servers = OnServers(cluster)
         yield servers

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import nats
 import pytest
+from crc32c import crc32c
 
 from shards.journal import Corrupt, Fenced, Gap, Lost, Overtaken, Unavailable
 from shards.journal.jetstream import map_log, publisher, record
@@ -56,7 +59,7 @@ class Clock:
 def journal_on(
     cluster: NatsCluster, urls: list[str] | None = None, witness: str = "", clock: Clock | None = None
 ) -> Patient:
-    def connect(purpose: str):  # type: ignore[no-untyped-def]
+    def connect(purpose: str) -> Any:
         return cluster.connect(purpose, urls)
 
     seen = Witness(RealDisk(), witness, MACHINE_CLOCKS.boot_ns)
@@ -196,7 +199,7 @@ def test_a_large_batch_is_there_once_its_last_part_is(streams: NatsCluster) -> N
     assert journal.append(large) == 2
     assert list(journal.replay(1)) == [(1, b"small"), (2, large)]
     half = large[: record.PART_BYTES_MAX]
-    journal._put(record.BATCH, 0, 0, 3, journal._chain, record.crc32c(half, journal._chain), journal.last_time_ns, half)
+    journal._put(record.BATCH, 0, 0, 3, journal._chain, crc32c(half, journal._chain), journal.last_time_ns, half)
     newer = journal_on(streams)
     newer.waits = True
     assert newer.open(SHARD, "newer").head == 2, "a part alone is nothing"
@@ -222,7 +225,7 @@ def test_a_right_record_of_a_wrong_epoch_is_damage(streams: NatsCluster) -> None
     journal = journal_on(streams)
     journal.open(SHARD, OWNER)
     journal.append(b"one")
-    chain = record.crc32c(b"x", journal._chain)
+    chain = crc32c(b"x", journal._chain)
     alien = record.Record(
         record.BATCH, 1, 0, SHARD, 9, 2, journal._chain, chain, journal.last_time_ns, journal.granted_ns, b"x"
     )
@@ -243,7 +246,7 @@ def test_a_wrong_epoch_is_seen_also_right_behind_the_snapshot_that_a_replay_begi
     journal.open(SHARD, OWNER)
     journal.append(b"one")
     journal.save_snapshot(1, [b"as of one"])
-    chain = record.crc32c(b"x", journal._chain)
+    chain = crc32c(b"x", journal._chain)
     alien = record.Record(
         record.BATCH, 1, 0, SHARD, 9, 2, journal._chain, chain, journal.last_time_ns, journal.granted_ns, b"x"
     )
@@ -256,7 +259,9 @@ def test_a_wrong_epoch_is_seen_also_right_behind_the_snapshot_that_a_replay_begi
         list(newer.replay(2))
 
 
-def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(streams: NatsCluster, data_dir) -> None:
+def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
+    streams: NatsCluster, data_dir: Path
+) -> None:
     witness = str(data_dir / "seen")
     journal = journal_on(streams, witness=witness)
     journal.open(SHARD, OWNER)
@@ -315,7 +320,7 @@ def append(journal: JetStreamJournal, payload: bytes) -> int:
 def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: NatsCluster) -> None:
     journal = journal_on(streams)
     journal.open(SHARD, OWNER)
-    expected = []
+    expected: list[tuple[int, bytes]] = []
     for turn in range(6):
         leader = streams.leader(f"J_{SHARD}")
         streams.kill(leader if turn % 2 else (leader + 1) % 3)

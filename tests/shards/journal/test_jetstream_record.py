@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from crc32c import crc32c
 
@@ -13,7 +15,7 @@ EXAMPLE = bytes.fromhex(
 )
 
 
-def record(kind: int, position: int, chain: int, body: bytes = b"", **fields: int) -> Record:
+def record(kind: int, position: int, chain: int, body: bytes = b"", **fields: Any) -> Record:
     before = fields.pop("before", chain)
     made = Record(kind, 1, 0, 7, 1, position, before, chain, 1000, 2000, body)
     return made._replace(**fields)

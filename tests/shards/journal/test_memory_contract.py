@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.shards.journal.contract import OWNER, JournalContract
@@ -47,19 +50,19 @@ class InMemory:
 
 class TestMemoryJournal(JournalContract, SnapshotContract, BesideContract):
     @pytest.fixture
-    def backend(self, tmp_path):
+    def backend(self, tmp_path: Path) -> Iterator[InMemory]:
         memory = InMemory(str(tmp_path / "m"))
         yield memory
         memory.server.close()
 
-    def test_a_newer_owner_begins_where_the_grant_of_the_older_one_ends(self, backend):
+    def test_a_newer_owner_begins_where_the_grant_of_the_older_one_ends(self, backend: InMemory) -> None:
         older, newer = backend.journal(), backend.journal()
         assert older.open(7, OWNER).began_ns == older.granted_ns == 0
         older.append(b"x")
         assert older.granted_ns == backend.now_ns + GRANT_NS
         assert newer.open(7, OWNER).began_ns == older.granted_ns
 
-    def test_a_clean_close_leaves_nobody_to_wait_for(self, backend):
+    def test_a_clean_close_leaves_nobody_to_wait_for(self, backend: InMemory) -> None:
         older, newer = backend.journal(), backend.journal()
         older.open(7, OWNER)
         older.append(b"x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from tests.simulation.disk import Crashed, Fault
 
 
 @pytest.fixture
-def rig():
+def rig() -> Rig:
     """Thirty batches in several segments, killed."""
     rig = Rig()
     fill(rig.opened(), 30, 300)
@@ -24,24 +25,24 @@ def rig():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, -2, -1])
-def test_a_segment_that_is_gone_is_a_gap(rig, number):
+def test_a_segment_that_is_gone_is_a_gap(rig: Rig, number: int) -> None:
     name = rig.segments()[number]
     rig.remove(name)
     refused(rig, Gap)
 
 
-def test_all_segments_gone_is_a_gap(rig):
+def test_all_segments_gone_is_a_gap(rig: Rig) -> None:
     for name in rig.segments():
         rig.remove(name)
     refused(rig, Gap)
 
 
-def test_a_manifest_that_is_gone_is_a_gap(rig):
+def test_a_manifest_that_is_gone_is_a_gap(rig: Rig) -> None:
     rig.remove(MANIFEST)
     assert refused(rig, Gap).file == f"{DIRECTORY}/{MANIFEST}"
 
 
-def test_everything_but_a_snapshot_gone_is_a_gap(rig):
+def test_everything_but_a_snapshot_gone_is_a_gap(rig: Rig) -> None:
     rig.opened().save_snapshot(20, [b"x"])
     rig.kill()
     for name in [*rig.segments(), MANIFEST]:
@@ -49,13 +50,13 @@ def test_everything_but_a_snapshot_gone_is_a_gap(rig):
     refused(rig, Gap)
 
 
-def test_a_copy_under_another_name_is_corrupt(rig):
+def test_a_copy_under_another_name_is_corrupt(rig: Rig) -> None:
     rig.replace("segment-0000000009", rig.content(rig.segments()[0]))
     assert "segment 1" in str(refused(rig))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_an_older_version_of_a_segment_that_another_follows_is_corrupt(number):
+def test_an_older_version_of_a_segment_that_another_follows_is_corrupt(number: int) -> None:
     rig = Rig()
     journal = rig.opened()
     versions: dict[str, bytes] = {}
@@ -69,7 +70,7 @@ def test_an_older_version_of_a_segment_that_another_follows_is_corrupt(number):
     refused(rig)
 
 
-def test_an_older_version_of_the_newest_segment_is_corrupt_after_a_clean_stop():
+def test_an_older_version_of_the_newest_segment_is_corrupt_after_a_clean_stop() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 2)
@@ -81,7 +82,7 @@ def test_an_older_version_of_the_newest_segment_is_corrupt_after_a_clean_stop():
     assert "closed at position 4" in str(refused(rig))
 
 
-def test_an_older_version_of_the_manifest_does_no_harm(rig):
+def test_an_older_version_of_the_manifest_does_no_harm(rig: Rig) -> None:
     manifest = rig.content(MANIFEST)
     newer_than = rig.segments()[-1]
     fill(rig.opened(), 30, 300)
@@ -95,7 +96,7 @@ def test_an_older_version_of_the_manifest_does_no_harm(rig):
     assert [position for position, _ in journal.replay(1)] == list(range(1, 61))
 
 
-def test_an_older_version_of_the_manifest_does_no_harm_even_if_opening_ends_over_and_over():
+def test_an_older_version_of_the_manifest_does_no_harm_even_if_opening_ends_over_and_over() -> None:
     def older_manifest(seed: int) -> Rig:
         rig = Rig(seed)
         fill(rig.opened(), 2, 300)
@@ -127,7 +128,7 @@ def test_an_older_version_of_the_manifest_does_no_harm_even_if_opening_ends_over
 
 
 @pytest.mark.parametrize("number", [1, 2, -2, -1])
-def test_a_segment_of_another_log_is_corrupt(rig, number):
+def test_a_segment_of_another_log_is_corrupt(rig: Rig, number: int) -> None:
     """Two directories were mixed up: same shard, same positions and sizes, other batches."""
     other = Rig(seed=2)
     journal = other.opened()
@@ -139,12 +140,12 @@ def test_a_segment_of_another_log_is_corrupt(rig, number):
     refused(rig)
 
 
-def test_a_log_that_ends_before_what_a_snapshot_saw_is_corrupt():
+def test_a_log_that_ends_before_what_a_snapshot_saw_is_corrupt() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 3)
 
-    def chunks():
+    def chunks() -> Iterator[bytes]:
         fill(journal, 2)
         yield b"holds effects of batch 5"
 
@@ -159,25 +160,25 @@ def test_a_log_that_ends_before_what_a_snapshot_saw_is_corrupt():
 
 
 @pytest.mark.parametrize("shard", [0, 8])
-def test_the_journal_of_another_shard_is_refused(rig, shard):
+def test_the_journal_of_another_shard_is_refused(rig: Rig, shard: int) -> None:
     with pytest.raises(Corrupt, match="shard 7"):
         rig.journal().open(shard, "test")
 
 
 @pytest.mark.parametrize("length", [0, 100, 4095, 4096, 5000, 8191])
-def test_a_newest_segment_of_another_length_is_corrupt(rig, length):
+def test_a_newest_segment_of_another_length_is_corrupt(rig: Rig, length: int) -> None:
     name = rig.segments()[-1]
     rig.replace(name, rig.content(name)[:length])
     assert refused(rig).file == f"{DIRECTORY}/{name}"
 
 
-def test_a_newest_segment_that_is_longer_is_corrupt(rig):
+def test_a_newest_segment_that_is_longer_is_corrupt(rig: Rig) -> None:
     name = rig.segments()[-1]
     rig.replace(name, rig.content(name) + bytes(4096))
     assert refused(rig).file == f"{DIRECTORY}/{name}"
 
 
-def test_other_files_in_the_directory_do_no_harm(rig):
+def test_other_files_in_the_directory_do_no_harm(rig: Rig) -> None:
     for name in ("notes.txt", "segment-1", "segment-000000000x", "snapshot-1", "segment-0000000001.torn-5", "x.tmp"):
         rig.replace(name, b"x")
     assert rig.opened().head == 30
@@ -185,7 +186,7 @@ def test_other_files_in_the_directory_do_no_harm(rig):
     assert "notes.txt" in rig.names()
 
 
-def test_opening_and_closing_over_and_over_takes_no_more_room():
+def test_opening_and_closing_over_and_over_takes_no_more_room() -> None:
     rig = Rig(segment_bytes=65_536)
     rig.opened().close()
     stored = []
@@ -200,7 +201,7 @@ def test_opening_and_closing_over_and_over_takes_no_more_room():
 
 @pytest.mark.parametrize("what", ["kill", "power"])
 @pytest.mark.parametrize("used", [False, True])
-def test_an_opening_that_always_ends_at_the_same_call_takes_no_more_room(what, used):
+def test_an_opening_that_always_ends_at_the_same_call_takes_no_more_room(what: str, used: bool) -> None:
     for call in range(1, 200):
         rig = Rig(seed=call)
         if used:

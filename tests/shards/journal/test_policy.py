@@ -8,7 +8,7 @@ import pytest
 
 from shards.journal import Corrupt, JournalError, Unfit, Unknown
 from shards.journal.file.record import BARRIER, HEADER_BYTES, pack_batch, salt_seed
-from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill
+from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, Segment, fill
 from tests.simulation.disk import Crashed, Fault
 
 
@@ -23,7 +23,7 @@ def rig_with(count: int = 5, *, size: int = 100, barrier: bool = False, sync: st
     return rig
 
 
-def refused(rig: Rig, kind: type[Exception] = Corrupt) -> Exception:
+def refused(rig: Rig, kind: type[JournalError] = Corrupt) -> JournalError:
     """Opening is refused, and nothing on the disk is different afterwards."""
     before = {name: rig.content(name) for name in rig.names()}
     with pytest.raises(kind) as caught:
@@ -33,7 +33,7 @@ def refused(rig: Rig, kind: type[Exception] = Corrupt) -> Exception:
     return caught.value
 
 
-def newest(rig: Rig):
+def newest(rig: Rig) -> Segment:
     return rig.batches(rig.segments()[-1])
 
 
@@ -51,7 +51,7 @@ def reboot(rig: Rig) -> None:
 @pytest.mark.parametrize("place", ["header", "payload", "end"])
 @pytest.mark.parametrize("number", [0, 2, 3])
 @pytest.mark.parametrize("rebooted", [False, True])
-def test_a_damaged_batch_with_a_good_one_behind_it_is_corrupt(place, number, rebooted):
+def test_a_damaged_batch_with_a_good_one_behind_it_is_corrupt(place: str, number: int, rebooted: bool) -> None:
     rig = rig_with(5)
     segment = newest(rig)
     batch = segment.batches[number]
@@ -63,7 +63,7 @@ def test_a_damaged_batch_with_a_good_one_behind_it_is_corrupt(place, number, reb
     assert (error.file, error.offset, error.position) == (f"{DIRECTORY}/{segment.name}", batch.offset, number + 1)
 
 
-def test_a_batch_that_became_zeros_with_a_good_one_behind_it_is_corrupt():
+def test_a_batch_that_became_zeros_with_a_good_one_behind_it_is_corrupt() -> None:
     rig = rig_with(5)
     segment = newest(rig)
     rig.damage(segment.name, segment.batches[1].offset, bytes(1024))
@@ -71,7 +71,7 @@ def test_a_batch_that_became_zeros_with_a_good_one_behind_it_is_corrupt():
     assert refused(rig).position == 2
 
 
-def test_a_barrier_proves_the_batch_before_it():
+def test_a_barrier_proves_the_batch_before_it() -> None:
     for barrier in (False, True):
         rig = rig_with(5, barrier=barrier)
         segment = newest(rig)
@@ -84,7 +84,7 @@ def test_a_barrier_proves_the_batch_before_it():
             assert rig.opened().head == 4
 
 
-def test_a_damaged_barrier_with_a_batch_behind_it_is_corrupt():
+def test_a_damaged_barrier_with_a_batch_behind_it_is_corrupt() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 3)
@@ -98,7 +98,7 @@ def test_a_damaged_barrier_with_a_batch_behind_it_is_corrupt():
     assert refused(rig).position == 4
 
 
-def test_a_damaged_barrier_at_the_end_costs_nothing():
+def test_a_damaged_barrier_at_the_end_costs_nothing() -> None:
     rig = rig_with(3, barrier=True)
     segment = newest(rig)
     rig.damage(segment.name, segment.batches[3].offset + 20, b"\xaa")
@@ -108,7 +108,7 @@ def test_a_damaged_barrier_at_the_end_costs_nothing():
     assert [position for position, _ in journal.replay(1)] == [1, 2, 3]
 
 
-def test_damage_in_a_segment_that_another_follows_is_corrupt_even_at_its_end():
+def test_damage_in_a_segment_that_another_follows_is_corrupt_even_at_its_end() -> None:
     rig = rig_with(30, size=300)
     first, *_ = rig.segments()
     assert len(rig.segments()) > 2
@@ -119,7 +119,7 @@ def test_damage_in_a_segment_that_another_follows_is_corrupt_even_at_its_end():
     assert (error.file, error.position) == (f"{DIRECTORY}/{first}", last.position)
 
 
-def test_bytes_that_imitate_a_later_header_do_not_make_a_torn_batch_corrupt():
+def test_bytes_that_imitate_a_later_header_do_not_make_a_torn_batch_corrupt() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 2)
@@ -133,7 +133,7 @@ def test_bytes_that_imitate_a_later_header_do_not_make_a_torn_batch_corrupt():
     assert rig.opened().head == 2
 
 
-def test_batches_that_nothing_proves_durable_may_tear_in_any_order():
+def test_batches_that_nothing_proves_durable_may_tear_in_any_order() -> None:
     """Without a sync between them a later one may be on the disk and an earlier one not: a loss of power, no damage."""
     rig = rig_with(5, sync="never")
     segment = newest(rig)
@@ -142,7 +142,7 @@ def test_batches_that_nothing_proves_durable_may_tear_in_any_order():
     assert rig.opened(sync="never").head == 2
 
 
-def test_after_a_sync_between_them_they_may_not():
+def test_after_a_sync_between_them_they_may_not() -> None:
     rig = Rig()
     journal = rig.opened(sync="interval")  # a sync comes about every third append
     fill(journal, 7)
@@ -159,7 +159,7 @@ def test_after_a_sync_between_them_they_may_not():
 
 
 @pytest.mark.parametrize("damage", ["torn", "gone", "behind"])
-def test_after_a_clean_stop_nothing_passes_for_a_torn_tail(damage):
+def test_after_a_clean_stop_nothing_passes_for_a_torn_tail(damage: str) -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 5)
@@ -179,7 +179,7 @@ def test_after_a_clean_stop_nothing_passes_for_a_torn_tail(damage):
     assert error.offset == (last.offset + 512 if damage == "behind" else last.offset)
 
 
-def test_a_clean_stop_counts_only_until_the_next_opening():
+def test_a_clean_stop_counts_only_until_the_next_opening() -> None:
     rig = Rig()
     for life in range(3):
         journal = rig.opened()
@@ -196,7 +196,7 @@ def test_a_clean_stop_counts_only_until_the_next_opening():
 # -- rule 3: the kernel still has every byte --------------------------------------------------------------------------
 
 
-def test_damage_to_the_last_batch_without_a_new_start_of_the_machine_is_corrupt():
+def test_damage_to_the_last_batch_without_a_new_start_of_the_machine_is_corrupt() -> None:
     rig = rig_with(5)
     segment = newest(rig)
     rig.damage(segment.name, segment.batches[4].payload_at, b"\xaa\x55")
@@ -204,7 +204,7 @@ def test_damage_to_the_last_batch_without_a_new_start_of_the_machine_is_corrupt(
 
 
 @pytest.mark.parametrize("kept", [1, 4, 8, 51, 52, 60, 151, 155])
-def test_a_last_batch_cut_short_by_a_kill_is_torn(kept):
+def test_a_last_batch_cut_short_by_a_kill_is_torn(kept: int) -> None:
     rig = rig_with(4)
     journal = rig.opened()
     fill(journal, 1)
@@ -218,7 +218,7 @@ def test_a_last_batch_cut_short_by_a_kill_is_torn(kept):
     assert "torn" in journal.warnings[0]
 
 
-def test_something_behind_a_gap_of_zeros_is_not_cut_short():
+def test_something_behind_a_gap_of_zeros_is_not_cut_short() -> None:
     rig = rig_with(5)
     segment = newest(rig)
     rig.damage(segment.name, segment.batches[-1].offset + 1024, b"\1")
@@ -229,7 +229,7 @@ def test_something_behind_a_gap_of_zeros_is_not_cut_short():
 # -- rule 4: a torn tail ----------------------------------------------------------------------------------------------
 
 
-def test_a_torn_tail_is_kept_aside_and_the_log_goes_on_in_a_new_segment():
+def test_a_torn_tail_is_kept_aside_and_the_log_goes_on_in_a_new_segment() -> None:
     rig = rig_with(5)
     torn = newest(rig)
     rig.damage(torn.name, torn.batches[4].payload_at + 10, bytes(90))
@@ -246,7 +246,7 @@ def test_a_torn_tail_is_kept_aside_and_the_log_goes_on_in_a_new_segment():
     assert [payload for _, payload in rig.opened().replay(5)] == [b"new five"]
 
 
-def test_no_life_ever_writes_to_a_segment_of_an_earlier_one():
+def test_no_life_ever_writes_to_a_segment_of_an_earlier_one() -> None:
     rig = Rig()
     for life in range(6):
         earlier = set(rig.segments()) if life else set()
@@ -259,7 +259,7 @@ def test_no_life_ever_writes_to_a_segment_of_an_earlier_one():
     assert rig.opened().head == 150
 
 
-def test_a_torn_tail_is_copied_once_however_often_opening_is_tried():
+def test_a_torn_tail_is_copied_once_however_often_opening_is_tried() -> None:
     rig = rig_with(5)
     torn = newest(rig)
     rig.damage(torn.name, torn.batches[4].payload_at, bytes(100))
@@ -279,7 +279,7 @@ def test_a_torn_tail_is_copied_once_however_often_opening_is_tried():
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.EACCES])
-def test_a_read_error_is_not_the_end_of_the_log(error):
+def test_a_read_error_is_not_the_end_of_the_log(error: int) -> None:
     rig = rig_with(30, size=300)
     reads = [number for number, call in enumerate(trace_of_opening(rig), 1) if call.startswith(("read", "open"))]
     assert len(reads) > 10
@@ -303,7 +303,7 @@ def trace_of_opening(rig: Rig) -> list[str]:
 
 
 @pytest.mark.parametrize("lives", [1, 2, 3])
-def test_what_only_the_cache_knows_is_written_anew_before_anybody_hears_of_it(lives):
+def test_what_only_the_cache_knows_is_written_anew_before_anybody_hears_of_it(lives: int) -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 3)
@@ -324,7 +324,7 @@ def test_what_only_the_cache_knows_is_written_anew_before_anybody_hears_of_it(li
     assert list(journal.replay(4)) == [(4, b"never answered")]
 
 
-def test_what_is_proven_durable_is_not_written_anew():
+def test_what_is_proven_durable_is_not_written_anew() -> None:
     rig = rig_with(6, size=1000, barrier=True)
     rig.opened()
     assert newest(rig).batches == []
@@ -336,7 +336,7 @@ def test_what_is_proven_durable_is_not_written_anew():
 
 @pytest.mark.parametrize("what", [errno.EIO, "short"])
 @pytest.mark.parametrize("call", ["write", "fdatasync"])
-def test_a_failed_write_or_sync_is_never_repeated(call, what):
+def test_a_failed_write_or_sync_is_never_repeated(call: str, what: int | str) -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 2)

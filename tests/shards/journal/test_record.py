@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,20 +71,20 @@ def segment(*payloads: bytes, header: SegmentHeader = HEADER, barriers: frozense
 # -- pinned ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_worked_example_of_the_segment_is_these_bytes():
+def test_the_worked_example_of_the_segment_is_these_bytes() -> None:
     block = pack_block(HEADER)
     assert block[:168].hex() == EXAMPLE_BLOCK
     assert set(block[168:4092]) == {0}
     assert unpack_block(block) == HEADER
 
 
-def test_the_worked_example_of_the_batch_is_these_bytes():
+def test_the_worked_example_of_the_batch_is_these_bytes() -> None:
     chain, data = pack_batch(salt_seed(HEADER.salt), 1, 0, 1, 0, 0, 1_727_000_000_000_002_049, b"hello")
     assert data.hex() == EXAMPLE_BATCH
     assert chain == 0x9A71BB4C
 
 
-def test_the_docstring_shows_the_same_bytes():
+def test_the_docstring_shows_the_same_bytes() -> None:
     text = record.__doc__ or ""
     lines = re.findall(r"^    ([0-9a-f ]+?)(?:  |…)", text, re.MULTILINE)
     shown = b"".join(bytes.fromhex(line) for line in lines)
@@ -92,7 +93,7 @@ def test_the_docstring_shows_the_same_bytes():
     assert block[-4:].hex() in text
 
 
-def test_the_manifest_is_these_bytes():
+def test_the_manifest_is_these_bytes() -> None:
     manifest = Manifest(1, 7, 0x01020304, 3, 9, 101, 150, 0xA0B0C0D0)
     assert pack_manifest(manifest)[:-4].hex() == (
         "424d414e01000100070000000403020103000000000000000900000000000000650000000000000096000000000000"
@@ -105,12 +106,12 @@ def test_the_manifest_is_these_bytes():
 
 
 @given(HEADERS)
-def test_a_block_comes_back(header):
+def test_a_block_comes_back(header: SegmentHeader) -> None:
     assert unpack_block(pack_block(header)) == header
 
 
 @given(MANIFESTS)
-def test_a_manifest_comes_back(manifest):
+def test_a_manifest_comes_back(manifest: Manifest) -> None:
     assert unpack_manifest(pack_manifest(manifest)) == manifest
 
 
@@ -120,7 +121,7 @@ def test_a_manifest_comes_back(manifest):
     st.integers(1, 2**40),
     st.integers(0, 2**32 - 1),
 )
-def test_batches_come_back(payloads, align, first, chain):
+def test_batches_come_back(payloads: list[bytes], align: int, first: int, chain: int) -> None:
     header = HEADER._replace(align=align, first_position=first, prev_chain=chain, length=65536)
     data = segment(*payloads, header=header, barriers=frozenset({first, first + 2}))
     found = [batch for batch in walk(data, header) if not batch.flags & BARRIER]
@@ -134,25 +135,25 @@ def test_batches_come_back(payloads, align, first, chain):
 
 
 @pytest.mark.parametrize("length", [0, 1, 4095])
-def test_a_block_that_is_short_is_malformed(length):
+def test_a_block_that_is_short_is_malformed(length: int) -> None:
     with pytest.raises(Malformed, match=str(length)):
         unpack_block(pack_block(HEADER)[:length])
 
 
-def test_a_block_of_another_version_is_malformed_even_if_its_checksum_is_right():
+def test_a_block_of_another_version_is_malformed_even_if_its_checksum_is_right() -> None:
     block = bytearray(pack_block(HEADER)[:-4])
     block[4] = 2
     with pytest.raises(Malformed, match="format 2"):
-        unpack_block(bytes(block) + record.crc32c(bytes(block)).to_bytes(4, "little"))
+        unpack_block(bytes(block) + crc32c(bytes(block)).to_bytes(4, "little"))
 
 
 @pytest.mark.parametrize("length", [0, 71, 73])
-def test_a_manifest_of_another_length_is_malformed(length):
+def test_a_manifest_of_another_length_is_malformed(length: int) -> None:
     with pytest.raises(Malformed, match=str(length)):
         unpack_manifest(pack_manifest(Manifest(1, 7, 0, 3, 9, 101, 150, 0)).ljust(100, b"\0")[:length])
 
 
-def test_every_flip_in_block_and_manifest_is_malformed():
+def test_every_flip_in_block_and_manifest_is_malformed() -> None:
     manifest = pack_manifest(Manifest(0, 7, 1, 3, 9, 1, 0, 0))
     for data, unpack in ((pack_block(HEADER), unpack_block), (manifest, unpack_manifest)):
         for bit in range(len(data) * 8):
@@ -162,11 +163,11 @@ def test_every_flip_in_block_and_manifest_is_malformed():
                 unpack(bytes(broken))
 
 
-def test_zeros_are_no_batch():
+def test_zeros_are_no_batch() -> None:
     assert list(walk(bytes(8192), HEADER)) == []
 
 
-def test_a_batch_of_another_segment_salt_chain_or_position_is_none():
+def test_a_batch_of_another_segment_salt_chain_or_position_is_none() -> None:
     data = segment(b"hello", b"world")
     assert len(list(walk(data, HEADER))) == 2
     for other in (
@@ -178,7 +179,7 @@ def test_a_batch_of_another_segment_salt_chain_or_position_is_none():
         assert list(walk(data, other)) == []
 
 
-def test_batches_that_changed_places_are_none():
+def test_batches_that_changed_places_are_none() -> None:
     data = segment(b"one!!", b"two!!", b"three")
     size = HEADER_BYTES + 5 + 4
     at = [BLOCK_BYTES, BLOCK_BYTES + 512, BLOCK_BYTES + 1024]
@@ -191,14 +192,14 @@ def test_batches_that_changed_places_are_none():
     assert [batch.position for batch in walk(bytes(repeated), HEADER)] == [1]
 
 
-def test_a_length_is_not_believed_before_the_header_is():
+def test_a_length_is_not_believed_before_the_header_is() -> None:
     data = bytearray(segment(b"hello"))
     data[BLOCK_BYTES + 12 : BLOCK_BYTES + 16] = b"\xff\xff\xff\x7f"
     assert list(walk(bytes(data), HEADER)) == []
     assert claimed_end(bytes(data), HEADER, BLOCK_BYTES) == -1
 
 
-def test_a_payload_cannot_pass_for_a_header_without_the_salt():
+def test_a_payload_cannot_pass_for_a_header_without_the_salt() -> None:
     other = HEADER._replace(salt=HEADER.salt ^ 1)
     imitation = segment(b"a", b"b", header=other)[BLOCK_BYTES : BLOCK_BYTES + 1024]
     data = segment(imitation)
@@ -206,7 +207,7 @@ def test_a_payload_cannot_pass_for_a_header_without_the_salt():
     assert later_proof(data, other, BLOCK_BYTES) >= 0
 
 
-def test_a_later_proof_is_found_at_any_byte_and_only_if_it_proves():
+def test_a_later_proof_is_found_at_any_byte_and_only_if_it_proves() -> None:
     seed = salt_seed(HEADER.salt)
     proof = pack_batch(seed, 1, 0, 9, 0, 8, 5, b"x")[1]
     no_proof = pack_batch(seed, 1, 0, 9, 0, 7, 5, b"x")[1]
@@ -219,12 +220,12 @@ def test_a_later_proof_is_found_at_any_byte_and_only_if_it_proves():
 
 
 @given(st.binary(max_size=2000), st.integers(0, 2000))
-def test_the_used_end_is_behind_the_last_byte_that_is_not_zero(data, start):
+def test_the_used_end_is_behind_the_last_byte_that_is_not_zero(data: bytes, start: int) -> None:
     start = min(start, len(data))
     assert used_end(data, start) == start + len(data[start:].rstrip(b"\0"))
 
 
-def test_the_used_end_of_much_is_found():
+def test_the_used_end_of_much_is_found() -> None:
     data = bytearray(300_000)
     assert used_end(bytes(data), 10) == 10
     for place in (10, 65_535, 65_536, 200_000, 299_999):
@@ -232,13 +233,13 @@ def test_the_used_end_of_much_is_found():
         assert used_end(bytes(data), 10) == place + 1
 
 
-def test_a_whole_batch_never_ends_in_a_zero():
+def test_a_whole_batch_never_ends_in_a_zero() -> None:
     for payload in (b"\0", bytes(500)):
         batch = pack_batch(0, 1, 0, 1, 0, 0, 0, payload)[1]
         assert used_end(batch, 0) == len(batch)
 
 
-def test_a_batch_knows_where_it_ends():
+def test_a_batch_knows_where_it_ends() -> None:
     data = segment(b"hello")
     (batch,) = walk(data, HEADER)
     assert batch == Batch(4096, 1, 0, 0, 5, 0, batch.chain, 4148, 4153)

@@ -16,7 +16,7 @@ from tests.simulation.disk import Crashed
 SEGMENT = 8192
 
 
-def test_a_commit_is_one_write_and_one_sync():
+def test_a_commit_is_one_write_and_one_sync() -> None:
     rig = Rig(segment_bytes=65_536)
     journal = rig.opened()
     before = len(rig.disk.trace)
@@ -25,7 +25,7 @@ def test_a_commit_is_one_write_and_one_sync():
 
 
 @pytest.mark.parametrize(("sync", "syncs"), [("always", 20), ("interval", 7), ("never", 0)])
-def test_the_sync_mode_decides_how_often_it_syncs(sync, syncs):
+def test_the_sync_mode_decides_how_often_it_syncs(sync: str, syncs: int) -> None:
     rig = Rig(segment_bytes=65_536)
     journal = rig.opened(sync=sync)
     before = len(rig.disk.trace)
@@ -35,7 +35,7 @@ def test_the_sync_mode_decides_how_often_it_syncs(sync, syncs):
     assert sum(call.startswith("fdatasync") for call in calls) == syncs
 
 
-def test_a_barrier_makes_durable_what_the_interval_left():
+def test_a_barrier_makes_durable_what_the_interval_left() -> None:
     rig = Rig()
     journal = rig.opened(sync="interval")
     fill(journal, 2)
@@ -45,7 +45,7 @@ def test_a_barrier_makes_durable_what_the_interval_left():
 
 
 @pytest.mark.parametrize("calls_ahead", [1, 2, 3, 4])
-def test_a_barrier_never_proves_what_was_not_durable_before_it(calls_ahead):
+def test_a_barrier_never_proves_what_was_not_durable_before_it(calls_ahead: int) -> None:
     ends = set()
     for seed in range(60):
         rig = Rig(seed)
@@ -63,7 +63,7 @@ def test_a_barrier_never_proves_what_was_not_durable_before_it(calls_ahead):
     assert ends == ({calls_ahead} if calls_ahead <= 3 else set()), "a sync, a write, a sync"
 
 
-def test_no_batch_shares_a_sector_with_another():
+def test_no_batch_shares_a_sector_with_another() -> None:
     rig = Rig(segment_bytes=65_536)
     journal = rig.opened()
     for size in range(1, 1200, 37):
@@ -75,7 +75,7 @@ def test_no_batch_shares_a_sector_with_another():
     assert sum(map(len, sectors)) == len(set().union(*sectors))
 
 
-def test_the_next_segment_stands_ready_before_it_is_needed():
+def test_the_next_segment_stands_ready_before_it_is_needed() -> None:
     rig = Rig(segment_bytes=SEGMENT)
     journal = rig.opened()
     fill(journal, 50, 200)
@@ -89,7 +89,7 @@ def test_the_next_segment_stands_ready_before_it_is_needed():
         assert any(call.startswith("write segment-") for call in between), "batches were written after it stood ready"
 
 
-def test_when_idle_the_next_segment_is_made_by_the_barrier():
+def test_when_idle_the_next_segment_is_made_by_the_barrier() -> None:
     rig = Rig()
     journal = rig.opened()
     while len(rig.segments()) < 2:
@@ -100,7 +100,7 @@ def test_when_idle_the_next_segment_is_made_by_the_barrier():
 
 
 @pytest.mark.parametrize("size", [4000, 5000, 8192, 100_000])
-def test_a_batch_that_is_larger_than_a_segment_gets_one_of_its_own(size):
+def test_a_batch_that_is_larger_than_a_segment_gets_one_of_its_own(size: int) -> None:
     rig = Rig()
     journal = rig.opened()
     expected = fill(journal, 1) + fill(journal, 1, size) + fill(journal, 2)
@@ -108,7 +108,7 @@ def test_a_batch_that_is_larger_than_a_segment_gets_one_of_its_own(size):
     assert content(rig.opened())[2] == expected
 
 
-def test_a_full_disk_is_met_only_when_a_segment_begins():
+def test_a_full_disk_is_met_only_when_a_segment_begins() -> None:
     rig = Rig()
     journal = rig.opened()
     rig.medium.capacity_bytes = rig.medium.used_bytes()
@@ -125,7 +125,7 @@ def test_a_full_disk_is_met_only_when_a_segment_begins():
     assert len(rig.segments()) == 2
 
 
-def test_the_disk_is_not_asked_for_room_at_every_append():
+def test_the_disk_is_not_asked_for_room_at_every_append() -> None:
     rig = Rig(segment_bytes=65_536)
     journal = rig.opened()
     while len(rig.segments()) < 2:
@@ -138,7 +138,7 @@ def test_the_disk_is_not_asked_for_room_at_every_append():
 
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT])
-def test_a_quota_is_a_full_disk(kind):
+def test_a_quota_is_a_full_disk(kind: int) -> None:
     assert is_full(OSError(kind, "x"))
     assert not is_full(OSError(errno.EIO, "x"))
 
@@ -159,7 +159,7 @@ def full(ballast_bytes: int) -> Rig:
     return rig
 
 
-def test_without_ballast_a_journal_on_a_full_disk_cannot_be_opened_until_there_is_room():
+def test_without_ballast_a_journal_on_a_full_disk_cannot_be_opened_until_there_is_room() -> None:
     rig = full(0)
     for _ in range(3):
         with pytest.raises(Unavailable):
@@ -169,7 +169,7 @@ def test_without_ballast_a_journal_on_a_full_disk_cannot_be_opened_until_there_i
     assert rig.opened().head == 30
 
 
-def test_with_ballast_it_can_be_opened_read_and_trimmed():
+def test_with_ballast_it_can_be_opened_read_and_trimmed() -> None:
     rig = full(2 * SEGMENT)
     journal = rig.opened(ballast_bytes=2 * SEGMENT)
     assert any("ballast" in warning for warning in journal.warnings)
@@ -185,7 +185,7 @@ def test_with_ballast_it_can_be_opened_read_and_trimmed():
     assert rig.opened(ballast_bytes=2 * SEGMENT).head == 40
 
 
-def test_a_snapshot_that_finds_no_room_has_the_ballast_s_at_the_next_try():
+def test_a_snapshot_that_finds_no_room_has_the_ballast_s_at_the_next_try() -> None:
     rig = Rig()
     journal = rig.opened(ballast_bytes=2 * SEGMENT)
     fill(journal, 30, 300)
@@ -199,7 +199,7 @@ def test_a_snapshot_that_finds_no_room_has_the_ballast_s_at_the_next_try():
     assert journal.append(b"x") == 31
 
 
-def test_opening_twice_after_no_room_is_the_same_object():
+def test_opening_twice_after_no_room_is_the_same_object() -> None:
     rig = full(0)
     journal = rig.journal()
     with pytest.raises(Unavailable):

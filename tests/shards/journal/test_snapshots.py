@@ -23,7 +23,7 @@ def written(rig: Rig, chunks: list[bytes], name: str = "x") -> bytes:
     return rig.content(name)
 
 
-def test_the_bytes_of_a_snapshot_are_these():
+def test_the_bytes_of_a_snapshot_are_these() -> None:
     data = written(Rig(), [b"hello", b""])
     assert data.hex() == (
         "42534e500100000007000000040302010500000000000000020000000000000000801997"
@@ -39,7 +39,7 @@ def test_the_bytes_of_a_snapshot_are_these():
 
 
 @pytest.mark.parametrize("chunks", [[], [b""], [b"a", b"b" * 300_000, b"", b"c"], [b"x" * 1000] * 5000])
-def test_what_is_written_is_read(chunks):
+def test_what_is_written_is_read(chunks: list[bytes]) -> None:
     rig = Rig()
     data = written(rig, chunks)
     checked = snapshot.check(rig.disk, DIRECTORY, "x", 7)
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(chunks):
     assert list(snapshot.Reader(rig.disk, f"{DIRECTORY}/x").chunks()) == chunks
 
 
-def test_a_long_snapshot_is_synced_piece_by_piece():
+def test_a_long_snapshot_is_synced_piece_by_piece() -> None:
     rig = Rig()
     written(rig, [b"x" * 100_000] * 120)
     syncs = [number for number, call in enumerate(rig.disk.trace) if call == "fdatasync x"]
@@ -55,14 +55,14 @@ def test_a_long_snapshot_is_synced_piece_by_piece():
     assert rig.disk.trace[-2:] == ["fsync x", "drop_cache x"]
 
 
-def test_a_snapshot_of_another_shard_is_malformed():
+def test_a_snapshot_of_another_shard_is_malformed() -> None:
     rig = Rig()
     written(rig, [b"x"])
     with pytest.raises(Malformed, match="shard 7, not to 8"):
         snapshot.check(rig.disk, DIRECTORY, "x", 8)
 
 
-def test_chunks_that_changed_places_are_malformed():
+def test_chunks_that_changed_places_are_malformed() -> None:
     rig = Rig()
     data = written(rig, [b"one!!", b"two!!"])
     first, size = 44, 16 + 5
@@ -72,7 +72,7 @@ def test_chunks_that_changed_places_are_malformed():
         snapshot.check(rig.disk, DIRECTORY, "x", 7)
 
 
-def test_a_footer_of_other_chunks_is_malformed_though_every_checksum_is_right():
+def test_a_footer_of_other_chunks_is_malformed_though_every_checksum_is_right() -> None:
     rig = Rig()
     one, two = written(rig, [b"hello"], "one"), written(Rig(), [b"hullo"])
     rig.replace("x", two[:-44] + one[-44:])
@@ -80,7 +80,7 @@ def test_a_footer_of_other_chunks_is_malformed_though_every_checksum_is_right():
         snapshot.check(rig.disk, DIRECTORY, "x", 7)
 
 
-def test_names_sort_as_positions_and_nothing_else_is_one():
+def test_names_sort_as_positions_and_nothing_else_is_one() -> None:
     positions = [0, 9, 10, 2**63 - 1]
     names = [snapshot.name_of(position) for position in positions]
     assert names == sorted(names)
@@ -92,7 +92,7 @@ def test_names_sort_as_positions_and_nothing_else_is_one():
 # -- how one comes to be ---------------------------------------------------------------------------------------------
 
 
-def test_it_is_synced_read_back_renamed_and_the_directory_synced_before_older_ones_go():
+def test_it_is_synced_read_back_renamed_and_the_directory_synced_before_older_ones_go() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 3)
@@ -108,7 +108,7 @@ def test_it_is_synced_read_back_renamed_and_the_directory_synced_before_older_on
     ]  # fmt: skip
 
 
-def test_one_that_reads_back_otherwise_is_the_end_and_gets_no_name():
+def test_one_that_reads_back_otherwise_is_the_end_and_gets_no_name() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 3)
@@ -128,7 +128,7 @@ def test_one_that_reads_back_otherwise_is_the_end_and_gets_no_name():
     assert rig.opened().head == 3
 
 
-def test_segments_go_only_behind_the_older_of_two_snapshots():
+def test_segments_go_only_behind_the_older_of_two_snapshots() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 40, 300)
@@ -168,7 +168,7 @@ def log(first: int, last: int) -> list[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("damage", ["flip", "short", "empty", "gone", "older content"])
-def test_a_newest_one_that_is_not_good_is_passed_over_if_the_log_behind_the_older_is_whole(damage):
+def test_a_newest_one_that_is_not_good_is_passed_over_if_the_log_behind_the_older_is_whole(damage: str) -> None:
     rig = with_two_snapshots()
     older, newest = rig.names("snapshot-")
     match damage:
@@ -192,7 +192,7 @@ def test_a_newest_one_that_is_not_good_is_passed_over_if_the_log_behind_the_olde
     assert content(rig.opened()) == (40, [b"as of 40"], [])
 
 
-def test_without_the_log_behind_the_older_it_is_corrupt():
+def test_without_the_log_behind_the_older_it_is_corrupt() -> None:
     rig = with_two_snapshots()
     newest = rig.names("snapshot-")[-1]
     rig.medium.flip(f"{DIRECTORY}/{newest}", 500)
@@ -203,14 +203,14 @@ def test_without_the_log_behind_the_older_it_is_corrupt():
     assert error.file == f"{DIRECTORY}/{newest}"
 
 
-def test_no_good_snapshot_and_a_trimmed_log_is_corrupt():
+def test_no_good_snapshot_and_a_trimmed_log_is_corrupt() -> None:
     rig = with_two_snapshots()
     for name in rig.names("snapshot-"):
         rig.medium.flip(f"{DIRECTORY}/{name}", 500)
     assert refused(rig).file == f"{DIRECTORY}/{rig.names('snapshot-')[-1]}"
 
 
-def test_no_good_snapshot_and_the_whole_log_is_enough():
+def test_no_good_snapshot_and_the_whole_log_is_enough() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 10)
@@ -221,7 +221,7 @@ def test_no_good_snapshot_and_the_whole_log_is_enough():
     assert content(journal) == (-1, None, [(number, payload_of(number)) for number in range(1, 11)])
 
 
-def test_a_snapshot_of_another_log_is_corrupt():
+def test_a_snapshot_of_another_log_is_corrupt() -> None:
     """Two directories were mixed up: same shard, same positions, other batches."""
     other = Rig(seed=2)
     journal = other.opened()
@@ -234,7 +234,7 @@ def test_a_snapshot_of_another_log_is_corrupt():
     assert "not taken from this log" in str(refused(rig))
 
 
-def test_damage_while_it_is_loaded_is_corrupt():
+def test_damage_while_it_is_loaded_is_corrupt() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 2)
@@ -247,7 +247,7 @@ def test_damage_while_it_is_loaded_is_corrupt():
         next(loaded.chunks)
 
 
-def test_an_error_while_it_is_loaded_is_the_end():
+def test_an_error_while_it_is_loaded_is_the_end() -> None:
     rig = Rig()
     journal = rig.opened()
     fill(journal, 2)

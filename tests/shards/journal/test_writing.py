@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shards.journal import Gap, JournalError
+from shards.journal.file.journal import FileJournal
 from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from tests.shards.journal.rig import DIRECTORY, SHARD, START_NS, Rig, file_journal, fill
@@ -18,7 +19,7 @@ def written(rig: Rig, position: int) -> None:
     write_journal(rig.disk, COPY, SHARD, reader, position, START_NS, lambda: rig.rng.getrandbits(64))
 
 
-def opened(rig: Rig):
+def opened(rig: Rig) -> FileJournal:
     """As the next daemon finds it after the machine was started anew."""
     rig.lose_power()
     journal = file_journal(COPY, rig.process(), rig.tick, rig.rng, "always", rig.segment_bytes)
@@ -27,7 +28,7 @@ def opened(rig: Rig):
 
 
 @pytest.mark.parametrize("position", [0, 1, 7, 39, 40])
-def test_it_is_the_log_up_to_its_position_and_goes_on_from_there(position):
+def test_it_is_the_log_up_to_its_position_and_goes_on_from_there(position: int) -> None:
     rig = Rig()
     batches = fill(rig.opened(), 40, 300)
     written(rig, position)
@@ -38,7 +39,7 @@ def test_it_is_the_log_up_to_its_position_and_goes_on_from_there(position):
 
 
 @pytest.mark.parametrize("position", [20, 25, 30, 40])
-def test_snapshots_that_hold_no_more_than_it_come_along(position):
+def test_snapshots_that_hold_no_more_than_it_come_along(position: int) -> None:
     rig = Rig()
     journal = rig.opened()
     batches = []
@@ -51,11 +52,12 @@ def test_snapshots_that_hold_no_more_than_it_come_along(position):
     copy = opened(rig)
     loaded = copy.load_snapshot()
     newest = min(position // 10 * 10, 30)
+    assert loaded is not None
     assert (loaded.position, list(loaded.chunks)) == (newest, [b"as of %d" % newest])
     assert list(copy.replay(newest + 1)) == batches[newest:position]
 
 
-def test_a_log_that_does_not_reach_back_far_enough_is_refused():
+def test_a_log_that_does_not_reach_back_far_enough_is_refused() -> None:
     rig = Rig()
     journal = rig.opened()
     for end in (100, 200, 300):
@@ -66,7 +68,7 @@ def test_a_log_that_does_not_reach_back_far_enough_is_refused():
         written(rig, 150)
 
 
-def test_a_lost_end_of_it_is_noticed():
+def test_a_lost_end_of_it_is_noticed() -> None:
     rig = Rig()
     fill(rig.opened(), 10, 300)
     written(rig, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -59,7 +60,9 @@ class World:
 
 
 @given(anchors, elapsed, elapsed)
-def test_a_line_never_goes_back_and_departs_from_the_boot_clock_by_the_slew_at_most(anchor, early, more):
+def test_a_line_never_goes_back_and_departs_from_the_boot_clock_by_the_slew_at_most(
+    anchor: Anchor, early: int, more: int
+) -> None:
     first, second = anchor.at(anchor.boot_ns + early), anchor.at(anchor.boot_ns + early + more)
     assert second >= first
     drift = (second - first) - more
@@ -68,7 +71,7 @@ def test_a_line_never_goes_back_and_departs_from_the_boot_clock_by_the_slew_at_m
 
 
 @given(anchors, elapsed)
-def test_the_way_back_from_billing_to_boot_is_exact_and_rounds_up(anchor, wanted):
+def test_the_way_back_from_billing_to_boot_is_exact_and_rounds_up(anchor: Anchor, wanted: int) -> None:
     billing_ns = anchor.billing_ns + wanted
     boot_ns = anchor.boot_of(billing_ns)
     assert anchor.at(boot_ns) >= billing_ns
@@ -76,7 +79,7 @@ def test_the_way_back_from_billing_to_boot_is_exact_and_rounds_up(anchor, wanted
 
 
 @given(anchors)
-def test_the_way_back_is_exact_around_the_end_of_the_correction(anchor):
+def test_the_way_back_is_exact_around_the_end_of_the_correction(anchor: Anchor) -> None:
     if not anchor.slew_ppm:
         return
     end = -(-abs(anchor.correction_ns) * 10**6 // anchor.slew_ppm)
@@ -90,7 +93,9 @@ def test_the_way_back_is_exact_around_the_end_of_the_correction(anchor):
 
 
 @given(st.lists(st.tuples(st.integers(0, 20 * SECOND), st.integers(-2 * DAY, 2 * DAY), st.booleans()), max_size=30))
-def test_whatever_the_wall_clock_does_billing_time_is_the_boot_clock_within_the_slew(program):
+def test_whatever_the_wall_clock_does_billing_time_is_the_boot_clock_within_the_slew(
+    program: list[tuple[int, int, bool]],
+) -> None:
     world = World()
     followers = [BillingClock(anchor) for anchor in world.clock.anchors] * 2
     begin_boot, begin_billing = world.boot_ns, world.clock.at(world.boot_ns)
@@ -113,7 +118,7 @@ def test_whatever_the_wall_clock_does_billing_time_is_the_boot_clock_within_the_
 
 
 @pytest.mark.parametrize("step_ns", [HOUR, -HOUR, DAY, -DAY, -NOW, SECOND, -SECOND])
-def test_a_step_of_the_wall_clock_is_reported_once_and_charges_nobody(step_ns):
+def test_a_step_of_the_wall_clock_is_reported_once_and_charges_nobody(step_ns: int) -> None:
     world = World()
     assert world.steer() == (None, 0, 0)
     before = world.run(SECOND)
@@ -130,7 +135,7 @@ def test_a_step_of_the_wall_clock_is_reported_once_and_charges_nobody(step_ns):
     assert again.anchor is None  # the correction under way is the one that is needed
 
 
-def test_a_small_offset_is_worked_off_and_then_left_alone():
+def test_a_small_offset_is_worked_off_and_then_left_alone() -> None:
     world = World()
     world.steer()
     world.wall_ns += 5_000_000
@@ -141,7 +146,7 @@ def test_a_small_offset_is_worked_off_and_then_left_alone():
     assert world.steer() == (None, -900_000, 0)
 
 
-def test_a_drift_too_small_for_a_step_is_followed():
+def test_a_drift_too_small_for_a_step_is_followed() -> None:
     world = World()
     for _ in range(600):  # the wall clock gains 100 ppm
         world.run(SECOND)
@@ -151,7 +156,7 @@ def test_a_drift_too_small_for_a_step_is_followed():
         assert abs(steered.offset_ns) <= 2_000_000
 
 
-def test_a_correction_that_has_not_begun_is_not_corrected():
+def test_a_correction_that_has_not_begun_is_not_corrected() -> None:
     world = World()
     world.wall_ns += HOUR
     first = world.steer().anchor
@@ -166,7 +171,7 @@ def test_a_correction_that_has_not_begun_is_not_corrected():
     assert len(world.clock.anchors) == 2
 
 
-def test_a_suspend_counts_as_time_because_the_boot_clock_does():
+def test_a_suspend_counts_as_time_because_the_boot_clock_does() -> None:
     world = World()
     world.steer()
     before = world.clock.at(world.boot_ns)
@@ -174,7 +179,7 @@ def test_a_suspend_counts_as_time_because_the_boot_clock_does():
     assert world.steer() == (None, 0, 0)
 
 
-def test_the_switch_is_at_the_stated_boot_instant_and_nowhere_else():
+def test_the_switch_is_at_the_stated_boot_instant_and_nowhere_else() -> None:
     world = World()
     world.wall_ns += HOUR
     anchor = world.steer().anchor
@@ -188,7 +193,7 @@ def test_the_switch_is_at_the_stated_boot_instant_and_nowhere_else():
     assert world.clock.anchors == (anchor,)
 
 
-def test_a_process_that_is_told_late_waits_rather_than_goes_back():
+def test_a_process_that_is_told_late_waits_rather_than_goes_back() -> None:
     world = World()
     late = BillingClock(world.clock.anchors[0])
     world.wall_ns -= HOUR
@@ -202,7 +207,7 @@ def test_a_process_that_is_told_late_waits_rather_than_goes_back():
     assert late.at(boot_ns + SECOND) == world.clock.at(boot_ns + SECOND)
 
 
-def test_anchors_are_followed_in_order_once_and_only_where_they_join():
+def test_anchors_are_followed_in_order_once_and_only_where_they_join() -> None:
     world = World()
     joining = BillingClock(world.clock.anchors[0])
     world.wall_ns += HOUR
@@ -221,25 +226,25 @@ def test_anchors_are_followed_in_order_once_and_only_where_they_join():
         joining.follow(second._replace(boot_ns=second.boot_ns + 1))
 
 
-def test_a_process_never_goes_behind_what_its_journal_holds():
+def test_a_process_never_goes_behind_what_its_journal_holds() -> None:
     clock_of_a_restarted_worker = BillingClock(Anchor(100, NOW, 0, 0), NOW + 7)
     assert [clock_of_a_restarted_worker.at(boot_ns) - NOW for boot_ns in (100, 106, 107, 108)] == [7, 7, 7, 8]
 
 
-def test_reading_clocks_that_stand_still_gives_the_same_instant():
+def test_reading_clocks_that_stand_still_gives_the_same_instant() -> None:
     world = World()
     assert world.clock.at(world.boot_ns) == world.clock.at(world.boot_ns) == NOW
     assert world.clock.at(world.boot_ns - 5) == NOW
 
 
 @given(anchors, st.binary(min_size=16, max_size=16))
-def test_a_recorded_anchor_comes_back_as_it_was(anchor, boot_id):
+def test_a_recorded_anchor_comes_back_as_it_was(anchor: Anchor, boot_id: bytes) -> None:
     record = encode_anchor(anchor, boot_id)
     assert len(record) == clock.RECORD_BYTES == 48
     assert decode_anchor(record) == (anchor, boot_id)
 
 
-def test_the_record_has_the_bytes_that_its_description_shows():
+def test_the_record_has_the_bytes_that_its_description_shows() -> None:
     record = encode_anchor(Anchor(1, 2, -1, 500), BOOT)
     assert record.hex() in (clock.__doc__ or "").replace(" ", "").replace("\n", "")
 
@@ -248,12 +253,12 @@ def test_the_record_has_the_bytes_that_its_description_shows():
     "damaged",
     [b"", b"BCA1", bytes(48), encode_anchor(Anchor(1, 2, 3, 4), BOOT) + b"\0", b"BCA1" + b"\xff" * 44],
 )
-def test_damaged_records_are_refused(damaged):
+def test_damaged_records_are_refused(damaged: bytes) -> None:
     with pytest.raises(clock.AnchorDamaged):
         decode_anchor(damaged)
 
 
-def test_instants_are_integer_nanoseconds_since_the_unix_epoch():
+def test_instants_are_integer_nanoseconds_since_the_unix_epoch() -> None:
     """2026-03-01T12:00:00.000000001Z, which is what the wall clock said at a first start, at whatever boot instant."""
     wall_ns = int(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()) * SECOND + 1
     line = BillingClock(restart(None, 0, BOOT, 5, wall_ns).anchor)
@@ -263,37 +268,37 @@ def test_instants_are_integer_nanoseconds_since_the_unix_epoch():
     assert abs(MACHINE_CLOCKS.wall_ns() - int(datetime.now(UTC).timestamp() * 1000) * 10**6) < HOUR
 
 
-def test_a_first_start_takes_wall_time():
+def test_a_first_start_takes_wall_time() -> None:
     assert restart(None, 0, BOOT, 77, NOW) == (Anchor(77, NOW, 0, 0), False, 0, False)
 
 
 @pytest.mark.parametrize("wall_ns", [0, NOW - DAY, NOW + DAY])
-def test_within_one_boot_the_recorded_map_goes_on_and_wall_time_has_no_say(wall_ns):
+def test_within_one_boot_the_recorded_map_goes_on_and_wall_time_has_no_say(wall_ns: int) -> None:
     recorded = Anchor(50 * SECOND, NOW, 10 * SECOND, 500)
     started = restart((recorded, BOOT), NOW + 40 * SECOND, BOOT, 100 * SECOND, wall_ns)
     assert started == (recorded, True, 0, False)
     assert started.anchor.at(100 * SECOND) == NOW + 50 * SECOND + 25_000_000
 
 
-def test_within_one_boot_billing_time_is_never_less_than_the_journal():
+def test_within_one_boot_billing_time_is_never_less_than_the_journal() -> None:
     recorded = Anchor(50 * SECOND, NOW, 0, 0)
     started = restart((recorded, BOOT), NOW + 51 * SECOND, BOOT, 100 * SECOND, NOW)
     assert started == (Anchor(100 * SECOND, NOW + 51 * SECOND, 0, 0), True, 0, False)
 
 
-def test_an_anchor_that_was_recorded_and_not_reached_does_not_hold_time_up():
+def test_an_anchor_that_was_recorded_and_not_reached_does_not_hold_time_up() -> None:
     recorded = Anchor(100 * SECOND, NOW, HOUR, 500)
     started = restart((recorded, BOOT), NOW - SECOND, BOOT, 100 * SECOND - SECOND // 2, 0)
     assert started == (Anchor(100 * SECOND - SECOND // 2, NOW - SECOND // 2, 0, 0), True, 0, False)
 
 
-def test_an_anchor_from_far_ahead_is_of_another_clock():
+def test_an_anchor_from_far_ahead_is_of_another_clock() -> None:
     recorded = Anchor(10**6 * SECOND, NOW, 0, 0)
     started = restart((recorded, BOOT), NOW, BOOT, SECOND, NOW + HOUR)
     assert started == (Anchor(SECOND, NOW + HOUR, 0, 0), False, 0, False)
 
 
-def test_in_another_boot_it_is_wall_time():
+def test_in_another_boot_it_is_wall_time() -> None:
     recorded = Anchor(50 * SECOND, NOW, 0, 0)
     started = restart((recorded, OTHER_BOOT), NOW + SECOND, BOOT, 3 * SECOND, NOW + HOUR)
     assert started == (Anchor(3 * SECOND, NOW + HOUR, 0, 0), False, 0, False)
@@ -303,12 +308,14 @@ def test_in_another_boot_it_is_wall_time():
     ("behind_ns", "alarm"),
     [(1, False), (5 * SECOND, False), (5 * SECOND + 1, True), (HOUR, True), (NOW, True)],
 )
-def test_in_another_boot_a_wall_clock_behind_the_journal_holds_at_the_journal_and_alarms(behind_ns, alarm):
+def test_in_another_boot_a_wall_clock_behind_the_journal_holds_at_the_journal_and_alarms(
+    behind_ns: int, alarm: bool
+) -> None:
     started = restart((Anchor(1, NOW, 0, 0), OTHER_BOOT), NOW, BOOT, 3 * SECOND, NOW - behind_ns)
     assert started == (Anchor(3 * SECOND, NOW, 0, 0), False, behind_ns, alarm)
 
 
-def test_the_real_clocks_go_on():
+def test_the_real_clocks_go_on() -> None:
     boot, wall = MACHINE_CLOCKS.paired()
     assert 0 < boot <= MACHINE_CLOCKS.boot_ns()
     assert 1_600_000_000 * SECOND < wall <= MACHINE_CLOCKS.wall_ns()
@@ -317,13 +324,13 @@ def test_the_real_clocks_go_on():
 
 
 @pytest.fixture
-def alarm():
+def alarm() -> Iterator[clock.Alarm]:
     made = clock.Alarm()
     yield made
     made.close()
 
 
-def test_an_alarm_fires_and_not_before_its_instant(alarm):
+def test_an_alarm_fires_and_not_before_its_instant(alarm: clock.Alarm) -> None:
     for wait_ns in (0, 50_000, 2_000_000, 7_654_321):
         due_ns = MACHINE_CLOCKS.boot_ns() + wait_ns
         alarm.arm(due_ns)
@@ -335,7 +342,7 @@ def test_an_alarm_fires_and_not_before_its_instant(alarm):
         assert not alarm.acknowledge()
 
 
-def test_an_alarm_is_moved_and_disarmed(alarm):
+def test_an_alarm_is_moved_and_disarmed(alarm: clock.Alarm) -> None:
     far_ns = MACHINE_CLOCKS.boot_ns() + HOUR
     alarm.arm(far_ns)
     alarm.arm(MACHINE_CLOCKS.boot_ns() - SECOND)  # passed: at once
@@ -352,14 +359,16 @@ def test_an_alarm_is_moved_and_disarmed(alarm):
     assert select.select([alarm], [], [], 0.02)[0] == []
 
 
-def test_an_alarm_takes_any_instant_an_account_can_have(alarm):
+def test_an_alarm_takes_any_instant_an_account_can_have(alarm: clock.Alarm) -> None:
     alarm.arm(2**63 - 1)
     alarm.arm(2**64)
     assert select.select([alarm], [], [], 0)[0] == []
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_an_event_loop_waits_for_an_alarm(alarm, loop_factory):
+def test_an_event_loop_waits_for_an_alarm(
+    alarm: clock.Alarm, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
     async def wait() -> tuple[int, int]:
         loop = asyncio.get_running_loop()
         fired: asyncio.Future[int] = loop.create_future()
@@ -381,7 +390,7 @@ def test_an_event_loop_waits_for_an_alarm(alarm, loop_factory):
     assert fired_ns >= due_ns
 
 
-def test_a_closed_alarm_is_not_used():
+def test_a_closed_alarm_is_not_used() -> None:
     closed = clock.Alarm()
     closed.close()
     closed.close()

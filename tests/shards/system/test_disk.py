@@ -8,6 +8,7 @@ import random
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,14 +26,14 @@ from tests.simulation.disk import Crashed, Fault, Medium, SimDisk
 
 
 @pytest.fixture
-def path(data_dir):
+def path(data_dir: Path) -> str:
     return str(data_dir)
 
 
 # -- the real disk ---------------------------------------------------------------------------------------------------
 
 
-def test_new_files_and_directories_are_for_this_user_alone_whatever_the_umask(path):
+def test_new_files_and_directories_are_for_this_user_alone_whatever_the_umask(path: str) -> None:
     disk = RealDisk()
     before = os.umask(0)
     try:
@@ -47,7 +48,7 @@ def test_new_files_and_directories_are_for_this_user_alone_whatever_the_umask(pa
     assert stat.S_ISDIR(disk.mode(f"{path}/directory"))
 
 
-def test_what_is_written_is_read(path):
+def test_what_is_written_is_read(path: str) -> None:
     disk = RealDisk()
     handle = disk.create(f"{path}/file")
     disk.allocate(handle, 10_000)
@@ -78,7 +79,7 @@ def test_what_is_written_is_read(path):
     assert disk.listdir(path) == []
 
 
-def test_what_is_there_is_not_made_and_what_is_not_there_is_not_opened(path):
+def test_what_is_there_is_not_made_and_what_is_not_there_is_not_opened(path: str) -> None:
     disk = RealDisk()
     disk.close(disk.create(f"{path}/file"))
     with pytest.raises(FileExistsError):
@@ -89,7 +90,7 @@ def test_what_is_there_is_not_made_and_what_is_not_there_is_not_opened(path):
         disk.mkdir(path)
 
 
-def test_a_lock_is_held_by_one_handle_until_that_is_closed(path):
+def test_a_lock_is_held_by_one_handle_until_that_is_closed(path: str) -> None:
     disk, other = RealDisk(), RealDisk()
     handle = disk.lock(f"{path}/lock")
     for _ in range(2):
@@ -99,7 +100,7 @@ def test_a_lock_is_held_by_one_handle_until_that_is_closed(path):
     other.close(other.lock(f"{path}/lock"))
 
 
-def test_a_lock_ends_with_the_process_that_holds_it(path):
+def test_a_lock_ends_with_the_process_that_holds_it(path: str) -> None:
     code = (
         "import sys; from shards.system.disk import RealDisk as D; D().lock(sys.argv[1]); print(flush=True); "
         "sys.stdin.read()"
@@ -117,7 +118,7 @@ def test_a_lock_ends_with_the_process_that_holds_it(path):
     disk.close(disk.lock(f"{path}/lock"))
 
 
-def test_no_handle_is_inherited(path):
+def test_no_handle_is_inherited(path: str) -> None:
     disk = RealDisk()
     handles = [disk.create(f"{path}/file"), disk.open(f"{path}/file"), disk.lock(f"{path}/lock")]
     assert not any(os.get_inheritable(handle) for handle in handles)
@@ -125,7 +126,7 @@ def test_no_handle_is_inherited(path):
         disk.close(handle)
 
 
-def test_the_machine_says_what_it_is(path):
+def test_the_machine_says_what_it_is(path: str) -> None:
     disk = RealDisk()
     assert len(disk.boot_id()) == 16
     assert disk.boot_id() == disk.boot_id() != bytes(16)
@@ -137,7 +138,7 @@ def test_the_machine_says_what_it_is(path):
 # -- private directories ---------------------------------------------------------------------------------------------
 
 
-def test_a_private_directory_is_made_once(path):
+def test_a_private_directory_is_made_once(path: str) -> None:
     disk = RealDisk()
     for _ in range(2):
         assert private_directory(disk, f"{path}/data") == []
@@ -145,14 +146,14 @@ def test_a_private_directory_is_made_once(path):
 
 
 @pytest.mark.parametrize("mode", [0o701, 0o710, 0o750, 0o755, 0o777, 0o704])
-def test_a_directory_that_others_may_enter_is_refused(path, mode):
+def test_a_directory_that_others_may_enter_is_refused(path: str, mode: int) -> None:
     os.mkdir(f"{path}/data")
     os.chmod(f"{path}/data", mode)
     with pytest.raises(DirectoryRefused, match=f"{mode:04o}"):
         private_directory(RealDisk(), f"{path}/data")
 
 
-def test_a_file_is_no_directory(path):
+def test_a_file_is_no_directory(path: str) -> None:
     write_file(RealDisk(), f"{path}/data", b"x")
     with pytest.raises(DirectoryRefused, match="not a directory"):
         private_directory(RealDisk(), f"{path}/data")
@@ -168,7 +169,9 @@ def test_a_file_is_no_directory(path):
         ("cifs", False, True),
     ],
 )
-def test_a_directory_in_memory_is_a_warning_and_one_on_a_network_is_refused(kind, warned, refused):
+def test_a_directory_in_memory_is_a_warning_and_one_on_a_network_is_refused(
+    kind: str, warned: bool, refused: bool
+) -> None:
     class Other(SimDisk):
         def filesystem(self, path: str) -> str:
             return kind
@@ -184,7 +187,7 @@ def test_a_directory_in_memory_is_a_warning_and_one_on_a_network_is_refused(kind
 # -- whole files -----------------------------------------------------------------------------------------------------
 
 
-def test_a_short_write_goes_on_and_one_that_stands_still_is_an_error():
+def test_a_short_write_goes_on_and_one_that_stands_still_is_an_error() -> None:
     disk = SimDisk(Medium(), random.Random(1), Fault(2, "short", sticky=True))
     handle = disk.create("/file")
     with pytest.raises(OSError, match="no progress"):
@@ -197,7 +200,7 @@ def test_a_short_write_goes_on_and_one_that_stands_still_is_an_error():
 
 @pytest.mark.parametrize("what", ["kill", "power", errno.EIO, errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("first", [False, True])
-def test_a_file_is_replaced_whole_or_not_at_all_at_every_call(what, first):
+def test_a_file_is_replaced_whole_or_not_at_all_at_every_call(what: int | str, first: bool) -> None:
     for call in range(1, 20):
         medium, rng = Medium(), random.Random(call)
         if not first:
@@ -222,7 +225,7 @@ def test_a_file_is_replaced_whole_or_not_at_all_at_every_call(what, first):
     raise AssertionError("no write ever came to its end")
 
 
-def test_full_is_told_from_broken():
+def test_full_is_told_from_broken() -> None:
     assert is_full(OSError(errno.ENOSPC, "x"))
     assert is_full(OSError(errno.EDQUOT, "x"))
     assert not any(is_full(OSError(kind, "x")) for kind in (errno.EIO, errno.EROFS, errno.EACCES))

@@ -103,4 +103,4 @@ async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(pla
     assert scene.application.machine.buckets[1].get("x", 0) == 0, "not before another owner can be told from this one"
     await scene.until(lambda: scene.worker.journal.head > head)
     assert scene.application.machine.buckets[1]["x"] == 1
-    assert f"[{due_ns}, [\"fire\", \"x\"]" in str(place.server.memory.logs[1].payloads)
+    assert f'[{due_ns}, ["fire", "x"]' in str(place.server.memory.logs[1].payloads)

@@ -6,6 +6,7 @@ import pytest
 
 from billing.trial.loadtest.assess import TOLD_MAX, Assessment
 from billing.trial.loadtest.columns import DEBIT, FAILED, OPEN, RATE, READ, REFUSED, TOP_UP, Columns
+from billing.trial.loadtest.verdict import Account
 from billing.trial.loadtest.workload import Mixer, Share, Workload
 from tests.trial.loadtest.world import COIN, START_NS, answer_rightly
 
@@ -34,8 +35,9 @@ def wrong(assessment: Assessment) -> tuple[int, int, int]:
     return assessment.wrong_replies, assessment.wrong_balances, assessment.wrong_refusals
 
 
-def test_right_answers_are_right_run_after_run():
-    assessment, accounts = Assessment(), {}
+def test_right_answers_are_right_run_after_run() -> None:
+    assessment = Assessment()
+    accounts: dict[int, Account] = {}
     for run in range(3):
         columns = run_of(run)
         columns.due = type(columns.due)("q", (due + run * 10**10 for due in columns.due))
@@ -47,7 +49,7 @@ def test_right_answers_are_right_run_after_run():
     ]
 
 
-def test_the_order_of_entries_counts_not_that_of_sending():
+def test_the_order_of_entries_counts_not_that_of_sending() -> None:
     columns = run_of()
     answer_rightly(columns)
     rows = [row for row in range(len(columns)) if columns.user[row] == 3 and columns.kind[row] != READ]
@@ -60,7 +62,7 @@ def test_the_order_of_entries_counts_not_that_of_sending():
 
 
 @pytest.mark.parametrize("name", ["balance", "rate", "exhausts", "seq", "at"])
-def test_one_unit_in_any_field_is_a_difference(name):
+def test_one_unit_in_any_field_is_a_difference(name: str) -> None:
     columns = run_of()
     answer_rightly(columns)
     row = next(row for row in range(100, 200) if columns.kind[row] == RATE and columns.exhausts[row] > 0)
@@ -70,21 +72,21 @@ def test_one_unit_in_any_field_is_a_difference(name):
     assert columns.users[columns.user[row]] in assessment.told[0]
 
 
-def test_a_lost_command_makes_all_that_follows_wrong():
+def test_a_lost_command_makes_all_that_follows_wrong() -> None:
     columns = run_of()
     answer_rightly(columns)
     columns.state[40] = OPEN  # the daemon did it, and nobody was told
     assert assessed(columns).wrong_balances >= 1
 
 
-def test_a_wrong_final_balance_is_told_as_one():
+def test_a_wrong_final_balance_is_told_as_one() -> None:
     columns = run_of()
     answer_rightly(columns)
     columns.balance[len(columns) - 1] -= 1
     assert wrong(assessed(columns)) == (0, 1, 0)
 
 
-def test_a_refusal_is_wrong_where_there_was_always_enough():
+def test_a_refusal_is_wrong_where_there_was_always_enough() -> None:
     columns = Columns(0, ["rich", "poor"])
     for user, nanos in enumerate((100 * COIN, COIN)):
         columns.add(0, user, TOP_UP, nanos)
@@ -101,7 +103,7 @@ def test_a_refusal_is_wrong_where_there_was_always_enough():
     assert wrong(assessed(columns)) == (0, 0, 1)
 
 
-def test_an_instant_that_goes_back_is_a_difference():
+def test_an_instant_that_goes_back_is_a_difference() -> None:
     columns = run_of()
     answer_rightly(columns)
     last = max(row for row in range(len(columns)) if columns.user[row] == 5 and columns.kind[row] != READ)
@@ -109,7 +111,7 @@ def test_an_instant_that_goes_back_is_a_difference():
     assert "goes back" in assessed(columns).told[0]
 
 
-def test_what_failed_did_not_happen_and_only_so_many_are_told():
+def test_what_failed_did_not_happen_and_only_so_many_are_told() -> None:
     columns = run_of()
     answer_rightly(columns)
     columns.state[30] = FAILED
@@ -120,7 +122,7 @@ def test_what_failed_did_not_happen_and_only_so_many_are_told():
     assert len(assessment.told) == TOLD_MAX
 
 
-def test_cutoffs_are_claimed_as_time_passes():
+def test_cutoffs_are_claimed_as_time_passes() -> None:
     columns = Columns(0, ["dry", "idle"])
     columns.add(0, 0, TOP_UP, COIN)
     columns.add(0, 0, RATE, COIN)

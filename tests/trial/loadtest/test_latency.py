@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hdrh.histogram import HdrHistogram
+from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ from billing.trial.loadtest.latency import BEYOND_MIN, SIZE, VALUE_MAX, Histogra
 
 
 @given(st.integers(0, VALUE_MAX))
-def test_a_bucket_holds_what_is_put_into_it(value):
+def test_a_bucket_holds_what_is_put_into_it(value: int) -> None:
     index = index_of(value)
     assert 0 <= index < SIZE
     assert value <= greatest_of(index) <= value + value // 128 + 1
@@ -30,7 +30,7 @@ def recorded(values: list[int]) -> Histogram:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("spread", [0.3, 2.0])
-def test_percentiles_are_those_of_hdrhistogram(seed, spread):
+def test_percentiles_are_those_of_hdrhistogram(seed: int, spread: float) -> None:
     rng = random.Random(seed)
     values = [1 + int(rng.lognormvariate(14, spread)) for _ in range(50_000)]
     oracle = HdrHistogram(1, 2**50, 3)
@@ -44,7 +44,7 @@ def test_percentiles_are_those_of_hdrhistogram(seed, spread):
     assert histogram.mean() == pytest.approx(oracle.get_mean_value(), rel=1 / 100)
 
 
-def test_a_percentile_is_told_only_where_enough_lies_beyond():
+def test_a_percentile_is_told_only_where_enough_lies_beyond() -> None:
     assert recorded([5] * (100 * BEYOND_MIN - 1)).percentile("99") is None
     assert recorded([5] * (100 * BEYOND_MIN)).percentile("99") == 5
     assert recorded([5] * 199).percentiles() == {"max": 5}
@@ -52,7 +52,7 @@ def test_a_percentile_is_told_only_where_enough_lies_beyond():
     assert Histogram().percentiles() == {"max": 0}
 
 
-def test_histograms_add_up():
+def test_histograms_add_up() -> None:
     one, other, both = recorded([1, 10**6]), recorded([10**6, 10**9]), recorded([1, 10**6, 10**6, 10**9])
     one.merge(other)
     assert one.sparse() == both.sparse()
@@ -61,7 +61,7 @@ def test_histograms_add_up():
     assert again.counts == both.counts
 
 
-def test_the_text_form_is_what_plotters_read():
+def test_the_text_form_is_what_plotters_read() -> None:
     lines = hgrm(recorded([1_000_000] * 3 + [9_000_000])).splitlines()
     assert lines[0].split() == ["Value", "Percentile", "TotalCount", "1/(1-Percentile)"]
     rows = [[float(field) for field in line.split()] for line in lines[2:] if not line.startswith("#")]

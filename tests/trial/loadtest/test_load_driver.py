@@ -88,10 +88,12 @@ async def settled(
     server = await asyncio.get_running_loop().create_server(lambda: Server(faults or {}, seen, pause), "127.0.0.1", 0)
     client = Client(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
     paces: list[LoadDriver] = []
-    batches = [
-        client.batch(lambda *answer: paces[0].on_answer(*answer), lambda: paces and paces[0].on_read())
-        for _ in range(connections)
-    ]
+
+    def on_read() -> None:
+        if paces:
+            paces[0].on_read()
+
+    batches = [client.batch(lambda *answer: paces[0].on_answer(*answer), on_read) for _ in range(connections)]
     try:
         for batch in batches:
             await batch.connect()
@@ -105,7 +107,7 @@ async def settled(
     return paces[0], seen
 
 
-async def test_every_row_is_answered_once_and_sent_in_order():
+async def test_every_row_is_answered_once_and_sent_in_order() -> None:
     columns = columns_of(*[TOP_UP] * 1000)
     pace, seen = await settled(columns)
     assert seen == list(range(1000))
@@ -115,14 +117,14 @@ async def test_every_row_is_answered_once_and_sent_in_order():
     assert pace.service.total == 1000
 
 
-async def test_users_keep_to_their_connection():
+async def test_users_keep_to_their_connection() -> None:
     columns = columns_of(*[TOP_UP] * 600)
     _, seen = await settled(columns, connections=2)
     assert [row for row in seen if row % 2 == 0] == list(range(0, 600, 2))
     assert [row for row in seen if row % 2] == list(range(1, 600, 2))
 
 
-async def test_nothing_goes_before_its_moment_and_latency_counts_from_it():
+async def test_nothing_goes_before_its_moment_and_latency_counts_from_it() -> None:
     columns = columns_of(*[TOP_UP] * 3, due_ns=[0, MS, 60 * MS])
     start_ns = MACHINE_CLOCKS.boot_ns() + 20 * MS
     pace, seen = await settled(columns, closed=False, start_ns=start_ns)
@@ -131,7 +133,7 @@ async def test_nothing_goes_before_its_moment_and_latency_counts_from_it():
     assert pace.lateness.total == pace.latency.total == 3
 
 
-async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile():
+async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile() -> None:
     """An open loop sees what a closed one cannot: here all commands are late, not one in a thousand."""
     frozen = [0.3]
     columns = columns_of(*[TOP_UP] * 200, due_ns=[row * MS for row in range(200)])
@@ -149,14 +151,14 @@ async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile():
     assert pace.lateness.total == 200 - pace.held
 
 
-async def test_warm_up_is_not_in_the_figures():
+async def test_warm_up_is_not_in_the_figures() -> None:
     columns = columns_of(*[TOP_UP] * 10, due_ns=[row * MS for row in range(10)])
     pace, _ = await settled(columns, closed=False, warm_ns=4 * MS)
     assert (pace.answered, pace.latency.total, pace.service.total) == (10, 6, 6)
     assert sum(each.total for each in pace.intervals) == 10
 
 
-async def test_a_closed_loop_goes_on_until_its_end():
+async def test_a_closed_loop_goes_on_until_its_end() -> None:
     columns = columns_of()
     end_ns = MACHINE_CLOCKS.boot_ns() + 1000 * MS
 
@@ -169,8 +171,8 @@ async def test_a_closed_loop_goes_on_until_its_end():
     assert pace.sent <= len(columns)
 
 
-async def test_what_may_pass_is_tried_again_and_counts_from_its_moment():
-    faults = {
+async def test_what_may_pass_is_tried_again_and_counts_from_its_moment() -> None:
+    faults: dict[int, list[Any]] = {
         1: [refusal("UNAVAILABLE", True), refusal("BUCKET_MOVING", True)],
         2: [refusal("UNKNOWN_ACCOUNT", False)],
         3: ["close"],
@@ -185,7 +187,7 @@ async def test_what_may_pass_is_tried_again_and_counts_from_its_moment():
     assert pace.failed == 0
 
 
-async def test_what_is_refused_for_good_is_told():
+async def test_what_is_refused_for_good_is_told() -> None:
     columns = columns_of(*[TOP_UP] * 3)
     pace, seen = await settled(columns, {1: [refusal("INVALID_RATE", False)]})
     assert list(columns.state) == [ACTIVE, FAILED, ACTIVE]
@@ -194,7 +196,7 @@ async def test_what_is_refused_for_good_is_told():
     assert pace.told[0].startswith("top_up b 5: ")
 
 
-async def test_a_refused_debit_is_an_answer_and_a_refused_top_up_is_not():
+async def test_a_refused_debit_is_an_answer_and_a_refused_top_up_is_not() -> None:
     no = refusal("INSUFFICIENT_FUNDS", False)
     columns = columns_of(DEBIT, TOP_UP)
     pace, _ = await settled(columns, {0: [no], 1: [no]})
@@ -202,7 +204,7 @@ async def test_a_refused_debit_is_an_answer_and_a_refused_top_up_is_not():
     assert (pace.refused, pace.failed) == (1, 1)
 
 
-async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not():
+async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not() -> None:
     faults = {
         0: [refusal("UNAVAILABLE", True), refusal("STALE_RATE", False)],
         1: [refusal("STALE_RATE", False)],
@@ -213,14 +215,14 @@ async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not():
     assert pace.stale == 1
 
 
-async def test_questions_carry_no_request_id():
+async def test_questions_carry_no_request_id() -> None:
     columns = columns_of(READ)
     assert columns.request(0) == ("get_account", ["a"])
     _, seen = await settled(columns)
     assert seen == [-1]
 
 
-def test_requests_are_told_apart_by_run_and_row():
+def test_requests_are_told_apart_by_run_and_row() -> None:
     columns = columns_of(TOP_UP, LINE_RATE)
     assert columns.request(0) == ("top_up", ["a", 5, {"request_id": (3 << 40).to_bytes(8, "big")}])
     method, (user, value, options) = columns.request(1)
@@ -238,7 +240,7 @@ def test_requests_are_told_apart_by_run_and_row():
         ([(1000, 1005, 1900), (1000, 900, 1100)], 0),  # an old stamp on a slow answer does not
     ],
 )
-def test_what_replies_tell_of_the_clocks(samples, shift_ns):
+def test_what_replies_tell_of_the_clocks(samples: list[tuple[int, ...]], shift_ns: int) -> None:
     skew = Skew()
     for at_ns, sent_ns, received_ns in samples:
         skew.learn(at_ns, sent_ns, received_ns)

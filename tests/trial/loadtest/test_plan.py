@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
@@ -22,7 +23,16 @@ FLEETS = [
 ]
 
 
-def plan(machines=FLEETS, *, speed=600, users_max=0, cut_s=None, dry_share=Fraction(3, 10), seed=1, suffix=""):
+def plan(
+    machines: Sequence[Machine] = FLEETS,
+    *,
+    speed: int = 600,
+    users_max: int = 0,
+    cut_s: int | None = None,
+    dry_share: Fraction = Fraction(3, 10),
+    seed: int = 1,
+    suffix: str = "",
+) -> Plan:
     return make_plan(
         machines, speed=speed, users_max=users_max, cut_s=cut_s, dry_share=dry_share, seed=seed, suffix=suffix
     )
@@ -42,7 +52,7 @@ def played(made: Plan) -> dict[str, Account]:
     return accounts
 
 
-def test_a_price_by_hand():
+def test_a_price_by_hand() -> None:
     # 2 * 0.04 + 3.5 * 0.005 = 0.0975 coins an hour
     assert rate_of(machine(0, "u", "v", 1), 1) == 97_500_000
     assert rate_of(machine(0, "u", "v", 1), 3600) == 351_000_000_000
@@ -50,7 +60,7 @@ def test_a_price_by_hand():
         rate_of(Machine(0, "u", "v", 1, Fraction(1, 7_000_000_000), 1), 1)
 
 
-def test_one_machine_by_hand():
+def test_one_machine_by_hand() -> None:
     made = plan([machine(120, "u", "vm-7", 240)], speed=60, dry_share=Fraction(0), suffix="@x")
     starts_ns = 2 * SECOND_NS + LEAD_NS
     rates = [step for step in made.steps if step.method == "set_rate"]
@@ -65,7 +75,7 @@ def test_one_machine_by_hand():
     assert sum(step.value for step in made.steps if step.method == "top_up") >= 2 * 6_500_000
 
 
-def test_what_outlives_the_replay_is_stopped_at_its_end():
+def test_what_outlives_the_replay_is_stopped_at_its_end() -> None:
     machines = [machine(0, "a", "short", 30), machine(0, "a", "endless", None), machine(500, "b", "late", 10)]
     made = plan(machines, speed=10, cut_s=100)
     assert made.users == ["a"]
@@ -78,20 +88,20 @@ def test_what_outlives_the_replay_is_stopped_at_its_end():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("share", ["0", "0.3", "1"])
-def test_the_share_that_was_asked_for_runs_dry(seed, share):
+def test_the_share_that_was_asked_for_runs_dry(seed: int, share: str) -> None:
     made = plan(dry_share=Fraction(share), seed=seed)
     dry = [user for user, account in played(made).items() if account.cutoffs]
     assert len(made.users) == 40
     assert len(dry) == made.dry == 40 * Fraction(share)
 
 
-def test_some_are_restored_and_some_start_machines_while_dry():
+def test_some_are_restored_and_some_start_machines_while_dry() -> None:
     accounts = played(plan(dry_share=Fraction(1)))
     assert any(account.lifted for account in accounts.values())
     assert any(len(account.cutoffs) > 1 and not account.lifted for account in accounts.values())
 
 
-def test_a_plan_leaves_no_rate_and_keeps_each_user_in_order():
+def test_a_plan_leaves_no_rate_and_keeps_each_user_in_order() -> None:
     made = plan()
     assert all(not account.lines for account in played(made).values())
     assert [step.due_ns for step in made.steps] == sorted(step.due_ns for step in made.steps)
@@ -102,14 +112,14 @@ def test_a_plan_leaves_no_rate_and_keeps_each_user_in_order():
     assert all(step.value > 0 for step in made.steps if step.method == "top_up")
 
 
-def test_the_seed_decides_and_nothing_else():
+def test_the_seed_decides_and_nothing_else() -> None:
     assert plan(seed=3, users_max=10) == plan(seed=3, users_max=10)
     assert plan(seed=3, users_max=10) != plan(seed=4, users_max=10)
     assert len(plan(users_max=10).users) == 10
     assert set(plan(users_max=10).users) < set(plan().users)
 
 
-def test_speed_changes_when_but_not_how_much():
+def test_speed_changes_when_but_not_how_much() -> None:
     slow, fast = plan(speed=100, dry_share=Fraction(0)), plan(speed=200, dry_share=Fraction(0))
     spent = [
         {user: sum(step.value for step in made.steps if step.user_id == user) for user in made.users}
@@ -121,7 +131,7 @@ def test_speed_changes_when_but_not_how_much():
     assert hours[0] == hours[1]
 
 
-def test_those_to_run_dry_are_no_close_calls():
+def test_those_to_run_dry_are_no_close_calls() -> None:
     short = [machine(60 * number, f"short-{number}", f"short-{number}", 1) for number in range(40)]
     made = plan([*FLEETS, *short], dry_share=Fraction(1, 2))
     last_ns = {step.user_id: step.due_ns for step in made.steps}

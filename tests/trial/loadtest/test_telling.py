@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import pytest
 
@@ -51,12 +52,12 @@ def judged(**other: object) -> list[str]:
         ({"latency": recorded(MS, 199)}, "only 199 samples"),
     ],
 )
-def test_a_measurement_is_valid_or_says_why_not(other, text):
+def test_a_measurement_is_valid_or_says_why_not(other: dict[str, Any], text: str) -> None:
     found = judged(**other)
     assert (len(found), text in "".join(found)) == (int(bool(text)), True)
 
 
-def test_a_rate_is_sustained_where_all_was_well():
+def test_a_rate_is_sustained_where_all_was_well() -> None:
     assert sustained_per_s(result_of(run_of(), run_of(1, per_s=1100.0), run_of(2, per_s=1050.0))) == 1050.0
     assert sustained_per_s(result_of(run_of(), run_of(1, valid=False))) is None
     assert sustained_per_s(result_of(run_of(p50_ns=60 * MS))) is None
@@ -64,14 +65,14 @@ def test_a_rate_is_sustained_where_all_was_well():
     assert sustained_per_s(result_of(steps=[run_of()], knee_per_s=700.0)) == 700.0
 
 
-def test_a_closed_loop_shows_no_rate_that_callers_could_have():
+def test_a_closed_loop_shows_no_rate_that_callers_could_have() -> None:
     result = result_of(run_of(), kind="closed")
     assert sustained_per_s(result) is None
     assert needs(result) == []
     assert any("closed loop" in sentence for sentence in conclusion(result))
 
 
-def test_machines_are_reckoned_from_a_sweep_with_headroom():
+def test_machines_are_reckoned_from_a_sweep_with_headroom() -> None:
     too_much = run_of(1, per_s=3000.0, p50_ns=60 * MS)
     swept = result_of(steps=[run_of(per_s=2000.0), too_much], knee_per_s=2000.0, kind="sweep")
     rows = {need.machines: need for need in needs(swept)}
@@ -88,7 +89,7 @@ def test_machines_are_reckoned_from_a_sweep_with_headroom():
         assert "--sweep" in report(result)
 
 
-def test_a_sweep_that_its_generator_ended_has_found_no_limit():
+def test_a_sweep_that_its_generator_ended_has_found_no_limit() -> None:
     late = run_of(1, per_s=3000.0, valid=False, invalid_because=["the generator was late"])
     result = result_of(steps=[run_of(per_s=2000.0), late], knee_per_s=2000.0, kind="sweep")
     assert needs(result) == []
@@ -101,7 +102,7 @@ def test_a_sweep_that_its_generator_ended_has_found_no_limit():
 LATE = judged(lateness=recorded(3 * MS, 1000))
 
 
-def test_a_generator_that_is_late_is_blamed_itself_and_told_what_it_needs():
+def test_a_generator_that_is_late_is_blamed_itself_and_told_what_it_needs() -> None:
     late = result_of(run_of(), run_of(1, valid=False, invalid_because=LATE))
     assert not late.valid
     for told in (in_short(late)[0], unusable(late), " ".join(conclusion(late))):
@@ -115,7 +116,7 @@ def test_a_generator_that_is_late_is_blamed_itself_and_told_what_it_needs():
     assert "the 99th percentile was 60." in in_short(slow)[0], "that of the run that is worth something"
 
 
-def test_a_result_is_worth_something_where_its_figures_tell_of_the_daemon():
+def test_a_result_is_worth_something_where_its_figures_tell_of_the_daemon() -> None:
     late = run_of(1, per_s=3000.0, valid=False, invalid_because=LATE)
     assert result_of(run_of()).valid
     assert result_of(steps=[run_of(), late], knee_per_s=1000.0, kind="sweep").valid, "the generator may end a sweep"
@@ -123,7 +124,7 @@ def test_a_result_is_worth_something_where_its_figures_tell_of_the_daemon():
     assert result_of(steps=[run_of(p50_ns=60 * MS)], kind="sweep").valid
 
 
-def test_three_sentences_come_first():
+def test_three_sentences_come_first() -> None:
     slow = run_of(p50_ns=60 * MS)
     too_much = run_of(1, per_s=1500.0, p50_ns=60 * MS)
     late = result_of(slow, run_of(1, valid=False, invalid_because=["only 199 samples"]))
@@ -144,7 +145,7 @@ def test_three_sentences_come_first():
     assert "WRONG" in in_short(result_of(run_of(money=Money(wrong_balances=1))))[2]
 
 
-def test_one_number_for_one_thing():
+def test_one_number_for_one_thing() -> None:
     result = result_of(run_of(per_s=1981.0), run_of(1, per_s=1990.0), run_of(2, per_s=2015.0))
     page = report(result)
     assert "<b>1,990/s</b>" in page
@@ -153,7 +154,7 @@ def test_one_number_for_one_thing():
     assert "<b>23,400/s</b>" in report(swept)
 
 
-def test_no_cutoff_was_due_is_said():
+def test_no_cutoff_was_due_is_said() -> None:
     told = " ".join(conclusion(result_of(run_of(cutoffs=Cutoffs()))))
     assert "no cutoff was due" in told
     assert "every one of the 0" not in told
@@ -162,11 +163,11 @@ def test_no_cutoff_was_due_is_said():
 @pytest.mark.parametrize(
     ("runs", "said"), [(3, "3 runs of 12 s, with preparing and judging about 60 s in all"), (0, "each step takes 12 s")]
 )
-def test_it_says_before_how_long_it_will_take(runs, said):
+def test_it_says_before_how_long_it_will_take(runs: int, said: str) -> None:
     assert how_long(Workload(seconds=10.0, warmup_s=2.0), runs).startswith(said)
 
 
-def test_wrong_money_comes_before_everything():
+def test_wrong_money_comes_before_everything() -> None:
     for run in (run_of(money=Money(wrong_replies=1)), run_of(cutoffs=Cutoffs(missing=1))):
         result = result_of(run)
         assert next(conclusion(result)).startswith("DO NOT TRUST")
@@ -177,14 +178,14 @@ def test_wrong_money_comes_before_everything():
     assert not Cutoffs(expected=1, received=1, doubled=1, doubled_is_wrong=True).clean
 
 
-def test_a_result_survives_its_file_and_nothing_else_is_one():
+def test_a_result_survives_its_file_and_nothing_else_is_one() -> None:
     result = result_of(run_of(), run_of(1))
     assert from_json(to_json(result)) == result
     with pytest.raises(ValueError, match="no result of a load test"):
         from_json(b'{"runs": []}')
 
 
-def test_a_page_is_whole_and_escapes_what_it_shows():
+def test_a_page_is_whole_and_escapes_what_it_shows() -> None:
     page = report(result_of(run_of(), run_of(1), command="billing <b>", configuration="<i>"))
     assert "<b>&lt;" not in page
     assert "billing &lt;b&gt;" in page
@@ -198,7 +199,7 @@ def test_a_page_is_whole_and_escapes_what_it_shows():
         ElementTree.fromstring(svg)
 
 
-def test_a_sweep_shows_its_knee():
+def test_a_sweep_shows_its_knee() -> None:
     steps = [run_of(number, per_s=1000.0 * (number + 1), p50_ns=(number + 1) * MS) for number in range(3)]
     page = report(result_of(steps=steps, knee_per_s=2000.0, kind="sweep"))
     assert "Throughput against latency" in page
@@ -206,27 +207,27 @@ def test_a_sweep_shows_its_knee():
     assert page.count("<svg") == 6
 
 
-def test_figures_in_rows():
+def test_figures_in_rows() -> None:
     rows = csv_of(result_of(run_of(), run_of(1))).splitlines()
     assert len(rows) == 3
     assert len({row.count(",") for row in rows}) == 1
     assert rows[1].startswith("run,0,1000,1000.0,20000,20.000,2007.0,")
 
 
-def test_a_summary_says_valid_and_right_for_each_run():
+def test_a_summary_says_valid_and_right_for_each_run() -> None:
     lines = list(summary(result_of(run_of(), run_of(1, valid=False, invalid_because=["late"]))))
     assert [line.strip() for line in lines if line.startswith("  ") and "VALID" in line] == ["VALID", "INVALID; late"]
     assert sum("RIGHT" in line for line in lines) == 2
 
 
-def test_a_change_is_beyond_the_noise_of_both():
+def test_a_change_is_beyond_the_noise_of_both() -> None:
     assert changed([10, 11, 12], [20, 21, 22])
     assert not changed([10, 11, 12], [12, 13, 14])  # they meet
     assert not changed([10, 17, 19], [20, 21, 22])  # apart, but by less than one of them spreads
     assert not changed([10, 11], [20, 21])  # too few to say
 
 
-def test_what_changed_is_told_and_what_is_not_comparable_too():
+def test_what_changed_is_told_and_what_is_not_comparable_too() -> None:
     before = result_of(*(run_of(number, cpu_us_per_command=10.0 + number / 10) for number in range(3)))
     after = result_of(*(run_of(number, cpu_us_per_command=8.0 + number / 10) for number in range(3)), connections=8)
     lines = list(compare(before, after))
@@ -239,7 +240,7 @@ def test_what_changed_is_told_and_what_is_not_comparable_too():
     assert not [line for line in compare(before, before) if line.endswith("CHANGED")]
 
 
-def test_a_comparison_of_what_is_not_valid_says_so_and_shows_values():
+def test_a_comparison_of_what_is_not_valid_says_so_and_shows_values() -> None:
     bad = result_of(run_of(valid=False), run_of(1), run_of(2))
     lines = list(compare(bad, result_of(run_of(), run_of(1), run_of(2))))
     assert "1 of 3 runs of the first are INVALID: their latencies are not to be used" in lines
@@ -260,7 +261,7 @@ billing_moves_total {moves}
 """
 
 
-def test_events_are_what_grew_between_two_readings():
+def test_events_are_what_grew_between_two_readings() -> None:
     before = series_of(METRICS.format(fast=10, all=11, snapshots=0, moves=3))
     after = series_of(METRICS.format(fast=20, all=23, snapshots=1, moves=5))
     assert events_between(before, after) == [
@@ -271,12 +272,12 @@ def test_events_are_what_grew_between_two_readings():
     assert events_between(after, after) == []
 
 
-def test_percentiles_that_may_not_be_told_are_left_out():
+def test_percentiles_that_may_not_be_told_are_left_out() -> None:
     few = run_of(latency=pairs(2 * MS, 150), answered=150)
     assert "p50" not in "".join(line for line in summary(result_of(few)) if "intended start:" in line)
 
 
-def test_the_lateness_of_healthy_users_beside_sick_ones_is_in_all_that_is_told():
+def test_the_lateness_of_healthy_users_beside_sick_ones_is_in_all_that_is_told() -> None:
     cutoffs = Cutoffs(expected=20_300, received=20_300, lateness=pairs(90 * MS, 300), healthy_lateness=pairs(3 * MS))
     run = run_of(cutoffs=cutoffs)
     result = result_of(run)

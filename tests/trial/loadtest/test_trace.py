@@ -19,7 +19,7 @@ def trace(tmp_path: Path, *lines: str) -> Path:
     return path
 
 
-def test_a_line_is_a_machine(tmp_path):
+def test_a_line_is_a_machine(tmp_path: Path) -> None:
     path = trace(tmp_path, HEAD, "0,tenant-1,vm-1,1,0.75,1159", "0,tenant-1,vm-2,2,3.5,19", "300,tenant-2,vm-3,8,14,")
     assert list(read_trace(path)) == [
         Machine(0, "tenant-1", "vm-1", 1, Fraction(3, 4), 1159),
@@ -28,7 +28,7 @@ def test_a_line_is_a_machine(tmp_path):
     ]
 
 
-def test_an_empty_trace_has_no_machines(tmp_path):
+def test_an_empty_trace_has_no_machines(tmp_path: Path) -> None:
     assert list(read_trace(trace(tmp_path, HEAD))) == []
 
 
@@ -46,14 +46,14 @@ def test_an_empty_trace_has_no_machines(tmp_path):
         ("3,tenant-1,vm-1,1,0.75,1", "before the machine above"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path, line, says):
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     path = trace(tmp_path, HEAD, "4,tenant-0,vm-0,1,1,1", line)
     with pytest.raises(TraceError, match=says) as error:
         list(read_trace(path))
     assert str(error.value).startswith(f"{path}:3: ")
 
 
-def test_other_files_are_no_traces(tmp_path):
+def test_other_files_are_no_traces(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="expected the columns"):
         list(read_trace(trace(tmp_path, "a,b,c")))
     plain = tmp_path / "plain.csv"

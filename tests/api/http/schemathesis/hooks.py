@@ -45,7 +45,10 @@ def before_load_schema(context: schemathesis.HookContext, raw_schema: dict[str, 
 
 
 @schemathesis.hook
-def after_call(context: schemathesis.HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
+def after_call(
+    context: schemathesis.HookContext, case: schemathesis.Case[Any], response: schemathesis.Response
+) -> None:
     """Ends a backup that was begun: while one is made no bucket moves, and a call that moves one waits for its end."""
     if case.operation.definition.raw["operationId"] == "backup" and response.status_code == 200:
+        assert response.request.url is not None
         requests.post(response.request.url, json={"step": "end"}, timeout=60)
