@@ -236,13 +236,8 @@ class Connection(ResponseWriter):
                 parse = commands[method]
             except (TypeError, ValueError, KeyError):
                 parse = None
-            if (
-                parse is None
-                or kind != REQUEST
-                or type(kind) is not int
-                or type(msgid) is not int
-                or not 0 <= msgid <= MSGID_MAX
-            ):
+            # Small integers are one object each; one that were not would go the long way, which compares.
+            if parse is None or kind is not REQUEST or type(msgid) is not int or not 0 <= msgid <= MSGID_MAX:
                 self._submit(requests)
                 if not self._take_other(frame, counts):
                     return False

@@ -29,6 +29,7 @@ _read_row: Final = ROW.unpack_from
 _write_row: Final = ROW.pack_into
 _pack_fixed: Final = FIXED.pack
 _pack_everyday: Final = EVERYDAY.pack
+_join: Final = b"".join
 
 
 def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:  # noqa: C901 - one function, for speed
@@ -37,8 +38,7 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
     if options or key:
         return None
     flags = clerk.flags
-    limit_nanos = holds_nanos = overrun = line_rate = 0
-    spent = spent_nanos = spent_frac = 0
+    line_rate = spent = spent_nanos = spent_frac = 0
     slot = book.slots.get(user_id)
     if slot is None:
         if op != TOP_UP or not 0 < a < INT64_MAX or user_id in book.closed:
@@ -74,7 +74,9 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
             if frac < 0:
                 frac += NANO
                 nanos -= 1
-        left = nanos + limit_nanos - holds_nanos  # this and frac are available
+        left = nanos  # this and frac are available
+        if row_flags:
+            left += limit_nanos - holds_nanos
         if left <= 0 and (left < 0 or not frac):
             return None  # ran out before
     if op == TOP_UP:
@@ -116,12 +118,12 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
             len(user_id), 0, len(request_id), len(message), 0, len(actor), 0,
         )  # fmt: skip
     else:
-        overrun_nanos = overrun_frac = 0
+        limit_nanos = holds_nanos = overrun_nanos = overrun_frac = 0
         fixed = _pack_everyday(
             FORMAT, op, flags, a, b, c, at_ns, entry_id, amount_nanos, spent_nanos, spent_frac, nanos, frac, rate,
             line_rate, runs_out_ns, seq, len(user_id), len(request_id), len(message), len(actor),
         )  # fmt: skip
-    packed = fixed + user_id + request_id + message + actor
+    packed = _join((fixed, user_id, request_id, message, actor))
     clerk.records.append((book.bucket_id, packed))
     if request_id:
         book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
