@@ -114,6 +114,19 @@ def test_what_comes_from_outside_is_escaped() -> None:
         assert "&lt;script&gt;" in made
 
 
+def test_the_last_cutoff_says_how_late_its_2xx_came() -> None:
+    asked: dict[str, object] = {
+        "user_id": "u", "state": "exhausted", "available_nanos": 0, "rate_nanos_per_hour": 0, "at_ns": 9 * 10**9,
+        "exhausts_at_ns": None, "balance_nanos": 0, "credit_limit_nanos": 0, "holds_nanos": 0, "overrun_nanos": 0,
+        "bucket_id": 4,
+    }  # fmt: skip
+    cutoff = {"status": "effective", "attempts": 1, "exhausted_at_ns": 5 * 10**9, "delivered_at_ns": 8 * 10**9}
+    assert "effective 3.0 s late after 1 attempt" in parts.account({**asked, "cutoff": cutoff})
+    assert "effective after 2 attempts" in parts.account(
+        {**asked, "cutoff": {**cutoff, "attempts": 2, "delivered_at_ns": None}}
+    )
+
+
 def test_a_bar_that_is_nearly_nothing_is_seen() -> None:
     made = plots.bars([1, 0, 100_000], ["0 min", "1 min", "2 min"], "coming")
     heights = [float(height) for height in re.findall(r'height="([0-9.]+)"', made)]

@@ -56,6 +56,8 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
                 if ticking == pytest.approx(left_ns / 1e9, abs=0.5):
                     break
         assert ticking < first
+        both = "document.getElementById('balance').textContent === document.getElementById('ticking').textContent"
+        assert await browser.evaluate(both), "the balance is counted down with what is available"
 
         # a move is seen happening: the cell takes the colour of its new owner and lights up
         owner = await browser.evaluate(f"document.querySelectorAll('.buckets i')[{bucket - 1}].className")
@@ -110,6 +112,7 @@ async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_di
         await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
         await browser.until("document.querySelector('#state .pill.bad')?.textContent === '31 owed'", 60)
         await browser.until("document.title.startsWith('● 31 owed')", 60)
+        await browser.until("document.getElementById('tiles').innerText.includes('the first that waits')", 60)
         seen = "document.querySelector('header #troubles li.bad').innerText"
         told = await browser.until(f"{seen}.includes('30 users wait') && {seen}", 60)
         assert told.split("\n")[1].startswith("http://127.0.0.1:9 has taken no calls since")

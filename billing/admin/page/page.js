@@ -107,8 +107,11 @@ function tick() {
   if (shown && ticking && shown.dataset.state === "active" && shown.dataset.rate !== "0") {
     const now = nowNs();
     const since = now > BigInt(shown.dataset.at) ? now - BigInt(shown.dataset.at) : 0n;
-    const left = BigInt(shown.dataset.available) - (BigInt(shown.dataset.rate) * since) / NANO;
-    ticking.textContent = coins(left > 0n ? left : 0n);
+    const available = BigInt(shown.dataset.available);
+    const spent = (BigInt(shown.dataset.rate) * since) / NANO;
+    const left = spent < available ? available - spent : 0n;
+    ticking.textContent = coins(left);
+    at("balance").textContent = coins(BigInt(shown.dataset.balance) - (available - left));
     const runway = at("runway");
     if (runway && shown.dataset.ends) {
       const until = BigInt(shown.dataset.ends) - now;

@@ -170,16 +170,16 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
 
 def _lateness_tile(sampler: FigureSampler) -> Markup:
     """How late cutoffs leave; a call that is still waiting counts, too, where it has waited for longer than the calls
-    that left.
+    that left: also one for which no connection came about.
     """
     minute = sampler.last_minute()
-    waiting_ns = sampler.top("cutoffs_waiting_ns", sampler.top("oldest_owed_ns") if sampler.outages() else 0)
+    waiting_ns = max(sampler.top("cutoffs_waiting_ns", 0), sampler.top("oldest_owed_ns") if sampler.outages() else 0)
     name = "Cutoff lateness, p99"
     if waiting_ns > max(minute.late_p99_ns, plots.BOUND_MS * 10**6):
         sent = f"{words.number(minute.sent)} left in the last minute" if minute.sent else "none left in the last minute"
         return _tile(name, f"> {words.span(waiting_ns)}", f"the first that waits; {sent}", "bad")
     if not minute.sent:
-        return _tile(name, "–", "none was due in the last minute")
+        return _tile(name, "–", "none left in the last minute")
     below = f"median {words.late(minute.late_p50_ns)}, {words.number(minute.sent)} in the last minute"
     kind = "bad" if minute.late_p99_ns > plots.BOUND_MS * 10**6 else ""
     return _tile(name, words.late(minute.late_p99_ns), below, kind)
@@ -372,7 +372,7 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
     cutoff = asked.get("cutoff")
     rows = [
         ("Rate", f"{_grouped(rate)} an hour"),
-        ("Balance", _grouped(asked["balance_nanos"])),
+        ("Balance", Markup('<span id="balance">{}</span>').format(_grouped(asked["balance_nanos"]))),
         ("Credit limit", _grouped(asked["credit_limit_nanos"])),
         ("Held", _grouped(asked["holds_nanos"])),
         ("Overrun", _grouped(asked["overrun_nanos"])),
@@ -380,11 +380,12 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
         ("Last cutoff", _last_cutoff(cutoff) if cutoff else "none"),
     ]
     return Markup(
-        '<div class="account" data-available="{}" data-rate="{}" data-at="{}" data-ends="{}" data-state="{}">'
+        '<div class="account" data-available="{}" data-balance="{}" data-rate="{}" data-at="{}" data-ends="{}" '
+        'data-state="{}">'
         '<p><span class="pill {}">{}</span> <b class="user">{}</b></p>'
         '<p class="figure" id="ticking" aria-label="available coins">{}</p><p>available; {}</p><dl>{}</dl></div>'
     ).format(
-        asked["available_nanos"], rate, at_ns, ends_ns or "", asked["state"],
+        asked["available_nanos"], asked["balance_nanos"], rate, at_ns, ends_ns or "", asked["state"],
         "good" if good else "bad", asked["state"], asked["user_id"], _grouped(asked["available_nanos"]), until,
         Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in rows),
     )  # fmt: skip
@@ -398,7 +399,9 @@ def _grouped(nanos: int) -> str:
 
 def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
     attempts = cutoff["attempts"]
-    return f"{cutoff['status']} after {attempts} attempt{'' if attempts == 1 else 's'}"
+    delivered_ns = cutoff.get("delivered_at_ns")
+    late = "" if delivered_ns is None else f" {words.late(delivered_ns - cutoff['exhausted_at_ns'])} late"
+    return f"{cutoff['status']}{late} after {attempts} attempt{'' if attempts == 1 else 's'}"
 
 
 def runbook() -> Markup:
