@@ -31,7 +31,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from zlib import crc32
 
 import msgspec
@@ -83,6 +83,7 @@ KIND: Final = Kind(
             PRIMARY KEY (bucket_id, file_id)) WITHOUT ROWID""",
     ),
 )
+LOOKED_AT_ONCE: Final = 1000  # notices of buckets that left, held against their checksums
 INSERT: Final = "INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 Row = tuple[int, int, int, bytes, int, str, bytes]  # seq, bucket_id, generation, user_id, at_ns, name, body
 
@@ -135,6 +136,7 @@ class Store(FollowerStore):
         self._rows: list[tuple[Any, ...]] = []
         self._acknowledged: list[tuple[int]] = []
         self._taken = self.position
+        self._looked_seq = 0  # up to here the notices of buckets that left were looked at
         self._changes: list[tuple[str, tuple[int, ...]]] = []  # of departures and arrivals
 
     def settle(self, first: int, head: int, *, accept_loss: bool = False) -> list[str]:
@@ -243,14 +245,16 @@ class Store(FollowerStore):
         return self._sound(query, (user_id, after, up_to, limit))
 
     def _sound(self, query: str, values: tuple[int | bytes, ...]) -> list[Row]:
-        """The rows of a query, each as it was written. Raises Damaged."""
-        rows: list[Row] = []
-        for *row, checksum in self.db.execute(query, values):
-            if checksum != checksum_of(row):
+        """The rows of a query without their positions, each as it was written. Raises Damaged."""
+        return [(*row[:4], *row[5:]) for row in self._whole(query, values)]
+
+    def _whole(self, query: str, values: tuple[int | bytes, ...]) -> list[Any]:
+        """The same with their positions."""
+        rows = self.db.execute(query, values).fetchall()
+        for row in rows:
+            if row[-1] != checksum_of(row[:-1]):
                 raise Damaged(f"notice {row[0]} is not what was written")
-            seq, bucket_id, generation, user_id, _, at_ns, name, body = row
-            rows.append((seq, bucket_id, generation, user_id, at_ns, name, body))
-        return rows
+        return [row[:-1] for row in rows]
 
     # -- moves -------------------------------------------------------------------------------------------------------
 
@@ -277,7 +281,7 @@ class Store(FollowerStore):
     def _all_departed(self, bucket_id: int, generation: int, others: list[sqlite3.Connection]) -> bool:
         query = "SELECT pending FROM departures WHERE bucket_id = ? AND generation = ?"
         for former in range(generation - 1, 0, -1):
-            departed = [row for db in [self.db, *others] for row in self._read(db, query, bucket_id, former)]
+            departed = [row for db in [self.db, *others] for row in self._numbers(db, query, bucket_id, former)]
             if not departed:
                 return self._may_be_lost(bucket_id, others)
             if departed == [(0,)]:
@@ -286,7 +290,9 @@ class Store(FollowerStore):
 
     def _may_be_lost(self, bucket_id: int, others: list[sqlite3.Connection]) -> bool:
         (arrived_ns,) = self.db.execute("SELECT arrived_ns FROM arrivals WHERE bucket_id = ?", (bucket_id,)).fetchone()
-        return any(made_ns > arrived_ns for db in others for (made_ns,) in self._read(db, "SELECT made_ns FROM about"))
+        return any(
+            made_ns > arrived_ns for db in others for (made_ns,) in self._numbers(db, "SELECT made_ns FROM about")
+        )
 
     def _owed_elsewhere(
         self, bucket_id: int, generation: int, others: list[sqlite3.Connection]
@@ -297,15 +303,18 @@ class Store(FollowerStore):
         files = [self.db, *others]
         claimed: dict[int, int] = {}
         for db in files:
-            for file_id, seq in self._read(db, "SELECT file_id, seq FROM claims WHERE bucket_id = ?", bucket_id):
+            for file_id, seq in self._numbers(db, "SELECT file_id, seq FROM claims WHERE bucket_id = ?", bucket_id):
                 claimed[file_id] = max(seq, claimed.get(file_id, 0))
         came: list[tuple[Any, ...]] = []
         claims = []
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation < ? AND seq > ? ORDER BY seq"
         for db in files:
-            ((file_id,),) = self._read(db, "SELECT file_id FROM about")
+            ((file_id,),) = self._numbers(db, "SELECT file_id FROM about")
             rows = self._read(db, query, bucket_id, generation, claimed.get(file_id, 0))
-            came += [row[:-1] for row in rows if row[-1] == checksum_of(row[:-1])]
+            for row in rows:
+                if row[-1] != checksum_of(row[:-1]):
+                    self._refuse(db, f"notice {row[0]} is not what was written")
+                came.append(row[:-1])
             if rows and db is not self.db:
                 claims.append((file_id, rows[-1][0]))
         came.sort(key=lambda row: (row[2], row[0]))
@@ -317,12 +326,12 @@ class Store(FollowerStore):
         db = self.db
         self.begin()
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation = ? ORDER BY seq"
-        own = [row[:-1] for row in db.execute(query, (bucket_id, generation)).fetchall()]
+        own = self._whole(query, (bucket_id, generation))
         former = "DELETE FROM owed WHERE bucket_id = ? AND generation = ? AND seq = ?"
         db.executemany(former, [(bucket_id, row[2], row[0]) for row in came if row[1] == bucket_id])
         db.execute("DELETE FROM owed WHERE bucket_id = ? AND generation = ?", (bucket_id, generation))
         behind = [(*row[:4], self.position, *row[5:]) for row in came]  # they come into this file with this batch
-        for _, _, _, *rest in [*behind, *own]:
+        for _, _, _, *rest in [*behind, *own]:  # held against their checksums before, since they get others here
             self.seq += 1
             row = (self.seq, bucket_id, generation, *rest)
             db.execute(INSERT, (*row, checksum_of(row)))
@@ -342,12 +351,13 @@ class Store(FollowerStore):
             self.commit(self.position)
 
     def delete_claimed(self) -> int:
-        """Deletes what other shards have taken over, and have proved; how many notices."""
+        """Deletes what other shards have taken over, and have proved; how many notices. Raises Damaged."""
+        self._look_at_departed()
         others: list[sqlite3.Connection] = []
         try:
             self._open_others(others)
             query = "SELECT bucket_id, seq FROM claims WHERE file_id = ? AND proved = 1"
-            claimed = [claim for db in others for claim in self._read(db, query, self.file_id)]
+            claimed = [claim for db in others for claim in self._numbers(db, query, self.file_id)]
         except Elsewhere:
             return 0
         finally:
@@ -362,6 +372,15 @@ class Store(FollowerStore):
         deleted = sum(self.db.execute(f"DELETE {owed}", claim).rowcount for claim in found)
         self.commit(self.position)
         return deleted
+
+    def _look_at_departed(self) -> None:
+        """Holds notices that other shards are to take over against their checksums, the next ones with each call: the
+        others wait for a damaged one, and nobody but this process can mend it. Raises Damaged.
+        """
+        query = """SELECT owed.* FROM owed JOIN departures USING (bucket_id, generation) WHERE seq > ?
+            ORDER BY seq LIMIT ?"""
+        rows = self._sound(query, (self._looked_seq, LOOKED_AT_ONCE))
+        self._looked_seq = rows[-1][0] if len(rows) == LOOKED_AT_ONCE else 0
 
     def has_departed(self) -> bool:
         """Whether the file still has notices of buckets that are another shard's."""
@@ -381,6 +400,17 @@ class Store(FollowerStore):
             return db.execute(query, values).fetchall()
         with _elsewhere("a file of another shard"):
             return db.execute(query, values).fetchall()
+
+    def _numbers(self, db: sqlite3.Connection, query: str, *values: int) -> list[tuple[int, ...]]:
+        """The rows of a query for whole numbers: a damaged value may be of any type. Raises Elsewhere, Damaged."""
+        rows = self._read(db, query, *values)
+        if not all(type(value) is int for row in rows for value in row):
+            self._refuse(db, "there are other values where whole numbers were written")
+        return rows
+
+    def _refuse(self, db: sqlite3.Connection, what: str) -> NoReturn:
+        """What was read is not what was written. Raises Damaged, or Elsewhere for the file of another shard."""
+        raise Damaged(what) if db is self.db else Elsewhere(f"a file of another shard is damaged: {what}")
 
     def close(self) -> None:
         """Commits, makes it durable, and closes."""

@@ -3,14 +3,17 @@
     python -m tests.follower.campaign --seeds 0..1000
 
 A world has shards with journals in memory, buckets that move between them, and of each shard the stores of its history
-and of its notices, as their processes use them. At random they are killed, stopped, slow, started again; the disk loses
-write-backs of a file and its log, and then forgets what it had in memory; the power goes; bytes of a file flip, files
-are cut short or removed; journals are trimmed as far as the followers' word reaches; shards are drained, and go when
-nothing stands in their way any more (`follower.link.obstacle_of`).
+and of its notices, as their processes use them. At random they are killed, stopped with everything they were sent
+waiting, started again late; the disk loses write-backs of a file and its log, and then forgets what it had in memory;
+the power goes, also in the middle of a checkpoint, and of what was not synced any 512 bytes may be missing; bytes of a
+file flip, files are cut short or removed; journals are trimmed as far as the followers' word reaches; the daemon is
+resized: a shard is drained, goes when nothing stands in its way any more (`follower.link.obstacle_of`), and comes back
+with its journal and its files as they stand then, maybe damaged meanwhile. All of it happens in company.
 
 In the end everything that can be is brought through, and each account is asked for: every entry is in its history, or
 the answer says from when it is whole, and so do its statement and its balance; every notice was told, in its account's
-order. An answer that lacks something without a word is *silent*, and fails the run.
+order. An answer that lacks something without a word is *silent*, and fails the run. In half of the lives no byte of a
+file is damaged: kills, lost write-backs, the loss of power and resizes lose nothing, so there every answer is whole.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ USERS: Final = 8
 STEPS: Final = 90
 NEWEST: Final = 2**63 - 1
 SECOND_NS: Final = 10**9
-SALTS: Final = slice(16, 24)  # of a log of SQLite
+SECTOR_BYTES: Final = 512  # what the medium writes whole, or not at all
+PAGE_BYTES: Final = 4096
 ENDS: Final = (Unproved, StoreError, *UNREADABLE)  # what a follower's process may end with
 HISTORY, NOTICES = "history", "notices"
 
@@ -55,7 +59,10 @@ class Silent(AssertionError):
 
 
 class FailingDisk(RealDisk):
-    """A disk whose write-back fails for some files, without a word: reads see what was written, the medium does not."""
+    """A disk whose write-back fails for some files, without a word: reads see what was written, the medium does not.
+
+    It is a file that fails, not a name: the file that is put in its place is another one.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}  # path -> what the medium has
@@ -69,6 +76,16 @@ class FailingDisk(RealDisk):
         if path in self.kept:
             return self.kept[path][offset : offset + length]
         return super().read_medium(path, offset, length)
+
+    def rename(self, source: str, target: str) -> None:
+        super().rename(source, target)
+        self.kept.pop(target, None)
+        if source in self.kept:
+            self.kept[target] = self.kept.pop(source)
+
+    def unlink(self, path: str) -> None:
+        super().unlink(path)
+        self.kept.pop(path, None)
 
     def content(self, path: str) -> bytes | None:
         """What is there of a file once nothing of it is in memory any more; None where it is not there."""
@@ -85,10 +102,11 @@ class Follower:
         self.directory = directory
         self.shard = shard
         self.store: Any = None
-        self.durable = 0  # as its process last said
+        self.durable = 0  # as its process last said; its worker remembers
+        self.stopped_steps = 0  # so long its process stands still
         self.owes = 0
         self.is_suspect = False
-        self.synced = b"", 0  # what tells one filling of its log from the next, and how much of it is on the medium
+        self.synced_log = b""  # its log as the medium has it
         self.excused = False  # notices: what was owed is lost, and the operator heard of it
 
     @property
@@ -120,6 +138,7 @@ class World:
         self.disk = FailingDisk()
         self.now_ns = SECOND_NS
         self.counts: Counter[str] = Counter()
+        self.rots = self.rng.random() < 0.5  # whether files are damaged
         for kind in (HISTORY, NOTICES):
             os.mkdir(f"{home}/{kind}", 0o700)
         self.shards = [Shard(home, number) for number in range(1, SHARDS + 1)]
@@ -141,7 +160,7 @@ class World:
         payload = LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(one)) + one for one in packed)
         shard.batches.append(payload)
         for follower in shard.followers:
-            if follower.store is not None and follower.store._taken == shard.head - 1:
+            if follower.store is not None and not follower.stopped_steps and follower.store._taken == shard.head - 1:
                 try:
                     self.take(follower, shard.head, payload)
                 except ENDS:
@@ -230,12 +249,16 @@ class World:
             follower.store, remarks = notices_opening.open_store(
                 *where, suspect=suspect, file_id=file_id, now_ns=self.now_ns
             )
+            if remarks and not self.rots:
+                raise Silent(f"nothing was damaged, and the notices of shard {shard.shard} say: {remarks}")
             follower.excused = follower.excused or bool(remarks)
         follower.durable = follower.store.durable
-        log = _read(f"{follower.path}-wal") or b""
-        follower.synced = log[SALTS], len(log)
+        follower.synced_log = _read(f"{follower.path}-wal") or b""
 
     def feed(self, shard: Shard, follower: Follower) -> None:
+        """Brings a follower to the end of its journal. Raises Silent where that does not reach back far enough."""
+        if follower.store._taken < shard.first - 1:
+            raise Silent(f"the {follower.kind} of shard {shard.shard} lacks batches that its journal has not any more")
         for position in range(follower.store._taken + 1, shard.head + 1):
             self.take(follower, position, shard.batches[position - 1])
         follower.store.flush()
@@ -249,18 +272,28 @@ class World:
         images = {name: self.disk.content(name) if forgets else _read(name) for name in names}
         if store is not None:
             store.db.close()  # which lets SQLite write: the files are put back as they were
-        log = images[names[1]]
-        if power and log:
-            salts, synced = follower.synced
-            kept = self.rng.randrange(synced, len(log) + 1) if salts == log[SALTS] else self.rng.choice((0, len(log)))
-            images[names[1]] = log[:kept]
+        if power and (log := images[names[1]]):
+            images[names[1]] = self.torn(follower.synced_log, log)
+            follower.durable = 0  # its worker began anew, too
         for name in (*names, f"{follower.path}-shm"):
             if os.path.exists(name):
                 os.unlink(name)
             if (image := images.get(name)) is not None:
                 Path(name).write_bytes(image)
                 os.chmod(name, 0o600)
-        follower.store, follower.durable = None, 0
+        follower.store, follower.stopped_steps = None, 0
+
+    def torn(self, old: bytes, new: bytes) -> bytes:
+        """What the loss of power leaves of a file that was `old` on the medium and was written to: of each sector the
+        one or the other, and the end of the file anywhere between the two.
+        """
+        share = self.rng.choice((0.0, 0.5, 0.9, 1.0))
+        mixed = bytearray(new[: len(old)] + bytes(max(0, len(new) - len(old))))
+        for at in range(0, len(new), SECTOR_BYTES):
+            chosen = new if self.rng.random() < share else old
+            end = min(at + SECTOR_BYTES, len(new))
+            mixed[at:end] = chosen[at:end].ljust(end - at, b"\0")
+        return bytes(mixed[: self.rng.randrange(min(len(old), len(new)), len(new) + 1)])
 
     def running(self) -> Iterator[tuple[Shard, Follower]]:
         for shard in self.shards:
@@ -282,8 +315,7 @@ class World:
         try:
             follower.store.flush()
             follower.store.checkpoint()
-            log = _read(f"{follower.path}-wal") or b""
-            follower.synced = log[SALTS], len(log)
+            follower.synced_log = _read(f"{follower.path}-wal") or b""
             follower.durable = follower.store.durable
             if follower.kind == NOTICES:
                 follower.owes = follower.store.owed()
@@ -362,6 +394,49 @@ class World:
                     self.start(shard, follower)
         self.counts["power losses"] += 1
 
+    def tear_checkpoint(self, follower: Follower) -> None:
+        """The power goes while pages are copied from a log that was synced into the file."""
+        path = follower.path
+        if self.disk.kept:
+            return  # what is on the medium is known of whole files only
+        try:
+            follower.store.flush()
+            before, log = Path(path).read_bytes(), _read(f"{path}-wal") or b""
+            follower.store.checkpoint()
+        except ENDS:
+            self.ended(follower)
+            return
+        after = Path(path).read_bytes()
+        self.drop(follower, forgets=False)
+        torn = self.torn(before, after)
+        torn += bytes(-len(torn) % PAGE_BYTES)
+        Path(path).write_bytes(torn)
+        Path(f"{path}-wal").write_bytes(log)
+        os.chmod(f"{path}-wal", 0o600)
+        follower.synced_log = log
+        self.lose_power()
+        self.counts["torn checkpoints"] += 1
+
+    def stop(self, follower: Follower) -> None:
+        """Its process stands still for a while; what it is sent waits."""
+        follower.stopped_steps = self.rng.randrange(1, 12)
+        self.counts["stops"] += 1
+
+    def resize(self) -> None:
+        """A shard goes, or one that is gone comes back."""
+        gone = [shard for shard in self.shards if shard.is_gone]
+        if not gone or self.rng.random() < 0.3:
+            self.retire(self.rng.choice(self.shards))
+            return
+        shard = self.rng.choice(gone)
+        shard.is_gone = False
+        for follower in shard.followers:
+            follower.durable = 0
+            self.start(shard, follower)
+        self.counts["shards back"] += 1
+        for bucket in self.rng.sample(range(1, BUCKETS + 1), 2):
+            self.move(bucket, self.shards.index(shard))
+
     def retire(self, shard: Shard) -> None:
         """All buckets leave; the shard goes when nothing stands in its way."""
         index = self.shards.index(shard)
@@ -373,7 +448,9 @@ class World:
                 self.move(bucket, self.rng.choice(others))
         for _ in range(self.rng.randrange(1, 6)):
             for follower in shard.followers:
-                is_live = follower.store is not None and follower.store._taken == shard.head
+                is_live = (
+                    follower.store is not None and not follower.stopped_steps and follower.store._taken == shard.head
+                )
                 if obstacle_of(follower.kind, shard.shard, is_live, "", follower.durable, shard.head, follower.owes):
                     break
             else:
@@ -388,11 +465,23 @@ class World:
 
     def turn(self) -> None:
         """Every process that runs has a turn."""
-        for _, follower in list(self.running()):
+        for shard, follower in list(self.running()):
+            if follower.stopped_steps:
+                self.go_on(shard, follower)
+                continue
             if follower.kind == NOTICES:
                 self.tell(follower)
             if follower.store is not None:
                 self.checkpoint(follower)
+
+    def go_on(self, shard: Shard, follower: Follower) -> None:
+        """A process that stands still comes nearer to the end of that, and then is sent what waits."""
+        follower.stopped_steps -= 1
+        if not follower.stopped_steps:
+            try:
+                self.feed(shard, follower)
+            except ENDS:
+                self.ended(follower)
 
     def step(self) -> None:
         """One thing that happens."""
@@ -400,31 +489,49 @@ class World:
         down = [
             (shard, one) for shard in self.shards if not shard.is_gone for one in shard.followers if one.store is None
         ]
-        match rng.choices(range(10), (40, 14, 10, 8, 7, 5, 4, 3, 2, 2))[0]:
+        for shard, follower in list(self.running()):
+            if follower.stopped_steps:
+                self.go_on(shard, follower)
+        is_moving = chosen is not None and not chosen[1].stopped_steps
+        match rng.choices(range(7), (40, 14, 10, 8, 7, 4, 28))[0]:
             case 0:
                 self.work()
-            case 1 if chosen is not None:
+            case 1 if chosen is not None and is_moving:
                 self.checkpoint(chosen[1])
-            case 2 if chosen is not None and chosen[1].kind == NOTICES:
+            case 2 if chosen is not None and is_moving and chosen[1].kind == NOTICES:
                 self.tell(chosen[1])
             case 3:
                 self.move(rng.randrange(1, BUCKETS + 1), rng.randrange(SHARDS))
             case 4:
                 self.trim()
-            case 5 if chosen is not None:
-                self.drop(chosen[1], forgets=False)
-                self.counts["kills"] += 1
+            case 5:
+                self.resize()
             case 6 if chosen is not None:
-                self.fail_disk(chosen[1])
-            case 7 if chosen is not None:
-                self.damage(chosen[1])
-            case 8:
-                self.lose_power()
-            case 9:
-                self.retire(rng.choice(self.shards))
+                self.strike(chosen[1])
         for shard, follower in down:
             if rng.random() < 0.4:  # else it stays stopped for a while
                 self.start(shard, follower)
+
+    def strike(self, chosen: Follower) -> None:
+        """One thing that goes wrong."""
+        match self.rng.choices(range(7), (5, 4, 3, 2, 5, 2, 2))[0]:
+            case 0:
+                self.drop(chosen, forgets=False)
+                self.counts["kills"] += 1
+            case 1:
+                self.fail_disk(chosen)
+            case 2 if self.rots:
+                self.damage(chosen)
+            case 3:
+                self.lose_power()
+            case 4:
+                self.stop(chosen)
+            case 5 if not chosen.stopped_steps:
+                self.tear_checkpoint(chosen)
+            case 6 if self.rots:
+                for shard in self.shards:
+                    if shard.is_gone:
+                        self.damage(self.rng.choice(shard.followers))
 
     def live(self) -> None:
         """The whole life, and what must be true at its end."""
@@ -439,6 +546,9 @@ class World:
                 break
             self.bring_up()
             self.turn()
+        for shard, follower in list(self.running()):
+            while follower.stopped_steps:
+                self.go_on(shard, follower)
         self.look()
 
     def bring_up(self) -> None:
@@ -501,6 +611,8 @@ class World:
             raise Silent(f"the history of {user!r} ends with entry {bound}")
         if not is_whole and period["whole_from_ns"] is None:
             raise Silent(f"the statement of {user!r} lacks entries and does not say so")
+        if not self.rots and not is_whole:
+            raise Silent(f"nothing was damaged, and the history of {user!r} is said to lack entries")
         wrong = then["balance_nanos"] != 1
         if wrong and then["whole_from_ns"] is None:
             raise Silent(f"the balance of {user!r} at its first entry is {then['balance_nanos']}, and nothing says so")

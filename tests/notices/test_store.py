@@ -299,3 +299,51 @@ def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path:
     path.write_bytes(whole)
     assert present.store.claim(1)
     assert [row[5] for row in present.store.after(0, 10)] == ["1:account-topped_up"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE owed SET body = replace(body, '1', '2')",
+        "UPDATE departures SET pending = 'x'",
+        "INSERT INTO claims VALUES (1, 100, 'x', 1)",
+        "UPDATE about SET file_id = 'x'",
+    ],
+)
+def test_damaged_values_in_the_file_of_another_shard_are_waited_for(tmp_path: Path, ledger: Ledger, damage: str):
+    """Of the type that was written or of another one: nothing of it is taken over, and nobody but its shard ends."""
+    former, present = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, former)
+    former.take((LEAVE, 1, 1, b""))
+    former.store.flush()
+    present.take((RECEIVED, 1, 2, b""))
+    present.store.flush()
+    former.store.db.execute(damage)
+    assert not present.store.claim(1)
+    assert present.store.delete_claimed() == 0
+    assert present.store.pending == {1: 2}
+
+
+def test_a_damaged_notice_that_another_shard_is_to_take_over_is_found_by_its_own_process(
+    tmp_path: Path, ledger: Ledger
+):
+    former = Shard(tmp_path, 0)
+    top_up(ledger, former)
+    former.take((LEAVE, 1, 1, b""))
+    former.store.flush()
+    assert former.store.delete_claimed() == 0
+    former.store.db.execute("UPDATE owed SET body = replace(body, '1', '2')")
+    with pytest.raises(Damaged, match="notice 1 is not what was written"):
+        former.store.delete_claimed()
+
+
+def test_a_damaged_notice_gets_no_new_checksum_with_its_new_number(tmp_path: Path, ledger: Ledger):
+    former, present = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    former.take((LEAVE, 1, 1, b""))
+    former.store.flush()
+    present.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, present)
+    present.store.flush()
+    present.store.db.execute("UPDATE owed SET body = replace(body, '1', '2')")
+    with pytest.raises(Damaged, match="notice 1 is not what was written"):
+        present.store.claim(1)

@@ -56,7 +56,8 @@ def alone() -> None:
 class Volume:
     """One image, mounted at `directory`/mount while it is."""
 
-    def __init__(self, kind: str, directory: Path, size_mib: int = 0) -> None:
+    def __init__(self, kind: str, directory: Path, size_mib: int = 0, options: tuple[str, ...] = ()) -> None:
+        """`options`: for mkfs, beside what is always so."""
         self.kind = kind
         self.image = directory / f"{kind}.image"
         self.root = directory / "mount"
@@ -65,7 +66,7 @@ class Volume:
         with self.image.open("wb") as image:
             image.truncate((size_mib or SIZE_MIB[kind]) << 20)
         quiet = ["-q"] if kind == "xfs" else ["-q", "-F", "-m", "0"]
-        subprocess.run([f"mkfs.{kind}", *quiet, str(self.image)], check=True, capture_output=True)
+        subprocess.run([f"mkfs.{kind}", *quiet, *options, str(self.image)], check=True, capture_output=True)
         self.root.mkdir()
 
     def boot(self) -> None:
