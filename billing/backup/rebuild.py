@@ -11,6 +11,9 @@ journal began from the oldest snapshot that is kept (`billing.history.restoring`
 A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone;
 what it was is kept beside it as `ahead-…`.
 
+Where the log is shared (`journal.kind = "jetstream"`), the shards are those that the log holds, and the files are this
+host's; another host may serve meanwhile.
+
 `--map` makes a missing bucket map again, from the buckets that the shards hold (`shards.supervisor.lost_map`).
 """
 
@@ -39,6 +42,7 @@ from shards.batch import BatchCorrupt
 from shards.exits import ending_of, text_of
 from shards.journal import Backend, JournalError, Reader, backends
 from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of, says_who_owns
+from shards.supervisor.registry import LOCK
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
 from shards.system.host import REAL
@@ -71,12 +75,15 @@ def rebuild(
     disk, data_dir = RealDisk(), config.daemon.data_dir
     try:
         backend = backends.open(log_of(config), REAL)
+        is_shared = config.journal.kind == "jetstream"
         there = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
+        held = sorted(one for one in {*there, *range(1, shard_count(config) + 1)} if backend.holds(one))
         if map_too:  # before the map's lock is taken below: the map's log takes it itself
-            shards = [one for one in {*there, *range(1, shard_count(config) + 1)} if backend.holds(one)]
-            click.echo(rebuild_map(backend, sorted(shards), config.shards.bucket_count))
+            click.echo(rebuild_map(backend, held, config.shards.bucket_count))
+        if is_shared:
+            there = held if disk.exists(data_dir) else []
         with ExitStack() as stack:
-            hold(disk, data_dir, stack)
+            hold_host(disk, data_dir, stack) if is_shared else hold(disk, data_dir, stack)
             for number in [one for one in there if shard in (None, one)]:
                 reader = backend.reader(number)
                 stack.callback(reader.close)
@@ -92,6 +99,18 @@ def rebuild(
     except (StoreError, Unproved, DirectoryRefused, sqlite3.Error, OSError) as error:
         click.echo(f"billing: {reason_of(error)}", err=True)
         sys.exit(code_of(error))
+
+
+def hold_host(disk: Disk, data_dir: str, stack: ExitStack) -> None:
+    """Takes the lock of the daemon of this host until the stack is closed, where the log is shared and no journal has a
+    lock. Raises DaemonRuns.
+    """
+    path = f"{data_dir}/{LOCK}"
+    if disk.exists(path):
+        try:
+            stack.callback(disk.close, disk.lock(path))
+        except BlockingIOError:
+            raise DaemonRuns(f"a daemon runs on {data_dir}: {path} is locked. Stop it first") from None
 
 
 def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:

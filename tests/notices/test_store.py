@@ -310,7 +310,9 @@ def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path:
         "UPDATE about SET file_id = 'x'",
     ],
 )
-def test_damaged_values_in_the_file_of_another_shard_are_waited_for(tmp_path: Path, ledger: Ledger, damage: str):
+def test_damaged_values_in_the_file_of_another_shard_are_waited_for(
+    tmp_path: Path, ledger: Ledger, damage: str
+) -> None:
     """Of the type that was written or of another one: nothing of it is taken over, and nobody but its shard ends."""
     former, present = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     top_up(ledger, former)
@@ -326,7 +328,7 @@ def test_damaged_values_in_the_file_of_another_shard_are_waited_for(tmp_path: Pa
 
 def test_a_damaged_notice_that_another_shard_is_to_take_over_is_found_by_its_own_process(
     tmp_path: Path, ledger: Ledger
-):
+) -> None:
     former = Shard(tmp_path, 0)
     top_up(ledger, former)
     former.take((LEAVE, 1, 1, b""))
@@ -337,7 +339,7 @@ def test_a_damaged_notice_that_another_shard_is_to_take_over_is_found_by_its_own
         former.store.delete_claimed()
 
 
-def test_a_damaged_notice_gets_no_new_checksum_with_its_new_number(tmp_path: Path, ledger: Ledger):
+def test_a_damaged_notice_gets_no_new_checksum_with_its_new_number(tmp_path: Path, ledger: Ledger) -> None:
     former, present = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
     former.take((LEAVE, 1, 1, b""))
     former.store.flush()

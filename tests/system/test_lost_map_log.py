@@ -1,0 +1,58 @@
+"""A shared log whose stream of the map is gone: a start says what helps, and the map is made again from the shards."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.daemon import Daemon
+from tests.system.test_lost_map import BUCKETS, billing, fill, look
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
+
+
+def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_shards(data_dir: Path) -> None:
+    directory = data_dir / "servers"
+    directory.mkdir()
+    (data_dir / "host").mkdir()
+    servers = NatsCluster(directory, servers=1)
+    log = {"journal.kind": "jetstream", "cluster.servers": servers.urls, "cluster.replicas": 1, "cluster.shards": 2}
+    daemon = Daemon(data_dir / "host", **log, **{"shards.workers": 2, "shards.bucket_count": BUCKETS})
+    try:
+        servers.start()
+        made = billing("cluster", "init", "--config", daemon.config)
+        assert made.returncode == 0, made.stderr
+        daemon.start()
+        before = asyncio.run(fill(daemon))
+        daemon.kill()
+        servers.ask("STREAM.DELETE.M")
+        for path in (data_dir / "host" / "data" / "history").iterdir():
+            path.unlink()
+
+        refused = billing("serve", "--config", daemon.config)
+        assert (refused.returncode, "`billing cluster init`" in refused.stderr) == (78, True), refused.stderr
+        assert billing("cluster", "init", "--config", daemon.config).returncode == 0
+        refused = billing("serve", "--config", daemon.config)
+        assert refused.returncode == 65, refused.stderr
+        assert "the map of the buckets is gone, and shards 1, 2 are there" in refused.stderr
+        assert "`billing rebuild --map`" in refused.stderr
+
+        made = billing("rebuild", "--map", "--config", daemon.config)
+        assert made.returncode == 0, made.stderr
+        assert "map: made again from what the shards hold: shard 1 owns 7, shard 2 owns 9" in made.stdout
+        for shard in (1, 2):
+            assert f"shard-{shard}: history: whole up to batch" in made.stdout
+        again = billing("rebuild", "--map", "--config", daemon.config)
+        assert (again.returncode, "the map is there: nothing was changed" in again.stderr) == (65, True)
+        daemon.start()
+        assert asyncio.run(look(daemon)) == before
+        runs = billing("rebuild", "--config", daemon.config)
+        assert (runs.returncode, "a daemon runs on" in runs.stderr) == (1, True), runs.stderr
+        assert daemon.stop() == 0
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        servers.close()
