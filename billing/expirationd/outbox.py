@@ -101,6 +101,13 @@ class Item:
         """Its bucket and user."""
         return self.bucket_id, self.user_id
 
+    def hear(self, told: tuple[str, int]) -> None:
+        """Up to there it may be named; what was gathered earlier and comes later takes nothing back. The restore of a
+        cutoff is behind it, and before the next one: as their names are in the alphabet.
+        """
+        if self.told is None or told[::-1] > self.told[::-1]:
+            self.told = told
+
     def new_event(self, event: Hashable) -> None:
         """From now on it is about this event, which nobody has been called for."""
         self.event, self.failures, self.waits, self.due_ns, self.slow = event, 0, 0, 0, False
@@ -196,7 +203,7 @@ class Outbox:
         key = (bucket_id, user_id)
         item = self._items.get(key)
         if told is not None and item is not None:
-            item.told = told
+            item.hear(told)
         if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
             item.told = told
@@ -224,7 +231,7 @@ class Outbox:
         elif item.state != PARKED:  # for something older, which may be over by now: see `begin`
             item.hold = self._releases
         if told is not None:
-            item.told = told
+            item.hear(told)
 
     def release(self) -> int:
         """Lets everything held go, oldest first; returns how many accounts that concerns."""

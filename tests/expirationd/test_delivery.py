@@ -357,6 +357,25 @@ async def test_a_sentence_says_why_a_user_waits() -> None:
         assert "billing cutoffs release" in (delivery.why(1, b"held", "") or "")
 
 
+async def test_what_was_gathered_before_a_newer_cutoff_takes_it_back_from_nobody() -> None:
+    """A list of all that is owed waits until it is durable, and what time causes meanwhile does not."""
+    desk = Desk()
+    async with receiving() as receiver:
+        now_ns, rng, made = MACHINE_CLOCKS.wall_ns, random.Random(1), settings(receiver.url)
+        delivery = Delivery(desk.owed, desk.report, made, now_ns, rng, desk.failed, MACHINE_CLOCKS)
+        older = desk.exhaust(delivery, b"u")
+        desk.top_up(delivery, b"u")
+        newer = desk.exhaust(delivery, b"u")
+        delivery.notify(1, b"u", seq=newer)
+        delivery.notify(1, b"u", seq=older)
+        delivery.start()
+        try:
+            await desk.until(desk.nothing_owed)
+            assert [call.seq for call in receiver.calls] == [newer]
+        finally:
+            await delivery.close()
+
+
 async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after() -> None:
     desk = Desk()
     asked: list[bool] = []
