@@ -98,11 +98,12 @@ class Caller:
         ids.append(request_id)
         self._compare(told, model.apply(told["at_ns"], op))
 
-    async def look(self, user: str) -> None:
-        """One read, of any host; it is not older than any answer."""
+    async def look(self, user: str) -> int:
+        """One read, of any host; it is not older than any answer. The instant that it is of."""
         told = await self.hosts.call("get_account", user, anywhere=True)
         self.reads += 1
         self._compare(told, self.models[user].view(user, told["at_ns"]))
+        return int(told["at_ns"])
 
     def _compare(self, told: dict[str, Any], wanted: dict[str, Any]) -> None:
         found = {key: told[key] for key in COMPARED}
@@ -170,11 +171,14 @@ async def settle(callers: list[Caller], calls: list[Call]) -> dict[str, int]:
     now_ns = 0
     for caller in callers:
         for user in caller.models:
-            now_ns = max(now_ns, (await caller.hosts.call("get_account", user))["at_ns"])
+            now_ns = max(now_ns, await caller.look(user))
     wanted = due(callers, now_ns)
     deadline = time.monotonic() + SETTLE_S
     while missing := {one for one, must in wanted.items() if must} - {_crossing(call) for call in calls}:
-        assert time.monotonic() < deadline, f"lost: {sorted(missing)}"
+        if time.monotonic() > deadline:
+            users = {user: caller for caller in callers for user in caller.models}
+            asked = [await users[one[0]].hosts.call("explain", one[0]) for one in missing]
+            raise AssertionError(f"lost: {sorted(missing)}; the daemon says {asked}")
         await asyncio.sleep(0.05)
     came = list(calls)
     wanted = due(callers, max([now_ns, *(call.exhausted_at_ns for call in came)]))
