@@ -127,6 +127,12 @@ def test_the_last_cutoff_says_how_late_its_2xx_came() -> None:
     )
 
 
+def test_a_figure_of_some_shards_says_of_how_many() -> None:
+    assert words.part_of(1, 2) == "at 1 of 2 shards; 1 does not answer"
+    assert words.part_of(2, 4) == "at 2 of 4 shards; 2 do not answer"
+    assert words.part_of(0, 2) == "no shard answers"
+
+
 def test_a_bar_that_is_nearly_nothing_is_seen() -> None:
     made = plots.bars([1, 0, 100_000], ["0 min", "1 min", "2 min"], "coming")
     heights = [float(height) for height in re.findall(r'height="([0-9.]+)"', made)]

@@ -121,7 +121,7 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
     answering = sum(bool(figures) for figures in sampler.figures.values())
     shards = len(sampler.supervisor.workers)
     known = answering == shards
-    partly = "no shard answers" if not answering else f"of {answering} shards, {shards - answering} do not answer"
+    partly = words.part_of(answering, shards)
     return Markup("").join(
         (
             _tile(
@@ -144,8 +144,10 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
             ),
             _tile(
                 "Overrun, coins",
-                words.coins_short(overrun),
-                f"{words.coins_short(growing)} more an hour: {accounts} whose rate nobody has set to 0"
+                words.coins_short(overrun) if answering else "–",
+                partly
+                if not known
+                else f"{words.coins_short(growing)} more an hour: {accounts} whose rate nobody has set to 0"
                 if growing
                 else "used by exhausted accounts before their rate was set to 0"
                 if overrun
@@ -295,10 +297,10 @@ def shards(sampler: FigureSampler) -> Markup:
                 worker.pid or "–",
                 words.number(worker.starts),
                 words.number(len(supervisor.map.buckets_of(shard_id))),
-                words.number(figures.get("accounts", 0)),
-                words.size(figures.get("journal_bytes", 0)),
+                words.number(figures["accounts"]) if "accounts" in figures else "–",
+                words.size(figures["journal_bytes"]) if "journal_bytes" in figures else "–",
                 words.span(sync_ns) if sync_ns >= 0 else "–",
-                words.span(figures.get("pause_max_ns", 0)),
+                words.span(figures["pause_max_ns"]) if "pause_max_ns" in figures else "–",
             )
         )
     return Markup(

@@ -39,6 +39,14 @@ def clock(wall_ns: int, now_ns: int) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC" if now_ns - wall_ns > HALF_DAY_NS else f"{moment:%H:%M:%S} UTC"
 
 
+def part_of(answering: int, shards: int) -> str:
+    """Of how many shards a figure is, where others do not answer."""
+    if not answering:
+        return "no shard answers"
+    silent = shards - answering
+    return f"at {answering} of {shards} shards; {silent} {'does' if silent == 1 else 'do'} not answer"
+
+
 def users(count: int) -> str:
     """`1 user`, `1,000 users`."""
     return f"{count:,} user{'' if count == 1 else 's'}"
