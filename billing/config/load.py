@@ -50,6 +50,7 @@ from shards.exits import Ending, Exit
 GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
 ENVIRONMENT_PREFIX = "BILLING_"
 RATE_LEASE_S_MIN = 0.001
+_DOORS = frozenset(("address", "bind", "host", "port"))  # what other programs call a listen key
 _CLASSES = "cutoff.class"
 _DEFAULT_CLASS = "default"
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
@@ -259,6 +260,10 @@ def _class_fault(found: Mapping[str, Any]) -> Fault:
 
 
 def _nearest(word: str, words: Mapping[str, object]) -> str:
+    """What was meant, as far as that can be told: what other programs call a door, or the word that looks alike."""
+    section, point, key = word.rpartition(".")
+    if key in _DOORS and (door := f"{section}{point}listen") in words:
+        return f"; did you mean {door}?"
     near = difflib.get_close_matches(word, words, 1)
     return f"; did you mean {near[0]}?" if near else ""
 

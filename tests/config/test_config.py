@@ -137,6 +137,14 @@ def test_relative_paths_are_relative_to_the_folder_of_the_file(write: Write) -> 
     assert config.rpc.tokens_file == ""
 
 
+def test_a_door_by_the_name_that_other_programs_give_it(write: Write) -> None:
+    file = write('[rpc]\nport = 3311\n[admin]\nhost = "x"\n[journal]\nport = 1\n')
+    told = {path: text for path, _, text in faults_of(file)}
+    assert told["rpc.port"] == "no such key; did you mean rpc.listen?"
+    assert told["admin.host"] == "no such key; did you mean admin.listen?"
+    assert "listen" not in told["journal.port"]
+
+
 def test_all_faults_are_told_at_once(write: Write) -> None:
     file = write(
         '[shards]\nworkers = "2"\nbuckets = 5\n[rpc]\nlisten = "0.0.0.0:3311"\ntls_key = "nowhere.pem"\n'
