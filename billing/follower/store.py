@@ -105,8 +105,8 @@ def code_of(error: BaseException) -> int:
         return Exit.DISK
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":  # a table or column is gone
-            return Exit.DAMAGED
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_READONLY")) or name == "SQLITE_ERROR":
+            return Exit.DAMAGED  # also where a table or column is gone, or the header forbids what every file allows
         if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
             return Exit.DISK
     return Exit.BUG
@@ -235,6 +235,7 @@ def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection
     try:
         db = connect(path, kind, write=True, versions=(kind.version, *kind.older))
         try:
+            db.execute("UPDATE about SET shard = shard")  # fails where a damaged header lets nobody write
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             is_present = db.execute("PRAGMA user_version").fetchone() == (kind.version,)
             if is_present and not set(kind.schema) <= {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master")}:

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from billing.follower.proof import Unproved
-from billing.follower.store import Damaged, StoreError, file_of
+from billing.follower.store import Damaged, StoreError, code_of, file_of
 from billing.history.history_reader import MISSING, HistoryReader
 from billing.history.page import Page
 from billing.history.store import KIND, Store, open_store, rows_are_sound
+from shards.exits import Exit
 from shards.system.disk import RealDisk
 from tests.history import tampering
 from tests.history.scene import Scene
@@ -206,6 +207,28 @@ def test_a_flipped_byte_is_never_in_an_answer(data_dir: Path, seed: int) -> None
     data[at] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
     never_silent(data_dir, scene, 15, 30)
+
+
+def test_a_header_that_lets_nobody_write_is_damage_and_the_file_is_made_anew(data_dir: Path) -> None:
+    scene = Scene(users=8)
+    store = opened(data_dir, RealDisk(), head=0)
+    for _ in range(4):
+        scene.batch(STEPS)
+    feed(store, scene, 3)
+    store.close()
+    path = Path(file_of(str(data_dir), 0))
+    data = bytearray(path.read_bytes())
+    data[18] |= 4  # SQLite's write version: readers go on, writers are refused
+    path.write_bytes(data)
+    store = opened(data_dir, RealDisk(), head=4)
+    with pytest.raises(sqlite3.OperationalError) as refused:
+        feed(store, scene, 4)
+    assert code_of(refused.value) == Exit.DAMAGED
+    dropped(store)
+    store = opened(data_dir, RealDisk(), head=4, suspect=True)
+    feed(store, scene, 4)
+    all_right(data_dir, store, scene)
+    assert (data_dir / "damaged-1-shard-0.sqlite").exists()
 
 
 def test_a_damaged_file_is_made_anew_wholly_where_the_journal_reaches_back(data_dir: Path) -> None:
