@@ -74,6 +74,12 @@ def test_a_counter_that_fell_began_anew() -> None:
     assert grown(10, 3) == 3
 
 
+def test_a_span_of_little_room_is_no_longer_than_it_was() -> None:
+    assert [words.at_least(seconds * 10**9) for seconds in (42, 90, 3599, 7300, 180_000)] == [
+        *("42 s", "1 min", "59 min", "2 h", "2 d")
+    ]
+
+
 def test_beyond_the_last_bound_a_span_is_only_known_to_be_longer() -> None:
     assert words.late(148 * 10**9) == "2 min 28 s"
     tally = Histogram(LATENESS_NS)

@@ -179,7 +179,7 @@ def _lateness_tile(sampler: FigureSampler) -> Markup:
     name = "Cutoff lateness, p99"
     if waiting_ns > max(minute.late_p99_ns, plots.BOUND_MS * 10**6):
         sent = f"{words.number(minute.sent)} left in the last minute" if minute.sent else "none left in the last minute"
-        return _tile(name, f"> {words.span(waiting_ns)}", f"the first that waits; {sent}", "bad")
+        return _tile(name, f"> {words.at_least(waiting_ns)}", f"the first that waits; {sent}", "bad")
     if not minute.sent:
         return _tile(name, "–", "none left in the last minute")
     below = f"median {words.late(minute.late_p50_ns)}, {words.number(minute.sent)} in the last minute"

@@ -28,6 +28,14 @@ def span(ns: int) -> str:
     return f"{whole} s"
 
 
+def at_least(ns: int) -> str:
+    """A span in its largest unit alone, rounded down, for where it has little room: `42 s`, `1 min`, `3 h`."""
+    for unit_ns in (86_400 * SECOND_NS, 3600 * SECOND_NS, 60 * SECOND_NS):
+        if ns >= unit_ns:
+            return span(ns - ns % unit_ns)
+    return span(ns)
+
+
 def late(ns: int) -> str:
     """A span out of the histogram of lateness; beyond its last bound it is only known to be longer."""
     return f"> {span(LATENESS_NS[-1])}" if ns >= LATENESS_NS[-1] else span(ns)
