@@ -246,15 +246,13 @@ class Store(FollowerStore):
 
     def _sound(self, query: str, values: tuple[int | bytes, ...]) -> list[Row]:
         """The rows of a query without their positions, each as it was written. Raises Damaged."""
-        return [(*row[:4], *row[5:]) for row in self._whole(query, values)]
-
-    def _whole(self, query: str, values: tuple[int | bytes, ...]) -> list[Any]:
-        """The same with their positions."""
-        rows = self.db.execute(query, values).fetchall()
-        for row in rows:
-            if row[-1] != checksum_of(row[:-1]):
+        rows: list[Row] = []
+        for *row, checksum in self.db.execute(query, values):
+            if checksum != checksum_of(row):
                 raise Damaged(f"notice {row[0]} is not what was written")
-        return [row[:-1] for row in rows]
+            seq, bucket_id, generation, user_id, _, at_ns, name, body = row
+            rows.append((seq, bucket_id, generation, user_id, at_ns, name, body))
+        return rows
 
     # -- moves -------------------------------------------------------------------------------------------------------
 
@@ -326,7 +324,11 @@ class Store(FollowerStore):
         db = self.db
         self.begin()
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation = ? ORDER BY seq"
-        own = self._whole(query, (bucket_id, generation))
+        own = []
+        for row in db.execute(query, (bucket_id, generation)).fetchall():
+            if row[-1] != checksum_of(row[:-1]):
+                raise Damaged(f"notice {row[0]} is not what was written")
+            own.append(row[:-1])
         former = "DELETE FROM owed WHERE bucket_id = ? AND generation = ? AND seq = ?"
         db.executemany(former, [(bucket_id, row[2], row[0]) for row in came if row[1] == bucket_id])
         db.execute("DELETE FROM owed WHERE bucket_id = ? AND generation = ?", (bucket_id, generation))
