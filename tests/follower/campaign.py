@@ -49,6 +49,7 @@ STEPS: Final = 90
 NEWEST: Final = 2**63 - 1
 SECOND_NS: Final = 10**9
 SECTOR_BYTES: Final = 512  # what the medium writes whole, or not at all
+LOG_HEADER_BYTES: Final = 32  # of a write-ahead log
 PAGE_BYTES: Final = 4096
 ENDS: Final = (Unproved, StoreError, *UNREADABLE)  # what a follower's process may end with
 HISTORY, NOTICES = "history", "notices"
@@ -273,7 +274,7 @@ class World:
         if store is not None:
             store.db.close()  # which lets SQLite write: the files are put back as they were
         if power and (log := images[names[1]]):
-            images[names[1]] = self.torn(follower.synced_log, log)
+            images[names[1]] = self.torn(_with_header(follower.synced_log, log), log)
             follower.durable = 0  # its worker began anew, too
         for name in (*names, f"{follower.path}-shm"):
             if os.path.exists(name):
@@ -625,6 +626,13 @@ def _answer(steps: Any) -> dict[str, Any]:
             next(steps)
         except StopIteration as end:
             return dict(end.value[0])
+
+
+def _with_header(synced: bytes, log: bytes) -> bytes:
+    """What the medium has of a log at least: its header is synced when the log begins anew, before any frame is
+    written (https://sqlite.org/src/info/ff5be73dee), so that frames of the old log never count under a part of the new.
+    """
+    return log[:LOG_HEADER_BYTES] + synced[LOG_HEADER_BYTES:] if synced else synced
 
 
 def _read(name: str) -> bytes | None:
