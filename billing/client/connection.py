@@ -206,7 +206,7 @@ def _connect_words(error: OSError) -> str:
 def foreign_words(data: bytes, error: Exception) -> str:
     """What answers, where that is no MessagePack-RPC."""
     if data.startswith(b"HTTP/"):
-        return "what answers there speaks HTTP and not MessagePack-RPC: is that the address of the dashboard?"
+        return "what answers there speaks HTTP and not MessagePack-RPC, as the dashboard does"
     if data[:2] == b"\x15\x03":  # a TLS alert
         return "what answers there speaks TLS: an authority or a certificate must be given"
     return f"what answers there does not speak MessagePack-RPC: {error}"

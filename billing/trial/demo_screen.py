@@ -1,6 +1,6 @@
 """What the demo shows: a live screen on a terminal, plain lines everywhere else.
 
-    PlainScreen   one line per step and per GET, and now and then a line with all balances: for pipes and logs
+    PlainScreen   one line per step and per GET, and a line with all balances now and then where they changed
     LiveScreen    fills the terminal: the dashboard's address, the accounts as they tick, the newest of the story, the
                   verdict, and what to try next; when it ends, the terminal is as before, with the story below
 
@@ -90,6 +90,7 @@ class PlainScreen:
         self._started_ns = MACHINE_CLOCKS.boot_ns()
         self._balances: dict[str, str] = {}
         self._told_ns = self._started_ns
+        self._told: dict[str, str] = {}  # the balances of the last line of them
 
     def __enter__(self) -> Self:
         self._write(f"dashboard: {self._around.dashboard}")
@@ -103,8 +104,9 @@ class PlainScreen:
 
     def account(self, account: Account) -> None:
         self._balances[account["user_id"]] = coins(account["balance_nanos"])
-        if MACHINE_CLOCKS.boot_ns() - self._told_ns > BALANCES_EVERY_NS:
+        if MACHINE_CLOCKS.boot_ns() - self._told_ns > BALANCES_EVERY_NS and self._told != self._balances:
             self._told_ns = MACHINE_CLOCKS.boot_ns()
+            self._told = dict(self._balances)
             self.say("balances: " + ", ".join(f"{user} {balance}" for user, balance in sorted(self._balances.items())))
 
     def arrival(self, arrival: Arrival) -> None:

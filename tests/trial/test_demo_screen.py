@@ -101,6 +101,15 @@ def test_lines_have_the_dashboard_first_and_the_verdict_before_what_to_try() -> 
     assert any("billing account user_02" in line for line in lines)
 
 
+def test_balances_are_a_line_again_where_they_changed() -> None:
+    lines: list[str] = []
+    with PlainScreen(lines.append, Told(ADDRESS, COMMANDS)) as screen:
+        for balance_nanos in (5, 5, 5, 4):
+            screen._told_ns = 0  # long ago
+            screen.account({**account("user_01", "active", AT_NS, 1), "balance_nanos": balance_nanos})
+    assert [line.partition("balances: ")[2] for line in lines[1:]] == ["user_01 0.000000005", "user_01 0.000000004"]
+
+
 @pytest.mark.parametrize(
     ("script", "path", "command"),
     [
