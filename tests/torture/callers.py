@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from billing.trial.receiver_call import Call
@@ -166,21 +167,23 @@ def due(callers: list[Caller], now_ns: int) -> dict[tuple[str, int, int], bool]:
     return found
 
 
-async def settle(callers: list[Caller], calls: list[Call]) -> dict[str, int]:
-    """Waits until every crossing up to now was called, and holds all calls against all crossings. AssertionError."""
+async def settle(callers: list[Caller], calls: Callable[[], list[Call]]) -> dict[str, int]:
+    """Waits until every crossing up to now was called, and holds all calls against all crossings. AssertionError.
+    `calls` answers those that have arrived by now.
+    """
     now_ns = 0
     for caller in callers:
         for user in caller.models:
             now_ns = max(now_ns, await caller.look(user))
     wanted = due(callers, now_ns)
     deadline = time.monotonic() + SETTLE_S
-    while missing := {one for one, must in wanted.items() if must} - {_crossing(call) for call in calls}:
+    while missing := {one for one, must in wanted.items() if must} - {_crossing(call) for call in calls()}:
         if time.monotonic() > deadline:
             users = {user: caller for caller in callers for user in caller.models}
             asked = [await users[one[0]].hosts.call("explain", one[0]) for one in missing]
             raise AssertionError(f"lost: {sorted(missing)}; the daemon says {asked}")
         await asyncio.sleep(0.05)
-    came = list(calls)
+    came = calls()
     wanted = due(callers, max([now_ns, *(call.exhausted_at_ns for call in came)]))
     false = [call for call in came if _crossing(call) not in wanted]
     assert not false, f"called without cause: {false}"

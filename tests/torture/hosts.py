@@ -193,7 +193,7 @@ class Campaign:
         """Everything that was answered and called is right, and so are the raw streams."""
         self._stop.set()
         await asyncio.gather(*self._tasks[:CALLERS])
-        self.counts.update(await settle(self.callers, self.receiver.calls))
+        self.counts.update(await settle(self.callers, lambda: self.receiver.calls))
         for caller in self.callers:
             self.counts["history rows"] += await caller.check_history()
             self.counts["answered"] += sum(map(len, caller.answered.values()))
