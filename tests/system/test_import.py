@@ -39,7 +39,7 @@ def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon:
     first = billing(daemon, "import", LOG, SNAPSHOT)
     assert (first.returncode, first.stderr) == (0, "")
     assert "imported 304 accounts with 304 commands, 0 of them done before" in first.stdout
-    assert "1 users have no money" in first.stdout
+    assert "1 user has no money" in first.stdout
     assert account(daemon, "user_03")["balance_nanos"] == 750 * 10**9
     assert account(daemon, "пользователь")["balance_nanos"] == 7 * 10**9
     again = billing(daemon, "import", SNAPSHOT, LOG)
