@@ -24,6 +24,8 @@ async def fill(daemon: Daemon) -> tuple[dict[str, int], dict[int, tuple[int, int
     await rpc.ask("move_bucket", there, 2)
     await rpc.ask("move_bucket", there, 1)
     await rpc.ask("move_bucket", away, 2)
+    for number in range(60):  # which is answered once both shards' histories have written it
+        assert await rpc.ask("history", f"user-{number}")
     return await seen(rpc)
 
 
