@@ -8,7 +8,7 @@ are plain: one unpack, integers, one pack, one record; no working copy, no call 
   class,
 - or the first top_up of an account that never was.
 
-Whatever else, it leaves untouched and answers None; the plain way (`Account` and the clerk) knows all rules. The model
+Whatever else, it leaves untouched and answers None; the plain way (`Account` and `Posting`) knows all rules. The model
 test holds both to the same rules, and replay makes each entry again the way it was made. When it runs out is worked out
 here as in `exhaustion`, without the call.
 
@@ -32,12 +32,12 @@ _pack_everyday: Final = EVERYDAY.pack
 _join: Final = b"".join
 
 
-def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:  # noqa: C901 - one function, for speed
+def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:  # noqa: C901 - one function, for speed
     """The entry of a command of this kind, carried out and recorded; None for another, with nothing changed."""
     op, user_id, a, b, c, key, request_id, message, options, actor = command
     if options or key:
         return None
-    flags = clerk.flags
+    flags = posting.flags
     line_rate = spent = spent_nanos = spent_frac = 0
     slot = book.slots.get(user_id)
     if slot is None:
@@ -101,7 +101,7 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
         if runs_out_ns > INT64_MAX:
             runs_out_ns = -1
         elif runs_out_ns < book.armed_ns[slot]:
-            book.armed_ns[slot] = clerk.arm(book.bucket_id << SLOT_BITS | slot, runs_out_ns)
+            book.armed_ns[slot] = posting.arm(book.bucket_id << SLOT_BITS | slot, runs_out_ns)
     _write_row(book.rows, slot * _ROW_SIZE, at_ns, nanos, frac, rate, entry_id, seq, row_flags)
     totals = book.totals
     if spent:
@@ -124,9 +124,9 @@ def carry_out(clerk: Posting, book: Book, at_ns: int, command: Command) -> Entry
             line_rate, runs_out_ns, seq, len(user_id), len(request_id), len(message), len(actor),
         )  # fmt: skip
     packed = _join((fixed, user_id, request_id, message, actor))
-    clerk.records.append((book.bucket_id, packed))
+    posting.records.append((book.bucket_id, packed))
     if request_id:
-        book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)
+        book.ids.put(user_id, request_id, packed, at_ns, posting.ids_max)
     return (
         op, flags, 0, a, b, c, at_ns, entry_id, amount_nanos, 0, spent_nanos, spent_frac, nanos, frac, rate,
         line_rate, limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,

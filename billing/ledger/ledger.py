@@ -225,22 +225,22 @@ class Ledger:
         time.
         """
         flags, at_ns, command = cause_of(packed)
-        clerk = self._posting
-        clerk.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
-        clerk.presumed = flags & PRESUMED != 0
+        posting = self._posting
+        posting.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
+        posting.presumed = flags & PRESUMED != 0
         may_be_grace = flags & CROSSED or (command[0] == ops.SET_CLASS and not flags & REFUSED)
-        clerk.grace_end_ns = grace_end_of(packed) if may_be_grace and not is_first(packed) else -1
+        posting.grace_end_ns = grace_end_of(packed) if may_be_grace and not is_first(packed) else -1
         try:
             if command[0] not in ops.BY_TIME:
-                if carry_out(clerk, book, at_ns, command) is None:
+                if carry_out(posting, book, at_ns, command) is None:
                     self._change(book, at_ns, command)
             elif (user_id := command[1]) in book.slots:
-                clerk.pass_one(Account(book, book.slots[user_id], user_id), at_ns)
+                posting.pass_one(Account(book, book.slots[user_id], user_id), at_ns)
         except Refused:
             pass  # what the record says, too, or else there is no entry to compare it with
         finally:
-            clerk.flags = self._own_flags
-            clerk.presumed = None
+            posting.flags = self._own_flags
+            posting.presumed = None
         self.notices.clear()
 
     def started(self, now_ns: int) -> None:
@@ -322,7 +322,7 @@ class Ledger:
         """`wake` in slices, between which the bucket may be used; it ends early where the bucket leaves again."""
         book = self.books[bucket_id]
         book.awake = True
-        clerk, first_ref = self._posting, bucket_id << SLOT_BITS
+        posting, first_ref = self._posting, bucket_id << SLOT_BITS
         for first in range(0, len(book.users), SLICE_ROWS):
             if first:
                 yield
@@ -335,11 +335,11 @@ class Ledger:
                     armed_ns[slot] = NEVER_NS
                     settled_ns, nanos, frac, rate, _, _, flags = row
                     if flags:
-                        clerk.rearm(Account(book, slot, user_id))
+                        posting.rearm(Account(book, slot, user_id))
                     elif rate:  # active, and nothing but the exhaustion is coming
                         due_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate)
                         if due_ns <= INT64_MAX:
-                            armed_ns[slot] = clerk.arm(first_ref | slot, due_ns)
+                            armed_ns[slot] = posting.arm(first_ref | slot, due_ns)
 
     def still(self, bucket_id: int) -> None:
         """Time stands still in this bucket: all filings are stale, none is made."""

@@ -1,6 +1,6 @@
-"""The clerk: records a change of an account, and its consequences.
+"""Posting: records a change of an account, and its consequences.
 
-The plain way of every change, whoever caused it. A working copy that was settled and changed comes here; the clerk
+The plain way of every change, whoever caused it. A working copy that was settled and changed comes here. `Posting`
 sees whether available crossed zero downwards (a cutoff is owed) or upwards (cutoffs are superseded, a restore may be
 owed), which thresholds fired, writes the row, and appends one packed entry per change to `records` and what is to be
 told to `notices`. It also lets time pass, step by step, because what time causes is written down in the same way.

@@ -1,1 +1,1 @@
-"""The history: projection, store and shelf alone; the link with real projector processes; statements and the audit."""
+"""The history: projection, store and reader alone; the link with real projector processes; statements and the audit."""

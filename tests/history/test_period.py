@@ -19,7 +19,7 @@ from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import ENTRY
 from tests.history.books import Life, check, lives, run
 from tests.history.tampering import rewritten, rows
-from tests.history.test_store import batch_of, opened, shelf_of
+from tests.history.test_store import batch_of, opened, reader_of
 from tests.ledger.bank import HOUR, Bank
 
 USER = b"u"
@@ -180,7 +180,7 @@ class File:
     def __init__(self, home: Path, life: Life, user: bytes, rows: list[Any] | None = None) -> None:
         self.life, self.user = life, user
         self.store = opened(home)
-        self.reader: HistoryReader = shelf_of(home, self.store)
+        self.reader: HistoryReader = reader_of(home, self.store)
         for position, row in enumerate(life.packed if rows is None else rows, 1):
             self.store.take(position, batch_of((ENTRY, 1, 1, row)))
         self.store.flush()

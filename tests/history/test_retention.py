@@ -22,7 +22,7 @@ from tests.history.books import Life, lives
 from tests.history.scene import Scene
 from tests.history.test_entries import end_of
 from tests.history.test_period import File, answer_of, life_of, standing_of
-from tests.history.test_store import batch_of, opened, shelf_of
+from tests.history.test_store import batch_of, opened, reader_of
 from tests.ledger.bank import HOUR, Bank
 
 
@@ -164,7 +164,7 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
     file.store.close()
     store, remarks = open_store(str(tmp_path), 0, 22, 22, RealDisk(), suspect=True)
     assert "it was damaged" in remarks[0]
-    chain = Chain(shelf_of(tmp_path, store), 1, b"u", standing_of(file.life))
+    chain = Chain(reader_of(tmp_path, store), 1, b"u", standing_of(file.life))
     again, _ = answer_of(statement(chain, b"u", 111, 118, True, 1000, INT64_MAX))
     assert again["resources"] == whole["resources"]
     assert [(line["resource"], line["accrued_nanos"]) for line in whole["resources"]] == [("vm", 7)]
@@ -192,24 +192,24 @@ def test_batches_come_in_between_and_the_feed_refuses_who_has_not_had_what_went(
     store = opened(data_dir)
     store.take(1, scene.batch(200))
     store.flush()
-    shelf = shelf_of(data_dir, store)
-    early = page(shelf, "", 3, {}, all_written=True).rows[-1]["cursor"]
+    reader = reader_of(data_dir, store)
+    early = page(reader, "", 3, {}, all_written=True).rows[-1]["cursor"]
     late = end_of(store)
     limit_ns, position = scene.now_ns, 1
     old = {user: [row["entry_id"] for row in rows if row["at_ns"] < limit_ns] for user, rows in scene.rows.items()}
-    for _ in prune(store, shelf, limit_ns):
+    for _ in prune(store, reader, limit_ns):
         position += 1
         store.take(position, scene.batch(20))
     store.flush()
     for user, ids in old.items():
-        rows = [row for row in shelf.history(1, user, INT64_MAX, 1000).rows if row["operation"] != "opening"]
+        rows = [row for row in reader.history(1, user, INT64_MAX, 1000).rows if row["operation"] != "opening"]
         assert rows == scene.history(user)[: len(rows)]
         assert rows[-1]["entry_id"] == ids[-1]
         assert all(older["entry_id"] == newer["entry_id"] - 1 for newer, older in pairwise(rows))
     with pytest.raises(UnknownCursor, match="keep_days"):
-        page(shelf, early, 10, {}, all_written=True)
-    assert page(shelf, late, 10, {}, all_written=True).rows
-    everything = page(shelf, "", 10_000, {}, all_written=False)
+        page(reader, early, 10, {}, all_written=True)
+    assert page(reader, late, 10, {}, all_written=True).rows
+    everything = page(reader, "", 10_000, {}, all_written=False)
     assert not everything.waits
     store.close()
     again = opened(data_dir, head=position)

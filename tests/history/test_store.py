@@ -1,4 +1,4 @@
-"""Projection, store and shelf: rows are the entries', once each, in order; the file fits its journal or says so."""
+"""Projection, store and reader: rows are the entries', once each, in order; the file fits its journal or says so."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def opened(directory: Path, *, first: int = 1, head: int = 0, shard: int = 0) ->
     return store
 
 
-def shelf_of(directory: Path, store: Store, shard: int = 0) -> HistoryReader:
+def reader_of(directory: Path, store: Store, shard: int = 0) -> HistoryReader:
     return HistoryReader(str(directory), shard, store.db, RealDisk())
 
 
@@ -65,9 +65,9 @@ def no_accounts() -> Accounts:
     return Accounts(db)
 
 
-def all_rows(scene: Scene, shelf: HistoryReader) -> None:
+def all_rows(scene: Scene, reader: HistoryReader) -> None:
     for user in scene.users:
-        assert shelf.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
+        assert reader.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
 
 
 # -- projection --------------------------------------------------------------------------------------------------------
@@ -212,14 +212,14 @@ def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir:
             store = opened(data_dir, head=position)
             assert store.position == position
     store.flush()
-    shelf = shelf_of(data_dir, store)
-    all_rows(scene, shelf)
+    reader = reader_of(data_dir, store)
+    all_rows(scene, reader)
     for user in scene.users:
         expected = scene.history(user, limit=10**6)
         assert expected, "every user has a history in this scene"
         before = NEWEST
         paged = []
-        while rows := shelf.history(2, user, before, 7).rows:
+        while rows := reader.history(2, user, before, 7).rows:
             paged += rows
             before = rows[-1]["entry_id"]
         assert paged == expected
@@ -232,12 +232,12 @@ def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir: Path) -> No
     for position in range(1, 31):
         store.take(position, scene.batch(60))
     store.flush()
-    shelf = shelf_of(data_dir, store)
+    reader = reader_of(data_dir, store)
     for user in scene.users:
         newest = scene.rows[user][-1]["entry_id"]
         assert newest > 5 * MARK_EVERY
         for before in [1, 2, 3, *range(2, newest + 3, 17), MARK_EVERY, MARK_EVERY + 1, newest, newest + 1, NEWEST]:
-            assert shelf.history(2, user, before, 3).rows == scene.history(user, before, 3)
+            assert reader.history(2, user, before, 3).rows == scene.history(user, before, 3)
         (number,) = store.db.execute("SELECT number FROM users WHERE user_id = ?", (user,)).fetchone()
         marks = store.db.execute("SELECT entry_id FROM marks WHERE number = ?", (number,)).fetchall()
         assert [mark for (mark,) in marks] == [row["entry_id"] for row in scene.rows[user] if not row["entry_id"] % 64]
@@ -262,7 +262,7 @@ def test_what_was_not_committed_is_gone_and_comes_again(data_dir: Path) -> None:
         store.take(7, scene.batches[5])
     store.take(6, scene.batches[5])
     store.flush()
-    all_rows(scene, shelf_of(data_dir, store))
+    all_rows(scene, reader_of(data_dir, store))
 
 
 def test_of_two_writers_one_finds_another_position_and_ends(data_dir: Path) -> None:
@@ -276,7 +276,7 @@ def test_of_two_writers_one_finds_another_position_and_ends(data_dir: Path) -> N
     orphan.db.close()
     store.take(2, scene.batch())
     store.flush()
-    all_rows(scene, shelf_of(data_dir, store))
+    all_rows(scene, reader_of(data_dir, store))
 
 
 def test_more_accounts_than_are_remembered(data_dir: Path) -> None:
@@ -287,7 +287,7 @@ def test_more_accounts_than_are_remembered(data_dir: Path) -> None:
         store.take(position, scene.batch())
         store.flush()
         assert len(store._accounts.numbers) <= 3
-    all_rows(scene, shelf_of(data_dir, store))
+    all_rows(scene, reader_of(data_dir, store))
 
 
 def test_files_are_private_and_appear_whole(data_dir: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answe
     for position in range(7, 10):
         store.take(position, scene.batches[position - 1])
     store.flush()
-    page = shelf_of(data_dir, store).history(2, user, NEWEST, 10**6)
+    page = reader_of(data_dir, store).history(2, user, NEWEST, 10**6)
     assert not page.is_whole
     (gap,) = [row for row in page.rows if row["operation"] == MISSING]
     at = page.rows.index(gap)
@@ -380,12 +380,12 @@ def test_pages_over_a_gap_hold_each_row_once(data_dir: Path) -> None:
         if position > 3:
             store.take(position, payload)
     store.flush()
-    shelf = shelf_of(data_dir, store)
-    whole = shelf.history(2, user, NEWEST, 10**6).rows
+    reader = reader_of(data_dir, store)
+    whole = reader.history(2, user, NEWEST, 10**6).rows
     assert (whole[-1]["operation"], whole[-1]["entry_id"]) == (MISSING, 1)
     for limit in (1, 2, 3, 7):
         before, paged = NEWEST, []
-        while rows := shelf.history(2, user, before, limit).rows:
+        while rows := reader.history(2, user, before, limit).rows:
             assert len(rows) <= limit
             paged += rows
             before = rows[-1]["entry_id"]
@@ -399,14 +399,14 @@ def test_newest_rows_that_are_missing_are_said_as_well(data_dir: Path) -> None:
     store.flush()
     user = scene.users[0]
     newest = scene.rows[user][-1]["entry_id"]
-    shelf = shelf_of(data_dir, store)
-    assert shelf.history(2, user, NEWEST, 100, Newest(newest, 9, 77)).is_whole
-    page = shelf.history(2, user, NEWEST, 100, Newest(newest + 2, 9, 77))
+    reader = reader_of(data_dir, store)
+    assert reader.history(2, user, NEWEST, 100, Newest(newest, 9, 77)).is_whole
+    page = reader.history(2, user, NEWEST, 100, Newest(newest + 2, 9, 77))
     assert not page.is_whole
     gap, before = page.rows[:2]
     assert (gap["entry_id"], gap["whole_from_ns"], gap["balance_after_nanos"]) == (newest + 1, 77, 9)
     assert before["balance_after_nanos"] + gap["amount_nanos"] == 9
-    (row,) = shelf.history(2, b"nobody", NEWEST, 100, Newest(3, 5, 77)).rows
+    (row,) = reader.history(2, b"nobody", NEWEST, 100, Newest(3, 5, 77)).rows
     assert (row["operation"], row["entry_id"], row["amount_nanos"]) == (MISSING, 1, 5)
 
 
@@ -435,7 +435,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Pat
         store.take(position, kept.batch() if position > 20 else kept.batches[position - 1])
     store.flush()
     assert store.db.execute("SELECT count(*) FROM departures").fetchone() == (0,)
-    all_rows(kept, shelf_of(data_dir, store))
+    all_rows(kept, reader_of(data_dir, store))
     store.close()
     assert opened(data_dir, head=40).position == 40
 
@@ -449,7 +449,7 @@ def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that
     with pytest.raises(Ahead, match="up to batch 9, its journal only up to 5"):
         opened(data_dir, first=3, head=5)
     store = opened(data_dir, head=9)
-    all_rows(scene, shelf_of(data_dir, store))
+    all_rows(scene, reader_of(data_dir, store))
     store.close()
     store, _ = open_store(str(data_dir), 0, 3, 5, RealDisk(), suspect=False, accept_loss=True)
     assert (store.position, store.begins) == (2, 3)
@@ -491,42 +491,42 @@ def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir: P
         stores_of[shard].take(positions[shard], scene.batch(5))
         stores_of[shard].flush()
     for shard, store in stores_of.items():
-        all_rows(scene, shelf_of(data_dir, store, shard))
-    shelf = shelf_of(data_dir, stores_of[0])
+        all_rows(scene, reader_of(data_dir, store, shard))
+    reader = reader_of(data_dir, stores_of[0])
     for user in scene.users[:5]:
         for before in range(1, scene.rows[user][-1]["entry_id"] + 2):
-            assert shelf.history(2, user, before, 4).rows == scene.history(user, before, 4)
-    shelf.close()
+            assert reader.history(2, user, before, 4).rows == scene.history(user, before, 4)
+    reader.close()
 
 
 def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir: Path) -> None:
     mine, other = Scene(seed=1), Scene(seed=2)
     store = opened(data_dir)
-    shelf = shelf_of(data_dir, store)
+    reader = reader_of(data_dir, store)
     user = mine.users[0]
-    assert shelf.history(2, user, NEWEST, 9).rows == []
+    assert reader.history(2, user, NEWEST, 9).rows == []
     later = opened(data_dir, shard=5)
     later.take(1, other.batch(200))
     later.close()
-    assert shelf.history(2, user, NEWEST, 9).rows == other.history(user, limit=9)
-    assert shelf.history(1, user, NEWEST, 9).rows == [], "a bucket that was never elsewhere"
+    assert reader.history(2, user, NEWEST, 9).rows == other.history(user, limit=9)
+    assert reader.history(1, user, NEWEST, 9).rows == [], "a bucket that was never elsewhere"
     os.unlink(file_of(str(data_dir), 5))
-    assert shelf.history(2, user, NEWEST, 9).rows == []
+    assert reader.history(2, user, NEWEST, 9).rows == []
 
 
 def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir: Path) -> None:
     here, there = opened(data_dir), opened(data_dir, shard=1)
-    shelf = shelf_of(data_dir, here)
-    assert shelf.missing(7, 1) == []
-    assert shelf.missing(7, 3) == [1, 2]
+    reader = reader_of(data_dir, here)
+    assert reader.missing(7, 1) == []
+    assert reader.missing(7, 3) == [1, 2]
     there.take(1, batch_of((LEAVE, 7, 2, b""), (LEAVE, 8, 1, b"")))
     there.flush()
-    assert shelf.missing(7, 3) == [1]
+    assert reader.missing(7, 3) == [1]
     here.take(1, batch_of((LEAVE, 7, 1, b"")))
     here.flush()
-    assert shelf.missing(7, 3) == []
-    assert shelf.missing(7, 4) == [3]
-    assert shelf.missing(8, 2) == []
+    assert reader.missing(7, 3) == []
+    assert reader.missing(7, 4) == [3]
+    assert reader.missing(8, 2) == []
 
 
 def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(data_dir: Path) -> None:
@@ -537,22 +537,22 @@ def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(
     there.close()
     here.take(1, scene.batch(100))
     here.flush()
-    shelf = shelf_of(data_dir, here)
-    user = max(scene.users, key=lambda one: len(shelf.history(1, one, NEWEST, 1000).rows))
+    reader = reader_of(data_dir, here)
+    user = max(scene.users, key=lambda one: len(reader.history(1, one, NEWEST, 1000).rows))
     expected = scene.history(user, limit=1000)
-    assert shelf.history(2, user, NEWEST, 1000).rows == expected
+    assert reader.history(2, user, NEWEST, 1000).rows == expected
     other = sqlite3.connect(file_of(str(data_dir), 1))
     other.execute("UPDATE pages SET checksum = checksum + 1")
     other.commit()
     other.close()
-    page = shelf.history(2, user, NEWEST, 1000)
+    page = reader.history(2, user, NEWEST, 1000)
     assert not page.is_whole
     *own, gap = page.rows
     assert own == expected[: len(own)]
     assert (gap["operation"], gap["entry_id"], gap["whole_from_ns"]) == (MISSING, 1, own[-1]["at_ns"])
-    assert shelf.damaged == {1}
+    assert reader.damaged == {1}
     with pytest.raises(Elsewhere, match="the history of shard 1 is damaged"):
-        feed_page(shelf, "", 100, {}, all_written=True)
+        feed_page(reader, "", 100, {}, all_written=True)
     assert code_of(Elsewhere("")) == Exit.AGAIN, "the question is refused, and the process goes on"
 
 
@@ -573,4 +573,4 @@ def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: P
     for position in range(1, 6):
         again.take(position, scene.batches[position - 1])
     again.flush()
-    all_rows(scene, shelf_of(data_dir, again))
+    all_rows(scene, reader_of(data_dir, again))

@@ -116,17 +116,17 @@ FAULTS = [
     Faulty(
         "trim-beyond-the-older-snapshot",
         "shards/journal/file/journal.py",
-        "min(position, self._shelf.fallback), False\n",
+        "min(position, self._retained.fallback), False\n",
         "position, False\n",
     ),
     Faulty(
         "trim-before-the-snapshot-stands",
         "shards/journal/file/journal.py",
-        "            self._shelf.save(head, chunks, self._reached)\n",
+        "            self._retained.save(head, chunks, self._reached)\n",
         "            while len(self._segments) > 1 and self._segments[1].header.first_position - 1 <= position:\n"
         '                self._disk.unlink(f"{self._directory}/{self._segments[0].name}")\n'
         "                del self._segments[0]\n"
-        "            self._shelf.save(head, chunks, self._reached)\n",
+        "            self._retained.save(head, chunks, self._reached)\n",
     ),
     # -- recovery ---------------------------------------------------------------------------------------------------
     Faulty(
@@ -269,7 +269,7 @@ FAULTS = [
     Faulty(
         "request-id-forgotten",
         "billing/ledger/fast_path.py",
-        "    if request_id:\n        book.ids.put(user_id, request_id, packed, at_ns, clerk.ids_max)\n",
+        "    if request_id:\n        book.ids.put(user_id, request_id, packed, at_ns, posting.ids_max)\n",
         "",
     ),
     Faulty(

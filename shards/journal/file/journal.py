@@ -104,7 +104,7 @@ class FileJournal:
         self._owner = b""
         self._epoch = 0
         self._segments: list[Segment] = []  # ascending, the live one last
-        self._shelf = RetainedSnapshots(disk, directory)
+        self._retained = RetainedSnapshots(disk, directory)
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_CHAINS)  # (position, chain)
         self._head = self._durable = self._barrier = 0
         self._chain = FIRST_CHAIN
@@ -125,7 +125,7 @@ class FileJournal:
     @property
     def stored_bytes(self) -> int:
         sealed = sum(segment.size for segment in self._segments[:-1])
-        return sealed + (self._live.offset if self._segments else 0) + self._shelf.stored_bytes
+        return sealed + (self._live.offset if self._segments else 0) + self._retained.stored_bytes
 
     @property
     def no_room(self) -> str:
@@ -195,7 +195,7 @@ class FileJournal:
         self._recent.append((log.head, log.chain))
         self._warnings += set_aside(self._disk, self._directory, found.damaged)
         drop_replaced(self._disk, self._directory, self._segments, found)
-        self._shelf.fill(found.snapshots)
+        self._retained.fill(found.snapshots)
         self._make_room()
 
     def _with_ballast(self, step: Callable[[], None]) -> None:
@@ -328,11 +328,11 @@ class FileJournal:
     def save_snapshot(self, position: int, chunks: Iterable[bytes]) -> None:
         if self._ended is not None:
             raise self._ended
-        if not self._shelf.newest <= position <= self._head:
+        if not self._retained.newest <= position <= self._head:
             raise ValueError(f"position {position} does not lie between the last snapshot's and the head {self._head}")
         try:
             head = snapshot.Head(self._shard, self._chain_at(position), position, self._epoch, self._now_ns())
-            self._shelf.save(head, chunks, self._reached)
+            self._retained.save(head, chunks, self._reached)
         except Malformed as fault:
             raise self._end("reading a snapshot back", fault) from fault
         except OSError as error:
@@ -344,12 +344,12 @@ class FileJournal:
     def load_snapshot(self) -> Snapshot | None:
         if self._ended is not None:
             raise self._ended
-        shelf = self._shelf
-        return Snapshot(shelf.newest, self._load(), shelf.count) if shelf.newest >= 0 else None
+        retained = self._retained
+        return Snapshot(retained.newest, self._load(), retained.count) if retained.newest >= 0 else None
 
     def _load(self) -> Iterator[bytes]:
         try:
-            yield from self._shelf.load()
+            yield from self._retained.load()
         except Malformed as fault:
             raise Corrupt(f"the snapshot is damaged: {fault}", file=self._directory) from fault
         except OSError as error:
@@ -358,9 +358,9 @@ class FileJournal:
     def trim(self, position: int) -> None:
         if self._ended is not None:
             raise self._ended
-        if position > self._shelf.newest:
-            raise ValueError(f"position {position} lies beyond the newest snapshot, {self._shelf.newest}")
-        limit, trimmed = min(position, self._shelf.fallback), False
+        if position > self._retained.newest:
+            raise ValueError(f"position {position} lies beyond the newest snapshot, {self._retained.newest}")
+        limit, trimmed = min(position, self._retained.fallback), False
         try:
             while len(self._segments) > 1 and self._segments[1].header.first_position - 1 <= limit:
                 self._disk.unlink(f"{self._directory}/{self._segments[0].name}")
