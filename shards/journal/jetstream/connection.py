@@ -81,6 +81,11 @@ class Connection:
         self.info: dict[str, Any] = {}  # what the server that we are connected to says of itself
         self.server = ""  # its URL
 
+    @property
+    def servers(self) -> int:
+        """How many there are to ask, one after the other."""
+        return len(self._access.endpoints)
+
     def request(
         self,
         subject: str,

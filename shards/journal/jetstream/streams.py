@@ -1,8 +1,9 @@
 """What is asked of one stream: its state, a message, a run of messages, a publish at a sequence, a purge.
 
-Reading is repeated until an answer comes, for `patience_s` at most: leaders change, and servers restart. A publish is
-asked once; whoever publishes resolves the doubt that is left. Single messages and the state come from the stream's
-leader, so they are not older than anything that was acknowledged; runs come from any replica.
+Reading is repeated until an answer comes, for `patience_s`, and until every server was asked: leaders change, and
+servers restart. A publish is asked once; whoever publishes resolves the doubt that is left. Single messages and the
+state come from the stream's leader, so they are not older than anything that was acknowledged; runs come from any
+replica.
 """
 
 from __future__ import annotations
@@ -182,10 +183,12 @@ class Stream:
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         until_ns = self._boot_ns() + int(self.patience_s * 1e9)
+        unasked = self.connection.servers  # a server that does not answer may use up all of the patience
         while True:
             try:
                 return ask()
             except (Unreachable, NoAnswer, NotNow) as error:
-                if self._boot_ns() > until_ns:
+                unasked -= 1
+                if unasked <= 0 and self._boot_ns() > until_ns:
                     raise Unavailable(f"the log cannot be reached: {error}") from error
             self._never.wait(RETRY_S)
