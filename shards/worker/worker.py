@@ -162,13 +162,13 @@ class Worker:
         """Carries out the commands of one read, (token, bucket id, command) each, in their order and as `submit` does:
         what is asked once for a command there is asked once for all of them here.
         """
-        now_ns = self._now_ns or self.now_ns()
-        routes, own = self._routes, self.shard_id
-        here = [request for request in requests if routes[request[1]] == own]
         if self.backpressure.reason:
             for token, bucket_id, command in requests:
                 self.submit(caller, token, bucket_id, command)
             return
+        now_ns = self._now_ns or self.now_ns()
+        routes, own = self._routes, self.shard_id
+        here = [request for request in requests if routes[request[1]] == own]
         self.shard.receive_all(caller, here, now_ns)
         if len(here) < len(requests):  # a bucket is owned in one place: what is passed on shares none with what is not
             for token, bucket_id, command in requests:

@@ -10,7 +10,8 @@ Each cycle plays a life of each follower, in a process of its own that ends as t
 takes batches, makes them durable and proves them again and again, while the tmpfs fills up in the middle of it. The
 journal is trimmed as far as the followers say, for good. Then there is room again, and in half of the cycles the volume
 is mounted anew, so that nothing but the medium is left. The next lives must bring both to the end of the journal, and
-then every row is in the history, every notice is owed, in order, and nobody says that anything was lost.
+then every row is in the history, every notice is owed, in order, and nobody says that anything was lost. A file may be
+damaged where the kernel dropped a write of it without a word: then its follower says so, and makes the file anew.
 
 Prints what it counted as JSON; exit code 1 with the reason where anything does not hold.
 """
@@ -45,6 +46,7 @@ ROOM_MIB: Final = 24  # of what backs it
 BATCHES: Final = 24  # of a cycle
 STEPS: Final = 40  # of a batch
 LIVES_MAX: Final = 4  # until a follower is through, with room
+MADE_ANEW: Final = "it was damaged, and is made anew"  # how the one remark begins that may be made here
 NEWEST: Final = 2**63 - 1
 NOW_NS: Final = 10**18
 
@@ -59,6 +61,7 @@ class Follower:
         self.durable = 0
         self.is_suspect = False
         self.lives = 0
+        self.made_anew = 0  # times
 
     def open(self, disk: RealDisk, first: int, head: int) -> tuple[Any, list[str]]:
         """Its store, and what it has to say."""
@@ -87,7 +90,9 @@ class Follower:
         with os.fdopen(reading) as told:
             for line in told:
                 said = json.loads(line)
-                assert not said.get("remarks"), f"the {self.kind} say: {said['remarks']}"
+                for remark in said.get("remarks", ()):
+                    assert remark.startswith(MADE_ANEW), f"the {self.kind} say: {remark}"
+                    self.made_anew += 1
                 assert "trouble" not in said, said["trouble"]
                 self.durable = said["durable"]
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -181,6 +186,7 @@ class Rig:
         """Both hold what they should. AssertionError."""
         for sound, follower in zip(self.sound, self.followers, strict=True):
             assert sound.live(self.batches, 1, lambda _: None) == 0
+            assert not sound.made_anew
             expected, found = (self.content(one) for one in (sound, follower))
             assert found == expected, f"the {follower.kind} hold something else"
             assert expected
@@ -222,6 +228,7 @@ def main() -> int:
                 rig.cycle()
             for follower in rig.followers:
                 assert rig.counts[f"{follower.kind} ended on the disk"], f"the disk never failed under {follower.kind}"
+                rig.counts[f"{follower.kind} made anew"] = follower.made_anew
         except AssertionError:
             traceback.print_exc()
             return 1
