@@ -451,6 +451,8 @@ FORECAST: Final = Shape(
         Field("within_ns", "span"),
         Field("step_ns", "span"),
         Field("cutoffs", "integer"),
+        _nullable("next_at_ns", "instant"),
+        _nullable("next_user_id", "text"),
         _nullable("peak_at_ns", "instant"),
         Field("peak_per_second", "integer"),
         _nullable("endpoint_takes_per_second", "any"),

@@ -35,7 +35,7 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
         "shards": "Lists the shards: process, buckets, accounts, load, and what is wrong.",
         "buckets": "Lists the buckets and their owners, or moves and pins them.",
         "rebalance": "Moves buckets until the load is even.",
-        "explain": "Tells in sentences why USER stands where it stands, and shows owner, timer, cutoffs and attempts.",
+        "explain": "Tells in sentences why USER stands where it stands; with --wide the fields, too.",
         "explain-move": "Shows what a move of BUCKET (to SHARD) waits for, and which worker holds it up.",
         "cutoffs": "Lists the cutoffs that are owed, or tries and releases them.",
         "forecast": "Tells how many cutoffs are coming, by the second or minute, and the worst second.",

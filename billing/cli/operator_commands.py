@@ -114,7 +114,7 @@ buckets.add_command(rebalance)
 @click.argument("user")
 @target_options
 def explain(target: Target, user: str) -> None:
-    """Tells in sentences why USER stands where it stands, and shows owner, timer, cutoffs and attempts."""
+    """Tells in sentences why USER stands where it stands; with --wide the fields, too."""
     show_explained(target, ask(target, "explain", user))
 
 

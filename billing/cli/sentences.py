@@ -101,6 +101,10 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
         said.append(_holds(held, account.get("holds") or [], look))
     said += _class(account, look)
     said.append(_owed(account))
+    if "shard_id" in account:
+        timer = account.get("timer") or {}
+        armed = "its timer is set" if str(timer.get("state", "")).startswith("armed") else "no timer is set for it"
+        said.append(f"Shard {account['shard_id']} has it, in bucket {account['bucket_id']}; {armed}.")
     return said
 
 

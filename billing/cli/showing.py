@@ -50,7 +50,6 @@ ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
 }
 
 _HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
-_OF_EXPLAIN: Final = ("bucket_id", "shard_id", "generation", "timer", "cutoffs", "owes", "outbox")
 NAME_CHARACTERS_MAX: Final = 40  # longer ones are folded as other texts are
 _OFTEN_EMPTY: Final = {"message", "request_id", "resource", "actor", "value_nanos", "line_rate_nanos_per_hour"}
 _NAMES: Final = {"state", "operation", "user_id", "name", "method", "resource"}
@@ -93,17 +92,16 @@ def tell(target: Target, method: str, reply: Any) -> None:
 
 
 def show_explained(target: Target, found: Any) -> None:
-    """Prints why an account stands where it stands: sentences, then what only its worker knows; with `--wide`
-    everything.
-    """
+    """Prints why an account stands where it stands, in sentences; with `--wide` the reply's fields, too."""
     if target.as_json or target.as_csv or "state" not in found:
         show(target, found)
         return
     width = width_of(target)
     for sentence in explained(found, look_of(target, exact=True)):
         put("\n".join(fold(sentence, width) if width else [sentence]))
-    put("")
-    show(target, found if target.wide else {name: found[name] for name in _OF_EXPLAIN if found.get(name)})
+    if target.wide:
+        put("")
+        show(target, found)
 
 
 def look_of(target: Target, *, exact: bool) -> Look:

@@ -582,6 +582,8 @@ class Forecast(Result):
     within_ns: int
     step_ns: int
     cutoffs: int
+    next_at_ns: int | None
+    next_user_id: str | None
     peak_at_ns: int | None
     peak_per_second: int
     endpoint_takes_per_second: Any

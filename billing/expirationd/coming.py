@@ -67,18 +67,23 @@ def forecast(
     books: dict[int, Book], call_at_ns: CallAt, now_ns: int, until_ns: int
 ) -> Generator[None, None, dict[str, Any]]:
     """Returns for how many accounts the cutoff URL is called in each second from that of `now_ns` to before `until_ns`,
-    as plain data: `{"from_ns", "seconds": [(second since the epoch, count), …]}` rising. Yields between slices.
+    as plain data: `{"from_ns", "seconds": [(second since the epoch, count), …]}` rising, with `"next"`: (instant, user
+    id) of the first of them, or None. Yields between slices.
     """
     counts: Counter[int] = Counter()
+    first_ns, first_user = until_ns, b""
     for part in slices(books):
         for book, first, count in part:
             if books.get(book.bucket_id) is not book:
                 continue
-            for _, called_ns, _ in coming_in(book, call_at_ns, first, count):
+            for slot, called_ns, _ in coming_in(book, call_at_ns, first, count):
                 if now_ns <= called_ns < until_ns:
                     counts[called_ns // SECOND_NS] += 1
+                    if called_ns < first_ns:
+                        first_ns, first_user = called_ns, book.users[slot]
         yield
-    return {"from_ns": now_ns, "seconds": sorted(counts.items())}
+    following = (first_ns, first_user) if first_user else None
+    return {"from_ns": now_ns, "seconds": sorted(counts.items()), "next": following}
 
 
 def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[str, Any]:
@@ -101,11 +106,14 @@ def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[st
     peak = max(seconds.items(), key=lambda item: (item[1], -item[0]), default=None)
     takes = [part["takes_per_second"] for part in parts if part["seconds"]]
     known = takes and min(takes) >= 0
+    following = min((tuple(part["next"]) for part in parts if part["next"]), default=None)
     return {
         "from_ns": from_ns,
         "within_ns": within_ns,
         "step_ns": step_ns,
         "cutoffs": sum(seconds.values()),
+        "next_at_ns": None if following is None else following[0],
+        "next_user_id": None if following is None else following[1].decode(),
         "peak_at_ns": None if peak is None else peak[0] * SECOND_NS,
         "peak_per_second": 0 if peak is None else peak[1],
         "endpoint_takes_per_second": sum(takes) if known else None,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from billing.admin.figure_sampler import grown, quantile_ns
 from billing.admin.page import parts, plots, words
+from billing.admin.processes import Usage
 from billing.admin.server import is_this_host, token_of
 from billing.service.service import doing
 from shards.supervisor.supervisor import Unserved
@@ -133,10 +134,34 @@ def test_the_last_cutoff_says_how_late_its_2xx_came() -> None:
     )
 
 
+def test_a_cutoff_that_was_not_sent_has_no_attempts_to_tell_of() -> None:
+    asked: dict[str, object] = {
+        "user_id": "u", "state": "exhausted", "available_nanos": 0, "rate_nanos_per_hour": 0, "at_ns": 9 * 10**9,
+        "exhausts_at_ns": None, "balance_nanos": 0, "credit_limit_nanos": 0, "holds_nanos": 0, "overrun_nanos": 0,
+        "bucket_id": 4,
+    }  # fmt: skip
+    cutoff = {"status": "pending", "attempts": 0, "exhausted_at_ns": 5 * 10**9, "delivered_at_ns": None}
+    assert "owed, not sent yet" in parts.account({**asked, "cutoff": cutoff})
+    assert "superseded before it was sent" in parts.account({**asked, "cutoff": {**cutoff, "status": "superseded"}})
+    assert "in grace" in parts.account({**asked, "cutoff": {**cutoff, "status": "in_grace"}})
+
+
+def test_who_runs_out_next_is_a_link_that_cannot_be_broken() -> None:
+    def asked(coming: dict[str, object] | str) -> parts.Asked:
+        return parts.Asked([], coming, 5 * 10**9, Usage((), 0, 0))
+
+    assert parts.following(asked("UNAVAILABLE")) == ""
+    assert parts.following(asked({"next_user_id": None, "next_at_ns": None})) == ""
+    made = parts.following(asked({"next_user_id": '"><b>&', "next_at_ns": 47 * 10**9}))
+    assert 'href="/?user=%22%3E%3Cb%3E%26"' in made
+    assert "&lt;b&gt;&amp;</a>, in 42 s." in made
+
+
 def test_a_figure_of_some_shards_says_of_how_many() -> None:
     assert words.part_of(1, 2) == "at 1 of 2 shards; 1 does not answer"
     assert words.part_of(2, 4) == "at 2 of 4 shards; 2 do not answer"
     assert words.part_of(0, 2) == "no shard answers"
+    assert words.part_of(2, 2) == ""
 
 
 def test_a_bar_that_is_nearly_nothing_is_seen() -> None:

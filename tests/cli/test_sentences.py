@@ -38,6 +38,10 @@ def test_who_has_money() -> None:
         "alice has 12,373.72 coins available and spends 0.41 per hour on vm-web-1; the money lasts until "
         "2026-01-01 00:00:00 UTC. No call is owed to the cutoff URL."
     )
+    assert told(shard_id=2, bucket_id=354, timer={"state": "armed in a slot", "level": 2, "slot_width_ns": 1}).endswith(
+        "No call is owed to the cutoff URL. Shard 2 has it, in bucket 354; its timer is set."
+    )
+    assert told(shard_id=2, bucket_id=354, timer={"state": "not armed"}).endswith("bucket 354; no timer is set for it.")
     assert "the money does not run out before the year 2262." in told(exhausts_at_ns=None)
     assert "spends nothing, so the money does not run out." in told(rate_nanos_per_hour=0, exhausts_at_ns=None)
 

@@ -144,6 +144,15 @@ def expected_seconds(machine: BillingMachine, until_ns: int) -> dict[int, int]:
     return counts
 
 
+def first_call(machine: BillingMachine) -> tuple[int, bytes]:
+    views = [
+        (machine.ledger.view(bucket_id, user, 1000)["exhausts_at_ns"], user)
+        for bucket_id, book in machine.ledger.books.items()
+        for user in book.slots
+    ]
+    return min((instant, user) for instant, user in views if isinstance(instant, int))
+
+
 def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_opinion(
     machine: BillingMachine,
 ) -> None:
@@ -158,6 +167,7 @@ def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_
     assert yields >= 3
     wanted = expected_seconds(machine, HOUR_NS)
     assert dict(part["seconds"]) == wanted
+    assert part["next"] == first_call(machine)
     assert sum(wanted.values()) > 500
     opinion = opinion_of(machine)
     whole_round(opinion, machine, 1000)
@@ -168,15 +178,17 @@ def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_
 
 def test_parts_of_several_shards_are_one_answer() -> None:
     parts = [
-        {"from_ns": 10 * SECOND_NS + 5, "seconds": [(10, 3), (75, 1)], "takes_per_second": 100},
-        {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "takes_per_second": 40},
-        {"from_ns": 10 * SECOND_NS + 8, "seconds": [], "takes_per_second": -1},
+        {"from_ns": 10 * SECOND_NS + 5, "seconds": [(10, 3), (75, 1)], "next": (10_700_000_000, b"u"), "takes_per_second": 100},
+        {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "next": [10_600_000_000, b"late"], "takes_per_second": 40},
+        {"from_ns": 10 * SECOND_NS + 8, "seconds": [], "next": None, "takes_per_second": -1},
     ]
     assert merged(parts, HOUR_NS, 60 * SECOND_NS) == {
         "from_ns": 10 * SECOND_NS,
         "within_ns": HOUR_NS,
         "step_ns": 60 * SECOND_NS,
         "cutoffs": 11,
+        "next_at_ns": 10_600_000_000,
+        "next_user_id": "late",
         "peak_at_ns": 75 * SECOND_NS,
         "peak_per_second": 5,
         "endpoint_takes_per_second": 140,
@@ -188,7 +200,8 @@ def test_parts_of_several_shards_are_one_answer() -> None:
     }
     parts[1]["takes_per_second"] = -1  # the sum over some shards would be less than the endpoint takes
     assert merged(parts, HOUR_NS, 60 * SECOND_NS)["endpoint_takes_per_second"] is None
-    empty = merged([{"from_ns": 5, "seconds": [], "takes_per_second": -1}], HOUR_NS, SECOND_NS)
+    empty = merged([{"from_ns": 5, "seconds": [], "next": None, "takes_per_second": -1}], HOUR_NS, SECOND_NS)
+    assert (empty["next_at_ns"], empty["next_user_id"]) == (None, None)
     assert (empty["cutoffs"], empty["peak_at_ns"], empty["endpoint_takes_per_second"], empty["steps"]) == (
         0,
         None,

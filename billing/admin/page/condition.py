@@ -64,10 +64,12 @@ def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
 def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
     owed = sampler.total("pending_cutoffs")
     users = sampler.total("users_waiting")
+    partly = _partly(sampler)
     for outage in sampler.outages():
         since = f" since {words.clock(outage.since_ns, sampler.clocks.wall_ns())}" if outage.since_ns else ""
         error = f" ({outage.error})" if outage.error else ""
         waiting = f"; {words.users(users)} {'waits' if users == 1 else 'wait'} for a call" if users else ""
+        waiting += f" ({partly})" if waiting and partly else ""
         yield Trouble(
             BAD,
             f"{words.number(owed)} owed" if owed else "No endpoint",
@@ -95,7 +97,8 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
     owed, oldest_ns = sampler.total("pending_cutoffs"), sampler.top("oldest_owed_ns")
     if owed and not held and oldest_ns > OWED_LATE_NS and not sampler.outages():
         have = "has" if owed == 1 else "have"
-        text = f"{words.users(owed)} {have} not been cut off, the first for {words.span(oldest_ns)}."
+        partly = f" ({known})" if (known := _partly(sampler)) else ""
+        text = f"{words.users(owed)} {have} not been cut off{partly}, the first for {words.span(oldest_ns)}."
         errors = [figures["cutoff_error"] for figures in sampler.figures.values() if figures.get("cutoff_error")]
         last = f" The last error: {errors[-1]}." if errors else ""
         yield Trouble(BAD, f"{words.number(owed)} owed", text + last, "BillingCutoffsOwed", "billing cutoffs")
@@ -103,6 +106,12 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
     if minute.sent and minute.late_p99_ns > plots.BOUND_MS * 10**6:
         text = f"One in a hundred cutoffs of the last minute left {words.late(minute.late_p99_ns)} late or later."
         yield Trouble(WARN, "Late", text, "BillingCutoffsLate", "billing shards")
+
+
+def _partly(sampler: FigureSampler) -> str:
+    """Of how many shards the sums are, where some do not answer; else empty."""
+    answering = sum(bool(figures) for figures in sampler.figures.values())
+    return words.part_of(answering, len(sampler.supervisor.workers))
 
 
 def _rest(sampler: FigureSampler) -> Iterator[Trouble]:

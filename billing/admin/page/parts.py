@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
@@ -47,6 +48,7 @@ def parts(sampler: FigureSampler, asked: Asked) -> dict[str, Markup]:
         "lateness": lateness(sampler),
         "owed": owed(sampler, asked),
         "coming": coming(asked),
+        "next": following(asked),
         "shards": shards(sampler),
         "recent": recent(sampler),
         "shares": shares(sampler),
@@ -264,6 +266,16 @@ def coming(asked: Asked) -> Markup:
     )
 
 
+def following(asked: Asked) -> Markup:
+    """Whose balance runs out next, to look at; nothing where none does within the hour."""
+    if isinstance(asked.coming, str) or asked.coming["next_user_id"] is None:
+        return Markup("")
+    user, in_ns = asked.coming["next_user_id"], max(0, asked.coming["next_at_ns"] - asked.now_ns)
+    return Markup('<p class="note">Next to run out: <a href="/?user={}">{}</a>, in {}.</p>').format(
+        quote(user, safe=""), user, words.span(in_ns)
+    )
+
+
 def _by_minute(told: Mapping[str, Any], now_ns: int) -> list[int]:
     """How many run out in each of the 60 minutes from now; a forecast is some seconds old."""
     counts = [0] * 60
@@ -401,6 +413,12 @@ def _grouped(nanos: int) -> str:
 
 def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
     attempts = cutoff["attempts"]
+    if not attempts:
+        return {
+            "pending": "owed, not sent yet",
+            "superseded": "superseded before it was sent",
+            "in_grace": "in grace",
+        }.get(cutoff["status"], str(cutoff["status"]))
     delivered_ns = cutoff.get("delivered_at_ns")
     late = "" if delivered_ns is None else f" {words.late(delivered_ns - cutoff['exhausted_at_ns'])} late"
     return f"{cutoff['status']}{late} after {attempts} attempt{'' if attempts == 1 else 's'}"

@@ -48,7 +48,9 @@ def clock(wall_ns: int, now_ns: int) -> str:
 
 
 def part_of(answering: int, shards: int) -> str:
-    """Of how many shards a figure is, where others do not answer."""
+    """Of how many shards a figure is, where others do not answer; empty where all do."""
+    if answering == shards:
+        return ""
     if not answering:
         return "no shard answers"
     silent = shards - answering
