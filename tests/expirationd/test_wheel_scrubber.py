@@ -178,8 +178,18 @@ def test_the_forecast_counts_every_account_in_its_second_and_so_does_the_second_
 
 def test_parts_of_several_shards_are_one_answer() -> None:
     parts = [
-        {"from_ns": 10 * SECOND_NS + 5, "seconds": [(10, 3), (75, 1)], "next": (10_700_000_000, b"u"), "takes_per_second": 100},
-        {"from_ns": 10 * SECOND_NS + 7, "seconds": [(11, 1), (75, 4), (500, 2)], "next": [10_600_000_000, b"late"], "takes_per_second": 40},
+        {
+            "from_ns": 10 * SECOND_NS + 5,
+            "seconds": [(10, 3), (75, 1)],
+            "next": (10_700_000_000, b"u"),
+            "takes_per_second": 100,
+        },
+        {
+            "from_ns": 10 * SECOND_NS + 7,
+            "seconds": [(11, 1), (75, 4), (500, 2)],
+            "next": [10_600_000_000, b"late"],
+            "takes_per_second": 40,
+        },
         {"from_ns": 10 * SECOND_NS + 8, "seconds": [], "next": None, "takes_per_second": -1},
     ]
     assert merged(parts, HOUR_NS, 60 * SECOND_NS) == {

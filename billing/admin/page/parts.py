@@ -382,8 +382,10 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
             words.span(max(0, ends_ns - at_ns)), instant(ends_ns)
         )
     else:
-        until = Markup("has run out" if not good else "is not being spent" if not rate else "lasts for centuries")
+        until = Markup("is not being spent" if good and not rate else "lasts for centuries" if good else "has run out")
     cutoff = asked.get("cutoff")
+    if not good and cutoff:
+        until = Markup('ran out <b class="instant">{}</b>').format(instant(cutoff["exhausted_at_ns"]))
     rows = [
         ("Rate", f"{_grouped(rate)} an hour"),
         ("Balance", Markup('<span id="balance">{}</span>').format(_grouped(asked["balance_nanos"]))),
