@@ -308,30 +308,54 @@ def test_an_older_snapshot_under_a_newer_manifest_is_passed_over(streams: NatsCl
     assert "passed over" in again.warnings[0]
 
 
-def append(journal: JetStreamJournal, payload: bytes) -> int:
-    """As a worker does it: what is surely not written is tried again."""
-    while True:
-        try:
-            return journal.append(payload)
-        except Unavailable:
-            assert journal._publisher._unsettled is None
+class Owner:
+    """Appends as a worker does: what is surely not written is tried again; after a batch that is lost the next owner
+    opens the journal, and finds it or not.
+    """
+
+    def __init__(self, cluster: NatsCluster) -> None:
+        self._cluster = cluster
+        self._open()
+
+    def _open(self) -> None:
+        self.journal = journal_on(self._cluster)
+        self.journal.waits = True
+        until_ns = MACHINE_CLOCKS.boot_ns() + int(READY_S * 1e9)
+        while True:
+            try:
+                self.head = self.journal.open(SHARD, OWNER).head
+                return
+            except (Unavailable, Lost):
+                if MACHINE_CLOCKS.boot_ns() > until_ns:
+                    raise
+
+    def append(self, payload: bytes) -> int:
+        """The batch's position."""
+        position = self.head + 1
+        while self.head < position:
+            try:
+                self.head = self.journal.append(payload)
+            except Unavailable:
+                assert self.journal._publisher._unsettled is None
+            except Lost:
+                self._open()
+        return self.head
 
 
 def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: NatsCluster) -> None:
-    journal = journal_on(streams)
-    journal.open(SHARD, OWNER)
+    owner = Owner(streams)
     expected: list[tuple[int, bytes]] = []
     for turn in range(6):
         leader = streams.leader(f"J_{SHARD}")
         streams.kill(leader if turn % 2 else (leader + 1) % 3)
         for _ in range(5):
             payload = payload_of(len(expected) + 1)
-            expected.append((append(journal, payload), payload))
+            expected.append((owner.append(payload), payload))
         for number, process in enumerate(streams.processes):
             if process is None:
                 streams.start_server(number)
         streams.wait_ready()
-    assert list(journal.replay(1)) == expected
+    assert list(owner.journal.replay(1)) == expected
     reader = JetStreamReader(streams.connect(), SHARD, MACHINE_CLOCKS.boot_ns)
     assert (reader.first, reader.head) == (1, len(expected))
     assert list(reader.replay(1)) == expected
