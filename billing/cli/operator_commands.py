@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import click
 
+from billing.cli import method_page
 from billing.cli.calling import Target, ask, target_options
 from billing.cli.confirming import confirmed
 from billing.cli.options import DURATION, YES, Command, Group, option
 from billing.cli.output import put, say
 from billing.cli.paging import list_all_option, show_pages
-from billing.cli.showing import ESSENTIAL, show, show_explained, tell
+from billing.cli.showing import ESSENTIAL, show, show_explained, tell, width_of
 
 BAR_WIDTH: Final = 40
 
@@ -213,7 +214,7 @@ def methods(target: Target, name: str | None) -> None:
     if target.as_json or target.as_csv:
         show(target, described)
     elif name is not None:
-        show(target, described[0])
+        put("\n".join(method_page.described(described[0], width_of(target))))
     else:
         show(
             target,

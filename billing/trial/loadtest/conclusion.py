@@ -122,7 +122,7 @@ def in_short(result: Result) -> list[str]:
     elif rate is not None:
         first = f"With {workers} the daemon kept up with the {rate:,.0f} commands a second that were offered{within}."
     elif answered and not _is_too_much(result):
-        first = f"Whether the daemon with {workers} keeps up is not known: {_invalid(result)}."
+        first = f"Whether the daemon with {workers} keeps up is not known: {_why_unknown(result)}."
     elif answered:
         first = f"The daemon with {workers} did not keep up: {_why_not(result)}."
     else:
@@ -174,28 +174,34 @@ def unusable(result: Result) -> str:
 
 def _is_too_much(result: Result) -> bool:
     """Whether something shows that the daemon did not keep up: money that was wrong, or a valid run that was slow."""
-    if not result.clean or all(run.valid for run in result.measured):
-        return True
-    return any(run.valid and not sustained(run, result.p99_limit_ms) for run in result.measured)
+    return not result.clean or _slowest_p99_ns(result) > result.p99_limit_ms * 1e6
+
+
+def _slowest_p99_ns(result: Result) -> float:
+    """The worst 99th percentile of the valid runs; 0 where none has answers enough to tell one."""
+    told = (histogram_of(run.latency).percentile("99") for run in result.measured if run.valid)
+    return max((p99_ns for p99_ns in told if p99_ns is not None), default=0)
 
 
 def _why_not(result: Result) -> str:
-    """Why a rate is not sustained: what was measured cannot be used, money was wrong, or answers were late."""
-    runs = result.measured
-    reasons = [_invalid(result)] if not all(run.valid for run in runs) else []
-    limit_ns = result.p99_limit_ms * 1e6
-    runs = [run for run in runs if run.valid] or runs
-    told = [p99_ns for run in runs if (p99_ns := histogram_of(run.latency).percentile("99")) is not None]
-    if told and max(told) > limit_ns:
-        reasons.append(f"the 99th percentile was {_in_ms(max(told))}, above {result.p99_limit_ms:g} ms")
-    elif not told and (slowest := max((histogram_of(run.latency).greatest for run in runs), default=0)) > limit_ns:
-        reasons.append(
-            f"there were too few answers to tell a 99th percentile, and the slowest took {_in_ms(slowest)}, above "
-            f"{result.p99_limit_ms:g} ms"
-        )
+    """Why a rate is not sustained: money was wrong, or answers were late."""
+    reasons, slowest_ns = [], _slowest_p99_ns(result)
+    if slowest_ns > result.p99_limit_ms * 1e6:
+        reasons.append(f"the 99th percentile was {_in_ms(slowest_ns)}, above {result.p99_limit_ms:g} ms")
     if not result.clean:
         reasons.append("money or cutoffs were wrong")
-    return " and ".join(reasons) or "nothing was answered"
+    return " and ".join(reasons)
+
+
+def _why_unknown(result: Result) -> str:
+    """Why nothing is known of a rate that was neither sustained nor too much."""
+    if not all(run.valid for run in result.measured):
+        return _invalid(result)
+    slowest_ns = max(histogram_of(run.latency).greatest for run in result.measured)
+    return (
+        f"there were too few answers to tell a 99th percentile, and the slowest took {_in_ms(slowest_ns)}, above "
+        f"{result.p99_limit_ms:g} ms"
+    )
 
 
 def conclusion(result: Result) -> Iterator[str]:

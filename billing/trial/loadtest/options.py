@@ -133,7 +133,7 @@ PEM = click.Path(exists=True, dir_okay=False)
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Real machines instead of a mix; a CSV as in traces/README.md.",
+    help="Real machines instead of a mix; a CSV, see docs/load-testing.md.",
 )
 @click.option(
     "--speed", default=3600, type=click.IntRange(1, 10**6), show_default=True, help="Of a trace: how many times faster."
