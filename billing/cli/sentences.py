@@ -130,20 +130,8 @@ def _holds(held_nanos: int, holds: list[Mapping[Any, Any]], look: Look) -> str:
 
 
 def _owed(account: Mapping[Any, Any]) -> str:
-    owes, outbox = account.get("owes"), account.get("outbox")
+    owes, why = account.get("owes"), account.get("why")
     if not owes:
         return "No call is owed to the cutoff URL."
     call = f"A {owes['call']} call (seq {owes['seq']}) is owed, after {attempts_of(owes)}"
-    if not isinstance(outbox, Mapping):
-        return f"{call}; its worker has not taken it up yet."
-    if reason := outbox.get("waits_for"):
-        return f"{call}; it waits: {printable(str(reason))}."
-    waits = {
-        "ready": "it is next when a connection is free and the endpoint takes calls",
-        "waits": "it is tried again",
-        "in flight": "it is on its way",
-        "held": "it is held back since the start: `billing cutoffs release` lets it go",
-    }
-    text = waits.get(str(outbox["state"]), f"it is {outbox['state']}")
-    in_ns = outbox.get("next_attempt_in_ns")
-    return f"{call}; {text}" + (f" in {span(in_ns)}" if in_ns else "") + "."
+    return f"{call}. {printable(str(why))}" if why else f"{call}; its worker has not taken it up yet."

@@ -117,6 +117,11 @@ class Outages:
         )
 
 
+def users(count: int) -> str:
+    """`1 user`, `12 users`."""
+    return f"{count} user{'' if count == 1 else 's'}"
+
+
 def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: int, owed: int) -> str:
     """Why the call for one account is not over yet, in a sentence. `owed`: accounts with something owed in all."""
     if item.state == PARKED:
@@ -128,7 +133,7 @@ def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: 
         lasts_s = (now_ns - outage.since_ns) // _SECOND_NS
         return (
             f"{outage.origin} has taken no calls for {lasts_s} s ({outage.error}): it is probed with one user after "
-            f"the other, and calls for {owed} users wait."
+            f"the other, and calls for {users(owed)} wait."
         )
     if item.failures:
         met = f" ({last_error})" if last_error else ""
@@ -136,4 +141,4 @@ def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: 
         follows = f"follows in {next_s:.1f} s" if next_s > 0 else "waits for its turn among those that failed"
         times = "The last attempt" if item.failures == 1 else f"The last {item.failures} attempts"
         return f"{times} failed for this user{met}; the next one {follows}. Other users are not held up by it."
-    return f"The first call waits for its turn: calls for {owed} users are owed, the oldest goes first."
+    return f"The first call waits for its turn: calls for {users(owed)} are owed, the oldest goes first."

@@ -354,10 +354,10 @@ async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal
         "actor": "metering",
     }
     house.gate.replies["history"] = [row, {**row, "entry_id": 6}]
-    outbox = {"state": "waits", "next_attempt_in_ns": 10**10, "waits_for": "another call of the same user is under way"}
+    outbox = {"state": "waits", "next_attempt_in_ns": 10**10}
     owes = {"call": "cutoff", "seq": 1, "attempts": 2, "last_error": "500 " + "x" * 200}
     account = {**ACCOUNT, "available_nanos": 0, "overrun_nanos": 10**18, "rates": {"vm-" * 30: 10**15}}
-    house.gate.replies["explain"] = {**account, "owes": owes, "outbox": outbox}
+    house.gate.replies["explain"] = {**account, "owes": owes, "outbox": outbox, "why": "Its call waits. " * 9}
     address = f"{house.address[0]}:{house.address[1]}"
     for command, shown in (("history", "123,456,789.123456789"), ("explain", "Its rate of 3,600 per hour is")):
         lines = await asyncio.to_thread(in_terminal, columns, command, "u", "--address", address)

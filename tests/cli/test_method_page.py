@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from billing.api.methods import METHODS, describe
 from billing.cli.method_page import described
 
-ROWS = {row["name"]: row for row in describe()}
+ROWS: dict[str, Any] = {str(row["name"]): row for row in describe()}
 
 
 def test_a_procedure_as_a_person_reads_it() -> None:

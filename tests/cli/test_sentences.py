@@ -82,20 +82,10 @@ def test_what_became_of_the_call(changes: dict[str, Any], text: str) -> None:
     assert called({**CUTOFF, **changes}) == text
 
 
-@pytest.mark.parametrize(
-    ("outbox", "text"),
-    [
-        (None, "its worker has not taken it up yet."),
-        ({"state": "ready"}, "it is next when a connection is free and the endpoint takes calls."),
-        ({"state": "waits", "next_attempt_in_ns": 4 * 10**9}, "it is tried again in 00:00:04."),
-        ({"state": "in flight"}, "it is on its way."),
-        ({"state": "held"}, "`billing cutoffs release` lets it go."),
-        ({"state": "ready", "waits_for": "the endpoint is shut"}, "it waits: the endpoint is shut."),
-    ],
-)
-def test_what_an_owed_call_waits_for(outbox: dict[str, Any] | None, text: str) -> None:
-    owes = {"call": "cutoff", "seq": 2, "attempts": 1}
-    assert told(owes=owes, outbox=outbox).endswith(text)
+def test_an_owed_call_waits_for_what_its_worker_says() -> None:
+    owes, why = {"call": "cutoff", "seq": 2, "attempts": 1}, "http://h:1 has taken no calls for 6 s (refused)."
+    assert told(owes=owes, why=why).endswith(f"A cutoff call (seq 2) is owed, after 1 attempt. {why}")
+    assert told(owes=owes, why=None).endswith("is owed, after 1 attempt; its worker has not taken it up yet.")
 
 
 def test_which_class_it_is_in_and_when_its_call_comes() -> None:
