@@ -25,7 +25,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from billing.client.connection import Connection, Link, foreign_words
+from billing.client.connection import Address, Connection, Link, foreign_words
 from billing.client.errors import BillingError, Unavailable, error_of
 from billing.client.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
 
@@ -104,7 +104,7 @@ class Batch:
 
     def __init__(
         self,
-        address: str | Sequence[str],
+        address: Address | str | Sequence[str],
         token: str | None,
         tls: ssl.SSLContext | None,
         jitter: Callable[[], float],

@@ -31,6 +31,7 @@ from typing import Any, Final, Self
 from billing.client.batch import Batch, OnAnswer, OnRead
 from billing.client.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, OnReply
 from billing.client.errors import BillingError, BucketMoving, Unavailable
+from billing.client.fan_out import FanOut
 from billing.client.methods import Methods
 from billing.client.routing import Routing
 
@@ -75,6 +76,7 @@ class Client(Methods):
         self._routing = Routing(address, token=token, tls=tls, jitter=jitter, direct=direct)
         self._link = self._routing.main
         self._batch = partial(Batch, address, token, tls, jitter)
+        self._batch_at = partial(Batch, token=token, tls=tls, jitter=jitter, on_read=lambda: None)
         self._jitter = jitter
 
     async def __aenter__(self) -> Self:
@@ -124,6 +126,14 @@ class Client(Methods):
         result)` is called once for each command, `on_read()` before the answers that one read brought.
         """
         return self._batch(on_answer, on_read)
+
+    def fan_out(self, on_answer: OnAnswer) -> FanOut:
+        """As `batch`, with a connection to each owner: for a great many commands about accounts, none of which a worker
+        has to pass on. See `billing.client.fan_out`.
+        """
+        return FanOut(
+            self.batch(on_answer), self.route, self._link.address.host, partial(self._batch_at, on_answer=on_answer)
+        )
 
     # -- one call ---------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from billing.client.connection import PENDING_MAX, Connection, Link, OnReply, parse_address
+from billing.client.connection import PENDING_MAX, Address, Connection, Link, OnReply, parse_address
 from billing.client.errors import BillingError, Unavailable
 from shards.buckets import HASH_NAME, bucket_id_of
 
@@ -186,16 +186,12 @@ class Routing:
                 if generation >= self._generations[index]:
                     self._owners[index], self._generations[index] = owners[index], generation
         self._version = route["version"]
-        addresses = {row["shard_id"]: row["address"] for row in route["shards"] if row["address"]}
-        self._open(addresses)
+        self._open(owner_addresses(route, self.main.address.host))
         self._settle(range(len(self._ways)))
 
-    def _open(self, addresses: dict[int, str]) -> None:
+    def _open(self, addresses: dict[int, Address]) -> None:
         """Keeps a link to each of these, and to no other."""
-        for shard_id, text in addresses.items():
-            address = parse_address(text)
-            if address.host in _ANY_HOST and self.main.address.host:  # it listens everywhere: also where we called
-                address = address._replace(host=self.main.address.host)
+        for shard_id, address in addresses.items():
             link = self._links.get(shard_id)
             if link is None or link.address != address:
                 if link is not None:
@@ -250,6 +246,17 @@ class Routing:
             self._held_count -= len(waiting)
             for request in waiting:
                 self.send(*request)
+
+
+def owner_addresses(route: dict[str, Any], host: str) -> dict[int, Address]:
+    """The own port of each shard's worker, by shard id, as `route` tells it. `host`: where the daemon was called, which
+    is meant where a worker listens everywhere; empty for a unix socket.
+    """
+    found = {row["shard_id"]: parse_address(row["address"]) for row in route["shards"] if row["address"]}
+    return {
+        shard_id: address._replace(host=host) if address.host in _ANY_HOST and host else address
+        for shard_id, address in found.items()
+    }
 
 
 async def _ask_route(connection: Connection, version: int) -> dict[str, Any]:

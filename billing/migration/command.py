@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command
 from billing.cli.output import say
-from billing.client.batch import Batch
 from billing.client.client import Client
 from billing.client.errors import BillingError, RequestIdConflict
+from billing.client.fan_out import FanOut
 from billing.migration.plan import commands_of, is_empty, refusal_of
 from billing.migration.sources import (
     Account,
@@ -38,7 +38,7 @@ from billing.migration.sources import (
 from billing.migration.tarantool_log import LogError
 
 WINDOW: Final = 20_000  # commands sent and not answered
-CHUNK: Final = 500  # accounts whose commands leave as one write
+CHUNK: Final = 500  # accounts whose commands leave as one write to each owner
 SHOWN_MAX: Final = 1000  # lines not taken that are shown; the count is always right
 
 TARANTOOL: Final = (".snap", ".xlog")
@@ -156,24 +156,24 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("accounts", total=len(accounts))
-        async with client.batch(on_answer) as batch:
+        async with client.fan_out(on_answer) as batches:
             for start in range(0, len(accounts), CHUNK):
                 chunk = accounts[start : start + CHUNK]
-                await _space(batch, room)
+                await _space(batches, room)
                 for account in chunk:
                     for method, params in commands_of(account, label, "imported"):
                         sent.append((account, method))
-                        batch.add(len(sent) - 1, method, params)
-                batch.flush()
+                        batches.add(len(sent) - 1, method, params)
+                batches.flush()
                 progress.advance(task, len(chunk))
-            await batch.answered()
+            await batches.answered()
     gone = {line.place for line in refused}
     return Outcome(sum(account.place not in gone for account in accounts), len(sent), replayed, refused)
 
 
-async def _space(batch: Batch, room: asyncio.Event) -> None:
+async def _space(batches: FanOut, room: asyncio.Event) -> None:
     """Waits until another chunk fits into the window."""
-    while batch.open >= WINDOW:
+    while batches.open >= WINDOW:
         room.clear()
         await room.wait()
 

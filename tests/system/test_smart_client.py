@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from billing.client import Client, Unavailable
+from billing.client import BillingError, Client, Unavailable
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -46,6 +46,44 @@ async def test_it_goes_straight_to_the_owners(data_dir: Path) -> None:
         async with Client(daemon.address, direct=False) as client:
             before = await passed_on(rpc)
             await asyncio.gather(*(client.get_account(user) for user in users))
+            assert await passed_on(rpc) > before
+
+
+async def fanned_out(client: Client, users: list[str]) -> list[int]:
+    """The balances of users after two top-ups each, of which the second repeats nothing."""
+    balances: list[int] = []
+
+    def on_answer(number: int, error: BillingError | None, result: Any) -> None:
+        assert error is None, (number, error)
+        if number >= len(users):
+            balances.append(result["balance_nanos"])
+
+    async with client.fan_out(on_answer) as batches:
+        for number, user in enumerate([*users, *users]):
+            batches.add(number, "top_up", [user, 5, {"request_id": f"fan {number}"}])
+        batches.flush()
+        assert batches.open == 2 * len(users)
+        await batches.answered()
+    return balances
+
+
+async def test_what_is_fanned_out_is_passed_on_by_nobody(data_dir: Path) -> None:
+    users = [f"fan_{number}" for number in range(200)]
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        async with Client(daemon.address) as client:
+            before = await passed_on(rpc)
+            assert await fanned_out(client, users) == [10] * len(users)
+            assert await passed_on(rpc) == before
+
+
+async def test_what_is_fanned_out_goes_the_first_way_where_owners_have_no_ports(data_dir: Path) -> None:
+    users = [f"fan_{number}" for number in range(200)]
+    with Daemon(data_dir, rpc__direct=False) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        async with Client(daemon.address) as client:
+            before = await passed_on(rpc)
+            assert await fanned_out(client, users) == [10] * len(users)
             assert await passed_on(rpc) > before
 
 
