@@ -268,7 +268,7 @@ class Door:
     def server_info(self) -> dict[str, object]:
         """The reply of the procedure of that name."""
         limits: dict[str, object] = {
-            "in_flight_max": self.limits.in_flight_max,
+            "in_flight_per_connection_max": self.limits.in_flight_max,
             "frame_bytes_max": self.limits.frame_bytes_max,
             "text_bytes_max": TEXT_BYTES_MAX,
             "array_length_max": ARRAY_LENGTH_MAX,

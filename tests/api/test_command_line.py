@@ -145,7 +145,7 @@ async def test_what_a_question_sends(house: House, line: str, question: tuple[An
 async def test_what_the_door_answers_itself(house: House) -> None:
     assert (await run(house, "ping")).stdout == "pong\n"
     assert (await run(house, "buckets of 1")).stdout == "477\n"
-    assert re.search(r"^limits +in flight max 4,096$", (await run(house, "info")).stdout, re.M)
+    assert re.search(r"^limits +in flight per connection max 4,096$", (await run(house, "info")).stdout, re.M)
     told = (await run(house, "methods")).stdout
     assert all(name in told for name in METHODS)
 
