@@ -129,6 +129,13 @@ CUTOFF: Final = Shape(
             nullable=True,
             optional=True,
         ),
+        Field(
+            "restored_at_ns",
+            "instant",
+            "when the 2xx of its restore came; not in the reply of the call that restored",
+            nullable=True,
+            optional=True,
+        ),
     ),
 )
 _RESTORED: Final = (

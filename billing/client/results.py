@@ -21,6 +21,7 @@ class Cutoff(Result):
     attempts: int
     last_error: str | None
     delivered_at_ns: int | None
+    restored_at_ns: int | None
 
 
 class Standing(Result):

@@ -133,6 +133,9 @@ def _restore(account: Account, entry: Entry) -> str:
         return f"a restore for cutoff {seq}, where {account.on_seq} of {account.off_seq} are made good"
     if op == RESTORE_DELIVERED:
         account.on_seq, account.restore_attempts, account.restore_error = seq, 0, b""
+        for cutoff in account.cutoffs:
+            if cutoff.seq == seq:
+                cutoff.restored_ns = entry.at_ns
     elif op == RESTORE_FAILED:
         account.restore_error = entry.message
     elif account.exhausted:

@@ -57,9 +57,13 @@ def differences(worked_out: Bucket, held: Bucket, now_ns: int) -> Iterator[Diffe
             ]
             yield user_id, "the snapshot says " + "; ".join(told)
         for expected_cutoff, cutoff in zip(one.cutoffs, other.cutoffs, strict=False):
-            if cutoff.delivered_ns and cutoff.delivered_ns != expected_cutoff.delivered_ns:
-                came = f"the 2xx of cutoff {cutoff.seq} came at {cutoff.delivered_ns}"
-                yield user_id, f"the snapshot says {came}, worked out {expected_cutoff.delivered_ns}"
+            for what, held_ns, expected_ns in (
+                ("cutoff", cutoff.delivered_ns, expected_cutoff.delivered_ns),
+                ("the restore of cutoff", cutoff.restored_ns, expected_cutoff.restored_ns),
+            ):
+                if held_ns and held_ns != expected_ns:
+                    came = f"the 2xx of {what} {cutoff.seq} came at {held_ns}"
+                    yield user_id, f"the snapshot says {came}, worked out {expected_ns}"
     for user_id in sorted(worked_out.graves.keys() | held.graves.keys()):
         if _grave(worked_out.graves.get(user_id), now_ns) != _grave(held.graves.get(user_id), now_ns):
             yield user_id, "what outlives the closed account is not what the log says"

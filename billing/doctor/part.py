@@ -17,6 +17,7 @@
             | 2 credits: ends, rest nanos, frac, entry_id, amount i64, u8 kind; 3 the class
             | 4 cutoffs that had a grace: seq u32, instant from which it is called i64
             | 5 cutoffs that had their 2xx: seq u32, instant at which it came i64
+            | 6 those whose restore had it: likewise
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
             | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
@@ -45,7 +46,7 @@ _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")
 _CREDIT = struct.Struct("<qqqqqB")
 _INSTANT = struct.Struct("<Iq")
-_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES = 1, 2, 3, 4, 5
+_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES, _RESTORES = 1, 2, 3, 4, 5, 6
 _GRAVE = struct.Struct("<qqIIH")
 _OWN, _LEAVE, _RECEIVED = 2, 3, 4
 _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
@@ -225,6 +226,10 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
         if tag == _DELIVERIES:
             for cutoff, delivered_ns in _read_instants(account, section, "a 2xx"):
                 cutoff.delivered_ns = delivered_ns
+            continue
+        if tag == _RESTORES:
+            for cutoff, restored_ns in _read_instants(account, section, "a restore's 2xx"):
+                cutoff.restored_ns = restored_ns
             continue
         if tag == _CREDITS:
             while section.more:

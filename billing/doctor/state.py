@@ -38,7 +38,10 @@ Coming = tuple[int, int, int, bytes]  # op, a, b, key of an entry: a crossed thr
 class Cutoff:
     """One cutoff of an account and what became of it."""
 
-    __slots__ = ("at_ns", "attempts", "called_ns", "delivered_ns", "last_error", "released", "seq", "status")
+    __slots__ = (
+        *("at_ns", "attempts", "called_ns", "delivered_ns"),
+        *("last_error", "released", "restored_ns", "seq", "status"),
+    )
 
     def __init__(
         self,
@@ -53,13 +56,14 @@ class Cutoff:
         self.at_ns = at_ns
         self.called_ns = at_ns  # owed from then on: later where a grace was given
         self.delivered_ns = 0  # when its 2xx came; 0: it has not come, or an older version did not keep it
+        self.restored_ns = 0  # likewise that of its restore
         self.status = status
         self.attempts = attempts
         self.released = released
         self.last_error = last_error
 
     def facts(self) -> tuple[object, ...]:
-        """All of it but when its 2xx came, for comparing and showing."""
+        """All of it but when the 2xx of its calls came, for comparing and showing."""
         when = self.at_ns if self.called_ns == self.at_ns else (self.at_ns, self.called_ns)
         return self.seq, when, STATUSES[self.status], self.attempts, self.released, self.last_error
 

@@ -6,8 +6,8 @@ until then nothing is called, a line that is raised makes no cutoff of its own, 
 supersedes it as if it had been owed. The grace belongs to the crossing: a line raised behind its end is called for at
 once. A cutoff is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded,
 recorded and not sent (again). A delivered one keeps the instant at which its 2xx came, until it is owed once more,
-and becomes effective when the account's rate is zero. What may have reached
-the outside is remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a
+and becomes effective when the account's rate is zero; the instant of its restore's 2xx is kept likewise. What may have
+reached the outside is remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a
 restore; without a restore URL nothing is ever owed back. A restore is named by the cutoff that it makes good, and keeps
 that name however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before
 count as attempted, because the record that an attempt began is written but not waited for.
@@ -150,7 +150,7 @@ def report(account: Account, command: Command, at_ns: int) -> None:
     if extra is None:
         raise Rejected("UNKNOWN_CUTOFF")
     if op in (ops.RESTORE_STARTED, ops.RESTORE_FAILED, ops.RESTORE_DELIVERED):
-        _report_restore(account, extra, op, seq, error)
+        _report_restore(account, extra, op, seq, error, at_ns)
         return
     cutoff = next((cutoff for cutoff in extra.cutoffs if cutoff.seq == seq), None)
     ended = op in (ops.CUTOFF_DELIVERED, ops.CUTOFF_FAILED) and not unbegun
@@ -201,10 +201,13 @@ def _again(account: Account, cutoff: Cutoff, operator: bool) -> None:
     account.book.pending_cutoffs += 1
 
 
-def _report_restore(account: Account, extra: Extra, op: int, seq: int, error: bytes) -> None:
+def _report_restore(account: Account, extra: Extra, op: int, seq: int, error: bytes, at_ns: int) -> None:
     if seq > extra.off_seq or seq <= extra.on_seq:
         raise Rejected("UNKNOWN_CUTOFF")
     if op == ops.RESTORE_DELIVERED:
+        for cutoff in extra.cutoffs:
+            if cutoff.seq == seq:  # a later one, which was never sent, may have taken its place
+                cutoff.restored_ns = at_ns
         extra.on_seq = seq
         extra.restore_attempts = 0
         extra.restore_error = b""

@@ -24,7 +24,7 @@ says, then restore_error; then sections, each with its tag u8, its length u32 an
 and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource; 2 the
 credits in the order in which they are spent, each with its end i64, what is left as (nanos, frac) i64 i64, entry_id and
 amount i64, a length u8 and its kind; 3 the class's name; 4 of each cutoff that had a grace its seq u32 and due_ns i64;
-5 of each cutoff whose call had its 2xx its seq u32 and the instant i64 at which that came.
+5 of each cutoff whose call had its 2xx its seq u32 and the instant i64 at which that came; 6 the same of its restore.
 """
 
 import struct
@@ -43,8 +43,8 @@ _CUTOFF = struct.Struct("<IqIBBH")  # then the last error
 _SECTION = struct.Struct("<BI")
 _LEASE = struct.Struct("<qB")  # ends_ns; then the resource
 _CREDIT = struct.Struct("<qqqqqB")  # then the kind
-_INSTANT = struct.Struct("<Iq")  # seq, due_ns or delivered_ns
-_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES = 1, 2, 3, 4, 5  # tags of sections
+_INSTANT = struct.Struct("<Iq")  # seq, due_ns or delivered_ns or restored_ns
+_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES, _RESTORES = 1, 2, 3, 4, 5, 6  # tags of sections
 
 
 class Credit(NamedTuple):
@@ -60,7 +60,10 @@ class Credit(NamedTuple):
 class Cutoff:
     """One downward crossing and what became of telling it. `status` is one of `entry.STATUS_NAMES`."""
 
-    __slots__ = ("attempts", "delivered_ns", "due_ns", "exhausted_at_ns", "last_error", "released", "seq", "status")
+    __slots__ = (
+        *("attempts", "delivered_ns", "due_ns", "exhausted_at_ns"),
+        *("last_error", "released", "restored_ns", "seq", "status"),
+    )
 
     def __init__(self, seq: int, exhausted_at_ns: int) -> None:
         self.seq = seq
@@ -68,6 +71,7 @@ class Cutoff:
         self.due_ns = exhausted_at_ns  # it is called from then on
         self.status = PENDING
         self.delivered_ns = 0  # when its 2xx came; 0: it has not come, or came before that was remembered
+        self.restored_ns = 0  # likewise the 2xx of the restore that made it good
         self.attempts = 0
         self.last_error = b""
         self.released = False  # an operator let it go after it was held back at a start
@@ -199,6 +203,8 @@ class Extra:
             parts += [_SECTION.pack(_GRACES, len(packed)), packed]
         if packed := b"".join(_INSTANT.pack(c.seq, c.delivered_ns) for c in self.cutoffs if c.delivered_ns):
             parts += [_SECTION.pack(_DELIVERIES, len(packed)), packed]
+        if packed := b"".join(_INSTANT.pack(c.seq, c.restored_ns) for c in self.cutoffs if c.restored_ns):
+            parts += [_SECTION.pack(_RESTORES, len(packed)), packed]
         return b"".join(parts)
 
 
@@ -251,7 +257,7 @@ def unpack(packed: bytes) -> Extra:
 
 
 def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
-    assert tag in (_LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES), f"an account's extra has the unknown section {tag}"
+    assert _LEASES <= tag <= _RESTORES, f"an account's extra has the unknown section {tag}"
     if tag == _CLASS:
         extra.class_name = packed
         return
@@ -264,6 +270,11 @@ def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
         delivered_ns = dict(_INSTANT.iter_unpack(packed))
         for cutoff in extra.cutoffs:
             cutoff.delivered_ns = delivered_ns.get(cutoff.seq, 0)
+        return
+    if tag == _RESTORES:
+        restored_ns = dict(_INSTANT.iter_unpack(packed))
+        for cutoff in extra.cutoffs:
+            cutoff.restored_ns = restored_ns.get(cutoff.seq, 0)
         return
     at = 0
     while at < len(packed):

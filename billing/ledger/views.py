@@ -163,7 +163,8 @@ def _holds(extra: Extra) -> list[dict[str, object]]:
 
 
 def cutoff_row(user_id: bytes, c: Cutoff) -> dict[str, object]:
-    """One remembered cutoff: as the restoring call tells it, and when its 2xx came."""
+    """One remembered cutoff: as the restoring call tells it, and when its 2xx came, and that of its restore."""
     row = cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error)
     row["delivered_at_ns"] = c.delivered_ns or None
+    row["restored_at_ns"] = c.restored_ns or None
     return row

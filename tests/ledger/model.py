@@ -254,7 +254,7 @@ class Model:
                 grace = self.policy(account).grace
             account.seq += 1
             cutoff: dict[str, Any] = {"seq": account.seq, "at": t, "status": "pending"}
-            cutoff |= {"attempts": 0, "last_error": None, "delivered_at": None}
+            cutoff |= {"attempts": 0, "last_error": None, "delivered_at": None, "restored_at": None}
             account.cutoffs.append(cutoff)
             if grace and t < BOUND:
                 cutoff["status"], cutoff["call_at"] = "in_grace", min(t + grace, BOUND)

@@ -331,6 +331,11 @@ class Account:
         if abs(balance) > BOUND or self.available - self.balance + balance < -BOUND:
             raise Refusal("LIMIT_EXCEEDED")
 
+    def _restored(self, seq: int, t: int) -> None:
+        for cutoff in self.cutoffs:
+            if cutoff["seq"] == seq:
+                cutoff["restored_at"] = t
+
     # -- delivery -----------------------------------------------------------------------------------------------------
 
     def deliver(self, op: Op, t: int) -> bool:
@@ -345,6 +350,7 @@ class Account:
                 self.restore_attempts += 1
             elif method == "restore_delivered":
                 self.back_on, self.restore_attempts = seq, 0
+                self._restored(seq, t)
             return False
         latest = self.cutoffs[-1] if self.cutoffs else None
         cutoff = next((each for each in self.cutoffs if each["seq"] == seq), None)

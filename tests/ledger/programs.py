@@ -172,6 +172,7 @@ class Program:
             }
             if "restored" not in shown:
                 shown["cutoff"]["delivered_at_ns"] = cutoff["delivered_at"]
+                shown["cutoff"]["restored_at_ns"] = cutoff["restored_at"]
         if "holds" in shown:
             shown["holds"] = list(shown["holds"].values())
         return shown

@@ -56,6 +56,7 @@ def test_a_cutoff_is_owed_from_e_on_with_its_event_id(bank: Bank) -> None:
         "attempts": 0,
         "last_error": None,
         "delivered_at_ns": None,
+        "restored_at_ns": None,
     }
 
 
@@ -111,6 +112,26 @@ def test_the_call_that_restores_tells_no_instant_of_the_2xx_and_get_account_goes
     bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
     assert "delivered_at_ns" not in bank.top_up("u", 50, at=110)["cutoff"]
     assert bank.view("u", at=110)["cutoff"]["delivered_at_ns"] == 104
+
+
+def test_the_instant_of_a_restores_2xx_is_told_of_the_cutoff_that_it_makes_good() -> None:
+    bank = Bank(restore=True)
+    bank.top_up("u", 100, at=0)
+    bank.set_rate("u", HOUR, at=0)
+    exhaust(bank)
+    bank.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    bank.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
+    bank.top_up("u", 50, at=110)
+    bank.report(ops.RESTORE_STARTED, "u", 1, at=111)
+    assert bank.view("u", at=112)["cutoff"]["restored_at_ns"] is None
+    bank.report(ops.RESTORE_DELIVERED, "u", 1, at=113)
+    dumped = bank.ledger.dump(BUCKET)
+    bank.ledger.drop(BUCKET)
+    bank.ledger.load(BUCKET, dumped)
+    bank.ledger.wake(BUCKET)
+    cutoff = bank.view("u", at=120)["cutoff"]
+    assert (cutoff["delivered_at_ns"], cutoff["restored_at_ns"]) == (104, 113)
+    assert bank.view("u", at=10**6)["cutoff"]["restored_at_ns"] is None, "that of the next cutoff"
 
 
 def test_what_delivery_reports_settles_nothing_and_is_no_row(bank: Bank) -> None:
