@@ -24,11 +24,12 @@ from billing.cli.output import say
 from billing.client.client import Client
 from billing.client.errors import BillingError, RequestIdConflict
 from billing.client.fan_out import FanOut
+from billing.migration.mapping import Mapping, mapping_of
 from billing.migration.plan import commands_of, is_empty, refusal_of
 from billing.migration.sources import (
     Account,
     Found,
-    Mapping,
+    LeftOut,
     NotTaken,
     from_csv,
     from_json_lines,
@@ -57,25 +58,38 @@ class Outcome(NamedTuple):
 @click.command(name="import", cls=Command)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--label", default="import", help="Names this import: the same one again repeats nothing.")
-@click.option("--space", default=Mapping().space, help="Of Tarantool: the space that holds the balances.")
-@click.option("--user-field", default=Mapping().user, help="Its field of the user: a name, or a number from 1.")
-@click.option("--coins-field", default=Mapping().coins, help="Its field of the coins.")
+@click.option("--space", help="Of Tarantool: the space that holds the balances; `balance` where nothing is said.")
+@click.option("--user-field", help="Its field of the user: a name, or a number from 1; `username`.")
+@click.option("--coins-field", help="Its field of the coins; `coins`.")
+@click.option(
+    "--mapping",
+    "mapping_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A TOML file that says the same, the unit of the coins, and where the history is.",
+)
 @click.option("--dry-run", is_flag=True, help="Reads everything and says what would be done; calls nobody.")
 @target_options
 def import_(
     target: Target,
     files: tuple[Path, ...],
     label: str,
-    space: str,
-    user_field: str,
-    coins_field: str,
+    space: str | None,
+    user_field: str | None,
+    coins_field: str | None,
+    mapping_file: Path | None,
     dry_run: bool,
 ) -> None:
     """Opens accounts with the balances, credit limits and rates that FILES name."""
     if not 1 <= len(label.encode()) <= 40:
         raise click.UsageError("--label takes 1 to 40 bytes")
     try:
-        found = list(merged(read(files, Mapping(space, user_field, coins_field))))
+        mapping = Mapping() if mapping_file is None else mapping_of(contents(mapping_file).decode(), str(mapping_file))
+        mapping = mapping._replace(
+            space=mapping.space if space is None else space,
+            user=mapping.user if user_field is None else user_field,
+            coins=mapping.coins if coins_field is None else coins_field,
+        )
+        found = list(merged(read(files, mapping)))
     except (LogError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     not_taken = [one for one in found if isinstance(one, NotTaken)]
@@ -84,6 +98,9 @@ def import_(
     accounts = [account for account in named if not is_empty(account) and refusal_of(account) is None]
     if empty := sum(map(is_empty, named)):
         click.echo(_empty(empty))
+    for left in found:
+        if isinstance(left, LeftOut):
+            click.echo(f"space {left.space} is not imported: {left.tuples:,} tuple{'s' if left.tuples != 1 else ''}")
     if dry_run:
         commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
         click.echo(f"would import {len(accounts):,} accounts with {commands:,} commands")

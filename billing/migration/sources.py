@@ -9,8 +9,8 @@ CSV has a header line; JSON lines are one object each. Columns or keys, all but 
     rates           JSON only: a list of {"resource", "rate", "per"}
 
 Of Tarantool, a `Mapping` says which space and fields hold users and coins: `balance.username` and `balance.coins` where
-nothing else is said. A line that cannot be taken is never dropped in silence: it becomes a
-`NotTaken` with its place and the reason.
+nothing else is said. The other spaces are counted; a history that the mapping names is held against the balances.
+A line that cannot be taken is never dropped in silence: it becomes a `NotTaken` with its place and the reason.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NamedTuple
 
+from billing.migration.mapping import Mapping
 from billing.migration.tarantool_log import Log
-from billing.migration.tarantool_spaces import Spaces
+from billing.migration.tarantool_spaces import Space, Spaces
 
 COINS_DIGITS_MAX: Final = 9
 NANOS_MAX: Final = 2**63 - 1
@@ -55,15 +56,14 @@ class NotTaken(NamedTuple):
     reason: str
 
 
-class Mapping(NamedTuple):
-    """Where Tarantool keeps users and coins. Fields are names, or numbers counted from 1."""
+class LeftOut(NamedTuple):
+    """A space of Tarantool none of whose tuples is imported."""
 
-    space: str = "balance"
-    user: str = "username"
-    coins: str = "coins"
+    space: str
+    tuples: int
 
 
-Found = Account | NotTaken
+Found = Account | NotTaken | LeftOut
 
 
 def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
@@ -121,7 +121,7 @@ def merged(found: Iterable[Found]) -> Iterator[Found]:
     """Accounts of which each user has one: rates of several lines together, a second balance or limit refused."""
     accounts: dict[str, Account] = {}
     for one in found:
-        if isinstance(one, NotTaken):
+        if not isinstance(one, Account):
             yield one
             continue
         known = accounts.setdefault(one.user_id, one)
@@ -151,12 +151,53 @@ def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iter
         there = ", ".join(sorted(known.name for known in spaces.by_id.values())) or "none"
         raise ValueError(f"there is no space {mapping.space!r}; those there are: {there}")
     user_at, coins_at = (_place_of(space.fields, wanted, space.name) for wanted in (mapping.user, mapping.coins))
+    newest = _newest(spaces, mapping)
     for row in space.tuples.values():
         place = f"{space.name}[{row[user_at] if len(row) > user_at else '?'}]"
         if len(row) <= max(user_at, coins_at):
             yield NotTaken(place, f"the tuple has only {len(row)} fields")
-        else:
-            yield _account(place, row[user_at], row[coins_at], None, [])
+            continue
+        user, coins = row[user_at], row[coins_at]
+        yield _account(place, user, _scaled(coins, mapping.unit), None, [])
+        left = newest.get(user, coins) if isinstance(user, str | int) else coins
+        if left != coins:
+            behind = f"{mapping.history_space} left {left} in its newest row of this user, {space.name} has {coins}"
+            yield NotTaken(f"{mapping.history_space}[{user}]", f"{behind}; what {space.name} has was taken")
+    for other in spaces.by_id.values():
+        if other is not space and other.tuples:
+            yield LeftOut(other.name, len(other.tuples))
+
+
+def _newest(spaces: Spaces, mapping: Mapping) -> dict[Any, Any]:
+    """What the newest row of the history left, by user. Raises ValueError where a named history is not there."""
+    if not mapping.has_history:
+        return {}
+    space = spaces.named(mapping.history_space)
+    if space is None:
+        raise ValueError(f"there is no space {mapping.history_space!r} for the history")
+    wanted = (mapping.history_user, mapping.history_after)
+    return _last_of(space, *(_place_of(space.fields, name, space.name) for name in wanted))
+
+
+def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
+    newest: dict[Any, tuple[Any, Any]] = {}  # user -> primary key and what was left
+    for key, row in space.tuples.items():
+        if len(row) <= max(user_at, after_at) or not isinstance(row[user_at], str | int):
+            continue
+        known = newest.get(row[user_at])
+        try:
+            if known is None or key > known[0]:
+                newest[row[user_at]] = (key, row[after_at])
+        except TypeError:
+            raise ValueError(f"the primary keys of space {space.name} have no order") from None
+    return {user: left for user, (_, left) in newest.items()}
+
+
+def _scaled(coins: Any, unit: Decimal) -> Any:
+    """So many units in coins; what is no number stays, to be named."""
+    if unit == 1 or isinstance(coins, bool) or not isinstance(coins, int | Decimal):
+        return coins
+    return coins * unit
 
 
 def _place_of(fields: list[str], wanted: str, space: str) -> int:

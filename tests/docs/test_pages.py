@@ -12,6 +12,7 @@ from billing.cli.listing import MODULE_OF
 from billing.cli.main import root
 from billing.config.schema import Config
 from billing.expirationd.request import GetTemplate
+from billing.migration.mapping import mapping_of
 from billing.signature import parse_secrets, sign
 from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, links
 
@@ -80,3 +81,11 @@ def test_the_examples_of_a_request_and_of_its_signature_are_right() -> None:
     signed, signature = shown.groups()
     assert signed == f"{event}.{second}.{target}"
     assert sign(parse_secrets(secret), event.encode(), int(second), target.encode()).decode() == signature
+
+
+def test_the_mapping_file_of_the_page_is_one() -> None:
+    page = REPOSITORY / "docs" / "coming-from-tarantool.md"
+    (text,) = [block.text for block in blocks(page) if block.language == "toml"]
+    mapping = mapping_of(text, page.name)
+    assert (mapping.space, mapping.user, mapping.coins, str(mapping.unit)) == ("accounts", "login", "kopecks", "0.01")
+    assert mapping.has_history

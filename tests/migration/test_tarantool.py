@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from billing.migration.sources import Account, Mapping, NotTaken, from_tarantool
+from billing.migration.mapping import Mapping, mapping_of
+from billing.migration.sources import Account, LeftOut, NotTaken, from_tarantool
 from billing.migration.tarantool_log import Log, LogError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tarantool"
@@ -42,11 +43,42 @@ def test_a_snapshot_alone_is_the_state_at_its_instant() -> None:
 def test_other_spaces_are_mapped_by_name_or_number() -> None:
     files = [(SNAPSHOT.name, SNAPSHOT.read_bytes())]
     by_number = list(from_tarantool(files, Mapping("billing", "3", "balance_after")))
-    assert by_number == [Account("billing[user_01]", "user_01", 100 * COINS, None, ())]
+    assert by_number == [Account("billing[user_01]", "user_01", 100 * COINS, None, ()), LeftOut("balance", 304)]
     with pytest.raises(ValueError, match=r"no space 'money'; those there are: .*balance"):
         list(from_tarantool(files, Mapping("money")))
     with pytest.raises(ValueError, match="no field 'cash'; its fields: username, coins"):
         list(from_tarantool(files, Mapping(coins="cash")))
+
+
+def test_a_mapping_file_names_spaces_units_and_a_history_that_is_held_against_the_balances() -> None:
+    files = [(path.name, path.read_bytes()) for path in (SNAPSHOT, LOG)]
+    mapping = mapping_of('[balance]\nunit = "0.01"\n[history]\nspace = "billing"\n', "map.toml")
+    found = list(from_tarantool(files, mapping))
+    in_hundredths = {user: coins * COINS // 100 for user, coins in EXPECTED.items()}
+    assert {one.user_id: one.balance_nanos for one in found if isinstance(one, Account)} == in_hundredths
+    reason = "billing left 100 in its newest row of this user, balance has 99; what balance has was taken"
+    assert [one for one in found if isinstance(one, NotTaken)] == [NotTaken("billing[user_01]", reason)]
+    assert [one for one in found if isinstance(one, LeftOut)] == [LeftOut("billing", 2)]
+    alone = list(from_tarantool(files[:1], mapping))
+    assert [one for one in alone if isinstance(one, NotTaken)] == [], "in the snapshot both agree"
+    with pytest.raises(ValueError, match="there is no space 'payments' for the history"):
+        list(from_tarantool(files, mapping._replace(history_space="payments")))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[balance", "map.toml is not TOML"),
+        ('[money]\nspace = "m"', "money: expected the tables balance and history"),
+        ("balance = 1", "balance: expected the tables balance and history"),
+        ('[balance]\nfield = "x"', "balance.field: expected one of space, user, coins, unit"),
+        ("[balance]\ncoins = 2", "balance.coins: expected a text"),
+        *((f'[balance]\nunit = "{unit}"', "balance.unit: expected a decimal") for unit in ("0", "-1", "NaN", "cent")),
+    ],
+)
+def test_a_mapping_file_that_says_something_else_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        mapping_of(text, "map.toml")
 
 
 def test_a_log_without_its_end_is_read_as_far_as_it_goes() -> None:
