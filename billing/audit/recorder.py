@@ -17,11 +17,9 @@ from typing import Any, Final
 from billing.audit.reading import TrailReader, UnknownCursor
 from billing.audit.trail import DIRECTORY, Record, Trail
 from shards.system.disk import Disk
-from shards.system.serial_executor import SerialExecutor
+from shards.system.serial_executor import ExecutorOf, SerialExecutor
 
 log = logging.getLogger("billing.audit")
-
-ExecutorOf = Callable[[str, asyncio.AbstractEventLoop], SerialExecutor]
 
 REFUSALS_A_MINUTE: Final = 30
 MINUTE_NS: Final = 60 * 10**9

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from shards.journal import Journal
-from shards.system.serial_executor import SerialExecutor
+from shards.system.serial_executor import ExecutorOf, SerialExecutor
 
 SLICE_BYTES: Final = 1 << 20
 
@@ -27,9 +27,9 @@ class Slice(NamedTuple):
 class Feed:
     """One journal's batches; one slice under way at a time."""
 
-    def __init__(self, journal: Journal, name: str) -> None:
+    def __init__(self, journal: Journal, name: str, executor: ExecutorOf = SerialExecutor) -> None:
         self._journal = journal
-        self._reader = SerialExecutor(name, asyncio.get_running_loop())
+        self._reader = executor(name, asyncio.get_running_loop())
         self._replay: Iterator[tuple[int, bytes]] | None = None
         self._at = -1  # the last batch that the reading gave
 

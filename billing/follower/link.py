@@ -38,7 +38,7 @@ from shards.batch import slim
 from shards.exits import Exit
 from shards.journal import Journal
 from shards.system.clock import Clocks
-from shards.system.host import Child, Spawn, spawn
+from shards.system.host import REAL, Child, Host
 from shards.system.links import Wire
 
 log = logging.getLogger("billing.follower")
@@ -101,10 +101,11 @@ class FollowerLink:
         *,
         options: tuple[Any, ...] = (),
         limits: Limits = DEFAULT_LIMITS,
-        spawn: Spawn = spawn,
+        host: Host = REAL,
     ) -> None:
         """`noun`: for log and figures. `command` starts a process, to which the number of its descriptor is appended.
         `directory`: of all files of this kind; its parent exists. `options`: what the process is told of its kind.
+        `host` starts the process, and has the thread that reads the journal again.
         """
         self._noun = noun
         self._command = [*command, f"shard={shard_id}"]  # read by people, in a list of processes
@@ -114,9 +115,9 @@ class FollowerLink:
         self._boot_ns = clocks.boot_ns
         self._options = options
         self._limits = limits
-        self._spawn = spawn
+        self._spawn = host.spawn
         self._loop = asyncio.get_running_loop()
-        self._feed = Feed(journal, f"{noun}-{shard_id}")
+        self._feed = Feed(journal, f"{noun}-{shard_id}", host.executor)
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._phase = DOWN

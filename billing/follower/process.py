@@ -221,8 +221,8 @@ class Follower(ABC):
         self.ended.set()
 
 
-async def _serve(descriptor: int, make: Callable[[], Follower]) -> int:
-    connection = socket.socket(fileno=descriptor)
+async def serve(connection: socket.socket, make: Callable[[], Follower]) -> int:
+    """A follower's life, on a wire to its worker; its exit code."""
     connection.setblocking(False)
     follower = make()
     await asyncio.get_running_loop().create_connection(follower.wire, sock=connection)
@@ -236,6 +236,6 @@ def run(descriptor: int, niceness: int, make: Callable[[], Follower]) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(_serve(descriptor, make))
+        code = runner.run(serve(socket.socket(fileno=descriptor), make))
         if code:
             os._exit(code)  # not by way of the interpreter's end, which would close the file

@@ -17,6 +17,7 @@ from billing.history.store import KIND
 from billing.ledger.errors import Refused
 from shards.journal import Journal
 from shards.system.clock import Clocks
+from shards.system.host import REAL, Host
 
 COMMAND: Final = command_of("billing.history.projector")
 
@@ -29,13 +30,22 @@ BALANCE_AT: Final = "balance_at"
 Rows = list[dict[str, object]]
 
 
-def opened(directory: str, shard_id: int, journal: Journal, accept_loss: bool, clocks: Clocks) -> HistoryLink:
+def opened(
+    directory: str,
+    shard_id: int,
+    journal: Journal,
+    accept_loss: bool,
+    clocks: Clocks,
+    *,
+    command: Sequence[str] = COMMAND,
+    host: Host = REAL,
+) -> HistoryLink:
     """The link of a shard, not started yet. `accept_loss`: a file that is ahead of the journal is cut back. Raises
     shards.journal.Corrupt where it is ahead and that is not accepted.
     """
     if not accept_loss:
         refuse_ahead(file_of(directory, shard_id), KIND, journal.head)
-    return HistoryLink(directory, shard_id, journal, clocks, accept_loss=accept_loss)
+    return HistoryLink(directory, shard_id, journal, clocks, accept_loss=accept_loss, command=command, host=host)
 
 
 class FeedPage(NamedTuple):
@@ -59,10 +69,12 @@ class HistoryLink(FollowerLink):
         accept_loss: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         command: Sequence[str] = COMMAND,
+        host: Host = REAL,
     ) -> None:
         """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
+        options = accept_loss, 0
         super().__init__(
-            "history", command, directory, shard_id, journal, clocks, options=(accept_loss, 0), limits=limits
+            "history", command, directory, shard_id, journal, clocks, options=options, limits=limits, host=host
         )
 
     def history(

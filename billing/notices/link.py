@@ -7,7 +7,7 @@ keeps the journal for it. The worker's own share is one message a batch, of byte
 from __future__ import annotations
 
 import logging
-import secrets
+from collections.abc import Sequence
 from typing import Final
 
 from billing.expirationd.delivery import DeliverySettings
@@ -17,7 +17,7 @@ from billing.notices.opening import abandon, found, skip
 from billing.notices.store import KIND
 from shards.journal import Journal
 from shards.system.clock import Clocks
-from shards.system.disk import RealDisk
+from shards.system.host import REAL, Host
 
 log = logging.getLogger("billing.notices")
 
@@ -33,13 +33,16 @@ def opened(
     accept_loss: bool,
     settled: int,
     clocks: Clocks,
+    *,
+    command: Sequence[str] = COMMAND,
+    host: Host = REAL,
 ) -> FollowerLink | None:
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
     given up: a URL named later is told of events from then on. `accept_loss`: a file that is ahead of the
     journal is cut back instead of refused. `settled`: the batch up to which any host is known to have told everything;
     −1: none is.
     """
-    disk = RealDisk()
+    disk = host.disk
     if not url:
         if abandon(directory, shard_id, disk):
             log.warning("notify.url is empty: what shard %d still had to tell is given up", shard_id)
@@ -50,10 +53,10 @@ def opened(
     if skip(directory, shard_id, settled, disk):
         log.info("shard %d: another host has told what happened up to batch %d", shard_id, settled)
     begin = head if settled < 0 else settled
-    remark = found(directory, shard_id, first, begin, disk, secrets.randbits(62), clocks.wall_ns())
+    remark = found(directory, shard_id, first, begin, disk, host.randbits(62), clocks.wall_ns())
     if remark:
         log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
     options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s)
-    link = FollowerLink("notices", COMMAND, directory, shard_id, journal, clocks, options=options)
+    link = FollowerLink("notices", command, directory, shard_id, journal, clocks, options=options, host=host)
     link.start()
     return link

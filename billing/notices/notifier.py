@@ -14,11 +14,11 @@ however slow those are (`store.claim`); and what was taken over from here is del
 from __future__ import annotations
 
 import random
-import secrets
 import sys
 from typing import Any, Final
 
-from billing.expirationd.delivery import DELIVERED, Delivery, DeliverySettings, Owed
+from billing.expirationd.delivery import DELIVERED, Delivery, DeliverySettings, EndpointOf, Owed
+from billing.expirationd.endpoint import Endpoint
 from billing.follower.process import Follower, run
 from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
@@ -43,8 +43,10 @@ NOTICE: Final = "notice"
 class Notifier(Follower):
     """One wire, one file, one endpoint."""
 
-    def __init__(self, disk: Disk, clocks: Clocks) -> None:
+    def __init__(self, disk: Disk, clocks: Clocks, rng: random.Random, endpoint_of: EndpointOf = Endpoint) -> None:
         super().__init__(disk, clocks)
+        self._rng = rng
+        self._endpoint_of = endpoint_of
         self._store: Store | None = None
         self._delivery: Delivery | None = None
         self._window = Window()
@@ -73,7 +75,7 @@ class Notifier(Follower):
             head,
             self.disk,
             suspect=suspect,
-            file_id=secrets.randbits(62),
+            file_id=self._rng.getrandbits(62),
             now_ns=self.clocks.wall_ns(),
             accept_loss=accept_loss,
         )
@@ -86,9 +88,10 @@ class Notifier(Follower):
             self._report,
             settings,
             self._now_ns,
-            random.Random(),
+            self._rng,
             self.end,
             self.clocks,
+            self._endpoint_of,
             templates={NOTICE: template},
         )
         self._delivery.start()
@@ -238,7 +241,7 @@ class Notifier(Follower):
 
 def main(arguments: list[str]) -> None:
     """The main function of the process; the last argument is the number of the wire's descriptor."""
-    run(int(arguments[-1]), NICENESS, lambda: Notifier(RealDisk(), MACHINE_CLOCKS))
+    run(int(arguments[-1]), NICENESS, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random()))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from billing.api.replies import RESULTS, reply_of
 from billing.api.tls import server_context
 from billing.api.wire import ERRORS_AS_MAP, encode_reply
 from billing.audit.reading import UnknownCursor
-from billing.audit.recorder import ExecutorOf, Recorder, TooManyReads
+from billing.audit.recorder import Recorder, TooManyReads
 from billing.audit.trail import Record
 from billing.config.schema import Config
 from billing.expirationd.delivery import (
@@ -64,7 +64,7 @@ from shards.journal import Journal
 from shards.machine import Command, Effect
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk, read_file
-from shards.system.serial_executor import SerialExecutor
+from shards.system.serial_executor import ExecutorOf, SerialExecutor
 from shards.worker.hosting import ServedShard
 
 log = logging.getLogger("billing.worker.application")

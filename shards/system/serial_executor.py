@@ -67,3 +67,6 @@ class SerialExecutor:
         """Ends the thread after the jobs that were queued."""
         self._jobs.put(None)
         self._thread.join()
+
+
+ExecutorOf = Callable[[str, asyncio.AbstractEventLoop], SerialExecutor]  # by name, for a loop

@@ -40,7 +40,7 @@ from billing.ledger.entry import FIELDS, history_row, pack, unpack
 from billing.notices import opening as notices_opening
 from billing.notices import store as notices
 from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, OWN, RECEIVED
-from shards.system.disk import RealDisk
+from tests.simulation.files import FailingDisk, Files
 
 SHARDS: Final = 3
 BUCKETS: Final = 4
@@ -48,9 +48,6 @@ USERS: Final = 8
 STEPS: Final = 90
 NEWEST: Final = 2**63 - 1
 SECOND_NS: Final = 10**9
-SECTOR_BYTES: Final = 512  # what the medium writes whole, or not at all
-LOG_HEADER_BYTES: Final = 32  # of a write-ahead log
-PAGE_BYTES: Final = 4096
 ENDS: Final = (Unproved, StoreError, *UNREADABLE)  # what a follower's process may end with
 HISTORY, NOTICES = "history", "notices"
 
@@ -59,71 +56,31 @@ class Silent(AssertionError):
     """Something is gone, and nothing says so; or was told in the wrong order."""
 
 
-class FailingDisk(RealDisk):
-    """A disk whose write-back fails for some files, without a word: reads see what was written, the medium does not.
-
-    It is a file that fails, not a name: the file that is put in its place is another one.
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}  # path -> what the medium has
-
-    def fail(self, *paths: str) -> None:
-        for path in paths:
-            if os.path.exists(path):
-                self.kept.setdefault(path, Path(path).read_bytes())
-
-    def read_medium(self, path: str, offset: int, length: int) -> bytes:
-        if path in self.kept:
-            return self.kept[path][offset : offset + length]
-        return super().read_medium(path, offset, length)
-
-    def rename(self, source: str, target: str) -> None:
-        super().rename(source, target)
-        self.kept.pop(target, None)
-        if source in self.kept:
-            self.kept[target] = self.kept.pop(source)
-
-    def unlink(self, path: str) -> None:
-        super().unlink(path)
-        self.kept.pop(path, None)
-
-    def content(self, path: str) -> bytes | None:
-        """What is there of a file once nothing of it is in memory any more; None where it is not there."""
-        if path in self.kept:
-            return self.kept.pop(path)
-        return Path(path).read_bytes() if os.path.exists(path) else None
-
-
 class Follower:
     """One follower of one shard: its store while its process runs, and what its worker knows of it."""
 
-    def __init__(self, kind: str, directory: str, shard: int) -> None:
+    def __init__(self, kind: str, directory: str, shard: int, disk: FailingDisk, rng: random.Random) -> None:
         self.kind = kind
         self.directory = directory
         self.shard = shard
+        self.files = Files(file_of(directory, shard), disk, rng)
         self.store: Any = None
         self.durable = 0  # as its process last said; its worker remembers
         self.stopped_steps = 0  # so long its process stands still
         self.owes = 0
         self.is_suspect = False
-        self.synced_log = b""  # its log as the medium has it
         self.excused = False  # notices: what was owed is lost, and the operator heard of it
-
-    @property
-    def path(self) -> str:
-        return file_of(self.directory, self.shard)
 
 
 class Shard:
     """Its journal, and its followers."""
 
-    def __init__(self, home: str, shard: int) -> None:
+    def __init__(self, home: str, shard: int, disk: FailingDisk, rng: random.Random) -> None:
         self.shard = shard
         self.batches: list[bytes] = []
         self.first = 1
         self.is_gone = False
-        self.followers = [Follower(kind, f"{home}/{kind}", shard) for kind in (HISTORY, NOTICES)]
+        self.followers = [Follower(kind, f"{home}/{kind}", shard, disk, rng) for kind in (HISTORY, NOTICES)]
 
     @property
     def head(self) -> int:
@@ -142,7 +99,7 @@ class World:
         self.rots = self.rng.random() < 0.5  # whether files are damaged
         for kind in (HISTORY, NOTICES):
             os.mkdir(f"{home}/{kind}", 0o700)
-        self.shards = [Shard(home, number) for number in range(1, SHARDS + 1)]
+        self.shards = [Shard(home, number, self.disk, self.rng) for number in range(1, SHARDS + 1)]
         # bucket -> index of the shard that has it, generation
         self.owner = {bucket: (bucket % SHARDS, 1) for bucket in range(1, BUCKETS + 1)}
         self.users = {b"user-%d" % number: 1 + number % BUCKETS for number in range(USERS)}
@@ -254,7 +211,7 @@ class World:
                 raise Silent(f"nothing was damaged, and the notices of shard {shard.shard} say: {remarks}")
             follower.excused = follower.excused or bool(remarks)
         follower.durable = follower.store.durable
-        follower.synced_log = _read(f"{follower.path}-wal") or b""
+        follower.files.log_is_synced()
 
     def feed(self, shard: Shard, follower: Follower) -> None:
         """Brings a follower to the end of its journal. Raises Silent where that does not reach back far enough."""
@@ -269,32 +226,10 @@ class World:
         is what was not synced.
         """
         store: FollowerStore | None = follower.store
-        names = follower.path, f"{follower.path}-wal"
-        images = {name: self.disk.content(name) if forgets else _read(name) for name in names}
-        if store is not None:
-            store.db.close()  # which lets SQLite write: the files are put back as they were
-        if power and (log := images[names[1]]):
-            images[names[1]] = self.torn(_with_header(follower.synced_log, log), log)
+        follower.files.let_go(None if store is None else store.db, forgets=forgets, power=power)
+        if power:
             follower.durable = 0  # its worker began anew, too
-        for name in (*names, f"{follower.path}-shm"):
-            if os.path.exists(name):
-                os.unlink(name)
-            if (image := images.get(name)) is not None:
-                Path(name).write_bytes(image)
-                os.chmod(name, 0o600)
         follower.store, follower.stopped_steps = None, 0
-
-    def torn(self, old: bytes, new: bytes) -> bytes:
-        """What the loss of power leaves of a file that was `old` on the medium and was written to: of each sector the
-        one or the other, and the end of the file anywhere between the two.
-        """
-        share = self.rng.choice((0.0, 0.5, 0.9, 1.0))
-        mixed = bytearray(new[: len(old)] + bytes(max(0, len(new) - len(old))))
-        for at in range(0, len(new), SECTOR_BYTES):
-            chosen = new if self.rng.random() < share else old
-            end = min(at + SECTOR_BYTES, len(new))
-            mixed[at:end] = chosen[at:end].ljust(end - at, b"\0")
-        return bytes(mixed[: self.rng.randrange(min(len(old), len(new)), len(new) + 1)])
 
     def running(self) -> Iterator[tuple[Shard, Follower]]:
         for shard in self.shards:
@@ -316,7 +251,7 @@ class World:
         try:
             follower.store.flush()
             follower.store.checkpoint()
-            follower.synced_log = _read(f"{follower.path}-wal") or b""
+            follower.files.log_is_synced()
             follower.durable = follower.store.durable
             if follower.kind == NOTICES:
                 follower.owes = follower.store.owed()
@@ -361,14 +296,13 @@ class World:
 
     def fail_disk(self, follower: Follower) -> None:
         """From now on nothing that is written to its file, and maybe to its log, comes to the medium."""
-        log = [f"{follower.path}-wal"] if self.rng.random() < 0.5 else []
-        self.disk.fail(follower.path, *log)
+        follower.files.fail()
         self.counts["lost write-backs"] += 1
 
     def damage(self, follower: Follower) -> None:
         """Its process is killed, and its file is not what it was."""
         self.drop(follower, forgets=True)
-        path = Path(follower.path)
+        path = Path(follower.files.path)
         if not path.exists():
             return
         data, kind = bytearray(path.read_bytes()), self.rng.choice(("flip", "flip", "page", "cut", "lost"))
@@ -397,24 +331,14 @@ class World:
 
     def tear_checkpoint(self, follower: Follower) -> None:
         """The power goes while pages are copied from a log that was synced into the file."""
-        path = follower.path
-        if self.disk.kept:
-            return  # what is on the medium is known of whole files only
         try:
             follower.store.flush()
-            before, log = Path(path).read_bytes(), _read(f"{path}-wal") or b""
-            follower.store.checkpoint()
+            if not follower.files.tear_checkpoint(follower.store):
+                return
         except ENDS:
             self.ended(follower)
             return
-        after = Path(path).read_bytes()
-        self.drop(follower, forgets=False)
-        torn = self.torn(before, after)
-        torn += bytes(-len(torn) % PAGE_BYTES)
-        Path(path).write_bytes(torn)
-        Path(f"{path}-wal").write_bytes(log)
-        os.chmod(f"{path}-wal", 0o600)
-        follower.synced_log = log
+        follower.store, follower.stopped_steps = None, 0
         self.lose_power()
         self.counts["torn checkpoints"] += 1
 
@@ -626,17 +550,6 @@ def _answer(steps: Any) -> dict[str, Any]:
             next(steps)
         except StopIteration as end:
             return dict(end.value[0])
-
-
-def _with_header(synced: bytes, log: bytes) -> bytes:
-    """What the medium has of a log at least: its header is synced when the log begins anew, before any frame is
-    written (https://sqlite.org/src/info/ff5be73dee), so that frames of the old log never count under a part of the new.
-    """
-    return log[:LOG_HEADER_BYTES] + synced[LOG_HEADER_BYTES:] if synced else synced
-
-
-def _read(name: str) -> bytes | None:
-    return Path(name).read_bytes() if os.path.exists(name) else None
 
 
 def play(seed: int) -> Counter[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.follower.campaign import FailingDisk, first_failing, play
+from tests.follower.campaign import first_failing, play
 from tests.simulation.faulty import Faulty
+from tests.simulation.files import FailingDisk
 from tests.simulation.mutants import apply, copied
 
 SEEDS = 24
