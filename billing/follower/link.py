@@ -317,17 +317,22 @@ class FollowerLink:
                 self._sent = message.position
                 self._phase = BEHIND
                 for remark in message.remarks:
-                    log.warning("the %s of shard %d: %s", self._noun, self._shard_id, remark)
+                    self._remark(remark)
                 self._reason = "it is catching up with the journal"
                 self._suspect = False
                 self._catch_up()
             case say.Told():
                 self._told = message.figures
+            case say.Remark():
+                self._remark(message.text)
             case say.Failed():
                 self._suspect = self._suspect or message.code in (Exit.DAMAGED, Exit.DISK)
                 self._give_up(message.reason)
             case _:
                 assert_never(message)
+
+    def _remark(self, text: str) -> None:
+        log.warning("the %s of shard %d: %s", self._noun, self._shard_id, text)
 
     def _answer(self, number: int, answer: Any) -> None:
         question = self._questions.pop(number, None)

@@ -94,6 +94,12 @@ class Failed(Message, frozen=True, tag=20):
     reason: str
 
 
+class Remark(Message, frozen=True, tag=22):
+    """For the operator's log."""
+
+    text: str
+
+
 class Told(Message, frozen=True, tag=21):
     """For the operator."""
 
@@ -101,7 +107,7 @@ class Told(Message, frozen=True, tag=21):
 
 
 ToFollower = Open | Batch | Ask | Close | Settle
-ToWorker = Opened | Reached | Answer | Refused | Failed | Told
+ToWorker = Opened | Reached | Answer | Refused | Failed | Told | Remark
 
 to_follower: Final = msgspec.msgpack.Decoder(ToFollower).decode
 to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode

@@ -145,6 +145,10 @@ class Follower(ABC):
         """Tells the operator's figures."""
         self._send(say.Told(figures))
 
+    def remark(self, text: str) -> None:
+        """Says something for the operator's log."""
+        self._send(say.Remark(text))
+
     def tell_reached(self) -> None:
         """Tells how far the file is."""
         if (store := self.store) is not None:

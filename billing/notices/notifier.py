@@ -9,6 +9,8 @@ yields where cores are short (`NICENESS`). However many notices are owed, no cut
 
 **Order across moves.** The notices of a bucket that came wait until what its former shards owe of it was taken over,
 however slow those are (`store.claim`); and what was taken over from here is deleted here once others have proved it.
+A shard that is gone for good, or was restored from an older copy, may never say that it gave the bucket away: after
+`CLAIM_END_NS` the wait ends (`store.give_up`), the operator's log says so, and what comes later is told when it comes.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ GROUP_ROWS_MAX: Final = 5_000
 CHECKPOINT_S: Final = 5.0
 TELL_S: Final = 1.0
 CLAIM_S: Final = 0.1  # how often it is looked for what a former shard of a bucket owed, while that is awaited
+CLAIM_LATE_S: Final = 10.0  # and once it is not awaited any more
+CLAIM_END_NS: Final = 3600 * 10**9  # so long a process waits for it, at most
 SLICE: Final = 256
 SENDERS: Final = 16
 NICENESS: Final = 10
@@ -50,6 +54,7 @@ class Notifier(Follower):
         self._store: Store | None = None
         self._delivery: Delivery | None = None
         self._window = Window()
+        self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when what its former shards owe is awaited
         self._owed = 0  # what the file owed when it was last counted
         self._told: dict[str, Any] = {}
         self._ahead_ns = self.clocks.wall_ns() - self.clocks.boot_ns()
@@ -97,6 +102,7 @@ class Notifier(Follower):
         self._delivery.start()
         self._fill()
         self.later("claim", 0, self._claim)
+        self.later("claim late", CLAIM_LATE_S, self._claim_late)
         self.later("tell", 0, self._tell)
         return self._store, remarks
 
@@ -158,7 +164,7 @@ class Notifier(Follower):
             "notices_failed": delivery.failures,
             "notices_error": delivery.last_error,
             "notices_endpoint_shut": int(delivery.outbox.lanes[0].shut),
-            "notices_awaited_buckets": len(store.pending),
+            "notices_awaited_buckets": len(store.pending) + len(store.given_up),
         }
         if told != self._told:
             self._told = told
@@ -224,14 +230,38 @@ class Notifier(Follower):
         store = self._store
         assert store is not None
         if not store.pending:
+            self._awaited_ns.clear()
             return
         self.flush()
-        claimed = [bucket_id for bucket_id in list(store.pending) if store.claim(bucket_id)]
-        if claimed:
+        now_ns = self.clocks.boot_ns()
+        awaited = {bucket_id: self._awaited_ns.get(bucket_id, now_ns) for bucket_id in store.pending}
+        self._awaited_ns = {bucket_id: since for bucket_id, since in awaited.items() if not store.claim(bucket_id)}
+        for bucket_id, since_ns in self._awaited_ns.items():
+            if now_ns - since_ns > CLAIM_END_NS:
+                store.give_up(bucket_id)
+                self.remark(
+                    f"what former shards of bucket {bucket_id} owed is not on record after {CLAIM_END_NS // 10**9} s; "
+                    "the bucket's own notices are told without it, and it follows if it comes"
+                )
+                self.later("claim late", CLAIM_LATE_S, self._claim_late)
+        if store.pending.keys() != awaited.keys():
             self._fill()
             self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
         if store.pending:
             self.later("claim", CLAIM_S, self._claim)
+
+    def _claim_late(self) -> None:
+        """The same for buckets whose wait has ended."""
+        store = self._store
+        assert store is not None
+        self.flush()
+        for bucket_id in list(store.given_up):
+            if store.claim(bucket_id):
+                self._window.drop(bucket_id)  # its notices stand under other numbers now
+                self._fill()
+                self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
+        if store.given_up:
+            self.later("claim late", CLAIM_LATE_S, self._claim_late)
 
     async def finish(self) -> None:
         if self._delivery is not None:

@@ -6,7 +6,8 @@
     owed        seq, bucket_id, generation, user_id, position, at_ns, name, body: not acknowledged yet; checksum
     departures  (bucket_id, generation, position, pending) that this shard gave away; pending: what the bucket's shards
                 before still owed had not been taken over here
-    arrivals    (bucket_id, generation, position, pending, arrived_ns) that this shard was given, and has still
+    arrivals    (bucket_id, generation, position, pending, arrived_ns) that this shard was given, and has still;
+                pending: 1 its notices wait for what former shards owe, 2 they wait no more, and that may still come
     claims      (bucket_id, file_id, seq, proved): of that file's notices of the bucket, those up to seq stand here now
 
 **What is owed.** Every notice of every batch from the file's beginning on, less those acknowledged. Batches and the
@@ -18,8 +19,9 @@ shard has them, the bucket's own notices wait there: order is promised per accou
 The new shard copies them (`claim`) once the departure is on record in some file: then every notice of that time is. If
 that shard had not taken over what its predecessors owed, their departures must be on record, too. What a claim says is
 believed by others once it is `proved`: then the former shard deletes what was copied (`delete_claimed`). Nobody writes
-to a file of another shard. The wait ends without a departure only where a file of another shard had to be made anew
-after the bucket came: then the departure may be lost for good.
+to a file of another shard. The wait ends without a departure at once where a file of another shard had to be made anew
+after the bucket came, since the departure may be lost for good; else when the notifier's patience ends (`give_up`):
+what is on record by then is taken over, and what comes later is taken over when it comes, late rather than never.
 
 **On disk** is where a backlog grows, by some 800 bytes a notice, never in memory. The journal is needed from
 `durable` on. Behind its journal the file is fed; ahead of it it is refused (`Ahead`). How a file comes to be,
@@ -132,7 +134,12 @@ class Store(FollowerStore):
         self.departed: set[tuple[int, int]] = set(db.execute("SELECT bucket_id, generation FROM departures"))
         arrivals = db.execute("SELECT bucket_id, generation, pending FROM arrivals").fetchall()
         self.here: dict[int, int] = {bucket_id: generation for bucket_id, generation, _ in arrivals}
-        self.pending: dict[int, int] = {bucket_id: generation for bucket_id, generation, waits in arrivals if waits}
+        self.pending: dict[int, int] = {
+            bucket_id: generation for bucket_id, generation, waits in arrivals if waits == 1
+        }
+        self.given_up: dict[int, int] = {
+            bucket_id: generation for bucket_id, generation, waits in arrivals if waits == 2
+        }
         self._rows: list[tuple[Any, ...]] = []
         self._acknowledged: list[tuple[int]] = []
         self._taken = self.position
@@ -175,6 +182,7 @@ class Store(FollowerStore):
                     self._rows.append((*row, checksum_of(row)))
             elif kind == RECEIVED:
                 self.here[bucket_id] = self.pending[bucket_id] = generation
+                self.given_up.pop(bucket_id, None)
                 self.departed.discard((bucket_id, generation))  # a move that had come to nothing is tried again
                 again = "DELETE FROM departures WHERE bucket_id = ? AND generation = ?"
                 self._changes.append((again, (bucket_id, generation)))
@@ -183,7 +191,9 @@ class Store(FollowerStore):
             elif kind == LEAVE:
                 left.append(bucket_id)
                 self.here.pop(bucket_id, None)
-                pending = self.pending.pop(bucket_id, None) is not None
+                pending = bucket_id in self.pending or bucket_id in self.given_up
+                self.pending.pop(bucket_id, None)
+                self.given_up.pop(bucket_id, None)
                 if not body:
                     self.departed.add((bucket_id, generation))
                     departure = (bucket_id, generation, position, int(pending))
@@ -268,13 +278,29 @@ class Store(FollowerStore):
             if not self._all_departed(bucket_id, generation, others):
                 return False
             came, claims = self._owed_elsewhere(bucket_id, generation, others)
-            self._take_over(bucket_id, generation, came, claims)
+            self._take_over(bucket_id, generation, came, claims, 0)
         except Elsewhere:
             return False
         finally:
             for db in others:
                 db.close()
         return True
+
+    def give_up(self, bucket_id: int) -> None:
+        """Ends the wait of a bucket for a departure that is not on record: takes over what former shards of it owe now,
+        as far as that can be read, and lets its own notices go. `claim` goes on asking for the rest.
+        """
+        generation = self.here[bucket_id]
+        others: list[sqlite3.Connection] = []
+        try:
+            self._open_others(others)
+            came, claims = self._owed_elsewhere(bucket_id, generation, others)
+        except Elsewhere:
+            came, claims = [], []
+        finally:
+            for db in others:
+                db.close()
+        self._take_over(bucket_id, generation, came, claims, 2)
 
     def _all_departed(self, bucket_id: int, generation: int, others: list[sqlite3.Connection]) -> bool:
         query = "SELECT pending FROM departures WHERE bucket_id = ? AND generation = ?"
@@ -319,8 +345,14 @@ class Store(FollowerStore):
         return came, claims
 
     def _take_over(
-        self, bucket_id: int, generation: int, came: list[tuple[Any, ...]], claims: list[tuple[int, int]]
+        self,
+        bucket_id: int,
+        generation: int,
+        came: list[tuple[Any, ...]],
+        claims: list[tuple[int, int]],
+        pending: int,
     ) -> None:
+        """Puts what came before the bucket's own notices. `pending`: as `arrivals` has it from now on."""
         db = self.db
         self.begin()
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation = ? ORDER BY seq"
@@ -339,10 +371,13 @@ class Store(FollowerStore):
             db.execute(INSERT, (*row, checksum_of(row)))
         for file_id, seq in claims:
             db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, 0)", (bucket_id, file_id, seq))
-        db.execute("UPDATE arrivals SET pending = 0 WHERE bucket_id = ?", (bucket_id,))
+        db.execute("UPDATE arrivals SET pending = ? WHERE bucket_id = ?", (pending, bucket_id))
         db.execute("UPDATE about SET seq = ?", (self.seq,))
         self.commit(self.position)
         self.pending.pop(bucket_id, None)
+        self.given_up.pop(bucket_id, None)
+        if pending:
+            self.given_up[bucket_id] = generation
 
     def publish_claims(self) -> None:
         """What was claimed is proved by now: the former shards may delete it."""

@@ -40,6 +40,7 @@ tests:
   - {series: 'billing_worker_starts_total{@,shard="1"}', values: '1x40'}
   - {series: 'billing_follower_up{@,shard="1",follower="notices"}', values: '0x40'}
   - {series: 'billing_follower_up{@,shard="1",follower="history"}', values: '1x40'}
+  - {series: 'billing_notices_awaited_buckets{@,shard="1"}', values: '2x40'}
   - {series: 'billing_cutoffs_due_peak_per_second{@,shard="1"}', values: '5x40'}
   - {series: 'billing_cutoffs_due_peak_per_second{@,shard="2"}', values: '500x40'}
   - {series: 'billing_cutoff_endpoint_takes_per_second{@,shard="1"}', values: '10x40'}
@@ -73,6 +74,10 @@ tests:
   - expr: count(ALERTS{alertname="BillingFollowerDown"})
     eval_time: 9m
     exp_samples: [{labels: '{}', value: 1}]
+  - expr: ALERTS{alertname="BillingNoticesAwaited",alertstate="pending"}  # one for the daemon
+    eval_time: 9m
+    exp_samples:
+    - {labels: 'ALERTS{alertname="BillingNoticesAwaited",alertstate="pending",@,severity="ticket"}', value: 1}
 - interval: 15s
   input_series:
   - {series: 'up{@}', values: '1x40'}

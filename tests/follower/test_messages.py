@@ -26,6 +26,7 @@ TO_WORKER: list[tuple[say.Message, list[Any]]] = [
     (say.Refused(5, "why"), [19, 5, "why"]),
     (say.Failed(74, "why"), [20, 74, "why"]),
     (say.Told({"notices_owed": 1}), [21, {"notices_owed": 1}]),
+    (say.Remark("what"), [22, "what"]),
 ]
 
 

@@ -238,6 +238,70 @@ def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path
     assert target.store.claim(1)
 
 
+def test_a_wait_that_was_given_up_is_over_and_what_comes_later_is_taken_over_all_the_same(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, source)
+    source.store.flush()
+    top_up(ledger, source)  # which stands in the journal, and not yet in the file
+    target.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, target)
+    target.store.flush()
+    assert not target.store.claim(1)
+    target.store.give_up(1)
+    assert target.names() == ["1:account-topped_up", "3:account-topped_up"], "what is on record comes first"
+    assert not target.store.pending
+    target.store.close()
+    target.open()
+    assert target.store.given_up == {1: 2}, "and that outlives the process"
+    assert not target.store.claim(1)
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    assert target.store.claim(1)
+    assert target.names() == ["2:account-topped_up", "1:account-topped_up", "3:account-topped_up"]
+    assert not target.store.given_up
+    target.store.checkpoint()
+    target.store.publish_claims()
+    assert source.store.delete_claimed() == 2
+    assert source.store.owed() == 0
+
+
+def test_a_wait_beside_a_damaged_file_of_another_shard_is_given_up_too(tmp_path: Path, ledger: Ledger) -> None:
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    source.store.close()
+    Path(file_of(str(tmp_path), 0)).write_bytes(b"damaged" * 1000)
+    target.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, target)
+    target.store.flush()
+    assert not target.store.claim(1)
+    target.store.give_up(1)
+    assert target.names() == ["1:account-topped_up"]
+    assert target.store.given_up == {1: 2}
+
+
+def test_what_was_given_up_is_on_record_as_not_taken_over_when_the_bucket_goes_on(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    """So the next shard waits for the first one as well."""
+    tmp_path.chmod(0o700)
+    source, target, third = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2), Shard(tmp_path, 2, generation=3)
+    target.take((RECEIVED, 1, 2, b""))
+    target.store.flush()
+    target.store.give_up(1)
+    target.take((LEAVE, 1, 2, b""))
+    target.store.flush()
+    assert not target.store.given_up
+    third.take((RECEIVED, 1, 3, b""))
+    third.store.flush()
+    assert not third.store.claim(1)
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    assert third.store.claim(1)
+
+
 def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)

@@ -1,0 +1,72 @@
+"""A notifier on a wire of its own, with clocks that the test sets: the wait for a shard that never answers ends."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+from billing.expirationd.delivery import DeliverySettings
+from billing.follower import messages as say
+from billing.follower.process import serve
+from billing.notices.notifier import CLAIM_END_NS, Notifier
+from billing.notices.opening import found
+from shards.batch import RECEIVED
+from shards.system.clock import Clocks
+from shards.system.disk import RealDisk
+from shards.system.links import Wire
+from tests.history.test_store import batch_of
+
+NOW_NS = 1_700_000_000 * 10**9
+DEADLINE_S = 60
+
+
+class Worker:
+    """The other end of the wire."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[Any] = asyncio.Queue()
+        self.wire: Wire | None = None
+
+    def protocol(self) -> Wire:
+        return Wire(lambda _, message: self.said.put_nowait(message), lambda _: None, self._opened, say.to_worker)
+
+    def _opened(self, wire: Wire) -> None:
+        self.wire = wire
+
+    async def hears(self, kind: type[say.Message], **fields: Any) -> Any:
+        """The next message of this kind with these fields."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                message = await self.said.get()
+                if isinstance(message, kind) and all(getattr(message, name) == fields[name] for name in fields):
+                    return message
+
+
+async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_word(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    disk, passed_ns = RealDisk(), 0
+    for shard in (0, 1):  # the first one has its file, and no process
+        found(str(tmp_path), shard, 1, 0, disk, 100 + shard, NOW_NS)
+    worker, clocks = Worker(), Clocks(lambda: NOW_NS + passed_ns, lambda: NOW_NS + passed_ns)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    served = asyncio.create_task(serve(theirs, lambda: Notifier(disk, clocks, random.Random(1))))
+    await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
+    assert worker.wire is not None
+    settings = DeliverySettings("http://127.0.0.1:9/")
+    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s)
+    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, options))
+    await worker.hears(say.Opened)
+    worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
+    awaited = await worker.hears(say.Told)
+    while not awaited.figures["notices_awaited_buckets"]:
+        awaited = await worker.hears(say.Told)
+    passed_ns = CLAIM_END_NS + 1
+    remark = await worker.hears(say.Remark)
+    assert remark.text.startswith("what former shards of bucket 7 owed is not on record after 3600 s")
+    worker.wire.send(say.Close())
+    assert await served == 0
+    ours.close()
