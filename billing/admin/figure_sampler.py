@@ -82,6 +82,7 @@ class Moved(NamedTuple):
 class Overdue(NamedTuple):
     """A worker's loop that does not turn, or its batch that is not durable, for longer than is patient."""
 
+    shard_id: int
     what: str  # LOOP or SYNC
     text: str  # which shard, and for how long
 
@@ -218,12 +219,12 @@ class FigureSampler:
             still_s = (now_ns - answered_ns) // 10**9
             if now_ns - answered_ns > patience_ns:
                 text = f"shard {worker.shard_id}: its loop has not turned for {still_s} s"
-                found.append(Overdue(LOOP, text))
+                found.append(Overdue(worker.shard_id, LOOP, text))
             figures = self.figures.get(worker.shard_id, {})
             waiting_ns = figures.get("sync_waiting_ns", 0)
             if waiting_ns > SYNC_PATIENCE_NS and not figures.get("no_room"):
                 text = f"shard {worker.shard_id}: the disk has held a batch for {waiting_ns // 10**9} s"
-                found.append(Overdue(SYNC, text))
+                found.append(Overdue(worker.shard_id, SYNC, text))
         return found
 
     def total(self, name: str) -> int:

@@ -243,7 +243,7 @@ class Site:
         try:
             return await question
         except QueryRefused as refusal:
-            return str(refusal)
+            return refusal.message
 
     async def _account(self, user: str) -> dict[str, Any] | str:
         name = user.encode()
@@ -252,7 +252,9 @@ class Site:
         try:
             return await self._queries.account(name)
         except QueryRefused as refusal:
-            return f"There is no account {user}." if refusal.name == "UNKNOWN_ACCOUNT" else str(refusal)
+            if refusal.name == "UNKNOWN_ACCOUNT":
+                return f"There is no account {user}."
+            return f"The account cannot be shown now: {refusal.message}."
 
     def _now_ns(self) -> int:
         """Billing time, as near as the supervisor knows it; before it is anchored, wall time."""

@@ -28,12 +28,13 @@ KEPT_MAX: Final = 16
 
 
 class QueryRefused(Exception):
-    """The answer is an error, as clients are told: `NAME: message`."""
+    """The answer is an error, as clients are told: `NAME: message`; people are told the message alone."""
 
     def __init__(self, name: str, message: str) -> None:
         """`name`: of the error, as in `billing.ledger.errors`."""
         super().__init__(f"{name}: {message}")
         self.name = name
+        self.message = message
 
 
 class WorkerQueries:

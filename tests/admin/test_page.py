@@ -150,7 +150,7 @@ def test_who_runs_out_next_is_a_link_that_cannot_be_broken() -> None:
     def asked(coming: dict[str, object] | str) -> parts.Asked:
         return parts.Asked([], coming, 5 * 10**9, Usage((), 0, 0))
 
-    assert parts.following(asked("UNAVAILABLE")) == ""
+    assert parts.following(asked("no shard is served")) == ""
     assert parts.following(asked({"next_user_id": None, "next_at_ns": None})) == ""
     made = parts.following(asked({"next_user_id": '"><b>&', "next_at_ns": 47 * 10**9}))
     assert 'href="/?user=%22%3E%3Cb%3E%26"' in made

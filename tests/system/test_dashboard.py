@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -137,6 +138,11 @@ async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chro
         assert "No warning was logged since the start" in await browser.evaluate(
             "document.getElementById('recent').innerText"
         )
+        os.kill(daemon.worker_pids()[0], signal.SIGSTOP)
+        await browser.until("document.querySelector('#shards .pill.bad')?.textContent === 'stuck'", 60)
+        assert await browser.evaluate("document.title.startsWith('● Stuck')")
+        owed = await browser.evaluate("document.getElementById('owed').innerText")
+        assert owed == "The list cannot be had now: no answer in time."
         daemon.kill(daemon.worker_pids()[0])
         await browser.until("document.getElementById('recent').innerText.includes('ended with -9')", 60)
         await browser.until("document.querySelector('#state .pill.good') !== null", 60)

@@ -57,8 +57,8 @@ def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
         else:
             alert = "BillingShardHeld" if held else "BillingShardDown"
             yield Trouble(BAD, "Degraded", told, alert, "billing shards")
-    for what, text in sampler.overdue():
-        yield Trouble(BAD, "Stuck", text, STUCK_ALERTS[what], "billing shards")
+    for stuck in sampler.overdue():
+        yield Trouble(BAD, "Stuck", stuck.text, STUCK_ALERTS[stuck.what], "billing shards")
 
 
 def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:

@@ -216,7 +216,7 @@ def lateness(sampler: FigureSampler) -> Markup:
 def owed(sampler: FigureSampler, asked: Asked) -> Markup:
     """Cutoffs that have not had their 2xx."""
     if isinstance(asked.owed, str):
-        return Markup('<p class="empty">{}</p>').format(asked.owed)
+        return Markup('<p class="empty">The list cannot be had now: {}.</p>').format(asked.owed)
     total = sampler.total("pending_cutoffs")
     if not asked.owed:
         return Markup('<p class="empty">Nothing is owed: every cutoff had its 2xx.</p>')
@@ -244,7 +244,7 @@ def owed(sampler: FigureSampler, asked: Asked) -> Markup:
 def coming(asked: Asked) -> Markup:
     """How many balances run out within the hour, by minute."""
     if isinstance(asked.coming, str):
-        return Markup('<p class="empty">There is no forecast now: {}</p>').format(asked.coming)
+        return Markup('<p class="empty">There is no forecast now: {}.</p>').format(asked.coming)
     total, told = asked.coming["cutoffs"], asked.coming
     if not total:
         return Markup('<p class="empty">No balance runs out within the coming hour, as things stand.</p>')
@@ -288,6 +288,7 @@ def shards(sampler: FigureSampler) -> Markup:
     """A row for each shard."""
     supervisor = sampler.supervisor
     rows = []
+    stuck = {one.shard_id for one in sampler.overdue()}
     for shard_id, worker in sorted(supervisor.workers.items()):
         figures = sampler.figures.get(shard_id, {})
         kind = {"serving": "good", "held": "bad", "down": "bad"}.get(worker.state, "warn")
@@ -295,6 +296,7 @@ def shards(sampler: FigureSampler) -> Markup:
         sync_ns = quantile_ns(sync["bounds"], sync["counts"], 0.99)
         done, whole = worker.progress
         told = f"{worker.state} {100 * done // whole} %" if worker.state == "recovering" and whole else worker.state
+        kind, told = ("bad", "stuck") if shard_id in stuck else (kind, told)
         rows.append(
             Markup(
                 '<tr><td><span class="swatch s{}"></span> {}</td><td><span class="pill small {}">{}</span> {}</td>'
