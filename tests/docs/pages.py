@@ -13,6 +13,8 @@ PAGES += sorted((REPOSITORY / "examples").glob("*.md"))
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_LINE = re.compile(r"(?<![\w.-])billing ((?:[a-z][a-z-]* ?)+)([^`\n|&>#]*)")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _COMMAND = re.compile(r"`billing ([a-z][a-z-]*)")
 
 
@@ -42,6 +44,14 @@ def anchors(page: Path) -> set[str]:
 def commands(page: Path) -> set[str]:
     """The commands of `billing` that a page names."""
     return set(_COMMAND.findall(page.read_text()))
+
+
+def lines_with_options(page: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Every line or span of code that types `billing` with options: the words behind it, and the options."""
+    for words, rest in _LINE.findall(page.read_text()):
+        options = _OPTION.findall(words + rest)
+        if options:
+            yield words.split(), options
 
 
 def transcript(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 from pydantic import BaseModel
 
@@ -12,12 +13,15 @@ from billing.cli.listing import MODULE_OF
 from billing.cli.main import root
 from billing.config.schema import Config
 from billing.expirationd.request import GetTemplate
+from billing.ledger.errors import KINDS
 from billing.migration.mapping import mapping_of
 from billing.signature import parse_secrets, sign
-from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, links
+from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, lines_with_options, links
 
 KNOWN = {*MODULE_OF, *root.commands}
 SECTIONS = {name for name in Config.model_fields}
+REFUSAL = re.compile(r"`([A-Z]+_[A-Z_]+)`")
+ENVIRONMENT = ("BILLING_", "CUTOFF_SECRET")  # how the names of variables begin
 KEY = re.compile(r"`(?:BILLING_)?([a-z]+)\.([a-z_]+)(?: = [^`]*)?`")
 
 
@@ -44,6 +48,39 @@ def split_at_name(link: str) -> tuple[str, str, str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
 def test_every_command_that_is_named_exists(page: Path) -> None:
     assert commands(page) - KNOWN == set()
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The options of the command that these words name, as far as they name one."""
+    command: click.Command = root
+    for word in words:
+        found = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+        if found is None:
+            break
+        command = found
+    return {"--help", *(name for one in command.params for name in (*one.opts, *one.secondary_opts))}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
+def test_every_option_of_a_command_that_is_typed_exists(page: Path) -> None:
+    typed = [(words, set(options)) for words, options in lines_with_options(page)]
+    assert [(words, options - options_of(words)) for words, options in typed if options - options_of(words)] == []
+
+
+def test_a_page_with_a_wrong_option_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Type `billing cutoffs release --every 3`, or\n.venv/bin/billing token add me --role read  # --no\n"
+    )
+    (wrong, options), (right, known) = lines_with_options(page)
+    assert (wrong, set(options) <= options_of(wrong)) == (["cutoffs", "release"], False)
+    assert (right, set(known) <= options_of(right)) == (["token", "add", "me"], True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
+def test_every_refusal_that_is_named_exists(page: Path) -> None:
+    found = REFUSAL.findall(page.read_text())
+    assert [name for name in found if name not in KINDS and not name.startswith(ENVIRONMENT)] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
