@@ -99,6 +99,8 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
         said.append(f"A credit limit of {coins(limit)} coins is part of that.")
     if held := account.get("holds_nanos"):
         said.append(_holds(held, account.get("holds") or [], look))
+    if account["state"] == "active" and account.get("cutoff"):
+        said.append(_before(account, look))
     said += _class(account, look)
     said.append(_owed(account))
     if "shard_id" in account:
@@ -106,6 +108,13 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
         armed = "its timer is set" if str(timer.get("state", "")).startswith("armed") else "no timer is set for it"
         said.append(f"Shard {account['shard_id']} has it, in bucket {account['bucket_id']}; {armed}.")
     return said
+
+
+def _before(account: Mapping[Any, Any], look: Look) -> str:
+    """What became of the last exhaustion of an account that has money again."""
+    restored_ns = account["cutoff"].get("restored_at_ns")
+    restored = f"; its restore had its 2xx at {moment(restored_ns, look)}" if restored_ns is not None else ""
+    return f"It last ran out at {ran_out(account, look)}{restored}."
 
 
 def _class(account: Mapping[Any, Any], look: Look) -> list[str]:

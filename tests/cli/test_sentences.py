@@ -82,6 +82,15 @@ def test_what_became_of_the_call(changes: dict[str, Any], text: str) -> None:
     assert called({**CUTOFF, **changes}) == text
 
 
+def test_who_has_money_again_was_cut_off_and_restored() -> None:
+    back = {**CUTOFF, "delivered_at_ns": AT_NS + 512_000, "restored_at_ns": AT_NS + 5 * 10**9}
+    assert (
+        "It last ran out at 2026-01-01 00:00:00 UTC, cut off 0.512 ms later; its restore had its 2xx at 2026-01-01 "
+        "00:00:05 UTC."
+    ) in told(cutoff=back)
+    assert "cut off 0.512 ms later. No call" in told(cutoff={**back, "restored_at_ns": None})
+
+
 def test_an_owed_call_waits_for_what_its_worker_says() -> None:
     owes, why = {"call": "cutoff", "seq": 2, "attempts": 1}, "http://h:1 has taken no calls for 6 s (refused)."
     assert told(owes=owes, why=why).endswith(f"A cutoff call (seq 2) is owed, after 1 attempt. {why}")
