@@ -64,13 +64,14 @@ $(CLIENTS)/.ready: tests/outsiders/requirements.txt tests/outsiders/requirements
 
 clients: $(CLIENTS)/.ready
 
-# All three say what they find, whatever the others found; pytest's summary comes last.
+# All three say what they find, whatever the others found; pytest's summary comes last. Twice as many tests at once as
+# there are cores: most of them wait for a daemon, a sync or a timer.
 test: $(VENV)/.ready
 	@$(MAKE) --no-print-directory clients || echo "other people's clients could not be installed; their tests are skipped" >&2
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/mypy || failed=1; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal || failed=1; \
+	$(BIN)/python -m pytest -n $(shell expr 2 \* $$(nproc)) --dist worksteal || failed=1; \
 	exit $$failed
 
 # Every campaign against what must never be lost, at full size: an hour on two cores, and with the fuzzing two and a half;
