@@ -1,7 +1,8 @@
 """The contract of a journal as tests: every backend passes them, through the seam alone.
 
-A backend's test module derives a class from `JournalContract`, and from its two other parts `SnapshotContract` and
-`BesideContract`, and gives it a fixture `backend`, a `Backend`. Nothing here knows of files, segments or offsets.
+A backend's test module derives a class from `JournalContract`, and from its other parts `SnapshotContract` and
+`BesideContract`, where its machine can be made to fail also from those of `contract_machine`, and gives it a fixture
+`backend`, a `Backend`. Nothing here knows of files, segments or offsets.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ class Backend(Protocol):
     """One storage, processes that come and go, and one machine under them."""
 
     can_lose_power: bool
-    can_fill: bool
 
     def journal(self, sync: str = "always") -> Journal:
         """A new journal object in a new process; earlier ones live on until `kill`."""
@@ -147,23 +147,6 @@ class JournalContract:
         journal.open(7, OWNER)
         assert [payload for _, payload in journal.replay(1)] == payloads
 
-    @pytest.mark.parametrize("sync", ["interval", "never"])
-    def test_what_was_to_be_durable_is_so_in_the_weaker_modes_too(self, backend: Backend, sync: str) -> None:
-        if not backend.can_lose_power:
-            pytest.skip("the power of this machine cannot be cut")
-        for _ in range(20):
-            journal = backend.journal(sync)
-            head = journal.open(7, OWNER).head
-            for number in range(head + 1, head + 8):
-                journal.append(payload_of(number, 300))
-            assert journal.append(b"firm", durable=True) == head + 8
-            journal.append(payload_of(head + 9, 300))
-            backend.lose_power()
-            journal = backend.journal(sync)
-            assert journal.open(7, OWNER).head in (head + 8, head + 9)
-            assert dict(journal.replay(head + 1))[head + 8] == b"firm"
-            journal.close()
-
     def test_an_empty_payload_is_refused(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)
@@ -233,40 +216,6 @@ class JournalContract:
             if barrier:
                 journal.idle_barrier()
             journal.close() if end == "close" else backend.kill()
-
-    @pytest.mark.parametrize("barrier", [False, True])
-    def test_what_was_answered_is_there_after_a_loss_of_power(self, backend: Backend, barrier: bool) -> None:
-        if not backend.can_lose_power:
-            pytest.skip("the power of this machine cannot be cut")
-        expected: list[tuple[int, bytes]] = []
-        for life in range(20):
-            journal = backend.journal()
-            assert journal.open(7, OWNER)[:2] == (life + 1, len(expected))
-            assert content(journal) == (-1, None, expected)
-            for _ in range(life % 4):
-                payload = payload_of(len(expected) + 1, 100 * life + 1)
-                expected.append((journal.append(payload), payload))
-            if barrier:
-                journal.idle_barrier()
-            backend.lose_power()
-
-    @pytest.mark.parametrize("sync", ["interval", "never"])
-    def test_the_weaker_modes_lose_only_the_end_and_only_with_the_power(self, backend: Backend, sync: str) -> None:
-        if not backend.can_lose_power:
-            pytest.skip("the power of this machine cannot be cut")
-        for _ in range(20):
-            journal = backend.journal(sync)
-            head = journal.open(7, OWNER).head
-            before = list(journal.replay(1))
-            written = before + [(head + number, payload_of(head + number, 1500)) for number in range(1, 13)]
-            for _, payload in written[head:]:
-                journal.append(payload)
-            backend.lose_power()
-            journal = backend.journal(sync)
-            kept = journal.open(7, OWNER).head
-            assert head <= kept <= len(written)
-            assert list(journal.replay(1)) == written[:kept]
-            journal.close()
 
     # -- all of it ---------------------------------------------------------------------------------------------------
 

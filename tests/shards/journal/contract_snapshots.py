@@ -1,4 +1,4 @@
-"""The part of a journal's contract about snapshots, trimming and lack of room, as tests through the seam alone.
+"""The part of a journal's contract about snapshots and trimming, as tests through the seam alone.
 
 A backend's test module derives its class from `SnapshotContract`, too; see `tests.shards.journal.contract`.
 """
@@ -9,58 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards.journal import Gap, Journal, Unavailable
+from shards.journal import Gap
 from tests.shards.journal.contract import OWNER, Backend, content, payload_of
 
 
 class SnapshotContract:
     """See the module. Each test is one sentence of `shards.journal`."""
-
-    # -- room --------------------------------------------------------------------------------------------------------
-
-    def test_without_room_nothing_is_written_and_with_room_it_goes_on(self, backend: Backend) -> None:
-        if not backend.can_fill:
-            pytest.skip("the disk of this machine cannot be filled")
-        journal = backend.journal()
-        journal.open(7, OWNER)
-        expected = [(journal.append(b"first"), b"first")]
-        backend.fill()
-        refused = 0
-        while not refused and len(expected) < 10_000:
-            payload = payload_of(len(expected) + 1, 500)
-            try:
-                expected.append((journal.append(payload), payload))
-            except Unavailable:
-                refused += 1
-        assert refused
-        for _ in range(3):
-            with pytest.raises(Unavailable):
-                journal.append(payload_of(0, 500))
-        journal.idle_barrier()
-        assert list(journal.replay(1)) == expected
-        backend.free()
-        for number in range(len(expected) + 1, len(expected) + 40):
-            expected.append((journal.append(payload_of(number, 500)), payload_of(number, 500)))
-        backend.kill()
-        journal = backend.journal()
-        assert journal.open(7, OWNER).head == len(expected)
-        assert list(journal.replay(1)) == expected
-
-    def test_without_room_a_snapshot_is_not_stored_and_the_journal_goes_on(self, backend: Backend) -> None:
-        if not backend.can_fill:
-            pytest.skip("the disk of this machine cannot be filled")
-        journal = backend.journal()
-        journal.open(7, OWNER)
-        journal.append(b"x")
-        journal.save_snapshot(1, [b"small"])
-        backend.fill()
-        with pytest.raises(Unavailable):
-            journal.save_snapshot(1, [b"large" * 20_000])
-        assert content(journal) == (1, [b"small"], [])
-        backend.free()
-        assert journal.append(b"y") == 2
-        journal.save_snapshot(2, [b"large" * 20_000])
-        assert content(journal) == (2, [b"large" * 20_000], [])
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -129,27 +83,6 @@ class SnapshotContract:
         journal = backend.journal()
         assert journal.open(7, OWNER).head == 79
         assert content(journal) == expected
-
-    @pytest.mark.parametrize("sync", ["interval", "never"])
-    def test_what_a_snapshot_holds_is_durable_in_the_weaker_modes_too(self, backend: Backend, sync: str) -> None:
-        if not backend.can_lose_power:
-            pytest.skip("the power of this machine cannot be cut")
-        for life in range(20):
-            journal = backend.journal(sync)
-            head = journal.open(7, OWNER).head
-            for number in range(head + 1, head + 5):
-                journal.append(payload_of(number, 300))
-
-            def chunks(journal: Journal = journal, life: int = life) -> Iterator[bytes]:
-                journal.append(payload_of(journal.head + 1, 300))
-                yield b"life %d" % life
-
-            journal.save_snapshot(head + 4, chunks())
-            backend.lose_power()
-            journal = backend.journal(sync)
-            assert journal.open(7, OWNER).head == head + 5
-            assert content(journal) == (head + 4, [b"life %d" % life], [(head + 5, payload_of(head + 5, 300))])
-            journal.close()
 
     def test_a_snapshot_whose_chunks_fail_leaves_no_trace(self, backend: Backend) -> None:
         journal = backend.journal()

@@ -12,6 +12,7 @@ from shards.journal.file.journal import FileJournal
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import JournalContract
 from tests.shards.journal.contract_beside import BesideContract
+from tests.shards.journal.contract_machine import PowerContract, RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
 from tests.shards.journal.rig import START_NS, Rig, file_journal
 from tests.simulation.disk import SimDisk
@@ -21,7 +22,6 @@ class SimulatedFiles:
     """The file journal on a simulated disk."""
 
     can_lose_power = True
-    can_fill = True
 
     def __init__(self) -> None:
         self.rig = Rig(segment_bytes=16_384)
@@ -81,7 +81,6 @@ class RealFiles:
     """The file journal on the disk of this machine."""
 
     can_lose_power = False
-    can_fill = False
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -110,7 +109,7 @@ class RealFiles:
         self.now_ns += by_ns
 
 
-class TestFileJournalOnASimulatedDisk(JournalContract, SnapshotContract, BesideContract):
+class TestFileJournalOnASimulatedDisk(JournalContract, SnapshotContract, BesideContract, PowerContract, RoomContract):
     @pytest.fixture
     def backend(self) -> SimulatedFiles:
         return SimulatedFiles()

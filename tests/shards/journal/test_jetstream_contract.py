@@ -14,6 +14,7 @@ from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import JournalContract
 from tests.shards.journal.contract_beside import BesideContract
+from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.shards.journal.rig import SHARD, START_NS
@@ -40,7 +41,6 @@ class OnServers:
     """Journals of shard 7 on a cluster; a process that is killed just says no more."""
 
     can_lose_power = False
-    can_fill = True
 
     def __init__(self, cluster: NatsCluster) -> None:
         self.cluster = cluster
@@ -93,7 +93,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
         cluster.close()
 
 
-class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract):
+class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract, RoomContract):
     @pytest.fixture
     def backend(self, cluster: NatsCluster) -> Iterator[OnServers]:
         cluster.make(SHARD)

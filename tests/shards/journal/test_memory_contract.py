@@ -9,6 +9,7 @@ import pytest
 
 from tests.shards.journal.contract import OWNER, JournalContract
 from tests.shards.journal.contract_beside import BesideContract
+from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
 from tests.shards.journal.memory import GRANT_NS, MemoryJournal, MemoryServer
 from tests.shards.journal.rig import START_NS
@@ -18,7 +19,6 @@ class InMemory:
     """A server of its own; a process that is killed just says no more."""
 
     can_lose_power = False
-    can_fill = True
 
     def __init__(self, path: str) -> None:
         self.server = MemoryServer(path)
@@ -48,7 +48,7 @@ class InMemory:
         self.now_ns += by_ns
 
 
-class TestMemoryJournal(JournalContract, SnapshotContract, BesideContract):
+class TestMemoryJournal(JournalContract, SnapshotContract, BesideContract, RoomContract):
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[InMemory]:
         memory = InMemory(str(tmp_path / "m"))
