@@ -8,11 +8,11 @@ The default run does 200,000 commands in programs of 400, from seed 1 on; `make 
 Beside them a state machine of Hypothesis puts the same steps in orders of its own, some 5,000 commands, and makes
 what it finds short.
 
-Done by hand, with 0 differences: 10,000,000 commands at cd0c0ab, which has credits, leases and classes, in two processes
-side by side, `--commands 5000000 --seed 700000001` and `--seed 800000001`, seeds 700000001..700012500 and
-800000001..800012500, in 4,200 s beside other work. Before them, in one run: 10,000,000 commands at 40f9426, `--commands 10000000 --seed 300000001`, seeds
-300000001..300025000, in 2,866 s beside other work; before it 4,027,200 commands
-at 2bd9e33, seeds 1..2593, 10000001..10002493, 20000001..20002481 and 30000001..30002501; 2,285,200 at 67571f3, seeds
+Done by hand, with 0 differences: 10,000,000 commands at cd0c0ab, which has credits, leases and classes, in two
+processes side by side, `--commands 5000000 --seed 700000001` and `--seed 800000001`, seeds 700000001..700012500 and
+800000001..800012500, in 4,200 s beside other work. Before them, in one run: 10,000,000 commands at 40f9426, `--commands
+10000000 --seed 300000001`, seeds 300000001..300025000, in 2,866 s beside other work; before it 4,027,200 commands at
+2bd9e33, seeds 1..2593, 10000001..10002493, 20000001..20002481 and 30000001..30002501; 2,285,200 at 67571f3, seeds
 100000001..100002835 and 200000001..200002878. (A run before those found the first of the seeds below.)
 """
 
