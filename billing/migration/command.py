@@ -89,7 +89,10 @@ def import_(
             user=mapping.user if user_field is None else user_field,
             coins=mapping.coins if coins_field is None else coins_field,
         )
-        found = list(merged(read(files, mapping)))
+        console = Console(stderr=True)
+        columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.completed:,.0f} lines"))
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            found = list(merged(progress.track(read(files, mapping), total=None)))
     except (LogError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     not_taken = [one for one in found if isinstance(one, NotTaken)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,3 +76,18 @@ def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon:
     assert "json_01 was imported before as 'import' with another top_up, which stands (REQUEST_ID_CONFLICT)" in told
     assert "give it another --label" in told
     assert account(daemon, "json_01")["balance_nanos"] == 5 * 10**9
+
+
+def test_a_terminal_is_shown_how_far_the_reading_is(tmp_path: Path) -> None:
+    file = tmp_path / "accounts.csv"
+    file.write_text("user_id,balance\n" + "".join(f"user_{number},1\n" for number in range(2000)))
+    reader, terminal = os.openpty()
+    command = [sys.executable, "-m", "billing", "import", str(file), "--dry-run"]
+    environment = os.environ | {"TERM": "xterm"}
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, timeout=300, check=True)
+    os.close(terminal)
+    shown = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert ended.stdout == b"would import 2,000 accounts with 2,000 commands\n"
+    assert "reading" in shown
+    assert "2,000 lines" in shown
