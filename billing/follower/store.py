@@ -33,7 +33,7 @@ from shards.exits import Exit
 from shards.journal import Corrupt
 from shards.system.disk import DirectoryRefused, Disk
 
-BUSY_TIMEOUT_S: Final = 10.0  # how long a transaction waits for an orphan's last one
+BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for an orphan's last one
 CACHE_KIB: Final = 32 * 1024
 SIDES: Final = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, by the file's name
 

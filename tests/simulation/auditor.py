@@ -99,6 +99,8 @@ class Auditor:
         self._latest: dict[int, int] = {}  # shard -> the last instant in its journal
         self._calling: dict[bytes, str] = {}  # user -> the attempt that is under way
         self._called_ns: dict[bytes, int] = {}  # user -> when the last attempt was over
+        self.on_entry: Callable[[int, int, int, Item], None] = lambda shard, position, index, item: None
+        self.on_retire: Callable[[int], None] = lambda shard: None  # it is durable that the shard goes
         self.late: Callable[[], set[int]] = set  # shards that a start does not wait for
 
     def wrong(self, text: str) -> None:
@@ -147,7 +149,7 @@ class Auditor:
             return
         shard = int(journal.rpartition("-")[2])
         held = self.held.setdefault(shard, {})
-        for kind, bucket, generation, body in records_of(payload):
+        for index, (kind, bucket, generation, body) in enumerate(records_of(payload)):
             if kind == ENTRY:
                 if held.get(bucket) != generation:
                     self.wrong(f"shard {shard} wrote to bucket {bucket} at {generation}, holding {held} (I13)")
@@ -156,6 +158,7 @@ class Auditor:
                     self.wrong(f"shard {shard} wrote to bucket {bucket} at {generation}, which is {owner} (I12)")
                 item = item_of(body)
                 self._take_entry(item)
+                self.on_entry(shard, position, index, item)
                 self._latest[shard] = max(item.at_ns, self._latest.get(shard, 0))
             elif kind in (OWN, RECEIVED):
                 held[bucket] = generation
@@ -179,6 +182,8 @@ class Auditor:
             if self.held.get(shard, {}).get(bucket) != generation:
                 self.wrong(f"bucket {bucket} was decided for shard {shard}, which has not stored it (I14)")
             self.owner[bucket] = shard, generation
+        elif kind == "retire":
+            self.on_retire(record[1])
         elif kind == "anchor":
             _, ppm, boot, boot_ns, billing_ns, correction_ns = struct.unpack("<4sI16sqqq", record[1])
             if boot == self._boot and self.anchors and self.billing_ns(boot_ns) != billing_ns:

@@ -111,7 +111,10 @@ class Chaos:
 
     async def _at_call(self, what: int | str) -> bool:
         """At one of the coming calls of some process's disk."""
-        running = list(self.world.machine.processes.values())
+        followers = self.world.followers  # whose disk is another one
+        running = [
+            one for one in self.world.machine.processes.values() if followers is None or one not in followers.running
+        ]
         if not running:
             return False
         process = self.rng.choice(running)

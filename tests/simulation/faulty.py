@@ -344,6 +344,34 @@ FAULTS = [
     ),
 ]
 
+# What history and notices must not do: each with the seed, played with followers, that catches it.
+BESIDE = {
+    Faulty(
+        "trimmed-before-it-is-proved",
+        "billing/follower/store.py",
+        "        if frames > 0 and self._proved != (salts, frames):\n",
+        "        if frames < 0 and self._proved != (salts, frames):\n",
+    ): 2,
+    Faulty(
+        "what-a-former-shard-owed-is-not-taken-over",
+        "billing/notices/store.py",
+        "        for _, _, _, *rest in [*behind, *own]:",
+        "        for _, _, _, *rest in [*own]:",
+    ): 2,
+    Faulty(
+        "order-across-a-move-broken",
+        "billing/notices/store.py",
+        "        for _, _, _, *rest in [*behind, *own]:",
+        "        for _, _, _, *rest in [*own, *behind]:",
+    ): 4,
+    Faulty(
+        "acknowledged-before-2xx",
+        "billing/notices/notifier.py",
+        "        if outcome != DELIVERED:\n            return\n        had_room",
+        "        if outcome == '':\n            return\n        had_room",
+    ): 0,
+}
+
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is
 # caught belongs above.
 UNSEEN = [

@@ -181,6 +181,7 @@ class Machine:
         self.next_fired = 0
         self.on_control: Callable[[SimProcess, Stream], None] = lambda process, stream: None  # a new control wire
         self.on_alarm: Callable[[SimProcess, int], None] = lambda process, boot_ns: None  # it is set for that instant
+        self.on_power: Callable[[], None] = lambda: None  # everything has ended
         self.slow_disk = False
         self.slow_share = 0.05  # of its jobs, where it is slow
         self._disk_rng = random.Random(rng.getrandbits(64))
@@ -240,4 +241,5 @@ class Machine:
         self._boots = self.medium.boots
         for process in list(self.processes.values()):
             self.end(process, EXIT_KILLED)
+        self.on_power()
         self.kernel.booted_ns = self.kernel.now_ns

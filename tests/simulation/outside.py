@@ -85,14 +85,20 @@ class SimEndpoint:
         self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
         self._auditor.calls(user, event_id)
         try:
-            verdict = await self._behave(line, kind, user, seq, timeout_s)
+            verdict = await self._answer(line, user, timeout_s, lambda ok: self._took(kind, user, seq, ok))
         finally:
             self._auditor.called(user, self._auditor.billing_ns(self._boot_ns()))
         if not self.closed and verdict[0] != TIMED_OUT:
             self._idle.append(line)
         return verdict
 
-    async def _behave(self, line: SimLine, kind: str, user: bytes, seq: int, timeout_s: float) -> Verdict:
+    def _took(self, kind: str, user: bytes, seq: int, ok: bool) -> None:
+        self._auditor.last_call[user] = kind, seq
+        if ok:
+            self._auditor.took(kind, user, seq)
+
+    async def _answer(self, line: SimLine, user: bytes, timeout_s: float, reached: Callable[[bool], None]) -> Verdict:
+        """What this call meets. `reached`: the service has it; told whether it is answered with 2xx."""
         moods = self._moods
         wrong = moods.draw(("dropped", "slow", "5xx", "4xx", "lost"))
         if wrong == "dropped" and line.used:
@@ -109,10 +115,9 @@ class SimEndpoint:
             return (BUSY, "429", ASKED_FOR_NS) if sick == "asks for time" else (FAILED, sick, -1)
         if wrong == "4xx":
             return FAILED, "404", -1
-        self._auditor.last_call[user] = kind, seq
+        reached(wrong != "lost")
         if wrong == "lost":
             return FAILED, "the reply was lost", -1
-        self._auditor.took(kind, user, seq)
         return OK, "", -1
 
     async def _hang(self, line: SimLine, timeout_s: float) -> Verdict:

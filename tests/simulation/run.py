@@ -7,12 +7,14 @@ import logging
 import random
 from typing import NamedTuple
 
+from billing.follower import store
 from shards import shard
 from tests.simulation.auditor import Violation
 from tests.simulation.beside import play_beside, plays
 from tests.simulation.calls import Call, Programs
 from tests.simulation.clients import Client
 from tests.simulation.faults import Chaos
+from tests.simulation.followers import Strikes
 from tests.simulation.promptly import Promptly, make_sick
 from tests.simulation.world import World
 
@@ -34,7 +36,7 @@ class Played(NamedTuple):
     worst_ns: int  # the longest such wait
 
 
-def world_of(seed: int) -> World:
+def world_of(seed: int, *, follows: bool = False) -> World:
     """The world of a seed, before anything happened."""
     draw = random.Random(seed ^ 0x5EED)
     world = World(
@@ -43,14 +45,16 @@ def world_of(seed: int) -> World:
         buckets=draw.choice((3, 6, 8)),
         accrues=draw.random() < 0.1,
         restores=draw.random() < 0.7,
+        follows=follows,
     )
     world.batch_records = draw.choice((world.batch_records, world.batch_records, 2))
     return world
 
 
-def play(seed: int, log: list[str] | None = None) -> Played:
-    """Plays a seed; raises what is wrong."""
-    world = world_of(seed)
+def play(seed: int, log: list[str] | None = None, *, follows: bool = False) -> Played:
+    """Plays a seed, maybe with the followers of history and notices; raises what is wrong."""
+    world = world_of(seed, follows=follows)
+    busy_timeout_s, store.BUSY_TIMEOUT_S = store.BUSY_TIMEOUT_S, 0.0  # one thread plays all processes
     world.log = log
     batch_records, shard.BATCH_RECORDS_MAX = shard.BATCH_RECORDS_MAX, world.batch_records
     rooms = [logging.getLogger(name) for name in ("shards", "billing")]
@@ -62,6 +66,7 @@ def play(seed: int, log: list[str] | None = None) -> Played:
     finally:
         world.close()
         shard.BATCH_RECORDS_MAX = batch_records
+        store.BUSY_TIMEOUT_S = busy_timeout_s
         for room, level in zip(rooms, levels, strict=True):
             room.setLevel(level)
 
@@ -96,6 +101,10 @@ def _play(seed: int, world: World) -> Played:
 
     calling = world.task(all_clients())
     wrong = world.task(chaos.run())
+    strikes = None
+    if world.followers is not None:
+        strikes = Strikes(world.followers, random.Random(seed ^ 0xF012), lambda: chaos.done)
+        world.task(strikes.run())
     world.run(wrong.done, 600, "all faults injected")
     world.heal()
     world.run(calling.done, 600, "all calls answered")
@@ -103,7 +112,7 @@ def _play(seed: int, world: World) -> Played:
     if plays(seed):
         play_beside(seed, world, clients[0])
         world.rest()
-    reading = world.task(_read_all(clients[0], users))
+    reading = world.task(_read_all(clients[0], users, whole=world.followers is not None))
     world.run(reading.done, 60, "all accounts are read")
     promptly.stop()
     world.stop()
@@ -115,15 +124,20 @@ def _play(seed: int, world: World) -> Played:
         counts,
         auditor.entries,
         auditor.attempts,
-        chaos.fired,
+        chaos.fired | ({} if strikes is None else strikes.fired),
         world.kernel.steps,
         promptly.waited,
         promptly.worst_ns,
     )
 
 
-async def _read_all(client: Client, users: list[bytes]) -> None:
+async def _read_all(client: Client, users: list[bytes], *, whole: bool) -> None:
+    """Every account, and with `whole` its history back to its first entry."""
     for user in users:
+        if whole:
+            rows = await client.until_known(Call("history", user, [], {"limit": 1000}))
+            if not rows or (len(rows) < 1000 and rows[-1]["entry_id"] != 1):
+                raise Violation(f"the history of {user!r} does not reach back to its first entry: {rows[-1:]}")
         answer = await client.until_known(Call("get_account", user, [], {}))
         if "name" in answer and answer["name"] != "UNKNOWN_ACCOUNT":
             raise Violation(f"{user!r} cannot be read: {answer}")

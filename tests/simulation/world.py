@@ -10,9 +10,10 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from billing.config.schema import Config, Cutoff, CutoffClass, Ledger
+from billing.config.schema import Config, Cutoff, CutoffClass, Ledger, Notify
 from billing.expirationd.coming import coming_in
 from billing.ledger.money import INT64_MAX
 from billing.worker.application import Billing, Outside
@@ -23,6 +24,7 @@ from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.calls import GRACES_S
+from tests.simulation.followers import Followers
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import Machine, SimProcess
 from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
@@ -50,8 +52,11 @@ class World:
         accrues: bool = False,
         restores: bool = True,
         leases: bool = True,
+        follows: bool = False,
     ) -> None:
-        """`leases`: a rate that is reported without a lease may get one of two seconds."""
+        """`leases`: a rate that is reported without a lease may get one of two seconds. `follows`: with the followers
+        of history and notices as processes.
+        """
         self.rng = random.Random(seed)
         self._hash = hashlib.blake2b(digest_size=16)
         self.log: list[str] | None = None  # the last lines of the trace, where somebody wants to read them
@@ -83,6 +88,7 @@ class World:
                 concurrency=CALLS_AT_ONCE,
                 **classes,
             ),
+            notify=Notify(url="http://sim/notify" if follows else ""),
             ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2)) * leases),
         )
         self.machine.start_worker = self._start_worker
@@ -92,6 +98,7 @@ class World:
         self.rotten = False  # bytes that were durable have changed
         self.batch_records = 8192  # see `shards.shard`
         self._chaos_rng = random.Random(self.rng.getrandbits(64))
+        self.followers = Followers(self, random.Random(seed ^ 0xF011)) if follows else None
 
     # -- the trace --------------------------------------------------------------------------------------------------
 
@@ -182,6 +189,10 @@ class World:
         return trouble
 
     def _start_worker(self, process: SimProcess, control: SimSocket) -> Any:
+        followers = self.followers
+        if followers is not None and not process.name.startswith("worker"):
+            return followers.start(process, control)
+
         def build(begin: Begin) -> Billing:
             process.name = f"worker-{begin.shard_id}"
             process.loop.name = process.name
@@ -199,6 +210,10 @@ class World:
                 ),
                 executor=process.host().executor,
             )
+            if followers is not None:
+                outside = outside._replace(
+                    history=partial(followers.history, process), notices=partial(followers.notices, process)
+                )
             application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)
             self.processes[begin.shard_id] = self._bodies[process.pid] = body
             self.trace("worker", begin.shard_id, process.pid)
@@ -306,6 +321,8 @@ class World:
         supervisor = self.supervisor
         if supervisor is None or not self.is_ready() or self.auditor.owed():
             return False
+        if self.followers is not None and self.followers.told.untold():
+            return False
         if supervisor.mover.running or supervisor.mover.rebalancing:
             return False
         if set(supervisor.map.weights) != set(range(1, self.workers + 1)):
@@ -352,6 +369,8 @@ class World:
         for process in list(self.machine.processes.values()):
             process.kill()
         self.outside.die()
+        if self.followers is not None:
+            self.followers.close()
 
     async def restart(self, workers: int = 0) -> None:
         """An orderly end and a start, with that many workers (0: as before); returns when every bucket is served."""

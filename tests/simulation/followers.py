@@ -1,0 +1,265 @@
+"""History and notices in the world: each shard's real followers, as processes on real files whose medium fails.
+
+The links, the processes' logic and their stores are the daemon's own, on the virtual loop. Their SQLite files stand in
+a directory of the machine that runs the tests, and what a fault leaves of them is in `tests.simulation.files`: a
+process that is killed leaves what memory has, one that ended on its disk what the medium has, and the loss of power
+takes of each log what was not synced. `Strikes` kills and hangs them, loses the write-back of their files and has them
+prove what they hold, while the other faults of the run go on.
+
+What must be so: a notice is told to the receiver only once its cause is durable, an account's in their order, each when
+all before it had their 2xx; in the end every one that is owed was told, and every history reaches back to the account's
+first entry. A shard goes only once all of its journal is proved and nothing is owed there. What is owed is derived here
+from the auditor's own reading of the journals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from billing.expirationd.endpoint import Verdict
+from billing.follower.process import Follower, serve
+from billing.follower.store import FollowerStore, code_of, file_of
+from billing.history import link as history
+from billing.history.projector import Projector
+from billing.notices import link as notices
+from billing.notices.notifier import Notifier
+from shards.exits import Exit
+from shards.system.host import Host
+from tests.simulation.auditor import Violation
+from tests.simulation.decode import CROSSED, LEASE_EXPIRED, REFUSED, RESTORED, THRESHOLD, Item
+from tests.simulation.files import FailingDisk, Files
+from tests.simulation.machine import SimProcess
+from tests.simulation.outside import SimEndpoint
+from tests.simulation.wires import SimSocket
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+HISTORY, NOTICES = "history", "notices"
+TOP_UP, SET_RATE, CHANGE_RATE, DEBIT, CAPTURE = 1, 2, 3, 4, 7
+
+
+def kinds_of(item: Item) -> list[str]:
+    """The kinds of notices that an entry owes, by the contract."""
+    if item.flags & REFUSED:
+        return ["account-debit_refused"] if item.op == DEBIT else []
+    happened = {TOP_UP: "account-topped_up", DEBIT: "account-debited", CAPTURE: "account-debited"}
+    happened |= {THRESHOLD: "runway-low" if item.a else "balance-low", LEASE_EXPIRED: "rate-lease_expired"}
+    kinds = [happened[item.op]] if item.op in happened else []
+    if item.flags & CROSSED and item.op not in (SET_RATE, CHANGE_RATE):
+        kinds.append("account-exhausted")
+    return [*kinds, "account-restored"] if item.flags & RESTORED else kinds
+
+
+class Told:
+    """What is owed to the receiver of notices, and what it was told."""
+
+    def __init__(self) -> None:
+        self.owed: dict[bytes, list[str]] = {}  # user -> names in their order
+        self.taken: dict[bytes, int] = {}  # user -> how many of them had their 2xx, or reached it
+
+    def durable(self, shard: int, position: int, index: int, item: Item) -> None:
+        """An entry is durable."""
+        stem = str(item.entry_id) if item.entry_id else f"{item.at_ns}-{shard}-{position}-{index}"
+        self.owed.setdefault(item.user, []).extend(f"{stem}:{kind}" for kind in kinds_of(item))
+
+    def attempt(self, user: bytes, name: str) -> None:
+        """A notice is on its way."""
+        owed, taken = self.owed.get(user, []), self.taken.get(user, 0)
+        if name not in owed[: taken + 1]:
+            raise Violation(
+                f"notice {name} of {user!r} is sent after {taken} of {owed}: none is owed, or others before"
+            )
+
+    def took(self, user: bytes, name: str) -> None:
+        """The receiver has it."""
+        self.taken[user] = max(self.taken.get(user, 0), self.owed[user].index(name) + 1)
+
+    def untold(self) -> list[str]:
+        """What is owed still."""
+        return [name for user, owed in self.owed.items() for name in owed[self.taken.get(user, 0) :]]
+
+
+class SimReceiver(SimEndpoint):
+    """The service behind `notify.url`, with the moods of the cutoff endpoint."""
+
+    told: Told
+
+    async def exchange(self, line: Any, request: bytes, timeout_s: float) -> Verdict:
+        header = request.split(b"webhook-id: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
+        quoted, _, name = header.partition(":")
+        user = quoted.encode()
+        self._trace("notice", header)
+        self.told.attempt(user, name)
+        verdict = await self._answer(line, user, timeout_s, lambda _: self.told.took(user, name))
+        if not self.closed:
+            self._idle.append(line)
+        return verdict
+
+
+class Followers:
+    """All followers of one world."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self.world = world
+        self.rng = rng
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        self.home = tempfile.mkdtemp(prefix="billing-", dir=memory)
+        self.disk = FailingDisk()
+        self.told = Told()
+        self.files: dict[str, Files] = {}  # by the name of the process
+        self.links: dict[str, Any] = {}
+        self.running: dict[SimProcess, Follower] = {}
+        self.ends = 0  # on the disk
+        world.auditor.on_entry = self.told.durable
+        world.auditor.on_retire = self._on_retire
+        world.machine.on_power = self._on_power
+
+    def host_of(self, process: SimProcess) -> Host:
+        """What a worker's links have of the machine."""
+        return process.host()._replace(disk=self.disk)
+
+    def history(self, process: SimProcess, *known: Any) -> history.HistoryLink:
+        """The link of a worker's history."""
+        _, shard_id, *rest = known
+        name = f"{HISTORY}-{shard_id}"
+        link = history.opened(f"{self.home}/{HISTORY}", shard_id, *rest, command=[name], host=self.host_of(process))
+        self.links[name] = link
+        return link
+
+    def notices(self, process: SimProcess, *known: Any) -> Any:
+        """The link of a worker's notices, started."""
+        _, shard_id, *rest = known
+        name = f"{NOTICES}-{shard_id}"
+        link = notices.opened(f"{self.home}/{NOTICES}", shard_id, *rest, command=[name], host=self.host_of(process))
+        self.links[name] = link
+        return link
+
+    def receiver(self, origin: str, _: Any, clocks: Any, __: Any) -> Any:
+        """The endpoint of a notifier."""
+        world = self.world
+        made = SimReceiver(origin, clocks, world.moods, world.auditor, world.trace)
+        made.told = self.told
+        return made
+
+    def start(self, process: SimProcess, control: SimSocket) -> Any:
+        """The main function of a follower's process."""
+        kind, _, shard = process.name.partition("-")
+        path = file_of(f"{self.home}/{kind}", int(shard))
+        files = self.files.setdefault(process.name, Files(path, self.disk, self.rng))
+        process.on_end.append(lambda code: self._on_end(process, files, code))
+        process.loop.on_trouble = lambda context: self.world._on_trouble(context)
+        files.log_is_synced()
+
+        def make() -> Follower:
+            clocks = self.world.machine.clocks
+            made: Follower = (
+                Projector(self.disk, clocks)
+                if kind == HISTORY
+                else Notifier(self.disk, clocks, process.rng, self.receiver)
+            )
+            self.running[process] = made
+            self._watch(made, files)
+            return made
+
+        return serve(control, make)  # type: ignore[arg-type]
+
+    def _watch(self, follower: Follower, files: Files) -> None:
+        """Notes what a process proves, and an end that no fault explains."""
+        on_open, checkpoint, end = follower.on_open, follower.checkpoint, follower.end
+
+        def checkpointed() -> None:
+            try:
+                checkpoint()
+            finally:
+                files.log_is_synced()
+
+        def opened(
+            directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
+        ) -> tuple[FollowerStore, list[str]]:
+            try:
+                return on_open(directory, shard, first, head, suspect, options)
+            finally:
+                files.log_is_synced()
+
+        def ended(error: BaseException | None) -> None:
+            locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+            if error is not None and code_of(error) == Exit.BUG and not locked:
+                self.world._on_trouble({"exception": error})
+            end(error)
+
+        follower.on_open = opened  # type: ignore[method-assign]
+        follower.checkpoint = checkpointed  # type: ignore[method-assign]
+        follower.end = ended  # type: ignore[method-assign]
+
+    def _on_end(self, process: SimProcess, files: Files, code: int) -> None:
+        follower = self.running.pop(process, None)
+        self.world.trace(process.name, "ended", code)
+        store = None if follower is None else follower.store
+        on_disk = code == Exit.DISK
+        self.ends += on_disk
+        if code:
+            files.let_go(None if store is None else store.db, forgets=on_disk)
+
+    def _on_retire(self, shard: int) -> None:
+        for process, follower in self.running.items():
+            kind, _, number = process.name.partition("-")
+            store = follower.store
+            if int(number) != shard or store is None:
+                continue
+            head = self.world.auditor.head(f"shard-{shard}")
+            if store.durable < head:
+                raise Violation(f"shard {shard} goes at batch {head}, its {kind} is proved up to {store.durable}")
+            if kind == NOTICES and follower.owes():
+                raise Violation(f"shard {shard} goes, and its notices have {follower.owes()} to tell or to hand over")
+
+    def _on_power(self) -> None:
+        for files in self.files.values():
+            files.let_go(None, forgets=True, power=True)
+
+    def close(self) -> None:
+        """Leaves nothing behind."""
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+class Strikes:
+    """What happens to followers beside the run's other faults."""
+
+    def __init__(self, followers: Followers, rng: random.Random, until: Callable[[], bool]) -> None:
+        self.followers = followers
+        self.rng = rng
+        self.until = until
+        self.fired: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """One after the other, until the run's own faults are over."""
+        while not self.until():
+            await asyncio.sleep(0.02 + 0.3 * self.rng.random())
+            running = sorted(self.followers.running, key=lambda process: process.pid)
+            if running:
+                self.strike(self.rng.choice(running))
+
+    def strike(self, process: SimProcess) -> None:
+        """One thing that goes wrong, or a proof asked for."""
+        kind = self.rng.choice(("kill", "hang", "lose", "prove", "prove"))
+        if kind == "kill":
+            process.kill()
+        elif kind == "hang":
+            now_ns = self.followers.world.kernel.now_ns
+            if process.loop.hung_until_ns > now_ns:
+                return  # what waits there would wait for another instant than what comes, and change its order
+            process.loop.hung_until_ns = now_ns + self.rng.randrange(2 * 10**9)
+        elif kind == "lose":
+            self.followers.files[process.name].fail()
+        elif self.followers.running[process].store is not None:
+            follower = self.followers.running[process]
+            process.loop.call_soon(follower.later, "prove", 0, follower.checkpoint)
+        self.fired[kind] = self.fired.get(kind, 0) + 1
+        self.followers.world.trace("strike", kind, process.name)
