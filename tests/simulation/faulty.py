@@ -370,6 +370,12 @@ BESIDE = {
         "        if outcome != DELIVERED:\n            return\n        had_room",
         "        if outcome == '':\n            return\n        had_room",
     ): 0,
+    Faulty(
+        "retired-with-owed-notices",
+        "billing/follower/link.py",
+        "    if owes:\n",
+        "    if False:\n",
+    ): 93,
 }
 
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is
