@@ -132,13 +132,18 @@ def test_an_endpoint_that_misbehaves_gets_every_cutoff(data_dir: Path, fault: st
         (("--receiver-faults", "lazy"), "expected one of"),
         (("--address", "127.0.0.1:1", "--kill-worker-every", "1"), "of our own"),
         (("--sweep", "--closed"), "open loop"),
-        (("--accounts", "0"), "no account"),
     ],
 )
 def test_what_makes_no_sense_is_said(data_dir: Path, options: tuple[str, ...], text: str) -> None:
     said = CliRunner().invoke(root, ["loadtest", "--json", str(data_dir / "result.json"), *options])
     assert said.exit_code == 2
     assert text in said.stderr
+
+
+def test_without_an_account_there_is_no_load(data_dir: Path) -> None:
+    done = loadtest(data_dir, "--accounts", "0")
+    assert done.code == 2
+    assert "no account" in done.err
 
 
 def test_a_file_that_is_no_trace(data_dir: Path) -> None:
