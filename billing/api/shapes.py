@@ -332,6 +332,7 @@ PENDING_CUTOFF: Final = Shape(
         Field("exhausted_at_ns", "instant"),
         Field("attempts", "integer"),
         _nullable("last_error", "text"),
+        Field("held", "flag", "whether it is not tried before `release_cutoffs`"),
     ),
 )
 AUDIT_ROW: Final = Shape(

@@ -19,11 +19,18 @@ from billing.cli.options import Command, option
 from billing.cli.showing import show
 from billing.client.client import Client
 from billing.config.load import load
+from shards.exits import Exit
 from shards.system.disk import RealDisk
 
 PAGE_ROWS: Final = 1000
 
 Rows = list[dict[str, Any]]
+
+
+class NoData(click.ClickException):
+    """The data directory of the configuration is not there."""
+
+    exit_code = int(Exit.CONFIG)
 
 
 @click.command(cls=Command)
@@ -36,6 +43,8 @@ def audit(target: Target, limit: int, after: str, actor: str | None, act: str | 
     """Lists what operators did (moves, backups, reloads, …) and refused sign-ins, oldest first."""
     if target.told_by:
         data_dir = load(target.file, os.environ).config.daemon.data_dir
+        if not RealDisk().exists(data_dir):
+            raise NoData(f"there is no data directory {data_dir}; with --address the daemon there is asked")
         reader = TrailReader(RealDisk(), f"{data_dir}/{DIRECTORY}")
         try:
             found: Rows = list(deque(reader.records(after, actor, act), limit))

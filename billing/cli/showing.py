@@ -45,7 +45,7 @@ ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
     "accounts": ("user_id", "state", "balance_nanos", "exhausts_at_ns", "rate_nanos_per_hour", "available_nanos"),
     "shards_info": ("shard_id", "state", "worker_pid", "buckets", "accounts", "pending_cutoffs"),
     "buckets_info": ("bucket_id", "shard_id", "state", "accounts"),
-    "pending_cutoffs": ("user_id", "exhausted_at_ns", "attempts", "last_error"),
+    "pending_cutoffs": ("user_id", "exhausted_at_ns", "held", "attempts", "last_error"),
     "methods": ("name", "params", "options", "doc"),
 }
 

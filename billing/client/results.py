@@ -544,6 +544,7 @@ class PendingCutoff(Result):
     exhausted_at_ns: int
     attempts: int
     last_error: str | None
+    held: bool
 
 
 class Expiration(Result):

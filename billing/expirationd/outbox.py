@@ -168,6 +168,11 @@ class Outbox:
         item = self._items.get((bucket_id, user_id))
         return None if item is None else (_STATE_NAMES[item.state], item.failures, item.due_ns)
 
+    def is_held(self, bucket_id: int, user_id: bytes) -> bool:
+        """Whether the account waits for `release`."""
+        item = self._items.get((bucket_id, user_id))
+        return item is not None and item.state == PARKED
+
     @property
     def held(self) -> int:
         """Accounts that wait for `release`."""

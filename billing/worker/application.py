@@ -187,7 +187,8 @@ class Billing:
         others are served.
         """
         if query[0] == "pending_cutoffs":
-            self._go_on(cutoff_page(self.machine.ledger.books, *query[1:]), done)
+            _, after, limit = query
+            self._go_on(cutoff_page(self.machine.ledger.books, after, limit, self._is_held), done)
             return
         if query[0] == "accounts":
             assert self._worker is not None, "asked before it was opened"
@@ -271,6 +272,9 @@ class Billing:
             self._history.history(bucket_id, generation, user_id, limit, before, newest, done)
         else:
             self._history.period(bucket_id, generation, user_id, (name, *asked), newest, done)
+
+    def _is_held(self, bucket_id: int, user_id: bytes) -> bool:
+        return self._delivery is not None and self._delivery.outbox.is_held(bucket_id, user_id)
 
     def _go_on(self, slices: Generator[None, None, object], done: Callable[[object], None]) -> None:
         try:

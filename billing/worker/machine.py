@@ -156,8 +156,8 @@ class BillingMachine:
                 yield from self.owed_in(bucket_id)
 
     def overdue(self, now_ns: int) -> int:
-        """Cutoffs owed already, and accounts whose call's instant has passed but was not looked at yet."""
-        owed = sum(1 for _, _, kind, *_ in self.owed() if kind == "cutoff")
+        """Cutoffs whose call's instant is not after `now_ns`: those owed already, and those not looked at yet."""
+        owed = sum(kind == "cutoff" and due_ns <= now_ns for _, _, kind, due_ns, *_ in self.owed())
         return owed + sum(self.ledger.unnoticed(book, now_ns) for book in self.ledger.books.values())
 
     def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int, str]]:

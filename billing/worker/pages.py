@@ -175,9 +175,11 @@ def named_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[No
     return page
 
 
-def cutoff_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[None, None, list[Row]]:
+def cutoff_page(
+    books: dict[int, Book], after: bytes, limit: int, is_held: Callable[[int, bytes], bool]
+) -> Generator[None, None, list[Row]]:
     """Returns the owed cutoffs of the first users above `after`, users ascending, each user's by seq: `limit` rows, or
-    more where the last user has several; yields between slices.
+    more where the last user has several; yields between slices. `is_held(bucket_id, user_id)`: see `held` of the row.
     """
     assert limit >= 1
     page: list[OfUser] = []
@@ -191,7 +193,7 @@ def cutoff_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[N
             slots = list(book.extras) if book is not None and book.pending_cutoffs else []
             while slots and book is not None:
                 looked_at, slots = slots[:left], slots[left:]
-                found = _owed_of(book, looked_at, after, page[-1][0] if full else None)
+                found = _owed_of(book, looked_at, after, page[-1][0] if full else None, is_held)
                 if found:
                     page, full = _cut(page + found, limit)
                 left -= len(looked_at)
@@ -222,7 +224,9 @@ def _first(found: tuple[bytes, Row | None]) -> bytes:
     return found[0]
 
 
-def _owed_of(book: Book, slots: list[int], after: bytes, before: bytes | None) -> list[OfUser]:
+def _owed_of(
+    book: Book, slots: list[int], after: bytes, before: bytes | None, is_held: Callable[[int, bytes], bool]
+) -> list[OfUser]:
     """The rows of the users of these slots with owed cutoffs, above `after` and below `before`."""
     found = []
     for slot in slots:
@@ -230,7 +234,9 @@ def _owed_of(book: Book, slots: list[int], after: bytes, before: bytes | None) -
         if extra is not None and extra.cutoffs and extra.cutoffs[0].status == PENDING:
             user_id = book.users[slot]
             if user_id > after and (before is None or user_id < before):
-                found.append((user_id, pending_rows(user_id, extra)))
+                rows = pending_rows(user_id, extra)
+                held = is_held(book.bucket_id, user_id)
+                found.append((user_id, [row | {"held": held} for row in rows]))
     return found
 
 

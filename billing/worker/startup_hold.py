@@ -10,17 +10,20 @@ It is the number of all shards that counts. A worker with no more of its own tha
 all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where
 the sum is not too many, they go.
 
-After a restore that is so at every start until the release, which removes the mark.
+After a restore that is so at every start until the release, which removes the mark, for what was overdue when the
+restored daemon first came up: that instant is added to the mark. Everything that happened since then is in the
+journal, so whoever ran out later is called.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from shards.system.disk import Disk
+from shards.system.disk import Disk, read_file, write_file
 
 if TYPE_CHECKING:
     from billing.expirationd.delivery import Delivery
@@ -33,6 +36,7 @@ _TRIES_MAX: Final = 100  # a shard that does not come up must not hold up the cu
 log = logging.getLogger("billing.worker.startup_hold")
 
 RESTORED = "restored"
+FIRST_SERVED: Final = "first_served_ns"  # within the mark: the wall clock when the restored daemon first came up
 CUTOFF = "cutoff"  # the kind of call
 
 
@@ -51,12 +55,18 @@ class StartupHold:
 
     def take_up(self, machine: BillingMachine, delivery: Delivery, now_ns: int) -> None:
         """At the start: everything that is owed from before is sent, or waits."""
-        overdue = self.overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
+        until_ns = now_ns
+        overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
+        is_too_many = 0 <= self._hold_above < overdue
+        if self.restored and not is_too_many:
+            until_ns = self._first_served_ns(now_ns)
+            overdue = machine.overdue(until_ns)
+        self.overdue = overdue
         machine.overdue_at_start = lambda: self.overdue
-        held = self.restored or 0 <= self._hold_above < overdue
+        held = self.restored or is_too_many
         self._undecided = not held and self._hold_above >= 0 and overdue > 0
         if held or self._undecided:
-            self._until_ns = now_ns
+            self._until_ns = until_ns
         if held and overdue:
             self._warn()
         self.hand_over(list(machine.owed()), delivery)
@@ -107,6 +117,21 @@ class StartupHold:
             self._remove_mark()
         delivery.release()
         return waited
+
+    def _first_served_ns(self, now_ns: int) -> int:
+        """When the restored daemon first came up: the mark says it from then on. Whichever worker is first writes it;
+        what else the mark says is kept.
+        """
+        try:
+            said = json.loads(read_file(self._disk, self._mark) or b"{}")
+            if FIRST_SERVED in said:
+                return int(said[FIRST_SERVED])
+            write_file(self._disk, self._mark, json.dumps(said | {FIRST_SERVED: now_ns}).encode())
+        except OSError:
+            pass  # another worker of this daemon writes it at this moment, or there is no room for it now
+        except (ValueError, TypeError):
+            pass  # it says nothing that can be read: all that is overdue waits
+        return now_ns
 
     def _warn(self) -> None:
         if self.restored:

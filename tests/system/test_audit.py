@@ -127,3 +127,12 @@ async def test_a_shard_that_drains_is_on_record_and_a_backup_has_the_record(data
         pass
     drains = [row for row in audit(daemon) if row["act"] == "drain"]
     assert [row["details"] for row in drains] == [{"shards": [2]}]
+
+
+def test_without_a_data_directory_the_command_says_so(data_dir: Path) -> None:
+    config = data_dir / "config.toml"
+    config.write_text(f'[daemon]\ndata_dir = "{data_dir}/nowhere"\n')
+    command = [sys.executable, "-m", "billing", "audit", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78
+    assert f"there is no data directory {data_dir}/nowhere" in done.stderr

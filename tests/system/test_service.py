@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,11 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         while not any("its loop has not turned" in status for status in manager.statuses()):
             assert time.monotonic() < deadline, manager.statuses()
             time.sleep(0.1)
+        with pytest.raises(urllib.error.HTTPError) as not_ready:
+            urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=60)
+        with not_ready.value as answer:
+            assert answer.code == 503
+            assert b"its loop has not turned" in answer.read()
         fed = manager.count("WATCHDOG")
         time.sleep(2)
         assert manager.count("WATCHDOG") == fed

@@ -37,9 +37,14 @@ def owing(users: dict[bytes, int], buckets: int = 5, seed: int = 1) -> Ledger:
     return ledger
 
 
+def is_held(bucket_id: int, user_id: bytes) -> bool:
+    """One user of three waits for an operator."""
+    return bucket_id > 0 and user_id[-1] % 3 == 0
+
+
 def page_of(ledger: Ledger, after: bytes, limit: int, between: Callable[[int], None] = lambda turn: None) -> Rows:
     """The page; `between` is called with 0, 1, ... between its slices."""
-    slices: Generator[None, None, Rows] = cutoff_page(ledger.books, after, limit)
+    slices: Generator[None, None, Rows] = cutoff_page(ledger.books, after, limit, is_held)
     turn = 0
     while True:
         try:
@@ -59,6 +64,7 @@ def walk(ask: Callable[[bytes, int], Rows], limit: int) -> tuple[list[tuple[str,
         page = ask(rows[-1][0].encode() if rows else b"", limit)
         lengths.append(len(page))
         rows += [(row["user_id"], row["seq"]) for row in page]
+        assert all(row["held"] == is_held(1, row["user_id"].encode()) for row in page)
     return rows, lengths
 
 

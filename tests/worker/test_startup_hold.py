@@ -6,6 +6,7 @@ application does.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
 from billing.trial.receiver import Receiver
 from billing.worker.machine import BillingMachine
-from billing.worker.startup_hold import RESTORED, StartupHold
+from billing.worker.startup_hold import FIRST_SERVED, RESTORED, StartupHold
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.expirationd.desk import Desk, receiving, settings
@@ -222,3 +223,33 @@ async def test_a_restore_owed_from_before_does_not_carry_the_overdue_cutoff_alon
         start.startup_hold.release(start.machine, start.delivery)
         await start.until(lambda: ("/off", "u", 2) in start.called())
         assert ("/on", "u", 1) not in start.called()
+
+
+async def test_after_a_restore_whoever_ran_out_since_it_first_came_up_is_called_at_every_start(tmp_path: Path) -> None:
+    mark = tmp_path / RESTORED
+    mark.write_text(json.dumps({"taken_at_ns": 1, FIRST_SERVED: MACHINE_CLOCKS.wall_ns() - 2 * HOUR * COIN}))
+    async with starting(tmp_path, -1) as start:
+        start.runs_dry(b"since")
+        start.serve()
+        assert start.startup_hold.overdue == 0
+        start.time_passes()
+        start.synced()
+        await start.until(lambda: start.called() == [("/off", "since", 1)])
+    assert mark.exists(), "what was overdue at first may still wait, at another shard"
+
+
+async def test_the_mark_of_a_restore_says_from_the_first_start_on_when_it_first_came_up(tmp_path: Path) -> None:
+    mark = tmp_path / RESTORED
+    mark.write_text(json.dumps({"taken_at_ns": 1}))
+    for _ in range(2):
+        async with starting(tmp_path, -1) as start:
+            start.runs_dry(b"u")
+            first_ns = json.loads(mark.read_text()).get(FIRST_SERVED)
+            start.serve()
+            assert start.startup_hold.overdue == 1
+            told = json.loads(mark.read_text())
+            assert told == {"taken_at_ns": 1, FIRST_SERVED: first_ns or start.now_ns}
+            start.time_passes()
+            start.synced()
+            await start.free(b"later")
+            assert start.called() == [("/off", "later", 1)]
