@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nats
 import pytest
@@ -366,15 +366,26 @@ def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: Na
 # -- the map ----------------------------------------------------------------------------------------------------------
 
 
-def load(log: JetStreamMapLog) -> tuple[int, list[bytes]]:
+T = TypeVar("T")
+
+
+def patiently(ask: Callable[[], T]) -> T:
     """As a supervisor does it: where the log is unavailable, it is asked again."""
     until_ns = MACHINE_CLOCKS.boot_ns() + int(READY_S * 1e9)
     while True:
         try:
-            return log.load("one")
+            return ask()
         except Unavailable:
             if MACHINE_CLOCKS.boot_ns() > until_ns:
                 raise
+
+
+def load(log: JetStreamMapLog) -> tuple[int, list[bytes]]:
+    return patiently(lambda: log.load("one"))
+
+
+def decide(log: JetStreamMapLog, version: int, payload: bytes) -> int:
+    return patiently(lambda: log.decide(version, payload))
 
 
 def test_of_two_supervisors_that_decide_at_once_the_second_one_learns_what_the_first_one_did(
@@ -385,16 +396,16 @@ def test_of_two_supervisors_that_decide_at_once_the_second_one_learns_what_the_f
     told: list[tuple[int, bytes]] = []
     two.follow(lambda version, payload: told.append((version, payload)))
     assert load(one) == load(two) == (0, [])
-    assert one.decide(0, b"create") == 1
+    assert decide(one, 0, b"create") == 1
     with pytest.raises(Overtaken) as overtaken:
-        two.decide(0, b"create otherwise")
+        decide(two, 0, b"create otherwise")
     assert overtaken.value.version == 1
     assert load(two) == (1, [b"create"])
-    assert two.decide(1, b"assign") == 2
+    assert decide(two, 1, b"assign") == 2
     with pytest.raises(Overtaken):
-        one.decide(1, b"pin")
+        decide(one, 1, b"pin")
     assert load(one) == (2, [b"create", b"assign"])
-    assert one.decide(2, b"pin") == 3
+    assert decide(one, 2, b"pin") == 3
     load(two)
     assert told == [(3, b"pin")]
 
@@ -403,7 +414,7 @@ def test_a_map_is_read_from_another_server_where_one_says_nothing(cluster: NatsC
     cluster.make(0)
     writer = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
     load(writer)
-    writer.decide(0, b"create")
+    decide(writer, 0, b"create")
     proxies = {proxy.url: proxy for proxy in map(Proxy, cluster.ports)}
     try:
         connection = cluster.connect("test", list(proxies))
@@ -423,9 +434,9 @@ def test_what_was_compacted_is_one_state_and_what_follows_it(cluster: NatsCluste
     log = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
     load(log)
     for version in range(5):
-        log.decide(version, b"%d" % version)
-    log.compact(5, b"all five")
-    log.decide(5, b"six")
+        decide(log, version, b"%d" % version)
+    patiently(lambda: log.compact(5, b"all five"))
+    decide(log, 5, b"six")
     again = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
     assert load(again) == (6, [b"all five", b"six"])
     reader = MapReader(cluster.connect(), MACHINE_CLOCKS.boot_ns)
@@ -434,7 +445,7 @@ def test_what_was_compacted_is_one_state_and_what_follows_it(cluster: NatsCluste
     assert len(raw(cluster, map_log.NAME)) == 2
     cluster.publish(map_log.DECISION, b"a stranger's")
     with pytest.raises(Corrupt, match="neither a decision nor a state"):
-        JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns).load("three")
+        load(JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns))
 
 
 def test_the_journal_is_as_it_says(streams: NatsCluster) -> None:
