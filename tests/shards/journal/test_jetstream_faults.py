@@ -12,7 +12,7 @@ import nats
 import pytest
 from crc32c import crc32c
 
-from shards.journal import Corrupt, Fenced, Gap, Lost, Overtaken, Unavailable
+from shards.journal import Corrupt, Fenced, Gap, Lost, Overtaken, Unavailable, Unfit
 from shards.journal.jetstream import map_log, publisher, record
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
@@ -381,7 +381,14 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def load(log: JetStreamMapLog) -> tuple[int, list[bytes]]:
-    return patiently(lambda: log.load("one"))
+    """Right after servers were killed, a new leader may not know yet of a stream that was made a moment ago."""
+    until_ns = MACHINE_CLOCKS.boot_ns() + int(READY_S * 1e9)
+    while True:
+        try:
+            return patiently(lambda: log.load("one"))
+        except Unfit:
+            if MACHINE_CLOCKS.boot_ns() > until_ns:
+                raise
 
 
 def decide(log: JetStreamMapLog, version: int, payload: bytes) -> int:
