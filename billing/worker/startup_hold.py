@@ -36,7 +36,7 @@ _TRIES_MAX: Final = 100  # a shard that does not come up must not hold up the cu
 log = logging.getLogger("billing.worker.startup_hold")
 
 RESTORED = "restored"
-FIRST_SERVED: Final = "first_served_ns"  # within the mark: the wall clock when the restored daemon first came up
+FIRST_SERVED: Final = "first_served_ns"  # within the mark: billing time when the restored daemon first came up
 CUTOFF = "cutoff"  # the kind of call
 
 
@@ -55,12 +55,11 @@ class StartupHold:
 
     def take_up(self, machine: BillingMachine, delivery: Delivery, now_ns: int) -> None:
         """At the start: everything that is owed from before is sent, or waits."""
-        until_ns = now_ns
+        until_ns, first_ns = now_ns, self._first_served_ns(now_ns) if self.restored else now_ns
         overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
         is_too_many = 0 <= self._hold_above < overdue
         if self.restored and not is_too_many:
-            until_ns = self._first_served_ns(now_ns)
-            overdue = machine.overdue(until_ns)
+            until_ns, overdue = first_ns, machine.overdue(first_ns)
         self.overdue = overdue
         machine.overdue_at_start = lambda: self.overdue
         held = self.restored or is_too_many

@@ -238,11 +238,14 @@ async def test_after_a_restore_whoever_ran_out_since_it_first_came_up_is_called_
     assert mark.exists(), "what was overdue at first may still wait, at another shard"
 
 
-async def test_the_mark_of_a_restore_says_from_the_first_start_on_when_it_first_came_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hold_above", [-1, 0])
+async def test_the_mark_of_a_restore_says_from_the_first_start_on_when_it_first_came_up(
+    tmp_path: Path, hold_above: int
+) -> None:
     mark = tmp_path / RESTORED
     mark.write_text(json.dumps({"taken_at_ns": 1}))
     for _ in range(2):
-        async with starting(tmp_path, -1) as start:
+        async with starting(tmp_path, hold_above) as start:
             start.runs_dry(b"u")
             first_ns = json.loads(mark.read_text()).get(FIRST_SERVED)
             start.serve()
