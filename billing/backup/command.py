@@ -17,6 +17,7 @@ from billing.backup.files import NoBackup, copy, finish, restore
 from billing.cli.calling import Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
+from billing.cli.places import DIRECTORY, there
 from billing.follower.store import StoreError
 from shards.exits import Exit
 from shards.journal import JournalError
@@ -36,6 +37,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     Run it on the daemon's host, as its user. Snapshots, trimming and moves of buckets rest meanwhile; commands do not.
     """
     disk = RealDisk()
+    there(directory.absolute().parent)
     ids_max = ask(target, "server_info")["request_ids_per_bucket"]
     cut = ask(target, "backup", "begin")
     renewed_ns = MACHINE_CLOCKS.boot_ns()
@@ -59,7 +61,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
 
 
 @click.command(name="restore", cls=Command)
-@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("directory", type=DIRECTORY)
 @config_option
 def restore_command(directory: Path, config_file: str | None) -> None:
     """Makes the configured data directory, which must be empty, from the backup in DIRECTORY.

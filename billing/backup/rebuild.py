@@ -25,12 +25,14 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import click
 import msgspec
 
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
+from billing.cli.places import DIRECTORY, Misplaced
 from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
 from billing.follower.proof import Unproved
 from billing.follower.store import StoreError, code_of, file_of, reason_of
@@ -55,11 +57,11 @@ ROWS_AT_ONCE = 20_000
 @click.option("--shard", type=int, help="Only the files of this shard.")
 @click.option("--map", "map_too", is_flag=True, help="Makes the map of the buckets again, where it is gone, first.")
 @click.option(
-    "--from-backup", type=click.Path(exists=True, file_okay=False), help="Brings back what this backup has of history."
+    "--from-backup", type=DIRECTORY, metavar="DIRECTORY", help="Brings back what this backup has of history."
 )
 @click.option("--accept-loss", is_flag=True, help="A file that is ahead of its journal is cut back; a copy is kept.")
 def rebuild(
-    config_file: str | None, shard: int | None, map_too: bool, from_backup: str | None, accept_loss: bool
+    config_file: str | None, shard: int | None, map_too: bool, from_backup: Path | None, accept_loss: bool
 ) -> None:
     """Makes history and notices again from the journal, and from what is good in their files.
 
@@ -88,11 +90,13 @@ def rebuild(
                 reader = backend.reader(number)
                 stack.callback(reader.close)
                 for line in rebuild_shard(
-                    disk, data_dir, number, reader, accept_loss=accept_loss, backup=from_backup or ""
+                    disk, data_dir, number, reader, accept_loss=accept_loss, backup=str(from_backup or "")
                 ):
                     click.echo(line)
-    except (DaemonRuns, Absent) as no:
+    except DaemonRuns as no:
         raise click.ClickException(str(no)) from None
+    except Absent as no:
+        raise Misplaced(str(no)) from None
     except (JournalError, BatchCorrupt, MapLost) as error:
         click.echo(f"billing: {text_of(error)}", err=True)
         sys.exit(ending_of(error).code)

@@ -16,21 +16,15 @@ from billing.audit.reading import TrailReader, UnknownCursor
 from billing.audit.trail import DIRECTORY
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command, option
+from billing.cli.places import Misplaced
 from billing.cli.showing import show
 from billing.client.client import Client
 from billing.config.load import load
-from shards.exits import Exit
 from shards.system.disk import RealDisk
 
 PAGE_ROWS: Final = 1000
 
 Rows = list[dict[str, Any]]
-
-
-class NoData(click.ClickException):
-    """The data directory of the configuration is not there."""
-
-    exit_code = int(Exit.CONFIG)
 
 
 @click.command(cls=Command)
@@ -44,7 +38,7 @@ def audit(target: Target, limit: int, after: str, actor: str | None, act: str | 
     if target.told_by:
         data_dir = load(target.file, os.environ).config.daemon.data_dir
         if not RealDisk().exists(data_dir):
-            raise NoData(f"there is no data directory {data_dir}; with --address the daemon there is asked")
+            raise Misplaced(f"there is no data directory {data_dir}; with --address the daemon there is asked")
         reader = TrailReader(RealDisk(), f"{data_dir}/{DIRECTORY}")
         try:
             found: Rows = list(deque(reader.records(after, actor, act), limit))

@@ -33,7 +33,7 @@ class DaemonRuns(Exception):
 
 
 class Absent(Exception):
-    """There is no data directory."""
+    """There is no data directory, or nothing in it."""
 
 
 def shards_in(names: list[str]) -> list[int]:
@@ -43,8 +43,10 @@ def shards_in(names: list[str]) -> list[int]:
 
 
 def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
-    """Takes the lock of every journal until the stack is closed. Raises Live, Absent."""
-    names = disk.listdir(data_dir) if disk.exists(data_dir) else []
+    """Takes the lock of every journal until the stack is closed. Raises DaemonRuns, Absent."""
+    if not disk.exists(data_dir):
+        raise Absent(f"there is no data directory {data_dir}")
+    names = disk.listdir(data_dir)
     rooms = [name for name in (MAP, *(f"{SHARD}{shard}" for shard in shards_in(names))) if name in names]
     if not rooms:
         raise Absent(f"{data_dir} holds no data: there is neither a map nor a shard in it")

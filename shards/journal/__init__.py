@@ -126,6 +126,12 @@ class Unfit(JournalError):
     ending = exits.CONFIG
 
 
+class Absent(JournalError):
+    """The place that was named holds no such log, and nothing says that it ever did: the name is wrong."""
+
+    ending = exits.CONFIG
+
+
 class Gap(JournalError):
     """Batches that must be there are missing as a whole: a file is gone, or was replaced by an older one."""
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from billing.cli.finding import RULE
 from billing.cli.options import Listing
+from billing.cli.places import DIRECTORY
 from billing.trial.faults import parse_fault
 
 
@@ -188,7 +189,8 @@ PEM = click.Path(exists=True, dir_okay=False)
 )
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=DIRECTORY,
+    metavar="DIRECTORY",
     help="Where the data of a daemon of our own go: the disk to measure.",
 )
 @click.option("--address", metavar="ADDRESS", help="host:port or unix:/path of a daemon that runs already.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shards.journal import Corrupt, Gap, JournalError, Retained, Unknown
+from shards.journal import Absent, Corrupt, Gap, JournalError, Retained, Unknown
 from shards.journal.file import snapshot
 from shards.journal.file.record import BARRIER, Malformed, walk
 from shards.journal.file.recovery import is_segment, open_segment
@@ -21,9 +21,10 @@ class FileReader:
     """See `shards.journal.Reader`."""
 
     def __init__(self, disk: Disk, directory: str, shard: int) -> None:
-        """Raises Gap where there is no such journal."""
+        """Raises Absent where there is no such journal."""
         if not disk.exists(directory):
-            raise Gap("there is no journal here", file=directory)
+            above = directory.rpartition("/")[0]
+            raise Absent(f"there is no directory {directory if disk.exists(above) else above}")
         self._disk, self._directory, self._shard = disk, directory, shard
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shards.journal import Corrupt, Gap, Retained
+from shards.journal import Absent, Corrupt, Gap, Retained
 from shards.journal.file.reader import FileReader
 from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
 
@@ -83,5 +83,7 @@ def test_a_damaged_snapshot_is_none() -> None:
 def test_there_is_no_journal_where_there_is_no_directory() -> None:
     rig = Rig()
     rig.opened()
-    with pytest.raises(Gap):
+    with pytest.raises(Absent, match=f"^there is no directory {DIRECTORY}/none$"):
         FileReader(rig.disk, f"{DIRECTORY}/none", SHARD)
+    with pytest.raises(Absent, match=f"^there is no directory {DIRECTORY}/nowhere$"):
+        FileReader(rig.disk, f"{DIRECTORY}/nowhere/shard-1", SHARD)

@@ -1,0 +1,78 @@
+"""A directory that is not there is named as that by every command that takes one, with exit code 78."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from billing.cli.main import main
+
+NOBODY = "127.0.0.1:1"  # no daemon is asked before the directory is looked at
+
+
+def ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A configuration whose data directory is not there."""
+    file = tmp_path / "config.toml"
+    file.write_text(f'[daemon]\ndata_dir = "{tmp_path}/nowhere"\n')
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("journal", "dump", "--shard", "1"),
+        ("journal", "dump", "--shard", "0"),
+        ("doctor",),
+        ("audit",),
+        ("rebuild",),
+        ("rebuild", "--shard", "1"),
+    ],
+    ids=" ".join,
+)
+def test_of_the_configuration(
+    config: str, tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = ended(capsys, *words, "--config", config)
+    assert code == 78
+    assert told.startswith("billing: there is no ")
+    assert f"directory {tmp_path}/nowhere" in told
+    assert "damaged" not in told
+
+
+def test_a_shard_that_the_data_directory_does_not_have(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nowhere").mkdir()
+    assert ended(capsys, "journal", "dump", "--shard", "7", "--config", config) == (
+        78,
+        f"billing: there is no directory {tmp_path}/nowhere/shard-7\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("restore", "{}/absent"), "absent"),
+        (("rebuild", "--from-backup", "{}/absent"), "absent"),
+        (("backup", "{}/absent/copy", "--address", NOBODY), "absent"),
+        (("loadtest", "--directory", "{}/absent"), "absent"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_of_the_line(
+    tmp_path: Path, words: tuple[str, ...], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = ended(capsys, *(word.format(tmp_path) for word in words))
+    assert (code, told) == (78, f"billing: there is no directory {tmp_path}/{missing}\n")
+
+
+def test_a_file_is_no_directory(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(capsys, "restore", config) == (78, f"billing: {tmp_path}/config.toml is no directory\n")
