@@ -3,7 +3,9 @@
 Theory. Workers count, the sampler remembers. Of each worker it keeps the newest figures and when they came; of the
 whole it keeps a row a second for some minutes and a row each ten seconds for an hour (`Row`), made of differences
 between two looks. `/metrics`, the page and the service manager all read the same samples, so ten viewers cost the
-workers no more than one. Counters start at zero with each life of a worker; a difference below zero is such a start.
+workers no more than one. Quantiles of lateness are exact where every call between two looks is known by itself, as it
+is of a few (`ExactHistogram`); of many they are estimated from the counts between bounds. Counters start at zero with
+each life of a worker; a difference below zero is such a start.
 
 `overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. A worker that
 is down or held is not overdue: that is known, told elsewhere, and not mended by ending the whole daemon. A full disk
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 from billing.admin.recent import Recent
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.supervisor import Supervisor
+from shards.worker.histogram import exact_quantile
 
 LOOK_S: Final = 1.0
 GLANCE_S: Final = 0.25  # how often it is looked whether a bucket has another owner
@@ -35,6 +39,7 @@ COARSE_ROWS: Final = 360  # one each ten seconds: an hour
 LOOP_PATIENCE_NS: Final = 10_000_000_000  # a worker that serves answers within that
 START_PATIENCE_NS: Final = 120_000_000_000  # one that starts or recovers may be in one long call
 SYNC_PATIENCE_NS: Final = 30_000_000_000  # a disk that takes longer for one batch is not coming back
+OVERRUN_PATIENCE_NS: Final = 60_000_000_000
 NONE: Final[dict[str, Any]] = {"bounds": [], "counts": [], "sum": 0}
 
 LOOP, SYNC = "loop", "sync"  # what may stand still
@@ -57,6 +62,20 @@ class Outage(NamedTuple):
     endpoint: str
     since_ns: int
     error: str
+
+
+class Overrun(NamedTuple):
+    """What exhausted accounts whose rate is not 0 go on using."""
+
+    accounts: int = 0  # how many these are
+    nanos_per_hour: int = 0
+    dearest: str = ""  # whose rate is the highest of them
+    lasts_ns: int = 0  # since when there has been one without a pause
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it has lasted for longer than it takes to switch machines off and to report that."""
+        return self.lasts_ns > OVERRUN_PATIENCE_NS
 
 
 class Event(NamedTuple):
@@ -108,9 +127,12 @@ class FigureSampler:
         self._owners: list[int] = []
         self.turned = asyncio.Event()  # set, and replaced, after each look
         self._answered_ns: dict[int, tuple[int, int]] = {}  # shard -> (pid, when it answered last, or was first seen)
-        self._before = _Sums(), self.clocks.boot_ns()
+        self._before = Sums(), self.clocks.boot_ns()
         self._coarse_before = self._before
         self._minute = deque([self._before], maxlen=MINUTE_ROWS)
+        self._minute_late: deque[list[int] | None] = deque(maxlen=MINUTE_ROWS - 1)  # between each two of these
+        self._coarse_late: list[list[int] | None] = []  # since the last coarse row
+        self._overrun_since_ns = 0  # boot clock; 0: nothing overruns
 
     async def run(self) -> None:
         """Looks until cancelled."""
@@ -136,18 +158,28 @@ class FigureSampler:
         await asyncio.gather(*(self._look_at(worker) for worker in workers))
         for gone in self.figures.keys() - {worker.shard_id for worker in workers}:
             del self.figures[gone]
-        now_ns, sums = self.clocks.boot_ns(), _Sums(self.figures)
-        self.fine.append(_row(self._before, (sums, now_ns), self.clocks.wall_ns()))
+        now_ns, sums = self.clocks.boot_ns(), Sums(self.figures)
+        late = known_late(self._before[0], sums)
+        self.fine.append(row_between(self._before, (sums, now_ns), self.clocks.wall_ns(), [late]))
         self._before = sums, now_ns
         self._minute.append(self._before)
+        self._minute_late.append(late)
+        self._coarse_late.append(late)
+        if not self.total("overrun_accounts"):
+            self._overrun_since_ns = 0
+        elif not self._overrun_since_ns:
+            self._overrun_since_ns = now_ns
         self._hear()
         if not self.total("endpoints_shut"):
             self._shut_since_ns = 0
         elif not self._shut_since_ns:
             self._shut_since_ns = self.clocks.wall_ns()
         if now_ns - self._coarse_before[1] >= COARSE_NS:
-            self.coarse.append(_row(self._coarse_before, (sums, now_ns), self.clocks.wall_ns()))
+            self.coarse.append(
+                row_between(self._coarse_before, (sums, now_ns), self.clocks.wall_ns(), self._coarse_late)
+            )
             self._coarse_before = sums, now_ns
+            self._coarse_late = []
         self.looks += 1
         turned, self.turned = self.turned, asyncio.Event()
         turned.set()
@@ -173,11 +205,22 @@ class FigureSampler:
 
     def last_minute(self) -> Row:
         """What happened within the last minute, as one row."""
-        return _row(self._minute[0], self._minute[-1], self.clocks.wall_ns())
+        return row_between(self._minute[0], self._minute[-1], self.clocks.wall_ns(), self._minute_late)
 
     def last_hour(self) -> list[Row]:
         """Ten seconds a row, the last one as far as it has come: all figures of a page are of the same look."""
-        return [*self.coarse, _row(self._coarse_before, self._before, self.clocks.wall_ns())]
+        newest = row_between(self._coarse_before, self._before, self.clocks.wall_ns(), self._coarse_late)
+        return [*self.coarse, newest]
+
+    def overrun(self) -> Overrun:
+        """What exhausted accounts go on using now."""
+        accounts = self.total("overrun_accounts")
+        if not accounts:
+            return Overrun()
+        found = [figures["overrun_dearest"] for figures in self.figures.values() if "overrun_dearest" in figures]
+        _, dearest = max(found, key=lambda rate_and_user: rate_and_user[0])
+        lasts_ns = self.clocks.boot_ns() - self._overrun_since_ns if self._overrun_since_ns else 0
+        return Overrun(accounts, self.total("overrun_nanos_per_hour"), dearest, lasts_ns)
 
     def outages(self) -> list[Outage]:
         """The endpoints that do not answer, each once however many workers have seen it; the oldest outage counts."""
@@ -236,28 +279,45 @@ class FigureSampler:
         return max((figures[name] for figures in self.figures.values() if name in figures), default=default)
 
 
-class _Sums:
-    """What is needed of one look to make a row with the next."""
+Look = tuple["Sums", int]  # of one look, and its instant by the boot clock
 
-    __slots__ = ("bounds", "calls", "late", "owed")
+
+class Sums:
+    """What is needed of one look to make a row with the next: of the figures by shard."""
+
+    __slots__ = ("bounds", "calls", "late", "latest", "owed")
 
     def __init__(self, figures: dict[int, dict[str, Any]] | None = None) -> None:
         self.calls: dict[int, int] = {}
         self.late: dict[int, list[int]] = {}
+        self.latest: dict[int, list[int]] = {}  # the newest of these, each by itself
         self.bounds: list[int] = []
         self.owed = 0
         for shard_id, found in (figures or {}).items():
             self.calls[shard_id] = sum(found.get("calls", {}).values())
             late = found.get("cutoff_sent_ns", NONE)
             self.late[shard_id] = late["counts"]
+            self.latest[shard_id] = late.get("latest", [])
             self.bounds = late["bounds"] or self.bounds
             self.owed += found.get("pending_cutoffs", 0)
 
 
-def _row(before: tuple[_Sums, int], after: tuple[_Sums, int], now_ns: int) -> Row:
-    """What happened between two looks. `now_ns`: the wall clock."""
-    old, new = before[0], after[0]
-    seconds = max(after[1] - before[1], 1) / 1e9
+def known_late(old: Sums, new: Sums) -> list[int] | None:
+    """How late each call between two looks left; None where that is not known of every call."""
+    known: list[int] = []
+    for shard_id, counts in new.late.items():
+        fresh = grown(sum(old.late.get(shard_id, ())), sum(counts))
+        latest = new.latest[shard_id]
+        if fresh > len(latest):
+            return None
+        known += latest[len(latest) - fresh :]
+    return known
+
+
+def row_between(before: Look, after: Look, now_ns: int, known: Iterable[list[int] | None]) -> Row:
+    """What happened between two looks. `now_ns`: the wall clock. `known`: see `known_late`, of each look between."""
+    (old, old_ns), (new, new_ns) = before, after
+    seconds = max(new_ns - old_ns, 1) / 1e9
     commands = sum(grown(old.calls.get(shard_id, 0), calls) for shard_id, calls in new.calls.items())
     counts = [0] * (len(new.bounds) + 1)
     for shard_id, late in new.late.items():
@@ -266,14 +326,13 @@ def _row(before: tuple[_Sums, int], after: tuple[_Sums, int], now_ns: int) -> Ro
             earlier = [0] * len(late)
         for index, count in enumerate(late):
             counts[index] += count - earlier[index]
-    return Row(
-        now_ns,
-        commands / seconds,
-        sum(counts),
-        quantile_ns(new.bounds, counts, 0.5),
-        quantile_ns(new.bounds, counts, 0.99),
-        new.owed,
-    )
+    looks = list(known)
+    exact = [ns for late in looks if late is not None for ns in late]
+    if exact and None not in looks and len(exact) == sum(counts):
+        p50_ns, p99_ns = exact_quantile(exact, 0.5), exact_quantile(exact, 0.99)
+    else:
+        p50_ns, p99_ns = quantile_ns(new.bounds, counts, 0.5), quantile_ns(new.bounds, counts, 0.99)
+    return Row(now_ns, commands / seconds, sum(counts), p50_ns, p99_ns, new.owed)
 
 
 def grown(before: int, after: int) -> int:

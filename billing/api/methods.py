@@ -370,6 +370,7 @@ _ROWS: Final = (
             Field("exhausts_within_ns", Span(), -1, "only accounts that run out within that time"),
             Field("with", WordSet(("rates", "holds")), (), "what is added to each row"),
             Field("class", Text(CLASS_BYTES_MAX), b"", "only accounts in this cutoff class; default names the default"),
+            Field("overrunning", Flag(), 0, "only accounts that have run out and whose rate is still above zero"),
         ),
         weight=LISTING_WEIGHT,
     ),

@@ -103,14 +103,16 @@ def _accounts(
     within: int | None,
     shown: tuple[str, ...],
     of_class: str | None,
+    overrunning: bool,
     ids: bool,
 ) -> None:
     filters: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
-    filters["class"] = of_class
+    filters |= {"class": of_class, "overrunning": overrunning or None}
     words = ["--state", state] if state else []
     words += [] if within is None else ["--within", f"{within}ns"]
     words += [] if of_class is None else ["--class", of_class]
     words += [word for name in shown for word in ("--with", name)] + ["--ids"] * ids
+    words += ["--overrunning"] * overrunning
     complete = _ids if ids else None
     show_pages(target, "accounts", "user_id", "--after", after, limit, every, complete=complete, words=words, **filters)
 
@@ -148,6 +150,7 @@ _BY_HAND = (
             help="Adds each rate line, or each open hold.",
         ),
         option("--class", "of_class", metavar="NAME", help="Only accounts in this cutoff class."),
+        option("--overrunning", is_flag=True, help="Only accounts that ran out and still have a rate."),
         option("--ids", is_flag=True, help="Only the user ids."),
         option("--after", metavar="USER", help="Starts behind this user."),
         option("--limit", type=int, help="How many at most.  [1000]"),

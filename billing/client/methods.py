@@ -203,6 +203,7 @@ class Methods(ABC):
         exhausts_within_ns: int | None = None,
         show: Sequence[Literal["rates", "holds"]] | None = None,
         class_name: str | None = None,
+        overrunning: bool | None = None,
     ) -> list[AccountRow]:
         """Accounts in order of user_id, a page, as they stand now."""
         options: dict[str, Any] = {
@@ -212,6 +213,7 @@ class Methods(ABC):
             "exhausts_within_ns": exhausts_within_ns,
             "with": None if show is None else list(show),
             "class": class_name,
+            "overrunning": overrunning,
         }
         return [AccountRow(row) for row in await self.call("accounts", **options)]
 

@@ -38,7 +38,7 @@ from billing.expirationd.outbox import Item, Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
 from billing.expirationd.throughput import Throughput
 from shards.system.clock import Clocks
-from shards.worker.histogram import LATENESS_NS, Histogram
+from shards.worker.histogram import LATENESS_NS, ExactHistogram, Histogram
 
 if TYPE_CHECKING:
     import ssl
@@ -172,7 +172,7 @@ class Delivery:
         self._failures = dict(kinds)
         self.dropped = 0
         self.last_error = ""
-        self.sent_late = Histogram(LATENESS_NS)  # from E, or the end of its grace, to the first attempt of each cutoff
+        self.sent_late = ExactHistogram(LATENESS_NS)  # from E, or the end of its grace, to each cutoff's first attempt
         self.done_late = Histogram(LATENESS_NS)  # from there to its 2xx
         self.throughput = Throughput()  # of cutoffs
         self._lines: dict[Item, Line] = {}  # calls in flight

@@ -1,5 +1,5 @@
-"""Sums over the accounts of a shard, for metrics and the page: overrun in money, the oldest cutoff that is owed, and
-how many accounts are in a cutoff class that the configuration does not have.
+"""Sums over the accounts of a shard, for metrics and the page: overrun in money and whose is the dearest, the oldest
+cutoff that is owed, and how many accounts are in a cutoff class that the configuration does not have.
 
 All are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
 `step` goes on where the last one stopped and looks at `EXTRAS_MAX` of them at most (a millisecond or two), and a bucket
@@ -16,7 +16,7 @@ holds and never changes anything.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from billing.ledger.book import EXHAUSTED, ROW, Book
 from billing.ledger.entry import PENDING
@@ -34,6 +34,7 @@ class Count(NamedTuple):
     accounts: int = 0  # how many these are
     oldest_ns: int = NEVER_NS  # since when the oldest cutoff is owed
     classless: int = 0  # accounts whose class is not known
+    dearest: tuple[int, bytes] = (0, b"")  # the highest rate among those whose overrun grows, and whose it is
 
 
 class Aggregates:
@@ -73,15 +74,17 @@ class Aggregates:
                 return
             bucket_id = next(self._round, 0)
 
-    def figures(self, now_ns: int) -> dict[str, int]:
+    def figures(self, now_ns: int) -> dict[str, Any]:
         """Sums over the buckets, as plain data; -1: no cutoff is owed."""
         counts = self._counts.values()
         oldest_ns = min((count.oldest_ns for count in counts), default=NEVER_NS)
+        rate, user_id = max((count.dearest for count in counts), default=(0, b""))
         return {
             "overrun_nanos": sum(count.overrun for count in counts) // NANO,
             "overrun_grown_nanos": self._grown // NANO,
             "overrun_nanos_per_hour": sum(count.running for count in counts),
             "overrun_accounts": sum(count.accounts for count in counts),
+            "overrun_dearest": (rate, user_id.decode()),
             "unknown_class_accounts": sum(count.classless for count in counts),
             "oldest_owed_ns": -1 if oldest_ns == NEVER_NS else max(0, now_ns - oldest_ns),
         }
@@ -90,6 +93,7 @@ class Aggregates:
 def _count(book: Book, now_ns: int, classes: Container[bytes]) -> Count:
     overrun = running = accounts = classless = 0
     oldest_ns = NEVER_NS
+    dearest = 0, b""
     for slot, extra in book.extras.items():
         overrun += extra.overrun
         classless += bool(extra.class_name) and extra.class_name not in classes
@@ -98,8 +102,10 @@ def _count(book: Book, now_ns: int, classes: Container[bytes]) -> Count:
             overrun += rate * max(0, now_ns - settled_ns)
             running += rate
             accounts += 1
+            if rate > dearest[0]:
+                dearest = rate, book.users[slot]
         if book.pending_cutoffs:
             for cutoff in extra.cutoffs:
                 if cutoff.status == PENDING:
                     oldest_ns = min(oldest_ns, cutoff.due_ns)
-    return Count(overrun, running, accounts, oldest_ns, classless)
+    return Count(overrun, running, accounts, oldest_ns, classless, dearest)

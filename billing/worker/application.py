@@ -320,7 +320,7 @@ class Billing:
             told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
         return told
 
-    def _aggregate_figures(self) -> dict[str, int]:
+    def _aggregate_figures(self) -> dict[str, Any]:
         if self._worker is None:
             return {}
         now_ns = self._worker.fresh_now_ns()

@@ -112,9 +112,11 @@ class BillingMachine:
     def survey(self, query: Command, now_ns: int) -> object:
         """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
         match query:
-            case ("accounts", bytes(), int(), str(), int(), tuple(), bytes()) | ("pending_cutoffs", bytes(), int()):
+            case ("accounts", bytes(), int(), str(), int(), tuple(), bytes(), int()):
                 return Later(query)
-            case ("forecast", int(), int()) | ("expirationd_stats",) | ("history_reached",):
+            case ("pending_cutoffs", bytes(), int()) | ("forecast", int(), int()):
+                return Later(query)
+            case ("expirationd_stats",) | ("history_reached",):
                 return Later(query)
             case ("release_cutoffs",):
                 return self.release_held()

@@ -47,17 +47,20 @@ class Wish(NamedTuple):
     within_ns: int = -1  # only those that run out within so long; -1: all
     shown: tuple[str, ...] = ()  # of "rates" and "holds"
     class_name: bytes = b""  # empty: whatever theirs is
+    overrunning: int = 0  # 1: only those that have no money left and still have a rate
 
     @property
     def is_picky(self) -> bool:
         """Whether only some accounts are asked for."""
-        return bool(self.state or self.class_name) or self.within_ns >= 0
+        return bool(self.state or self.class_name or self.overrunning) or self.within_ns >= 0
 
     def takes(self, row: Row, now_ns: int) -> bool:
         """Whether an account that stands so is asked for."""
         if self.state and row["state"] != self.state:
             return False
         if self.class_name and row["class"].encode() != self.class_name:
+            return False
+        if self.overrunning and (row["state"] != "exhausted" or not row["rate_nanos_per_hour"]):
             return False
         runs_out_ns = row["exhausts_at_ns"]
         return self.within_ns < 0 or (runs_out_ns is not None and runs_out_ns <= now_ns + self.within_ns)
@@ -73,11 +76,12 @@ def account_page(
     within_ns: int,
     shown: tuple[str, ...],
     class_name: bytes = b"",
+    overrunning: int = 0,
 ) -> Generator[None, None, list[Row] | str]:
     """Returns the rows of the first `limit` accounts above `after` that are asked for, ascending, or why it cannot;
     yields between slices. `call_at_ns`: when the cutoff URL is called for an account, see `Ledger`.
     """
-    wish = Wish(state, within_ns, tuple(shown), class_name)
+    wish = Wish(state, within_ns, tuple(shown), class_name, overrunning)
     rows: list[Row] = []
     lines = 0
     while len(rows) < limit:

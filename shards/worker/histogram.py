@@ -4,6 +4,9 @@ A `Histogram` is a histogram: counts of values between fixed bounds, and their s
 `{"bounds": [...], "counts": [...], "sum": n}`; `counts` has one more than `bounds`, for what is above the last, and a
 value equal to a bound counts below it. All are whole numbers in the unit that the figure's name ends with.
 
+`ExactHistogram` also keeps the newest values as they were, `"latest": [...]`, oldest first: a quantile of a few values
+is one of them, and not a place within a bucket.
+
 `Syncs` counts batches: how long the disk took for each, and how many records it held. `Pulse` beats on the loop and
 measures by how much each beat was late, which is how long anything else would have waited there.
 
@@ -14,8 +17,10 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 BEAT_S = 0.1
@@ -29,6 +34,7 @@ _LATENESS_MS = (
 LATENESS_NS = tuple(int(ms * _MS) for ms in _LATENESS_MS)
 SYNC_NS = tuple(int(ms * _MS) for ms in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 5000))
 LAG_NS = tuple(int(ms * _MS) for ms in (1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 5000))
+EXACT_VALUES = 64  # as many of the newest values are kept as they were
 BATCH_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -62,6 +68,35 @@ class Histogram:
     def plain(self) -> dict[str, Any]:
         """As plain data, for the wire."""
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.total}
+
+
+class ExactHistogram(Histogram):
+    """A histogram that keeps its newest values, too, for when there are few."""
+
+    __slots__ = ("latest",)
+
+    def __init__(self, bounds: tuple[int, ...]) -> None:
+        super().__init__(bounds)
+        self.latest: deque[int] = deque(maxlen=EXACT_VALUES)
+
+    def add(self, value: int, count: int = 1) -> None:
+        super().add(value, count)
+        self.latest.extend([value] * min(count, EXACT_VALUES))
+
+    def quantile(self, share: float) -> int:
+        """Exact while every value is kept, else as of any histogram."""
+        if 0 < len(self.latest) == sum(self.counts):
+            return exact_quantile(self.latest, share)
+        return super().quantile(share)
+
+    def plain(self) -> dict[str, Any]:
+        return super().plain() | {"latest": list(self.latest)}
+
+
+def exact_quantile(values: Iterable[int], share: float) -> int:
+    """The smallest of the values that so great a share of them does not exceed; there is at least one."""
+    ordered = sorted(values)
+    return ordered[max(1, ceil(share * len(ordered))) - 1]
 
 
 class Syncs:

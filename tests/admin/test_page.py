@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.admin.figure_sampler import grown, quantile_ns
-from billing.admin.page import parts, plots, words
+from billing.admin.figure_sampler import Overrun, Sums, grown, known_late, quantile_ns, row_between
+from billing.admin.page import condition, parts, plots, words
 from billing.admin.processes import Usage
 from billing.admin.server import is_this_host, token_of
 from billing.service.service import doing
 from shards.supervisor.supervisor import Unserved
-from shards.worker.histogram import LATENESS_NS, Histogram
+from shards.worker.histogram import EXACT_VALUES, LATENESS_NS, ExactHistogram, Histogram
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -68,6 +68,69 @@ def test_a_quantile_is_in_the_bucket_where_it_belongs(values: list[int], share: 
 
 def test_an_empty_histogram_has_no_quantile() -> None:
     assert quantile_ns(list(LATENESS_NS), [0] * (len(LATENESS_NS) + 1), 0.99) == -1
+
+
+def looked_at(*shards: ExactHistogram) -> Sums:
+    return Sums({number: {"cutoff_sent_ns": late.plain()} for number, late in enumerate(shards, 1)})
+
+
+def test_the_quantiles_of_a_few_calls_are_among_them() -> None:
+    late = ExactHistogram(LATENESS_NS)
+    before = looked_at(late)
+    late.add(6_000_000)
+    after = looked_at(late)
+    row = row_between((before, 0), (after, 10**9), 0, [known_late(before, after)])
+    assert (row.sent, row.late_p50_ns, row.late_p99_ns) == (1, 6_000_000, 6_000_000)
+    late.add(2_000_000)
+    other = ExactHistogram(LATENESS_NS)
+    other.add(7_000_000)
+    last = looked_at(late, other)
+    looks = [known_late(before, after), known_late(after, last)]
+    row = row_between((before, 0), (last, 2 * 10**9), 0, looks)
+    assert (row.sent, row.late_p50_ns, row.late_p99_ns) == (3, 6_000_000, 7_000_000)
+
+
+def test_the_quantiles_of_more_calls_than_are_known_one_by_one_are_estimated() -> None:
+    late = ExactHistogram(LATENESS_NS)
+    before = looked_at(late)
+    late.add(6_000_000, EXACT_VALUES + 1)
+    after = looked_at(late)
+    assert known_late(before, after) is None
+    row = row_between((before, 0), (after, 10**9), 0, [None])
+    assert row.sent == EXACT_VALUES + 1
+    assert 5_000_000 < row.late_p50_ns < row.late_p99_ns < 10_000_000
+
+
+def test_the_calls_of_a_worker_that_began_anew_are_known_too() -> None:
+    old, new = ExactHistogram(LATENESS_NS), ExactHistogram(LATENESS_NS)
+    old.add(1_000_000, 5)
+    new.add(3_000_000, 2)
+    assert known_late(looked_at(old), looked_at(new)) == [3_000_000, 3_000_000]
+
+
+OVERRUN = Overrun(3, 7_200 * 10**9, "vm <b>", 61 * 10**9)
+
+
+def test_overrun_that_lasts_names_a_user_and_the_command_that_lists_all() -> None:
+    (found,) = condition.overrunning(OVERRUN)
+    assert (found.kind, found.alert, found.command) == (
+        condition.WARN, "BillingOverrunGrowing", "billing accounts --overrunning"
+    )  # fmt: skip
+    assert found.text == (
+        "3 exhausted accounts still have a rate (the highest: vm <b>): 7,200.00 coins an hour that nobody pays."
+    )
+    (found,) = condition.overrunning(OVERRUN._replace(accounts=1))
+    assert found.text.startswith("1 exhausted account still has a rate (vm <b>): ")
+    tile = parts.overrunning(OVERRUN)
+    assert 'href="/?user=vm%20%3Cb%3E">vm &lt;b&gt;</a>' in tile
+    assert "<code>billing accounts --overrunning</code>" in tile
+
+
+def test_overrun_of_some_seconds_is_nothing_wrong() -> None:
+    """Between the 2xx of a cutoff and the report of rate 0 every account overruns."""
+    fresh = OVERRUN._replace(lasts_ns=59 * 10**9)
+    assert (list(condition.overrunning(fresh)), fresh.is_wrong) == ([], False)
+    assert list(condition.overrunning(Overrun())) == []
 
 
 def test_a_counter_that_fell_began_anew() -> None:

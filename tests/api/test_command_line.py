@@ -93,8 +93,9 @@ CHANGES: list[tuple[str, commands.Command]] = [
 QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("account u", ("get_account", b"u")),
     ("history u --limit 5 --before 9", ("history", b"u", 5, 9)),
-    ("accounts --after u --limit 5", ("accounts", b"u", 5, "", -1, (), b"")),
-    ("accounts --class gold", ("accounts", b"", 1000, "", -1, (), b"gold")),
+    ("accounts --after u --limit 5", ("accounts", b"u", 5, "", -1, (), b"", 0)),
+    ("accounts --overrunning", ("accounts", b"", 1000, "", -1, (), b"", 1)),
+    ("accounts --class gold", ("accounts", b"", 1000, "", -1, (), b"gold", 0)),
     ("account u --at 2026-03-01T00:00Z", ("balance_at", b"u", 1_772_323_200 * 10**9)),
     ("balance-at u 1772323200000000000", ("balance_at", b"u", 1_772_323_200 * 10**9)),
     ("shards", ("shards_info",)),
@@ -560,7 +561,7 @@ async def test_accounts_are_listed_with_how_it_stands_with_them(house: House) ->
     ]
     house.gate.replies["accounts"] = []
     assert (await run(house, "accounts --state active --with rates")).stdout == "nothing\n"
-    assert house.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",), b"")
+    assert house.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",), b"", 0)
 
 
 # -- what cannot be undone -------------------------------------------------------------------------------------------

@@ -67,9 +67,7 @@ def test_a_shard_that_the_data_directory_does_not_have(
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
-def test_of_the_line(
-    tmp_path: Path, words: tuple[str, ...], missing: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_the_line(tmp_path: Path, words: tuple[str, ...], missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = ended(capsys, *(word.format(tmp_path) for word in words))
     assert (code, told) == (78, f"billing: there is no directory {tmp_path}/{missing}\n")
 

@@ -31,6 +31,21 @@ def test_overrun_is_what_the_accounts_show_now() -> None:
     assert figures["overrun_nanos_per_hour"] == 5 * HOUR
     assert figures["overrun_accounts"] == 5
     assert figures["oldest_owed_ns"] == 1000 - 10
+    assert figures["overrun_dearest"][0] == HOUR
+
+
+def test_whose_overrun_grows_fastest_is_named() -> None:
+    bank = ran_dry(3)
+    census = Aggregates(bank.ledger.books)
+    bank.set_rate("u1", 2 * HOUR, at=900)
+    bank.set_rate("rich", 9 * HOUR, at=900)  # has money
+    census.step(1000)
+    assert census.figures(1000)["overrun_dearest"] == (2 * HOUR, "u1")
+    bank.set_rate("u1", 0, at=1000)
+    for user in ("u0", "u2"):
+        bank.set_rate(user, 0, at=1000)
+    census.step(1000)
+    assert census.figures(1000)["overrun_dearest"] == (0, "")
 
 
 def test_a_rate_at_zero_ends_it_and_what_there_was_stays() -> None:

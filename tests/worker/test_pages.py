@@ -170,6 +170,17 @@ def test_only_who_is_asked_for_is_on_the_page() -> None:
     assert names(Wish("active"), after=b"a", limit=1) == ["b"]
 
 
+def test_only_who_ran_out_and_still_has_a_rate_overruns() -> None:
+    bank = spending_bank()
+    bank.top_up("e", 5, at=10)
+    bank.debit("e", 5, at=20)  # has no money, and no rate either
+    wish = Wish(overrunning=1)
+    assert [row["user_id"] for row in rows_of(bank, 40, wish=wish)] == ["d"]
+    assert [row["user_id"] for row in rows_of(bank, 100, wish=wish)] == ["a", "d"], "nobody has noticed yet that a did"
+    bank.set_rate("d", 0, at=100)
+    assert [row["user_id"] for row in rows_of(bank, 100, wish=wish)] == ["a"]
+
+
 def test_rates_and_holds_are_added_where_they_are_asked_for() -> None:
     bank = Bank()
     bank.top_up("a", 100, at=0)

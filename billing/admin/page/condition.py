@@ -2,8 +2,9 @@
 
 The header's pill and the tab's title say the first of them, the list in the header all of them. Each names the fault,
 since when it lasts and how many users it concerns (where these are known), the command that shows more, and the alert
-under which the runbook gives the remedy. What is only worth knowing (overrun that grows) stands in its tile and not
-here.
+under which the runbook gives the remedy. A tile is amber or red only where one of these is its reason, so that the
+header never says that nothing is wrong beside it. Overrun that grows for some seconds is none: between a cutoff's 2xx
+and the report of rate 0 every account overruns.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from billing.admin.figure_sampler import LOOP, SYNC, FigureSampler
+from billing.admin.figure_sampler import LOOP, SYNC, FigureSampler, Overrun
 from billing.admin.page import plots, words
 from billing.admin.processes import FOLLOWERS, Usage
+from shards.counting import counted
 from shards.supervisor.clock_watch import DOUBTFUL, UNFIT
 
 BAD, WARN = "bad", "warn"
 OWED_LATE_NS: Final = 5 * 10**9
 CLOCK_OFF_NS: Final = 10**9
 DISK_SHARE_MIN: Final = 0.1
+OVERRUNNING: Final = "billing accounts --overrunning"  # lists them
 STUCK_ALERTS: Final = {LOOP: "BillingLoopLag", SYNC: "BillingSyncStuck"}
 
 
@@ -68,7 +71,7 @@ def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
     for outage in sampler.outages():
         since = f" since {words.clock(outage.since_ns, sampler.clocks.wall_ns())}" if outage.since_ns else ""
         error = f" ({outage.error})" if outage.error else ""
-        waiting = f"; {words.users(users)} {'waits' if users == 1 else 'wait'} for a call" if users else ""
+        waiting = f"; {counted(users, 'user')} {'waits' if users == 1 else 'wait'} for a call" if users else ""
         waiting += f" ({partly})" if waiting and partly else ""
         yield Trouble(
             BAD,
@@ -92,13 +95,14 @@ def _disk(sampler: FigureSampler, usage: Usage) -> Iterator[Trouble]:
 def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
     held = sampler.total("cutoffs_held")
     if held:
-        text = f"{words.number(held)} cutoffs are held back since the start, until somebody releases them."
+        are = "is" if held == 1 else "are"
+        text = f"{counted(held, 'cutoff')} {are} held back since the start, until somebody releases them."
         yield Trouble(BAD, f"{words.number(held)} held back", text, "BillingCutoffsHeld", "billing cutoffs release")
     owed, oldest_ns = sampler.total("pending_cutoffs"), sampler.top("oldest_owed_ns")
     if owed and not held and oldest_ns > OWED_LATE_NS and not sampler.outages():
         have = "has" if owed == 1 else "have"
         partly = f" ({known})" if (known := _partly(sampler)) else ""
-        text = f"{words.users(owed)} {have} not been cut off{partly}, the first for {words.span(oldest_ns)}."
+        text = f"{counted(owed, 'user')} {have} not been cut off{partly}, the first for {words.span(oldest_ns)}."
         errors = [figures["cutoff_error"] for figures in sampler.figures.values() if figures.get("cutoff_error")]
         last = f" The last error: {errors[-1]}." if errors else ""
         yield Trouble(BAD, f"{words.number(owed)} owed", text + last, "BillingCutoffsOwed", "billing cutoffs")
@@ -106,6 +110,9 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
     if minute.sent and minute.late_p99_ns > plots.BOUND_MS * 10**6:
         text = f"One in a hundred cutoffs of the last minute left {words.late(minute.late_p99_ns)} late or later."
         yield Trouble(WARN, "Late", text, "BillingCutoffsLate", "billing shards")
+    elif OWED_LATE_NS >= (waiting_ns := sampler.top("cutoffs_waiting_ns")) > plots.BOUND_MS * 10**6:
+        text = f"A cutoff waits for its call, and has done so for {words.span(waiting_ns)}."
+        yield Trouble(WARN, "Late", text, "BillingCutoffsLate", "billing cutoffs")
 
 
 def _partly(sampler: FigureSampler) -> str:
@@ -123,9 +130,10 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
                 because = f" ({trouble})" if trouble else ""
                 text = f"The process of the {follower} of shard {shard_id} does not run{because}."
                 yield Trouble(WARN, f"No {follower}", text, "BillingFollowerDown", "journalctl -u billing")
+    yield from overrunning(sampler.overrun())
     if classless := sampler.total("unknown_class_accounts"):
-        accounts = "account is" if classless == 1 else "accounts are"
-        text = f"{words.number(classless)} {accounts} in a cutoff class that the configuration does not have."
+        are = "is" if classless == 1 else "are"
+        text = f"{counted(classless, 'account')} {are} in a cutoff class that the configuration does not have."
         yield Trouble(WARN, "Class gone", text, "BillingClassUnknown", "billing doctor")
     offset_ns = sampler.supervisor.clock_offset_ns
     if abs(offset_ns) > CLOCK_OFF_NS:
@@ -139,6 +147,18 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
     elif watch.state == DOUBTFUL:
         text = f"The clock of this host is doubtful: {watch.judgement.text}."
         yield Trouble(WARN, "Clock doubtful", text, "BillingClockDoubtful", "chronyc tracking")
+
+
+def overrunning(overrun: Overrun) -> Iterator[Trouble]:
+    """That machines of exhausted accounts run on; nothing where they have not done so for long."""
+    if overrun.is_wrong:
+        one = overrun.accounts == 1
+        text = (
+            f"{counted(overrun.accounts, 'exhausted account')} still {'has' if one else 'have'} a rate "
+            f"({'' if one else 'the highest: '}{overrun.dearest}): {words.coins_short(overrun.nanos_per_hour)} coins "
+            "an hour that nobody pays."
+        )
+        yield Trouble(WARN, "Overrun", text, "BillingOverrunGrowing", OVERRUNNING)
 
 
 def title(found: list[Trouble], host: str) -> str:

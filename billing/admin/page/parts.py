@@ -11,12 +11,13 @@ from markupsafe import Markup, escape
 
 from billing import __version__
 from billing.admin.alerts import ALERTS, PAGE
-from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, quantile_ns
+from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, Overrun, quantile_ns
 from billing.admin.page import plots, words
-from billing.admin.page.condition import OWED_LATE_NS, Trouble, title, troubles
+from billing.admin.page.condition import OVERRUNNING, OWED_LATE_NS, Trouble, title, troubles
 from billing.admin.processes import HOST, Usage
 from billing.cli.values import instant
 from billing.ledger.money import format_coins
+from shards.counting import counted
 
 HOUR_NS: Final = 3600 * 10**9
 MINUTE_NS: Final = 60 * 10**9
@@ -94,7 +95,7 @@ def identity(sampler: FigureSampler, usage: Usage) -> Markup:
         ("up", f"{words.span(now_ns - sampler.started_ns)}, since {words.clock(sampler.started_ns, now_ns)}"),
         ("version", __version__),
         ("process", str(main.pid) if main else "–"),
-        ("memory", f"{words.size(usage.memory_bytes)} in {len(usage.processes)} processes"),
+        ("memory", f"{words.size(usage.memory_bytes)} in {counted(len(usage.processes), 'process', 'processes')}"),
     ]
     if usage.disk_bytes:
         facts.append(("disk", f"{words.size(usage.disk_free_bytes)} free of {words.size(usage.disk_bytes)}"))
@@ -117,9 +118,7 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
     owing = sampler.total("pending_cutoffs")
     oldest_ns = sampler.top("oldest_owed_ns")
     held = sampler.total("cutoffs_held")
-    overrun, growing = sampler.total("overrun_nanos"), sampler.total("overrun_nanos_per_hour")
-    running, connections = sampler.total("overrun_accounts"), sampler.total("connections")
-    accounts = f"{running:,} exhausted account{'' if running == 1 else 's'}"
+    overrun, growing, connections = sampler.total("overrun_nanos"), sampler.overrun(), sampler.total("connections")
     answering = sum(bool(figures) for figures in sampler.figures.values())
     shards = len(sampler.supervisor.workers)
     known = answering == shards
@@ -149,12 +148,12 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
                 words.coins_short(overrun) if answering else "–",
                 partly
                 if not known
-                else f"{words.coins_short(growing)} more an hour: {accounts} whose rate nobody has set to 0"
-                if growing
+                else overrunning(growing)
+                if growing.accounts
                 else "used by exhausted accounts before their rate was set to 0"
                 if overrun
                 else "no exhausted account uses anything",
-                "warn" if growing else "",
+                "warn" if growing.is_wrong else "",
             ),
             _tile(
                 "Due within a minute",
@@ -166,9 +165,21 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
             _tile(
                 "Accounts",
                 words.number(sampler.total("accounts")) if answering else "–",
-                partly if not known else f"{connections:,} connection{'' if connections == 1 else 's'}",
+                partly if not known else counted(connections, "connection"),
             ),
         )
+    )
+
+
+def overrunning(overrun: Overrun) -> Markup:
+    """Whose machines still run, and the command that lists them."""
+    return Markup('{} more an hour: {} whose rate nobody has set to 0{}<a href="/?user={}">{}</a> {}').format(
+        words.coins_short(overrun.nanos_per_hour),
+        counted(overrun.accounts, "exhausted account"),
+        ": " if overrun.accounts == 1 else "; the highest rate has ",
+        quote(overrun.dearest, safe=""),
+        overrun.dearest,
+        command(OVERRUNNING),
     )
 
 
@@ -202,7 +213,7 @@ def lateness(sampler: FigureSampler) -> Markup:
     plot = plots.lateness([row.late_p50_ns for row in rows], [row.late_p99_ns for row in rows], span_s, COARSE_ROWS)
     sent = sum(row.sent for row in rows)
     worst_ns = max((row.late_p99_ns for row in rows), default=-1)
-    count = "1 cutoff was" if sent == 1 else f"{words.number(sent)} cutoffs were"
+    count = f"{counted(sent, 'cutoff')} {'was' if sent == 1 else 'were'}"
     text = (
         f"{count} sent {within(sampler)}; the worst p99 of ten seconds was {words.late(worst_ns)}."
         if sent
@@ -425,7 +436,7 @@ def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
         }.get(cutoff["status"], str(cutoff["status"]))
     delivered_ns = cutoff.get("delivered_at_ns")
     late = "" if delivered_ns is None else f" {words.late(delivered_ns - cutoff['exhausted_at_ns'])} late"
-    return f"{cutoff['status']}{late} after {attempts} attempt{'' if attempts == 1 else 's'}"
+    return f"{cutoff['status']}{late} after {counted(attempts, 'attempt')}"
 
 
 def runbook() -> Markup:

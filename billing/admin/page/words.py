@@ -57,11 +57,6 @@ def part_of(answering: int, shards: int) -> str:
     return f"at {answering} of {shards} shards; {silent} {'does' if silent == 1 else 'do'} not answer"
 
 
-def users(count: int) -> str:
-    """`1 user`, `1,000 users`."""
-    return f"{count:,} user{'' if count == 1 else 's'}"
-
-
 def ago(ns: int) -> str:
     """`now`, `3 s ago`."""
     seconds = ns // SECOND_NS

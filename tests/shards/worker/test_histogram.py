@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.system.clock import MACHINE_CLOCKS
-from shards.worker.histogram import BEAT_S, Histogram, Pulse, Syncs
+from shards.worker.histogram import BEAT_S, EXACT_VALUES, ExactHistogram, Histogram, Pulse, Syncs
 
 
 @given(st.lists(st.integers(0, 100)), st.sets(st.integers(0, 100), min_size=1))
@@ -36,6 +36,21 @@ def test_a_quantile_is_the_bound_that_so_many_values_do_not_exceed(values: list[
     smaller = [bound for bound in bounds if bound < median]
     assert not smaller or 2 * sum(value <= max(smaller) for value in values) < len(values)
     assert Histogram((1, 2)).quantile(0.99) == 0
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=2 * EXACT_VALUES), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
+def test_a_quantile_of_a_few_values_is_one_of_them(values: list[int], share: float) -> None:
+    tally = ExactHistogram((1, 200))
+    for value in values:
+        tally.add(value)
+    assert tally.plain()["latest"] == values[-EXACT_VALUES:]
+    found = tally.quantile(share)
+    if len(values) > EXACT_VALUES:
+        assert found in tally.bounds
+        return
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values)
+    assert sum(value < found for value in values) < share * len(values)
 
 
 def test_a_batch_counts_when_it_is_durable_and_not_before() -> None:
