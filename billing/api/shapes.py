@@ -310,6 +310,7 @@ BALANCE_AT: Final = Shape(
     (
         _USER,
         Field("at_ns", "instant", "the one asked for, or now"),
+        Field("up_to_now", "flag", "whether it is of now, since the instant that was asked for is yet to come"),
         Field("state", "enum", nullable=True, choices=("active", "exhausted", "closed", "unopened")),
         Field("balance_nanos", "nanos"),
         _nullable("credit_limit_nanos", "nanos"),

@@ -19,9 +19,11 @@ from billing.cli.confirming import confirmed
 from billing.cli.listing import HELP
 from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
+from billing.cli.output import say
 from billing.cli.paging import list_all_option, show_pages
 from billing.cli.periods import is_relative, named
-from billing.cli.showing import coins, show
+from billing.cli.showing import coins, look_of, show
+from billing.cli.values import moment
 from billing.client.client import Client
 
 # Command -> the method it is made of.
@@ -60,11 +62,15 @@ def _balance_at(target: Target, user: str, at: str) -> None:
 
     named_at(0)
 
-    async def work(client: Client) -> Any:
+    async def work(client: Client) -> tuple[int, Any]:
         now_ns = (await client.server_info())["now_ns"] if is_relative(at) else 0
-        return await client.call("balance_at", sendable(user), named_at(now_ns))
+        at_ns = named_at(now_ns)
+        return at_ns, await client.call("balance_at", sendable(user), at_ns)
 
-    show(target, run(target, work, user))
+    at_ns, found = run(target, work, user)
+    show(target, found)
+    if found.get("up_to_now"):
+        say(f"billing: {moment(at_ns, look_of(target, exact=True))} is yet to come: this is how {user} stands now")
 
 
 def _command(name: str, run: Callable[..., None], *parts: Any) -> click.Command:

@@ -50,6 +50,7 @@ ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
 }
 
 _HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
+_WHERE_TRUE: Final = {"replayed", "up_to_now"}  # not worth a line where they are not
 NAME_CHARACTERS_MAX: Final = 40  # longer ones are folded as other texts are
 _OFTEN_EMPTY: Final = {"message", "request_id", "resource", "actor", "value_nanos", "line_rate_nanos_per_hour"}
 _NAMES: Final = {"state", "operation", "user_id", "name", "method", "resource"}
@@ -133,7 +134,7 @@ def _fields(reply: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     return (
         (str(name), value)
         for name, value in reply.items()
-        if name not in _HIDDEN and not (name == "replayed" and value is False)
+        if name not in _HIDDEN and not (name in _WHERE_TRUE and value is False)
     )
 
 

@@ -127,6 +127,9 @@ def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str |
         now_ns = (await client.server_info())["now_ns"] if asked.is_relative else _PROBE_NS
         from_ns, to_ns = asked.bounds(zone, now_ns)
         found: Row = await client.call("statement", sendable(user), from_ns, to_ns, by=by)
+        if found["from_ns"] < from_ns:
+            look = look_of(target, exact=target.wide)
+            raise click.ClickException(f"the period begins at {moment(from_ns, look)}, which is yet to come")
         rows: list[Row] = list(found["entries"])
         last_id = found["last_entry_id"]
         later: list[Row] = []

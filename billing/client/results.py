@@ -228,6 +228,7 @@ class BalanceAt(Result):
 
     user_id: str
     at_ns: int
+    up_to_now: bool
     state: Literal["active", "exhausted", "closed", "unopened"] | None
     balance_nanos: int
     credit_limit_nanos: int | None

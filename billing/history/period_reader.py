@@ -293,6 +293,7 @@ def shown(user_id: bytes, period: Period, is_open: bool, entries: list[Shown]) -
 def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
     """What `balance_at` answers: the account at an instant, behind the entries of that instant."""
     yield
+    is_ahead = at_ns > now_ns
     at_ns = min(at_ns, now_ns)
     entry_id = chain.newest_id_before(at_ns + 1)
     former = chain.point_at(entry_id)
@@ -309,6 +310,7 @@ def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
     return {
         "user_id": user_id.decode(),
         "at_ns": at_ns,
+        "up_to_now": is_ahead,
         "state": state,
         "balance_nanos": balance_nanos,
         "credit_limit_nanos": credit_limit_nanos,

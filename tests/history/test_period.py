@@ -276,7 +276,9 @@ def test_a_period_to_come_goes_up_to_now(tmp_path: Path) -> None:
     past, _ = answer_of(statement(file.chain(), USER, 0, 50, False, 9, 50))
     assert not past["up_to_now"]
     then, _ = answer_of(balance_at(file.chain(), USER, 10**6, 50))
-    assert (then["at_ns"], then["balance_nanos"]) == (50, 70)
+    assert (then["at_ns"], then["balance_nanos"], then["up_to_now"]) == (50, 70, True)
+    then, _ = answer_of(balance_at(file.chain(), USER, 50, 50))
+    assert (then["at_ns"], then["balance_nanos"], then["up_to_now"]) == (50, 70, False)
 
 
 def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:

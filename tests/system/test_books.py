@@ -230,3 +230,19 @@ def test_a_zone_that_there_is_not_is_a_usage_error(books: Daemon, zone: str) -> 
         done = billing(books, command, "anna", "--zone", zone)
         assert (done.returncode, done.stdout) == (2, ""), command
         assert "zone" in done.stderr
+
+
+def test_what_is_yet_to_come_is_said_to_be(books: Daemon) -> None:
+    shown = billing(books, "balance-at", "anna", "2101-01-01", "--zone", "UTC")
+    assert (shown.returncode, shown.stderr) == (
+        0,
+        "billing: 2101-01-01 00:00:00.000000000 UTC is yet to come: this is how anna stands now\n",
+    )
+    assert "up to now" in shown.stdout
+    past = billing(books, "account", "anna", "--at", "2001-01-01", "--zone", "UTC")
+    assert (past.stderr, "up to now" in past.stdout) == ("", False)
+    for words in (("--from", "2101-01-01"), ("--month", "2101-01"), ("--day", "2101-01-01")):
+        refused = billing(books, "statement", "anna", *words, "--zone", "UTC")
+        assert (refused.returncode, refused.stdout, refused.stderr) == (
+            1, "", "billing: the period begins at 2101-01-01 00:00:00 UTC, which is yet to come\n"
+        )  # fmt: skip
