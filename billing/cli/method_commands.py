@@ -13,6 +13,7 @@ than that of the row stands in `_NAMES` and `_HELP`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -26,6 +27,7 @@ from billing.cli.options import COINS, DURATION, Command, applied, option
 from billing.cli.output import say
 from billing.cli.periods import is_relative, named
 from billing.cli.showing import show, tell
+from billing.cli.values import HOUR
 
 _NAMES: Final = {"user_id": "user", "hold_id": "hold", "class": "name", "expires_at_ns": "expires"}
 _HELP: Final = {
@@ -68,11 +70,19 @@ def option_of(field: Field) -> Any:
 
 def change(target: Target, dry_run: bool, method: str, *params: Any, **options: Any) -> None:
     """Makes a call that changes an account and prints its result; in a dry run, the result that it would have."""
+    per = unit_of(method, options)
     if dry_run:
-        show(target, rehearse(target, method, *params, **options))
+        show(target, rehearse(target, method, *params, **options), per=per)
         say("Nothing was changed: that is what it would answer now.")
     else:
-        tell(target, method, ask(target, method, *params, **options))
+        tell(target, method, ask(target, method, *params, **options), per)
+
+
+def unit_of(method: str, options: Mapping[str, Any]) -> str:
+    """The unit of the rate that a call gives, so that its reply shows the rate as it was given; else the hour."""
+    fields = METHODS[method].options if method in METHODS else ()
+    units = next((field.type for field in fields if field.name == "per"), None)
+    return str(options.get("per") or units.default) if isinstance(units, Enum) else HOUR
 
 
 def command_of(name: str, method: str) -> click.Command:

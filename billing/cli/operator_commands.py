@@ -5,20 +5,25 @@ A group called without a command lists what it is about.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any, Final
 
 import click
 
 from billing.cli import method_page
-from billing.cli.calling import Target, ask, target_options
+from billing.cli.calling import Target, ask, run, sendable, target_options
 from billing.cli.confirming import confirmed
 from billing.cli.options import DURATION, YES, Command, Group, option
 from billing.cli.output import put, say
 from billing.cli.paging import list_all_option, show_pages
-from billing.cli.showing import ESSENTIAL, show, show_explained, tell, width_of
+from billing.cli.sentences import Outcome, retried
+from billing.cli.showing import ESSENTIAL, look_of, show, show_explained, tell, width_of
+from billing.client.client import Client
+from shards.exits import Exit
 
 BAR_WIDTH: Final = 40
+LOOK_AGAIN_S: Final = 0.1
 
 _METHODS: Final = ("method", "does", "takes", "options")
 
@@ -147,8 +152,33 @@ def list_cutoffs(target: Target, after: str | None, limit: int | None, every: bo
 @click.argument("user")
 @target_options
 def retry(target: Target, user: str) -> None:
-    """Tries the cutoff that is owed for USER at once."""
-    tell(target, "retry_cutoff", ask(target, "retry_cutoff", user))
+    """Tries the cutoff that is owed for USER at once, and waits for what comes of it, --timeout at most.
+
+    Ends with 0 where the endpoint took the call, with 1 where the call failed or has no answer yet: it is tried on.
+    """
+
+    async def work(client: Client) -> Any:
+        await client.call("retry_cutoff", sendable(user))
+        ends_at = asyncio.get_running_loop().time() + target.timeout_s
+        while True:
+            found = await client.call("explain", sendable(user))
+            if retried(found, look) is not None or asyncio.get_running_loop().time() >= ends_at:
+                return found
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    look = look_of(target, exact=True)
+    found = run(target, work, user, changes=True)
+    outcome = retried(found, look)
+    if outcome is None:
+        outcome = Outcome(
+            f"It was tried, and has no answer after {target.timeout_s:g} s. {found['why'] or ''}".rstrip(), False
+        )
+    if target.as_json or target.as_csv:
+        tell(target, "retry_cutoff", found)
+    else:
+        put(outcome.text)
+    if not outcome.is_done:
+        sys.exit(Exit.REFUSED)
 
 
 @cutoffs.command()

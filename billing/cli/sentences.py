@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from billing.cli.values import Look, coins, moment, printable, rate_lines, span
 
@@ -11,6 +11,7 @@ from billing.cli.values import Look, coins, moment, printable, rate_lines, span
 NOT_WITHIN_SIGHT: Final = "does not run out before the year 2262"
 NO_MONEY: Final = "it has no money left"
 DEFAULT_CLASS: Final = "default"
+IN_FLIGHT: Final = "in flight"  # as `explain` calls a call whose answer has not come
 NOT_SPENT: Final = "does not run out: nothing is being spent"
 
 
@@ -144,3 +145,28 @@ def _owed(account: Mapping[Any, Any]) -> str:
         return "No call is owed to the cutoff URL."
     call = f"A {owes['call']} call (seq {owes['seq']}) is owed, after {attempts_of(owes)}"
     return f"{call}. {printable(str(why))}" if why else f"{call}; its worker has not taken it up yet."
+
+
+class Outcome(NamedTuple):
+    """What became of a call that an operator had tried again."""
+
+    text: str
+    is_done: bool  # the endpoint took it, or nothing is owed any more
+
+
+def retried(account: Mapping[Any, Any], look: Look) -> Outcome | None:
+    """What became of it, by what `explain` says; None while its attempt has not ended."""
+    user, owes, standing = printable(str(account["user_id"])), account["owes"], account["outbox"] or {}
+    cutoff = account.get("cutoff") or {}
+    if owes is None:
+        restored_ns, delivered_ns = cutoff.get("restored_at_ns"), cutoff.get("delivered_at_ns")
+        if account["state"] == "active" and restored_ns is not None:
+            return Outcome(f"The restore of {user} had its 2xx at {moment(restored_ns, look)}.", True)
+        if delivered_ns is not None:
+            return Outcome(f"The cutoff of {user} had its 2xx at {moment(delivered_ns, look)}.", True)
+        return Outcome(f"No call is owed for {user} any more.", True)
+    if standing.get("failures") and standing["state"] != IN_FLIGHT:
+        return Outcome(
+            f"The {owes['call']} of {user} failed again. {printable(str(account['why'] or ''))}".rstrip(), False
+        )
+    return None

@@ -20,6 +20,7 @@ from billing.cli.output import OutputFailed, as_json, put, say
 from billing.cli.sentences import explained, standing
 from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column, draw, fold
 from billing.cli.values import (
+    HOUR,
     Look,
     coins,
     csv_name,
@@ -58,9 +59,10 @@ MAP_IN_LINE_MAX: Final = 3  # a larger one within a reply has a line for each fi
 _RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"
 
 
-def show(target: Target, reply: Any, essential: Sequence[str] = ()) -> None:
+def show(target: Target, reply: Any, essential: Sequence[str] = (), per: str = HOUR) -> None:
     """Prints any reply: a map as lines, an array of maps as a table, anything else as it is. `essential` names the
-    columns that are left out last where the terminal is narrow, the most important first. Raises OutputFailed.
+    columns that are left out last where the terminal is narrow, the most important first; `per` is the unit in which a
+    rate was given. Raises OutputFailed.
     """
     rows = isinstance(reply, list) and bool(reply) and all(isinstance(row, Mapping) for row in reply)
     if target.as_json:
@@ -68,7 +70,7 @@ def show(target: Target, reply: Any, essential: Sequence[str] = ()) -> None:
     elif target.as_csv:
         put(_as_csv(reply if isinstance(reply, list) else [reply]), newline=False)
     elif isinstance(reply, Mapping):
-        put("\n".join(_lines_of(reply, look_of(target, exact=True))))
+        put("\n".join(_lines_of(reply, look_of(target, exact=True)._replace(per=per))))
     elif rows:
         put_table(target, _columns_of(reply, look_of(target, exact=target.wide), essential))
     elif isinstance(reply, list):
@@ -77,12 +79,12 @@ def show(target: Target, reply: Any, essential: Sequence[str] = ()) -> None:
         put(str(reply))
 
 
-def tell(target: Target, method: str, reply: Any) -> None:
+def tell(target: Target, method: str, reply: Any, per: str = HOUR) -> None:
     """Prints what came of a change. Where the output takes no more, the change stands all the same: that is said on
     standard error, and the command ends with 0.
     """
     try:
-        show(target, reply)
+        show(target, reply, per=per)
     except (OutputFailed, BrokenPipeError) as error:
         why = error.message if isinstance(error, OutputFailed) else "nobody reads it"
         came = ""

@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 from billing.ledger.money import format_coins
 
 SECOND_NS: Final = 10**9
+HOUR: Final = "hour"
+IN_AN_HOUR: Final = {"second": 3600, "minute": 60, HOUR: 1}
 LIST_SHOWN_MAX: Final = 64  # a longer one within a map is only counted; --json has it all
 
 _INSTANTS: Final = {"now_ns", "from_ns", "to_ns"}
@@ -34,10 +36,13 @@ _LABELS: Final = {
 
 
 class Look(NamedTuple):
-    """How instants are shown: in which zone (None: the machine's own), and whether with every nanosecond."""
+    """How values are shown: instants in which zone (None: the machine's own), and whether with every nanosecond; rates
+    per which unit.
+    """
 
     zone: tzinfo | None = UTC
     exact: bool = True
+    per: str = HOUR  # in which rates are shown first
 
 
 def instant(at_ns: int) -> str:
@@ -68,6 +73,13 @@ def coins(nanos: int) -> str:
     """`12,378.77836746`: every digit, and separators to count them by."""
     whole, point, fraction = format_coins(abs(nanos)).partition(".")
     return f"{'-' if nanos < 0 else ''}{int(whole):,}{point}{fraction}"
+
+
+def rate_text(nanos_per_hour: int, per: str = HOUR) -> str:
+    """`0.41 per hour`; in another unit `1 per second (3,600 per hour)`, where the rate is whole nanos in that unit."""
+    hourly = f"{coins(nanos_per_hour)} per hour"
+    in_unit, rest = divmod(nanos_per_hour, IN_AN_HOUR[per])
+    return hourly if per == HOUR or rest else f"{coins(in_unit)} per {per} ({hourly})"
 
 
 def is_instant(name: str) -> bool:
@@ -132,7 +144,7 @@ def printable(text: str) -> str:
 
 def _number_of(name: str, value: int, look: Look) -> str:
     if name.endswith("_nanos_per_hour"):
-        return f"{coins(value)} per hour"
+        return rate_text(value, look.per)
     if name.endswith("_nanos_per_second"):
         return f"{coins(value)} per second"
     if name.endswith("_nanos"):

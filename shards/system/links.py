@@ -157,6 +157,7 @@ class SocketDirectory:
 
     def __init__(self, path: str) -> None:
         self._handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._made: dict[str, int] = {}  # name -> its inode
 
     def address(self, name: str) -> str:
         """What to connect to, from this process."""
@@ -171,11 +172,19 @@ class SocketDirectory:
             listener.bind(self.address(name))
             listener.listen(64)
             listener.setblocking(False)
+            self._made[name] = self._inode(name)
         except OSError:
             listener.close()
             raise
         return listener
 
+    def _inode(self, name: str) -> int:
+        return os.stat(name, dir_fd=self._handle, follow_symlinks=False).st_ino
+
     def close(self) -> None:
-        """Gives the directory back."""
+        """Removes the names that nobody has taken since, and gives the directory back."""
+        for name, inode in self._made.items():
+            with contextlib.suppress(OSError):
+                if self._inode(name) == inode:
+                    os.unlink(name, dir_fd=self._handle)
         os.close(self._handle)

@@ -110,7 +110,6 @@ QUESTIONS: list[tuple[str, tuple[Any, ...]]] = [
     ("explain-move 477", ("explain_move", 477, 0)),
     ("explain-move 477 2", ("explain_move", 477, 2)),
     ("cutoffs --limit 5", ("pending_cutoffs", b"", 5)),
-    ("cutoffs retry u", ("retry_cutoff", b"u")),
     ("cutoffs release --yes", ("release_cutoffs",)),
     ("forecast --next 1h", ("forecast", HOUR_NS, 60 * 10**9)),
     ("expirationd stats", ("expirationd_stats",)),
@@ -141,6 +140,64 @@ async def test_what_a_question_sends(house: House, line: str, question: tuple[An
     result = await run(house, line)
     assert (result.exit_code, result.stderr) == (0, "")
     assert [what for _, what in house.gate.asked] == [question]
+
+
+@pytest.mark.parametrize(
+    ("words", "nanos_per_hour", "shown"),
+    [
+        ("set-rate u 0.5", 1_800 * 10**9, "0.5 per second (1,800 per hour)"),
+        ("set-rate u 0.5 --per second", 1_800 * 10**9, "0.5 per second (1,800 per hour)"),
+        ("set-rate u 0.000000001 --per minute", 60, "0.000000001 per minute (0.00000006 per hour)"),
+        ("set-rate u 1 --per hour", 10**9, "1 per hour"),
+        ("set-rate u 1 --dry-run", 3_600 * 10**9, "1 per second (3,600 per hour)"),
+        ("change-rate u -1", 10**9, "1 per hour"),  # with another line's rate it is no whole number of nanos a second
+    ],
+)
+async def test_a_rate_is_shown_in_the_unit_in_which_it_was_given(
+    house: House, words: str, nanos_per_hour: int, shown: str
+) -> None:
+    reply = {"user_id": "u", "rate_nanos_per_hour": nanos_per_hour}
+    for name in (commands.SET_RATE, commands.CHANGE_RATE):
+        house.gate.replies[str(name)] = reply
+    house.gate.replies["dry_run"] = reply
+    told = (await run(house, words)).stdout
+    assert [line.split("  ", 1)[1].strip() for line in told.splitlines() if line.startswith("rate")] == [shown]
+
+
+AGAIN = {"user_id": "u", "state": "exhausted", "cutoff": {"attempts": 3}, "owes": {"call": "cutoff"}, "outbox": None}
+FAILED = AGAIN | {"outbox": {"state": "waits", "failures": 1}, "why": "The last attempt failed for this user (500)."}
+DELIVERED = AGAIN | {"owes": None, "cutoff": {"attempts": 3, "delivered_at_ns": 1_767_225_600_000_000_007}}
+
+
+@pytest.mark.parametrize(
+    ("explained", "code", "text"),
+    [
+        (
+            [AGAIN, FAILED | {"outbox": {"state": "in flight", "failures": 1}}, DELIVERED],
+            *(0, "The cutoff of u had its 2xx at 2026-01-01 00:00:00.000000007 UTC.\n"),
+        ),
+        ([AGAIN, FAILED], 1, "The cutoff of u failed again. The last attempt failed for this user (500).\n"),
+        ([AGAIN | {"owes": None, "state": "active", "cutoff": None}], 0, "No call is owed for u any more.\n"),
+    ],
+)
+async def test_an_operator_who_tries_a_cutoff_again_is_told_what_came_of_it(
+    house: House, explained: list[dict[str, Any]], code: int, text: str
+) -> None:
+    told = iter(explained)
+    house.gate.replies["explain"] = lambda _: next(told)
+    result = await run(house, "cutoffs retry u --zone UTC")
+    assert (result.exit_code, result.stdout, result.stderr) == (code, text, "")
+    asked = [what[0] for _, what in house.gate.asked]
+    assert asked == ["retry_cutoff", *["explain"] * len(explained)]
+
+
+async def test_a_call_without_an_answer_is_not_waited_for_longer_than_timeout(house: House) -> None:
+    house.gate.replies["explain"] = AGAIN | {"why": "A call is under way, for 3.0 s so far."}
+    result = await run(house, "cutoffs retry u --timeout 1s")
+    assert (result.exit_code, result.stdout) == (
+        1, "It was tried, and has no answer after 1 s. A call is under way, for 3.0 s so far.\n"
+    )  # fmt: skip
+    assert json.loads((await run(house, "cutoffs retry u --timeout 1s --json")).stdout)["owes"] == {"call": "cutoff"}
 
 
 async def test_what_the_door_answers_itself(house: House) -> None:
@@ -410,7 +467,7 @@ def test_each_procedure_has_its_command() -> None:
     called = {commands.NAMES[command[0]] for _, command in CHANGES} | {question[0] for _, question in QUESTIONS}
     elsewhere = {"hello", "backup", "check_owners"}  # each call's; of `billing backup`; of `billing doctor --online`
     elsewhere |= {"dry_run", "statement", "entries"}  # each change's `--dry-run`; of `billing statement` and `export`
-    elsewhere |= {"audit"}  # of `billing audit --address`
+    elsewhere |= {"audit", "retry_cutoff"}  # of `billing audit --address`; of `billing cutoffs retry`, which waits
     assert called | {*ANSWERED_BY_THE_DOOR.values()} | elsewhere == set(METHODS)
     tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {name.split()[0] for name in ANSWERED_BY_THE_DOOR}
     assert tried == set(ALL)

@@ -27,6 +27,7 @@ from billing.cli.calling import Target, is_change, run, target_options, words_of
 from billing.cli.console import lua_call
 from billing.cli.console.line import OWN, Asked, LineError, Table, span_of
 from billing.cli.console.watch import watch
+from billing.cli.method_commands import unit_of
 from billing.cli.options import Command
 from billing.cli.output import put, say
 from billing.cli.showing import ESSENTIAL, is_terminal, look_of, show, show_explained, tell
@@ -100,7 +101,7 @@ class _Session:
                 if lua is not None and lua.name == lua_call.DECREASE:
                     put(what_is_left(reply))
                 elif lua is None or lua.name != lua_call.INCREASE:  # which returns nothing
-                    self._show(asked.name, reply)
+                    self._show(asked, reply)
                 self._note(asked)
         except LineError as error:
             self._say(str(error))
@@ -114,9 +115,10 @@ class _Session:
             self._say(words_of(error, self._target, user))
         return False
 
-    def _show(self, name: str, reply: Any) -> None:
+    def _show(self, asked: Asked, reply: Any) -> None:
+        name = asked.name
         if is_change(name):
-            tell(self._target, name, reply)
+            tell(self._target, name, reply, unit_of(name, asked.options))
         elif name == "explain":
             show_explained(self._target, reply)
         else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import msgpack
 import uvloop
 
-from shards.system.links import Wire
+from shards.system.links import SocketDirectory, Wire
 
 LAST_WORDS = ("failed", 74, "the disk failed")
 
@@ -44,3 +45,16 @@ def test_last_words_arrive_though_the_peer_went_on_talking() -> None:
 
     for factory in (uvloop.new_event_loop, asyncio.new_event_loop):
         asyncio.Runner(loop_factory=factory).run(scene())
+
+
+def test_a_directory_of_sockets_takes_away_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    first, second = SocketDirectory(str(tmp_path)), SocketDirectory(str(tmp_path))
+    listeners = [first.listen("a"), first.listen("b"), second.listen("b")]
+    first.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"], "another has taken that name since"
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(second.address("b"))
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+    for listener in listeners:
+        listener.close()
