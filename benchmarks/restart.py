@@ -31,7 +31,9 @@ import uvloop
 from benchmarks.commands import COIN, mixed_frames, run
 from tests.system.daemon import Daemon
 
-RECOVERED = re.compile(r"shard (\d+) recovered in ([\d.]+) s: (\d+) parts of a snapshot, (\d+) records replayed")
+RECOVERED = re.compile(
+    r"shard (\d+) recovered in ([\d.]+) s: ([\d,]+) parts? of a snapshot, ([\d,]+) records? replayed"
+)
 
 
 def daemon_in(directory: Path, workers: int, snapshot_bytes: int = 1 << 40) -> Daemon:
@@ -66,7 +68,7 @@ def timed_start(daemon: Daemon) -> dict[str, Any]:
     return {
         "ready_s": round(ready_s, 2),
         "worker_s": [float(workers[shard][2]) for shard in sorted(workers)],
-        "records": sum(int(one[4]) for one in workers.values()),
+        "records": sum(int(one[4].replace(",", "")) for one in workers.values()),
         "progress_lines": said.count("recovering shard"),
     }
 

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import crc32c as _crc32c
 import msgspec
 
+from shards.counting import counted
+
 HASH_NAME = "crc32c-noxor"  # written into the data directory; a start with another one is refused
 BUCKET_COUNT_MAX = 65_535  # a bucket id is two bytes in every format
 GENERATION_MAX = 2**32 - 1
@@ -107,7 +109,7 @@ class BucketMap:
             case ("retire", int(shard_id)):
                 owned = self.buckets_of(shard_id)
                 if owned:
-                    raise MapConflict(f"shard {shard_id} still owns {len(owned)} buckets, first {owned[0]}")
+                    raise MapConflict(f"shard {shard_id} still owns {counted(len(owned), 'bucket')}, first {owned[0]}")
 
     def apply(self, record: tuple[object, ...] | list[object]) -> None:
         """Changes the map by one record; raises MapConflict where it contradicts what is known."""

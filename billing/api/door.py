@@ -187,7 +187,7 @@ class Door:
         self.origins.tell(now_ns)
         count = self._busy.due(now_ns)
         if count:
-            log.warning("requests were refused %d times: %d in flight are as many as may be", count, self.in_flight)
+            log.warning("requests refused: %d; as many as may be are in flight: %d", count, self.in_flight)
 
     def is_full(self) -> bool:
         """Whether what is asked for is to be refused, since too much is in flight."""

@@ -71,7 +71,7 @@ class Origins:
         """Tells what is to be told."""
         count = self._turned_away.due(now_ns)
         if count:
-            log.warning("%d connections were turned away, the last one from %s: %s", count, *self._latest)
+            log.warning("connections turned away: %d, the last one from %s: %s", count, *self._latest)
 
 
 def origin_of(transport: BaseTransport) -> str:

@@ -58,7 +58,7 @@ class Recorder:
     def record(self, actor: str, act: str, details: dict[str, Any], then: Callable[[], None] = lambda: None) -> None:
         """Writes a record; `then` is called once it is durable."""
         if self._waiting >= WAITING_MAX:
-            log.warning("%s by %r has no record: %d records wait for the disk", act, actor, self._waiting)
+            log.warning("%s by %r has no record; records that wait for the disk: %d", act, actor, self._waiting)
             then()
             return
         self._waiting += 1

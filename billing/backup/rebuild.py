@@ -41,6 +41,7 @@ from billing.history.history_reader import HistoryReader
 from billing.history.restoring import merge, open_accounts
 from billing.notices import opening as notices
 from shards.batch import BatchCorrupt
+from shards.counting import counted
 from shards.exits import ending_of, text_of
 from shards.journal import Backend, JournalError, Reader, backends
 from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of, says_who_owns
@@ -56,9 +57,7 @@ ROWS_AT_ONCE = 20_000
 @config_option
 @click.option("--shard", type=int, help="Only the files of this shard.")
 @click.option("--map", "map_too", is_flag=True, help="Makes the map of the buckets again, where it is gone, first.")
-@click.option(
-    "--from-backup", type=DIRECTORY, metavar="DIRECTORY", help="Brings back what this backup has of history."
-)
+@click.option("--from-backup", type=DIRECTORY, metavar="DIRECTORY", help="Brings back what this backup has of history.")
 @click.option("--accept-loss", is_flag=True, help="A file that is ahead of its journal is cut back; a copy is kept.")
 def rebuild(
     config_file: str | None, shard: int | None, map_too: bool, from_backup: Path | None, accept_loss: bool
@@ -161,7 +160,7 @@ def rebuild_shard(
             rows.flush()
     rows.flush()
     if rows.begins > 1 and (opened := _open_accounts(disk, directory, rows, reader)):
-        yield f"{SHARD}{shard}: history: {opened} accounts begin with what the oldest snapshot has of them"
+        yield f"{SHARD}{shard}: history: {counted(opened, 'account')} got the beginning from the oldest snapshot"
     rows.close()
     yield f"{SHARD}{shard}: history: whole up to batch {rows.position}, {rows.position - before} of them read just now"
     directory = f"{data_dir}/notices"

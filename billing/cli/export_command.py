@@ -26,6 +26,7 @@ from billing.cli.options import Command, Group, option
 from billing.cli.output import as_json, put, say
 from billing.cli.values import csv_name, csv_value, printable
 from billing.client.client import Client
+from shards.counting import counted
 
 PAGE_ROWS: Final = 1000
 
@@ -118,7 +119,7 @@ def export_entries(target: Target, since: str) -> None:
     cursor = run(target, work)
     if not sink.rows:
         sink.begin()
-    say(f"{sink.rows:,} entries" + (f"; what comes next: --since {cursor}" if cursor else ""))
+    say(counted(sink.rows, "entry", "entries") + (f"; what comes next: --since {cursor}" if cursor else ""))
 
 
 @export.command("accounts", cls=Command)
@@ -138,7 +139,7 @@ def export_accounts(target: Target) -> None:
                 bar.show(sink.rows, sink.rows, total)
 
     run(target, work)
-    say(f"{sink.rows:,} accounts")
+    say(counted(sink.rows, "account"))
 
 
 for each in export.commands.values():

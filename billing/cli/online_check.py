@@ -15,6 +15,7 @@ from billing.cli.calling import Target, ask, run
 from billing.cli.online_statements import OnlineStatements
 from billing.cli.output import as_json, put
 from billing.client.client import Client
+from shards.counting import counted
 
 
 async def _statements(client: Client) -> OnlineStatements:
@@ -33,11 +34,13 @@ def check_online(target: Target) -> bool:
         looked_at = {"accounts": statements.accounts, "periods": statements.periods}
         put(as_json({**found, "faults": faults, "alerts": alerts, "statements": looked_at}))
         return not faults and not alerts
-    put(f"{found['buckets']} buckets on {found['shards']} shards were looked at: their owners, and their sums")
+    buckets, shards = counted(found["buckets"], "bucket"), counted(found["shards"], "shard")
+    put(f"{buckets} on {shards}: the owners and the sums were looked at")
     if found["moving"]:
-        put(f"{found['moving']} buckets moved meanwhile and were left out")
-    put(f"{statements.periods} pairs of periods of {statements.accounts} accounts were held against their entries")
+        put(f"left out, since moved meanwhile: {counted(found['moving'], 'bucket')}")
+    periods, accounts = counted(statements.periods, "pair"), counted(statements.accounts, "account")
+    put(f"held against its entries: {periods} of periods of {accounts}")
     for line in (*alerts, *faults):
         put(line)
-    put(f"{len(faults) + len(alerts)} faults" if faults or alerts else "no faults")
+    put(counted(len(faults) + len(alerts), "fault") if faults or alerts else "no faults")
     return not faults and not alerts

@@ -20,7 +20,9 @@ from billing.cli.paging import list_all_option, show_pages
 from billing.cli.sentences import Outcome, retried
 from billing.cli.showing import ESSENTIAL, look_of, show, show_explained, tell, width_of
 from billing.client.client import Client
+from shards.counting import counted
 from shards.exits import Exit
+from shards.system.clock import MACHINE_CLOCKS
 
 BAR_WIDTH: Final = 40
 LOOK_AGAIN_S: Final = 0.1
@@ -107,7 +109,7 @@ def rebalance(target: Target, plan: bool) -> None:
     reply = ask(target, "rebalance", plan=plan or None)
     if plan and not target.as_json:
         if not target.as_csv:
-            put(f"{reply['moves']} buckets would move")
+            put(f"{counted(reply['moves'], 'bucket')} would move")
         reply = reply["steps"]
     if reply or target.as_json:
         tell(target, "rebalance", reply)
@@ -159,10 +161,11 @@ def retry(target: Target, user: str) -> None:
 
     async def work(client: Client) -> Any:
         await client.call("retry_cutoff", sendable(user))
-        ends_at = asyncio.get_running_loop().time() + target.timeout_s
+        began_ns = MACHINE_CLOCKS.boot_ns()
         while True:
             found = await client.call("explain", sendable(user))
-            if retried(found, look) is not None or asyncio.get_running_loop().time() >= ends_at:
+            waited_s = (MACHINE_CLOCKS.boot_ns() - began_ns) / 10**9
+            if retried(found, look) is not None or waited_s >= target.timeout_s:
                 return found
             await asyncio.sleep(LOOK_AGAIN_S)
 

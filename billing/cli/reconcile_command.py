@@ -36,6 +36,7 @@ from billing.client.results import AccountRow
 from billing.ledger.commands import RESOURCE_BYTES_MAX, USER_ID_BYTES_MAX
 from billing.ledger.errors import Refused
 from billing.ledger.money import parse_rate
+from shards.counting import counted
 
 NO_RATE: Final = "no_rate"
 NO_MACHINE: Final = "no_machine"
@@ -208,8 +209,8 @@ def reconcile(context: click.Context, target: Target, inventory: str, per: str) 
         for row in rows if not target.as_csv else ():
             row["difference"] = _WORDS[row["difference"]]
         show(target, rows, ("user_id", "resource", "difference"))
-    unread = f"; {len(said.broken):,} lines could not be read" if said.broken else ""
-    say(f"{said.lines:,} machines, {len(found):,} differences{unread}")
+    unread = f"; {counted(len(said.broken), 'line')} could not be read" if said.broken else ""
+    say(f"{counted(said.lines, 'machine')}, {counted(len(found), 'difference')}{unread}")
     if found or said.broken:
         context.exit(1)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from billing.cli.values import Look, coins, moment, printable, rate_lines, span
+from shards.counting import counted
 
 # E lies beyond 2**63-1 nanoseconds since the epoch, which is the last instant that can be told.
 NOT_WITHIN_SIGHT: Final = "does not run out before the year 2262"
@@ -66,7 +67,7 @@ def called(cutoff: Mapping[Any, Any]) -> str:
 def attempts_of(call: Mapping[Any, Any]) -> str:
     """`1 attempt`, `12 attempts`."""
     attempts = call.get("attempts", 0)
-    return f"{attempts:,} attempt{'' if attempts == 1 else 's'}"
+    return counted(attempts, "attempt")
 
 
 def milliseconds(duration_ns: int) -> str:

@@ -27,6 +27,7 @@ from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column
 from billing.cli.values import coins, moment, value_of
 from billing.client.client import Client
 from billing.ledger.money import INT64_MAX
+from shards.counting import counted
 
 Row = dict[str, Any]
 
@@ -254,7 +255,7 @@ def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> Non
     if found["resources"] is not None:
         put("")
         _show_lines(target, found)
-    number = f"{len(rows):,} entr{'y' if len(rows) == 1 else 'ies'}"
+    number = counted(len(rows), "entry", "entries")
     sums = f"{coins(found['opening_nanos'])} + {coins(found['credits_nanos'])} - {coins(found['debits_nanos'])}"
     if found["up_to_now"]:
         put(f"The period goes up to now, {moment(found['to_ns'], look)}.")

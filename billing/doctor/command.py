@@ -23,6 +23,7 @@ from billing.doctor import cut
 from billing.doctor.directory import Directory
 from billing.doctor.examine import Absent, DaemonRuns, Progress, examine, hold
 from billing.doctor.report import Report
+from shards.counting import counted
 from shards.exits import Exit, ending_of, text_of
 from shards.system.disk import Disk, RealDisk
 
@@ -91,9 +92,9 @@ def _tell_of_classes(report: Report, known: Container[str]) -> None:
     for name, accounts in sorted(report.classes.items()):
         shown = name.decode(errors="backslashreplace")
         if shown not in known:
-            number = "1 account is" if accounts == 1 else f"{accounts} accounts are"
-            told = f"{number} in the cutoff class {shown}, which is not in the configuration"
-            report.note(f"{told}: the default serves them")
+            are = "is" if accounts == 1 else "are"
+            told = f"{counted(accounts, 'account')} {are} in the cutoff class {shown}"
+            report.note(f"{told}, which is not in the configuration: the default serves them")
 
 
 def _cut(disk: Disk, directory: Directory, position: int) -> None:

@@ -19,6 +19,7 @@ from billing.doctor.part import Head, Part, read_head, read_part
 from billing.doctor.report import Report
 from billing.doctor.snapshot import Snapshot
 from billing.doctor.state import Bucket
+from shards.counting import counted
 
 LEAVING_BATCHES = 8  # a bucket may have left in a batch that was not durable yet when a snapshot began without it
 
@@ -139,9 +140,13 @@ class Comparison:
             most = self._most[number]
             for bucket_id, held, kept in fewer:
                 if held < most:
-                    self._report.fault("requests", f"bucket {bucket_id} keeps {held} request ids of {kept}", file=path)
+                    self._report.fault(
+                        "requests", f"bucket {bucket_id} keeps {held} of {counted(kept, 'request id')}", file=path
+                    )
             if any(held == most for _, held, _ in fewer):
-                self._report.note(f"{path} keeps at most {most} request ids a bucket: the limit was lower then")
+                self._report.note(
+                    f"{path} keeps at most {counted(most, 'request id')} a bucket: the limit was lower then"
+                )
         for position, number, _ in self._waiting:
             text = f"a part stands for position {position}, which the log does not have"
             self._fault(self._path(self._directory.snapshots[number]), text)

@@ -45,6 +45,7 @@ from billing.doctor.report import Report
 from billing.doctor.segment import Batch
 from billing.doctor.state import Bucket
 from billing.doctor.statements import Statements
+from shards.counting import counted
 from shards.system.disk import Disk
 
 APPLICATION_ID: Final = 0x42484953
@@ -475,10 +476,11 @@ class HistoryFile:
             self._fault(text, b"")
         if self.position < head:
             self._chains.is_behind = True
+            missing = counted(head - self.position, "batch", "batches")
             if self._is_retired:
-                self._fault(f"{head - self.position} batches behind the journal of a shard that is gone", b"")
+                self._fault(f"{missing} behind the journal of a shard that is gone", b"")
             else:
-                text = f"{head - self.position} batches behind its journal, and is fed at the next start"
+                text = f"{missing} behind its journal, and is fed at the next start"
                 report.note(f"{self._path} is {text}")
         if self.position > head:
             text = f"it goes up to batch {self.position}, its journal only to {head}: the journal has lost batches"

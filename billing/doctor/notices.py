@@ -18,6 +18,7 @@ import msgpack
 
 from billing.doctor.directory import Directory
 from billing.doctor.report import Report
+from shards.counting import counted
 from shards.system.disk import Disk, read_file
 
 NOTICES: Final = "notices"
@@ -114,7 +115,7 @@ def _examine_place(path: str, position: int, owed: int, journal: Directory | Non
     """Where a file ends, against where its journal begins and ends."""
     if journal is None:
         if owed:
-            report.fault(NOTICES, f"its journal is gone, and it still has {owed} notices to tell", file=path)
+            report.fault(NOTICES, f"its journal is gone, and it still has {counted(owed, 'notice')} to tell", file=path)
         else:
             report.note(f"{path}: its journal is gone, and it owes nothing")
     elif journal.damage is not None:
@@ -126,4 +127,5 @@ def _examine_place(path: str, position: int, owed: int, journal: Directory | Non
         text = f"it goes up to batch {position}, its journal only to {journal.head}: the journal has lost batches"
         report.fault(NOTICES, text, file=path)
     elif position < journal.head:
-        report.note(f"{path} is {journal.head - position} batches behind its journal, and is fed at the next start")
+        missing = counted(journal.head - position, "batch", "batches")
+        report.note(f"{path} is {missing} behind its journal, and is fed at the next start")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from shards.counting import counted
+
 TOLD_MAX: Final = 100
 OWED_MAX: Final = 1000
 
@@ -111,10 +113,14 @@ class Report:
 
     def summary(self) -> str:
         """The last line."""
-        counted = (("accounts", "accounts"), ("accounts", "entries"), ("owners", "buckets"))
-        looked_at = ", ".join(f"{self.counts[check].get(what, 0)} {what}" for check, what in counted)
+        things = (
+            ("accounts", "account", "accounts"),
+            ("accounts", "entry", "entries"),
+            ("owners", "bucket", "buckets"),
+        )
+        looked_at = ", ".join(counted(self.counts[check].get(all_of, 0), one, all_of) for check, one, all_of in things)
         faults = self.fault_count
-        return f"{looked_at}: {'no faults' if not faults else '1 fault' if faults == 1 else f'{faults} faults'}"
+        return f"{looked_at}: {counted(faults, 'fault') if faults else 'no faults'}"
 
     def lines(self) -> list[str]:
         """The whole report as text: a line a check, then what it found, then notes, then the summary."""
@@ -126,7 +132,7 @@ class Report:
                 state = "FAULT"
             else:
                 state = "ok" if counts else "-"
-            told = f"{faults} faults" if faults else text
+            told = counted(faults, "fault") if faults else text
             lines.append(f"{check:<13}{state:<7}{told}" + (f" ({counts})" if counts else ""))
             lines += [f"{'':<13}not checked: {why}" for why in self.unchecked[check]]
             lines += [f"{'':<13}{finding}" for finding in self.findings if finding.check == check]

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from billing.expirationd.health import Health
 from billing.expirationd.outbox import FLYING, PARKED, Item
+from shards.counting import counted
 
 LOG_S: Final = 60
 _SECOND_NS: Final = 10**9
@@ -82,14 +83,14 @@ class Outages:
     def _begin(self, outage: Outage) -> None:
         self._known[outage.origin] = outage
         log.warning(
-            "%s takes no calls (%s): probing it, calls for %d users wait", outage.origin, outage.error, self._waiting()
+            "%s takes no calls (%s): it is probed, users who wait: %d", outage.origin, outage.error, self._waiting()
         )
         outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
 
     def _go_on(self, outage: Outage) -> None:
         lasted_s = (self._now_ns() - outage.since_ns) // _SECOND_NS
         log.warning(
-            "%s has taken no calls for %d s (%s): calls for %d users wait",
+            "%s has taken no calls for %d s (%s), users who wait: %d",
             outage.origin,
             lasted_s,
             outage.error,
@@ -117,11 +118,6 @@ class Outages:
         )
 
 
-def users(count: int) -> str:
-    """`1 user`, `12 users`."""
-    return f"{count} user{'' if count == 1 else 's'}"
-
-
 def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: int, owed: int) -> str:
     """Why the call for one account is not over yet, in a sentence. `owed`: accounts with something owed in all."""
     if item.state == PARKED:
@@ -133,7 +129,7 @@ def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: 
         lasts_s = (now_ns - outage.since_ns) // _SECOND_NS
         return (
             f"{outage.origin} has taken no calls for {lasts_s} s ({outage.error}): it is probed with one user after "
-            f"the other, and calls for {users(owed)} wait."
+            f"the other, and calls for {counted(owed, 'user')} wait."
         )
     if item.failures:
         met = f" ({last_error})" if last_error else ""
@@ -141,4 +137,4 @@ def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: 
         follows = f"follows in {next_s:.1f} s" if next_s > 0 else "waits for its turn among those that failed"
         times = "The last attempt" if item.failures == 1 else f"The last {item.failures} attempts"
         return f"{times} failed for this user{met}; the next one {follows}. Other users are not held up by it."
-    return f"The first call waits for its turn: calls for {users(owed)} are owed, the oldest goes first."
+    return f"The first call waits for its turn: calls for {counted(owed, 'user')} are owed, the oldest goes first."

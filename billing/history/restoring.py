@@ -29,6 +29,7 @@ from billing.ledger.block import load
 from billing.ledger.entry import ACCRUING, EXHAUSTED
 from billing.ledger.money import NANO
 from shards.batch import ENVELOPE, LEAVE, POSITION
+from shards.counting import counted
 from shards.system.disk import Disk
 
 AT_ONCE: Final = 10_000  # opening rows in one transaction
@@ -168,7 +169,7 @@ def open_accounts(store: Store, reader: HistoryReader, chunks: Iterable[bytes]) 
     if some:
         _open(store, some)
     if made:
-        text = f"{made} accounts begin with what a snapshot has of them; their rows before that are lost"
+        text = f"{counted(made, 'account')} got the beginning from a snapshot; the rows before that are lost"
         store.note_loss(text)
     return made
 

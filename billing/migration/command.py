@@ -37,6 +37,7 @@ from billing.migration.sources import (
     merged,
 )
 from billing.migration.tarantool_log import LogError
+from shards.counting import counted
 
 WINDOW: Final = 20_000  # commands sent and not answered
 CHUNK: Final = 500  # accounts whose commands leave as one write to each owner
@@ -103,21 +104,21 @@ def import_(
         click.echo(_empty(empty))
     for left in found:
         if isinstance(left, LeftOut):
-            click.echo(f"space {left.space} is not imported: {left.tuples:,} tuple{'s' if left.tuples != 1 else ''}")
+            click.echo(f"space {left.space} is not imported: {counted(left.tuples, 'tuple')}")
     if dry_run:
         commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
-        click.echo(f"would import {len(accounts):,} accounts with {commands:,} commands")
+        click.echo(f"would import {counted(len(accounts), 'account')} with {counted(commands, 'command')}")
     else:
         outcome = run(target, lambda client: carry_out(client, accounts, label), changes=True)
         not_taken += outcome.refused
         click.echo(
-            f"imported {outcome.accounts:,} accounts with {outcome.commands:,} commands, "
+            f"imported {counted(outcome.accounts, 'account')} with {counted(outcome.commands, 'command')}, "
             f"{outcome.replayed:,} of them done before"
         )
     for line in not_taken[:SHOWN_MAX]:
         say(f"not taken: {line.place}: {line.reason}")
     if not_taken:
-        say(f"{len(not_taken):,} lines were not taken")
+        say(f"{counted(len(not_taken), 'line')} {'was' if len(not_taken) == 1 else 'were'} not taken")
         sys.exit(1)
 
 
@@ -203,6 +204,5 @@ COMMANDS: dict[str, click.Command] = {"import": import_}
 
 def _empty(count: int) -> str:
     """What is told of users who have nothing that could be imported."""
-    if count == 1:
-        return "1 user has no money, no limit and no rate: the first top-up opens the account"
-    return f"{count:,} users have no money, no limit and no rate: their first top-up opens their accounts"
+    have = "has" if count == 1 else "have"
+    return f"{counted(count, 'user')} {have} no money, no limit and no rate: the first top-up opens the account"

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 from billing.migration.mapping import Mapping
 from billing.migration.tarantool_log import Log
 from billing.migration.tarantool_spaces import Space, Spaces
+from shards.counting import counted
 
 COINS_DIGITS_MAX: Final = 9
 NANOS_MAX: Final = 2**63 - 1
@@ -145,7 +146,7 @@ def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iter
         if not log.whole:
             yield NotTaken(name, "has no end marker: Tarantool was still writing it; what stands before was taken")
     if spaces.unknown_rows:
-        yield NotTaken("the logs", f"{spaces.unknown_rows} rows of spaces that no snapshot here defines")
+        yield NotTaken("the logs", f"{counted(spaces.unknown_rows, 'row')} of spaces that no snapshot here defines")
     space = spaces.named(mapping.space)
     if space is None:
         there = ", ".join(sorted(known.name for known in spaces.by_id.values())) or "none"

@@ -55,6 +55,7 @@ from billing.follower.store import (
 )
 from billing.notices.notice import notices_of
 from shards.batch import ENTRY, LEAVE, OWN, RECEIVED, split_batch
+from shards.counting import counted
 from shards.exits import Exit
 from shards.system.disk import Disk
 
@@ -162,7 +163,8 @@ class Store(FollowerStore):
         elif missing := lost_batches(self.position, first):
             db.execute("BEGIN IMMEDIATE")
             self.commit(first - 1)
-            remarks.append(f"{missing} batches are in neither file nor journal; nobody is told of them")
+            lost = counted(missing, "batch", "batches")
+            remarks.append(f"in neither file nor journal, so that nobody is told of it: {lost}")
         self.read_where()
         self.checkpoint()
         return remarks

@@ -29,6 +29,7 @@ from billing.admin.figure_sampler import FigureSampler
 from billing.admin.recent import Recent
 from billing.config.schema import Config
 from billing.service.systemd import ServiceManager
+from shards.counting import counted
 from shards.exits import Exit
 from shards.supervisor.supervisor import Supervisor, Unserved
 
@@ -116,10 +117,8 @@ def status_of(sampler: FigureSampler, unserved: list[Unserved]) -> str:
     if found:
         return "; ".join(found)
     owed = sampler.total("pending_cutoffs")
-    return (
-        f"serving {len(sampler.supervisor.workers)} shards, {sampler.total('accounts'):,} accounts, "
-        f"{f'{owed:,} cutoffs owed' if owed else 'nothing owed'}"
-    )
+    shards, accounts = counted(len(sampler.supervisor.workers), "shard"), counted(sampler.total("accounts"), "account")
+    return f"serving {shards}, {accounts}, {counted(owed, 'cutoff') if owed else 'nothing'} owed"
 
 
 def doing(unserved: Unserved) -> str:

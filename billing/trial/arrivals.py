@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
+from shards.counting import counted
+
 PAGE_CALLS: Final = 5000
 USER_ID: Final = "{user_id}"
 REFUSED_S_MAX: Final = 30.0  # a receiver that answered before and refuses now (`--receiver-faults refuse`, flap)
@@ -56,7 +58,7 @@ class ArrivalReader:
         found: list[Arrival] = []
         while calls := await self._page():
             if calls[0]["number"] != self._first:
-                raise ReceiverError(f"{self._url} has forgotten {calls[0]['number'] - self._first} calls")
+                raise ReceiverError(f"{self._url} has forgotten {counted(calls[0]['number'] - self._first, 'call')}")
             found += [arrival for call in calls if (arrival := arrival_of(call, self._pattern)) is not None]
         return found
 

@@ -328,7 +328,7 @@ class Billing:
         figures = self._aggregates.figures(now_ns)
         if (classless := figures["unknown_class_accounts"]) > self._classless:
             log.warning(
-                "%d accounts are in cutoff classes that the configuration does not have: the default serves them",
+                "accounts in cutoff classes that the configuration does not have: %d; the default serves them",
                 classless,
             )
         self._classless = classless

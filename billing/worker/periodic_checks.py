@@ -99,7 +99,7 @@ class PeriodicChecks:
             log.exception("the second opinion begins again")
         else:
             if wrong:
-                log.error("%d accounts were not filed for what is coming for them; they are now", wrong)
+                log.error("accounts that were not filed for what is coming for them: %d; they are now", wrong)
                 self._wake()
         if self._looks % WARN_LOOKS == 0:
             self._look_ahead(now_ns)
@@ -137,10 +137,10 @@ class PeriodicChecks:
             self._warned = second
             self.bursts += 1
             log.warning(
-                "%d cutoffs fall due in the second of %s, the endpoint was last seen to take %d a second: the last "
-                "will be some %.1f s late",
-                cutoffs,
+                "cutoffs that fall due in the second of %s: %d; the endpoint was last seen to take %d a second, so the "
+                "last will be some %.1f s late",
                 datetime.fromtimestamp(second, UTC).isoformat(),
+                cutoffs,
                 takes,
                 cutoffs / max(takes, 1),
             )

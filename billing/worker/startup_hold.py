@@ -134,9 +134,9 @@ class StartupHold:
 
     def _warn(self) -> None:
         if self.restored:
-            log.warning("restored from a backup: %d overdue cutoffs wait for billing cutoffs release", self.overdue)
+            log.warning("restored from a backup: overdue cutoffs that wait for a release: %d", self.overdue)
         else:
-            log.warning("%d overdue cutoffs wait: look at them, then billing cutoffs release", self.overdue)
+            log.warning("overdue cutoffs that wait: %d; look at them, then billing cutoffs release", self.overdue)
 
     def _remove_mark(self) -> None:
         try:

@@ -36,6 +36,7 @@ from shards.control import (
     Stored,
     Unmoved,
 )
+from shards.counting import counted
 from shards.moves.move import digest_of
 from shards.replies import Moving, Unavailable, WrongBucket
 from shards.shard import Shard
@@ -163,10 +164,10 @@ class Handoff:
         calls = self._calls.calls_in_flight(bucket_id)
         if calls and waited_ns > CALLS_WAIT_NS:
             self._abort(number, bucket_id)
-            self._send(Unmoved(number, f"{calls} calls of the bucket are still in flight"))
+            self._send(Unmoved(number, f"still in flight: {counted(calls, 'call')} of the bucket"))
             return
         if calls:
-            held_up = f"{calls} calls of the bucket to end"
+            held_up = f"{counted(calls, 'call')} of the bucket to end"
         elif waited_ns < self.quiet_wait_ns and not self._is_quiet(bucket_id):
             held_up = f"a moment at which nothing of the bucket is due within {self._handoff_ns / 1e6:.0f} ms"
         else:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
+from shards.counting import counted
 from shards.machine import Command
 from shards.moves.mover import Mover, refusal
 from shards.supervisor.registry import Registry
@@ -112,16 +113,17 @@ class OperatorApi:
         owned = len(bucket_map.buckets_of(worker.shard_id))
         alerts = []
         if worker.state == "held":
-            alerts.append(f"SHARD_HELD: {owned} buckets are not served: {worker.reason}")
+            alerts.append(f"SHARD_HELD: nobody serves {counted(owned, 'bucket')}: {worker.reason}")
         elif worker.state != "serving":
-            alerts.append(f"UNREACHABLE_SHARD: {owned} buckets are not served: {worker.reason or worker.state}")
+            why = worker.reason or worker.state
+            alerts.append(f"UNREACHABLE_SHARD: nobody serves {counted(owned, 'bucket')}: {why}")
         elif not figures:
             alerts.append("SILENT_SHARD: its worker does not answer")
         if figures.get("no_room"):
             alerts.append(f"DISK_FULL: changes are refused: {figures['no_room']}")
         wanted = bucket_map.weights.get(worker.shard_id, 0)
         if not wanted and owned:
-            alerts.append(f"DRAINING: {owned} buckets are still to leave")
+            alerts.append(f"DRAINING: waits for {counted(owned, 'bucket')} to leave")
         stuck = [one for one in self._mover.errors if bucket_map.owner[one] == worker.shard_id]
         if stuck:
             alerts.append(f"MOVE_FAILED: bucket {stuck[-1]}: {self._mover.errors[stuck[-1]]}")
@@ -199,7 +201,7 @@ class OperatorApi:
             return "an order: move_bucket", "the operator"
         place, _ = wanted[bucket_id]
         if mover.rebalancing:
-            return f"its turn: {place} buckets of the plan go before it", "the rebalancer"
+            return f"its turn: {counted(place, 'bucket')} of the plan before it", "the rebalancer"
         return "an order: rebalance", "the operator"
 
     # -- ownership --------------------------------------------------------------------------------------------------

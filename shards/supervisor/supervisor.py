@@ -57,6 +57,7 @@ from shards.control import (
     Waiting,
     WorkerSettings,
 )
+from shards.counting import counted
 from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
 from shards.moves.mover import Caps, Mover
@@ -492,8 +493,9 @@ class Supervisor:
         for warning in recovered.warnings:
             log.warning("shard %d: %s", worker.shard_id, warning)
         log.info(
-            "shard %d recovered in %.2f s: %d parts of a snapshot, %d records replayed",
-            worker.shard_id, recovered.took_ns / 1e9, recovered.parts, recovered.records,
+            "shard %d recovered in %.2f s: %s of a snapshot, %s replayed",
+            worker.shard_id, recovered.took_ns / 1e9,
+            counted(recovered.parts, "part"), counted(recovered.records, "record"),
         )  # fmt: skip
         self._set_state(worker, "recovered")
         self._tell(Proved(worker.shard_id))
@@ -508,7 +510,7 @@ class Supervisor:
         await self.mover.on_worker(worker.shard_id, "serving")
         if not self.mover.rebalancing:
             self._even_out()
-        log.info("shard %d serves, %d accounts", worker.shard_id, serving.accounts)
+        log.info("shard %d serves, %s", worker.shard_id, counted(serving.accounts, "account"))
 
     async def _answer(self, worker: WorkerState, asked: Ask) -> None:
         place = self.backups if asked.operation[0] == "backup" else self.operator_api

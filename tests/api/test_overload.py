@@ -126,7 +126,7 @@ async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog: pytes
         assert await kept.alive()
         for _ in range(5):
             assert await refused(await house.connect())
-        told = "1 connections were turned away, the last one from 127.0.0.1: too many from there"
+        told = "connections turned away: 1, the last one from 127.0.0.1: too many from there"
         assert turned_away(caplog) == [told]
         house.clock.pass_s(TELL_INTERVAL_NS / SECOND_NS - 1)
         house.door.sweep()
@@ -167,7 +167,7 @@ async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog: p
         assert house.door.figures()["requests_in_flight"] == 0
         assert house.door.errors["BUSY"] == 3
         house.door.sweep()
-    assert sum("requests were refused" in record.getMessage() for record in caplog.records) == 1
+    assert sum("requests refused: " in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_what_is_in_flight_is_counted_until_it_is_answered_whoever_is_left_to_hear_it() -> None:

@@ -293,7 +293,7 @@ def test_a_history_that_is_behind_after_kill_9_is_no_fault(data_dir: Path, tmp_p
     report = examined(str(tmp_path / "killed"))
     assert report.findings == []
     assert report.counts["history"]["rows compared"] == 1
-    assert any("is 1 batches behind its journal" in note for note in report.notes)
+    assert any("is 1 batch behind its journal" in note for note in report.notes)
 
 
 def test_a_history_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_dir: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_an_account_without_an_entry_since_the_journal_begins_is_opened_with_wha
     whole = shop.statement(QUIET, since_ns, until_ns)
     then = shop.balance_at(QUIET, since_ns)
     shop.lose()
-    assert "accounts begin with what the oldest snapshot has" in shop.rebuild()
+    assert "got the beginning from the oldest snapshot" in shop.rebuild()
     opening, lost = shop.history(QUIET)
     newest = shop.before[QUIET][0]
     assert (opening["operation"], opening["entry_id"], opening["at_ns"]) == (OPENING, 3, newest["at_ns"])
@@ -142,8 +142,8 @@ def test_the_doctor_notes_what_was_opened_and_finds_no_fault(shop: Shop) -> None
     report = shop.yard.examine()
     assert report.findings == []
     assert report.counts["history"]["accounts that begin with a snapshot"] >= 1
-    assert any("begin with what a snapshot has" in note for note in report.notes)
-    assert "accounts begin" not in shop.rebuild(), "they are opened once"
+    assert any("got the beginning from a snapshot" in note for note in report.notes)
+    assert "got the beginning" not in shop.rebuild(), "they are opened once"
 
 
 def test_an_opening_is_no_entry_of_the_feed(shop: Shop) -> None:

@@ -83,9 +83,9 @@ IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__", "glob
 
 
 # The doctor proves what others wrote: it reads the files with code of its own, and shares the disk with them only, and
-# the wall clock for its audit record, and the exit codes.
+# the wall clock for its audit record, the exit codes, and how a count is said.
 DOCTOR = "billing.doctor"
-DOCTOR_SHARES = ("shards.system.disk", "shards.system.clock.MACHINE_CLOCKS", "shards.exits")
+DOCTOR_SHARES = ("shards.system.disk", "shards.system.clock.MACHINE_CLOCKS", "shards.exits", "shards.counting")
 
 
 def room_of(name: str) -> str:

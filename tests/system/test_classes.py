@@ -15,7 +15,7 @@ from tests.system.test_cutoffs import receiving, until
 SECOND_NS = 10**9
 GRACE_NS = 3 * SECOND_NS
 HOUR_NS = 3600 * SECOND_NS
-GONE = "2 accounts are in cutoff classes that the configuration does not have"
+GONE = "accounts in cutoff classes that the configuration does not have: 2"
 NOTED = "1 account is in the cutoff class gold, which is not in the configuration: the default serves them"
 
 

@@ -176,7 +176,7 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
         inventory = data_dir / "inventory.csv"
         inventory.write_text("user,resource,rate\nu08,vm-1,36\n")
         told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
-        assert (told.returncode, told.stdout, told.stderr) == (0, "", "1 machines, 0 differences\n")
+        assert (told.returncode, told.stdout, told.stderr) == (0, "", "1 machine, 0 differences\n")
         inventory.write_text("u08,vm-1,35\nu09,vm-2\nnobody,vm-3,1\nu01\n")
         told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory), "--json")
         assert told.returncode == 1

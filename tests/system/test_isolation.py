@@ -69,7 +69,7 @@ async def test_a_worker_that_crashes_again_and_again_is_held_and_the_others_serv
         error, _ = await rpc.call("get_account", users[2])
         assert (error["name"], error["retry"], error["applied"]) == ("UNAVAILABLE", True, "no")
         (alert,) = (await rpc.ask("shards_info"))[1]["alerts"]
-        assert alert.startswith("SHARD_HELD: 1500 buckets are not served")
+        assert alert.startswith("SHARD_HELD: nobody serves 1,500 buckets")
         error, _ = await rpc.call("move_bucket", 1, 2)
         assert (error["name"], error["message"]) == ("MOVE_REFUSED", "shard 2 is held")
         await reload(daemon, "shard 2 serves")  # an operator's word, and it is tried again
@@ -130,7 +130,7 @@ async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(data_d
             told = await rpc.ask("explain_move", other)
         assert (await moving)[0].startswith(f"MOVE_REFUSED: bucket {bucket_id} stays where it is: 1 calls")
         assert (await waiting)[0] is None
-        assert (await rpc.ask("explain_move", bucket_id))["last_error"] == "1 calls of the bucket are still in flight"
+        assert (await rpc.ask("explain_move", bucket_id))["last_error"] == "still in flight: 1 call of the bucket"
         assert (await rpc.ask("route"))["generations"][bucket_id - 1] == before["generations"][bucket_id - 1]
     server.close()
 

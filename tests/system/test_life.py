@@ -75,7 +75,7 @@ async def test_sigterm_answers_what_was_asked_and_ends_with_0(data_dir: Path) ->
     first = await calls[0]
     assert first[0] is None
     assert await asyncio.to_thread(daemon.stop) == 0
-    assert [path.name for path in (data_dir / "data" / "run").iterdir()] == ["lock"], "no socket of a process that is gone"
+    assert [path.name for path in (data_dir / "data" / "run").iterdir()] == ["lock"], "no socket is left"
     done = await asyncio.gather(*calls, return_exceptions=True)
     answered = [reply for reply in done if isinstance(reply, tuple) and reply[0] is None]
     daemon.start()

@@ -134,8 +134,8 @@ async def test_the_log_says_whether_the_restore_or_the_number_is_why_they_wait(
         start.runs_dry(b"u")
         start.serve()
         (said,) = [record.getMessage() for record in caplog.records if record.name == "billing.worker.startup_hold"]
-        after_restore = "restored from a backup: 1 overdue cutoffs wait for billing cutoffs release"
-        by_number = "1 overdue cutoffs wait: look at them, then billing cutoffs release"
+        after_restore = "restored from a backup: overdue cutoffs that wait for a release: 1"
+        by_number = "overdue cutoffs that wait: 1; look at them, then billing cutoffs release"
         assert said == (after_restore if why < 0 else by_number)
 
 

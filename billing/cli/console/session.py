@@ -33,6 +33,7 @@ from billing.cli.output import put, say
 from billing.cli.showing import ESSENTIAL, is_terminal, look_of, show, show_explained, tell
 from billing.client.client import Client
 from billing.client.errors import BillingError, InsufficientFunds
+from shards.counting import counted
 
 HISTORY_FILE: Final = "billing_console_history"
 IRREVOCABLE: Final = frozenset({"close_account", "release_cutoffs"})
@@ -70,8 +71,8 @@ class _Session:
     async def _converse(self, client: Client) -> None:
         info = await client.call("server_info")
         self._console.print(
-            f"billing {info['version']} at {self._target.address}, {info['shards']} shards. Amounts are coins; "
-            "help lists what there is, ^D leaves."
+            f"billing {info['version']} at {self._target.address}, {counted(info['shards'], 'shard')}. Amounts are "
+            "coins; help lists what there is, ^D leaves."
         )
         prompt: PromptSession[str] = PromptSession(
             history=_history(), completer=_Completer(self._table, self._users), complete_while_typing=False

@@ -23,7 +23,7 @@ from billing.client.errors import BillingError
 from billing.trial.arrivals import ReceiverError
 from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.loadtest.chaos import Chaos
-from billing.trial.loadtest.conclusion import counted, unusable
+from billing.trial.loadtest.conclusion import unusable
 from billing.trial.loadtest.generator import Order
 from billing.trial.loadtest.generators import GeneratorError, Generators
 from billing.trial.loadtest.load_driver import INTERVAL_NS
@@ -39,6 +39,7 @@ from billing.trial.loadtest.trace_plan import Tracing
 from billing.trial.loadtest.watch import Watch
 from billing.trial.loadtest.workload import Workload
 from billing.trial.loadtest.writing import FORMATS, write
+from shards.counting import counted
 from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS
 
@@ -98,7 +99,8 @@ async def loadtest(wish: Wish) -> int:
             raise click.UsageError("there is no account to put under load")
         if of_trace:
             display.say(
-                f"{users} users with {of_trace[1]} machines, {of_trace[2]} of them to run dry; {of_trace[0]} commands "
+                f"{counted(users, 'user')} with {counted(of_trace[1], 'machine')}, {of_trace[2]:,} of them to run dry; "
+                f"{counted(of_trace[0], 'command')} "
                 f"in {of_trace[3] / 1e9:.0f} s"
             )
         plan = Plan(wish.workload, wish.chaos, of_trace[0] if of_trace else 0, of_trace[3] if of_trace else 0)
@@ -147,7 +149,7 @@ async def _target(wish: Wish, stack: contextlib.AsyncExitStack, display: Display
     target, notes = await own_target(stack, wish.config, wish.workers, wish.sync, wish.directory)
     for note in notes:
         display.say(note)
-    display.say(f"a daemon of our own listens at {target.address}, with {target.facts['workers']} workers")
+    display.say(f"a daemon of our own listens at {target.address}, with {counted(target.facts['workers'], 'worker')}")
     return target
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from billing.trial.loadtest.latency import PERCENTILES
 from billing.trial.loadtest.result import Result, Run, histogram_of
+from shards.counting import counted
 
 RUNS_MIN: Final = 3
 
@@ -52,7 +53,8 @@ def compare(before: Result, after: Result) -> Iterator[str]:
     yield from (f"not the same: {line}" for line in differing(before, after))
     for name, result in (("the first", before), ("the second", after)):
         if invalid := sum(not run.valid for run in result.measured):
-            yield f"{invalid} of {len(result.measured)} runs of {name} are INVALID: their latencies are not to be used"
+            runs = counted(len(result.measured), "run")
+            yield f"INVALID: {invalid} of {runs} of {name}; such latencies are not to be used"
     if min(len(before.runs), len(after.runs)) < RUNS_MIN:
         yield f"fewer than {RUNS_MIN} runs on a side: nothing can be said to have changed"
     rows: list[tuple[str, ...]] = [("", "before", "after", "difference", "runs before", "runs after", "")]

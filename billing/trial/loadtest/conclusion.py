@@ -15,8 +15,10 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from billing.trial.loadtest.result import Result, Run, histogram_of, whole
+from shards.counting import counted
 
 HEADROOM: Final = 0.7  # of the sustained rate is planned with
+BUSY: Final = 0.7  # of a core: from there on a command costs what it costs at a full one
 REPORT_EVERY_S: Final = 60
 FLEETS: Final = (10_000, 100_000, 1_000_000, 10_000_000)
 
@@ -74,11 +76,6 @@ def kept_up(result: Result) -> list[Run]:
     return result.runs or good or result.steps
 
 
-def counted(number: int, word: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
-
-
 def in_bytes(number: float) -> str:
     """In MiB or GiB."""
     return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
@@ -106,8 +103,9 @@ def in_short(result: Result) -> list[str]:
     """Three sentences for somebody who reads no more: how fast, how late cutoffs were, whether money was right."""
     workers = counted(result.daemon["workers"], "worker")
     latency = whole(telling(result), "latency")
-    p99_ns = latency.percentile("99") or (latency.greatest if latency.total else None)
-    within = f"; 99 of 100 answers came within {_in_ms(p99_ns)}" if p99_ns else ""
+    p99_ns = latency.percentile("99")
+    share, within_ns = ("99 of 100", p99_ns) if p99_ns is not None else ("all", latency.greatest)
+    within = f"; {share} answers came within {_in_ms(within_ns)}" if latency.total else ""
     rate = sustained_per_s(result)
     answered = median(run.per_s for run in telling(result)) if telling(result) else 0.0
     if result.kind == "closed":
@@ -139,14 +137,16 @@ def _cutoffs_in_short(result: Result) -> str:
         return f"{counted(expected, 'cutoff').capitalize()} had to come."
     p99_ns = lateness.percentile("99")
     within = f"99 of 100 within {_in_ms(p99_ns)} of" if p99_ns else f"the last {_in_ms(lateness.greatest)} after"
-    return f"A user whose money ran out was cut off in time: {within} the exact instant, of {lateness.total:,} cutoffs."
+    cutoffs = counted(lateness.total, "cutoff")
+    return f"A user whose money ran out was cut off in time: {within} the exact instant, of {cutoffs}."
 
 
 def _money_in_short(result: Result) -> str:
     if not result.clean:
         return "MONEY OR CUTOFFS CAME OUT WRONG: nothing else counts until that is explained."
     answers = sum(run.money.answered for run in (*result.runs, *result.steps))
-    return f"Not a nano was wrong in {answers:,} answers and every final balance, held against an independent sum."
+    said = counted(answers, "answer")
+    return f"Not a nano was wrong in {said} and every final balance, held against an independent sum."
 
 
 def expected_cutoffs(result: Result) -> int:
@@ -164,7 +164,8 @@ def _invalid(result: Result) -> str:
     runs = result.measured
     invalid = [run for run in runs if not run.valid]
     because = f" ({invalid[0].invalid_because[0]})" if invalid[0].invalid_because else ""
-    return f"{len(invalid)} of {len(runs)} measurements were not valid{because}"
+    were = "was" if len(invalid) == 1 else "were"
+    return f"{len(invalid)} of {counted(len(runs), 'measurement')} {were} not valid{because}"
 
 
 def unusable(result: Result) -> str:
@@ -216,6 +217,8 @@ def conclusion(result: Result) -> Iterator[str]:
         expected = expected_cutoffs(result)
         cutoffs = (
             f"every one of the {expected:,} cutoffs that had to come came, none early, none false."
+            if expected > 1
+            else "the one cutoff that had to come came, not early, and no false one."
             if expected
             else "no cutoff was due, and none came."
         )
@@ -257,9 +260,14 @@ def _rate(result: Result) -> Iterator[str]:
         )
     if cost:
         each = median(cost)
+        busy = each / 1e6 * median(run.per_s for run in telling(result)) / workers
         yield (
-            f"A command cost {each:.1f} µs of the daemon's CPU at that rate (less where more of them share a sync): a "
-            f"core that does nothing else would be full at {1e6 / each:,.0f} a second."
+            f"A command cost {each:.1f} µs of the daemon's CPU at that rate: {busy:.0%} of a core for each worker. "
+            + (
+                f"At that cost a core that does nothing else is full at {1e6 / each:,.0f} a second."
+                if busy >= BUSY
+                else "A command costs less where more of them share a sync, so this does not tell when a core is full."
+            )
         )
 
 

@@ -17,7 +17,6 @@ from billing.trial.loadtest.conclusion import (
     HEADROOM,
     REPORT_EVERY_S,
     conclusion,
-    counted,
     in_bytes,
     in_short,
     kept_up,
@@ -28,6 +27,7 @@ from billing.trial.loadtest.conclusion import (
 from billing.trial.loadtest.result import Result, histogram_of, whole
 from billing.trial.loadtest.summary import ms, spread, verdict_line
 from billing.trial.loadtest.validity import CRITERIA
+from shards.counting import counted
 
 STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1f24; --soft: #57606a; --line: #d9dce1; --grid: #e7eaee;
@@ -138,7 +138,7 @@ def _verdicts(result: Result) -> Iterator[str]:
             "not keep its plan there); they count as not sustained.</div>"
         )
     else:
-        yield f'<div class="verdict unsure">{len(invalid)} of {len(result.runs)} runs are INVALID.</div>'
+        yield f'<div class="verdict unsure">INVALID: {len(invalid)} of {counted(len(result.runs), "run")}.</div>'
         for run in invalid:
             yield f'<p class="faint">run {run.number + 1}: {escape("; ".join(run.invalid_because))}</p>'
 
@@ -264,7 +264,8 @@ def _plots(result: Result) -> Iterator[str]:
         yield _figure(
             "Lateness of cutoffs",
             plots.cutoff_lateness(lateness),
-            f"{lateness.total:,} cutoffs, from the exact instant to the arrival at the endpoint, a process of its own.",
+            f"{counted(lateness.total, 'cutoff')}, from the exact instant to the arrival at the endpoint, a process of "
+            "its own.",
         )
     if shown.samples:
         yield _figure("CPU of each process", plots.cpu_over_time(shown), f"Of {of}; 1 is a whole core.")

@@ -29,6 +29,7 @@ from billing.trial.loadtest.validity import faults
 from billing.trial.loadtest.verdict import Verdict, judge
 from billing.trial.loadtest.watch import Watch, as_rows
 from billing.trial.loadtest.workload import SECOND_NS, Workload, aimed_count
+from shards.counting import counted
 from shards.system.clock import MACHINE_CLOCKS
 
 START_LEAD_NS: Final = 3 * SECOND_NS  # until all generators have heard of the start, however busy the cores are
@@ -304,7 +305,9 @@ class Session:
 def _none_failed(parts: list[dict[str, Any]], what: str) -> None:
     if total(parts, "failed"):
         told = next(line for part in parts for line in part["told"])
-        raise GeneratorError(f"{total(parts, 'failed')} commands failed while {what} was under way; the first: {told}")
+        raise GeneratorError(
+            f"{counted(total(parts, 'failed'), 'command')} failed while {what} was under way; the first: {told}"
+        )
 
 
 def _intervals(histograms: list[Histogram], interval_s: float) -> list[Interval]:

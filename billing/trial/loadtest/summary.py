@@ -7,10 +7,11 @@ import io
 from collections.abc import Iterator
 from statistics import median
 
-from billing.trial.loadtest.conclusion import conclusion, counted, in_short, telling
+from billing.trial.loadtest.conclusion import conclusion, in_short, telling
 from billing.trial.loadtest.latency import PERCENTILES, Histogram, hgrm
 from billing.trial.loadtest.result import Result, Run, histogram_of, whole
 from billing.trial.loadtest.validity import CRITERIA
+from shards.counting import counted
 
 
 def ms(nanoseconds: float | None) -> str:
@@ -33,15 +34,15 @@ def percentiles_line(name: str, histogram: Histogram) -> str:
     """All percentiles that may be told, in milliseconds."""
     told = histogram.percentiles()
     parts = [f"{'max' if key == 'max' else 'p' + key} {ms(value)}" for key, value in told.items()]
-    return f"{name}: {', '.join(parts)} ms ({histogram.total} samples)"
+    return f"{name}: {', '.join(parts)} ms ({counted(histogram.total, 'sample')})"
 
 
 def lines_of(run: Run) -> Iterator[str]:
     """One run."""
     what = f"{run.offered_per_s:.0f} offered" if run.offered_per_s else "without a rate"
     yield (
-        f"run {run.number + 1}: {run.answered} commands in {run.seconds:.1f} s, {run.per_s:.0f} a second ({what}), "
-        f"{run.refused} debits refused, {run.retries} sent again, {run.held} held back by --depth"
+        f"run {run.number + 1}: {counted(run.answered, 'command')} in {run.seconds:.1f} s, {run.per_s:.0f} a second "
+        f"({what}), {counted(run.refused, 'debit')} refused, {run.retries} sent again, {run.held} held back by --depth"
     )
     if run.answered:
         yield "  " + percentiles_line("latency from the intended start", histogram_of(run.latency))
@@ -80,9 +81,10 @@ def verdict_line(run: Run) -> str:
         p99_ns = lateness.percentile("99")
         latest = f"p99 {ms(p99_ns)}, max" if p99_ns is not None else "max"
         told = f"{latest} {ms(lateness.greatest)} ms"
-        healthy = f"; {lateness.total} cutoffs of healthy users beside sick ones, lateness {told}"
+        healthy = f"; {counted(lateness.total, 'cutoff')} of healthy users beside sick ones, lateness {told}"
     return (
-        f"{'RIGHT' if run.clean else 'WRONG'}: {money.accounts} accounts, {money.answered} answers, "
+        f"{'RIGHT' if run.clean else 'WRONG'}: "
+        f"{counted(money.accounts, 'account')}, {counted(money.answered, 'answer')}, "
         f"{money.wrong_replies} wrong replies, {money.wrong_balances} wrong balances, {money.wrong_refusals} wrong "
         f"refusals, {money.unanswered} unanswered; {cutoffs.expected} cutoffs expected, {cutoffs.received} received, "
         f"{cutoffs.superseded} superseded, {cutoffs.missing} missing, {cutoffs.early} early, {cutoffs.false} false, "
@@ -100,7 +102,7 @@ def summary(result: Result) -> Iterator[str]:
     commit = result.environment["commit"]
     yield (
         f"billing {facts['version']} with {workers}, journal.sync = {facts['journal_sync']}; "
-        f"{result.environment['processor']}, {result.environment['cores']} cores"
+        f"{result.environment['processor']}, {counted(result.environment['cores'], 'core')}"
         + (f", commit {commit}" if commit else "")
     )
     for step in result.steps:

@@ -18,6 +18,7 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from shards.counting import counted
 from shards.system.clock import MACHINE_CLOCKS
 
 PERIOD_S: Final = 0.5
@@ -188,7 +189,9 @@ def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
         for (name, shard, _), value in after.items():
             more = value - before.get((name, shard, ""), value)
             if name == metric and more > 0:
-                found.append((kind, f"{more:g} buckets {words}" if kind == "move" else f"shard {shard}: {words}"))
+                found.append(
+                    (kind, f"{counted(int(more), 'bucket')} {words}" if kind == "move" else f"shard {shard}: {words}")
+                )
     return found
 
 

@@ -87,7 +87,7 @@ async def test_shards_say_their_state_and_what_is_wrong_with_them(scene: Scene) 
     scene.workers[2].state, scene.workers[2].reason = "held", "exit 74: the disk failed"
     first, second = await rows_of(scene, "shards_info")
     assert (first["state"], first["buckets"], first["accounts"], first["alerts"]) == ("serving", 2, 10, [])
-    assert second["alerts"] == ["SHARD_HELD: 2 buckets are not served: exit 74: the disk failed"]
+    assert second["alerts"] == ["SHARD_HELD: nobody serves 2 buckets: exit 74: the disk failed"]
 
 
 async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:
@@ -160,7 +160,7 @@ async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(scene: S
         ],
     }
     first, _ = await rows_of(scene, "shards_info")
-    assert first["alerts"] == ["DRAINING: 2 buckets are still to leave"]
+    assert first["alerts"] == ["DRAINING: waits for 2 buckets to leave"]
 
 
 async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -> None:

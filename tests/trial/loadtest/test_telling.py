@@ -106,7 +106,7 @@ def test_a_generator_that_is_late_is_blamed_itself_and_told_what_it_needs() -> N
     late = result_of(run_of(), run_of(1, valid=False, invalid_because=LATE))
     assert not late.valid
     for told in (in_short(late)[0], unusable(late), " ".join(conclusion(late))):
-        assert "1 of 2 measurements were not valid (the load generator was late, not the daemon: " in told
+        assert "1 of 2 measurements was not valid (the load generator was late, not the daemon: " in told
         assert "it needs more --processes, cores that nothing else uses, or a lower --rate" in told
         assert "did not keep up" not in told
         assert "was not sustained" not in told
@@ -145,6 +145,20 @@ def test_three_sentences_come_first() -> None:
         assert list(summary(result))[:3] == told
         assert "Not a nano was wrong" in told[2]
     assert "WRONG" in in_short(result_of(run_of(money=Money(wrong_balances=1))))[2]
+
+
+def test_a_core_is_only_said_to_be_full_where_one_nearly_was() -> None:
+    idle = " ".join(conclusion(result_of(run_of(per_s=1_000.0, cpu_us_per_command=10.0))))
+    assert "A command cost 10.0 µs of the daemon's CPU at that rate: 0% of a core for each worker." in idle
+    assert "is full at" not in idle
+    busy = " ".join(conclusion(result_of(run_of(per_s=160_000.0, cpu_us_per_command=10.0))))
+    assert "80% of a core for each worker. At that cost a core that does nothing else is full at 100,000 a" in busy
+
+
+def test_what_is_told_of_few_answers_is_told_of_all_of_them() -> None:
+    told = in_short(result_of(run_of(latency=pairs(2 * MS, 100))))[0]
+    assert "; all answers came within 2.0 ms" in told
+    assert "99 of 100" not in told
 
 
 def test_one_number_for_one_thing() -> None:
@@ -245,7 +259,7 @@ def test_what_changed_is_told_and_what_is_not_comparable_too() -> None:
 def test_a_comparison_of_what_is_not_valid_says_so_and_shows_values() -> None:
     bad = result_of(run_of(valid=False), run_of(1), run_of(2))
     lines = list(compare(bad, result_of(run_of(), run_of(1), run_of(2))))
-    assert "1 of 3 runs of the first are INVALID: their latencies are not to be used" in lines
+    assert "INVALID: 1 of 3 runs of the first; such latencies are not to be used" in lines
     assert any(line.startswith("commands answered a second") and "1,000" in line for line in lines)
 
 
@@ -283,7 +297,7 @@ def test_the_lateness_of_healthy_users_beside_sick_ones_is_in_all_that_is_told()
     cutoffs = Cutoffs(expected=20_300, received=20_300, lateness=pairs(90 * MS, 300), healthy_lateness=pairs(3 * MS))
     run = run_of(cutoffs=cutoffs)
     result = result_of(run)
-    assert "20000 cutoffs of healthy users beside sick ones, lateness p99 3." in verdict_line(run)
+    assert "20,000 cutoffs of healthy users beside sick ones, lateness p99 3." in verdict_line(run)
     assert any("lateness of healthy users beside sick ones: p50 3." in line for line in summary(result))
     assert any("while it was sick for others: 99 % within 3." in line for line in conclusion(result))
     assert "of 100 healthy users&#x27; cutoffs came within, beside sick ones" in report(result) or (
