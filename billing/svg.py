@@ -2,7 +2,8 @@
 
 A plot carries classes and no style of its own (a page's security policy would refuse it, and light and dark belong to
 the page): `plot` is the picture, `grid`, `tick`, `bound` and `mark` its furniture, `line` and `bar` what it shows. Who
-shows it brings the colours. Sizes are in units of a picture `WIDTH` wide; what has labels leaves `LEFT` for them.
+shows it brings the colours, and the width of a point that stands `alone`. Sizes are in units of a picture `WIDTH` wide;
+what has labels leaves `LEFT` for them.
 
 An axis says what stands at its ends and where its labels are; values are whatever the caller plots, such as powers of
 ten. A gap in a line is None.
@@ -146,4 +147,5 @@ def _drawn(line: Line, x: Axis, y: Axis) -> Iterator[Markup]:
         if there:
             spots = [f"{_x(x, point[0])} {_y(y, point[1])}" for point in run if point is not None]
             path = Markup('<path class="line {}" d="M{}"><title>{}</title></path>')
-            yield path.format(line.kind, "L".join(spots if len(spots) > 1 else spots * 2), line.name)
+            kind = line.kind if len(spots) > 1 else f"{line.kind} alone"
+            yield path.format(kind, "L".join(spots if len(spots) > 1 else spots * 2), line.name)

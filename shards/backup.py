@@ -108,7 +108,7 @@ class Backups:
         self._busy = False  # a backup is beginning, or going on
 
     async def operate(self, operation: Command) -> object:
-        """`("backup", "begin" | "renew" | "end")`; a reply, or a refusal as plain data."""
+        """`("backup", "begin" | "renew" | "end" | "cancel")`; a reply, or a refusal as plain data."""
         step = operation[1]
         if step == "begin":
             if self._busy:
@@ -126,8 +126,8 @@ class Backups:
             return _refusal("no backup is being taken: it ended by itself after a minute without a word")
         if step == "renew":
             self._renew()
-        void = self._void
-        if step == "end" or void:
+        void = self._void if step != "cancel" else ""  # a copy that nobody wants may be void
+        if step in ("end", "cancel") or void:
             self._release()
         return _refusal(void) if void else {"step": step}
 

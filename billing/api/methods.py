@@ -621,7 +621,7 @@ _ROWS: Final = (
         "backup",
         "holds files still and names the positions to copy them up to; see billing backup",
         shapes.ANY,
-        (Field("step", Enum({"begin": "begin", "renew": "renew", "end": "end"})),),
+        (Field("step", Enum({"begin": "begin", "renew": "renew", "end": "end", "cancel": "cancel"})),),
         (),
         ("BACKUP_REFUSED",),
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from billing.backup.files import NoBackup, copy, finish, restore
+from billing.backup.files import NoBackup, check_free, copy, finish, restore
 from billing.cli.calling import Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
@@ -38,6 +38,10 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     """
     disk = RealDisk()
     there(directory.absolute().parent)
+    try:
+        check_free(disk, str(directory.absolute()))
+    except NoBackup as error:
+        raise click.ClickException(f"no backup was made: {error}") from None
     ids_max = ask(target, "server_info")["request_ids_per_bucket"]
     cut = ask(target, "backup", "begin")
     renewed_ns = MACHINE_CLOCKS.boot_ns()
@@ -51,7 +55,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     try:
         work = copy(disk, cut, str(directory.absolute()), renew)
     except (NoBackup, JournalError, StoreError, OSError) as error:
-        ask(target, "backup", "end")
+        ask(target, "backup", "cancel")
         raise click.ClickException(f"no backup was made: {error}") from None
     ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
     if not no_proof:

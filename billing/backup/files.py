@@ -49,10 +49,7 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
     gives it its name. `renew` is called between files. Raises NoBackup, the journal's errors, StoreError, OSError.
     """
     source = cut["data_dir"]
-    if disk.exists(target):
-        raise NoBackup(f"{target} is there already: a backup is made in a directory of its own")
-    work = target + UNFINISHED
-    _check_unused(disk, work)
+    work = check_free(disk, target)
     private_directory(disk, work)
     journals = {"map": (0, cut["map_position"])}
     journals |= {f"shard-{row['shard_id']}": (row["shard_id"], row["position"]) for row in cut["shards"]}
@@ -94,6 +91,15 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
         "files": files,
     }
     write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
+    return work
+
+
+def check_free(disk: Disk, target: str) -> str:
+    """The directory that a copy for `target` is made in. Raises NoBackup where that, or `target`, is there already."""
+    if disk.exists(target):
+        raise NoBackup(f"{target} is there already: a backup is made in a directory of its own")
+    work = target + UNFINISHED
+    _check_unused(disk, work)
     return work
 
 

@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 @option("--act", metavar="NAME", help="Only this: move_bucket, reload, sign_in_refused, …")
 @target_options
 def audit(target: Target, limit: int, after: str, actor: str | None, act: str | None) -> None:
-    """Lists what operators did (moves, backups, reloads, …) and refused sign-ins, oldest first."""
+    """Lists what operators asked for, granted or not (moves, backups, …), and refused sign-ins."""
     if target.told_by:
         data_dir = load(target.file, os.environ).config.daemon.data_dir
         if not RealDisk().exists(data_dir):

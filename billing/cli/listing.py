@@ -53,7 +53,7 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
     },
     "billing.cli.export_command": {"export": "Writes all entries or all accounts as lines of JSON or as CSV."},
     "billing.cli.audit_command": {
-        "audit": "Lists what operators did (moves, backups, reloads, …) and refused sign-ins, oldest first.",
+        "audit": "Lists what operators asked for, granted or not (moves, backups, …), and refused sign-ins.",
     },
     "billing.cli.reconcile_command": {
         "reconcile": "Compares machines (INVENTORY, a CSV of user,resource[,rate]) with the rates that are charged.",

@@ -20,10 +20,10 @@ from zoneinfo import ZoneInfo
 import click
 
 from billing.api.methods import METHODS, Field
-from billing.api.values import Enum
+from billing.api.values import Enum, Span
 from billing.cli.calling import Target, ask, rehearse, target_options
 from billing.cli.listing import HELP
-from billing.cli.options import COINS, DURATION, Command, applied, option
+from billing.cli.options import COINS, Command, Duration, applied, option
 from billing.cli.output import say
 from billing.cli.periods import is_relative, named
 from billing.cli.showing import show, tell
@@ -39,7 +39,6 @@ _METAVARS: Final = {"request_id": "ID", "message": "TEXT", "instant": "WHEN", "t
 _TYPES: Final[dict[str, click.ParamType]] = {  # type: ignore[type-arg]
     "amount": COINS,
     "rate": COINS,
-    "span": DURATION,
     "integer": click.INT,
 }
 DRY_RUN: Final = option("--dry-run", is_flag=True, help="Shows what it would answer now; nothing changes.")
@@ -51,18 +50,25 @@ def name_of(field: Field) -> str:
     return _NAMES.get(field.name, plain)
 
 
+def taken_by(field: Field) -> click.ParamType | None:  # type: ignore[type-arg]
+    """What a field takes on the command line; None: text."""
+    kind = field.type
+    if isinstance(kind, Span):
+        return Duration(kind.low, kind.high)
+    return click.Choice(list(kind.choices)) if isinstance(kind, Enum) else _TYPES.get(kind.kind)
+
+
 def argument_of(field: Field) -> Any:
     """The argument that a required field is."""
-    return click.argument(field.name, metavar=name_of(field).upper(), type=_TYPES.get(field.type.kind))
+    return click.argument(field.name, metavar=name_of(field).upper(), type=taken_by(field))
 
 
 def option_of(field: Field) -> Any:
     """The option that an optional field is."""
     kind = field.type
     words = _HELP.get(field.name) or f"{field.doc[:1].upper()}{field.doc[1:]}."
-    taken: Any = _TYPES.get(kind.kind)
+    taken = taken_by(field)
     if isinstance(kind, Enum):
-        taken = click.Choice(list(kind.choices))
         words += f"  [{kind.default}]"
     metavar = None if taken is not None else _METAVARS.get(field.name) or _METAVARS.get(kind.kind)
     return option(f"--{name_of(field).replace('_', '-')}", field.name, type=taken, metavar=metavar, help=words)
@@ -105,9 +111,9 @@ def _instant(target: Target, text: str, where: str) -> int:
     """An instant given as a date or a time, in the zone of the call."""
     zone = ZoneInfo(target.zone) if target.zone is not None else None
     try:
-        found = named(text, zone, 0).from_ns
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=where) from None
-    if is_relative(text):
-        raise click.BadParameter("expected a date or an instant, such as 2027-01-01", param_hint=where)
-    return found
+        if not is_relative(text):  # what those words name has begun already
+            return named(text, zone, 0).from_ns
+    except ValueError:
+        pass
+    told = f"expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}"
+    raise click.BadParameter(told, param_hint=where)

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import click
 
+from billing.api.methods import METHODS
 from billing.cli import method_page
 from billing.cli.calling import Target, ask, run, sendable, target_options
 from billing.cli.confirming import confirmed
-from billing.cli.options import DURATION, YES, Command, Group, option
+from billing.cli.method_commands import taken_by
+from billing.cli.options import YES, Command, Group, option
 from billing.cli.output import put, say
 from billing.cli.paging import list_all_option, show_pages
 from billing.cli.sentences import Outcome, retried
@@ -193,9 +195,13 @@ def release(target: Target, yes: bool) -> None:
     tell(target, "release_cutoffs", ask(target, "release_cutoffs"))
 
 
+def _taken(option_name: str) -> Any:
+    return taken_by(next(field for field in METHODS["forecast"].options if field.name == option_name))
+
+
 @click.command(cls=Command)
-@option("--within", "--next", "within_ns", type=DURATION, help="How far ahead.  [1h]")
-@option("--step", "step_ns", type=DURATION, help="Width of a row.  [1s up to 5m ahead, else 1m]")
+@option("--within", "--next", "within_ns", type=_taken("within_ns"), help="How far ahead.  [1h]")
+@option("--step", "step_ns", type=_taken("step_ns"), help="Width of a row.  [1s up to 5m ahead, else 1m]")
 @target_options
 def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None:
     """Tells how many cutoffs are coming, by the second or minute, and the worst second."""

@@ -21,6 +21,8 @@ import click
 from click.core import ParameterSource
 
 from billing.cli.finding import RULE
+from billing.cli.output import put
+from billing.ledger.money import INT64_MAX
 
 CONNECTION: Final = "Connection"
 OUTPUT: Final = "Output"
@@ -122,7 +124,14 @@ class Group(Listing):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is named, and its words behind those that were given to the group."""
+        """The command that is named, and its words behind those that were given to the group. `help`: the help, of the
+        group itself or of the command whose name follows.
+        """
+        if args[:1] == ["help"] and self.get_command(ctx, "help") is None:
+            if len(args) == 1:
+                put(ctx.get_help())
+                ctx.exit()
+            args = [*args[1:], "--help"]
         if args and self.get_command(ctx, args[0]) is None:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 3, 0.6)
             ctx.fail(f"there is no command {args[0]}" + (f"; do you mean {' or '.join(near)}?" if near else ""))
@@ -184,19 +193,35 @@ def span_ns(text: str) -> int:
     return total
 
 
+def span_word(ns: int) -> str:
+    """As a span is typed, in the largest unit that says it whole: `90s`, `7d`."""
+    unit = next(unit for unit in reversed(_DURATIONS_NS) if ns % _DURATIONS_NS[unit] == 0)
+    return f"{ns // _DURATIONS_NS[unit]}{unit}"
+
+
 class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A span of time such as `90s`, `5m`, `2h`, `1d` or `250ms`, in nanoseconds; a number alone is seconds."""
+    """A span of time such as `90s`, `5m`, `2h`, `1d` or `250ms`, in nanoseconds, from `low_ns` to `high_ns`; a number
+    alone is seconds.
+    """
 
     name = "duration"
+
+    def __init__(self, low_ns: int = 0, high_ns: int = INT64_MAX) -> None:
+        self._low_ns, self._high_ns = low_ns, high_ns
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The nanoseconds; whole ones only."""
         if isinstance(value, int):  # a default
             return int(value)
         try:
-            return span_ns(str(value))
+            found = span_ns(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not self._low_ns <= found <= self._high_ns:
+            least = f"expected {span_word(self._low_ns)} at least"
+            most = f" and {span_word(self._high_ns)} at most" if self._high_ns < INT64_MAX else ""
+            self.fail(f"{least}{most}, got {value}", param, ctx)
+        return found
 
 
 class Coins(click.ParamType):  # type: ignore[type-arg]

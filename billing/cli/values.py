@@ -18,6 +18,7 @@ from billing.ledger.money import format_coins
 SECOND_NS: Final = 10**9
 HOUR: Final = "hour"
 IN_AN_HOUR: Final = {"second": 3600, "minute": 60, HOUR: 1}
+EXACT_BALANCE: Final = "exact_balance"  # in the ledger's unit, as text
 LIST_SHOWN_MAX: Final = 64  # a longer one within a map is only counted; --json has it all
 
 _INSTANTS: Final = {"now_ns", "from_ns", "to_ns"}
@@ -118,6 +119,8 @@ def value_of(name: str, value: Any, look: Look = Look()) -> str:  # noqa: B008  
         if len(value) > LIST_SHOWN_MAX:
             return f"{len(value):,} values"
         return "; ".join(value_of(name, item, look) for item in value) or "-"
+    if name == EXACT_BALANCE:
+        return f"{int(value):,} (a nano is 3,600,000,000,000)"
     return printable(str(value))
 
 

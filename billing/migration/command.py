@@ -80,7 +80,11 @@ def import_(
     mapping_file: Path | None,
     dry_run: bool,
 ) -> None:
-    """Opens accounts with the balances, credit limits and rates that FILES name."""
+    """Opens accounts with the balances, credit limits and rates that FILES name.
+
+    The first line of a CSV names its columns: user_id, and any of balance, credit_limit, resource, rate and per. Lines
+    of JSON (.jsonl, .ndjson) have the same names; of Tarantool its .snap and .xlog are read.
+    """
     if not 1 <= len(label.encode()) <= 40:
         raise click.UsageError("--label takes 1 to 40 bytes")
     try:

@@ -73,7 +73,10 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
     header = reader.fieldnames or []
     unknown = [column for column in header if column not in COLUMNS]
     if "user_id" not in header or unknown:
-        raise ValueError(f"{name}: expected a header of {', '.join(COLUMNS)}; got {', '.join(header) or 'nothing'}")
+        got = ",".join(header) or "nothing"
+        raise ValueError(
+            f"{name}: its first line is to name the columns, user_id and any of {', '.join(COLUMNS[1:])}; got {got}"
+        )
     rows = iter(reader)
     while True:
         try:

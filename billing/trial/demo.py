@@ -42,7 +42,11 @@ CLUSTER_SERVERS: Final = 3
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Play the scene and end; exit code 0 only if all cutoffs were right.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Ends when the three users are through; 0 only if all cutoffs were right.",
+)
 @click.option("--pace", default=1.0, type=click.FloatRange(0.1, 10), show_default=True, help="2 takes half as long.")
 @click.option("--cluster", is_flag=True, help="Keep the log on three nats-servers, which are started for it.")
 @click.option(

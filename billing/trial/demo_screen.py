@@ -39,7 +39,7 @@ ELAPSED_WIDTH: Final = 9
 RATE_FROM: Final = 60  # columns; narrower terminals do not see the rate
 DIGITS_FROM: Final = 72  # nor, below this, more than milliseconds
 REASON_FROM: Final = 80
-UNDER_WAY: Final = "The verdict comes here when the scene is over."
+UNDER_WAY: Final = "The verdict comes here at the end: whether every cutoff came, and none early."
 END: Final = "Ctrl-C ends it, and everything it started."
 
 

@@ -164,8 +164,15 @@ def test_a_bar_is_divided_as_the_buckets_are() -> None:
 
 def test_a_gap_is_not_drawn_over() -> None:
     plot = plots.lateness([1_000_000] * 3 + [-1] * 4 + [2_000_000], [5_000_000] * 3 + [-1] * 4 + [9_000_000], 3600, 360)
-    assert len(re.findall(r'class="line p99"', plot)) == 2, "two runs, two lines"
+    assert re.findall(r'class="line p99( alone)?"', plot) == ["", " alone"], "two runs, a line and a dot"
     assert len(re.findall(r"<path", plot)) == 4
+
+
+def test_a_value_alone_is_seen() -> None:
+    made = plots.lateness([-1, 2_000_000, -1], [-1, 2_000_000, -1], 30, 3)
+    assert re.findall(r'class="line (p50|p99)( alone)?"', made) == [("p99", " alone"), ("p50", " alone")]
+    joined = plots.lateness([-1, 2_000_000, 2_000_000], [-1, 2_000_000, 2_000_000], 30, 3)
+    assert "alone" not in joined
 
 
 def test_there_is_a_cell_for_each_bucket_in_its_owners_colour() -> None:

@@ -153,3 +153,39 @@ def test_serve_does_not_start_on_a_faulty_configuration() -> None:
     assert ended.returncode == 78
     assert "shards.workers (environment)" in ended.stderr
     assert "log.level (environment)" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("help",), ("--help",)),
+        (("help", "top-up"), ("top-up", "--help")),
+        (("buckets", "help"), ("buckets", "--help")),
+    ],
+)
+def test_help_is_a_word_too(words: tuple[str, ...], same: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run(*same).stdout
+    assert done.stdout.startswith("Usage: billing")
+
+
+def test_a_choice_of_the_load_test_has_no_empty_word() -> None:
+    for command in leaves(root, click.Context(root)):
+        for param in command.params:
+            if isinstance(param.type, click.Choice):
+                assert "" not in param.type.choices, f"{command.name} {param.opts}"
+
+
+def test_a_span_out_of_its_bounds_is_told_in_units() -> None:
+    done = run("forecast", "--within", "8d")
+    assert done.returncode == 2
+    assert "expected 1s at least and 7d at most, got 8d" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "nonsense", "now"])
+def test_an_end_of_credit_is_a_date_or_an_instant(text: str) -> None:
+    done = run("top-up", "u", "1", "--expires", text)
+    assert done.returncode == 2
+    assert f"--expires: expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}" in done.stderr
+    assert "yesterday" not in done.stderr

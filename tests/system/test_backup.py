@@ -165,7 +165,15 @@ async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_g
         assert "ended meanwhile" in error
         assert (await rpc.call("backup", "end"))[0].startswith("BACKUP_REFUSED: no backup is being taken")
         await asyncio.to_thread(daemon.wait_ready)
+        await rpc.ask("backup", "begin")
+        assert await rpc.ask("backup", "cancel") == {"step": "cancel"}
+        assert (await rpc.call("backup", "end"))[0].startswith("BACKUP_REFUSED: no backup is being taken")
         await backed_up(daemon, data_dir / "backup")
+        again = await asyncio.to_thread(billing, "backup", data_dir / "backup", "--address", daemon.address)
+        assert again.returncode == 1
+        assert "is there already: a backup is made in a directory of its own" in again.stderr
+        acts = [row["details"]["step"] for row in await rpc.ask("audit", {"act": "backup"})]
+        assert acts[-4:] == ["cancel", "end", "begin", "end"], "nothing was begun for a directory that is taken"
         rpc.close()
 
 

@@ -63,7 +63,7 @@ class Wish(NamedTuple):
     depth: int
     config: Path | None
     workers: int
-    sync: str
+    sync: str | None
     directory: Path | None
     address: str | None
     sign_in: SignIn
@@ -146,7 +146,7 @@ async def _target(wish: Wish, stack: contextlib.AsyncExitStack, display: Display
         target = await running_target(stack, wish.address, wish.sign_in, wish.receiver, wish.config)
         display.say(f"the daemon at {target.address}, its cutoffs as received at {target.receiver}")
         return target
-    target, notes = await own_target(stack, wish.config, wish.workers, wish.sync, wish.directory)
+    target, notes = await own_target(stack, wish.config, wish.workers, wish.sync or "", wish.directory)
     for note in notes:
         display.say(note)
     display.say(f"a daemon of our own listens at {target.address}, with {counted(target.facts['workers'], 'worker')}")

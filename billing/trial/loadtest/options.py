@@ -183,8 +183,7 @@ PEM = click.Path(exists=True, dir_okay=False)
 @click.option("--workers", default=0, type=click.IntRange(0, 64), help="Of a daemon of our own.  [as configured]")
 @click.option(
     "--sync",
-    default="",
-    type=click.Choice(["", "always", "interval", "never"]),
+    type=click.Choice(["always", "interval", "never"]),
     help="journal.sync of a daemon of our own.  [as configured]",
 )
 @click.option(

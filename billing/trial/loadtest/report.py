@@ -59,7 +59,8 @@ th { font-weight: 600; vertical-align: bottom; } th:first-child, td:first-child 
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 figure { margin: 0; } svg { display: block; width: 100%; height: auto; }
 .grid { stroke: var(--grid); stroke-width: 1; } .tick { font-size: 12px; fill: var(--soft); }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; } .bar { fill: var(--bar); }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+.alone { stroke-width: 7; } .bar { fill: var(--bar); }
 .mark { stroke-width: 1; stroke-dasharray: 3 4; opacity: .8; }
 .legend { font-size: 13px; color: var(--soft); } .key { display: inline-block; margin-right: 14px; }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; margin-right: 6px; vertical-align: middle;
