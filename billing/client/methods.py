@@ -395,7 +395,7 @@ class Methods(ABC):
         """Whether each bucket has exactly one owner, and adds up."""
         return Owners(await self.call("check_owners"))
 
-    async def backup(self, step: Literal["begin", "renew", "end"]) -> Any:
+    async def backup(self, step: Literal["begin", "renew", "end", "cancel"]) -> Any:
         """Holds files still and names the positions to copy them up to; see billing backup."""
         return await self.call("backup", step)
 

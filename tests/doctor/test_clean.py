@@ -71,7 +71,7 @@ def test_every_entry_ever_made_was_looked_at(data_dir: Path) -> None:
     assert report.sums["top_ups"] == report.sums["accrued"] == sum(range(5, 25)) * 3600 * 10**9
     assert report.counts["cutoffs"] == {"cutoffs made": 1, "cutoffs owed": 1}
     assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "cutoff", 1)]
-    assert report.summary() == "1 accounts, 22 entries, 8 buckets: no faults"
+    assert report.summary() == "1 account, 22 entries, 8 buckets: no faults"
 
 
 def test_what_is_coming_and_what_is_late_are_no_faults(data_dir: Path) -> None:

@@ -119,7 +119,7 @@ async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(data_d
         target = 3 - before["owners"][bucket_id - 1]
         moving = asyncio.ensure_future(rpc.call("move_bucket", bucket_id, target))
         told: dict[str, Any] = {}
-        while not moving.done() and "calls" not in str(told.get("waits_for")):
+        while not moving.done() and "call of the bucket" not in str(told.get("waits_for")):
             told = await rpc.ask("explain_move", bucket_id)
         assert (told["state"], told["to_shard_id"], told["whose"]) == ("sending", target, f"shard {3 - target}")
         error, _ = await rpc.call("move_bucket", bucket_id, target)
@@ -128,7 +128,8 @@ async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(data_d
         waiting = asyncio.ensure_future(rpc.call("move_bucket", other, target))
         while not waiting.done() and "turn" not in str(told["waits_for"]):
             told = await rpc.ask("explain_move", other)
-        assert (await moving)[0].startswith(f"MOVE_REFUSED: bucket {bucket_id} stays where it is: 1 calls")
+        refusal = f"MOVE_REFUSED: bucket {bucket_id} stays where it is: still in flight: 1 call"
+        assert (await moving)[0].startswith(refusal)
         assert (await waiting)[0] is None
         assert (await rpc.ask("explain_move", bucket_id))["last_error"] == "still in flight: 1 call of the bucket"
         assert (await rpc.ask("route"))["generations"][bucket_id - 1] == before["generations"][bucket_id - 1]

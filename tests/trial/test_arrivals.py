@@ -86,7 +86,7 @@ async def test_what_was_forgotten_is_an_error() -> None:
         async with aiohttp.ClientSession() as session:
             reader = ArrivalReader(session, f"127.0.0.1:{receiver.port}", f"{receiver.url}/cutoff?user_id={{user_id}}")
             await send(receiver, session, "a", "b", "c")
-            with pytest.raises(ReceiverError, match="forgotten 1 calls"):
+            with pytest.raises(ReceiverError, match="forgotten 1 call"):
                 await reader.fresh()
     finally:
         await receiver.close()

@@ -22,9 +22,9 @@ class FileReader:
 
     def __init__(self, disk: Disk, directory: str, shard: int) -> None:
         """Raises Absent where there is no such journal."""
-        if not disk.exists(directory):
-            above = directory.rpartition("/")[0]
-            raise Absent(f"there is no directory {directory if disk.exists(above) else above}")
+        for place in (directory.rpartition("/")[0], directory):
+            if place and not disk.exists(place):
+                raise Absent(f"there is no directory {place}")
         self._disk, self._directory, self._shard = disk, directory, shard
 
     @property
