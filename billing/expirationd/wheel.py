@@ -14,7 +14,9 @@ a filing, without any order inside. A slot of level L is `2**(20 + 8 * L)` ns wi
 a filing goes to the level where its instant is between 2 and 512 slots ahead. A slot is opened *before* it begins, by
 one whole width (of level 0: by 66 ms), and its filings go to lower levels or to the heap: one with a million filings
 can be opened in slices of bounded size, and the heap goes on firing meanwhile. So many that fall due in one instant are
-in order when it comes. Of several slots that may be opened, the one that begins first comes first.
+in order when it comes. Of several slots that may be opened, the one that begins first comes first. `advance` is asked
+for when a slot has to be opened; the slots of level 0 that would have to be within the next 33 ms are opened on the
+way, so that instants far apart cost one wake-up each, not two.
 
 **Invariants.** A ref is returned only at or after its exact instant, in the order of the instants; every live filing is
 asked for before the instant it was made for; a live filing is never lost. `position_ns`, the latest instant the
@@ -49,7 +51,8 @@ _LEVEL_BITS: Final = 8
 _LEVELS: Final = 6
 _NEAR_NS: Final = 64 << _SLOT_BITS  # nearer than this: exact heap
 _WIDTHS_NS: Final = tuple(1 << (_SLOT_BITS + _LEVEL_BITS * level) for level in range(_LEVELS))
-_LEADS_NS: Final = (_NEAR_NS - _WIDTHS_NS[0], *_WIDTHS_NS[1:])  # how long before it begins a slot may be opened
+_LEADS_NS: Final = (_NEAR_NS - _WIDTHS_NS[0], *_WIDTHS_NS[1:])  # how long before it begins a slot has to be opened
+_ON_THE_WAY_NS: Final = 32 << _SLOT_BITS  # so much before it has to be, a slot of level 0 may be opened on the way
 _BEGIN_MASKS: Final = tuple(-width_ns for width_ns in _WIDTHS_NS)
 _KEY_BITS: Final = 3  # a slot is known by `begin_ns << 3 | level`
 _NEVER_NS: Final = 2**64
@@ -88,7 +91,7 @@ class Wheel:
         self._near: list[int] = []  # heap of due_ns << 48 | ref
         self._slots: dict[int, array[int]] = {}  # slot key -> salt << 48 | ref, in no order
         self._begins: list[list[int]] = [[] for _ in range(_LEVELS)]  # per level a heap of begin_ns
-        self._next_open_ns = _NEVER_NS  # the earliest instant at which some slot may be opened
+        self._next_open_ns = _NEVER_NS  # the earliest instant at which some slot has to be opened
         self._filings = 0
         self._salt = 0
         self._sweep_at_ns = now_ns  # not before this instant comes the next slice of a sweep
@@ -221,7 +224,7 @@ class Wheel:
         entries = slot[first:]
         del slot[first:]
         self._filings -= len(entries)
-        near, near_until_ns = self._near, self._position_ns + _NEAR_NS
+        near, near_until_ns = self._near, self._position_ns + _NEAR_NS + _ON_THE_WAY_NS
         for entry in entries:
             ref = entry & REF_MAX
             filed_ns = begin_ns + (entry >> _REF_BITS)
@@ -247,9 +250,10 @@ class Wheel:
     def _openable(self, now_ns: int) -> tuple[int, int]:
         """Level and begin of the slot to open now, the one that begins first; (-1, never) if none may be opened."""
         level_first, begin_first_ns = -1, _NEVER_NS
-        if self._next_open_ns <= now_ns:
+        if self._next_open_ns <= now_ns + _ON_THE_WAY_NS:
             for level, begins in enumerate(self._begins):
-                if begins and begins[0] < begin_first_ns and begins[0] - _LEADS_NS[level] <= now_ns:
+                until_ns = now_ns + _LEADS_NS[level] + (0 if level else _ON_THE_WAY_NS)
+                if begins and begins[0] < begin_first_ns and begins[0] <= until_ns:
                     level_first, begin_first_ns = level, begins[0]
         return level_first, begin_first_ns
 

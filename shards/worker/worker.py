@@ -46,7 +46,7 @@ from shards.worker.router import PeerCaller, PeerLink, ask_all, receive_frame
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
-RIDE_S = 0.01  # so long records that nobody awaits ride with the batches of others before they are one of their own
+RIDE_S = 0.05  # so long records that nobody awaits ride with the batches of others before they are one of their own
 RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
@@ -238,9 +238,12 @@ class Worker:
         return outcome
 
     def report(self, bucket_id: int, command: Command) -> object:
-        """Applies what became of something told outside; no instant depends on it."""
-        outcome = self.shard.report(bucket_id, command, self._now_ns or self.now_ns())
-        self._schedule()
+        """Applies what became of something told outside; no instant depends on it. What nobody awaits joins the ride, or
+        the batch behind the one that is written, without a turn of its own.
+        """
+        outcome = self.shard.report(bucket_id, command, self._now_ns or self.fresh_now_ns())
+        if self.shard.is_awaited() or not (self._writing or self._ride is not None):
+            self._schedule()
         return outcome
 
     def _survey(self, caller: Any, token: Any, operation: Command) -> None:
