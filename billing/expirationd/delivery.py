@@ -350,15 +350,17 @@ class Delivery:
 
     # -- senders ----------------------------------------------------------------------------------------------------
 
-    def rouse(self) -> None:
-        """Sees to it that somebody takes what can be taken now, or that the timer rings when it can."""
+    def rouse(self, now_ns: int = 0) -> None:
+        """Sees to it that somebody takes what can be taken now, or that the timer rings when it can. `now_ns`: where
+        it has just been read.
+        """
         if not self._running:
             return
         if not self._idle and len(self._senders) >= self.settings.concurrency:
             if self._cutting is None:
                 self._watch()
             return  # all are at work, and each looks for more when it is done
-        now_ns = self.now_ns()
+        now_ns = now_ns or self.now_ns()
         wake_ns = self.outbox.next_wake_ns(now_ns)
         if wake_ns < 0:
             return
@@ -410,15 +412,16 @@ class Delivery:
     async def _send(self) -> None:
         unsent = 0
         while True:
-            item = self.outbox.take(self.now_ns()) if self._running else None
+            now_ns = self.now_ns()
+            item = self.outbox.take(now_ns) if self._running else None
             if item is None:
-                self.rouse()
+                self.rouse(now_ns)
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
                 await waiter
                 continue
-            self.rouse()
-            if await self._attempt(item):
+            self.rouse(now_ns)
+            if await self._attempt(item, now_ns):
                 unsent = 0
             else:
                 unsent += 1
@@ -426,13 +429,12 @@ class Delivery:
                     unsent = 0
                     await asyncio.sleep(0)
 
-    async def _attempt(self, item: Item) -> bool:
-        """One item, from `take` to `finish`; False if it turned out that there is nothing to send."""
+    async def _attempt(self, item: Item, now_ns: int) -> bool:
+        """One item, taken at `now_ns`, from there to `finish`; False if it turned out that there is nothing to send."""
         bucket_id, user_id = item.bucket_id, item.user_id
         line: Line | None = None
         while True:
             owed = self._named(item)
-            now_ns = self.now_ns()
             if owed is None:
                 self.outbox.forget(item)
                 return self._unsent(line)
@@ -446,11 +448,13 @@ class Delivery:
                 line = None
             if not self._may_act():  # another owner may live by now: what is owed here may be settled there
                 await asyncio.sleep(_LAPSED_S)
+                now_ns = self.now_ns()
                 continue
             if line is not None or (line := endpoint.spare()) is not None:
                 break
             try:
                 line = await endpoint.connect()
+                now_ns = self.now_ns()
             except Unreachable as error:
                 self._told(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1))
                 return True

@@ -30,18 +30,17 @@ opened ahead, and nothing was ever written on them.
 
 From UNKNOWN to MANY there is one way, once an answer has left a connection open: a call for which some spare
 connections are opened first, and then its own, is answered while all of them stay silent. Two at first; each such
-trial doubles them, up to `warm`, and no more are kept than were tried. A call on a connection not proved that is
-unanswered for `SILENCE_S` and twice the usual time, while nobody else was answered either, has all idle connections
-closed: nothing was written on them, or everything was answered, so nothing can be lost. If an answer follows as soon
-on a connection not proved, the server waited for those: where that happens `STRIKES_MAX` times, it serves FEW. After
-`FORGET_S`, FEW is UNKNOWN again; and at once, where an answer overtakes a call that was written `SILENCE_S` before it
-on another connection: a server that serves few would not have read it.
+trial doubles them, up to `warm`, and no more are kept than were tried. A silence that is suspicious (see `silence`) has
+all idle connections closed: nothing was written on them, or everything was answered, so nothing can be lost. Where that
+helps `STRIKES_MAX` times, the server serves FEW. After `FORGET_S`, FEW is UNKNOWN again; and at once, where an answer
+overtakes a call that was written `SILENCE_NS` before it on another connection: a server that serves few would not have
+read it.
 
 **Ahead.** Where no connection is open and a cutoff falls due in a moment, one is opened for it (`open_ahead`), and the
 next call is written on that one. So even a server that serves one connection at a time finds the request on the
 connection that it waits for; and what nobody used within `AHEAD_KEPT_S` is closed.
 
-So a call waits for connections of this process for some `SILENCE_S` at most, and a call of another process for
+So a call waits for connections of this process for some `SILENCE_NS` at most, and a call of another process for
 `HELD_S` or `AHEAD_KEPT_S`. A connection idle for `idle_s`, or for two thirds of the time after which this server closed
 one, is closed or replaced.
 
@@ -59,6 +58,7 @@ from billing.expirationd.answer import AnswerReader, Malformed
 from billing.expirationd.dialing import Dialer, Unreachable
 from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
 from billing.expirationd.line import Line
+from billing.expirationd.silence import SILENCE_NS, STRIKES_MAX, Silence
 from shards.system.clock import Clocks
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ UNKNOWN: Final = "unknown"
 MANY: Final = "many"
 FEW: Final = "few"
 
-SILENCE_S: Final = 0.02
 BRIEFLY_S: Final = 0.01
 HELD_S: Final = 0.03
 TOGETHER_S: Final = 2.0
@@ -77,7 +76,6 @@ FEW_CALLS: Final = 2
 HOG_S: Final = 0.25
 TRIED_FIRST: Final = 2
 FORGET_S: Final = 600.0
-STRIKES_MAX: Final = 3
 
 _TEND_S: Final = 1.0
 _TICK_S: Final = 0.001  # the resolution of the loop's timers
@@ -128,8 +126,9 @@ class Endpoint:
         self._connecting = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._deadline_ns = 0
-        self._silence: asyncio.TimerHandle | None = None
-        self._silence_due_ns = 0
+        self._silence = Silence()
+        self._listening: asyncio.TimerHandle | None = None  # until a silence is suspicious
+        self._listening_until_ns = 0
         self._tend: asyncio.TimerHandle | None = None
         self._briefly: asyncio.TimerHandle | None = None
         self._turns: deque[asyncio.Future[None]] = deque()  # who waits to connect to a server that serves few
@@ -141,12 +140,8 @@ class Endpoint:
         self._trial: set[Line] = set()  # spare connections that a call is to be answered beside
         self._tried_ns = 0
         self._few_since_ns = 0
-        self._strikes = 0
-        self._cleared_ns = 0  # when the idle connections were closed for the sake of calls without an answer
-        self._answered_ns = 0
         self._answered_line: Line | None = None  # the one on which the last answer came
         self._others_ns = 0  # when the last one came on another line than that
-        self._usual_ns = 0  # what an answer takes; down at once, and up slowly: waiting for others is not usual
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
         self.connects = 0
         self.closed = False
@@ -240,7 +235,7 @@ class Endpoint:
             if self.serves == UNKNOWN and self._briefly is None:
                 self._briefly = self.loop.call_later(BRIEFLY_S + _TICK_S, self._on_briefly)
             self._proved.append(line)
-            if self._asked_unproved and self._silence is None:
+            if self._asked_unproved and self._listening is None:
                 self._listen_closely()
         elif self.serves == MANY and len(self._spares) < self.shown:
             self._spares.append(line)
@@ -253,7 +248,7 @@ class Endpoint:
         """
         if self.serves == MANY:
             return int(TOGETHER_S * _SECOND_NS) if self.connections >= self.shown else _FOR_EVER_NS
-        others_ns = self._others_ns if line is self._answered_line else self._answered_ns
+        others_ns = self._others_ns if line is self._answered_line else self._silence.answered_ns
         return int((TOGETHER_S if others_ns > line.proved_ns else HELD_S) * _SECOND_NS)
 
     async def _connect(self) -> Line:
@@ -292,7 +287,7 @@ class Endpoint:
         self._asked_unproved += not proved
         answered = line.ask(request, self.limits.answer_bytes_max)
         self._allow(line, timeout_s)
-        if self._asked_unproved and self._silence is None and (self._proved or self._spares):
+        if self._asked_unproved and self._listening is None and (self._proved or self._spares):
             self._listen_closely()
         try:
             answer = await answered
@@ -331,15 +326,13 @@ class Endpoint:
         self._unask(line)
         now_ns = self.boot_ns()
         if line is not self._answered_line:
-            self._answered_line, self._others_ns = line, self._answered_ns
-        self._answered_ns = now_ns
-        slower_ns = took_ns - self._usual_ns
-        self._usual_ns += slower_ns // 16 if self._usual_ns and slower_ns > 0 else slower_ns
+            self._answered_line, self._others_ns = line, self._silence.answered_ns
+        struck = self._silence.answered(now_ns - took_ns, now_ns, line.proved)
         if self.serves == FEW and self._overtook(now_ns - took_ns):
             self.serves = UNKNOWN
             self._give_turn()
         if not line.proved:
-            self._learn(now_ns - took_ns, now_ns)
+            self._learn(struck, now_ns)
             line.proved, line.proved_ns = True, now_ns
         if answer.done and answer.reusable:
             self._kept_open = True
@@ -403,7 +396,7 @@ class Endpoint:
     async def close(self) -> None:
         """Closes every connection; exchanges under way end as lost."""
         self.closed = True
-        for timer in (self._deadline, self._tend, self._silence, self._briefly):
+        for timer in (self._deadline, self._tend, self._listening, self._briefly):
             if timer is not None:
                 timer.cancel()
         for task in (self._warming, self._opening):
@@ -418,24 +411,23 @@ class Endpoint:
 
     # -- how many this server serves --------------------------------------------------------------------------------
 
-    def _silence_ns(self) -> int:
-        return int(SILENCE_S * _SECOND_NS) + 2 * self._usual_ns
-
     def _listen_closely(self) -> None:
-        self._silence_due_ns = self.boot_ns() + self._silence_ns() + _TICK_NS
-        self._silence = self.loop.call_later(self._silence_ns() / _SECOND_NS + _TICK_S, self._on_silence)
+        patience_ns = self._silence.patience_ns
+        self._listening_until_ns = self.boot_ns() + patience_ns + _TICK_NS
+        self._listening = self.loop.call_later(patience_ns / _SECOND_NS + _TICK_S, self._on_listened)
 
-    def _on_silence(self) -> None:
-        self._silence = None
-        waiting = [line for line in self._asked if not line.proved]
-        if not waiting or not (self._proved or self._spares):
+    def _on_listened(self) -> None:
+        self._listening = None
+        if not self._proved and not self._spares:
             return
-        quiet_since_ns = max(waiting[0].asked_ns, self._answered_ns)
         now_ns = self.boot_ns()
-        stalled = now_ns - self._silence_due_ns > _STALLED_NS
-        if not stalled and now_ns - quiet_since_ns >= self._silence_ns():
+        suspect_ns = self._silence.suspect_ns([line.asked_ns for line in self._asked if not line.proved], now_ns)
+        if suspect_ns < 0:
+            return
+        stalled = now_ns - self._listening_until_ns > _STALLED_NS
+        if suspect_ns and not stalled:
             self._clear()
-            self._cleared_ns = now_ns
+            self._silence.cleared(suspect_ns, now_ns)
         else:
             self._listen_closely()
 
@@ -448,25 +440,24 @@ class Endpoint:
         for line in idle:
             line.close()
 
-    def _learn(self, asked_ns: int, now_ns: int) -> None:
+    def _learn(self, struck: bool, now_ns: int) -> None:
         """What an answer on a connection not proved before says about how many connections this server serves."""
-        if asked_ns < self._cleared_ns and now_ns <= self._cleared_ns + self._silence_ns():
-            self._cleared_ns = 0
-            self._strikes += 1
-            if self._strikes >= STRIKES_MAX:
-                self.serves, self._few_since_ns, self._strikes, self.shown = FEW, now_ns, 0, 0
+        silence = self._silence
+        if struck:
+            if silence.strikes >= STRIKES_MAX:
+                self.serves, self._few_since_ns, silence.strikes, self.shown = FEW, now_ns, 0, 0
                 self._clear()
         elif self._trial:
             if self._trial.issubset(self._spares):
-                self.serves, self.shown, self._strikes = MANY, len(self._trial), 0
+                self.serves, self.shown, silence.strikes = MANY, len(self._trial), 0
             self._trial.clear()
         elif self._spares:
-            self._strikes = 0
+            silence.strikes = 0
 
     def _overtook(self, asked_ns: int) -> bool:
         """Whether a call that was written well before this instant has no answer yet."""
         oldest = next(iter(self._asked), None)
-        return oldest is not None and asked_ns - oldest.asked_ns > int(SILENCE_S * _SECOND_NS)
+        return oldest is not None and asked_ns - oldest.asked_ns > SILENCE_NS
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

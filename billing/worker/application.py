@@ -171,7 +171,7 @@ class Billing:
             elif kind == RETRY:
                 known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
                 delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if known else seq, class_name)
-        delivery.rouse()
+        delivery.rouse(now_ns)
 
     def committed(self, position: int, payload: bytes) -> None:
         """Hands a durable batch on to the history."""

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 from shards.buckets import hashed_into
 from shards.control import MoveReport
+from shards.journal import ALL_TIME_NS, Unknown
 from shards.journal import Unavailable as JournalUnavailable
-from shards.journal import Unknown
 from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
@@ -128,7 +128,8 @@ class Worker:
         """Whether the journal's grant holds at this very moment; asked right before something leaves that no append has
         proved.
         """
-        if self.clock.at(self._boot_ns()) < self.journal.granted_ns:
+        granted_ns = self.journal.granted_ns
+        if granted_ns == ALL_TIME_NS or self.clock.at(self._boot_ns()) < granted_ns:
             return True
         self._lapse()
         return False
