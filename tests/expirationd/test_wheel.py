@@ -162,6 +162,18 @@ def test_worked_example_of_the_docstring() -> None:
     assert len(accounts.wheel) == 0
 
 
+def test_instants_far_apart_cost_one_wake_up_each_once_slots_are_opened_on_the_way() -> None:
+    """20 ms apart: of two slots that have to be opened within 33 ms, one is opened with the other or with a firing."""
+    accounts, wakes, fired = Accounts(Wheel(0)), 0, 0
+    for ref in range(100):
+        accounts.arm(ref, 200_000_000 + 20_000_000 * ref)
+    while (now_ns := accounts.wheel.next_due_ns()) >= 0:
+        wakes += 1
+        fired += len(accounts.advance(now_ns, 10))
+    assert fired == 100
+    assert wakes <= 120, "200 where each slot is opened by a wake-up of its own"
+
+
 @pytest.mark.parametrize("span_ns", [1, 2**20, 2**28, 2**36, 2**44, 2**52, DUE_NS_MAX])
 def test_many_refs_come_out_sorted(span_ns: int) -> None:
     rng = random.Random(span_ns)

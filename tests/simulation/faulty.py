@@ -351,7 +351,7 @@ BESIDE = {
         "billing/follower/store.py",
         "        if frames > 0 and self._proved != (salts, frames):\n",
         "        if frames < 0 and self._proved != (salts, frames):\n",
-    ): 2,
+    ): 10,
     Faulty(
         "what-a-former-shard-owed-is-not-taken-over",
         "billing/notices/store.py",

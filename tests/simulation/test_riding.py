@@ -33,12 +33,12 @@ def client_of(world: World) -> Client:
     return Client("client", world.outside, world.door, world.auditor, programs, random.Random(1), world.trace)
 
 
-def run_dry_apart(world: World, client: Client) -> None:
-    """Each of the users runs dry by time alone, `APART_S` after the one before."""
+def run_dry_apart(world: World, client: Client, apart_s: float = APART_S) -> None:
+    """Each of the users runs dry by time alone, `apart_s` after the one before."""
 
     async def act() -> None:
         for number, user in enumerate(USERS):
-            coins = 10 + number * APART_S
+            coins = 10 + number * apart_s
             for method, amount, options in (("top_up", int(coins * COIN), {}), ("set_rate", COIN, {"per": "second"})):
                 tag = b"%b %b" % (method.encode(), user)
                 call = Call(method, user, [amount], {**options, "message": tag, "request_id": tag})
@@ -56,6 +56,15 @@ def test_an_isolated_cutoff_is_one_batch_and_its_2xx_rides_in_it(world: World) -
     world.run(lambda: len(world.auditor.delivered) == len(USERS), 30, "everybody is called")
     world.run(world.is_quiet, 1, "all is durable")
     assert world.auditor.head("shard-1") - before == len(USERS)
+
+
+def test_cutoffs_a_hundredth_of_a_second_apart_share_batches(world: World) -> None:
+    run_dry_apart(world, client_of(world), 0.01)
+    world.run(world.is_quiet, 1, "all is durable")
+    before = world.auditor.head("shard-1")
+    world.run(lambda: len(world.auditor.delivered) == len(USERS), 30, "everybody is called")
+    world.run(world.is_quiet, 1, "all is durable")
+    assert world.auditor.head("shard-1") - before <= len(USERS) // 3
 
 
 def test_a_read_does_not_wait_for_the_ride_and_takes_along_what_it_saw(world: World) -> None:
