@@ -239,8 +239,8 @@ class Worker:
         return outcome
 
     def report(self, bucket_id: int, command: Command) -> object:
-        """Applies what became of something told outside; no instant depends on it. What nobody awaits joins the ride, or
-        the batch behind the one that is written, without a turn of its own.
+        """Applies what became of something told outside; no instant depends on it. What nobody awaits joins the ride,
+        or the batch behind the one that is written, without a turn of its own.
         """
         outcome = self.shard.report(bucket_id, command, self._now_ns or self.fresh_now_ns())
         if self.shard.is_awaited() or not (self._writing or self._ride is not None):
