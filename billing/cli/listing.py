@@ -12,8 +12,8 @@ from typing import Final
 ELSEWHERE: Final[dict[str, dict[str, str]]] = {
     "billing.cli.account_commands": {
         "top-up": "Adds AMOUNT coins to USER; opens the account if it is new.",
-        "set-rate": "Sets how fast USER's money is being spent: RATE coins a second.",
-        "change-rate": "Adds DELTA coins a second to a rate of USER; below zero it is refused.",
+        "set-rate": "Sets how fast USER's money is being spent: RATE coins a second, or as --per says.",
+        "change-rate": "Adds DELTA coins a second, or as --per says, to a rate of USER; below zero it is refused.",
         "debit": "Takes AMOUNT coins from USER once.",
         "account": "Shows everything about USER now, or the balance at a past instant.",
         "balance-at": "Shows the balance and the rate of USER as they were at an instant, such as 2026-11-30T12:00.",

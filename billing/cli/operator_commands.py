@@ -113,6 +113,10 @@ def rebalance(target: Target, plan: bool) -> None:
         if not target.as_csv:
             put(f"{counted(reply['moves'], 'bucket')} would move")
         reply = reply["steps"]
+    elif isinstance(reply, dict) and not (target.as_json or target.as_csv):
+        moves = reply["moves"]
+        put(f"{counted(moves, 'bucket')} will move" if moves else "nothing moves: the load is even")
+        return
     if reply or target.as_json:
         tell(target, "rebalance", reply)
 

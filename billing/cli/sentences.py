@@ -22,6 +22,8 @@ def standing(account: Mapping[Any, Any], look: Look) -> dict[str, tuple[str, str
     """
     if "exhausts_at_ns" not in account or "state" not in account:
         return {}
+    if "paid_out_nanos" in account:  # the reply of closing it
+        return {"state": ("state", "closed"), "exhausts_at_ns": ("", ""), "runway_ns": ("", "")}
     if account["state"] == "exhausted":
         cutoff = account.get("cutoff")
         label = "ran out at" if isinstance(cutoff, Mapping) and "exhausted_at_ns" in cutoff else "runs out at"

@@ -279,7 +279,8 @@ def expected(field: FieldInfo) -> str:
     if URLS in field.metadata:
         return f"{URLS}, [] for none"
     if choices := get_args(kind):
-        return " or ".join(f'"{choice}"' for choice in choices)
+        *others, last = (f'"{choice}"' for choice in choices)
+        return f"{', '.join(others)} or {last}"
     if kind is str:
         needed = any(getattr(bound, "min_length", 0) for bound in field.metadata)
         kinds = (PATH, LISTEN, URL, WEIGHTS, SHARDS)

@@ -77,9 +77,14 @@ def shown(call: Call) -> dict[str, Any]:
     return {**call._asdict(), "lateness_us": lateness}
 
 
+def _late(lateness_us: float) -> str:
+    """In microseconds; from a second on in seconds."""
+    return f"{lateness_us:+,.0f} µs" if abs(lateness_us) < 10**6 else f"{lateness_us / 10**6:+,.1f} s"
+
+
 def line_of(call: Call) -> str:
     """One line for a terminal: what came, and how long after the exact instant."""
-    late = f"{call.lateness_us:+,.0f} µs" if call.exhausted_at_ns >= 0 else ""
+    late = _late(call.lateness_us) if call.exhausted_at_ns >= 0 else ""
     notes = [f"answered {call.answered}"] * (call.answered != "200") + ["again"] * call.repeated
     parts = [call.method, call.path, call.user_id, f"seq {call.seq}", f"{late:>12}", call.event_id, *notes]
     line = "  ".join(parts)

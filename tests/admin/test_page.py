@@ -123,7 +123,8 @@ def test_overrun_that_lasts_names_a_user_and_the_command_that_lists_all() -> Non
     assert found.text.startswith("1 exhausted account still has a rate (vm <b>): ")
     tile = parts.overrunning(OVERRUN)
     assert 'href="/?user=vm%20%3Cb%3E">vm &lt;b&gt;</a>' in tile
-    assert "<code>billing accounts --overrunning</code>" in tile
+    assert 'data-copy="billing accounts --overrunning"' in tile
+    assert "<span>--overrunning</span></code>" in tile, "an option is not broken at its dashes"
 
 
 def test_overrun_of_some_seconds_is_nothing_wrong() -> None:

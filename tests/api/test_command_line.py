@@ -237,6 +237,24 @@ async def test_it_is_said_when_the_money_runs_out(house: House, changes: dict[st
     assert text in [re.sub(" {2,}", "  ", line) for line in told.splitlines()]
 
 
+async def test_an_account_that_was_closed_is_not_called_exhausted(house: House) -> None:
+    house.gate.replies[str(commands.CLOSE)] = {
+        "user_id": "u", "state": "exhausted", "exhausts_at_ns": None, "runway_ns": None, "paid_out_nanos": 8 * 10**9
+    }  # fmt: skip
+    told = (await run(house, "close u --yes")).stdout
+    assert [re.sub(" {2,}", "  ", line) for line in told.splitlines()] == ["user  u", "state  closed", "paid out  8"]
+
+
+@pytest.mark.parametrize(
+    ("moves", "told"),
+    [(0, "nothing moves: the load is even\n"), (1, "1 bucket will move\n"), (2, "2 buckets will move\n")],
+)
+async def test_a_rebalance_says_how_much_moves(house: House, moves: int, told: str) -> None:
+    house.gate.replies["rebalance"] = {"moves": moves}
+    assert (await run(house, "rebalance")).stdout == told
+    assert json.loads((await run(house, "rebalance --json")).stdout) == {"moves": moves}
+
+
 async def test_json_is_the_reply_as_it_came(house: House) -> None:
     house.gate.replies["get_account"] = ACCOUNT
     assert json.loads((await run(house, "account u --json")).stdout) == ACCOUNT

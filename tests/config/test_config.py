@@ -156,7 +156,7 @@ def test_all_faults_are_told_at_once(write: Write) -> None:
         ("cutof", "file", "no such section; did you mean cutoff?"),
         ("cutoff.concurrency", "environment", "expected a whole number, 1 to 4096, got 'many'"),
         ("cutoff.url", "file", 'expected "http://host/path" or "https://host/path", got \'ftp://x/\''),
-        ("journal.sync", "file", 'expected "always" or "interval" or "never", got \'sometimes\''),
+        ("journal.sync", "file", 'expected "always", "interval" or "never", got \'sometimes\''),
         (
             "rpc.listen",
             "file",

@@ -18,6 +18,7 @@ from billing.api.http.routes import ROUTES
 from billing.api.methods import COMMAND, COMMON_ERRORS, LOCAL, METHODS, OPERATION, QUERY, Method
 from billing.api.methods import Field as Parameter
 from billing.api.shapes import Field, Shape
+from billing.api.values import listed
 from billing.config.schema import Config, CutoffClass, class_keys, declared, expected, value_text
 from billing.ledger.errors import KINDS
 from billing.ledger.money import INT64_MAX
@@ -196,7 +197,7 @@ def _shapes() -> Iterator[str]:
 
 
 def _field(field: Field) -> str:
-    kind = " or ".join(f'`"{choice}"`' for choice in field.choices) or UNITS.get(field.kind, field.kind)
+    kind = listed([f'`"{choice}"`' for choice in field.choices]) or UNITS.get(field.kind, field.kind)
     if field.shape is not None:
         kind = _linked(field.shape)
     if field.many:

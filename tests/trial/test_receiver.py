@@ -68,6 +68,8 @@ async def test_a_cutoff_is_taken_down_with_its_lateness() -> None:
         assert call._replace(target="") == (0, E + 187_000, "GET", "", "üser 1", "e-1", 7, E, "200", False)
         assert (call.path, call.lateness_us) == ("/off", 187.0)
         assert line_of(call) == "GET  /off  üser 1  seq 7       +187 µs  e-1"
+        late = call._replace(arrived_ns=E + 1_807_280_789_000)
+        assert line_of(late) == "GET  /off  üser 1  seq 7    +1,807.3 s  e-1"
 
 
 async def test_stats_and_received_as_json() -> None:

@@ -81,10 +81,11 @@ def troubles_list(found: Sequence[Trouble]) -> Markup:
 
 
 def command(text: str) -> Markup:
-    """A command with a button that copies it."""
+    """A command with a button that copies it; a narrow place breaks it between its words."""
+    words_of_it = Markup(" ").join(Markup("<span>{}</span>").format(word) for word in text.split(" "))
     return Markup(
         '<span class="command"><code>{}</code><button type="button" class="copy" data-copy="{}">copy</button></span>'
-    ).format(text, text)
+    ).format(words_of_it, text)
 
 
 def identity(sampler: FigureSampler, usage: Usage) -> Markup:

@@ -164,6 +164,8 @@ def _invalid(result: Result) -> str:
     runs = result.measured
     invalid = [run for run in runs if not run.valid]
     because = f" ({invalid[0].invalid_because[0]})" if invalid[0].invalid_because else ""
+    if len(runs) == 1:
+        return f"the measurement was not valid{because}"
     were = "was" if len(invalid) == 1 else "were"
     return f"{len(invalid)} of {counted(len(runs), 'measurement')} {were} not valid{because}"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from billing.trial.loadtest.latency import Histogram
+from shards.counting import counted
 
 LATENESS_NS: Final = 2_000_000
 LATENCY_SHARE: Final = 0.1
@@ -35,7 +36,8 @@ def faults(
     """What makes a measurement worthless; empty: it is valid. `cores`: of the busiest generator."""
     found = []
     if sent < planned:
-        found.append(f"{planned - sent} of {planned} planned commands were not sent: {REMEDY}")
+        were = "was" if planned - sent == 1 else "were"
+        found.append(f"{planned - sent:,} of {counted(planned, 'planned command')} {were} not sent: {REMEDY}")
     if planned and latency.total < SAMPLES_MIN:
         found.append(
             f"only {latency.total} samples, of which no median can be told: it needs a longer --duration or a higher "

@@ -48,7 +48,7 @@ def judged(**other: object) -> list[str]:
         ({"lateness": recorded(3 * MS, 1000), "latency": recorded(100 * MS, 1000)}, ""),
         ({"lateness": recorded(3 * MS, 1000), "open_loop": False}, ""),
         ({"cores": 0.95}, "used 95% of its core"),
-        ({"sent": 999}, "1 of 1000 planned commands were not sent"),
+        ({"sent": 999}, "1 of 1,000 planned commands was not sent"),
         ({"latency": recorded(MS, 199)}, "only 199 samples"),
     ],
 )
