@@ -1,0 +1,86 @@
+"""Every replica of a stream, read through NATS' own client.
+
+A server answers for a stream out of its own store while it leads the stream, to a client that is connected to it. So
+each server is made the leader in its turn, which also proves that its replica can lead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+
+from tests.shards.journal.nats_cluster import READY_S, NatsCluster
+
+RUN_MESSAGES = 256  # of one request: a client that is slow loses what comes faster than it reads
+ANSWER_S = 10.0
+
+
+def wait_current(servers: NatsCluster, name: str) -> None:
+    """Returns once no replica of the stream is behind its leader."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        cluster = servers.ask(f"STREAM.INFO.{name}").get("cluster") or {}
+        replicas = cluster.get("replicas") or []
+        current = [one for one in replicas if one.get("current") and not one.get("offline") and not one.get("lag")]
+        if cluster.get("leader") and len(current) == len(servers.ports) - 1:
+            return
+        assert time.monotonic() < deadline, f"{name} has replicas that are behind: {cluster}"
+        time.sleep(0.05)
+
+
+def lead(servers: NatsCluster, name: str, number: int) -> None:
+    """Makes this server the stream's leader."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        wait_current(servers, name)
+        if servers.leader(name) == number:
+            return
+        servers.ask(f"STREAM.LEADER.STEPDOWN.{name}", {"placement": {"preferred": f"server-{number}"}})
+        assert time.monotonic() < deadline, f"server-{number} does not lead {name}"
+        time.sleep(0.02)
+
+
+def read_replicas(servers: NatsCluster, name: str) -> list[list[tuple[int, bytes]]]:
+    """(sequence, message) of all messages, as each server's replica has them. Nobody publishes meanwhile."""
+    found = []
+    for number, url in enumerate(servers.urls):
+        lead(servers, name, number)
+        found.append(asyncio.run(_read(url, name)))
+        assert servers.leader(name) == number, "another server has taken the lead meanwhile"
+    return found
+
+
+async def _read(url: str, name: str) -> list[tuple[int, bytes]]:
+    client = await nats.connect(url, allow_reconnect=False)
+    try:
+        state = (await client.jetstream().stream_info(name)).state
+        found: list[tuple[int, bytes]] = []
+        following = state.first_seq
+        while following <= state.last_seq and state.messages:
+            found += await _run(client, name, following)
+            following = found[-1][0] + 1
+        assert len(found) == state.messages, f"{name} says {state.messages} messages, and shows {len(found)}"
+        return found
+    finally:
+        await client.close()
+
+
+async def _run(client: Client, name: str, first: int) -> list[tuple[int, bytes]]:
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox)
+    wish = json.dumps({"seq": first, "batch": RUN_MESSAGES}).encode()
+    await client.publish(f"$JS.API.DIRECT.GET.{name}", wish, reply=inbox)
+    found: list[tuple[int, bytes]] = []
+    while True:
+        message = await subscription.next_msg(timeout=ANSWER_S)
+        headers = message.headers or {}
+        if "Nats-Sequence" not in headers:
+            assert headers.get("Status") == "204", headers
+            await subscription.unsubscribe()
+            return found
+        found.append((int(headers["Nats-Sequence"]), message.data))
