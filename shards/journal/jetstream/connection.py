@@ -114,6 +114,11 @@ class Connection:
                 self._socket.close()
             self._socket = None
 
+    def leave(self) -> None:
+        """Hangs up; the next request is sent over the next server that can be reached."""
+        self.close()
+        self._next = (self._next + 1) % len(self._access.endpoints)
+
     def _send(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> str:
         self._connect()
         assert self._socket is not None
@@ -123,7 +128,7 @@ class Connection:
             self._socket.settimeout(ANSWER_TIMEOUT_S)
             self._socket.sendall(codec.publish(subject, token, payload, headers))
         except OSError as error:
-            self._lose()
+            self.leave()
             raise NoAnswer(f"{self.server} went away: {error}") from error
         return token
 
@@ -135,7 +140,7 @@ class Connection:
                     return event
                 self._heed(event)
         except (OSError, codec.ProtocolError) as error:
-            self._lose()
+            self.leave()
             raise NoAnswer(f"{self.server} did not answer: {error}") from error
 
     def _heed(self, event: codec.Event) -> None:
@@ -164,11 +169,6 @@ class Connection:
 
     # -- connecting -------------------------------------------------------------------------------------------------
 
-    def _lose(self) -> None:
-        """This server is left, and the next one tried."""
-        self.close()
-        self._next = (self._next + 1) % len(self._access.endpoints)
-
     def _connect(self) -> None:
         if self._socket is not None:
             return
@@ -179,7 +179,7 @@ class Connection:
                 self._enter(endpoint)
             except (OSError, codec.ProtocolError) as error:
                 reasons.append(f"{endpoint}: {error}")
-                self._lose()
+                self.leave()
             except Denied:
                 self.close()
                 raise

@@ -25,7 +25,7 @@ from shards.journal import Unavailable, Unfit
 from shards.journal.jetstream.connection import Connection, Denied, Endpoint, NoAnswer, Unreachable
 from shards.journal.jetstream.map_log import NAME as MAP
 from shards.journal.jetstream.record import RECORD_BYTES_MAX
-from shards.journal.jetstream.streams import NO_STREAM, Refused, Stream
+from shards.journal.jetstream.streams import ABSENT_S, NO_STREAM, Refused, Stream
 
 VERSION_MIN = (2, 15, 1)
 PATIENCE_S = 5.0
@@ -88,6 +88,7 @@ class Guard:
         self._endpoints = endpoints
         self._shape = shape
         self._boot_ns = boot_ns
+        self._absent_s = ABSENT_S  # of the first stream that is absent: the others are asked for after that time
 
     def check(self) -> tuple[str, list[str]]:
         """(the cluster's identity, warnings). Raises Unfit with all faults, a line each; Unavailable."""
@@ -132,6 +133,7 @@ class Guard:
             raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
         except Refused as error:
             raise Unfit(f"the servers do not make a stream: {error}") from error
+        self._absent_s = ABSENT_S
         self.check()
         return made
 
@@ -159,9 +161,10 @@ class Guard:
 
     def _config(self, name: str) -> dict[str, Any] | None:
         try:
-            return Stream(self._connection, name, PATIENCE_S, self._boot_ns).state().config
+            return Stream(self._connection, name, PATIENCE_S, self._boot_ns, self._absent_s).state().config
         except Refused as error:
             if error.code == NO_STREAM:
+                self._absent_s = 0.0
                 return None
             raise
 

@@ -4,6 +4,9 @@ Reading is repeated until an answer comes, for `patience_s`, and until every ser
 servers restart. A publish is asked once; whoever publishes resolves the doubt that is left. Single messages and the
 state come from the stream's leader, so they are not older than anything that was acknowledged; runs come from any
 replica.
+
+A server that has just become the leader of JetStream may not know yet of a stream that exists. That there is no such
+stream is believed only once it was said for `absent_s`, and over a connection to each server that can be reached.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ T = TypeVar("T")
 API = "$JS.API"
 RUN_MESSAGES, RUN_BYTES = 256, 4 << 20  # of one answer to a run
 RETRY_S = 0.05
+ABSENT_S = 3.0  # so long a stream must be said to be absent, until it is
 EXPECTED = "Nats-Expected-Last-Sequence"
 
 # Errors of JetStream, by their number.
@@ -73,10 +77,18 @@ class Stored(NamedTuple):
 class Stream:
     """One stream, over one connection."""
 
-    def __init__(self, connection: Connection, name: str, patience_s: float, boot_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        patience_s: float,
+        boot_ns: Callable[[], int],
+        absent_s: float = ABSENT_S,
+    ) -> None:
         self.connection = connection
         self.name = name
         self.patience_s = patience_s
+        self._absent_s = absent_s
         self._boot_ns = boot_ns
         self._never = threading.Event()
 
@@ -184,9 +196,19 @@ class Stream:
     def _patiently(self, ask: Callable[[], T]) -> T:
         until_ns = self._boot_ns() + int(self.patience_s * 1e9)
         unasked = self.connection.servers  # a server that does not answer may use up all of the patience
+        absent = absent_since_ns = 0  # how often the stream was said to be absent, and since when
         while True:
             try:
                 return ask()
+            except Refused as refused:
+                if refused.code != NO_STREAM:
+                    raise
+                absent += 1
+                absent_since_ns = absent_since_ns or self._boot_ns()
+                is_over = self._boot_ns() - absent_since_ns >= self._absent_s * 1e9
+                if absent >= self.connection.servers and is_over:
+                    raise
+                self.connection.leave()
             except (Unreachable, NoAnswer, NotNow) as error:
                 unasked -= 1
                 if unasked <= 0 and self._boot_ns() > until_ns:

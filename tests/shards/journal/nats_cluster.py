@@ -115,7 +115,7 @@ class NatsCluster:
         """The streams of one shard, and the map's where `shard` is 0, empty."""
         for name in [f"J_{shard}", f"S_{shard}"] if shard else ["M"]:
             self.ask(f"STREAM.DELETE.{name}")
-            shape = Shape(shard, replicas or len(self.ports), 32, "crc32c")
+            shape = Shape(max(shard, 1), replicas or len(self.ports), 32, "crc32c")
             while "error" in (told := self.ask(f"STREAM.CREATE.{name}", wanted(name, shape, "trial"))):
                 assert told["error"]["err_code"] in (10074, 10005, 10028), told  # a server is still settling in
                 time.sleep(0.05)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +17,8 @@ from crc32c import crc32c
 
 from shards.journal import Corrupt, Fenced, Gap, Lost, Overtaken, Unavailable, Unfit
 from shards.journal.jetstream import map_log, publisher, record
+from shards.journal.jetstream.connection import Access, Connection, endpoint_of
+from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
@@ -308,6 +313,110 @@ def test_an_older_snapshot_under_a_newer_manifest_is_passed_over(streams: NatsCl
     assert "passed over" in again.warnings[0]
 
 
+# -- a stream that is said to be absent --------------------------------------------------------------------------------
+
+
+STATE_TOLD = rb'(MSG \S+ \d+) \d+\r\n\{"type":"io\.nats\.jetstream\.api\.v1\.stream_info_response"'
+ABSENT = (
+    b'{"type":"io.nats.jetstream.api.v1.stream_info_response",'
+    b'"error":{"code":404,"err_code":10059,"description":"stream not found"}}'
+)
+
+
+class Forgetful:
+    """What the servers behind some proxies say, and instead "there is no such stream" to what was asked of one."""
+
+    def __init__(self, cluster: NatsCluster) -> None:
+        self.proxies = [Proxy(port) for port in cluster.ports]
+        self.urls = [proxy.url for proxy in self.proxies]
+        self.said: list[int] = []  # by which server, each time
+        self.times = 0  # how often it is said still
+        self.by = {0, 1, 2}
+        for number, proxy in enumerate(self.proxies):
+            proxy.answers = partial(self._answers, number)
+
+    def connect(self, purpose: str) -> Connection:
+        """A connection that asks server 0 first."""
+        access = Access(tuple(map(endpoint_of, self.urls)), None, "")
+        return Connection(
+            access, purpose, lambda bits: 0 if bits == 16 else secrets.randbits(bits), MACHINE_CLOCKS.boot_ns
+        )
+
+    def close(self) -> None:
+        for proxy in self.proxies:
+            proxy.close()
+
+    def _answers(self, number: int, data: bytes) -> list[bytes]:
+        told = re.match(STATE_TOLD, data)
+        if told is None or number not in self.by or len(self.said) >= self.times:
+            return [data]
+        self.said.append(number)
+        return [told[1] + b" %d\r\n%b\r\n" % (len(ABSENT), ABSENT)]
+
+
+@pytest.fixture
+def forgetful(cluster: NatsCluster) -> Iterator[Forgetful]:
+    cluster.make(0)
+    cluster.make(SHARD)
+    servers = Forgetful(cluster)
+    try:
+        yield servers
+    finally:
+        servers.close()
+
+
+@pytest.mark.parametrize(("by", "times"), [({0, 1, 2}, 5), ({0}, 1000)], ids=["at first", "by one for ever"])
+def test_a_stream_that_a_new_leader_does_not_know_yet_is_not_taken_for_absent(
+    forgetful: Forgetful, by: set[int], times: int
+) -> None:
+    forgetful.by, forgetful.times = by, times
+    log = JetStreamMapLog(forgetful.connect("map"), MACHINE_CLOCKS.boot_ns)
+    assert load(log) == (0, [])
+    said = len(forgetful.said)
+    assert said > 0
+    forgetful.times += said
+    seen = Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
+    terms = Terms(GRANT_NS, 0)
+    journal = Patient(forgetful.connect, SHARD, terms, seen, Clock().now_ns, MACHINE_CLOCKS.boot_ns)
+    assert journal.open(SHARD, OWNER).epoch == 1
+    assert len(forgetful.said) > said
+
+
+def test_a_stream_that_is_absent_is_named_once_every_server_has_said_so(
+    cluster: NatsCluster, forgetful: Forgetful
+) -> None:
+    for name in ("M", f"J_{SHARD}"):
+        cluster.ask(f"STREAM.DELETE.{name}")
+    forgetful.times = 1000  # so that it is counted, too, over which of the servers it was said
+    log = JetStreamMapLog(cluster.connect("test", forgetful.urls), MACHINE_CLOCKS.boot_ns)
+    with pytest.raises(Unfit, match=r"there is no stream M: .*`billing cluster init`"):
+        log.load("one")
+    assert set(forgetful.said) == {0, 1, 2}
+    forgetful.said.clear()
+    with pytest.raises(Unfit, match=rf"there is no stream J_{SHARD}: .*`billing cluster init`"):
+        journal_on(cluster, forgetful.urls).open(SHARD, OWNER)
+    assert set(forgetful.said) == {0, 1, 2}
+
+
+def test_the_guard_finds_streams_that_a_new_leader_does_not_know_yet_and_names_all_that_are_absent(
+    cluster: NatsCluster, forgetful: Forgetful
+) -> None:
+    cluster.make(1)
+
+    def guard() -> Guard:
+        connection = cluster.connect("test", forgetful.urls)
+        endpoints = tuple(map(endpoint_of, forgetful.urls))
+        return Guard(connection, endpoints, Shape(1, 3, 32, "crc32c"), MACHINE_CLOCKS.boot_ns)
+
+    forgetful.times = 4
+    assert guard().check()[0] == "trial"
+    assert len(forgetful.said) == 4
+    cluster.ask("STREAM.DELETE.M")
+    cluster.ask("STREAM.DELETE.S_1")
+    with pytest.raises(Unfit, match="there are no streams M, S_1: make them"):
+        guard().check()
+
+
 class Owner:
     """Appends as a worker does: what is surely not written is tried again; after a batch that is lost the next owner
     opens the journal, and finds it or not.
@@ -381,14 +490,7 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def load(log: JetStreamMapLog) -> tuple[int, list[bytes]]:
-    """Right after servers were killed, a new leader may not know yet of a stream that was made a moment ago."""
-    until_ns = MACHINE_CLOCKS.boot_ns() + int(READY_S * 1e9)
-    while True:
-        try:
-            return patiently(lambda: log.load("one"))
-        except Unfit:
-            if MACHINE_CLOCKS.boot_ns() > until_ns:
-                raise
+    return patiently(lambda: log.load("one"))
 
 
 def decide(log: JetStreamMapLog, version: int, payload: bytes) -> int:
