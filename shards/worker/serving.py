@@ -165,7 +165,7 @@ class Serving:
             case HoldFiles() | Cut():
                 backup.on_message(worker, message, self._wire.send)
             case ReadObstacle():
-                self._wire.send(Obstacle(message.number, application.obstacle()))
+                self._wire.send(Obstacle(message.number, worker.obstacle() or application.obstacle()))
             case Query():
                 if self._query_caller is not None:
                     self._query_caller.ask(worker, message.number, message.key, message.query)

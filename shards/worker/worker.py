@@ -508,6 +508,17 @@ class Worker:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def obstacle(self) -> str:
+        """Why this shard cannot go yet, though the map gives it no bucket: its journal does not say so yet, and whoever
+        follows the journal would never hear that the last buckets have left. Empty where it can.
+        """
+        shard = self.shard
+        if still := shard.present():
+            return f"shard {self.shard_id} keeps bucket {min(still)} until its new shard has proved that it has it"
+        if self._writing or shard.has_more():
+            return f"shard {self.shard_id} is writing to its journal that its buckets have left"
+        return ""
+
     def halt(self, error: BaseException) -> None:
         """Nothing is written or answered any more. Where the journal failed under a batch, its callers are told so."""
         self.halted = True

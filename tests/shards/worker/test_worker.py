@@ -10,7 +10,7 @@ import pytest
 
 from shards.journal import Unknown
 from shards.replies import Unavailable
-from tests.shards.worker.hosted import Caller, WorkerScene
+from tests.shards.worker.hosted import BUCKETS, Caller, WorkerScene
 
 
 @pytest.fixture
@@ -143,3 +143,19 @@ async def test_an_error_of_the_machine_ends_it(data_dir: Path) -> None:
     with pytest.raises(AssertionError):
         scene.ask(Caller(), 1, 1, ("no such command",))
     scene.abandon()
+
+
+async def test_a_shard_may_go_once_its_journal_says_that_its_buckets_have_left(scene: WorkerScene) -> None:
+    worker = scene.worker
+    await scene.until(lambda: bool(scene.application.batches))
+    for bucket_id in range(BUCKETS, 1, -1):
+        worker.shard.leave(bucket_id)
+    assert worker.obstacle() == "shard 1 keeps bucket 1 until its new shard has proved that it has it"
+    scene.disk.free.clear()
+    worker.shard.leave(1)
+    assert worker.obstacle() == "shard 1 is writing to its journal that its buckets have left"
+    worker.wake()
+    await scene.until(lambda: not worker.shard.has_more())
+    assert worker.obstacle() == "shard 1 is writing to its journal that its buckets have left"
+    scene.disk.free.set()
+    await scene.until(lambda: worker.obstacle() == "")
