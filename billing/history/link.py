@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from billing.follower.link import DEFAULT_LIMITS, FollowerLink, Limits, command_of
 from billing.follower.store import file_of, refuse_ahead
-from billing.history.store import KIND
+from billing.history.store import KIND, ends_agree
 from billing.ledger.errors import Refused
 from shards.journal import Journal
 from shards.system.clock import Clocks
@@ -44,7 +44,7 @@ def opened(
     shards.journal.Corrupt where it is ahead and that is not accepted.
     """
     if not accept_loss:
-        refuse_ahead(file_of(directory, shard_id), KIND, journal.head)
+        refuse_ahead(file_of(directory, shard_id), KIND, journal.head, ends_agree)
     return HistoryLink(directory, shard_id, journal, clocks, accept_loss=accept_loss, command=command, host=host)
 
 

@@ -85,8 +85,10 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
         lost += max(0, seq_max - max(last, cut))
     for departure in _numbers(old, "SELECT bucket_id, generation, position FROM departures"):
         db.execute("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", departure)
-    rows = [(slot, *group) for slot, group in enumerate(sorted(one for one in groups if one[0] <= position))]
-    db.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
+    ends = sorted(one for one in groups if one[0] <= position)
+    if not ends or ends[-1][0] != position:
+        ends.append((position, max(last, *(seq for _, seq in ends), 0)))
+    db.executemany("INSERT INTO groups VALUES (?, ?, ?)", [(slot, *one) for slot, one in enumerate(ends)])
     db.execute("INSERT INTO about VALUES (?, ?, ?)", (shard, position, begins))
     tables = {name for (name,) in _plain(old, "SELECT name FROM sqlite_master")}
     for table, columns in (("losses", "position, text"), ("cuts", "seq, at_ns")):

@@ -22,7 +22,10 @@ accepts that loss (a weaker `journal.sync` after the loss of power; the operator
 that the journal knows, and a copy of what it was is kept beside it. Rows that are cut back may have been read, and
 others will have their numbers: so the file gets another identity.
 
-**Pages prove themselves.** Each carries a checksum, which whoever reads it checks.
+**Pages prove themselves.** Each carries a checksum, which whoever reads it checks. **Where the file ends** is written
+twice, in `about` and in the newest of `groups`, which also says how many rows that is; where they disagree, or rows are
+missing at the end and nothing on record says so, the file is damaged. Else batches would be taken twice, or a number be
+given to two rows, and nothing could tell them apart later.
 
 Why a chain, in the order of the journal: kept together by user, 50,000 entries a second of users at random dirty 50,000
 of SQLite's pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry as a row of its own
@@ -89,6 +92,7 @@ KIND: Final = Kind(
         openings.TABLE,
     ),
 )
+NEWEST_GROUP: Final = "SELECT position, seq FROM groups ORDER BY position DESC LIMIT 1"
 SEQ: Final = "SELECT coalesce(max(first + count - 1), 0) FROM (SELECT * FROM pages ORDER BY first DESC LIMIT 1)"
 INSERT_PAGE: Final = "INSERT INTO pages VALUES (?, ?, ?, ?)"
 _DELETE_MARK: Final = "DELETE FROM marks WHERE number = (SELECT number FROM users WHERE user_id = ?) AND entry_id = ?"
@@ -157,6 +161,8 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
         return True  # older rows are looked at one by one when they are converted
     may_lack = db.execute("SELECT (SELECT count(*) FROM losses) + (SELECT count(*) FROM cuts)").fetchone() != (0,)
+    if not ends_agree(db):
+        return False
     expected = 1
     newest: dict[bytes, int] = {}
     marks = set(db.execute("SELECT user_id, entry_id, seq FROM marks JOIN users USING (number)"))
@@ -173,6 +179,18 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
     if any((place := place_of(db, user_id)) is None or place[1] != seq for user_id, seq in newest.items()):
         return False
     return all(map(openings.is_sound, db.execute("SELECT * FROM openings")))
+
+
+def ends_agree(db: sqlite3.Connection) -> bool:
+    """Whether `about`, the newest group and the last row agree on where the file ends."""
+    begins, position = db.execute("SELECT begins, position FROM about").fetchone()
+    group, seq = db.execute(NEWEST_GROUP).fetchone() or (begins - 1, 0)
+    losses = {lost for (lost,) in db.execute("SELECT position FROM losses")}
+    (last,) = db.execute(SEQ).fetchone()
+    if not all(type(value) is int for value in (begins, position, group, seq, last)):
+        return False
+    is_known = position == group or (position > group and (position in losses or position == begins - 1))
+    return is_known and (last >= seq or bool(losses))
 
 
 def open_store(
@@ -236,8 +254,11 @@ class Store(FollowerStore):
     def read_where(self) -> None:
         db = self.db
         self._accounts = Accounts(db, self._users_max)
+        if not ends_agree(db):
+            raise Damaged(f"{self.path}: what it says of its end does not agree with itself")
         self.begins, self.position = db.execute("SELECT begins, position FROM about").fetchone()
-        self.seq = db.execute(SEQ).fetchone()[0]
+        _, seq = db.execute(NEWEST_GROUP).fetchone() or (0, 0)
+        self.seq = max(seq, db.execute(SEQ).fetchone()[0])  # rows lost at the end keep their numbers
         self._paged = self.seq  # the last row that is in a page
         self._slot = db.execute("SELECT slot FROM groups ORDER BY position DESC LIMIT 1").fetchone()
         self._taken = self.position  # the last batch in the open group

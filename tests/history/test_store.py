@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.follower.store import Ahead, Overtaken, StoreError, code_of, connect, file_of
+from billing.follower.store import Ahead, Damaged, Overtaken, StoreError, code_of, connect, file_of
 from billing.history.accounts import Accounts
 from billing.history.entries import Elsewhere
 from billing.history.entries import page as feed_page
@@ -574,3 +574,59 @@ def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: P
         again.take(position, scene.batches[position - 1])
     again.flush()
     all_rows(scene, reader_of(data_dir, again))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "DELETE FROM pages",
+        "DELETE FROM pages WHERE first > 100",
+        "UPDATE about SET position = 4",
+        "UPDATE about SET position = 6",
+        "UPDATE about SET position = 'five'",
+        "UPDATE groups SET position = 4 WHERE position = 5",
+    ],
+)
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir: Path, wrong: str, first: int) -> None:
+    """Else batches would be taken twice, or left out, or rows get numbers that others have."""
+    scene = Scene(users=2)
+    store = opened(data_dir)
+    for position in range(1, 6):
+        store.take(position, scene.batch(60))
+        store.flush()
+    store.db.execute(wrong)
+    assert not rows_are_sound(store.db)
+    store.close()
+    with pytest.raises(Damaged, match="does not agree with itself"):
+        opened(data_dir, first=first, head=7)
+    again, remarks = open_store(str(data_dir), 0, first, 7, RealDisk(), suspect=True)
+    assert "it was damaged" in remarks[0]
+    for position in range(again.position + 1, 8):
+        again.take(position, scene.batches[position - 1] if position < 6 else scene.batch(20))
+    again.flush()
+    assert rows_are_sound(again.db)
+    reader = reader_of(data_dir, again)
+    for user in scene.users:
+        rows = reader.history(2, user, NEWEST, 10**6).rows
+        expected = {row["entry_id"]: row for row in scene.history(user, limit=10**6)}
+        kept = [row for row in rows if row["operation"] != MISSING]
+        assert all(row == expected[row["entry_id"]] for row in kept)
+        assert len({row["entry_id"] for row in kept}) == len(kept), "each entry once"
+        assert len(kept) == len(expected) or any(row["operation"] == MISSING for row in rows)
+
+
+def test_rows_that_are_lost_at_the_end_keep_their_numbers(data_dir: Path) -> None:
+    scene = Scene(users=2)
+    store = opened(data_dir)
+    for position in range(1, 4):
+        store.take(position, scene.batch(60))
+        store.flush()
+    seq = store.seq
+    store.note_loss("the end")
+    store.db.execute("DELETE FROM pages WHERE first > 60")
+    store.close()
+    again = opened(data_dir, head=4)
+    again.take(4, scene.batch(1))
+    again.flush()
+    assert again.seq == seq + 1
