@@ -23,8 +23,9 @@ from shards.system.disk import Disk, read_file
 
 NOTICES: Final = "notices"
 APPLICATION_ID: Final = 0x424E4F54
-VERSION: Final = 2
-OLDER_VERSIONS: Final = (1,)
+VERSION: Final = 3
+OLDER_VERSIONS: Final = (1, 2)
+MARKS: Final = ("about", "departures", "arrivals", "claims")  # beside what is owed
 _UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # what damaged bytes lead to
 
 
@@ -85,6 +86,10 @@ def _examine_file(disk: Disk, path: str, shard: int, journal: Directory | None, 
             report.fault(NOTICES, f"it is of shard {of_shard}", file=path)
             return
         report.count(NOTICES, "files")
+        for table in MARKS:
+            for *row, checksum in db.execute(f"SELECT * FROM {table}"):
+                if zlib.crc32(msgpack.packb(row)) != checksum:
+                    report.fault(NOTICES, f"a row of {table} is not what was written", file=path)
         owed = _examine_owed(db, path, position, seq_max, report)
     finally:
         db.close()

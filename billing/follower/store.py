@@ -141,18 +141,21 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
     return db
 
 
-def refuse_ahead(path: str, kind: Kind, head: int) -> None:
+def refuse_ahead(path: str, kind: Kind, head: int, ends_agree: Callable[[sqlite3.Connection], bool]) -> None:
     """Raises shards.journal.Corrupt where a file holds batches that its journal, which ends with `head`, does not have:
-    the journal has lost them. To be called before the shard serves. What cannot be read is the follower's business.
+    the journal has lost them. To be called before the shard serves. What cannot be read, or does not agree with itself
+    on where it ends, is the follower's business: the file is damaged, and nothing is proved.
     """
-    position = -1
-    with suppress(StoreError, sqlite3.Error):
+    is_ahead, position = False, -1
+    with suppress(StoreError, sqlite3.Error, UnicodeDecodeError):
         db = connect(path, kind, versions=(kind.version, *kind.older))
         try:
             (position,) = db.execute("SELECT position FROM about").fetchone()
+            is_present = db.execute("PRAGMA user_version").fetchone() == (kind.version,)
+            is_ahead = type(position) is int and position > head and (not is_present or ends_agree(db))
         finally:
             db.close()
-    if position > head:
+    if is_ahead:
         raise Corrupt(
             f"the {kind.noun} goes up to batch {position}, the journal only up to batch {head}: the journal has lost "
             "what lies between, or is an older copy; `billing rebuild --accept-loss` gives it up",
@@ -341,9 +344,13 @@ class FollowerStore:
 
     def commit(self, position: int) -> None:
         """Ends a transaction that brings the file up to a batch."""
-        self.db.execute("UPDATE about SET position = ?", (position,))
+        self.write_where(position)
         self.db.execute("COMMIT")
         self.position = position
+
+    def write_where(self, position: int) -> None:
+        """Writes that the file ends with this batch, in the open transaction."""
+        self.db.execute("UPDATE about SET position = ?", (position,))
 
     def checkpoint(self) -> bool:
         """Makes what is committed durable and proves it; False where a reader stands in the way: then later. Raises

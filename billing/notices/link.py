@@ -14,7 +14,7 @@ from billing.expirationd.delivery import DeliverySettings
 from billing.follower.link import FollowerLink, command_of
 from billing.follower.store import file_of, refuse_ahead
 from billing.notices.opening import abandon, found, skip
-from billing.notices.store import KIND
+from billing.notices.store import KIND, ends_agree
 from shards.journal import Journal
 from shards.system.clock import Clocks
 from shards.system.host import REAL, Host
@@ -49,7 +49,7 @@ def opened(
         return None
     first, head = journal.first, journal.head
     if not accept_loss:
-        refuse_ahead(file_of(directory, shard_id), KIND, head)
+        refuse_ahead(file_of(directory, shard_id), KIND, head, ends_agree)
     if skip(directory, shard_id, settled, disk):
         log.info("shard %d: another host has told what happened up to batch %d", shard_id, settled)
     begin = head if settled < 0 else settled

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from billing.follower.store import StoreError, connect, file_of, make, make_of, opened
-from billing.notices.store import INSERT, KIND, OWED, Store, checksum_of
+from billing.notices.store import ARRIVED, CLAIMED, DEPARTED, FOUND, INSERT, KIND, OWED, Store, is_signed, signed
 from shards.system.disk import Disk, private_directory, read_file, write_file
 
 
@@ -57,7 +57,7 @@ def _begun(disk: Disk, path: str) -> int:
 
 
 def _fill(db: sqlite3.Connection, shard: int, position: int, file_id: int, made_ns: int) -> None:
-    db.execute("INSERT INTO about VALUES (?, ?, 0, ?, ?)", (shard, position, file_id, made_ns))
+    db.execute(FOUND, signed(shard, position, 0, file_id, made_ns))
 
 
 def skip(directory: str, shard: int, settled: int, disk: Disk) -> bool:
@@ -90,10 +90,11 @@ def abandon(directory: str, shard: int, disk: Disk) -> bool:
 
 
 def rows_are_sound(db: sqlite3.Connection) -> bool:
-    """Whether every owed notice of a file of this version is what was written."""
+    """Whether every row of a file of this version is what was written."""
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
-        return True  # older rows have no checksum
-    return all(checksum == checksum_of(row) for *row, checksum in db.execute("SELECT * FROM owed"))
+        return True  # not all rows have a checksum
+    tables = ("about", "owed", "departures", "arrivals", "claims")
+    return all(is_signed(row) for table in tables for row in db.execute(f"SELECT * FROM {table}"))
 
 
 def open_store(
@@ -138,31 +139,38 @@ def _salvage(db: sqlite3.Connection, source: str, shard: int, again: int, file_i
     old = connect(source, KIND, versions=(KIND.version, *KIND.older))
     kept = 0
     try:
-        about = _numbers(old, "SELECT position FROM about")
+        (version,) = old.execute("PRAGMA user_version").fetchone()
+        about = _numbers(old, "about", "position", version)
         position = min(again, about[0][0]) if about else again
         _fill(db, shard, position, file_id, made_ns)
-        is_old = old.execute("PRAGMA user_version").fetchone() != (KIND.version,)
-        for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if is_old else 'checksum'} FROM owed"):
-            if (is_old or row[-1] == checksum_of(row[:-1])) and row[4] <= position:
-                db.execute(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), (*row[:-1], checksum_of(row[:-1])))
+        for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if version == 1 else 'checksum'} FROM owed"):
+            if (version == 1 or is_signed(row)) and row[4] <= position:
+                db.execute(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), signed(*row[:-1]))
                 kept += 1
-        pending = "0" if is_old else "pending"
-        for departure in _numbers(old, f"SELECT bucket_id, generation, position, {pending} FROM departures"):
-            db.execute("INSERT OR IGNORE INTO departures VALUES (?, ?, ?, ?)", departure)
-        arrived = "0" if is_old else "arrived_ns"
-        for arrival in _numbers(old, f"SELECT bucket_id, generation, position, pending, {arrived} FROM arrivals"):
-            db.execute("INSERT OR IGNORE INTO arrivals VALUES (?, ?, ?, ?, ?)", arrival)
-        if not is_old:
-            for claim in _numbers(old, "SELECT bucket_id, file_id, seq, proved FROM claims"):
-                db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", claim)
+        for departure in _numbers(old, "departures", "bucket_id, generation, position, pending", version):
+            db.execute(DEPARTED, signed(*departure))
+        for arrival in _numbers(old, "arrivals", "bucket_id, generation, position, pending, arrived_ns", version):
+            db.execute(ARRIVED, signed(*arrival))
+        if version > 1:
+            for claim in _numbers(old, "claims", "bucket_id, file_id, seq, proved", version):
+                db.execute(CLAIMED, signed(*claim))
     finally:
         old.close()
     return f"{kept} owed notices up to batch {position}, and of the journal behind it"
 
 
-def _numbers(db: sqlite3.Connection, query: str) -> list[tuple[int, ...]]:
-    """The readable rows that hold whole numbers and nothing else: a damaged value may be of any type."""
-    return [row for row in _readable(db, query) if all(type(value) is int for value in row)]
+def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> list[tuple[int, ...]]:
+    """These columns of the good rows of a table of whole numbers. Version 1 had not all of them: they are 0 there. Rows
+    of versions 1 and 2 have no checksum, and are good where all values are whole numbers.
+    """
+    wanted = [name.strip() for name in columns.split(",")]
+    there = [name for _, name, *_ in _readable(db, f"PRAGMA table_info({table})")]
+    good = []
+    for row in _readable(db, f"SELECT * FROM {table}"):
+        if all(type(value) is int for value in row) and (version < KIND.version or is_signed(row)):
+            found = dict(zip(there, row, strict=True))
+            good.append(tuple(found.get(name, 0) for name in wanted))
+    return good
 
 
 def _readable(db: sqlite3.Connection, query: str) -> list[Any]:

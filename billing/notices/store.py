@@ -10,6 +10,9 @@
                 pending: 1 its notices wait for what former shards owe, 2 they wait no more, and that may still come
     claims      (bucket_id, file_id, seq, proved): of that file's notices of the bucket, those up to seq stand here now
 
+Each row of each table has a checksum, since nothing else would show that a changed one is wrong: a batch would be left
+out, or an order be broken, and nobody could tell.
+
 **What is owed.** Every notice of every batch from the file's beginning on, less those acknowledged. Batches and the
 position of the last one are one transaction, so a notice is owed exactly once; an acknowledgement is committed behind
 the answer, so after kill -9 the last few are posted again, under the same id.
@@ -63,12 +66,12 @@ OWED: Final = ("seq", "bucket_id", "generation", "user_id", "position", "at_ns",
 KIND: Final = Kind(
     "notices",
     application_id=0x424E4F54,  # "BNOT"
-    version=2,
-    older=(1,),
+    version=3,
+    older=(1, 2),
     schema=(
         """CREATE TABLE about (
             shard INTEGER NOT NULL, position INTEGER NOT NULL, seq INTEGER NOT NULL, file_id INTEGER NOT NULL,
-            made_ns INTEGER NOT NULL)""",
+            made_ns INTEGER NOT NULL, checksum INTEGER NOT NULL)""",
         """CREATE TABLE owed (
             seq INTEGER PRIMARY KEY, bucket_id INTEGER NOT NULL, generation INTEGER NOT NULL, user_id BLOB NOT NULL,
             position INTEGER NOT NULL, at_ns INTEGER NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL,
@@ -77,25 +80,45 @@ KIND: Final = Kind(
         "CREATE INDEX owed_bucket ON owed (bucket_id, generation, seq)",
         """CREATE TABLE departures (
             bucket_id INTEGER NOT NULL, generation INTEGER NOT NULL, position INTEGER NOT NULL,
-            pending INTEGER NOT NULL, PRIMARY KEY (bucket_id, generation)) WITHOUT ROWID""",
+            pending INTEGER NOT NULL, checksum INTEGER NOT NULL,
+            PRIMARY KEY (bucket_id, generation)) WITHOUT ROWID""",
         """CREATE TABLE arrivals (
             bucket_id INTEGER PRIMARY KEY, generation INTEGER NOT NULL, position INTEGER NOT NULL,
-            pending INTEGER NOT NULL, arrived_ns INTEGER NOT NULL)""",
+            pending INTEGER NOT NULL, arrived_ns INTEGER NOT NULL, checksum INTEGER NOT NULL)""",
         """CREATE TABLE claims (
             bucket_id INTEGER NOT NULL, file_id INTEGER NOT NULL, seq INTEGER NOT NULL, proved INTEGER NOT NULL,
-            PRIMARY KEY (bucket_id, file_id)) WITHOUT ROWID""",
+            checksum INTEGER NOT NULL, PRIMARY KEY (bucket_id, file_id)) WITHOUT ROWID""",
     ),
 )
 LOOKED_AT_ONCE: Final = 1000  # notices of buckets that left, held against their checksums
 INSERT: Final = "INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FOUND: Final = "INSERT INTO about VALUES (?, ?, ?, ?, ?, ?)"
+DEPARTED: Final = "INSERT OR REPLACE INTO departures VALUES (?, ?, ?, ?, ?)"
+ARRIVED: Final = "INSERT OR REPLACE INTO arrivals VALUES (?, ?, ?, ?, ?, ?)"
+CLAIMED: Final = "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)"
 Row = tuple[int, int, int, bytes, int, str, bytes]  # seq, bucket_id, generation, user_id, at_ns, name, body
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def checksum_of(row: Sequence[Any]) -> int:
-    """The checksum of an owed notice: its columns in their order, without the checksum."""
+    """The checksum of a row: its columns in their order, without the checksum."""
     return crc32(_encode(row))
+
+
+def signed(*row: Any) -> tuple[Any, ...]:
+    """A row with its checksum."""
+    return (*row, checksum_of(row))
+
+
+def is_signed(row: Sequence[Any]) -> bool:
+    """Whether a row, its checksum the last column, is what was written."""
+    return bool(row[-1] == checksum_of(row[:-1]))
+
+
+def ends_agree(db: sqlite3.Connection) -> bool:
+    """Whether what the file says of its end is what was written."""
+    return all(map(is_signed, db.execute("SELECT * FROM about")))
 
 
 class Elsewhere(StoreError):
@@ -127,25 +150,25 @@ class Store(FollowerStore):
 
     def read_where(self) -> None:
         db = self.db
-        self.position, self.file_id, self.made_ns = db.execute(
-            "SELECT position, file_id, made_ns FROM about"
-        ).fetchone()
-        self.seq = db.execute("SELECT coalesce(max(seq), 0) FROM owed").fetchone()[0]
-        self.seq = max(self.seq, db.execute("SELECT seq FROM about").fetchone()[0])
-        self.departed: set[tuple[int, int]] = set(db.execute("SELECT bucket_id, generation FROM departures"))
-        arrivals = db.execute("SELECT bucket_id, generation, pending FROM arrivals").fetchall()
-        self.here: dict[int, int] = {bucket_id: generation for bucket_id, generation, _ in arrivals}
-        self.pending: dict[int, int] = {
-            bucket_id: generation for bucket_id, generation, waits in arrivals if waits == 1
-        }
+        ((_, self.position, self.seq, self.file_id, self.made_ns),) = self._signed(db, "SELECT * FROM about")
+        departures = self._signed(db, "SELECT * FROM departures")
+        self.departed: set[tuple[int, int]] = {(bucket_id, generation) for bucket_id, generation, *_ in departures}
+        arrivals = self._signed(db, "SELECT * FROM arrivals")
+        self.here: dict[int, int] = {bucket_id: generation for bucket_id, generation, *_ in arrivals}
+        waiting = [(bucket_id, generation, pending) for bucket_id, generation, _, pending, _ in arrivals]
+        self.pending: dict[int, int] = {bucket_id: generation for bucket_id, generation, waits in waiting if waits == 1}
         self.given_up: dict[int, int] = {
-            bucket_id: generation for bucket_id, generation, waits in arrivals if waits == 2
+            bucket_id: generation for bucket_id, generation, waits in waiting if waits == 2
         }
         self._rows: list[tuple[Any, ...]] = []
         self._acknowledged: list[tuple[int]] = []
         self._taken = self.position
         self._looked_seq = 0  # up to here the notices of buckets that left were looked at
         self._changes: list[tuple[str, tuple[int, ...]]] = []  # of departures and arrivals
+
+    def write_where(self, position: int) -> None:
+        about = self.shard, position, self.seq, self.file_id, self.made_ns
+        self.db.execute("UPDATE about SET position = ?, seq = ?, checksum = ?", (*about[1:3], checksum_of(about)))
 
     def settle(self, first: int, head: int, *, accept_loss: bool = False) -> list[str]:
         """Brings the file into a journal that holds the batches `first` to `head`; remarks. Raises Ahead."""
@@ -180,16 +203,14 @@ class Store(FollowerStore):
                 for notice in notices_of(body, bucket_id, f"{self.shard}-{position}-{index}"):
                     self.seq += 1
                     user_id, at_ns, name, posted = notice
-                    row = (self.seq, bucket_id, generation, user_id, position, at_ns, name, posted)
-                    self._rows.append((*row, checksum_of(row)))
+                    self._rows.append(signed(self.seq, bucket_id, generation, user_id, position, at_ns, name, posted))
             elif kind == RECEIVED:
                 self.here[bucket_id] = self.pending[bucket_id] = generation
                 self.given_up.pop(bucket_id, None)
                 self.departed.discard((bucket_id, generation))  # a move that had come to nothing is tried again
                 again = "DELETE FROM departures WHERE bucket_id = ? AND generation = ?"
                 self._changes.append((again, (bucket_id, generation)))
-                arrival = (bucket_id, generation, position, now_ns)
-                self._changes.append(("INSERT OR REPLACE INTO arrivals VALUES (?, ?, ?, 1, ?)", arrival))
+                self._changes.append((ARRIVED, signed(bucket_id, generation, position, 1, now_ns)))
             elif kind == LEAVE:
                 left.append(bucket_id)
                 self.here.pop(bucket_id, None)
@@ -198,8 +219,7 @@ class Store(FollowerStore):
                 self.given_up.pop(bucket_id, None)
                 if not body:
                     self.departed.add((bucket_id, generation))
-                    departure = (bucket_id, generation, position, int(pending))
-                    self._changes.append(("INSERT OR REPLACE INTO departures VALUES (?, ?, ?, ?)", departure))
+                    self._changes.append((DEPARTED, signed(bucket_id, generation, position, int(pending))))
                 self._changes.append(("DELETE FROM arrivals WHERE bucket_id = ?", (bucket_id,)))
             else:
                 assert kind == OWN, f"a record of kind {kind}"
@@ -226,7 +246,6 @@ class Store(FollowerStore):
             db.executemany("DELETE FROM owed WHERE seq = ?", self._acknowledged)
         for statement, values in self._changes:
             db.execute(statement, values)
-        db.execute("UPDATE about SET seq = ?", (self.seq,))
         self.commit(self._taken)
         self._rows, self._acknowledged, self._changes = [], [], []
         return True
@@ -305,20 +324,18 @@ class Store(FollowerStore):
         self._take_over(bucket_id, generation, came, claims, 2)
 
     def _all_departed(self, bucket_id: int, generation: int, others: list[sqlite3.Connection]) -> bool:
-        query = "SELECT pending FROM departures WHERE bucket_id = ? AND generation = ?"
+        query = "SELECT * FROM departures WHERE bucket_id = ? AND generation = ?"
         for former in range(generation - 1, 0, -1):
-            departed = [row for db in [self.db, *others] for row in self._numbers(db, query, bucket_id, former)]
+            departed = [row[3] for db in [self.db, *others] for row in self._signed(db, query, bucket_id, former)]
             if not departed:
                 return self._may_be_lost(bucket_id, others)
-            if departed == [(0,)]:
+            if departed == [0]:
                 return True
         return True
 
     def _may_be_lost(self, bucket_id: int, others: list[sqlite3.Connection]) -> bool:
-        (arrived_ns,) = self.db.execute("SELECT arrived_ns FROM arrivals WHERE bucket_id = ?", (bucket_id,)).fetchone()
-        return any(
-            made_ns > arrived_ns for db in others for (made_ns,) in self._numbers(db, "SELECT made_ns FROM about")
-        )
+        ((*_, arrived_ns),) = self._signed(self.db, "SELECT * FROM arrivals WHERE bucket_id = ?", bucket_id)
+        return any(made_ns > arrived_ns for db in others for *_, made_ns in self._signed(db, "SELECT * FROM about"))
 
     def _owed_elsewhere(
         self, bucket_id: int, generation: int, others: list[sqlite3.Connection]
@@ -329,16 +346,16 @@ class Store(FollowerStore):
         files = [self.db, *others]
         claimed: dict[int, int] = {}
         for db in files:
-            for file_id, seq in self._numbers(db, "SELECT file_id, seq FROM claims WHERE bucket_id = ?", bucket_id):
+            for _, file_id, seq, _ in self._signed(db, "SELECT * FROM claims WHERE bucket_id = ?", bucket_id):
                 claimed[file_id] = max(seq, claimed.get(file_id, 0))
         came: list[tuple[Any, ...]] = []
         claims = []
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation < ? AND seq > ? ORDER BY seq"
         for db in files:
-            ((file_id,),) = self._numbers(db, "SELECT file_id FROM about")
+            ((_, _, _, file_id, _),) = self._signed(db, "SELECT * FROM about")
             rows = self._read(db, query, bucket_id, generation, claimed.get(file_id, 0))
             for row in rows:
-                if row[-1] != checksum_of(row[:-1]):
+                if not is_signed(row):
                     self._refuse(db, f"notice {row[0]} is not what was written")
                 came.append(row[:-1])
             if rows and db is not self.db:
@@ -360,7 +377,7 @@ class Store(FollowerStore):
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation = ? ORDER BY seq"
         own = []
         for row in db.execute(query, (bucket_id, generation)).fetchall():
-            if row[-1] != checksum_of(row[:-1]):
+            if not is_signed(row):
                 raise Damaged(f"notice {row[0]} is not what was written")
             own.append(row[:-1])
         former = "DELETE FROM owed WHERE bucket_id = ? AND generation = ? AND seq = ?"
@@ -369,12 +386,11 @@ class Store(FollowerStore):
         behind = [(*row[:4], self.position, *row[5:]) for row in came]  # they come into this file with this batch
         for _, _, _, *rest in [*behind, *own]:  # held against their checksums before, since they get others here
             self.seq += 1
-            row = (self.seq, bucket_id, generation, *rest)
-            db.execute(INSERT, (*row, checksum_of(row)))
+            db.execute(INSERT, signed(self.seq, bucket_id, generation, *rest))
         for file_id, seq in claims:
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, 0)", (bucket_id, file_id, seq))
-        db.execute("UPDATE arrivals SET pending = ? WHERE bucket_id = ?", (pending, bucket_id))
-        db.execute("UPDATE about SET seq = ?", (self.seq,))
+            db.execute(CLAIMED, signed(bucket_id, file_id, seq, 0))
+        ((*arrival, _, arrived_ns),) = self._signed(db, "SELECT * FROM arrivals WHERE bucket_id = ?", bucket_id)
+        db.execute(ARRIVED, signed(*arrival, pending, arrived_ns))
         self.commit(self.position)
         self.pending.pop(bucket_id, None)
         self.given_up.pop(bucket_id, None)
@@ -384,9 +400,9 @@ class Store(FollowerStore):
     def publish_claims(self) -> None:
         """What was claimed is proved by now: the former shards may delete it."""
         assert not self.db.in_transaction
-        if self.db.execute("SELECT 1 FROM claims WHERE proved = 0 LIMIT 1").fetchone():
+        if claims := self._signed(self.db, "SELECT * FROM claims WHERE proved = 0"):
             self.begin()
-            self.db.execute("UPDATE claims SET proved = 1")
+            self.db.executemany(CLAIMED, [signed(*claim, 1) for *claim, _ in claims])
             self.commit(self.position)
 
     def delete_claimed(self) -> int:
@@ -395,8 +411,8 @@ class Store(FollowerStore):
         others: list[sqlite3.Connection] = []
         try:
             self._open_others(others)
-            query = "SELECT bucket_id, seq FROM claims WHERE file_id = ? AND proved = 1"
-            claimed = [claim for db in others for claim in self._numbers(db, query, self.file_id)]
+            query = "SELECT * FROM claims WHERE file_id = ? AND proved = 1"
+            claimed = [(row[0], row[2]) for db in others for row in self._signed(db, query, self.file_id)]
         except Elsewhere:
             return 0
         finally:
@@ -440,12 +456,12 @@ class Store(FollowerStore):
         with _elsewhere("a file of another shard"):
             return db.execute(query, values).fetchall()
 
-    def _numbers(self, db: sqlite3.Connection, query: str, *values: int) -> list[tuple[int, ...]]:
-        """The rows of a query for whole numbers: a damaged value may be of any type. Raises Elsewhere, Damaged."""
+    def _signed(self, db: sqlite3.Connection, query: str, *values: int) -> list[tuple[int, ...]]:
+        """The rows of a query for whole rows of whole numbers, without their checksums. Raises Elsewhere, Damaged."""
         rows = self._read(db, query, *values)
-        if not all(type(value) is int for row in rows for value in row):
-            self._refuse(db, "there are other values where whole numbers were written")
-        return rows
+        if not all(is_signed(row) and all(type(value) is int for value in row) for row in rows):
+            self._refuse(db, "a row is not what was written")
+        return [row[:-1] for row in rows]
 
     def _refuse(self, db: sqlite3.Connection, what: str) -> NoReturn:
         """What was read is not what was written. Raises Damaged, or Elsewhere for the file of another shard."""

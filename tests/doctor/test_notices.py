@@ -12,7 +12,7 @@ import pytest
 
 from billing.doctor.report import Report
 from billing.notices.opening import begun_of, open_store
-from billing.notices.store import KIND
+from billing.notices.store import KIND, checksum_of
 from tests.doctor.story import USER, told
 from tests.doctor.yard import COIN, DISK, Yard, busy
 
@@ -41,14 +41,21 @@ def owing(data_dir: Path, *, trims: bool = False, behind: int = 0) -> Yard:
     return yard.close()
 
 
-def changed(yard: Yard, *statements: str) -> Report:
-    """The report after these statements were carried out on the file of shard 1."""
+def changed(yard: Yard, statement: str, *, signs: bool = False) -> Report:
+    """The report after this statement was carried out on the file of shard 1; `signs`: by a writer that is wrong."""
     db = sqlite3.connect(f"{yard.path}/notices/shard-1.sqlite")
-    for statement in statements:
-        db.execute(statement)
+    db.execute(statement)
+    if signs:
+        sign(db)
     db.commit()
     db.close()
     return yard.examine()
+
+
+def sign(db: sqlite3.Connection) -> None:
+    """Gives the row of `about` the checksum of what is there now."""
+    (row,) = db.execute("SELECT * FROM about")
+    db.execute("UPDATE about SET checksum = ?", (checksum_of(row[:-1]),))
 
 
 def test_right_notices_are_counted(data_dir: Path) -> None:
@@ -80,7 +87,7 @@ def test_a_file_that_is_gone_is_a_fault_where_the_journal_does_not_have_what_it_
 
 
 def test_a_file_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_dir: Path) -> None:
-    (found,) = told(changed(owing(data_dir), "UPDATE about SET position = position + 1"), "notices")
+    (found,) = told(changed(owing(data_dir), "UPDATE about SET position = position + 1", signs=True), "notices")
     assert "the journal has lost batches" in found.text
 
 
@@ -94,6 +101,7 @@ def test_a_file_whose_journal_is_gone_is_a_fault_where_it_has_still_something_to
     Path(begun_of(f"{yard.path}/notices", 1)).unlink()
     db = sqlite3.connect(path.with_name("shard-9.sqlite"))
     db.execute("UPDATE about SET shard = 9")
+    sign(db)
     db.execute(f"DELETE FROM owed WHERE seq > {owed}")
     db.commit()
     db.close()
@@ -107,16 +115,28 @@ def test_a_file_whose_journal_is_gone_is_a_fault_where_it_has_still_something_to
         ("UPDATE owed SET at_ns = at_ns + 1 WHERE seq = 5", "notice 5 is not what was written"),
         ("UPDATE owed SET body = x'00' WHERE seq = 5", "notice 5 is not what was written"),
         ("UPDATE owed SET name = 5 WHERE seq = 5", "notice 5 is not what was written"),
-        ("UPDATE about SET position = 5", "the file says it goes up to batch 5"),
-        ("UPDATE about SET seq = 5", "the file says it goes up to batch"),
+        ("UPDATE about SET position = 5", "a row of about is not what was written"),
         ("UPDATE about SET shard = 'one'", "it is of shard one"),
-        ("UPDATE about SET position = 'one'", "it cannot be read"),
         ("DELETE FROM about", "it cannot be read"),
+        ("INSERT INTO departures VALUES (1, 1, 1, 0, 0)", "a row of departures is not what was written"),
+        ("INSERT INTO arrivals VALUES (1, 1, 1, 0, 0, 0)", "a row of arrivals is not what was written"),
+        ("INSERT INTO claims VALUES (1, 1, 1, 0, 0)", "a row of claims is not what was written"),
         (f"PRAGMA user_version = {KIND.version + 1}", "it is no file of a known version"),
     ],
 )
 def test_what_was_changed_is_a_fault(data_dir: Path, statement: str, text: str) -> None:
     assert text in told(changed(owing(data_dir), statement), "notices")[0].text
+
+
+@pytest.mark.parametrize(
+    ("statement", "text"),
+    [
+        ("UPDATE about SET position = 5", "the file says it goes up to batch 5"),
+        ("UPDATE about SET seq = 5", "the file says it goes up to batch"),
+    ],
+)
+def test_what_a_wrong_writer_wrote_is_a_fault(data_dir: Path, statement: str, text: str) -> None:
+    assert text in told(changed(owing(data_dir), statement, signs=True), "notices")[0].text
 
 
 def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from billing.follower.proof import Unproved
-from billing.follower.store import Damaged, StoreError, code_of, file_of
+from billing.follower.store import Damaged, StoreError, code_of, file_of, refuse_ahead
 from billing.history.history_reader import MISSING, HistoryReader
 from billing.history.page import Page
-from billing.history.store import KIND, Store, open_store, rows_are_sound
+from billing.history.store import KIND, Store, ends_agree, open_store, rows_are_sound
 from shards.exits import Exit
+from shards.journal import Corrupt
 from shards.system.disk import RealDisk
 from tests.history import tampering
 from tests.history.scene import Scene
@@ -334,3 +335,20 @@ def test_a_file_that_is_replaced_under_its_writer_ends_the_writer(data_dir: Path
     with pytest.raises(StoreError, match="was replaced while it was in use"):
         store.checkpoint()
     assert store.durable == 0
+
+
+def test_a_file_ahead_of_its_journal_proves_a_loss_only_where_it_agrees_with_itself(data_dir: Path) -> None:
+    """A changed position is damage of the file: the shard is not held for it, and the file is made anew."""
+    scene, path = Scene(), file_of(str(data_dir), 0)
+    scene.batch(20)
+    store = opened(data_dir, RealDisk(), head=1)
+    feed(store, scene, 1)
+    store.close()
+    with pytest.raises(Corrupt, match="goes up to batch 1, the journal only up to batch 0"):
+        refuse_ahead(path, KIND, 0, ends_agree)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE about SET position = 65537")
+    refuse_ahead(path, KIND, 1, ends_agree)
+    with pytest.raises(Damaged):
+        opened(data_dir, RealDisk(), head=1)
+    assert opened(data_dir, RealDisk(), head=1, suspect=True).position < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -370,7 +371,8 @@ def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path:
     [
         "UPDATE owed SET body = replace(body, '1', '2')",
         "UPDATE departures SET pending = 'x'",
-        "INSERT INTO claims VALUES (1, 100, 'x', 1)",
+        "INSERT INTO claims VALUES (1, 100, 'x', 1, 0)",
+        "INSERT INTO claims VALUES (1, 100, 5, 1, 0)",
         "UPDATE about SET file_id = 'x'",
     ],
 )
@@ -413,3 +415,53 @@ def test_a_damaged_notice_gets_no_new_checksum_with_its_new_number(tmp_path: Pat
     present.store.db.execute("UPDATE owed SET body = replace(body, '1', '2')")
     with pytest.raises(Damaged, match="notice 1 is not what was written"):
         present.store.claim(1)
+
+
+def moved(tmp_path: Path, ledger: Ledger) -> Shard:
+    """A shard that owes a notice, gave its bucket away and was given another; its file is not open."""
+    shard = Shard(tmp_path, 0)
+    top_up(ledger, shard)
+    shard.take((LEAVE, 1, 1, b""))
+    shard.take((RECEIVED, 2, 2, b""))
+    shard.store.close()
+    return shard
+
+
+def changed(shard: Shard, *statements: str) -> None:
+    """Carries these out on the file."""
+    db = sqlite3.connect(file_of(str(shard.home), shard.shard), isolation_level=None)
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE about SET position = 2",
+        "UPDATE about SET seq = 0",
+        "UPDATE about SET made_ns = 5",
+        "UPDATE departures SET pending = 1",
+        "UPDATE arrivals SET pending = 0",
+        "UPDATE arrivals SET bucket_id = 3",
+    ],
+)
+def test_a_changed_row_is_seen_and_the_file_is_made_anew(tmp_path: Path, ledger: Ledger, damage: str) -> None:
+    """Else a batch would be left out, or an order be broken, and nobody could tell."""
+    shard = moved(tmp_path, ledger)
+    changed(shard, damage)
+    with pytest.raises(Damaged, match="a row is not what was written"):
+        shard.open()
+    store, remarks = open_store(str(tmp_path), 0, 1, 3, RealDisk(), suspect=True, file_id=300, now_ns=NOW_NS)
+    assert "it was damaged" in remarks[0]
+    assert store.position == 0, "it is fed from the beginning of the journal"
+
+
+def test_a_file_of_the_version_without_checksums_is_converted(tmp_path: Path, ledger: Ledger) -> None:
+    shard = moved(tmp_path, ledger)
+    tables = ("about", "departures", "arrivals", "claims")
+    changed(shard, *(f"ALTER TABLE {table} DROP COLUMN checksum" for table in tables), "PRAGMA user_version = 2")
+    shard.open()
+    store = shard.store
+    assert (store.position, store.departed, store.pending) == (3, {(1, 1)}, {2: 2})
+    assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up"]
