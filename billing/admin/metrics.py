@@ -6,8 +6,8 @@ as every Prometheus client names them; `billing_process_*` are those of all proc
 
 Figures are whole numbers in the unit their own name ends with; `_ns` becomes seconds and `_nanos` coins here and
 nowhere else. What a worker counts carries its `shard`; what is the daemon's has no label. A worker that is down has no
-figures, and its series are absent rather than zero; what says that it is down (`billing_shard_up`,
-`billing_follower_up`) is always there, so that an alert can fire.
+figures, and its series are absent rather than zero; what says that it is down, or hangs (`billing_shard_up`,
+`billing_follower_up`), is always there, so that an alert can fire.
 
 The registry is our own and holds nothing between two scrapes. It never asks anybody: a scrape reads what is there.
 """
@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from billing import __version__
-from billing.admin.figure_sampler import FigureSampler
+from billing.admin.figure_sampler import LOOP, FigureSampler
 from billing.admin.processes import FOLLOWERS, Processes
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -182,9 +182,10 @@ class Exposition:
         )
         starts = CounterMetricFamily("billing_worker_starts", "Starts of the shard's worker.", labels=["shard"])
         full = GaugeMetricFamily("billing_disk_full", "Whether commands are refused: no room.", labels=["shard"])
+        hanging = {overdue.shard_id for overdue in self._sampler.overdue() if overdue.what == LOOP}
         for shard_id, worker in sorted(supervisor.workers.items()):
             label = [str(shard_id)]
-            up.add_metric(label, int(worker.state == "serving"))
+            up.add_metric(label, int(worker.state == "serving" and shard_id not in hanging))
             held.add_metric(label, int(worker.state == "held"))
             starts.add_metric(label, worker.starts)
             full.add_metric(label, int(bool(self._sampler.figures.get(shard_id, {}).get("no_room"))))

@@ -402,6 +402,7 @@ class FollowerLink:
     def _on_closed(self, wire: Wire) -> None:
         reason = self._reason if self._phase == DOWN else "its process ended"
         self._wire = None
+        self._told = {}  # nobody knows it any more
         self._refuse_all(reason)
         self._lost.set()
 

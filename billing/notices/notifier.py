@@ -84,6 +84,7 @@ class Notifier(Follower):
             now_ns=self.clocks.wall_ns(),
             accept_loss=accept_loss,
         )
+        self._owed = self._store.owed()
         settings = DeliverySettings(
             url=url, concurrency=SENDERS, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, warm=0
         )
@@ -202,11 +203,14 @@ class Notifier(Follower):
         return following.body
 
     def _owed_of(self, bucket_id: int, user_id: bytes) -> Owed | None:
+        """The next notice of an account. It is due since its instant, which is billing time and may be ahead of the
+        wall clock where that was set back: then it is due now.
+        """
         following = self._window.first(bucket_id, user_id)
         if following is None or self.is_ending:
             return None
         name = webhook_id(user_id, following.name)
-        return (NOTICE, name, following.seq, following.at_ns, 0, following.at_ns, "")
+        return (NOTICE, name, following.seq, following.at_ns, 0, min(following.at_ns, self._now_ns()), "")
 
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
         store, window = self._store, self._window

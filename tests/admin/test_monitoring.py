@@ -38,8 +38,11 @@ tests:
   - {series: 'billing_cutoff_oldest_owed_seconds{@,shard="1"}', values: '0+15x40'}
   - {series: 'billing_wheel_mismatches_total{@,shard="1"}', values: '0x20 1x20'}
   - {series: 'billing_worker_starts_total{@,shard="1"}', values: '1x40'}
-  - {series: 'billing_follower_up{@,shard="1",follower="notices"}', values: '0x40'}
+  - {series: 'billing_follower_up{@,shard="1",follower="notices"}', values: '0x80'}
   - {series: 'billing_follower_up{@,shard="1",follower="history"}', values: '1x40'}
+  - {series: 'billing_follower_up{@,shard="2",follower="notices"}', values: '1x80'}
+  - {series: 'billing_notices_lag_seconds{@,shard="1"}', values: '0+15x80'}
+  - {series: 'billing_notices_lag_seconds{@,shard="2"}', values: '0+15x80'}
   - {series: 'billing_notices_awaited_buckets{@,shard="1"}', values: '2x40'}
   - {series: 'billing_cutoffs_due_peak_per_second{@,shard="1"}', values: '5x40'}
   - {series: 'billing_cutoffs_due_peak_per_second{@,shard="2"}', values: '500x40'}
@@ -74,6 +77,11 @@ tests:
   - expr: count(ALERTS{alertname="BillingFollowerDown"})
     eval_time: 9m
     exp_samples: [{labels: '{}', value: 1}]
+  - expr: ALERTS{alertname="BillingNotifierBehind"}  # of shard 2 alone: that of shard 1 does not run
+    eval_time: 16m
+    exp_samples:
+    - labels: 'ALERTS{alertname="BillingNotifierBehind",alertstate="firing",@,shard="2",severity="ticket"}'
+      value: 1
   - expr: ALERTS{alertname="BillingNoticesAwaited",alertstate="pending"}  # one for the daemon
     eval_time: 9m
     exp_samples:

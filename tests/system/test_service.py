@@ -75,6 +75,9 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         with not_ready.value as answer:
             assert answer.code == 503
             assert b"its loop has not turned" in answer.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
+            up = [line.split()[-1] for line in answer.read().splitlines() if line.startswith(b"billing_shard_up{")]
+        assert up.count(b"0.0") == 1, "the alert of a shard that is not served sees it as well"
         fed = manager.count("WATCHDOG")
         time.sleep(2)
         assert manager.count("WATCHDOG") == fed
