@@ -4,11 +4,12 @@
 
 A world has shards with journals in memory, buckets that move between them, and of each shard the stores of its history
 and of its notices, as their processes use them. At random they are killed, stopped with everything they were sent
-waiting, started again late; the disk loses write-backs of a file and its log, and then forgets what it had in memory;
-the power goes, also in the middle of a checkpoint, and of what was not synced any 512 bytes may be missing; bytes of a
-file flip, files are cut short or removed; journals are trimmed as far as the followers' word reaches; the daemon is
-resized: a shard is drained, goes when nothing stands in its way any more (`follower.link.obstacle_of`), and comes back
-with its journal and its files as they stand then, maybe damaged meanwhile. All of it happens in company.
+waiting, started again late; the disk loses write-backs of a file and its log, without a word or with an error in the
+middle of a checkpoint, and then forgets what it had in memory; the power goes, also in the middle of a checkpoint, and
+of what was not synced any 512 bytes may be missing; bytes of a file flip, files are cut short or removed; journals are
+trimmed as far as the followers' word reaches; the daemon is resized: a shard is drained, goes when nothing stands in
+its way any more (`follower.link.obstacle_of`), and comes back with its journal and its files as they stand then, maybe
+damaged meanwhile. All of it happens in company.
 
 In the end everything that can be is brought through, and each account is asked for: every entry is in its history, or
 the answer says from when it is whole, and so do its statement and its balance; every notice was told, in its account's
@@ -47,6 +48,7 @@ BUCKETS: Final = 4
 USERS: Final = 8
 STEPS: Final = 90
 NEWEST: Final = 2**63 - 1
+PROGRESS: Final = 50  # lives from one line of progress to the next
 SECOND_NS: Final = 10**9
 ENDS: Final = (Unproved, StoreError, *UNREADABLE)  # what a follower's process may end with
 HISTORY, NOTICES = "history", "notices"
@@ -249,9 +251,7 @@ class World:
     def checkpoint(self, follower: Follower) -> None:
         """Makes durable and proves; then the worker hears of it."""
         try:
-            follower.store.flush()
-            follower.store.checkpoint()
-            follower.files.log_is_synced()
+            follower.files.checkpoint(lambda: self.settle(follower))
             follower.durable = follower.store.durable
             if follower.kind == NOTICES:
                 follower.owes = follower.store.owed()
@@ -259,6 +259,18 @@ class World:
                     follower.store.publish_claims()
         except ENDS:
             self.ended(follower)
+
+    def settle(self, follower: Follower) -> None:
+        """Commits, and makes durable."""
+        follower.store.flush()
+        follower.store.checkpoint()
+
+    def fail_aloud(self, follower: Follower) -> None:
+        """The disk fails in the middle of a checkpoint, and says so."""
+        ended = self.counts["ended on the disk"]
+        follower.files.fails_aloud = True
+        self.checkpoint(follower)
+        self.counts["failed aloud"] += self.counts["ended on the disk"] - ended
 
     def tell(self, follower: Follower) -> None:
         """A notifier's turn: takes over, tells some of what is owed, and records some of the answers."""
@@ -439,7 +451,7 @@ class World:
 
     def strike(self, chosen: Follower) -> None:
         """One thing that goes wrong."""
-        match self.rng.choices(range(7), (5, 4, 3, 2, 5, 2, 2))[0]:
+        match self.rng.choices(range(8), (5, 4, 3, 2, 5, 2, 2, 3))[0]:
             case 0:
                 self.drop(chosen, forgets=False)
                 self.counts["kills"] += 1
@@ -457,6 +469,8 @@ class World:
                 for shard in self.shards:
                     if shard.is_gone:
                         self.damage(self.rng.choice(shard.followers))
+            case 7 if not chosen.stopped_steps:
+                self.fail_aloud(chosen)
 
     def live(self) -> None:
         """The whole life, and what must be true at its end."""
@@ -576,14 +590,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.follower.campaign", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0..100")
     first, _, last = parser.parse_args().seeds.partition("..")
+    seeds = range(int(first), int(last))
     counts: Counter[str] = Counter()
-    for seed in range(int(first), int(last)):
+    for seed in seeds:
         counts["runs"] += 1
         try:
             counts += play(seed)
         except Silent as silent:
             counts["silent"] += 1
             print(f"seed {seed}: {silent}", file=sys.stderr)
+        if counts["runs"] % PROGRESS == 0 or counts["runs"] == len(seeds):
+            silent_ones = counts["silent"]
+            print(f"{counts['runs']} of {len(seeds)} lives, {silent_ones} with a silent loss", flush=True)
     print(json.dumps(counts))
     return int(counts["silent"] > 0)
 

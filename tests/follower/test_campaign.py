@@ -38,7 +38,7 @@ FAULTS = {  # our own fault -> the seed that catches it
     Faulty(
         "what-a-former-shard-waited-for-is-forgotten",
         "billing/notices/store.py",
-        "            if departed == [(0,)]:\n",
+        "            if departed == [0]:\n",
         "            if departed:\n",
     ): 58,
     Faulty(

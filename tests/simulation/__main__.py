@@ -2,6 +2,7 @@
 
     python -m tests.simulation --seed N [--log LINES]                      one seed, with what it came to
     python -m tests.simulation --seeds A..B [--jobs J] [--out FILE]        seeds A to B - 1; skips those that FILE has
+    … --follows                            with history and notices as processes on failing files (`followers`)
 
 Exit code 1 where one failed; the last line of output is a JSON object with the figures.
 """
@@ -25,20 +26,21 @@ def main() -> int:
     parser.add_argument("--seeds", help="A..B")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--follows", action="store_true", help="with history and notices as processes")
     asked = parser.parse_args()
     if asked.seed is not None:
-        return one(asked.seed, asked.log)
+        return one(asked.seed, asked.log, follows=asked.follows)
     first, last = asked.seeds.split("..")
-    figures = campaign(int(first), int(last), asked.jobs, asked.out)
+    figures = campaign(int(first), int(last), asked.jobs, asked.out, follows=asked.follows)
     print(json.dumps(figures))
     return bool(figures["failed"])
 
 
-def one(seed: int, lines: int) -> int:
+def one(seed: int, lines: int, *, follows: bool) -> int:
     """Plays one seed and shows what happened."""
     log: list[str] = []
     try:
-        print(json.dumps(play(seed, log if lines else None)._asdict()))
+        print(json.dumps(play(seed, log if lines else None, follows=follows)._asdict()))
     except Exception:
         traceback.print_exc()
         return 1

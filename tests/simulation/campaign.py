@@ -10,16 +10,17 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.simulation.run import play
 
 
-def outcome_of(seed: int) -> dict[str, Any]:
+def outcome_of(seed: int, *, follows: bool = False) -> dict[str, Any]:
     """Plays one seed; never raises but for an interrupt."""
     try:
-        played = play(seed)
+        played = play(seed, follows=follows)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -27,9 +28,9 @@ def outcome_of(seed: int) -> dict[str, Any]:
     return {"ok": True, **played._asdict()}
 
 
-def command_of(seed: int) -> str:
+def command_of(seed: int, *, follows: bool = False) -> str:
     """What repeats a seed."""
-    return f"python -m tests.simulation --seed {seed}"
+    return f"python -m tests.simulation --seed {seed}{' --follows' * follows}"
 
 
 def known(out: Path | None) -> dict[int, dict[str, Any]]:
@@ -40,35 +41,37 @@ def known(out: Path | None) -> dict[int, dict[str, Any]]:
     return {line["seed"]: line for line in lines}
 
 
-def outcomes(seeds: Iterable[int], jobs: int) -> Iterator[dict[str, Any]]:
+def outcomes(seeds: Iterable[int], jobs: int, *, follows: bool = False) -> Iterator[dict[str, Any]]:
     """As they come."""
+    outcome = partial(outcome_of, follows=follows)
     if jobs == 1:
-        yield from map(outcome_of, seeds)
+        yield from map(outcome, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(outcome_of, seeds, chunksize=4)
+        yield from pool.imap_unordered(outcome, seeds, chunksize=4)
 
 
-def first_failing(first: int, last: int) -> tuple[int, str] | None:
+def first_failing(first: int, last: int, *, follows: bool = False) -> tuple[int, str] | None:
     """The first seed that fails, and how."""
     for seed in range(first, last):
-        outcome = outcome_of(seed)
+        outcome = outcome_of(seed, follows=follows)
         if not outcome["ok"]:
             return seed, outcome["error"]
     return None
 
 
-def campaign(first: int, last: int, jobs: int = 1, out: Path | None = None) -> dict[str, Any]:
+def campaign(first: int, last: int, jobs: int = 1, out: Path | None = None, *, follows: bool = False) -> dict[str, Any]:
     """Plays seeds first..last-1 but those that `out` has; prints each that fails. What all of them came to."""
     done = known(out)
     left = [seed for seed in range(first, last) if seed not in done]
     file = None if out is None else out.open("a")
-    for outcome in outcomes(left, jobs):
+    for outcome in outcomes(left, jobs, follows=follows):
         done[outcome["seed"]] = outcome
         if file is not None:
             print(json.dumps(outcome), file=file, flush=True)
         if not outcome["ok"]:
-            print(f"seed {outcome['seed']}: {outcome['error']}\n  {command_of(outcome['seed'])}", file=sys.stderr)
+            command = command_of(outcome["seed"], follows=follows)
+            print(f"seed {outcome['seed']}: {outcome['error']}\n  {command}", file=sys.stderr)
     if file is not None:
         file.close()
     fired: dict[str, int] = {}

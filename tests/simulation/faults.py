@@ -10,7 +10,7 @@ from typing import Any
 
 from shards.journal import JournalError
 from shards.journal.file.recovery import is_segment
-from tests.simulation import together
+from tests.simulation import draining, together
 from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client
 from tests.simulation.decode import BATCH_HEADER_BYTES, batches_of, segment_of
@@ -32,8 +32,9 @@ class Chaos:
         self.rng = rng
         self.fired: dict[str, int] = {}
         self.done = False
-        kinds = list(KINDS)
-        self.chosen = rng.choices(kinds, [KINDS[kind][0] for kind in kinds], k=rng.choice((1, 2, 3, 4, 5)))
+        self._kinds = KINDS if world.followers is None else KINDS | FOLLOWED
+        weights = [weight for weight, _ in self._kinds.values()]
+        self.chosen = rng.choices(list(self._kinds), weights, k=rng.choice((1, 2, 3, 4, 5)))
         if world.workers == 1 and world.rng.random() < 0.5:
             self.chosen.insert(0, "workers")
         world.machine.net.slow = rng.random() < 0.3
@@ -55,7 +56,7 @@ class Chaos:
             for _ in range(TRIES):
                 if self._held():  # the operator looks, and starts it again
                     await self._start_again()
-                if await KINDS[kind][1](self):
+                if await self._kinds[kind][1](self):
                     self.hit(kind)
                     break
                 await asyncio.sleep(TRY_S)
@@ -399,3 +400,4 @@ KINDS: dict[str, tuple[int, Fault]] = {
     "busy_end": (5, together.busy_end),
     "owing": (7, together.owing),
 }
+FOLLOWED: dict[str, tuple[int, Fault]] = {"draining": (30, draining.draining)}  # in worlds with followers

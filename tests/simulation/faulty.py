@@ -357,13 +357,13 @@ BESIDE = {
         "billing/notices/store.py",
         "        for _, _, _, *rest in [*behind, *own]:",
         "        for _, _, _, *rest in [*own]:",
-    ): 2,
+    ): 0,
     Faulty(
         "order-across-a-move-broken",
         "billing/notices/store.py",
         "        for _, _, _, *rest in [*behind, *own]:",
         "        for _, _, _, *rest in [*own, *behind]:",
-    ): 4,
+    ): 0,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
@@ -371,11 +371,29 @@ BESIDE = {
         "        if outcome == '':\n            return\n        had_room",
     ): 0,
     Faulty(
+        "drained-before-durable",
+        "billing/follower/link.py",
+        "    if durable < head:\n",
+        "    if durable < 0:\n",
+    ): 9,
+    Faulty(
+        "drained-with-what-is-not-proved-elsewhere",
+        "shards/worker/worker.py",
+        "        if still := shard.present():\n",
+        "        if still := {}:\n",
+    ): 29,
+    Faulty(
+        "drained-before-its-journal-says-so",
+        "shards/worker/worker.py",
+        "        if self._writing or shard.has_more():\n            return f",
+        "        if False:\n            return f",
+    ): 50,
+    Faulty(
         "retired-with-owed-notices",
         "billing/follower/link.py",
         "    if owes:\n",
         "    if False:\n",
-    ): 93,
+    ): 3,
 }
 
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is

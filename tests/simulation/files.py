@@ -2,7 +2,9 @@
 
 SQLite reaches its files by itself, so they are real ones, best in a memory directory; what a medium would hold of them
 is kept beside. Write-back of a file, and of its log, may fail without a word (`FailingDisk.fail`): from then on reads
-see what was written, and the medium keeps what it had. Where a process ends (`Files.let_go`), its file is as memory has
+see what was written, and the medium keeps what it had. It may fail aloud (`Files.fails_aloud`): in the middle of the
+next checkpoint the system refuses a write, which SQLite takes for an error of the disk, and of the pages written before
+it the medium lacks what it likes, whatever reads see. Where a process ends (`Files.let_go`), its file is as memory has
 it, or as the medium has it where memory is forgotten, too; where the power goes, of what was not synced any 512 bytes
 may be missing; where it goes in the middle of a checkpoint (`Files.tear_checkpoint`), that holds for the file itself.
 
@@ -13,7 +15,10 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +75,7 @@ class Files:
         self._disk = disk
         self._rng = rng
         self._synced_log = b""  # the log as the medium has it
+        self.fails_aloud = False  # the next checkpoint does
 
     def log_is_synced(self) -> None:
         """The log is on the medium as it is now."""
@@ -79,6 +85,34 @@ class Files:
         """From now on nothing that is written to the file, and maybe to its log, comes to the medium."""
         log = [self.log_path] if self._rng.random() < 0.5 else []
         self._disk.fail(self.path, *log)
+
+    def checkpoint(self, work: Callable[[], None]) -> None:
+        """Does `work`, which commits and makes durable: well, or with an error of the disk in the middle of it. Raises
+        what `work` raises.
+        """
+        if not self.fails_aloud:
+            try:
+                work()
+            finally:
+                self.log_is_synced()
+            return
+        self.fails_aloud = False
+        before, identity = read(self.path), self._identity()
+        size = max(len(read(name) or b"") for name in (self.path, self.log_path))
+        try:
+            with _writes_refused_from(self._rng.randrange(size + 1)):
+                work()
+        except BaseException:
+            after = read(self.path)
+            if before is not None and after is not None and after != before and self._identity() == identity:
+                self.log_is_synced()  # SQLite does that before it touches the file
+                self._disk.kept.setdefault(self.path, _whole_pages(self._torn(before, after)))
+            raise
+        self.log_is_synced()
+
+    def _identity(self) -> int:
+        """Which file stands under the name; 0: none."""
+        return os.stat(self.path).st_ino if os.path.exists(self.path) else 0
 
     def let_go(self, db: sqlite3.Connection | None, *, forgets: bool, power: bool = False) -> None:
         """The process that had `db` open has ended, without closing it. `forgets`: what the medium does not hold is
@@ -107,8 +141,7 @@ class Files:
         store.checkpoint()
         after = Path(self.path).read_bytes()
         self.let_go(store.db, forgets=False)
-        torn = self._torn(before, after)
-        Path(self.path).write_bytes(torn + bytes(-len(torn) % PAGE_BYTES))
+        Path(self.path).write_bytes(_whole_pages(self._torn(before, after)))
         _write(self.log_path, log)
         self._synced_log = log
         return True
@@ -131,6 +164,21 @@ def _with_header(synced: bytes, log: bytes) -> bytes:
     written (https://sqlite.org/src/info/ff5be73dee), so that frames of the old log never count under a part of the new.
     """
     return log[:LOG_HEADER_BYTES] + synced[LOG_HEADER_BYTES:] if synced else synced
+
+
+def _whole_pages(content: bytes) -> bytes:
+    return content + bytes(-len(content) % PAGE_BYTES)
+
+
+@contextmanager
+def _writes_refused_from(offset: int) -> Iterator[None]:
+    """The operating system refuses what this process would write to any file from there on, with EFBIG."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 def _write(name: str, content: bytes) -> None:

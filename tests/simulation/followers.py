@@ -2,9 +2,10 @@
 
 The links, the processes' logic and their stores are the daemon's own, on the virtual loop. Their SQLite files stand in
 a directory of the machine that runs the tests, and what a fault leaves of them is in `tests.simulation.files`: a
-process that is killed leaves what memory has, one that ended on its disk what the medium has, and the loss of power
-takes of each log what was not synced. `Strikes` kills and hangs them, loses the write-back of their files and has them
-prove what they hold, while the other faults of the run go on.
+process that is killed leaves what memory has, one that ended on its disk what the medium has or, as long as nobody
+forgets it, what memory has, and the loss of power takes of each log what was not synced. `Strikes` kills and hangs
+them, loses the write-back of their files without a word or aloud, has them prove what they hold, and lets the power go
+in the middle of that, while the other faults of the run go on; among these shards are drained (`draining`).
 
 What must be so: a notice is told to the receiver only once its cause is durable, an account's in their order, each when
 all before it had their 2xx; in the end every one that is owed was told, and every history reaches back to the account's
@@ -30,6 +31,7 @@ from billing.history import link as history
 from billing.history.projector import Projector
 from billing.notices import link as notices
 from billing.notices.notifier import Notifier
+from billing.notices.store import Store
 from shards.exits import Exit
 from shards.system.host import Host
 from tests.simulation.auditor import Violation
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 HISTORY, NOTICES = "history", "notices"
+FORGOTTEN = 0.8  # of the ends on a disk: memory forgets what the medium does not hold before the next process starts
+STRIKES = {"kill": 2, "hang": 2, "lose": 2, "aloud": 2, "prove": 4, "tear": 1}
 TOP_UP, SET_RATE, CHANGE_RATE, DEBIT, CAPTURE = 1, 2, 3, 4, 7
 
 
@@ -176,10 +180,7 @@ class Followers:
         on_open, checkpoint, end = follower.on_open, follower.checkpoint, follower.end
 
         def checkpointed() -> None:
-            try:
-                checkpoint()
-            finally:
-                files.log_is_synced()
+            files.checkpoint(checkpoint)
 
         def opened(
             directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
@@ -206,7 +207,8 @@ class Followers:
         on_disk = code == Exit.DISK
         self.ends += on_disk
         if code:
-            files.let_go(None if store is None else store.db, forgets=on_disk)
+            forgets = on_disk and self.rng.random() < FORGOTTEN
+            files.let_go(None if store is None else store.db, forgets=forgets)
 
     def _on_retire(self, shard: int) -> None:
         for process, follower in self.running.items():
@@ -217,8 +219,8 @@ class Followers:
             head = self.world.auditor.head(f"shard-{shard}")
             if store.durable < head:
                 raise Violation(f"shard {shard} goes at batch {head}, its {kind} is proved up to {store.durable}")
-            if kind == NOTICES and follower.owes():
-                raise Violation(f"shard {shard} goes, and its notices have {follower.owes()} to tell or to hand over")
+            if isinstance(store, Store) and (owed := store.owed()):
+                raise Violation(f"shard {shard} goes, and its notices have {owed} to tell or to hand over")
 
     def _on_power(self) -> None:
         for files in self.files.values():
@@ -248,18 +250,39 @@ class Strikes:
 
     def strike(self, process: SimProcess) -> None:
         """One thing that goes wrong, or a proof asked for."""
-        kind = self.rng.choice(("kill", "hang", "lose", "prove", "prove"))
+        followers = self.followers
+        follower, files, world = followers.running[process], followers.files[process.name], followers.world
+        (kind,) = self.rng.choices(list(STRIKES), list(STRIKES.values()))
         if kind == "kill":
             process.kill()
         elif kind == "hang":
-            now_ns = self.followers.world.kernel.now_ns
-            if process.loop.hung_until_ns > now_ns:
+            if process.loop.hung_until_ns > world.kernel.now_ns:
                 return  # what waits there would wait for another instant than what comes, and change its order
-            process.loop.hung_until_ns = now_ns + self.rng.randrange(2 * 10**9)
+            process.loop.hung_until_ns = world.kernel.now_ns + self.rng.randrange(2 * 10**9)
         elif kind == "lose":
-            self.followers.files[process.name].fail()
-        elif self.followers.running[process].store is not None:
-            follower = self.followers.running[process]
+            files.fail()
+        elif follower.store is None:
+            return
+        elif kind == "tear":
+            if not self._tear(follower, files):
+                return
+        else:
+            files.fails_aloud = files.fails_aloud or kind == "aloud"
             process.loop.call_soon(follower.later, "prove", 0, follower.checkpoint)
         self.fired[kind] = self.fired.get(kind, 0) + 1
-        self.followers.world.trace("strike", kind, process.name)
+        world.trace("strike", kind, process.name)
+
+    def _tear(self, follower: Follower, files: Files) -> bool:
+        """The power goes in the middle of a checkpoint; False where there was none."""
+        assert follower.store is not None
+        if follower.is_ending:
+            return False
+        try:
+            follower.flush()
+            if not files.tear_checkpoint(follower.store):
+                return False
+        except Exception as error:
+            follower.end(error)
+            return False
+        self.followers.world.machine.lose_power()
+        return True

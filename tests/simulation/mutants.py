@@ -2,6 +2,7 @@
 
     python -m tests.simulation.mutants [NAME …] [--seeds 200] [--jobs 2] [--out FILE]      all, or those named
 
+Those of history and notices (`faulty.BESIDE`) are played with the followers as processes.
 A line per fault: the seed that caught it, and how; with `--out` also as JSON lines, and those that it has are not tried
 again. Exit code 1 where one survives. A survivor means that the simulation lacks a fault or the auditor a look.
 """
@@ -19,12 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.faulty import FAULTS, UNSEEN, Faulty
+from tests.simulation.faulty import BESIDE, FAULTS, UNSEEN, Faulty
 
 SEEDS = 200
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("billing", "shards", "tests/simulation")
-_HUNT = "import sys; from tests.simulation.campaign import first_failing; print(first_failing(0, int(sys.argv[1])))"
+_HUNT = (
+    "import sys; from tests.simulation.campaign import first_failing; "
+    "print(first_failing(0, int(sys.argv[1]), follows=sys.argv[2:] == ['follows']))"
+)
 
 
 def copied(target: Path) -> None:
@@ -51,7 +55,7 @@ def hunt(fault: Faulty, seeds: int = SEEDS) -> dict[str, Any]:
         apply(fault, root)
         environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         run = subprocess.run(
-            [sys.executable, "-c", _HUNT, str(seeds)],
+            [sys.executable, "-c", _HUNT, str(seeds), *(["follows"] if fault in BESIDE else [])],
             cwd=root,
             env=environment,
             capture_output=True,
@@ -80,7 +84,8 @@ def main() -> int:
         old = [json.loads(line) for line in asked.out.read_text().splitlines() if line.endswith("}")]
         done = {one["name"] for one in old}
         survivors = sum(one["seed"] is None for one in old)
-    wanted = FAULTS + UNSEEN if asked.names else UNSEEN if asked.unseen else FAULTS
+    caught = FAULTS + list(BESIDE)
+    wanted = caught + UNSEEN if asked.names else UNSEEN if asked.unseen else caught
     chosen = [one for one in wanted if (not asked.names or one.name in asked.names) and one.name not in done]
     with ThreadPoolExecutor(asked.jobs) as pool:
         for found in pool.map(lambda fault: hunt(fault, asked.seeds), chosen):
