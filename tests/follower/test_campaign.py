@@ -41,12 +41,6 @@ FAULTS = {  # our own fault -> the seed that catches it
         "            if departed == [0]:\n",
         "            if departed:\n",
     ): 0,
-    Faulty(
-        "deleted-before-the-taker-has-proved-it",
-        "billing/notices/store.py",
-        "WHERE file_id = ? AND proved = 1",
-        "WHERE file_id = ?",
-    ): 41,
 }
 
 

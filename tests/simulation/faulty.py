@@ -365,6 +365,12 @@ BESIDE = {
         "        for _, _, _, *rest in [*own, *behind]:",
     ): 0,
     Faulty(
+        "deleted-before-the-taker-has-proved-it",
+        "billing/notices/store.py",
+        "WHERE file_id = ? AND proved = 1",
+        "WHERE file_id = ?",
+    ): 24,
+    Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
         "        if outcome != DELIVERED:\n            return\n        had_room",
