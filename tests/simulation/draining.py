@@ -2,7 +2,8 @@
 
 Plays in worlds with followers alone. The daemon is started with fewer shards; while those that are to go wait for their
 history and notices, one strike after the other hits the processes there, the endpoint may be slow or down, and the disk
-of the journals slow. That a shard goes too early is seen by `followers` at the record with which the map forgets it.
+of the journals slow. Some drains begin with a move that was decided, and everything killed before its source could put
+that on record. That a shard goes too early is seen by `followers` at the record with which the map forgets it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 LOOKS, LOOK_S = 200, 0.05
 STRUCK = 0.1  # of the looks
+CUT_OFF = 0.5  # of the drains begin with a move whose source does not know yet that it was decided
+GLANCES, GLANCE_S = 5000, 0.0002
 DOWN = 0.5  # of the drains: the endpoint answers badly meanwhile, so that something is owed
 
 
@@ -34,7 +37,8 @@ async def draining(chaos: Chaos) -> bool:
     if rng.random() < DOWN:
         world.moods.wrong[rng.choice(("refused", "slow", "5xx"))] = rng.choice((0.5, 0.9))
     strikes = Strikes(followers, rng, lambda: False)
-    await world.restart(fewer)
+    if rng.random() >= CUT_OFF or not await _cut_off(chaos, going, fewer):
+        await world.restart(fewer)
     for _ in range(LOOKS):
         supervisor = world.supervisor
         if supervisor is not None and supervisor.workers and set(supervisor.map.weights) == set(range(1, fewer + 1)):
@@ -47,3 +51,26 @@ async def draining(chaos: Chaos) -> bool:
     for kind, count in strikes.fired.items():
         chaos.fired[f"{kind}, draining"] = chaos.fired.get(f"{kind}, draining", 0) + count
     return True
+
+
+async def _cut_off(chaos: Chaos, going: range, fewer: int) -> bool:
+    """A bucket of a shard that is to go moves, and everything is killed as soon as the map has decided; the daemon
+    comes back with fewer shards. False where there is no such bucket, or the move came to nothing.
+    """
+    world, owner = chaos.world, chaos.world.auditor.owner
+    buckets = [bucket for bucket, (shard, _) in sorted(owner.items()) if shard in going]
+    if not buckets:
+        return False
+    bucket, target = chaos.rng.choice(buckets), chaos.rng.randrange(1, fewer + 1)
+    move = world.task(chaos.operator.ask("move_bucket", bucket, target))
+    for _ in range(GLANCES):
+        if owner[bucket][0] == target or move.done():
+            break
+        await asyncio.sleep(GLANCE_S)
+    if owner[bucket][0] != target or move.done():
+        return False
+    world.workers = fewer
+    for process in list(world.machine.processes.values()):
+        process.kill()
+    await asyncio.wait([move], timeout=30)
+    return await chaos._wait(lambda: world.supervisor is not None, 20)

@@ -211,6 +211,8 @@ class Followers:
             files.let_go(None if store is None else store.db, forgets=forgets)
 
     def _on_retire(self, shard: int) -> None:
+        if held := self.world.auditor.held.get(shard):
+            raise Violation(f"shard {shard} goes, and its journal does not say that buckets {sorted(held)} have left")
         for process, follower in self.running.items():
             kind, _, number = process.name.partition("-")
             store = follower.store
