@@ -151,7 +151,7 @@ class Store(FollowerStore):
     def read_where(self) -> None:
         db = self.db
         ((_, self.position, seq, self.file_id, self.made_ns),) = self._signed(db, "SELECT * FROM about")
-        self.seq = max(seq, db.execute("SELECT coalesce(max(seq), 0) FROM owed").fetchone()[0])  # a file may be made anew
+        self.seq = max(seq, db.execute("SELECT coalesce(max(seq), 0) FROM owed").fetchone()[0])  # it may be new
         departures = self._signed(db, "SELECT * FROM departures")
         self.departed: set[tuple[int, int]] = {(bucket_id, generation) for bucket_id, generation, *_ in departures}
         arrivals = self._signed(db, "SELECT * FROM arrivals")
