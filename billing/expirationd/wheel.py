@@ -37,7 +37,7 @@ into the heap; `advance(199_999_999)` returns nothing; `advance(200_000_000)` re
 
 from array import array
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 REF_MAX: Final = 2**48 - 1
@@ -240,7 +240,12 @@ class Wheel:
                 moved(ref, self.insert(ref, due_ns))
         if not slot:
             del self._slots[begin_ns << _KEY_BITS | level]
-            heappop(self._begins[level])
+            begins = self._begins[level]
+            if begins[0] == begin_ns:
+                heappop(begins)
+            else:  # what fired just before was filed anew, in a slot that begins earlier than one opened on the way
+                begins.remove(begin_ns)
+                heapify(begins)
             self._next_open_ns = min(
                 (begins[0] - lead_ns for begins, lead_ns in zip(self._begins, _LEADS_NS, strict=True) if begins),
                 default=_NEVER_NS,

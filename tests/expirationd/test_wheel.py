@@ -288,3 +288,14 @@ def test_who_is_due_soon_is_told_beforehand(dues: list[int], now_ns: int, ahead_
     assert {ref for ref, due_ns in enumerate(dues) if now_ns < due_ns <= until_ns} <= set(told)
     assert accounts.wheel.count_soon(until_ns) == len(told)
     assert all(0 < len(piece) <= SOON_PIECE for piece in pieces)
+
+
+def test_what_is_filed_anew_before_a_slot_that_is_opened_on_the_way_is_not_lost() -> None:
+    slot_ns = 1 << 20
+    wheel = Wheel(0)
+    accounts = Accounts(wheel)
+    accounts.arm(1, 10 * slot_ns)
+    accounts.arm(2, 90 * slot_ns)
+    accounts.arm(1, 80 * slot_ns)  # comes up at the 10th, to be filed before the 90th
+    assert accounts.live(10 * slot_ns, 100 * slot_ns) == [(80 * slot_ns, 1), (90 * slot_ns, 2)]
+    assert len(wheel) == 0
