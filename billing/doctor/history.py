@@ -469,8 +469,17 @@ class HistoryFile:
         finally:
             self._db.close()
 
+    def _compare_ends(self) -> None:
+        """The file says twice where it ends: as such, and with its last transaction; a loss is on record beside."""
+        newest = max((position for (position,) in self._db.execute("SELECT position FROM groups")), default=-1)
+        known = {position for (position,) in self._db.execute("SELECT position FROM losses")} | {self.begins - 1}
+        if self.position != newest and not (self.position > newest and self.position in known):
+            text = f"it says that it ends with batch {self.position}, and its last transaction with batch {newest}"
+            self._fault(text, b"")
+
     def _end(self, first: int, head: int) -> None:
         report = self._report
+        self._compare_ends()
         if self.position + 1 < first:
             text = f"it ends with batch {self.position}, the journal begins with {first}: what lies between is lost"
             self._fault(text, b"")

@@ -369,3 +369,11 @@ def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_
     report = alter(yard, lambda db: entry_changed(db, 79, one_more("balance_nanos")))
     (found,) = told(report, "history")[:1]
     assert "79" in found.text or "entry" in found.text
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_file_that_does_not_agree_with_itself_on_where_it_ends(data_dir: Path, by: int) -> None:
+    newest = "WHERE position = (SELECT max(position) FROM groups)"
+    report = alter(kept(data_dir, trims=True), f"UPDATE groups SET position = position + {by} {newest}")
+    (found,) = told(report, "history")
+    assert "and its last transaction with batch" in found.text

@@ -1,0 +1,75 @@
+"""The history's process by its wire: a refusal for want of what a former owner has yet to write has an end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from billing.follower import messages as say
+from billing.follower.process import serve
+from billing.history.history_reader import MISSING
+from billing.history.projector import FORMER_END_NS, FORMER_WAIT_NS, Projector
+from shards.batch import ENTRY
+from shards.system.clock import MACHINE_CLOCKS
+from shards.system.disk import RealDisk
+from shards.system.links import Wire
+from tests.history.test_store import NEWEST, batch_of, entry_of
+
+
+class Process:
+    """A projector of shard 1 in this loop, on a clock that is set by hand, and the worker's end of its wire."""
+
+    def __init__(self) -> None:
+        self.boot_ns = 10**12
+        self.heard: list[say.ToWorker] = []
+        self.wire = Wire(lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, say.to_worker)
+
+    async def open(self, home: Path) -> None:
+        ours, theirs = socket.socketpair()
+        clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: self.boot_ns)
+        self.life = asyncio.create_task(serve(theirs, lambda: Projector(RealDisk(), clocks)))
+        ours.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
+        self.wire.send(say.Open(str(home / "history"), 1, 1, 0, False, (False, 0)))
+        await self.until(lambda: any(isinstance(message, say.Opened) for message in self.heard))
+
+    async def until(self, what: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
+            while not what():
+                await asyncio.sleep(0.001)
+
+    def told(self, number: int) -> list[say.ToWorker]:
+        """What was said to this question."""
+        return [one for one in self.heard if isinstance(one, say.Answer | say.Refused) and one.number == number]
+
+    async def close(self) -> None:
+        self.wire.send(say.Close())
+        assert await self.life == 0
+        self.wire.close()
+
+
+async def test_a_refusal_for_want_of_a_former_owner_names_its_reason_and_has_an_end(data_dir: Path) -> None:
+    process = Process()
+    await process.open(data_dir)
+    process.wire.send(say.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=5)))))
+    question = (7, 2, b"u", NEWEST, 10, (3, 5, 3))
+    process.wire.send(say.Ask(1, question))
+    process.wire.send(say.Ask(2, (8, 1, b"v", NEWEST, 10, (0, 0, 0))))
+    await process.until(lambda: process.told(2))  # the first one was looked at by now, and waits
+    assert process.told(1) == []
+    process.boot_ns += FORMER_WAIT_NS
+    await process.until(lambda: process.told(1))
+    (refused,) = process.told(1)
+    assert isinstance(refused, say.Refused)
+    assert "a former owner of bucket 7 recorded (generation 1) is not there yet; after 60 s" in refused.reason
+    process.boot_ns += FORMER_END_NS
+    process.wire.send(say.Ask(3, question))
+    await process.until(lambda: process.told(3))
+    (answer,) = process.told(3)
+    assert isinstance(answer, say.Answer)
+    rows = answer.answer
+    assert [(row["entry_id"], row["operation"]) for row in rows] == [(3, "top_up"), (1, MISSING)]
+    assert rows[-1]["whole_from_ns"] == 3
+    await process.close()
