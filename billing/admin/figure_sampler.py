@@ -340,6 +340,14 @@ def grown(before: int, after: int) -> int:
     return after - before if after >= before else after
 
 
+def quantile_of(plain: dict[str, Any], share: float) -> int:
+    """A quantile of a histogram as plain data: exact while all its values are known, else `quantile_ns`."""
+    latest = plain.get("latest", ())
+    if 0 < len(latest) == sum(plain["counts"]):
+        return exact_quantile(latest, share)
+    return quantile_ns(plain["bounds"], plain["counts"], share)
+
+
 def quantile_ns(bounds: list[int], counts: list[int], share: float) -> int:
     """An upper estimate of a quantile of a histogram: interpolated inside its bucket; -1 for an empty one."""
     total = sum(counts)

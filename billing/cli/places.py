@@ -30,6 +30,20 @@ class Directory(click.ParamType):  # type: ignore[type-arg]
         return there(Path(value))
 
 
+class NewFile(click.ParamType):  # type: ignore[type-arg]
+    """A file to write: its directory is looked at before the work whose result is to go there."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path. Raises Misplaced."""
+        path = Path(value)
+        there(path.absolute().parent)
+        if path.is_dir():
+            raise Misplaced(f"{path} is a directory, and no file")
+        return path
+
+
 def there(directory: Path) -> Path:
     """The directory, which is there. Raises Misplaced."""
     if not directory.is_dir():
@@ -38,3 +52,4 @@ def there(directory: Path) -> Path:
 
 
 DIRECTORY = Directory()
+NEW_FILE = NewFile()

@@ -109,7 +109,7 @@ class Syncs:
         self._boot_ns = boot_ns
         self.batches = 0
         self.records = 0
-        self.took = Histogram(SYNC_NS)  # from handing a batch over to hearing that it is durable
+        self.took = ExactHistogram(SYNC_NS)  # from handing a batch over to hearing that it is durable
         self.sizes = Histogram(BATCH_RECORDS)
         self._since_ns = 0  # since when what is under way is; 0: nothing is
 

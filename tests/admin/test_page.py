@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.admin.figure_sampler import Overrun, Sums, grown, known_late, quantile_ns, row_between
+from billing.admin.figure_sampler import Overrun, Sums, grown, known_late, quantile_ns, quantile_of, row_between
 from billing.admin.page import condition, parts, plots, words
 from billing.admin.processes import Usage
 from billing.admin.server import is_this_host, token_of
 from billing.service.service import doing
 from shards.supervisor.supervisor import Unserved
-from shards.worker.histogram import EXACT_VALUES, LATENESS_NS, ExactHistogram, Histogram
+from shards.worker.histogram import EXACT_VALUES, LATENESS_NS, SYNC_NS, ExactHistogram, Histogram
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -88,6 +88,15 @@ def test_the_quantiles_of_a_few_calls_are_among_them() -> None:
     looks = [known_late(before, after), known_late(after, last)]
     row = row_between((before, 0), (last, 2 * 10**9), 0, looks)
     assert (row.sent, row.late_p50_ns, row.late_p99_ns) == (3, 6_000_000, 7_000_000)
+
+
+def test_a_histogram_of_a_few_values_has_an_exact_quantile() -> None:
+    tally = ExactHistogram(SYNC_NS)
+    assert quantile_of(tally.plain(), 0.99) == -1
+    tally.add(101_000_000)
+    assert quantile_of(tally.plain(), 0.99) == 101_000_000
+    tally.add(101_000_000, EXACT_VALUES)
+    assert 100_000_000 < quantile_of(tally.plain(), 0.99) < 250_000_000
 
 
 def test_the_quantiles_of_more_calls_than_are_known_one_by_one_are_estimated() -> None:

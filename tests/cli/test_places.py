@@ -64,6 +64,7 @@ def test_a_shard_that_the_data_directory_does_not_have(
         (("rebuild", "--from-backup", "{}/absent"), "absent"),
         (("backup", "{}/absent/copy", "--address", NOBODY), "absent"),
         (("loadtest", "--directory", "{}/absent"), "absent"),
+        (("loadtest", "--json", "{}/absent/result.json"), "absent"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
@@ -74,3 +75,10 @@ def test_of_the_line(tmp_path: Path, words: tuple[str, ...], missing: str, capsy
 
 def test_a_file_is_no_directory(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(capsys, "restore", config) == (78, f"billing: {tmp_path}/config.toml is no directory\n")
+
+
+def test_a_directory_is_no_file_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(capsys, "loadtest", "--html", str(tmp_path)) == (
+        78,
+        f"billing: {tmp_path} is a directory, and no file\n",
+    )

@@ -130,7 +130,8 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
                 because = f" ({trouble})" if trouble else ""
                 text = f"The process of the {follower} of shard {shard_id} does not run{because}."
                 yield Trouble(WARN, f"No {follower}", text, "BillingFollowerDown", "journalctl -u billing")
-    yield from overrunning(sampler.overrun())
+    if not sampler.outages():  # else that is the cause, and stands there already
+        yield from overrunning(sampler.overrun())
     if classless := sampler.total("unknown_class_accounts"):
         are = "is" if classless == 1 else "are"
         text = f"{counted(classless, 'account')} {are} in a cutoff class that the configuration does not have."

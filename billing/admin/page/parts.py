@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from billing import __version__
 from billing.admin.alerts import ALERTS, PAGE
-from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, Overrun, quantile_ns
+from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, Overrun, quantile_of
 from billing.admin.page import plots, words
 from billing.admin.page.condition import OVERRUNNING, OWED_LATE_NS, Trouble, title, troubles
 from billing.admin.processes import HOST, Usage
@@ -304,8 +304,7 @@ def shards(sampler: FigureSampler) -> Markup:
     for shard_id, worker in sorted(supervisor.workers.items()):
         figures = sampler.figures.get(shard_id, {})
         kind = {"serving": "good", "held": "bad", "down": "bad"}.get(worker.state, "warn")
-        sync = figures.get("sync_ns", {"bounds": [], "counts": []})
-        sync_ns = quantile_ns(sync["bounds"], sync["counts"], 0.99)
+        sync_ns = quantile_of(figures.get("sync_ns", {"bounds": [], "counts": []}), 0.99)
         done, whole = worker.progress
         told = f"{worker.state} {100 * done // whole} %" if worker.state == "recovering" and whole else worker.state
         kind, told = ("bad", "stuck") if shard_id in stuck else (kind, told)

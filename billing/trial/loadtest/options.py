@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from billing.cli.finding import RULE
 from billing.cli.options import Listing
-from billing.cli.places import DIRECTORY
+from billing.cli.places import DIRECTORY, NEW_FILE
 from billing.trial.faults import parse_fault
 
 
@@ -59,7 +59,6 @@ def _share(_: click.Context, parameter: click.Parameter, value: str) -> str:
 
 
 SECONDS = click.FloatRange(0, 86_400)
-PATH = click.Path(path_type=Path, dir_okay=False)
 PEM = click.Path(exists=True, dir_okay=False)
 
 
@@ -212,10 +211,20 @@ PEM = click.Path(exists=True, dir_okay=False)
 @click.option(
     "--receiver", metavar="HOST:PORT", help="The receiver that gets a running daemon's cutoffs.  [cutoff.url]"
 )
-@click.option("--json", "json_file", type=PATH, help="Writes everything measured; what compare reads.")
-@click.option("--csv", "csv_file", type=PATH, help="Writes a row a run.")
-@click.option("--hgrm", "hgrm_file", type=PATH, help="Writes the latencies as HdrHistogram's plotters read them.")
-@click.option("--html", "html_file", type=PATH, help="Writes a report with plots, whole in one file.")
+@click.option(
+    "--json", "json_file", type=NEW_FILE, metavar="FILE", help="Writes everything measured; what compare reads."
+)
+@click.option("--csv", "csv_file", type=NEW_FILE, metavar="FILE", help="Writes a row a run.")
+@click.option(
+    "--hgrm",
+    "hgrm_file",
+    type=NEW_FILE,
+    metavar="FILE",
+    help="Writes the latencies as HdrHistogram's plotters read them.",
+)
+@click.option(
+    "--html", "html_file", type=NEW_FILE, metavar="FILE", help="Writes a report with plots, whole in one file."
+)
 @click.option("--quiet", is_flag=True, help="Shows no progress.")
 @click.pass_context
 def loadtest(context: click.Context, /, **given: Any) -> None:
@@ -272,7 +281,7 @@ def compare(before: Path, after: Path) -> None:
 
 @loadtest.command()
 @click.argument("result", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("html", type=PATH)
+@click.argument("html", type=NEW_FILE)
 def report(result: Path, html: Path) -> None:
     """Makes the report with plots of a result (--json)."""
     from billing.trial.loadtest.writing import read, write
