@@ -41,7 +41,7 @@ from billing.ledger.entry import FIELDS, history_row, pack, unpack
 from billing.notices import opening as notices_opening
 from billing.notices import store as notices
 from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, OWN, RECEIVED
-from tests.simulation.files import FailingDisk, Files
+from tests.simulation.files import MEMORY, FailingDisk, Files
 
 SHARDS: Final = 3
 BUCKETS: Final = 4
@@ -568,7 +568,7 @@ def _answer(steps: Any) -> dict[str, Any]:
 
 def play(seed: int) -> Counter[str]:
     """One life; what happened in it. Raises Silent."""
-    with tempfile.TemporaryDirectory(prefix="billing-") as home:
+    with tempfile.TemporaryDirectory(prefix="billing-", dir=MEMORY) as home:
         world = World(seed, home)
         world.live()
         for _, follower in list(world.running()):

@@ -28,6 +28,7 @@ from shards.system.disk import RealDisk
 SECTOR_BYTES: Final = 512  # what the medium writes whole, or not at all
 LOG_HEADER_BYTES: Final = 32  # of a write-ahead log
 PAGE_BYTES: Final = 4096
+MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a directory in memory, as `tempfile` takes it
 
 
 class FailingDisk(RealDisk):

@@ -16,7 +16,6 @@ from the auditor's own reading of the journals.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 import sqlite3
@@ -36,7 +35,7 @@ from shards.exits import Exit
 from shards.system.host import Host
 from tests.simulation.auditor import Violation
 from tests.simulation.decode import CROSSED, LEASE_EXPIRED, REFUSED, RESTORED, THRESHOLD, Item
-from tests.simulation.files import FailingDisk, Files
+from tests.simulation.files import MEMORY, FailingDisk, Files
 from tests.simulation.machine import SimProcess
 from tests.simulation.outside import SimEndpoint
 from tests.simulation.wires import SimSocket
@@ -114,8 +113,7 @@ class Followers:
     def __init__(self, world: World, rng: random.Random) -> None:
         self.world = world
         self.rng = rng
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self.home = tempfile.mkdtemp(prefix="billing-", dir=memory)
+        self.home = tempfile.mkdtemp(prefix="billing-", dir=MEMORY)
         self.disk = FailingDisk()
         self.told = Told()
         self.files: dict[str, Files] = {}  # by the name of the process
