@@ -45,24 +45,21 @@ class RequestLatency:
 class Reads:
     """The reads of one connection whose replies have not all left; at most one for each request in flight."""
 
-    __slots__ = ("_asked", "_under_way")
+    __slots__ = ("_asked", "under_way")
 
     def __init__(self) -> None:
         self._asked = 0  # requests of all reads so far
-        self._under_way: deque[tuple[int, int, Mapping[bytes, int]]] = deque()  # asked up to its end, when, by method
+        self.under_way: deque[tuple[int, int, Mapping[bytes, int]]] = deque()  # asked up to its end, when, by method
 
     def begin(self, at_ns: int, in_flight: int, counts: Mapping[bytes, int]) -> None:
         """A read at `at_ns` asked for `counts` requests by method; by its end `in_flight` more were in flight."""
         self._asked += in_flight
-        self._under_way.append((self._asked, at_ns, counts))
+        self.under_way.append((self._asked, at_ns, counts))
 
     def answered(self, now_ns: int, in_flight: int, latency: RequestLatency, door: str) -> None:
         """Replies have left at `now_ns`, and `in_flight` requests are still to be answered."""
-        under_way, replied = self._under_way, self._asked - in_flight
+        under_way, replied = self.under_way, self._asked - in_flight
         while under_way and under_way[0][0] <= replied:
             _, at_ns, counts = under_way.popleft()
             for method, count in counts.items():
                 latency.note(door, method, now_ns - at_ns, count)
-
-    def __bool__(self) -> bool:
-        return bool(self._under_way)

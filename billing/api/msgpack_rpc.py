@@ -28,7 +28,7 @@ from billing.api.auth import Grant
 from billing.api.door import Door, Limits
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
 from billing.api.origins import origin_of
-from billing.api.request_reader import BETWEEN, NotTaken, RequestReader
+from billing.api.request_reader import NotTaken, RequestReader
 from billing.api.response_writer import Proxy, ResponseWriter
 from billing.api.token_bucket import TokenBucket, piece_bytes
 from billing.api.wire import (
@@ -143,13 +143,15 @@ class Connection(ResponseWriter):
         reader = self._reader
         reader.progressed = False
         try:
-            while reader.next_slice(self._slice_bytes()):
+            more = reader.has_input
+            while more:
+                reader.next_slice(self._slice_bytes())
                 if not self._advance():
                     if self._ending is None:
                         reader.keep()
                         self._hold()
                     return
-                reader.end_slice()
+                more = reader.end_slice()
         except Refused as refusal:  # the stream cannot be followed
             self._give_up(refusal)
             return
@@ -166,7 +168,7 @@ class Connection(ResponseWriter):
     def _advance(self) -> bool:
         """`_drain` within the limits, looked at here once for all that one slice of input holds."""
         door = self._door
-        if self._on_trial:
+        if self._on_trial and self._written >= door.limits.trial_bytes:
             self._try()
         busy = _FULL if door.in_flight >= door.limits.in_flight_total_max and door.is_full() else ""
         per_s_max = door.limits.requests_per_s_max
@@ -175,14 +177,15 @@ class Connection(ResponseWriter):
             goes_on = self._drain()
         else:
             goes_on = self._drain_in_pace(per_s_max, busy)
-        if self.in_flight != self._counted:
-            self._count()
+        if self.in_flight != self._counted:  # as `_count` does, without the call
+            door.in_flight += self.in_flight - self._counted
+            self._counted = self.in_flight
         return goes_on
 
     def _try(self) -> None:
         """Ends the trial where enough has left for good."""
         limits, transport = self._door.limits, self._transport
-        if self._written < limits.trial_bytes or transport is None:
+        if transport is None:
             return
         if self._written - transport.get_write_buffer_size() >= limits.trial_bytes:
             self._on_trial = False
@@ -407,9 +410,8 @@ class Connection(ResponseWriter):
 
     def _note_frame(self, progressed: bool) -> None:
         """After all that was read is decoded: is there an unfinished frame, and since when."""
-        if self._reader.state == BETWEEN:
+        if self._reader.rest():
             self._frame_since_ns = 0
-            self._reader.rest()
         elif progressed or not self._frame_since_ns:
             self._frame_since_ns = self._door.clock()
             self._door.watch(self)

@@ -4,9 +4,11 @@ What was read is given in whole (`feed`) and taken in slices (`next_slice`), so 
 slice beyond an unfinished frame. Between two slices stand the frames that are whole by now (`frames`):
 
     feed(data)
-    while next_slice(length):
+    more = has_input
+    while more:
+        next_slice(length)
         for frame in frames(): …         may be left at any frame; then `keep`, and later `next_slice` goes on behind it
-        end_slice()                      refuses a frame that grows too large
+        more = end_slice()               refuses a frame that grows too large
 
 A frame is what the decoder makes of it: a list, or whatever else the client sent; or `NotTaken`, for a request with a
 value that the decoder does not take. Whether it is a request at all is for the caller to see. States:
@@ -102,25 +104,24 @@ class RequestReader:
             data = bytes(self._input[self._at :]) + data
         self._input, self._at = data, 0
 
-    def next_slice(self, length: int) -> bool:
-        """Takes at most `length` bytes more, or all there is of a frame that is passed over; False where nothing is
-        left. Raises Refused.
-        """
-        if self._at >= len(self._input):
-            self._input, self._at, self._piece = b"", 0, b""
-            return False
+    def next_slice(self, length: int) -> None:
+        """Takes at most `length` bytes more, or all there is of a frame that is passed over. Raises Refused."""
         if self._passed is not None:
             self._pass_over(self._passed)
-            return True
+            return
         unpacker = self._unpacker
         if unpacker is None:
             unpacker = self._unpacker = self._decoders.lend_unpacker()
             self._frame_start = self._fed = unpacker.tell()
-        piece = self._piece = self._input[self._at : self._at + length]
-        self._at += len(piece)
+        at = self._at
+        piece = self._input
+        if at or len(piece) > length:
+            piece = piece[at : at + length]
+        self._piece = piece
+        size = len(piece)
+        self._at = at + size
+        self._fed += size
         unpacker.feed(piece)
-        self._fed += len(piece)
-        return True
 
     def frames(self) -> Iterator[Any]:
         """The frames that are whole, from where it was left."""
@@ -144,18 +145,24 @@ class RequestReader:
             self._frame_start = tell()
             yield frame
 
-    def end_slice(self) -> None:
-        """All frames of the slice were taken. Raises Refused where the one that has begun is too large."""
-        if self._unpacker is None:
-            return
-        unread_bytes = self._fed - self._frame_start
-        if unread_bytes >= self.frame_bytes_max:
-            raise self._too_large()
-        piece = self._piece
-        if unread_bytes > len(piece):
-            self._partial += piece
-        else:
-            self._partial = bytes(piece[len(piece) - unread_bytes :])
+    def end_slice(self) -> bool:
+        """All frames of the slice were taken; whether there is another slice. Raises Refused where the frame that has
+        begun is too large.
+        """
+        if self._unpacker is not None:
+            unread_bytes = self._fed - self._frame_start
+            if not unread_bytes:
+                self._partial = b""
+            elif unread_bytes >= self.frame_bytes_max:
+                raise self._too_large()
+            elif unread_bytes > len(self._piece):
+                self._partial += self._piece
+            else:
+                self._partial = bytes(self._piece[len(self._piece) - unread_bytes :])
+        if self._at < len(self._input):
+            return True
+        self._input, self._at, self._piece = b"", 0, b""
+        return False
 
     def keep(self) -> None:
         """The loop over `frames` was left, and goes on later: what is not taken is copied, and no decoder is kept."""
@@ -167,11 +174,14 @@ class RequestReader:
             self._drop_decoder()
         self._input, self._at = left + bytes(self._input[self._at :]), 0
 
-    def rest(self) -> None:
-        """Between two frames: gives the decoder back."""
+    def rest(self) -> bool:
+        """Between two frames: gives the decoder back. Whether it is there."""
+        if self._frame_start != self._fed or self._passed is not None:
+            return False
         if self._unpacker is not None:
             self._decoders.take_back(self._unpacker)
-            self._drop_decoder()
+            self._unpacker, self._partial = None, b""
+        return True
 
     def close(self) -> None:
         """Gives up whatever is not taken."""

@@ -115,7 +115,7 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         self.in_flight -= 1
         self._reply(token, reply)
         self._write_prompt()
-        self._note_latency()
+        self._reads.answered(self._door.clock(), self.in_flight, self._door.latency, self.NAME)
         self._count()
         if self._held or self._ending is not None:
             self._settle()
@@ -127,16 +127,15 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
 
     def _note_left(self) -> None:
         """What was staged has left: requests are answered, and what waited for that may go on."""
-        if self._reads:
-            self._note_latency()
-        if self.in_flight != self._counted:
-            self._count()
+        door, in_flight = self._door, self.in_flight
+        reads = self._reads
+        if reads.under_way:
+            reads.answered(door.clock(), in_flight, door.latency, self.NAME)
+        if in_flight != self._counted:  # as `_count` does, without the call
+            door.in_flight += in_flight - self._counted
+            self._counted = in_flight
         if self._held or self._ending is not None:
             self._settle()
-
-    def _note_latency(self) -> None:
-        """Replies have left."""
-        self._reads.answered(self._door.clock(), self.in_flight, self._door.latency, self.NAME)
 
     def _count(self) -> None:
         """Lets the door know what is in flight."""

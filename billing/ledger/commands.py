@@ -171,6 +171,8 @@ def number_option(tag: int, number: int) -> bytes:
 
 def top_up_options(expires_at_ns: int, kind: bytes) -> bytes:
     """The options of a top_up; an end of -1 and an empty kind were not given."""
+    if expires_at_ns < 0 and not kind:
+        return b""
     options = {} if expires_at_ns < 0 else {EXPIRES_AT_NS: _NUMBER.pack(expires_at_ns)}
     return pack_options(options | {KIND: kind} if kind else options)
 

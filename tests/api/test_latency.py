@@ -32,10 +32,10 @@ def test_reads_are_answered_in_their_order() -> None:
     reads.answered(6 * MS, 1, latency, "rpc")
     assert counted(latency, "top_up") == [(10, 2)]
     assert "debit" not in latency.figures()["rpc"]
-    assert reads
+    assert reads.under_way
     reads.answered(7 * MS, 0, latency, "rpc")
     assert counted(latency, "debit") == [(2.5, 1)]
-    assert not reads
+    assert not reads.under_way
 
 
 def test_what_was_answered_while_it_was_read_leaves_with_the_next_replies() -> None:

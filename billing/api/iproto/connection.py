@@ -253,7 +253,7 @@ class TarantoolConnection(asyncio.Protocol):
         if self._out:
             transport.write(bytes(self._out))
             self._out.clear()
-            if self._reads:
+            if self._reads.under_way:
                 self._reads.answered(self._door.clock(), len(self._open), self._door.latency, NAME)
         if self._ending and not self._open:
             transport.close()
