@@ -1,4 +1,4 @@
-"""What all tests share: where they keep data, and how Hypothesis chooses its examples.
+"""What all tests share: where they keep data, how Hypothesis chooses its examples, and that Python keeps its bytecode.
 
 Data directories are private (0700) and on a real disk, because on a tmpfs a durability test proves nothing; and their
 paths are short, because those of unix sockets must be.
@@ -7,11 +7,16 @@ Hypothesis runs *derandomized* unless told otherwise: the same commit tests the 
 red again for whoever looks at it. `HYPOTHESIS_PROFILE=explore` draws new examples, twenty times as many, and prints
 how to repeat a failure; what it finds becomes an `@example` or a test of its own. Neither has deadlines: no test
 judges speed.
+
+The suite starts more than a thousand processes of Python. Where the environment forbids Python to write bytecode, as
+images of containers like to do, each of them would compile the daemon and its packages anew, which costs more than all
+the rest of its start. So that ban is lifted here, for pytest and for whatever it starts.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +27,9 @@ from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[1]
 IN_MEMORY = {"tmpfs", "ramfs"}
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("commit", deadline=None, derandomize=True, database=None)
 settings.register_profile(
