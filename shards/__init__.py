@@ -10,5 +10,5 @@ Another application brings
   `read` and `operate`), how replies are encoded, and the outgoing calls that must not begin while a bucket leaves;
 - a main process that binds sockets and runs a `Supervisor` with the command that starts a worker, and a worker command
   that calls `shards.worker.process.run` with a function that builds the `Hosted`.
-It gets buckets that move, shards that come and go, recovery, snapshots, routing, and one clock that never goes back.
+It gets moving buckets, a changing number of shards, recovery, snapshots, routing, and one clock that never goes back.
 """

@@ -57,7 +57,7 @@ Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ,
 
 
 class Ready(NamedTuple):
-    """The records that must become durable, and the messages that may leave after that."""
+    """The records to be made durable, and the messages that leave once they are."""
 
     sequence: int
     payload: bytes  # empty where nothing was recorded: then nothing has to be appended

@@ -6,8 +6,8 @@ as every Prometheus client names them; `billing_process_*` are those of all proc
 
 Figures are whole numbers in the unit their own name ends with; `_ns` becomes seconds and `_nanos` coins here and
 nowhere else. What a worker counts carries its `shard`; what is the daemon's has no label. A worker that is down has no
-figures, and its series are absent rather than zero; what says that it is down, or hangs (`billing_shard_up`,
-`billing_follower_up`), is always there, so that an alert can fire.
+figures, and its series are absent rather than zero; the gauges of a shard or follower that is down or hangs
+(`billing_shard_up`, `billing_follower_up`) are always there for an alert.
 
 The registry is our own and holds nothing between two scrapes. It never asks anybody: a scrape reads what is there.
 """

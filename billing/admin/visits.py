@@ -1,9 +1,9 @@
 """The connections of `admin.listen`: few, and none of them for nothing.
 
-The supervisor serves operators in the process that keeps workers alive, so what strangers open here must never take
-the descriptors that the daemon needs to live. At most `visits_max` connections are open at once; beyond that the one
-that has been quiet for longest makes room for the newest, so that a probe of /livez is served beside any crowd. One
-that is being answered never makes room: who is answered has shown a right to it, or is answered at once.
+The supervisor serves operators in the process that keeps workers alive, so connections of strangers must never take the
+descriptors that the daemon needs to live. At most `visits_max` connections are open at once; beyond that number the
+connection that was quiet for longest makes room for the newest: a probe of /livez is served beside any crowd. One that
+is being answered never makes room: who is answered has shown a right to it, or is answered at once.
 
 A connection is closed where its first request, or one that has begun, is not whole within `request_s`; where it has
 been idle for `idle_s`; and where its client leaves unread for `stall_s` what it is sent. It is looked at once a second.

@@ -25,11 +25,11 @@ A **reply** is one of four things:
 `packed(reply)` and `plain(reply)` turn a result into the form that the door needs; a door whose own wire is MessagePack
 copies bytes and decodes nothing.
 
-What a session keeps: calls are handed to the gate in the order in which they came, so that those for one user are
-applied in that order. What cannot be called (unknown, forbidden, malformed, too much in flight) is answered with a
-`Refused` before `call` returns; everything else later. The door's counters and the bound of all its requests in flight
-hold here as they hold for MessagePack-RPC. How much one connection may have in flight is for its door to limit, by
-`in_flight`: a session never waits.
+What a session keeps: calls reach the gate in the order of their arrival, so those for one user are applied in that
+order. What cannot be called (unknown, forbidden, malformed, too much in flight) is answered with a `Refused` before
+`call` returns; everything else later. The door's counters and the bound of all its requests in flight hold here as they
+hold for MessagePack-RPC. How much one connection may have in flight is for its door to limit, by `in_flight`: a session
+never waits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The half of a connection by which replies leave, and by which it ends.
 
-Three kinds of reply wait in three buffers: what is staged until the gate says it is durable (`flush`), what another
-worker encoded and made durable (`relay_flush`), and what the door itself has to say, written at the end of a read.
-Each leaves in one write.
+Three kinds of reply wait in three buffers: replies of the gate, staged until they are durable (`flush`); replies of
+another worker, encoded and durable already (`relay_flush`); and replies of the door itself, written at the end of a
+read. Each leaves in one write.
 
 A connection ends in this order: it is not read any more; everything it asked for is answered; its last words (the
 one error after garbage) are written; its sending half is closed; then, when the client has closed too or has had
@@ -10,9 +10,9 @@ one error after garbage) are written; its sending half is closed; then, when the
 would lose the replies with it.
 
 A client that leaves more than `write_buffer_bytes_max` of replies unread is not read either, and is dropped after
-`write_stall_ns`. What such a client costs is what it had in flight, and that is little until it has shown that it reads
-(**the trial**: `trial_in_flight_max` requests until `trial_bytes` of replies have left for good). It never waits: not
-for a client, not for a timer of its own.
+`write_stall_ns`. Such a client costs its requests in flight, and these are few until it has shown that it reads (**the
+trial**: `trial_in_flight_max` requests until `trial_bytes` of replies have left for good). It never waits: not for a
+client, not for a timer of its own.
 """
 
 import asyncio

@@ -8,9 +8,9 @@ a task of its own:
     accepted -> handshake under way -> the door's own protocol
                      |-- too long, garbage, or one too many: closed without a word
 
-At most `handshakes_max` are under way. Beyond that the oldest one of the origin that has most of them makes room for
-the newest, so that a crowd from one address costs that address, and a client that shakes hands at once gets in beside
-it. Where no connection can be accepted (there are no descriptors), the listener rests for `REST_S`.
+At most `handshakes_max` are under way. Beyond that number the origin with most handshakes loses its oldest one to the
+newest: a crowd from one address costs that address alone, and a client that shakes hands at once gets in beside it.
+Where no connection can be accepted (there are no descriptors), the listener rests for `REST_S`.
 
 It never reads the bytes of a client, and it decides nothing about roles.
 """

@@ -1,5 +1,5 @@
-"""A procedure described for a person: what it takes, what it answers, and what it refuses. Pure: a row of `methods` in,
-lines out.
+"""A procedure described for a person: its parameters, its answer and its refusals. Pure: a row of `methods` in, lines
+out.
 
 top_up user_id, amount, {expires_at_ns, kind, request_id, message}
 Adds money; creates the account if it is new. Role: top_up.

@@ -13,7 +13,7 @@
     now
 
 A day begins with its first nanosecond in the zone, also where midnight is skipped; of an hour that comes twice, the
-first is meant. Instants are 0 to 2**63-1 ns. All that does not fit raises ValueError that says what would.
+first is meant. Instants are 0 to 2**63-1 ns. Anything else raises a ValueError with the accepted forms.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Theory. Values come, later ones winning, from the declaration (`billing.config.s
 (`BILLING_SECTION__KEY`); where each came from is kept beside them. Relative paths become absolute here: relative to the
 folder of the configuration file, or to the working directory if there is none, wherever they are set.
 
-Invariant: what `load` gives out can be run. Unknown keys are faults, and so are wrong types, combinations that cannot
-be meant, and named files that are missing, that too many can read, or that do not hold what they should. All faults
-are found in one go and told in one `ConfigError`: each with its path, the source of its value, and what is expected.
+Invariant: what `load` gives out can be run. Faults are unknown keys, wrong types, impossible combinations, and named
+files that are missing, readable by too many, or of the wrong content. All faults are found in one go and told in one
+`ConfigError`: each with its path, the source of its value, and what is expected.
 
 It creates nothing, never writes, and repeats no secret in what it says.
 """

@@ -5,9 +5,9 @@ A file `history/shard-N.sqlite` has a row for each entry with an entry_id that s
 and code of its own). A row is the entry's record itself, so rows and entries are walked side by side: from the first
 batch that the journal still has, each row must be the next entry, to the last field. What is older than the journal is
 held against itself: each page carries a checksum, and what an account's rows say, one after the other, must add up.
-What the file itself says it has lost is noted, and is no fault.
-Where `history.keep_days` cut an account's rows, its opening has the rate lines behind the first row that is left: they
-must sum to that row's rate, and statements that begin with them must say what the entries say (`statements`).
+What the file itself says it has lost is noted, and is no fault. Where `history.keep_days` cut an account's rows, its
+opening has the rate lines behind the first row that is left: they must sum to that row's rate, and statements that
+begin with them must agree with the entries (`statements`).
 
 An account whose bucket moved has rows in several files. `Chains` keeps, for each account and file, the ends of unbroken
 runs of rows, and links them in the end: from the first entry to the last, without a gap, to the account's balance.

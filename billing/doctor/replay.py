@@ -6,8 +6,8 @@ exhaustion, state, holds, limit, seq, overrun, and the reason of a refusal. Thre
 taken from the entry: which rules were in force (flags), when a grace ends that it began or moved (note), and whether a
 cutoff's first attempt counts as begun (flag).
 
-At a difference the fault is told once: the account then goes on from what the entry says, so that one wrong entry is
-one finding and not one for each that follows.
+At a difference the fault is told once: the account then goes on from the state in the entry, so one wrong entry is one
+finding.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ class Account:
         return self.balance + (self.credit_limit_nanos - self.holds_nanos) * UNIT
 
     def exhausts_at(self) -> int:
-        """The first nanosecond at which what was spent or has ended is all that was available; NEVER where none is
-        coming.
+        """The first nanosecond at which spending and ended credits have used up everything available; NEVER where none
+        is coming.
         """
         return self.falls_to(0, self.rate)
 

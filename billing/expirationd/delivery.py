@@ -11,10 +11,9 @@ been told.
 
 **The caller's promise.** `report` has changed the answer of `owed` before it returns. Whoever makes something owed
 calls `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
-**What it promises:** no request before `notify`, none that `owed` does not name at that moment, one in flight per
-account, the same event_id on every attempt, another attempt until a 2xx, and none while `may_act` says that this owner
-of the account may have been followed by another one. It holds no truth: what was in flight when
-the process died is owed in the ledger still.
+**What it promises:** no request before `notify`, and none without `owed` naming it at that moment; one in flight per
+account; the same event_id on every attempt; another attempt until a 2xx; none while `may_act` denies it, since the
+account may have a newer owner. It holds no truth: what was in flight when the process died is owed in the ledger still.
 
 **Two clocks.** `now_ns` is billing time, which schedules and lateness are made of; `clocks.wall_ns` is the wall clock,
 by which receivers check that a call is fresh: `webhook-timestamp` is its second at the moment of writing.
@@ -351,7 +350,7 @@ class Delivery:
     # -- senders ----------------------------------------------------------------------------------------------------
 
     def rouse(self, now_ns: int = 0) -> None:
-        """Sees to it that somebody takes what can be taken now, or that the timer rings when it can. `now_ns`: where
+        """Has a sender take the next item, or sets the timer for the instant at which one can be taken. `now_ns`: where
         it has just been read.
         """
         if not self._running:

@@ -22,8 +22,8 @@ of their due instants. While both wait, one take in `RETRY_TURN` is a retry's, s
 after a time-out. A call in flight for longer than `slow_ns` *hangs*: four times what successful calls of its lane
 usually take, and never less than `hang_min_ns`. Where all senders are busy, events never attempted wait and more than
 half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these are ended, and retried like
-any call that was not answered in time. The others keep their time, so that an endpoint that is slow for everybody shows
-what it needs.
+any call that was not answered in time. The others keep their time, so an endpoint that is slow for everybody shows its
+need.
 
 **The bound.** Let F be the events never attempted that are older than that of a user, C the concurrency and S the
 largest `slow_ns`, or the time that a connection may take to come about, if that is longer. The user is called within S
@@ -350,7 +350,7 @@ class Outbox:
             self._make_ready(item)
 
     def cut(self, now_ns: int) -> list[Item]:
-        """Calls that hang, to be ended now, so that others who were never called have their turn."""
+        """Hanging calls, to be ended now in favour of users who were never called."""
         if self.in_flight < self.pace.concurrency or self._first_fresh(now_ns) is None:
             return []
         slow_ns = [lane.slow_ns() for lane in self.lanes]

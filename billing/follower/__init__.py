@@ -6,13 +6,13 @@ batch's position in one transaction (`store`). So each batch takes effect exactl
 lies behind the stored position is read again from the journal (`feed`).
 
 Invariant: a follower's word lets the journal be trimmed, so the word is given for proved pages only. **Every page of
-the file that is not in SQLite's write-ahead log has been read back from the medium, and the log is not begun anew
-before that is true of what it holds** (`proof`). A sync or a proof that fails ends the process, as it ends a worker;
-the next process opens a copy that was read past the page cache, because the page cache of a disk that failed is not to
-be believed.
+the file outside SQLite's write-ahead log has been read back from the medium. The log is begun anew only once its own
+pages have been read back as well** (`proof`). A sync or a proof that fails ends the process, as it ends a worker; the
+next process opens a copy that was read past the page cache, because the page cache of a disk that failed is not to be
+believed.
 
 A follower never slows a command down, never changes the journal and never ends its worker: the one exception is a file
-that is ahead of its journal, which proves that the journal has lost batches (`store.Ahead`).
+ahead of its journal: it proves a loss of batches in the journal (`store.Ahead`).
 
     link      in the worker: bounded hand-over, catching up from the journal, questions, restarts
     feed      batches read again from the journal, on a thread of their own

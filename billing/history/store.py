@@ -16,11 +16,11 @@
 **Exactly once.** A group of batches and the position of its last one are one transaction.
 
 **Behind its journal** it is fed. Where the journal does not reach back to its position, what lies between is lost: that
-is put on record, and whoever reads rows sees it by their entry_ids, which follow each other. **Ahead of its journal**
-it proves that the journal lost batches: `Ahead` names both positions, and nothing is changed. Only where the caller
-accepts that loss (a weaker `journal.sync` after the loss of power; the operator's word) is it cut back to a group
-that the journal knows, and a copy of what it was is kept beside it. Rows that are cut back may have been read, and
-others will have their numbers: so the file gets another identity.
+is put on record, and readers see it in the rows: their entry_ids have a gap. **Ahead of its journal** it proves that
+the journal lost batches: `Ahead` names both positions, and nothing is changed. Only where the caller accepts that loss
+(a weaker `journal.sync` after the loss of power; the operator's word) is it cut back to a group that the journal knows,
+and a copy of what it was is kept beside it. Rows that are cut back may have been read, and others will have their
+numbers: so the file gets another identity.
 
 **Pages prove themselves.** Each carries a checksum, which whoever reads it checks. **Where the file ends** is written
 twice, in `about` and in the newest of `groups`, which also says how many rows that is; where they disagree, or rows are

@@ -68,7 +68,7 @@ class Posting:
     # -- entries ---------------------------------------------------------------------------------------------------
 
     def close(self, account: Account, command: Command, accrued: int) -> EntryTuple:
-        """Pays out what is left, but for credits that end, which are forfeited, and leaves a tombstone."""
+        """Pays out the rest, forfeits credits with an end, and leaves a tombstone."""
         amount = -account.balance
         forfeited = sum(credit.left for credit in account.credits)
         note = pack_forfeited(forfeited) if forfeited else b""

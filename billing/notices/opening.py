@@ -20,7 +20,7 @@ from shards.system.disk import Disk, private_directory, read_file, write_file
 
 
 def begun_of(directory: str, shard: int) -> str:
-    """The small file that says that a shard's notices had begun, and behind which batch."""
+    """The small file that records the first batch of a shard's notices."""
     return f"{directory}/begun-{shard}"
 
 

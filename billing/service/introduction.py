@@ -1,7 +1,7 @@
 """What the daemon says of itself when it starts: version, process, files, doors, and whom it calls.
 
-Three lines of the log, so that whoever starts it in a terminal, or finds it in a journal, knows which daemon this is
-and where to look. A secret that stands in the query of a URL is not repeated.
+Three lines of the log by which an operator, in a terminal or in the journal, recognizes the daemon and finds its doors.
+A secret that stands in the query of a URL is not repeated.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Sums over the accounts of a shard, for metrics and the page: overrun in money and whose is the dearest, the oldest
-cutoff that is owed, and how many accounts are in a cutoff class that the configuration does not have.
+"""Sums over the accounts of a shard, for metrics and the page: overrun in money and the account with most of it, the
+oldest cutoff that is owed, and the number of accounts in a cutoff class unknown to the configuration.
 
 All are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
 `step` goes on where the last one stopped and looks at `EXTRAS_MAX` of them at most (a millisecond or two), and a bucket

@@ -25,7 +25,7 @@ def rules_of_classes(cutoff: Cutoff) -> Classes:
 
 
 def calls_of_classes(cutoff: Cutoff) -> tuple[OfClass, ...]:
-    """Where the calls of each class go that has a URL which is not that of [cutoff]."""
+    """The URL of each class whose URL is not that of [cutoff]."""
     found = [
         OfClass(
             name,

@@ -10,9 +10,9 @@ It is the number of all shards that counts. A worker with no more of its own tha
 all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where
 the sum is not too many, they go.
 
-After a restore that is so at every start until the release, which removes the mark, for what was overdue when the
-restored daemon first came up: that instant is added to the mark. Everything that happened since then is in the
-journal, so whoever ran out later is called.
+After a restore every start holds the calls that were overdue when the restored daemon first came up, until the release
+removes the mark. That instant is added to the mark. Everything that happened since then is in the journal, so whoever
+ran out later is called.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The journal seam: what a shard needs of the thing that makes its batches durable, and how that thing says no.
+"""The journal seam: the operations by which a shard makes its batches durable, and the errors of these operations.
 
 A journal is a sequence of opaque payloads, numbered 1, 2, 3 … without a gap. The number is the *position*; one payload
 is one batch, written and made durable as a whole or not at all. 0 is the position before the first one. Beside the
@@ -11,8 +11,8 @@ What holds for every backend (the contract suite of `tests/shards/journal/contra
 2. Durable on return. When `append` returns a position, that payload and all before it survive the loss of power
    (under `sync="always"`; "interval" and "never" weaken exactly this sentence, and only for the loss of power,
    and not for what was appended with `durable`).
-3. One at a time. There is never more than one `append` under way, and the next begins after the last returned. So a
-   batch that exists proves that all before it were durable, which is how damage is told from an unfinished write.
+3. One at a time. There is never more than one `append` under way, and the next begins after the last returned. So an
+   existing batch proves that all before it were durable: thereby damage is told from an unfinished write.
 4. Whole or refused. `open` finds every batch that was ever returned, in order and unchanged, or raises. A batch that
    never returned is found whole or not at all; from then on it stays what `open` found.
 5. All that `open` and `replay` show is durable, also where a cache holds more: what might not be is written anew

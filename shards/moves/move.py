@@ -14,9 +14,9 @@
              <─────────────────────────────────── known │ served
 
 **The COMMIT record decides, and nothing else.** Before it every trouble (a process that ends, a refusal, too long a
-wait) aborts to the source, which goes on as if nothing had been; after it there is only forward: a target that dies
-finds the payload in its own journal, a source that dies finds in the map that the bucket is no longer its own. Nobody
-ever concludes anything from a peer's silence but the supervisor, and it only before COMMIT.
+wait) aborts to the source, which goes on as if nothing had been; after it there is only forward: a target that died
+finds the payload in its own journal, and a source that died finds another owner in the map. Nobody ever concludes
+anything from a peer's silence but the supervisor, and it only before COMMIT.
 
 **What is decided is said until it is known.** `new_owner` goes to every worker, `move_abort` to source and target,
 again and again until each has acknowledged it or has ended (its next life begins with the map). Either may come any

@@ -1,4 +1,5 @@
-"""What the supervisor knows durably: who owns which bucket, which shards have served, and the anchor of billing time.
+"""What the supervisor knows durably: the owner of each bucket, the shards that have served, and the anchor of billing
+time.
 
 The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one decision is a list of them:
 

@@ -1,9 +1,9 @@
 """Worker processes that are started ahead of time, on a host that stands by: a takeover finds them loaded.
 
-A worker that has been started does nothing before it is told which shard it has, and of what map; so one that was
-started for a shard is as good as one that is started now, only half a second earlier. `spawn` stands in for
-`shards.system.host.spawn`: it hands out the spare that was started by the same command with the same sockets, or starts
-a process. One that ends while it waits is thrown away, and nothing is said: the next start says what is wrong.
+A started worker does nothing before it is told its shard and its map; so one that was started for a shard is as good as
+one that is started now, only half a second earlier. `spawn` stands in for `shards.system.host.spawn`: it hands out the
+spare that was started by the same command with the same sockets, or starts a process. One that ends while it waits is
+thrown away, and nothing is said: the next start says what is wrong.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ One host serves all shards; any number of others stand by. The map holds who ser
 
     ["claim", node, host id, number]    this host serves from here on; node "" gives everything back
 
-A claim is decided like everything in the map, at the version behind all that is known, so of two hosts that claim at
-once one is told that it was overtaken. Money and cutoffs do not depend on claims: every billing instant of a shard
-belongs to one epoch of its journal, whoever has claimed what (`shards.journal.jetstream.journal`). Claims only decide
-who tries, so that the shards of one daemon go over together, and an owner that was believed dead ends as a whole.
+A claim is decided like every change of the map, at the next version. Of two hosts that claim at once, one hears that it
+was overtaken. Money and cutoffs do not depend on claims: every billing instant of a shard belongs to one epoch of its
+journal, whoever has claimed what (`shards.journal.jetstream.journal`). A claim only names the host that tries. So all
+shards of a daemon go over together, and an owner wrongly believed dead ends as a whole.
 
 A host may claim where
 

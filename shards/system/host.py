@@ -1,7 +1,7 @@
 """What the daemon's processes have of the operating system, beside the sockets of the event loop.
 
-It is passed in as one value, so that a simulation can pass clocks of its own, a disk that forgets, and processes that
-end at any step. Nothing here decides anything.
+It is passed in as one value. A simulation passes clocks of its own, a forgetful disk, and processes that end at any
+step. Nothing here decides anything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The garbage collector of a worker: no pause that grows with what the worker holds.
 
-A full collection walks everything that could be part of a cycle, and beside it what that refers to: with a million
-accounts 0.1 s, although their rows and indexes hold no cycle. So what stands after recovery is *frozen*: it is freed
-when nobody refers to it, like everything, but never walked. A recovery is not interrupted by collections at all.
+A full collection walks every object that could be part of a cycle, and all objects referred to from there: with a
+million accounts 0.1 s, although their rows and indexes hold no cycle. So what stands after recovery is *frozen*: it is
+freed when nobody refers to it, like everything, but never walked. A recovery is not interrupted by collections at all.
 
 What comes later is walked as ever; where a full collection takes longer than `full_ns_max`, what survived it is frozen,
 too, so the next one is short. The price: a cycle that is broken off after it was frozen stays for the life of the

@@ -1,16 +1,16 @@
 """Whether a request without a token of its own may have been made by a web page. No sockets.
 
 Over loopback without tokens, and with a client certificate, it is the connection that says who is asking. Any page in a
-browser on this host can make a request over such a connection. So what comes that way is refused where its headers say,
-or leave open, that another site made it:
+browser on this host can make a request over such a connection. So a browser's request is refused unless its headers
+rule out that another site made it:
 
 - `Sec-Fetch-Site`, which a page cannot set, must be `same-origin` or `none`, where it is there;
 - `Origin`, which browsers add to everything but plain GETs, must name the host that `Host` names;
 - over loopback, `Host` must be a name or an address of loopback: else a page of a site whose name was made to lead here
   would count as our own (DNS rebinding).
 
-Together with the demand for `application/json`, for which a browser asks leave first and is given none, that leaves a
-page nothing that it could do or read.
+Bodies must also be `application/json`, for which a browser asks leave first and gets none. So a page of another site
+can neither do nor read anything.
 """
 
 from __future__ import annotations

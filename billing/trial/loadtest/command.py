@@ -1,8 +1,8 @@
 """`billing loadtest`: offers a load to a daemon, measures what callers would see, and judges every nano and cutoff.
 
 Without `--address` it starts a daemon of its own in a temporary directory, with a receiver for its cutoffs, and both
-are gone afterwards. Ends with exit code 1 on any difference in money or cutoffs, whatever the speed, and where what was
-measured is INVALID, which says nothing of the daemon.
+are gone afterwards. Ends with exit code 1 on any difference in money or cutoffs, whatever the speed, and on an INVALID
+measurement, which says nothing of the daemon.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ every billing instant belongs to one epoch, whatever the clocks of two hosts say
 **One publish in flight**, each at the sequence behind the last (`publisher`), so a record that is there proves all
 before it. A batch of more than a record holds is written in parts, and is there once its last one is.
 
-**What a host has seen stays seen.** A stream that ends before a sequence that this host's witness remembers, or has
-another record there, has lost its end, which no chain can show: `Corrupt`, not served.
+**A host remembers the end of each stream that it has seen.** A stream that ends before the remembered sequence, or has
+another record there, has lost its end. No chain can show that: `Corrupt`, not served.
 
 Three connections, since three threads may be at it: one appends, one saves snapshots and trims, one reads.
 """

@@ -41,7 +41,7 @@ PART_BYTES_MAX = RECORD_BYTES_MAX - HEAD_BYTES
 
 
 class Malformed(Exception):
-    """A message that is not what stands here, or does not follow what stands before it."""
+    """A message in another form than the one above, or one that does not follow its predecessor."""
 
 
 class Record(NamedTuple):
