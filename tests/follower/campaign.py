@@ -523,6 +523,7 @@ class World:
             return
         index, generation = self.owner[self.users[user]]
         follower = self.shards[index].followers[0]
+        follower.store.flush()  # its process commits what it was handed before it answers
         reader = HistoryReader(follower.directory, follower.shard, follower.store.db, self.disk)
         newest = entries[-1]
         known = Newest(newest["entry_id"], newest["balance_after_nanos"], newest["at_ns"])
