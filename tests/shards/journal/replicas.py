@@ -1,7 +1,7 @@
 """Every replica of a stream, read through NATS' own client.
 
-A server answers for a stream out of its own store while it leads the stream, to a client that is connected to it. So
-each server is made the leader in its turn, which also proves that its replica can lead.
+A server answers a direct get of a client that is connected to it out of its own replica (`read_from`). To be sure of
+that, each server is also made the leader in its turn (`read_replicas`), which proves as well that its replica can lead.
 """
 
 from __future__ import annotations
@@ -55,6 +55,43 @@ def read_replicas(servers: NatsCluster, name: str) -> list[list[tuple[int, bytes
     return found
 
 
+def last_of(servers: NatsCluster, name: str) -> int:
+    """The stream's last sequence, as its leader has it."""
+    deadline = time.monotonic() + READY_S
+    while "state" not in (told := servers.ask(f"STREAM.INFO.{name}")):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.02)
+    return int(told["state"]["last_seq"])
+
+
+def read_from(url: str, name: str, first: int, last: int) -> list[tuple[int, bytes]]:
+    """(sequence, message) of `first` to `last`, from this server, which may still have to get them from the leader."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            found = asyncio.run(_read_range(url, name, first, last))
+            if not found or found[-1][0] >= last:
+                return found
+            reason = f"it ends at {found[-1][0]}"
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            reason = repr(error)
+        assert time.monotonic() < deadline, f"{url} does not show {first} to {last} of {name}: {reason}"
+        time.sleep(0.05)
+
+
+async def _read_range(url: str, name: str, first: int, last: int) -> list[tuple[int, bytes]]:
+    client = await nats.connect(url, allow_reconnect=False, connect_timeout=5)
+    try:
+        found: list[tuple[int, bytes]] = []
+        following = first
+        while following <= last and (run := await _run(client, name, following)):
+            found += run
+            following = found[-1][0] + 1
+        return [row for row in found if row[0] <= last]
+    finally:
+        await client.close()
+
+
 async def _read(url: str, name: str) -> list[tuple[int, bytes]]:
     client = await nats.connect(url, allow_reconnect=False)
     try:
@@ -80,7 +117,8 @@ async def _run(client: Client, name: str, first: int) -> list[tuple[int, bytes]]
         message = await subscription.next_msg(timeout=ANSWER_S)
         headers = message.headers or {}
         if "Nats-Sequence" not in headers:
-            assert headers.get("Status") == "204", headers
+            if headers.get("Status") not in ("204", "404"):  # the end of the run; no message from there on
+                raise nats.errors.NoRespondersError
             await subscription.unsubscribe()
             return found
         found.append((int(headers["Nats-Sequence"]), message.data))
