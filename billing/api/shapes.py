@@ -442,8 +442,8 @@ EXPIRATION: Final = Shape(
         Field("mismatches", "integer", "0, or a bug"),
         Field("rounds", "integer"),
         Field("restarts", "integer"),
-        Field("lateness_p50_ns", "span"),
-        Field("lateness_p99_ns", "span"),
+        _nullable("lateness_p50_ns", "span", "of the first attempts; nil before the first, exact of up to 64"),
+        _nullable("lateness_p99_ns", "span"),
         Field("working_time_ns", "span"),
     ),
 )

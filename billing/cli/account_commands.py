@@ -19,11 +19,11 @@ from billing.cli.confirming import confirmed
 from billing.cli.listing import HELP
 from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
-from billing.cli.output import say
+from billing.cli.output import put, say
 from billing.cli.paging import list_all_option, show_pages
 from billing.cli.periods import is_relative, named
 from billing.cli.showing import coins, look_of, show
-from billing.cli.values import moment
+from billing.cli.values import moment, span
 from billing.client.client import Client
 
 # Command -> the method it is made of.
@@ -89,6 +89,10 @@ def _set_thresholds(
     thresholds: list[dict[str, Any]] = [{"amount": each} for each in amount]
     thresholds += [{"runway_ns": each} for each in runway]
     change(target, dry_run, "set_thresholds", user, thresholds, **given)
+    if not (dry_run or target.as_json or target.as_csv):
+        when = [f"{each} coins or less are available" for each in amount]
+        when += [f"the money lasts for {span(each)} or less" for each in runway]
+        put(f"A notice is sent when {', and when '.join(when)}." if when else "No notice of a low balance is sent.")
 
 
 def _close(target: Target, user: str, yes: bool, dry_run: bool, **given: Any) -> None:

@@ -557,8 +557,8 @@ class Expiration(Result):
     mismatches: int
     rounds: int
     restarts: int
-    lateness_p50_ns: int
-    lateness_p99_ns: int
+    lateness_p50_ns: int | None
+    lateness_p99_ns: int | None
     working_time_ns: int
 
 

@@ -184,17 +184,18 @@ class PeriodicChecks:
         part = yield from forecast(ledger.books, ledger.call_at_ns, now_ns, now_ns + int(query[1]))
         return {**part, "takes_per_second": self.delivery.throughput.per_second}
 
-    def _stats(self) -> dict[str, int]:
+    def _stats(self) -> dict[str, int | None]:
         """A row of `expirationd_stats`: this shard since its worker started; lateness is that of the first attempts."""
         late = self.delivery.sent_late
+        is_known = any(late.counts)
         return {
             "checked_count": self._scrubber.checked,
             "expired_count": self._machine.fired,
             "mismatches": self._scrubber.mismatches,
             "rounds": self._scrubber.rounds,
             "restarts": self.restarts,
-            "lateness_p50_ns": late.quantile(0.5),
-            "lateness_p99_ns": late.quantile(0.99),
+            "lateness_p50_ns": late.quantile(0.5) if is_known else None,
+            "lateness_p99_ns": late.quantile(0.99) if is_known else None,
             "working_time_ns": self._boot_ns() - self._began_ns,
         }
 

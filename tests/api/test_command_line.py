@@ -255,6 +255,18 @@ async def test_a_rebalance_says_how_much_moves(house: House, moves: int, told: s
     assert json.loads((await run(house, "rebalance --json")).stdout) == {"moves": moves}
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--amount 2 --runway 1h", "2 coins or less are available, and when the money lasts for 01:00:00 or less."),
+        ("", "No notice of a low balance is sent."),
+    ],
+)
+async def test_thresholds_are_said_again(house: House, words: str, told: str) -> None:
+    assert (await run(house, f"thresholds u {words}")).stdout.rstrip().endswith(told)
+    assert told not in (await run(house, f"thresholds u {words} --json")).stdout
+
+
 async def test_json_is_the_reply_as_it_came(house: House) -> None:
     house.gate.replies["get_account"] = ACCOUNT
     assert json.loads((await run(house, "account u --json")).stdout) == ACCOUNT

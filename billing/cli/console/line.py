@@ -18,9 +18,11 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
+from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
 from billing.cli.options import span_ns
+from billing.cli.periods import is_relative, named
 from billing.cli.vocabulary import option_of, procedure_of
 from billing.cli.vocabulary import words_of as command_words_of
 
@@ -55,8 +57,9 @@ class Asked(NamedTuple):
 class Table:
     """The procedures of a daemon, by name."""
 
-    def __init__(self, described: Iterable[Mapping[str, Any]]) -> None:
-        """`described`: what `methods` answered."""
+    def __init__(self, described: Iterable[Mapping[str, Any]], zone: tzinfo | None = None) -> None:
+        """`described`: what `methods` answered. `zone`: of dates and times; None: the machine's own."""
+        self._zone = zone
         self.methods = {row["name"]: row for row in described if row["name"] != "hello"}
 
     def names(self) -> list[str]:
@@ -84,8 +87,8 @@ class Table:
         values, given = self._sorted(name, words[taken:], len(required), optional)
         if len(values) < len(required):
             raise LineError(f"{required[len(values)]['name']} is missing: {self.usage(name)}")
-        params = [_value_of(field, value) for field, value in zip(required, values, strict=True)]
-        return Asked(name, params, {key: _value_of(optional[key], value) for key, value in given.items()})
+        params = [_value_of(field, value, self._zone) for field, value in zip(required, values, strict=True)]
+        return Asked(name, params, {key: _value_of(optional[key], value, self._zone) for key, value in given.items()})
 
     def _sorted(
         self, name: str, words: list[str], required: int, optional: Mapping[str, Any]
@@ -191,7 +194,7 @@ def _choices(field: Mapping[str, Any]) -> list[str]:
     return ["true", "false"] if field["kind"] == "flag" else list(field.get("choices", ()))
 
 
-def _value_of(field: Mapping[str, Any], value: str) -> Any:
+def _value_of(field: Mapping[str, Any], value: str, zone: tzinfo | None) -> Any:
     """A typed value as it goes over the wire."""
     name, kind = field["name"], field["kind"]
     if kind in ("amount", "rate"):
@@ -202,7 +205,9 @@ def _value_of(field: Mapping[str, Any], value: str) -> Any:
         return value
     if kind == "span":
         return span_of(name, value)
-    if kind in ("integer", "instant"):
+    if kind == "instant":
+        return _instant_of(name, value, zone)
+    if kind == "integer":
         if not re.fullmatch(r"-?\d{1,19}", value):
             raise LineError(f"{name}: expected a whole number, got {value!r}")
         return int(value)
@@ -216,6 +221,18 @@ def _value_of(field: Mapping[str, Any], value: str) -> Any:
         except ValueError as error:
             raise LineError(f"{name}: expected JSON, as '[{{\"amount\": 5}}]': {error}") from None
     return value
+
+
+def _instant_of(name: str, value: str, zone: tzinfo | None) -> int:
+    """A date, a time or nanoseconds since the epoch; no word that depends on now. Raises LineError."""
+    try:
+        if value.isascii() and value.isdigit() and len(value) <= len("2026"):
+            return int(value)  # of nanoseconds, and no year
+        if not is_relative(value):
+            return named(value, zone, 0).from_ns
+    except ValueError:
+        pass
+    raise LineError(f"{name}: expected a date or an instant, as 2026-11-30 or 2026-11-30T12:00, got {value!r}")
 
 
 def span_of(name: str, value: str) -> int:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import click
 from prompt_toolkit import PromptSession
@@ -56,7 +57,8 @@ class _Session:
         self._refused = False
 
     async def run(self, client: Client) -> int:
-        self._table = Table(await client.call("methods"))
+        zone = ZoneInfo(self._target.zone) if self._target.zone is not None else None
+        self._table = Table(await client.call("methods"), zone)
         if sys.stdin is None:
             raise click.UsageError("standard input is closed: there is nothing to read")
         if sys.stdin.isatty():

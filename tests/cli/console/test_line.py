@@ -35,6 +35,9 @@ TABLE = Table(describe())
         ("hold --request-id=r u 1 ttl=1h", "hold", ["u", "1"], {"ttl_ns": 3600 * 10**9, "request_id": "r"}),
         ("rebalance --plan", "rebalance", [], {"plan": True}),
         ("timers", "expirationd_stats", [], {}),
+        ("balance_at u 2026-03-01T00:00Z", "balance_at", ["u", 1_772_323_200 * 10**9], {}),
+        ("balance-at u 1772323200000000000", "balance_at", ["u", 1_772_323_200 * 10**9], {}),
+        ("statement u 0 2026-03-01T03:00+03:00", "statement", ["u", 0, 1_772_323_200 * 10**9], {}),
         ("quit", "exit", [], {}),
     ],
 )  # fmt: skip
@@ -58,6 +61,7 @@ def test_an_empty_line_is_none(line: str) -> None:
         ("top_up u 5 6", "'6' is no option"),
         ("top_up u 5 mode=strict", "'mode=strict' is no option"),
         ("move_bucket one 2", "bucket_id: expected a whole number"),
+        ("balance_at u tomorrow", "at_ns: expected a date or an instant, as 2026-11-30 or 2026-11-30T12:00"),
         ("hold u 1 ttl_ns=soon", "ttl_ns: expected a span of time"),
         ("rebalance plan=maybe", "plan: expected true or false"),
         ("set_thresholds u [", "thresholds: expected JSON"),
