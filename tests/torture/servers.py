@@ -51,7 +51,8 @@ from typing import Any, Final
 
 from billing.trial.receiver import Receiver
 from shards.journal.jetstream import record
-from shards.journal.jetstream.streams import EXPECTED, WRONG_SEQUENCE
+from shards.journal.jetstream.connection import NoAnswer, Unreachable
+from shards.journal.jetstream.streams import EXPECTED, NOT_NOW, WRONG_SEQUENCE
 from tests.shards.journal.nats_cluster import BINARY, MISSING, OPERATOR, WITH_OPERATOR, NatsCluster
 from tests.shards.journal.replicas import last_of, wait_current
 from tests.system.daemon import Daemon
@@ -303,14 +304,26 @@ class Campaign:
         known = last_of(self.servers, f"J_{shard}") - 1
         beat = record.pack(record.Record(record.BEAT, 1, 0, shard, 1, 0, 0, 0, 0, 0, b""))
         for url in self.servers.urls:
-            connection = self.servers.connect("an older owner", [url])
-            try:
-                answer = connection.request(f"J.{shard}", beat, {EXPECTED: str(known)})
-            finally:
-                connection.close()
-            told = json.loads(answer.payload)
+            deadline = time.monotonic() + WAIT_S
+            while (told := self._publish_late(url, shard, beat, known)) is None:
+                assert time.monotonic() < deadline, f"nobody takes messages over {url}"
+                time.sleep(POLL_S)
             assert told.get("error", {}).get("err_code") == WRONG_SEQUENCE, f"an older owner was answered {told}"
             self.counts["older owners refused"] += 1
+
+    def _publish_late(self, url: str, shard: int, message: bytes, known: int) -> dict[str, Any] | None:
+        """What it is answered; None where nobody can answer at this moment."""
+        connection = self.servers.connect("an older owner", [url])
+        try:
+            answer = connection.request(f"J.{shard}", message, {EXPECTED: str(known)})
+        except (NoAnswer, Unreachable):
+            return None
+        finally:
+            connection.close()
+        if answer.status:
+            return None
+        told: dict[str, Any] = json.loads(answer.payload)
+        return None if told.get("error", {}).get("err_code") in NOT_NOW else told
 
     async def _billing(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "billing", *arguments]

@@ -21,6 +21,7 @@ from shards.journal.jetstream import codec
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 2.0
+GATHER_QUIET_S = 0.2
 RECEIVE_BYTES = 256 * 1024
 SUBSCRIPTION = 1
 
@@ -107,6 +108,39 @@ class Connection:
             if message.status:
                 return
 
+    def gather(self, subject: str, payload: bytes, enough: int) -> list[codec.Message]:
+        """The answers of several servers to one question: until none has come for a while, and `enough` of them have or
+        the time is up; with a status, nobody answers. Raises Unreachable, NoAnswer where the connection dies, Denied.
+        """
+        token = self._send(subject, payload, {})
+        found: list[codec.Message] = []
+        until_ns = self._boot_ns() + int(ANSWER_TIMEOUT_S * 1e9)
+        while True:
+            quiet_ns = self._boot_ns() + int(GATHER_QUIET_S * 1e9)
+            try:
+                message = self._answer(token, min(quiet_ns, until_ns) if len(found) >= enough else until_ns)
+            except TimeoutError:
+                return found
+            except (OSError, codec.ProtocolError) as error:
+                self.leave()
+                raise NoAnswer(f"{self.server} did not answer: {error}") from error
+            if message.status:
+                return found
+            found.append(message)
+
+    def look_at_each(self) -> Iterator[tuple[Endpoint, dict[str, Any] | None]]:
+        """Each server, and what it says of itself; None where it cannot be reached. Raises Denied."""
+        for number, endpoint in enumerate(self._access.endpoints):
+            self.close()
+            self._next = number
+            try:
+                self._enter(endpoint)
+            except (OSError, codec.ProtocolError):
+                yield endpoint, None
+            else:
+                yield endpoint, self.info
+        self.close()
+
     def close(self) -> None:
         """Hangs up; the next request connects anew."""
         if self._socket is not None:
@@ -134,23 +168,31 @@ class Connection:
 
     def _await(self, token: str, deadline_ns: int) -> codec.Message:
         try:
-            while True:
-                event = self._event(deadline_ns)
-                if isinstance(event, codec.Message) and event.subject == token:
-                    return event
-                self._heed(event)
+            return self._answer(token, deadline_ns)
         except (OSError, codec.ProtocolError) as error:
             self.leave()
             raise NoAnswer(f"{self.server} did not answer: {error}") from error
 
+    def _answer(self, token: str, deadline_ns: int) -> codec.Message:
+        """The next answer to one request. Raises OSError (TimeoutError at the deadline), ProtocolError, Denied."""
+        while True:
+            event = self._event(deadline_ns)
+            if isinstance(event, codec.Message) and event.subject == token:
+                return event
+            self._heed(event)
+
     def _heed(self, event: codec.Event) -> None:
-        """An event that is no answer. Raises ConnectionError where the server hangs up."""
+        """An event that is no answer. Raises ConnectionError where the server hangs up, Denied where it did not take
+        what was sent last, or lets us hear no answers.
+        """
         if isinstance(event, codec.Ping):
             assert self._socket is not None
             self._socket.sendall(codec.PONG)
         elif isinstance(event, codec.Info):
             self.info = event.fields
-        elif isinstance(event, codec.Failure) and "permissions violation" not in event.text.lower():
+        elif isinstance(event, codec.Failure):
+            if "permissions violation" in event.text.lower():
+                raise Denied(f"{self.server or 'a server'} does not allow it: {event.text}")
             raise ConnectionError(event.text)
 
     def _event(self, deadline_ns: int) -> codec.Event:

@@ -2,15 +2,19 @@
 
 All faults are found at once, each with the key or the setting concerned and what mends it. What is asked for:
 
-- servers of version 2.15.1 at least, and TLS to every one that is not on loopback;
+- every server that can be reached, whether it is named in `cluster.servers` or not, is of version 2.15.1 at least, has
+  JetStream, and belongs to one cluster with the others; TLS to every one that is not on loopback, and nobody gets in
+  there without credentials or a certificate;
+- our user may publish to every subject that the daemon writes to or asks at, and hear the answers;
 - a stream `J_k` and `S_k` for each shard and `M` for the map, with the settings of `wanted`: so many replicas, in
   files, nothing forgotten by age or number, no message deleted singly, refused rather than forgotten where it is full;
 - one cluster: the same identity, number of shards, number of buckets and hash in the metadata of every stream;
+- every server syncs each message (`jetstream.sync_interval: always`). A client sees that only where the servers export
+  their report to its account (`$SYS.REQ.SERVER.PING.JSZ`);
 - `cluster.replicas = 1` only where it is said in so many words.
 
-What a client cannot see is said as a warning: whether a server syncs each message (`jetstream.sync_interval: always`)
-is shown only where the servers export it to the account (`$SYS.REQ.ACCOUNT.PING.JSZ`). Nor can it see that nobody but
-this daemon may publish to `J.>`, `S.>` and `M.>`.
+What a client cannot see is said as a warning: a server that cannot be reached now, and syncing that is not exported.
+Nor can it see that nobody but this daemon may publish to `J.>`, `S.>` and `M.>`.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import msgspec
 from shards.journal import Unavailable, Unfit
 from shards.journal.jetstream.connection import Connection, Denied, Endpoint, NoAnswer, Unreachable
 from shards.journal.jetstream.map_log import NAME as MAP
+from shards.journal.jetstream.permissions import faults_of
 from shards.journal.jetstream.record import RECORD_BYTES_MAX
 from shards.journal.jetstream.streams import ABSENT_S, NO_STREAM, Refused, Stream
 
@@ -31,7 +36,9 @@ VERSION_MIN = (2, 15, 1)
 PATIENCE_S = 5.0
 HEADER_BYTES_MAX = 1024  # of a message of NATS, which its limit counts as well
 IDENTITY, SHARDS, BUCKETS, HASH = "billing.cluster", "billing.shards", "billing.bucket_count", "billing.hash"
-ACCOUNT_REPORT = "$SYS.REQ.ACCOUNT.PING.JSZ"
+# Answered by every server of a cluster: to any account, and to those that it is exported to.
+SERVERS_REPORT, STORAGE_REPORT = "$SYS.REQ.ACCOUNT.PING.CONNZ", "$SYS.REQ.SERVER.PING.JSZ"
+USER_REPORT = "$SYS.REQ.USER.INFO"
 
 
 class Shape(NamedTuple):
@@ -92,12 +99,13 @@ class Guard:
 
     def check(self) -> tuple[str, list[str]]:
         """(the cluster's identity, warnings). Raises Unfit with all faults, a line each; Unavailable."""
-        faults = self._servers()
         warnings: list[str] = []
+        faults = self._servers(warnings)
         identity = ""
         try:
+            faults += self._user()
             identity = self._streams(faults)
-            warnings = self._account(faults)
+            warnings += self._storage(faults)
         except Denied as error:
             faults.append(f"cluster.credentials_file, cluster.servers: {error}")
         finally:
@@ -113,7 +121,7 @@ class Guard:
 
         Raises Unfit where something is there and is another; Unavailable.
         """
-        faults = self._servers()
+        faults = self._servers([])
         if faults:
             raise Unfit("\n".join(faults))
         made = []
@@ -137,27 +145,78 @@ class Guard:
         self.check()
         return made
 
-    def _servers(self) -> list[str]:
-        """Faults of the servers that can be seen without a stream. Raises Unavailable."""
+    def _servers(self, warnings: list[str]) -> list[str]:
+        """Faults of the servers that can be seen without a stream. Raises Unfit, Unavailable."""
         faults = [
             f"cluster.servers: {endpoint} is not on loopback: name it as tls://{endpoint.host}:{endpoint.port}"
             for endpoint in self._endpoints
             if not endpoint.tls and not _is_loopback(endpoint.host)
         ]
+        seen: dict[str, set[str]] = {}  # cluster -> names of its servers
+        away: list[str] = []
         try:
-            self._connection.request("$JS.API.INFO")
+            for endpoint, info in self._connection.look_at_each():
+                if info is None:
+                    away.append(str(endpoint))
+                    continue
+                seen.setdefault(str(info.get("cluster", "")), set()).add(str(info.get("server_name")))
+                faults += _faults_of(str(endpoint), info)
+                is_open = not (info.get("auth_required") or info.get("tls_verify"))
+                if is_open and not _is_loopback(endpoint.host):
+                    faults.append(
+                        f"{endpoint} lets everybody in, who may write to the journals: give it users, and "
+                        "cluster.credentials_file one of them"
+                    )
+            if not seen and faults:
+                raise Unfit("\n".join(faults))
+            if not seen:
+                raise Unavailable(f"the log cannot be reached: nobody answers at {', '.join(away)}")
+            named = set().union(*seen.values())
+            for name, version in self._versions().items():
+                if name not in named:
+                    faults += _too_old(name, version)
         except Denied as error:
             faults.append(f"cluster.credentials_file, cluster.servers: {error}")
             raise Unfit("\n".join(faults)) from error
+        if len(seen) > 1:
+            told = "; ".join(
+                f"{', '.join(sorted(servers))} of {cluster or 'none'}" for cluster, servers in seen.items()
+            )
+            faults.append(f"cluster.servers: they are of different clusters: {told}")
+        if away:
+            warnings.append(f"{', '.join(away)} cannot be reached now: what it is, nobody knows from here")
+        return faults
+
+    def _versions(self) -> dict[str, str]:
+        """name -> version of every server that there is, those that nobody named included. Raises Unavailable."""
+        found = {}
+        for told in self._reports(SERVERS_REPORT, {"limit": 1}):
+            server = told.get("server", {})
+            found[str(server.get("name"))] = str(server.get("ver", "0"))
+        return found
+
+    def _reports(self, subject: str, wish: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each server answers; nothing where the user may not ask, or nobody answers. Raises Unavailable."""
+        try:
+            answers = self._connection.gather(subject, msgspec.json.encode(wish), self._shape.replicas)
+            return [msgspec.json.decode(answer.payload, type=dict[str, Any]) for answer in answers]
+        except (Denied, msgspec.DecodeError):
+            return []
         except (Unreachable, NoAnswer) as error:
             raise Unavailable(f"the log cannot be reached: {error}") from error
-        version = str(self._connection.info.get("version", "0"))
-        if _version(version) < VERSION_MIN:
-            least = ".".join(map(str, VERSION_MIN))
-            faults.append(f"{self._connection.server} is nats-server {version}: install {least} or newer")
-        if not self._connection.info.get("jetstream"):
-            faults.append(f"{self._connection.server} has JetStream switched off: give it a [jetstream] section")
-        return faults
+
+    def _user(self) -> list[str]:
+        """What our user may not do, and must."""
+        try:
+            answer = self._connection.request(USER_REPORT)
+            told = {} if answer.status else msgspec.json.decode(answer.payload, type=dict[str, Any]).get("data", {})
+        except (Denied, NoAnswer, Unreachable, msgspec.DecodeError):
+            return []  # what it is asked for below says what is not allowed
+        user, permissions = told.get("user") or "everybody", told.get("permissions") or {}
+        return [
+            f"cluster.credentials_file: the user {user} {fault}: allow it in the servers' configuration"
+            for fault in faults_of(permissions, names(self._shape.shards))
+        ]
 
     def _config(self, name: str) -> dict[str, Any] | None:
         try:
@@ -211,25 +270,37 @@ class Guard:
                     faults.append(f"{path}: {name} was made with {metadata.get(key)}, the configuration says {value}")
         return faults
 
-    def _account(self, faults: list[str]) -> list[str]:
-        """What the servers tell of their storage, where they tell anything."""
-        unseen = "jetstream.sync_interval of the servers cannot be seen from here: see that each has `always`"
-        try:
-            answer = self._connection.request(ACCOUNT_REPORT)
-        except (Unreachable, NoAnswer):
-            return [unseen]
-        if answer.status:
-            return [unseen]
-        try:
-            data = msgspec.json.decode(answer.payload).get("data", {})
-        except msgspec.DecodeError:
-            return [unseen]
-        settings = data.get("config", {})
-        if "sync_interval" not in settings and "sync_always" not in settings:
-            return [unseen]
-        if not settings.get("sync_always"):
-            faults.append("a server syncs now and then only: set jetstream.sync_interval to `always` on every one")
+    def _storage(self, faults: list[str]) -> list[str]:
+        """Warnings of what the servers do not tell of their storage; what is wrong with it is added to `faults`."""
+        synced: dict[str, bool] = {}
+        for told in self._reports(STORAGE_REPORT, {"config": True}):
+            settings = told.get("data", {}).get("config", {})
+            if "sync_interval" in settings or "sync_always" in settings:
+                synced[str(told.get("server", {}).get("name"))] = bool(settings.get("sync_always"))
+        late = sorted(name for name, always in synced.items() if not always)
+        if late:
+            faults.append(
+                f"{', '.join(late)}: messages are synced now and then only: set jetstream.sync_interval to `always`"
+            )
+        if len(synced) < self._shape.replicas:
+            seen = f" but of {', '.join(sorted(synced))}" if synced else ""
+            return [
+                f"jetstream.sync_interval of the servers cannot be seen from here{seen}: see that each has `always`"
+            ]
         return []
+
+
+def _faults_of(server: str, info: dict[str, Any]) -> list[str]:
+    """Faults of what a server says of itself."""
+    faults = _too_old(server, str(info.get("version", "0")))
+    if not info.get("jetstream"):
+        faults.append(f"{server} has JetStream switched off: give it a [jetstream] section")
+    return faults
+
+
+def _too_old(server: str, version: str) -> list[str]:
+    least = ".".join(map(str, VERSION_MIN))
+    return [] if _version(version) >= VERSION_MIN else [f"{server} is nats-server {version}: install {least} or newer"]
 
 
 def _is_loopback(host: str) -> bool:

@@ -337,7 +337,7 @@ class JetStreamJournal:
             publisher.put(whole, snapshots.pack_manifest(manifest))
         except Taken as taken:
             raise self._end(Fenced(f"another owner saves snapshots of shard {self._shard}: {taken}")) from None
-        except (Malformed, Refused, Denied) as error:
+        except (Malformed, Corrupt, Refused, Denied) as error:
             raise self._end(Unknown(f"saving a snapshot: {error}")) from error
         self._kept = [*self._kept, manifest][-snapshots.KEPT :]
         if len(self._kept) == snapshots.KEPT:

@@ -10,6 +10,10 @@
 that of the manifest before, 0 for none. The manifest is published last, behind its pieces, so an unfinished snapshot
 has none; its pieces go with the next purge. Two owners cannot mix their pieces: each is published at the sequence
 behind the last. Two snapshots are kept.
+
+A piece that is damaged makes its snapshot one that is passed over for the one before (`Malformed`). Pieces that are
+whole, and not those of the manifest, cannot come of damage: somebody has put an older snapshot under a newer manifest,
+and nothing of that stream is believed (`Corrupt`).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
+from shards.journal import Corrupt
 from shards.journal.jetstream.record import RECORD_BYTES_MAX, Malformed
 from shards.journal.jetstream.streams import Stored, Stream
 
@@ -108,7 +113,9 @@ def kept(stream: Stream, shard: int) -> list[Manifest]:
 
 
 def chunks_of(stream: Stream, manifest: Manifest) -> Iterator[bytes]:
-    """The chunks, each of whose bytes was checked; only exhaustion proves the whole. Raises Malformed, Unavailable."""
+    """The chunks, each of whose bytes was checked; only exhaustion proves the whole. Raises Malformed, Corrupt,
+    Unavailable.
+    """
     digest = hashlib.blake2b(digest_size=16)
     pending = bytearray()
     number = length = 0
@@ -126,12 +133,16 @@ def chunks_of(stream: Stream, manifest: Manifest) -> Iterator[bytes]:
             yield bytes(pending[at + 4 : end])
             at = end
         del pending[:at]
-    if pending or number != manifest.pieces or length != manifest.length or digest.digest() != manifest.digest:
-        raise Malformed(f"the snapshot at position {manifest.position} is not what its manifest says")
+    if number != manifest.pieces:
+        raise Malformed(f"the snapshot at position {manifest.position} has {number} pieces of {manifest.pieces}")
+    if pending or length != manifest.length or digest.digest() != manifest.digest:
+        raise Corrupt(
+            f"{stream.name}: other pieces than its own lie under the manifest of position {manifest.position}"
+        )
 
 
 def check(stream: Stream, manifest: Manifest) -> None:
-    """Reads the snapshot whole. Raises Malformed, Unavailable."""
+    """Reads the snapshot whole. Raises Malformed, Corrupt, Unavailable."""
     for _ in chunks_of(stream, manifest):
         continue
 
@@ -142,7 +153,15 @@ def _piece(stored: Stored, manifest: Manifest, number: int) -> bytes:
         raise Malformed(f"piece {number} of the snapshot at position {manifest.position} is missing")
     head = message[: _PIECE.size]
     piece = message[_PIECE_HEAD_BYTES:]
-    wanted = (_PIECE_MAGIC, manifest.shard, manifest.epoch, manifest.position, number)
-    if _PIECE.unpack(head) != wanted or _U32.unpack_from(message, _PIECE.size)[0] != crc32c(piece, crc32c(head)):
-        raise Malformed(f"piece {number} of the snapshot at position {manifest.position} is damaged, or another's")
+    if _U32.unpack_from(message, _PIECE.size)[0] != crc32c(piece, crc32c(head)):
+        raise Malformed(f"piece {number} of the snapshot at position {manifest.position} is damaged")
+    magic, *fields = _PIECE.unpack(head)
+    if magic != _PIECE_MAGIC:
+        raise Malformed(f"not a piece this version can read: it begins with {magic!r}")
+    if fields != [manifest.shard, manifest.epoch, manifest.position, number]:
+        shard, epoch, position, there = fields
+        raise Corrupt(
+            f"S_{manifest.shard}, sequence {stored.sequence}: piece {there} of shard {shard} at position {position} in "
+            f"epoch {epoch} lies under the manifest of position {manifest.position}: an older snapshot, or another's"
+        )
     return piece

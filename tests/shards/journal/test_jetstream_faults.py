@@ -289,7 +289,26 @@ def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
     assert journal_on(streams, witness=witness).open(SHARD, "newer").head == 5
 
 
-def test_an_older_snapshot_under_a_newer_manifest_is_passed_over(streams: NatsCluster) -> None:
+@pytest.mark.parametrize("saved_again", [False, True], ids=["of another position", "of the same position"])
+def test_an_older_snapshot_under_a_newer_manifest_is_refused(streams: NatsCluster, saved_again: bool) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    journal.append(payload_of(1))
+    journal.save_snapshot(1, [b"as of 1"])
+    if not saved_again:
+        journal.append(payload_of(2))
+    journal.save_snapshot(journal.head, [b"as of %d, and saved later" % journal.head])
+    journal.close()
+    older, first, newer, second = raw(streams, f"S_{SHARD}")
+    assert newer != older
+    put_snapshots(streams, [older, first, older, second])
+    with pytest.raises(Corrupt, match="under the manifest of position"):
+        journal_on(streams).open(SHARD, OWNER)
+    with pytest.raises(Corrupt, match="under the manifest of position"):
+        list(JetStreamReader(streams.connect(), SHARD, MACHINE_CLOCKS.boot_ns).chunks(journal.head))
+
+
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before(streams: NatsCluster) -> None:
     journal = journal_on(streams)
     journal.open(SHARD, OWNER)
     for number in (1, 2):
@@ -297,20 +316,23 @@ def test_an_older_snapshot_under_a_newer_manifest_is_passed_over(streams: NatsCl
         journal.save_snapshot(number, [b"as of %d" % number])
     journal.close()
     older, first, newer, second = raw(streams, f"S_{SHARD}")
-    streams.ask(f"STREAM.DELETE.S_{SHARD}")
-    kept = raw(streams, f"J_{SHARD}")
-    streams.make(SHARD)
-    for subject, message in (("", older), (".whole", first), ("", older), (".whole", second)):
-        streams.publish(f"S.{SHARD}{subject}", message)
-    for message in kept:
-        streams.publish(f"J.{SHARD}", message)
-    assert newer != older
+    put_snapshots(streams, [older, first, newer[:-1] + bytes([newer[-1] ^ 1]), second])
     again = journal_on(streams)
     again.open(SHARD, OWNER)
     loaded = again.load_snapshot()
     assert loaded is not None
     assert (loaded.position, list(loaded.chunks)) == (1, [b"as of 1"])
     assert "passed over" in again.warnings[0]
+
+
+def put_snapshots(streams: NatsCluster, messages: list[bytes]) -> None:
+    """The shard's streams anew, with the same log, and these as what was saved: a piece, its manifest, and again."""
+    kept = raw(streams, f"J_{SHARD}")
+    streams.make(SHARD)
+    for subject, message in zip(("", ".whole") * 2, messages, strict=True):
+        streams.publish(f"S.{SHARD}{subject}", message)
+    for message in kept:
+        streams.publish(f"J.{SHARD}", message)
 
 
 # -- a stream that is said to be absent --------------------------------------------------------------------------------
