@@ -48,6 +48,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "pause_max_ns": ("billing_loop_pause_minute_max_seconds", "The longest pause of the loop within the last minute."),
     "gc_pause_max_ns": ("billing_gc_life_max_seconds", "The longest garbage collection since the worker started."),
     "journal_bytes": ("billing_journal_bytes", "Journal on disk, segments that are kept included."),
+    "grant_left_ns": ("billing_grant_left_seconds", "How long the shard may act yet; absent with a journal in files."),
     "snapshots": ("billing_snapshots_total", "Snapshots made since the worker started."),
     "snapshot_age_ns": ("billing_snapshot_age_seconds", "Since the last snapshot of this life; absent before it."),
     "snapshot_pause_max_ns": ("billing_snapshot_slice_life_max_seconds", "The longest slice of the loop it took."),

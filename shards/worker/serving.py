@@ -202,6 +202,7 @@ class Serving:
             **worker.syncs.figures(),
             "no_room": worker.backpressure.reason,
             "lapsed": not worker.may_act(),
+            "grant_left_ns": worker.grant_left_ns(),
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
             "garbage": len(worker.shard.chores),

@@ -134,6 +134,11 @@ class Worker:
         self._lapse()
         return False
 
+    def grant_left_ns(self) -> int:
+        """For how long the journal's grant lasts from now on; -1 where it lasts for all time."""
+        granted_ns = self.journal.granted_ns
+        return -1 if granted_ns == ALL_TIME_NS else max(granted_ns - self.clock.at(self._boot_ns()), 0)
+
     def _lapse(self) -> None:
         """Another owner may live at this instant: the grant is asked for anew, and nothing is done before it is had."""
         if not self.backpressure.lapsed:
