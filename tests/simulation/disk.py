@@ -84,7 +84,7 @@ class SimDisk:
         if self._dead or self._boot != self.medium.boots:
             raise Crashed("a process that is no more")
         self.calls += 1
-        self.trace.append(f"{call} {os.path.basename(path)}")
+        self.trace.append(f"{call} {path[path.rfind('/') + 1 :]}")
         fault = self._fault
         if fault is not None and self._only:
             self._ahead -= call == self._only

@@ -72,8 +72,11 @@ class Daemon:
         return self.process
 
     def wait_ready(self, wait_s: float = 120.0, unless: str = "\0") -> None:
-        """Returns when /readyz says 200; raises with the log where it does not, or names a reason with `unless`."""
-        deadline = time.monotonic() + wait_s
+        """Returns when /readyz says 200; raises with the log where it does not, or names a reason with `unless`. It is
+        asked the more seldom the longer it takes: on a busy machine the questions would take the time to start.
+        """
+        began = time.monotonic()
+        deadline = began + wait_s
         reason = "no answer"
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
@@ -88,7 +91,7 @@ class Daemon:
                     break
             except OSError as error:
                 reason = str(error)
-            time.sleep(0.02)
+            time.sleep(max(0.02, (time.monotonic() - began) / 16))
         raise AssertionError(f"not ready after {wait_s} s: {reason}\n{self.log.read_text()}")
 
     def worker_pids(self) -> list[int]:
