@@ -7,18 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 
 USERS = [f"user-{number}" for number in range(24)]
+FILLERS = [f"filler-{number}" for number in range(8)]  # of both shards
 SHARDS = 2
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -167,25 +168,11 @@ async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_its
             continue
         refused += error is not None
         assert error is None or error.startswith("UNAVAILABLE"), error
-    async with asyncio.timeout(60):
-        while 0.0 not in await asyncio.to_thread(grants_left, daemon):
-            await asyncio.sleep(0.05)
     for number in (0, 1):
         servers.start_server(number)
     await caller.check()
     await caller.round()
-    async with asyncio.timeout(60):
-        while len(left := await asyncio.to_thread(grants_left, daemon)) != SHARDS or 0.0 in left:
-            await asyncio.sleep(0.05)
-    assert all(value <= 2 for value in left), "the grant is of two seconds"
     assert daemon.stop() == 0
-
-
-def grants_left(daemon: Daemon) -> list[float]:
-    """How long each shard may act yet, as /metrics says it."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
-        lines = answer.read().decode().splitlines()
-    return [float(line.split()[-1]) for line in lines if line.startswith("billing_grant_left_seconds{")]
 
 
 async def test_a_full_stream_refuses_commands_and_answers_reads_until_there_is_room(
@@ -217,6 +204,63 @@ async def test_a_full_stream_refuses_commands_and_answers_reads_until_there_is_r
         servers.limit(f"J_{shard}", -1)
     await caller.round()
     assert daemon.stop() == 0
+
+
+async def test_cutoffs_go_on_while_a_stream_is_full_and_nothing_of_them_is_lost(
+    servers: NatsCluster, data_dir: Path
+) -> None:
+    """Changes are refused; what time causes is called once, and is in the history when there is room again."""
+    receiver = Receiver("127.0.0.1", 0)
+    await receiver.start()
+    daemon = daemon_on(servers, data_dir / "host", cutoff__url=f"{receiver.url}/off")
+    try:
+        assert (await asyncio.to_thread(billing, daemon, "cluster", "init"))[0] == 0
+        for shard in range(1, SHARDS + 1):
+            servers.limit(f"J_{shard}", 600_000)
+        await asyncio.to_thread(daemon.start)
+        caller = Caller(daemon.rpc_port)
+        for number, user in enumerate(USERS):  # they run out one after the other
+            await caller.call("top_up", user, 3_000_000_000 * (1 + number))
+            await caller.call("set_rate", user, 1_000_000_000)
+        full = await asyncio.gather(*(fill(daemon.rpc_port, user) for user in FILLERS))
+        assert all("full" in refusal["message"] for refusal in full)
+        now_ns = (await caller.call("get_account", FILLERS[0]))["at_ns"]
+        async with asyncio.timeout(120):
+            while sum(call.exhausted_at_ns > now_ns for call in receiver.calls) < 2:
+                await asyncio.sleep(0.05)
+        again = await asyncio.gather(*(fill(daemon.rpc_port, user) for user in FILLERS))
+        assert all(refusal["applied"] == "no" for refusal in again), "the streams are full still"
+
+        for shard in range(1, SHARDS + 1):
+            servers.limit(f"J_{shard}", -1)
+        await caller.call("top_up", FILLERS[0], 1)
+        wanted: dict[tuple[str, int], int] = {}  # who ran out, when -> the balance then
+        for user in USERS:
+            rows = [row for row in await caller.call("history", user) if row["operation"] == "exhaust"]
+            wanted |= {(user, row["at_ns"]): row["balance_after_nanos"] for row in rows}
+        assert sum(at_ns > now_ns for _, at_ns in wanted) >= 2
+        assert set(wanted.values()) == {0}
+        async with asyncio.timeout(120):
+            while missing := set(wanted) - {(call.user_id, call.exhausted_at_ns) for call in receiver.calls}:
+                await asyncio.sleep(0.05)
+        assert not missing
+        assert len({call.event_id for call in receiver.calls}) == len({call.user_id for call in receiver.calls})
+        assert await asyncio.to_thread(daemon.stop) == 0
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        await receiver.close()
+
+
+async def fill(port: int, user: str) -> dict[str, Any]:
+    """Tops the user up until that is refused; the refusal."""
+    rpc = await Rpc.connect(port)
+    await rpc.call("hello", {"errors": "map"})
+    while True:
+        error, _ = await asyncio.wait_for(rpc.call("top_up", user, 1, {"message": "x" * 200}), 120)
+        if error is not None:
+            rpc.close()
+            return dict(error)
 
 
 def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:
