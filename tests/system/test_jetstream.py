@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,25 @@ async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_its
             continue
         refused += error is not None
         assert error is None or error.startswith("UNAVAILABLE"), error
+    async with asyncio.timeout(60):
+        while 0.0 not in await asyncio.to_thread(grants_left, daemon):
+            await asyncio.sleep(0.05)
     for number in (0, 1):
         servers.start_server(number)
     await caller.check()
     await caller.round()
+    async with asyncio.timeout(60):
+        while len(left := await asyncio.to_thread(grants_left, daemon)) != SHARDS or 0.0 in left:
+            await asyncio.sleep(0.05)
+    assert all(value <= 2 for value in left), "the grant is of two seconds"
     assert daemon.stop() == 0
+
+
+def grants_left(daemon: Daemon) -> list[float]:
+    """How long each shard may act yet, as /metrics says it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith("billing_grant_left_seconds{")]
 
 
 async def test_a_full_stream_refuses_commands_and_answers_reads_until_there_is_room(
