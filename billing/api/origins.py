@@ -86,7 +86,7 @@ def origin_of_peer(peer: object) -> str:
     address = _address_in(peer)
     if address is None:
         return "an unknown address"
-    return str(address) if address.version == 4 else f"{ipaddress.ip_address(int(address) >> 64 << 64)}/64"
+    return str(address) if address.version == 4 else f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def is_unix(transport: BaseTransport) -> bool:

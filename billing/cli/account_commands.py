@@ -21,7 +21,7 @@ from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import put, say
 from billing.cli.paging import list_all_option, show_pages
-from billing.cli.periods import is_relative, named
+from billing.cli.periods import ANY_INSTANT_NS, is_relative, named
 from billing.cli.showing import coins, look_of, show
 from billing.cli.values import moment, span
 from billing.client.client import Client
@@ -48,22 +48,22 @@ def _account(target: Target, user: str, at: str | None) -> None:
     if at is None:
         show(target, ask(target, "get_account", user))
     else:
-        _balance_at(target, user, at)
+        _balance_at(target, user, at, "--at")
 
 
-def _balance_at(target: Target, user: str, at: str) -> None:
+def _balance_at(target: Target, user: str, at: str, hint: str = "WHEN") -> None:
     zone = ZoneInfo(target.zone) if target.zone is not None else None
 
     def named_at(now_ns: int) -> int:
         try:
             return named(at, zone, now_ns).from_ns
         except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--at") from None
+            raise click.BadParameter(str(error), param_hint=hint) from None
 
-    named_at(0)
+    named_at(ANY_INSTANT_NS)
 
     async def work(client: Client) -> tuple[int, Any]:
-        now_ns = (await client.server_info())["now_ns"] if is_relative(at) else 0
+        now_ns = (await client.server_info())["now_ns"] if is_relative(at) else ANY_INSTANT_NS
         at_ns = named_at(now_ns)
         return at_ns, await client.call("balance_at", sendable(user), at_ns)
 

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 from billing.ledger.money import INT64_MAX
 
 SECOND_NS: Final = 10**9
+ANY_INSTANT_NS: Final = 10**18  # where only it is asked whether the words are right
 
 MONTHS: Final = (
     *("january", "february", "march", "april", "may", "june", "july"),

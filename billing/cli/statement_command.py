@@ -21,7 +21,7 @@ from billing.api.methods import HISTORY_ROWS_MAX
 from billing.cli.calling import Target, run, sendable, target_options
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
-from billing.cli.periods import DAY, MONTH, YEAR, Span, is_relative, named
+from billing.cli.periods import ANY_INSTANT_NS, DAY, MONTH, YEAR, Span, is_relative, named
 from billing.cli.showing import look_of, put_table, show, with_zone
 from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column
 from billing.cli.values import coins, moment, value_of
@@ -36,7 +36,6 @@ _COLUMNS: Final = (
     *(("entry", NUMBER, 5), ("at", WHOLE, 0), ("operation", WHOLE, 1), ("accrued", COINS, 4), ("amount", COINS, 2)),
     *(("balance", COINS, 3), ("resource", TEXT, 6), ("message", TEXT, 7), ("request", TEXT, 8), ("actor", TEXT, 9)),
 )
-_PROBE_NS: Final = 10**18  # any instant: only whether the words are right is asked
 
 
 class Asked(NamedTuple):
@@ -115,17 +114,17 @@ def statement(
 def _check_words(asked: Asked, zone: tzinfo | None) -> None:
     """Says what is wrong with the words before a daemon is asked for anything. Raises click.BadParameter."""
     if not asked.is_relative:
-        asked.bounds(zone, _PROBE_NS)
+        asked.bounds(zone, ANY_INSTANT_NS)
     for name, text in zip(("--from", "--to", "--month", "--day"), asked, strict=True):
         if text is not None:
-            span_of(name, text, zone, _PROBE_NS)
+            span_of(name, text, zone, ANY_INSTANT_NS)
 
 
 def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str | None) -> tuple[Row, list[Row]]:
     """What the daemon says of the period, and all its entries, oldest first."""
 
     async def work(client: Client) -> tuple[Row, list[Row]]:
-        now_ns = (await client.server_info())["now_ns"] if asked.is_relative else _PROBE_NS
+        now_ns = (await client.server_info())["now_ns"] if asked.is_relative else ANY_INSTANT_NS
         from_ns, to_ns = asked.bounds(zone, now_ns)
         found: Row = await client.call("statement", sendable(user), from_ns, to_ns, by=by)
         if found["from_ns"] < from_ns:

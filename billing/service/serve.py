@@ -192,7 +192,7 @@ async def _run(
 
 def _admin_tls(config: Config) -> ssl.SSLContext | None:
     """Beyond loopback the admin server speaks TLS as the RPC door does."""
-    if parse_listen(config.admin.listen).loopback:
+    if not config.admin.listen or parse_listen(config.admin.listen).loopback:
         return None
     return server_context(config.rpc)
 

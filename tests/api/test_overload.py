@@ -113,6 +113,7 @@ async def test_another_user_of_the_unix_socket_has_connections_of_its_own() -> N
         ("::ffff:192.0.2.7", "192.0.2.7"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
         ("", "an unknown address"),
     ],
 )

@@ -174,6 +174,8 @@ def test_the_account_as_it_was(books: Daemon) -> None:
     assert told(books, "account", "anna", "--at", "2001-01-01")["state"] == "unopened"
     assert told(books, "account", "anna", "--at", "now")["rate_nanos_per_hour"] == 1_080_000_000
     assert billing(books, "account", "anna", "--at", "later").returncode == 2
+    for at in ("yesterday", "monday", "january"):
+        assert told(books, "account", "anna", "--at", at) == told(books, "balance-at", "anna", at)
 
 
 async def test_a_dry_run_says_what_would_come_and_changes_nothing(books: Daemon) -> None:

@@ -143,6 +143,9 @@ async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chro
         assert await browser.evaluate("document.title.startsWith('● Stuck')")
         owed = await browser.evaluate("document.getElementById('owed').innerText")
         assert owed == "The list cannot be had now: no answer in time."
+        tiles = " ".join((await browser.evaluate("document.querySelector('.tiles').innerText")).split())
+        assert "nothing is owed" not in tiles, "nobody knows that now"
+        assert "Cutoffs owed – no shard answers" in tiles
         daemon.kill(daemon.worker_pids()[0])
         await browser.until("document.getElementById('recent').innerText.includes('ended with -9')", 60)
         await browser.until("document.querySelector('#state .pill.good') !== null", 60)

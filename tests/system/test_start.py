@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -29,6 +30,19 @@ def test_a_configuration_with_three_mistakes_names_all_three(data_dir: Path) -> 
     for path in ("shards.workers", "journal.sink", "cutoff.url"):
         assert path in text
     assert sorted(data_dir.iterdir()) == [config], "nothing was started"
+
+
+@pytest.mark.parametrize("key", ["admin.listen", "rpc.listen"])
+def test_a_door_that_is_not_wanted_is_left_out(data_dir: Path, key: str) -> None:
+    path = data_dir / "rpc.sock"
+    daemon = Daemon(data_dir, **{key: "", "rpc.unix_socket": str(path), "shards.workers": 1})
+    daemon.process = daemon.launch()
+    ping = [sys.executable, "-m", "billing", "ping", "--address", str(path)]
+    deadline = time.monotonic() + 120
+    while subprocess.run(ping, capture_output=True, check=False).returncode and time.monotonic() < deadline:
+        assert daemon.process.poll() is None, daemon.log.read_text()
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.log.read_text()
 
 
 async def test_a_second_daemon_on_the_same_data_directory_is_refused(data_dir: Path) -> None:

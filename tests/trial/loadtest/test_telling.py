@@ -130,6 +130,8 @@ def test_three_sentences_come_first() -> None:
     late = result_of(slow, run_of(1, valid=False, invalid_because=["only 199 samples"]))
     few = result_of(run_of(latency=pairs(60 * MS, 100)))
     swept = result_of(steps=[run_of(), too_much], knee_per_s=1000.0, kind="sweep")
+    tardy = result_of(run_of(cutoffs=Cutoffs(expected=50_000, received=50_000, lateness=pairs(690 * MS, 50_000))))
+    tardy_few = result_of(run_of(cutoffs=Cutoffs(expected=20, received=20, lateness=pairs(690 * MS, 20))))
     for result, first, second in (
         (result_of(run_of(per_s=2000.0)), "kept up with the 2,000 commands a second", "300 cutoffs"),
         (swept, "keeps up with 1,000 commands", "300 cutoffs"),
@@ -137,6 +139,8 @@ def test_three_sentences_come_first() -> None:
         (late, "did not keep up: the 99th percentile was 60.", "cut off in time"),
         (few, "not known: there were too few answers to tell a 99th percentile, and the slowest took 60.", "cut off"),
         (result_of(slow), "the 99th percentile was 60.", "cut off in time"),
+        (tardy, "kept up", "was cut off LATE, beyond the 50.0 ms that are meant: 99 of 100 within"),
+        (tardy_few, "kept up", "was cut off LATE, beyond the 50.0 ms that are meant: the last 69"),
     ):
         told = in_short(result)
         assert len(told) == 3
