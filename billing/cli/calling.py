@@ -127,9 +127,13 @@ def words_of(error: BillingError, target: Target, user: object = None) -> str:
         text = f"{error.name}: the token in {target.token_in} is not known to this daemon: revoked, or another's"
     elif isinstance(error, Unavailable) and (reason := details.get("unreached")):
         where = f"{target.address} ({target.told_by})" if target.told_by else target.address
-        text = (
-            f"UNAVAILABLE: no daemon answers at {where}: {reason}; `billing serve` starts one, --address names another"
-        )
+        if untrusted := details.get("untrusted"):
+            text = f"UNAVAILABLE: the certificate at {where} is not trusted ({untrusted}); --tls-ca names its authority"
+        else:
+            text = (
+                f"UNAVAILABLE: no daemon answers at {where}: {reason}; "
+                "`billing serve` starts one, --address names another"
+            )
     return printable(text) + (" (it may have been carried out)" if error.applied == "unknown" else "")
 
 
@@ -213,9 +217,12 @@ def _token(file: str | None) -> tuple[str | None, str]:
         where += f" ({TOKEN_FILE})"
     try:
         with click.open_file(file, encoding="utf-8") as opened:
-            return str(opened.read()).strip(), where
+            token = str(opened.read()).strip()
     except (OSError, UnicodeError) as error:
         raise click.BadParameter(f"{file}: {error}", param_hint="--token-file") from None
+    if not token:
+        raise click.BadParameter(f"{where} is empty: expected a token", param_hint="--token-file")
+    return token, where
 
 
 def _check_zone(name: str) -> None:

@@ -278,7 +278,7 @@ class Link:
         pause_s = BACKOFF_FIRST_S
         try:
             while not self.closed:
-                reason = ""
+                reason = untrusted = ""
                 for address in self._addresses:
                     self.address = address
                     try:
@@ -290,13 +290,15 @@ class Link:
                     except OSError as error:
                         self._said = f"cannot connect: {error}"
                         reason = _connect_words(error)
+                        if isinstance(error, ssl.SSLCertVerificationError):
+                            untrusted = error.verify_message
                     except BillingError as error:
                         self._said = str(error)
                         if not error.retry:  # a token that is not known will not be known in a second either
                             self._refuse(error)
                             return
                         reason = error.details.get("foreign", error.message)
-                self._count_attempt(reason)
+                self._count_attempt({"unreached": reason, **({"untrusted": untrusted} if untrusted else {})})
                 await asyncio.sleep(pause_s * (1 + self._jitter()))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         finally:
@@ -344,13 +346,15 @@ class Link:
             if not future.done():
                 future.set_result(connection)
 
-    def _count_attempt(self, reason: str) -> None:
-        """An attempt failed: tells those that wait for no other."""
+    def _count_attempt(self, details: dict[str, str]) -> None:
+        """An attempt failed: tells those that wait for no other. `details`: why (`unreached`), and the fault of the
+        certificate that was shown (`untrusted`).
+        """
         for future, left in list(self._waiting.items()):
             if left is not None and not future.done():
                 self._waiting[future] = left - 1
                 if left <= 1:
-                    future.set_exception(Unavailable(self._said, applied="no", details={"unreached": reason}))
+                    future.set_exception(Unavailable(self._said, applied="no", details=dict(details)))
 
     def _refuse(self, error: BillingError) -> None:
         """Tells all that wait that there will be none."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import click
 from rich.console import Console
@@ -133,16 +134,27 @@ def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Found]:
         if path.suffix in TARANTOOL:
             tarantool.append(path)
         elif path.suffix == ".csv":
-            with click.open_file(str(path), encoding="utf-8-sig") as lines:
+            with text_of(path) as lines:
                 yield from from_csv(lines, str(path))
         elif path.suffix in JSON_LINES:
-            with click.open_file(str(path), encoding="utf-8-sig") as lines:
+            with text_of(path) as lines:
                 yield from from_json_lines(lines, str(path))
         else:
             raise ValueError(f"{path}: expected a name that ends with .csv, .jsonl, .ndjson, .snap or .xlog")
     if tarantool:
         tarantool.sort(key=lambda path: (path.suffix != ".snap", path.name))
         yield from from_tarantool(((str(path), contents(path)) for path in tarantool), mapping)
+
+
+@contextmanager
+def text_of(path: Path) -> Iterator[IO[str]]:
+    """A file of lines. Raises ValueError with the file where it is not UTF-8."""
+    with click.open_file(str(path), encoding="utf-8-sig") as lines:
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise ValueError(f"{path}: expected UTF-8, got a byte {byte:#04x}; nothing was imported") from None
 
 
 def contents(path: Path) -> bytes:

@@ -120,6 +120,13 @@ def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path: P
     ]
 
 
+def test_an_empty_token_file_is_told_before_anybody_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" \n")
+    ended = run("ping", "--token-file", str(tmp_path / "token"))
+    assert ended.returncode == 2
+    assert f"{tmp_path / 'token'} is empty: expected a token" in " ".join(ended.stderr.split())
+
+
 def test_config_check_says_that_nothing_is_wrong() -> None:
     ended = run("config", "check", "--config", str(Path(__file__).parents[2] / "config.toml"))
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -107,3 +107,13 @@ def test_users_who_have_nothing_are_counted_in_words(tmp_path: Path, users: int,
     result = CliRunner().invoke(root, ["import", "--dry-run", str(file)])
     assert result.exit_code == 0, result.output
     assert result.output.startswith(told)
+
+
+@pytest.mark.parametrize("name", ["accounts.csv", "accounts.jsonl"])
+def test_a_file_that_is_not_utf_8_is_named_and_nothing_of_it_is_imported(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"user_id,balance\n" if name.endswith("csv") else b'{"user_id": "a", "balance": "1"}\n')
+    file.write_bytes(file.read_bytes() + b"caf\xe9,1\n")
+    result = CliRunner().invoke(root, ["import", str(file)])
+    assert result.exit_code == 1
+    assert f"{file}: expected UTF-8, got a byte 0xe9; nothing was imported" in result.output

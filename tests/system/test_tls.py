@@ -188,6 +188,16 @@ def test_the_load_test_speaks_tls(guarded: Guarded, tmp_path: Path) -> None:
     assert run["planned"] >= 50
 
 
+def test_the_command_line_says_that_a_certificate_is_not_trusted(guarded: Guarded) -> None:
+    command = [sys.executable, "-m", "billing", "ping", "--address", guarded.daemon.address]
+    done = subprocess.run(
+        [*command, "--tls-cert", guarded.metering], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"the certificate at {guarded.daemon.address} is not trusted" in done.stderr
+    assert "--tls-ca" in done.stderr
+    assert "no daemon answers" not in done.stderr
+
+
 def test_the_command_line_speaks_tls(guarded: Guarded) -> None:
     done = subprocess.run(
         [
