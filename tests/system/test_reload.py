@@ -276,7 +276,7 @@ async def test_the_limits_of_one_client_change_while_it_serves(data_dir: Path) -
         assert refused == "BUSY: this connection asks more than 1 times a second"
         assert await rpc.ask("ping") == "pong"
         assert b"TOO_MANY_CONNECTIONS" in await first_words(daemon)
-        assert "were turned away, the last one from 127.0.0.1: too many from there" in daemon.log.read_text()
+        assert "connections turned away: 1, the last one from 127.0.0.1: too many from there" in daemon.log.read_text()
         await reload(daemon, "reloaded rpc.requests_per_s_max: 0, was 1", **dict.fromkeys(limits, 0))
         for _ in range(400):
             said = await first_words(daemon)
