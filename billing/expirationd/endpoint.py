@@ -418,16 +418,14 @@ class Endpoint:
 
     def _on_listened(self) -> None:
         self._listening = None
-        if not self._proved and not self._spares:
+        oldest = next((line for line in self._asked if not line.proved), None)
+        if oldest is None or not (self._proved or self._spares):
             return
         now_ns = self.boot_ns()
-        suspect_ns = self._silence.suspect_ns([line.asked_ns for line in self._asked if not line.proved], now_ns)
-        if suspect_ns < 0:
-            return
         stalled = now_ns - self._listening_until_ns > _STALLED_NS
-        if suspect_ns and not stalled:
+        if not stalled and self._silence.is_suspicious(oldest.asked_ns, now_ns):
             self._clear()
-            self._silence.cleared(suspect_ns, now_ns)
+            self._silence.cleared(now_ns)
         else:
             self._listen_closely()
 

@@ -7,14 +7,13 @@ soon as that, the server waited for those: a *strike*.
 
 What proves nothing: a call that is merely slow. It is known by others that were written well after it on connections
 not proved either, and answered before it: connections are accepted in their order, so the server has accepted its one.
-Such an *overtaken* call is neither suspicious nor ever a strike, however late its answer comes; and its slow answer is
-measured by what was usual before. (One that was answered on a proved connection says nothing of those that still wait
-to be accepted.)
+Such an *overtaken* call is never a strike, however late its answer comes; and its slow answer is measured by what was
+usual before. (One that was answered on a proved connection says nothing of those that still wait to be accepted.) It is
+suspicious all the same, since closing idle connections harms nobody, and a server may accept from several queues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 SILENCE_NS: Final = 20_000_000
@@ -24,7 +23,7 @@ STRIKES_MAX: Final = 3
 class Silence:
     """Of one endpoint. Instants are of the boot clock."""
 
-    __slots__ = ("_cleared_ns", "_newest_ns", "_suspect_ns", "_usual_ns", "answered_ns", "strikes")
+    __slots__ = ("_cleared_ns", "_newest_ns", "_usual_ns", "answered_ns", "strikes")
 
     def __init__(self) -> None:
         self.answered_ns = 0  # when the last answer came
@@ -32,7 +31,6 @@ class Silence:
         self._usual_ns = 0  # what an answer takes; down at once, and up slowly: waiting for others is not usual
         self._newest_ns = 0  # when the newest call was written that was answered on a connection not proved before
         self._cleared_ns = 0  # when the idle connections were closed for the sake of calls without an answer
-        self._suspect_ns = 0  # when the oldest of these calls was written
 
     @property
     def patience_ns(self) -> int:
@@ -43,24 +41,19 @@ class Silence:
         """Whether a call written then was overtaken by one written well after it, both on connections not proved."""
         return asked_ns + SILENCE_NS < self._newest_ns
 
-    def suspect_ns(self, asked: Iterable[int], now_ns: int) -> int:
-        """When the oldest suspicious one of the calls was written that wait unanswered; -1 where none is suspicious,
-        0 where one may still become so. `asked`: when they were written, the oldest first.
-        """
-        oldest_ns = next((asked_ns for asked_ns in asked if not self.is_overtaken(asked_ns)), -1)
-        if oldest_ns < 0:
-            return -1
-        return oldest_ns if now_ns - max(oldest_ns, self.answered_ns) >= self.patience_ns else 0
+    def is_suspicious(self, asked_ns: int, now_ns: int) -> bool:
+        """Whether the call that waits for longest, written at `asked_ns`, is suspicious by now."""
+        return now_ns - max(asked_ns, self.answered_ns) >= self.patience_ns
 
-    def cleared(self, suspect_ns: int, now_ns: int) -> None:
-        """The idle connections were closed since a call of `suspect_ns` has no answer."""
-        self._suspect_ns, self._cleared_ns = suspect_ns, now_ns
+    def cleared(self, now_ns: int) -> None:
+        """The idle connections were closed for the sake of calls without an answer."""
+        self._cleared_ns = now_ns
 
     def answered(self, asked_ns: int, now_ns: int, proved: bool) -> bool:
         """A call written at `asked_ns` was answered; whether that is the strike that decides: this server serves few.
         `proved`: an answer came on its connection before.
         """
-        waited = self._suspect_ns <= asked_ns < self._cleared_ns and not self.is_overtaken(asked_ns)
+        waited = asked_ns < self._cleared_ns and not self.is_overtaken(asked_ns)
         struck = not proved and waited and now_ns <= self._cleared_ns + self.patience_ns
         if struck:
             self._cleared_ns = 0
