@@ -51,6 +51,10 @@ class Feed:
         self._replay = None
         return Slice(batches, True)
 
+    def forget(self) -> None:
+        """Nothing is read for now, and no slice is under way: lets go of what the journal has read."""
+        self._replay = None
+
     def close(self) -> None:
         """Ends the thread, after the slice it reads."""
         self._reader.close()

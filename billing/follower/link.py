@@ -7,9 +7,11 @@ question.
 **Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
 Small batches are gathered for `GATHER_S` at most, or until somebody asks: a write and a process woken for each would
 cost more than the commands in it.
-What the process has not committed is held up to `unreached_bytes_max`; above that the link stops sending and only
-remembers the head. What is missing is then read again from the journal by `feed`, until the head is reached; so it is
-after each start, too. Meanwhile questions wait for the head of the moment they were asked at.
+What the process has not committed is held up to `unreached_bytes_max`; above that the link stops sending. What is
+missing is then read again from the journal by `feed`; so it is after each start, too. A reading ends at the head of the
+moment when it began, and while it lasts more is appended: so the newest batches are kept meanwhile, a quarter of that
+many bytes, and as soon as what was read reaches the first of them, they are sent and no more is read. Without that, a
+steady load keeps a follower reading for ever. Meanwhile questions wait for the head of the moment they were asked at.
 
 **Phases.** `DOWN` no process, questions are refused · `STARTING` a process was started and opens its file · `BEHIND` it
 is fed from the journal · `LIVE` each batch is sent as it comes.
@@ -139,6 +141,8 @@ class FollowerLink:
         self._reading = False  # a slice is being read, maybe still for the process before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
+        self._kept: deque[tuple[int, bytes]] = deque()  # the newest batches without a gap, while it is behind
+        self._kept_bytes = 0
         self._gathered: list[say.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
         self._gathered_bytes = 0
         self._gathering: asyncio.TimerHandle | None = None
@@ -171,6 +175,7 @@ class FollowerLink:
         elif position > self._sent:
             if self._phase == LIVE:
                 self._phase = BEHIND
+            self._keep_newest(position, payload)
             self._catch_up()
 
     def ask(self, question: tuple[Any, ...], done: Callable[[Any], None]) -> None:
@@ -269,13 +274,56 @@ class FollowerLink:
         self._send_gathered()
         self._wire.send(message)
 
+    def _keep_newest(self, position: int, payload: bytes) -> None:
+        kept = self._kept
+        if kept and kept[-1][0] != position - 1:
+            self._forget_kept()
+        kept.append((position, payload))
+        self._kept_bytes += len(payload)
+        while self._kept_bytes > self._limits.unreached_bytes_max // 4:
+            self._kept_bytes -= len(kept.popleft()[1])
+
+    def _forget_kept(self) -> None:
+        self._kept.clear()
+        self._kept_bytes = 0
+
     def _catch_up(self) -> None:
-        """Reads the next slice, unless one is under way, or too much is not committed yet."""
+        """Sends what was kept, or reads the next slice, unless one is under way, or too much is not committed yet."""
         if self._phase != BEHIND or self._reading or self._closing.is_set():
             return
         if self._unreached_bytes <= self._limits.unreached_bytes_max // 4:
-            self._reading = True
-            self._feed.read(self._sent, partial(self._on_slice, self._life))
+            self._send_kept()
+            if self._sent >= self._head:
+                self._go_live()
+            else:
+                self._reading = True
+                self._feed.read(self._sent, partial(self._on_slice, self._life))
+
+    def _send_kept(self) -> None:
+        """Sends the newest batches, where the first of them follows what was sent."""
+        kept = self._kept
+        while kept and kept[0][0] <= self._sent:
+            self._kept_bytes -= len(kept.popleft()[1])
+        if kept and kept[0][0] == self._sent + 1:
+            for position, payload in kept:
+                self._send(position, payload)
+            self._forget_kept()
+
+    def _go_live(self) -> None:
+        self._phase, self._was_live = LIVE, True
+        self._feed.forget()
+        self._forget_kept()
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Sends the questions that waited for what was sent by now."""
+        while self._waiting:
+            question = self._questions.get(self._waiting[0])
+            if question is not None:
+                if question.head > self._sent:
+                    break
+                self._post(question.message)
+            self._waiting.popleft()
 
     def _on_slice(self, life: int, found: Slice | None, error: BaseException | None) -> None:
         self._reading = False
@@ -287,15 +335,7 @@ class FollowerLink:
             return
         for position, payload in found.batches:
             self._send(position, payload)
-        if self._sent >= self._head:
-            self._phase, self._was_live = LIVE, True
-        while self._waiting:
-            question = self._questions.get(self._waiting[0])
-            if question is not None:
-                if question.head > self._sent:
-                    break
-                self._post(question.message)
-            self._waiting.popleft()
+        self._send_waiting()
         self._catch_up()
 
     # -- what the process says ---------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from billing.ledger.errors import Refused
 from shards.batch import LEAVE
 from shards.journal.file.journal import FileJournal
 from shards.system.clock import MACHINE_CLOCKS
+from shards.system.host import REAL
+from shards.system.serial_executor import SerialExecutor
 from tests.history.scene import Scene, file_journal
 from tests.history.test_store import batch_of
 
@@ -213,6 +215,59 @@ async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir: Pat
     assert worker.link.figures()["history_starts"] == 1
     await worker.end()
     assert rows_in_file(data_dir) == rows_expected(worker.scene)
+
+
+async def test_a_history_that_is_behind_is_live_after_one_reading_though_each_reading_is_overtaken(
+    data_dir: Path,
+) -> None:
+    """As under any steady load: by the time a reading ends, the journal has grown."""
+    readings = 0
+
+    class Overtaken(SerialExecutor):
+        def submit(self, done: Callable[..., None], function: Callable[..., Any], *arguments: Any) -> None:
+            def overtaken(found: Any, error: BaseException | None) -> None:
+                nonlocal readings
+                readings += 1
+                worker.work()
+                done(found, error)
+
+            super().submit(overtaken, function, *arguments)
+
+    scene = Scene()
+    journal = file_journal(data_dir / "shard-0")
+    for _ in range(50):
+        journal.append(scene.batch())
+    journal.close()
+    worker = Worker(data_dir, scene, host=REAL._replace(executor=Overtaken))
+    await worker.until_live()
+    assert readings == 1
+    await worker.check()
+    os.kill(worker.pid(), signal.SIGKILL)  # and so after another life, where a few were handed over meanwhile
+    worker.work(5)
+    await worker.until(lambda: worker.link.figures()["history_starts"] == 2)
+    await worker.until_live()
+    await worker.check()
+    assert readings <= 2
+    await worker.end()
+    assert rows_in_file(data_dir) == rows_expected(scene)
+
+
+async def test_what_a_slow_history_could_not_be_sent_needs_no_reading_where_it_was_kept(data_dir: Path) -> None:
+    class Unread(SerialExecutor):
+        def submit(self, done: Callable[..., None], function: Callable[..., Any], *arguments: Any) -> None:
+            raise AssertionError("the journal is read again")
+
+    worker = Worker(data_dir, Scene(), host=REAL._replace(executor=Unread), limits=Limits(unreached_bytes_max=400_000))
+    await worker.until_live()
+    os.kill(worker.pid(), signal.SIGSTOP)
+    while worker.link.figures()["history_trouble"] == "":
+        worker.work()
+        await asyncio.sleep(0)
+    worker.work(5)
+    os.kill(worker.pid(), signal.SIGCONT)
+    await worker.until_live()
+    await worker.check()
+    await worker.end()
 
 
 async def test_the_journal_may_be_trimmed_only_up_to_what_is_durable_here(data_dir: Path) -> None:
