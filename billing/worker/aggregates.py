@@ -2,8 +2,8 @@
 oldest cutoff that is owed, and the number of accounts in a cutoff class unknown to the configuration.
 
 All are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
-`step` goes on where the last one stopped and looks at `EXTRAS_MAX` of them at most (a millisecond or two), and a bucket
-counts as it was when the round came by. With few such accounts every step is a whole round.
+`step` goes on where the last one stopped and does `WORK_MAX` of work at most, a fraction of a millisecond, since
+cutoffs wait for it. A bucket counts as it was when the round came by, and sums are kept by what changed since.
 
 What overrun grows by is summed up as well, since this process began: of each bucket, by how much it has more than a
 round before. A bucket that came with a start or a move counts from its first round on, and one where an account with
@@ -23,7 +23,9 @@ from billing.ledger.entry import PENDING
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
 
-EXTRAS_MAX = 2_000
+WORK_MAX = 256  # of one step: a bucket is one, and so is each rare part in it
+STEPS_MAX = 10  # one after the other, `PAUSE_S` apart, for each time that the figures are asked for
+PAUSE_S = 0.02
 
 
 class Count(NamedTuple):
@@ -44,17 +46,21 @@ class Aggregates:
         self._books = books
         self._classes = classes
         self._counts: dict[int, Count] = {}  # of buckets that had something to count
+        self._sum = Count()  # of these, but for the two extremes
+        self._oldest: dict[int, int] = {}  # of buckets that have one
+        self._dearest: dict[int, tuple[int, bytes]] = {}
         self._round: Iterator[int] = iter(())
         self._seen: set[int] = set()  # buckets a round has come by, and which are still here
         self._grown = 0  # internal units
 
-    def step(self, now_ns: int) -> None:
-        """Goes on with the round, or begins the next one."""
-        left = EXTRAS_MAX
+    def step(self, now_ns: int) -> bool:
+        """Goes on with the round, or begins the next one; whether it came to the end of it."""
+        left = WORK_MAX
         bucket_id = next(self._round, 0)
         if not bucket_id:
             self._round = iter(sorted(self._books))
-            self._counts = {known: count for known, count in self._counts.items() if known in self._books}
+            for gone in [known for known in self._counts if known not in self._books]:
+                self._put(gone, Count())
             self._seen.intersection_update(self._books)
             bucket_id = next(self._round, 0)
         while bucket_id:
@@ -62,30 +68,50 @@ class Aggregates:
             if book is not None and book.extras:
                 count = _count(book, now_ns, self._classes)
                 if bucket_id in self._seen:
-                    before = self._counts.get(bucket_id, Count())
-                    self._grown += max(0, count.overrun - before.overrun)
-                self._counts[bucket_id] = count
+                    before = self._counts.get(bucket_id)
+                    self._grown += max(0, count.overrun - (before.overrun if before is not None else 0))
+                self._put(bucket_id, count)
                 left -= len(book.extras)
-            else:
-                self._counts.pop(bucket_id, None)
+            elif bucket_id in self._counts:
+                self._put(bucket_id, Count())
             if book is not None:
                 self._seen.add(bucket_id)
+            left -= 1
             if left <= 0:
-                return
+                return False
             bucket_id = next(self._round, 0)
+        return True
+
+    def _put(self, bucket_id: int, count: Count) -> None:
+        before, total = self._counts.pop(bucket_id, Count()), self._sum
+        self._sum = total._replace(
+            overrun=total.overrun + count.overrun - before.overrun,
+            running=total.running + count.running - before.running,
+            accounts=total.accounts + count.accounts - before.accounts,
+            classless=total.classless + count.classless - before.classless,
+        )
+        self._oldest.pop(bucket_id, None)
+        self._dearest.pop(bucket_id, None)
+        if count == Count():
+            return
+        self._counts[bucket_id] = count
+        if count.oldest_ns != NEVER_NS:
+            self._oldest[bucket_id] = count.oldest_ns
+        if count.dearest[0]:
+            self._dearest[bucket_id] = count.dearest
 
     def figures(self, now_ns: int) -> dict[str, Any]:
         """Sums over the buckets, as plain data; -1: no cutoff is owed."""
-        counts = self._counts.values()
-        oldest_ns = min((count.oldest_ns for count in counts), default=NEVER_NS)
-        rate, user_id = max((count.dearest for count in counts), default=(0, b""))
+        total = self._sum
+        oldest_ns = min(self._oldest.values(), default=NEVER_NS)
+        rate, user_id = max(self._dearest.values(), default=(0, b""))
         return {
-            "overrun_nanos": sum(count.overrun for count in counts) // NANO,
+            "overrun_nanos": total.overrun // NANO,
             "overrun_grown_nanos": self._grown // NANO,
-            "overrun_nanos_per_hour": sum(count.running for count in counts),
-            "overrun_accounts": sum(count.accounts for count in counts),
+            "overrun_nanos_per_hour": total.running,
+            "overrun_accounts": total.accounts,
             "overrun_dearest": (rate, user_id.decode()),
-            "unknown_class_accounts": sum(count.classless for count in counts),
+            "unknown_class_accounts": total.classless,
             "oldest_owed_ns": -1 if oldest_ns == NEVER_NS else max(0, now_ns - oldest_ns),
         }
 

@@ -50,7 +50,7 @@ from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.notices import link as notices
 from billing.signature import parse_secrets
-from billing.worker.aggregates import Aggregates
+from billing.worker.aggregates import PAUSE_S, STEPS_MAX, Aggregates
 from billing.worker.classes import calls_of_classes, rules_of_classes
 from billing.worker.explain import explain
 from billing.worker.feed import REACHED, FeedQuestion
@@ -125,6 +125,7 @@ class Billing:
             reply_of,
         )
         self._aggregates = Aggregates(self.machine.ledger.books, rules_of_classes(config.cutoff))
+        self._counting: asyncio.TimerHandle | None = None  # the next step of the sums
         self._classless = 0  # accounts in a class that is gone, as it was told last
         self._begin = begin
         self.recent: Sequence[tuple[int, int, str, str, str]] = ()  # what this process has logged lately
@@ -323,9 +324,9 @@ class Billing:
     def _aggregate_figures(self) -> dict[str, Any]:
         if self._worker is None:
             return {}
-        now_ns = self._worker.fresh_now_ns()
-        self._aggregates.step(now_ns)
-        figures = self._aggregates.figures(now_ns)
+        if self._counting is None:
+            self._count_on(STEPS_MAX)
+        figures = self._aggregates.figures(self._worker.fresh_now_ns())
         if (classless := figures["unknown_class_accounts"]) > self._classless:
             log.warning(
                 "accounts in cutoff classes that the configuration does not have: %d; the default serves them",
@@ -333,6 +334,13 @@ class Billing:
             )
         self._classless = classless
         return figures
+
+    def _count_on(self, steps: int) -> None:
+        """Takes a step of the sums, and the others up to the end of the round or of `steps` a little later each."""
+        assert self._worker is not None
+        is_whole = self._aggregates.step(self._worker.fresh_now_ns())
+        is_over = is_whole or steps == 1
+        self._counting = None if is_over else asyncio.get_running_loop().call_later(PAUSE_S, self._count_on, steps - 1)
 
     # -- the life ---------------------------------------------------------------------------------------------------
 
@@ -464,6 +472,8 @@ class Billing:
         """Ends the connections and the delivery."""
         if self._checks is not None:
             self._checks.close()
+        if self._counting is not None:
+            self._counting.cancel()
         if self._delivery is not None:
             await self._delivery.close()
         if self._door is not None:

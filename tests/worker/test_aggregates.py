@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
-from billing.worker.aggregates import EXTRAS_MAX, Aggregates
+from billing.worker.aggregates import WORK_MAX, Aggregates
 from tests.ledger.bank import BUCKET, HOUR, Bank
 
 
@@ -58,18 +58,18 @@ def test_a_rate_at_zero_ends_it_and_what_there_was_stays() -> None:
 
 
 def test_a_step_is_short_however_many_there_are_and_a_round_counts_all() -> None:
-    books = {bucket_id: ran_dry(EXTRAS_MAX // 2).ledger.books[BUCKET] for bucket_id in range(1, 6)}
+    books = {bucket_id: ran_dry(WORK_MAX // 2).ledger.books[BUCKET] for bucket_id in range(1, 6)}
     census = Aggregates(books)
     census.step(10**6)
     part = census.figures(10**6)["overrun_accounts"]
-    assert 0 < part < 5 * (EXTRAS_MAX // 2)
+    assert 0 < part < 5 * (WORK_MAX // 2)
     for _ in range(5):
         census.step(10**6)
-    assert census.figures(10**6)["overrun_accounts"] == 5 * (EXTRAS_MAX // 2)
+    assert census.figures(10**6)["overrun_accounts"] == 5 * (WORK_MAX // 2)
     del books[3]
     for _ in range(6):
         census.step(10**6)
-    assert census.figures(10**6)["overrun_accounts"] == 4 * (EXTRAS_MAX // 2)
+    assert census.figures(10**6)["overrun_accounts"] == 4 * (WORK_MAX // 2)
 
 
 def test_nothing_owed_is_told_apart_from_owed_just_now() -> None:
