@@ -62,7 +62,7 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         directory.chmod(0o700)
         endpoint = Endpoint()
         daemon = Daemon(directory, cutoff__url=endpoint.url + "/off", journal__segment_bytes=64 << 20)
-        kinds = [kind for kind in KINDS if not arguments.sick or kind.split(" ")[0].rstrip(",") in arguments.sick]
+        kinds = [kind for kind in KINDS if not arguments.sick or _first_word(kind) in arguments.sick]
         with endpoint, daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await many(rpc, [("top_up", f"other_{number}", 1) for number in range(10_000)])
@@ -135,6 +135,10 @@ def _row(kind: str, turns: list[tuple[Turn, Turn]]) -> dict[str, Any]:
     }
 
 
+def _first_word(kind: str) -> str:
+    return kind.split(" ")[0].rstrip(",")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """As it stands in RESULTS."""
     lines = ["| sick for a tenth | healthy p50, without and beside | p99 | × | commands p99 | moved | CPU s |"]
@@ -160,6 +164,8 @@ def main() -> None:
     parser.add_argument("--directory", default="/tmp")
     parser.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
+    if unknown := arguments.sick - {_first_word(kind) for kind in KINDS}:
+        parser.error(f"--sick: no such kind: {', '.join(sorted(unknown))}")
     rows = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(arguments))
     print(table(rows) if arguments.markdown else "\n".join(json.dumps(row) for row in rows))
 

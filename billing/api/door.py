@@ -127,8 +127,15 @@ def is_act(body: tuple[Any, ...]) -> bool:
     return body not in (("rebalance", 1), ("backup", "renew"))
 
 
-def _shown(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if type(value) is bytes else value
+def _asked(method: Method, body: tuple[Any, ...]) -> dict[str, Any]:
+    """What was asked for, by name; options that nobody gave are left out."""
+    fields = (*method.required, *method.options)
+    given = zip(fields, body[1:], strict=True)
+    return {
+        field.name: value.decode("utf-8", "replace") if type(value) is bytes else value
+        for field, value in given
+        if field in method.required or value != field.default
+    }
 
 
 class Door:
@@ -238,9 +245,7 @@ class Door:
                 self.fail(error)
                 raise
 
-        names = [field.name for field in (*method.required, *method.options)]
-        details = {name: _shown(value) for name, value in zip(names, body[1:], strict=True)}
-        self._audit.record(actor.decode("utf-8", "replace"), method.name, details, on_record)
+        self._audit.record(actor.decode("utf-8", "replace"), method.name, _asked(method, body), on_record)
 
     def refused_sign_in(self, origin: str) -> None:
         """A token was shown that is not known."""

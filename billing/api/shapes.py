@@ -364,7 +364,7 @@ SHARD: Final = Shape(
     (
         Field("shard_id", "integer"),
         _nullable("worker_pid", "integer"),
-        Field("state", "text"),
+        Field("state", "text", "starting, waiting, recovering, recovered, serving, silent (no answer), down or held"),
         Field("reason", "text"),
         Field("weight", "integer"),
         Field("buckets", "integer"),

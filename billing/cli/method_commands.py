@@ -24,8 +24,9 @@ from billing.api.values import Enum, Span
 from billing.cli.calling import Target, ask, rehearse, target_options
 from billing.cli.listing import HELP
 from billing.cli.options import COINS, Command, Duration, applied, option
-from billing.cli.output import say
+from billing.cli.output import put, say
 from billing.cli.periods import is_relative, named
+from billing.cli.sentences import lease_told
 from billing.cli.showing import show, tell
 from billing.cli.values import HOUR
 
@@ -81,7 +82,11 @@ def change(target: Target, dry_run: bool, method: str, *params: Any, **options: 
         show(target, rehearse(target, method, *params, **options), per=per)
         say("Nothing was changed: that is what it would answer now.")
     else:
-        tell(target, method, ask(target, method, *params, **options), per)
+        reply = ask(target, method, *params, **options)
+        tell(target, method, reply, per)
+        told = lease_told(reply, options.get("ttl_ns")) if method == "set_rate" else ""
+        if told and not (target.as_json or target.as_csv):
+            put(told)
 
 
 def unit_of(method: str, options: Mapping[str, Any]) -> str:

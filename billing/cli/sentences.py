@@ -114,6 +114,15 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
     return said
 
 
+def lease_told(account: Mapping[Any, Any], ttl_ns: int | None) -> str:
+    """When a rate ends that was reported with a time to live; the reply to it does not say so. Empty where none was
+    given, and for a repetition: that time counts from the first.
+    """
+    if ttl_ns is None or account.get("replayed"):
+        return ""
+    return f"This rate goes to 0 after {span(ttl_ns)}, unless it is reported again."
+
+
 def _before(account: Mapping[Any, Any], look: Look) -> str:
     """What became of the last exhaustion of an account that has money again."""
     restored_ns = account["cutoff"].get("restored_at_ns")

@@ -360,6 +360,8 @@ def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("daemon.data_dir",), f"expected {parent} to be a folder, which it is not"
     elif not os.path.isdir(parent):
         yield ("daemon.data_dir",), f"expected {parent} to exist: only the last folder of {name} is made by itself"
+    elif not os.path.isdir(name) and not os.statvfs(parent).f_blocks:  # /proc, /sys: made by the kernel, of no blocks
+        yield ("daemon.data_dir",), f"expected {parent} to be on a file system that keeps files: it has no room for any"
 
 
 def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:

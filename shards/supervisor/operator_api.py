@@ -26,6 +26,7 @@ from shards.supervisor.worker_figures import WorkerFigures
 
 SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
 STEPS_SHOWN_MAX = 1000
+SILENT = "silent"  # the state of a shard that should serve, and whose worker does not answer
 FAULTS_SHOWN_MAX = 100
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ class OperatorApi:
             {
                 "shard_id": worker.shard_id,
                 "worker_pid": worker.pid or None,
-                "state": worker.state,
+                "state": worker.state if figures or worker.state != "serving" else SILENT,
                 "reason": worker.reason,
                 "weight": bucket_map.weights.get(worker.shard_id, 0),
                 "buckets": len(bucket_map.buckets_of(worker.shard_id)),

@@ -112,6 +112,21 @@ async def test_a_token_that_is_not_known_is_on_record(house: House, data_dir: Pa
     assert (row["act"], row["details"]) == ("sign_in_refused", {"from": "192.0.2.7"})
 
 
+async def test_a_record_has_what_was_asked_for_and_no_option_that_nobody_gave(house: House, data_dir: Path) -> None:
+    recorder = Recorder(RealDisk(), str(data_dir), "shard-1", lambda: 7)
+    house.door = Door(house.gate, Guard(None), lambda: 1, dict, audit=recorder)
+    desk = Desk(house)
+    for method, params in (("rebalance", []), ("move_bucket", [5, 2]), ("retry_cutoff", ["ann"])):
+        desk.session.call(1, method, params)
+    await recorder.close()
+    rows = TrailReader(RealDisk(), f"{data_dir}/audit").page("", 9)
+    assert [(row["act"], row["details"]) for row in rows] == [
+        ("rebalance", {}),
+        ("move_bucket", {"bucket_id": 5, "shard_id": 2}),
+        ("retry_cutoff", {"user_id": "ann"}),
+    ]
+
+
 async def test_a_full_worker_refuses_commands_and_questions() -> None:
     async with open_house(Limits(in_flight_total_max=2)) as house:
         desk = Desk(house)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from billing.cli.sentences import called, explained
+from billing.cli.sentences import called, explained, lease_told
 from billing.cli.values import Look
 
 LOOK = Look(UTC, exact=False)
@@ -105,3 +105,10 @@ def test_which_class_it_is_in_and_when_its_call_comes() -> None:
     in_grace = told(**later, state="exhausted", exhausts_at_ns=None, cutoff={**CUTOFF, "status": "in_grace"})
     assert "gold, whose grace is running: the cutoff URL is called at 2026-01-01 01:00:00 UTC." in in_grace
     assert "not cut off yet: its grace is running" in in_grace
+
+
+def test_when_a_rate_with_a_time_to_live_ends() -> None:
+    minutes = 90 * 60 * 10**9
+    assert lease_told({}, minutes) == "This rate goes to 0 after 01:30:00, unless it is reported again."
+    assert lease_told({}, None) == ""
+    assert lease_told({"replayed": True}, minutes) == "", "it counts from the first"

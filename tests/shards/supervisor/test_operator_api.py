@@ -94,7 +94,7 @@ async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says
     scene.wire(1).figures = {}
     scene.wire(2).figures["no_room"] = "no space left"
     first, second = await rows_of(scene, "shards_info")
-    assert first["alerts"] == ["SILENT_SHARD: its worker does not answer"]
+    assert (first["state"], first["alerts"]) == ("silent", ["SILENT_SHARD: its worker does not answer"])
     assert second["alerts"] == ["DISK_FULL: changes are refused: no space left"]
 
 
