@@ -46,6 +46,7 @@ from billing.config.schema import (
 )
 from billing.config.shares import parse_shards, parse_weights
 from shards.exits import Ending, Exit
+from shards.system.disk import keeps_files
 
 GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
 ENVIRONMENT_PREFIX = "BILLING_"
@@ -360,7 +361,7 @@ def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("daemon.data_dir",), f"expected {parent} to be a folder, which it is not"
     elif not os.path.isdir(parent):
         yield ("daemon.data_dir",), f"expected {parent} to exist: only the last folder of {name} is made by itself"
-    elif not os.path.isdir(name) and not os.statvfs(parent).f_blocks:  # /proc, /sys: made by the kernel, of no blocks
+    elif not os.path.isdir(name) and not keeps_files(parent):  # as in /proc and /sys
         yield ("daemon.data_dir",), f"expected {parent} to be on a file system that keeps files: it has no room for any"
 
 

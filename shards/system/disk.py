@@ -266,6 +266,11 @@ def write_all(disk: Disk, handle: int, data: bytes, offset: int) -> None:
         written += more
 
 
+def keeps_files(path: str) -> bool:
+    """Whether the file system of this directory has room for files at all; that of /proc has none. OSError."""
+    return os.statvfs(path).f_blocks > 0
+
+
 def read_all(disk: Disk, handle: int) -> bytes:
     """The whole content of an open file."""
     size = disk.size(handle)
