@@ -56,6 +56,12 @@ RIDING_MAX = 256  # records that nobody awaits may ride; with so many they are w
 Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
 
 
+class MadeElsewhere(tuple[Caller, object, object]):
+    """A reply that tells of something that is not in this shard, and only leaves in its turn."""
+
+    __slots__ = ()
+
+
 class Ready(NamedTuple):
     """The records to be made durable, and the messages that leave once they are."""
 
@@ -168,7 +174,7 @@ class Shard:
 
     def reply_with_next(self, caller: Caller, token: object, reply: object) -> None:
         """Lets a reply made elsewhere leave with the next Ready: when all that was applied before is durable."""
-        self._replies.append((caller, token, reply))
+        self._replies.append(MadeElsewhere((caller, token, reply)))
 
     def tick(self, now_ns: int, limit: int) -> bool:
         """Carries out what time has made due; True when the limit cut it short."""
@@ -286,6 +292,18 @@ class Shard:
         batch = self._flight = self._sealed.popleft()
         self._sequence += 1
         return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices, batch.decides)
+
+    def has_replies(self) -> bool:
+        """Whether there are replies that no Ready has taken yet."""
+        return bool(self._replies or self.later or any(batch.replies for batch in self._sealed))
+
+    def take_replies(self) -> list[Reply]:
+        """The replies that no Ready has taken yet, for a driver that takes no Ready any more."""
+        taken: list[Reply] = []
+        for replies in [*(batch.replies for batch in self._sealed), self._replies]:
+            taken += replies
+            replies.clear()
+        return taken
 
     def pending_sequence(self) -> int:
         """The sequence of the Ready with which all that was recorded until now is durable; 0 where it is already."""

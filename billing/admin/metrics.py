@@ -49,6 +49,15 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "gc_pause_max_ns": ("billing_gc_life_max_seconds", "The longest garbage collection since the worker started."),
     "journal_bytes": ("billing_journal_bytes", "Journal on disk, segments that are kept included."),
     "grant_left_ns": ("billing_grant_left_seconds", "How long the shard may act yet; absent with a journal in files."),
+    "log_round_trip_ns": (
+        "billing_log_round_trip_seconds",
+        "From sending the last record to the log's servers to its acknowledgement; absent with a journal in files.",
+    ),
+    "log_bytes": (
+        "billing_log_bytes",
+        "The shard's log on servers, without its snapshots; absent with a journal in files.",
+    ),
+    "log_limit_bytes": ("billing_log_limit_bytes", "What that log may take (max_bytes); absent without a limit."),
     "snapshots": ("billing_snapshots_total", "Snapshots made since the worker started."),
     "snapshot_age_ns": ("billing_snapshot_age_seconds", "Since the last snapshot of this life; absent before it."),
     "snapshot_pause_max_ns": ("billing_snapshot_slice_life_max_seconds", "The longest slice of the loop it took."),
@@ -118,7 +127,13 @@ DAEMON: Final = (
     *("billing_moves_total", "billing_moves_aborted_total", "billing_move_duration_seconds"),
     *("billing_shard_up", "billing_shard_held", "billing_worker_starts_total", "billing_disk_full"),
     *("billing_requests_total", "billing_errors_total", "billing_request_duration_seconds"),
-    *("billing_follower_up", "billing_follower_starts_total", "billing_disk_free_bytes", "billing_disk_size_bytes"),
+    *(
+        "billing_log_leader",
+        "billing_follower_up",
+        "billing_follower_starts_total",
+        "billing_disk_free_bytes",
+        "billing_disk_size_bytes",
+    ),
     *("billing_process_cpu_seconds_total", "billing_process_resident_memory_bytes", "billing_process_open_fds"),
 )
 
@@ -148,6 +163,7 @@ class Exposition:
         yield from self._daemon()
         for figure, (name, help_text) in WORKER.items():
             yield _worker_metric(figure, name, help_text, self._sampler.figures)
+        yield self._log_leaders()
         yield from self._calls_out()
         yield from self._by_name()
         yield self._requests()
@@ -191,6 +207,16 @@ class Exposition:
             starts.add_metric(label, worker.starts)
             full.add_metric(label, int(bool(self._sampler.figures.get(shard_id, {}).get("no_room"))))
         yield from (up, held, starts, full)
+
+    def _log_leaders(self) -> Metric:
+        """A shard whose log nobody leads, as far as its worker has seen, has no series."""
+        leads = GaugeMetricFamily(
+            "billing_log_leader", "The server that leads the shard's log, as a label.", labels=["shard", "server"]
+        )
+        for shard_id, figures in sorted(self._sampler.figures.items()):
+            if leader := figures.get("log_leader"):
+                leads.add_metric([str(shard_id), leader], 1)
+        return leads
 
     def _calls_out(self) -> Iterator[Metric]:
         for figure, (name, help_text) in CALLS_OUT.items():

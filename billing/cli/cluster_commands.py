@@ -65,9 +65,10 @@ def status(config_file: str | None, *, as_json: bool) -> None:
     put(f"{serves} serves" if serves else "no host serves")
     for row in rows:
         behind = f", {row['replicas_behind']} replicas behind" if row["replicas_behind"] else ""
+        limit = f" of {row['bytes_max']:,}" if row["bytes_max"] else ""
         put(
-            f"shard {row['shard_id']}: {row['bytes']:,} bytes, epoch {row['epoch']}, last a {row['last_record']} at "
-            f"sequence {row['sequence']}, led by {row['leader'] or 'nobody'}{behind}"
+            f"shard {row['shard_id']}: {row['bytes']:,}{limit} bytes, epoch {row['epoch']}, "
+            f"last a {row['last_record']} at sequence {row['sequence']}, led by {row['leader'] or 'nobody'}{behind}"
         )
 
 

@@ -47,12 +47,14 @@ __all__ = [
     "Backend",
     "Corrupt",
     "Fenced",
+    "Full",
     "Gap",
     "Journal",
     "JournalError",
     "LastSign",
     "Lost",
     "MapLog",
+    "Medium",
     "Opened",
     "OtherFormat",
     "Overtaken",
@@ -106,6 +108,10 @@ class Unavailable(JournalError):
     """Surely not written, and nothing is broken: no room, or the backend cannot be reached. Try again later."""
 
     ending = exits.UNREACHABLE
+
+
+class Full(Unavailable):
+    """Surely not written: a limit of the log leaves no room for it. A smaller record may still fit."""
 
 
 class Unknown(JournalError):
@@ -182,6 +188,15 @@ class Snapshot(NamedTuple):
     chunk_count: int = 0  # 0 where the backend does not know it before they are read
 
 
+class Medium(NamedTuple):
+    """Where a log is kept and how it fares there, for people: as of the last look at it, and of the last record."""
+
+    leader: str = ""  # the server that leads it; "" where none does, as far as was seen
+    used_bytes: int = -1  # of the log without its snapshots: what counts against the limit; -1: it is not told
+    limit_bytes: int = 0  # what the log may take; 0: it has no limit of its own
+    round_trip_ns: int = 0  # from sending the last record to its acknowledgement; 0: none was sent
+
+
 class Retained(NamedTuple):
     """A snapshot that is kept: it stands for everything up to `position`, where the log's chain is `chain`; its chunks
     may hold effects up to position `reached`."""
@@ -216,6 +231,10 @@ class Journal(Protocol):
 
         `append` and `idle_barrier` look again. To be asked while neither is under way.
         """
+
+    @property
+    def medium(self) -> Medium:
+        """Where the log is kept, for people. May be asked from any thread."""
 
     @property
     def granted_ns(self) -> int:

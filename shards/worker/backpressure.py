@@ -7,6 +7,11 @@ begun as well: the log behind it may be what takes the room. Should what is left
 under way waits for room. Its clients wait with it, since it may still be written; and whatever may have seen it waits
 or is refused.
 
+**No room that nothing announced**, as where somebody has just lowered the limit of a log on servers. Waiting would cost
+the grant of time there, and with it all reads and cutoffs. So a batch that somebody waits for is never written
+(`withdraw`): its callers are told that nothing was applied, nothing else is told, and as soon as a beat fits the worker
+ends, to begin anew from the journal, which now says ahead of time that there is no room.
+
 **No grant.** Where the journal grants time and the grant has run out (`lapsed`), another owner may already live at
 these instants: commands and reads are refused until the journal has renewed it.
 
@@ -42,7 +47,7 @@ class Backpressure:
     ) -> None:
         """`look()` lets the journal try to get room, and calls `looked` afterwards; `snapshot()` begins one."""
         self.reason = ""  # why commands are refused; empty where they are not
-        self.stuck = False  # a batch waits for room
+        self.stuck = False  # a batch waits for room, or was withdrawn
         self.lapsed = False  # the journal's grant has run out
         self._shard_id = shard_id
         self._journal = journal
@@ -93,6 +98,12 @@ class Backpressure:
         if self.reason in ("", LAPSED):
             self._say(error.message)
         asyncio.get_running_loop().call_later(self._retry_s, append)
+
+    def withdraw(self, error: Unavailable) -> None:
+        """A batch found no room, and will never be written by this worker."""
+        self.stuck = True
+        self.reason = error.message
+        log.error("shard %d: %s; the batch under way is withdrawn", self._shard_id, error.message)
 
     def check_stop(self) -> None:
         """Raises Unavailable where an orderly stop would wait for room: what is not written was not answered."""

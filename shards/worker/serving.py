@@ -196,13 +196,17 @@ class Serving:
 
     def figures(self) -> dict[str, Any]:
         """What the operator is shown of this shard."""
-        worker = self.worker
+        worker, medium = self.worker, self.worker.journal.medium
         snapshotter = worker.snapshotter
         return {
             **worker.syncs.figures(),
             "no_room": worker.backpressure.reason,
             "lapsed": not worker.may_act(),
             "grant_left_ns": worker.grant_left_ns(),
+            "log_leader": medium.leader,
+            "log_round_trip_ns": medium.round_trip_ns or -1,
+            "log_bytes": medium.used_bytes,
+            "log_limit_bytes": medium.limit_bytes or -1,
             "buckets": len(worker.shard.held),
             "journal_bytes": worker.journal.stored_bytes,
             "garbage": len(worker.shard.chores),

@@ -23,22 +23,23 @@ It is also the `Gate` that doors see; it serves its own buckets and passes the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from shards.buckets import hashed_into
 from shards.control import MoveReport
-from shards.journal import ALL_TIME_NS, Unknown
+from shards.journal import ALL_TIME_NS, Full, JournalError, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
-from shards.shard import COMMAND, READ, Ready
+from shards.shard import COMMAND, READ, MadeElsewhere, Ready
 from shards.system.clock import Alarm
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
-from shards.worker.backpressure import Backpressure
+from shards.worker.backpressure import ROOM_RETRY_S, Backpressure
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
 from shards.worker.recovering import Recovering
@@ -351,7 +352,9 @@ class Worker:
 
     def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
         if error is not None:
-            if isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
+            if isinstance(error, Full) and self.journal.beat_s and (ready.replies or self.shard.has_replies()):
+                self._withdraw(error)
+            elif isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
                 self.backpressure.stick(error, partial(self._append, ready))
             else:
                 self.fail(error)
@@ -368,6 +371,45 @@ class Worker:
         self._await_barrier(self.settings.idle_barrier_s)
         self._guarded_turn()
 
+    def _withdraw(self, error: Full) -> None:
+        """The batch under way is not in the journal, and never will be; what was applied after it is not either. What
+        the shard holds is not what the journal says any more: nothing of it is told, and the worker begins anew.
+        """
+        self.halted = True
+        self.snapshotter.close()
+        self.backpressure.withdraw(error)
+        self._refuse_all(self._unsynced)
+        self._unsynced = []
+        self._begin_anew(error)
+
+    def _refuse_all(self, replies: list[Reply]) -> None:
+        """Tells these callers, and those whose replies would have come after theirs, that nothing was applied."""
+        refusal = partial(Unavailable, self.shard_id, self.backpressure.reason)
+        for one in [*replies, *self.shard.take_replies()]:
+            caller, token, _ = one
+            caller.refuse(token, refusal("unknown" if isinstance(one, MadeElsewhere) else "no"))
+        later, self.shard.later = self.shard.later, []
+        for caller, token, _, _ in later:
+            caller.refuse(token, refusal("no"))
+
+    def _begin_anew(self, error: Full) -> None:
+        """Ends the process, once there is room enough for the one that follows to take the shard."""
+
+        def gave_back(_: object, failure: BaseException | None) -> None:
+            self._refuse_all([])  # what came in between
+            if isinstance(failure, JournalUnavailable):
+                self._loop.call_later(ROOM_RETRY_S, self._begin_anew, error)
+            else:
+                self.fail(error if failure is None else failure)
+
+        self.executor.submit(gave_back, self._give_back)
+
+    def _give_back(self) -> None:
+        """On the journal's thread: the shard is given back, so that nobody has to wait for the end of the grant."""
+        self.journal.idle_barrier()
+        with contextlib.suppress(JournalError):
+            self.journal.close()
+
     def _await_barrier(self, delay_s: float) -> None:
         delay_s = min(delay_s or self.journal.beat_s, self.journal.beat_s or delay_s)
         if self._barrier_timer is None and delay_s and not self._stopping:
@@ -380,7 +422,8 @@ class Worker:
             self.application.renewed()
 
     def begin_beats(self) -> None:
-        """From here on the journal is asked to renew its grant in time, where it grants any."""
+        """From here on the journal is asked to renew its grant in time, where it grants any, and for room."""
+        self.backpressure.looked()
         self._await_barrier(self.journal.beat_s)
 
     def _refused(self, ready: Ready) -> Ready:

@@ -48,6 +48,11 @@ tests:
   - {series: 'billing_cutoffs_due_peak_per_second{@,shard="2"}', values: '500x40'}
   - {series: 'billing_cutoff_endpoint_takes_per_second{@,shard="1"}', values: '10x40'}
   - {series: 'billing_cutoff_endpoint_takes_per_second{@,shard="2"}', values: '-1x20 100x20'}
+  - {series: 'billing_log_bytes{@,shard="1"}', values: '800x40'}
+  - {series: 'billing_log_bytes{@,shard="2"}', values: '600x40'}
+  - {series: 'billing_log_bytes{@,shard="3"}', values: '2000x40'}
+  - {series: 'billing_log_limit_bytes{@,shard="1"}', values: '1000x40'}
+  - {series: 'billing_log_limit_bytes{@,shard="2"}', values: '1000x40'}
   alert_rule_test:
   - {alertname: BillingDown, eval_time: 9m, exp_alerts: []}
   - {alertname: BillingWorkerRestarts, eval_time: 9m, exp_alerts: []}
@@ -59,6 +64,9 @@ tests:
     eval_time: 9m
     exp_samples: [{labels: '{}', value: 1}]
   - expr: count(ALERTS{alertname="BillingCutoffsOwed",alertstate="firing"})
+    eval_time: 9m
+    exp_samples: [{labels: '{}', value: 1}]
+  - expr: count(ALERTS{alertname="BillingLogNearlyFull",alertstate="firing"})  # that of shard 3 has no limit
     eval_time: 9m
     exp_samples: [{labels: '{}', value: 1}]
   - expr: count(ALERTS{alertname="BillingWheelMismatch",alertstate="firing"})

@@ -237,6 +237,22 @@ def test_who_runs_out_next_is_a_link_that_cannot_be_broken() -> None:
     assert "&lt;b&gt;&amp;</a>, in 42 s." in made
 
 
+def test_logs_on_servers_say_who_leads_them_and_what_is_left() -> None:
+    figures = {"log_leader": "nats-2", "log_bytes": 3 << 20, "log_limit_bytes": 4 << 20, "log_round_trip_ns": 1_200_000}
+    made = parts.logs({1: {**figures, "grant_left_ns": 1_600_000_000}, 2: {"log_bytes": -1}, 3: {}})
+    for said in ("nats-2", "1.2 ms", "1.6 s", "3 MiB", "4 MiB"):
+        assert f">{said}</td>" in made, said
+    assert made.count("<tr><td>") == 1
+    lost = parts.logs({1: {**figures, "log_leader": "", "log_limit_bytes": -1, "grant_left_ns": 0}})
+    assert ">nobody</span>" in lost
+    assert ">none</span>" in lost
+    assert ">none</td>" in lost
+    assert parts.logs({1: {"log_bytes": -1}}) == "", "files have no server"
+    assert condition.is_nearly_full(figures)
+    assert not condition.is_nearly_full({**figures, "log_bytes": 2 << 20})
+    assert not condition.is_nearly_full({**figures, "log_limit_bytes": -1})
+
+
 def test_a_figure_of_some_shards_says_of_how_many() -> None:
     assert words.part_of(1, 2) == "at 1 of 2 shards; 1 does not answer"
     assert words.part_of(2, 4) == "at 2 of 4 shards; 2 do not answer"

@@ -9,8 +9,8 @@ and the report of rate 0 every account overruns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from billing.admin.figure_sampler import LOOP, SYNC, FigureSampler, Overrun
 from billing.admin.page import plots, words
@@ -22,6 +22,7 @@ BAD, WARN = "bad", "warn"
 OWED_LATE_NS: Final = 5 * 10**9
 CLOCK_OFF_NS: Final = 10**9
 DISK_SHARE_MIN: Final = 0.1
+LOG_SHARE_MAX: Final = 0.7  # of the limit of a stream; at nine tenths changes are refused
 OVERRUNNING: Final = "billing accounts --overrunning"  # lists them
 STUCK_ALERTS: Final = {LOOP: "BillingLoopLag", SYNC: "BillingSyncStuck"}
 
@@ -84,12 +85,23 @@ def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
 
 def _disk(sampler: FigureSampler, usage: Usage) -> Iterator[Trouble]:
     full = [str(shard_id) for shard_id, figures in sorted(sampler.figures.items()) if figures.get("no_room")]
+    logs = {shard_id: figures for shard_id, figures in sampler.figures.items() if figures.get("log_bytes", -1) >= 0}
     if full:
         text = f"No room for the journal of shard {', '.join(full)}: commands that change anything are refused."
-        yield Trouble(BAD, "Disk full", text, "BillingDiskFull", "df -h")
-    elif usage.disk_bytes and usage.disk_free_bytes < DISK_SHARE_MIN * usage.disk_bytes:
+        word, command = ("Log full", "billing cluster status") if logs else ("Disk full", "df -h")
+        yield Trouble(BAD, word, text, "BillingDiskFull", command)
+    elif filling := [str(shard_id) for shard_id, figures in sorted(logs.items()) if is_nearly_full(figures)]:
+        text = f"The log of shard {', '.join(filling)} nears the limit of its stream (max_bytes)."
+        yield Trouble(WARN, "Log filling", text, "BillingLogNearlyFull", "billing cluster status")
+    if not full and usage.disk_bytes and usage.disk_free_bytes < DISK_SHARE_MIN * usage.disk_bytes:
         left = f"{words.size(usage.disk_free_bytes)} of {words.size(usage.disk_bytes)}"
         yield Trouble(WARN, "Disk filling", f"The disk of the data has {left} left.", "BillingDiskFilling", "df -h")
+
+
+def is_nearly_full(figures: Mapping[str, Any]) -> bool:
+    """Whether a shard's log nears the limit of its stream; a shard without a limit has -1."""
+    limit_bytes: int = figures["log_limit_bytes"]
+    return 0 < LOG_SHARE_MAX * limit_bytes < int(figures["log_bytes"])
 
 
 def _owed(sampler: FigureSampler) -> Iterator[Trouble]:

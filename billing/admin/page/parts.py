@@ -333,7 +333,38 @@ def shards(sampler: FigureSampler) -> Markup:
         '<div class="scroll"><table><thead><tr><th>Shard</th><th>State</th><th class="n">Process</th>'
         '<th class="n">Starts</th>'
         '<th class="n">Buckets</th><th class="n">Accounts</th><th class="n">Journal</th><th class="n">Sync p99</th>'
-        '<th class="n">Longest pause</th></tr></thead><tbody>{}</tbody></table></div>'
+        '<th class="n">Longest pause</th></tr></thead><tbody>{}</tbody></table></div>{}'
+    ).format(Markup("").join(rows), logs(sampler.figures))
+
+
+def logs(by_shard: Mapping[int, Mapping[str, Any]]) -> Markup:
+    """A row for each shard whose log is on servers, as its worker sees it; nothing where there is none."""
+    rows = []
+    for shard_id, figures in sorted(by_shard.items()):
+        if figures.get("log_bytes", -1) < 0:
+            continue
+        left_ns, limit_bytes = figures["grant_left_ns"], figures["log_limit_bytes"]
+        round_trip_ns = figures["log_round_trip_ns"]
+        rows.append(
+            Markup(
+                '<tr><td><span class="swatch s{}"></span> {}</td><td>{}</td><td class="n">{}</td>'
+                '<td class="n">{}</td><td class="n">{}</td><td class="n">{}</td></tr>'
+            ).format(
+                shard_id % 8,
+                shard_id,
+                figures["log_leader"] or Markup('<span class="pill small bad">nobody</span>'),
+                words.span(round_trip_ns) if round_trip_ns >= 0 else "–",
+                words.span(left_ns) if left_ns > 0 else Markup('<span class="pill small bad">none</span>'),
+                words.size(figures["log_bytes"]),
+                words.size(limit_bytes) if limit_bytes >= 0 else "none",
+            )
+        )
+    if not rows:
+        return Markup("")
+    return Markup(
+        '<h3>Logs on servers</h3><div class="scroll"><table id="logs"><thead><tr><th>Shard</th><th>Led by</th>'
+        '<th class="n">Round trip</th><th class="n">Grant left</th><th class="n">Log</th><th class="n">Limit</th>'
+        "</tr></thead><tbody>{}</tbody></table></div>"
     ).format(Markup("").join(rows))
 
 

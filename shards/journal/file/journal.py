@@ -30,6 +30,7 @@ from shards.journal import (
     Fenced,
     Gap,
     JournalError,
+    Medium,
     Opened,
     Snapshot,
     Unavailable,
@@ -132,6 +133,11 @@ class FileJournal:
         if self._room.is_wanting and self._live.is_filling:
             return "the disk is full: no room for the next segment of the journal"
         return ""
+
+    @property
+    def medium(self) -> Medium:
+        """Files have no server, and their limit is the disk's."""
+        return Medium()
 
     @property
     def granted_ns(self) -> int:

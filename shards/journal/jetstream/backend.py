@@ -76,6 +76,7 @@ class JetStreamBackend:
                         "replicas_behind": sum(not one.get("current", False) for one in replicas),
                         "sequence": state.last,
                         "bytes": state.stored_bytes,
+                        "bytes_max": max(int(state.config.get("max_bytes", -1)), 0),  # 0: it has no limit
                         "epoch": newest.epoch if newest else 0,
                         "last_record": KINDS[newest.kind] if newest else "none",
                         "granted_ns": newest.until_ns if newest else 0,

@@ -24,9 +24,21 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from shards.journal import Corrupt, Fenced, Gap, JournalError, Opened, Snapshot, Unavailable, Unfit, Unknown
+from shards.journal import (
+    Corrupt,
+    Fenced,
+    Full,
+    Gap,
+    JournalError,
+    Medium,
+    Opened,
+    Snapshot,
+    Unavailable,
+    Unfit,
+    Unknown,
+)
 from shards.journal.jetstream import log, snapshots
-from shards.journal.jetstream.connection import Connection, Denied
+from shards.journal.jetstream.connection import Connection, Denied, NoAnswer, Unreachable
 from shards.journal.jetstream.publisher import Publisher, Taken
 from shards.journal.jetstream.record import (
     BATCH,
@@ -39,7 +51,7 @@ from shards.journal.jetstream.record import (
     Record,
     pack,
 )
-from shards.journal.jetstream.streams import NO_STREAM, Refused, State, Stream
+from shards.journal.jetstream.streams import NO_STREAM, NotNow, Refused, State, Stream
 from shards.journal.jetstream.witness import Witness
 
 PAYLOAD_BYTES_MAX = 256 << 20
@@ -49,7 +61,7 @@ STILL_SHARE = 1.01  # of the grant, for clocks that run apart
 NO_ROOM_SHARE = 0.9  # of the stream's limit: what is behind it is for beats and for what time causes
 MESSAGE_OVERHEAD_BYTES = 100  # what a stream keeps beside a message, about
 LOOK_BYTES = 4 << 20  # so much is appended between two looks at the stream's size, at most
-LOOK_NS = 5_000_000_000  # and so long it takes, at most: somebody may have limited it
+LOOK_NS = 1_000_000_000  # and so long it takes, at most: somebody may have limited it
 OPEN_PATIENCE_S, PATIENCE_S = 2.0, 10.0
 
 
@@ -90,6 +102,8 @@ class JetStreamJournal:
         self._log_bytes = self._looked_bytes = self._looked_ns = self._bytes_max = 0
         self._kept: list[snapshots.Manifest] = []
         self._no_room = ""
+        self._leader = ""  # of the stream, when it was looked at last
+        self._round_trip_ns = 0  # of the last record
         self._warnings: list[str] = []
         self._is_open = False
         self._rest(OPEN_PATIENCE_S)
@@ -109,6 +123,10 @@ class JetStreamJournal:
     granted_ns = property(lambda self: self._granted_ns)
     no_room = property(lambda self: self._no_room)
     warnings = property(lambda self: self._warnings)
+
+    @property
+    def medium(self) -> Medium:
+        return Medium(self._leader, self._log_bytes, self._bytes_max, self._round_trip_ns)
 
     @property
     def beat_s(self) -> float:
@@ -242,18 +260,20 @@ class JetStreamJournal:
         if kind == SEAL:
             until_ns = min(self._granted_ns, now_ns + 1) if now_ns else self._granted_ns
         fields = (kind, last, part, self._shard, self._epoch, position, prev_chain, chain, time_ns, until_ns)
+        sent_ns = self._boot_ns()
         record = pack(Record(*fields, body))
         try:
             self._publisher.put(self._subject, record, matters=kind != BEAT)
         except Taken as taken:
             raise self._end(self._intruder(taken)) from None
         except Unavailable as error:
-            if error.message.startswith("the log is full"):
+            if isinstance(error, Full):
                 self._no_room = error.message
             raise
         except JournalError as error:
             raise self._end(error) from error
         self._granted_ns = until_ns
+        self._round_trip_ns = self._boot_ns() - sent_ns
         self._log_bytes += len(record) + MESSAGE_OVERHEAD_BYTES
 
     def _intruder(self, taken: Taken) -> JournalError:
@@ -276,13 +296,14 @@ class JetStreamJournal:
         if nearly_full or self._log_bytes - self._looked_bytes >= LOOK_BYTES or now_ns - self._looked_ns > LOOK_NS:
             self._looked_ns = now_ns
             try:
-                self._measure(self._log.state())
-            except (Unavailable, Refused, Denied):
-                return  # looked at again with the next one
+                self._measure(self._log.glance())
+            except (Unreachable, NoAnswer, NotNow, Refused, Denied):
+                self._leader = ""  # looked at again with the next one
 
     def _measure(self, state: State) -> None:
         self._log_bytes = self._looked_bytes = state.stored_bytes
         self._bytes_max = max(int(state.config.get("max_bytes", -1)), 0)
+        self._leader = str(state.cluster.get("leader", ""))
         if 0 < self._bytes_max * NO_ROOM_SHARE < self._log_bytes:
             self._no_room = f"the log is full: {self._name} holds {self._log_bytes} of {self._bytes_max} bytes"
         else:

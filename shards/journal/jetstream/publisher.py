@@ -5,7 +5,7 @@
     none, or the connection died            the same bytes at the same sequence again, over another server: in doubt now
     nobody leads, or not now                again
     wrong last sequence                     what stands there is read: ours was taken earlier; another's is `Superseded`
-    no room                                 `Unavailable`, unless it is in doubt: then it goes on, the room may come
+    no room                                 `Full`, unless it is in doubt: then it goes on, the room may come
     refused                                 `Unknown`
 
 Where nothing was ever in doubt, `Unavailable` after `PATIENCE_S`: surely not written. Where it is, `Lost` after
@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from shards.journal import Lost, Unavailable, Unknown
+from shards.journal import Full, Lost, Unavailable, Unknown
 from shards.journal.jetstream.connection import Denied, NoAnswer, Unreachable
 from shards.journal.jetstream.streams import RETRY_S, NoRoom, NotNow, Refused, Stored, Stream, Superseded
 
@@ -46,7 +46,7 @@ class Publisher:
         self._unsettled: tuple[str, bytes] | None = None  # may be there as the next sequence
 
     def put(self, subject: str, message: bytes, matters: bool = True) -> int:
-        """Publishes, and returns the sequence. Raises Unavailable, Lost, Unknown, Taken; see the module."""
+        """Publishes, and returns the sequence. Raises Full, Unavailable, Lost, Unknown, Taken; see the module."""
         if self._unsettled is not None:
             self._put(*self._unsettled, False, True)
             self._unsettled = None
@@ -76,7 +76,7 @@ class Publisher:
                 reason = error
             except NoRoom as error:
                 if not in_doubt:
-                    raise Unavailable(f"the log is full: {error}") from error
+                    raise Full(f"the log is full: {error}") from error
                 reason = error
             except Refused as error:
                 raise Unknown(f"the log's servers refuse a message: {error}") from error

@@ -31,7 +31,9 @@ EXPECTED = "Nats-Expected-Last-Sequence"
 
 # Errors of JetStream, by their number.
 NOT_NOW = frozenset({10008, 10009, 10164})  # no leader at this moment, or another publish is being settled
-FULL = frozenset({10002, 10023, 10028, 10047, 10077})  # a limit of the stream, the account or the server is reached
+FULL = frozenset({10002, 10023, 10028, 10047})  # a limit of the account or of a server is reached
+NOT_STORED = 10077  # the leader has not stored it: a limit of the stream, or its storage failed under it
+LIMIT = "maximum"  # begins the description of the former; the replicas may have stored what the latter tells of
 WRONG_SEQUENCE = 10071
 NO_MESSAGE, NO_STREAM = 10037, 10059
 
@@ -94,7 +96,11 @@ class Stream:
 
     def state(self) -> State:
         """Raises Unavailable, Refused (NO_STREAM: there is none), Denied."""
-        answer = self._patiently(lambda: self._api(f"STREAM.INFO.{self.name}", {}))
+        return self._patiently(self.glance)
+
+    def glance(self) -> State:
+        """As `state`, asked once. Raises Unreachable, NoAnswer, NotNow, Refused, Denied."""
+        answer = self._api(f"STREAM.INFO.{self.name}", {})
         state = answer["state"]
         first = state["first_seq"] if state["messages"] else state["last_seq"] + 1
         return State(first, state["last_seq"], state["bytes"], answer["config"], answer.get("cluster") or {})
@@ -187,8 +193,10 @@ class Stream:
         code, text = refusal.get("err_code", 0), f"{self.name}: {refusal.get('description', 'refused')}"
         if code in NOT_NOW:
             raise NotNow(text)
-        if code in FULL:
+        if code in FULL or (code == NOT_STORED and LIMIT in text):
             raise NoRoom(text)
+        if code == NOT_STORED:
+            raise NoAnswer(text)
         if code == WRONG_SEQUENCE:
             raise Superseded(text)
         raise Refused(text, code)

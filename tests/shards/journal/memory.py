@@ -20,15 +20,16 @@ import msgspec
 
 from shards.journal import (
     Fenced,
+    Full,
     Gap,
     JournalError,
     LastSign,
     Lost,
+    Medium,
     Opened,
     Overtaken,
     Retained,
     Snapshot,
-    Unavailable,
 )
 from shards.system.host import Host
 
@@ -67,6 +68,7 @@ class Memory:
     def __init__(self) -> None:
         self.logs: dict[int, Log] = {}
         self.capacity_bytes = -1  # of each log; -1: without limit
+        self.refuses_beats, self.beats_refused = False, 0
         self._turn = threading.Lock()
 
     def handle(self, request: list[Any]) -> list[Any]:
@@ -100,6 +102,9 @@ class Memory:
 
     def _beat(self, log: Log, epoch: int, until_ns: int) -> int:
         self._own(log, epoch)
+        if self.refuses_beats:
+            self.beats_refused += 1
+            raise Refused("full", "the memory is full")
         log.until_ns = max(log.until_ns, until_ns)
         return log.until_ns
 
@@ -219,7 +224,7 @@ class Client:
             return what
         if kind == "overtaken":
             raise Overtaken(int(what))
-        raise {"fenced": Fenced, "full": Unavailable, "gap": Gap}[kind](what)
+        raise {"fenced": Fenced, "full": Full, "gap": Gap}[kind](what)
 
     def close(self) -> None:
         self._connection.close()
@@ -275,6 +280,7 @@ class MemoryJournal:
     last_time_ns = property(lambda self: self._last_time_ns)
     granted_ns = property(lambda self: self._granted_ns)
     no_room = property(lambda self: self._no_room)
+    medium = Medium("memory")
     first = property(lambda self: int(self._ask("state")[0]))
     stored_bytes = property(lambda self: int(self._ask("state")[2]))
     beat_s = GRANT_NS / 4e9
@@ -304,7 +310,7 @@ class MemoryJournal:
         now_ns = self._now_ns()
         try:
             appended = self._ask("append", self._epoch, payload, now_ns, now_ns + GRANT_NS)
-        except Unavailable as full:
+        except Full as full:
             self._no_room = full.message
             raise
         self._no_room = ""

@@ -15,7 +15,7 @@ import nats
 import pytest
 from crc32c import crc32c
 
-from shards.journal import Corrupt, Fenced, Gap, Lost, Overtaken, Unavailable, Unfit
+from shards.journal import Corrupt, Fenced, Full, Gap, Lost, Overtaken, Unavailable, Unfit
 from shards.journal.jetstream import map_log, publisher, record
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape
@@ -194,6 +194,36 @@ def test_a_batch_whose_answer_never_comes_is_lost_to_us_and_found_or_not_by_the_
     newer.waits = True
     assert newer.open(SHARD, "newer").head == 2
     assert list(newer.replay(1)) == [(1, b"answered"), (2, b"unknown")]
+
+
+@pytest.mark.parametrize("room_bytes", [-1000, 600], ids=["below what there is", "for a beat and no more"])
+def test_a_limit_that_is_lowered_below_a_journal_refuses_surely_and_passes_when_it_is_raised(
+    streams: NatsCluster, room_bytes: int
+) -> None:
+    journal, name = journal_on(streams), f"J_{SHARD}"
+    journal.open(SHARD, OWNER)
+    journal.append(payload_of(1, 5000))
+    stored = raw(streams, name)
+    streams.limit(name, streams.ask(f"STREAM.INFO.{name}")["state"]["bytes"] + room_bytes)
+    for _ in range(2):
+        with pytest.raises(Full, match="maximum bytes"):
+            journal.append(payload_of(2, 5000))
+        assert "full" in journal.no_room
+    assert raw(streams, name) == stored
+    if room_bytes > 0:
+        journal.idle_barrier()
+        assert "full" in journal.no_room, "a beat fits, and nothing else"
+        assert journal.medium.limit_bytes > journal.medium.used_bytes > 0
+    else:
+        with pytest.raises(Full):
+            journal.idle_barrier()
+    streams.limit(name, -1)
+    journal.idle_barrier()
+    assert (journal.no_room, journal.medium.limit_bytes) == ("", 0)
+    assert journal.append(payload_of(2, 5000)) == 2
+    assert list(journal.replay(1)) == [(1, payload_of(1, 5000)), (2, payload_of(2, 5000))]
+    assert journal.medium.leader == f"server-{streams.leader(name)}"
+    assert journal.medium.round_trip_ns > 0
 
 
 def test_a_large_batch_is_there_once_its_last_part_is(streams: NatsCluster) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shards.journal import Unavailable
+from shards.journal import Full, Unavailable
 from shards.replies import Unavailable as Refusal
 from shards.worker.backpressure import Backpressure
 from tests.shards.journal.rig import SHARD, Rig, fill
@@ -74,6 +74,18 @@ async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_order
         await asyncio.sleep(0.001)
     backpressure.looked()
     assert not backpressure.stuck
+
+
+async def test_a_batch_that_was_withdrawn_is_not_waited_for_and_nobody_is_let_in() -> None:
+    _, _, backpressure, asked = full_rig()
+    backpressure.withdraw(Full("the log is full"))
+    assert backpressure.refuses_reads
+    client = Client()
+    backpressure.refuse(client, 1)
+    assert client.refusals == [(1, Refusal(SHARD, "the log is full", "no"))]
+    with pytest.raises(Unavailable):
+        backpressure.check_stop()
+    assert asked == []
 
 
 async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewed() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from shards.journal import backends
+from shards.journal import Full, backends
 from shards.replies import Unavailable
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from tests.shards.journal.memory import GRANT_NS, MemoryServer
@@ -39,19 +39,28 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-async def place(data_dir: Path) -> AsyncIterator[Place]:
+def server(data_dir: Path) -> Iterator[MemoryServer]:
     server = MemoryServer(f"{data_dir}/log")
     backends.KINDS[KIND] = "tests.shards.journal.memory"
-    clock = Pausing()
-    clocks = Clocks(clock.boot_ns, clock.wall_ns)
-    scene = WorkerScene(data_dir, journal={"kind": KIND, "path": f"{data_dir}/log"}, clocks=clocks)
     try:
-        await scene.start()
-        yield Place(scene, clock, server)
-        await scene.stop()
+        yield server
     finally:
         del backends.KINDS[KIND]
         server.close()
+
+
+def scene_on(data_dir: Path, clock: Pausing) -> WorkerScene:
+    clocks = Clocks(clock.boot_ns, clock.wall_ns)
+    return WorkerScene(data_dir, journal={"kind": KIND, "path": f"{data_dir}/log"}, clocks=clocks)
+
+
+@pytest.fixture
+async def place(server: MemoryServer, data_dir: Path) -> AsyncIterator[Place]:
+    clock = Pausing()
+    scene = scene_on(data_dir, clock)
+    await scene.start()
+    yield Place(scene, clock, server)
+    await scene.stop()
 
 
 async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(place: Place) -> None:
@@ -104,3 +113,35 @@ async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(pla
     await scene.until(lambda: scene.worker.journal.head > head)
     assert scene.application.machine.buckets[1]["x"] == 1
     assert f'[{due_ns}, ["fire", "x"]' in str(place.server.memory.logs[1].payloads)
+
+
+async def test_a_batch_that_meets_a_limit_which_nothing_announced_was_not_applied_and_the_worker_begins_anew(
+    server: MemoryServer, data_dir: Path
+) -> None:
+    scene, caller, memory = scene_on(data_dir, Pausing()), Caller(), server.memory
+    await scene.start()
+    scene.ask(caller, "before", 1, ("add", "x", 5))
+    await scene.until(lambda: ("before", 5) in caller.heard)
+    memory.capacity_bytes, memory.refuses_beats = 0, True  # below what there is
+    scene.ask(caller, "lost", 1, ("add", "x", 7))
+    scene.worker.read(caller, "read", 1, ("get", "x"))
+    scene.worker.reply(caller, "made elsewhere", 3)
+    await scene.until(lambda: len(caller.refused) == 3)
+    scene.ask(caller, "later", 1, ("add", "x", 1))
+    scene.worker.read(caller, "later read", 1, ("get", "x"))
+    told = {token: refusal.applied for token, refusal in caller.refused if isinstance(refusal, Unavailable)}
+    assert told == {"lost": "no", "read": "no", "made elsewhere": "unknown", "later": "no", "later read": "no"}
+    await scene.until(lambda: memory.beats_refused > 0)
+    assert scene.failures == [], "where not even a beat fits, the worker that follows could not take the shard"
+    assert caller.heard == [("before", 5)]
+
+    memory.capacity_bytes, memory.refuses_beats = -1, False
+    await scene.until(lambda: bool(scene.failures))
+    assert [type(failure) for failure in scene.failures] == [Full]
+    scene.abandon()
+
+    following = scene_on(data_dir, Pausing())
+    await following.start()
+    following.ask(caller, "after", 1, ("add", "x", 1))
+    await following.until(lambda: ("after", 6) in caller.heard)
+    await following.stop()
