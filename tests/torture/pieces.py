@@ -46,6 +46,7 @@ CAMPAIGNS = {
     "moves": "kill −9 of source, target or supervisor of a move",
     "hosts": "three hosts over one log: killed, stopped, cut off, wiped; servers killed and frozen",
     "servers": "servers of the log killed, stopped, cut off, wiped, full, and their leaders changed",
+    "both ways": "a backup of each kind of log restored into the other, 100,000 accounts",
     "fuzz": "broken input for every decoder",
 }
 
@@ -90,6 +91,7 @@ def all_pieces(share: float) -> Iterator[Piece]:
     yield from _cycles("full", "full", ["tests.torture.full"], count(20))
     yield from _cycles("hosts", "hosts", ["tests.torture.hosts"], count(400), cores=2)
     yield from _cycles("servers", "servers", ["tests.torture.servers"], count(1000))
+    yield Piece("both ways", "both ways", ["tests.torture.both_ways", "--accounts", str(count(100_000))], cores=2)
     yield from _cycles("writeback", "writeback", ["tests.torture.writeback"], count(80))
     commands = count(COMMANDS)
     for number, first in enumerate(range(0, commands, COMMANDS_A_PIECE), 1):
