@@ -1,0 +1,168 @@
+"""The log on three nats-servers on this machine, beside the log in files, in the same run and in turns.
+
+    python -m benchmarks.log_on_servers
+
+Three figures of each kind of log:
+
+    a batch         the journal alone, one appended after the other: 100 entries of 160 bytes each. CPU of the thread
+                    that appends (`batch_cpu_us`), and of it a hundredth (`entry_cpu_us`)
+    one in flight   the whole daemon, one worker, one command at a time: p50, p99
+    many            the same with `--depth` in flight: commands a second, CPU of the daemon a command
+
+With servers, `servers_cpu_us_per_command` is what all three of them use beside it, on the same cores: they take from
+the commands a second here what would be other machines' elsewhere. `floor_sync_ms` is one append and fdatasync to the
+disk that all of them write to; each server does one for each batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import uvloop
+
+from benchmarks.commands import COIN, mixed_frames, run
+from benchmarks.figures import add_arguments, medians, quantiles_ms, show
+from benchmarks.floor import sync_ms
+from billing.config.load import load, log_of
+from shards.journal import Backend, Journal, backends
+from shards.journal.jetstream.backend import JetStreamBackend
+from shards.system.host import REAL
+from tests.shards.journal.nats_cluster import NatsCluster
+from tests.system.daemon import Daemon
+
+ENTRIES, ENTRY_BYTES = 100, 160
+SHARD = 1
+FILES, SERVERS = "files", "servers"
+MANY = ("commands_per_s", "p50_ms", "p99_ms", "server_cpu_us_per_command", "servers_cpu_us_per_command")
+
+
+class Servers(Daemon):
+    """A daemon, with the CPU of the log's servers to be told apart."""
+
+    cluster: NatsCluster | None = None
+
+    def servers_cpu_seconds(self) -> float:
+        """What the servers have used until now; 0 where there are none."""
+        if self.cluster is None:
+            return 0.0
+        ticks = 0
+        for process in self.cluster.processes:
+            assert process is not None
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def appended(journal: Journal, batches: int) -> dict[str, float]:
+    """So many batches, one after the other; the journal's clock begins and ends with it."""
+    payload = bytes(range(256)) * (ENTRIES * ENTRY_BYTES // 256)
+    journal.open(SHARD, "benchmark")
+    for _ in range(batches // 10):
+        journal.append(payload)
+    took, cpu_s = [], time.thread_time()
+    for _ in range(batches):
+        began = time.perf_counter()
+        journal.append(payload)
+        took.append(time.perf_counter() - began)
+    batch_us = (time.thread_time() - cpu_s) / batches * 1e6
+    journal.close()
+    return {
+        "batch_cpu_us": round(batch_us, 1),
+        "entry_cpu_us": round(batch_us / ENTRIES, 2),
+        **{f"batch_{name}": value for name, value in quantiles_ms(took).items()},
+    }
+
+
+def daemon_of(kind: str, directory: Path, cluster: NatsCluster, number: int) -> Servers:
+    """One worker, on a new log of this kind."""
+    place = directory / f"{kind}-{number}"
+    place.mkdir(mode=0o700)
+    keys: dict[str, object] = {"shards.workers": 1, "journal.segment_bytes": 64 << 20}
+    if kind == FILES:
+        return Servers(place, **keys)
+    daemon = Servers(
+        place, **keys, **{"journal.kind": "jetstream", "cluster.servers": cluster.urls, "cluster.shards": 1}
+    )
+    daemon.cluster = cluster
+    for name in ("M", "J_1", "S_1"):
+        cluster.ask(f"STREAM.DELETE.{name}")
+    backend = backend_of(daemon)
+    assert isinstance(backend, JetStreamBackend)
+    backend.make()
+    return daemon
+
+
+def backend_of(daemon: Daemon) -> Backend:
+    """The log that a daemon's configuration names."""
+    return backends.open(log_of(load(daemon.config, {}).config), REAL)
+
+
+async def served(daemon: Servers, frames: list[bytes], depth: int, seconds: float) -> dict[str, Any]:
+    """Commands to a daemon, so many in flight; the servers' CPU a command is 0 where there are none."""
+    before, began = daemon.servers_cpu_seconds(), time.perf_counter()
+    told = await run(daemon, [frames], depth, seconds)
+    used_s, took_s = daemon.servers_cpu_seconds() - before, time.perf_counter() - began
+    return told | {"servers_cpu_us_per_command": round(used_s / took_s / told["commands_per_s"] * 1e6, 2)}
+
+
+async def measure(
+    arguments: argparse.Namespace, cluster: NatsCluster, directory: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """kind -> its runs."""
+    runs: dict[str, list[dict[str, Any]]] = {FILES: [], SERVERS: []}
+    for number in range(arguments.runs):
+        for kind, mine in runs.items():
+            backend = backend_of(daemon_of(kind, directory, cluster, number))
+            Path(directory / f"{kind}-{number}" / "data").mkdir(mode=0o700)
+            mine.append(appended(backend.journal(SHARD, REAL.clocks.boot_ns), arguments.batches))
+    first = [msgpack.packb([0, one, "top_up", [f"user_{one:07d}", 1000 * COIN]]) for one in range(arguments.accounts)]
+    frames = mixed_frames(arguments.accounts, 100_000, arguments.seed)
+    daemons = {kind: daemon_of(kind, directory, cluster, arguments.runs) for kind in runs}
+    with daemons[FILES], daemons[SERVERS]:
+        for daemon in daemons.values():
+            await run(daemon, [first], 2048, None)
+        for number in range(arguments.runs):
+            for kind, daemon in daemons.items():
+                alone = await served(daemon, frames, 1, arguments.seconds)
+                many = await served(daemon, frames, arguments.depth, arguments.seconds)
+                runs[kind][number] |= {
+                    **{f"alone_{name}": alone[name] for name in ("p50_ms", "p99_ms")},
+                    **{name: many[name] for name in MANY},
+                    "floor_sync_ms": sync_ms(str(directory)),
+                }
+    return runs
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accounts", type=int, default=100_000)
+    parser.add_argument("--depth", type=int, default=512)
+    parser.add_argument("--batches", type=int, default=2000)
+    add_arguments(parser, runs=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory, ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        (directory / "nats").mkdir()
+        cluster = NatsCluster(directory / "nats")
+        try:
+            cluster.start()
+            runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+            told = runner.run(measure(arguments, cluster, directory))
+        finally:
+            cluster.close()
+    for kind, runs in told.items():
+        if not arguments.json:
+            print(f"{kind}:")
+        show(arguments, runs, {"kind": kind, **medians(runs)} if arguments.json else medians(runs))
+
+
+if __name__ == "__main__":
+    main()
