@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 
+from billing.ledger import commands as ops
+from billing.ledger.classes import CutoffClass
+from billing.ledger.errors import Refused
 from billing.ledger.money import INT64_MAX
 from billing.ledger.rates import LINES_MAX
 from tests.ledger.bank import DAY_NS, HOUR, Bank, refusal
@@ -262,3 +268,48 @@ def test_a_line_is_the_same_whether_it_was_set_or_changed() -> None:
     one.set_rate("u", 5, at=1, resource="vm")
     other.change_rate("u", 5, at=1, resource="vm")
     assert one.state() == other.state()
+
+
+def reply(bank: Bank, method: str, *arguments: Any, **named: Any) -> object:
+    """What a call answers, or its refusal."""
+    try:
+        return getattr(bank, method)("u", *arguments, **named)
+    except Refused as error:
+        return error.name, error.details
+
+
+def drawn(draw: random.Random, at: int) -> tuple[str, int, dict[str, Any]]:
+    """A call: its method, its amount or rate, and the rest."""
+    resource, rate = draw.choice(("", "a", "b", "c", "d")), draw.choice((0, 0, 1, 7, 40, HOUR, INT64_MAX - 50))
+    lease = ops.number_option(ops.TTL_NS, 50)
+    calls: list[tuple[str, int, dict[str, Any]]] = [
+        *[("set_rate", rate, {"resource": resource, "message": "m", "actor": "meter"})] * 8,
+        ("set_rate", rate, {"resource": resource, "seq": draw.randrange(3)}),
+        ("set_rate", rate, {"resource": resource, "options": lease}),
+        ("change_rate", rate - 7, {"resource": resource}),
+        ("debit", 100, {}),
+        ("top_up", 1000, {}),
+        ("set_credit_limit", draw.choice((0, 500)), {}),
+        ("hold", 10, {"ttl": draw.choice((0, 30)), "request_id": f"hold-{at}"}),
+    ]
+    return draw.choice(calls)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_report_leaves_the_same_whether_it_goes_the_fast_way_or_the_plain_one(seed: int) -> None:
+    draw = random.Random(seed)
+    fast, plain = (Bank(classes={b"as the default": CutoffClass()}) for _ in range(2))
+    for bank, name in ((fast, ""), (plain, "as the default")):  # an account of a class goes the plain way
+        bank.top_up("u", 10**4, at=0)
+        bank.set_class("u", name, at=0)
+    at = 0
+    for _ in range(80):
+        at += draw.randrange(20)
+        method, amount, named = drawn(draw, at)
+        assert reply(fast, method, amount, at=at, **named) == reply(plain, method, amount, at=at, **named)
+    made, expected = ([entry for entry in bank.entries() if entry.op != ops.SET_CLASS] for bank in (fast, plain))
+    assert made == expected
+    assert len(made) > 40
+    fast.set_class("u", "as the default", at=at)
+    plain.set_class("u", "as the default", at=at)
+    assert fast.state() == plain.state()
