@@ -26,7 +26,7 @@ from billing.client.batch import Batch
 from billing.client.connection import Address
 from billing.client.errors import BillingError, Unavailable
 from billing.client.routing import owner_addresses
-from shards.buckets import HASH_NAME, bucket_id_of
+from shards.buckets import HASH_NAME, hashed_into
 
 OpenAt = Callable[[Address], Batch]
 
@@ -43,6 +43,7 @@ class FanOut:
         self._main = main
         self._batches = [main]
         self._of_bucket: list[Batch] = []  # index: bucket id - 1
+        self._bucket_of: Callable[[bytes], int] = hashed_into(1)
         self._route = route
         self._host = host
         self._open_at = open_at
@@ -53,6 +54,8 @@ class FanOut:
         addresses = owner_addresses(route, self._host)
         batches = dict(zip(addresses, await asyncio.gather(*map(self._connected, addresses.values())), strict=True))
         self._of_bucket = [batches.get(owner, self._main) for owner in route["owners"]]
+        if self._of_bucket:
+            self._bucket_of = hashed_into(len(self._of_bucket))
         return self
 
     async def _map(self) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class FanOut:
     def add(self, number: int, method: str, params: Sequence[Any]) -> None:
         """Stages one command, whose first parameter is the user, a text; it leaves with `flush`."""
         if self._of_bucket:
-            self._of_bucket[bucket_id_of(params[0].encode(), len(self._of_bucket)) - 1].add(number, method, params)
+            self._of_bucket[self._bucket_of(params[0].encode()) - 1].add(number, method, params)
         else:
             self._main.add(number, method, params)
 

@@ -23,10 +23,10 @@ from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command
 from billing.cli.output import say
 from billing.client.client import Client
-from billing.client.errors import BillingError, RequestIdConflict
+from billing.client.errors import BillingError, Forbidden, RequestIdConflict
 from billing.client.fan_out import FanOut
 from billing.migration.mapping import Mapping, mapping_of
-from billing.migration.plan import commands_of, is_empty, refusal_of
+from billing.migration.plan import commands_of, is_empty, most_of_a_bucket, refusal_of
 from billing.migration.sources import (
     Account,
     Found,
@@ -173,8 +173,26 @@ def told(account: Account, method: str, error: BillingError, label: str) -> str:
     return f"{method} of {account.user_id} was refused: {error}"
 
 
+async def check_memory(client: Client, accounts: list[Account]) -> None:
+    """Refuses an import that the daemon would not remember whole: run again after an interruption, it would do twice
+    what was forgotten. A caller who may not ask is not held up.
+    """
+    try:
+        info = await client.server_info()
+    except Forbidden:
+        return
+    most, remembered = most_of_a_bucket(accounts, info.bucket_count), info.request_ids_per_bucket
+    if most > remembered:
+        raise click.ClickException(
+            f"one bucket would get {most:,} commands, and the daemon remembers {remembered:,} of a bucket, so that an "
+            "interrupted import could not be run again without doing some of it twice; nothing was imported. Start the "
+            f"daemon with ledger.request_ids_per_bucket = {most} or more"
+        )
+
+
 async def carry_out(client: Client, accounts: list[Account], label: str) -> Outcome:
     """Sends all commands, at most `WINDOW` of them unanswered, and counts what came of them."""
+    await check_memory(client, accounts)
     sent: list[tuple[Account, str]] = []
     refused: list[NotTaken] = []
     replayed = 0

@@ -4,16 +4,18 @@ In this order: the money, the credit limit, the rates; so that a user who has mo
 Each command carries a `request_id` made of the import's label and of what it does. The daemon keeps request ids for
 seven days, so an import that was interrupted may be run again within that time: what was carried out is answered from
 memory, with `replayed`. The same label with another amount for the same user is refused as `REQUEST_ID_CONFLICT`:
-nobody's money is added twice because a file was edited in between.
+nobody's money is added twice because a file was edited in between. A bucket remembers a limited number of ids, so what
+each would get is counted before anything is sent (`most_of_a_bucket`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import Any, Final
 
 from billing.migration.sources import Account, NotTaken
+from shards.buckets import hashed_into
 
 Command = tuple[str, list[Any]]  # method, params
 
@@ -43,6 +45,15 @@ def commands_of(account: Account, label: str, message: str) -> Iterator[Command]
     for line in account.rates:
         options = {"per": line.per, "resource": line.resource, "request_id": _short(f"{label}:rate:{line.resource}")}
         yield "set_rate", [user, line.rate, options]
+
+
+def most_of_a_bucket(accounts: Iterable[Account], bucket_count: int) -> int:
+    """How many commands, each with a request id, the bucket gets that gets the most."""
+    counts, bucket_of = [0] * bucket_count, hashed_into(bucket_count)
+    for account in accounts:
+        number = 1 + (account.credit_limit_nanos is not None) + (account.balance_nanos <= 0) + len(account.rates)
+        counts[bucket_of(account.user_id.encode()) - 1] += number
+    return max(counts)
 
 
 def _short(request_id: str) -> str:

@@ -19,6 +19,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from billing.migration.mapping import Mapping
@@ -29,6 +30,7 @@ from shards.counting import counted
 COINS_DIGITS_MAX: Final = 9
 NANOS_MAX: Final = 2**63 - 1
 PER: Final = ("second", "minute", "hour")
+REMEMBERED: Final = 4096  # numbers that are read once: price lists have few rates, and many users the same balance
 COLUMNS: Final = ("user_id", "balance", "credit_limit", "resource", "rate", "per")
 
 
@@ -69,28 +71,33 @@ Found = Account | NotTaken | LeftOut
 
 def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
     """Accounts of a CSV file with a header line. Raises ValueError where the header is not one."""
-    reader = csv.DictReader(lines, strict=True)
-    header = reader.fieldnames or []
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise ValueError(f"{name}: its first line is no CSV: {error}") from None
     unknown = [column for column in header if column not in COLUMNS]
     if "user_id" not in header or unknown:
         got = ",".join(header) or "nothing"
         raise ValueError(
             f"{name}: its first line is to name the columns, user_id and any of {', '.join(COLUMNS[1:])}; got {got}"
         )
-    rows = iter(reader)
+    columns = len(header)
     while True:
         try:
-            row = next(rows)
+            values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             yield NotTaken(f"{name}:{reader.line_num}", str(error))
             continue
-        place = f"{name}:{reader.line_num}"
-        if None in row or None in row.values():
-            yield NotTaken(place, f"expected {len(header)} columns")
+        if not values:  # an empty line
             continue
-        row = {column: value.strip() for column, value in row.items()}
+        place = f"{name}:{reader.line_num}"
+        if len(values) != columns:
+            yield NotTaken(place, f"expected {columns} columns")
+            continue
+        row = dict(zip(header, map(str.strip, values), strict=True))
         rates = []
         if row.get("rate"):
             rates = [{"resource": row.get("resource", ""), "rate": row["rate"], "per": row.get("per") or "second"}]
@@ -248,7 +255,13 @@ def _rate_line(given: Any) -> RateLine:
     resource = given.get("resource", "")
     if not isinstance(resource, str):
         raise ValueError("expected a text as resource")
-    return RateLine(resource, f"{Decimal(nanos).scaleb(-9):f}", per)
+    return RateLine(resource, _text_of(nanos), per)
+
+
+@lru_cache(REMEMBERED)
+def _text_of(nanos: int) -> str:
+    """Nanos as a decimal text of coins."""
+    return f"{Decimal(nanos).scaleb(-COINS_DIGITS_MAX):f}"
 
 
 def _nanos(given: Any, what: str) -> int | None:
@@ -257,6 +270,11 @@ def _nanos(given: Any, what: str) -> int | None:
         return None
     if isinstance(given, bool) or not isinstance(given, str | int | Decimal):
         raise ValueError(f"expected {what} as a decimal number of coins")
+    return _nanos_of(given, what)
+
+
+@lru_cache(REMEMBERED)
+def _nanos_of(given: str | int | Decimal, what: str) -> int:
     try:
         coins = Decimal(given.strip() if isinstance(given, str) else given)
         nanos = coins.scaleb(COINS_DIGITS_MAX)

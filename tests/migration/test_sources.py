@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from billing.cli.main import root
-from billing.migration.plan import IN_DEBT, commands_of, is_empty, refusal_of
+from billing.migration.plan import IN_DEBT, commands_of, is_empty, most_of_a_bucket, refusal_of
 from billing.migration.sources import Account, NotTaken, RateLine, from_csv, from_json_lines, merged
 
 CSV = [
@@ -44,6 +44,14 @@ def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped() -> None:
 def test_a_csv_file_without_the_header_is_refused_whole() -> None:
     with pytest.raises(ValueError, match=r"name the columns, user_id and any of balance, .*; got user_01,5$"):
         list(from_csv(["user_01,5"], "a.csv"))
+    with pytest.raises(ValueError, match=r"^a\.csv: its first line is no CSV: "):
+        list(from_csv(['"user_id'], "a.csv"))
+
+
+def test_an_empty_line_of_csv_is_passed_over_and_a_broken_one_is_named() -> None:
+    found = list(from_csv(["user_id,balance\n", "\n", "u,1\n", 'v,"2"x\n', "w,3\n"], "a.csv"))
+    assert [one.user_id for one in found if isinstance(one, Account)] == ["u", "w"]
+    assert [one.place for one in found if isinstance(one, NotTaken)] == ["a.csv:4"]
 
 
 JSON_LINES = {
@@ -117,3 +125,17 @@ def test_a_file_that_is_not_utf_8_is_named_and_nothing_of_it_is_imported(tmp_pat
     result = CliRunner().invoke(root, ["import", str(file)])
     assert result.exit_code == 1
     assert f"{file}: expected UTF-8, got a byte 0xe9; nothing was imported" in result.output
+
+
+def test_what_a_bucket_gets_is_the_number_of_its_commands() -> None:
+    lines = (RateLine("a", "1", "hour"), RateLine("b", "1", "hour"))
+    accounts = [
+        Account("f:1", "1", 5, None, ()),
+        Account("f:2", "2", -5, 10, lines),
+        Account("f:3", "3", 0, 10, lines[:1]),
+        Account("f:4", "4", 7, None, lines),
+    ]
+    numbers = [len(list(commands_of(account, "l", "m"))) for account in accounts]
+    assert numbers == [1, 5, 4, 3]
+    assert most_of_a_bucket(accounts, 1) == sum(numbers)
+    assert most_of_a_bucket(accounts[:3], 3000) == 5, "of 3000 buckets, no two of these users have the same"

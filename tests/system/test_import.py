@@ -19,7 +19,8 @@ SNAPSHOT, LOG = (FIXTURES / f"00000000000000000313.{kind}" for kind in ("snap", 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1) as started:
+    keys = {"shards.bucket_count": 64, "ledger.request_ids_per_bucket": 100}
+    with Daemon(tmp_path_factory.mktemp("d"), shards__workers=1, **keys) as started:
         yield started
 
 
@@ -91,3 +92,17 @@ def test_a_terminal_is_shown_how_far_the_reading_is(tmp_path: Path) -> None:
     assert ended.stdout == b"would import 2,000 accounts with 2,000 commands\n"
     assert "reading" in shown
     assert "2,000 lines" in shown
+
+
+def test_an_import_that_would_not_be_remembered_whole_is_refused_before_anything_is_sent(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "accounts.csv"
+    file.write_text(
+        "user_id,balance,resource,rate\n" + "".join(f"many_01,{'' if n else 5},vm-{n},1\n" for n in range(100))
+    )
+    ended = billing(daemon, "import", file)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "one bucket would get 101 commands, and the daemon remembers 100" in ended.stderr
+    assert "ledger.request_ids_per_bucket = 101" in ended.stderr
+    assert "there is no account many_01" in billing(daemon, "account", "many_01").stderr
