@@ -104,4 +104,4 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(LOCKER) mutants build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOCKER) mutants build client/build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,8 @@ ELSEWHERE: Final = (
     "billing.client, which calls a daemon from Python, runs here, too."
 )
 NOT_INSTALLED: Final = (
-    "billing: the package {} is not installed: pip install billing-daemon brings everything that this needs"
+    "billing: the package {} is not installed. The distribution billing-daemon brings everything that this needs; of "
+    "billing-client the extra cli brings what the commands need, and loadtest what a load test needs"
 )
 
 

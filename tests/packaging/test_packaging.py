@@ -8,32 +8,41 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import billing
 from billing.__main__ import package_of, runs_on
 from billing.cli.listing import MODULE_OF
 from tests.docs.pages import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+CLIENT_PROJECT = tomllib.loads((REPOSITORY / "client" / "pyproject.toml").read_text())["project"]
 CLIENT = {"msgpack", "msgspec", "crc32c"}
 NEEDS_THE_SERVER = {"demo", "loadtest", "receiver", "doctor"}
 
 
-def asked_for(*extras: str) -> set[str]:
-    """The packages of others that an installation asks for, with these extras."""
-    left, found = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)], set[str]()
+def requirements_of(project: dict[str, Any], *extras: str) -> dict[str, str]:
+    """The packages of others that an installation asks for, with these extras, each with the versions it takes."""
+    left = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    found: dict[str, str] = {}
     while left:
         for requirement in map(Requirement, left.pop()):
-            if requirement.name == PROJECT["name"]:
-                left += [PROJECT["optional-dependencies"][extra] for extra in requirement.extras]
+            if requirement.name == project["name"]:
+                left += [project["optional-dependencies"][extra] for extra in requirement.extras]
             else:
-                found.add(canonicalize_name(requirement.name))
+                found[canonicalize_name(requirement.name)] = str(requirement.specifier)
     return found
+
+
+def asked_for(*extras: str) -> set[str]:
+    """The packages that an installation of the daemon asks for."""
+    return set(requirements_of(PROJECT, *extras))
 
 
 def modules_of(packages: set[str]) -> list[str]:
@@ -58,6 +67,24 @@ def test_a_plain_installation_runs_the_daemon_and_the_command() -> None:
     assert asked_for() >= {"msgpack", "msgspec", "crc32c", "uvloop", "aiohttp", "click", "pydantic", "rich"}
 
 
+def test_the_distribution_of_the_client_asks_for_no_other_versions_than_that_of_the_daemon() -> None:
+    assert set(requirements_of(CLIENT_PROJECT)) == CLIENT
+    for extra in ("cli", "loadtest"):
+        assert requirements_of(CLIENT_PROJECT, extra).items() <= requirements_of(PROJECT).items()
+    assert requirements_of(CLIENT_PROJECT, "loadtest") == requirements_of(PROJECT), "a load test starts the daemon"
+    assert CLIENT_PROJECT["version"] == PROJECT["version"] == billing.__version__
+    assert CLIENT_PROJECT["requires-python"] == PROJECT["requires-python"]
+
+
+def test_the_addresses_of_both_distributions_are_pages_of_the_site() -> None:
+    site = tomllib.loads((REPOSITORY / "zensical.toml").read_text())["project"]["site_url"]
+    assert PROJECT["urls"] == CLIENT_PROJECT["urls"]
+    assert PROJECT["urls"]["Documentation"] == site
+    for address in set(PROJECT["urls"].values()) - {site}:
+        assert address.startswith(site)
+        assert (REPOSITORY / "docs" / f"{address.removeprefix(site).rstrip('/')}.md").is_file()
+
+
 def test_the_client_needs_three_packages_and_no_other() -> None:
     others = asked_for("dev") - CLIENT
     assert asked_for() > CLIENT
@@ -66,7 +93,7 @@ def test_the_client_needs_three_packages_and_no_other() -> None:
     assert (ended.stdout, ended.returncode) == ("Client\n", 0), ended.stderr
 
 
-def test_what_people_type_loads_nothing_of_the_daemon() -> None:
+def test_what_people_type_needs_the_extra_cli_and_nothing_of_the_daemon() -> None:
     typed = sorted(set(MODULE_OF.values()) - {MODULE_OF[name] for name in NEEDS_THE_SERVER})
     script = f"""
 import importlib
@@ -76,7 +103,7 @@ from billing.__main__ import main
 sys.argv = ["billing", "config", "default"]
 main()
 """
-    ended = run_without({"uvloop", "aiohttp"}, script)
+    ended = run_without(asked_for("dev") - set(requirements_of(CLIENT_PROJECT, "cli")), script)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == (REPOSITORY / "config.toml").read_text()
 
@@ -169,3 +196,53 @@ def test_the_wheel_alone_prints_configuration_rules_and_runbook(
         )
         assert ended.returncode == 0, ended.stderr
         assert expected in ended.stdout
+
+
+@pytest.fixture(scope="module")
+def client_alone(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the client's distribution, made of the unpacked source, and the three packages: nothing else
+    is there, pip included.
+    """
+    source, _ = distributions
+    place = tmp_path_factory.mktemp("client")
+    build(source / "client", "build_wheel", place)
+    (wheel,) = place.glob("*.whl")
+    environment = place / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=300)
+    pip(environment, "install", "--no-index", "--no-deps", wheel)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    for name in CLIENT:
+        for file in distribution(name).files or ():
+            if ".." not in file.parts:
+                (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                (packages / file).write_bytes(file.locate().read_bytes())  # type: ignore[attr-defined]
+    return environment
+
+
+def pip(environment: Path, *arguments: object) -> str:
+    """Runs pip for another environment; what it prints."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", environment, *arguments]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_the_client_alone_is_whole_with_three_packages(client_alone: Path, tmp_path: Path) -> None:
+    assert pip(client_alone, "check") == "No broken requirements found.\n"
+    listed = pip(client_alone, "list", "--format", "freeze").splitlines()
+    assert {line.partition("==")[0] for line in listed} == CLIENT | {"billing-client"}
+    script = (
+        "from billing.client import Client, InsufficientFunds, SyncClient\n"
+        "from billing.client.receiver import Receiver\n"
+        "print(Receiver('whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw').is_due)\n"
+    )
+    ended = subprocess.run([client_alone / "bin/python", "-I", "-c", script], cwd=tmp_path, timeout=120, check=False)
+    assert ended.returncode == 0
+
+
+def test_the_client_alone_says_what_its_command_lacks(client_alone: Path, tmp_path: Path) -> None:
+    command = [str(client_alone / "bin/billing"), "serve"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("billing: the package ")
+    assert "of billing-client the extra cli" in ended.stderr
