@@ -210,7 +210,7 @@ class Supervisor:
             if warnings is None:
                 return self.exit_code
             for warning in warnings:
-                log.warning("about the data directory: %s", warning)
+                log.warning("about the place of the log: %s", warning)
             for shard_id in sorted(self.map.weights):
                 self._add(shard_id, self._ports.pop(shard_id, None) or self._direct_port(shard_id))
             for worker in self.workers.values():
