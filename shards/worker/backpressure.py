@@ -10,7 +10,8 @@ or is refused.
 **No room that nothing announced**, as where somebody has just lowered the limit of a log on servers. Waiting would cost
 the grant of time there, and with it all reads and cutoffs. So a batch that somebody waits for is never written
 (`withdraw`): its callers are told that nothing was applied, nothing else is told, and as soon as a beat fits the worker
-ends, to begin anew from the journal, which now says ahead of time that there is no room.
+ends, to begin anew from the journal, which now says ahead of time that there is no room. So it is, too, where a log
+cannot be reached for longer than a change of its leader takes: after `TRIES_MAX` tries nobody waits for it any more.
 
 **No grant.** Where the journal grants time and the grant has run out (`lapsed`), another owner may already live at
 these instants: commands and reads are refused until the journal has renewed it.
@@ -29,6 +30,7 @@ from shards.journal import Journal, Unavailable
 from shards.replies import Unavailable as Refusal
 
 ROOM_RETRY_S = 1.0  # how often a journal without room is asked again
+TRIES_MAX = 4  # of a batch that somebody waits for, where waiting costs the grant of time; some ten seconds
 LAPSED = "the grant of time has run out: the log of this shard cannot be reached"
 
 log = logging.getLogger("shards.worker.worker")
@@ -49,6 +51,7 @@ class Backpressure:
         self.reason = ""  # why commands are refused; empty where they are not
         self.stuck = False  # a batch waits for room, or was withdrawn
         self.lapsed = False  # the journal's grant has run out
+        self.tries = 0  # of the batch that waits
         self._shard_id = shard_id
         self._journal = journal
         self._look = look
@@ -82,7 +85,7 @@ class Backpressure:
 
     def looked(self) -> None:
         """The journal has just taken a batch, or tried to get room."""
-        self.stuck = False
+        self.stuck, self.tries = False, 0
         no_room = self._journal.no_room
         if no_room and self.reason in ("", LAPSED):
             self._say(no_room)
@@ -95,6 +98,7 @@ class Backpressure:
     def stick(self, error: Unavailable, append: Callable[[], None]) -> None:
         """A batch found no room, or could not reach the log; `append` tries it again in a while."""
         self.stuck = True
+        self.tries += 1
         if self.reason in ("", LAPSED):
             self._say(error.message)
         asyncio.get_running_loop().call_later(self._retry_s, append)

@@ -39,7 +39,7 @@ from shards.shard import COMMAND, READ, MadeElsewhere, Ready
 from shards.system.clock import Alarm
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
-from shards.worker.backpressure import ROOM_RETRY_S, Backpressure
+from shards.worker.backpressure import ROOM_RETRY_S, TRIES_MAX, Backpressure
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
 from shards.worker.recovering import Recovering
@@ -352,12 +352,12 @@ class Worker:
 
     def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
         if error is not None:
-            if isinstance(error, Full) and self.journal.beat_s and (ready.replies or self.shard.has_replies()):
-                self._withdraw(error)
-            elif isinstance(error, JournalUnavailable):  # surely not written: the batch waits until there is room
-                self.backpressure.stick(error, partial(self._append, ready))
-            else:
+            if not isinstance(error, JournalUnavailable):
                 self.fail(error)
+            elif self._is_waited_for_in_vain(ready, error):
+                self._withdraw(error)
+            else:  # surely not written: the batch waits until there is room
+                self.backpressure.stick(error, partial(self._append, ready))
         if error is not None or self.halted:
             return  # halted: what there was to say was said
         self._on_granted()
@@ -371,7 +371,13 @@ class Worker:
         self._await_barrier(self.settings.idle_barrier_s)
         self._guarded_turn()
 
-    def _withdraw(self, error: Full) -> None:
+    def _is_waited_for_in_vain(self, ready: Ready, error: JournalUnavailable) -> bool:
+        """Whether the batch is withdrawn, not tried again: somebody waits for it, and waiting costs the grant."""
+        if not self.journal.beat_s or not (ready.replies or self.shard.has_replies()):
+            return False
+        return isinstance(error, Full) or self.backpressure.tries >= TRIES_MAX
+
+    def _withdraw(self, error: JournalUnavailable) -> None:
         """The batch under way is not in the journal, and never will be; what was applied after it is not either. What
         the shard holds is not what the journal says any more: nothing of it is told, and the worker begins anew.
         """
@@ -392,8 +398,8 @@ class Worker:
         for caller, token, _, _ in later:
             caller.refuse(token, refusal("no"))
 
-    def _begin_anew(self, error: Full) -> None:
-        """Ends the process, once there is room enough for the one that follows to take the shard."""
+    def _begin_anew(self, error: JournalUnavailable) -> None:
+        """Ends the process, once the one that follows can take the shard: a beat finds room, and a majority."""
 
         def gave_back(_: object, failure: BaseException | None) -> None:
             self._refuse_all([])  # what came in between

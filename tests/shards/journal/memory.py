@@ -3,7 +3,7 @@
 `MemoryServer` is that process, or a thread of a test's; whoever dies on the other side of its socket loses nothing. It
 fences by epochs, so a newer owner need not wait for an older one: it begins at the end of what the older one was
 granted. Messages are MessagePack with a length before them, one request and one reply at a time:
-`[name, argument, …]` → `["ok", result]` or `["fenced" | "full" | "gap" | "overtaken", what]`.
+`[name, argument, …]` → `["ok", result]` or `["fenced" | "full" | "unavailable" | "gap" | "overtaken", what]`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from shards.journal import (
     Overtaken,
     Retained,
     Snapshot,
+    Unavailable,
 )
 from shards.system.host import Host
 
@@ -68,7 +69,7 @@ class Memory:
     def __init__(self) -> None:
         self.logs: dict[int, Log] = {}
         self.capacity_bytes = -1  # of each log; -1: without limit
-        self.refuses_beats, self.beats_refused = False, 0
+        self.is_out_of_reach, self.beats_refused = False, 0
         self._turn = threading.Lock()
 
     def handle(self, request: list[Any]) -> list[Any]:
@@ -93,6 +94,8 @@ class Memory:
 
     def _append(self, log: Log, epoch: int, payload: bytes, now_ns: int, until_ns: int) -> list[int]:
         self._own(log, epoch)
+        if self.is_out_of_reach:
+            raise Refused("unavailable", "the memory cannot be reached")
         self._put(log, len(payload))
         log.head += 1
         log.payloads[log.head] = payload
@@ -102,9 +105,9 @@ class Memory:
 
     def _beat(self, log: Log, epoch: int, until_ns: int) -> int:
         self._own(log, epoch)
-        if self.refuses_beats:
+        if self.is_out_of_reach:
             self.beats_refused += 1
-            raise Refused("full", "the memory is full")
+            raise Refused("unavailable", "the memory cannot be reached")
         log.until_ns = max(log.until_ns, until_ns)
         return log.until_ns
 
@@ -224,7 +227,7 @@ class Client:
             return what
         if kind == "overtaken":
             raise Overtaken(int(what))
-        raise {"fenced": Fenced, "full": Full, "gap": Gap}[kind](what)
+        raise {"fenced": Fenced, "full": Full, "unavailable": Unavailable, "gap": Gap}[kind](what)
 
     def close(self) -> None:
         self._connection.close()

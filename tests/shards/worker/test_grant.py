@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from shards.journal import Full, backends
+from shards.journal import Unavailable as NotWritten
 from shards.replies import Unavailable
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from tests.shards.journal.memory import GRANT_NS, MemoryServer
@@ -115,29 +116,33 @@ async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(pla
     assert f'[{due_ns}, ["fire", "x"]' in str(place.server.memory.logs[1].payloads)
 
 
-async def test_a_batch_that_meets_a_limit_which_nothing_announced_was_not_applied_and_the_worker_begins_anew(
-    server: MemoryServer, data_dir: Path
+@pytest.mark.parametrize("fault", ["a limit that nothing announced", "no log for longer than a change of its leader"])
+async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begins_anew(
+    server: MemoryServer, data_dir: Path, fault: str
 ) -> None:
     scene, caller, memory = scene_on(data_dir, Pausing()), Caller(), server.memory
     await scene.start()
     scene.ask(caller, "before", 1, ("add", "x", 5))
     await scene.until(lambda: ("before", 5) in caller.heard)
-    memory.capacity_bytes, memory.refuses_beats = 0, True  # below what there is
+    full = fault.startswith("a limit")
+    memory.capacity_bytes, memory.is_out_of_reach = (0, False) if full else (-1, True)
     scene.ask(caller, "lost", 1, ("add", "x", 7))
     scene.worker.read(caller, "read", 1, ("get", "x"))
     scene.worker.reply(caller, "made elsewhere", 3)
     await scene.until(lambda: len(caller.refused) == 3)
+    memory.is_out_of_reach = True  # not even a beat fits
     scene.ask(caller, "later", 1, ("add", "x", 1))
     scene.worker.read(caller, "later read", 1, ("get", "x"))
     told = {token: refusal.applied for token, refusal in caller.refused if isinstance(refusal, Unavailable)}
     assert told == {"lost": "no", "read": "no", "made elsewhere": "unknown", "later": "no", "later read": "no"}
-    await scene.until(lambda: memory.beats_refused > 0)
-    assert scene.failures == [], "where not even a beat fits, the worker that follows could not take the shard"
+    if not full:
+        await scene.until(lambda: memory.beats_refused > 0)
+        assert scene.failures == [], "the worker that follows could not take the shard"
     assert caller.heard == [("before", 5)]
 
-    memory.capacity_bytes, memory.refuses_beats = -1, False
+    memory.capacity_bytes, memory.is_out_of_reach = -1, False
     await scene.until(lambda: bool(scene.failures))
-    assert [type(failure) for failure in scene.failures] == [Full]
+    assert [type(failure) for failure in scene.failures] == [Full if full else NotWritten]
     scene.abandon()
 
     following = scene_on(data_dir, Pausing())
