@@ -27,8 +27,19 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from shards.links.far import Far
 from shards.machine import Command
 from shards.system.clock import Anchor
+
+
+class LinkSettings(NamedTuple):
+    """How a worker is linked with those of other hosts, where several serve at once."""
+
+    listen: str  # "host:port" to be dialled at; port 0 takes a free one
+    cluster: str  # that the log belongs to
+    epoch: int  # of the shard's `own` record in the map
+    secret_file: str  # "": none
+    certificates: tuple[str, str, str] | None  # files, see `shards.links.far.Certificates`
 
 
 class WorkerSettings(NamedTuple):
@@ -64,6 +75,8 @@ class Begin(Message, frozen=True):
     configuration: bytes  # the application's own, opaque here
     proved: list[int]  # shards that were recovered and hold what they own
     settled: int  # batch up to which the application owes nothing outside, as any host has said; −1: not known
+    far: dict[int, Far]  # shards that other hosts serve
+    links: LinkSettings | None  # None: no other host serves anything
 
 
 class Serve(Message, frozen=True):
@@ -91,6 +104,7 @@ class ShardsChanged(Message, frozen=True):
     records: list[list[Any]]  # of the map's journal, for `BucketMap.apply`
     peers: dict[int, str]
     direct: dict[int, str]
+    far: dict[int, Far]
 
 
 class Configure(Message, frozen=True):
@@ -223,6 +237,7 @@ class Serving(Message, frozen=True):
 
     pid: int
     accounts: int
+    links: str  # "host:port" at which workers of other hosts dial it; "": nowhere
 
 
 class Failed(Message, frozen=True):

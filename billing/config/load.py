@@ -328,9 +328,29 @@ def _cluster(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     if cluster.replicas > 1 and 0 < len(cluster.servers) < cluster.replicas:
         text = f"expected as many servers as cluster.replicas, {cluster.replicas}"
         yield ("cluster.servers", "cluster.replicas"), text
-    if config.shards.workers < cluster.shards:
+    yield from _sharing(config)
+    if config.shards.workers < cluster.shards and not cluster.listen:
         text = f"expected cluster.shards, {cluster.shards}, or more: this daemon serves every shard, with a worker each"
         yield ("shards.workers", "cluster.shards"), text
+
+
+def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with the keys of hosts that serve at once."""
+    cluster = config.cluster
+    if bool(cluster.tls_cert) != bool(cluster.tls_key):
+        yield ("cluster.tls_cert", "cluster.tls_key"), "expected both or neither"
+    if cluster.tls_cert and not cluster.tls_ca:
+        yield ("cluster.tls_ca", "cluster.tls_cert"), "expected the authority that signed the certificates of all hosts"
+    if not cluster.listen:
+        return
+    listen = parse_listen(cluster.listen)
+    if listen.port and listen.port + cluster.shards > 65_535:
+        text = f"expected a port up to {65_535 - cluster.shards}, since each shard has one behind it"
+        yield ("cluster.listen", "cluster.shards"), text
+    if not listen.loopback and not cluster.secret_file and not cluster.tls_cert:
+        yield ("cluster.listen",), "expected cluster.tls_cert or cluster.secret_file, since this is not loopback"
+    if config.shards.weights:
+        yield ("shards.weights", "cluster.listen"), 'expected "": buckets stay where they are while several hosts serve'
 
 
 def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:

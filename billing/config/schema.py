@@ -132,6 +132,13 @@ class Cluster(_Section):
     replicas: int = _key(3, "Servers that keep each stream; 1 is for trying only", ge=1, le=5)
     credentials_file: SecretFile = _key("", "user:password, or a token, that the servers ask for")
     tls_ca: PublicFile = _key("", "Authority (PEM) of the servers' certificates, if not one of the system's")
+    listen: ListenText = _key(
+        "", "Where links of other hosts come in, shard k's at this port + k; with it several hosts serve at once"
+    )
+    advertise: ListenText = _key("", "This host's rpc.listen as others and clients reach it, where that is another")
+    secret_file: SecretFile = _key("", "What links prove that they know, on a network that is trusted; else tls_cert")
+    tls_cert: PublicFile = _key("", "Certificate chain (PEM) of this host for links; tls_ca has signed all hosts'")
+    tls_key: SecretFile = _key("", "Private key (PEM) of tls_cert")
     retain_bytes: int = _key(1 << 30, "Of each journal, kept behind the snapshots that replace it", ge=0, le=2**40)
 
 

@@ -43,6 +43,7 @@ from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced
 from shards.moves.mover import Caps
 from shards.supervisor.registry import LOCK
+from shards.supervisor.sharing import ShareSettings
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -212,4 +213,14 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
         locked=parse_shards(config.shards.locked),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
+        share=_share(config) if config.journal.kind == "jetstream" and config.cluster.listen else None,
     )
+
+
+def _share(config: Config) -> ShareSettings:
+    cluster = config.cluster
+    advertised = cluster.advertise or config.rpc.listen
+    host = advertised.rpartition(":")[0]
+    certificates = (cluster.tls_cert, cluster.tls_key, cluster.tls_ca) if cluster.tls_cert else None
+    workers = min(config.shards.workers, cluster.shards)
+    return ShareSettings(workers, cluster.listen, host, cluster.secret_file, certificates)

@@ -207,6 +207,10 @@ class Billing:
 
             self._when_handed_over(lambda link: link.reached(told), told)
             return
+        if query[0] == "entries" and self._begin.links is not None:
+            text = "the feed is made of the files of all shards, and of hosts that serve at once each has some"
+            done(Refused("UNAVAILABLE", text))
+            return
         if query[0] == "entries":
             self._when_handed_over(lambda link: self._ask_entries(link, query, done), done)
             return

@@ -384,6 +384,10 @@ class Backend(Protocol):
         """The name of this host among those that share the log; "" where no other host can own a shard of it."""
 
     @property
+    def cluster(self) -> str:
+        """Which log it is, where hosts share one: known after `prepare`, the same on all of them; else ""."""
+
+    @property
     def grant_ns(self) -> int:
         """How long an owner that is not heard of may still be alive; 0 where no other host can own a shard."""
 

@@ -90,6 +90,7 @@ class Mover:
         self._workers = workers
         self.caps = caps
         self.locked = locked
+        self.forbidden = ""  # why no bucket may move at all; "": buckets may
         self._drained = drained
         self._is_leaving = is_leaving
         self._number = 0
@@ -160,6 +161,8 @@ class Mover:
             return Obstacle("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
         if self._is_leaving(shard_id) and (running is None or running.move is None):
             return Obstacle("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
+        if self.forbidden:
+            return Obstacle("MOVE_REFUSED", self.forbidden)
         source = bucket_map.owner[bucket_id]
         if source == shard_id:
             return Obstacle("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
@@ -262,7 +265,7 @@ class Mover:
 
     def plan(self) -> list[Step]:
         """The moves that would make the load even."""
-        return plan(self._registry.map, self.locked)
+        return [] if self.forbidden else plan(self._registry.map, self.locked)
 
     @property
     def rebalancing(self) -> bool:
@@ -272,7 +275,7 @@ class Mover:
     def begin_rebalance(self) -> None:
         """Starts to make the load even; where that is going on, by a new plan."""
         self._plans += 1
-        if not self.rebalancing:
+        if not self.rebalancing and not self.forbidden:
             self._rebalancing = asyncio.get_running_loop().create_task(self._rebalance())
 
     async def _rebalance(self) -> None:

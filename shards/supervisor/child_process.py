@@ -30,6 +30,7 @@ class WorkerState:
 
     def __init__(self, shard_id: int) -> None:
         self.shard_id = shard_id
+        self.label = f"shard={shard_id}"  # read by people, in a list of processes
         self.state = "starting"  # starting | waiting | recovering | recovered | serving | down | held
         self.reason = ""
         self.pid = 0
@@ -46,6 +47,10 @@ class WorkerState:
         self.task: asyncio.Task[None] | None = None
         self.retired = False
         self.again = asyncio.Event()  # one that is held is to be tried now
+
+    def goes_on(self) -> bool:
+        """Whether it is started again where it ends."""
+        return not self.retired
 
     @property
     def is_late(self) -> bool:
@@ -74,17 +79,15 @@ def inherited_by(port: SupervisorPort, direct: socket.socket | None) -> list[tup
     return [*port.listeners, *([("direct", direct)] if direct is not None else [])]
 
 
-def start_of(
-    port: SupervisorPort, shard_id: int, direct: socket.socket | None
-) -> tuple[list[str], list[socket.socket]]:
+def start_of(port: SupervisorPort, label: str, direct: socket.socket | None) -> tuple[list[str], list[socket.socket]]:
     """What a worker is started with: the command, and the sockets that it inherits."""
-    command = [*port.command, f"shard={shard_id}"]  # read by people, in a list of processes
+    command = [*port.command, label]
     return command, [listener for _, listener in inherited_by(port, direct)]
 
 
 async def keep(worker: WorkerState, port: SupervisorPort) -> None:
     """Keeps one worker alive until the end, or until it is retired."""
-    while not port.stopping.is_set():
+    while not port.stopping.is_set() and worker.goes_on():
         code = await _run_once(worker, port)
         served_ns = port.boot_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
         worker.serving_since_ns = 0
@@ -139,7 +142,7 @@ async def _run_once(worker: WorkerState, port: SupervisorPort) -> int:
     worker.reason = ""
     worker.progress = (0, 0)
     try:
-        process, channel = await port.spawn(*start_of(port, worker.shard_id, worker.direct))
+        process, channel = await port.spawn(*start_of(port, worker.label, worker.direct))
     except OSError as error:
         worker.reason = f"cannot be started: {error}"
         return Exit.AGAIN

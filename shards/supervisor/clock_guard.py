@@ -62,10 +62,15 @@ class ClockGuard:
         if known_ns is not None and sent_ns > known_ns:
             self._lines.append(Line(sent_ns - before_ns, sent_ns - after_ns, before_ns))
 
+    @property
+    def is_informed(self) -> bool:
+        """Whether another host was heard of often enough to compare its clock with this one."""
+        return len(self._lines) >= HEARD_MIN
+
     def judge(self, kernel: WallError, boot_ns: int, wall_ns: int, billing_ns: int) -> Judgement:
         """boot_ns, wall_ns: this host's clocks, read together; billing_ns: what it serves by, or would begin with."""
         found = [_of_kernel(kernel), _of_billing_time(wall_ns - billing_ns)]
-        if len(self._lines) >= HEARD_MIN:
+        if self.is_informed:
             found.append(_of_line(min(self._lines, key=_width), boot_ns, wall_ns))
         return max(found, key=lambda one: one.error_ns) if self.error_ns_max else Judgement(0, "")
 

@@ -40,7 +40,10 @@ class OperatorApi:
         workers: dict[int, Any],
         mover: Mover,
         worker_figures: WorkerFigures,
+        elsewhere: Callable[[], dict[int, str]] = dict,
     ) -> None:
+        """`elsewhere`: the shards that other hosts serve, with the names of these; "" where none is known."""
+        self._elsewhere = elsewhere
         self._registry = registry
         self._workers = workers
         self._mover = mover
@@ -64,6 +67,8 @@ class OperatorApi:
                 async with self._registry.deciding:
                     await self._registry.record([name.removesuffix("_bucket"), bucket_id])
                 return {"bucket_id": bucket_id, "pinned": bucket_id in bucket_map.pinned}
+            case ("rebalance", _) if mover.forbidden:
+                return refusal("MOVE_REFUSED", mover.forbidden)
             case ("rebalance", int(plan_only)):
                 steps = mover.plan()
                 if not plan_only:
@@ -90,7 +95,7 @@ class OperatorApi:
 
     async def _shards_info(self) -> list[dict[str, Any]]:
         bucket_map, running = self._registry.map, self._mover.running.values()
-        return [
+        rows = [
             {
                 "shard_id": worker.shard_id,
                 "worker_pid": worker.pid or None,
@@ -107,6 +112,26 @@ class OperatorApi:
             }
             for worker, figures in await self._from_all(self._worker_figures.of)
         ]
+        rows += (self._far_row(shard_id, node) for shard_id, node in self._elsewhere().items())
+        return sorted(rows, key=lambda row: int(row["shard_id"]))
+
+    def _far_row(self, shard_id: int, node: str) -> dict[str, Any]:
+        """A shard that another host serves: what the map says of it."""
+        bucket_map = self._registry.map
+        return {
+            "shard_id": shard_id,
+            "worker_pid": None,
+            "state": "elsewhere",
+            "reason": f"served by {node}" if node else "served by no host",
+            "weight": bucket_map.weights.get(shard_id, 0),
+            "buckets": len(bucket_map.buckets_of(shard_id)),
+            PINNED: sum(bucket_map.owner[bucket_id] == shard_id for bucket_id in bucket_map.pinned),
+            SENDING: 0,
+            RECEIVING: 0,
+            **dict.fromkeys(SHARD_FIGURES),
+            "starts": 0,
+            "alerts": [] if node else [f"UNREACHABLE_SHARD: no host serves shard {shard_id}"],
+        }
 
     def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:
         """What an operator should do something about, as `NAME: text`; vshard's alerts, in what they mean here."""
@@ -222,7 +247,8 @@ class OperatorApi:
         faults = [f"shard {shard_id} does not answer: {self._workers[shard_id].state}" for shard_id in silent]
         for worker, answer in answers:
             faults += [] if answer is None else [f"shard {worker.shard_id}: {fault}" for fault in answer.faults]
-        left_out = moving | {one for shard_id in silent for one in bucket_map.buckets_of(shard_id)}
+        unasked = [*silent, *self._elsewhere()]
+        left_out = moving | {one for shard_id in unasked for one in bucket_map.buckets_of(shard_id)}
         faults += check_single_owner(bucket_map, held, left_out)
         return {
             "buckets": bucket_map.bucket_count - len(left_out),

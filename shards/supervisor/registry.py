@@ -9,11 +9,15 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
     ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
     ["claim", node, host id, number]            who serves, where several hosts share the log; see `standby`
     ["settled", shard_id, position]             up to this batch the application owes nothing outside; shared logs only
+    ["host", …] ["own", …] ["at", …] …          who serves which shard, where several hosts serve at once: `placement`
+    ["clock", host id, 48 bytes]                the anchor of that host's billing time, where several serve at once
     ["map", block]                              the whole map, in snapshots only
 
 A record is durable before it is applied, and applied before anybody acts on it. Opening takes the lock of the data
 directory first: one daemon at a time on a host, whatever kind the log is of. Where several hosts share the log, opening
-also waits until this host may serve, by what it hears of the others and by its own clock, and claims that it does.
+also waits until this host may serve, by what it hears of the others and by its own clock, and claims that it does; or,
+where several serve at once, until none serves everything, and says that it takes part. One of the two it is for all
+hosts of a log: a claim ends what is known of shares, and a host that takes part gives back a claim whose host is gone.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Fenced, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.supervisor import lost_map
 from shards.supervisor.clock_watch import ClockWatch
+from shards.supervisor.placement import Placement, Shares
 from shards.supervisor.standby import Claim, Standby
 from shards.system.clock import Anchor, decode_anchor, encode_anchor, restart
 from shards.system.disk import DirectoryRefused, is_full, private_directory, read_file, write_file
@@ -78,14 +83,26 @@ class Registry:
     """The map and its journal. `open` first; `record` from then on."""
 
     def __init__(
-        self, data_dir: str, host: Host, backend: Backend, now_ns: Callable[[], int], clock_error_ns_max: int = 0
+        self,
+        data_dir: str,
+        host: Host,
+        backend: Backend,
+        now_ns: Callable[[], int],
+        clock_error_ns_max: int = 0,
+        share_workers: int = 0,
     ) -> None:
-        """`clock_error_ns_max`: of a host that shares its log; 0: any."""
+        """`clock_error_ns_max`: of a host that shares its log; 0: any. `share_workers`: how many shards this host
+        serves at most, beside others that serve at once; 0: one host serves all of them.
+        """
         self.map = BucketMap()
         self.founded: set[int] = set()
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
         self.claim = Claim()
         self.settled: dict[int, int] = {}
+        self.shares = Shares()
+        self.placement: Placement | None = None  # where this host serves beside others, from `open` on
+        self._share_workers = share_workers
+        self._anchors: dict[str, tuple[Anchor, bytes]] = {}  # of hosts that serve at once, by host id
         self._data_dir = data_dir
         self._disk = host.disk
         self._clocks = host.clocks
@@ -174,6 +191,14 @@ class Registry:
         warnings = [*self._warnings, *self._log.warnings]
         if self._standby is not None:
             self._begin_to_serve(self._standby)
+        try:
+            self._make_map(bucket_count, wanted)
+        except Overtaken:
+            raise StandsBy("another host was faster") from None
+        self.unopened, self.stands_by = "", False
+        return warnings
+
+    def _make_map(self, bucket_count: int, wanted: dict[int, int]) -> None:
         if not self.map.bucket_count:
             lost_map.refuse([shard_id for shard_id in sorted(wanted) if self._backend.holds(shard_id)])
             self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted)]])
@@ -184,15 +209,79 @@ class Registry:
             )
         if self.map.hash_name != HASH_NAME:
             raise Conflict(f"the data hash with {self.map.hash_name}, this version with {HASH_NAME}")
-        changes = self.changes(wanted)
-        if changes:
+        if self.placement is not None:
+            self._check_shares()
+        elif changes := self.changes(wanted):
             self._decide_now(changes)
-        self.unopened, self.stands_by = "", False
-        return warnings
+
+    def _check_shares(self) -> None:
+        """Raises Conflict where hosts that serve at once would answer less than one that serves everything."""
+        moved = next((one for one, generation in enumerate(self.map.generation) if generation > 1), 0)
+        if moved or len(set(self.map.weights.values())) > 1:
+            what = f"bucket {moved} was moved from one shard to another" if moved else "a shard was given a weight"
+            raise Conflict(
+                f"cluster.listen: {what}, and hosts that serve at once do not have the history of each other's shards: "
+                "leave cluster.listen out, so that one host serves all shards and the others stand by"
+            )
 
     def _load(self) -> None:
         _, payloads = self._log.load(self._owner)
         self._restore(payloads)
+
+    async def _reload(self) -> None:
+        """Takes up what others have decided. Raises Fenced where this host serves no more."""
+        _, payloads = await self._called(self._log.load, self._owner)
+        self._restore(payloads)
+        if self._is_displaced():
+            raise Fenced(f"{self.claim.node or 'another host'} serves now")
+
+    def _is_displaced(self) -> bool:
+        if self.placement is not None:
+            return bool(self.claim.node)
+        return self._standby is not None and (self.claim.host_id != self._standby.host_id or self.shares.is_used)
+
+    async def catch_up(self) -> bool:
+        """Takes up what others have decided; whether there was anything. Raises Fenced, and what `load` raises."""
+        async with self._recording:
+            if await self._called(self._log.is_newest):
+                return False
+            await self._reload()
+            return True
+
+    async def record_if(self, make: Callable[[], list[list[Any]]]) -> bool:
+        """Makes the records durable that `make` says by the newest map, and applies them; `make` is asked again where
+        another host has decided meanwhile. False: it had none. Raises the log's errors.
+        """
+        async with self._recording:
+            while records := make():
+                payload = msgspec.msgpack.encode(records)
+                try:
+                    await self._called(self._log.decide, self._log.version, payload)
+                except Overtaken:
+                    await self._reload()
+                    continue
+                self._apply_all(payload)
+                self._since_snapshot += len(records)
+                return True
+            return False
+
+    async def signs(self) -> Mapping[int, LastSign]:
+        """The last sign of every shard's owner. Raises Unavailable, Unknown."""
+        return await self._called(self._backend.signs)
+
+    @property
+    def host_id(self) -> str:
+        """Of this host, where it shares its log."""
+        return "" if self._standby is None else self._standby.host_id
+
+    @property
+    def newest_anchor(self) -> tuple[Anchor, bytes] | None:
+        """The anchor that billing time goes on from on this host, within its boot."""
+        return self.anchor if self.placement is None else self._anchors.get(self.host_id)
+
+    def anchor_record(self, block: bytes) -> list[Any]:
+        """The record of an anchor that this host makes."""
+        return ["anchor", block] if self.placement is None else ["clock", self.host_id, block]
 
     def _host_id(self) -> str:
         path = f"{self._data_dir}/{HOST_ID}"
@@ -206,26 +295,44 @@ class Registry:
             self._load()
         looked_ns = self._clocks.boot_ns()
         signs = self._backend.signs()
-        reason = standby.why_not(self.claim, signs, self._clocks.boot_ns())
-        clock = self._clock_fault(standby, signs)
-        self._looked_ns = looked_ns
+        claim = self.claim
+        if self.shares.is_used and not self._share_workers:
+            claim = Claim("a host with a cluster.listen", "of several", 0)
+        reason = standby.why_not(claim, signs, self._clocks.boot_ns())
+        if not reason and self._share_workers:
+            reason = self._why_not_join(standby, signs)
+        clock = self.clock_fault(standby, signs, looked_ns)
         if reason or clock:
             is_given_up = any(sign.is_given_up for sign in signs.values())
             raise StandsBy(reason, clock, HANDOVER_POLL_S if is_given_up and not clock else STANDBY_POLL_S)
+        decided: list[list[Any]] = [["claim", *standby.next_claim(self.claim)]]
+        if self._share_workers:
+            decided = [["claim", *Claim(number=self.claim.number + 1)]] if self.claim.node else []
+            decided.append(["host", standby.host_id, standby.node, self._share_workers])
         try:
-            self._decide_now([["claim", *standby.next_claim(self.claim)]])
+            self._decide_now(decided)
         except Overtaken:
             raise StandsBy("another host was faster") from None
 
-    def _clock_fault(self, standby: Standby, signs: Mapping[int, LastSign]) -> str:
-        """Why this host's clock is unfit to take over by; "" where it is fit."""
+    def _why_not_join(self, standby: Standby, signs: Mapping[int, LastSign]) -> str:
+        if self.placement is None:
+            grant_ns = self._backend.grant_ns
+            self.placement = Placement(standby.node, standby.host_id, self._share_workers, grant_ns)
+        self.placement.hear(self.shares, signs, self._clocks.boot_ns())
+        return self.placement.why_not_join(self.shares)
+
+    def clock_fault(self, seen: Standby | Placement, signs: Mapping[int, LastSign], looked_ns: int) -> str:
+        """Why this host's clock is unfit to take a shard over by; "" where it is fit. To be asked with each look at the
+        signs of other hosts, while this one serves nothing. looked_ns: boot instant before it.
+        """
         boot_ns, wall_ns = self._clocks.paired()
         if self._looked_ns:
             for shard, sign in signs.items():
                 sent_ns = sign.until_ns - self._backend.grant_ns
                 self.clock_watch.guard.heard(shard, sent_ns, self._looked_ns, boot_ns)
-        last_ns = max((standby.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items()), default=0)
-        begun = restart(self.anchor, last_ns, self._disk.boot_id(), boot_ns, wall_ns)
+        self._looked_ns = looked_ns
+        last_ns = max((seen.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items()), default=0)
+        begun = restart(self.newest_anchor, last_ns, self._disk.boot_id(), boot_ns, wall_ns)
         return self.clock_watch.look(boot_ns, wall_ns, begun.anchor.at(boot_ns))
 
     async def is_displaced(self) -> bool:
@@ -235,10 +342,12 @@ class Registry:
         async with self._recording:
             try:
                 if not await self._called(self._log.is_newest):
-                    await self._called(self._load)
+                    await self._reload()
+            except Fenced:
+                return True
             except (Unavailable, Unknown):
                 return False
-        return self.claim.host_id != self._standby.host_id
+        return self._is_displaced()
 
     async def settle(self, settled: dict[int, int]) -> None:
         """Records up to which batch each shard's application owes nothing, so that another host may begin there."""
@@ -250,7 +359,7 @@ class Registry:
 
     async def give_back(self) -> None:
         """Tells the hosts that stand by that this one has stopped: they need not wait until it is not heard of."""
-        if self._standby is None or await self.is_displaced():
+        if self._standby is None or self.placement is not None or await self.is_displaced():
             return
         with contextlib.suppress(Unavailable, Unknown, Fenced):
             await self.record(["claim", "", "", self.claim.number + 1])
@@ -263,6 +372,7 @@ class Registry:
     def _restore(self, payloads: list[bytes]) -> None:
         self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
         self.claim, self.settled = Claim(), {}
+        self.shares, self._anchors = Shares(), {}
         for payload in payloads:
             self._apply_all(payload)
 
@@ -289,6 +399,9 @@ class Registry:
                 self.founded.add(shard_id)
             case ["claim", str(node), str(host_id), int(number)]:
                 self.claim = Claim(node, host_id, number)
+                self.shares = Shares()
+            case ["clock", str(host_id), bytes(block)]:
+                self._anchors[host_id] = decode_anchor(block)
             case ["settled", int(shard_id), int(position)]:
                 self.settled[shard_id] = position
             case ["uneven", bool(uneven)]:
@@ -296,7 +409,8 @@ class Registry:
             case ["anchor", bytes(block)]:
                 self.anchor = decode_anchor(block)
             case _:
-                self.map.apply(record)
+                if not self.shares.apply(record):
+                    self.map.apply(record)
 
     async def record(self, *records: list[Any]) -> None:
         """Makes records durable as one batch, then applies them. Raises the journal's errors; MapConflict, with nothing
@@ -312,6 +426,8 @@ class Registry:
             state.append(["uneven", self.uneven])
             if self.claim.number:
                 state.append(["claim", *self.claim])
+            state += self.shares.records()
+            state += (["clock", host_id, encode_anchor(*anchor)] for host_id, anchor in self._anchors.items())
             state += (["settled", *settled] for settled in self.settled.items())
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
@@ -327,10 +443,8 @@ class Registry:
         while True:
             try:
                 if is_behind:
-                    await self._executor.call(self._load)
+                    await self._reload()
                     is_behind = False
-                    if self._standby is not None and self.claim.host_id != self._standby.host_id:
-                        raise Fenced(f"{self.claim.node or 'another host'} serves now")
                 for record in records:
                     self.map.check_record(record)
                 payload = msgspec.msgpack.encode(records)

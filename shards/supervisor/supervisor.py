@@ -13,6 +13,9 @@ of the shard's journal any more (its followers are through).
 **Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
 these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
 Where several hosts share the log, a clock that is too wrong ends the service here (`shards.supervisor.clock_guard`).
+
+**Several hosts** that share a log either take turns, each serving everything (`shards.supervisor.standby`), or serve at
+once, each some of the shards (`shards.supervisor.sharing`): then workers come and go with the shards.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from shards.control import (
     FilesHeld,
     Holdup,
     Known,
+    LinkSettings,
     NewAnchor,
     Obstacle,
     Payload,
@@ -60,11 +64,13 @@ from shards.control import (
 from shards.counting import counted
 from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
-from shards.moves.mover import Caps, Mover
+from shards.links.far import Far
+from shards.moves.mover import Caps, Mover, refusal
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
 from shards.supervisor.clock_watch import ClockUnfit
 from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
+from shards.supervisor.sharing import Hands, ShareSettings, Sharing
 from shards.supervisor.spares import Spares
 from shards.supervisor.worker_figures import WorkerFigures
 from shards.system.clock import BillingClock, Clocks, Steering, encode_anchor, restart, stepped_while_away
@@ -77,6 +83,7 @@ STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
 LAPSED = "its grant of time has run out: the log cannot be reached, and another host may serve"
+AHEAD_RETRY_S = 1.0  # how often a shard whose last instant lies ahead is looked at
 RETIRE_POLL_S = 0.2  # how often a drained shard is asked whether it may go
 
 
@@ -93,6 +100,7 @@ class SupervisorSettings(NamedTuple):
     caps: Caps = Caps()
     locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
     clock_error_ns_max: int = 0  # of a host that shares its log; 0: any
+    share: ShareSettings | None = None  # where several hosts serve at once
 
 
 class Unserved(NamedTuple):
@@ -100,7 +108,7 @@ class Unserved(NamedTuple):
 
     shard_id: int
     # As `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not; "lapsed":
-    # it serves, and its journal grants no time.
+    # it serves, and its journal grants no time; "elsewhere": it is another host's, or is to be; "idle": none is here.
     state: str
     why: str
 
@@ -130,13 +138,15 @@ class Supervisor:
         self.settings = settings
         self._boot_ns = host.clocks.boot_ns
         self._log_backend = backends.open(settings.journal, host)
-        of_log = self._log_backend, self._now_ns, settings.clock_error_ns_max
+        share_workers = settings.share.workers if settings.share is not None else 0
+        of_log = self._log_backend, self._now_ns, settings.clock_error_ns_max, share_workers
         self.registry = Registry(settings.data_dir, host, *of_log)
         self.workers: dict[int, WorkerState] = {}
         asked = self._on_drained, self._leaves, self._boot_ns
         self.mover = Mover(self.registry, self.workers, settings.caps, settings.locked, *asked)
         self.worker_figures = WorkerFigures()
-        self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures)
+        asked_of = self.mover, self.worker_figures, self.elsewhere
+        self.operator_api = OperatorApi(self.registry, self.workers, *asked_of)
         where = settings.data_dir, settings.journal
         self.backups = Backups(self.registry, self.workers, self.mover, *where, self._now_ns)
         self.exit_code = 0
@@ -150,6 +160,9 @@ class Supervisor:
         self._spares = Spares(host.spawn)
         self._port = SupervisorPort(self._spares.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
         self._ports: dict[int, socket.socket | None] = {}  # of shards that are not served yet
+        self.sharing: Sharing | None = None  # where several hosts serve at once, once the registry is open
+        self._spare: tuple[str, socket.socket | None] | None = None  # label and port of the next shard's worker there
+        self._labels = 0
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[int] = set()  # drained shards that are asked whether they may go
@@ -179,9 +192,15 @@ class Supervisor:
         if self.registry.unopened:
             return [Unserved(0, "unopened", self.registry.unopened)]
         found = []
+        sharing = self.sharing
+        if sharing is not None and not self.workers:
+            found.append(Unserved(0, "idle", sharing.why_idle or "this host serves no shard at present"))
         for shard_id in sorted(self.map.weights):
             worker = self.workers.get(shard_id)
-            if worker is None:
+            if worker is None and sharing is not None:
+                if why := sharing.why_unserved(shard_id):
+                    found.append(Unserved(shard_id, "elsewhere", why))
+            elif worker is None:
                 found.append(Unserved(shard_id, "gone", "no worker"))
             elif worker.state == "recovering":
                 found.append(Unserved(shard_id, "recovering", f"recovering{share_of(worker.progress)}"))
@@ -211,8 +230,11 @@ class Supervisor:
                 return self.exit_code
             for warning in warnings:
                 log.warning("about the place of the log: %s", warning)
-            for shard_id in sorted(self.map.weights):
-                self._add(shard_id, self._ports.pop(shard_id, None) or self._direct_port(shard_id))
+            if self.registry.placement is not None:
+                self._begin_sharing()
+            else:
+                for shard_id in sorted(self.map.weights):
+                    self._add(shard_id, self._ports.pop(shard_id, None) or self._direct_port(shard_id))
             for worker in self.workers.values():
                 worker.task = loop.create_task(keep(worker, self._port))
             self.spawn(self._begin_time())
@@ -229,7 +251,8 @@ class Supervisor:
 
     def _prepare(self) -> None:
         """Starts a worker for each shard, to be there when this host takes over."""
-        self.spawn(self._prepare_all())
+        if self.settings.share is None:
+            self.spawn(self._prepare_all())
 
     async def _prepare_all(self) -> None:
         for shard_id in sorted(self.settings.weights):
@@ -238,9 +261,90 @@ class Supervisor:
             try:
                 if shard_id not in self._ports:
                     self._ports[shard_id] = self._direct_port(shard_id)
-                await self._spares.prepare(*start_of(self._port, shard_id, self._ports[shard_id]))
+                await self._spares.prepare(*start_of(self._port, f"shard={shard_id}", self._ports[shard_id]))
             except OSError as error:
                 log.warning("the worker of shard %d cannot be started ahead of time: %s", shard_id, text_of(error))
+
+    # -- several hosts that serve at once -----------------------------------------------------------------------------
+
+    def _begin_sharing(self) -> None:
+        hands = Hands(self._start_shared, self._end_shared, self._prepare_shared, self._tell_places, self.spawn)
+        self.sharing = Sharing(self.registry, self.workers, hands, self._boot_ns)
+        self.mover.forbidden = "several hosts serve at once: buckets stay in their shards, and shards change hosts"
+        self.registry.stands_by = True
+        self.spawn(self.sharing.run())
+
+    async def _prepare_shared(self) -> None:
+        """A process that is loaded, for the next shard that this host takes."""
+        if self._spare is not None:
+            return
+        self._labels += 1
+        label, direct = f"worker={self._labels}", None
+        try:
+            direct = self._direct_port(0)
+            self._spare = label, direct
+            await self._spares.prepare(*start_of(self._port, label, direct))
+        except OSError as error:
+            log.warning("no worker can be started ahead of time: %s", text_of(error))
+
+    def _start_shared(self, shard_id: int) -> None:
+        spare, self._spare = self._spare, None
+        worker = self._add(shard_id, spare[1] if spare is not None else None)
+        if spare is not None:
+            worker.label = spare[0]
+        self.registry.stands_by = False
+        worker.task = asyncio.get_running_loop().create_task(keep(worker, self._port))
+        self._changed.set()
+
+    async def _end_shared(self, worker: WorkerState) -> None:
+        """Ends a worker whose shard another host is to serve."""
+        worker.retired = True
+        worker.again.set()
+        if worker.wire is not None:
+            worker.wire.send(Stop())
+        if worker.state == "recovering":
+            terminate(worker)
+        if worker.task is not None:
+            await worker.task
+        if worker.direct is not None:
+            worker.direct.close()
+        del self.workers[worker.shard_id]
+        if not self.workers:
+            self._refuse_clients()
+        self._tell_places()
+        self._changed.set()
+
+    def _refuse_clients(self) -> None:
+        """No worker is left to answer clients: they are to go elsewhere instead of waiting here."""
+        self.registry.stands_by = True
+        for kind, listener in self._port.listeners:
+            if kind != "unix":  # one that was shut down could never listen again
+                with contextlib.suppress(OSError):  # it does not listen
+                    listener.shutdown(socket.SHUT_RDWR)
+
+    def _tell_places(self) -> None:
+        self._tell_shards([])
+
+    def _link_settings(self, shard_id: int) -> LinkSettings | None:
+        share, sharing = self.settings.share, self.sharing
+        if share is None or sharing is None:
+            return None
+        epoch = sharing.number_of(shard_id)
+        return LinkSettings(
+            share.listen_of(shard_id), self._log_backend.cluster, epoch, share.secret_file, share.certificates
+        )
+
+    def _far(self) -> dict[int, Far]:
+        return {} if self.sharing is None else self.sharing.far()
+
+    def elsewhere(self) -> dict[int, str]:
+        """The shards that other hosts serve, with the names of these; "" where none is known."""
+        sharing = self.sharing
+        if sharing is None:
+            return {}
+        return {one: sharing.node_of(one) for one in sorted(self.map.weights) if one not in self.workers}
+
+    # -- shards of this host ------------------------------------------------------------------------------------------
 
     def _add(self, shard_id: int, direct: socket.socket | None) -> WorkerState:
         worker = self.workers[shard_id] = WorkerState(shard_id)
@@ -281,7 +385,7 @@ class Supervisor:
         """Makes the shards those that are wanted; the rebalancer does the rest."""
         async with self.registry.deciding:
             records = self.registry.changes(weights)
-            if not records:
+            if not records or self.sharing is not None:
                 return
             ports: dict[int, socket.socket | None] = {}
             try:
@@ -301,7 +405,7 @@ class Supervisor:
         self._even_out()
 
     def _tell_shards(self, records: list[list[Any]]) -> None:
-        self._tell(ShardsChanged(records, self._peers(), self._direct()))
+        self._tell(ShardsChanged(records, self._peers(), self._direct(), self._far()))
 
     def _tell(self, message: ToWorker) -> None:
         for worker in self.workers.values():
@@ -349,26 +453,28 @@ class Supervisor:
 
     async def _begin_time(self) -> None:
         """Waits until every worker knows the last instant of its journal, then anchors billing time and steers it."""
-        while any(worker.state != "recovered" and not worker.is_late for worker in self.workers.values()):
+        while self._awaits_recovery():
             await self.wait_changed()
         last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
+        if self.sharing is not None:
+            last_ns = 0  # each shard begins behind its own last instant, and that may be another host's
         boot_ns, wall_ns = self._host.clocks.paired()
         boot_id = self._host.disk.boot_id()
-        begun = restart(self.registry.anchor, last_ns, boot_id, boot_ns, wall_ns)
+        begun = restart(self.registry.newest_anchor, last_ns, boot_id, boot_ns, wall_ns)
         if begun.alarm:
             log.error(
                 "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "
                 "check the clock of this host",
                 begun.behind_ns / 1e9,
             )
-        stepped_ns = stepped_while_away(self.registry.anchor, boot_id, boot_ns, wall_ns)
+        stepped_ns = stepped_while_away(self.registry.newest_anchor, boot_id, boot_ns, wall_ns)
         if stepped_ns:
             log.warning(
                 "the wall clock was stepped by %.3f s while the daemon was down; billing time went by the boot clock",
                 stepped_ns / 1e9,
             )
         self._look_at_clock(boot_ns, wall_ns, begun.anchor.at(boot_ns))
-        await self.registry.record(["anchor", encode_anchor(begun.anchor, boot_id)])
+        await self.registry.record(self.registry.anchor_record(encode_anchor(begun.anchor, boot_id)))
         self.clock = BillingClock(begun.anchor)
         for worker in self.workers.values():
             self._send_serve(worker)
@@ -391,8 +497,14 @@ class Supervisor:
                     self.settings.slew_ppm_max,
                 )
             if steered.anchor is not None:
-                await self.registry.record(["anchor", encode_anchor(steered.anchor, boot_id)])
+                await self.registry.record(self.registry.anchor_record(encode_anchor(steered.anchor, boot_id)))
                 self._tell(NewAnchor(steered.anchor))
+
+    def _awaits_recovery(self) -> bool:
+        """Whether billing time cannot begin yet: some last instant is not known, or no shard is here to need it."""
+        if self.sharing is not None:
+            return not any(worker.state == "recovered" for worker in self.workers.values())
+        return any(worker.state != "recovered" and not worker.is_late for worker in self.workers.values())
 
     def _look_at_clock(self, boot_ns: int, wall_ns: int, billing_ns: int) -> None:
         """Raises ClockUnfit, so that the shards are given up: another host, whose clock is better, serves them."""
@@ -400,8 +512,23 @@ class Supervisor:
             raise ClockUnfit(fault)
 
     def _send_serve(self, worker: WorkerState) -> None:
-        if self.clock is not None and worker.state == "recovered" and worker.wire is not None:
-            worker.wire.send(Serve(list(self.clock.anchors)))
+        if self.clock is None or worker.state != "recovered" or worker.wire is None:
+            return
+        if self.sharing is not None and (ahead_ns := self._ahead_ns(worker)) > 0:
+            log.error(
+                "shard %d was served up to an instant %.3f s ahead of this host's clock: it waits until then",
+                worker.shard_id, ahead_ns / 1e9,
+            )  # fmt: skip
+            asyncio.get_running_loop().call_later(min(AHEAD_RETRY_S, ahead_ns / 1e9), self._send_serve, worker)
+            return
+        worker.wire.send(Serve(list(self.clock.anchors)))
+
+    def _ahead_ns(self, worker: WorkerState) -> int:
+        """How far the shard's last instant lies ahead of this host's billing time, where that is more than two good
+        clocks can differ by; else 0.
+        """
+        ahead_ns, allowed_ns = worker.last_instant_ns - self._now_ns(), self.settings.clock_error_ns_max
+        return ahead_ns if allowed_ns and ahead_ns > allowed_ns else 0
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
@@ -425,7 +552,7 @@ class Supervisor:
             await self.mover.on_worker(worker.shard_id, "held")
             if self.exit_code == 0:
                 self.exit_code = worker.exit_code
-            if all(other.state == "held" for other in self.workers.values()):
+            if self.sharing is None and all(other.state == "held" for other in self.workers.values()):
                 self.stop()
 
     def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> Begin:
@@ -442,15 +569,22 @@ class Supervisor:
             configuration=self._configuration,
             settled=self.registry.settled.get(worker.shard_id, -1),
             proved=[one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
+            far=self._far(),
+            links=self._link_settings(worker.shard_id),
         )
 
     def _peers(self) -> dict[int, str]:
-        return {shard_id: f"shard-{shard_id}.sock" for shard_id in self.map.weights}
+        here = self.map.weights if self.sharing is None else self.workers
+        return {shard_id: f"shard-{shard_id}.sock" for shard_id in here}
 
     def _direct(self) -> dict[int, str]:
-        return {
-            worker.shard_id: address_of(worker.direct) for worker in self.workers.values() if worker.direct is not None
-        }
+        far = {} if self.sharing is None else self.sharing.direct()
+        return far | {worker.shard_id: self._direct_of(worker) for worker in self.workers.values() if worker.direct}
+
+    def _direct_of(self, worker: WorkerState) -> str:
+        """Where clients reach this worker alone; "" where they cannot."""
+        address, share = "" if worker.direct is None else address_of(worker.direct), self.settings.share
+        return address if share is None else share.told(address)
 
     def _set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
         worker.state = state
@@ -507,14 +641,21 @@ class Supervisor:
         worker.serving_since_ns = self._boot_ns()
         worker.figures = {"accounts": serving.accounts}
         self._set_state(worker, "serving")
+        if self.sharing is not None and self.settings.share is not None:
+            links = self.settings.share.told(serving.links)
+            await self.sharing.arrived(worker.shard_id, links, self._direct_of(worker))
         await self.mover.on_worker(worker.shard_id, "serving")
         if not self.mover.rebalancing:
             self._even_out()
         log.info("shard %d serves, %s", worker.shard_id, counted(serving.accounts, "account"))
 
     async def _answer(self, worker: WorkerState, asked: Ask) -> None:
-        place = self.backups if asked.operation[0] == "backup" else self.operator_api
-        reply = await place.operate(asked.operation)
+        reply: object
+        if asked.operation[0] == "backup" and (far := self.elsewhere()):
+            reply = refusal("UNAVAILABLE", f"a backup is one host's, and shard {min(far)} is not served by this one")
+        else:
+            place = self.backups if asked.operation[0] == "backup" else self.operator_api
+            reply = await place.operate(asked.operation)
         if worker.wire is not None:
             worker.wire.send(Answer(asked.number, reply))
 
@@ -570,13 +711,24 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.state == "recovering":
                 terminate(worker)
+        givers = []
+        if self.sharing is not None:
+            self.sharing.stop()
+            givers = [asyncio.ensure_future(self._give_back(worker)) for worker in self.workers.values()]
         if tasks := [worker.task for worker in self.workers.values() if worker.task is not None]:
             _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
             for worker in self.workers.values():
                 if worker.task in late and worker.process is not None:
                     log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
                     worker.process.kill()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *givers, return_exceptions=True)
+
+    async def _give_back(self, worker: WorkerState) -> None:
+        """Tells other hosts of a shard whose worker has ended, as soon as it has: they take it over one by one."""
+        assert self.sharing is not None
+        if worker.task is not None:
+            await asyncio.wait({worker.task})
+        await self.sharing.given_back(worker.shard_id)
 
 
 def share_of(progress: tuple[int, int]) -> str:

@@ -122,6 +122,14 @@ def listen_on(host: str) -> socket.socket:
     return listener
 
 
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`. ValueError where it is neither."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"expected host:port, got {text}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 def address_of(listener: socket.socket) -> str:
     """Where a TCP socket listens, as `host:port` or `[v6]:port`."""
     host, port = listener.getsockname()[:2]

@@ -4,7 +4,8 @@ A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Deco
 known length, so a broken peer cannot make this process allocate more than it sent. Everything that is sent in one turn
 of the loop leaves as one write.
 
-Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), the
+Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), also
+to those of other hosts, over TCP (`shards.links.far`); the
 supervisor talks with each worker over a socket pair that the worker inherits (`shards.control`), and workers talk with
 the processes of their histories and notices. `decode` makes a message out of the bytes of a frame: `untyped` takes
 whatever MessagePack says, with tuples for arrays; a protocol of typed messages brings its own.
@@ -45,9 +46,11 @@ def untyped(body: bytes | bytearray) -> Any:
 class FrameDecoder:
     """Bytes in, decoded frames out; no I/O."""
 
-    def __init__(self, decode: Decode = untyped) -> None:
+    def __init__(self, decode: Decode = untyped, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        """`bytes_max`: of one frame, from a peer that is not known yet."""
         self._buffer = bytearray()
         self._decode = decode
+        self._bytes_max = bytes_max
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """The frames that `data` completes; raises FrameError."""
@@ -57,7 +60,7 @@ class FrameDecoder:
         try:
             while size - offset >= 4:
                 (length,) = _LENGTH.unpack_from(buffer, offset)
-                if length > FRAME_BYTES_MAX:
+                if length > self._bytes_max:
                     raise FrameError(f"a frame of {length} bytes")
                 if size - offset - 4 < length:
                     break
@@ -144,6 +147,12 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._parting, self._transport = self._transport, None
             self._parting.write_eof()
+
+    def abort(self) -> None:
+        """Closes at once: what was sent and has not left is lost."""
+        transport = self._transport or self._parting
+        if transport is not None:
+            transport.abort()
 
     def close(self) -> None:
         """Closes after what was sent has left."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from shards.buckets import BucketMap
 from shards.control import (
@@ -102,9 +103,13 @@ class Recovering:
         """Other shards than before: the map knows them."""
         for record in changed.records:
             self.map.apply(record)
-        for known, told in ((self.begin.peers, changed.peers), (self.begin.direct, changed.direct)):
-            known.clear()
-            known.update(told)
+        begin = self.begin
+        known: tuple[tuple[dict[int, Any], dict[int, Any]], ...] = (
+            (begin.peers, changed.peers), (begin.direct, changed.direct), (begin.far, changed.far)
+        )  # fmt: skip
+        for old, new in known:
+            old.clear()
+            old.update(new)
 
     def has_grant(self) -> bool:
         """Whether the journal has granted time beyond the present instant."""

@@ -1,6 +1,7 @@
 """Any worker answers any request: it serves its own buckets and passes the rest on.
 
-Between each two workers A and B there is one wire per direction: A asks over the wire that A opened. What A's clients
+Between each two workers A and B there is one wire per direction: A asks over the wire that A opened, a unix socket, or
+where B is on another host a TCP connection (`shards.links.far`). What A's clients
 asked for in one turn of the loop goes to B as one frame, and B's answers come back as one frame per sync, already
 encoded for the client, so that passing on costs A no second encoding. Requests of one connection for one user travel
 the same wire, and B applies a wire's frames in order: the order of a connection is kept.
@@ -19,9 +20,11 @@ a command that was sent and not answered is unknown. All such answers leave with
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
+from shards.links.hello import LinkRefused
 from shards.replies import Unavailable, WrongBucket
 from shards.shard import COMMAND, READ, Shard
 from shards.system.links import Wire
@@ -31,6 +34,12 @@ SURVEY = 2
 WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
+REFUSED_DELAY_S = 0.5  # where the peer does not want this link
+
+# Opens a wire to a peer. Raises OSError, LinkRefused.
+Dial = Callable[[Callable[[], Wire]], Awaitable[None]]
+
+log = logging.getLogger("shards.worker.router")
 
 
 class Client(Protocol):
@@ -106,17 +115,18 @@ class PeerLink:
     def __init__(
         self,
         shard_id: int,
-        path: str,
+        dial: Dial | None,
         refuse: Callable[[Any, Any, object], None],
         stray: Callable[[tuple[Any, Any, int, Any], int, int], None],
         answered: Callable[[PeerLink, list[int]], None],
     ) -> None:
-        """`refuse(caller, token, reply)` lets a reply leave with the next batch. `stray((caller, token, kind, payload),
-        bucket id, shard id)` is called where the peer says that it does not serve the bucket. `answered` is told the
-        buckets of the requests that the peer has no more, in order.
+        """`dial`: None where nobody serves the shard. `refuse(caller, token, reply)` lets a reply leave with the next
+        batch. `stray((caller, token, kind, payload), bucket id, shard id)` is called where the peer says that it does
+        not serve the bucket. `answered` is told the buckets of the requests that the peer has no more, in order.
         """
         self.shard_id = shard_id
-        self._path = path
+        self._dial = dial
+        self.refused = ""  # why the peer would not have this link, the last time
         self._refuse = refuse
         self._stray = stray
         self._answered = answered
@@ -139,24 +149,30 @@ class PeerLink:
 
     def open(self) -> None:
         """Connects, and again after each loss, until `close`."""
-        if self._task is None and not self._closing:
-            self._task = asyncio.get_running_loop().create_task(self._connect())
+        if self._task is None and not self._closing and self._dial is not None:
+            self._task = asyncio.get_running_loop().create_task(self._connect(self._dial))
 
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _connect(self, dial: Dial) -> None:
         attempt = 0
         try:
             while not self._closing:
                 try:
-                    await loop.create_unix_connection(
-                        lambda: Wire(self._on_frame, self._on_closed, self._on_open), self._path
-                    )
+                    await dial(lambda: Wire(self._on_frame, self._on_closed, self._on_open))
+                    self.refused = ""
                     return
                 except OSError:
                     await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, len(RECONNECT_DELAYS_S) - 1)])
                     attempt += 1
+                except LinkRefused as refused:
+                    self._note_refusal(str(refused))
+                    await asyncio.sleep(REFUSED_DELAY_S)
         finally:
             self._task = None
+
+    def _note_refusal(self, reason: str) -> None:
+        if reason != self.refused:
+            log.warning("no link to shard %d: %s", self.shard_id, reason)
+        self.refused = reason
 
     def _on_open(self, wire: Wire) -> None:
         self._wire = wire
@@ -175,7 +191,8 @@ class PeerLink:
     def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
         """Passes a request on; it leaves with `flush`."""
         if self._wire is None:
-            self._refuse(caller, token, Unavailable(self.shard_id, "its worker is not up", "no"))
+            why = "its worker is not up" if self._dial is not None else "no host serves it"
+            self._refuse(caller, token, Unavailable(self.shard_id, self.refused or why, "no"))
             return
         if len(self._pending) >= IN_FLIGHT_MAX:
             self._refuse(caller, token, Unavailable(self.shard_id, "too much is in flight to its worker", "no"))
@@ -220,6 +237,13 @@ class PeerLink:
             self._task.cancel()
         if self._wire is not None:
             self._wire.close()
+
+    def drop(self) -> None:
+        """As `close`, where the peer is no more the one that is meant: nothing that was asked of it is waited for."""
+        wire = self._wire
+        self.close()
+        if wire is not None:
+            wire.abort()
 
 
 class PeerCaller:

@@ -44,6 +44,7 @@ from shards.machine import Command
 from shards.system.host import Host
 from shards.system.links import SocketDirectory, Wire
 from shards.system.serial_executor import SerialExecutor
+from shards.worker.far_links import FarLinks
 from shards.worker.recover import check_ownership
 from shards.worker.recovering import Recovering
 from shards.worker.snapshotter import Snapshotter
@@ -86,6 +87,7 @@ class Serving:
         self._query_caller: QueryCaller | None = None  # once the doors are open
         self._sockets: SocketDirectory | None = None
         self._server: asyncio.AbstractServer | None = None
+        self._far: FarLinks | None = None  # where other hosts serve, too
         self._examining: set[asyncio.Task[None]] = set()
 
     # -- the beginning ------------------------------------------------------------------------------------------------
@@ -115,6 +117,7 @@ class Serving:
         self._sockets = host.sockets(f"{begin.directory}/run")
         listener = self._sockets.listen(begin.peers[begin.shard_id])
         self._server = await self._loop.create_unix_server(worker.peer_wire, sock=listener)
+        far_address = await self._open_far()
         self._open_links()
         listeners = [(kind, host.inherited(descriptor)) for kind, descriptor in begin.listeners]
         await self._application.open(worker, listeners)
@@ -126,13 +129,22 @@ class Serving:
             if worker.is_linked():
                 break
             await asyncio.sleep(LINK_POLL_S)
-        self._wire.send(NowServing(host.pid(), self._application.figures().get("accounts", 0)))
+        self._wire.send(NowServing(host.pid(), self._application.figures().get("accounts", 0), far_address))
         worker.wake()
 
     def _open_links(self) -> None:
         if self._sockets is not None:
-            address = self._sockets.address
-            self.worker.open_links({one: address(name) for one, name in self._recovered.begin.peers.items()})
+            begin, address = self._recovered.begin, self._sockets.address
+            near = {one: address(name) for one, name in begin.peers.items()}
+            self.worker.open_links(near, begin.far, None if self._far is None else self._far.dial)
+
+    async def _open_far(self) -> str:
+        """Lets the workers of other hosts in; where they find this one."""
+        links = self._recovered.begin.links
+        if links is None:
+            return ""
+        self._far = FarLinks(links, self._recovered.begin.shard_id, self._host)
+        return await self._far.listen(self.worker.peer_wire)
 
     def _begin_snapshot(self) -> None:
         self.worker.snapshotter.begin()
@@ -227,6 +239,8 @@ class Serving:
         await application.close()
         if self._server is not None:
             self._server.close()
+        if self._far is not None:
+            self._far.close()
         self.closed = True  # no peer, no move, no call
         worker.close()
         await worker.quiesce()  # what came in between

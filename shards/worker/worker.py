@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from shards.buckets import hashed_into
 from shards.control import MoveReport
 from shards.journal import ALL_TIME_NS, Full, JournalError, Unknown
 from shards.journal import Unavailable as JournalUnavailable
+from shards.links.far import Far
 from shards.machine import ALL_BUCKETS, Command
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
@@ -43,7 +44,7 @@ from shards.worker.backpressure import ROOM_RETRY_S, TRIES_MAX, Backpressure
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
 from shards.worker.recovering import Recovering
-from shards.worker.router import PeerCaller, PeerLink, ask_all, receive_frame
+from shards.worker.router import Dial, PeerCaller, PeerLink, ask_all, receive_frame
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
@@ -52,12 +53,24 @@ RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
 
+DialFar = Callable[[int, Far, Callable[[], Wire]], Awaitable[None]]  # (shard, where, …), see `shards.links.far.dial`
+
+
 class Upward(NamedTuple):
     """What a worker says to its process, and through it to the supervisor."""
 
     ask: Callable[[Any, Any, Command], None]  # (caller, token, operation); the answer comes to the caller
     send: Callable[[MoveReport], None]
     fail: Callable[[BaseException], None]  # ends the process
+
+
+def _near(path: str) -> Dial:
+    """To a worker of this host."""
+
+    async def dial(make_wire: Callable[[], Wire]) -> None:
+        await asyncio.get_running_loop().create_unix_connection(make_wire, path)
+
+    return dial
 
 
 class Worker:
@@ -85,6 +98,7 @@ class Worker:
         self.settings = recovered.settings
         self.snapshotter = snapshotter
         self.links: dict[int, PeerLink] = {}
+        self._places: dict[int, str | Far | None] = {}  # where these lead to
         self._boot_ns = boot_ns
         self.handoff = Handoff(self, self.application, upward.send, boot_ns)
         self._routes = self.handoff.routes
@@ -523,18 +537,33 @@ class Worker:
 
     # -- peers ------------------------------------------------------------------------------------------------------
 
-    def open_links(self, paths: dict[int, str]) -> None:
-        """Connects to the other workers, shard id -> path of its socket, and to no others any more."""
-        for shard_id in [one for one in self.links if one not in paths]:
+    def open_links(self, paths: dict[int, str], far: Mapping[int, Far], dial_far: DialFar | None) -> None:
+        """Connects to the other workers and to no others any more: shard id -> path of a socket of this host, or where
+        another host serves it. A shard of the map that is neither has a link over which nobody can be asked.
+        """
+        shards = self.map.weights if dial_far is not None else paths
+        places: dict[int, str | Far | None] = {one: paths.get(one) or far.get(one) for one in shards}
+        places.pop(self.shard_id, None)
+        for shard_id in [one for one in self.links if one not in places]:
             self.links.pop(shard_id).close()
-        for shard_id, path in paths.items():
-            if shard_id != self.shard_id and shard_id not in self.links:
-                self.links[shard_id] = PeerLink(shard_id, path, self.reply, self.handoff.strayed, self._on_answered)
-                self.links[shard_id].open()
+            self._places.pop(shard_id)
+        for shard_id, place in places.items():
+            known = self.links.get(shard_id)
+            if known is not None and self._places[shard_id] == place:
+                continue
+            if known is not None:
+                known.drop()
+            dial = _near(place) if isinstance(place, str) else None
+            if isinstance(place, Far) and dial_far is not None:
+                dial = partial(dial_far, shard_id, place)
+            link = PeerLink(shard_id, dial, self.reply, self.handoff.strayed, self._on_answered)
+            self.links[shard_id], self._places[shard_id] = link, place
+            link.open()
 
     def is_linked(self) -> bool:
-        """Whether every other worker can be asked, and can ask."""
-        return all(link.is_open for link in self.links.values()) and len(self._peers) >= len(self.links)
+        """Whether every other worker of this host can be asked, and can ask."""
+        near = [link for shard_id, link in self.links.items() if isinstance(self._places[shard_id], str)]
+        return all(link.is_open for link in near) and len(self._peers) >= len(near)
 
     def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
         if self.handoff.redirecting:

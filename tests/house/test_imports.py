@@ -59,6 +59,8 @@ PURE = (
     "shards.journal.file.record",
     "shards.moves.move",
     "shards.moves.rebalancer",
+    "shards.links.hello",
+    "shards.supervisor.placement",
 )
 IMPURE = {
     *("asyncio", "time", "datetime", "os", "io", "sys", "socket", "select", "selectors", "signal", "random", "secrets"),

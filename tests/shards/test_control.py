@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from shards import control
-from shards.control import Message, WorkerSettings
+from shards.control import LinkSettings, Message, WorkerSettings
+from shards.links.far import Far
 from shards.system.clock import Anchor
 from shards.system.links import FrameDecoder, FrameError, Wire, frame_of
 
@@ -20,16 +21,17 @@ ANCHOR = Anchor(5, 1000, -3, 250)
 BEGIN = control.Begin(
     shard_id=2, directory="/d", founded=True, bucket_map=b"map", peers={1: "one.sock"}, listeners=[("tcp", 7)],
     direct={2: "h:1"}, journal={"kind": "file"}, settings=WorkerSettings(0.05, 9), configuration=b"{}", proved=[1],
-    settled=-1,
+    settled=-1, far={3: Far("b:4", 7)}, links=LinkSettings("a:4", "c", 6, "/s", None),
 )  # fmt: skip
 # A message, and the array that it is on the wire.
 TO_WORKER: list[tuple[Message, list[Any]]] = [
     (BEGIN, ["begin", 2, "/d", True, b"map", {1: "one.sock"}, [["tcp", 7]], {2: "h:1"}, {"kind": "file"}, [0.05, 9],
-             b"{}", [1], -1]),
+             b"{}", [1], -1, {3: ["b:4", 7]}, ["a:4", "c", 6, "/s", None]]),
     (control.Serve([ANCHOR]), ["serve", [[5, 1000, -3, 250]]]),
     (control.Stop(), ["stop"]),
     (control.NewAnchor(ANCHOR), ["new_anchor", [5, 1000, -3, 250]]),
-    (control.ShardsChanged([["weight", 3, 1]], {3: "s"}, {}), ["shards_changed", [["weight", 3, 1]], {3: "s"}, {}]),
+    (control.ShardsChanged([["weight", 3, 1]], {3: "s"}, {}, {4: Far("b:4", 7)}),
+     ["shards_changed", [["weight", 3, 1]], {3: "s"}, {}, {4: ["b:4", 7]}]),
     (control.Configure(WorkerSettings(0.0, 1), b"c"), ["configure", [0.0, 1], b"c"]),
     (control.Proved(3), ["proved", 3]),
     (control.ReadFigures(7), ["read_figures", 7]),
@@ -48,7 +50,7 @@ TO_SUPERVISOR: list[tuple[Message, list[Any]]] = [
     (control.Waiting("no room"), ["waiting", "no room"]),
     (control.Progress(1, 2), ["progress", 1, 2]),
     (control.Recovered(5, 6, 7, 8, ["w"]), ["recovered", 5, 6, 7, 8, ["w"]]),
-    (control.Serving(11, 12), ["serving", 11, 12]),
+    (control.Serving(11, 12, "a:4"), ["serving", 11, 12, "a:4"]),
     (control.Failed(74, "disk"), ["failed", 74, "disk"]),
     (control.Figures(7, {"accounts": 1}), ["figures", 7, {"accounts": 1}]),
     (control.Obstacle(7, ""), ["obstacle", 7, ""]),

@@ -26,7 +26,7 @@ class FileBackend:
         self._settings = settings
         self._host = host
 
-    node, grant_ns = "", 0  # a directory is one host's
+    node, cluster, grant_ns = "", "", 0  # a directory is one host's
 
     def signs(self) -> dict[int, LastSign]:
         return {}

@@ -39,11 +39,16 @@ class JetStreamBackend:
         self._host = host
         self._boot_ns = host.clocks.boot_ns
         self._watched: Connection | None = None
+        self._cluster = ""
         self._seen: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
 
     @property
     def node(self) -> str:
         return str(self._settings["node"])
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
 
     @property
     def grant_ns(self) -> int:
@@ -111,6 +116,7 @@ class JetStreamBackend:
 
     def prepare(self) -> list[str]:
         identity, warnings = self._guard().check()
+        self._cluster = identity
         path = f"{self._settings['directory']}/{IDENTITY}"
         disk = self._host.disk
         if disk.exists(path):

@@ -411,7 +411,7 @@ class MemoryBackend:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    node, grant_ns = "", 0
+    node, cluster, grant_ns = "", "", 0
 
     def signs(self) -> dict[int, LastSign]:
         return {}

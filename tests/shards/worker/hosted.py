@@ -251,4 +251,6 @@ class WorkerScene:
             configuration=b"",
             proved=[],
             settled=-1,
+            far={},
+            links=None,
         )

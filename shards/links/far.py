@@ -1,0 +1,280 @@
+"""Links over TCP: a worker dials the workers of other hosts, and is dialled by them.
+
+A connection begins with the exchange of `shards.links.hello`, in frames as every wire has them, of `HELLO_BYTES_MAX` at
+most and within `HELLO_S`; then a `Wire` takes the connection over, and requests and answers pass on it as between two
+workers of one host. Nothing that comes behind the exchange's last word in the same read is lost or taken early: the
+dialer waits for `Welcome` before it asks, and the listener says nothing unasked.
+
+**A host that is gone is noticed within about `GONE_S`**, by the kernel: a connection on which something that was sent
+is not acknowledged for so long, or which is silent and does not answer probes, is closed. So a request that is on its
+way to a host that was cut off gets its answer, "unknown", instead of waiting.
+
+With certificates (`Certificates`) a link is TLS in both directions: each end shows one that the cluster's own authority
+has signed. Which host it names is not looked at: an address changes with the host that serves a shard, and whoever has
+such a certificate belongs to the cluster.
+
+Who is not let in is named in the log, once for each reason and peer; a peer goes on dialling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from shards.links.hello import NONCE_BYTES, Dialling, End, LinkRefused, Listening, Refused, to_dialer, to_listener
+from shards.system.host import address_of, bind_tcp, split_address
+from shards.system.links import FrameDecoder, FrameError, Wire, frame_of
+
+log = logging.getLogger("shards.links.far")
+
+HELLO_S = 3.0
+HELLO_BYTES_MAX = 4096
+GREETED_AT_ONCE_MAX = 256  # connections that have not proved anything yet; more are closed
+TOLD_MAX = 64  # reasons and peers that were named in the log; a new one forgets the oldest
+GONE_S = 3
+
+
+class Far(NamedTuple):
+    """Where a shard of another host is reached: "host:port", and the epoch of its `own` record."""
+
+    address: str
+    epoch: int
+
+
+class Certificates(NamedTuple):
+    """Files of this host's own certificate chain and key, and of the authority that has signed every host's."""
+
+    chain: str
+    key: str
+    authority: str
+
+
+def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For the dialer and for the listener: both show a certificate, and want one. Raises OSError, ssl.SSLError."""
+    made = []
+    for purpose in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER):
+        context = ssl.SSLContext(purpose)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(files.chain, files.key)
+        context.load_verify_locations(files.authority)
+        made.append(context)
+    return made[0], made[1]
+
+
+class _Greeting(asyncio.Protocol, ABC):
+    """One connection until a wire takes it over. What comes of it is in `outcome`: nothing, or LinkRefused."""
+
+    def __init__(self, make_wire: Callable[[], Wire], decode: Callable[[bytes | bytearray], Any]) -> None:
+        loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[None] = loop.create_future()
+        self._make_wire = make_wire
+        self._decoder = FrameDecoder(decode, HELLO_BYTES_MAX)
+        self._transport: asyncio.Transport | None = None
+        self._deadline = loop.call_later(HELLO_S, self._fail, f"nothing came of it within {HELLO_S:g} s")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        _notice_ends(transport.get_extra_info("socket"))
+        if self.outcome.done():  # it was given up during the handshake of TLS
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for word in self._decoder.feed(data):
+                if not self.outcome.done():
+                    self._receive(word)
+        except FrameError as error:
+            self._fail(f"it speaks another language: {error}")
+        except LinkRefused as refused:
+            self._refuse(str(refused))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail("the connection was lost before it was welcome")
+
+    @abstractmethod
+    def _receive(self, word: Any) -> None:
+        """The next word of the peer. Raises LinkRefused."""
+
+    def _say(self, word: Any) -> None:
+        assert self._transport is not None
+        self._transport.write(frame_of(word))
+
+    def _refuse(self, reason: str) -> None:
+        self._fail(reason)
+
+    def give_up(self) -> None:
+        """Ends the connection, unless a wire has it already."""
+        self._fail("it was given up")
+
+    def _fail(self, reason: str) -> None:
+        self._deadline.cancel()
+        if not self.outcome.done():
+            self.outcome.set_exception(LinkRefused(reason))
+            if self._transport is not None:
+                self._transport.close()
+
+    def _hand_over(self) -> None:
+        transport = self._transport
+        assert transport is not None
+        self._deadline.cancel()
+        wire = self._make_wire()
+        transport.set_protocol(wire)
+        wire.connection_made(transport)
+        self.outcome.set_result(None)
+
+
+class _DialerGreeting(_Greeting):
+    def __init__(self, make_wire: Callable[[], Wire], dialling: Dialling) -> None:
+        super().__init__(make_wire, to_dialer)
+        self._dialling = dialling
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._say(self._dialling.hello)
+
+    def _receive(self, word: Any) -> None:
+        answer = self._dialling.receive(word)
+        if answer is not None:
+            self._say(answer)
+        if self._dialling.is_welcome:
+            self._hand_over()
+
+
+class _ListenerGreeting(_Greeting):
+    def __init__(self, make_wire: Callable[[], Wire], listening: Listening, door: FarDoor) -> None:
+        super().__init__(make_wire, to_listener)
+        self._listening = listening
+        self._door = door
+        self.peer = "somewhere"
+        self.outcome.add_done_callback(door.greeted(self))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if address := transport.get_extra_info("peername"):
+            self.peer = str(address[0])
+        if self._door.is_crowded:
+            self._fail("too many connections that have proved nothing yet")
+
+    def _receive(self, word: Any) -> None:
+        self._say(self._listening.receive(word))
+        if self._listening.is_welcome:
+            self._hand_over()
+
+    def _refuse(self, reason: str) -> None:
+        self._say(Refused(reason))
+        self._fail(reason)
+
+
+class FarDoor:
+    """Where the workers of other hosts reach this one."""
+
+    def __init__(
+        self,
+        end: End,
+        make_wire: Callable[[], Wire],
+        tls: ssl.SSLContext | None,
+        randbits: Callable[[int], int],
+    ) -> None:
+        """`make_wire`: the protocol of a peer that was let in."""
+        self._end = end
+        self._make_wire = make_wire
+        self._tls = tls
+        self._randbits = randbits
+        self._greetings: set[_ListenerGreeting] = set()
+        self._told: dict[tuple[str, str], None] = {}
+        self._server: asyncio.AbstractServer | None = None
+        self.address = ""  # "host:port", once it listens
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether nobody else may begin now."""
+        return len(self._greetings) > GREETED_AT_ONCE_MAX
+
+    async def listen(self, address: str) -> None:
+        """Lets peers in from now on. Port 0 takes a free one. OSError."""
+        host, port = split_address(address)
+        listener = bind_tcp(host, port, 128)
+        listener.setblocking(False)
+        self.address = address_of(listener)
+        loop = asyncio.get_running_loop()
+        handshake_s = HELLO_S if self._tls is not None else None
+        self._server = await loop.create_server(
+            self._greet, sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake_s
+        )
+
+    def _greet(self) -> _ListenerGreeting:
+        greeting = _ListenerGreeting(self._make_wire, Listening(self._end, _nonce(self._randbits)), self)
+        self._greetings.add(greeting)
+        return greeting
+
+    def greeted(self, greeting: _ListenerGreeting) -> Callable[[asyncio.Future[None]], None]:
+        """What is to be called with the outcome of a greeting."""
+
+        def done(outcome: asyncio.Future[None]) -> None:
+            self._greetings.discard(greeting)
+            error = outcome.exception()
+            if error is not None:
+                self._tell(greeting.peer, str(error))
+
+        return done
+
+    def _tell(self, peer: str, reason: str) -> None:
+        if (peer, reason) in self._told:
+            return
+        if len(self._told) >= TOLD_MAX:
+            del self._told[next(iter(self._told))]
+        self._told[peer, reason] = None
+        log.warning("shard %d refused a link from %s: %s", self._end.shard, peer, reason)
+
+    def close(self) -> None:
+        """Lets nobody in any more. Those who were let in stay."""
+        if self._server is not None:
+            self._server.close()
+
+
+async def dial(
+    far: Far,
+    shard: int,
+    end: End,
+    make_wire: Callable[[], Wire],
+    tls: ssl.SSLContext | None,
+    randbits: Callable[[int], int],
+) -> None:
+    """Connects to the worker of a shard elsewhere; returns once the wire was made. Raises OSError, LinkRefused."""
+    host, port = split_address(far.address)
+    dialling = Dialling(end, shard, far.epoch, _nonce(randbits))
+    loop = asyncio.get_running_loop()
+    greeting = _DialerGreeting(make_wire, dialling)
+    greeting.outcome.add_done_callback(lambda outcome: outcome.cancelled() or outcome.exception())
+    try:
+        async with asyncio.timeout(HELLO_S):
+            await loop.create_connection(
+                lambda: greeting, host, port, ssl=tls, server_hostname=host if tls is not None else None
+            )
+            await asyncio.shield(greeting.outcome)
+    except TimeoutError:
+        raise OSError(f"no answer within {HELLO_S:g} s") from None
+    finally:
+        greeting.give_up()
+
+
+def _nonce(randbits: Callable[[int], int]) -> bytes:
+    return randbits(8 * NONCE_BYTES).to_bytes(NONCE_BYTES, "little")
+
+
+def _notice_ends(connection: socket.socket) -> None:
+    """Both ends of a link hear soon of a host that is gone."""
+    with contextlib.suppress(OSError):  # it is gone already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, GONE_S - 1)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,269 @@
+"""One host's part where several serve at once: looks at the log a few times a second, and carries out what is due.
+
+    take        `own` in the map, then a worker opens the shard's journal; once it serves, `at` tells where that is
+    wish        asks another host for a shard, where that makes the load more even (`shards.supervisor.placement`)
+    hand over   ends the worker of a shard that another host wishes for, and makes that host its owner
+    let go      ends the worker of a shard that another host has taken: this one was not heard of for too long
+
+A worker is told of every change of the others' addresses; a link to an owner before is dropped, and what was asked over
+it and not answered is answered as unknown. Bytes of money pass through none of this: what a worker may answer and
+whom it may call depends on its journal alone, which lets in one owner at a time.
+
+A host whose clock is unfit takes nothing while it serves nothing, and gives up everything where it serves (the
+supervisor ends). Where the log is out of reach nothing is decided; workers live on as long as their grants of time.
+
+A shard that cannot be served here (its worker is held) stays this host's until another one takes it, and is not tried
+again before a restart. What other hosts may do with it is theirs to find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from shards.journal import LastSign, Unavailable
+from shards.links.far import Far
+from shards.supervisor.child_process import WorkerState
+from shards.supervisor.placement import Own, Placement, Take, Wish
+from shards.supervisor.registry import HANDOVER_POLL_S, ROOM_RETRY_S, STANDBY_POLL_S, Registry
+
+LISTEN_NS = 5_000_000_000  # so long a new host that hears others waits until it can compare its clock with theirs
+
+log = logging.getLogger("shards.supervisor.sharing")
+
+
+class ShareSettings(NamedTuple):
+    """How this host serves beside others."""
+
+    workers: int  # how many shards it serves at most
+    listen: str  # "host:port" for the links of other hosts; the worker of shard k listens at port + k, or at a free one
+    advertise: str  # by which host name or address others and clients reach this host; "": as it listens
+    secret_file: str  # "": none
+    certificates: tuple[str, str, str] | None  # see `shards.links.far.Certificates`
+
+    def listen_of(self, shard: int) -> str:
+        """Where the worker of this shard is to listen."""
+        host, _, port = self.listen.rpartition(":")
+        return f"{host}:{int(port) + shard if int(port) else 0}"
+
+    def told(self, address: str) -> str:
+        """An address of this host as others are told it."""
+        host, _, port = address.rpartition(":")
+        is_any = host in ("0.0.0.0", "[::]", "")
+        return f"{self.advertise}:{port}" if address and is_any and self.advertise else address
+
+
+class Hands(NamedTuple):
+    """What the supervisor does for it."""
+
+    start: Callable[[int], None]  # a worker for this shard
+    end: Callable[[WorkerState], Awaitable[None]]  # its worker, in an orderly way; returns once it is gone
+    prepare: Callable[[], Awaitable[None]]  # a process for the next shard that is taken
+    tell: Callable[[], None]  # every worker, where the others are
+    spawn: Callable[[Awaitable[None]], None]  # beside
+
+
+class Sharing:
+    """Of one supervisor, once the registry is open."""
+
+    def __init__(
+        self, registry: Registry, workers: dict[int, WorkerState], hands: Hands, boot_ns: Callable[[], int]
+    ) -> None:
+        assert registry.placement is not None
+        self._registry = registry
+        self._placement: Placement = registry.placement
+        self._workers = workers
+        self._hands = hands
+        self._boot_ns = boot_ns
+        self._numbers: dict[int, int] = {}  # of this host's ownerships
+        self._ending: set[int] = set()  # shards whose workers were told to end
+        self._failed: set[int] = set()  # shards that could not be served here
+        self._told: dict[int, Own] = {}  # the owners that workers know
+        self._began_ns = boot_ns()
+        self._stopping = False
+        self.why_idle = ""  # why this host takes no shard; "": it may
+
+    # -- what others ask ----------------------------------------------------------------------------------------------
+
+    def number_of(self, shard: int) -> int:
+        """Of this host's ownership of a shard."""
+        return self._numbers[shard]
+
+    def far(self) -> dict[int, Far]:
+        """Where the shards of other hosts are reached."""
+        owns, me = self._registry.shares.owns, self._placement.host_id
+        return {shard: Far(own.links, own.number) for shard, own in owns.items() if own.links and own.host_id != me}
+
+    def direct(self) -> dict[int, str]:
+        """Where clients reach the workers of other hosts."""
+        owns, me = self._registry.shares.owns, self._placement.host_id
+        return {shard: own.direct for shard, own in owns.items() if own.direct and own.host_id != me}
+
+    def node_of(self, shard: int) -> str:
+        """The host that serves a shard, or is to; "" where none is known."""
+        own = self._registry.shares.owns.get(shard)
+        return "" if own is None else own.node
+
+    def why_unserved(self, shard: int) -> str:
+        """Why a shard of another host is not served, as far as is known here; "" where it is."""
+        own = self._registry.shares.owns.get(shard)
+        if own is None or not own.node:
+            return "no host serves it yet"
+        if own.host_id == self._placement.host_id:
+            return "it is this host's, and has no worker yet"
+        if not self._placement.is_alive(shard):
+            return f"{own.node} has served it, and is not heard of"
+        return "" if own.links else f"{own.node} is starting to serve it"
+
+    # -- the life -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Looks and does until cancelled. Raises Fenced, and the log's errors but Unavailable."""
+        told = ""
+        await self._hands.prepare()
+        while not self._stopping:
+            try:
+                pause_s = await self._look()
+                told = ""
+            except Unavailable as error:
+                pause_s = ROOM_RETRY_S
+                if str(error) != told:
+                    log.error("who serves which shard cannot be looked at: %s", error)
+                told = str(error)
+            await asyncio.sleep(pause_s)
+
+    async def _look(self) -> float:
+        """One look; seconds until the next."""
+        registry, placement = self._registry, self._placement
+        looked_ns = self._boot_ns()
+        await registry.catch_up()
+        signs = await registry.signs()
+        now_ns = self._boot_ns()
+        placement.hear(registry.shares, signs, now_ns)
+        self._follow_owners(now_ns)
+        if not self._workers and not self._is_clock_fit(signs, looked_ns):
+            return STANDBY_POLL_S
+        failed = self._failed | {one for one, worker in self._workers.items() if worker.state == "held"}
+        step = placement.next_step(registry.shares, set(self._workers), failed, now_ns)
+        if step is None or self._stopping:
+            return STANDBY_POLL_S
+        known = registry.shares.owns.get(step.shard)
+        if isinstance(step, Wish):
+            await self._wish(step.shard, known)
+            return STANDBY_POLL_S
+        await self._take(step, known)
+        return HANDOVER_POLL_S
+
+    def _is_clock_fit(self, signs: Mapping[int, LastSign], looked_ns: int) -> bool:
+        """Whether this host may take its first shard, by its own clock and those of the hosts that it hears."""
+        registry, placement = self._registry, self._placement
+        fault = registry.clock_fault(placement, signs, looked_ns)
+        self.why_idle = f"the clock of this host is unfit: {fault}" if fault else ""
+        guard = registry.clock_watch.guard
+        is_new = self._boot_ns() - self._began_ns < LISTEN_NS
+        is_deaf = bool(guard.error_ns_max) and is_new and not guard.is_informed
+        if not fault and is_deaf and any(placement.is_alive(shard) for shard in signs):
+            self.why_idle = "this host hears what time it is for the others"
+        return not self.why_idle
+
+    def stop(self) -> None:
+        """Takes nothing more."""
+        self._stopping = True
+
+    def _follow_owners(self, now_ns: int) -> None:
+        """Lets go what others have taken, hands over what they wish for, and tells the workers where the others are."""
+        owns, me = self._registry.shares.owns, self._placement.host_id
+        for shard, worker in list(self._workers.items()):
+            own = owns[shard]
+            if shard in self._ending:
+                continue
+            if own.host_id != me or own.number != self._numbers[shard]:
+                log.warning("shard %d is served by %s now: its worker here ends", shard, own.node or "nobody")
+                if worker.state == "held":
+                    self._failed.add(shard)
+                self._placement.disturbed(now_ns)
+                self._end(shard, worker, "")
+            elif own.wish and worker.state == "serving":
+                log.info("shard %d is handed over, since another host serves less", shard)
+                self._end(shard, worker, own.wish)
+        if owns != self._told:
+            self._told = dict(owns)
+            self._hands.tell()
+
+    def _end(self, shard: int, worker: WorkerState, heir: str) -> None:
+        self._ending.add(shard)
+        self._hands.spawn(self._until_ended(shard, worker, heir))
+
+    async def _until_ended(self, shard: int, worker: WorkerState, heir: str) -> None:
+        await self._hands.end(worker)
+        self._ending.discard(shard)
+        number = self._numbers.pop(shard)
+        await self._give(shard, number, heir)
+
+    async def _give(self, shard: int, number: int, heir: str) -> None:
+        """The shard is the heir's from here on, or where there is none, nobody's."""
+        shares, me = self._registry.shares, self._placement.host_id
+
+        def records() -> list[list[object]]:
+            nonlocal shares
+            shares = self._registry.shares
+            own, member = shares.owns[shard], shares.members.get(heir)
+            if own.host_id != me or own.number != number:
+                return []
+            return [shares.next_own(shard, member.node, heir) if member is not None else shares.next_own(shard, "", "")]
+
+        try:
+            await self._registry.record_if(records)
+        except Unavailable as error:
+            log.warning("that shard %d was given back could not be told: %s", shard, error)
+
+    async def _wish(self, shard: int, known: Own | None) -> None:
+        def records() -> list[list[object]]:
+            own = self._registry.shares.owns.get(shard)
+            return [] if own is None or own != known else [["wish", shard, own.number, self._placement.host_id]]
+
+        if await self._registry.record_if(records) and known is not None:
+            log.info("%s is asked for shard %d, since this host serves less", known.node, shard)
+
+    async def _take(self, step: Take, known: Own | None) -> None:
+        shard, placement = step.shard, self._placement
+
+        def records() -> list[list[object]]:
+            shares = self._registry.shares
+            return (
+                [shares.next_own(shard, placement.node, placement.host_id)] if shares.owns.get(shard) == known else []
+            )
+
+        if not await self._registry.record_if(records):
+            return
+        self._numbers[shard] = self._registry.shares.owns[shard].number
+        if self._stopping:
+            await self.given_back(shard)
+            return
+        before = "" if known is None or known.host_id == placement.host_id else known.node
+        log.info("shard %d is taken over%s", shard, f" from {before}" if before else "")
+        self._hands.start(shard)
+        self._hands.spawn(self._hands.prepare())
+
+    async def arrived(self, shard: int, links: str, direct: str) -> None:
+        """The worker of this shard serves: others are told where it is reached. Tried until the log takes it."""
+        number = self._numbers.get(shard)
+
+        def records() -> list[list[object]]:
+            own = self._registry.shares.owns[shard]
+            return [["at", shard, number, links, direct]] if own.number == number else []
+
+        while self._numbers.get(shard) == number:
+            try:
+                await self._registry.record_if(records)
+                return
+            except Unavailable:
+                await asyncio.sleep(ROOM_RETRY_S)
+
+    async def given_back(self, shard: int) -> None:
+        """The worker of this shard has ended, and the daemon stops: other hosts need not wait."""
+        number = self._numbers.get(shard)
+        if number is not None and shard not in self._ending:
+            await self._give(shard, number, "")

@@ -1,0 +1,264 @@
+"""Links over TCP on real sockets of this machine: requests pass, and who is no peer is named in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import uvloop
+
+from shards.links import far
+from shards.links.far import HELLO_BYTES_MAX, Certificates, Far, FarDoor, contexts, dial
+from shards.links.hello import End, LinkRefused
+from shards.system.host import split_address
+from shards.system.links import Wire
+from shards.worker.router import PeerLink
+
+LISTENER = End("c-1", 5, 9, b"secret")
+DIALER = End("c-1", 2, 7, b"secret")
+
+
+class Peer:
+    """The worker at the other end: notes what is asked, and answers each request with its payload."""
+
+    def __init__(self) -> None:
+        self.frames: list[Any] = []
+        self.lost = 0
+
+    def wire(self) -> Wire:
+        return Wire(self._on_frame, self._on_closed, lambda _: None)
+
+    def _on_closed(self, _: Wire) -> None:
+        self.lost += 1
+
+    def _on_frame(self, wire: Wire, frame: Any) -> None:
+        self.frames.append(frame)
+        answers: list[Any] = []
+        for number, *_, payload in frame:
+            answers += [number, payload[1]]
+        wire.send(answers)
+
+
+class Caller:
+    """Whoever asked: notes what came."""
+
+    mode = 0
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+
+    def relay(self, data: bytes) -> None:
+        self.heard.append(data)
+
+    def relay_flush(self) -> None:
+        """Nothing waits here."""
+
+
+@asynccontextmanager
+async def door(end: End = LISTENER, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[FarDoor, Peer]]:
+    peer = Peer()
+    one = FarDoor(end, peer.wire, tls, secrets.randbits)
+    await one.listen("127.0.0.1:0")
+    try:
+        yield one, peer
+    finally:
+        one.close()
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+def run(scene: Callable[[], Awaitable[None]], factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(scene(), 120)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(bounded())
+
+
+def far_link(address: str, end: End = DIALER, tls: ssl.SSLContext | None = None) -> tuple[PeerLink, list[Any]]:
+    """A worker's link to shard 5 there, and what it could not pass on."""
+    refused: list[Any] = []
+
+    async def dialled(make_wire: Callable[[], Wire]) -> None:
+        await dial(Far(address, 9), 5, end, make_wire, tls, secrets.randbits)
+
+    link = PeerLink(5, dialled, lambda *what: refused.append(what), lambda *_: None, lambda *_: None)
+    return link, refused
+
+
+LOOPS = pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+
+
+@LOOPS
+def test_requests_and_answers_pass_and_a_lost_link_is_dialled_again(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def scene() -> None:
+        async with door() as (one, peer):
+            link, refused = far_link(one.address)
+            link.open()
+            await until(lambda: link.is_open)
+            caller = Caller()
+            for number in range(3):
+                link.ask(caller, number, 0, 1, ("add", b"reply %d" % number))
+            link.flush()
+            await until(lambda: len(caller.heard) == 3)
+            assert caller.heard == [b"reply 0", b"reply 1", b"reply 2"]
+            assert len(peer.frames) == 1, "what was asked in one turn is one frame"
+            assert refused == []
+            link.drop()
+            await until(lambda: peer.lost == 1)
+            again, _ = far_link(one.address)
+            again.open()
+            await until(lambda: again.is_open)
+            again.close()
+
+    run(scene, factory)
+
+
+def test_what_was_sent_and_not_answered_is_unknown_where_the_peer_is_dropped() -> None:
+    async def scene() -> None:
+        async with door() as (one, peer):
+            peer._on_frame = lambda *_: None  # type: ignore[method-assign]  # it hangs
+            link, refused = far_link(one.address)
+            link.open()
+            await until(lambda: link.is_open)
+            link.ask(Caller(), 1, 0, 1, ("add", b""))
+            link.flush()
+            link.ask(Caller(), 2, 0, 1, ("add", b""))
+            link.drop()
+            await until(lambda: len(refused) == 2)
+            assert [reply.applied for _, _, reply in refused] == ["unknown", "no"]
+
+    run(scene, uvloop.new_event_loop)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (DIALER._replace(secret=b"another"), "does not know the secret"),
+        (DIALER._replace(cluster="c-2"), "a link of cluster c-2, and this host is of cluster c-1"),
+    ],
+)
+def test_who_is_no_peer_is_refused_and_named_once_at_both_ends(
+    end: End, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        async with door() as (one, peer):
+            link, refused = far_link(one.address, end)
+            link.open()
+            await until(lambda: bool(link.refused))
+            for _ in range(3):
+                with pytest.raises(LinkRefused):
+                    await dial(Far(one.address, 9), 5, end, peer.wire, None, secrets.randbits)
+            link.ask(Caller(), 1, 0, 1, ("add", b""))
+            assert refused[0][2].applied == "no"
+            assert reason in str(refused[0][2].reason)
+            link.close()
+
+    with caplog.at_level(logging.WARNING):
+        run(scene, uvloop.new_event_loop)
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if text.startswith("no link to shard 5") and reason in text]) == 1
+    assert len([text for text in told if text.startswith("shard 5 refused a link from 127.0.0.1")]) == 1
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.1\r\n\r\n", (HELLO_BYTES_MAX + 1).to_bytes(4, "little") + b"x" * 100, b"\1\0\0\0\xc0", b""]
+)
+def test_a_stranger_is_closed_and_lets_the_door_stand(said: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        async with door() as (one, peer):
+            reader, writer = await asyncio.open_connection(*split_address(one.address))
+            writer.write(said)
+            if not said:
+                writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            link, _ = far_link(one.address)
+            link.open()
+            await until(lambda: link.is_open)
+            assert peer.frames == []
+            link.close()
+
+    with caplog.at_level(logging.WARNING):
+        run(scene, uvloop.new_event_loop)
+    assert "shard 5 refused a link from 127.0.0.1" in caplog.text
+
+
+def test_a_host_that_takes_connections_and_says_nothing_is_given_up() -> None:
+    async def scene() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            with pytest.raises((LinkRefused, OSError)):
+                await dial(Far(address, 9), 5, DIALER, Peer().wire, None, secrets.randbits)
+            link, refused = far_link(address)
+            link.ask(Caller(), 1, 0, 1, ("add", b""))
+            assert refused[0][2].applied == "no"
+
+    run(scene, uvloop.new_event_loop)
+
+
+@LOOPS
+def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
+    factory: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    files = []
+    for name in ("ours", "strange"):
+        authority, place = trustme.CA(), tmp_path / name
+        place.mkdir()
+        host = authority.issue_cert("host")
+        host.private_key_pem.write_to_path(place / "key.pem")
+        host.cert_chain_pems[0].write_to_path(place / "chain.pem")
+        authority.cert_pem.write_to_path(place / "ca.pem")
+        files.append(Certificates(*(str(place / one) for one in ("chain.pem", "key.pem", "ca.pem"))))
+    dialling, listening = contexts(files[0])
+    stranger, _ = contexts(files[1]._replace(authority=files[0].authority))
+
+    async def scene() -> None:
+        async with door(tls=listening) as (one, peer):
+            link, _ = far_link(one.address, tls=dialling)
+            link.open()
+            await until(lambda: link.is_open)
+            caller = Caller()
+            link.ask(caller, 1, 0, 1, ("add", b"reply"))
+            link.flush()
+            await until(lambda: caller.heard == [b"reply"])
+            link.close()
+            for tls in (stranger, None):
+                with pytest.raises((LinkRefused, OSError)):
+                    await dial(Far(one.address, 9), 5, DIALER, peer.wire, tls, secrets.randbits)
+            assert len(peer.frames) == 1
+
+    run(scene, factory)
+
+
+def test_a_door_lets_only_so_many_strangers_wait() -> None:
+    async def scene() -> None:
+        async with door() as (one, _):
+            address = split_address(one.address)
+            crowd = [await asyncio.open_connection(*address) for _ in range(far.GREETED_AT_ONCE_MAX + 8)]
+            closed = [asyncio.ensure_future(reader.read()) for reader, _ in crowd]
+            await until(lambda: sum(each.done() for each in closed) >= 8)
+            for _, writer in crowd:
+                writer.close()
+            await until(lambda: all(each.done() for each in closed))
+            link, _ = far_link(one.address)
+            link.open()
+            await until(lambda: link.is_open)
+            link.close()
+
+    run(scene, uvloop.new_event_loop)

@@ -1,0 +1,211 @@
+"""Which host takes a shard, and when: only what nobody may serve any more, and never back and forth."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from shards.journal import LastSign
+from shards.supervisor.placement import DRAINED_WAIT_NS, GRACE_NS, STEADY_NS, Own, Placement, Shares, Take, Wish
+
+GRANT_NS = 2_000_000_000
+SECOND = 1_000_000_000
+SHARDS = range(1, 5)
+A, B, C = ("a", "id-a"), ("b", "id-b"), ("c", "id-c")
+
+
+def placement(host: tuple[str, str] = B, workers: int = 4) -> Placement:
+    return Placement(*host, workers, GRANT_NS)
+
+
+def shares(**owners: tuple[str, str]) -> Shares:
+    """Members a, b and c with four workers each; `s1=A`: a owns shard 1, and serves it."""
+    made = Shares()
+    for node, host_id in (A, B, C):
+        made.apply(["host", host_id, node, 4])
+    for name, owner in owners.items():
+        shard = int(name[1:])
+        made.apply(["own", shard, 1, *owner])
+        made.apply(["at", shard, 1, f"{owner[0]}:1", ""])
+    return made
+
+
+def signs(*sequences: int, given_up: bool = False, epoch: int = 1) -> dict[int, LastSign]:
+    return {shard: LastSign(sequence, given_up, epoch) for shard, sequence in enumerate(sequences, 1)}
+
+
+def test_what_nobody_owns_is_taken_at_once_and_what_is_heard_of_never() -> None:
+    one, known = placement(), shares(s2=A)
+    for second in range(60):
+        one.hear(known, signs(0, second + 1), second * SECOND)
+        assert one.next_step(known, set(), set(), second * SECOND) == Take(1)
+        assert one.next_step(known, {1}, set(), second * SECOND) is None
+
+
+def test_an_owner_that_is_silent_for_a_grant_is_followed_and_the_other_shards_are_left() -> None:
+    one, known = placement(), shares(s1=A, s2=A)
+    for second in range(4):
+        one.hear(known, signs(second, second), second * SECOND)
+    for tenth in range(60):
+        now_ns = 3 * SECOND + tenth * SECOND // 10
+        one.hear(known, signs(3, 4 + tenth), now_ns)
+        expected = Take(1) if tenth >= 21 else None
+        assert one.next_step(known, set(), set(), now_ns) == expected, tenth
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_new_owner_has_time_for_its_first_record_whatever_the_one_before_it_left(given_up: bool) -> None:
+    one, known = placement(), shares(s1=A)
+    left = signs(7, given_up=given_up)
+    one.hear(known, left, 0)
+    one.hear(known, left, GRACE_NS - 1)
+    assert one.next_step(known, set(), set(), GRACE_NS - 1) is None
+    one.hear(known, left, GRACE_NS)
+    assert one.next_step(known, set(), set(), GRACE_NS) == Take(1)
+
+
+def test_an_owner_that_was_heard_of_and_gives_its_shard_back_is_followed_at_once() -> None:
+    one, known = placement(), shares(s1=A)
+    one.hear(known, signs(7), 0)
+    one.hear(known, signs(8, epoch=2), SECOND)
+    one.hear(known, signs(9, given_up=True, epoch=2), SECOND + 1)
+    assert one.next_step(known, set(), set(), SECOND + 1) == Take(1)
+
+
+def test_an_own_of_nobody_is_taken_without_any_sign() -> None:
+    one, known = placement(), shares(s1=A)
+    known.apply(["own", 1, 2, "", ""])
+    one.hear(known, signs(7), 0)
+    assert one.next_step(known, set(), set(), 0) == Take(1)
+
+
+def test_a_host_takes_back_what_its_earlier_life_owned_without_waiting_for_its_turn() -> None:
+    one, known = placement(), shares(s1=B, s2=B)
+    one.hear(known, signs(7, 7), 0)
+    assert one.next_step(known, set(), set(), 0) == Take(1)
+    assert one.next_step(known, {1}, set(), 0) == Take(2)
+
+
+def test_of_two_hosts_the_one_that_serves_less_is_first_and_a_drained_one_last() -> None:
+    idle, busy, drained = placement(A), placement(B), placement(C)
+    known = shares(s2=B, s3=B)
+    known.apply(["drained", "c", True])
+    for one in (idle, busy, drained):
+        one.hear(known, signs(0, 1, 1), 0)
+    assert idle.next_step(known, set(), set(), 0) == Take(1)
+    assert busy.next_step(known, {2, 3}, set(), 0) is None
+    assert drained.next_step(known, set(), set(), DRAINED_WAIT_NS - 1) is None
+    assert drained.next_step(known, set(), set(), DRAINED_WAIT_NS) == Take(1)
+
+
+def test_a_host_takes_no_more_than_it_has_workers_for_and_nothing_that_failed_here() -> None:
+    one, known = placement(workers=1), Shares()
+    one.hear(known, signs(0, 0), 0)
+    assert one.next_step(known, set(), {1}, SECOND) == Take(2)
+    assert one.next_step(known, {2}, set(), SECOND) is None
+
+
+def test_a_wish_waits_until_this_host_is_steady_and_nothing_is_on_its_way() -> None:
+    one, known = placement(), shares(s1=A, s2=A)
+    for second in range(10):
+        one.hear(known, signs(second, second), second * SECOND)
+        expected = Wish(2) if second * SECOND >= STEADY_NS else None
+        assert one.next_step(known, set(), set(), second * SECOND) == expected
+    now_ns = 9 * SECOND
+    assert one.next_step(known, set(), {4}, now_ns) is None, "what failed here would fail again"
+    known.apply(["wish", 1, 1, "id-c"])
+    assert one.next_step(known, set(), set(), now_ns) is None
+    known.apply(["own", 1, 2, *C])
+    one.hear(known, signs(10, 10), now_ns)
+    assert one.next_step(known, set(), set(), now_ns + SECOND) is None, "c is on its way to shard 1"
+    known.apply(["at", 1, 2, "c:1", ""])
+    assert one.next_step(known, set(), set(), now_ns + SECOND) is None, "one each: no step makes that more even"
+    one.disturbed(now_ns + SECOND)
+    assert one.next_step(shares(s1=A, s2=A), set(), set(), now_ns + 2 * SECOND) is None
+
+
+def test_a_drained_host_is_asked_for_all_that_it_has_and_asks_for_nothing() -> None:
+    one, other = placement(B), placement(A)
+    known = shares(s1=A, s2=B, s3=B, s4=B)
+    known.apply(["drained", "a", True])
+    for second in range(10):
+        for each in (one, other):
+            each.hear(known, signs(*[second] * 4), second * SECOND)
+    assert one.next_step(known, {2, 3, 4}, set(), 9 * SECOND) == Wish(1)
+    assert other.next_step(known, {1}, set(), 9 * SECOND) is None
+
+
+def test_what_is_said_of_an_older_ownership_changes_nothing() -> None:
+    known = shares(s1=A)
+    known.apply(["own", 1, 2, *B])
+    for late in (["at", 1, 1, "a:9", "a:8"], ["wish", 1, 1, "id-c"]):
+        assert known.apply(late)
+    assert known.owns[1] == Own(2, *B)
+
+
+def test_records_stand_for_all_that_was_said() -> None:
+    known = shares(s1=A, s3=C)
+    known.apply(["wish", 3, 1, "id-b"])
+    known.apply(["drained", "b", True])
+    known.apply(["own", 4, 7, "", ""])
+    again = Shares()
+    assert all(again.apply(record) for record in known.records())
+    assert vars(again) == vars(known)
+    assert not again.apply(["pin", 3])
+
+
+def test_another_living_host_of_the_same_name_is_named_and_one_that_is_gone_is_replaced() -> None:
+    newcomer, known = Placement("a", "id-new", 4, GRANT_NS), shares(s1=A)
+    newcomer.hear(known, signs(1), 0)
+    assert "another host of this name" in newcomer.why_not_join(known)
+    newcomer.hear(known, signs(1), GRACE_NS)
+    assert newcomer.why_not_join(known) == ""
+    known.apply(["host", "id-new", "a", 4])
+    assert [member.node for member in known.members.values()].count("a") == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hosts_that_come_and_go_end_with_an_even_load_and_each_shard_once(seed: int) -> None:
+    """Three hosts by the rule, over one map: whoever is asked hands over; a host may die, and come back."""
+    rng, known, numbers = random.Random(seed), Shares(), itertools.count(1)
+    hosts = {host: placement(host, 12) for host in (A, B, C)}
+    epochs = dict.fromkeys(range(1, 13), 0)
+    written = dict.fromkeys(range(1, 13), 0)
+    dead: set[tuple[str, str]] = set()
+    given_back: set[int] = set()
+    for node, host_id in hosts:
+        known.apply(["host", host_id, node, 12])
+    moves = 0
+    for step in range(3000):
+        now_ns = step * SECOND // 10
+        if step == 800:
+            dead = {rng.choice(list(hosts))}
+        elif step == 1600:
+            for host in dead:
+                hosts[host] = placement(host, 12)
+            dead, moves = set(), 0
+        for shard, own in known.owns.items():
+            if own.node and (own.node, own.host_id) not in dead and own.links:
+                written[shard] = next(numbers)
+        heard = {one: LastSign(written[one], one in given_back, epochs[one]) for one in written}
+        for host, rule in hosts.items():
+            if host in dead:
+                continue
+            for shard in [one for one in known.served_by(host[1]) if known.owns[one].wish]:
+                wisher = known.owns[shard].wish
+                known.apply(known.next_own(shard, known.members[wisher].node, wisher))
+            rule.hear(known, heard, now_ns)
+            mine = {one for one in known.served_by(host[1]) if known.owns[one].links}
+            todo = rule.next_step(known, mine, set(), now_ns)
+            if isinstance(todo, Take):
+                moves += 1
+                known.apply(known.next_own(todo.shard, *host))
+                epochs[todo.shard] += 1
+                known.apply(["at", todo.shard, known.owns[todo.shard].number, f"{host[0]}:1", ""])
+            elif isinstance(todo, Wish):
+                known.apply(["wish", todo.shard, known.owns[todo.shard].number, host[1]])
+    assert sorted(len(known.served_by(host[1])) for host in hosts) == [4, 4, 4]
+    assert all(known.owns[shard].links for shard in written)
+    assert moves <= 8, "the host that came back was given its part, and nothing went back and forth"
