@@ -120,10 +120,17 @@ CALLS_OUT: Final[dict[str, tuple[str, str]]] = {
     "calls_failed": ("billing_cutoff_calls_failed_total", "Calls out that failed, or found no connection."),
 }
 
+SHARES: Final = {
+    "billing_shards_taken_total": "Shards that this host began to serve beside others.",
+    "billing_shards_handed_over_total": "Of these, handed over to a host that served less.",
+    "billing_shards_lost_total": "Of these, taken by another host since this one was not heard of.",
+}
+
 # The figures of the supervisor, and the counters that have names as labels.
 DAEMON: Final = (
     *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
     *("billing_clock_error_seconds", "billing_clock_error_limit_seconds", "billing_clock_kept", "billing_stands_by"),
+    *("billing_shards_served", "billing_shards_without_host", *SHARES),
     *("billing_moves_total", "billing_moves_aborted_total", "billing_move_duration_seconds"),
     *("billing_shard_up", "billing_shard_held", "billing_worker_starts_total", "billing_disk_full"),
     *("billing_requests_total", "billing_errors_total", "billing_request_duration_seconds"),
@@ -189,6 +196,7 @@ class Exposition:
         yield _gauge("billing_clock_kept", "Whether a time service keeps it, where that matters.", watch.is_disciplined)
         stands_by = supervisor.registry.stands_by
         yield _gauge("billing_stands_by", "Whether this host serves nothing, and would take over.", stands_by)
+        yield from self._shares()
         mover = supervisor.mover
         yield _counter("billing_moves_total", "Buckets moved.", mover.moved)
         yield _counter("billing_moves_aborted_total", "Moves of buckets that were given up.", mover.aborted)
@@ -217,6 +225,20 @@ class Exposition:
             if leader := figures.get("log_leader"):
                 leads.add_metric([str(shard_id), leader], 1)
         return leads
+
+    def _shares(self) -> Iterator[Metric]:
+        """What this host serves, and what of it came and went where several serve at once."""
+        supervisor = self._sampler.supervisor
+        sharing = supervisor.sharing
+        served = sum(worker.state == "serving" for worker in supervisor.workers.values())
+        without_host = 0 if sharing is None else sharing.without_host()
+        counts = (0, 0, 0) if sharing is None else (sharing.taken, sharing.handed_over, sharing.lost)
+        yield _gauge("billing_shards_served", "Shards that this host serves.", served)
+        yield _gauge(
+            "billing_shards_without_host", "Shards that no host serves, as far as this one hears.", without_host
+        )
+        for (name, help_text), count in zip(SHARES.items(), counts, strict=True):
+            yield _counter(name, help_text, count)
 
     def _calls_out(self) -> Iterator[Metric]:
         for figure, (name, help_text) in CALLS_OUT.items():

@@ -355,7 +355,7 @@ BUCKET: Final = Shape(
         Field("shard_id", "integer"),
         Field("state", "text"),
         Field("generation", "integer"),
-        Field("accounts", "integer"),
+        _nullable("accounts", "integer", "nil where another host serves its shard"),
     ),
 )
 SHARD: Final = Shape(
@@ -371,7 +371,7 @@ SHARD: Final = Shape(
         Field("pinned", "integer"),
         Field("sending", "integer"),
         Field("receiving", "integer"),
-        _nullable("accounts", "integer", "nil where the worker does not answer, as below"),
+        _nullable("accounts", "integer", "nil where the worker does not answer or is another host's, as below"),
         _nullable("armed", "integer"),
         _nullable("pending_cutoffs", "integer"),
         _nullable("journal_bytes", "integer"),

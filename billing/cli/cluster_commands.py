@@ -1,25 +1,29 @@
-"""`billing cluster check`, `init` and `status`: the servers and streams of a log with journal.kind = "jetstream".
+"""`billing cluster`: the servers and streams of a log with journal.kind = "jetstream", and the hosts that share it.
 
 `check` says what a start would say, without starting; `init` makes the streams that are missing. Both name all faults
 at once, each with the key or setting concerned and what mends it, and exit with 78. `status` tells which host serves
-and how each shard's journal stands. All three ask the log's servers, not a daemon.
+which shard and how each shard's journal stands; `drain` and `undrain` say which host is to serve nothing. All of them
+ask the log's servers, not a daemon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
 
 import click
+import msgspec
 
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Group, config_option
 from billing.cli.output import put, say
 from billing.config.load import load, log_of
-from shards.journal import Unfit, backends
+from shards.journal import Overtaken, Unfit, backends
 from shards.journal.jetstream.backend import JetStreamBackend
-from shards.supervisor.registry import claim_of
+from shards.supervisor.placement import Shares
+from shards.supervisor.registry import claim_of, shares_of
 from shards.system.host import REAL
 
 
@@ -57,12 +61,17 @@ def status(config_file: str | None, *, as_json: bool) -> None:
         _, payloads = log.load("status")
     finally:
         log.close()
-    serves = claim_of(payloads).node
-    rows: list[dict[str, Any]] = [{"node": serves or None, **row} for row in backend.status()]
+    serves, shares = claim_of(payloads).node, shares_of(payloads)
+    rows: list[dict[str, Any]] = [
+        {"node": (shares.owns[row["shard_id"]].node if row["shard_id"] in shares.owns else serves) or None, **row}
+        for row in backend.status()
+    ]
+    drained = sorted(shares.drained)
     if as_json:
-        put(json.dumps({"serves": serves or None, "shards": rows}))
+        put(json.dumps({"serves": serves or None, "drained": drained, "shards": rows}))
         return
-    put(f"{serves} serves" if serves else "no host serves")
+    for line in _who_serves(serves, shares):
+        put(line)
     for row in rows:
         behind = f", {row['replicas_behind']} replicas behind" if row["replicas_behind"] else ""
         limit = f" of {row['bytes_max']:,}" if row["bytes_max"] else ""
@@ -70,6 +79,57 @@ def status(config_file: str | None, *, as_json: bool) -> None:
             f"shard {row['shard_id']}: {row['bytes']:,}{limit} bytes, epoch {row['epoch']}, "
             f"last a {row['last_record']} at sequence {row['sequence']}, led by {row['leader'] or 'nobody'}{behind}"
         )
+
+
+def _who_serves(serves: str, shares: Shares) -> list[str]:
+    """A line for each host that takes part."""
+    if not shares.is_used:
+        return [f"{serves} serves" if serves else "no host serves"]
+    lines = []
+    for host_id, member in sorted(shares.members.items(), key=lambda one: one[1].node):
+        shards = shares.served_by(host_id)
+        which = f"serves {'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}" if shards else ""
+        drained = "is drained" if member.node in shares.drained else ""
+        lines.append(f"{member.node} {' and '.join(filter(None, (which, drained))) or 'serves nothing'}")
+    if unowned := [shard for shard, own in sorted(shares.owns.items()) if not own.node]:
+        lines.append(f"no host serves {', '.join(map(str, unowned))}")
+    return lines
+
+
+@cluster.command()
+@config_option
+@click.argument("node")
+def drain(config_file: str | None, node: str) -> None:
+    """Lets other hosts take the shards of NODE, and NODE take none as long as others can. It goes on running."""
+    _decide_drained(config_file, node, is_drained=True)
+    put(f"{node} is drained: the other hosts ask for its shards, one after the other")
+
+
+@cluster.command()
+@config_option
+@click.argument("node")
+def undrain(config_file: str | None, node: str) -> None:
+    """Lets NODE serve its part of the shards again."""
+    _decide_drained(config_file, node, is_drained=False)
+    put(f"{node} takes its part again")
+
+
+def _decide_drained(config_file: str | None, node: str, *, is_drained: bool) -> None:
+    backend = _backend(config_file)
+    backend.prepare()
+    log = backend.map_log(lambda: 0)
+    try:
+        while True:
+            version, payloads = log.load("drain")
+            nodes = sorted({member.node for member in shares_of(payloads).members.values()})
+            if node not in nodes:
+                known = f"the hosts are {', '.join(nodes)}" if nodes else "no host serves with cluster.listen"
+                raise click.ClickException(f"no host {node} takes part: {known}")
+            with contextlib.suppress(Overtaken):
+                log.decide(version, msgspec.msgpack.encode([["drained", node, is_drained]]))
+                return
+    finally:
+        log.close()
 
 
 def _backend(config_file: str | None) -> JetStreamBackend:

@@ -407,7 +407,7 @@ class Bucket(Result):
     shard_id: int
     state: str
     generation: int
-    accounts: int
+    accounts: int | None
 
 
 class Shard(Result):

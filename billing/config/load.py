@@ -54,6 +54,7 @@ RATE_LEASE_S_MIN = 0.001
 _DOORS = frozenset(("address", "bind", "host", "port"))  # what other programs call a listen key
 _CLASSES = "cutoff.class"
 _DEFAULT_CLASS = "default"
+EVERYWHERE = ("0.0.0.0", "::")  # hosts by which nobody elsewhere can reach this one
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
 NAMED_FILE_CHARACTERS_MAX = 2**20
 
@@ -349,6 +350,10 @@ def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("cluster.listen", "cluster.shards"), text
     if not listen.loopback and not cluster.secret_file and not cluster.tls_cert:
         yield ("cluster.listen",), "expected cluster.tls_cert or cluster.secret_file, since this is not loopback"
+    told = parse_listen(cluster.advertise or config.rpc.listen or cluster.listen)
+    heard = [listen, *([parse_listen(config.rpc.listen)] if config.rpc.listen and config.rpc.direct else [])]
+    if told.host in EVERYWHERE and any(one.host in EVERYWHERE for one in heard):
+        yield ("cluster.advertise", "cluster.listen"), "expected an address of this host by which the others reach it"
     if config.shards.weights:
         yield ("shards.weights", "cluster.listen"), 'expected "": buckets stay where they are while several hosts serve'
 

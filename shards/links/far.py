@@ -70,7 +70,7 @@ def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 class _Greeting(asyncio.Protocol, ABC):
-    """One connection until a wire takes it over. What comes of it is in `outcome`: nothing, or LinkRefused."""
+    """One connection until a wire takes it over. What comes of it is in `outcome`: nothing, LinkRefused, or OSError."""
 
     def __init__(self, make_wire: Callable[[], Wire], decode: Callable[[bytes | bytearray], Any]) -> None:
         loop = asyncio.get_running_loop()
@@ -94,10 +94,16 @@ class _Greeting(asyncio.Protocol, ABC):
         except FrameError as error:
             self._fail(f"it speaks another language: {error}")
         except LinkRefused as refused:
-            self._refuse(str(refused))
+            self._refuse(refused)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail("the connection was lost before it was welcome")
+        if isinstance(exc, ssl.SSLError):
+            self._fail(_of_tls(exc))
+        else:
+            self._end(self._on_lost())
+
+    def _on_lost(self) -> Exception:
+        return ConnectionResetError("the connection was lost before it was welcome")
 
     @abstractmethod
     def _receive(self, word: Any) -> None:
@@ -107,17 +113,20 @@ class _Greeting(asyncio.Protocol, ABC):
         assert self._transport is not None
         self._transport.write(frame_of(word))
 
-    def _refuse(self, reason: str) -> None:
-        self._fail(reason)
+    def _refuse(self, refused: LinkRefused) -> None:
+        self._end(refused)
 
     def give_up(self) -> None:
         """Ends the connection, unless a wire has it already."""
         self._fail("it was given up")
 
     def _fail(self, reason: str) -> None:
+        self._end(LinkRefused(reason))
+
+    def _end(self, error: Exception) -> None:
         self._deadline.cancel()
         if not self.outcome.done():
-            self.outcome.set_exception(LinkRefused(reason))
+            self.outcome.set_exception(error)
             if self._transport is not None:
                 self._transport.close()
 
@@ -168,9 +177,14 @@ class _ListenerGreeting(_Greeting):
         if self._listening.is_welcome:
             self._hand_over()
 
-    def _refuse(self, reason: str) -> None:
-        self._say(Refused(reason))
-        self._fail(reason)
+    def _on_lost(self) -> Exception:
+        if self._listening.is_challenged:
+            return LinkRefused("it left when this host proved itself: the two do not know the same cluster.secret_file")
+        return super()._on_lost()
+
+    def _refuse(self, refused: LinkRefused) -> None:
+        self._say(Refused(str(refused), refused.passes))
+        self._end(refused)
 
 
 class FarDoor:
@@ -221,7 +235,7 @@ class FarDoor:
         def done(outcome: asyncio.Future[None]) -> None:
             self._greetings.discard(greeting)
             error = outcome.exception()
-            if error is not None:
+            if isinstance(error, LinkRefused) and not error.passes:
                 self._tell(greeting.peer, str(error))
 
         return done
@@ -262,8 +276,14 @@ async def dial(
             await asyncio.shield(greeting.outcome)
     except TimeoutError:
         raise OSError(f"no answer within {HELLO_S:g} s") from None
+    except ssl.SSLError as error:
+        raise LinkRefused(_of_tls(error)) from error
     finally:
         greeting.give_up()
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    return f"cluster.tls_cert, cluster.tls_ca: the two hosts do not believe each other's certificates: {error}"
 
 
 def _nonce(randbits: Callable[[int], int]) -> bytes:

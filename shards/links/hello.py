@@ -71,6 +71,7 @@ class Refused(Word, frozen=True):
     """The listener's last word."""
 
     reason: str
+    passes: bool  # see LinkRefused
 
 
 to_listener = msgspec.msgpack.Decoder(Hello | Proof).decode
@@ -78,7 +79,13 @@ to_dialer = msgspec.msgpack.Decoder(Challenge | Welcome | Refused).decode
 
 
 class LinkRefused(Exception):
-    """The other end, or this one, does not want this link; the text says why."""
+    """The other end, or this one, does not want this link; the text says why. `passes`: nobody has to do anything, for
+    one of the two does not know the newest map yet.
+    """
+
+    def __init__(self, reason: str, *, passes: bool = False) -> None:
+        super().__init__(reason)
+        self.passes = passes
 
 
 class End(NamedTuple):
@@ -107,7 +114,7 @@ class Dialling:
     def receive(self, word: Challenge | Welcome | Refused) -> Proof | None:
         """The listener's word, and what is answered. Raises LinkRefused."""
         if isinstance(word, Refused):
-            raise LinkRefused(word.reason)
+            raise LinkRefused(word.reason, passes=word.passes)
         if isinstance(word, Challenge) and not self._is_proved:
             if not hmac.compare_digest(word.proof, _proof(self._secret, b"listener", self.hello, word.nonce)):
                 raise LinkRefused("the host that was dialled does not know the secret of cluster.secret_file")
@@ -128,6 +135,11 @@ class Listening:
         self._nonce = nonce
         self._hello: Hello | None = None
         self.is_welcome = False
+
+    @property
+    def is_challenged(self) -> bool:
+        """Whether the dialer has this end's proof."""
+        return self._hello is not None
 
     def receive(self, word: Hello | Proof) -> Challenge | Welcome:
         """The dialer's word, and what is answered. Raises LinkRefused, of which the dialer is to be told."""
@@ -150,8 +162,10 @@ class Listening:
         if hello.cluster != end.cluster:
             raise LinkRefused(f"a link of cluster {hello.cluster}, and this host is of cluster {end.cluster}")
         if hello.wanted_shard != end.shard:
-            raise LinkRefused(f"shard {hello.wanted_shard} is asked for, and this is shard {end.shard}")
+            text = f"shard {hello.wanted_shard} is asked for, and this is shard {end.shard}"
+            raise LinkRefused(text, passes=True)
         if hello.wanted_epoch != end.epoch:
             raise LinkRefused(
-                f"epoch {hello.wanted_epoch} of shard {end.shard} is asked for, and this is epoch {end.epoch}"
+                f"epoch {hello.wanted_epoch} of shard {end.shard} is asked for, and this is epoch {end.epoch}",
+                passes=True,
             )

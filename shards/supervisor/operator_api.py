@@ -95,6 +95,7 @@ class OperatorApi:
 
     async def _shards_info(self) -> list[dict[str, Any]]:
         bucket_map, running = self._registry.map, self._mover.running.values()
+        elsewhere = self._elsewhere()
         rows = [
             {
                 "shard_id": worker.shard_id,
@@ -112,7 +113,7 @@ class OperatorApi:
             }
             for worker, figures in await self._from_all(self._worker_figures.of)
         ]
-        rows += (self._far_row(shard_id, node) for shard_id, node in self._elsewhere().items())
+        rows += (self._far_row(shard_id, node) for shard_id, node in elsewhere.items())
         return sorted(rows, key=lambda row: int(row["shard_id"]))
 
     def _far_row(self, shard_id: int, node: str) -> dict[str, Any]:
@@ -156,8 +157,10 @@ class OperatorApi:
         return alerts
 
     async def _buckets_info(self) -> list[dict[str, Any]]:
-        accounts: dict[int, int] = {}
-        bucket_map = self._registry.map
+        bucket_map, elsewhere = self._registry.map, self._elsewhere()
+        accounts: dict[int, int | None] = {
+            bucket_id: None for shard_id in elsewhere for bucket_id in bucket_map.buckets_of(shard_id)
+        }
         for worker, figures in await self._from_all(self._worker_figures.of):
             for bucket_id, count in figures.get("bucket_accounts", ()):
                 if bucket_map.owner[bucket_id] == worker.shard_id:

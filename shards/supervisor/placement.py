@@ -182,6 +182,12 @@ class Placement:
             return False
         return sign.is_given_up or now_ns - self._last[shard][1] >= self._still_ns
 
+    def is_awaiting(self, shares: Shares, served: set[int]) -> bool:
+        """Whether a shard is about to change its host, so that looking again soon is worth it."""
+        return any(shard not in served for shard in self._free_ns) or any(
+            own.wish == self.host_id for own in shares.owns.values()
+        )
+
     def is_alive(self, shard: int) -> bool:
         """Whether another host serves the shard, or is on its way to, as far as was heard."""
         return shard in self._last and shard not in self._free_ns

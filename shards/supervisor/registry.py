@@ -70,6 +70,17 @@ def claim_of(payloads: list[bytes]) -> Claim:
     return claim
 
 
+def shares_of(payloads: list[bytes]) -> Shares:
+    """Which host serves which shard, by the map's log; nothing where one host serves all."""
+    shares = Shares()
+    for payload in payloads:
+        for record in msgspec.msgpack.decode(payload):
+            if record[0] == "claim":
+                shares = Shares()
+            shares.apply(record)
+    return shares
+
+
 class StandsBy(Exception):
     """Another host serves, or this one's clock is unfit; nothing was started."""
 
@@ -209,9 +220,8 @@ class Registry:
             )
         if self.map.hash_name != HASH_NAME:
             raise Conflict(f"the data hash with {self.map.hash_name}, this version with {HASH_NAME}")
-        if self.placement is not None:
-            self._check_shares()
-        elif changes := self.changes(wanted):
+        changes = [] if self.placement is not None else self.changes(wanted)
+        if changes:
             self._decide_now(changes)
 
     def _check_shares(self) -> None:
@@ -232,6 +242,10 @@ class Registry:
         """Takes up what others have decided. Raises Fenced where this host serves no more."""
         _, payloads = await self._called(self._log.load, self._owner)
         self._restore(payloads)
+        self._check_part()
+
+    def _check_part(self) -> None:
+        """Raises Fenced where this host has no part in the log any more."""
         if self._is_displaced():
             raise Fenced(f"{self.claim.node or 'another host'} serves now")
 
@@ -253,6 +267,7 @@ class Registry:
         another host has decided meanwhile. False: it had none. Raises the log's errors.
         """
         async with self._recording:
+            self._check_part()
             while records := make():
                 payload = msgspec.msgpack.encode(records)
                 try:
@@ -293,6 +308,8 @@ class Registry:
         """Claims that this host serves. Raises StandsBy."""
         if not self._log.is_newest():
             self._load()
+        if self._share_workers:
+            self._check_shares()
         looked_ns = self._clocks.boot_ns()
         signs = self._backend.signs()
         claim = self.claim
@@ -331,7 +348,8 @@ class Registry:
                 sent_ns = sign.until_ns - self._backend.grant_ns
                 self.clock_watch.guard.heard(shard, sent_ns, self._looked_ns, boot_ns)
         self._looked_ns = looked_ns
-        last_ns = max((seen.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items()), default=0)
+        passed_ns = (seen.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items())
+        last_ns = max(0, *passed_ns)  # an owner that was granted no time yet says nothing
         begun = restart(self.newest_anchor, last_ns, self._disk.boot_id(), boot_ns, wall_ns)
         return self.clock_watch.look(boot_ns, wall_ns, begun.anchor.at(boot_ns))
 
@@ -445,6 +463,7 @@ class Registry:
                 if is_behind:
                     await self._reload()
                     is_behind = False
+                self._check_part()
                 for record in records:
                     self.map.check_record(record)
                 payload = msgspec.msgpack.encode(records)

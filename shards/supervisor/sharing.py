@@ -23,7 +23,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from shards.journal import LastSign, Unavailable
+from shards.journal import Fenced, JournalError, LastSign
 from shards.links.far import Far
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.placement import Own, Placement, Take, Wish
@@ -60,7 +60,7 @@ class Hands(NamedTuple):
 
     start: Callable[[int], None]  # a worker for this shard
     end: Callable[[WorkerState], Awaitable[None]]  # its worker, in an orderly way; returns once it is gone
-    prepare: Callable[[], Awaitable[None]]  # a process for the next shard that is taken
+    prepare: Callable[[int], None]  # keeps so many processes ready for the next shards that are taken
     tell: Callable[[], None]  # every worker, where the others are
     spawn: Callable[[Awaitable[None]], None]  # beside
 
@@ -83,6 +83,7 @@ class Sharing:
         self._told: dict[int, Own] = {}  # the owners that workers know
         self._began_ns = boot_ns()
         self._stopping = False
+        self.taken = self.handed_over = self.lost = 0  # shards, ever
         self.why_idle = ""  # why this host takes no shard; "": it may
 
     # -- what others ask ----------------------------------------------------------------------------------------------
@@ -106,6 +107,11 @@ class Sharing:
         own = self._registry.shares.owns.get(shard)
         return "" if own is None else own.node
 
+    def without_host(self) -> int:
+        """How many shards no host serves, as far as is known here."""
+        elsewhere = [shard for shard in self._registry.map.weights if shard not in self._workers]
+        return sum(bool(self.why_unserved(shard)) for shard in elsewhere)
+
     def why_unserved(self, shard: int) -> str:
         """Why a shard of another host is not served, as far as is known here; "" where it is."""
         own = self._registry.shares.owns.get(shard)
@@ -120,14 +126,15 @@ class Sharing:
     # -- the life -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Looks and does until cancelled. Raises Fenced, and the log's errors but Unavailable."""
+        """Looks and does until it is stopped. Raises Fenced where one host serves everything now."""
         told = ""
-        await self._hands.prepare()
         while not self._stopping:
             try:
                 pause_s = await self._look()
                 told = ""
-            except Unavailable as error:
+            except Fenced:
+                raise
+            except JournalError as error:  # this host goes on with what it serves, and looks again
                 pause_s = ROOM_RETRY_S
                 if str(error) != told:
                     log.error("who serves which shard cannot be looked at: %s", error)
@@ -143,16 +150,18 @@ class Sharing:
         now_ns = self._boot_ns()
         placement.hear(registry.shares, signs, now_ns)
         self._follow_owners(now_ns)
+        self._hands.prepare(self._spares_wanted())
         if not self._workers and not self._is_clock_fit(signs, looked_ns):
             return STANDBY_POLL_S
         failed = self._failed | {one for one, worker in self._workers.items() if worker.state == "held"}
         step = placement.next_step(registry.shares, set(self._workers), failed, now_ns)
         if step is None or self._stopping:
-            return STANDBY_POLL_S
+            is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._failed})
+            return HANDOVER_POLL_S if is_awaiting and not self._stopping else STANDBY_POLL_S
         known = registry.shares.owns.get(step.shard)
         if isinstance(step, Wish):
             await self._wish(step.shard, known)
-            return STANDBY_POLL_S
+            return HANDOVER_POLL_S
         await self._take(step, known)
         return HANDOVER_POLL_S
 
@@ -172,6 +181,13 @@ class Sharing:
         """Takes nothing more."""
         self._stopping = True
 
+    def _spares_wanted(self) -> int:
+        """Processes to keep ready: this host's part of the shards of any one other host."""
+        shares = self._registry.shares
+        hosts, shards = len(shares.members), len(self._registry.map.weights)
+        part = -(-shards // (hosts * (hosts - 1))) if hosts > 1 else 0
+        return max(0, min(part, self._placement.workers - len(self._workers)))
+
     def _follow_owners(self, now_ns: int) -> None:
         """Lets go what others have taken, hands over what they wish for, and tells the workers where the others are."""
         owns, me = self._registry.shares.owns, self._placement.host_id
@@ -184,9 +200,11 @@ class Sharing:
                 if worker.state == "held":
                     self._failed.add(shard)
                 self._placement.disturbed(now_ns)
+                self.lost += 1
                 self._end(shard, worker, "")
             elif own.wish and worker.state == "serving":
                 log.info("shard %d is handed over, since another host serves less", shard)
+                self.handed_over += 1
                 self._end(shard, worker, own.wish)
         if owns != self._told:
             self._told = dict(owns)
@@ -216,7 +234,7 @@ class Sharing:
 
         try:
             await self._registry.record_if(records)
-        except Unavailable as error:
+        except JournalError as error:
             log.warning("that shard %d was given back could not be told: %s", shard, error)
 
     async def _wish(self, shard: int, known: Own | None) -> None:
@@ -244,8 +262,8 @@ class Sharing:
             return
         before = "" if known is None or known.host_id == placement.host_id else known.node
         log.info("shard %d is taken over%s", shard, f" from {before}" if before else "")
+        self.taken += 1
         self._hands.start(shard)
-        self._hands.spawn(self._hands.prepare())
 
     async def arrived(self, shard: int, links: str, direct: str) -> None:
         """The worker of this shard serves: others are told where it is reached. Tried until the log takes it."""
@@ -259,7 +277,7 @@ class Sharing:
             try:
                 await self._registry.record_if(records)
                 return
-            except Unavailable:
+            except JournalError:
                 await asyncio.sleep(ROOM_RETRY_S)
 
     async def given_back(self, shard: int) -> None:

@@ -161,7 +161,7 @@ class Supervisor:
         self._port = SupervisorPort(self._spares.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
         self._ports: dict[int, socket.socket | None] = {}  # of shards that are not served yet
         self.sharing: Sharing | None = None  # where several hosts serve at once, once the registry is open
-        self._spare: tuple[str, socket.socket | None] | None = None  # label and port of the next shard's worker there
+        self._ready: list[tuple[str, socket.socket | None]] = []  # labels and ports of the next shards' workers there
         self._labels = 0
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -274,24 +274,29 @@ class Supervisor:
         self.registry.stands_by = True
         self.spawn(self.sharing.run())
 
-    async def _prepare_shared(self) -> None:
-        """A process that is loaded, for the next shard that this host takes."""
-        if self._spare is not None:
-            return
-        self._labels += 1
-        label, direct = f"worker={self._labels}", None
+    def _prepare_shared(self, count: int) -> None:
+        """Keeps so many processes loaded for the next shards that this host takes."""
+        if len(self._ready) < count and not self._stopping.is_set():
+            self._labels += 1
+            try:
+                ready = f"worker={self._labels}", self._direct_port(0)
+            except OSError as error:
+                log.warning("no worker can be started ahead of time: %s", text_of(error))
+                return
+            self._ready.append(ready)
+            self.spawn(self._prepare_ready(*ready))
+
+    async def _prepare_ready(self, label: str, direct: socket.socket | None) -> None:
         try:
-            direct = self._direct_port(0)
-            self._spare = label, direct
             await self._spares.prepare(*start_of(self._port, label, direct))
         except OSError as error:
             log.warning("no worker can be started ahead of time: %s", text_of(error))
 
     def _start_shared(self, shard_id: int) -> None:
-        spare, self._spare = self._spare, None
-        worker = self._add(shard_id, spare[1] if spare is not None else None)
-        if spare is not None:
-            worker.label = spare[0]
+        """A worker for a shard that this host has taken."""
+        label, direct = self._ready.pop(0) if self._ready else (f"shard={shard_id}", None)
+        worker = self._add(shard_id, direct or self._direct_port(shard_id))
+        worker.label = label
         self.registry.stands_by = False
         worker.task = asyncio.get_running_loop().create_task(keep(worker, self._port))
         self._changed.set()

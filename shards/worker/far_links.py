@@ -5,15 +5,30 @@ The files of its secret and certificates are read once, when it begins to serve.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable
+from typing import NamedTuple
 
 from shards.control import LinkSettings
+from shards.exits import text_of
 from shards.links.far import Certificates, Far, FarDoor, contexts, dial
 from shards.links.hello import End
 from shards.system.disk import read_file
 from shards.system.host import Host
 from shards.system.links import Wire
+
+TOLD_AFTER_NS = 10_000_000_000
+
+log = logging.getLogger("shards.worker.far_links")
+
+
+class _Failing(NamedTuple):
+    """A shard that has not been reached since then."""
+
+    far: Far
+    since_ns: int  # boot clock
+    is_told: bool = False
 
 
 class FarLinks:
@@ -30,6 +45,8 @@ class FarLinks:
         if settings.certificates is not None:
             self._dialling, self._listening = contexts(Certificates(*settings.certificates))
         self._door: FarDoor | None = None
+        self._boot_ns = host.clocks.boot_ns
+        self._failing: dict[int, _Failing] = {}
 
     async def listen(self, make_wire: Callable[[], Wire]) -> str:
         """Lets workers of other hosts in, each over a wire of its own; where they find this one. OSError."""
@@ -39,7 +56,22 @@ class FarLinks:
 
     async def dial(self, shard: int, far: Far, make_wire: Callable[[], Wire]) -> None:
         """Connects to a worker of another host. Raises OSError, LinkRefused."""
-        await dial(far, shard, self._end, make_wire, self._dialling, self._randbits)
+        try:
+            await dial(far, shard, self._end, make_wire, self._dialling, self._randbits)
+        except OSError as error:
+            self._note_failure(shard, far, error)
+            raise
+        self._failing.pop(shard, None)
+
+    def _note_failure(self, shard: int, far: Far, error: OSError) -> None:
+        """A host that cannot be reached for longer than a takeover takes is named once."""
+        now_ns = self._boot_ns()
+        failing = self._failing.get(shard)
+        if failing is None or failing.far != far:
+            failing = self._failing[shard] = _Failing(far, now_ns)
+        if not failing.is_told and now_ns - failing.since_ns > TOLD_AFTER_NS:
+            self._failing[shard] = failing._replace(is_told=True)
+            log.warning("shard %d cannot be reached at %s: %s", shard, far.address, text_of(error))
 
     def close(self) -> None:
         """Lets nobody in any more."""

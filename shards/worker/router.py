@@ -164,15 +164,15 @@ class PeerLink:
                     await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, len(RECONNECT_DELAYS_S) - 1)])
                     attempt += 1
                 except LinkRefused as refused:
-                    self._note_refusal(str(refused))
+                    self._note_refusal(refused)
                     await asyncio.sleep(REFUSED_DELAY_S)
         finally:
             self._task = None
 
-    def _note_refusal(self, reason: str) -> None:
-        if reason != self.refused:
-            log.warning("no link to shard %d: %s", self.shard_id, reason)
-        self.refused = reason
+    def _note_refusal(self, refused: LinkRefused) -> None:
+        if str(refused) != self.refused and not refused.passes:
+            log.warning("no link to shard %d: %s", self.shard_id, refused)
+        self.refused = str(refused)
 
     def _on_open(self, wire: Wire) -> None:
         self._wire = wire

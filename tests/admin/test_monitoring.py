@@ -101,16 +101,20 @@ tests:
   - {series: 'billing_clock_error_limit_seconds{@}', values: '0.25x40'}
   - {series: 'billing_clock_kept{@}', values: '0x40'}
   - {series: 'billing_stands_by{@}', values: '1x20 0x20'}
+  - {series: 'billing_shards_without_host{@}', values: '2x20 0x20'}
+  - {series: 'billing_shards_lost_total{@}', values: '0x20 1x20'}
   promql_expr_test:
   - expr: count by (alertname) (ALERTS{alertstate="firing"})
     eval_time: 4m
     exp_samples:
     - {labels: '{alertname="BillingClockDoubtful"}', value: 1}
     - {labels: '{alertname="BillingNoHostServes"}', value: 1}
-  - expr: count by (alertname) (ALERTS{alertstate="firing",alertname=~"BillingClock(Doubtful|Unfit)|BillingNo.*"})
+    - {labels: '{alertname="BillingShardWithoutHost"}', value: 1}
+  - expr: count by (alertname) (ALERTS{alertstate="firing",alertname=~"BillingClock.*t.*|Billing(No|Shard).*"})
     eval_time: 9m
     exp_samples:
     - {labels: '{alertname="BillingClockUnfit"}', value: 1}
+    - {labels: '{alertname="BillingShardsLost"}', value: 1}
 - interval: 15s
   input_series:
   - {series: 'up{@}', values: '1x40'}

@@ -278,6 +278,47 @@ def test_what_stands_in_the_named_files_is_looked_at_and_never_repeated(write: W
     assert "UTF-8" in faults_of(file)[0].expected
 
 
+AT_ONCE = """
+[journal]
+kind = "jetstream"
+[shards]
+workers = 4
+{shards}
+[rpc]
+listen = "{rpc}"
+tokens_file = "{tokens}"
+[cluster]
+servers = ["nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"]
+{cluster}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "shards", "rpc", "paths"),
+    [
+        ('listen = "127.0.0.1:3320"', "", "127.0.0.1:3311", []),  # fewer workers than shards: other hosts have some
+        ("", "", "127.0.0.1:3311", ["shards.workers"]),
+        ('listen = "127.0.0.1:65524"', "", "127.0.0.1:3311", ["cluster.listen"]),
+        ('listen = "10.0.0.1:3320"', "", "127.0.0.1:3311", ["cluster.listen"]),
+        ('listen = "10.0.0.1:3320"\nsecret_file = "{tokens}"', "", "127.0.0.1:3311", []),
+        ('listen = "0.0.0.0:3320"\nsecret_file = "{tokens}"', "", "0.0.0.0:3311", ["cluster.advertise"]),
+        ('listen = "10.0.0.1:3320"\nsecret_file = "{tokens}"', "", "0.0.0.0:3311", ["cluster.advertise"]),
+        ('listen = "0.0.0.0:0"\nsecret_file = "{tokens}"\nadvertise = "h:1"', "", "0.0.0.0:3311", []),
+        ('listen = "127.0.0.1:0"\ntls_cert = "{tokens}"', "", "127.0.0.1:3311", ["cluster.tls_ca", "cluster.tls_cert"]),
+        ('listen = "127.0.0.1:0"', 'weights = "1=2"', "127.0.0.1:3311", ["shards.weights"]),
+    ],
+)
+def test_hosts_that_serve_at_once_can_be_reached_and_only_by_each_other(
+    write: Write, cluster: str, shards: str, rpc: str, paths: list[str]
+) -> None:
+    tokens = str(write("root:admin:" + "0" * 64, "pem"))
+    text = AT_ONCE.format(cluster=cluster.format(tokens=tokens), shards=shards, rpc=rpc, tokens=tokens)
+    found = sorted(fault.path for fault in faults_of(write(text))) if paths else []
+    if not paths:
+        assert load(write(text), {}).config.cluster.listen == cluster.split('"')[1]
+    assert found == paths
+
+
 def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write: Write) -> None:
     write(CERTIFICATE, "pem")
     faults = faults_of(write('[rpc]\ntls_cert = 7\ntls_key = "pem"\nunix_socket = 5\nlisten = ""'))

@@ -58,6 +58,7 @@ def test_who_is_of_another_version_or_cluster_or_means_another_is_told_so(hello:
     with pytest.raises(LinkRefused) as refused:
         listening().receive(Hello(**fields | hello))
     assert str(refused.value) == reason
+    assert refused.value.passes == reason.startswith(("shard", "epoch")), "the map will tell the dialer better"
 
 
 @pytest.mark.parametrize("known", [b"", b"of another cluster"])

@@ -67,7 +67,9 @@ class Scene:
             lambda shard_id: False,
             MACHINE_CLOCKS.boot_ns,
         )
-        self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures)
+        self.elsewhere: dict[int, str] = {}
+        asked_of = self.mover, self.worker_figures, lambda: self.elsewhere
+        self.operator_api = OperatorApi(self.registry, self.workers, *asked_of)
 
     def wire(self, shard_id: int) -> Wire:
         return self.wires[shard_id]
@@ -88,6 +90,24 @@ async def test_shards_say_their_state_and_what_is_wrong_with_them(scene: Scene) 
     first, second = await rows_of(scene, "shards_info")
     assert (first["state"], first["buckets"], first["accounts"], first["alerts"]) == ("serving", 2, 10, [])
     assert second["alerts"] == ["SHARD_HELD: nobody serves 2 buckets: exit 74: the disk failed"]
+
+
+async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_not_move(scene: Scene) -> None:
+    del scene.workers[2]
+    scene.elsewhere[2] = "b"
+    first, second = await rows_of(scene, "shards_info")
+    assert (first["shard_id"], first["state"]) == (1, "serving")
+    assert (second["shard_id"], second["state"], second["reason"]) == (2, "elsewhere", "served by b")
+    assert (second["buckets"], second["accounts"], second["alerts"]) == (2, None, [])
+    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
+    scene.elsewhere[2] = ""
+    _, second = await rows_of(scene, "shards_info")
+    assert second["alerts"] == ["UNREACHABLE_SHARD: no host serves shard 2"]
+    checked = await scene.operator_api.operate(("check_owners",))
+    assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": []}, "of this host's shards alone"
+    scene.mover.forbidden = "they stay"
+    for operation in (("move_bucket", 1, 2), ("rebalance", 0), ("rebalance", 1)):
+        assert await scene.operator_api.operate(operation) == {"refused": "MOVE_REFUSED", "message": "they stay"}
 
 
 async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:

@@ -1,0 +1,205 @@
+"""The map's log where several hosts serve at once: who takes part, who comes too late, and who must not be there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.journal import Fenced, LastSign
+from shards.supervisor.placement import GRACE_NS
+from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, Registry, StandsBy
+from shards.supervisor.standby import GRACE_NS as CLAIM_GRACE_NS
+from shards.system.clock import Anchor, Clocks, encode_anchor
+from shards.system.host import REAL, Host
+from shards.system.serial_executor import SerialExecutor
+from tests.shards.journal.memory import MemoryBackend, MemoryServer
+
+BUCKETS, WANTED, GRANT_NS, SECOND = 4, {1: 1, 2: 1}, 2_000_000_000, 1_000_000_000
+WALL_NS = 1_727_000_000_000_000_000
+
+
+class Machine:
+    """The clocks of a host."""
+
+    def __init__(self) -> None:
+        self.boot_ns = SECOND
+
+    def host(self) -> Host:
+        clocks = Clocks(lambda: self.boot_ns, lambda: WALL_NS + self.boot_ns)
+        return REAL._replace(clocks=clocks)
+
+
+class SharedLog(MemoryBackend):
+    """The log in memory as hosts share it; the shards' journals are silent, or move with every look."""
+
+    grant_ns = GRANT_NS
+
+    def __init__(self, path: str, node: str) -> None:
+        super().__init__(path)
+        self.node = node
+        self.is_moving = False
+        self._sequence = 0
+
+    def signs(self) -> dict[int, LastSign]:
+        self._sequence += self.is_moving
+        return {shard: LastSign(self._sequence, False, 1) for shard in WANTED}
+
+
+class Part:
+    """One host: its registry, over the log that it shares with the others."""
+
+    def __init__(self, directory: Path, server: str, node: str, workers: int) -> None:
+        self.machine = Machine()
+        self.log = SharedLog(server, node)
+        directory.mkdir(mode=0o700)
+        host = self.machine.host()
+        self.registry = Registry(str(directory), host, self.log, lambda: 0, 0, workers)
+        self.executor = SerialExecutor(node, asyncio.get_running_loop())
+        self.registry.use(self.executor)
+
+    def joined(self) -> Part:
+        self.registry.open(BUCKETS, WANTED)
+        return self
+
+    async def take(self, shard: int) -> bool:
+        """By what is known here: False where another was faster."""
+        registry = self.registry
+        known = registry.shares.owns.get(shard)
+
+        def records() -> list[list[Any]]:
+            shares = registry.shares
+            is_newest = shares.owns.get(shard) == known
+            return [shares.next_own(shard, self.log.node, registry.host_id)] if is_newest else []
+
+        return await registry.record_if(records)
+
+    def close(self) -> None:
+        self.executor.close()
+        self.registry.close()
+
+
+PartOf = Callable[..., Part]
+
+
+@pytest.fixture
+async def part(data_dir: Path) -> AsyncIterator[PartOf]:
+    server = MemoryServer(str(data_dir / "log"))
+    made: list[Part] = []
+
+    def new(node: str, workers: int = 2) -> Part:
+        made.append(Part(data_dir / f"{node}-{len(made)}", str(data_dir / "log"), node, workers))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+    server.close()
+
+
+async def test_of_two_hosts_that_take_a_shard_one_learns_that_it_was_too_late(part: PartOf) -> None:
+    a, b = part("a").joined(), part("b").joined()
+    assert await a.registry.catch_up()
+    assert {member.node for member in a.registry.shares.members.values()} == {"a", "b"}
+    assert await b.take(1)
+    assert not await a.take(1), "it decides by a map that has no owner yet"
+    assert a.registry.shares.owns[1] == b.registry.shares.owns[1]
+    assert (a.registry.shares.owns[1].node, a.registry.shares.owns[1].number) == ("b", 1)
+    assert await a.take(1), "by the newest map it may"
+    assert await b.registry.catch_up()
+    assert (b.registry.shares.owns[1].node, b.registry.shares.owns[1].number) == ("a", 2)
+    assert not await b.registry.catch_up(), "there is nothing new"
+
+
+async def test_each_host_goes_on_from_an_anchor_of_its_own(part: PartOf) -> None:
+    a, b = part("a").joined(), part("b").joined()
+    for number, one in enumerate((a, b)):
+        block = encode_anchor(Anchor(1, 100 + number, 0, 500), b"%016d" % number)
+        await one.registry.record(one.registry.anchor_record(block))
+    assert await a.registry.catch_up()
+    for number, one in enumerate((a, b)):
+        newest = one.registry.newest_anchor
+        assert newest is not None
+        assert newest[0].billing_ns == 100 + number
+        assert one.registry.anchor is None, "that of a host that serves everything"
+
+
+async def test_a_compacted_map_says_the_same(part: PartOf) -> None:
+    a = part("a").joined()
+    assert await a.take(2)
+    await a.registry.record(
+        ["drained", "a", True], a.registry.anchor_record(encode_anchor(Anchor(1, 2, 0, 9), b"b" * 16))
+    )
+    for _ in range(SNAPSHOT_EVERY_RECORDS):
+        await a.registry.record(["pin", 1])
+    late = part("b").joined()
+    late_shares, shares = late.registry.shares, a.registry.shares
+    assert late_shares.owns == shares.owns
+    assert late_shares.drained == {"a"}
+    assert a.registry.host_id in late_shares.members
+    assert late.registry.map.encode() == a.registry.map.encode()
+
+
+async def test_a_host_that_would_serve_everything_waits_for_those_that_serve_at_once(part: PartOf) -> None:
+    a = part("a").joined()
+    assert await a.take(1)
+    alone = part("c", 0)
+    alone.log.is_moving = True
+    for _ in range(3):
+        alone.machine.boot_ns += CLAIM_GRACE_NS
+        with pytest.raises(StandsBy, match=r"a host with a cluster\.listen serves"):
+            alone.registry.open(BUCKETS, WANTED)
+    alone.log.is_moving = False
+    alone.machine.boot_ns += CLAIM_GRACE_NS
+    alone.registry.open(BUCKETS, WANTED)
+    assert (alone.registry.claim.node, alone.registry.shares.is_used) == ("c", False)
+    with pytest.raises(Fenced, match="c serves now"):
+        await a.registry.catch_up()
+
+
+async def test_hosts_that_would_serve_at_once_wait_for_one_that_serves_everything(part: PartOf) -> None:
+    alone = part("c", 0).joined()
+    a = part("a")
+    a.log.is_moving = True
+    with pytest.raises(StandsBy, match="c serves"):
+        a.registry.open(BUCKETS, WANTED)
+    a.machine.boot_ns += CLAIM_GRACE_NS
+    with pytest.raises(StandsBy, match="c serves"):
+        a.registry.open(BUCKETS, WANTED)
+    a.log.is_moving = False
+    a.machine.boot_ns += CLAIM_GRACE_NS
+    a.joined()
+    assert a.registry.shares.is_used
+    assert await alone.registry.is_displaced()
+    with pytest.raises(Fenced):
+        await alone.registry.record(["pin", 1])
+
+
+async def test_a_second_host_of_one_name_waits_as_long_as_the_first_is_heard_of(part: PartOf) -> None:
+    assert await part("a").joined().take(1)
+    other = part("a")
+    other.log.is_moving = True
+    for _ in range(3):
+        other.machine.boot_ns += GRACE_NS
+        with pytest.raises(StandsBy, match="another host of this name"):
+            other.registry.open(BUCKETS, WANTED)
+
+
+async def test_data_whose_buckets_were_moved_are_refused_and_nothing_is_changed(part: PartOf) -> None:
+    alone = part("c", 0).joined()
+    await alone.registry.record(["assign", 1, 2, 2])
+    await alone.registry.give_back()
+    with pytest.raises(Conflict, match="bucket 1 was moved from one shard to another"):
+        part("a").joined()
+
+
+async def test_what_a_host_records_after_the_others_is_applied_behind_theirs(part: PartOf) -> None:
+    a, b = part("a").joined(), part("b").joined()
+    records: list[Awaitable[None]] = [a.registry.record(["pin", 1]), b.registry.record(["pin", 2])]
+    await asyncio.gather(*records, a.registry.record(["pin", 3]), b.registry.record(["pin", 4]))
+    await a.registry.catch_up()
+    await b.registry.catch_up()
+    assert a.registry.map.pinned == b.registry.map.pinned == {1, 2, 3, 4}

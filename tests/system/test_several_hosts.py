@@ -1,0 +1,181 @@
+"""Two hosts that serve at once over one log on three real nats-servers, each some of the shards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.client import Client
+from billing.trial.receiver import Receiver
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.daemon import Daemon
+from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, servers
+from tests.system.test_standby import is_refused, ready_page
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
+__all__ = ["servers"]
+
+SHARDS = 4
+WAIT_S = 120.0
+SPENDERS = [f"spender-{number}" for number in range(12)]
+COIN = 1_000_000_000
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver("127.0.0.1", 0)
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> AsyncIterator[list[Daemon]]:
+    """Two hosts that know the secret of their links; nothing runs yet."""
+    secret = data_dir / "secret"
+    secret.write_text("of the links\n")
+    secret.chmod(0o600)
+    keys: dict[str, object] = {
+        "cluster__shards": SHARDS,
+        "shards__workers": SHARDS,
+        "cluster__listen": "127.0.0.1:0",
+        "cluster__secret_file": str(secret),
+        "cutoff__url": f"{receiver.url}/off",
+    }
+    made = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
+    code, said = await asyncio.to_thread(billing, made[0], "cluster", "init")
+    assert code == 0, said
+    yield made
+    for host in made:
+        if host.process is not None:
+            host.kill()
+
+
+async def owners(host: Daemon) -> list[str | None]:
+    """The host of each shard, as `billing cluster status` says it."""
+    code, said = await asyncio.to_thread(billing, host, "cluster", "status", "--json")
+    assert code == 0, said
+    return [row["node"] for row in json.loads(said)["shards"]]
+
+
+async def wait_owners(host: Daemon, *wanted: str) -> None:
+    """Returns when the shards' hosts are these, in any order."""
+    deadline = time.monotonic() + WAIT_S
+    while (found := await owners(host)) != list(wanted) and sorted(map(str, found)) != sorted(wanted):
+        assert time.monotonic() < deadline, f"{found}\n{host.log.read_text()}"
+        await asyncio.sleep(0.2)
+
+
+async def wait_page(host: Daemon, status: int, text: str) -> None:
+    """Returns when /readyz says so."""
+    deadline = time.monotonic() + WAIT_S
+    while (page := await asyncio.to_thread(ready_page, host))[0] != status or text not in page[1]:
+        assert time.monotonic() < deadline, f"{page}\n{host.log.read_text()}"
+        await asyncio.sleep(0.1)
+
+
+async def at_every_door(caller: Caller, *hosts: Daemon) -> None:
+    """Changes and reads of all users, wherever they are asked for."""
+    for host in hosts:
+        caller.port, caller._rpc = host.rpc_port, None
+        await caller.round()
+        await caller.check()
+
+
+async def spend(caller: Caller, seconds: int) -> dict[tuple[str, int], None]:
+    """Lets each spender run out so long from now; (user, instant) of each."""
+    due: dict[tuple[str, int], None] = {}
+    for user in SPENDERS:
+        await caller.call("top_up", user, seconds * COIN)
+        reply = await caller.call("set_rate", user, COIN)
+        due[user, reply["exhausts_at_ns"]] = None
+    return due
+
+
+async def wait_called(receiver: Receiver, due: dict[tuple[str, int], Any]) -> None:
+    """Returns when everybody was called at their own instant, and nobody at another."""
+    deadline = time.monotonic() + WAIT_S
+    while missing := due.keys() - {(call.user_id, call.exhausted_at_ns) for call in receiver.calls}:
+        assert time.monotonic() < deadline, missing
+        await asyncio.sleep(0.05)
+    assert {(call.user_id, call.exhausted_at_ns) for call in receiver.calls} == due.keys()
+    assert len({call.event_id for call in receiver.calls}) == len(due)
+    receiver.clear()
+
+
+async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_planned_ends(
+    hosts: list[Daemon], receiver: Receiver
+) -> None:
+    a, b = hosts
+    await asyncio.to_thread(a.start, WAIT_S)
+    assert await owners(a) == ["a"] * SHARDS
+    caller = Caller(a.rpc_port)
+    await caller.round()
+
+    b.launch()
+    await wait_owners(a, "a", "a", "b", "b")
+    for host in hosts:
+        await wait_page(host, 200, "ready")
+    await at_every_door(caller, a, b)
+    rows = await caller.call("shards_info")
+    assert [row["state"] for row in rows].count("elsewhere") == 2
+    assert {row["reason"] for row in rows if row["state"] == "elsewhere"} == {"served by a"}
+    page = await caller.call("accounts", {"limit": 1000})
+    assert {row["user_id"] for row in page} == set(USERS), "of the shards of both hosts"
+    route = await caller.call("route")
+    assert len({row["address"] for row in route["shards"]}) == SHARDS, (
+        "each shard has a port of its own, wherever it is"
+    )
+    caller._rpc = None
+    error, _ = await (await _rpc(caller)).call("move_bucket", 1, 2)
+    assert error.startswith("MOVE_REFUSED: several hosts serve at once"), error
+    error, _ = await (await _rpc(caller)).call("entries")
+    assert error.startswith("UNAVAILABLE"), error
+
+    due = await spend(caller, 6)
+    async with Client([b.address, a.address]) as client:
+        b.kill()  # the one that the client and the caller are connected to, with half of the spenders
+        for number, user in enumerate(USERS):
+            await client.top_up(user, str(number + 1), request_id=f"over the kill, {user}")
+            caller.balances[user] += (number + 1) * COIN
+    await at_every_door(caller, a)
+    assert await owners(a) == ["a"] * SHARDS
+    await wait_called(receiver, due)
+
+    b.launch()
+    await wait_owners(a, "a", "a", "b", "b")
+    await wait_page(b, 200, "ready")
+    code, said = await asyncio.to_thread(billing, a, "cluster", "drain", "b")
+    assert code == 0, said
+    await wait_owners(a, "a", "a", "a", "a")
+    await wait_page(b, 503, "this host serves no shard at present")
+    assert await is_refused(b), "its clients go elsewhere"
+    await at_every_door(caller, a)
+    assert "b is drained" in (await asyncio.to_thread(billing, a, "cluster", "status"))[1]
+    code, said = await asyncio.to_thread(billing, a, "cluster", "drain", "c")
+    assert code == 1
+    assert "no host c takes part: the hosts are a, b" in said
+    assert (await asyncio.to_thread(billing, a, "cluster", "undrain", "b"))[0] == 0
+    await wait_owners(a, "a", "a", "b", "b")
+    await wait_page(b, 200, "ready")
+    await at_every_door(caller, b, a)
+
+    due = await spend(caller, 2)
+    assert await asyncio.to_thread(a.stop) == 0
+    await wait_page(b, 200, "ready")
+    assert await owners(b) == ["b"] * SHARDS
+    await at_every_door(caller, b)
+    await wait_called(receiver, due)
+    assert await asyncio.to_thread(b.stop) == 0
+    assert await owners(b) == [None] * SHARDS
+
+
+async def _rpc(caller: Caller) -> Any:
+    await caller.call("ping")
+    return caller._rpc
