@@ -1,0 +1,71 @@
+"""What one account takes in a worker's memory, by what it has: the ledger alone, in a process of its own for each kind.
+
+An account has money and one rate line. It grows by a line that is named by its resource (as reports of machines are),
+and by the request ids that the daemon remembers for seven days, one of the top-up and one of the rate. Resident memory
+above that of a ledger without accounts, divided by their number.
+
+    python -m benchmarks.account_size
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import subprocess
+import sys
+
+import psutil
+
+from benchmarks.figures import add_arguments, show
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Ledger, Rules
+
+BUCKETS = 1000
+KINDS = {
+    "unnamed line": (b"", b"", b""),
+    "named line": (b"vm-1", b"", b""),
+    "named line, two request ids": (b"vm-1", b"import:balance", b"import:rate:vm-1"),
+}
+
+
+def bytes_an_account(kind: str, accounts: int) -> float:
+    """Of this process, which must have made no others before."""
+    resource, of_top_up, of_rate = KINDS[kind]
+    ledger = Ledger(Rules(False, 10**6, False), lambda ref, due_ns: due_ns)
+    for bucket_id in range(1, BUCKETS + 1):
+        ledger.create(bucket_id)
+        ledger.wake(bucket_id)
+    process = psutil.Process()
+    gc.collect()
+    before = process.memory_info().rss
+    for number in range(accounts):
+        bucket_id, user = number % BUCKETS + 1, b"user_%08d" % number
+        ledger.apply(bucket_id, 1, (ops.TOP_UP, user, 10**15, 0, 0, b"", of_top_up, b"", b"", b""))
+        ledger.apply(bucket_id, 2, (ops.SET_RATE, user, 5, -1, -1, resource, of_rate, b"", b"", b""))
+        ledger.records.clear()
+    gc.collect()
+    return (process.memory_info().rss - before) / accounts
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accounts", type=int, default=200_000)
+    parser.add_argument("--kind", choices=KINDS, help="only this one, in this process")
+    add_arguments(parser, runs=1)
+    arguments = parser.parse_args()
+    if arguments.kind is not None:
+        print(round(bytes_an_account(arguments.kind, arguments.accounts)))
+        return
+    runs = []
+    for kind in KINDS:
+        command = [sys.executable, "-m", "benchmarks.account_size", "--kind", kind]
+        ended = subprocess.run(
+            [*command, "--accounts", str(arguments.accounts)], check=True, capture_output=True, text=True
+        )
+        runs.append({"kind": kind, "bytes_an_account": int(ended.stdout)})
+    show(arguments, runs, {"largest_bytes": max(run["bytes_an_account"] for run in runs)})
+
+
+if __name__ == "__main__":
+    main()
