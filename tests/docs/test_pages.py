@@ -15,6 +15,8 @@ from billing.config.schema import Config
 from billing.expirationd.request import GetTemplate
 from billing.ledger.errors import KINDS
 from billing.migration.mapping import mapping_of
+from billing.migration.plan import refusal_of
+from billing.migration.sources import Account, from_csv, from_json_lines, merged
 from billing.signature import parse_secrets, sign
 from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, lines_with_options, links
 
@@ -126,3 +128,14 @@ def test_the_mapping_file_of_the_page_is_one() -> None:
     mapping = mapping_of(text, page.name)
     assert (mapping.space, mapping.user, mapping.coins, str(mapping.unit)) == ("accounts", "login", "kopecks", "0.01")
     assert mapping.has_history
+
+
+def test_the_files_that_the_page_imports_are_taken_whole() -> None:
+    page = REPOSITORY / "docs" / "coming-from-tarantool.md"
+    text = {block.language: block.text.splitlines() for block in blocks(page)}
+    found = [*merged(from_csv(text["csv"], "a.csv")), *merged(from_json_lines(text["json"], "a.jsonl"))]
+    accounts = {one.user_id: one for one in found if isinstance(one, Account)}
+    assert len(found) == len(accounts) == 4
+    assert [refusal_of(account) for account in accounts.values()] == [None] * 4
+    assert [line.resource for line in accounts["alice"].rates] == ["vm-1", "vm-2"]
+    assert (accounts["bob"].balance_nanos, accounts["bob"].credit_limit_nanos) == (-3 * 10**9, 10 * 10**9)
