@@ -18,6 +18,7 @@ from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
+from tests.system.test_notices import kinds_of
 
 USERS = [f"user-{number}" for number in range(24)]
 FILLERS = [f"filler-{number}" for number in range(8)]  # of both shards
@@ -148,6 +149,35 @@ async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_a
     code, said = billing(daemon, "journal", "dump", "--shard", "1")
     assert code == 0, said
     assert "entry" in said
+
+
+async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daemon_and_a_server(
+    servers: NatsCluster, data_dir: Path
+) -> None:
+    receiver = Receiver("127.0.0.1", 0)
+    await receiver.start()
+    daemon = daemon_on(servers, data_dir / "host", notify__url=f"{receiver.url}/told")
+    wanted = [f"{number}:account-topped_up" for number in range(1, 4)]
+    try:
+        assert (await asyncio.to_thread(billing, daemon, "cluster", "init"))[0] == 0
+        await asyncio.to_thread(daemon.start)
+        caller = Caller(daemon.rpc_port)
+        await caller.round()
+        daemon.kill()
+        await asyncio.to_thread(daemon.start)
+        await caller.round()
+        servers.kill(servers.leader("J_1"))
+        await caller.round()
+        async with asyncio.timeout(120):
+            while any(kinds_of(receiver, user)[-1:] != wanted[-1:] for user in USERS):
+                await asyncio.sleep(0.05)
+        for user in USERS:
+            assert list(dict.fromkeys(kinds_of(receiver, user))) == wanted
+        assert await asyncio.to_thread(daemon.stop) == 0
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        await receiver.close()
 
 
 async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_itself(
