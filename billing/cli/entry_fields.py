@@ -38,29 +38,6 @@ FLAGS: Final = {
     ACCRUING: "accruing",
 }
 
-# What a, b, c and key are of each operation; "" where it has none.
-ASKED: Final[dict[int, tuple[str, str, str, str]]] = {
-    ops.TOP_UP: ("amount_nanos", "", "", ""),
-    ops.SET_RATE: ("nanos_per_hour", "rate_seq", "min_runway_ns", "resource"),
-    ops.CHANGE_RATE: ("nanos_per_hour", "", "", "resource"),
-    ops.DEBIT: ("amount_nanos", "mode", "", ""),
-    ops.SET_CREDIT_LIMIT: ("limit_nanos", "", "", ""),
-    ops.HOLD: ("amount_nanos", "ttl_ns", "", ""),
-    ops.CAPTURE: ("amount_nanos", "", "", "hold_id"),
-    ops.RELEASE: ("", "", "", "hold_id"),
-    ops.ADJUST: ("amount_nanos", "", "", ""),
-    ops.SET_THRESHOLDS: ("", "", "", "thresholds"),
-    ops.SET_CLASS: ("", "", "", "class"),
-    ops.HOLD_EXPIRED: ("amount_nanos", "", "", "hold_id"),
-    ops.THRESHOLD: ("kind", "value", "", ""),
-    ops.CREDIT_EXPIRED: ("amount_nanos", "of_entry_id", "", "kind"),
-    ops.LEASE_EXPIRED: ("nanos_per_hour", "", "", "resource"),
-    ops.GRACE_ENDED: ("seq", "exhausted_at_ns", "", ""),
-    ops.CUTOFF_FAILED: ("seq", "unbegun", "", ""),
-    ops.CUTOFF_RETRY: ("seq", "by_operator", "", ""),
-    **{op: ("seq", "", "", "") for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.CUTOFF_RELEASED)},
-    **{op: ("seq", "", "", "") for op in (ops.RESTORE_STARTED, ops.RESTORE_DELIVERED, ops.RESTORE_FAILED)},
-}
 OPTION_NAMES: Final = {
     ops.TTL_NS: "ttl_ns",
     ops.DEFAULT_TTL_NS: "default_ttl_ns",
@@ -104,7 +81,7 @@ def asked(entry: Entry) -> dict[str, Any]:
     """The parameters of the command in an entry, by name; the first one always, others where they were given."""
     found: dict[str, Any] = {}
     options = ops.unpack_options(entry.options)
-    names = ASKED.get(entry.op, ("a", "b", "c", "key"))
+    names = ops.FIELD_NAMES.get(entry.op, ("a", "b", "c", "key"))
     for number, (name, value) in enumerate(zip(names, (entry.a, entry.b, entry.c, entry.key), strict=True)):
         if name == "mode":
             found[name] = MODE_NAMES.get(entry.b, value)

@@ -32,22 +32,13 @@ from billing.client.batch import Batch, OnAnswer, OnRead
 from billing.client.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, OnReply
 from billing.client.errors import BillingError, BucketMoving, Unavailable
 from billing.client.fan_out import FanOut
-from billing.client.methods import Methods
+from billing.client.methods import ONLY_READS, Methods
 from billing.client.routing import Routing
 
 TIMEOUT_S: Final = 30.0
 
 TOKEN: Final = "BILLING_TOKEN"
 TOKEN_FILE: Final = "BILLING_TOKEN_FILE"
-
-# What changes nothing, and may be asked again; of a procedure that stands here no more, a test says so.
-ONLY_READS: Final = frozenset(
-    {
-        *("get_account", "accounts", "history", "entries", "balance_at", "statement", "dry_run", "explain"),
-        *("bucket_id", "route", "buckets_info", "shards_info", "explain_move", "check_owners", "pending_cutoffs"),
-        *("expirationd_stats", "forecast", "audit", "hello", "ping", "server_info", "methods"),
-    }
-)
 
 
 class Client(Methods):

@@ -1,19 +1,16 @@
-"""One method for each procedure: arguments and results as types.
+"""One method for each procedure: made of the table of methods by `python -m tests.client.stubs`.
 
-**Money is never a bare number.** An amount is a decimal text of coins (`"12.5"`), a `Decimal`, or `nanos=12500000000`;
-anything else is a TypeError before anything is sent. `call` takes any procedure by its name, with money as it is on the
-wire.
-
-A test holds every method to its row in the table of methods: its parameters, its options and its reply.
+What an argument may be stands in `billing.client.arguments`. `call` takes any procedure by its name, with money as it
+is on the wire.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
+from billing.client.arguments import Amount, ThresholdGiven, UserId, money, thresholds_of
 from billing.client.results import (
     Account,
     AccountRow,
@@ -42,34 +39,57 @@ from billing.client.results import (
     Statement,
 )
 
-UserId = str | int
-Amount = str | Decimal
-ThresholdGiven = Mapping[str, str | Decimal | int]  # one of `amount` (coins), `amount_nanos` and `runway_ns`
+# What begins with a user_id, for the user's owner.
+ABOUT_ACCOUNT: Final = frozenset(
+    {
+        "top_up",
+        "set_rate",
+        "change_rate",
+        "debit",
+        "set_credit_limit",
+        "get_account",
+        "history",
+        "balance_at",
+        "statement",
+        "hold",
+        "capture",
+        "release",
+        "adjust",
+        "set_thresholds",
+        "set_class",
+        "close_account",
+        "explain",
+        "retry_cutoff",
+    }
+)
 
-
-def money(name: str, coins: object, nanos: int | None) -> str | int:
-    """An amount as it goes over the wire. Raises TypeError for a bare number, and where there is none or two."""
-    if (coins is None) == (nanos is None):
-        raise TypeError(f'expected either {name}, as "12.5" or a Decimal, or nanos')
-    if coins is None:
-        if type(nanos) is not int:
-            raise TypeError(f"nanos must be an int, not {type(nanos).__name__}")
-        return nanos
-    if isinstance(coins, Decimal):
-        return format(coins, "f")
-    if not isinstance(coins, str):
-        raise TypeError(f'{name} must be a text of coins, as "12.5", or a Decimal; or give nanos={coins!r}')
-    return coins
-
-
-def thresholds_of(given: Sequence[ThresholdGiven]) -> list[dict[str, Any]]:
-    """Thresholds as they go over the wire. Raises TypeError as `money`."""
-    return [
-        {"amount": money("amount", each.get("amount"), each.get("amount_nanos"))}  # type: ignore[arg-type]
-        if "amount" in each or "amount_nanos" in each
-        else dict(each)
-        for each in given
-    ]
+# What changes nothing, and may be asked again.
+ONLY_READS: Final = frozenset(
+    {
+        "get_account",
+        "accounts",
+        "history",
+        "entries",
+        "balance_at",
+        "statement",
+        "dry_run",
+        "hello",
+        "ping",
+        "server_info",
+        "methods",
+        "bucket_id",
+        "route",
+        "buckets_info",
+        "shards_info",
+        "explain",
+        "explain_move",
+        "check_owners",
+        "audit",
+        "pending_cutoffs",
+        "expirationd_stats",
+        "forecast",
+    }
+)
 
 
 class Methods(ABC):
@@ -90,7 +110,7 @@ class Methods(ABC):
         request_id: str | bytes | None = None,
         message: str | None = None,
     ) -> Standing:
-        """Adds money; creates the account if it is new. What is left of it at `expires_at_ns` is gone then."""
+        """Adds money; creates the account if it is new."""
         return Standing(
             await self.call(
                 "top_up",
@@ -206,16 +226,19 @@ class Methods(ABC):
         overrunning: bool | None = None,
     ) -> list[AccountRow]:
         """Accounts in order of user_id, a page, as they stand now."""
-        options: dict[str, Any] = {
-            "after": after,
-            "limit": limit,
-            "state": state,
-            "exhausts_within_ns": exhausts_within_ns,
-            "with": None if show is None else list(show),
-            "class": class_name,
-            "overrunning": overrunning,
-        }
-        return [AccountRow(row) for row in await self.call("accounts", **options)]
+        renamed: dict[str, Any] = {"with": None if show is None else list(show), "class": class_name}
+        return [
+            AccountRow(row)
+            for row in await self.call(
+                "accounts",
+                after=after,
+                limit=limit,
+                state=state,
+                exhausts_within_ns=exhausts_within_ns,
+                overrunning=overrunning,
+                **renamed,
+            )
+        ]
 
     async def history(
         self, user_id: UserId, *, limit: int | None = None, before: int | None = None
@@ -224,8 +247,8 @@ class Methods(ABC):
         return [HistoryRow(row) for row in await self.call("history", user_id, limit=limit, before=before)]
 
     async def entries(self, *, after: str | None = None, limit: int | None = None) -> list[FeedRow]:
-        """All entries behind a cursor, once each, those of an account in their order;
-        the last row has the next cursor.
+        """All entries behind a cursor, once each, those of an account in their order; the last row has the next
+        cursor.
         """
         return [FeedRow(row) for row in await self.call("entries", after=after, limit=limit)]
 
@@ -242,8 +265,8 @@ class Methods(ABC):
         by: Literal["resource"] | None = None,
         limit: int | None = None,
     ) -> Statement:
-        """A period: balance at from_ns and at to_ns, what accrued,
-        the entries from from_ns up to, not including, to_ns.
+        """A period: balance at from_ns and at to_ns, what accrued, the entries from from_ns up to, not including,
+        to_ns.
         """
         return Statement(await self.call("statement", user_id, from_ns, to_ns, by=by, limit=limit))
 
@@ -321,12 +344,7 @@ class Methods(ABC):
         )
 
     async def set_class(
-        self,
-        user_id: UserId,
-        class_name: str,
-        *,
-        request_id: str | bytes | None = None,
-        message: str | None = None,
+        self, user_id: UserId, class_name: str, *, request_id: str | bytes | None = None, message: str | None = None
     ) -> Standing:
         """Puts the account in a cutoff class of the configuration; default is the one that [cutoff] says."""
         return Standing(await self.call("set_class", user_id, class_name, request_id=request_id, message=message))
@@ -399,18 +417,17 @@ class Methods(ABC):
         """Holds files still and names the positions to copy them up to; see billing backup."""
         return await self.call("backup", step)
 
-    async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> list[PendingCutoff]:
-        """What is owed to the cutoff URL; all rows of a user are on one page."""
-        return [PendingCutoff(row) for row in await self.call("pending_cutoffs", after=after, limit=limit)]
-
     async def audit(
         self, *, after: str | None = None, limit: int | None = None, actor: str | None = None, act: str | None = None
     ) -> list[AuditRow]:
-        """What operators asked of this host, and refused sign-ins, behind a cursor;
-        the last row has the next cursor.
+        """What operators asked of this host, and refused sign-ins, behind a cursor; the last row has the next
+        cursor.
         """
-        rows = await self.call("audit", after=after, limit=limit, actor=actor, act=act)
-        return [AuditRow(row) for row in rows]
+        return [AuditRow(row) for row in await self.call("audit", after=after, limit=limit, actor=actor, act=act)]
+
+    async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> list[PendingCutoff]:
+        """What is owed to the cutoff URL; all rows of a user are on one page."""
+        return [PendingCutoff(row) for row in await self.call("pending_cutoffs", after=after, limit=limit)]
 
     async def expirationd_stats(self) -> list[Expiration]:
         """What was checked and fired, per shard, and mismatches."""

@@ -27,18 +27,12 @@ from typing import Any, Final
 
 from billing.client.connection import PENDING_MAX, Address, Connection, Link, OnReply, parse_address
 from billing.client.errors import BillingError, Unavailable
+from billing.client.methods import ABOUT_ACCOUNT
 from shards.buckets import HASH_NAME, bucket_id_of
 
 MAP_AFTER_REQUESTS: Final = 16  # about accounts; a script that makes a call or two is served as well without
 POLL_S: Final = 1.0
 
-ABOUT_ACCOUNT: Final = frozenset(  # what begins with a user_id, for the user's owner
-    {
-        *("top_up", "set_rate", "change_rate", "debit", "set_credit_limit", "hold", "capture", "release", "adjust"),
-        *("set_thresholds", "set_class", "close_account", "get_account", "history", "balance_at", "statement"),
-        *("explain", "retry_cutoff"),
-    }
-)
 _ANY_HOST: Final = ("0.0.0.0", "::")
 
 Request = tuple[str, Sequence[Any], OnReply]

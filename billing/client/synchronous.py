@@ -12,31 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, Self, TypeVar
 
+from billing.client.blocking_methods import BlockingMethods
 from billing.client.client import Client
-from billing.client.methods import Methods
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def blocking(
-    method: Callable[Concatenate[Methods, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[SyncClient, P], R]:
-    """The method of a client that waits."""
-
-    @wraps(method)
-    def call(self: SyncClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._wait(method(self._client, *args, **kwargs))
-
-    return call
-
-
-class SyncClient:
+class SyncClient(BlockingMethods):
     """See the module. Takes what `Client` takes."""
+
+    _client: Client
 
     def __init__(self, address: str | Sequence[str], **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -93,44 +81,3 @@ class SyncClient:
     def call(self, method: str, *params: Any, timeout_s: float | None = None, **options: Any) -> Any:
         """The result of any procedure, as `Client.call`."""
         return self._wait(self._client.call(method, *params, timeout_s=timeout_s, **options))
-
-    top_up = blocking(Methods.top_up)
-    set_rate = blocking(Methods.set_rate)
-    change_rate = blocking(Methods.change_rate)
-    debit = blocking(Methods.debit)
-    set_credit_limit = blocking(Methods.set_credit_limit)
-    get_account = blocking(Methods.get_account)
-    accounts = blocking(Methods.accounts)
-    history = blocking(Methods.history)
-    entries = blocking(Methods.entries)
-    balance_at = blocking(Methods.balance_at)
-    statement = blocking(Methods.statement)
-    dry_run = blocking(Methods.dry_run)
-    hold = blocking(Methods.hold)
-    capture = blocking(Methods.capture)
-    release = blocking(Methods.release)
-    adjust = blocking(Methods.adjust)
-    set_thresholds = blocking(Methods.set_thresholds)
-    set_class = blocking(Methods.set_class)
-    close_account = blocking(Methods.close_account)
-    ping = blocking(Methods.ping)
-    server_info = blocking(Methods.server_info)
-    methods = blocking(Methods.methods)
-    bucket_id = blocking(Methods.bucket_id)
-    route = blocking(Methods.route)
-    buckets_info = blocking(Methods.buckets_info)
-    shards_info = blocking(Methods.shards_info)
-    move_bucket = blocking(Methods.move_bucket)
-    pin_bucket = blocking(Methods.pin_bucket)
-    unpin_bucket = blocking(Methods.unpin_bucket)
-    rebalance = blocking(Methods.rebalance)
-    explain = blocking(Methods.explain)
-    explain_move = blocking(Methods.explain_move)
-    check_owners = blocking(Methods.check_owners)
-    backup = blocking(Methods.backup)
-    audit = blocking(Methods.audit)
-    pending_cutoffs = blocking(Methods.pending_cutoffs)
-    expirationd_stats = blocking(Methods.expirationd_stats)
-    retry_cutoff = blocking(Methods.retry_cutoff)
-    release_cutoffs = blocking(Methods.release_cutoffs)
-    forecast = blocking(Methods.forecast)

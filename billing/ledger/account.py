@@ -17,9 +17,11 @@ A command works on the copy: it checks everything, and only then changes it or t
 leaves both as they were. `store` writes the row and asserts what must be true.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from billing.ledger.book import ACCRUING, EXHAUSTED, HAS_EXTRA, ROW, Book
+from billing.ledger.commands import Command
 from billing.ledger.credits import after_spending
 from billing.ledger.exhaustion import falls_ns
 from billing.ledger.extra import NEVER_NS, Credit, Extra
@@ -168,3 +170,6 @@ class Account:
         nanos, frac = divmod(self.balance, NANO)
         row = (self.settled_ns, nanos, frac, self.rate, self.entry_id, self.exhaustion_seq, flags)
         ROW.pack_into(book.rows, slot * ROW.size, *row)
+
+
+Handlers = dict[int, Callable[[Account, Command], None]]  # what carries out a command, by its `op`

@@ -7,7 +7,7 @@ from the change (exhaustion, restoring, thresholds) is the ledger's business and
 from typing import Final
 
 from billing.ledger import commands as ops
-from billing.ledger.account import Account, Rejected
+from billing.ledger.account import Account, Handlers, Rejected
 from billing.ledger.commands import FORCE, STRICT, Command
 from billing.ledger.credits import CREDITS_MAX, with_credit
 from billing.ledger.entry import LIMITS, hold_id
@@ -140,3 +140,14 @@ def _extra_with(account: Account, name: bytes) -> Extra:
     if extra is None or name not in extra.holds:
         raise Rejected("UNKNOWN_HOLD")
     return extra
+
+
+HANDLERS: Final[Handlers] = {
+    ops.TOP_UP: top_up,
+    ops.DEBIT: debit,
+    ops.SET_CREDIT_LIMIT: set_credit_limit,
+    ops.HOLD: hold,
+    ops.CAPTURE: capture,
+    ops.RELEASE: release,
+    ops.ADJUST: adjust,
+}

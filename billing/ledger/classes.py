@@ -15,8 +15,8 @@ rules: the entry says by its flags and its note what was in force.
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from billing.ledger.account import Account
-from billing.ledger.commands import Command
+from billing.ledger.account import Account, Handlers
+from billing.ledger.commands import SET_CLASS, Command
 from billing.ledger.money import INT64_MAX
 
 
@@ -42,3 +42,8 @@ def set_class(account: Account, command: Command) -> None:
 def after_grace_ns(exhausted_at_ns: int, grace_ns: int) -> int:
     """When a grace ends; never beyond 2**63-1."""
     return min(exhausted_at_ns + grace_ns, INT64_MAX)
+
+
+HANDLERS: Final[Handlers] = {
+    SET_CLASS: set_class,
+}

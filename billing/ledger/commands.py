@@ -74,6 +74,30 @@ CUTOFF_RETRY: Final = 55
 OF_LINES: Final = frozenset((SET_RATE, CHANGE_RATE, LEASE_EXPIRED))  # whose key is a rate line
 BY_TIME: Final = range(32, 48)
 
+# What a, b, c and key are of each operation; "" where it has none.
+FIELD_NAMES: Final[dict[int, tuple[str, str, str, str]]] = {
+    TOP_UP: ("amount_nanos", "", "", ""),
+    SET_RATE: ("nanos_per_hour", "rate_seq", "min_runway_ns", "resource"),
+    CHANGE_RATE: ("nanos_per_hour", "", "", "resource"),
+    DEBIT: ("amount_nanos", "mode", "", ""),
+    SET_CREDIT_LIMIT: ("limit_nanos", "", "", ""),
+    HOLD: ("amount_nanos", "ttl_ns", "", ""),
+    CAPTURE: ("amount_nanos", "", "", "hold_id"),
+    RELEASE: ("", "", "", "hold_id"),
+    ADJUST: ("amount_nanos", "", "", ""),
+    SET_THRESHOLDS: ("", "", "", "thresholds"),
+    SET_CLASS: ("", "", "", "class"),
+    HOLD_EXPIRED: ("amount_nanos", "", "", "hold_id"),
+    THRESHOLD: ("kind", "value", "", ""),
+    CREDIT_EXPIRED: ("amount_nanos", "of_entry_id", "", "kind"),
+    LEASE_EXPIRED: ("nanos_per_hour", "", "", "resource"),
+    GRACE_ENDED: ("seq", "exhausted_at_ns", "", ""),
+    CUTOFF_FAILED: ("seq", "unbegun", "", ""),
+    CUTOFF_RETRY: ("seq", "by_operator", "", ""),
+    **{op: ("seq", "", "", "") for op in (CUTOFF_STARTED, CUTOFF_DELIVERED, CUTOFF_RELEASED)},
+    **{op: ("seq", "", "", "") for op in (RESTORE_STARTED, RESTORE_DELIVERED, RESTORE_FAILED)},
+}
+
 # What history calls each operation. From outside they carry the procedure's own name.
 NAMES: Final[dict[int, str]] = {
     TOP_UP: "top_up",

@@ -20,13 +20,13 @@ and if it is a debit, because somebody may have asked to be told.
 """
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from billing.ledger import audit, balances, block, classes, closing, cutoffs, rates, thresholds, views
 from billing.ledger import commands as ops
 from billing.ledger import schedule as due
-from billing.ledger.account import Account, Rejected
+from billing.ledger.account import Account, Handlers, Rejected
 from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, Book
 from billing.ledger.classes import NO_CLASSES, Classes
 from billing.ledger.commands import Command
@@ -56,19 +56,7 @@ from billing.ledger.fast_path import carry_out
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.posting import Arm, Posting
 
-_HANDLERS: Final[dict[int, Callable[[Account, Command], None]]] = {
-    ops.TOP_UP: balances.top_up,
-    ops.SET_RATE: rates.set_rate,
-    ops.CHANGE_RATE: rates.change_rate,
-    ops.DEBIT: balances.debit,
-    ops.SET_CREDIT_LIMIT: balances.set_credit_limit,
-    ops.HOLD: balances.hold,
-    ops.CAPTURE: balances.capture,
-    ops.RELEASE: balances.release,
-    ops.ADJUST: balances.adjust,
-    ops.SET_THRESHOLDS: thresholds.set_thresholds,
-    ops.SET_CLASS: classes.set_class,
-}
+_HANDLERS: Final[Handlers] = {**balances.HANDLERS, **rates.HANDLERS, **thresholds.HANDLERS, **classes.HANDLERS}
 _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
 _SLOT_MASK: Final = (1 << SLOT_BITS) - 1

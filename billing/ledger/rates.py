@@ -15,7 +15,7 @@ they say what comes if everything goes on as it was last reported, and move when
 from typing import Final
 
 from billing.ledger import commands as ops
-from billing.ledger.account import Account, Rejected
+from billing.ledger.account import Account, Handlers, Rejected
 from billing.ledger.commands import Command
 from billing.ledger.entry import LIMITS
 from billing.ledger.exhaustion import falls_ns
@@ -162,3 +162,9 @@ def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: i
         extra.next_expiry_ns = min(extra.next_expiry_ns, ends_ns)
     plain = not lines or (lines.keys() == {b""} and lines[b""][1] < 0 and not extra.leases)
     extra.lines = None if plain else lines
+
+
+HANDLERS: Final[Handlers] = {
+    ops.SET_RATE: set_rate,
+    ops.CHANGE_RATE: change_rate,
+}

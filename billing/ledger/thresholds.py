@@ -12,8 +12,10 @@ nor re-arms anything.
 Crossings that time causes have exact instants, as E has. Those that fall on E are fired behind the exhaustion.
 """
 
-from billing.ledger.account import Account
-from billing.ledger.commands import BY_AMOUNT, Command, unpack_thresholds
+from typing import Final
+
+from billing.ledger.account import Account, Handlers
+from billing.ledger.commands import BY_AMOUNT, SET_THRESHOLDS, Command, unpack_thresholds
 from billing.ledger.exhaustion import falls_ns
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
@@ -64,3 +66,8 @@ def _is_above(account: Account, threshold: Threshold) -> bool:
     if kind == BY_AMOUNT:
         return available > value * NANO
     return available > 0 and account.runs_out_ns() - account.settled_ns > value
+
+
+HANDLERS: Final[Handlers] = {
+    SET_THRESHOLDS: set_thresholds,
+}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.cli.entry_fields import ASKED, entry_fields
+from billing.cli.entry_fields import entry_fields
 from billing.ledger import commands as ops
 from billing.ledger.entry import Entry, pack, unpack
 from billing.ledger.errors import Refused
@@ -73,7 +73,7 @@ def test_every_number_of_an_entry_is_shown_unless_it_is_zero(shown: Shown) -> No
 
 
 def test_every_operation_that_has_parameters_has_names_for_them() -> None:
-    assert set(ASKED) | {ops.CLOSE, ops.EXHAUST} == set(ops.NAMES)
+    assert set(ops.FIELD_NAMES) | {ops.CLOSE, ops.EXHAUST} == set(ops.NAMES)
 
 
 @pytest.mark.parametrize("changed", [{"refusal": 9999}, {"note": b"xyz"}, {"key": b"abc", "op": ops.SET_THRESHOLDS}])

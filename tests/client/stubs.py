@@ -1,8 +1,8 @@
-"""The client's results, made of the shapes that every door answers in.
+"""What of the client is made of the table of methods, which it cannot read itself: it loads nothing of the daemon.
 
 `python -m tests.client.stubs` writes `billing/client/results.py`: a class for each shape that a method of the client
-answers, with the fields as the shape says and, behind them, the money among them as exact coins. `make docs` does so,
-and a test holds the file to the table. The client loads nothing of the daemon, so it cannot read the table itself.
+answers, with the fields as the shape says and, behind them, the money among them as exact coins; and the methods
+(`method_stubs`). `make docs` does so, and a test holds the files to the table.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final
 from billing.api.http.writing import money_name
 from billing.api.methods import METHODS
 from billing.api.shapes import Field, Shape
+from tests.client import method_stubs
 from tests.conftest import REPOSITORY
 
 FILE: Final = REPOSITORY / "billing" / "client" / "results.py"
@@ -105,8 +106,10 @@ def text() -> str:
 
 
 def main() -> int:
-    """Writes the file."""
+    """Writes the files."""
     FILE.write_text(text())
+    method_stubs.FILE.write_text(method_stubs.text())
+    method_stubs.BLOCKING_FILE.write_text(method_stubs.blocking_text())
     return 0
 
 

@@ -11,27 +11,22 @@ from typing import Any, get_type_hints
 import pytest
 
 from billing.api.http.writing import money_name
-from billing.api.methods import COMMAND, LOCAL, METHODS, QUERY, Method
+from billing.api.methods import LOCAL, Method
 from billing.api.shapes import Shape
 from billing.api.values import Enum, WordSet
-from billing.client import Client, SyncClient, methods, results
-from billing.client.client import ONLY_READS
+from billing.client import Client, SyncClient, arguments, results
 from billing.client.result import Result
 from billing.client.results import Standing
-from billing.client.routing import ABOUT_ACCOUNT
 from tests.api.outside import House
 from tests.api.test_methods import RIGHT
-from tests.client import stubs
+from tests.client import method_stubs, stubs
+from tests.client.method_stubs import MONEY, ROWS, name_of
 from tests.conftest import REPOSITORY
-
-ROWS = [row for name, row in METHODS.items() if name != "hello"]
-MONEY = ("amount", "rate")
-NAMES = {"with": "show", "class": "class_name"}  # words of Python's own
 
 
 def given(row: Method) -> dict[str, Any]:
     """Arguments of the client's method for a call that is right."""
-    arguments = {NAMES.get(field.name, field.name): RIGHT[field.name] for field in (*row.required, *row.options)}
+    arguments = {name_of(field): RIGHT[field.name] for field in (*row.required, *row.options)}
     for field in row.required:
         if field.type.kind in MONEY:
             arguments["nanos"] = arguments.pop(field.name)
@@ -46,7 +41,7 @@ def given(row: Method) -> dict[str, Any]:
 async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> None:
     method = getattr(Client, row.name)
     assert iscoroutinefunction(method)
-    fields = {NAMES.get(field.name, field.name): field for field in (*row.required, *row.options)}
+    fields = {name_of(field): field for field in (*row.required, *row.options)}
     told = signature(method).parameters
     assert set(told) - {"self", "nanos"} == set(fields)
     assert ("nanos" in told) == any(field.type.kind in MONEY for field in row.required)
@@ -62,15 +57,11 @@ async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> No
     assert signature(getattr(SyncClient, row.name)) == signature(method)
 
 
-def test_what_may_be_asked_again_and_what_is_about_an_account_are_the_tables() -> None:
-    assert {row.name for row in METHODS.values() if not row.changes} == ONLY_READS
-    kinds = {row.name: row.required[0].name for row in METHODS.values() if row.kind in (COMMAND, QUERY)}
-    about = {name for name, first in kinds.items() if first == "user_id"}
-    assert about == ABOUT_ACCOUNT
-
-
-def test_the_results_are_what_the_table_makes_of_them() -> None:
-    assert stubs.FILE.read_text() == stubs.text(), "python -m tests.client.stubs"
+def test_results_and_methods_are_what_the_table_makes_of_them() -> None:
+    made = "python -m tests.client.stubs"
+    assert stubs.FILE.read_text() == stubs.text(), made
+    assert method_stubs.FILE.read_text() == method_stubs.text(), made
+    assert method_stubs.BLOCKING_FILE.read_text() == method_stubs.blocking_text(), made
 
 
 @pytest.mark.parametrize("shape", stubs.shapes().values(), ids=lambda shape: shape.name)
@@ -110,7 +101,7 @@ def test_money_is_exact_and_a_result_is_the_map_that_came() -> None:
     [("5", None, "5"), (Decimal("5E+3"), None, "5000"), (Decimal("0.000000001"), None, "0.000000001"), (None, 5, 5)],
 )
 def test_what_an_amount_may_be(coins: Any, nanos: Any, wire: Any) -> None:
-    assert methods.money("amount", coins, nanos) == wire
+    assert arguments.money("amount", coins, nanos) == wire
 
 
 @pytest.mark.parametrize(
