@@ -1,14 +1,15 @@
 """Commands: what the parsed values of a call become, and the parsers of the three that fill a busy day.
 
-Every command of the table has a function `…_of` here, which makes its canonical tuple (`billing.ledger.commands`) out
-of the values that its row has parsed; whose command it is, its parser adds.
+The canonical tuple of a command (`billing.ledger.commands`) is made out of the values that its row has parsed, whose
+command it is, its parser adds: by `command_of`, which puts them where they belong, or by a function `…_of` of its own.
 
 `top_up`, `set_rate` and `debit` are called for every request of a busy day: their parsers are written by hand, and
 their plain forms run straight through, with the checks written out. They take the decoded `params` of a request and
 return or raise exactly what the parser made of the row does; a test holds both together.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from billing.api.params import (
     array_params,
@@ -22,21 +23,15 @@ from billing.api.params import (
     whole_of,
 )
 from billing.ledger.commands import (
-    ADJUST,
-    CAPTURE,
     CHANGE_RATE,
-    CLOSE,
     DEBIT,
     DEFAULT_CLASS,
-    HOLD,
     KIND_BYTES_MAX,
     LEASE_NS_MIN,
     MESSAGE_BYTES_MAX,
     MODES,
-    RELEASE,
     RESOURCE_BYTES_MAX,
     SET_CLASS,
-    SET_CREDIT_LIMIT,
     SET_RATE,
     SET_THRESHOLDS,
     STRICT,
@@ -175,6 +170,20 @@ def _mode_of(value: object) -> int:
 # -- from values to commands: what the rows of the table build ---------------------------------------------------------
 
 
+def command_of(op: int, a: str = "", b: str = "", key: str = "", message: str = "message") -> Callable[..., Command]:
+    """A function that makes the command `op` of the values that a row has parsed: what is named stands in that place,
+    the rest is empty.
+    """
+
+    def build(user_id: bytes, request_id: bytes, **values: Any) -> Command:
+        return (
+            *(op, user_id, values[a] if a else 0, values[b] if b else 0, 0, values[key] if key else b""),
+            *(request_id, values[message], b"", b""),
+        )
+
+    return build
+
+
 def top_up_of(
     user_id: bytes, amount: int, expires_at_ns: int, kind: bytes, request_id: bytes, message: bytes
 ) -> Command:
@@ -212,31 +221,6 @@ def debit_of(user_id: bytes, amount: int, mode: int, request_id: bytes, message:
     return (DEBIT, user_id, amount, mode, 0, b"", request_id, message, b"", b"")
 
 
-def set_credit_limit_of(user_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
-    """Of `set_credit_limit`."""
-    return (SET_CREDIT_LIMIT, user_id, amount, 0, 0, b"", request_id, message, b"", b"")
-
-
-def hold_of(user_id: bytes, amount: int, ttl_ns: int, request_id: bytes, message: bytes) -> Command:
-    """Of `hold`."""
-    return (HOLD, user_id, amount, ttl_ns, 0, b"", request_id, message, b"", b"")
-
-
-def capture_of(user_id: bytes, hold_id: bytes, amount: int, request_id: bytes, message: bytes) -> Command:
-    """Of `capture`."""
-    return (CAPTURE, user_id, amount, 0, 0, hold_id, request_id, message, b"", b"")
-
-
-def release_of(user_id: bytes, hold_id: bytes, request_id: bytes, message: bytes) -> Command:
-    """Of `release`."""
-    return (RELEASE, user_id, 0, 0, 0, hold_id, request_id, message, b"", b"")
-
-
-def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes) -> Command:
-    """Of `adjust`, whose reason is its message."""
-    return (ADJUST, user_id, amount, 0, 0, b"", request_id, reason, b"", b"")
-
-
 def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request_id: bytes, message: bytes) -> Command:
     """Of `set_thresholds`."""
     packed = pack_thresholds(thresholds)
@@ -247,8 +231,3 @@ def set_class_of(user_id: bytes, request_id: bytes, message: bytes, **given: byt
     """Of `set_class`; `given` has the name as `class`, which Python does not take as a parameter's."""
     name = b"" if given["class"] == DEFAULT_CLASS.encode() else given["class"]
     return (SET_CLASS, user_id, 0, 0, 0, name, request_id, message, b"", b"")
-
-
-def close_account_of(user_id: bytes, request_id: bytes, message: bytes) -> Command:
-    """Of `close_account`."""
-    return (CLOSE, user_id, 0, 0, 0, b"", request_id, message, b"", b"")

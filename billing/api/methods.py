@@ -51,14 +51,20 @@ from billing.api.values import (
     WordSet,
 )
 from billing.ledger.commands import (
+    ADJUST,
+    CAPTURE,
     CLASS_BYTES_MAX,
+    CLOSE,
+    HOLD,
     HOLD_ID_BYTES_MAX,
     KIND_BYTES_MAX,
     LEASE_NS_MIN,
     MESSAGE_BYTES_MAX,
     MODES,
+    RELEASE,
     REQUEST_ID_BYTES_MAX,
     RESOURCE_BYTES_MAX,
+    SET_CREDIT_LIMIT,
 )
 from billing.ledger.errors import KINDS, Refused
 from billing.ledger.money import INT64_MAX
@@ -353,7 +359,7 @@ _ROWS: Final = (
         (USER_ID, Field("amount", Amount(ZERO_TOO))),
         (REQUEST_ID, MESSAGE),
         ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
-        calls.set_credit_limit_of,
+        calls.command_of(SET_CREDIT_LIMIT, a="amount"),
     ),
     _row(QUERY, READ, "get_account", "everything about the account now", shapes.one(shapes.ACCOUNT), (USER_ID,)),
     _row(
@@ -446,7 +452,7 @@ _ROWS: Final = (
         (USER_ID, AMOUNT),
         (Field("ttl_ns", Span(1), 0, "how long until it is given back by itself"), REQUEST_ID, MESSAGE),
         ("INVALID_AMOUNT", "INSUFFICIENT_FUNDS", "LIMIT_EXCEEDED"),
-        calls.hold_of,
+        calls.command_of(HOLD, a="amount", b="ttl_ns"),
     ),
     _row(
         COMMAND,
@@ -457,7 +463,7 @@ _ROWS: Final = (
         (USER_ID, HOLD_ID, AMOUNT),
         (REQUEST_ID, MESSAGE),
         ("INVALID_AMOUNT", "UNKNOWN_HOLD", "INSUFFICIENT_FUNDS", "LIMIT_EXCEEDED"),
-        calls.capture_of,
+        calls.command_of(CAPTURE, a="amount", key="hold_id"),
     ),
     _row(
         COMMAND,
@@ -468,7 +474,7 @@ _ROWS: Final = (
         (USER_ID, HOLD_ID),
         (REQUEST_ID, MESSAGE),
         ("UNKNOWN_HOLD",),
-        calls.release_of,
+        calls.command_of(RELEASE, key="hold_id"),
     ),
     _row(
         COMMAND,
@@ -479,7 +485,7 @@ _ROWS: Final = (
         (USER_ID, Field("amount", Amount(SIGNED)), Field("reason", Text(MESSAGE_BYTES_MAX, 1))),
         (REQUEST_ID,),
         ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
-        calls.adjust_of,
+        calls.command_of(ADJUST, a="amount", message="reason"),
     ),
     _row(
         COMMAND,
@@ -512,7 +518,7 @@ _ROWS: Final = (
         (USER_ID,),
         (REQUEST_ID, MESSAGE),
         ("ACCOUNT_NOT_CLOSABLE",),
-        calls.close_account_of,
+        calls.command_of(CLOSE),
     ),
     _row(
         LOCAL,
