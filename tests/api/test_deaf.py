@@ -80,7 +80,8 @@ def send_queues(house: House) -> list[int]:
 
 @pytest.mark.parametrize("kind", ASKED)
 async def test_a_client_that_never_reads_costs_little(kind: str) -> None:
-    async with open_house(Limits(write_stall_ns=3_600 * 10**9)) as house:  # on a busy machine, too, nobody is dropped
+    patient = Limits(write_stall_ns=3_600 * 10**9, frame_deadline_ns=3_600 * 10**9)
+    async with open_house(patient) as house:  # on a busy machine, too, nobody is dropped
         assert house.server is not None
         for listener in house.server.sockets:
             bound_peers(listener)

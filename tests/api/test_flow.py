@@ -17,7 +17,7 @@ from billing.api.msgpack_rpc import Connection
 from billing.ledger.commands import TOP_UP
 from tests.api.outside import House, Wire, open_house
 
-SMALL = Limits(in_flight_max=8, write_buffer_bytes_max=4096)
+SMALL = Limits(in_flight_max=8, write_buffer_bytes_max=4096, frame_deadline_ns=3_600 * 10**9)
 
 
 def top_ups(count: int, first: int = 0) -> bytes:
