@@ -1,7 +1,8 @@
-"""Two or three hosts over one log on three nats-servers, under load: one serves, and is struck again and again.
+"""Two or three hosts over one log on three nats-servers, under load: a host that serves is struck again and again.
 
     python -m tests.torture.hosts --cycles 20 --seed 1
     python -m tests.torture.hosts --cycles 250 --faults kill kill kill kill term --accounts 80000
+    python -m tests.torture.hosts --cycles 20 --at-once
 
 The faults, drawn at random of those named (all by default):
 
@@ -15,7 +16,10 @@ The faults, drawn at random of those named (all by default):
     wipe      a host that stands by is killed, and comes back with an empty data directory
     two       of three hosts two are killed at once, the one that serves being one of them
 
-The second command measures how long a failover and a planned hand-over take.
+The second command measures how long a failover and a planned hand-over take. Without `--at-once` one host serves
+everything and the others stand by. With it each host serves some of the shards (`cluster.listen`): a struck host's
+shards go to the others, which is waited for until a user of every shard was answered there; one that slept or was cut
+off goes on without them, and after each fault every host is waited for until it has its part again.
 
 `cut` needs a network namespace, where each host reaches the servers at an address of its own, which a blackhole route
 takes away: as root, the program starts itself anew in one. There each host also has a boot id of its own, as another
@@ -48,9 +52,10 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from billing.trial.receiver import Receiver
+from shards.buckets import bucket_id_of
 from shards.journal.jetstream import record
 from shards.journal.jetstream.streams import Stream
 from shards.system.clock import MACHINE_CLOCKS
@@ -59,9 +64,10 @@ from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.torture.callers import Caller, Prober, settle
+from tests.torture.callers import Hosts as Doors
 from tests.torture.volume import BOOT_ID
 
-SHARDS = 2
+SHARDS, SHARDS_AT_ONCE = 2, 4
 CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
 CLOCKS_S = (-0.1, 0.0, 0.1)  # of the hosts, ahead of the receiver's
 WAIT_S = 120.0
@@ -102,16 +108,18 @@ def alone() -> None:
 class Host:
     """One of them."""
 
-    def __init__(self, servers: NatsCluster, directory: Path, number: int, cutoff_url: str) -> None:
+    def __init__(self, servers: NatsCluster, directory: Path, number: int, cutoff_url: str, at_once: bool) -> None:
         directory.mkdir()
+        shards = SHARDS_AT_ONCE if at_once else SHARDS
         self.name = f"host-{number}"
         self.address = f"127.0.1.{number}"  # at which it reaches the servers
         keys: dict[str, object] = {
             "journal.kind": "jetstream",
             "cluster.servers": servers.urls_at(self.address) if has_network() else servers.urls,
             "cluster.node": self.name,
-            "cluster.shards": SHARDS,
-            "shards.workers": SHARDS,
+            "cluster.shards": shards,
+            "cluster.listen": "127.0.0.1:0" if at_once else "",
+            "shards.workers": shards,
             "shards.bucket_count": 32,
             "cutoff.url": cutoff_url,
             "journal.snapshot_bytes": SNAPSHOT_BYTES,
@@ -150,8 +158,10 @@ class Host:
 class Campaign:
     """See the module."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, at_once: bool) -> None:
         assert BINARY is not None, MISSING
+        self._at_once = at_once
+        self._probed: list[str] = []  # a user of each shard, where hosts serve at once
         self.rng = random.Random(seed)
         (directory / "servers").mkdir()
         self.servers = NatsCluster(directory / "servers", listen="0.0.0.0" if has_network() else "127.0.0.1")
@@ -173,7 +183,7 @@ class Campaign:
         await asyncio.to_thread(self.servers.start)
         await self.receiver.start()
         self.hosts = [
-            Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off")
+            Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off", self._at_once)
             for number in range(1, hosts + 1)
         ]
         first = self.hosts[0].daemon
@@ -184,6 +194,7 @@ class Campaign:
             host.daemon.launch()
         if accounts:
             await _fill(first.rpc_port, accounts)
+        self._probed = await _user_of_each_shard(first.rpc_port) if self._at_once else []
         ports = [host.daemon.rpc_port for host in self.hosts]
         self.callers = [Caller(f"user_{number}", ports, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
         walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:CALLERS]]
@@ -199,7 +210,7 @@ class Campaign:
             self.counts["answered"] += sum(map(len, caller.answered.values()))
             self.counts["read"] += caller.reads
             self.counts["asked in vain"] += caller.hosts.unanswered
-        for shard in range(1, SHARDS + 1):
+        for shard in range(1, (SHARDS_AT_ONCE if self._at_once else SHARDS) + 1):
             self.counts["epochs"] += await asyncio.to_thread(check_grants, self.servers, shard)
         for host in self.hosts:
             if host.daemon.process is not None:
@@ -240,17 +251,17 @@ class Campaign:
                 task.result()
 
     async def serving(self) -> Host:
-        """The host that serves, once there is one."""
+        """The host that serves, once there is one; one of those that do."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            for host in self.hosts:
+            for host in self.rng.sample(self.hosts, len(self.hosts)):
                 if (await asyncio.to_thread(host.page))[0] == 200:
                     return host
             assert time.monotonic() < deadline, f"nobody serves: {self._said()}"
             await asyncio.sleep(POLL_S)
 
     async def all_there(self) -> None:
-        """Returns once one host serves and the others stand by."""
+        """Returns once one host serves and the others stand by; or where they serve at once, once each has its part."""
         deadline = time.monotonic() + WAIT_S
         while True:
             for host in self.hosts:
@@ -262,7 +273,8 @@ class Campaign:
                     host.daemon.launch()
             pages = [await asyncio.to_thread(host.page) for host in self.hosts]
             standing_by = sum("stands by" in page[1] for page in pages)
-            if sum(page[0] == 200 for page in pages) == 1 and standing_by == len(self.hosts) - 1:
+            serving = sum(page[0] == 200 for page in pages)
+            if (serving, standing_by) == ((len(self.hosts), 0) if self._at_once else (1, len(self.hosts) - 1)):
                 return
             assert time.monotonic() < deadline, f"{pages}\n{self._said()}"
             await asyncio.sleep(POLL_S)
@@ -271,8 +283,18 @@ class Campaign:
         return "\n".join(f"{host.name}: {host.daemon.log.read_text()[-3000:]}" for host in self.hosts)
 
     async def _next_serves(self, fault: str, struck: list[Host], since: float) -> None:
-        """Notes how long it took until a host that was not struck answered a change."""
+        """Notes how long it took until a host that was not struck answered a change; or where several serve at once,
+        until they had answered one in every shard.
+        """
         others = [host for host in self.hosts if host not in struck]
+        if self._at_once:
+            doors = Doors([host.daemon.rpc_port for host in others], self.rng)
+            async with asyncio.timeout(WAIT_S):
+                for user in self._probed:
+                    await doors.call("top_up", user, 1)
+            doors.close()
+            self.waits.setdefault(fault, []).append(time.monotonic() - since)
+            return
         deadline = time.monotonic() + WAIT_S
         while True:
             first = [one for host in others if (one := host.prober.first_after(since)) is not None]
@@ -296,6 +318,9 @@ class Campaign:
 
     async def _stop_and_go(self, serving: Host) -> None:
         for_s, since = self.rng.uniform(1, 15), time.monotonic()
+        if self._at_once:
+            await self._sleep_and_go_on(serving, for_s)
+            return
         serving.daemon.signal(signal.SIGSTOP)
         await asyncio.sleep(for_s)
         overtaken = any(host.prober.first_after(since) for host in self.hosts if host is not serving)
@@ -307,6 +332,17 @@ class Campaign:
             code = await asyncio.to_thread(serving.daemon.process.wait, WAIT_S)
             assert code == 75, f"it woke up, and ended with {code}"
 
+    async def _sleep_and_go_on(self, serving: Host, for_s: float) -> None:
+        """A host that sleeps loses its shards, and goes on without them once it wakes up."""
+        since = time.monotonic()
+        serving.daemon.signal(signal.SIGSTOP)
+        try:
+            if for_s > 5:
+                await self._next_serves("stop", [serving], since)
+            await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
+        finally:
+            serving.daemon.signal(signal.SIGCONT)
+
     async def _term(self, serving: Host) -> None:
         process = serving.daemon.process
         assert process is not None
@@ -314,6 +350,8 @@ class Campaign:
         process.send_signal(signal.SIGTERM)
         await self._next_serves("term", [serving], since)
         assert await asyncio.to_thread(process.wait, WAIT_S) == 0
+        if self._at_once:
+            return
         gap = min(
             one for host in self.hosts if host is not serving and (one := host.prober.first_after(since)) is not None
         )
@@ -326,24 +364,30 @@ class Campaign:
         try:
             await self._next_serves("cut", [serving], since)
             last = serving.prober.last()
-            assert last - since < 3, "it answered a change beyond its grant"
+            assert last - since < 3 or self._at_once, "it answered a change beyond its grant"
             deadline = time.monotonic() + WAIT_S
             while (await asyncio.to_thread(serving.page))[0] == 200:
                 assert time.monotonic() < deadline, "/readyz of a host whose grant has run out"
                 await asyncio.sleep(POLL_S)
-            with suppress(OSError):
-                rpc = await Rpc.connect(serving.daemon.rpc_port)
-                with suppress(TimeoutError):
-                    error, _ = await asyncio.wait_for(rpc.call("get_account", serving.prober._user), 1)
-                    assert error is not None, "it answered a read beyond its grant"
-                    assert error.startswith("UNAVAILABLE"), error
-                    self.counts["read refused by a host that was cut off"] += 1
-                rpc.close()
+            if not self._at_once:  # else what another host answers comes through this door, too
+                await self._read_is_refused(serving)
             await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
         finally:
             serving.cut(False)
         assert serving.daemon.process is not None
-        assert await asyncio.to_thread(serving.daemon.process.wait, WAIT_S) == 75
+        if not self._at_once:
+            assert await asyncio.to_thread(serving.daemon.process.wait, WAIT_S) == 75
+
+    async def _read_is_refused(self, serving: Host) -> None:
+        """Of a host whose grant has run out."""
+        with suppress(OSError):
+            rpc = await Rpc.connect(serving.daemon.rpc_port)
+            with suppress(TimeoutError):
+                error, _ = await asyncio.wait_for(rpc.call("get_account", serving.prober._user), 1)
+                assert error is not None, "it answered a read beyond its grant"
+                assert error.startswith("UNAVAILABLE"), error
+                self.counts["read refused by a host that was cut off"] += 1
+            rpc.close()
 
     async def _server(self, _: Host) -> None:
         number = self.rng.randrange(3)
@@ -379,6 +423,20 @@ async def _fill(port: int, accounts: int) -> None:
     rpc.close()
 
 
+async def _user_of_each_shard(port: int) -> list[str]:
+    """A user in each shard, in the order of the shards."""
+    rpc = await Rpc.connect(port)
+    error, route = await rpc.call("route")
+    rpc.close()
+    assert error is None, error
+    owners: list[int] = route["owners"]
+    found: dict[int, str] = {}
+    for number in range(1000):
+        user = f"probed_{number}"
+        found.setdefault(owners[bucket_id_of(user.encode(), len(owners)) - 1], user)
+    return [found[shard] for shard in sorted(found)]
+
+
 def check_grants(servers: NatsCluster, shard: int) -> int:
     """No instant belongs to two epochs of the shard; how many epochs there were. AssertionError."""
     with closing(servers.connect("raw")) as connection:
@@ -409,15 +467,23 @@ def milliseconds(waits: list[float]) -> dict[str, Any]:
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
+class Size(NamedTuple):
+    """Of a campaign."""
+
+    accounts: int  # beside those of the clients
+    hosts: int
+    at_once: bool  # whether all hosts serve
+
+
 async def campaign(
-    directory: Path, cycles: int, seed: int, faults: list[str], accounts: int, hosts: int, seconds: float
+    directory: Path, cycles: int, seed: int, faults: list[str], size: Size, seconds: float
 ) -> dict[str, Any]:
     """So many faults, or as many as begin within so many seconds, and the proof. AssertionError."""
-    one, deadline = Campaign(directory, seed), time.monotonic() + seconds
+    one, deadline = Campaign(directory, seed, size.at_once), time.monotonic() + seconds
     turn = [faults[number % len(faults)] for number in range(cycles)]
     one.rng.shuffle(turn)
     try:
-        await one.begin(accounts, hosts)
+        await one.begin(size.accounts, size.hosts)
         await one.all_there()
         for fault in turn:
             if time.monotonic() < deadline:
@@ -437,6 +503,7 @@ def main() -> int:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--seconds", type=float, default=3600, help="no further fault after so long")
     parser.add_argument("--hosts", type=int, choices=(2, 3), default=3)
+    parser.add_argument("--at-once", action="store_true", help="all hosts serve, each some of the shards")
     parser.add_argument("--accounts", type=int, default=0, help="beside those of the clients")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()
@@ -451,8 +518,9 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="hosts-", ignore_cleanup_errors=True) as name:
         try:
-            size = arguments.accounts, arguments.hosts, arguments.seconds
-            told = asyncio.run(campaign(Path(name), arguments.cycles, arguments.seed, faults, *size))
+            size = Size(arguments.accounts, arguments.hosts, arguments.at_once)
+            begun = campaign(Path(name), arguments.cycles, arguments.seed, faults, size, arguments.seconds)
+            told = asyncio.run(begun)
         except BaseException:
             traceback.print_exc()
             return 1
