@@ -217,6 +217,8 @@ class Placement:
             wait_ns = STAGGER_NS * len(served) + DRAINED_WAIT_NS * (self.node in shares.drained)
             for shard in free:
                 own = shares.owns.get(shard)
+                if self._known[shard][0] != (0 if own is None else own.number):
+                    continue  # it was handed over since the last look
                 is_mine = own is not None and own.host_id == self.host_id
                 if is_mine or now_ns - self._free_ns[shard] >= wait_ns:
                     return Take(shard)

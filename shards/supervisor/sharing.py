@@ -154,9 +154,9 @@ class Sharing:
         if not self._workers and not self._is_clock_fit(signs, looked_ns):
             return STANDBY_POLL_S
         failed = self._failed | {one for one, worker in self._workers.items() if worker.state == "held"}
-        step = placement.next_step(registry.shares, set(self._workers), failed, now_ns)
+        step = placement.next_step(registry.shares, {*self._workers, *self._ending}, failed, now_ns)
         if step is None or self._stopping:
-            is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._failed})
+            is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._ending, *self._failed})
             return HANDOVER_POLL_S if is_awaiting and not self._stopping else STANDBY_POLL_S
         known = registry.shares.owns.get(step.shard)
         if isinstance(step, Wish):
@@ -216,9 +216,9 @@ class Sharing:
 
     async def _until_ended(self, shard: int, worker: WorkerState, heir: str) -> None:
         await self._hands.end(worker)
-        self._ending.discard(shard)
         number = self._numbers.pop(shard)
         await self._give(shard, number, heir)
+        self._ending.discard(shard)
 
     async def _give(self, shard: int, number: int, heir: str) -> None:
         """The shard is the heir's from here on, or where there is none, nobody's."""

@@ -166,7 +166,7 @@ def test_another_living_host_of_the_same_name_is_named_and_one_that_is_gone_is_r
     assert [member.node for member in known.members.values()].count("a") == 1
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_hosts_that_come_and_go_end_with_an_even_load_and_each_shard_once(seed: int) -> None:
     """Three hosts by the rule, over one map: whoever is asked hands over; a host may die, and come back."""
     rng, known, numbers = random.Random(seed), Shares(), itertools.count(1)
