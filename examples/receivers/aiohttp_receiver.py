@@ -60,10 +60,10 @@ async def take_notice(request: web.Request) -> web.Response:
 
 
 async def connection(application: web.Application) -> AsyncIterator[None]:
-    """The client, for as long as the application runs."""
-    async with Client(os.environ.get("BILLING_ADDRESS", "127.0.0.1:3311")) as client:
-        application[CLIENT] = client
-        yield
+    """The client, for as long as the application runs. Its first call connects: the daemon may be started later."""
+    client = application[CLIENT] = Client(os.environ.get("BILLING_ADDRESS", "127.0.0.1:3311"))
+    yield
+    client.close()
 
 
 def main() -> None:

@@ -129,7 +129,13 @@ def request_of(
     return first.split(" ")[1], dict(line.split(": ", 1) for line in rest), body
 
 
-@pytest.mark.parametrize(
+def listens(port: int) -> bool:
+    """Whether somebody takes connections there."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+OF_ALL = pytest.mark.parametrize(
     ("command_of", "name"),
     [
         pytest.param(of_python("aiohttp_receiver.py"), "aiohttp", id="aiohttp"),
@@ -138,6 +144,33 @@ def request_of(
         pytest.param(of_go, "go", id="go"),
     ],
 )
+
+
+@OF_ALL
+def test_a_receiver_may_be_there_before_the_daemon_and_asks_to_be_called_again(
+    command_of: Callable[[Path], list[str]], name: str, tmp_path: Path
+) -> None:
+    command, port, nobody = command_of(tmp_path), free_port(), f"127.0.0.1:{free_port()}"
+    environment = os.environ | {
+        "PORT": str(port),
+        "CUTOFF_SECRET": SECRET,
+        "BILLING": f"http://{nobody}",
+        "BILLING_ADDRESS": nobody,
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, text=True)
+    try:
+        until(lambda: listens(port), process)
+        template = GetTemplate(f"http://127.0.0.1:{port}/cutoff", parse_secrets(SECRET))
+        target, headers, _ = request_of(template, name, 1)
+        assert Served(nobody, nobody, port).call(target, headers) == 503
+        assert Served(nobody, nobody, port).call(target, {}) == 401
+    finally:
+        process.kill()
+        process.wait()
+
+
+@OF_ALL
 def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_what_is_signed(
     command_of: Callable[[Path], list[str]], name: str, served: Served, tmp_path: Path
 ) -> None:
@@ -160,16 +193,12 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         """What was switched for this user."""
         return [line for line in output.read_text().splitlines() if line in (f"off {user}", f"on {user}")]
 
-    def listens() -> bool:
-        with socket.socket() as tried:
-            return tried.connect_ex(("127.0.0.1", served.port)) == 0
-
     def is_delivered() -> bool:
         cutoff = served.ask(path)["cutoff"]
         return isinstance(cutoff, dict) and cutoff["status"] in ("delivered", "effective")
 
     try:
-        until(listens, process)
+        until(lambda: listens(served.port), process)
         served.ask(f"{path}/top_up", {"amount": "1"})
         for line in ("vm-1", "disk/ü"):
             served.ask(f"{path}/set_rate", {"rate": "0.000001", "resource": line})
