@@ -23,14 +23,13 @@ It is also the `Gate` that doors see; it serves its own buckets and passes the r
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from shards.buckets import hashed_into
 from shards.control import MoveReport
-from shards.journal import ALL_TIME_NS, Full, JournalError, Unknown
+from shards.journal import ALL_TIME_NS, Full, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links.far import Far
 from shards.machine import ALL_BUCKETS, Command
@@ -415,20 +414,14 @@ class Worker:
     def _begin_anew(self, error: JournalUnavailable) -> None:
         """Ends the process, once the one that follows can take the shard: a beat finds room, and a majority."""
 
-        def gave_back(_: object, failure: BaseException | None) -> None:
+        def beaten(_: object, failure: BaseException | None) -> None:
             self._refuse_all([])  # what came in between
             if isinstance(failure, JournalUnavailable):
                 self._loop.call_later(ROOM_RETRY_S, self._begin_anew, error)
             else:
                 self.fail(error if failure is None else failure)
 
-        self.executor.submit(gave_back, self._give_back)
-
-    def _give_back(self) -> None:
-        """On the journal's thread: the shard is given back, so that nobody has to wait for the end of the grant."""
-        self.journal.idle_barrier()
-        with contextlib.suppress(JournalError):
-            self.journal.close()
+        self.executor.submit(beaten, self.journal.idle_barrier)
 
     def _await_barrier(self, delay_s: float) -> None:
         delay_s = min(delay_s or self.journal.beat_s, self.journal.beat_s or delay_s)
