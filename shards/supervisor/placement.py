@@ -42,6 +42,7 @@ STILL_SHARE = 1.01  # of the grant, for clocks that run apart
 STAGGER_NS = 20_000_000  # so much later a host takes a shard, for each that it serves
 DRAINED_WAIT_NS = 5_000_000_000
 STEADY_NS = 5_000_000_000
+AWAITED_NS = 3_000_000_000
 PAUSE_NS = 500_000_000  # between a shard that arrived and the next wish
 
 
@@ -147,6 +148,7 @@ class Placement:
         self._heard: set[int] = set()  # shards whose owner was heard of since it became the owner
         self._free_ns: dict[int, int] = {}  # shard -> since when it may be taken
         self._steady_ns = -1  # since when nothing has disturbed this host's part; −1: not known yet
+        self._wished_ns = -AWAITED_NS  # when this host last made a wish
         self._changed_ns = 0  # when any shard last changed its owner
 
     def hear(self, shares: Shares, signs: Mapping[int, LastSign], now_ns: int) -> None:
@@ -182,11 +184,16 @@ class Placement:
             return False
         return sign.is_given_up or now_ns - self._last[shard][1] >= self._still_ns
 
-    def is_awaiting(self, shares: Shares, served: set[int]) -> bool:
-        """Whether a shard is about to change its host, so that looking again soon is worth it."""
-        return any(shard not in served for shard in self._free_ns) or any(
-            own.wish == self.host_id for own in shares.owns.values()
-        )
+    def is_awaiting(self, shares: Shares, served: set[int], failed: set[int], now_ns: int) -> bool:
+        """Whether this host is about to take a shard, so that looking again soon is worth it; for `AWAITED_NS` at most,
+        since what does not come by then may not come at all.
+        """
+        if len(served) >= self.workers:
+            return False
+        wished = [shard for shard, own in shares.owns.items() if own.wish == self.host_id]
+        free = [shard for shard in self._free_ns if shard not in served | failed]
+        since_ns = [*(self._free_ns[shard] for shard in free), *([self._wished_ns] if wished else [])]
+        return any(now_ns - one_ns < AWAITED_NS for one_ns in since_ns)
 
     def is_alive(self, shard: int) -> bool:
         """Whether another host serves the shard, or is on its way to, as far as was heard."""
@@ -243,4 +250,7 @@ class Placement:
             if is_drained or (len(served) + 1) * member.workers < len(owned) * self.workers:
                 load = len(owned) / member.workers + is_drained * len(shares.owns)
                 best = max(best or (load, owned[-1]), (load, owned[-1]))
-        return None if best is None else Wish(best[1])
+        if best is None:
+            return None
+        self._wished_ns = now_ns
+        return Wish(best[1])

@@ -12,8 +12,12 @@ whom it may call depends on its journal alone, which lets in one owner at a time
 A host whose clock is unfit takes nothing while it serves nothing, and gives up everything where it serves (the
 supervisor ends). Where the log is out of reach nothing is decided; workers live on as long as their grants of time.
 
-A shard that cannot be served here (its worker is held) stays this host's until another one takes it, and is not tried
-again before a restart. What other hosts may do with it is theirs to find out.
+A shard that cannot be served here (its worker is held) stays this host's until another one takes it, and is not taken
+again before a reload or a restart. What other hosts may do with it is theirs to find out.
+
+Not there: moves of buckets between shards while several hosts serve, which need the word of both owners' epochs in the
+decision, and a history of every shard on every host, without which there is neither a feed of all entries nor a whole
+backup. The supervisor, the mover and the application refuse these by name.
 """
 
 from __future__ import annotations
@@ -156,7 +160,7 @@ class Sharing:
         failed = self._failed | {one for one, worker in self._workers.items() if worker.state == "held"}
         step = placement.next_step(registry.shares, {*self._workers, *self._ending}, failed, now_ns)
         if step is None or self._stopping:
-            is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._ending, *self._failed})
+            is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._ending}, failed, now_ns)
             return HANDOVER_POLL_S if is_awaiting and not self._stopping else STANDBY_POLL_S
         known = registry.shares.owns.get(step.shard)
         if isinstance(step, Wish):
@@ -176,6 +180,10 @@ class Sharing:
         if not fault and is_deaf and any(placement.is_alive(shard) for shard in signs):
             self.why_idle = "this host hears what time it is for the others"
         return not self.why_idle
+
+    def try_again(self) -> None:
+        """What could not be served here may be tried again, by an operator's word."""
+        self._failed.clear()
 
     def stop(self) -> None:
         """Takes nothing more."""

@@ -384,6 +384,8 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.state == "held":
                 worker.again.set()
+        if self.sharing is not None:
+            self.sharing.try_again()
         await self._resize(settings.weights)
 
     async def _resize(self, weights: dict[int, int]) -> None:

@@ -8,7 +8,17 @@ import random
 import pytest
 
 from shards.journal import LastSign
-from shards.supervisor.placement import DRAINED_WAIT_NS, GRACE_NS, STEADY_NS, Own, Placement, Shares, Take, Wish
+from shards.supervisor.placement import (
+    AWAITED_NS,
+    DRAINED_WAIT_NS,
+    GRACE_NS,
+    STEADY_NS,
+    Own,
+    Placement,
+    Shares,
+    Take,
+    Wish,
+)
 
 GRANT_NS = 2_000_000_000
 SECOND = 1_000_000_000
@@ -105,6 +115,24 @@ def test_a_host_takes_no_more_than_it_has_workers_for_and_nothing_that_failed_he
     one.hear(known, signs(0, 0), 0)
     assert one.next_step(known, set(), {1}, SECOND) == Take(2)
     assert one.next_step(known, {2}, set(), SECOND) is None
+
+
+def test_a_shard_that_does_not_come_is_not_looked_for_without_pause() -> None:
+    one, known = placement(workers=2), shares(s2=A)
+    one.hear(known, signs(0, 1), 0)
+    assert one.is_awaiting(known, set(), set(), 0)
+    assert not one.is_awaiting(known, set(), {1}, 0), "it failed here"
+    assert not one.is_awaiting(known, {3, 4}, set(), 0), "all workers are in use"
+    assert one.is_awaiting(known, {3}, set(), AWAITED_NS - 1)
+    assert not one.is_awaiting(known, {3}, set(), AWAITED_NS)
+    one, known = placement(), shares(s1=A, s2=A)
+    for second in range(6):
+        one.hear(known, signs(second, second), second * SECOND)
+    assert not one.is_awaiting(known, set(), set(), 5 * SECOND)
+    assert one.next_step(known, set(), set(), 5 * SECOND) == Wish(2)
+    known.apply(["wish", 2, 1, "id-b"])
+    assert one.is_awaiting(known, set(), set(), 5 * SECOND + AWAITED_NS - 1)
+    assert not one.is_awaiting(known, set(), set(), 5 * SECOND + AWAITED_NS), "its owner does not hear"
 
 
 def test_a_wish_waits_until_this_host_is_steady_and_nothing_is_on_its_way() -> None:
