@@ -214,6 +214,21 @@ OTHER_DIRECTORY: Final = (
     f"the service keeps its data in {STATE_DIRECTORY}, and {{file}} says {{data_dir}}: set daemon.data_dir to the "
     "former, so that restore, doctor and audit look where the service does"
 )
+HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user")))  # what ProtectHome=yes keeps from the service
+HIDDEN_PYTHON: Final = (
+    "the unit runs {python}, which is {interpreter}: no service sees what lies below {home}, so it would not start. "
+    "Make the environment with another Python, such as /usr/bin/python3, in a directory such as /opt/billing"
+)
+
+
+def hidden_python(python: Path, interpreter: Path) -> str | None:
+    """What is told of a program that the service could not start: the environment's `python`, or the interpreter that
+    it leads to, lies where no service looks. None where both can be started.
+    """
+    for home in HIDDEN:
+        if python.is_relative_to(home) or interpreter.is_relative_to(home):
+            return HIDDEN_PYTHON.format(python=python, interpreter=interpreter, home=home)
+    return None
 
 
 @click.command("install-unit")
@@ -232,6 +247,9 @@ def install_unit(file: Path | None, as_socket: bool) -> None:
     shown = (found or CONFIG_FILE).absolute()
     if config.daemon.data_dir != STATE_DIRECTORY and not as_socket:
         say(OTHER_DIRECTORY.format(file=shown, data_dir=config.daemon.data_dir))
+    python = Path(sys.executable)
+    if not as_socket and (told := hidden_python(python, python.resolve())) is not None:
+        say(told)
     click.echo(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), nl=False)
 
 

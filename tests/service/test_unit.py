@@ -11,7 +11,7 @@ import pytest
 
 from billing.config.load import load
 from billing.config.schema import Config
-from billing.service.unit import service_unit, socket_unit
+from billing.service.unit import hidden_python, service_unit, socket_unit
 
 ANALYZE = shutil.which("systemd-analyze")
 EXPOSURE_MAX = 1.5
@@ -136,3 +136,17 @@ def test_systemd_reads_an_odd_path_as_it_is(tmp_path: Path) -> None:
     told = subprocess.run([ANALYZE, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
     assert "ExecStart" not in told.stderr
     assert "Failed to resolve" not in told.stderr
+
+
+def test_a_python_that_no_service_sees_is_named() -> None:
+    debian, ours = Path("/usr/bin/python3.11"), Path("/opt/billing/bin/python3")
+    assert hidden_python(ours, debian) is None
+    assert hidden_python(ours, Path("/opt/home/python3")) is None
+    for python, interpreter, home in (
+        (ours, Path("/root/.pyenv/versions/3.11.7/bin/python3.11"), "/root"),
+        (Path("/home/me/billing/.venv/bin/python"), debian, "/home"),
+    ):
+        told = hidden_python(python, interpreter)
+        assert told is not None
+        assert f"the unit runs {python}, which is {interpreter}" in told
+        assert f"below {home}," in told
