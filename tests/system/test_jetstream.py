@@ -351,6 +351,12 @@ def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: Nats
     assert billing(daemon, "cluster", "check")[0] == 0
     assert "all streams are there already" in billing(daemon, "cluster", "init")[1]
 
+    servers.limit("J_2", 1 << 30)
+    code, said = billing(daemon, "cluster", "check")
+    assert (code, "J_2: its max_bytes of 1073741824 will be reached" in said) == (0, True), said
+    servers.limit("J_2", -1)
+    assert "max_bytes" not in billing(daemon, "cluster", "check")[1]
+
     other = daemon_on(servers, data_dir / "other", shards__bucket_count=64, cluster__shards=1, cluster__replicas=1)
     code, said = billing(other, "serve")
     assert code == 78

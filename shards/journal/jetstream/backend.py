@@ -153,7 +153,8 @@ class JetStreamBackend:
     def _guard(self) -> Guard:
         settings = self._settings
         shape = Shape(settings["shards"], settings["replicas"], settings["bucket_count"], settings["hash_name"])
-        return Guard(self._connect("check"), self._access().endpoints, shape, self._boot_ns)
+        retain_bytes = settings["retain_bytes"]
+        return Guard(self._connect("check"), self._access().endpoints, shape, self._boot_ns, retain_bytes)
 
     def _access(self) -> Access:
         settings = self._settings

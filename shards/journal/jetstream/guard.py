@@ -13,7 +13,8 @@ All faults are found at once, each with the key or the setting concerned and wha
   their report to its account (`$SYS.REQ.SERVER.PING.JSZ`);
 - `cluster.replicas = 1` only where it is said in so many words.
 
-What a client cannot see is said as a warning: a server that cannot be reached now, and syncing that is not exported.
+A limit of a stream that leaves no room for what is retained is said as a warning: it will be reached, and changes
+refused. What a client cannot see is one, too: a server that cannot be reached now, and syncing that is not exported.
 Nor can it see that nobody but this daemon may publish to `J.>`, `S.>` and `M.>`.
 """
 
@@ -89,12 +90,19 @@ class Guard:
     """Looks at everything over one connection."""
 
     def __init__(
-        self, connection: Connection, endpoints: tuple[Endpoint, ...], shape: Shape, boot_ns: Callable[[], int]
+        self,
+        connection: Connection,
+        endpoints: tuple[Endpoint, ...],
+        shape: Shape,
+        boot_ns: Callable[[], int],
+        retain_bytes: int = 0,
     ) -> None:
+        """`retain_bytes`: of each journal, kept behind the snapshots that replace it."""
         self._connection = connection
         self._endpoints = endpoints
         self._shape = shape
         self._boot_ns = boot_ns
+        self._retain_bytes = retain_bytes
         self._absent_s = ABSENT_S  # of the first stream that is absent: the others are asked for after that time
 
     def check(self) -> tuple[str, list[str]]:
@@ -104,7 +112,7 @@ class Guard:
         identity = ""
         try:
             faults += self._user()
-            identity = self._streams(faults)
+            identity = self._streams(faults, warnings)
             warnings += self._storage(faults)
         except Denied as error:
             faults.append(f"cluster.credentials_file, cluster.servers: {error}")
@@ -227,8 +235,8 @@ class Guard:
                 return None
             raise
 
-    def _streams(self, faults: list[str]) -> str:
-        """The identity that the streams have in common; what is wrong with them is added to `faults`."""
+    def _streams(self, faults: list[str], warnings: list[str]) -> str:
+        """The identity that the streams have in common; what is wrong with them is added to the lists."""
         missing: list[str] = []
         identities: dict[str, list[str]] = {}
         for name in names(self._shape.shards):
@@ -240,6 +248,12 @@ class Guard:
             identity = metadata.get(IDENTITY, "")
             identities.setdefault(identity, []).append(name)
             faults += self._differences(name, config, metadata)
+            limit_bytes = config.get("max_bytes", -1)
+            if name.startswith("J_") and 0 < limit_bytes <= 2 * self._retain_bytes:
+                warnings.append(
+                    f"{name}: its max_bytes of {limit_bytes} will be reached, and changes refused: of the log, "
+                    f"cluster.retain_bytes ({self._retain_bytes}) are kept; make it more than twice of that"
+                )
         if missing:
             faults.append(f"there are no streams {', '.join(missing)}: make them with `billing cluster init`")
         if "" in identities:
