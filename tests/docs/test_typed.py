@@ -136,6 +136,7 @@ print(json.dumps(db.execute("SELECT cursor FROM place").fetchone()[0] == cursor)
 def test_the_feed_by_curl_goes_on_behind_a_cursor(served: Served) -> None:
     with SyncClient(served.daemon.address) as client:
         client.top_up("curling", "5")
+        client.top_up("curling", "1")
         first = client.entries(limit=ALL)
     once, _, events = block("docs/calling.md", "", "$CURSOR").splitlines()
     environment = f"CURSOR={shlex.quote(first[-2].cursor)}; "
