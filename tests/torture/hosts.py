@@ -289,9 +289,12 @@ class Campaign:
         others = [host for host in self.hosts if host not in struck]
         if self._at_once:
             doors = Doors([host.daemon.rpc_port for host in others], self.rng)
-            async with asyncio.timeout(WAIT_S):
-                for user in self._probed:
-                    await doors.call("top_up", user, 1)
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    for user in self._probed:
+                        await doors.call("top_up", user, 1)
+            except TimeoutError:
+                raise AssertionError(f"some shard has no host:\n{self._said()}") from None
             doors.close()
             self.waits.setdefault(fault, []).append(time.monotonic() - since)
             return
