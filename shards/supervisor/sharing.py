@@ -33,6 +33,8 @@ from shards.supervisor.child_process import WorkerState
 from shards.supervisor.placement import Own, Placement, Take, Wish
 from shards.supervisor.registry import HANDOVER_POLL_S, ROOM_RETRY_S, STANDBY_POLL_S, Registry
 
+HAND_OVER_S = 30.0  # so long a worker may take to give its shard to another host
+LET_GO_S = 2.0  # and where another host has the shard already: nothing that it does counts any more
 LISTEN_NS = 5_000_000_000  # so long a new host that hears others waits until it can compare its clock with theirs
 
 log = logging.getLogger("shards.supervisor.sharing")
@@ -63,7 +65,7 @@ class Hands(NamedTuple):
     """What the supervisor does for it."""
 
     start: Callable[[int], None]  # a worker for this shard
-    end: Callable[[WorkerState], Awaitable[None]]  # its worker, in an orderly way; returns once it is gone
+    end: Callable[[WorkerState, float], Awaitable[None]]  # orderly for so many seconds; returns once it is gone
     prepare: Callable[[int], None]  # keeps so many processes ready for the next shards that are taken
     tell: Callable[[], None]  # every worker, where the others are
     spawn: Callable[[Awaitable[None]], None]  # beside
@@ -223,7 +225,7 @@ class Sharing:
         self._hands.spawn(self._until_ended(shard, worker, heir))
 
     async def _until_ended(self, shard: int, worker: WorkerState, heir: str) -> None:
-        await self._hands.end(worker)
+        await self._hands.end(worker, HAND_OVER_S if heir else LET_GO_S)
         number = self._numbers.pop(shard)
         await self._give(shard, number, heir)
         self._ending.discard(shard)

@@ -301,8 +301,8 @@ class Supervisor:
         worker.task = asyncio.get_running_loop().create_task(keep(worker, self._port))
         self._changed.set()
 
-    async def _end_shared(self, worker: WorkerState) -> None:
-        """Ends a worker whose shard another host is to serve."""
+    async def _end_shared(self, worker: WorkerState, patience_s: float) -> None:
+        """Ends a worker whose shard another host is to serve; one that takes longer than that is killed."""
         worker.retired = True
         worker.again.set()
         if worker.wire is not None:
@@ -310,6 +310,9 @@ class Supervisor:
         if worker.state == "recovering":
             terminate(worker)
         if worker.task is not None:
+            _, late = await asyncio.wait({worker.task}, timeout=patience_s)
+            if late and worker.process is not None and worker.pid:
+                worker.process.kill()
             await worker.task
         if worker.direct is not None:
             worker.direct.close()
