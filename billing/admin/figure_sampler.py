@@ -7,9 +7,10 @@ workers no more than one. Quantiles of lateness are exact where every call betwe
 is of a few (`ExactHistogram`); of many they are estimated from the counts between bounds. Counters start at zero with
 each life of a worker; a difference below zero is such a start.
 
-`overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. A worker that
-is down or held is not overdue: that is known, told elsewhere, and not mended by ending the whole daemon. A full disk
-is not either.
+`overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. What begins and
+what ends is logged, each once. A worker that is down or held is not overdue: that is known, told elsewhere, and not
+mended by ending the whole daemon. A full disk is not either. The figures of a worker whose loop does not turn are those
+of before: they are shown and summed no more, and remembered for the difference to those that come when it does.
 
 The sampler reads and remembers; it decides nothing about workers.
 """
@@ -17,6 +18,7 @@ The sampler reads and remembers; it decides nothing about workers.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterable
 from itertools import takewhile
@@ -43,6 +45,8 @@ OVERRUN_PATIENCE_NS: Final = 60_000_000_000
 NONE: Final[dict[str, Any]] = {"bounds": [], "counts": [], "sum": 0}
 
 LOOP, SYNC = "loop", "sync"  # what may stand still
+
+log = logging.getLogger("billing.admin")
 
 
 class Row(NamedTuple):
@@ -104,6 +108,7 @@ class Overdue(NamedTuple):
     shard_id: int
     what: str  # LOOP or SYNC
     text: str  # which shard, and for how long
+    for_ns: int
 
 
 class FigureSampler:
@@ -119,6 +124,8 @@ class FigureSampler:
         self._events_seen: dict[int, tuple[int, int]] = {}  # shard -> (pid, number of its last event)
         self._shut_since_ns = 0
         self.figures: dict[int, dict[str, Any]] = {}
+        self._known: dict[int, dict[str, Any]] = {}  # as `figures`, with the last ones of those that hang
+        self._still: dict[tuple[int, str], int] = {}  # (shard, LOOP or SYNC) -> since when, of what was overdue
         self.fine: deque[Row] = deque(maxlen=FINE_ROWS)
         self.coarse: deque[Row] = deque(maxlen=COARSE_ROWS)
         self.moves: deque[Moved] = deque(maxlen=MOVES_KEPT)
@@ -156,9 +163,11 @@ class FigureSampler:
         """One look at all workers."""
         workers = list(self.supervisor.workers.values())
         await asyncio.gather(*(self._look_at(worker) for worker in workers))
-        for gone in self.figures.keys() - {worker.shard_id for worker in workers}:
-            del self.figures[gone]
-        now_ns, sums = self.clocks.boot_ns(), Sums(self.figures)
+        for gone in self._known.keys() - {worker.shard_id for worker in workers}:
+            del self._known[gone]
+        hang = self._note_overdue()
+        self.figures = {shard_id: {} if shard_id in hang else found for shard_id, found in self._known.items()}
+        now_ns, sums = self.clocks.boot_ns(), Sums(self._known)
         late = known_late(self._before[0], sums)
         self.fine.append(row_between(self._before, (sums, now_ns), self.clocks.wall_ns(), [late]))
         self._before = sums, now_ns
@@ -191,9 +200,30 @@ class FigureSampler:
         figures = await self.supervisor.worker_figures.of(worker)
         if figures and worker.pid == pid:
             self._answered_ns[worker.shard_id] = pid, self.clocks.boot_ns()
-            self.figures[worker.shard_id] = figures
+            self._known[worker.shard_id] = figures
         elif not pid:
-            self.figures[worker.shard_id] = {}
+            self._known[worker.shard_id] = {}
+
+    def _note_overdue(self) -> set[int]:
+        """Logs what began to stand still and what goes on again; the shards whose loop does not turn."""
+        now_ns, overdue = self.clocks.boot_ns(), self.overdue()
+        pids = {worker.shard_id: worker.pid for worker in self.supervisor.workers.values()}
+        still = {(one.shard_id, one.what): one for one in overdue}
+        for shard_id, what in self._still.keys() - still.keys():
+            lasted_s = (now_ns - self._still.pop((shard_id, what))) // 10**9
+            if pids.get(shard_id):
+                which = "its loop turns" if what == LOOP else "its disk takes batches"
+                log.info("shard %d: %s again, after %d s", shard_id, which, lasted_s)
+        for shard_id, what in still.keys() - self._still.keys():
+            since_ns = self._still[shard_id, what] = now_ns - still[shard_id, what].for_ns
+            for_s, pid = (now_ns - since_ns) // 10**9, pids[shard_id]
+            if what == LOOP:
+                log.error(
+                    "shard %d has answered nothing for %d s: the loop of process %d does not turn", shard_id, for_s, pid
+                )
+            else:
+                log.error("shard %d has had a batch at its disk for %d s", shard_id, for_s)
+        return {one.shard_id for one in overdue if one.what == LOOP}
 
     def moved_since(self, number: int) -> list[Moved]:
         """The moves after that one, in order."""
@@ -262,12 +292,12 @@ class FigureSampler:
             still_s = (now_ns - answered_ns) // 10**9
             if now_ns - answered_ns > patience_ns:
                 text = f"shard {worker.shard_id}: its loop has not turned for {still_s} s"
-                found.append(Overdue(worker.shard_id, LOOP, text))
-            figures = self.figures.get(worker.shard_id, {})
+                found.append(Overdue(worker.shard_id, LOOP, text, now_ns - answered_ns))
+            figures = self._known.get(worker.shard_id, {})
             waiting_ns = figures.get("sync_waiting_ns", 0)
             if waiting_ns > SYNC_PATIENCE_NS and not figures.get("no_room"):
                 text = f"shard {worker.shard_id}: the disk has held a batch for {waiting_ns // 10**9} s"
-                found.append(Overdue(worker.shard_id, SYNC, text))
+                found.append(Overdue(worker.shard_id, SYNC, text, waiting_ns))
         return found
 
     def total(self, name: str) -> int:

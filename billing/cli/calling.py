@@ -66,8 +66,8 @@ class CommandRefused(click.ClickException):
 
     exit_code = int(Exit.REFUSED)
 
-    def __init__(self, error: BillingError, target: Target, user: object = None) -> None:
-        super().__init__(words_of(error, target, user))
+    def __init__(self, error: BillingError, target: Target, user: object = None, changes: bool = True) -> None:
+        super().__init__(words_of(error, target, user, changes))
         self._error = error
         self._as_json = target.as_json
 
@@ -97,16 +97,18 @@ class NotAllowed(CommandRefused):
     exit_code = int(Exit.NOT_ALLOWED)
 
 
-def refused(error: BillingError, target: Target, user: object = None) -> CommandRefused:
+def refused(error: BillingError, target: Target, user: object = None, changes: bool = True) -> CommandRefused:
     """What ends a command that `error` ended, with the exit code that belongs to it."""
     if isinstance(error, Unauthenticated | Forbidden):
-        return NotAllowed(error, target, user)
+        return NotAllowed(error, target, user, changes)
     kind = NotReached if isinstance(error, Unavailable) else CommandRefused
-    return kind(error, target, user)
+    return kind(error, target, user, changes)
 
 
-def words_of(error: BillingError, target: Target, user: object = None) -> str:
-    """What a person is told of an error of the daemon, or of one about reaching it."""
+def words_of(error: BillingError, target: Target, user: object = None, changes: bool = True) -> str:
+    """What a person is told of an error of the daemon, or of one about reaching it. `changes`: what was asked for may
+    have had an effect.
+    """
     text = str(error)
     details = error.details
     if error.name == "UNKNOWN_ACCOUNT" and user is not None:
@@ -134,7 +136,8 @@ def words_of(error: BillingError, target: Target, user: object = None) -> str:
                 f"UNAVAILABLE: no daemon answers at {where}: {reason}; "
                 "`billing serve` starts one, --address names another"
             )
-    return printable(text) + (" (it may have been carried out)" if error.applied == "unknown" else "")
+    is_open = changes and error.applied == "unknown"
+    return printable(text) + (" (it may have been carried out)" if is_open else "")
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,7 +258,7 @@ def run(target: Target, work: Callable[[Client], Awaitable[T]], user: object = N
     try:
         return asyncio.run(call())
     except BillingError as error:
-        raise refused(error, target, user) from None
+        raise refused(error, target, user, changes) from None
     except KeyboardInterrupt:
         if not changes:
             raise

@@ -119,7 +119,7 @@ class Outages:
 
 
 def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: int, owed: int) -> str:
-    """Why the call for one account is not over yet, in a sentence. `owed`: accounts with something owed in all."""
+    """Why the call for one account is not over yet, in a sentence. `owed`: accounts of this shard that are owed one."""
     if item.state == PARKED:
         return "The call is held back since the start, and waits for `billing cutoffs release`."
     if item.state == FLYING:
@@ -129,7 +129,7 @@ def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: 
         lasts_s = (now_ns - outage.since_ns) // _SECOND_NS
         return (
             f"{outage.origin} has taken no calls for {lasts_s} s ({outage.error}): it is probed with one user after "
-            f"the other, and calls for {counted(owed, 'user')} wait."
+            f"the other, and calls for {counted(owed, 'user')} of this shard wait."
         )
     if item.failures:
         met = f" ({last_error})" if last_error else ""

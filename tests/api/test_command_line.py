@@ -335,6 +335,8 @@ async def test_no_answer_ends_with_3_and_says_what_is_not_known(house: House) ->
     result = await run(house, "top-up u 1 --timeout 1s")
     assert result.exit_code == 3
     assert result.stderr == "billing: UNAVAILABLE: no answer within 1 s (it may have been carried out)\n"
+    result = await run(house, "account u --timeout 1s")  # which changes nothing
+    assert (result.exit_code, result.stderr) == (3, "billing: UNAVAILABLE: no answer within 1 s\n")
 
 
 @pytest.mark.parametrize(

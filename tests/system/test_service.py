@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -57,6 +58,13 @@ async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(dat
             daemon.kill()
 
 
+def accounts_of(page: str) -> dict[str, float]:
+    """`billing_accounts` by shard."""
+    with urllib.request.urlopen(page, timeout=60) as answer:
+        rows = [line.split() for line in answer.read().decode().splitlines() if line.startswith("billing_accounts{")]
+    return {name: float(value) for name, value in rows}
+
+
 async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_feeds_it(
     data_dir: Path, manager: Manager
 ) -> None:
@@ -64,6 +72,14 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
     try:
         manager.until("READY")
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(40):
+            await rpc.ask("top_up", f"u{number}", 1)
+        rpc.close()
+        page = f"http://127.0.0.1:{daemon.admin_port}/metrics"
+        by_shard = accounts_of(page)
+        while sum(by_shard.values()) != 40:  # the figures are of a second ago
+            by_shard = accounts_of(page)
         worker = daemon.worker_pids()[0]
         os.kill(worker, signal.SIGSTOP)
         deadline = time.monotonic() + 40
@@ -78,12 +94,22 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
             up = [line.split()[-1] for line in answer.read().splitlines() if line.startswith(b"billing_shard_up{")]
         assert up.count(b"0.0") == 1, "the alert of a shard that is not served sees it as well"
+        assert len(left := accounts_of(page).items()) == 1, "what nobody answers for is not shown as if it were known"
+        assert left < by_shard.items()
+        silent = re.search(
+            rf"shard (\d) has answered nothing for \d+ s: the loop of process {worker} ", daemon.log.read_text()
+        )
+        assert silent is not None
         fed = manager.count("WATCHDOG")
         time.sleep(2)
         assert manager.count("WATCHDOG") == fed
         os.kill(worker, signal.SIGCONT)
         manager.until("WATCHDOG", fed + 2)
         assert manager.statuses()[-1].startswith("serving")
+        again = f"shard {silent[1]}: its loop turns again, after "
+        while again not in daemon.log.read_text():
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.1)
     finally:
         daemon.kill()
 

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from billing import __version__
 from billing.admin.alerts import ALERTS, PAGE
-from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, LOOP, FigureSampler, Overrun, quantile_of
+from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, Overrun, quantile_of
 from billing.admin.page import plots, words
 from billing.admin.page.condition import OVERRUNNING, OWED_LATE_NS, Trouble, title, troubles
 from billing.admin.processes import HOST, Usage
@@ -120,8 +120,7 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
     oldest_ns = sampler.top("oldest_owed_ns")
     held = sampler.total("cutoffs_held")
     overrun, growing, connections = sampler.total("overrun_nanos"), sampler.overrun(), sampler.total("connections")
-    stuck = {one.shard_id for one in sampler.overdue() if one.what == LOOP}  # whose figures are those of before
-    answering = sum(bool(figures) for shard_id, figures in sampler.figures.items() if shard_id not in stuck)
+    answering = sum(bool(figures) for figures in sampler.figures.values())
     shards = len(sampler.supervisor.workers)
     known = answering == shards
     partly = words.part_of(answering, shards)

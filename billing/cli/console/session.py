@@ -115,7 +115,8 @@ class _Session:
                 self._say(words_of(error, self._target, asked.params[0] if asked is not None else None))
         except BillingError as error:
             user = asked.params[0] if asked is not None and asked.params else None
-            self._say(words_of(error, self._target, user))
+            changes = asked is None or is_change(asked.name)
+            self._say(words_of(error, self._target, user, changes))
         return False
 
     def _show(self, asked: Asked, reply: Any) -> None:
