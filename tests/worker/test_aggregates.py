@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
-from billing.worker.aggregates import WORK_MAX, Aggregates
+from billing.worker.aggregates import EXTRA_WORK, WORK_MAX, Aggregates
 from tests.ledger.bank import BUCKET, HOUR, Bank
+
+EXTRAS = WORK_MAX // EXTRA_WORK // 2  # in a bucket: a step comes through one, and half of the next
 
 
 def ran_dry(count: int) -> Bank:
@@ -58,18 +60,18 @@ def test_a_rate_at_zero_ends_it_and_what_there_was_stays() -> None:
 
 
 def test_a_step_is_short_however_many_there_are_and_a_round_counts_all() -> None:
-    books = {bucket_id: ran_dry(WORK_MAX // 2).ledger.books[BUCKET] for bucket_id in range(1, 6)}
+    books = {bucket_id: ran_dry(EXTRAS).ledger.books[BUCKET] for bucket_id in range(1, 6)}
     census = Aggregates(books)
     census.step(10**6)
     part = census.figures(10**6)["overrun_accounts"]
-    assert 0 < part < 5 * (WORK_MAX // 2)
+    assert 0 < part < 5 * EXTRAS
     for _ in range(5):
         census.step(10**6)
-    assert census.figures(10**6)["overrun_accounts"] == 5 * (WORK_MAX // 2)
+    assert census.figures(10**6)["overrun_accounts"] == 5 * EXTRAS
     del books[3]
     for _ in range(6):
         census.step(10**6)
-    assert census.figures(10**6)["overrun_accounts"] == 4 * (WORK_MAX // 2)
+    assert census.figures(10**6)["overrun_accounts"] == 4 * EXTRAS
 
 
 def test_nothing_owed_is_told_apart_from_owed_just_now() -> None:
