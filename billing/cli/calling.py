@@ -112,7 +112,7 @@ def words_of(error: BillingError, target: Target, user: object = None, changes: 
     text = str(error)
     details = error.details
     if error.name == "UNKNOWN_ACCOUNT" and user is not None:
-        text = f"{error.name}: there is no account {printable(str(user))}"
+        text = f"{error.name}: there is no account {printable(str(user))}; one that was closed has a `billing history`"
     elif error.name == "INSUFFICIENT_FUNDS" and "available_nanos" in details:
         available, short = coins(details["available_nanos"]), coins(details["shortfall_nanos"])
         text = f"{error.name}: {short} coins are missing; {available} are available"

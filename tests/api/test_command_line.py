@@ -302,6 +302,10 @@ async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house: House) 
     result = await run(house, "debit u 2000")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "billing: INSUFFICIENT_FUNDS: 0.000000007 coins are missing; 1,234 are available\n"
+    house.gate.replies["explain"] = Refused("UNKNOWN_ACCOUNT", "none", {})
+    result = await run(house, "explain shut")
+    said = "billing: UNKNOWN_ACCOUNT: there is no account shut; one that was closed has a `billing history`\n"
+    assert (result.exit_code, result.stderr) == (1, said)
     result = await run(house, "debit u 2000 --json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert json.loads(result.stderr)["shortfall_nanos"] == 7
