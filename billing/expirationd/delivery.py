@@ -355,9 +355,9 @@ class Delivery:
         """
         if not self._running:
             return
+        if self._cutting is None and self.outbox.is_crowded:
+            self._watch()
         if not self._idle and len(self._senders) >= self.settings.concurrency:
-            if self._cutting is None:
-                self._watch()
             return  # all are at work, and each looks for more when it is done
         now_ns = now_ns or self.now_ns()
         wake_ns = self.outbox.next_wake_ns(now_ns)
@@ -380,7 +380,7 @@ class Delivery:
             sender.add_done_callback(self._on_sender_done)
 
     def _watch(self) -> None:
-        """All senders are at work: sees to it that calls that hang do not hold more than their share."""
+        """Few senders are free: sees to it that calls that hang do not hold more than their share."""
         now_ns = self.now_ns()
         cut_ns = self.outbox.next_cut_ns(now_ns)
         if cut_ns >= 0:

@@ -59,8 +59,9 @@ class Health:
     """One endpoint. Instants in nanoseconds, never decreasing from call to call."""
 
     __slots__ = (
-        *("_fresh_after_ns", "_outage_since_ns", "_pace", "_probe_wait_ns", "_resting", "_succeeded_ns", "_suspects"),
+        *("_fresh_after_ns", "_outage_since_ns", "_pace", "_probe_wait_ns", "_resting", "_suspects"),
         *("_timed_out", "_unreachable", "_usual_ns", "patience_ns", "probe_after_ns", "shut", "shut_since_ns"),
+        "succeeded_ns",
     )
 
     def __init__(self, pace: Pace) -> None:
@@ -76,7 +77,7 @@ class Health:
         self._resting: set[Account] = set()  # who was answered 429 or 503 with a Retry-After since the last success
         self._timed_out = 0  # calls begun since the last success, and since the patience grew
         self._unreachable = 0  # connections that failed since the last one that did not
-        self._succeeded_ns = -1  # the last success
+        self.succeeded_ns = -1  # the last success
         self._usual_ns = 0  # what successful calls take, smoothed
 
     def admits_fresh(self, now_ns: int) -> bool:
@@ -106,7 +107,7 @@ class Health:
 
     def success(self, now_ns: int, took_ns: int) -> int:
         """A call had its 2xx. Returns since when the outage lasted that this ends; -1: the endpoint was not shut."""
-        self._succeeded_ns = now_ns
+        self.succeeded_ns = now_ns
         self._usual_ns += (took_ns - self._usual_ns) // 16 if self._usual_ns else took_ns
         if self.patience_ns > self._pace.timeout_ns:
             self.patience_ns = max(self._pace.timeout_ns, min(self.patience_ns, 2 * took_ns))
@@ -137,7 +138,7 @@ class Health:
             self._suspects.add(account)
             if len(self._suspects) >= pace.users_max:
                 self._shut(now_ns)
-        if outcome == TIMED_OUT and begun_ns > self._succeeded_ns and now_ns - begun_ns >= self.patience_ns:
+        if outcome == TIMED_OUT and begun_ns > self.succeeded_ns and now_ns - begun_ns >= self.patience_ns:
             self._timed_out += 1
             if self._timed_out >= SLOW_CALLS:
                 self._timed_out = 0

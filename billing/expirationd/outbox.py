@@ -23,7 +23,8 @@ after a time-out. A call in flight for longer than `slow_ns` *hangs*: four times
 usually take, and never less than `hang_min_ns`. Where all senders are busy, events never attempted wait and more than
 half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these are ended, and retried like
 any call that was not answered in time. The others keep their time, so an endpoint that is slow for everybody shows its
-need.
+need. Nobody has to wait for that where the endpoint serves others: an eighth of the senders is kept free ahead of need,
+by ending calls beyond that half that hang although another one succeeded after they were begun.
 
 **The bound.** Let F be the events never attempted that are older than that of a user, C the concurrency and S the
 largest `slow_ns`, or the time that a connection may take to come about, if that is longer. The user is called within S
@@ -138,6 +139,7 @@ class Outbox:
         self.retries_in_flight = 0
         self._slow_in_flight = 0
         self._half = max(1, pace.concurrency // 2)
+        self._crowd = pace.concurrency - max(1, pace.concurrency // 8)  # in flight, and an eighth is free
         self._slow_max = max(1, pace.concurrency // 4)
         self._items: dict[Account, Item] = {}
         self._called: dict[Item, None] = {}  # items that fly with a request, in the order of `begun_ns`
@@ -350,23 +352,39 @@ class Outbox:
             self._make_ready(item)
 
     def cut(self, now_ns: int) -> list[Item]:
-        """Hanging calls, to be ended now in favour of users who were never called."""
-        if self.in_flight < self.pace.concurrency or self._first_fresh(now_ns) is None:
+        """Hanging calls, to be ended now in favour of users who were never called, or who are to come."""
+        waited_for = self._is_full and self._first_fresh(now_ns) is not None
+        if not (waited_for or self.is_crowded):
             return []
         slow_ns = [lane.slow_ns() for lane in self.lanes]
         hanging = [item for item in self._called if now_ns - item.begun_ns >= slow_ns[item.lane]]
-        return hanging[self._half :]
+        return [item for item in hanging[self._half :] if waited_for or self._is_passed_by(item)]
 
     def next_cut_ns(self, now_ns: int) -> int:
         """When `cut` may name calls, if nothing changes; -1: not as things are."""
-        if self.in_flight < self.pace.concurrency or len(self._called) <= self._half:
-            return -1
-        wanted_ns = [lane.fresh_from_ns() if lane.shut else now_ns for lane in self.lanes if _tidy(lane.fresh)]
-        if not wanted_ns:
+        if not self.is_crowded or len(self._called) <= self._half:
             return -1
         item = next(islice(self._called, self._half, None))
+        wanted_ns = [lane.fresh_from_ns() if lane.shut else now_ns for lane in self.lanes if _tidy(lane.fresh)]
+        if not (wanted_ns and self._is_full):
+            if not self._is_passed_by(item):
+                return -1
+            wanted_ns = [now_ns]
         hangs_ns = item.begun_ns + self.lanes[item.lane].slow_ns()
         return max(now_ns + 1, hangs_ns, min(wanted_ns))
+
+    @property
+    def _is_full(self) -> bool:
+        return self.in_flight >= self.pace.concurrency
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether fewer senders are free than are to be kept for those who are to come."""
+        return self.in_flight > self._crowd
+
+    def _is_passed_by(self, item: Item) -> bool:
+        """Whether a call to the same endpoint has succeeded since this one was begun: it serves others."""
+        return item.begun_ns < self.lanes[item.lane].succeeded_ns
 
     def next_wake_ns(self, now_ns: int) -> int:
         """When `take` may have something: now_ns if at once, -1 if only a report or a result can change that."""

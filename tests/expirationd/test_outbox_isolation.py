@@ -170,6 +170,32 @@ def test_only_calls_that_hang_beyond_half_are_cut_and_only_while_somebody_waits(
     assert lateness_ns(world, b"well", 5 * S) <= 20 * MS
 
 
+def test_an_eighth_of_the_senders_is_kept_free_by_ending_calls_that_hang_while_others_succeed() -> None:
+    """Who is to come finds a free sender: nothing has to be ended first, which takes a while."""
+    world = World(Pace(concurrency=16))
+    world.answer = lambda item: HANG if sick(item) else (OK, MS, -1)
+    for number in range(14):
+        world.owe(b"sick%02d" % number)
+    world.run(5 * S)
+    world.owe(b"well")
+    world.run(6 * S)
+    assert world.cut == [], "two senders of sixteen are free"
+    world.owe(b"sick14")
+    world.run(6 * S + MS)
+    assert [user for _, user in world.cut] == [b"sick%02d" % number for number in range(8, 14)], "the oldest half stays"
+    assert world.outbox.in_flight == 9
+
+
+def test_nothing_is_ended_ahead_of_need_where_no_call_has_succeeded_meanwhile() -> None:
+    """An endpoint that is slow for everybody has its time."""
+    world = World(Pace(concurrency=16))
+    world.answer = lambda item: HANG
+    for number in range(16):
+        world.owe(b"sick%02d" % number)
+    world.run(9 * S)
+    assert world.cut == []
+
+
 def test_calls_that_take_long_and_succeed_are_not_taken_for_hanging_ones() -> None:
     world = World(Pace(concurrency=8, hang_min_ns=500 * MS))
     world.answer = lambda item: (OK, 3 * S, -1)
