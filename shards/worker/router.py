@@ -15,13 +15,15 @@ A request is passed on once, never twice: B does not pass on, it says WRONG, and
 
 **Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent, or only asks, was not applied;
 a command that was sent and not answered is unknown. All such answers leave with A's next batch, like every other reply.
+A shard that is connected and silent, as one whose process is frozen, ends a question to all of them after
+`SURVEY_TIMEOUT_S`, and is named.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from shards.links.hello import LinkRefused
@@ -35,6 +37,7 @@ WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
 REFUSED_DELAY_S = 0.5  # where the peer does not want this link
+SURVEY_TIMEOUT_S = 9.0  # of a question to all shards: a client waits for ten seconds unless it says otherwise
 
 # Opens a wire to a peer. Raises OSError, LinkRefused.
 Dial = Callable[[Callable[[], Wire]], Awaitable[None]]
@@ -64,49 +67,56 @@ class Client(Protocol):
 
 
 class Survey:
-    """A question to all shards: collects their answers, then hands them on."""
+    """A question to all shards: collects their answers, then hands them on. An answer's token is its shard's id."""
 
     mode = 0
 
-    def __init__(self, expected: int, done: Callable[[list[Any] | Unavailable], None]) -> None:
-        self._expected = expected
+    def __init__(self, shard_ids: Iterable[int], done: Callable[[list[Any] | Unavailable], None]) -> None:
+        self._silent = set(shard_ids)
         self._done = done
         self._answers: list[Any] = []
+        self._timer = asyncio.get_running_loop().call_later(SURVEY_TIMEOUT_S, self._on_timeout)
 
-    def answer(self, token: object, reply: object) -> None:
+    def answer(self, token: int, reply: object) -> None:
         """One shard's answer, or that it cannot be asked."""
-        if self._expected <= 0:
-            return
-        if isinstance(reply, Unavailable):
-            self._expected = 0
-            self._done(reply)
-            return
+        if token not in self._silent:
+            return  # it is over, without this one
+        self._silent.remove(token)
         self._answers.append(reply)
-        self._expected -= 1
-        if not self._expected:
-            self._done(self._answers)
+        if isinstance(reply, Unavailable):
+            self._end(reply)
+        elif not self._silent:
+            self._end(self._answers)
 
     def flush(self) -> None:
         """Nothing waits here: the answers count when they come."""
 
-    def refuse(self, token: object, reply: object) -> None:
+    def refuse(self, token: int, reply: object) -> None:
         """This shard cannot answer."""
         self.answer(token, reply)
+
+    def _on_timeout(self) -> None:
+        self._end(Unavailable(min(self._silent), f"it has not answered for {SURVEY_TIMEOUT_S:.0f} s", "no"))
+
+    def _end(self, outcome: list[Any] | Unavailable) -> None:
+        self._silent.clear()
+        self._timer.cancel()
+        self._done(outcome)
 
 
 def ask_all(
     shard: Shard,
-    links: Iterable[PeerLink],
+    links: Mapping[int, PeerLink],
     operation: Any,
     now_ns: int,
     done: Callable[[list[Any] | Unavailable], None],
 ) -> None:
-    """Puts a question to this shard and all others; `done` gets their answers, or why there are none."""
-    links = list(links)
-    survey = Survey(1 + len(links), done)
-    shard.survey(survey, None, operation, now_ns)
-    for link in links:
-        link.ask(survey, None, SURVEY, 0, operation)
+    """Puts a question to this shard and all others, by their ids; `done` gets their answers, or why there are none."""
+    links = dict(links)
+    survey = Survey([shard.shard_id, *links], done)
+    shard.survey(survey, shard.shard_id, operation, now_ns)
+    for shard_id, link in links.items():
+        link.ask(survey, shard_id, SURVEY, 0, operation)
 
 
 class PeerLink:

@@ -271,7 +271,7 @@ class Worker:
             merged = parts if isinstance(parts, Unavailable) else self.application.merge(operation, parts)
             self.reply(caller, token, merged)
 
-        ask_all(self.shard, self.links.values(), operation, self.now_ns(), done)
+        ask_all(self.shard, self.links, operation, self.now_ns(), done)
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 

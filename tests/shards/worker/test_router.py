@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+import pytest
 
 from shards.replies import Unavailable, WrongBucket
 from shards.shard import COMMAND, READ, Shard
+from shards.worker import router
 from shards.worker.backpressure import Backpressure
 from shards.worker.router import receive_frame
 from tests.shards.counters import Counters
@@ -74,3 +78,46 @@ def test_without_room_commands_are_refused_and_questions_answered() -> None:
     backpressure.reason = "the disk is full"
     pass_on(shard, peer, backpressure, add, get)
     assert sorted(peer.answers[1:]) == [(0, Unavailable(SHARD, "the disk is full", "no")), (1, 1)]
+
+
+class Link:
+    """A link to a shard that is connected, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, Any]] = []
+
+    def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
+        self.asked.append((caller, token))
+
+
+async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(router, "SURVEY_TIMEOUT_S", 0.01)
+    links: dict[int, Any] = {2: Link(), 3: Link()}
+    outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    shard, _, _ = scene()
+    router.ask_all(shard, links, ("count",), 0, outcome.set_result)
+    survey, token = links[2].asked[0]
+    survey.answer(token, 5)
+    refusal = await outcome
+    assert (refusal.shard_id, refusal.applied) == (3, "no")
+    survey, token = links[3].asked[0]
+    survey.answer(token, 6)  # too late: the future would raise if it were told once more
+
+
+async def test_a_question_to_all_shards_is_answered_by_each_of_them_once() -> None:
+    outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    survey = router.Survey([1, 2], outcome.set_result)
+    for token, reply in ((1, "a"), (1, "again"), (2, "b")):
+        survey.answer(token, reply)
+    assert await outcome == ["a", "b"]
+
+
+async def test_a_question_to_all_shards_ends_with_the_first_that_cannot_be_asked() -> None:
+    outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    survey = router.Survey([1, 2, 3], outcome.set_result)
+    survey.answer(1, "a")
+    survey.refuse(2, Unavailable(2, "its worker is not up", "no"))
+    survey.answer(3, "c")
+    assert await outcome == Unavailable(2, "its worker is not up", "no")
