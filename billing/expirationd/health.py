@@ -2,7 +2,8 @@
 
 **Shut.** The state of an endpoint comes from evidence over different users. It is shut when connections fail twice
 without a success between, or when `users_max` different users had the first failure of an event without a success
-between. (The repeated failure of a user is no news about the endpoint.) While shut, an endpoint is probed: it takes a
+between. (The repeated failure of a user is no news about the endpoint, nor is that of a call begun before the last
+success.) While shut, an endpoint is probed: it takes a
 retry each `probe_ns`, after a few in quicker succession; events never attempted go out at once, up to `FRESH_BURST`,
 then one each `fresh_probe_ns`. Where connections fail, who is called makes no difference, and one item each `probe_ns`
 goes out. The first success opens it.
@@ -126,6 +127,8 @@ class Health:
     ) -> None:
         """A call was no success. `first`: of its event."""
         pace = self._pace
+        if outcome != UNREACHABLE and begun_ns < self.succeeded_ns:
+            return  # the endpoint served another one meanwhile
         if self._outage_since_ns < 0:
             self._outage_since_ns = now_ns
         if outcome == UNREACHABLE:

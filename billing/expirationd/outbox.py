@@ -23,8 +23,8 @@ after a time-out. A call in flight for longer than `slow_ns` *hangs*: four times
 usually take, and never less than `hang_min_ns`. Where all senders are busy, events never attempted wait and more than
 half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these are ended, and retried like
 any call that was not answered in time. The others keep their time, so an endpoint that is slow for everybody shows its
-need. Nobody has to wait for that where the endpoint serves others: an eighth of the senders is kept free ahead of need,
-by ending calls beyond that half that hang although another one succeeded after they were begun.
+need. Nobody has to wait for that where the endpoint serves others: an eighth of the senders is kept free of retries,
+and calls beyond that half that hang are ended ahead of need, if another one succeeded after they were begun.
 
 **The bound.** Let F be the events never attempted that are older than that of a user, C the concurrency and S the
 largest `slow_ns`, or the time that a connection may take to come about, if that is longer. The user is called within S
@@ -139,7 +139,7 @@ class Outbox:
         self.retries_in_flight = 0
         self._slow_in_flight = 0
         self._half = max(1, pace.concurrency // 2)
-        self._crowd = pace.concurrency - max(1, pace.concurrency // 8)  # in flight, and an eighth is free
+        self._crowd = pace.concurrency - pace.concurrency // 8  # in flight, and an eighth is free
         self._slow_max = max(1, pace.concurrency // 4)
         self._items: dict[Account, Item] = {}
         self._called: dict[Item, None] = {}  # items that fly with a request, in the order of `begun_ns`
@@ -256,7 +256,8 @@ class Outbox:
             return None
         self._move_released()
         fresh = self._first_fresh(now_ns)
-        queue = self._first_retry(now_ns) if fresh is None or self._turn >= RETRY_TURN - 1 else None
+        is_retrys = self._turn >= RETRY_TURN - 1 if fresh is not None else not self.is_crowded
+        queue = self._first_retry(now_ns) if is_retrys else None
         if queue is not None:
             item = heappop(queue)[2]
             item.share = _SLOW_RETRIES if item.slow else _RETRIES
@@ -380,7 +381,7 @@ class Outbox:
     @property
     def is_crowded(self) -> bool:
         """Whether fewer senders are free than are to be kept for those who are to come."""
-        return self.in_flight > self._crowd
+        return self.in_flight >= self._crowd
 
     def _is_passed_by(self, item: Item) -> bool:
         """Whether a call to the same endpoint has succeeded since this one was begun: it serves others."""
@@ -396,8 +397,9 @@ class Outbox:
         for lane in self.lanes:
             if _tidy(lane.fresh):
                 wakes_ns.append(lane.fresh_from_ns() if lane.shut else now_ns)
-            for queue in self._open_queues(lane):
-                wakes_ns.append(max(queue[0][0], lane.probe_after_ns if lane.shut else now_ns))
+            if not self.is_crowded:
+                for queue in self._open_queues(lane):
+                    wakes_ns.append(max(queue[0][0], lane.probe_after_ns if lane.shut else now_ns))
         return max(now_ns, min(wakes_ns)) if wakes_ns else -1
 
     # -- what goes next ---------------------------------------------------------------------------------------------

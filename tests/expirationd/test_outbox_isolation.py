@@ -174,16 +174,34 @@ def test_an_eighth_of_the_senders_is_kept_free_by_ending_calls_that_hang_while_o
     """Who is to come finds a free sender: nothing has to be ended first, which takes a while."""
     world = World(Pace(concurrency=16))
     world.answer = lambda item: HANG if sick(item) else (OK, MS, -1)
-    for number in range(14):
+    for number in range(13):
         world.owe(b"sick%02d" % number)
     world.run(5 * S)
     world.owe(b"well")
     world.run(6 * S)
-    assert world.cut == [], "two senders of sixteen are free"
-    world.owe(b"sick14")
+    assert world.cut == [], "three senders of sixteen are free"
+    world.owe(b"sick13")
     world.run(6 * S + MS)
-    assert [user for _, user in world.cut] == [b"sick%02d" % number for number in range(8, 14)], "the oldest half stays"
+    assert [user for _, user in world.cut] == [b"sick%02d" % number for number in range(8, 13)], "the oldest half stays"
     assert world.outbox.in_flight == 9
+    assert not world.outbox.lanes[0].shut, "it serves others"
+
+
+def test_retries_leave_an_eighth_of_the_senders_to_those_who_are_to_come() -> None:
+    world = World(Pace(concurrency=16, jitter=0.0, users_max=1000))
+    world.answer = lambda item: HANG if item.waits or item.user_id.startswith(b"hang") else (FAILED, MS, -1)
+    for number in range(8):
+        world.owe(b"hang%02d" % number)
+    for number in range(40):
+        world.owe(b"sick%02d" % number)
+    world.run(100 * MS)  # the sick have failed once, and eight senders are free
+    assert world.outbox.in_flight == 8
+    world.run(300 * MS)  # they are due again
+    assert world.outbox.in_flight == 14
+    since_ns = world.now_ns
+    world.owe(b"well")
+    world.run(since_ns)
+    assert lateness_ns(world, b"well", since_ns) == 0
 
 
 def test_nothing_is_ended_ahead_of_need_where_no_call_has_succeeded_meanwhile() -> None:
