@@ -72,12 +72,13 @@ class Survey:
     mode = 0
 
     def __init__(self, shard_ids: Iterable[int], done: Callable[[list[Any] | Unavailable], None]) -> None:
-        self._silent = set(shard_ids)
+        self._shard_ids = list(shard_ids)
+        self._silent: set[object] = set(self._shard_ids)
         self._done = done
         self._answers: list[Any] = []
         self._timer = asyncio.get_running_loop().call_later(SURVEY_TIMEOUT_S, self._on_timeout)
 
-    def answer(self, token: int, reply: object) -> None:
+    def answer(self, token: object, reply: object) -> None:
         """One shard's answer, or that it cannot be asked."""
         if token not in self._silent:
             return  # it is over, without this one
@@ -91,12 +92,13 @@ class Survey:
     def flush(self) -> None:
         """Nothing waits here: the answers count when they come."""
 
-    def refuse(self, token: int, reply: object) -> None:
+    def refuse(self, token: object, reply: object) -> None:
         """This shard cannot answer."""
         self.answer(token, reply)
 
     def _on_timeout(self) -> None:
-        self._end(Unavailable(min(self._silent), f"it has not answered for {SURVEY_TIMEOUT_S:.0f} s", "no"))
+        silent = next(one for one in self._shard_ids if one in self._silent)
+        self._end(Unavailable(silent, f"it has not answered for {SURVEY_TIMEOUT_S:.0f} s", "no"))
 
     def _end(self, outcome: list[Any] | Unavailable) -> None:
         self._silent.clear()

@@ -339,7 +339,7 @@ FAULTS = [
     Faulty(
         "calls-that-hang-hold-everything",
         "billing/expirationd/outbox.py",
-        "        return hanging[self._half :]\n",
+        "        return [item for item in hanging[self._half :] if waited_for or self._is_passed_by(item)]\n",
         "        return []\n",
     ),
 ]
