@@ -17,15 +17,15 @@ from tests.conftest import REPOSITORY
 from tests.fuzz.run import Steps, bases_of, run
 from tests.fuzz.targets import TARGETS, corpus, take_frames, take_request, take_segment, take_wire
 
-# About two seconds each, on one core of 2026; counted, so that every run is the same.
+# Some seconds each, on one core of 2026; counted, so that every run is the same.
 COUNTS = {
-    "frames": 5_000,
-    "requests": 36_000,
-    "json": 12_000,
-    "iproto": 5_000,
-    "wires": 36_000,
-    "journal": 4_000,
-    "snapshot": 8_000,
+    "frames": 2_000,
+    "requests": 12_000,
+    "json": 4_000,
+    "iproto": 2_000,
+    "wires": 12_000,
+    "journal": 1_500,
+    "snapshot": 3_000,
     "config": 500,
 }
 

@@ -1,13 +1,13 @@
-"""Moves under kills, in short; `python -m tests.torture.moves` is the long form."""
+"""Moves under kills, each of the three struck once; `python -m tests.torture.moves` is the long form."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tests.torture.cycles import struck_daemon
-from tests.torture.moves import kills, rebalancing
+from tests.torture.moves import TARGETS, kills, rebalancing
 
-CYCLES = 6
+CYCLES = len(TARGETS)
 
 
 async def test_source_target_or_supervisor_dies_while_buckets_move(data_dir: Path) -> None:
@@ -17,6 +17,7 @@ async def test_source_target_or_supervisor_dies_while_buckets_move(data_dir: Pat
     finally:
         if daemon.process is not None:
             daemon.kill()
+    assert all(counts[target] == 1 for target in TARGETS)
     assert counts["moved"] > 0
 
 
