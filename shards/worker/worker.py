@@ -288,6 +288,8 @@ class Worker:
         try:
             if not self.halted:
                 self._turn()
+            else:
+                self._flush_links()  # what others own is theirs to answer
         except BaseException as error:
             self.fail(error)
             raise
@@ -297,8 +299,7 @@ class Worker:
         self._now_ns = 0
         if shard.later:
             self._answer_later()
-        for link in self.links.values():
-            link.flush()
+        self._flush_links()
         due_ns = shard.next_due_ns()
         if 0 <= due_ns <= self.now_ns() and not self._stopping and shard.tick(self._now_ns, TICK_ENTRIES_MAX):
             self._schedule()
@@ -331,6 +332,10 @@ class Worker:
                 self._idle.set()
         self._now_ns = 0
         self._rearm()
+
+    def _flush_links(self) -> None:
+        for link in self.links.values():
+            link.flush()
 
     def _rides(self) -> bool:
         """Whether nobody awaits what was recorded, so that it may wait for the next batch a little longer."""

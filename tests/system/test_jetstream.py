@@ -251,6 +251,30 @@ async def test_a_full_stream_refuses_commands_and_answers_reads_until_there_is_r
     assert daemon.stop() == 0
 
 
+@pytest.mark.parametrize("room_bytes", [3000, -3000], ids=["to what is nearly reached", "below what there is"])
+async def test_a_limit_that_is_lowered_while_it_serves_is_answered_at_once_and_passes_when_it_is_raised(
+    servers: NatsCluster, daemon: Daemon, room_bytes: int
+) -> None:
+    """Nobody waits for the limit to be raised: what is not answered with a result is answered that it was not applied.
+    (For how long reads go on depends on how many grants of time find room.)
+    """
+    daemon.start()
+    caller = Caller(daemon.rpc_port)
+    for _ in range(4):
+        await caller.round()
+    for shard in range(1, SHARDS + 1):
+        size = servers.ask(f"STREAM.INFO.J_{shard}")["state"]["bytes"]
+        servers.limit(f"J_{shard}", size + room_bytes)
+    refusals = await asyncio.gather(*(fill(daemon.rpc_port, user) for user in FILLERS))
+    assert {refusal["applied"] for refusal in refusals} == {"no"}, refusals
+    assert (await fill(daemon.rpc_port, FILLERS[0]))["applied"] == "no"
+    for shard in range(1, SHARDS + 1):
+        servers.limit(f"J_{shard}", -1)
+    await caller.round()
+    await caller.check()
+    assert daemon.stop() == 0
+
+
 async def test_cutoffs_go_on_while_a_stream_is_full_and_nothing_of_them_is_lost(
     servers: NatsCluster, data_dir: Path
 ) -> None:

@@ -130,6 +130,8 @@ class CountersApplication:
 class Caller:
     """What a connection is to the worker: it notes replies, and when it was let go of them."""
 
+    mode = 0
+
     def __init__(self) -> None:
         self.staged: list[tuple[Any, Any]] = []
         self.heard: list[tuple[Any, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +12,10 @@ import pytest
 from shards.journal import Full, backends
 from shards.journal import Unavailable as NotWritten
 from shards.replies import Unavailable
+from shards.shard import COMMAND
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from tests.shards.journal.memory import GRANT_NS, MemoryServer
-from tests.shards.worker.hosted import Caller, WorkerScene
+from tests.shards.worker.hosted import SHARD, Caller, WorkerScene
 
 KIND = "memory of this test"
 
@@ -150,3 +152,32 @@ async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begin
     following.ask(caller, "after", 1, ("add", "x", 1))
     await following.until(lambda: ("after", 6) in caller.heard)
     await following.stop()
+
+
+async def test_what_others_own_is_passed_on_also_while_the_worker_waits_to_begin_anew(
+    server: MemoryServer, data_dir: Path
+) -> None:
+    scene, caller, memory = scene_on(data_dir, Pausing()), Caller(), server.memory
+    passed_on = asyncio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1):
+            passed_on.set()
+        writer.close()
+
+    other = await asyncio.start_unix_server(peer, f"{data_dir}/other")
+    await scene.start()
+    link_of = scene.worker.links
+    scene.worker.open_links({SHARD + 1: f"{data_dir}/other"}, {}, None)
+    await scene.until(lambda: link_of[SHARD + 1].is_open)
+    memory.capacity_bytes = 0
+    scene.ask(caller, "lost", 1, ("add", "x", 7))
+    await scene.until(lambda: len(caller.refused) == 1)
+    assert scene.worker.halted
+    link_of[SHARD + 1].ask(caller, "elsewhere", COMMAND, 1, ("add", "x", 1))
+    scene.worker.wake()
+    async with asyncio.timeout(60):
+        await passed_on.wait()
+    scene.abandon()
+    link_of[SHARD + 1].close()
+    other.close()
