@@ -42,6 +42,8 @@ class Root(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:2] == ["history", "rebuild"]:  # a user of that name is asked for by `history -- rebuild`
+            args = args[1:]
         if args and args[0] not in MODULE_OF and args[0] not in self.commands:
             words = words_of(args[0])
             if words[0] in MODULE_OF or words[0] in self.commands:

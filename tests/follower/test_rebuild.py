@@ -9,6 +9,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from billing.backup.rebuild import rebuild
+from billing.cli.main import root
 from tests.doctor.story import USER
 from tests.doctor.yard import COIN, Yard
 
@@ -33,6 +34,19 @@ def test_a_history_that_is_gone_is_made_again_of_the_journal(data_dir: Path, tmp
     report = yard.examine()
     assert report.findings == []
     assert report.counts["history"]["rows compared"] == 29
+
+
+def test_it_is_a_command_of_history_too_and_a_user_of_that_name_can_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
+    yard = Yard(data_dir, shards=1, history=True)
+    yard.pay(USER, COIN)
+    yard.close()
+    config = tmp_path / "config.toml"
+    config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
+    made = CliRunner().invoke(root, ["history", "rebuild", "--shard", "1", "--config", str(config)])
+    assert made.exit_code == 0, made.output
+    assert "shard-1: history: whole up to batch" in made.output
+    asked = CliRunner().invoke(root, ["history", "--address", "127.0.0.1:1", "--", "rebuild"])
+    assert asked.exit_code == 3, "nobody listens there, who could be asked"
 
 
 def test_a_history_ahead_of_its_journal_is_cut_back_only_with_the_word_for_it(data_dir: Path, tmp_path: Path) -> None:
