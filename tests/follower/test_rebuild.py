@@ -36,7 +36,7 @@ def test_a_history_that_is_gone_is_made_again_of_the_journal(data_dir: Path, tmp
     assert report.counts["history"]["rows compared"] == 29
 
 
-def test_it_is_a_command_of_history_too_and_a_user_of_that_name_can_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
+def test_it_is_a_command_of_history_too_but_for_a_user_of_that_name(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir, shards=1, history=True)
     yard.pay(USER, COIN)
     yard.close()
