@@ -21,6 +21,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from billing.expirationd.endpoint import Verdict
@@ -219,7 +220,7 @@ class Followers:
             head = self.world.auditor.head(f"shard-{shard}")
             if store.durable < head:
                 raise Violation(f"shard {shard} goes at batch {head}, its {kind} is proved up to {store.durable}")
-            if isinstance(store, Store) and (owed := store.owed()):
+            if isinstance(store, Store) and (owed := _owed_in(store)):
                 raise Violation(f"shard {shard} goes, and its notices have {owed} to tell or to hand over")
 
     def _on_power(self) -> None:
@@ -229,6 +230,15 @@ class Followers:
     def close(self) -> None:
         """Leaves nothing behind."""
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def _owed_in(store: Store) -> int:
+    """How many notices a file owes, also while the process that had it open is about to end in order."""
+    try:
+        return store.owed()
+    except sqlite3.ProgrammingError:  # it has closed the file
+        with closing(sqlite3.connect(f"file:{store.path}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT count(*) FROM owed").fetchone()[0])
 
 
 class Strikes:

@@ -235,6 +235,9 @@ class FileJournal:
             chain = self._live.put(self._chain, position, 0, self._durable, self._last_time_ns, payload, sync)
         except OSError as error:
             raise self._end("writing a batch", error, position) from error
+        except BaseException:
+            self._break_off()
+            raise
         self._head, self._chain = position, chain
         self._recent.append((position, chain))
         if sync:
@@ -252,6 +255,9 @@ class FileJournal:
                 self._live.put(self._chain, head, BARRIER, head, self._last_time_ns, b"", True)
             except OSError as error:
                 raise self._end("writing a barrier", error, head) from error
+            except BaseException:
+                self._break_off()
+                raise
         self._make_room()
 
     def _sync_live(self) -> None:
@@ -426,6 +432,10 @@ class FileJournal:
         if error.errno in FORBIDDEN:
             return Unfit(f"{doing} is not possible: {error.strerror}", file=error.filename or self._directory)
         return self._end(doing, error)
+
+    def _break_off(self) -> None:
+        """How much of a record is in the file is not known: nothing is to follow it, and no stop is a clean one."""
+        self._ended = JournalError("a record was broken off", file=self._directory)
 
     def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:
         """The disk failed: from now on every call says so."""

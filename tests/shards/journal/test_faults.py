@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shards.journal import Unavailable, Unfit, Unknown
+from shards.journal import JournalError, Unavailable, Unfit, Unknown
 from shards.journal.file.journal import FileJournal
 from tests.shards.journal.contract import content
 from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
@@ -248,6 +248,29 @@ def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(
             assert call > 20
             return
     raise AssertionError("no recovery ever came to its end")
+
+
+@pytest.mark.parametrize("call", [lambda journal: journal.append(b"second"), lambda journal: journal.idle_barrier()])
+def test_a_record_that_is_broken_off_by_no_error_of_the_disk_is_followed_by_nothing_and_no_stop_is_clean(
+    call: Callable[[FileJournal], object],
+) -> None:
+    """The log may end otherwise than the journal knows: a stop that called itself clean would be damage at the start."""
+    rig = Rig()
+    journal = rig.opened()
+    journal.append(b"first")
+
+    def out_of_memory(path: str, node: object) -> None:
+        raise MemoryError
+
+    looking, rig.disk.on_sync = rig.disk.on_sync, out_of_memory
+    with pytest.raises(MemoryError):
+        call(journal)
+    rig.disk.on_sync = looking
+    with pytest.raises(JournalError, match="broken off"):
+        journal.append(b"third")
+    journal.close()
+    again = rig.opened()
+    assert [payload for _, payload in again.replay(1)] in ([b"first"], [b"first", b"second"])
 
 
 def test_the_scenes_are_what_they_say() -> None:
