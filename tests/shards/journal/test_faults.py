@@ -251,10 +251,10 @@ def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(
 
 
 @pytest.mark.parametrize("call", [lambda journal: journal.append(b"second"), lambda journal: journal.idle_barrier()])
-def test_a_record_that_is_broken_off_by_no_error_of_the_disk_is_followed_by_nothing_and_no_stop_is_clean(
+def test_a_record_that_was_broken_off_is_followed_by_nothing_and_no_stop_is_clean(
     call: Callable[[FileJournal], object],
 ) -> None:
-    """The log may end otherwise than the journal knows: a stop that called itself clean would be damage at the start."""
+    """The log may end otherwise than the journal knows; the next start would hold a clean stop for damage."""
     rig = Rig()
     journal = rig.opened()
     journal.append(b"first")
