@@ -208,6 +208,15 @@ class Placement:
                     return f"{self.node} serves, another host of this name: give each host a cluster.node of its own"
         return ""
 
+    def why_to_go(self, shares: Shares) -> str:
+        """Why this host takes part no more: one of its name has joined, which could not know that this one was alive,
+        since it served nothing. Empty where it goes on.
+        """
+        names = {member.node for member in shares.members.values()}
+        if self.host_id in shares.members or self.node not in names:
+            return ""
+        return f"{self.node} has joined, another host of this name: give each host a cluster.node of its own"
+
     def passed_ns(self, shard: int, sign: LastSign, now_ns: int) -> int:
         """A billing instant that has surely passed by the clock of the shard's owner, if its clock goes as this one's.
         now_ns: boot clock.

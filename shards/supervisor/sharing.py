@@ -31,7 +31,7 @@ from shards.journal import Fenced, JournalError, LastSign
 from shards.links.far import Far
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.placement import Own, Placement, Take, Wish
-from shards.supervisor.registry import HANDOVER_POLL_S, ROOM_RETRY_S, STANDBY_POLL_S, Registry
+from shards.supervisor.registry import HANDOVER_POLL_S, ROOM_RETRY_S, STANDBY_POLL_S, Conflict, Registry
 
 HAND_OVER_S = 30.0  # so long a worker may take to give its shard to another host
 LET_GO_S = 2.0  # and where another host has the shard already: nothing that it does counts any more
@@ -132,7 +132,9 @@ class Sharing:
     # -- the life -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Looks and does until it is stopped. Raises Fenced where one host serves everything now."""
+        """Looks and does until it is stopped. Raises Fenced where one host serves everything now, and Conflict where
+        another one has its name.
+        """
         told = ""
         while not self._stopping:
             try:
@@ -152,6 +154,8 @@ class Sharing:
         registry, placement = self._registry, self._placement
         looked_ns = self._boot_ns()
         await registry.catch_up()
+        if why := placement.why_to_go(registry.shares):
+            raise Conflict(why)
         signs = await registry.signs()
         now_ns = self._boot_ns()
         placement.hear(registry.shares, signs, now_ns)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from shards.exits import Exit
 from shards.journal import LastSign
 from shards.supervisor.placement import (
     AWAITED_NS,
@@ -19,6 +22,9 @@ from shards.supervisor.placement import (
     Take,
     Wish,
 )
+from shards.supervisor.registry import Conflict
+from shards.supervisor.sharing import Sharing
+from shards.worker.recover import exit_code_of
 
 GRANT_NS = 2_000_000_000
 SECOND = 1_000_000_000
@@ -192,6 +198,23 @@ def test_another_living_host_of_the_same_name_is_named_and_one_that_is_gone_is_r
     assert newcomer.why_not_join(known) == ""
     known.apply(["host", "id-new", "a", 4])
     assert [member.node for member in known.members.values()].count("a") == 1
+
+
+async def test_a_host_that_served_nothing_ends_when_another_one_of_its_name_has_joined() -> None:
+    """The newcomer heard nothing of it. Two of one name would be drained, counted and named as one."""
+
+    async def nothing() -> None:
+        pass
+
+    known, first = shares(s1=B), placement(A)
+    assert first.why_to_go(known) == ""
+    known.apply(["host", "id-new", "a", 4])
+    assert placement(B).why_to_go(known) == ""
+    registry = SimpleNamespace(placement=first, shares=known, catch_up=nothing)
+    sharing = Sharing(cast("Any", registry), {}, cast("Any", None), lambda: 0)
+    with pytest.raises(Conflict, match="a has joined, another host of this name"):
+        await sharing.run()
+    assert exit_code_of(Conflict(""), None) == Exit.CONFIG
 
 
 @pytest.mark.parametrize("seed", range(6))
