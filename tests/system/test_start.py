@@ -37,18 +37,23 @@ def test_a_door_that_is_not_wanted_is_left_out(data_dir: Path, key: str) -> None
     path = data_dir / "rpc.sock"
     daemon = Daemon(data_dir, **{key: "", "rpc.unix_socket": str(path), "shards.workers": 1})
     daemon.process = daemon.launch()
-    ping = [sys.executable, "-m", "billing", "ping", "--address", str(path)]
+    ping = [sys.executable, "-m", "billing", "ping", "--address", f"unix:{path}"]
     deadline = time.monotonic() + 120
-    while subprocess.run(ping, capture_output=True, check=False).returncode and time.monotonic() < deadline:
-        assert daemon.process.poll() is None, daemon.log.read_text()
-    assert daemon.stop() == 0
+    try:
+        while (done := subprocess.run(ping, capture_output=True, text=True, check=False)).returncode:
+            assert daemon.process.poll() is None, daemon.log.read_text()
+            assert time.monotonic() < deadline, done.stderr
+        assert daemon.stop() == 0
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
     assert "Traceback" not in daemon.log.read_text()
 
 
 async def test_a_second_daemon_on_the_same_data_directory_is_refused(data_dir: Path) -> None:
-    with Daemon(data_dir) as first:
+    with Daemon(data_dir, shards__workers=1) as first:
         rpc = await Rpc.connect(first.rpc_port)
-        other = Daemon(data_dir)  # ports of its own, the same directory
+        other = Daemon(data_dir, shards__workers=1)  # ports of its own, the same directory
         code, text = serve(other.config)
         assert code == 78
         assert "another daemon" in text
