@@ -66,7 +66,7 @@ async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> N
 
 
 def test_a_program_without_a_loop_calls_from_any_thread(tmp_path: Path) -> None:
-    with Daemon(tmp_path) as daemon, SyncClient(daemon.address) as client:
+    with Daemon(tmp_path, shards__workers=1) as daemon, SyncClient(daemon.address) as client:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda number: client.top_up("u", "0.5", request_id=f"r{number}"), range(64)))
         account = client.get_account("u")

@@ -28,7 +28,7 @@ async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
     for one in (secret, tokens):
         one.chmod(0o600)
     settings = {"rpc.tokens_file": str(tokens), "cutoff.secret_file": str(secret), "log.level": "debug"}
-    with Daemon(data_dir, **settings) as daemon:
+    with Daemon(data_dir, shards__workers=1, **settings) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("hello", {"token": TOKEN})
         for number in range(50):
@@ -46,7 +46,7 @@ async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
 
 
 async def test_a_worker_that_is_killed_is_one_event_with_advice(data_dir: Path) -> None:
-    with Daemon(data_dir) as daemon:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         daemon.kill(daemon.worker_pids()[0])
         logged(daemon, "ended with -9")
         daemon.wait_ready()

@@ -48,7 +48,7 @@ async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_on
     await receiver.start()
     settings = {"notify__url": f"{receiver.url}/told", "cutoff__secret_file": str(secret)}
     try:
-        with Daemon(data_dir, cutoff__url=f"{receiver.url}/off", **settings) as daemon:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=f"{receiver.url}/off", **settings) as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("top_up", "u", 10 * COIN)
             await rpc.ask("set_thresholds", "u", [{"amount": 5 * COIN}])
@@ -127,7 +127,7 @@ def is_behind(pid: int, other: int) -> bool:
 async def test_notices_are_always_behind_cutoffs(data_dir: Path) -> None:
     """However many are owed to an endpoint that never answers, every cutoff arrives; and cores go to others first."""
     async with receiving() as cutoffs, receiving(fault=Fault("hang")) as told:
-        with Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"{told.url}/told") as daemon:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"{told.url}/told") as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             users = [f"user_{number}" for number in range(200)]
             await asyncio.gather(*(rpc.ask("top_up", user, COIN) for user in users))
@@ -169,17 +169,21 @@ async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir
 async def test_without_a_url_what_was_still_to_be_told_is_given_up(data_dir: Path) -> None:
     port = free_port()
     async with receiving() as cutoffs:
-        daemon = Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told")
+        daemon = Daemon(
+            data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told"
+        )
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("top_up", "early", COIN)
-        silent = Daemon(data_dir, cutoff__url=cutoffs.url)
+        silent = Daemon(data_dir, shards__workers=1, cutoff__url=cutoffs.url)
         with silent:
             rpc = await Rpc.connect(silent.rpc_port)
             await rpc.ask("top_up", "silent", COIN)
             assert "given up" in silent.log.read_text()
         async with receiving(port) as receiver:
-            with Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"{receiver.url}/told") as daemon:
+            with Daemon(
+                data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"{receiver.url}/told"
+            ) as daemon:
                 rpc = await Rpc.connect(daemon.rpc_port)
                 await rpc.ask("top_up", "late", COIN)
                 await until(lambda: bool(receiver.calls))

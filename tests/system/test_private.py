@@ -64,7 +64,12 @@ async def test_no_secret_stands_in_arguments_environment_or_log_of_any_process(d
 
 
 async def test_all_that_is_kept_is_for_this_user_alone_whatever_the_umask(data_dir: Path) -> None:
-    daemon = Daemon(data_dir, rpc__unix_socket=str(data_dir / "rpc.sock"), notify__url="http://127.0.0.1:9/notices")
+    daemon = Daemon(
+        data_dir,
+        shards__workers=1,
+        rpc__unix_socket=str(data_dir / "rpc.sock"),
+        notify__url="http://127.0.0.1:9/notices",
+    )
     daemon.prefix = ["sh", "-c", 'umask 000; exec "$@"', "sh"]
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -90,7 +95,7 @@ async def test_all_that_is_kept_is_for_this_user_alone_whatever_the_umask(data_d
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_user_on_the_unix_socket_has_to_sign_in(data_dir: Path) -> None:
     path = data_dir / "rpc.sock"
-    with Daemon(data_dir, rpc__unix_socket=str(path), rpc__tokens_file=tokens(data_dir)):
+    with Daemon(data_dir, shards__workers=1, rpc__unix_socket=str(path), rpc__tokens_file=tokens(data_dir)):
         data_dir.chmod(0o711)
         path.chmod(0o666)  # as if the group let somebody in
 
@@ -134,7 +139,7 @@ def test_without_assertions_it_does_not_start(data_dir: Path, how: list[str]) ->
 async def test_started_isolated_all_its_processes_are(data_dir: Path) -> None:
     """With -I neither the working directory nor the environment decides which code runs."""
     (data_dir / "msgspec.py").write_text("raise SystemExit('code from the working directory')\n")
-    daemon = Daemon(data_dir)
+    daemon = Daemon(data_dir, shards__workers=1)
     daemon.prefix = ["env", f"PYTHONPATH={data_dir}", "sh", "-c", 'python="$1"; shift; exec "$python" -I "$@"', "sh"]
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)

@@ -93,7 +93,7 @@ async def test_cutoffs_go_to_the_new_url(data_dir: Path) -> None:
     receiver = Receiver("127.0.0.1", port)
     await receiver.start()
     try:
-        with Daemon(data_dir, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("top_up", "u", 100)
             due = (await rpc.ask("set_rate", "u", 10_000))["exhausts_at_ns"]

@@ -194,7 +194,7 @@ def _mdwe_is_there() -> bool:
 
 @pytest.mark.skipif(not _mdwe_is_there(), reason="this kernel has no PR_SET_MDWE (Linux 6.3)")
 async def test_it_runs_where_memory_is_never_both_written_and_executed(data_dir: Path) -> None:
-    daemon = Daemon(data_dir)
+    daemon = Daemon(data_dir, shards__workers=1)
     with daemon.log.open("ab") as log:
         daemon.process = subprocess.Popen(
             [sys.executable, "-I", "-m", "billing", "serve", "--config", str(daemon.config)],

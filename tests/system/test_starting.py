@@ -88,14 +88,14 @@ def test_sigterm_at_any_instant_of_a_start_ends_it_with_0(data_dir: Path) -> Non
 
 
 def test_a_stop_is_heard_where_the_parent_had_blocked_all_signals(data_dir: Path) -> None:
-    daemon = Daemon(data_dir)
+    daemon = Daemon(data_dir, shards__workers=1)
     daemon.prefix = [sys.executable, "-c", BLOCKED]
     with daemon:
         assert daemon.stop(60) == 0
 
 
 async def test_it_serves_and_stops_where_its_standard_descriptors_are_closed(data_dir: Path) -> None:
-    daemon = Daemon(data_dir)
+    daemon = Daemon(data_dir, shards__workers=1)
     daemon.prefix = [sys.executable, "-c", CLOSED]
     with daemon:
         assert daemon.process is not None
@@ -107,7 +107,7 @@ async def test_it_serves_and_stops_where_its_standard_descriptors_are_closed(dat
 
 
 async def test_a_data_directory_of_another_alphabet_is_used_in_an_ascii_locale(data_dir: Path) -> None:
-    daemon = Daemon(data_dir, daemon__data_dir=str(data_dir / "gebühren"))
+    daemon = Daemon(data_dir, shards__workers=1, daemon__data_dir=str(data_dir / "gebühren"))
     daemon.environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     with daemon:
         assert (data_dir / "gebühren" / "map").is_dir()
@@ -146,7 +146,7 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
     unix = data_dir / "rpc.sock"
     secret = "http://127.0.0.1:9/off?token=hunter2&user_id={user_id}"
     http = f"127.0.0.1:{free_port()}"
-    daemon = Daemon(data_dir, rpc__unix_socket=str(unix), http__listen=http, cutoff__url=secret)
+    daemon = Daemon(data_dir, shards__workers=1, rpc__unix_socket=str(unix), http__listen=http, cutoff__url=secret)
     daemon.config.write_bytes(b"\xef\xbb\xbf" + daemon.config.read_bytes())  # as an editor on Windows leaves it
     with daemon:
         assert daemon.process is not None

@@ -86,7 +86,7 @@ async def test_every_method_answers_what_the_table_says(data_dir: Path) -> None:
 
 
 async def test_every_change_keeps_its_message(data_dir: Path) -> None:
-    with Daemon(data_dir) as daemon:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         said = {}
         for name, params in SCENE:

@@ -205,11 +205,12 @@ def _crossing(call: Call) -> tuple[str, int, int]:
 
 
 class Prober:
-    """Asks one host without pause, to know when it began and ceased to answer changes."""
+    """Asks one host again and again, to know when it began and ceased to answer changes; `pause_s` between two."""
 
-    def __init__(self, port: int, user: str) -> None:
+    def __init__(self, port: int, user: str, pause_s: float = 0.01) -> None:
         self._port = port
         self._user = user
+        self._pause_s = pause_s
         self.answers: list[float] = []  # instants, by `time.monotonic`, of the last ones
 
     async def run(self) -> None:
@@ -226,10 +227,10 @@ class Prober:
                     if error is None:
                         self.answers.append(time.monotonic())
                         del self.answers[:-2000]
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(self._pause_s)
             if rpc is not None:
                 rpc.close()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self._pause_s)
 
     def first_after(self, instant: float) -> float | None:
         return next((one for one in self.answers if one > instant), None)

@@ -17,9 +17,10 @@ The faults, drawn at random of those named (all by default):
     two       of three hosts two are killed at once, the one that serves being one of them
 
 The second command measures how long a failover and a planned hand-over take. Without `--at-once` one host serves
-everything and the others stand by. With it each host serves some of the shards (`cluster.listen`): a struck host's
-shards go to the others, which is waited for until a user of every shard was answered there; one that slept or was cut
-off goes on without them, and after each fault every host is waited for until it has its part again.
+everything and the others stand by. With it each host serves some of the shards (`cluster.listen`; four of them, or
+`--shards`): a struck host's shards go to the others, which is waited for until a user of every shard was answered
+there; one that slept or was cut off goes on without them, and after each fault every host is waited for until it has
+its part again.
 
 `cut` needs a network namespace, where each host reaches the servers at an address of its own, which a blackhole route
 takes away: as root, the program starts itself anew in one. There each host also has a boot id of its own, as another
@@ -72,6 +73,7 @@ CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
 CLOCKS_S = (-0.1, 0.0, 0.1)  # of the hosts, ahead of the receiver's
 WAIT_S = 120.0
 POLL_S = 0.02
+PROBE_S, PROBE_AT_ONCE_S = 0.01, 0.1  # it measures how long a failover takes; at once, callers do
 CALM_S = (1.0, 2.5)  # between two faults: load, and workers that stand by are loaded
 LOADED_IN_FLIGHT = 256
 SNAPSHOT_BYTES = 4 << 20
@@ -108,9 +110,9 @@ def alone() -> None:
 class Host:
     """One of them."""
 
-    def __init__(self, servers: NatsCluster, directory: Path, number: int, cutoff_url: str, at_once: bool) -> None:
+    def __init__(self, servers: NatsCluster, directory: Path, number: int, cutoff_url: str, size: Size) -> None:
         directory.mkdir()
-        shards = SHARDS_AT_ONCE if at_once else SHARDS
+        shards, at_once = size.shards, size.at_once
         self.name = f"host-{number}"
         self.address = f"127.0.1.{number}"  # at which it reaches the servers
         keys: dict[str, object] = {
@@ -128,7 +130,7 @@ class Host:
         self.daemon = Daemon(directory, **keys)
         if has_network():
             self._be_another_machine(directory, CLOCKS_S[number - 1])
-        self.prober = Prober(self.daemon.rpc_port, f"probe_{number}")
+        self.prober = Prober(self.daemon.rpc_port, f"probe_{number}", PROBE_AT_ONCE_S if at_once else PROBE_S)
         self.is_reached = True  # the log, by this host
 
     def _be_another_machine(self, directory: Path, clock_s: float) -> None:
@@ -158,9 +160,10 @@ class Host:
 class Campaign:
     """See the module."""
 
-    def __init__(self, directory: Path, seed: int, at_once: bool) -> None:
+    def __init__(self, directory: Path, seed: int, size: Size) -> None:
         assert BINARY is not None, MISSING
-        self._at_once = at_once
+        self._size = size
+        self._at_once = size.at_once
         self._probed: list[str] = []  # a user of each shard, where hosts serve at once
         self.rng = random.Random(seed)
         (directory / "servers").mkdir()
@@ -183,7 +186,7 @@ class Campaign:
         await asyncio.to_thread(self.servers.start)
         await self.receiver.start()
         self.hosts = [
-            Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off", self._at_once)
+            Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off", self._size)
             for number in range(1, hosts + 1)
         ]
         first = self.hosts[0].daemon
@@ -210,7 +213,7 @@ class Campaign:
             self.counts["answered"] += sum(map(len, caller.answered.values()))
             self.counts["read"] += caller.reads
             self.counts["asked in vain"] += caller.hosts.unanswered
-        for shard in range(1, (SHARDS_AT_ONCE if self._at_once else SHARDS) + 1):
+        for shard in range(1, self._size.shards + 1):
             self.counts["epochs"] += await asyncio.to_thread(check_grants, self.servers, shard)
         for host in self.hosts:
             if host.daemon.process is not None:
@@ -320,7 +323,7 @@ class Campaign:
         await self._next_serves("two", struck, since)
 
     async def _stop_and_go(self, serving: Host) -> None:
-        for_s, since = self.rng.uniform(1, 15), time.monotonic()
+        for_s, since = self._size.for_s or self.rng.uniform(1, 15), time.monotonic()
         if self._at_once:
             await self._sleep_and_go_on(serving, for_s)
             return
@@ -362,7 +365,7 @@ class Campaign:
 
     async def _cut(self, serving: Host) -> None:
         assert has_network()
-        for_s, since = self.rng.uniform(3, 15), time.monotonic()
+        for_s, since = self._size.for_s or self.rng.uniform(3, 15), time.monotonic()
         serving.cut(True)
         try:
             await self._next_serves("cut", [serving], since)
@@ -476,13 +479,15 @@ class Size(NamedTuple):
     accounts: int  # beside those of the clients
     hosts: int
     at_once: bool  # whether all hosts serve
+    shards: int
+    for_s: float  # how long a host sleeps or is cut off; 0: drawn at random
 
 
 async def campaign(
     directory: Path, cycles: int, seed: int, faults: list[str], size: Size, seconds: float
 ) -> dict[str, Any]:
     """So many faults, or as many as begin within so many seconds, and the proof. AssertionError."""
-    one, deadline = Campaign(directory, seed, size.at_once), time.monotonic() + seconds
+    one, deadline = Campaign(directory, seed, size), time.monotonic() + seconds
     turn = [faults[number % len(faults)] for number in range(cycles)]
     one.rng.shuffle(turn)
     try:
@@ -507,6 +512,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600, help="no further fault after so long")
     parser.add_argument("--hosts", type=int, choices=(2, 3), default=3)
     parser.add_argument("--at-once", action="store_true", help="all hosts serve, each some of the shards")
+    parser.add_argument("--shards", type=int, help=f"{SHARDS} by default, and {SHARDS_AT_ONCE} with --at-once")
+    parser.add_argument("--for-s", type=float, default=0.0, help="so long a host sleeps or is cut off; 0: at random")
     parser.add_argument("--accounts", type=int, default=0, help="beside those of the clients")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()
@@ -521,7 +528,8 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="hosts-", ignore_cleanup_errors=True) as name:
         try:
-            size = Size(arguments.accounts, arguments.hosts, arguments.at_once)
+            shards = arguments.shards or (SHARDS_AT_ONCE if arguments.at_once else SHARDS)
+            size = Size(arguments.accounts, arguments.hosts, arguments.at_once, shards, arguments.for_s)
             begun = campaign(Path(name), arguments.cycles, arguments.seed, faults, size, arguments.seconds)
             told = asyncio.run(begun)
         except BaseException:
