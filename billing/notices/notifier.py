@@ -105,6 +105,7 @@ class Notifier(Follower):
         self.later("claim", 0, self._claim)
         self.later("claim late", CLAIM_LATE_S, self._claim_late)
         self.later("tell", 0, self._tell)
+        self.later("checkpoint", 0, self.checkpoint)  # of what an earlier process claimed
         return self._store, remarks
 
     def on_batch(self, position: int, payload: bytes) -> None:
@@ -128,13 +129,16 @@ class Notifier(Follower):
 
     def _write(self) -> None:
         if self.flush():
-            self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
             self.tell_reached()
-            self._fill()
 
     def flush(self) -> bool:
+        """Commits what is there, and sees to it that it is told and becomes durable, whoever asks for that."""
         self.cancel("write")
-        return self._store is not None and self._store.flush()
+        if self._store is None or not self._store.flush():
+            return False
+        self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
+        self.later("fill", 0, self._fill)
+        return True
 
     def checkpoint(self) -> None:
         store = self._store

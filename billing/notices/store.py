@@ -407,27 +407,40 @@ class Store(FollowerStore):
             self.commit(self.position)
 
     def delete_claimed(self) -> int:
-        """Deletes what other shards have taken over, and have proved; how many notices. Raises Damaged."""
+        """Deletes what other shards have taken over, and have proved; and what had its 2xx before its bucket was taken
+        over, where this file was set back since and owes it again. How many notices. Raises Damaged.
+        """
         self._look_at_departed()
         others: list[sqlite3.Connection] = []
         try:
             self._open_others(others)
             query = "SELECT * FROM claims WHERE file_id = ? AND proved = 1"
             claimed = [(row[0], row[2]) for db in others for row in self._signed(db, query, self.file_id)]
+            taken = {bucket: generation for db in others for bucket, generation in self._taken_over(db)}
         except Elsewhere:
             return 0
         finally:
             for db in others:
                 db.close()
         departed = "(bucket_id, generation) IN (SELECT bucket_id, generation FROM departures)"
-        owed = f"FROM owed WHERE bucket_id = ? AND seq <= ? AND {departed}"
-        found = [claim for claim in claimed if self.db.execute(f"SELECT 1 {owed} LIMIT 1", claim).fetchone()]
+        up_to = f"FROM owed WHERE bucket_id = ? AND seq <= ? AND {departed}"
+        before = f"FROM owed WHERE bucket_id = ? AND generation < ? AND {departed}"
+        wanted = [(up_to, claim) for claim in claimed] + [(before, one) for one in taken.items()]
+        found = [(what, of) for what, of in wanted if self.db.execute(f"SELECT 1 {what} LIMIT 1", of).fetchone()]
         if not found:
             return 0
         self.begin()
-        deleted = sum(self.db.execute(f"DELETE {owed}", claim).rowcount for claim in found)
+        deleted = sum(self.db.execute(f"DELETE {what}", of).rowcount for what, of in found)
         self.commit(self.position)
         return deleted
+
+    def _taken_over(self, db: sqlite3.Connection) -> list[tuple[int, int]]:
+        """Bucket and generation of each arrival in another shard's file that has taken over what was owed of it before,
+        and has proved what it took.
+        """
+        unproved = {row[0] for row in self._signed(db, "SELECT * FROM claims WHERE proved = 0")}
+        arrivals = self._signed(db, "SELECT * FROM arrivals WHERE pending = 0")
+        return [(bucket, generation) for bucket, generation, *_ in arrivals if bucket not in unproved]
 
     def _look_at_departed(self) -> None:
         """Holds notices that other shards are to take over against their checksums, the next ones with each call: the

@@ -11,10 +11,12 @@ from typing import Any
 from billing.expirationd.delivery import DeliverySettings
 from billing.follower import messages as say
 from billing.follower.process import serve
+from billing.ledger import commands as ops
+from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notifier import CLAIM_END_NS, Notifier
 from billing.notices.opening import found
-from shards.batch import RECEIVED
-from shards.system.clock import Clocks
+from shards.batch import ENTRY, RECEIVED
+from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import RealDisk
 from shards.system.links import Wire
 from tests.history.test_store import batch_of
@@ -43,6 +45,34 @@ class Worker:
                 message = await self.said.get()
                 if isinstance(message, kind) and all(getattr(message, name) == fields[name] for name in fields):
                     return message
+
+
+async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    found(str(tmp_path), 0, 1, 0, RealDisk(), 100, NOW_NS)
+    ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
+    ledger.create(1)
+    ledger.wake(1)
+    ledger.apply(1, 1, (ops.TOP_UP, b"u", 10**9, 0, 0, b"", b"", b"", b"", b""))
+    batch = batch_of(*((ENTRY, bucket, 1, body) for bucket, body in ledger.records))
+    worker = Worker()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    served = asyncio.create_task(serve(theirs, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1))))
+    await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
+    assert worker.wire is not None
+    settings = DeliverySettings("http://127.0.0.1:9/")  # nobody listens there
+    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s)
+    worker.wire.send(say.Open(str(tmp_path), 0, 1, 0, False, options))
+    await worker.hears(say.Opened)
+    worker.wire.send(say.Batch(1, batch))
+    worker.wire.send(say.Settle())
+    told = await worker.hears(say.Told)
+    while not told.figures["notices_failed"]:
+        told = await worker.hears(say.Told)
+    worker.wire.send(say.Close())
+    assert await served == 0
+    ours.close()
 
 
 async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_word(tmp_path: Path) -> None:

@@ -165,6 +165,38 @@ def test_a_bucket_takes_along_what_it_owes_once_its_departure_is_on_record(tmp_p
     assert target.names() == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
 
 
+def test_what_was_told_before_its_bucket_was_taken_over_is_not_owed_again_by_a_file_that_was_set_back(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    """Else nobody would tell it or delete it, and a shard that is to go never would."""
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    for _ in range(2):
+        top_up(ledger, source)
+    source.store.flush()
+    assert source.store.checkpoint()
+    path = Path(file_of(str(tmp_path), 0))
+    before, position = path.read_bytes(), source.position
+    for seq in (1, 2):
+        source.store.acknowledge(seq)
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    target.take((RECEIVED, 1, 2, b""))
+    target.store.flush()
+    assert target.store.claim(1)
+    assert target.names() == []
+    source.store.db.close()
+    path.write_bytes(before)
+    source.position = position
+    source.open()
+    assert source.store.owed() == 2
+    assert source.store.delete_claimed() == 0, "the bucket has not left again yet"
+    source.take((LEAVE, 1, 1, b""))
+    source.store.flush()
+    assert source.store.delete_claimed() == 2
+    assert source.store.owed() == 0
+
+
 def test_there_and_back_before_anything_was_claimed(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     home, away = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)

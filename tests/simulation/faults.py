@@ -15,7 +15,7 @@ from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client
 from tests.simulation.decode import BATCH_HEADER_BYTES, batches_of, segment_of
 from tests.simulation.machine import SimProcess
-from tests.simulation.world import DATA, World
+from tests.simulation.world import DATA, SECOND_NS, World
 
 TRIES, TRY_S = 400, 0.02
 CALLS = ("create", "write", "fdatasync", "fsync", "fsync_dir", "rename", "unlink", "allocate")
@@ -53,7 +53,9 @@ class Chaos:
         rng = self.rng
         for kind in self.chosen:
             await asyncio.sleep(rng.choice((0.05, 0.3, 1.0)) * rng.random())
-            for _ in range(TRIES):
+            tries = 0
+            while tries < TRIES:
+                tries += not self._is_awaited()
                 if self._held():  # the operator looks, and starts it again
                     await self._start_again()
                 if await self._kinds[kind][1](self):
@@ -64,6 +66,11 @@ class Chaos:
                 raise Violation(f"the fault {kind} never happened; {self.world.state()}")
         await asyncio.sleep(0.2)
         self.done = True
+
+    def _is_awaited(self) -> bool:
+        """Whether a worker that hangs has a lock for which a start waits (`together.left_over`)."""
+        long_ns = self.world.kernel.now_ns + 2 * SECOND_NS
+        return any(process.loop.hung_until_ns > long_ns for process in self.world.machine.processes.values())
 
     # -- processes --------------------------------------------------------------------------------------------------
 

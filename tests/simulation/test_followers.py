@@ -19,6 +19,8 @@ SEEDS, AT_ONCE = 10, 5
 FOUND = {  # seed -> what it was; each was a bug
     50: "a shard was drained and gone before its journal said that its last bucket had left",
     95: "behind an outage, notices waited until a wall clock that was set back had come to their instants",
+    137: "notices that a checkpoint had committed were told only with the next batch of their shard",
+    534: "a file that was set back owed again what it had told before its bucket left: its shard never went",
     440: "a shard was drained in the moment of a stop, and the file that its notices had closed was asked what it owes",
 }
 HUNTED = 120  # seeds that are tried where the one that caught a fault does not any more
