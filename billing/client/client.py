@@ -136,6 +136,7 @@ class Client(Methods):
         seconds = self.timeout_s if timeout_s is None else timeout_s
         pause_s = BACKOFF_FIRST_S
         unknown = False  # whether an attempt may have had its effect
+        told = ""  # why the last attempt was refused
         try:
             async with asyncio.timeout(seconds) as scope:
                 if not self._link.was_connected:  # nobody listens there: no reason to wait for
@@ -147,6 +148,7 @@ class Client(Methods):
                         unknown = True
                         return await _ask(self._routing, method, arguments)
                     except BillingError as error:
+                        told = error.message
                         unknown = unknown_before or error.applied == "unknown"
                         again = repeatable or type(error) is BucketMoving  # which never was applied
                         if not (again and error.retry) or self._link.closed:
@@ -156,10 +158,11 @@ class Client(Methods):
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise self._no_answer(seconds, unknown) from None
+            raise self._no_answer(seconds, unknown, told) from None
 
-    def _no_answer(self, seconds: float, unknown: bool) -> Unavailable:
-        why = "" if self._link.connection is not None else f": {self._link.why_not()}"
+    def _no_answer(self, seconds: float, unknown: bool, told: str = "") -> Unavailable:
+        reason = told if self._link.connection is not None else self._link.why_not()
+        why = f": {reason}" if reason else ""
         return Unavailable(f"no answer within {seconds:g} s{why}", applied="unknown" if unknown else "no")
 
     def _unreached(self, seconds: float) -> Unavailable:

@@ -231,6 +231,23 @@ async def test_reads_are_repeated_too() -> None:
         assert await client.get_account("u") == {"count": 2}
 
 
+async def test_who_has_no_answer_in_time_is_told_why_the_last_attempt_was_refused() -> None:
+    """A shard that is silent is named by the daemon before the client's time is up, and asked again until it is."""
+
+    async def refuse_once(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
+        message = await request(unpacker, reader)
+        error = {"name": "UNAVAILABLE", "code": 400, "message": "shard 2: silent", "retry": True, "applied": "no"}
+        writer.write(msgpack.packb([1, message[1], error, None]))
+        await reader.read()
+
+    async with open_liar(refuse_once) as address, Client(address) as client:
+        with pytest.raises(Unavailable, match=r"no answer within 1 s: shard 2: silent") as caught:
+            await client.call("accounts", timeout_s=1.0)
+        assert caught.value.applied == "unknown"
+
+
 async def test_a_refusal_is_not_repeated(house: House) -> None:
     async with Client(address_of(house)) as client:
         house.gate.replies["get_account"] = Refused("UNKNOWN_ACCOUNT", "no")
