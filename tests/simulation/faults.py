@@ -14,8 +14,9 @@ from tests.simulation import draining, together
 from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client
 from tests.simulation.decode import BATCH_HEADER_BYTES, batches_of, segment_of
+from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import SimProcess
-from tests.simulation.world import DATA, SECOND_NS, World
+from tests.simulation.world import DATA, World
 
 TRIES, TRY_S = 400, 0.02
 CALLS = ("create", "write", "fdatasync", "fsync", "fsync_dir", "rename", "unlink", "allocate")
