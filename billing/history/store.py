@@ -23,9 +23,9 @@ and a copy of what it was is kept beside it. Rows that are cut back may have bee
 numbers: so the file gets another identity.
 
 **Pages prove themselves.** Each carries a checksum, which whoever reads it checks. **Where the file ends** is written
-twice, in `about` and in the newest of `groups`, which also says how many rows that is; where they disagree, or rows are
-missing at the end and nothing on record says so, the file is damaged. Else batches would be taken twice, or a number be
-given to two rows, and nothing could tell them apart later.
+twice, in `about` and in the newest of `groups`, which also says how many rows that is. Where they disagree, where rows
+stand behind that end, or are missing before it and nothing on record says so, the file is damaged. Else batches would
+be taken twice, or a number be given to two rows, and nothing could tell them apart later.
 
 Why a chain, in the order of the journal: kept together by user, 50,000 entries a second of users at random dirty 50,000
 of SQLite's pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry as a row of its own
@@ -190,7 +190,7 @@ def ends_agree(db: sqlite3.Connection) -> bool:
     if not all(type(value) is int for value in (begins, position, group, seq, last)):
         return False
     is_known = position == group or (position > group and (position in losses or position == begins - 1))
-    return is_known and (last >= seq or bool(losses))
+    return is_known and (last == seq or (last < seq and bool(losses)))
 
 
 def open_store(
@@ -326,6 +326,7 @@ class Store(FollowerStore):
                 self.db.execute("INSERT INTO marks VALUES (?, ?, ?)", (number, entry_id, self.seq))
         self._accounts.write()
         self._paged = self.seq
+        self._note_end(self.position)
         self.commit(self.position)
 
     def note_loss(self, text: str) -> None:
@@ -405,12 +406,20 @@ class Store(FollowerStore):
         self._accounts.write()
         left = [(*departure, self._taken) for departure in group.left]
         db.executemany("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", left)
-        slot = 0 if self._slot is None else (self._slot[0] + 1) % GROUPS_KEPT
-        db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", (slot, self._taken, self.seq))
+        self._note_end(self._taken)
         self.commit(self._taken)
-        self._slot = (slot,)
         self._group, self._inserted = Group(), 0
         return True
+
+    def _note_end(self, position: int) -> None:
+        """Writes into `groups` that the open transaction ends with this batch, and with the last row."""
+        db = self.db
+        newest = db.execute(NEWEST_GROUP).fetchone()
+        slot = 0 if self._slot is None else self._slot[0]
+        if newest is not None and newest[0] != position:
+            slot = (slot + 1) % GROUPS_KEPT
+        db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", (slot, position, self.seq))
+        self._slot = (slot,)
 
     def close(self) -> None:
         """Commits, makes it durable, and closes."""

@@ -21,6 +21,7 @@ FOUND = {  # seed -> what it was; each was a bug
     95: "behind an outage, notices waited until a wall clock that was set back had come to their instants",
     137: "notices that a checkpoint had committed were told only with the next batch of their shard",
     534: "a file that was set back owed again what it had told before its bucket left: its shard never went",
+    508: "the end of a history was set back, and its pages were not: batches were taken twice",
     440: "a shard was drained in the moment of a stop, and the file that its notices had closed was asked what it owes",
 }
 HUNTED = 120  # seeds that are tried where the one that caught a fault does not any more
