@@ -71,12 +71,15 @@ class Survey:
 
     mode = 0
 
-    def __init__(self, shard_ids: Iterable[int], done: Callable[[list[Any] | Unavailable], None]) -> None:
+    def __init__(
+        self, shard_ids: Iterable[int], done: Callable[[list[Any] | Unavailable], None], timeout_s: float
+    ) -> None:
         self._shard_ids = list(shard_ids)
         self._silent: set[object] = set(self._shard_ids)
         self._done = done
+        self._timeout_s = timeout_s
         self._answers: list[Any] = []
-        self._timer = asyncio.get_running_loop().call_later(SURVEY_TIMEOUT_S, self._on_timeout)
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._on_timeout)
 
     def answer(self, token: object, reply: object) -> None:
         """One shard's answer, or that it cannot be asked."""
@@ -98,7 +101,7 @@ class Survey:
 
     def _on_timeout(self) -> None:
         silent = next(one for one in self._shard_ids if one in self._silent)
-        self._end(Unavailable(silent, f"it has not answered for {SURVEY_TIMEOUT_S:.0f} s", "no"))
+        self._end(Unavailable(silent, f"it has not answered for {self._timeout_s:g} s", "no"))
 
     def _end(self, outcome: list[Any] | Unavailable) -> None:
         self._silent.clear()
@@ -112,10 +115,11 @@ def ask_all(
     operation: Any,
     now_ns: int,
     done: Callable[[list[Any] | Unavailable], None],
+    timeout_s: float = SURVEY_TIMEOUT_S,
 ) -> None:
     """Puts a question to this shard and all others, by their ids; `done` gets their answers, or why there are none."""
     links = dict(links)
-    survey = Survey([shard.shard_id, *links], done)
+    survey = Survey([shard.shard_id, *links], done, timeout_s)
     shard.survey(survey, shard.shard_id, operation, now_ns)
     for shard_id, link in links.items():
         link.ask(survey, shard_id, SURVEY, 0, operation)

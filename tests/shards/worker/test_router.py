@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
-
 from shards.replies import Unavailable, WrongBucket
 from shards.shard import COMMAND, READ, Shard
 from shards.worker import router
@@ -90,14 +88,11 @@ class Link:
         self.asked.append((caller, token))
 
 
-async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_names_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(router, "SURVEY_TIMEOUT_S", 0.01)
+async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_names_it() -> None:
     links: dict[int, Any] = {2: Link(), 3: Link()}
     outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     shard, _, _ = scene()
-    router.ask_all(shard, links, ("count",), 0, outcome.set_result)
+    router.ask_all(shard, links, ("count",), 0, outcome.set_result, timeout_s=0.01)
     ready = shard.take_ready()
     assert ready is not None
     for caller, own, reply in ready.replies:
@@ -112,7 +107,7 @@ async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_nam
 
 async def test_a_question_to_all_shards_is_answered_by_each_of_them_once() -> None:
     outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    survey = router.Survey([1, 2], outcome.set_result)
+    survey = router.Survey([1, 2], outcome.set_result, 60)
     for token, reply in ((1, "a"), (1, "again"), (2, "b")):
         survey.answer(token, reply)
     assert await outcome == ["a", "b"]
@@ -120,7 +115,7 @@ async def test_a_question_to_all_shards_is_answered_by_each_of_them_once() -> No
 
 async def test_a_question_to_all_shards_ends_with_the_first_that_cannot_be_asked() -> None:
     outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    survey = router.Survey([1, 2, 3], outcome.set_result)
+    survey = router.Survey([1, 2, 3], outcome.set_result, 60)
     survey.answer(1, "a")
     survey.refuse(2, Unavailable(2, "its worker is not up", "no"))
     survey.answer(3, "c")
