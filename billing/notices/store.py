@@ -436,11 +436,15 @@ class Store(FollowerStore):
 
     def _taken_over(self, db: sqlite3.Connection) -> list[tuple[int, int]]:
         """Bucket and generation of each arrival in another shard's file that has taken over what was owed of it before,
-        and has proved what it took.
+        and has proved what it took. Not where this file was made after the arrival: what it owed may not have been
+        awaited then (`_may_be_lost`), and is not known to be told.
         """
         unproved = {row[0] for row in self._signed(db, "SELECT * FROM claims WHERE proved = 0")}
-        arrivals = self._signed(db, "SELECT * FROM arrivals WHERE pending = 0")
-        return [(bucket, generation) for bucket, generation, *_ in arrivals if bucket not in unproved]
+        found = []
+        for bucket_id, generation, _, _, arrived_ns in self._signed(db, "SELECT * FROM arrivals WHERE pending = 0"):
+            if bucket_id not in unproved and self.made_ns <= arrived_ns:
+                found.append((bucket_id, generation))
+        return found
 
     def _look_at_departed(self) -> None:
         """Holds notices that other shards are to take over against their checksums, the next ones with each call: the

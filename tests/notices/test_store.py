@@ -193,6 +193,9 @@ def test_what_was_told_before_its_bucket_was_taken_over_is_not_owed_again_by_a_f
     assert source.store.delete_claimed() == 0, "the bucket has not left again yet"
     source.take((LEAVE, 1, 1, b""))
     source.store.flush()
+    made_ns, source.store.made_ns = source.store.made_ns, NOW_NS + 1
+    assert source.store.delete_claimed() == 0, "of a file that was made since, nobody knows what was told"
+    source.store.made_ns = made_ns
     assert source.store.delete_claimed() == 2
     assert source.store.owed() == 0
 
