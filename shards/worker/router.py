@@ -6,8 +6,8 @@ asked for in one turn of the loop goes to B as one frame, and B's answers come b
 encoded for the client, so that passing on costs A no second encoding. Requests of one connection for one user travel
 the same wire, and B applies a wire's frames in order: the order of a connection is kept.
 
-    request frame   [(number, kind, msgid, mode, bucket id, payload), …]
-    answer frame    [number, answer, number, answer, …]
+    request frame   [(number, kind, msgid, mode, bucket id, payload), …]; empty: a probe
+    answer frame    [number, answer, number, answer, …]; empty: to a probe
     answer          bytes for the client | (WRONG,) | any object (to a SURVEY)
 
 `number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers).
@@ -15,8 +15,12 @@ A request is passed on once, never twice: B does not pass on, it says WRONG, and
 
 **Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent, or only asks, was not applied;
 a command that was sent and not answered is unknown. All such answers leave with A's next batch, like every other reply.
-A shard that is connected and silent, as one whose process is frozen, ends a question to all of them after
-`SURVEY_TIMEOUT_S`, and is named.
+A peer that is connected and silent, as one whose process is frozen, is found out: while something is asked of it and
+no frame comes, it is sent an empty one every `PROBE_S`, and any process whose loop turns sends that back. After
+`SILENT_PROBES` of these with no frame of any kind it is silent: what it was asked is answered as if it had gone away,
+and what comes in from then on is refused at once, surely not applied, until a frame comes. So a reply that only takes
+long, as for a slow disk, is waited for. A question to all shards ends after `SURVEY_TIMEOUT_S` in any case, and names
+one. The timer is one for each link, and runs only while something is asked.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
 REFUSED_DELAY_S = 0.5  # where the peer does not want this link
+PROBE_S = 1.0
+SILENT_PROBES = 7  # and a `PROBE_S` before them: sooner than `SURVEY_TIMEOUT_S`, and than clients wait
 SURVEY_TIMEOUT_S = 9.0  # of a question to all shards: a client waits for ten seconds unless it says otherwise
 
 # Opens a wire to a peer. Raises OSError, LinkRefused.
@@ -135,6 +141,7 @@ class PeerLink:
         refuse: Callable[[Any, Any, object], None],
         stray: Callable[[tuple[Any, Any, int, Any], int, int], None],
         answered: Callable[[PeerLink, list[int]], None],
+        probe_s: float = PROBE_S,
     ) -> None:
         """`dial`: None where nobody serves the shard. `refuse(caller, token, reply)` lets a reply leave with the next
         batch. `stray((caller, token, kind, payload), bucket id, shard id)` is called where the peer says that it does
@@ -153,6 +160,11 @@ class PeerLink:
         self._wire: Wire | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._probe_s = probe_s
+        self._watch: asyncio.TimerHandle | None = None  # while something is asked and not answered
+        self._heard = False  # a frame, since the watch last looked
+        self._probes = 0  # since the last frame
+        self.is_silent = False  # the peer's loop does not turn
 
     @property
     def is_open(self) -> bool:
@@ -195,20 +207,52 @@ class PeerLink:
 
     def _on_closed(self, wire: Wire) -> None:
         self._wire = None
+        self.is_silent = False
+        self._give_up("its worker went away")
+        self.open()
+
+    def _give_up(self, why: str) -> None:
+        """Answers all that was asked and not answered: the peer may have applied what was sent, or may yet."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         staged = {asked[0] for asked in self._outgoing}
         self._outgoing.clear()
         pending, self._pending = self._pending, {}
         for number, (caller, token, kind, _, _) in pending.items():
             applied = "unknown" if kind == COMMAND and number not in staged else "no"
-            self._refuse(caller, token, Unavailable(self.shard_id, "its worker went away", applied))
+            self._refuse(caller, token, Unavailable(self.shard_id, why, applied))
         self._answered(self, [asked[3] for asked in pending.values()])
-        self.open()
+
+    def _look(self) -> None:
+        """Finds out whether the peer's loop turns. Looks are counted, not time: where this process itself stood still,
+        a late look counts as one.
+        """
+        self._watch = None
+        if not self._pending or self._wire is None:
+            return
+        if self._heard:
+            self._heard, self._probes = False, 0
+        elif self._probes < SILENT_PROBES:
+            self._probes += 1
+            self._wire.send([])
+        else:
+            self.is_silent = True
+            self._give_up(self._silence())
+            return
+        self._watch = asyncio.get_running_loop().call_later(self._probe_s, self._look)
+
+    def _silence(self) -> str:
+        return f"its worker has not answered for {self._probe_s * (SILENT_PROBES + 1):g} s"
 
     def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
         """Passes a request on; it leaves with `flush`."""
         if self._wire is None:
             why = "its worker is not up" if self._dial is not None else "no host serves it"
             self._refuse(caller, token, Unavailable(self.shard_id, self.refused or why, "no"))
+            return
+        if self.is_silent:
+            self._refuse(caller, token, Unavailable(self.shard_id, self._silence(), "no"))
             return
         if len(self._pending) >= IN_FLIGHT_MAX:
             self._refuse(caller, token, Unavailable(self.shard_id, "too much is in flight to its worker", "no"))
@@ -223,8 +267,12 @@ class PeerLink:
         if self._outgoing and self._wire is not None:
             self._wire.send(self._outgoing)
             self._outgoing = []
+            if self._watch is None:
+                self._heard, self._probes = False, 0
+                self._watch = asyncio.get_running_loop().call_later(self._probe_s, self._look)
 
     def _on_frame(self, wire: Wire, frame: Any) -> None:
+        self._heard, self.is_silent = True, False
         pop = self._pending.pop
         touched: dict[Any, None] = {}  # in order
         buckets = []
@@ -251,6 +299,8 @@ class PeerLink:
         self._closing = True
         if self._task is not None:
             self._task.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._wire is not None:
             self._wire.close()
 
@@ -288,6 +338,10 @@ class PeerCaller:
         number, _, msgid, mode = token
         self._wire.send([number, self._encode(msgid, mode, reply)])
 
+    def echo(self) -> None:
+        """Answers an empty frame: this process's loop turns."""
+        self._wire.send([])
+
     def flush(self) -> None:
         """Sends the staged answers as one frame."""
         if self._staged:
@@ -297,6 +351,9 @@ class PeerCaller:
 
 def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, backpressure: Backpressure) -> None:
     """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
+    if not frame:
+        caller.echo()
+        return
     commands: list[tuple[Any, int, Any]] = []  # in a row: these are handed over together
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)

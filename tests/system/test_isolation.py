@@ -100,6 +100,34 @@ async def test_what_a_dead_worker_had_in_flight_is_unknown_and_what_never_left_i
         assert (await rpc.ask("get_account", user))["balance_nanos"] in (10**9, 10**9 + 1)
 
 
+async def test_a_worker_that_is_frozen_is_named_to_whoever_asks_for_its_users(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await connect_to(daemon, 1)
+        users = await users_of(rpc)
+        await rpc.ask("hello", {"errors": "map"})
+        pid = (await rpc.ask("shards_info"))[1]["worker_pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            change = asyncio.ensure_future(rpc.call("top_up", users[2], 1))
+            reads = [asyncio.ensure_future(rpc.call("get_account", users[2])) for _ in range(2)]
+            told = [(await one)[0] for one in (change, *reads)]
+            assert [one["applied"] for one in told] == ["unknown", "no", "no"]
+            error, _ = await rpc.call("debit", users[2], 1)  # it is known by now, and nothing is sent there any more
+            told.append(error)
+            for error in told:
+                assert (error["name"], error["retry"], error["shard_id"]) == ("UNAVAILABLE", True, 2)
+                assert "shard 2: its worker has not answered for" in error["message"]
+            assert error["applied"] == "no"
+            assert (await rpc.ask("get_account", users[1]))["balance_nanos"] == 10**9
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        while (answer := await rpc.call("get_account", users[2]))[0] is not None:
+            await asyncio.sleep(0.01)
+        assert answer[1]["balance_nanos"] == 10**9 + 1, (
+            "what was unknown waited in its socket; what was refused did not"
+        )
+
+
 async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(data_dir: Path) -> None:
     asked = asyncio.Event()
 

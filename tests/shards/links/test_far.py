@@ -19,9 +19,10 @@ import uvloop
 from shards.links import far
 from shards.links.far import HELLO_BYTES_MAX, Certificates, Far, FarDoor, contexts, dial
 from shards.links.hello import End, LinkRefused
+from shards.shard import COMMAND, READ
 from shards.system.host import split_address
 from shards.system.links import Wire
-from shards.worker.router import PeerLink
+from shards.worker.router import PROBE_S, SILENT_PROBES, PeerLink
 
 LISTENER = End("c-1", 5, 9, b"secret")
 DIALER = End("c-1", 2, 7, b"secret")
@@ -64,8 +65,10 @@ class Caller:
 
 
 @asynccontextmanager
-async def door(end: End = LISTENER, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[FarDoor, Peer]]:
-    peer = Peer()
+async def door(
+    end: End = LISTENER, tls: ssl.SSLContext | None = None, peer: Peer | None = None
+) -> AsyncIterator[tuple[FarDoor, Peer]]:
+    peer = peer or Peer()
     one = FarDoor(end, peer.wire, tls, secrets.randbits)
     await one.listen("127.0.0.1:0")
     try:
@@ -88,14 +91,16 @@ def run(scene: Callable[[], Awaitable[None]], factory: Callable[[], asyncio.Abst
         runner.run(bounded())
 
 
-def far_link(address: str, end: End = DIALER, tls: ssl.SSLContext | None = None) -> tuple[PeerLink, list[Any]]:
+def far_link(
+    address: str, end: End = DIALER, tls: ssl.SSLContext | None = None, probe_s: float = PROBE_S
+) -> tuple[PeerLink, list[Any]]:
     """A worker's link to shard 5 there, and what it could not pass on."""
     refused: list[Any] = []
 
     async def dialled(make_wire: Callable[[], Wire]) -> None:
         await dial(Far(address, 9), 5, end, make_wire, tls, secrets.randbits)
 
-    link = PeerLink(5, dialled, lambda *what: refused.append(what), lambda *_: None, lambda *_: None)
+    link = PeerLink(5, dialled, lambda *what: refused.append(what), lambda *_: None, lambda *_: None, probe_s)
     return link, refused
 
 
@@ -142,6 +147,83 @@ def test_what_was_sent_and_not_answered_is_unknown_where_the_peer_is_dropped() -
             link.drop()
             await until(lambda: len(refused) == 2)
             assert [reply.applied for _, _, reply in refused] == ["unknown", "no"]
+
+    run(scene, uvloop.new_event_loop)
+
+
+class Slow(Peer):
+    """Its loop turns, and an answer takes until somebody gives it; or, where it is `frozen`, nothing turns."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.inbox: list[tuple[Wire, Any]] = []
+
+    def _on_frame(self, wire: Wire, frame: Any) -> None:
+        if self.frozen or frame:
+            self.inbox.append((wire, frame))
+        else:
+            super()._on_frame(wire, frame)
+
+    def go_on(self) -> None:
+        self.frozen = False
+        for wire, frame in self.inbox:
+            super()._on_frame(wire, frame)
+        self.inbox.clear()
+
+
+@LOOPS
+def test_a_peer_that_is_frozen_is_named_and_asked_again_once_it_turns(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def scene() -> None:
+        peer = Slow(frozen=True)
+        async with door(peer=peer) as (one, _):
+            link, refused = far_link(one.address, probe_s=0.01)
+            link.open()
+            await until(lambda: link.is_open)
+            caller = Caller()
+            link.ask(caller, 1, COMMAND, 1, ("add", b"sent"))
+            link.ask(caller, 2, READ, 1, ("get", b"sent"))
+            link.flush()
+            await until(lambda: len(refused) == 2)
+            assert [(token, reply.shard_id, reply.applied) for _, token, reply in refused] == [
+                (1, 5, "unknown"), (2, 5, "no"),
+            ]  # fmt: skip
+            assert refused[0][2].reason.startswith("its worker has not answered for")
+            link.ask(caller, 3, COMMAND, 1, ("add", b"not sent"))
+            assert [(token, reply.applied) for _, token, reply in refused[2:]] == [(3, "no")]
+            peer.go_on()
+            await until(lambda: not link.is_silent)
+            link.ask(caller, 4, COMMAND, 1, ("add", b"again"))
+            link.flush()
+            await until(lambda: bool(peer.inbox))
+            peer.go_on()
+            await until(lambda: bool(caller.heard))
+            assert caller.heard == [b"again"], "nobody waits for the answers to what was given up"
+            asked = [payload[1] for frame in peer.frames for *_, payload in frame]
+            assert asked == [b"sent", b"sent", b"again"]
+            link.close()
+
+    run(scene, factory)
+
+
+def test_an_answer_that_takes_long_is_waited_for_while_the_peers_loop_turns() -> None:
+    async def scene() -> None:
+        peer = Slow(frozen=False)
+        async with door(peer=peer) as (one, _):
+            link, refused = far_link(one.address, probe_s=0.01)
+            link.open()
+            await until(lambda: link.is_open)
+            caller = Caller()
+            link.ask(caller, 1, COMMAND, 1, ("add", b"at last"))
+            link.flush()
+            await until(lambda: len(peer.frames) > 2 * SILENT_PROBES)  # probes, each answered
+            assert not link.is_silent
+            peer.go_on()
+            await until(lambda: bool(caller.heard))
+            assert (caller.heard, refused) == ([b"at last"], [])
+            link.close()
 
     run(scene, uvloop.new_event_loop)
 

@@ -27,6 +27,9 @@ class Peer:
 
     refuse = answer
 
+    def echo(self) -> None:
+        self.answers.append((-1, None))
+
     def flush(self) -> None:
         """Nothing is held back here."""
 
@@ -60,6 +63,12 @@ def test_a_question_finds_the_commands_before_it_and_none_behind_it() -> None:
     values = [reply for _, reply in peer.answers]
     assert [number for number, _ in peer.answers] == [0, 1, 2, 3, 4, 5]
     assert values[1:] == [1, 2, 2, 3, 3]
+
+
+def test_a_probe_is_answered_at_once() -> None:
+    shard, peer, backpressure = scene()
+    pass_on(shard, peer, backpressure)
+    assert peer.answers == [(-1, None)]
 
 
 def test_a_bucket_that_is_not_here_is_said_so_between_commands_that_are_applied() -> None:
