@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -42,7 +43,7 @@ NO_RATE: Final = "no_rate"
 NO_MACHINE: Final = "no_machine"
 OTHER_RATE: Final = "other_rate"
 _WORDS: Final = {NO_RATE: "machine without a rate", NO_MACHINE: "rate without a machine", OTHER_RATE: "other rate"}
-_HEADINGS: Final = (["user", "resource"], ["user", "resource", "rate"])
+_HEADINGS: Final = tuple([user, "resource", *rate] for user in ("user", "user_id") for rate in ((), ("rate",)))
 
 Machines = dict[str, dict[str, int | None]]  # user -> resource -> nanos per hour, None where none is named
 
@@ -77,16 +78,21 @@ def read_inventory(lines: Iterable[str], per: str) -> Inventory:
     machines: Machines = {}
     broken: list[Broken] = []
     count = 0
-    rows = csv.reader(lines, strict=True)
+    rest = _Lines(lines)
+    rows = csv.reader(rest, strict=True)
     while True:
+        rest.begin_row()
         try:
             cells = next(rows)
         except StopIteration:
             return Inventory(machines, count, broken)
         except csv.Error as error:
-            broken.append(Broken(rows.line_num, f"it is no CSV: {error}"))
+            why = "a quote is not closed" if rest.row_length > 1 else str(error)
+            broken.append(Broken(rest.row_line, f"it is no CSV: {why}"))
+            rest.give_back()
+            rows = csv.reader(rest, strict=True)  # nothing of the broken row is left in it
             continue
-        number = rows.line_num
+        number = rest.row_line
         if not cells or (number == 1 and [cell.strip().lower() for cell in cells] in _HEADINGS):
             continue
         try:
@@ -96,9 +102,45 @@ def read_inventory(lines: Iterable[str], per: str) -> Inventory:
                 raise ValueError(f"{printable(user)} {printable(resource)} stands on a line before")
         except ValueError as error:
             broken.append(Broken(number, str(error)))
+            rest.give_back()
             continue
         of_user[resource] = rate
         count += 1
+
+
+class _Lines:
+    """The lines of a file, of which those behind the first of a row can be read once more: a quote that is not closed
+    takes in what follows, and of all that only the line with the quote is broken.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._again: deque[str] = deque()
+        self._of_row: list[str] = []
+        self.row_line = 1  # the number of the first line of the row
+
+    @property
+    def row_length(self) -> int:
+        """How many lines of the row were read."""
+        return len(self._of_row)
+
+    def begin_row(self) -> None:
+        """What is read from here on is of the next row."""
+        self.row_line += len(self._of_row)
+        self._of_row.clear()
+
+    def give_back(self) -> None:
+        """The row is its first line alone; the others will be read again."""
+        self._again.extendleft(reversed(self._of_row[1:]))
+        del self._of_row[1:]
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._of_row.append(line)
+        return line
 
 
 def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:

@@ -73,6 +73,20 @@ def test_all_broken_lines_are_named() -> None:
     assert [line.line for line in inventory.broken] == list(range(1, 5_001))
 
 
+@pytest.mark.parametrize("line", ['"ann,vm-1', 'ann,"vm-1', 'ann,vm-1,"1', '"'])
+@pytest.mark.parametrize("behind", ['"carl",vm-4\n', "carl,vm-4\n"])
+def test_a_quote_that_is_not_closed_breaks_its_own_line_and_no_other(line: str, behind: str) -> None:
+    inventory = read_inventory(["user,resource\n", f"{line}\n", "bert,vm-3\n", f"{line}\n", behind], "hour")
+    assert [broken.line for broken in inventory.broken] == [2, 4]
+    assert inventory.machines == {"bert": {"vm-3": None}, "carl": {"vm-4": None}}
+
+
+def test_a_name_of_several_lines_is_one_machine_and_numbers_go_on_behind_it() -> None:
+    inventory = read_inventory(["user_id,resource\n", 'ann,"vm\n', '1"\n', "bert\n", "carl,vm-4\n"], "hour")
+    assert inventory.machines == {"ann": {"vm\n1": None}, "carl": {"vm-4": None}}
+    assert [broken.line for broken in inventory.broken] == [4]
+
+
 def test_any_faults_that_are_put_in_are_found_and_nothing_else() -> None:
     rng = random.Random(3)
     accounts = {f"u{number}": {f"vm-{line}": rng.randrange(1, 10**9) for line in range(3)} for number in range(300)}
