@@ -1,0 +1,99 @@
+"""The connection to the log's servers: deadlines, and how many system calls an exchange makes."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import pytest
+import trustme
+
+from shards.journal.jetstream.connection import Access, Connection, Endpoint, NoAnswer
+from shards.system.clock import MACHINE_CLOCKS
+from shards.system.host import REAL
+
+PATIENCE_S = 0.3
+HOST = "127.0.0.1"
+
+
+class Server(threading.Thread):
+    """Takes whoever connects, and answers what is asked of the subject `echo`; what else is asked, it never answers."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        super().__init__(daemon=True)
+        self.context = context
+        self.listener = socket.create_server((HOST, 0))
+        self.port = self.listener.getsockname()[1]
+
+    def run(self) -> None:
+        with suppress(OSError):  # the test has closed the listener
+            while True:
+                self.serve(self.listener.accept()[0])
+
+    def serve(self, client: socket.socket) -> None:
+        info = '{"tls_required": true}' if self.context else "{}"
+        client.sendall(f"INFO {info}\r\n".encode())
+        if self.context is not None:
+            client = self.context.wrap_socket(client, server_side=True)
+        with client, client.makefile("rb") as lines:
+            while line := lines.readline():
+                verb, *words = line.split()
+                if verb == b"PING":
+                    client.sendall(b"PONG\r\n")
+                elif verb == b"PUB":
+                    payload = lines.read(int(words[2]) + 2)
+                    if words[0] == b"echo":
+                        client.sendall(b"MSG %s 1 %s\r\n%s" % (words[1], words[2], payload))
+
+
+class Counted:
+    """A socket that counts its calls."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self.inner = inner
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls.append(name)
+        return getattr(self.inner, name)
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
+    theirs = ours = None
+    if request.param == "TLS":
+        authority = trustme.CA()
+        theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+        authority.issue_cert(HOST).configure_cert(theirs)
+        authority.configure_trust(ours)
+    server = Server(theirs)
+    server.start()
+    access = Access((Endpoint(HOST, server.port, theirs is not None),), ours, "")
+    with closing(server.listener), closing(Connection(access, "test", REAL.randbits, MACHINE_CLOCKS.boot_ns)) as found:
+        yield found
+
+
+def test_a_request_that_nobody_answers_ends_at_its_deadline_and_the_next_one_is_sent_anew(
+    connection: Connection,
+) -> None:
+    assert connection.request("echo", b"one").payload == b"one"
+    began_ns = MACHINE_CLOCKS.boot_ns()
+    with pytest.raises(NoAnswer):
+        connection.request("silence", timeout_s=PATIENCE_S)
+    assert MACHINE_CLOCKS.boot_ns() - began_ns >= PATIENCE_S * 1e9
+    assert connection.request("echo", b"two").payload == b"two"
+
+
+def test_an_exchange_is_one_call_to_send_and_one_to_receive(connection: Connection) -> None:
+    connection.request("echo", b"the first one says how long the socket may wait")
+    assert connection._socket is not None
+    counted = Counted(connection._socket)
+    connection._socket = counted  # type: ignore[assignment]
+    for _ in range(10):
+        assert connection.request("echo", b"again").payload == b"again"
+    assert counted.calls.count("sendall") == 10
+    assert set(counted.calls) == {"sendall", "recv"}
