@@ -18,8 +18,10 @@ is fed from the journal · `LIVE` each batch is sent as it comes.
 
 **Nobody hangs.** A question is answered, or refused with UNAVAILABLE: when the process ends, while it waits for its
 restart, after `answer_timeout_s`, and where `questions_max` wait already. A process that ends is started again, later
-each time it did not get as far as the head; one that ended on the disk or on damage has a suspicious successor (see
-`store`). Trouble here never ends the worker: the journal has everything, and is not trimmed above `trim_floor`.
+each time, until one of them has been live for `STABLE_NS`: on a full disk each is live for a moment, and fails with its
+next commit. One that was killed from outside once it was live has not failed. One that ended on the disk or on damage
+has a suspicious successor (see `store`). Trouble here never ends the worker: the journal has everything, and is not
+trimmed above `trim_floor`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -49,7 +52,9 @@ SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so 
 GATHER_S: Final = 0.005
 GATHER_BYTES: Final = 64 << 10
 RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_NS: Final = 60_000_000_000
 END_TIMEOUT_S: Final = 10.0
+FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
 DOWN, STARTING, BEHIND, LIVE = range(4)
 
 
@@ -67,6 +72,15 @@ def obstacle_of(noun: str, shard_id: int, is_live: bool, reason: str, durable: i
     if owes:
         return f"the {noun} of shard {shard_id} still have {owes} to hand over"
     return ""
+
+
+def failures_after(failures: int, live_ns: int, from_outside: bool) -> int:
+    """How many processes in a row have failed, after one more has ended, which was live for so long (0: it never was).
+    `from_outside`: somebody killed it.
+    """
+    if live_ns >= STABLE_NS or (live_ns and from_outside):
+        return 0
+    return failures + 1
 
 
 class Limits(NamedTuple):
@@ -137,7 +151,8 @@ class FollowerLink:
         self._process: Child | None = None
         self._wire: Wire | None = None
         self._lost = asyncio.Event()
-        self._was_live = False
+        self._live_since_ns = 0  # when it was live first; 0: it never was
+        self._has_failed = False  # it said so, or was given up
         self._reading = False  # a slice is being read, maybe still for the process before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
@@ -310,7 +325,8 @@ class FollowerLink:
             self._forget_kept()
 
     def _go_live(self) -> None:
-        self._phase, self._was_live = LIVE, True
+        self._phase = LIVE
+        self._live_since_ns = self._live_since_ns or self._boot_ns()
         self._feed.forget()
         self._forget_kept()
         self._send_waiting()
@@ -397,26 +413,27 @@ class FollowerLink:
         failures = 0
         while not self._closing.is_set():
             self._phase, self._reason = STARTING, "it is starting"
-            await self._run_once()
+            code = await self._run_once()
             if self._closing.is_set():
                 return
-            failures = 0 if self._was_live else failures + 1
+            live_ns = self._boot_ns() - self._live_since_ns if self._live_since_ns else 0
+            failures = failures_after(failures, live_ns, code in FROM_OUTSIDE and not self._has_failed)
             delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
             what = f"the {self._noun} of shard {self._shard_id} stopped"
             log.error("%s: %s; again in %g s", what, self._reason, delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
-    async def _run_once(self) -> None:
-        """One process from start to end."""
+    async def _run_once(self) -> int:
+        """One process from start to end; its exit code, or that it cannot be started."""
         self._lost.clear()
-        self._was_live = False
+        self._live_since_ns, self._has_failed = 0, False
         self._life += 1
         try:
             self._process, ours = await self._spawn(self._command, [])
         except OSError as error:
             self._refuse_all(f"it cannot be started: {error}")
-            return
+            return Exit.AGAIN
         self._starts += 1
         process = self._process
         await self._loop.create_connection(
@@ -424,11 +441,13 @@ class FollowerLink:
         )
         await self._lost.wait()
         try:
-            await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+            code = await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
         except TimeoutError:
+            self._has_failed = True
             self._kill(self._life)
-            await process.wait()
+            code = await process.wait()
         self._process = None
+        return code
 
     def _on_connected(self, wire: Wire) -> None:
         self._wire = wire
@@ -448,6 +467,7 @@ class FollowerLink:
 
     def _give_up(self, reason: str) -> None:
         """Ends this process; the next one may fare better."""
+        self._has_failed = True
         self._refuse_all(reason)
         if self._wire is not None:
             self._wire.close()

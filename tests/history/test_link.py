@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from billing.follower.link import Limits
+from billing.follower.link import STABLE_NS, Limits, failures_after
 from billing.follower.messages import Close
 from billing.follower.store import file_of
 from billing.history.history_reader import MISSING
@@ -359,6 +360,44 @@ async def test_a_projector_that_cannot_be_started_harms_nothing(data_dir: Path) 
         await worker.until(partial(_has_no_projector, worker.link))
         assert worker.link.trim_floor() == 0
         await worker.end()
+
+
+FAILS_ONCE_LIVE = """
+import msgpack, os, socket, sys
+
+wire, said = socket.socket(fileno=int(sys.argv[-1])), msgpack.Unpacker()
+while not (opened := list(said)):
+    said.feed(wire.recv(1 << 16)[4:])
+for message in ([16, opened[0][4], []], [20, 74, "database or disk is full"]):
+    payload = msgpack.packb(message)
+    wire.sendall(len(payload).to_bytes(4, "little") + payload)
+wire.recv(1)
+os._exit(74)
+"""
+
+
+async def test_one_that_is_live_for_a_moment_and_fails_is_started_ever_later(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(data_dir, Scene(), command=[sys.executable, "-c", FAILS_ONCE_LIVE])
+    await worker.until(lambda: caplog.text.count("database or disk is full") >= 3)
+    delays = [float(record.getMessage().split("again in ")[1].split()[0]) for record in caplog.records]
+    assert delays[:3] == [0.2, 0.5, 1.0], "being live for a moment mends nothing"
+    await worker.end()
+
+
+@pytest.mark.parametrize(
+    ("live_ns", "from_outside", "failures"),
+    [
+        (0, False, 5),
+        (0, True, 5),  # killed before it was live: it may outgrow the memory there is
+        (1, False, 5),
+        (1, True, 0),
+        (STABLE_NS, False, 0),
+    ],
+)
+def test_what_ends_the_row_of_failures(live_ns: int, from_outside: bool, failures: int) -> None:
+    assert failures_after(4, live_ns, from_outside) == failures
 
 
 async def test_questions_have_a_limit_and_an_end(data_dir: Path) -> None:
