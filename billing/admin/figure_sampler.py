@@ -300,6 +300,14 @@ class FigureSampler:
                 found.append(Overdue(worker.shard_id, SYNC, text, waiting_ns))
         return found
 
+    def why_not_ready(self) -> list[str]:
+        """Why not every bucket is served in full, a line each: a shard that is not served, that refuses changes, or
+        that hangs. Empty when each is; `/readyz` and `billing_ready` say the same.
+        """
+        supervisor = self.supervisor
+        unfit = [one.text for one in (*supervisor.unserved(), *supervisor.refusing())]
+        return unfit + [one.text for one in self.overdue()]
+
     def total(self, name: str) -> int:
         """A figure summed over the workers that have it."""
         return sum(figures.get(name) or 0 for figures in self.figures.values())

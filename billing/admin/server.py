@@ -1,7 +1,8 @@
 """HTTP for operators on `admin.listen`. It only reads: there is no request here that changes anything.
 
     /livez      200 while the supervisor's loop turns
-    /readyz     200 when every bucket is served, else 503 with one reason per line (a worker that hangs serves none)
+    /readyz     200 when every bucket is served and takes changes, else 503 with one reason per line (a worker that
+                hangs serves none)
     /metrics    Prometheus
     /           the dashboard; ?user=ID shows an account on it
     /events     its parts as server-sent events: "parts" {now_ns, parts: {id: markup}}, "moved" [[bucket, shard], …]
@@ -161,7 +162,7 @@ class Site:
         return web.Response(text="alive\n")
 
     async def readyz(self, _: web.Request) -> web.Response:
-        reasons = self._supervisor.ready_reasons() + [one.text for one in self._sampler.overdue()]
+        reasons = self._sampler.why_not_ready()
         if reasons:
             return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))
         return web.Response(text="ready\n")

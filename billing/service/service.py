@@ -2,8 +2,8 @@
 
 What the service manager is told, from the sampler's figures:
 
-    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200), or when
-                this host stands by since another one serves (`/readyz` says 503, and which)
+    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200, unless a
+                disk is full), or when this host stands by since another one serves (`/readyz` says 503, and which)
     STATUS      what it is doing: "recovering shard 1: 62 %", "serving 2 shards, 1,204 accounts, nothing owed"
     WATCHDOG    while every worker's loop and last sync are fresh; one that hangs starves it, and systemd ends the lot
     EXTEND_…    while the start goes on, so that a long recovery is no failed start; also where a shard is held and the
@@ -101,8 +101,8 @@ async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
         unserved = supervisor.unserved()
         if not ready and (not unserved or supervisor.registry.stands_by):
             ready = True
-            notifier.ready(status_of(sampler, unserved))
-        notifier.status(status_of(sampler, unserved))
+            notifier.ready(status_of(sampler, [*unserved, *supervisor.refusing()]))
+        notifier.status(status_of(sampler, [*unserved, *supervisor.refusing()]))
         if not sampler.overdue():
             notifier.alive()
             if not ready:

@@ -104,11 +104,12 @@ class SupervisorSettings(NamedTuple):
 
 
 class Unserved(NamedTuple):
-    """A shard that is not served, or (0) the whole daemon."""
+    """A shard that is not served, or not in full, or (0) the whole daemon."""
 
     shard_id: int
     # As `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not; "lapsed":
-    # it serves, and its journal grants no time; "elsewhere": it is another host's, or is to be; "idle": none is here.
+    # it serves, and its journal grants no time; "elsewhere": it is another host's, or is to be; "idle": none is here;
+    # "full": it serves what is asked and takes no changes.
     state: str
     why: str
 
@@ -183,10 +184,6 @@ class Supervisor:
 
     # -- state that others look at ----------------------------------------------------------------------------------
 
-    def ready_reasons(self) -> list[str]:
-        """Why not every bucket is served; empty when each is."""
-        return [one.text for one in self.unserved()]
-
     def unserved(self) -> list[Unserved]:
         """What is not served; empty when every bucket is."""
         if self.registry.unopened:
@@ -210,6 +207,14 @@ class Supervisor:
             elif worker.figures.get("lapsed"):
                 found.append(Unserved(shard_id, "lapsed", LAPSED))
         return found
+
+    def refusing(self) -> list[Unserved]:
+        """What is served and refuses changes, for want of room for its journal."""
+        return [
+            Unserved(shard_id, "full", f"changes are refused: {worker.figures['no_room']}")
+            for shard_id, worker in sorted(self.workers.items())
+            if worker.state == "serving" and worker.figures.get("no_room") and not worker.figures.get("lapsed")
+        ]
 
     async def wait_changed(self) -> None:
         """Returns when some worker's state has changed."""

@@ -298,13 +298,13 @@ class World:
     def state(self) -> str:
         """Where everything is, for a message."""
         supervisor = self.supervisor
-        reasons = ["no supervisor"] if supervisor is None else supervisor.ready_reasons()
+        reasons = ["no supervisor"] if supervisor is None else supervisor.unserved()
         return f"not ready: {reasons}, refused: {self.refused}, exits: {self.exits[-6:]}, owed: {self.auditor.owed()}"
 
     def is_ready(self) -> bool:
         """Every bucket is served."""
         supervisor = self.supervisor
-        return supervisor is not None and bool(supervisor.workers) and not supervisor.ready_reasons()
+        return supervisor is not None and bool(supervisor.workers) and not supervisor.unserved()
 
     def task(self, coroutine: Any) -> asyncio.Task[Any]:
         """Runs a coroutine of the outside world."""
