@@ -23,6 +23,7 @@ from billing.api.params import (
     whole_of,
 )
 from billing.ledger.commands import (
+    ADJUST,
     CHANGE_RATE,
     DEBIT,
     DEFAULT_CLASS,
@@ -170,7 +171,7 @@ def _mode_of(value: object) -> int:
 # -- from values to commands: what the rows of the table build ---------------------------------------------------------
 
 
-def command_of(op: int, a: str = "", b: str = "", key: str = "", message: str = "message") -> Callable[..., Command]:
+def command_of(op: int, a: str = "", b: str = "", key: str = "") -> Callable[..., Command]:
     """A function that makes the command `op` of the values that a row has parsed: what is named stands in that place,
     the rest is empty.
     """
@@ -178,7 +179,7 @@ def command_of(op: int, a: str = "", b: str = "", key: str = "", message: str = 
     def build(user_id: bytes, request_id: bytes, **values: Any) -> Command:
         return (
             *(op, user_id, values[a] if a else 0, values[b] if b else 0, 0, values[key] if key else b""),
-            *(request_id, values[message], b"", b""),
+            *(request_id, values["message"], b"", b""),
         )
 
     return build
@@ -219,6 +220,14 @@ def change_rate_of(
 def debit_of(user_id: bytes, amount: int, mode: int, request_id: bytes, message: bytes) -> Command:
     """Of `debit`, where it is parsed by its row."""
     return (DEBIT, user_id, amount, mode, 0, b"", request_id, message, b"", b"")
+
+
+def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes, message: bytes) -> Command:
+    """Of `adjust`; its entry says why, and behind that what else there is to say. Raises Refused."""
+    said = b": ".join((reason, message)) if message else reason
+    if len(said) > MESSAGE_BYTES_MAX:
+        raise invalid(f"reason and message may have {MESSAGE_BYTES_MAX} bytes together")
+    return (ADJUST, user_id, amount, 0, 0, b"", request_id, said, b"", b"")
 
 
 def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request_id: bytes, message: bytes) -> Command:

@@ -51,7 +51,6 @@ from billing.api.values import (
     WordSet,
 )
 from billing.ledger.commands import (
-    ADJUST,
     CAPTURE,
     CLASS_BYTES_MAX,
     CLOSE,
@@ -483,9 +482,12 @@ _ROWS: Final = (
         "a correction, booked as such",
         shapes.one(shapes.STANDING),
         (USER_ID, Field("amount", Amount(SIGNED)), Field("reason", Text(MESSAGE_BYTES_MAX, 1))),
-        (REQUEST_ID,),
+        (
+            REQUEST_ID,
+            Field("message", Text(MESSAGE_BYTES_MAX), b"", "goes into the entry behind the reason"),
+        ),
         ("INVALID_AMOUNT", "LIMIT_EXCEEDED"),
-        calls.command_of(ADJUST, a="amount", message="reason"),
+        calls.adjust_of,
     ),
     _row(
         COMMAND,

@@ -53,7 +53,10 @@ ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
 _HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
 _WHERE_TRUE: Final = {"replayed", "up_to_now"}  # not worth a line where they are not
 NAME_CHARACTERS_MAX: Final = 40  # longer ones are folded as other texts are
-_OFTEN_EMPTY: Final = {"message", "request_id", "resource", "actor", "value_nanos", "line_rate_nanos_per_hour"}
+_OFTEN_EMPTY: Final = {
+    *("message", "request_id", "resource", "actor", "value_nanos", "thresholds"),
+    "line_rate_nanos_per_hour",
+}
 _NAMES: Final = {"state", "operation", "user_id", "name", "method", "resource"}
 MAP_IN_LINE_MAX: Final = 3  # a larger one within a reply has a line for each field
 _RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"

@@ -322,10 +322,13 @@ class Methods(ABC):
         nanos: int | None = None,
         reason: str,
         request_id: str | bytes | None = None,
+        message: str | None = None,
     ) -> Standing:
         """A correction, booked as such."""
         return Standing(
-            await self.call("adjust", user_id, money("amount", amount, nanos), reason, request_id=request_id)
+            await self.call(
+                "adjust", user_id, money("amount", amount, nanos), reason, request_id=request_id, message=message
+            )
         )
 
     async def set_thresholds(

@@ -170,6 +170,8 @@ class AccountRow(Result):
 class HistoryRow(Result):
     """One entry of an account."""
 
+    _NESTED: ClassVar = {"thresholds": Threshold}
+
     entry_id: int
     at_ns: int
     operation: str
@@ -183,6 +185,7 @@ class HistoryRow(Result):
     line_rate_nanos_per_hour: int | None
     rate_nanos_per_hour: int | None
     value_nanos: int | None
+    thresholds: list[Threshold] | None
     class_: str | None
     actor: str | None
     amount: Decimal
@@ -196,6 +199,8 @@ class HistoryRow(Result):
 
 class FeedRow(Result):
     """One entry of the feed of all accounts."""
+
+    _NESTED: ClassVar = {"thresholds": Threshold}
 
     cursor: str
     user_id: str
@@ -212,6 +217,7 @@ class FeedRow(Result):
     line_rate_nanos_per_hour: int | None
     rate_nanos_per_hour: int | None
     value_nanos: int | None
+    thresholds: list[Threshold] | None
     class_: str | None
     actor: str | None
     amount: Decimal

@@ -35,7 +35,7 @@ from billing.history.page import OPENING, OPENING_ROW, Row, name_of
 from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, Pages
 from billing.ledger import commands as ops
-from billing.ledger.entry import TIME, class_name, text
+from billing.ledger.entry import TIME, class_name, text, threshold_maps
 from shards.exits import Exit
 from shards.system.disk import Disk
 
@@ -139,6 +139,11 @@ def as_map(row: Row) -> Shown:
         "line_rate_nanos_per_hour": row.value if is_rate else None,
         "rate_nanos_per_hour": row.rate,
         "value_nanos": None if is_rate else row.value,
+        "thresholds": (
+            threshold_maps(ops.unpack_thresholds(row.resource))
+            if row.operation == ops.SET_THRESHOLDS and row.resource is not None
+            else None
+        ),
         "class": class_name(row.resource) if row.operation == ops.SET_CLASS and row.resource is not None else None,
         "actor": TIME if row.operation in ops.BY_TIME else None if row.flags is None else text(row.actor),
     }
@@ -155,7 +160,8 @@ def _opening_map(row: Row) -> Shown:
         "balance_before_nanos": row.balance,
         "balance_after_nanos": row.balance,
         "message": f"the rows up to entry {row.entry_id} are lost; a snapshot has how the account stood",
-        **dict.fromkeys(("request_id", "resource", "line_rate_nanos_per_hour", "value_nanos", "class", "actor")),
+        **dict.fromkeys(("request_id", "resource", "line_rate_nanos_per_hour", "value_nanos", "thresholds")),
+        **dict.fromkeys(("class", "actor")),
         "rate_nanos_per_hour": row.rate,
         "whole_from_ns": row.at_ns,
     }
@@ -193,7 +199,7 @@ def missing_row(
         "message": f"the rows of entries {first_id} to {last_id} {fate}",
         "request_id": None,
         **dict.fromkeys(("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour")),
-        **dict.fromkeys(("value_nanos", "class", "actor")),
+        **dict.fromkeys(("value_nanos", "thresholds", "class", "actor")),
         "whole_from_ns": at_ns,
     }
 

@@ -71,7 +71,7 @@ class Row(NamedTuple):
     frac: int | None  # of the balance
     rate: int | None  # the account's from then on
     value: int | None  # what the command set (`entry.value_of`), of a line its rate from then on
-    resource: bytes | None  # the line, or the cutoff class that was set
+    resource: bytes | None  # the line, or the cutoff class or the thresholds (packed) that were set
     actor: bytes
     credit_limit: int  # nanos
     holds: int  # nanos
@@ -236,6 +236,7 @@ def _record_struct() -> struct.Struct:
 
 
 _RECORD: Final = _record_struct()
+_KEPT: Final = frozenset((ops.SET_CLASS, ops.SET_THRESHOLDS))  # whose key says what they set
 _PLAIN: Final = frozenset((ops.TOP_UP, ops.DEBIT, ops.ADJUST, ops.EXHAUST))  # which set no value
 _decode: Final = msgspec.msgpack.Decoder().decode
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -261,8 +262,9 @@ def row_of(records: bytes, at: int, seq: int, older: int) -> Row:
     if op in OF_LINES:
         value, resource = None if line_rate == UNKNOWN else line_rate, records[key_at:request_at]
     elif op not in _PLAIN:
-        value = value_of(op, a, b)
-        resource = records[key_at:request_at] if op == ops.SET_CLASS else None
+        key = records[key_at:request_at]
+        value = value_of(op, a, b, key)
+        resource = key if op in _KEPT else None
     before_frac = frac - amount_frac
     if before_frac < 0:
         before_frac += NANO

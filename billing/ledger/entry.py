@@ -39,6 +39,7 @@ from the entry, so the first and the replayed answer are the same function's.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -406,7 +407,8 @@ def history_row(entry: EntryTuple) -> dict[str, object]:
         "resource": text(e.key) if e.op in ops.OF_LINES else None,
         "line_rate_nanos_per_hour": e.line_rate if e.op in ops.OF_LINES and e.line_rate != UNKNOWN else None,
         "rate_nanos_per_hour": e.rate,
-        "value_nanos": value_of(e.op, e.a, e.b),
+        "value_nanos": value_of(e.op, e.a, e.b, e.key),
+        "thresholds": threshold_maps(ops.unpack_thresholds(e.key)) if e.op == ops.SET_THRESHOLDS else None,
         "class": class_name(e.key) if e.op == ops.SET_CLASS else None,
         "actor": TIME if e.op in ops.BY_TIME else text(e.actor),
     }
@@ -417,12 +419,19 @@ def class_name(key: bytes) -> str:
     return key.decode() or ops.DEFAULT_CLASS
 
 
-def value_of(op: int, a: int, b: int) -> int | None:
-    """What the command set, in nanos: a credit limit, a hold, or the threshold that was crossed; None where it set
-    nothing of the kind.
+def threshold_maps(thresholds: Iterable[tuple[int, int]]) -> list[dict[str, int]]:
+    """Thresholds as people set them; each given as (kind, value)."""
+    return [{"amount_nanos" if kind == ops.BY_AMOUNT else "runway_ns": value} for kind, value in thresholds]
+
+
+def value_of(op: int, a: int, b: int, key: bytes) -> int | None:
+    """What the command set, in nanos: a credit limit, a hold, the highest threshold, or the threshold that was crossed;
+    None where it set nothing of the kind.
     """
     if op in _SETS_A:
         return a
+    if op == ops.SET_THRESHOLDS:
+        return max((value for kind, value in ops.unpack_thresholds(key) if kind == ops.BY_AMOUNT), default=None)
     return b if op == ops.THRESHOLD and a == ops.BY_AMOUNT else None
 
 

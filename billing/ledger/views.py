@@ -5,9 +5,8 @@ from collections.abc import Collection, Iterator
 from billing.ledger import cutoffs
 from billing.ledger.account import Account
 from billing.ledger.book import Book
-from billing.ledger.commands import BY_AMOUNT
 from billing.ledger.cutoffs import Owed
-from billing.ledger.entry import DELIVERED, class_name, cutoff_map, event_id, text
+from billing.ledger.entry import DELIVERED, class_name, cutoff_map, event_id, text, threshold_maps
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.schedule import coming_ns
@@ -55,9 +54,7 @@ def account_map(account: Account, bucket_id: int, call_at_ns: int) -> dict[str, 
         "overrun_nanos": account.overrun // NANO,
         "holds_nanos": account.holds_nanos,
         "holds": _holds(extra),
-        "thresholds": [
-            {"amount_nanos": value} if kind == BY_AMOUNT else {"runway_ns": value} for kind, value in extra.thresholds
-        ],
+        "thresholds": threshold_maps(extra.thresholds),
     }
 
 

@@ -51,7 +51,7 @@ CONTRACT = {
     "hold": (["user_id", "amount"], {"ttl_ns", "request_id", "message"}),
     "capture": (["user_id", "hold_id", "amount"], {"request_id", "message"}),
     "release": (["user_id", "hold_id"], {"request_id", "message"}),
-    "adjust": (["user_id", "amount", "reason"], {"request_id"}),
+    "adjust": (["user_id", "amount", "reason"], {"request_id", "message"}),
     "set_thresholds": (["user_id", "thresholds"], {"request_id", "message"}),
     "set_class": (["user_id", "class"], {"request_id", "message"}),
     "close_account": (["user_id"], {"request_id", "message"}),

@@ -156,14 +156,13 @@ def test_a_row_of_the_history() -> None:
         "entry_id": 1, "at_ns": 0, "operation": "top_up", "amount_nanos": 100, "accrued_nanos": 0,
         "balance_before_nanos": 0, "balance_after_nanos": 100, "message": "invoice 7", "request_id": "r",
         "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": 0, "value_nanos": None,
-        "class": None, "actor": "",
+        "thresholds": None, "class": None, "actor": "",
     }  # fmt: skip
     assert bank.rows("u")[2] == {
         "entry_id": 3, "at_ns": 3, "operation": "debit", "amount_nanos": -10, "accrued_nanos": 5,
         "balance_before_nanos": 95, "balance_after_nanos": 85, "message": "", "request_id": None,
         "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": HOUR * 3 // 2, "value_nanos": None,
-        "class": None,
-        "actor": "",
+        "thresholds": None, "class": None, "actor": "",
     }  # fmt: skip
 
 
@@ -284,10 +283,24 @@ def test_a_row_says_what_was_set_and_by_whom() -> None:
         ("set_rate", "", 2, 10, None, ""),
         ("set_credit_limit", None, None, 10, 7, ""),
         ("hold", None, None, 10, 9, ""),
-        ("set_thresholds", None, None, 10, None, ""),
+        ("set_thresholds", None, None, 10, 105, ""),
         ("hold_expired", None, None, 10, 9, "time"),
     ]
     assert bank.rows("u")[4]["message"] == "agreed"
+
+
+def test_a_row_says_all_thresholds_that_were_set() -> None:
+    bank = Bank()
+    bank.top_up("u", 100, at=0)
+    bank.set_thresholds("u", [(1, 60), (0, 5), (0, 20)], at=1)
+    bank.set_thresholds("u", [(1, 60)], at=2)
+    bank.set_thresholds("u", [], at=3)
+    assert [(row["value_nanos"], row["thresholds"]) for row in bank.rows("u")] == [
+        (None, None),
+        (20, [{"amount_nanos": 5}, {"amount_nanos": 20}, {"runway_ns": 60}]),
+        (None, [{"runway_ns": 60}]),
+        (None, []),
+    ]
 
 
 def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another() -> None:

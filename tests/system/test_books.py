@@ -54,6 +54,39 @@ async def test_rows_name_actor_and_rates_and_a_closed_account_answers(data_dir: 
         assert str(error).startswith("UNKNOWN_ACCOUNT")
 
 
+async def test_every_change_has_its_message_and_what_it_set_in_its_row(data_dir: Path) -> None:
+    changes: list[tuple[Any, ...]] = [
+        *(("top_up", "5"), ("set_rate", "0.36"), ("change_rate", "-0.36"), ("debit", "1"), ("set_credit_limit", "2")),
+        *(("hold", "1"), ("capture", "e:6", "0.5"), ("hold", "1"), ("release", "e:8"), ("adjust", -5, "a correction")),
+        *(("set_thresholds", [{"amount": "3"}, {"runway_ns": 60}]), ("set_class", "default"), ("close_account",)),
+    ]
+    with Daemon(data_dir, shards__workers=2) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert {method for method, *_ in changes} == {
+            row["name"] for row in await rpc.ask("methods") if row["kind"] == "command"
+        }
+        for method, *params in changes:
+            await rpc.ask(method, "anna", *params, {"message": f"why {method}"})
+        error, _ = await rpc.call("adjust", "anna", 5, "r" * 1000, {"message": "m" * 23})
+        assert str(error).startswith("INVALID_PARAMS: reason and message may have 1024 bytes together")
+        rows = (await rpc.ask("history", "anna"))[::-1]
+        entries = await rpc.ask("entries")
+        rpc.close()
+    assert [(row["operation"], row["message"]) for row in rows] == [
+        (method, f"a correction: why {method}" if method == "adjust" else f"why {method}") for method, *_ in changes
+    ]
+    assert {row["operation"]: row["value_nanos"] for row in rows if row["value_nanos"] is not None} == {
+        "set_credit_limit": 2 * 10**9,
+        "hold": 10**9,
+        "capture": 5 * 10**8,
+        "set_thresholds": 3 * 10**9,
+    }
+    assert [row["thresholds"] for row in rows if row["thresholds"] is not None] == [
+        [{"amount_nanos": 3 * 10**9}, {"runway_ns": 60}]
+    ]
+    assert [{name: row[name] for name in rows[0]} for row in entries] == rows
+
+
 # -- a running account, asked by people --------------------------------------------------------------------------------
 
 HOUR_NS = 3600 * 10**9
