@@ -16,6 +16,7 @@ from billing.audit.reading import TrailReader, UnknownCursor
 from billing.audit.trail import DIRECTORY
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command, option
+from billing.cli.paging import columns_of
 from billing.cli.places import Misplaced
 from billing.cli.showing import show
 from billing.client.client import Client
@@ -49,7 +50,7 @@ def audit(target: Target, limit: int, after: str, actor: str | None, act: str | 
     names = ("at_ns", "actor", "act", "details")
     if not (target.as_json or target.as_csv):
         found = [{name: row[name] for name in names} for row in found]
-    show(target, found, names)
+    show(target, found, names, columns=columns_of("audit"))
 
 
 async def _asked(client: Client, after: str, limit: int, actor: str | None, act: str | None) -> Rows:

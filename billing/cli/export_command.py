@@ -20,10 +20,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from billing.api.methods import METHODS
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command, Group, option
 from billing.cli.output import as_json, put, say
+from billing.cli.paging import columns_of
+from billing.cli.showing import csv_zone_of
 from billing.cli.values import csv_name, csv_value, printable
 from billing.client.client import Client
 from shards.counting import counted
@@ -37,11 +38,10 @@ Page = Callable[[str | None], Awaitable[Rows]]  # behind this key
 class Sink:
     """Where the rows go: standard output, in one of the two forms."""
 
-    def __init__(self, method: str, as_csv: bool, without: Sequence[str] = ()) -> None:
-        shape = METHODS[method].reply.shape
-        assert shape is not None
-        self._names = [field.name for field in shape.fields if field.name not in without]
-        self._as_csv = as_csv
+    def __init__(self, method: str, target: Target) -> None:
+        self._names = columns_of(method)
+        self._as_csv = target.as_csv
+        self._zone = csv_zone_of(target)
         self.rows = 0
 
     def begin(self) -> None:
@@ -53,7 +53,7 @@ class Sink:
         """Writes rows. Raises OutputFailed, BrokenPipeError."""
         self.rows += len(rows)
         if self._as_csv:
-            lines = (self._line(csv_value(name, row.get(name)) for name in self._names) for row in rows)
+            lines = (self._line(csv_value(name, row.get(name), self._zone) for name in self._names) for row in rows)
             put("".join(lines), newline=False)
         else:
             put("\n".join(as_json(row) for row in rows))
@@ -101,7 +101,7 @@ def export() -> None:
 @target_options
 def export_entries(target: Target, since: str) -> None:
     """Writes all entries, each with its cursor, oldest first."""
-    sink = Sink("entries", target.as_csv)
+    sink = Sink("entries", target)
 
     async def work(client: Client) -> str:
         cursor, first_ns = since, -1
@@ -126,7 +126,7 @@ def export_entries(target: Target, since: str) -> None:
 @target_options
 def export_accounts(target: Target) -> None:
     """Writes all accounts, in order of their user ids: state, money, rate, and when it runs out."""
-    sink = Sink("accounts", target.as_csv, ("rates", "holds"))
+    sink = Sink("accounts", target)
 
     async def work(client: Client) -> None:
         total = sum(row["accounts"] or 0 for row in await client.call("shards_info"))

@@ -304,8 +304,8 @@ OUTPUT_OPTIONS: Final = (
         "as_csv",
         is_flag=True,
         section=OUTPUT,
-        help="Prints rows as CSV under a line of names: coins as decimals, instants as ISO 8601 in UTC, spans in "
-        "seconds.",
+        help="Prints rows as CSV under a line of names: coins as decimals, instants as ISO 8601 in UTC or the zone of "
+        "--zone, spans in seconds.",
     ),
     option("--wide", is_flag=True, section=OUTPUT, help="Prints every column and nanosecond, however wide that is."),
     option(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from billing.api.methods import METHODS
 from billing.cli.calling import Target, run, sendable
 from billing.cli.options import option
 from billing.cli.output import say
@@ -20,6 +21,15 @@ from billing.client.client import Client
 PAGE_ROWS_MAX: Final = 1000
 
 Complete = Callable[[Client, list[Any]], Awaitable[list[Any]]]
+
+
+def columns_of(method: str) -> list[str]:
+    """The fields that each row of a list has."""
+    shape = METHODS[method].reply.shape
+    assert shape is not None
+    return [field.name for field in shape.fields if not field.optional]
+
+
 ROWS_SHOWN: Final = {"history": 100}  # where no limit is given; all others a page
 
 list_all_option = option("--all", "every", is_flag=True, help="Fetches every page.")
@@ -64,7 +74,7 @@ def show_pages(
         return (rows if complete is None else await complete(client, rows)), more
 
     rows, more = run(target, fetch, user)
-    show(target, rows, ESSENTIAL[method])
+    show(target, rows, ESSENTIAL[method], columns=columns_of(method))
     if more:
         context = click.get_current_context()
         line = [*context.command_path.split(), *([user] if user is not None else []), *words, cursor, str(last[0])]

@@ -5,12 +5,16 @@
     2026                     a year
     2026-11                  a month
     november, nov            the last one that has begun
+    this month, last month   that of now, and the one before; so with year
     2026-11-30               a day
     today, yesterday         that of now, and the one before
     monday, mon              the last one that has begun
     2026-11-30T12:00[:30[.5]]  an instant: in the zone, or with Z or an offset such as +03:00 behind it
     1764547200000000000      nanoseconds since the epoch
     now
+
+Who ends a period with the name of a month or a weekday means one that comes behind its beginning: `december` behind a
+beginning in November is the next December, also where that has not begun (`behind_ns`).
 
 A day begins with its first nanosecond in the zone, also where midnight is skipped; of an hour that comes twice, the
 first is meant. Instants are 0 to 2**63-1 ns. Anything else raises a ValueError with the accepted forms.
@@ -49,8 +53,10 @@ class Span(NamedTuple):
     to_ns: int
 
 
-def named(text: str, zone: tzinfo | None, now_ns: int) -> Span:
-    """See the module. `zone`: None is the machine's own. Raises ValueError."""
+def named(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
+    """See the module. `zone`: None is the machine's own. `behind_ns`: the name of a month or a weekday is the first one
+    behind that instant, not the last one that has begun. Raises ValueError.
+    """
     word = text.strip().lower()
     if not text.isascii():
         raise ValueError(_expected(text))
@@ -61,7 +67,8 @@ def named(text: str, zone: tzinfo | None, now_ns: int) -> Span:
     try:
         if match := _INSTANT.fullmatch(word):
             return _instant(_moment(match, zone), text)
-        return _dates(word, zone, _day_of(now_ns, zone), text)
+        first = None if behind_ns is None else _day_of(behind_ns, zone)
+        return _dates(word, zone, _day_of(now_ns, zone), first, text)
     except (ValueError, OverflowError) as error:
         raise ValueError(str(error) if str(error) == _expected(text) else _expected(text)) from None
 
@@ -71,18 +78,28 @@ def is_relative(text: str) -> bool:
     return any(character.isalpha() for character in text.lower().removesuffix("z").replace("t", ""))
 
 
-def _dates(word: str, zone: tzinfo | None, today: date, text: str) -> Span:
+def _dates(word: str, zone: tzinfo | None, today: date, first: date | None, text: str) -> Span:
     if re.fullmatch(r"\d{4}", word):
         year = int(word)
         return _between(YEAR, date(year, 1, 1), date(year + 1, 1, 1), zone, text)
     if re.fullmatch(r"\d{4}-\d\d", word):
         return _month(int(word[:4]), int(word[5:]), zone, text)
+    if match := re.fullmatch(r"(this|last)[ -](month|year)", word):
+        is_last = match[1] == "last"
+        if match[2] == "year":
+            return _dates(f"{today.year - is_last:04}", zone, today, first, text)
+        day = today.replace(day=1) - timedelta(days=is_last)
+        return _month(day.year, day.month, zone, text)
     if (month := _index(word, MONTHS)) is not None:
+        if first is not None:
+            return _month(first.year if month + 1 > first.month else first.year + 1, month + 1, zone, text)
         return _month(today.year if month < today.month else today.year - 1, month + 1, zone, text)
     if word in ("today", "yesterday"):
         day = today - timedelta(days=word == "yesterday")
     elif (weekday := _index(word, DAYS)) is not None:
         day = today - timedelta(days=(today.weekday() - weekday) % 7)
+        if first is not None:
+            day = first + timedelta(days=(weekday - first.weekday() - 1) % 7 + 1)
     else:
         day = date.fromisoformat(word)
         if word != day.isoformat():
@@ -141,4 +158,6 @@ def _instant(at_ns: int, text: str) -> Span:
 
 
 def _expected(text: str) -> str:
-    return f"expected 2026-11, november, 2026-11-30, today, yesterday, now or 2026-11-30T12:00, got {text!r}"
+    return (
+        f"expected 2026-11, november, last month, 2026-11-30, today, yesterday, now or 2026-11-30T12:00, got {text!r}"
+    )

@@ -247,8 +247,10 @@ def reconcile(context: click.Context, target: Target, inventory: str, per: str) 
     if target.as_json:
         broken = [line._asdict() for line in said.broken]
         put(as_json({"machines": said.lines, "differences": rows, "broken_lines": broken}))
+    elif target.as_csv:
+        show(target, rows, columns=Difference._fields)
     elif rows:
-        for row in rows if not target.as_csv else ():
+        for row in rows:
             row["difference"] = _WORDS[row["difference"]]
         show(target, rows, ("user_id", "resource", "difference"))
     unread = f"; {counted(len(said.broken), 'line')} could not be read" if said.broken else ""

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import tzinfo
+from datetime import UTC, tzinfo
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -62,16 +62,19 @@ MAP_IN_LINE_MAX: Final = 3  # a larger one within a reply has a line for each fi
 _RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"
 
 
-def show(target: Target, reply: Any, essential: Sequence[str] = (), per: str = HOUR) -> None:
+def show(
+    target: Target, reply: Any, essential: Sequence[str] = (), per: str = HOUR, columns: Sequence[str] = ()
+) -> None:
     """Prints any reply: a map as lines, an array of maps as a table, anything else as it is. `essential` names the
     columns that are left out last where the terminal is narrow, the most important first; `per` is the unit in which a
-    rate was given. Raises OutputFailed.
+    rate was given; `columns` are those that a CSV has where there is no row. Raises OutputFailed.
     """
     rows = isinstance(reply, list) and bool(reply) and all(isinstance(row, Mapping) for row in reply)
     if target.as_json:
         put(as_json(reply))
     elif target.as_csv:
-        put(_as_csv(reply if isinstance(reply, list) else [reply]), newline=False)
+        rows_of_it = reply if isinstance(reply, list) else [reply]
+        put(_as_csv(rows_of_it, csv_zone_of(target), columns), newline=False)
     elif isinstance(reply, Mapping):
         put("\n".join(_lines_of(reply, look_of(target, exact=True)._replace(per=per))))
     elif rows:
@@ -230,15 +233,20 @@ def _is_coloured() -> bool:
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _as_csv(rows: Sequence[Any]) -> str:
-    """Rows under a line of names; what is no map has the one column `value`."""
+def csv_zone_of(target: Target) -> tzinfo:
+    """In which zone a CSV has its instants: the one that was asked for."""
+    return UTC if target.zone is None else ZoneInfo(target.zone)
+
+
+def _as_csv(rows: Sequence[Any], zone: tzinfo, columns: Sequence[str]) -> str:
+    """Rows under a line of names; what is no map has the one column `value`. `columns`: the names where no row is."""
     maps = [row if isinstance(row, Mapping) else {"value": row} for row in rows]
-    names = list(dict.fromkeys(str(name) for row in maps for name in row))
+    names = list(dict.fromkeys(str(name) for row in maps for name in row)) or columns
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if names:
         writer.writerow(map(csv_name, names))
     for row in maps:
-        cells = (csv_value(name, row.get(name)) for name in names)
+        cells = (csv_value(name, row.get(name), zone) for name in names)
         writer.writerow(map(printable, cells) if is_terminal() else cells)
     return out.getvalue()

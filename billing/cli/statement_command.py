@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from billing.api.methods import HISTORY_ROWS_MAX
+from billing.api.shapes import RESOURCE_LINE
 from billing.cli.calling import Target, run, sendable, target_options
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
@@ -56,9 +57,16 @@ class Asked(NamedTuple):
                 return span.from_ns, span.to_ns
         from_ns = 0 if self.from_text is None else span_of("--from", self.from_text, zone, now_ns).from_ns
         to_ns = INT64_MAX if self.to_text is None else span_of("--to", self.to_text, zone, now_ns).from_ns
+        if self.to_text is not None and from_ns > to_ns:
+            to_ns = span_of("--to", self.to_text, zone, now_ns, behind_ns=from_ns).from_ns
         if from_ns > to_ns:
             raise click.BadParameter("lies after --to", param_hint="--from")
         return from_ns, to_ns
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it is said where it ends."""
+        return any(text is not None for text in self[1:])
 
     @property
     def is_relative(self) -> bool:
@@ -66,10 +74,10 @@ class Asked(NamedTuple):
         return any(text is not None and is_relative(text) for text in self)
 
 
-def span_of(name: str, text: str, zone: tzinfo | None, now_ns: int) -> Span:
-    """What an option names. Raises click.BadParameter."""
+def span_of(name: str, text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
+    """What an option names; see `named`. Raises click.BadParameter."""
     try:
-        return named(text, zone, now_ns)
+        return named(text, zone, now_ns, behind_ns)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=name) from None
 
@@ -78,7 +86,7 @@ def span_of(name: str, text: str, zone: tzinfo | None, now_ns: int) -> Span:
 @click.argument("user")
 @option("--from", "from_text", metavar="WHEN", help="The first instant: 2026-11-01, november, today.  [the beginning]")
 @option("--to", "to_text", metavar="WHEN", help="The instant it ends before, in the same words.  [now]")
-@option("--month", metavar="MONTH", help="A whole month, as 2026-11 or november; or a year, as 2026.")
+@option("--month", metavar="MONTH", help="A whole month, as 2026-11, november or last month; or a year.")
 @option("--day", metavar="DAY", help="A whole day, as 2026-11-30, today, yesterday or monday.")
 @option("--by", type=click.Choice(["resource"]), help="Itemises what accrued by rate line.")
 @target_options
@@ -99,14 +107,20 @@ def statement(
         raise click.UsageError("only one of --month, --day, and --from with --to can be given")
     zone = ZoneInfo(target.zone) if target.zone is not None else None
     _check_words(asked, zone)
-    found, rows = _ask(target, user, asked, zone, by)
+    from_ns, found, rows = _ask(target, user, asked, zone, by)
     faults = faults_of(found, rows)
     if target.as_json:
         put(as_json({**found, "entries": rows, "adds_up": not faults, "faults": faults}))
     elif target.as_csv:
-        show(target, found["resources"] if by else csv_rows(found, rows))
+        lines = found["resources"] if by else csv_rows(found, rows)
+        show(target, lines, columns=[field.name for field in RESOURCE_LINE.fields])
     else:
         _show(target, found, rows, faults)
+    look = look_of(target, exact=target.wide)
+    if found["from_ns"] < from_ns:
+        say(f"billing: {moment(from_ns, look)}, where the period begins, is yet to come: this is how {user} stands now")
+    elif found["up_to_now"] and target.as_csv and asked.has_end:
+        say(f"billing: the period goes up to now, {moment(found['to_ns'], look)}")
     if faults:
         context.exit(1)
 
@@ -120,16 +134,13 @@ def _check_words(asked: Asked, zone: tzinfo | None) -> None:
             span_of(name, text, zone, ANY_INSTANT_NS)
 
 
-def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str | None) -> tuple[Row, list[Row]]:
-    """What the daemon says of the period, and all its entries, oldest first."""
+def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str | None) -> tuple[int, Row, list[Row]]:
+    """Where the period was to begin, what the daemon says of it, and all its entries, oldest first."""
 
-    async def work(client: Client) -> tuple[Row, list[Row]]:
+    async def work(client: Client) -> tuple[int, Row, list[Row]]:
         now_ns = (await client.server_info())["now_ns"] if asked.is_relative else ANY_INSTANT_NS
         from_ns, to_ns = asked.bounds(zone, now_ns)
         found: Row = await client.call("statement", sendable(user), from_ns, to_ns, by=by)
-        if found["from_ns"] < from_ns:
-            look = look_of(target, exact=target.wide)
-            raise click.ClickException(f"the period begins at {moment(from_ns, look)}, which is yet to come")
         rows: list[Row] = list(found["entries"])
         last_id = found["last_entry_id"]
         later: list[Row] = []
@@ -140,7 +151,7 @@ def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str |
             later += [row for row in page if row["entry_id"] > rows[-1]["entry_id"]]
             if not page or page[-1]["entry_id"] <= rows[-1]["entry_id"]:
                 break
-        return found, rows + later[::-1]
+        return from_ns, found, rows + later[::-1]
 
     return run(target, work, user)
 

@@ -1,9 +1,9 @@
 """A value of a reply as text, for people and for tables of other programs. How it is shown follows from its name, since
 names carry units: `…_nanos` is an amount, `…at_ns` an instant, any other `…_ns` a span.
 
-People see coins with thousands separators and instants in a zone that is named; CSV has decimals of coins, ISO 8601 in
-UTC and seconds, each with its unit in the name of the column. Both lose nothing of a value but, in `Look.exact`'s
-absence, the fraction of a second. Text that clients chose never steers a terminal.
+People see coins with thousands separators and instants in a zone that is named; CSV has decimals of coins, ISO 8601
+(in UTC where no zone was asked for) and seconds, each with its unit in the name of the column. Both lose nothing of a
+value but, in `Look.exact`'s absence, the fraction of a second. Text that clients chose never steers a terminal.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any, Final, NamedTuple
 from billing.ledger.money import format_coins
 
 SECOND_NS: Final = 10**9
+CLOCK_CHARACTERS: Final = len("2026-03-01T12:00:00")
 HOUR: Final = "hour"
 IN_AN_HOUR: Final = {"second": 3600, "minute": 60, HOUR: 1}
 EXACT_BALANCE: Final = "exact_balance"  # in the ledger's unit, as text
 LIST_SHOWN_MAX: Final = 64  # a longer one within a map is only counted; --json has it all
 
-_INSTANTS: Final = {"now_ns", "from_ns", "to_ns"}
+_INSTANTS: Final = {"now_ns", "from_ns", "to_ns", "whole_from_ns"}
 _LABELS: Final = {
     "user_id": "user",
     "request_id": "request",
@@ -46,10 +47,12 @@ class Look(NamedTuple):
     per: str = HOUR  # in which rates are shown first
 
 
-def instant(at_ns: int) -> str:
-    """`2026-03-01T12:00:00.000000001Z`."""
+def instant(at_ns: int, zone: tzinfo = UTC) -> str:
+    """`2026-03-01T12:00:00.000000001Z`, or with the offset of its zone, as `+03:00`, behind it."""
     seconds, rest_ns = divmod(at_ns, SECOND_NS)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns:09}Z"
+    at = datetime.fromtimestamp(seconds, zone)
+    clock, offset = at.isoformat()[:CLOCK_CHARACTERS], at.isoformat()[CLOCK_CHARACTERS:]
+    return f"{clock}.{rest_ns:09}{offset if at.utcoffset() else 'Z'}"
 
 
 def moment(at_ns: int, look: Look) -> str:
@@ -171,7 +174,7 @@ def csv_name(name: str) -> str:
     return name.replace("_nanos", "_coins")
 
 
-def csv_value(name: str, value: Any) -> str:
+def csv_value(name: str, value: Any, zone: tzinfo = UTC) -> str:
     """A cell, exact: `12.5`, `2026-03-01T12:00:00.000000001Z`; empty where there is none."""
     if value is None:
         return ""
@@ -179,7 +182,7 @@ def csv_value(name: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         if is_instant(name):
-            return instant(value)
+            return instant(value, zone)
         return format_coins(value) if "_nanos" in name or name.endswith("_ns") else str(value)
     if isinstance(value, bytes):
         return value.hex()

@@ -43,6 +43,10 @@ def test_instants_are_read_to_the_nanosecond(text: str, at_ns: int) -> None:
         ("August", MONTH, (2025, 8, 1), (2025, 9, 1)),
         ("feb", MONTH, (2026, 2, 1), (2026, 3, 1)),
         ("2026-02-28", DAY, (2026, 2, 28), (2026, 3, 1)),
+        ("this month", MONTH, (2026, 7, 1), (2026, 8, 1)),
+        ("Last-Month", MONTH, (2026, 6, 1), (2026, 7, 1)),
+        ("this year", YEAR, (2026, 1, 1), (2027, 1, 1)),
+        ("last year", YEAR, (2025, 1, 1), (2026, 1, 1)),
         ("today", DAY, (2026, 7, 1), (2026, 7, 2)),
         ("yesterday", DAY, (2026, 6, 30), (2026, 7, 1)),
         ("wed", DAY, (2026, 7, 1), (2026, 7, 2)),
@@ -53,6 +57,23 @@ def test_days_months_and_years_are_spans(
     text: str, kind: str, first: tuple[int, ...], following: tuple[int, ...]
 ) -> None:
     assert named(text, UTC, NOW_NS) == Span(kind, utc(*first), utc(*following))
+
+
+@pytest.mark.parametrize(
+    ("text", "behind", "first"),
+    [
+        ("december", (2026, 11, 1), (2026, 12, 1)),
+        ("november", (2026, 11, 1), (2027, 11, 1)),
+        ("january", (2026, 11, 1), (2027, 1, 1)),
+        ("monday", (2026, 7, 3), (2026, 7, 6)),
+        ("wed", (2026, 7, 1), (2026, 7, 8)),
+        ("2020", (2026, 11, 1), (2020, 1, 1)),
+    ],
+)
+def test_a_name_may_mean_the_first_one_behind_an_instant(
+    text: str, behind: tuple[int, ...], first: tuple[int, ...]
+) -> None:
+    assert named(text, UTC, NOW_NS, utc(*behind)).from_ns == utc(*first)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +124,11 @@ def test_what_names_nothing_is_refused_with_what_would(text: str) -> None:
     if text == "20260301":  # nanoseconds since the epoch
         assert named(text, UTC, NOW_NS).from_ns == 20260301
         return
-    with pytest.raises(ValueError, match=r"expected 2026-11, november, 2026-11-30, today, yesterday"):
+    with pytest.raises(ValueError, match=r"expected 2026-11, november, last month, 2026-11-30, today, yesterday"):
         named(text, UTC, NOW_NS)
 
 
 def test_only_words_hang_on_what_is_now() -> None:
-    assert [is_relative(text) for text in ("today", "november", "now", "mon")] == [True] * 4
+    assert [is_relative(text) for text in ("today", "november", "now", "mon", "last month")] == [True] * 5
     fixed = ("2026", "2026-11", "2026-03-01T12:00Z", "1727000000000000001", "2026-03-01T12:00+03:00")
     assert [is_relative(text) for text in fixed] == [False] * 5

@@ -54,7 +54,9 @@ class Medium(RealDisk):
                 (after / path.name).write_bytes(content)
 
 
-SINCE_VERSION_2 = {"resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor"}
+SINCE_VERSION_2 = {
+    *("resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "thresholds", "actor"),
+}
 
 
 def opened(directory: Path, disk: RealDisk, *, first: int = 1, head: int, suspect: bool = False) -> Store:

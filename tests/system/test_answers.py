@@ -102,7 +102,7 @@ async def test_the_history_is_newest_first_in_pages_and_holds_every_answered_ent
             {
                 *("entry_id", "at_ns", "operation", "amount_nanos", "accrued_nanos", "balance_before_nanos"),
                 *("balance_after_nanos", "message", "request_id", "resource", "line_rate_nanos_per_hour"),
-                *("rate_nanos_per_hour", "value_nanos", "class", "actor"),
+                *("rate_nanos_per_hour", "value_nanos", "thresholds", "class", "actor"),
             }
         )
     }

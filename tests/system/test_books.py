@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,13 @@ def test_months_days_and_zones_are_words(books: Daemon) -> None:
     assert (last_year["entries_count"], last_year["closing_nanos"], last_year["up_to_now"]) == (0, 0, False)
     shown = billing(books, "statement", "anna", "--day", day.date().isoformat(), "--zone", "Europe/Moscow").stdout
     assert "MSK" in shown.splitlines()[0]
+    last_month = told(books, "statement", "anna", "--month", "last month", "--zone", "Europe/Moscow")
+    assert last_month["to_ns"] == month["from_ns"]
+    both = told(books, "statement", "anna", "--from", "last month", "--to", f"{day:%B}", "--zone", "Europe/Moscow")
+    assert (both["from_ns"], both["to_ns"]) == (last_month["from_ns"], last_month["to_ns"])
+    following = datetime(day.year, day.month, 28, tzinfo=UTC) + timedelta(days=4)
+    upwards = told(books, "statement", "anna", "--from", f"{day:%B}", "--to", f"{following:%B}")
+    assert (upwards["up_to_now"], upwards["entries_count"]) == (True, 22)
     wrong = billing(books, "statement", "anna", "--zone", "Europe/Moskow")
     assert (wrong.returncode, "'Europe/Moskow'" in wrong.stderr) == (2, True)
 
@@ -175,6 +182,9 @@ def test_by_resource_is_a_table_and_csv(books: Daemon) -> None:
     assert [(row["resource"], row["line_rate_coins_per_hour"]) for row in rows] == [("vm-1", "0.36"), ("vm-2", "0.72")]
     lines = list(csv.DictReader(billing(books, "statement", "anna", "--csv").stdout.splitlines()))
     assert [line["operation"] for line in (lines[0], lines[-1])] == ["opening", "closing"]
+    moscow = billing(books, "statement", "anna", "--csv", "--zone", "Europe/Moscow").stdout
+    assert {line["at"][-6:] for line in csv.DictReader(moscow.splitlines())} == {"+03:00"}
+    assert all(line["at"].endswith("Z") for line in lines)
     sums = [sum(Decimal(line[name]) for line in lines) for name in ("amount_coins", "accrued_coins")]
     assert Decimal(lines[-1]["balance_coins"]) == sums[0] - sums[1]
 
@@ -277,7 +287,14 @@ def test_what_is_yet_to_come_is_said_to_be(books: Daemon) -> None:
     past = billing(books, "account", "anna", "--at", "2001-01-01", "--zone", "UTC")
     assert (past.stderr, "up to now" in past.stdout) == ("", False)
     for words in (("--from", "2101-01-01"), ("--month", "2101-01"), ("--day", "2101-01-01")):
-        refused = billing(books, "statement", "anna", *words, "--zone", "UTC")
-        assert (refused.returncode, refused.stdout, refused.stderr) == (
-            1, "", "billing: the period begins at 2101-01-01 00:00:00 UTC, which is yet to come\n"
-        )  # fmt: skip
+        empty = billing(books, "statement", "anna", *words, "--zone", "UTC", "--json")
+        assert (empty.returncode, empty.stderr) == (
+            0,
+            "billing: 2101-01-01 00:00:00 UTC, where the period begins, is yet to come: this is how anna stands now\n",
+        )
+        found = json.loads(empty.stdout)
+        assert (found["up_to_now"], found["adds_up"], found["entries"]) == (True, True, [])
+        assert found["opening_nanos"] == found["closing_nanos"]
+    for given, says in ((["--to", "2101"], "goes up to now"), (["--to", "2001"], ""), ([], "")):
+        rows = billing(books, "statement", "anna", *given, "--csv")
+        assert (rows.returncode, says in rows.stderr, bool(rows.stderr)) == (0, True, bool(says)), given
