@@ -138,9 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         Path(name).chmod(0o700)
-        daemon = Daemon(
-            Path(name), shards__workers=arguments.workers, journal__snapshot_bytes=arguments.snapshot_bytes
-        )
+        daemon = Daemon(Path(name), shards__workers=arguments.workers, journal__snapshot_bytes=arguments.snapshot_bytes)
         fill(daemon, arguments.accounts, arguments.workers)
         daemon.start(wait_s=120)
         try:

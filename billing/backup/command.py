@@ -22,7 +22,7 @@ from billing.follower.store import StoreError
 from shards.exits import Exit
 from shards.journal import JournalError
 from shards.system.clock import MACHINE_CLOCKS
-from shards.system.disk import Disk, RealDisk
+from shards.system.disk import Disk, RealDisk, discard_tree
 
 RENEW_EVERY_NS = 10 * 10**9
 
@@ -57,7 +57,11 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     except (NoBackup, JournalError, StoreError, OSError) as error:
         ask(target, "backup", "cancel")
         raise click.ClickException(f"no backup was made: {error}") from None
-    ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
+    try:
+        ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
+    except BaseException:
+        discard_tree(work)
+        raise
     if not no_proof:
         _prove(disk, work, ids_max)
     finish(disk, work, str(directory.absolute()))

@@ -9,7 +9,8 @@
 while it is there, every start holds what is overdue back until `release_cutoffs`, since top-ups may have come after
 the instant of the backup, and to switch their machines off would be wrong.
 
-Either way the target is made under another name and renamed when it is whole, proved and durable.
+Either way the target is made under another name and renamed when it is whole, proved and durable. What was begun and
+is refused is removed again: under that name stands what is being made, what was cut off, or a copy that is not good.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from billing import __version__
@@ -31,7 +32,7 @@ from shards.journal.file.copying import copy_until
 from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from shards.journal.jetstream.backend import JetStreamBackend
-from shards.system.disk import Disk, private_directory, read_file, write_all, write_file
+from shards.system.disk import Disk, discard_tree, private_directory, read_file, write_all, write_file
 from shards.system.host import REAL
 
 FORMAT = 1
@@ -48,9 +49,14 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
     """Copies the files of a `backup("begin")` reply to a directory beside `target`, whose path it returns; `finish`
     gives it its name. `renew` is called between files. Raises NoBackup, the journal's errors, StoreError, OSError.
     """
-    source = cut["data_dir"]
     work = check_free(disk, target)
-    private_directory(disk, work)
+    with _begun(disk, work):
+        _copy(disk, cut, work, renew)
+    return work
+
+
+def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None]) -> None:
+    source = cut["data_dir"]
     journals = {"map": (0, cut["map_position"])}
     journals |= {f"shard-{row['shard_id']}": (row["shard_id"], row["position"]) for row in cut["shards"]}
     files: dict[str, dict[str, object]] = {}
@@ -91,7 +97,17 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
         "files": files,
     }
     write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
-    return work
+
+
+@contextmanager
+def _begun(disk: Disk, work: str) -> Iterator[None]:
+    """Makes the directory that a target is made in, and removes it again where nothing came of it."""
+    try:
+        private_directory(disk, work)
+        yield
+    except BaseException:
+        discard_tree(work)
+        raise
 
 
 def check_free(disk: Disk, target: str) -> str:
@@ -120,7 +136,14 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[s
         raise NoBackup(f"{target} is not empty: a backup is restored to an empty data directory only")
     work = target.rstrip("/") + UNFINISHED
     _check_unused(disk, work)
-    private_directory(disk, work)
+    with _begun(disk, work):
+        _restore(disk, source, work, about, log)
+    disk.rename(work, target.rstrip("/"))
+    disk.fsync_dir(_parent(target))
+    return about
+
+
+def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
     into_files = log["kind"] == "file"
     kept = [name for name in about["files"] if into_files or name.startswith(("history/", f"{AUDIT}/"))]
     for directory in sorted({name.rpartition("/")[0] for name in kept} | {"history"}):
@@ -141,9 +164,6 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[s
     if not into_files:
         _fill(disk, source, work, about, log)
     write_file(disk, f"{work}/{RESTORED}", json.dumps({"taken_at_ns": about["taken_at_ns"]}).encode())
-    disk.rename(work, target.rstrip("/"))
-    disk.fsync_dir(_parent(target))
-    return about
 
 
 def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
@@ -197,7 +217,8 @@ def _digest_of(data: bytes) -> dict[str, object]:
 
 def _check_unused(disk: Disk, work: str) -> None:
     if disk.exists(work):
-        raise NoBackup(f"{work} is left of an attempt that was cut off: look at it, and remove it")
+        what = "an attempt runs, or was cut off, or its copy was not good"
+        raise NoBackup(f"{work} is there already: {what}; look at it, and remove it")
 
 
 def _parent(path: str) -> str:

@@ -640,7 +640,7 @@ class Supervisor:
     def _on_recovered(self, worker: WorkerState, recovered: Recovered) -> None:
         worker.last_instant_ns = recovered.last_instant_ns
         for warning in recovered.warnings:
-            log.warning("shard %d: %s", worker.shard_id, warning)
+            log.warning("shard %d was recovered, and this was found: %s", worker.shard_id, warning)
         log.info(
             "shard %d recovered in %.2f s: %s of a snapshot, %s replayed",
             worker.shard_id, recovered.took_ns / 1e9,

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 from typing import ClassVar, Protocol
 
@@ -24,6 +25,7 @@ __all__ = [
     "DirectoryRefused",
     "Disk",
     "RealDisk",
+    "discard_tree",
     "is_full",
     "private_directory",
     "read_all",
@@ -329,6 +331,11 @@ def private_directory(disk: Disk, path: str) -> list[str]:
     if kind in ("tmpfs", "ramfs"):
         return [f"{path} is on {kind}: everything in it is gone when the machine stops"]
     return []
+
+
+def discard_tree(path: str) -> None:
+    """Remove a directory and all that is in it, as far as that can be done: for what was begun and is not wanted."""
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _unescaped(field: str) -> str:

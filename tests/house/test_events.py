@@ -11,28 +11,35 @@ from tests.house.source import ROOMS, Module, module_of, modules
 LEVELS = {"warning", "error", "critical", "exception"}
 
 
-def logged(module: Module) -> Iterator[tuple[str, str]]:
-    """(where, the words) of each warning and worse; words that are not there as they stand are told as they are."""
+def logged(module: Module) -> Iterator[tuple[str, str, str]]:
+    """(where, level, the words) of each warning and worse; words that are not there as they stand as they are told."""
     for node in module.nodes:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in LEVELS:
             continue
         if isinstance(node.func.value, ast.Name) and node.func.value.id in ("log", "logger"):
             words = node.args[0]
             text = words.value if isinstance(words, ast.Constant) else ast.unparse(words)
-            yield f"{module.path}:{node.lineno}", str(text)
+            yield f"{module.path}:{node.lineno}", node.func.attr, str(text)
 
 
-def all_logged() -> list[tuple[str, str]]:
+def all_logged() -> list[tuple[str, str, str]]:
     return [found for module in modules(*ROOMS) for found in logged(module)]
 
 
 def test_every_warning_says_what_to_do() -> None:
-    unknown = [(where, words) for where, words in all_logged() if words not in EVENTS]
+    unknown = [(where, words) for where, _, words in all_logged() if words not in EVENTS]
     assert unknown == [], "to be added to billing/service/events.toml, with what an operator is to do"
 
 
+def test_words_that_are_logged_in_two_places_are_one_event() -> None:
+    levels: dict[str, set[str]] = {}
+    for _, level, words in all_logged():
+        levels.setdefault(words, set()).add(level)
+    assert {words: found for words, found in levels.items() if len(found) > 1} == {}, "an error and a remark are two"
+
+
 def test_no_event_is_left_that_nobody_logs() -> None:
-    there = {words for _, words in all_logged()}
+    there = {words for _, _, words in all_logged()}
     assert [event.name for event in EVENTS.values() if event.says not in there] == []
 
 
@@ -44,6 +51,6 @@ def test_events_name_each_of_their_values_once() -> None:
 
 
 def test_the_rule_sees() -> None:
-    assert list(logged(module_of("x.py", "log.warning('a %d', 1)"))) == [("x.py:1", "a %d")]
-    assert list(logged(module_of("x.py", "log.error(text)"))) == [("x.py:1", "text")]
+    assert list(logged(module_of("x.py", "log.warning('a %d', 1)"))) == [("x.py:1", "warning", "a %d")]
+    assert list(logged(module_of("x.py", "log.error(text)"))) == [("x.py:1", "error", "text")]
     assert not list(logged(module_of("x.py", "log.info('a')")))

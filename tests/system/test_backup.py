@@ -224,3 +224,6 @@ def test_what_is_no_whole_backup_is_not_restored(host: Path, data_dir: Path, dam
     assert done.returncode == 1
     assert expected in done.stderr
     assert (sorted(os.listdir(data)) if data.exists() else None) == before
+    assert not Path(f"{data}.unfinished").exists(), "the next attempt would take it for one that was cut off"
+    again = billing("restore", host / "backup", "--config", daemon.config)
+    assert again.returncode == (damage == "not empty"), again.stderr

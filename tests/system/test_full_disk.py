@@ -77,3 +77,6 @@ async def test_a_full_disk_is_not_ready_says_why_and_is_ready_once_there_is_room
             while not ready_figure(daemon):
                 await asyncio.sleep(0.05)
         assert await refused(rpc, list(users.values())) == []
+        log = daemon.log.read_text()
+        assert "event=recovery_warning" in log, "its file system is in memory"
+        assert "event=worker_failed" not in log, "no worker has failed"
