@@ -2,7 +2,8 @@
 
 A figure changed where all runs of one side lie on one side of all runs of the other, and the medians are further apart
 than the wider of the two spreads. With three runs a side, sides part by chance once in ten times; the second condition
-is what makes that rare. With fewer than three runs on a side nothing is said to have changed.
+is what makes that rare. With fewer than three runs on a side nothing is said: neither that a figure changed nor that it
+did not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Final
+
+import msgspec
 
 from billing.trial.loadtest.latency import PERCENTILES
 from billing.trial.loadtest.result import Result, Run, histogram_of
@@ -55,8 +58,13 @@ def compare(before: Result, after: Result) -> Iterator[str]:
         if invalid := sum(not run.valid for run in result.measured):
             runs = counted(len(result.measured), "run")
             yield f"INVALID: {invalid} of {runs} of {name}; such latencies are not to be used"
-    if min(len(before.runs), len(after.runs)) < RUNS_MIN:
-        yield f"fewer than {RUNS_MIN} runs on a side: nothing can be said to have changed"
+    few = [
+        f"{name} has {counted(len(result.measured), 'run')}"
+        for name, result in (("the first", before), ("the second", after))
+        if len(result.measured) < RUNS_MIN
+    ]
+    if few:
+        yield f"too few runs to tell what changed: {' and '.join(few)}, and each needs {RUNS_MIN} or more (--runs)"
     rows: list[tuple[str, ...]] = [("", "before", "after", "difference", "runs before", "runs after", "")]
     for name, unit, figure in FIGURES:
         sides = [[value for run in result.measured if (value := figure(run)) is not None] for result in (before, after)]
@@ -72,15 +80,41 @@ def compare(before: Result, after: Result) -> Iterator[str]:
 def differing(before: Result, after: Result) -> Iterator[str]:
     """The conditions that figures depend on and that differ between the two."""
     for name in ("kind", "workload", "tracing", "chaos", "processes", "connections", "depth"):
-        a, b = getattr(before, name), getattr(after, name)
-        if a != b:
-            yield f"{name}: {a} and {b}"
+        yield from _unlike(name, getattr(before, name), getattr(after, name))
     for name in ("workers", "journal_sync", "version"):
         if before.daemon.get(name) != after.daemon.get(name):
             yield f"{name}: {before.daemon.get(name)} and {after.daemon.get(name)}"
     for name in ("host", "processor", "cores", "python", "system"):
         if before.environment.get(name) != after.environment.get(name):
             yield f"{name}: {before.environment.get(name)} and {after.environment.get(name)}"
+
+
+def _unlike(name: str, a: object, b: object) -> Iterator[str]:
+    """Where two settings differ; those of one kind that have parts are told part by part."""
+    if a == b:
+        return
+    if isinstance(a, msgspec.Struct) and isinstance(b, type(a)):
+        for part in a.__struct_fields__:
+            yield from _unlike(f"{name} {part}", getattr(a, part), getattr(b, part))
+    else:
+        yield f"{name}: {_in_words(a)} and {_in_words(b)}"
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, msgspec.Struct):
+        return ", ".join(f"{part} {_in_words(getattr(value, part))}" for part in value.__struct_fields__)
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, tuple | list):
+        return "/".join(map(str, value)) or "none"
+    return f"{value:,.12g}" if isinstance(value, int | float) else str(value)
+
+
+def verdict(before: list[float], after: list[float]) -> str:
+    """What is said of a figure."""
+    if min(len(before), len(after)) < RUNS_MIN:
+        return "too few runs"
+    return "CHANGED" if changed(before, after) else "within the noise"
 
 
 def changed(before: list[float], after: list[float]) -> bool:
@@ -96,4 +130,4 @@ def _row(name: str, before: list[float], after: list[float]) -> tuple[str, ...]:
     a, b = median(before), median(after)
     share = f"{(b - a) / a:+.1%}" if a else "–"
     ranges = (f"{min(side):,.4g}–{max(side):,.4g}" for side in (before, after))
-    return name, f"{a:,.4g}", f"{b:,.4g}", share, *ranges, "CHANGED" if changed(before, after) else "within the noise"
+    return name, f"{a:,.4g}", f"{b:,.4g}", share, *ranges, verdict(before, after)

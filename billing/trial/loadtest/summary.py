@@ -86,7 +86,8 @@ def verdict_line(run: Run) -> str:
         f"{'RIGHT' if run.clean else 'WRONG'}: "
         f"{counted(money.accounts, 'account')}, {counted(money.answered, 'answer')}, "
         f"{money.wrong_replies} wrong replies, {money.wrong_balances} wrong balances, {money.wrong_refusals} wrong "
-        f"refusals, {money.unanswered} unanswered; {cutoffs.expected} cutoffs expected, {cutoffs.received} received, "
+        f"refusals, {money.unanswered} unanswered; "
+        f"cutoffs of all runs so far: {cutoffs.expected} expected, {cutoffs.received} received, "
         f"{cutoffs.superseded} superseded, {cutoffs.missing} missing, {cutoffs.early} early, {cutoffs.false} false, "
         f"{cutoffs.doubled} doubled{healthy}"
     )

@@ -15,6 +15,7 @@ from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.report import report
 from billing.trial.loadtest.result import Cutoffs, Money, from_json, to_json
 from billing.trial.loadtest.summary import csv_of, summary, verdict_line
+from billing.trial.loadtest.trace_plan import Tracing
 from billing.trial.loadtest.validity import faults
 from billing.trial.loadtest.watch import events_between, series_of
 from billing.trial.loadtest.workload import Workload
@@ -258,6 +259,36 @@ def test_what_changed_is_told_and_what_is_not_comparable_too() -> None:
     assert p50.split()[3:6] == ["2.007", "2.007", "+0.0%"]
     assert p50.endswith("within the noise")
     assert not [line for line in compare(before, before) if line.endswith("CHANGED")]
+
+
+def test_a_comparison_of_too_few_runs_says_so_and_how_many_it_needs() -> None:
+    two = result_of(run_of(cpu_us_per_command=10.0), run_of(1, cpu_us_per_command=10.0))
+    three = result_of(*(run_of(number, cpu_us_per_command=1.0) for number in range(3)))
+    lines = list(compare(two, three))
+    assert lines[0] == ("too few runs to tell what changed: the first has 2 runs, and each needs 3 or more (--runs)")
+    assert not [line for line in lines if line.endswith(("CHANGED", "within the noise"))]
+    assert next(line for line in lines if line.startswith("server CPU a command")).endswith("too few runs")
+    assert "the first has 2 runs and the second has 2 runs, and each" in next(compare(two, two))
+
+
+def test_what_was_asked_for_differently_is_told_by_name() -> None:
+    runs = [run_of(number) for number in range(3)]
+    before = result_of(*runs, workload=Workload(accounts=50_000, mix=(40, 40, 20, 0)))
+    after = result_of(*runs, workload=Workload(accounts=1_000_000, mix=(1, 1, 1, 97), closed=True), kind="closed")
+    assert [line for line in compare(before, after) if line.startswith("not the same")] == [
+        "not the same: kind: load and closed",
+        "not the same: workload accounts: 50,000 and 1,000,000",
+        "not the same: workload mix: 40/40/20/0 and 1/1/1/97",
+        "not the same: workload closed: no and yes",
+    ]
+    replayed = result_of(*runs, tracing=Tracing("a.csv"))
+    (line,) = [line for line in compare(before, replayed) if "tracing" in line]
+    assert line == "not the same: tracing: none and file a.csv, speed 3,600, users 0, dry 0.3, seconds 0"
+
+
+def test_a_run_counts_the_cutoffs_of_those_before_it_and_says_so() -> None:
+    line = verdict_line(run_of(1, cutoffs=Cutoffs(expected=300, received=300)))
+    assert "; cutoffs of all runs so far: 300 expected, 300 received, 0 superseded, 0 missing" in line
 
 
 def test_a_comparison_of_what_is_not_valid_says_so_and_shows_values() -> None:
