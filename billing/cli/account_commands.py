@@ -71,6 +71,9 @@ def _balance_at(target: Target, user: str, at: str, hint: str = "WHEN") -> None:
     show(target, found)
     if found.get("up_to_now"):
         say(f"billing: {moment(at_ns, look_of(target, exact=True))} is yet to come: this is how {user} stands now")
+    if found.get("whole_from_ns") is not None:
+        whole_from = moment(found["whole_from_ns"], look_of(target, exact=True))
+        say(f"billing: the history of {user} is whole from {whole_from} on; what was before is not known for certain")
 
 
 def _command(name: str, run: Callable[..., None], *parts: Any) -> click.Command:

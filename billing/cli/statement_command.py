@@ -39,6 +39,9 @@ _COLUMNS: Final = (
 )
 
 
+_NO_ENTRIES: Final = ("missing", "opening")  # the operations of rows that stand for entries which are not there
+
+
 class Asked(NamedTuple):
     """The words of a period; None where none were given."""
 
@@ -144,9 +147,9 @@ def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str |
         rows: list[Row] = list(found["entries"])
         last_id = found["last_entry_id"]
         later: list[Row] = []
-        while len(rows) + len(later) < found["entries_count"]:
+        while (left := found["entries_count"] - sum(map(is_entry, rows)) - sum(map(is_entry, later))) > 0:
             before = later[-1]["entry_id"] if later else last_id + 1
-            wanted = min(HISTORY_ROWS_MAX, found["entries_count"] - len(rows) - len(later))
+            wanted = min(HISTORY_ROWS_MAX, left)
             page = await client.history(user, limit=wanted, before=before)
             later += [row for row in page if row["entry_id"] > rows[-1]["entry_id"]]
             if not page or page[-1]["entry_id"] <= rows[-1]["entry_id"]:
@@ -159,17 +162,22 @@ def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str |
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
+def is_entry(row: Row) -> bool:
+    """Whether a row is an entry's, and stands for none that is not there."""
+    return row["operation"] not in _NO_ENTRIES
+
+
 def faults_of(found: Row, rows: list[Row]) -> list[str]:
     """Where a period, or a row of it, does not follow from what stands before; empty where all adds up."""
     faults = []
     balance = found["opening_nanos"]
     last_id, last_ns = 0, found["from_ns"]
     amounts = 0
-    for index, row in enumerate(rows):
+    for row in rows:
         entry_id, accrued, amount = row["entry_id"], row["accrued_nanos"], row["amount_nanos"]
         before, after = row["balance_before_nanos"], row["balance_after_nanos"]
-        if index == 0:
-            accrued = balance - before  # of it, what lies in the period
+        if not last_id:
+            accrued = balance - before  # of it, what lies in the period, or behind what is not there
         if accrued < 0:
             faults.append(f"entry {entry_id}: time gave {-accrued} nanos instead of taking")
         if balance - accrued != before:
@@ -178,14 +186,15 @@ def faults_of(found: Row, rows: list[Row]) -> list[str]:
             )
         if before + amount != after:
             faults.append(f"entry {entry_id}: {before} and {amount} nanos do not make {after}")
-        if last_id and entry_id != last_id + 1:
+        if last_id and is_entry(row) and entry_id != last_id + 1:
             faults.append(f"entry {entry_id} comes after entry {last_id}")
         if not last_ns <= row["at_ns"] < found["to_ns"]:
             faults.append(f"entry {entry_id} lies out of its place in time")
-        balance, last_id, last_ns = after, entry_id, row["at_ns"]
+        balance, last_id, last_ns = after, entry_id if is_entry(row) else 0, row["at_ns"]
         amounts += amount
-    if len(rows) != found["entries_count"]:
-        faults.append(f"{found['entries_count']} entries are in the period, {len(rows)} came")
+    came = sum(map(is_entry, rows))
+    if came != found["entries_count"]:
+        faults.append(f"{found['entries_count']} entries are in the period, {came} came")
     opening, closing = found["opening_nanos"], found["closing_nanos"]
     added, taken, accrued = found["credits_nanos"], found["debits_nanos"], found["accrued_nanos"]
     if found["whole_from_ns"] is None and amounts != added - taken:
@@ -265,7 +274,7 @@ def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> Non
     if found["resources"] is not None:
         put("")
         _show_lines(target, found)
-    number = counted(len(rows), "entry", "entries")
+    number = counted(found["entries_count"], "entry", "entries")
     sums = f"{coins(found['opening_nanos'])} + {coins(found['credits_nanos'])} - {coins(found['debits_nanos'])}"
     if found["up_to_now"]:
         put(f"The period goes up to now, {moment(found['to_ns'], look)}.")

@@ -20,6 +20,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -261,7 +262,8 @@ class HistoryFile:
         self._losses = [text for (text,) in db.execute("SELECT text FROM losses")]
         self._cut_ns = max((at_ns for (at_ns,) in db.execute("SELECT at_ns FROM cuts")), default=0)
         if self._cut_ns:
-            report.note(f"{path}: rows before {self._cut_ns} ns were deleted by history.keep_days")
+            before = f"{datetime.fromtimestamp(self._cut_ns // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+            report.note(f"{path}: rows before {before} were deleted by history.keep_days")
             chains.has_cuts = True
         for text in self._losses:
             report.note(f"{path}: {text}")

@@ -31,7 +31,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from billing.follower.store import UNREADABLE, Damaged, code_of, connect, shard_files
 from billing.history.accounts import place_of
 from billing.history.openings import Opening, openings_of
-from billing.history.page import OPENING, OPENING_ROW, Row, name_of
+from billing.history.page import OPENING_ROW, Row, name_of
+from billing.history.period import OPENING
 from billing.history.projection import MARK_EVERY
 from billing.history.store import KIND, Pages
 from billing.ledger import commands as ops

@@ -34,6 +34,7 @@ import msgspec
 from crc32c import crc32c
 from zstandard import ZstdCompressor, ZstdDecompressor
 
+from billing.history.period import OPENING
 from billing.ledger import commands as ops
 from billing.ledger.commands import OF_LINES
 from billing.ledger.entry import FIELDS, FIXED, FORMAT, UNKNOWN, pack, unpack, value_of
@@ -44,7 +45,6 @@ PAGE_ROWS: Final = 32
 LEVEL: Final = -1  # of the compression: a third of the work of level 1, and a tenth more bytes
 OLDER_ROW: Final = 0  # in the place of the kind of a record
 OPENING_ROW: Final = 255  # in the place of an operation: what a snapshot had of an account (`restoring`)
-OPENING: Final = "opening"  # the name of that operation, and of a row that stands for rows which keep_days deleted
 RECORD_HEAD_BYTES: Final = LENGTH.size + ENVELOPE.size
 _HEAD: Final = struct.Struct("<QI")
 _OLDER_BYTES: Final = 8

@@ -40,6 +40,8 @@ from typing import Final, NamedTuple
 from billing.ledger.money import INT64_MAX, NANO
 
 MISSING: Final = "missing"  # the operation that stands for entries which are lost
+OPENING: Final = "opening"  # and the one that stands for entries which history.keep_days deleted, or a snapshot had
+NO_ENTRIES: Final = frozenset((MISSING, OPENING))
 EXPIRED: Final = "credit_expired"
 BALANCE_MAX: Final = INT64_MAX * NANO
 
@@ -288,7 +290,7 @@ class Tally:
         if self._sums is not None:
             self._sums.take(before, point)
         self._former = point
-        if point.operation != MISSING:
+        if point.operation not in NO_ENTRIES:
             self._first_id = self._first_id or point.entry_id
             self._last_id = point.entry_id
             self._entries += 1

@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any, Final, NamedTuple
 
-from billing.history.history_reader import HistoryReader, as_map
+from billing.history.history_reader import HistoryReader, Newest, as_map, missing_row
 from billing.history.openings import Opening
-from billing.history.page import OPENING, Row, name_of
+from billing.history.page import Row, name_of
 from billing.history.period import (
     MISSING,
     NOTHING,
+    OPENING,
     Interval,
     Lines,
     Period,
@@ -153,6 +154,18 @@ class Chain:
             yield point, row
             before = point
 
+    def gap_row(self, before: Point, gap: Point, row: Row | None) -> Shown:
+        """What is shown of a gap behind `before`, and in front of `row` where there is one: as `history` shows it, but
+        that what accrued within is in its amount, up to the entry behind it.
+        """
+        openings = {opening.entry_id for opening in self._reader.openings(self._generation, self._user_id)}
+        last_id = self.newest.entry_id if row is None else row.entry_id - (gap.entry_id < row.entry_id)
+        opening_nanos, closing_nanos = before.balance // NANO, gap.balance // NANO
+        newer = None if row is None else as_map(row)
+        older = {"balance_after_nanos": opening_nanos}
+        shown = missing_row(gap.entry_id, last_id, older, newer, Newest(at_ns=gap.at_ns), openings)
+        return shown | {"amount_nanos": closing_nanos - opening_nanos, "balance_after_nanos": closing_nanos}
+
     def last_gap(self, last: Point) -> Point | None:
         """What stands for the newest entries where their rows are missing."""
         if last.entry_id >= self.newest.entry_id or not self.newest.entry_id:
@@ -221,7 +234,9 @@ def _with_rest(found: dict[bytes, int], wanted: int) -> Lines:
 def statement(
     chain: Chain, user_id: bytes, from_ns: int, to_ns: int, by_resource: bool, limit: int, now_ns: int
 ) -> Steps:
-    """What `statement` answers; at most `limit` of its entries are in the answer. Raises TooLong."""
+    """What `statement` answers; at most `limit` of its entries are in the answer, and rows in the place of those that
+    are not there. Raises TooLong.
+    """
     asked_to_ns = to_ns
     from_ns, to_ns = min(from_ns, now_ns), min(to_ns, now_ns)
     first_id, last_id = chain.newest_id_before(from_ns) + 1, chain.newest_id_before(to_ns)
@@ -236,13 +251,18 @@ def statement(
     at_id = first_id
     while at_id <= last_id:
         page_end = min(last_id, at_id + PAGE_ROWS - 1)
+        gap: tuple[Point, Point] | None = None  # behind which point, and what stands for it
         for point, row in chain.points(former, chain.rows(at_id, page_end)):
             if point.at_ns >= to_ns or point.at_ns < from_ns:
                 raise AssertionError(f"entry {point.entry_id} stands in the wrong place")
             tally.take(point)
+            if row is None:
+                gap = former, point
+            else:
+                shown_rows = [as_map(row)] if gap is None else [chain.gap_row(*gap, row), as_map(row)]
+                entries += shown_rows[: limit - len(entries)]
+                gap = None
             former = point
-            if row is not None and len(entries) < limit:
-                entries.append(as_map(row))
         if tally.resources > RESOURCES_MAX:
             raise TooLong(f"more than {RESOURCES_MAX} resources; shorter periods join")
         at_id = page_end + 1
@@ -252,6 +272,7 @@ def statement(
         after = chain.last_gap(former)
         if after is not None and after.at_ns < to_ns:
             tally.take(after)
+            entries += [chain.gap_row(former, after, None)][: limit - len(entries)]
             after = None
     return shown(user_id, tally.close(after), asked_to_ns > now_ns, entries), chain.is_whole
 
@@ -303,7 +324,7 @@ def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
         former, after = after, None
     interval = Interval(former, INT64_MAX if after is None else after.at_ns, after)
     balance = interval.balance_at(at_ns)
-    credit_limit_nanos, holds_nanos, state = _standing_of(chain, former)
+    credit_limit_nanos, holds_nanos, state = _standing_of(chain, former, after)
     balance_nanos = balance // NANO
     rate = former.rate
     known = credit_limit_nanos is not None and holds_nanos is not None
@@ -324,10 +345,10 @@ def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
     }, chain.is_whole
 
 
-def _standing_of(chain: Chain, former: Point) -> tuple[int | None, int | None, str | None]:
-    """Credit limit, open holds and state behind a point."""
+def _standing_of(chain: Chain, former: Point, after: Point | None) -> tuple[int | None, int | None, str | None]:
+    """Credit limit, open holds and state behind a point, before the next."""
     if not former.entry_id:
-        return 0, 0, "unopened"
+        return (0, 0, "unopened") if after is None or after.operation != MISSING else (None, None, None)
     if former.operation == _CLOSED:
         return 0, 0, "closed"
     if former.entry_id == chain.newest.entry_id:

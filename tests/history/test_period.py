@@ -294,6 +294,13 @@ def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:
     assert not is_whole
     assert (found["whole_from_ns"], found["entries_count"], found["closing_nanos"]) == (50, 3, 953)
     assert (found["credits_nanos"], found["debits_nanos"], found["accrued_nanos"]) == (1000, 28 + 9, 10)
+    shown = ("entry_id", "at_ns", "operation", "balance_before_nanos", "amount_nanos", "balance_after_nanos")
+    assert [tuple(row[name] for name in shown) for row in found["entries"]] == [
+        (1, 10, "top_up", 0, 1000, 1000),
+        (2, 20, "set_rate", 1000, 0, 1000),
+        (3, 50, "missing", 1000, -28, 972),
+        (5, 50, "debit", 972, -9, 963),
+    ]
     late, is_whole = answer_of(statement(file.chain(), USER, 51, 60, True, 9, INT64_MAX))
     assert (is_whole, late["whole_from_ns"], late["accrued_nanos"]) == (True, None, 9)
     assert [line["resource"] for line in late["resources"]] == [None]

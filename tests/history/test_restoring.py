@@ -13,7 +13,7 @@ import pytest
 from billing.history.accounts import place_of
 from billing.history.entries import page as feed_page
 from billing.history.history_reader import EVERYWHERE, MISSING, HistoryReader
-from billing.history.page import OPENING
+from billing.history.period import OPENING
 from billing.history.period_reader import Chain, Standing, balance_at, statement
 from billing.history.store import Store, rows_are_sound
 from billing.ledger.money import INT64_MAX

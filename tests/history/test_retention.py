@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from billing.cli.statement_command import csv_rows, faults_of
 from billing.history.entries import UnknownCursor, page
 from billing.history.history_reader import EVERYWHERE, HistoryReader
 from billing.history.period_reader import Chain, balance_at, shown, statement
@@ -130,7 +131,31 @@ def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(t
     assert page.is_whole, "nobody waits for what was deleted"
     found, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
     assert found["whole_from_ns"] == 50
+    assert [row["entry_id"] for row in found["entries"]] == [1, 6, 7, 8, 9, 10]
+    assert found["entries"][0] == opening
+    assert (found["entries_count"], found["first_entry_id"], found["credits_nanos"]) == (5, 6, 1000)
+    then, _ = answer_of(balance_at(file.chain(), b"u", 45, INT64_MAX))
+    assert (then["state"], then["available_nanos"], then["whole_from_ns"]) == (None, None, 50)
     assert int(answer_of(balance_at(file.chain(), b"u", 95, INT64_MAX))[0]["balance_nanos"]) == 1000
+
+
+def test_the_command_s_columns_sum_to_the_period_s_also_over_a_cut(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 1000, at=0)
+    bank.set_rate("u", HOUR, at=5)
+    for number in range(1, 10):
+        bank.debit("u", 10, at=10 * number)
+    file = File(tmp_path, life_of(bank), b"u")
+    whole = file.statement(0, 100)
+    prune_all(file, 55)
+    cut, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
+    for found in (whole, cut):
+        assert faults_of(found, found["entries"]) == []
+        lines = csv_rows(found, found["entries"])
+        assert sum(line["accrued_nanos"] for line in lines) == found["accrued_nanos"]
+        assert sum(line["amount_nanos"] for line in lines) == found["credits_nanos"] - found["debits_nanos"]
+        assert min(line["accrued_nanos"] for line in lines) >= 0
+    assert whole["closing_nanos"] == cut["closing_nanos"] == 1000 - 95 - 90
 
 
 def test_a_machine_that_has_run_for_a_year_keeps_no_row_of_then(tmp_path: Path) -> None:
