@@ -77,6 +77,7 @@ class Begin(Message, frozen=True):
     settled: int  # batch up to which the application owes nothing outside, as any host has said; −1: not known
     far: dict[int, Far]  # shards that other hosts serve
     links: LinkSettings | None  # None: no other host serves anything
+    log: str  # which log it is, where hosts share one; "" where none does
 
 
 class Serve(Message, frozen=True):

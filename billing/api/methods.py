@@ -94,7 +94,7 @@ FORECAST_NS_MAX: Final = 7 * 86_400 * SECOND_NS
 FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second is shown, beyond it each minute
 FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
-CURSOR_BYTES_MAX: Final = 4_096  # of 150 shards
+CURSOR_BYTES_MAX: Final = 4_096  # of 120 shards
 ACTOR_BYTES_MAX: Final = 255
 
 METHOD_BYTES_MAX: Final = 64

@@ -88,9 +88,8 @@ def rebuild(
             for number in [one for one in there if shard in (None, one)]:
                 reader = backend.reader(number)
                 stack.callback(reader.close)
-                for line in rebuild_shard(
-                    disk, data_dir, number, reader, accept_loss=accept_loss, backup=str(from_backup or "")
-                ):
+                said = {"accept_loss": accept_loss, "is_shared": is_shared}
+                for line in rebuild_shard(disk, data_dir, number, reader, backup=str(from_backup or ""), **said):
                     click.echo(line)
     except DaemonRuns as no:
         raise click.ClickException(str(no)) from None
@@ -138,21 +137,30 @@ def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
 
 
 def rebuild_shard(
-    disk: Disk, data_dir: str, shard: int, reader: Reader, *, accept_loss: bool, backup: str = ""
+    disk: Disk,
+    data_dir: str,
+    shard: int,
+    reader: Reader,
+    *,
+    accept_loss: bool,
+    backup: str = "",
+    is_shared: bool = False,
 ) -> Iterator[str]:
     """Brings the files of one shard to the end of its journal; lines that say what was done. `backup`: a directory that
-    `billing backup` wrote. Raises StoreError (Ahead, Unlike), Unproved, sqlite3.Error, JournalError, OSError.
+    `billing backup` wrote. `is_shared`: other hosts have files of the same journal. Raises StoreError (Ahead,
+    Unlike), Unproved, sqlite3.Error, JournalError, OSError.
     """
     first, head = reader.first, reader.head
     directory = f"{data_dir}/history"
     private_directory(disk, directory)
-    rows, remarks = history.open_store(directory, shard, first, head, disk, suspect=True, accept_loss=accept_loss)
+    known = {"accept_loss": accept_loss, "is_shared": is_shared}
+    rows, remarks = history.open_store(directory, shard, first, head, disk, suspect=True, **known)
     yield from (f"{SHARD}{shard}: history: {remark}" for remark in remarks)
     old = file_of(f"{backup}/history", shard)
     if backup and disk.exists(old):
         rows.close()
         yield f"{SHARD}{shard}: history: {merge(disk, file_of(directory, shard), old, shard, first)}"
-        rows, _ = history.open_store(directory, shard, first, head, disk, suspect=True, accept_loss=accept_loss)
+        rows, _ = history.open_store(directory, shard, first, head, disk, suspect=True, **known)
     before = rows.position
     for position, payload in reader.replay(before + 1):
         rows.take(position, payload)

@@ -27,6 +27,8 @@ It never slows a command down, never changes the journal, and never guesses.
     history_reader  reading an account's rows out of all files
     cursor      how far a reader of the feed of all entries is; pure
     entries     the feed: all files' rows, once each, an account's in their order
+    feed_part   one shard's part of it, where hosts share the journal
+    batches     which batch of that journal a row came from
     period      a period of an account: opening, entries, accrual in all and by line, closing; pure
     period_reader  which rows a period or a past balance is made of, and what is answered
     copying     a copy for a backup

@@ -1,16 +1,23 @@
 """How far a reader of the feed of all entries is, as a text: the cursor. Pure.
 
-The rows of one shard's history file are numbered from 1 on, in the order of its journal. A reader has had all rows of a
-file up to some number, so a cursor is, for each file, the file's identity and that number. What a file is, its identity
-says: it is drawn when the file is made, and again whenever rows that somebody may have read are taken back (see
-`store`). So a number never comes to mean another row behind a reader's back.
+**In a file.** The rows of one shard's history file are numbered from 1 on, in the order of its journal. A reader has
+had all rows of a file up to some number, so a cursor is, for each file, the file's identity and that number. What a
+file is, its identity says: it is drawn when the file is made, and again whenever rows that somebody may have read are
+taken back (see `store`). So a number never comes to mean another row behind a reader's back.
 
-    cursor   = base64url of (version u8 = 1, places, crc32 of all before it u32), without padding
-    place    = shard u32, identity (IDENTITY_BYTES), sequence u64; shards rising
+**In a log** that several hosts share, each host has files of its own, and the rows of one host's file are numbered
+otherwise than those of another's. What all of them have is the journal: there a place is the log's identity, a batch,
+and how many rows of it were had; all batches before it were.
 
-Numbers are little-endian. The empty text is the cursor before the first entry. A shard that is not in a cursor is read
-from its first row on. Example: the cursor that has had the rows 1 to 7 of shard 0, whose identity is `abcdefgh`, holds
-01, 00000000, 6162636465666768, 0700000000000000 and four bytes of checksum.
+    cursor   = base64url of (version u8, places, crc32 of all before it u32), without padding
+    place    = shard u32, identity (IDENTITY_BYTES), sequence u64; shards rising                 version 1
+               the same and rows u32: OF_FILE, or how many of the batch `sequence` were had      version 2
+
+Version 2 is written where any place is one in a log. Numbers are little-endian. The empty text is the cursor before the
+first entry. A shard that is not in a cursor is read from its first row on. Example: the cursor that has had the rows 1
+to 7 of shard 0, whose identity is `abcdefgh`, holds 01, 00000000, 6162636465666768, 0700000000000000 and four bytes of
+checksum; the one that has had the first 3 rows of batch 7 of a log, 02, 00000000, the log's identity, 0700000000000000,
+03000000 and the checksum.
 """
 
 from __future__ import annotations
@@ -19,20 +26,32 @@ import struct
 from base64 import b64decode, urlsafe_b64encode
 from binascii import Error as NoBase64
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Final, NamedTuple
 from zlib import crc32
 
 IDENTITY_BYTES: Final = 8
-_VERSION: Final = b"\x01"
-_PLACE: Final = struct.Struct(f"<I{IDENTITY_BYTES}sQ")
+OF_FILE: Final = 0xFFFFFFFF  # in the place of a number of rows: the place is a row of a file
+_OF_FILES: Final = b"\x01"
+_OF_LOG: Final = b"\x02"
+_PLACES: Final = {
+    _OF_FILES: struct.Struct(f"<I{IDENTITY_BYTES}sQ"),
+    _OF_LOG: struct.Struct(f"<I{IDENTITY_BYTES}sQI"),
+}
 _CHECKSUM: Final = struct.Struct("<I")
 
 
 class Place(NamedTuple):
-    """How far a reader is in one file."""
+    """How far a reader is in one shard's history."""
 
-    identity: bytes
-    sequence: int
+    identity: bytes  # of the file, or of the log
+    sequence: int  # the last row, or a batch
+    rows: int = OF_FILE  # how many of that batch were had
+
+    @property
+    def is_of_log(self) -> bool:
+        """Whether it is one in the journal, which every host knows."""
+        return self.rows != OF_FILE
 
 
 Places = Mapping[int, Place]  # by shard
@@ -44,7 +63,9 @@ class NoCursor(ValueError):
 
 def encode(places: Places) -> str:
     """The cursor of these places."""
-    packed = _VERSION + b"".join(_PLACE.pack(shard, *places[shard]) for shard in sorted(places))
+    version = _OF_LOG if any(place.is_of_log for place in places.values()) else _OF_FILES
+    pack, width = _PLACES[version].pack, 2 + (version == _OF_LOG)
+    packed = version + b"".join(pack(shard, *places[shard][:width]) for shard in sorted(places))
     return urlsafe_b64encode(packed + _CHECKSUM.pack(crc32(packed))).decode().rstrip("=")
 
 
@@ -57,6 +78,12 @@ def decode(text: str) -> dict[int, Place]:
     except (ValueError, NoBase64):
         raise NoCursor("it is no text that this daemon gave out") from None
     packed, checksum = raw[: -_CHECKSUM.size], raw[-_CHECKSUM.size :]
-    if packed[:1] != _VERSION or checksum != _CHECKSUM.pack(crc32(packed)) or (len(packed) - 1) % _PLACE.size:
+    form = _PLACES.get(packed[:1])
+    if form is None or checksum != _CHECKSUM.pack(crc32(packed)) or (len(packed) - 1) % form.size:
         raise NoCursor("it is no text that this daemon gave out, or not the whole of it")
-    return {shard: Place(identity, sequence) for shard, identity, sequence in _PLACE.iter_unpack(packed[1:])}
+    return {shard: Place(*place) for shard, *place in form.iter_unpack(packed[1:])}
+
+
+def identity_of_log(name: str) -> bytes:
+    """What a log of this name is called in a cursor."""
+    return blake2b(name.encode(), digest_size=IDENTITY_BYTES).digest()

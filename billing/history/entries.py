@@ -99,7 +99,9 @@ def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_
     for shard in dbs.keys() | asked.keys():
         with _of(shard, reader.shard):
             place = asked.get(shard)
-            places[shard] = Place(_identity(dbs[shard]), 0) if place is None else _checked(shard, dbs.get(shard), place)
+            places[shard] = (
+                Place(identity_of(dbs[shard]), 0) if place is None else checked(shard, dbs.get(shard), place)
+            )
             ends[shard] = bounds[shard] if shard in bounds else _newest(dbs[shard])
     files = {shard: _File(db, places[shard].sequence, ends[shard]) for shard, db in dbs.items()}
     rows, waits = _merged(reader.shard, dbs, files, places, limit, all_written)
@@ -168,13 +170,14 @@ def _newest(db: sqlite3.Connection) -> int:
     return newest
 
 
-def _identity(db: sqlite3.Connection) -> bytes:
+def identity_of(db: sqlite3.Connection) -> bytes:
+    """What the file is called in cursors at present."""
     identity: bytes = db.execute("SELECT identity FROM identities WHERE seq_max IS NULL").fetchone()[0]
     return identity
 
 
-def _checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
-    """The place in the file as it is now. Raises UnknownCursor."""
+def checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
+    """A place in a file, in the file as it is now. Raises UnknownCursor."""
     if db is None:
         raise UnknownCursor(f"there is no history of shard {shard} here: the cursor is of another daemon")
     found = db.execute("SELECT seq_max FROM identities WHERE identity = ?", (place.identity,)).fetchone()
@@ -192,4 +195,4 @@ def _checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
         raise UnknownCursor(
             f"entries of shard {shard} behind the cursor are older than history.keep_days, and deleted; begin again"
         )
-    return Place(_identity(db), place.sequence)
+    return Place(identity_of(db), place.sequence)

@@ -4,6 +4,8 @@
 (REACHED,)                                                (shard, sequence): how far the file is, all written
 (PERIOD, bucket_id, generation, user_id, asked, standing)  a period or an instant of an account
 (ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or why there are none
+(PART, place, limit)                                      this shard's part of a page (`feed_part.Part`), or why not
+(WHERE, [(user_id, entry_id), …])                         (shard, [(user_id, entry_id, place), …]) of those in the file
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ COMMAND: Final = command_of("billing.history.projector")
 REACHED: Final = "reached"
 ENTRIES: Final = "entries"
 PERIOD: Final = "period"
+PART: Final = "part"
+WHERE: Final = "where"
 STATEMENT: Final = "statement"
 BALANCE_AT: Final = "balance_at"
 
@@ -72,7 +76,7 @@ class HistoryLink(FollowerLink):
         host: Host = REAL,
     ) -> None:
         """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
-        options = accept_loss, 0
+        options = accept_loss, 0, b""
         super().__init__(
             "history", command, directory, shard_id, journal, clocks, options=options, limits=limits, host=host
         )
@@ -96,7 +100,12 @@ class HistoryLink(FollowerLink):
 
     def keep_for(self, days: int) -> None:
         """Before `start`: rows go once a later one of their account is older than so many days; 0: never."""
-        self._options = (*self._options[:1], days)
+        accept_loss, _, log = self._options
+        self._options = accept_loss, days, log
+
+    def share(self, log: bytes) -> None:
+        """Before `start`: other hosts have files of the same journal; `log` as `cursor.identity_of_log` has it."""
+        self._options = (*self._options[:2], log)
 
     def reached(self, done: Callable[[tuple[int, int] | Refused], None]) -> None:
         """Calls `done` with the shard and the number of its newest row, once every batch handed over before is in the
@@ -120,6 +129,18 @@ class HistoryLink(FollowerLink):
             done(answer if isinstance(answer, Refused) else FeedPage(list(answer[0]), *answer[1:]))
 
         self.ask((ENTRIES, cursor, limit, bounds, all_written), answered)
+
+    def part(self, place: tuple[bytes, int, int] | None, limit: int, done: Callable[[Any], None]) -> None:
+        """Calls `done` with this shard's part of a page of the feed (`feed_part.Part`, as plain data), a text that says
+        why the place is unknown, or UNAVAILABLE.
+        """
+        self.ask((PART, place, limit), done)
+
+    def where(self, wanted: Sequence[tuple[bytes, int]], done: Callable[[Any], None]) -> None:
+        """Calls `done` with the shard and those of these entries (user_id, entry_id) that are in the file, the place
+        behind each with it, as plain data; or with UNAVAILABLE.
+        """
+        self.ask((WHERE, wanted), done)
 
     def period(
         self,

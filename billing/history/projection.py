@@ -47,12 +47,13 @@ assert ENVELOPE.format.startswith("<B"), "a record opens with the byte that says
 class Group:
     """What one transaction will write: the rows of any number of batches, and what follows from them."""
 
-    __slots__ = ("left", "marks", "part")
+    __slots__ = ("ends", "left", "marks", "part")
 
     def __init__(self) -> None:
         self.part = Part()  # rows that are in no page yet
         self.marks: list[tuple[int, int, int]] = []  # (number, entry_id, seq)
         self.left: list[tuple[int, int]] = []  # (bucket id, generation) given away
+        self.ends: list[tuple[int, int]] = []  # (position, seq) of the last row of each batch, where that is kept
 
 
 def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:

@@ -18,9 +18,10 @@ from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
 from billing.follower.store import StoreError, code_of, reason_of
-from billing.history import entries, period_reader
+from billing.history import entries, feed_part, period_reader
+from billing.history.cursor import Place
 from billing.history.history_reader import HistoryReader, Newest
-from billing.history.link import ENTRIES, PERIOD, REACHED, STATEMENT
+from billing.history.link import ENTRIES, PART, PERIOD, REACHED, STATEMENT, WHERE
 from billing.history.period_reader import Chain, Standing, Steps, TooLong
 from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
@@ -50,6 +51,7 @@ class Projector(Follower):
         self._reader: HistoryReader | None = None
         self._rows_at_checkpoint = 0
         self._keep_days = 0
+        self._log = b""  # what the log is called in cursors, where hosts share it
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
 
     @property
@@ -61,10 +63,9 @@ class Projector(Follower):
     def on_open(
         self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
     ) -> tuple[Store, list[str]]:
-        accept_loss, self._keep_days = options
-        self._store, remarks = open_store(
-            directory, shard, first, head, self.disk, suspect=suspect, accept_loss=accept_loss
-        )
+        accept_loss, self._keep_days, self._log = options
+        where, is_shared = (directory, shard, first, head, self.disk), bool(self._log)
+        self._store, remarks = open_store(*where, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
         self._reader = HistoryReader(directory, shard, self._store.db, self.disk)
         self._rows_at_checkpoint = self._store.seq
         if self._keep_days:
@@ -130,6 +131,8 @@ class Projector(Follower):
             self.answer(number, (self._store.shard, self._store.seq))
         elif question[0] == ENTRIES:
             self._answer_entries(number, *question[1:])
+        elif question[0] in (PART, WHERE):
+            self._answer_part(number, *question)
         elif question[0] == PERIOD:
             self._begin_period(number, question, self.clocks.boot_ns())
         else:
@@ -150,6 +153,20 @@ class Projector(Follower):
             self.refuse(number, reason_of(error))
         else:
             self.answer(number, (found.rows, found.waits, tuple(found.bounds.items())))
+
+    def _answer_part(self, number: int, name: str, *asked: Any) -> None:
+        store = self._store
+        assert store is not None
+        self._write()
+        try:
+            if name == WHERE:
+                self.answer(number, (store.shard, feed_part.where(store.db, self._log, *asked)))
+            else:
+                place, limit = asked
+                place = None if place is None else Place(*place)
+                self.answer(number, feed_part.part(store.db, store.shard, self._log, place, limit, store.position))
+        except entries.UnknownCursor as unknown:
+            self.answer(number, str(unknown))
 
     def _answer(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         bucket_id, generation, user_id, before, limit, newest = question

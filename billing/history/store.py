@@ -12,6 +12,7 @@
                 is the present one, those before it stand for the rows up to their seq_max
     cuts        (seq, at_ns) of the newest row deleted by `history.keep_days`; none, where none was
     openings    the rate lines behind the oldest row kept of an account of which rows were deleted (`openings`)
+    batches     where several hosts share the journal: which batch a row came from (`batches`)
 
 **Exactly once.** A group of batches and the position of its last one are one transaction.
 
@@ -53,7 +54,7 @@ from billing.follower.store import (
     make_of,
     opened,
 )
-from billing.history import openings
+from billing.history import batches, openings
 from billing.history.accounts import USERS_MAX, Accounts, place_of
 from billing.history.cursor import IDENTITY_BYTES
 from billing.history.page import PAGE_ROWS, OpenPage, Page, Part, Row, pages_of
@@ -194,11 +195,20 @@ def ends_agree(db: sqlite3.Connection) -> bool:
 
 
 def open_store(
-    directory: str, shard: int, first: int, head: int, disk: Disk, *, suspect: bool, accept_loss: bool = False
+    directory: str,
+    shard: int,
+    first: int,
+    head: int,
+    disk: Disk,
+    *,
+    suspect: bool,
+    accept_loss: bool = False,
+    is_shared: bool = False,
 ) -> tuple[Store, list[str]]:
     """The store of a shard whose journal holds the batches `first` to `head`, and remarks for the operator. A missing
     file is made; a damaged file, or one of an older version, is made anew from its good pages. The position to feed it
-    from is the one after the store's. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
+    from is the one after the store's. `is_shared`: other hosts have files of the same journal, so that rows are known
+    by their batches, too. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
     """
     path = file_of(directory, shard)
     remarks = []
@@ -220,6 +230,8 @@ def open_store(
             remarks += [remark] if remark else []
     store = Store(path, shard, disk)
     remarks += store.settle(first, head, accept_loss=accept_loss)
+    if is_shared:
+        store.keep_batches()
     return store, remarks
 
 
@@ -250,6 +262,7 @@ class Store(FollowerStore):
         self._group = Group()
         self._inserted = 0  # rows of it that are in the transaction already
         super().__init__(path, KIND, shard, disk)
+        self._keeps_batches = batches.are_kept(self.db)
 
     def read_where(self) -> None:
         db = self.db
@@ -304,6 +317,14 @@ class Store(FollowerStore):
         name_anew(self.db, self.seq)
         self.commit(self.position)
 
+    def keep_batches(self) -> None:
+        """Keeps from now on which batch a row came from."""
+        if not self._keeps_batches:
+            self.begin()
+            batches.keep(self.db, self.position, self.seq)
+            self.commit(self.position)
+            self._keeps_batches = True
+
     def open_with(self, found: list[tuple[int, int, int, Lines]]) -> None:
         """Keeps the openings (number, entry_id, seq, lines) of rows whose account's older ones are about to go."""
         self.begin()
@@ -326,6 +347,8 @@ class Store(FollowerStore):
                 self.db.execute("INSERT INTO marks VALUES (?, ?, ?)", (number, entry_id, self.seq))
         self._accounts.write()
         self._paged = self.seq
+        if self._keeps_batches:  # what follows is counted from behind these
+            self.db.execute(batches.INSERT, (self.position, self.seq))
         self._note_end(self.position)
         self.commit(self.position)
 
@@ -365,6 +388,9 @@ class Store(FollowerStore):
             db.execute(f"DELETE FROM {table} WHERE seq > ?", (seq,))
         for table in ("departures", "groups"):
             db.execute(f"DELETE FROM {table} WHERE position > ?", (position,))
+        if batches.are_kept(db):
+            db.execute(batches.CUT, (position,))
+            db.execute(batches.INSERT, (position, seq))
         db.execute("UPDATE about SET begins = ?", (begins,))
         name_anew(db, seq)
         self.commit(position)
@@ -382,7 +408,10 @@ class Store(FollowerStore):
         assert position == self._taken + 1, f"batch {position} after {self._taken}"
         if not self.db.in_transaction:
             self.begin()
-        self.seq = project(payload, self.seq, self._accounts, self._group)
+        before = self.seq
+        self.seq = project(payload, before, self._accounts, self._group)
+        if self._keeps_batches and self.seq > before:
+            self._group.ends.append((position, self.seq))
         self._taken = position
         if len(self._group.part.starts) >= INSERT_ROWS:
             self._insert()
@@ -392,10 +421,13 @@ class Store(FollowerStore):
         group = self._group
         self.db.executemany(INSERT_PAGE, pages_of(group.part, self._paged + 1))
         self.db.executemany("INSERT INTO marks VALUES (?, ?, ?)", group.marks)
+        if group.ends:
+            self.db.executemany(batches.INSERT, group.ends)
         self._inserted += len(group.part.starts)
         self._paged = self.seq
         group.part = Part()
         group.marks.clear()
+        group.ends.clear()
 
     def flush(self) -> bool:
         """Commits the open group; False where there is none."""

@@ -43,6 +43,7 @@ from billing.expirationd.delivery import (
 from billing.expirationd.endpoint import Endpoint
 from billing.follower.link import FollowerLink
 from billing.history import link as history
+from billing.history.cursor import NoCursor, identity_of_log
 from billing.history.link import HistoryLink
 from billing.ledger import audit
 from billing.ledger import commands as ops
@@ -53,7 +54,7 @@ from billing.signature import parse_secrets
 from billing.worker.aggregates import PAUSE_S, STEPS_MAX, Aggregates
 from billing.worker.classes import calls_of_classes, rules_of_classes
 from billing.worker.explain import explain
-from billing.worker.feed import REACHED, FeedQuestion
+from billing.worker.feed import PART, REACHED, WHERE, FeedQuestion, SharedFeedQuestion, place_in
 from billing.worker.machine import PERIODS, SURVEYS, BillingMachine
 from billing.worker.pages import account_page, cutoff_page
 from billing.worker.periodic_checks import PeriodicChecks
@@ -207,9 +208,8 @@ class Billing:
 
             self._when_handed_over(lambda link: link.reached(told), told)
             return
-        if query[0] == "entries" and self._begin.links is not None:
-            text = "the feed is made of the files of all shards, and of hosts that serve at once each has some"
-            done(Refused("UNAVAILABLE", text))
+        if query[0] in (PART, WHERE):
+            self._answer_part(query, done)
             return
         if query[0] == "entries":
             self._when_handed_over(lambda link: self._ask_entries(link, query, done), done)
@@ -262,7 +262,31 @@ class Billing:
 
     def _ask_entries(self, link: HistoryLink, query: Command, done: Callable[[object], None]) -> None:
         assert self._worker is not None
-        FeedQuestion(link, self._worker.operate, query[1].decode(), query[2], done).ask()
+        operate, (cursor, limit) = self._worker.operate, query[1:]
+        if self._begin.log:
+            shards = len(self._worker.map.weights)
+            SharedFeedQuestion(operate, cursor.decode(), limit, shards, self._go_on, done).ask()
+        else:
+            FeedQuestion(link, operate, cursor.decode(), limit, done).ask()
+
+    def _answer_part(self, query: Command, done: Callable[[object], None]) -> None:
+        """This shard's part of a page of the feed, or where entries are, for a worker of any host: plain data."""
+
+        def told(reply: object) -> None:
+            if isinstance(reply, str):
+                reply = Refused("UNKNOWN_CURSOR", reply)
+            done({"refused": reply.name, "message": reply.message} if isinstance(reply, Refused) else reply)
+
+        name, *asked = query
+        if name == WHERE:
+            self._when_handed_over(lambda link: link.where(asked[0], told), told)
+            return
+        try:
+            place = place_in(asked[0], self._begin.shard_id)
+        except NoCursor as error:
+            told(f"{error}; the empty text is the beginning")
+        else:
+            self._when_handed_over(lambda link: link.part(place, asked[1], told), told)
 
     def _ask_history(
         self, bucket_id: int, query: Command, newest: tuple[int, ...], done: Callable[[object], None]
@@ -356,6 +380,8 @@ class Billing:
         self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks)
         if self.config.history.keep_days:
             self._history.keep_for(self.config.history.keep_days)
+        if self._begin.log:
+            self._history.share(identity_of_log(self._begin.log))
         self._history.start()
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
         settings, journal = self._delivery_settings(), worker.journal

@@ -35,8 +35,8 @@ ROWS_SHOWN_NS: Final = 100_000_000
 PERIODS: Final = frozenset({"statement", "balance_at"})  # which are told the instant at which they were asked
 SURVEYS = frozenset(
     {
-        *("accounts", "expirationd_stats", "forecast", "history_reached", "overdue", "pending_cutoffs"),
-        "release_cutoffs",
+        *("accounts", "expirationd_stats", "feed_part", "feed_where", "forecast", "history_reached", "overdue"),
+        *("pending_cutoffs", "release_cutoffs"),
     }
 )
 
@@ -116,7 +116,7 @@ class BillingMachine:
                 return Later(query)
             case ("pending_cutoffs", bytes(), int()) | ("forecast", int(), int()):
                 return Later(query)
-            case ("expirationd_stats",) | ("history_reached",):
+            case ("expirationd_stats",) | ("history_reached",) | ("feed_part", *_) | ("feed_where", *_):
                 return Later(query)
             case ("release_cutoffs",):
                 return self.release_held()
@@ -143,6 +143,9 @@ class BillingMachine:
             case ("history_reached",):
                 why = next((part for part in parts if isinstance(part, str)), None)
                 return parts if why is None else Refused("UNAVAILABLE", why)
+            case ("feed_part" | "feed_where", *_):
+                refused = next((part for part in parts if isinstance(part, dict)), None)
+                return parts if refused is None else Refused(refused["refused"], refused["message"])
         raise AssertionError(f"no survey {operation[0]}")
 
     def class_of(self, bucket_id: int, user_id: bytes) -> str:

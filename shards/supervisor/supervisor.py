@@ -586,6 +586,7 @@ class Supervisor:
             proved=[one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
             far=self._far(),
             links=self._link_settings(worker.shard_id),
+            log=self._log_backend.cluster,
         )
 
     def _peers(self) -> dict[int, str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from billing.follower.store import file_of
 from billing.history import cursor
 from billing.history.copying import copy_history
-from billing.history.cursor import NoCursor, Place
+from billing.history.cursor import OF_FILE, NoCursor, Place
 from billing.history.entries import UnknownCursor, page
 from billing.history.history_reader import HistoryReader
 from billing.history.store import Store, open_store
@@ -74,7 +74,9 @@ def in_order(rows: list[tuple[bytes, int]]) -> bool:
 @given(
     places=st.dictionaries(
         st.integers(0, 2**32 - 1),
-        st.builds(Place, st.binary(min_size=8, max_size=8), st.integers(0, 2**63 - 1)),
+        st.builds(
+            Place, st.binary(min_size=8, max_size=8), st.integers(0, 2**63 - 1), st.just(OF_FILE) | st.integers(0, 999)
+        ),
         max_size=20,
     )
 )

@@ -32,7 +32,7 @@ class Process:
         self.life = asyncio.create_task(serve(theirs, lambda: Projector(RealDisk(), clocks)))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
-        self.wire.send(say.Open(str(home / "history"), 1, 1, 0, False, (False, 0)))
+        self.wire.send(say.Open(str(home / "history"), 1, 1, 0, False, (False, 0, b"")))
         await self.until(lambda: any(isinstance(message, say.Opened) for message in self.heard))
 
     async def until(self, what: Callable[[], object]) -> None:

@@ -21,12 +21,12 @@ ANCHOR = Anchor(5, 1000, -3, 250)
 BEGIN = control.Begin(
     shard_id=2, directory="/d", founded=True, bucket_map=b"map", peers={1: "one.sock"}, listeners=[("tcp", 7)],
     direct={2: "h:1"}, journal={"kind": "file"}, settings=WorkerSettings(0.05, 9), configuration=b"{}", proved=[1],
-    settled=-1, far={3: Far("b:4", 7)}, links=LinkSettings("a:4", "c", 6, "/s", None),
+    settled=-1, far={3: Far("b:4", 7)}, links=LinkSettings("a:4", "c", 6, "/s", None), log="c",
 )  # fmt: skip
 # A message, and the array that it is on the wire.
 TO_WORKER: list[tuple[Message, list[Any]]] = [
     (BEGIN, ["begin", 2, "/d", True, b"map", {1: "one.sock"}, [["tcp", 7]], {2: "h:1"}, {"kind": "file"}, [0.05, 9],
-             b"{}", [1], -1, {3: ["b:4", 7]}, ["a:4", "c", 6, "/s", None]]),
+             b"{}", [1], -1, {3: ["b:4", 7]}, ["a:4", "c", 6, "/s", None], "c"]),
     (control.Serve([ANCHOR]), ["serve", [[5, 1000, -3, 250]]]),
     (control.Stop(), ["stop"]),
     (control.NewAnchor(ANCHOR), ["new_anchor", [5, 1000, -3, 250]]),

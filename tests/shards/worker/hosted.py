@@ -255,4 +255,5 @@ class WorkerScene:
             settled=-1,
             far={},
             links=None,
+            log="",
         )

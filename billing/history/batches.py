@@ -1,0 +1,95 @@
+"""Which batch of the journal a row of a history file came from: so a cursor of the feed means the same on any host.
+
+    batches   position, seq: the last row of the batches up to this one; for each batch that has a row
+
+The table stands in the files of shards whose journal several hosts share. Its first line is the end of the file when
+the table was made, whether that batch has a row or not: what came before is known by its row's number alone. Lines are
+written in the transaction of their rows, and go with them where the file is cut back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from billing.history.cursor import Place
+
+INSERT: Final = "INSERT OR REPLACE INTO batches VALUES (?, ?)"
+CUT: Final = "DELETE FROM batches WHERE position > ?"
+_CREATE: Final = "CREATE TABLE batches (position INTEGER PRIMARY KEY, seq INTEGER NOT NULL)"
+_IS_THERE: Final = "SELECT 1 FROM sqlite_master WHERE name = 'batches'"
+_FIRST: Final = "SELECT position, seq FROM batches ORDER BY position LIMIT 1"
+_BEFORE: Final = "SELECT position, seq FROM batches WHERE position < ? ORDER BY position DESC LIMIT 1"
+_BEHIND: Final = "SELECT position, seq FROM batches WHERE position > ? ORDER BY position LIMIT 1"
+_LAST: Final = "SELECT coalesce(max(position), -1) FROM batches"
+
+
+def are_kept(db: sqlite3.Connection) -> bool:
+    """Whether the file has the table."""
+    return db.execute(_IS_THERE).fetchone() is not None
+
+
+def keep(db: sqlite3.Connection, position: int, seq: int) -> None:
+    """Makes the table in the open transaction of a file that ends with this batch and this row."""
+    db.execute(_CREATE)
+    db.execute(INSERT, (position, seq))
+
+
+def row_of(db: sqlite3.Connection, position: int, rows: int) -> int | None:
+    """The seq of the last row that was had where all batches before `position` were, and so many rows of that one; None
+    where the file does not know.
+    """
+    before = db.execute(_BEFORE, (position,)).fetchone()
+    if before is None:
+        return None
+    last: int = before[1]
+    if rows:
+        found = db.execute(_BEHIND, (position - 1,)).fetchone()
+        if found is None or found[0] != position or last + rows > found[1]:
+            return None
+    return last + rows
+
+
+class Places:
+    """The places behind rows of one file, asked for in the order of their seqs."""
+
+    def __init__(self, db: sqlite3.Connection, identity: bytes, log: bytes) -> None:
+        """`identity` of the file, `log` of the log."""
+        self._db = db
+        self._identity = identity
+        self._log = log
+        first = db.execute(_FIRST).fetchone()
+        self._first, self._unknown = first  # up to this row the batches are not known, but for the end of the last
+        self._before = first  # the last line whose rows end before the row that was asked for
+        self._batch: tuple[int, int] | None = None  # the line behind it
+
+    def behind(self, seq: int) -> Place:
+        """The place of whoever has had this row and all before it."""
+        if seq < self._unknown:
+            return Place(self._identity, seq)
+        if seq == self._unknown:
+            return self.at_the_end_of(self._first)
+        if self._batch is None:
+            self._before = self._found_before(seq)
+        while self._batch is None or self._batch[1] < seq:
+            self._before = self._before if self._batch is None else self._batch
+            self._batch = self._db.execute(_BEHIND, (self._before[0],)).fetchone()
+            assert self._batch is not None, f"no batch has row {seq}"
+        return Place(self._log, self._batch[0], seq - self._before[1])
+
+    def at_the_end_of(self, position: int) -> Place:
+        """The place of whoever has had everything up to this batch."""
+        return Place(self._log, position + 1, 0)
+
+    def _found_before(self, seq: int) -> tuple[int, int]:
+        """The last line whose rows end before a row: seqs rise with positions, so halving finds it."""
+        low, high = self._before[0], self._db.execute(_LAST).fetchone()[0]
+        found: tuple[int, int] = self._before
+        while low <= high:
+            middle = (low + high) // 2
+            line = self._db.execute(_BEFORE, (middle + 1,)).fetchone()
+            if line[1] < seq:
+                found, low = line, middle + 1
+            else:
+                high = line[0] - 1
+        return found

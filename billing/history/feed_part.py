@@ -1,0 +1,107 @@
+"""One shard's part of a page of the feed of all entries, where hosts share the journal: each has files of its own.
+
+No host has the files of all shards then, so the worker that is asked asks every shard for the rows behind the cursor
+(`part`), and puts them together: by their instants, and each account's in their order. A row whose account's entry
+before stands in another shard's file (its bucket moved between the two) is said to `follow` that one; where those are,
+each shard is asked a second time (`where`). What `where` does not find in any file then is lost, since whatever a
+bucket's former owner wrote was durable before the bucket left.
+
+A place is one in the journal (`cursor`, `batches`), which means the same to every host. Rows that came into the file
+before it kept their batches have places in the file, which means something on this host alone: whoever stops reading
+among these begins again after a takeover, and is told so.
+
+It only reads.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from billing.history import batches
+from billing.history.cursor import Place
+from billing.history.entries import UnknownCursor, checked, identity_of
+from billing.history.history_reader import Shown, as_map, rows_of
+from billing.history.page import OPENING_ROW, Row
+from billing.history.store import Pages
+from billing.ledger.entry import text
+
+
+class PartRow(NamedTuple):
+    """A row of the feed. `place`: behind it. `follows`: its account's entry before is not in this file."""
+
+    at_ns: int
+    place: Place
+    follows: bool
+    user_id: bytes
+    shown: Shown
+
+
+class Part(NamedTuple):
+    """Rows of one shard. `begins`: the place in front of them, None for the beginning; `ends`: where the file ends,
+    None where it has more.
+    """
+
+    shard: int
+    begins: Place | None
+    rows: list[PartRow]
+    ends: Place | None
+
+
+def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, limit: int, position: int) -> Part:
+    """At most `limit` rows behind `place`, None being the beginning. `log`: what the log is called in cursors;
+    `position`: the last batch that is in the file. Raises UnknownCursor, Damaged, sqlite3.Error.
+    """
+    places = batches.Places(db, identity_of(db), log)
+    seq = 0 if place is None else _row_behind(db, shard, log, place, position)
+    rows: list[PartRow] = []
+    older = Pages(db)
+    for row in Pages(db).following(seq, 1 << 62):
+        if row.operation == OPENING_ROW:
+            continue  # which is no entry
+        if len(rows) == limit:
+            return Part(shard, place, rows, None)
+        shown = {"user_id": text(row.user_id), **as_map(row)}
+        rows.append(PartRow(row.at_ns, places.behind(row.seq), _follows(row, older), row.user_id, shown))
+    return Part(shard, place, rows, places.at_the_end_of(position))
+
+
+def where(db: sqlite3.Connection, log: bytes, wanted: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int, Place]]:
+    """Those entries (user_id, entry_id) that are in the file, and the place behind each. Raises as `part`."""
+    found = []
+    for user_id, entry_id in wanted:
+        _, rows = rows_of(db, user_id, entry_id + 1, 1)
+        if rows and rows[0].entry_id == entry_id:
+            place = batches.Places(db, identity_of(db), log).behind(rows[0].seq)
+            found.append((user_id, entry_id, place))
+    return found
+
+
+def _follows(row: Row, pages: Pages) -> bool:
+    if row.entry_id == 1 or row.generation == 1:  # a bucket of the first generation was never elsewhere
+        return False
+    if not row.older:
+        return True
+    older = pages.row(row.older)
+    return older is not None and older.entry_id != row.entry_id - 1  # where it is None, it was here, and is deleted
+
+
+def _row_behind(db: sqlite3.Connection, shard: int, log: bytes, place: Place, position: int) -> int:
+    """The seq of the last row that a reader at this place has had. Raises UnknownCursor."""
+    if not place.is_of_log:
+        return checked(shard, db, place).sequence
+    if place.identity != log:
+        raise UnknownCursor("the cursor is of another daemon's log; begin again")
+    if place.sequence - (not place.rows) > position:
+        raise UnknownCursor(
+            f"the cursor has entries of shard {shard} up to batch {place.sequence}, and its journal ends with batch "
+            f"{position}; begin again"
+        )
+    seq = batches.row_of(db, place.sequence, place.rows)
+    if seq is None:
+        raise UnknownCursor(
+            f"this host's history of shard {shard} begins behind batch {place.sequence}, which the cursor has: what "
+            "lies between is gone from the log (cluster.retain_bytes); begin again"
+        )
+    return checked(shard, db, Place(identity_of(db), seq)).sequence
