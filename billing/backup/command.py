@@ -65,7 +65,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     if not no_proof:
         _prove(disk, work, ids_max)
     finish(disk, work, str(directory.absolute()))
-    click.echo(f"{directory} holds everything up to {_shown(cut['at_ns'])}")
+    click.echo(f"{directory.absolute()} holds everything up to {_shown(cut['at_ns'])}")
 
 
 @click.command(name="restore", cls=Command)

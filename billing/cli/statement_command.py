@@ -221,7 +221,7 @@ def csv_rows(found: Row, rows: list[Row]) -> list[Row]:
     empty = dict.fromkeys(("entry_id", "resource", "message", "request_id", "actor"))
     opening = found["opening_nanos"]
     lines = [
-        {"at_ns": found["from_ns"], "operation": "opening", "accrued_nanos": 0, "amount_nanos": 0,
+        {"at_ns": _opens_at_ns(found, rows), "operation": "opening", "accrued_nanos": 0, "amount_nanos": 0,
          "balance_nanos": opening, **empty}
     ]  # fmt: skip
     balance = opening
@@ -243,6 +243,13 @@ def csv_rows(found: Row, rows: list[Row]) -> list[Row]:
          "balance_nanos": closing, **empty}
     )  # fmt: skip
     return lines
+
+
+def _opens_at_ns(found: Row, rows: list[Row]) -> int | None:
+    """Where the period begins; one from the beginning does where the account does, and None stands for rows lost."""
+    if found["from_ns"]:
+        return int(found["from_ns"])
+    return int(rows[0]["at_ns"]) if rows and rows[0]["entry_id"] == 1 else None
 
 
 def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> None:

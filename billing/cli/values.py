@@ -33,6 +33,7 @@ _LABELS: Final = {
     "exhaustion_seq": "times exhausted",
     "holds_nanos": "held",
     "replayed": "answered before",
+    "restored": "out of exhaustion",
     "overrun_nanos": "used after it ran out",
 }
 
@@ -175,7 +176,9 @@ def csv_name(name: str) -> str:
 
 
 def csv_value(name: str, value: Any, zone: tzinfo = UTC) -> str:
-    """A cell, exact: `12.5`, `2026-03-01T12:00:00.000000001Z`; empty where there is none."""
+    """A cell, exact: `12.5`, `2026-03-01T12:00:00.000000001Z`; empty where there is none. What reads CSV ends a cell, a
+    line or itself at a NUL, which an id may hold: it is shown as a replacement, and `--json` has it exactly.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -188,4 +191,4 @@ def csv_value(name: str, value: Any, zone: tzinfo = UTC) -> str:
         return value.hex()
     if isinstance(value, Mapping | list):
         return json.dumps(value, ensure_ascii=False, default=bytes.hex)
-    return str(value)
+    return str(value).replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -83,14 +83,14 @@ class Outages:
     def _begin(self, outage: Outage) -> None:
         self._known[outage.origin] = outage
         log.warning(
-            "%s takes no calls (%s): it is probed, users who wait: %d", outage.origin, outage.error, self._waiting()
+            "%s takes no calls (%s) and is probed; users who wait: %d", outage.origin, outage.error, self._waiting()
         )
         outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
 
     def _go_on(self, outage: Outage) -> None:
         lasted_s = (self._now_ns() - outage.since_ns) // _SECOND_NS
         log.warning(
-            "%s has taken no calls for %d s (%s), users who wait: %d",
+            "%s has taken no calls for %d s (%s) and is probed; users who wait: %d",
             outage.origin,
             lasted_s,
             outage.error,
@@ -128,8 +128,8 @@ def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: 
     if outage is not None:
         lasts_s = (now_ns - outage.since_ns) // _SECOND_NS
         return (
-            f"{outage.origin} has taken no calls for {lasts_s} s ({outage.error}): it is probed with one user after "
-            f"the other, and calls for {counted(owed, 'user')} of this shard wait."
+            f"{outage.origin} has taken no calls for {lasts_s} s ({outage.error}) and is probed with one user after "
+            f"the other; calls for {counted(owed, 'user')} of this shard wait."
         )
     if item.failures:
         met = f" ({last_error})" if last_error else ""

@@ -45,7 +45,7 @@ from urllib.parse import quote_from_bytes
 
 from billing.ledger import commands as ops
 from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
-from billing.ledger.money import NANO
+from billing.ledger.money import NANO, format_coins
 
 EntryTuple = tuple[Any, ...]  # in the order of `FIELDS`
 
@@ -450,7 +450,7 @@ def refused(entry: EntryTuple, bucket_id: int) -> Refused:
     details: dict[str, object] = {}
     if name == "INSUFFICIENT_FUNDS":
         available_nanos = e.balance_nanos + e.credit_limit_nanos - e.holds_nanos
-        message = f"{e.a} nanos asked for, {available_nanos} available"
+        message = f"{format_coins(e.a)} coins asked for, {format_coins(available_nanos)} available"
         details = {"available_nanos": available_nanos, "shortfall_nanos": number}
     elif name == "INSUFFICIENT_RUNWAY":
         message = f"the money would last {number} ns, {e.c} asked for"
@@ -465,7 +465,7 @@ def refused(entry: EntryTuple, bucket_id: int) -> Refused:
         message = f"the account still has a {OBSTACLES[number]}"
         details = {"obstacle": OBSTACLES[number]}
     elif name == "INVALID_RATE":
-        message = f"the line is at {number} nanos per hour and cannot fall below zero"
+        message = f"the line is at {format_coins(number)} coins per hour and cannot fall below zero"
         details = {"rate_nanos_per_hour": number}
     elif name == "INVALID_PARAMS":
         message = f"expires_at_ns {number} is not after the instant of the call"

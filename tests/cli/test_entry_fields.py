@@ -52,7 +52,7 @@ def test_what_was_asked_for_has_its_name(shown: Shown) -> None:
 def test_flags_refusals_and_cutoffs_have_names(shown: Shown) -> None:
     assert shown(ops.TOP_UP, 10)["flags"] == ["opened", "rule restore"]
     refused = shown(ops.DEBIT, 11)
-    assert refused["refusal"] == "INSUFFICIENT_FUNDS: 11 nanos asked for, 10 available"
+    assert refused["refusal"] == "INSUFFICIENT_FUNDS: 0.000000011 coins asked for, 0.00000001 available"
     assert refused["flags"] == ["refused", "rule restore"]
     shown(ops.DEBIT, 10)
     assert shown(ops.CUTOFF_STARTED, 1)["seq"] == 1

@@ -24,6 +24,10 @@ def test_the_name_of_a_field_tells_an_instant_from_a_span() -> None:
             assert is_instant(field.name) == (field.kind == "instant"), field.name
 
 
+def test_a_csv_holds_no_nul() -> None:
+    assert csv_value("user_id", "a\0b") == "a\N{REPLACEMENT CHARACTER}b"
+
+
 def test_a_csv_has_utc_or_the_zone_that_was_asked_for() -> None:
     at_ns = 1_782_907_200_000_000_005
     assert csv_value("at_ns", at_ns) == instant(at_ns) == "2026-07-01T12:00:00.000000005Z"

@@ -108,9 +108,9 @@ def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_a
     assert [level for level, _ in told] == ["WARNING", "WARNING", "WARNING", "INFO"]
     texts = [text for _, text in told]
     assert texts[:3] == [
-        f"{ORIGIN} takes no calls (connection refused): it is probed, users who wait: 7",
-        f"{ORIGIN} has taken no calls for 60 s (connection refused), users who wait: 7",
-        f"{ORIGIN} has taken no calls for 120 s (connection refused), users who wait: 12",
+        f"{ORIGIN} takes no calls (connection refused) and is probed; users who wait: 7",
+        f"{ORIGIN} has taken no calls for 60 s (connection refused) and is probed; users who wait: 7",
+        f"{ORIGIN} has taken no calls for 120 s (connection refused) and is probed; users who wait: 12",
     ]
     assert texts[3].startswith(f"{ORIGIN} takes calls again after 1")
     assert 145 <= float(texts[3].split(" after ")[1].split(" s:")[0]) <= 155

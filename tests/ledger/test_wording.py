@@ -88,16 +88,16 @@ def open_many(bank: Bank) -> None:
 
 # (user, method, arguments, options), what str() says, and the details beside bucket_id and at_ns.
 SAID = [
-    (("u", "debit", (96,), {}), "INSUFFICIENT_FUNDS: 96 nanos asked for, 94 available",
+    (("u", "debit", (96,), {}), "INSUFFICIENT_FUNDS: 0.000000096 coins asked for, 0.000000094 available",
      {"available_nanos": 94, "shortfall_nanos": 2}),
-    (("u", "hold", (100,), {}), "INSUFFICIENT_FUNDS: 100 nanos asked for, 94 available",
+    (("u", "hold", (100,), {}), "INSUFFICIENT_FUNDS: 0.0000001 coins asked for, 0.000000094 available",
      {"available_nanos": 94, "shortfall_nanos": 6}),
     (("u", "set_rate", (HOUR,), {"min_runway": 1000}),
      "INSUFFICIENT_RUNWAY: the money would last 95 ns, 1000 asked for", {"runway_ns": 95, "min_runway_ns": 1000}),
     (("u", "set_rate", (9,), {"resource": "vm", "seq": 6}), "STALE_RATE: rate_seq 6 is not newer than 7",
      {"rate_seq": 7}),
     (("u", "change_rate", (-6,), {"resource": "vm"}),
-     "INVALID_RATE: the line is at 5 nanos per hour and cannot fall below zero", {"rate_nanos_per_hour": 5}),
+     "INVALID_RATE: the line is at 0.000000005 coins per hour and cannot fall below zero", {"rate_nanos_per_hour": 5}),
     (("u", "release", ("r:other",), {}), "UNKNOWN_HOLD: no open hold has this id", {}),
     (("u", "close", (), {}), "ACCOUNT_NOT_CLOSABLE: the account still has a rate", {"obstacle": "rate"}),
     (("out", "close", (), {}), "ACCOUNT_NOT_CLOSABLE: the account still has a cutoff", {"obstacle": "cutoff"}),

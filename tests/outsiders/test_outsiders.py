@@ -112,4 +112,4 @@ def test_a_client_that_knows_nothing_of_us_tops_up_sets_a_rate_debits_and_is_ref
     seen = json.loads(play(Scene(port, request.node.callspec.id, tmp_path)))
     refused = seen.pop("refused")
     assert seen == {"topped_up": 5 * 10**9, "rate": 3600, "debited": 2 * 10**9, "state": "active"}
-    assert refused.startswith("INSUFFICIENT_FUNDS: 9000000000 nanos asked for, 2999999")
+    assert refused.startswith("INSUFFICIENT_FUNDS: 9 coins asked for, 2.999999")

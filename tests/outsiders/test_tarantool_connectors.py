@@ -97,7 +97,7 @@ CONNECTORS = ["tarantool", "asynctnt", "tarantool-driver", "net.box"]
 @pytest.mark.parametrize("connector", CONNECTORS)
 def test_a_connector_plays_the_scene(connector: str, free: int) -> None:
     seen = play(connector, free, connector)
-    assert str(seen.pop("refused")).startswith("INSUFFICIENT_FUNDS: 9000000000 nanos asked for, 2999999")
+    assert str(seen.pop("refused")).startswith("INSUFFICIENT_FUNDS: 9 coins asked for, 2.999999")
     assert seen == SEEN
 
 

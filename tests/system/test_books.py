@@ -182,6 +182,7 @@ def test_by_resource_is_a_table_and_csv(books: Daemon) -> None:
     assert [(row["resource"], row["line_rate_coins_per_hour"]) for row in rows] == [("vm-1", "0.36"), ("vm-2", "0.72")]
     lines = list(csv.DictReader(billing(books, "statement", "anna", "--csv").stdout.splitlines()))
     assert [line["operation"] for line in (lines[0], lines[-1])] == ["opening", "closing"]
+    assert lines[0]["at"] == lines[1]["at"], "from the beginning is from that of the account"
     moscow = billing(books, "statement", "anna", "--csv", "--zone", "Europe/Moscow").stdout
     assert {line["at"][-6:] for line in csv.DictReader(moscow.splitlines())} == {"+03:00"}
     assert all(line["at"].endswith("Z") for line in lines)

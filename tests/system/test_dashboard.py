@@ -102,6 +102,13 @@ async def test_it_fits_and_can_be_read(data_dir: Path, browser: Chromium) -> Non
     assert browser.errors == []
 
 
+NO_CLIPBOARD = """
+    Object.defineProperty(navigator, "clipboard", {value: undefined});
+    document.execCommand = (what) => { window.copied = document.activeElement.value; return what === "copy"; };
+    true
+"""
+
+
 async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_dir: Path, browser: Chromium) -> None:
     with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -121,6 +128,9 @@ async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_di
         why = (await rpc.ask("explain", "late-0"))["why"]
         assert why.startswith(("http://127.0.0.1:9 has taken no calls for ", "A call is under way, for "))
         assert await browser.evaluate("document.querySelector('#troubles .copy').dataset.copy") == "billing cutoffs"
+        await browser.evaluate(NO_CLIPBOARD)
+        await browser.evaluate("document.querySelector('#troubles .copy').click()")
+        await browser.until("window.copied === 'billing cutoffs'", 60)
         link = await browser.evaluate("document.querySelector('#troubles a').getAttribute('href')")
         assert link == "/runbook#BillingEndpointShut"
         text = "document.querySelectorAll('.tile')[3].innerText.split(/\\s+/).join(' ')"
@@ -146,6 +156,7 @@ async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chro
         tiles = " ".join((await browser.evaluate("document.querySelector('.tiles').innerText")).split())
         assert "nothing is owed" not in tiles, "nobody knows that now"
         assert "Cutoffs owed – no shard answers" in tiles
+        assert "Commands a second – no shard answers" in tiles
         daemon.kill(daemon.worker_pids()[0])
         await browser.until("document.getElementById('recent').innerText.includes('ended with -9')", 60)
         await browser.until("document.querySelector('#state .pill.good') !== null", 60)

@@ -77,7 +77,7 @@ def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
         yield Trouble(
             BAD,
             f"{words.number(owed)} owed" if owed else "No endpoint",
-            f"{outage.endpoint} has taken no calls{since}{error}{waiting}. It is probed about once a second.",
+            f"{outage.endpoint} has taken no calls{since}{error} and is probed about once a second{waiting}.",
             "BillingEndpointShut",
             "billing cutoffs",
         )

@@ -58,10 +58,24 @@ setInterval(() => {
 // One account. The server is asked every two seconds; in between the balance follows from its rate.
 document.addEventListener("click", async (event) => {
   const button = event.target.closest(".copy");
-  if (!button || !navigator.clipboard) return;
-  await navigator.clipboard.writeText(button.dataset.copy);
-  button.textContent = "copied";
+  if (button) button.textContent = (await copied(button.dataset.copy)) ? "copied" : "not copied";
 });
+
+// Over plain HTTP from another host a browser has no clipboard; then a field's content is copied, as of old.
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch (error) {
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    return done;
+  }
+}
 
 const form = at("ask");
 const NANO = 3600n * 1000000000n;

@@ -128,8 +128,8 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
         (
             _tile(
                 "Commands a second",
-                words.number(rate),
-                plots.spark([row.commands for row in fine], FINE_ROWS),
+                words.number(rate) if answering else "–",
+                plots.spark([row.commands for row in fine], FINE_ROWS) + partly,
             ),
             _lateness_tile(sampler),
             _tile(
