@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import reprlib
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
+import msgspec
 
 from billing.addresses import parse_listen, shown_url
 from billing.config.schema import (
@@ -37,10 +36,14 @@ from billing.config.schema import (
     URL,
     URLS,
     Config,
-    class_keys,
+    Cutoff,
+    CutoffClass,
+    Key,
+    class_of,
     declared,
-    expected,
+    keys_of,
     literal,
+    sections,
     shown_text,
     value_text,
 )
@@ -95,18 +98,18 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
     _override(tables, sources, environ, faults)
 
     folder = (file.parent if file is not None else Path()).absolute()
-    for path, field in declared():
+    for path, declaration in declared():
         section, key = path.split(".")
-        value = tables.setdefault(section, {}).get(key, field.default)
-        if PATH in field.metadata and isinstance(value, str) and value:
+        value = tables.setdefault(section, {}).get(key, declaration.default)
+        if PATH in declaration.marks and isinstance(value, str) and value:
             tables[section][key] = os.path.normpath(folder / value)
 
-    config = _validate(tables, sources, faults)
+    config = _checked(tables, sources, faults)
     wrong = {fault.path for fault in faults}
     if str(file) not in wrong:  # otherwise too little is known
         faults += [
             Fault(paths[0], sources[paths[0]], text)
-            for paths, text in (*_combinations(config), *_files(config), *_folders(config))
+            for paths, text in (*combinations_of(config), *_files(config), *_folders(config))
             if wrong.isdisjoint(paths)
         ]
         wrong = {fault.path for fault in faults}
@@ -130,9 +133,9 @@ def as_effective(loaded: Loaded, *, secrets: bool = False) -> str:
         lines.append(f"{key} = {value if secrets else shown}  # {loaded.sources[path]}{hidden}")
     for name, table in loaded.config.cutoff.classes.items():
         lines += ["", f"[cutoff.class.{name}]"]
-        for key, field in class_keys():
+        for key, declaration in keys_of(CutoffClass).items():
             of_class = getattr(table, key)
-            is_hidden = URL in field.metadata and not secrets
+            is_hidden = URL in declaration.marks and not secrets
             lines.append(f"{key} = {literal(shown_url(of_class) if is_hidden else of_class)}")
     return "\n".join(lines) + "\n"
 
@@ -151,7 +154,7 @@ def log_of(config: Config) -> dict[str, Any]:
         return {
             "kind": "jetstream",
             "directory": directory,
-            **config.cluster.model_dump(),
+            **msgspec.structs.asdict(config.cluster),
             "bucket_count": config.shards.bucket_count,
             "hash_name": HASH_NAME,
             "grant_ns": GRANT_NS,
@@ -175,9 +178,10 @@ def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:
         faults.append(Fault(str(file), "", f"expected a readable TOML file: {error}"))
         return {}
     tables: dict[str, dict[str, Any]] = {}
+    known = sections()
     for section, table in document.items():
-        if section not in Config.model_fields:
-            faults.append(Fault(section, "file", "no such section" + _nearest(section, Config.model_fields)))
+        if section not in known:
+            faults.append(Fault(section, "file", "no such section" + _nearest(section, known)))
         elif not isinstance(table, dict):
             faults.append(Fault(section, "file", f"expected a table, [{section}]"))
         else:
@@ -201,64 +205,69 @@ def _override(
         sources[path] = "environment"
 
 
-def _from_text(field: FieldInfo, text: str) -> object:
+def _from_text(key: Key, text: str) -> object:
     """A value of the environment, by the type of its key; a text that is no value of that type stays a text, and so is
     a fault.
     """
     try:
-        if field.annotation is bool:
+        if key.kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        if field.annotation is int:
+        if key.kind is int:
             return int(text)
-        if field.annotation is float:
+        if key.kind is float:
             return float(text)
-        if URLS in field.metadata:
+        if URLS in key.marks:
             return text.replace(",", " ").split()
     except (ValueError, KeyError):
         pass
     return text
 
 
-def _validate(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults: list[Fault]) -> Config:
+def _checked(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults: list[Fault]) -> Config:
     """The configuration, with defaults in place of what is faulty: so that combinations are looked at all the same."""
-    try:
-        return Config.model_validate(tables)
-    except ValidationError as error:
-        known = dict(declared())
-        for found in error.errors():
-            section, key = (str(part) for part in found["loc"][:2])
-            path = f"{section}.{key}"
-            if path == _CLASSES:
-                tables[section].pop(key, None)
-                faults.append(_class_fault(found))
-                continue
-            value = tables[section].pop(key)
-            if path not in known:
-                text = "no such key" + _nearest(path, known)
-            elif found["type"] == "value_error":
-                text = str(found["ctx"]["error"])
-            else:
-                text = f"expected {expected(known[path])}, got {reprlib.repr(value)}"
-            faults.append(Fault(path, sources[path], text))
-        return Config.model_validate(tables)
+    known = dict(declared())
+    classes = tables["cutoff"].pop("class", {})
+    taken: dict[str, dict[str, Any]] = {section: {} for section in tables}
+    for section, table in tables.items():
+        for name, value in table.items():
+            path = f"{section}.{name}"
+            try:
+                if path not in known:
+                    raise ValueError("no such key" + _nearest(path, known))
+                taken[section][name] = known[path].checked(value)
+            except ValueError as error:
+                faults.append(Fault(path, sources[path], str(error)))
+    cutoff = Cutoff(**taken["cutoff"])
+    cutoff = msgspec.structs.replace(cutoff, classes=_checked_classes(classes, cutoff, faults))
+    whole: dict[str, Any] = {section: table(**taken[section]) for section, table in sections().items()}
+    return Config(**whole | {"cutoff": cutoff})
 
 
-def _class_fault(found: Mapping[str, Any]) -> Fault:
-    """What is wrong in a table `[cutoff.class.NAME]`, or with the tables as a whole."""
-    _, _, *inner = (str(part) for part in found["loc"])
-    keys = dict(class_keys())
-    path = ".".join([_CLASSES, *(part for part in inner if part != "[key]")])
-    if found["type"] == "value_error":
-        text = str(found["ctx"]["error"])
-    elif "[key]" in inner:
-        text = f"expected a name of small letters, digits, _ and -, as {CLASS_NAME} says"
-    elif len(inner) == 2 and inner[1] in keys:
-        text = f"expected {expected(keys[inner[1]])}, got {reprlib.repr(found['input'])}"
-    elif len(inner) == 2:
-        text = "no such key" + _nearest(inner[1], keys)
-    else:
-        text = f"expected at most {CLASSES_MAX} tables [cutoff.class.NAME]"
-    return Fault(path, "file", text)
+def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dict[str, CutoffClass]:
+    """The classes of cutoffs that are right, by name."""
+    if not isinstance(tables, dict) or len(tables) > CLASSES_MAX:
+        faults.append(Fault(_CLASSES, "file", f"expected at most {CLASSES_MAX} tables [cutoff.class.NAME]"))
+        return {}
+    known, taken = keys_of(CutoffClass), {}
+    for name, table in tables.items():
+        before = len(faults)
+        given: dict[str, Any] = {}
+        if not re.fullmatch(CLASS_NAME, name):
+            text = f"expected a name of small letters, digits, _ and -, as {CLASS_NAME} says"
+            faults.append(Fault(f"{_CLASSES}.{name}", "file", text))
+        if not isinstance(table, dict):
+            faults.append(Fault(f"{_CLASSES}.{name}", "file", "expected a table, [cutoff.class.NAME]"))
+            continue
+        for key, value in table.items():
+            try:
+                if key not in known:
+                    raise ValueError("no such key" + _nearest(key, known))
+                given[key] = known[key].checked(value)
+            except ValueError as error:
+                faults.append(Fault(f"{_CLASSES}.{name}.{key}", "file", str(error)))
+        if len(faults) == before:
+            taken[name] = class_of(cutoff, **given)
+    return taken
 
 
 def _nearest(word: str, words: Mapping[str, object]) -> str:
@@ -270,7 +279,7 @@ def _nearest(word: str, words: Mapping[str, object]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _combinations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong though each value alone is right: the keys concerned, the one to blame first, and what would do."""
     rpc = config.rpc
     listens = [
@@ -360,10 +369,10 @@ def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """Named files that are not there, or that too many can read."""
-    for path, field in declared():
+    for path, declaration in declared():
         section, key = path.split(".")
         name = getattr(getattr(config, section), key)
-        if not name or (PUBLIC not in field.metadata and SECRET not in field.metadata):
+        if not name or declaration.marks.isdisjoint((PUBLIC, SECRET)):
             continue
         try:
             mode = os.stat(name).st_mode
@@ -372,7 +381,7 @@ def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             continue
         if not stat.S_ISREG(mode) or not os.access(name, os.R_OK):
             yield (path,), f"expected a file that this user can read, got {name}"
-        elif SECRET in field.metadata and mode & 0o026:
+        elif SECRET in declaration.marks and mode & 0o026:
             yield (path,), f"expected mode 0600 or 0640, since it is secret: {name} has {mode & 0o777:04o}"
 
 

@@ -3,7 +3,8 @@
 `RELOADED` names the keys that may. Of all others the values of the start go on, also in workers that start later: each
 difference is reported, with the step it needs (a restart). The files that `rpc.tokens_file`, `rpc.tls_*` and
 `cutoff.secret_file` name are read again at every reload, changed names or not. A configuration that cannot be run
-changes nothing and is told with all its faults. What is held (see `shards.supervisor.restart_policy`) is tried again.
+changes nothing and is told with all its faults; nor does one that cannot be run before the restart it needs. What is
+held (see `shards.supervisor.restart_policy`) is tried again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from billing.config.load import ConfigError, load
+from msgspec.structs import replace
+
+from billing.config.load import ConfigError, combinations_of, load
 from billing.config.schema import Config, declared, shown_text
 
 log = logging.getLogger("billing.config.reload")
@@ -79,11 +82,12 @@ def value_of(config: Config, path: str) -> Any:
 
 def with_changes(old: Config, new: Config, paths: list[str]) -> Config:
     """The old configuration with the new values of these keys."""
-    tables, new_tables = old.model_dump(by_alias=True), new.model_dump(by_alias=True)
+    merged = old
     for path in paths:
-        section, key = path.split(".")
-        tables[section][key] = new_tables[section][key]
-    return Config.model_validate(tables)
+        section, key = path.split(".") if path != CLASSES else ("cutoff", "classes")
+        table = replace(getattr(merged, section), **{key: getattr(getattr(new, section), key)})
+        merged = replace(merged, **{section: table})
+    return merged
 
 
 class Reload:
@@ -106,13 +110,14 @@ class Reload:
         """One reload; the log says what came of it."""
         try:
             new = load(self._file, self._environ).config
-            may, need = differences(self.config, new)
-            merged = with_changes(self.config, new, may)
         except ConfigError as error:
             log.error("the configuration was not reloaded, nothing has changed:\n%s", error)
             return
-        except ValueError as error:
-            log.error("the configuration was not reloaded, nothing has changed: without a restart %s", error)
+        may, need = differences(self.config, new)
+        merged = with_changes(self.config, new, may)
+        for paths, text in combinations_of(merged):
+            reason = f"{paths[0]}: {text}"
+            log.error("the configuration was not reloaded, nothing has changed: without a restart %s", reason)
             return
         for path in may:
             section, key = path.split(".")

@@ -115,7 +115,7 @@ async def _run(
     parts: Parts,
 ) -> int:
     log_settings = parts.log_of(config)
-    supervisor = Supervisor(_settings(config, log_settings), parts.worker, config.to_json().encode(), listeners)
+    supervisor = Supervisor(_settings(config, log_settings), parts.worker, config.to_json(), listeners)
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
     audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
@@ -151,7 +151,7 @@ async def _run(
         audit.record("", "reload", changed_to)
         service.reloaded(changed)
         before = drained()
-        await supervisor.reload(_settings(changed, log_settings), changed.to_json().encode())
+        await supervisor.reload(_settings(changed, log_settings), changed.to_json())
         note_drains(before)
 
     reload = Reload(file, os.environ, config, take_up)

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from billing.config.load import ConfigError, Fault, as_effective, load
-from billing.config.reload import differences, with_changes
-from billing.config.schema import Config, as_toml, declared, shown_text, value_text
+from billing.config.reload import Reload, differences, with_changes
+from billing.config.schema import Config, Cutoff, Daemon, as_toml, class_of, declared, shown_text, value_text
 from billing.expirationd.delivery import OfClass
 from billing.ledger.classes import CutoffClass
 from billing.worker.classes import calls_of_classes, rules_of_classes
@@ -74,7 +75,7 @@ def test_the_default_file_is_complete_and_loads_to_the_defaults() -> None:
     document = tomllib.loads(as_toml(Config()))
     assert [f"{section}.{key}" for section, table in document.items() for key in table] == [p for p, _ in declared()]
     loaded = load(REPOSITORY / "config.toml", {})
-    assert loaded.config.model_copy(update={"daemon": Config().daemon}) == Config()
+    assert replace(loaded.config, daemon=Config().daemon) == Config()
     assert loaded.config.daemon.data_dir == str(REPOSITORY / "data")
     assert set(loaded.sources.values()) == {"file"}
 
@@ -92,10 +93,10 @@ def test_the_keys_and_defaults_that_the_contract_fixes() -> None:
 
 
 def test_every_key_says_in_one_line_what_it_means() -> None:
-    for path, field in declared():
-        assert field.description, path
-        assert "\n" not in field.description, path
-        assert not field.description.endswith("."), path
+    for path, key in declared():
+        assert key.meaning, path
+        assert "\n" not in key.meaning, path
+        assert not key.meaning.endswith("."), path
 
 
 def test_no_file_means_defaults_relative_to_the_working_directory() -> None:
@@ -404,17 +405,16 @@ def toml_of(value: object) -> str:
 def test_a_configuration_goes_to_other_processes_whole(write: Write) -> None:
     config = load(write('[cutoff]\nurl = "https://h/{user_id}?a=1"\ntimeout_s = 4\n'), {}).config
     assert Config.from_json(config.to_json()) == config
-    assert Config.from_json(config.to_json().encode()) == config
 
 
 def test_a_configuration_does_not_change() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        Config().shards.workers = 3
+    with pytest.raises(AttributeError):
+        Config().shards.workers = 3  # type: ignore[misc]
 
 
 @given(st.text())
 def test_values_are_shown_as_a_file_has_them(text: str) -> None:
-    config = Config.model_construct(daemon=Config().daemon.model_construct(data_dir=text))
+    config = Config(daemon=Daemon(data_dir=text))
     assert tomllib.loads("x = " + value_text(config, "daemon", "data_dir")) == {"x": text}
 
 
@@ -432,6 +432,23 @@ def test_a_log_shows_no_secret_of_a_url(write: Write) -> None:
     config = load(file, {}).config
     assert shown_text(config, "cutoff", "url") == '"http://h/off?token=***&user_id={user_id}"'
     assert shown_text(config, "shards", "workers") == "2"
+
+
+async def test_what_needs_a_restart_first_is_not_reloaded(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    few = "[shards]\nworkers = 2\nbucket_count = 2\n"
+    file, taken_up = write(few), list[Config]()
+
+    async def take_up(config: Config) -> None:
+        taken_up.append(config)
+
+    reload = Reload(file, {}, load(file, {}).config, take_up)
+    write("[shards]\nworkers = 3\nbucket_count = 64\n")
+    await reload()
+    assert "without a restart shards.workers: expected no more workers than shards.bucket_count" in caplog.text
+    assert (taken_up, reload.config.shards.workers) == ([], 2)
+    write("[shards]\nworkers = 1\nbucket_count = 64\n")
+    await reload()
+    assert [(one.shards.workers, one.shards.bucket_count) for one in taken_up] == [(1, 2)]
 
 
 # -- classes of cutoffs ------------------------------------------------------------------------------------------------
@@ -452,10 +469,10 @@ restore_url = ""
 
 def test_what_a_class_leaves_out_is_as_in_cutoff(write: Write) -> None:
     classes = load(write(CLASSES), {}).config.cutoff.classes
-    assert classes["gold"].model_dump() == {
+    assert asdict(classes["gold"]) == {
         "grace_s": 0.1, "after_exhaustion": "accrue", "url": "http://a/off?key=secret", "restore_url": "http://a/on",
     }  # fmt: skip
-    assert classes["silver-2"].model_dump() == {
+    assert asdict(classes["silver-2"]) == {
         "grace_s": 0.0, "after_exhaustion": "clamp", "url": "http://b/off?token=hidden", "restore_url": "",
     }  # fmt: skip
 
@@ -471,8 +488,9 @@ def test_classes_go_to_other_processes_and_are_shown_without_secrets(write: Writ
 
 
 def test_the_rules_of_classes_are_exact() -> None:
-    table = {"gold": {"grace_s": 0.1}, "long": {"grace_s": 315_360_000, "restore_url": "http://a/on"}}
-    cutoff = Config.model_validate({"cutoff": {"class": table, "after_exhaustion": "accrue"}}).cutoff
+    base = Cutoff(after_exhaustion="accrue")
+    long = class_of(base, grace_s=315_360_000, restore_url="http://a/on")
+    cutoff = replace(base, classes={"gold": class_of(base, grace_s=0.1), "long": long})
     assert rules_of_classes(cutoff) == {
         b"gold": CutoffClass(10**8, True, False),
         b"long": CutoffClass(315_360_000 * 10**9, True, True),
@@ -493,6 +511,7 @@ def test_the_rules_of_classes_are_exact() -> None:
         ("[cutoff.class.Gold]\n", "cutoff.class.Gold", "small letters"),
         ("[cutoff.class.default]\n", "cutoff.class", "another name than default"),
         ("[cutoff]\nclass = 5\n", "cutoff.class", "tables"),
+        ("[cutoff]\nclass.gold = 5\n", "cutoff.class.gold", "a table"),
         ("".join(f"[cutoff.class.c{number}]\n" for number in range(101)), "cutoff.class", "at most 100"),
     ],
 )

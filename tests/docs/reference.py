@@ -19,7 +19,7 @@ from billing.api.methods import COMMAND, COMMON_ERRORS, LOCAL, METHODS, OPERATIO
 from billing.api.methods import Field as Parameter
 from billing.api.shapes import Field, Shape
 from billing.api.values import listed
-from billing.config.schema import Config, CutoffClass, class_keys, declared, expected, value_text
+from billing.config.schema import Config, CutoffClass, declared, keys_of, sections, value_text
 from billing.ledger.errors import KINDS
 from billing.ledger.money import INT64_MAX
 
@@ -209,20 +209,24 @@ def _field(field: Field) -> str:
 def configuration_page() -> str:
     """docs/configuration.md."""
     lines, last, standard = [CONFIGURATION_INTRODUCTION], "", Config()
-    for name, field in declared():
+    for name, declaration in declared():
         section, key = name.split(".")
         if section != last:
-            table = Config.model_fields[section].annotation
-            lines += [f"\n## `[{section}]`\n", str(table.__doc__), "", "| key | default | takes | meaning |"]
+            lines += [
+                f"\n## `[{section}]`\n",
+                str(sections()[section].__doc__),
+                "",
+                "| key | default | takes | meaning |",
+            ]
             lines.append("| --- | --- | --- | --- |")
             last = section
         value = f"`{value_text(standard, section, key)}`"
-        lines.append(f"| `{name}` | {value} | {_cell(expected(field))} | {_cell(str(field.description))} |")
+        lines.append(f"| `{name}` | {value} | {_cell(declaration.expected())} | {_cell(declaration.meaning)} |")
     lines += ["\n## `[cutoff.class.NAME]`\n", str(CutoffClass.__doc__), "", "| key | default | takes | meaning |"]
     lines.append("| --- | --- | --- | --- |")
-    for key, field in class_keys():
+    for key, declaration in keys_of(CutoffClass).items():
         value = "`0.0`" if key == "grace_s" else "as in `[cutoff]`"
-        lines.append(f"| `{key}` | {value} | {_cell(expected(field))} | {_cell(str(field.description))} |")
+        lines.append(f"| `{key}` | {value} | {_cell(declaration.expected())} | {_cell(declaration.meaning)} |")
     return "\n".join(lines) + "\n"
 
 

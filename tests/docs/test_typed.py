@@ -172,5 +172,5 @@ def test_the_tables_of_the_pages_are_a_configuration(page: str, language: str, p
     credentials.chmod(0o600)
     text = block(f"docs/{page}", language, part).replace("/etc/billing/nats", str(credentials))
     file.write_text(text + f'[daemon]\ndata_dir = "{tmp_path / "data"}"\n')
-    tables = load(file, {}).config.model_dump()
-    assert [section for section in tomllib.loads(text) if tables[section] == Config().model_dump()[section]] == []
+    config, standard = load(file, {}).config, Config()
+    assert [section for section in tomllib.loads(text) if getattr(config, section) == getattr(standard, section)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -122,6 +123,24 @@ def impurities(module: Module) -> Iterator[str]:
     for line, name in uses(module):
         if name in IMPURE_BUILTINS:
             yield f"{module.path}:{line} uses {name}"
+
+
+# What each process of a daemon begins with, and what it is never to load: a start costs CPU for every process there is.
+TYPED = ("click", "rich", "prompt_toolkit", "pydantic", "psutil")  # what people at a terminal need, or what is slow
+PROCESSES = {
+    "supervisor": ("billing.service.serve", (*TYPED, "aiohttp", "sqlite3")),
+    "worker": ("billing.service.working", (*TYPED, "aiohttp", "billing.config.load", "billing.cli")),
+    "history": ("billing.history.projector", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
+    "notifier": ("billing.notices.notifier", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_process_loads_no_more_than_it_needs(process: str) -> None:
+    module, forbidden = PROCESSES[process]
+    script = f"import sys, {module}; print(*(name for name in {forbidden} if name in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []
 
 
 # What turns bytes into code or objects of the sender's choosing: one broken process could take over the others.

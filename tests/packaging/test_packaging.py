@@ -64,7 +64,7 @@ def run_without(packages: set[str], script: str) -> subprocess.CompletedProcess[
 
 
 def test_a_plain_installation_runs_the_daemon_and_the_command() -> None:
-    assert asked_for() >= {"msgpack", "msgspec", "crc32c", "uvloop", "aiohttp", "click", "pydantic", "rich"}
+    assert asked_for() >= {"msgpack", "msgspec", "crc32c", "uvloop", "aiohttp", "click", "rich"}
 
 
 def test_the_distribution_of_the_client_asks_for_no_other_versions_than_that_of_the_daemon() -> None:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from billing.config.schema import Config, Cutoff, CutoffClass, Ledger, Notify
+from msgspec.structs import replace
+
+from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
 from billing.expirationd.coming import coming_in
 from billing.ledger.money import INT64_MAX
 from billing.worker.application import Billing, Outside
@@ -79,15 +81,15 @@ class World:
         self.trouble: BaseException | None = None
         self.applications: dict[int, Billing] = {}
         self.processes: dict[int, Process] = {}  # shard -> its newest process
-        classes: dict[str, Any] = {"class": {name: CutoffClass(grace_s=grace_s) for name, grace_s in GRACES_S.items()}}
+        cutoff = Cutoff(
+            url="http://sim/cutoff",
+            restore_url="http://sim/restore" if restores else "",
+            after_exhaustion="accrue" if accrues else "clamp",
+            concurrency=CALLS_AT_ONCE,
+        )
+        classes = {name: class_of(cutoff, grace_s=grace_s) for name, grace_s in GRACES_S.items()}
         self.config = Config(
-            cutoff=Cutoff(
-                url="http://sim/cutoff",
-                restore_url="http://sim/restore" if restores else "",
-                after_exhaustion="accrue" if accrues else "clamp",
-                concurrency=CALLS_AT_ONCE,
-                **classes,
-            ),
+            cutoff=replace(cutoff, classes=classes),
             notify=Notify(url="http://sim/notify" if follows else ""),
             ledger=Ledger(rate_lease_s=self.rng.choice((0, 0, 0, 2)) * leases),
         )
