@@ -148,7 +148,7 @@ class HistoryLink(FollowerLink):
         generation: int,
         user_id: bytes,
         asked: tuple[Any, ...],
-        standing: tuple[int, ...],
+        standing: tuple[Any, ...],
         done: Callable[[object], None],
     ) -> None:
         """Calls `done` with what `asked` is answered, or with a refusal. `asked`: `(STATEMENT, from_ns, to_ns,

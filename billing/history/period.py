@@ -219,6 +219,13 @@ class LineSums:
         if rate != self._total:
             self._set(None, self._lines.get(None, 0) + rate - self._total)
 
+    def name(self, lines: Lines) -> None:
+        """From here on the rate is that of these lines, which were not known before."""
+        for resource in self._lines.keys() - lines.keys():
+            self._set(resource, 0)
+        for resource, rate in lines.items():
+            self._set(resource, rate)
+
     def _set(self, resource: Resource, rate: int) -> None:
         old_rate = self._lines.get(resource, 0)
         if old_rate:
@@ -294,6 +301,11 @@ class Tally:
             self._first_id = self._first_id or point.entry_id
             self._last_id = point.entry_id
             self._entries += 1
+
+    def name(self, lines: Lines) -> None:
+        """Behind the entry that was taken last, these are the lines; it is itemised by them from there on."""
+        if self._sums is not None:
+            self._sums.name(lines)
 
     def _pass(self, interval: Interval, to_ns: int) -> None:
         """Time passes, up to `to_ns`. The first interval of a period begins before it, all others within."""

@@ -3,7 +3,9 @@
 A statement reads its account's rows from the first of the period to its last, in pages, and beside them only the row
 before and the row behind; what came before is not read, however old the account is. Where it is itemised by resource it
 first walks back from the beginning of the period, until the lines it has met sum to the account's rate (lines are never
-below zero, so all others are at zero then), or until it comes to an opening, which says them all (`openings`).
+below zero, so all others are at zero then), or until it comes to an opening, which says them all (`openings`). Lines of
+which no row says when they were set (an older version kept none, or the row is lost) are told from those that the
+ledger knows now, if no row since then sets them.
 
 The rows of an account are a chain by entry_id, whose instants never fall. The place of an instant in it is found by
 halving over the marks of each file (`HistoryReader.newest_id_before`).
@@ -17,7 +19,7 @@ answer others meanwhile. Its value is the answer, and whether no row was missing
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from billing.history.history_reader import HistoryReader, Newest, as_map, missing_row
@@ -25,6 +27,7 @@ from billing.history.openings import Opening
 from billing.history.page import Row, name_of
 from billing.history.period import (
     MISSING,
+    NO_ENTRIES,
     NOTHING,
     OPENING,
     Interval,
@@ -61,6 +64,7 @@ class Standing(NamedTuple):
     credit_limit_nanos: int = 0
     holds_nanos: int = 0
     flags: int = 0  # EXHAUSTED and ACCRUING, as of an entry
+    lines: Sequence[tuple[bytes, int]] = ()  # (resource, nanos per hour); empty too where they were not asked for
 
     @property
     def balance(self) -> int:
@@ -186,8 +190,35 @@ class Chain:
                 return lines
             before, openings = openings, self._reader.openings(self._generation, self._user_id)
             if openings == before:
-                return lines
+                return (yield from self._named_by_standing(former, lines))
             # What the walk needed was deleted on the way; the new opening says it.
+
+    def _named_by_standing(self, former: Point, lines: Lines) -> Generator[None, None, Lines]:
+        """These lines behind `former`, where no row says of some when they were set: a line that no row behind it sets
+        has had the rate since then that the ledger knows.
+        """
+        left: Lines = {resource: rate for resource, rate in self.newest.lines if rate and resource not in lines}
+        at_id, end_id = former.entry_id, self.newest.entry_id
+        if end_id - at_id > WALK_ROWS_MAX:
+            return lines
+        while left and at_id < end_id:
+            rows = self.rows(at_id + 1, min(end_id, at_id + PAGE_ROWS))
+            for row in rows:
+                at_id += 1
+                point = point_of(row)
+                if point.entry_id != at_id or point.rate is None or point.operation in (_CLOSED, OPENING):
+                    return lines
+                if point.resource is not None:
+                    left.pop(point.resource, None)
+            if not rows:
+                return lines
+            yield
+        rest = lines[None] - sum(left.values())
+        if rest < 0:
+            return lines
+        named: Lines = {resource: rate for resource, rate in lines.items() if resource is not None}
+        named |= left
+        return named | {None: rest} if rest else named
 
     def _lines_back_to(self, former: Point, opening: Opening | None) -> Generator[None, None, Lines]:
         """See `lines_at`: walks until the lines that were met sum to the rate, to the opening, or to a gap."""
@@ -231,6 +262,11 @@ def _with_rest(found: dict[bytes, int], wanted: int) -> Lines:
     return lines | {None: rest} if rest else lines
 
 
+def _says_lines(point: Point) -> bool:
+    """Whether the lines behind a point are known where those before it were."""
+    return point.rate is not None and point.operation not in NO_ENTRIES
+
+
 def statement(
     chain: Chain, user_id: bytes, from_ns: int, to_ns: int, by_resource: bool, limit: int, now_ns: int
 ) -> Steps:
@@ -256,6 +292,8 @@ def statement(
             if point.at_ns >= to_ns or point.at_ns < from_ns:
                 raise AssertionError(f"entry {point.entry_id} stands in the wrong place")
             tally.take(point)
+            if by_resource and point.rate is not None and former.entry_id and not _says_lines(former):
+                tally.name((yield from chain.lines_at(point)))
             if row is None:
                 gap = former, point
             else:
@@ -326,7 +364,7 @@ def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
     balance = interval.balance_at(at_ns)
     credit_limit_nanos, holds_nanos, state = _standing_of(chain, former, after)
     balance_nanos = balance // NANO
-    rate = former.rate
+    rate = former.rate if state is not None else None
     known = credit_limit_nanos is not None and holds_nanos is not None
     return {
         "user_id": user_id.decode(),

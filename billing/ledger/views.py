@@ -140,6 +140,14 @@ def pending_rows(user_id: bytes, extra: Extra) -> list[dict[str, object]]:
     ]
 
 
+def lines(account: Account) -> tuple[tuple[bytes, int], ...]:
+    """(resource, nanos per hour) of each line above zero."""
+    extra = account.extra
+    if extra is None or extra.lines is None:
+        return ((b"", account.rate),) if account.rate else ()
+    return tuple((resource, rate) for resource, (rate, _) in extra.lines.items())
+
+
 def _rates(account: Account, extra: Extra) -> dict[str, int]:
     """Nanos per hour of each line above zero, by resource."""
     if extra.lines is None:

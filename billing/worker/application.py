@@ -223,12 +223,21 @@ class Billing:
         if self._worker is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
             return
-        newest = (self.machine.standing if query[0] in PERIODS else self.machine.newest_entry)(bucket_id, query[1])
+        newest = self._newest(bucket_id, query)
 
         def ask() -> None:  # the history is handed a batch right after it became durable
             asyncio.get_running_loop().call_soon(self._ask_history, bucket_id, query, newest, done)
 
         self._worker.when_durable(ask)
+
+    def _newest(self, bucket_id: int, query: Command) -> tuple[Any, ...]:
+        """What the ledger knows of an account now, as far as the history needs it for this question."""
+        if query[0] not in PERIODS:
+            return self.machine.newest_entry(bucket_id, query[1])
+        standing = self.machine.standing(bucket_id, query[1])
+        if query[0] == "statement" and query[4]:  # by resource
+            return *standing, self.machine.lines(bucket_id, query[1])
+        return standing
 
     def _when_handed_over(self, ask: Callable[[HistoryLink], None], done: Callable[[object], None]) -> None:
         """Asks the history, once it has been handed all that is recorded now; it is, right after that is durable."""
@@ -289,7 +298,7 @@ class Billing:
             self._when_handed_over(lambda link: link.part(place, asked[1], told), told)
 
     def _ask_history(
-        self, bucket_id: int, query: Command, newest: tuple[int, ...], done: Callable[[object], None]
+        self, bucket_id: int, query: Command, newest: tuple[Any, ...], done: Callable[[object], None]
     ) -> None:
         """`newest`: the account's newest entry when it was asked, durable by now: the answer has it, or says so."""
         name, user_id, asked = query[0], query[1], query[2:]

@@ -288,6 +288,13 @@ class BillingMachine:
             return (0,) * 8
         return tombstone.entry_id, tombstone.settled_ns, 0, 0, 0, 0, 0, EXHAUSTED
 
+    def lines(self, bucket_id: int, user_id: bytes) -> tuple[tuple[bytes, int], ...]:
+        """(resource, nanos per hour) of each rate line of an account above zero; none where there is no account."""
+        book = self.ledger.books.get(bucket_id)
+        if book is None or (slot := book.slots.get(user_id)) is None:
+            return ()
+        return views.lines(Account(book, slot, user_id))
+
     def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
         """The first half of `load`, in slices."""
         _refuse_other_version(bucket_id, block)

@@ -325,9 +325,11 @@ def with_record(record: bytes, older: int, _: bytes) -> tuple[int, bytes]:
     return older, record
 
 
-def as_older_version(store: Store) -> None:
-    """Makes its rows what an older version of the file had."""
+def as_older_version(store: Store, last_id: int = INT64_MAX) -> None:
+    """Makes its rows, up to this entry, what an older version of the file had."""
     for row in rows(store.db):
+        if row.entry_id > last_id:
+            return
         record = record_of_older_row((*row[2:11], *[None] * 5, b"", 0, 0, 0))
         rewritten(store.db, row.seq, partial(with_record, record))
 
@@ -345,6 +347,34 @@ def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:
     assert (now["opening_nanos"], now["accrued_nanos"], now["whole_from_ns"]) == (974, 20, None)
     assert file.balance_at(30)["state"] is None
     assert file.balance_at(50)["available_nanos"] == 965
+
+
+def test_lines_from_before_an_upgrade_are_those_that_the_ledger_knows(tmp_path: Path) -> None:
+    bank = Bank()
+    bank.top_up("u", 10**6, at=10)
+    for number, name in enumerate(("kept", "ended", "changed", "late")):
+        bank.set_rate("u", (number + 1) * HOUR, at=20, resource=name)
+    bank.debit("u", 5, at=40)
+    bank.set_rate("u", 0, at=50, resource="ended")
+    bank.set_rate("u", 9 * HOUR, at=60, resource="changed")
+    bank.debit("u", 5, at=70)
+    file = File(tmp_path, life_of(bank), USER)
+    as_older_version(file.store, last_id=4)
+    newest = standing_of(file.life)._replace(lines=[(b"kept", HOUR), (b"changed", 9 * HOUR), (b"late", 4 * HOUR)])
+
+    def resources(from_ns: int, to_ns: int) -> dict[str | None, tuple[int, int]]:
+        steps = statement(file.chain(newest), USER, from_ns, to_ns, True, 9, INT64_MAX)
+        found, _ = answer_of(steps)
+        assert sum(line["accrued_nanos"] for line in found["resources"]) == found["accrued_nanos"]
+        return {
+            line["resource"]: (line["accrued_nanos"], line["line_rate_nanos_per_hour"] // HOUR)
+            for line in found["resources"]
+        }
+
+    # what ended or changed since then had a rate that nobody knows: both together
+    assert resources(41, 45) == {None: (20, 5), "kept": (4, 1), "late": (16, 4)}
+    assert resources(61, 65) == {"kept": (4, 1), "changed": (36, 9), "late": (16, 4)}
+    assert resources(0, 80)["kept"] == (60, 1), "from the first entry on that says a rate"
 
 
 def test_a_period_of_too_many_entries_is_refused_with_what_to_do(tmp_path: Path) -> None:
