@@ -72,7 +72,13 @@ class Bar:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
         is_shown = console.is_terminal and not sys.stdout.isatty()
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_shown)
+        self._bar = Progress(
+            *(*columns, TimeRemainingColumn()),
+            console=console,
+            transient=True,
+            disable=not is_shown,
+            redirect_stdout=False,  # the rows go where they were sent, and not to the terminal of the bar
+        )
         self._noun = noun
         self._task: TaskID | None = None
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +48,33 @@ def test_a_user_id_that_is_no_text_is_the_daemons_to_refuse(daemon: Daemon) -> N
     ended = shell(daemon, r"billing account $'\xff\xfe'")
     assert ended.returncode == 1
     assert ended.stderr.startswith(b"billing: INVALID_USER_ID: ")
+
+
+@pytest.mark.parametrize("what", ["entries", "accounts"])
+def test_an_export_into_a_file_is_whole_where_its_bar_is_on_a_terminal(
+    daemon: Daemon, tmp_path: Path, what: str
+) -> None:
+    shell(daemon, "billing top-up exported 1")
+    wanted = shell(daemon, f"billing export {what} --csv").stdout
+    reader, terminal = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):  # the terminal is closed
+            while data := os.read(reader, 65_536):
+                shown.extend(data)
+
+    listener = threading.Thread(target=read)
+    listener.start()
+    command = [*BILLING.split(), "export", what, "--csv", "--address", daemon.address]
+    with (tmp_path / "rows.csv").open("wb") as file:
+        ended = subprocess.run(command, stdout=file, stderr=terminal, timeout=120, check=False)
+    os.close(terminal)
+    listener.join()
+    os.close(reader)
+    assert (ended.returncode, (tmp_path / "rows.csv").read_bytes()) == (0, wanted)
+    assert b"exported" in wanted
+    assert b"exported" not in shown
 
 
 def test_a_locale_without_characters_takes_all_of_them(daemon: Daemon) -> None:
