@@ -29,6 +29,7 @@ from billing.ledger.requests import RequestIds
 
 # settled_ns, balance nanos and frac, rate (nanos per hour), entry_id, exhaustion_seq, flags
 ROW: Final = struct.Struct("<qqqqqII")
+_FLAGS_AT: Final = struct.calcsize("<qqqqqI")  # the first byte of the flags
 BLANK: Final = bytes(ROW.size)
 
 # Flags of a row.
@@ -110,6 +111,10 @@ class Book:
         self.order: list[bytes] | None = None  # the user_ids in order, once asked for; not state
         self.totals = Totals()
         self.pending_cutoffs = 0
+
+    def is_exhausted(self, slot: int) -> bool:
+        """Whether the account in this row is, without a working copy of it."""
+        return self.rows[slot * ROW.size + _FLAGS_AT] & EXHAUSTED != 0
 
     def open_slot(self, user_id: bytes) -> int:
         """A blank row for a user who has none."""

@@ -52,7 +52,7 @@ def check_closable(account: Account) -> None:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _DEBT)
     if extra is not None and extra.holds:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _HOLD)
-    if cutoffs.owed(account) is not None or (extra is not None and extra.grace() is not None):
+    if cutoffs.owed_for(account) is not None or (extra is not None and extra.grace() is not None):
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _CUTOFF)
 
 

@@ -124,22 +124,26 @@ def rest(account: Account) -> None:
         extra.cutoffs[-1].status = EFFECTIVE
 
 
-def owed(account: Account) -> Owed | None:
+def owed(user_id: bytes, extra: Extra | None, exhausted: bool) -> Owed | None:
     """The call that is owed now: the oldest pending cutoff, or on an active account the restore."""
-    extra = account.extra
     if extra is None or not extra.cutoffs:
         return None
-    if account.exhausted:
+    if exhausted:
         if extra.cutoffs[0].status != PENDING:
             return None
         c = extra.cutoffs[0]
-        name = event_id(account.user_id, c.seq, c.exhausted_at_ns)
+        name = event_id(user_id, c.seq, c.exhausted_at_ns)
         return Owed("cutoff", name, c.seq, c.exhausted_at_ns, c.attempts, c.released, extra.class_name, c.due_ns)
     if extra.off_seq > extra.on_seq:
-        name = event_id(account.user_id, extra.off_seq, extra.off_ns) + ":restore"
+        name = event_id(user_id, extra.off_seq, extra.off_ns) + ":restore"
         attempts, name_of_class = extra.restore_attempts, extra.class_name
         return Owed("restore", name, extra.off_seq, extra.off_ns, attempts, True, name_of_class, extra.off_ns)
     return None
+
+
+def owed_for(account: Account) -> Owed | None:
+    """The same for a working copy."""
+    return owed(account.user_id, account.extra, account.exhausted)
 
 
 def report(account: Account, command: Command, at_ns: int) -> None:

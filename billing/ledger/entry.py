@@ -38,6 +38,7 @@ crossing with a grace and of a set_class within one the instant at which the gra
 from the entry, so the first and the replayed answer are the same function's.
 """
 
+import string
 import struct
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
@@ -293,11 +294,16 @@ def grace_end_of(packed: bytes) -> int:
     return ends_ns
 
 
+_UNQUOTED: Final = string.ascii_letters.encode() + b"0123456789_-~"
+
+
 def event_id(user_id: bytes, seq: int, exhausted_at_ns: int) -> str:
     """The name of one cutoff, the same on every attempt: ASCII, safe in a header and a query, at most 512 bytes,
     without a full stop.
     """
-    return f"{quote_from_bytes(user_id, safe='').replace('.', '%2E')}:{seq}:{exhausted_at_ns}"
+    if user_id.translate(None, _UNQUOTED):
+        return f"{quote_from_bytes(user_id, safe='').replace('.', '%2E')}:{seq}:{exhausted_at_ns}"
+    return f"{user_id.decode()}:{seq}:{exhausted_at_ns}"  # nearly all of them
 
 
 def hold_id(request_id: bytes, entry_id: int) -> bytes:

@@ -1,16 +1,20 @@
-"""The commands of every day, written out for speed: a top_up, debit or set_rate that nothing follows from.
+"""What happens most, written out for speed: the commands of every day, and what a storm of cutoffs is made of.
 
-Nearly all commands are of this kind, and they set the pace of the daemon, so this one module is fast where the others
-are plain: one unpack, integers, one pack, one record; no working copy, no call that can be spared. It takes
+Nearly all commands are a top_up, debit or set_rate that nothing follows from, and they set the pace of the daemon, so
+this one module is fast where the others are plain: one unpack, integers, one pack, one record; no working copy, no call
+that can be spared. It takes
 
 - a top_up, a debit, or a set_rate without rate_seq, min_runway_ns and lease, of a line that has none of these either,
 - of an account that was active at the command's instant, stays so, and has no threshold, no credit that ends, and no
   class, and keeps an `Extra` that it has,
 - or the first top_up of an account that never was.
 
-Whatever else, it leaves untouched and answers None; the plain way (`Account` and `Posting`) knows all rules. The model
-test holds both to the same rules, and replay makes each entry again the way it was made. When it runs out is worked out
-here as in `exhaustion`, without the call.
+Where thousands of accounts run out in one instant, each makes three entries. They are written out likewise, for an
+account for which time has nothing else in store: that it ran out, that its call began, and that the call had its 2xx.
+
+Whatever else, it leaves untouched and says so; the plain way (`Account` and `Posting`) knows all rules. The model test
+holds both to the same rules, and replay makes the entries of time and of delivery again the plain way. When an account
+runs out is worked out here as in `exhaustion`, without the call.
 
 Money is kept as (nanos, frac), `nanos * NANO + frac` internal units with 0 <= frac < NANO: both fit a machine word,
 while one integer of internal units does not.
@@ -18,10 +22,24 @@ while one integer of internal units does not.
 
 from typing import Final
 
-from billing.ledger.book import HAS_EXTRA, ROW, SLOT_BITS, Book
-from billing.ledger.commands import DEBIT, SET_RATE, TOP_UP, Command
-from billing.ledger.entry import EVERYDAY, FIXED, FORMAT, OPENED, EntryTuple
-from billing.ledger.extra import Extra
+from billing.ledger.account import BALANCE_MAX
+from billing.ledger.book import ACCRUING, EXHAUSTED, HAS_EXTRA, ROW, SLOT_BITS, Book
+from billing.ledger.commands import CUTOFF_DELIVERED, CUTOFF_STARTED, DEBIT, EXHAUST, SET_RATE, TOP_UP, Command
+from billing.ledger.entry import ACCRUING as ENTRY_ACCRUING
+from billing.ledger.entry import (
+    CROSSED,
+    DELIVERED,
+    EFFECTIVE,
+    EVERYDAY,
+    FIXED,
+    FORMAT,
+    OPENED,
+    PENDING,
+    RULE_ACCRUE,
+    EntryTuple,
+)
+from billing.ledger.entry import EXHAUSTED as ENTRY_EXHAUSTED
+from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.posting import Posting
 from billing.ledger.rates import LINES_MAX
@@ -33,6 +51,7 @@ _pack_fixed: Final = FIXED.pack
 _pack_everyday: Final = EVERYDAY.pack
 _join: Final = b"".join
 _NO_LINE: Final = (0, -1)  # rate and rate_seq of a line that is not there
+_BARE_REPORT: Final = (0, 0, b"", b"", b"", b"", b"")  # what a report says beside whose cutoff it is
 _LINES_LEFT: Final = 2  # with as many, one that goes may leave the unnamed line alone, which is no line of an `Extra`
 
 
@@ -163,3 +182,95 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
         line_rate, limit_nanos, holds_nanos, runs_out_ns, seq, overrun_nanos, overrun_frac,
         user_id, key, request_id, message, options, actor, b"",
     )  # fmt: skip
+
+
+def run_out(posting: Posting, book: Book, slot: int, now_ns: int) -> bool:
+    """The exhaustion of an account for which nothing else is coming, if it is due at `now_ns`; False for any other,
+    with nothing changed. Nothing is coming for the account behind it.
+    """
+    settled_ns, nanos, frac, rate, entry_id, seq, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
+    if not rate or (row_flags and row_flags != HAS_EXTRA):
+        return False
+    balance = available = nanos * NANO + frac
+    if row_flags:
+        extra = book.extras[slot]
+        if extra.thresholds or extra.credits or extra.class_name or extra.next_expiry_ns != NEVER_NS:
+            return False
+        if extra.cutoffs and (len(extra.cutoffs) > 1 or extra.cutoffs[0].status == PENDING):
+            return False
+        available += (extra.credit_limit_nanos - extra.holds_nanos) * NANO
+    due_ns = settled_ns - (-available // rate)
+    spent = rate * (due_ns - settled_ns)
+    if due_ns > now_ns or spent > BALANCE_MAX + min(balance, available):
+        return False
+    beyond = spent - available
+    flags = posting.flags | CROSSED | ENTRY_EXHAUSTED
+    exhausted = EXHAUSTED | HAS_EXTRA
+    if flags & RULE_ACCRUE:
+        flags |= ENTRY_ACCRUING
+        exhausted |= ACCRUING
+    else:
+        spent -= beyond
+    nanos, frac = divmod(balance - spent, NANO)
+    entry_id += 1
+    seq += 1
+    if row_flags:
+        extra.cutoffs.clear()
+    else:
+        extra = book.extras[slot] = Extra()
+    extra.cutoffs.append(Cutoff(seq, due_ns))
+    extra.overrun = min(extra.overrun + beyond, BALANCE_MAX)
+    book.pending_cutoffs += 1
+    _write_row(book.rows, slot * _ROW_SIZE, due_ns, nanos, frac, rate, entry_id, seq, exhausted)
+    book.totals.accrued += spent
+    user_id = book.users[slot]
+    spent_nanos, spent_frac = divmod(spent, NANO)
+    overrun_nanos, overrun_frac = divmod(extra.overrun, NANO)
+    fixed = _pack_fixed(
+        FORMAT, EXHAUST, flags, 0, 0, 0, 0, due_ns, entry_id, 0, 0, spent_nanos, spent_frac, nanos, frac, rate, 0,
+        extra.credit_limit_nanos, extra.holds_nanos, -1, seq, overrun_nanos, overrun_frac,
+        len(user_id), 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    posting.records.append((book.bucket_id, fixed + user_id))
+    posting.notices.append(("cutoff", settled_ns, book.bucket_id, user_id, seq))
+    return True
+
+
+def report(posting: Posting, book: Book, at_ns: int, command: Command) -> bool:
+    """That the call for the one cutoff of an exhausted account began, or had its 2xx; False for any other report, and
+    for an account for which time may cause something, with nothing changed.
+    """
+    op, user_id, seq, *bare = command
+    slot = book.slots.get(user_id)
+    if slot is None or tuple(bare) != _BARE_REPORT or (op != CUTOFF_STARTED and op != CUTOFF_DELIVERED):
+        return False
+    settled_ns, nanos, frac, rate, _, newest, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
+    if not row_flags & EXHAUSTED:
+        return False
+    extra = book.extras[slot]
+    if extra.thresholds or extra.credits or extra.class_name or len(extra.cutoffs) != 1:
+        return False
+    at_ns = max(at_ns, settled_ns)
+    cutoff = extra.cutoffs[0]
+    if cutoff.seq != seq or cutoff.status != PENDING or extra.next_expiry_ns <= at_ns:
+        return False
+    if op == CUTOFF_STARTED:
+        cutoff.attempts += 1
+        extra.begun(cutoff)
+    elif seq > extra.off_seq:
+        return False
+    else:
+        book.pending_cutoffs -= 1
+        cutoff.last_error = b""
+        cutoff.delivered_ns = at_ns
+        cutoff.status = DELIVERED if rate else EFFECTIVE
+    flags = posting.flags | ENTRY_EXHAUSTED
+    if row_flags & ACCRUING:
+        flags |= ENTRY_ACCRUING
+    overrun_nanos, overrun_frac = divmod(extra.overrun, NANO)
+    fixed = _pack_fixed(
+        FORMAT, op, flags, 0, seq, 0, 0, at_ns, 0, 0, 0, 0, 0, nanos, frac, rate, 0, extra.credit_limit_nanos,
+        extra.holds_nanos, -1, newest, overrun_nanos, overrun_frac, len(user_id), 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    posting.records.append((book.bucket_id, fixed + user_id))
+    return True

@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from billing.ledger import audit, balances, block, classes, closing, cutoffs, rates, thresholds, views
+from billing.ledger import audit, balances, block, classes, closing, cutoffs, fast_path, rates, thresholds, views
 from billing.ledger import commands as ops
 from billing.ledger import schedule as due
 from billing.ledger.account import Account, Handlers, Rejected
@@ -52,7 +52,6 @@ from billing.ledger.entry import (
 from billing.ledger.errors import Refused
 from billing.ledger.exhaustion import exhaustion_ns
 from billing.ledger.extra import NEVER_NS
-from billing.ledger.fast_path import carry_out
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.posting import Arm, Posting
 
@@ -113,8 +112,14 @@ class Ledger:
                 return self._again(bucket_id, packed, command)
         if self._rate_lease_ns:
             command = rates.with_lease(command, self._rate_lease_ns)
-        entry = carry_out(self._posting, book, at_ns, command)
+        entry = fast_path.carry_out(self._posting, book, at_ns, command)
         return self._uncommon(book, at_ns, command) if entry is None else entry
+
+    def report(self, bucket_id: int, at_ns: int, command: Command) -> None:
+        """`apply` of a report of delivery, whose entry nobody asks for."""
+        book = self.books[bucket_id]
+        if not fast_path.report(self._posting, book, at_ns, command):
+            self._change(book, at_ns, command)
 
     def rehearse(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
         """The entry that `apply` would make now, or its `Refused`; nothing changes, is recorded or owed. The command is
@@ -220,10 +225,12 @@ class Ledger:
         posting.grace_end_ns = grace_end_of(packed) if may_be_grace and not is_first(packed) else -1
         try:
             if command[0] not in ops.BY_TIME:
-                if carry_out(posting, book, at_ns, command) is None:
+                if fast_path.carry_out(posting, book, at_ns, command) is None:
                     self._change(book, at_ns, command)
             elif (user_id := command[1]) in book.slots:
-                posting.pass_one(Account(book, book.slots[user_id], user_id), at_ns)
+                account = Account(book, book.slots[user_id], user_id)
+                if (due_ns := due.coming_ns(account)) <= at_ns:
+                    posting.pass_one(account, due_ns)
         except Refused:
             pass  # what the record says, too, or else there is no entry to compare it with
         finally:
@@ -278,10 +285,8 @@ class Ledger:
         if book is None or not book.awake or slot >= len(book.users) or not book.users[slot]:
             return
         book.armed_ns[slot] = NEVER_NS
-        account = Account(book, slot, book.users[slot])
-        while self._posting.pass_one(account, now_ns):
-            pass
-        self._posting.rearm(account)
+        if not fast_path.run_out(self._posting, book, slot, now_ns):
+            self._posting.catch_up(Account(book, slot, book.users[slot]), now_ns)
 
     def next_due_ns(self, ref: int, filed_ns: int) -> int:
         """For the wheel: the coming instant of the account; -1 when the filing is not its live one, or nothing is
@@ -291,7 +296,11 @@ class Ledger:
         slot = ref & _SLOT_MASK
         if book is None or slot >= len(book.users) or book.armed_ns[slot] != filed_ns or not book.users[slot]:
             return -1
-        due_ns = due.coming_ns(Account(book, slot, book.users[slot]))
+        settled_ns, nanos, frac, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
+        if flags:
+            due_ns = due.coming_ns(Account(book, slot, book.users[slot]))
+        else:  # active, and nothing but the exhaustion can be coming
+            due_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate) if rate else NEVER_NS
         if due_ns > INT64_MAX:
             book.armed_ns[slot] = NEVER_NS
             return -1
@@ -374,8 +383,10 @@ class Ledger:
     def owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
         """The call that is owed to the outside for this account now; None also for an account that is not here."""
         book = self.books.get(bucket_id)
-        slot = book.slots.get(user_id) if book is not None else None
-        return None if book is None or slot not in book.extras else cutoffs.owed(Account(book, slot, user_id))
+        slot = -1 if book is None else book.slots.get(user_id, -1)
+        if book is None or slot not in book.extras:
+            return None
+        return cutoffs.owed(user_id, book.extras[slot], book.is_exhausted(slot))
 
     def owed_in(self, bucket_id: int) -> Iterator[tuple[bytes, Owed]]:
         """Every account of a bucket to which a call is owed, with the call. Nothing may change meanwhile."""
@@ -394,7 +405,7 @@ class Ledger:
         """An operator's order: what is owed is noticed again, a cutoff that was delivered becomes owed once more."""
         account = self._account(bucket_id, user_id)
         self._posting.pass_time(account, max(at_ns, account.settled_ns))
-        call = cutoffs.owed(account)
+        call = cutoffs.owed_for(account)
         if call is not None:
             self.notices.append((RETRY, at_ns, bucket_id, user_id, call.seq))
         else:

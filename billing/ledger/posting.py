@@ -40,6 +40,7 @@ from billing.ledger.entry import (
     refused,
 )
 from billing.ledger.errors import KINDS, Refused
+from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.thresholds import Threshold
 
@@ -84,12 +85,13 @@ class Posting:
         return entry
 
     def report(self, account: Account, at_ns: int, command: Command) -> EntryTuple:
-        """What delivery reports changes the state of a cutoff; it settles nothing and is no row of the history."""
+        """What delivery reports changes the state of a cutoff, which is in the `Extra`; it settles nothing, changes
+        nothing of the account's row, and is no row of the history.
+        """
         try:
             cutoffs.report(account, command, at_ns)
         except Rejected as no:
             raise Refused(no.name, "no such cutoff is owed") from None
-        account.store()
         if command[0] in (ops.CUTOFF_RETRY, ops.CUTOFF_RELEASED):
             self.notices.append(("cutoff", at_ns, account.book.bucket_id, account.user_id, command[2]))
         entry = self._entry(account, command, at_ns, 0, 0, 0, self.rules_of(account))
@@ -170,7 +172,7 @@ class Posting:
             self._notice("threshold", determined_ns, account, account.entry_id)
         elif command[0] == ops.GRACE_ENDED:
             self._notice("cutoff", determined_ns, account, command[2])
-        elif command[0] == ops.SET_CLASS and (call := cutoffs.owed(account)) is not None:  # it may go elsewhere now
+        elif command[0] == ops.SET_CLASS and (call := cutoffs.owed_for(account)) is not None:  # it may go elsewhere now
             seq = account.exhaustion_seq if call.kind == "cutoff" else call.seq
             self._notice(call.kind, determined_ns, account, seq)
         if armed:
@@ -239,7 +241,7 @@ class Posting:
     ) -> EntryTuple:
         """The entry of what happened, with the account as it is now."""
         op, user_id, a, b, c, key, request_id, message, options, actor = command
-        runs_out_ns = account.runs_out_ns()
+        runs_out_ns = NEVER_NS if account.exhausted else account.runs_out_ns()
         if account.exhausted:
             flags |= EXHAUSTED | ACCRUING if account.accruing else EXHAUSTED
         return (
@@ -275,17 +277,20 @@ class Posting:
     def pass_time(self, account: Account, at_ns: int) -> None:
         """Lets happen what time has made due for the account up to `at_ns`, each at its exact instant."""
         if due.anything(account, at_ns):
-            while self.pass_one(account, at_ns):
-                pass
-            self.rearm(account)
+            self.catch_up(account, at_ns)
 
-    def pass_one(self, account: Account, at_ns: int) -> bool:
-        """The next thing that time causes, if it is due at `at_ns`, and what follows from it: all of one instant's
-        expiries at once.
-        """
+    def catch_up(self, account: Account, at_ns: int) -> None:
+        """The same, and files the account for its coming instant behind it."""
         due_ns = due.coming_ns(account)
-        if due_ns > at_ns:
-            return False
+        while due_ns <= at_ns:
+            self.pass_one(account, due_ns)
+            due_ns = due.coming_ns(account)
+        self._file(account, due_ns)
+
+    def pass_one(self, account: Account, due_ns: int) -> None:
+        """What time causes at the account's coming instant, and what follows from it: all of one instant's expiries at
+        once.
+        """
         determined_ns = account.settled_ns
         armed = thresholds.above(account)
         balance = account.balance
@@ -294,11 +299,12 @@ class Posting:
             self.conclude(account, command, account.balance, accrued, [], determined_ns)
             balance, accrued = account.balance, 0
         self.conclude(account, last, balance - accrued, accrued, armed, determined_ns)
-        return True
 
     def rearm(self, account: Account) -> None:
         """Files the account for its coming instant, if that lies before its live filing."""
-        due_ns = due.coming_ns(account)
+        self._file(account, due.coming_ns(account))
+
+    def _file(self, account: Account, due_ns: int) -> None:
         armed_ns = account.book.armed_ns
         if due_ns < armed_ns[account.slot] and due_ns <= INT64_MAX:
             armed_ns[account.slot] = self.arm(account.book.bucket_id << SLOT_BITS | account.slot, due_ns)

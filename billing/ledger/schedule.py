@@ -119,6 +119,9 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
     """
     extra = account.extra
     user_id = account.user_id
+    if extra is None:  # then nothing else can be coming
+        accrued = account.settle(due_ns, accrue)
+        return [(ops.EXHAUST, user_id, 0, 0, 0, b"", b"", b"", b"", b"")], accrued
     ends = extra is not None and extra.next_expiry_ns == due_ns
     if extra is not None and ends and (expired := _expire(account, extra)):
         accrued = account.settle(due_ns, accrue)

@@ -87,9 +87,9 @@ def account_row(account: Account, now_ns: int, shown: Collection[str], call_at_n
 
 def owed_in(book: Book) -> Iterator[tuple[bytes, Owed]]:
     """Every account of a bucket to which a call is owed, with the call."""
-    for slot in book.extras:
+    for slot, extra in book.extras.items():
         user_id = book.users[slot]
-        call = cutoffs.owed(Account(book, slot, user_id))
+        call = cutoffs.owed(user_id, extra, book.is_exhausted(slot))
         if call is not None:
             yield user_id, call
 

@@ -68,12 +68,14 @@ class BillingMachine:
     # -- commands and queries ---------------------------------------------------------------------------------------
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """A reply map, maybe encoded already, or the refusal; for a report of delivery, to which nobody listens, the
-        bare entry.
+        """A reply map, maybe encoded already, or the refusal; for a report of delivery, to which nobody listens, None
+        or the refusal.
         """
         try:
-            entry = self.ledger.apply(bucket_id, now_ns, command)
-            return self._reply(entry, bucket_id) if command[0] < ops.CUTOFF_STARTED else entry
+            if command[0] >= ops.CUTOFF_STARTED:
+                self.ledger.report(bucket_id, now_ns, command)
+                return None
+            return self._reply(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
         except Refused as refusal:
             return refusal.with_traceback(None)  # it waits for the disk: without the frames it went through
 

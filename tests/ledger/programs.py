@@ -31,13 +31,13 @@ from billing.ledger.entry import (
     RULE_ACCRUE,
     RULE_RESTORE,
     Entry,
-    answer,
     event_id,
     unpack,
 )
 from billing.ledger.errors import NAME_OF_CODE, Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
+from tests.ledger.bank import carried_out
 from tests.ledger.drawing import START, USERS, Drawing
 from tests.ledger.model import Model
 from tests.ledger.model_account import HOUR, Op, Refusal
@@ -143,7 +143,7 @@ class Program:
         except Refusal as refusal:
             wanted = refusal
         try:
-            said = answer(self.ledger.apply(BUCKET, self.t, command), BUCKET)
+            said = carried_out(self.ledger, BUCKET, command, self.t)
         except Refused as refused:
             said = refused
         if "request_id" in op:
