@@ -1,9 +1,9 @@
 """The MessagePack-RPC door: one `Connection` per client.
 
 A read is decoded frame by frame and carried out, with no task, future or await in between: a command is parsed by its
-row of the table, the commands of a read are handed to the gate together, and the gate answers (see `response_writer`)
-once the effect is durable. What the door knows itself (`ping`, a refusal of malformed parameters) is answered at the
-end of the read.
+row of the table, the commands of a read are handed to the gate together, and the gate answers once the effect is
+durable (see `response_transport`). What the door knows itself (`ping`, a refusal of malformed parameters) is answered
+at the end of the read.
 
 What it keeps:
 
@@ -29,7 +29,8 @@ from billing.api.door import Door, Limits
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
 from billing.api.origins import origin_of
 from billing.api.request_reader import NotTaken, RequestReader
-from billing.api.response_writer import Proxy, ResponseWriter
+from billing.api.response_transport import Proxy, ResponseTransport
+from billing.api.response_writer import OPEN
 from billing.api.token_bucket import TokenBucket, piece_bytes
 from billing.api.wire import (
     ERRORS_AS_MAP,
@@ -53,7 +54,7 @@ _NONE: Final[dict[bytes, Parser]] = {}
 _NO_RPC: Final = "expected [0, msgid, method, params] with a msgid of 32 bits unsigned, or [2, method, params]"
 
 
-class Connection(ResponseWriter):
+class Connection(ResponseTransport):
     """One client of a `Door`: `loop.create_server(lambda: Connection(door), …)`."""
 
     __slots__ = (
@@ -100,7 +101,7 @@ class Connection(ResponseWriter):
     def _turn_away(self, count: int, most: int, told: int, why: str) -> None:
         """Ends a new connection where it is one too many; `told` of these at once are told so."""
         transport = self._transport
-        if not most or count <= most or self._ending is not None or transport is None or transport.is_closing():
+        if not most or count <= most or self._writer.state is not OPEN or transport is None or transport.is_closing():
             return
         self._door.origins.turned_away(self._origin, why, self._opened_ns)
         if count <= most + told:
@@ -124,7 +125,7 @@ class Connection(ResponseWriter):
 
     def data_received(self, data: bytes | memoryview) -> None:
         """What the client sent; not kept."""
-        if self._ending is not None:
+        if self._writer.state is not OPEN:
             return
         if self._held or self._stalled_since_ns:  # a transport may still hand over one read after it was paused
             self._reader.feed(bytes(data))
@@ -132,8 +133,7 @@ class Connection(ResponseWriter):
             return
         self._reader.feed(data)
         self._work()
-        if self._prompt:
-            self._write_prompt()
+        self._write_prompt()
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Connection(ResponseWriter):
             while more:
                 reader.next_slice(self._slice_bytes())
                 if not self._advance():
-                    if self._ending is None:
+                    if self._writer.state is OPEN:
                         reader.keep()
                         self._hold()
                     return
@@ -177,9 +177,10 @@ class Connection(ResponseWriter):
             goes_on = self._drain()
         else:
             goes_on = self._drain_in_pace(per_s_max, busy)
-        if self.in_flight != self._counted:  # as `_count` does, without the call
-            door.in_flight += self.in_flight - self._counted
-            self._counted = self.in_flight
+        in_flight = self._writer.in_flight
+        if in_flight != self._counted:  # as `_count` does, without the call
+            door.in_flight += in_flight - self._counted
+            self._counted = in_flight
         return goes_on
 
     def _try(self) -> None:
@@ -214,13 +215,13 @@ class Connection(ResponseWriter):
 
     def _drain(self) -> bool:
         """Carries out all whole frames; False where the connection has to wait or to end first."""
-        door, before, at_ns = self._door, self.in_flight, self._door.clock()
+        door, before, at_ns = self._door, self._writer.in_flight, self._door.clock()
         counts: defaultdict[bytes, int] = defaultdict(int)
         goes_on = self._carry_out_all(counts)
         if counts:
             for name, count in counts.items():
                 door.calls[name] += count
-            self._reads.begin(at_ns, self.in_flight - before, counts)
+            self._reads.begin(at_ns, self._writer.in_flight - before, counts)
         return goes_on
 
     def _carry_out_all(self, counts: dict[bytes, int]) -> bool:
@@ -229,7 +230,7 @@ class Connection(ResponseWriter):
         actor = self._actor
         bucket_of = self._door.gate.bucket_of
         requests: list[Request] = []  # what the gate is handed at once, and before anything else is carried out
-        room = self._window - self.in_flight
+        room = self._window - self._writer.in_flight
         if room <= 0:
             return False
         for frame in self._reader.frames():
@@ -267,14 +268,14 @@ class Connection(ResponseWriter):
     def _submit(self, requests: list[Request]) -> int:
         """Hands over to the gate what was collected, and empties it; how many more requests may be in flight."""
         if requests:
-            self.in_flight += len(requests)
+            self._writer.in_flight += len(requests)
             try:
                 self._door.gate.submit_all(self, requests)
             except BaseException as error:
                 self._door.fail(error)
                 raise
             requests.clear()
-        return self._window - self.in_flight
+        return self._window - self._writer.in_flight
 
     def _take_other(self, frame: object, counts: dict[bytes, int]) -> bool:
         """Everything but a request for a command that this client may call; True where decoding goes on."""
@@ -330,7 +331,7 @@ class Connection(ResponseWriter):
         weight = 1 if msgid is None else method.weight
         if msgid is None or weight > 1:
             caller = Proxy(self, weight, msgid is not None)
-        self.in_flight += weight
+        self._writer.in_flight += weight
         try:
             if method.kind == COMMAND:
                 gate.submit(caller, msgid or 0, gate.bucket_of(body[1]), body)
@@ -347,7 +348,7 @@ class Connection(ResponseWriter):
     def _sign_in(self, token: bytes, errors: str, msgid: int | None) -> bool:
         """`hello`. A wrong token ends the connection: one guess each."""
         if errors:
-            self.mode = ERRORS_AS_MAP if errors == "map" else ERRORS_AS_STRING
+            self._writer.mode = ERRORS_AS_MAP if errors == "map" else ERRORS_AS_STRING
         grant = self._door.guard.sign_in(token) if token else self._grant
         reply: object
         if grant is None:
@@ -392,15 +393,14 @@ class Connection(ResponseWriter):
 
     def _go_on(self) -> None:
         self._waking = False
-        if self._transport is None or self._ending is not None or not self._held or self._stalled_since_ns:
+        if self._transport is None or self._writer.state is not OPEN or not self._held or self._stalled_since_ns:
             return
-        if self.in_flight > self._window // 2:
+        if self._writer.in_flight > self._window // 2:
             return  # the next flush wakes again
         self._held = False
         self._work()
-        if self._prompt:
-            self._write_prompt()
-        if not self._held and self._ending is None and not self._stalled_since_ns:
+        self._write_prompt()
+        if not self._held and self._writer.state is OPEN and not self._stalled_since_ns:
             self._transport.resume_reading()
 
     def _forget_input(self) -> None:

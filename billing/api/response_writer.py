@@ -1,84 +1,51 @@
-"""The half of a connection by which replies leave, and by which it ends.
+"""Bytes out of replies: the output half of MessagePack-RPC, without I/O.
 
-Three kinds of reply wait in three buffers: replies of the gate, staged until they are durable (`flush`); replies of
-another worker, encoded and durable already (`relay_flush`); and replies of the door itself, written at the end of a
-read. Each leaves in one write.
+Replies of three kinds wait, each in a buffer of its own, and each buffer leaves in one write:
 
-A connection ends in this order: it is not read any more; everything it asked for is answered; its last words (the
-one error after garbage) are written; its sending half is closed; then, when the client has closed too or has had
-`linger_ns` for it, the rest. Closing at once with unread bytes in the kernel would reset the connection, and the client
-would lose the replies with it.
+    answer(msgid, reply)    of the gate: leaves with `durable`, once all that is staged is durable
+    relay(data)             a whole reply that another worker encoded and made durable: leaves with `relayed`
+    reply(msgid, reply)     of the door itself, which depends on nothing stored: leaves with `prompt`
 
-A client that leaves more than `write_buffer_bytes_max` of replies unread is not read either, and is dropped after
-`write_stall_ns`. Such a client costs its requests in flight, and these are few until it has shown that it reads (**the
-trial**: `trial_in_flight_max` requests until `trial_bytes` of replies have left for good). It never waits: not for a
-client, not for a timer of its own.
+Whoever owns the writer counts in `in_flight` what it submits; each `answer` and `relay`, and each `refuse` in place of
+them, counts one request as answered. States:
+
+    OPEN      requests are answered
+    ENDING    nothing more is asked; what was asked for is still answered, until `is_over`
+    PARTED    `last_words` were taken, and nothing follows them
+
+Invariant: every reply leaves once, behind those of its kind that came before, and none after the last words.
 """
 
-import asyncio
-from abc import ABC, abstractmethod
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any, Final
 
-from billing.api.auth import Grant
-from billing.api.door import Door
-from billing.api.latency import Reads
 from billing.api.replies import RESULTS
 from billing.api.wire import ERRORS_AS_STRING, RESPONSE, encode_into, encode_reply
-from billing.ledger.errors import Refused
 
-PROMPT_BYTES_MAX: Final = 8 * 1024  # the door's own replies are written when there are this many, or the read ends
+OPEN: Final = "open"
+ENDING: Final = "ending"
+PARTED: Final = "parted"
+PROMPT_BYTES_MAX: Final = 8 * 1024  # the door's own replies leave when there are this many, or the read ends
+_NOTHING: Final = bytearray()
 
 
-class ResponseWriter(asyncio.BufferedProtocol, ABC):
-    """What the gate answers. The token of an answer is the msgid of the request. `NAME`: the door's, for figures."""
+class ResponseWriter:
+    """The output of one connection. The token of an answer is the msgid of the request."""
 
-    NAME = "msgpack_rpc"
-    __slots__ = (
-        "_counted",
-        "_door",
-        "_ending",
-        "_ending_since_ns",
-        "_eof",
-        "_frame_since_ns",
-        "_grant",
-        "_held",
-        "_opened_ns",
-        "_origin",
-        "_parted",
-        "_prompt",
-        "_reads",
-        "_relayed",
-        "_staged",
-        "_stalled_since_ns",
-        "_transport",
-        "_written",
-        "in_flight",
-        "mode",
-    )
+    __slots__ = ("_last_words", "_note_error", "_prompt", "_relayed", "_staged", "in_flight", "mode", "state")
 
-    def __init__(self, door: Door) -> None:
-        self.mode = ERRORS_AS_STRING
+    def __init__(self, note_error: Callable[[object], None]) -> None:
+        """`note_error` is called with every reply of ours that may be no result."""
+        self.mode = ERRORS_AS_STRING  # how errors are encoded from now on
         self.in_flight = 0  # requests submitted and not answered, a listing counted by its weight
-        self._counted = 0  # of these, what the door has counted
-        self._written = 0  # bytes of replies handed to the transport
-        self._reads = Reads()
-        self._door = door
-        self._transport: asyncio.Transport | None = None  # None: not yet or no longer connected
-        self._grant: Grant | None = None  # None: has to sign in
-        self._opened_ns = 0
-        self._origin = ""  # what it is counted by
-        self._staged = bytearray()  # replies that wait for `flush`
-        self._relayed = bytearray()  # replies that wait for `relay_flush`
-        self._prompt = bytearray()  # replies of the door itself
-        self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
-        self._held = False  # not all that was read is decoded
-        self._frame_since_ns = 0  # when the unfinished frame began; 0: there is none, or it is us who do not read
-        self._ending: bytes | None = None  # last words of a connection that is to close
-        self._ending_since_ns = 0
-        self._parted = False  # they are written
-        self._eof = False
-
-    # -- what the gate calls ----------------------------------------------------------------------------------------
+        self.state = OPEN
+        self._note_error = note_error
+        self._staged = bytearray()
+        self._relayed = bytearray()
+        self._prompt = bytearray()
+        self._last_words = b""
 
     def answer(self, token: Any, reply: object) -> None:
         """Stages the reply to request `token`."""
@@ -86,229 +53,66 @@ class ResponseWriter(asyncio.BufferedProtocol, ABC):
         if type(reply) in RESULTS:
             encode_into((RESPONSE, token, None, reply), self._staged, -1)
         else:
-            self._door.note_error(reply)
+            self._note_error(reply)
             self._staged += encode_reply(token, self.mode, reply)
 
-    def flush(self) -> None:
-        """Writes what is staged: all of it is durable."""
-        staged = self._staged
-        if staged:
-            self._staged = bytearray()
-            self._write(staged)
-        self._note_left()
-
     def relay(self, data: bytes) -> None:
-        """Stages a whole reply that another worker encoded, and made durable."""
+        """Stages a whole reply."""
         self.in_flight -= 1
         self._relayed += data
 
-    def relay_flush(self) -> None:
-        """Writes what was relayed."""
-        relayed = self._relayed
-        if relayed:
-            self._relayed = bytearray()
-            self._write(relayed)
-        self._note_left()
-
     def refuse(self, token: Any, reply: object) -> None:
-        """Writes a reply that depends on nothing stored."""
+        """A reply in place of an answer."""
         self.in_flight -= 1
-        self._reply(token, reply)
-        self._write_prompt()
-        self._reads.answered(self._door.clock(), self.in_flight, self._door.latency, self.NAME)
-        self._count()
-        if self._held or self._ending is not None:
-            self._settle()
+        self.reply(token, reply)
 
-    def _write(self, data: bytearray) -> None:
-        if self._transport is not None:
-            self._written += len(data)
-            self._transport.write(data)
-
-    def _note_left(self) -> None:
-        """What was staged has left: requests are answered, and what waited for that may go on."""
-        door, in_flight = self._door, self.in_flight
-        reads = self._reads
-        if reads.under_way:
-            reads.answered(door.clock(), in_flight, door.latency, self.NAME)
-        if in_flight != self._counted:  # as `_count` does, without the call
-            door.in_flight += in_flight - self._counted
-            self._counted = in_flight
-        if self._held or self._ending is not None:
-            self._settle()
-
-    def _count(self) -> None:
-        """Lets the door know what is in flight."""
-        self._door.in_flight += self.in_flight - self._counted
-        self._counted = self.in_flight
-
-    # -- the door's own replies -------------------------------------------------------------------------------------
-
-    def _reply(self, msgid: int, reply: object) -> bool:
-        """A reply of the door itself; False where the client has to read first."""
-        self._door.note_error(reply)
+    def reply(self, msgid: int | None, reply: object) -> None:
+        """A reply that depends on nothing stored; `msgid` None: to nothing that could be read."""
+        self._note_error(reply)
         self._prompt += encode_reply(msgid, self.mode, reply)
-        if len(self._prompt) >= PROMPT_BYTES_MAX:
-            self._write_prompt()
-        return not self._stalled_since_ns
 
-    def _write_prompt(self) -> None:
-        if self._prompt:
-            prompt, self._prompt = self._prompt, bytearray()
-            self._write(prompt)
+    def durable(self) -> bytearray:
+        """The answers that are staged, which leave now; empty where there is none."""
+        staged = self._staged
+        if not staged:
+            return _NOTHING
+        self._staged = bytearray()
+        return staged
 
-    # -- what the client reads --------------------------------------------------------------------------------------
+    def relayed(self) -> bytearray:
+        """The relayed replies, which leave now; empty where there is none."""
+        relayed = self._relayed
+        if not relayed:
+            return _NOTHING
+        self._relayed = bytearray()
+        return relayed
 
-    def pause_writing(self) -> None:
-        self._stalled_since_ns = self._door.clock()
-        self._frame_since_ns = 0
-        self._door.watch(self)
-        if self._transport is not None and self._ending is None:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._stalled_since_ns = 0
-        if self._transport is not None and self._ending is None:
-            self._read_on()
-
-    @abstractmethod
-    def _read_on(self) -> None:
-        """May decode what was held back, and read again."""
-
-    @abstractmethod
-    def _forget_input(self) -> None:
-        """Will not decode any more."""
-
-    # -- the end ----------------------------------------------------------------------------------------------------
-
-    def eof_received(self) -> bool:
-        """Keeps the connection of a client that half-closed it until everything is answered."""
-        self._eof = True
-        if self._parted:
-            return False
-        if self._ending is None:
-            self.end(b"")
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._door.connections.discard(self)
-        self._door.origins.leave(self._origin)
-        if self._grant is None and self._ending is None:
-            self._door.handshakes -= 1
-        self._transport = None
-        self._forget_input()
-        for buffer in (self._staged, self._relayed, self._prompt):
-            buffer.clear()
-
-    def _give_up(self, refusal: Refused) -> None:
-        """One error, and the end."""
-        self._door.drops += 1
-        self._door.note_error(refusal)
-        self.end(encode_reply(None, self.mode, refusal))
-
-    def granted(self) -> Grant | None:
-        """What this client may do; None where it has not signed in."""
-        return self._grant
+    def prompt(self, least_bytes: int = 1) -> bytearray:
+        """The door's own replies, which leave now; empty where there are fewer bytes than `least_bytes`."""
+        prompt = self._prompt
+        if len(prompt) < least_bytes:
+            return _NOTHING
+        self._prompt = bytearray()
+        return prompt
 
     def end(self, last_words: bytes) -> None:
-        """Reads nothing more; once everything asked for is answered, says `last_words` and closes."""
-        if self._ending is not None or self._transport is None:
-            return
-        if self._grant is None:
-            self._door.handshakes -= 1
-        self._ending = last_words
-        self._ending_since_ns = self._door.clock()
-        self._forget_input()
-        self._door.watch(self)
-        if not self._eof:
-            self._transport.pause_reading()
-        self._settle()
+        """OPEN -> ENDING: `last_words` follow everything that was asked for."""
+        assert self.state is OPEN
+        self.state = ENDING
+        self._last_words = last_words
 
-    def _settle(self) -> None:
-        """After replies have left: goes on with what was held back, or closes if that was all."""
-        if self._ending is None:
-            self._read_on()
-        elif not self._parted and self.in_flight <= 0 and not self._staged and not self._relayed:
-            self._part()
+    @property
+    def is_over(self) -> bool:
+        """Whether everything asked for is answered, and has left, of one that ends: the last words are next."""
+        return self.state is ENDING and self.in_flight <= 0 and not self._staged and not self._relayed
 
-    def _part(self) -> None:
-        self._parted = True
-        self._ending_since_ns = self._door.clock()
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        self._write_prompt()
-        if self._ending:
-            transport.write(self._ending)
-        if self._eof or not transport.can_write_eof():
-            transport.close()
-        else:
-            transport.write_eof()
-            transport.resume_reading()  # and throws away what comes, until the client closes
+    def last_words(self) -> bytes:
+        """ENDING -> PARTED: what leaves last."""
+        assert self.state is ENDING
+        self.state = PARTED
+        return bytes(self.prompt()) + self._last_words
 
-    def abort(self) -> None:
-        """Closes at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def check_deadlines(self, now_ns: int) -> bool:
-        """Ends itself where a deadline has passed; whether there is still one to watch."""
-        transport, limits = self._transport, self._door.limits
-        if transport is None:
-            return False
-        if self._ending is not None:
-            patient = not self._parted or transport.get_write_buffer_size() > 0
-            if now_ns - self._ending_since_ns >= (limits.write_stall_ns if patient else limits.linger_ns):
-                transport.abort()
-        elif self._stalled_since_ns and now_ns - self._stalled_since_ns >= limits.write_stall_ns:
-            self._door.drops += 1
-            transport.abort()
-        elif self._grant is None and now_ns - self._opened_ns >= limits.handshake_deadline_ns:
-            self._give_up(Refused("UNAUTHENTICATED", "no sign-in in time"))
-        elif self._frame_since_ns and now_ns - self._frame_since_ns >= limits.frame_deadline_ns:
-            self._give_up(Refused("PROTOCOL_ERROR", "a frame was left unfinished"))
-        return bool(self._grant is None or self._ending is not None or self._stalled_since_ns or self._frame_since_ns)
-
-
-class Proxy:
-    """Stands for a connection where an answer counts for more than one, or is for nobody (a notification)."""
-
-    __slots__ = ("_told", "_weight", "_writer", "mode")
-
-    def __init__(self, writer: ResponseWriter, weight: int, told: bool) -> None:
-        self.mode = writer.mode
-        self._writer = writer
-        self._weight = weight
-        self._told = told
-
-    def answer(self, token: Any, reply: object) -> None:
-        """As `ResponseWriter.answer`."""
-        if self._told:
-            self._writer.in_flight -= self._weight - 1  # the connection's own `answer` counts the last one
-            self._writer.answer(token, reply)
-        else:
-            self._writer.in_flight -= self._weight
-
-    def flush(self) -> None:
-        """As `ResponseWriter.flush`."""
-        self._writer.flush()
-
-    def relay(self, data: bytes) -> None:
-        """As `ResponseWriter.relay`."""
-        if self._told:
-            self._writer.in_flight -= self._weight - 1
-            self._writer.relay(data)
-        else:
-            self._writer.in_flight -= self._weight
-
-    def relay_flush(self) -> None:
-        """As `ResponseWriter.relay_flush`."""
-        self._writer.relay_flush()
-
-    def refuse(self, token: Any, reply: object) -> None:
-        """As `ResponseWriter.refuse`."""
-        if self._told:
-            self._writer.in_flight -= self._weight - 1
-            self._writer.refuse(token, reply)
-        else:
-            self._writer.in_flight -= self._weight
+    def clear(self) -> None:
+        """Nobody reads any more: gives up what waits."""
+        for buffer in (self._staged, self._relayed, self._prompt):
+            buffer.clear()

@@ -120,7 +120,7 @@ async def test_what_another_worker_answered_is_passed_on_as_it_came() -> None:
         first.answer(0, {"own": True})
         second.relay_flush()  # does not let out what only `flush` may
         await house.settle()
-        assert first.in_flight == 0
+        assert first._writer.in_flight == 0
         first.flush()
         assert await wire.reply() == [1, 0, None, {"own": True}]
 
