@@ -9,22 +9,32 @@ It is taken in four steps; the supervisor does three, and the process that takes
     3 copy   the caller copies each journal up to its position, the map's with the rest
     4 end    all goes on
 
+**Other hosts.** Where several serve at once, the steps for a shard of another host go over a worker's link to it, and
+the copy is made from the log, which this host reads as well as the shard's owner. The cut is an instant of billing
+time, which two hosts reach at moments that differ as their clocks do; so it is chosen further ahead. A shard whose
+host changes meanwhile makes the backup void.
+
+    ("hold_files", holder)   ("let_go", holder)   ("cut", at_ns, stand_ns)     the steps, as they pass over a link
+
 **Nobody waits.** Commands are served as ever, but for the moment of the cut (2 ms, more where cores are short); only
 snapshots, trimming and moves rest. A caller that is gone does not keep them from it: without `renew` the hold ends
-after `LEASE_S`. A worker that ended meanwhile held nothing in its new life, so the backup is void, and `end` says so.
+after `LEASE_S`, on every host. A worker that ended meanwhile held nothing in its new life, so the backup is void, and
+`end` says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from shards.control import BackupReport, Cut, CutAt, FilesHeld, HoldFiles
+from shards.control import AskShard, BackupReport, Cut, CutAt, FilesHeld, HoldFiles, ShardTold
 from shards.machine import Command
 from shards.moves.mover import Mover
+from shards.replies import Unavailable
 from shards.supervisor.registry import Registry
-from shards.system.links import Wire
+from shards.worker.router import SURVEY
 
 if TYPE_CHECKING:
     from shards.worker.worker import Worker
@@ -60,26 +70,134 @@ def cut_at(worker: Worker, at_ns: int, stand_ns: int, done: Callable[[int], None
         done(worker.journal.head)
 
 
-def on_message(worker: Worker, message: HoldFiles | Cut, send: Callable[[BackupReport], None]) -> None:
-    """A worker's side."""
-    if isinstance(message, HoldFiles):
-        hold_files(worker, message.held, lambda: send(FilesHeld()))
+class Holds:
+    """A worker's side: who holds its files still, each host for itself."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._leases: dict[object, asyncio.TimerHandle | None] = {}  # by holder; this host's supervisor has none
+
+    def on_message(self, message: HoldFiles | Cut | AskShard, send: Callable[[BackupReport], None]) -> None:
+        """What this host's supervisor says."""
+        worker = self._worker
+        if isinstance(message, AskShard):
+            _pass_on(worker, message, send)
+        elif isinstance(message, Cut):
+            cut_at(worker, message.at_ns, message.stand_ns, lambda position: send(CutAt(position)))
+        elif message.held:
+            self._hold("", None, lambda: send(FilesHeld()))
+        else:
+            self._let_go("")
+
+    def on_step(self, caller: Any, token: Any, step: Command) -> bool:
+        """What another host's worker asks; False where that is no step of a backup."""
+
+        def answer(position: int) -> None:
+            self._worker.reply(caller, token, position)
+
+        match step:
+            case ("hold_files", holder):
+                lease = asyncio.get_running_loop().call_later(LEASE_S, self._let_go, holder)
+                self._hold(holder, lease, lambda: answer(0))
+            case ("let_go", holder):
+                self._let_go(holder)
+                answer(0)
+            case ("cut", int(at_ns), int(stand_ns)):
+                cut_at(self._worker, at_ns, stand_ns, answer)
+            case _:
+                return False
+        return True
+
+    def _hold(self, holder: object, lease: asyncio.TimerHandle | None, tell: Callable[[], None]) -> None:
+        """`tell` is called once no snapshot is made and nothing trimmed, until that is taken back."""
+        if (before := self._leases.get(holder)) is not None:
+            before.cancel()
+        self._leases[holder] = lease
+        self._worker.snapshotter.held = True
+        self._tell_when_still(holder, tell)
+
+    def _let_go(self, holder: object) -> None:
+        lease = self._leases.pop(holder, None)
+        if lease is not None:
+            lease.cancel()
+        self._worker.snapshotter.held = bool(self._leases)
+
+    def _tell_when_still(self, holder: object, tell: Callable[[], None]) -> None:
+        if holder not in self._leases:
+            return
+        if self._worker.snapshotter.is_still():
+            tell()
+        else:
+            asyncio.get_running_loop().call_later(STILL_POLL_S, self._tell_when_still, holder, tell)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        for holder in list(self._leases):
+            self._let_go(holder)
+
+
+class _StepCaller:
+    """Who asks a shard of another host: this host's supervisor."""
+
+    mode = 0
+
+    def __init__(self, shard_id: int, send: Callable[[BackupReport], None]) -> None:
+        self._shard_id = shard_id
+        self._send = send
+
+    def answer(self, token: Any, reply: object) -> None:
+        """The other worker's answer, or why there is none."""
+        is_told = isinstance(reply, int)
+        self._send(ShardTold(self._shard_id, reply if isinstance(reply, int) else -1, "" if is_told else _why(reply)))
+
+    refuse = answer
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+
+def _why(reply: object) -> str:
+    return reply.reason if isinstance(reply, Unavailable) else "it does not know what a backup is"
+
+
+def _pass_on(worker: Worker, asked: AskShard, send: Callable[[BackupReport], None]) -> None:
+    link, caller = worker.links.get(asked.shard_id), _StepCaller(asked.shard_id, send)
+    if link is None:
+        caller.answer(None, Unavailable(asked.shard_id, "there is no link to it", "no"))
     else:
-        cut_at(worker, message.at_ns, message.stand_ns, lambda position: send(CutAt(position)))
+        link.ask(caller, None, SURVEY, 0, asked.step)
+        link.flush()
 
 
-def hold_files(worker: Worker, held: bool, tell: Callable[[], None]) -> None:
-    """A worker's side. `tell` is called once no snapshot is made and nothing trimmed, until that is taken back."""
-    worker.snapshotter.held = held
-    if held:
-        _tell_when_still(worker, tell)
+class OtherHosts(NamedTuple):
+    """What a backup needs of them."""
+
+    holder: str  # what this host is called there
+    clocks_ns: int  # by how much two hosts' clocks may differ
+    numbers: Callable[[], dict[int, int]]  # the shards that they serve, each with the number of its ownership
+    ask: Callable[[int, Command], None]  # a step, for a shard; its answer comes as ShardTold. Raises ConnectionError
 
 
-def _tell_when_still(worker: Worker, tell: Callable[[], None]) -> None:
-    if worker.snapshotter.held and worker.snapshotter.is_still():
-        tell()
-    elif worker.snapshotter.held:
-        asyncio.get_running_loop().call_later(STILL_POLL_S, _tell_when_still, worker, tell)
+class _Way(Protocol):
+    """To a shard's worker."""
+
+    def send(self, message: Any) -> None:
+        """HoldFiles or Cut."""
+
+
+class _FarWay:
+    """To a worker of another host."""
+
+    def __init__(self, shard_id: int, others: OtherHosts) -> None:
+        self._shard_id = shard_id
+        self._others = others
+
+    def send(self, message: HoldFiles | Cut) -> None:
+        if isinstance(message, Cut):
+            step: Command = ("cut", message.at_ns, message.stand_ns)
+        else:
+            step = ("hold_files" if message.held else "let_go", self._others.holder)
+        self._others.ask(self._shard_id, step)
 
 
 class Backups:
@@ -93,8 +211,11 @@ class Backups:
         data_dir: str,
         log_settings: dict[str, Any],
         now_ns: Callable[[], int],
+        others: OtherHosts | None = None,
     ) -> None:
-        """`workers`: shard id -> what has `state` and `wire`."""
+        """`workers`: shard id -> what has `state` and `wire`. `others`: where several hosts serve at once."""
+        self._others = others
+        self._far: dict[int, int] = {}  # shards of other hosts that are held -> the number of their ownership
         self._registry = registry
         self._workers = workers
         self._moves = moves
@@ -124,8 +245,10 @@ class Backups:
                 raise
         if not self._busy or self._lease is None:
             return _refusal("no backup is being taken: it ended by itself after a minute without a word")
+        self._look_at_others()
         if step == "renew":
             self._renew()
+            self._tell_far(HoldFiles(True))
         void = self._void if step != "cancel" else ""  # a copy that nobody wants may be void
         if step in ("end", "cancel") or void:
             self._release()
@@ -135,10 +258,12 @@ class Backups:
         self._void = ""
         self._registry.held = True
         await asyncio.wait_for(self._moves.hold(), STILL_TIMEOUT_S)
-        wires = {shard_id: self._wire_of(shard_id) for shard_id in sorted(self._registry.map.weights)}
-        self._held = set(wires)
-        await self._ask_all(wires, HoldFiles(True), STILL_TIMEOUT_S)
-        at_ns, positions = await self._cut(wires)
+        far = {} if self._others is None else self._others.numbers()
+        ways = {shard_id: self._way_to(shard_id, far) for shard_id in sorted(self._registry.map.weights)}
+        self._held = ways.keys() - far.keys()
+        self._far = far
+        await self._ask_all(ways, HoldFiles(True), STILL_TIMEOUT_S)
+        at_ns, positions = await self._cut(ways)
         async with self._registry.deciding:
             head = self._registry.version
         self._renew()
@@ -149,48 +274,72 @@ class Backups:
             "bucket_count": self._registry.map.bucket_count,
             "map_position": head,
             "shards": [
-                {"shard_id": shard_id, "position": position} for shard_id, position in sorted(positions.items())
+                {"shard_id": shard_id, "position": position, "here": shard_id in self._held}
+                for shard_id, position in sorted(positions.items())
             ],
             "lease_s": LEASE_S,
         }
 
-    async def _cut(self, wires: dict[int, Wire]) -> tuple[int, dict[int, int]]:
+    async def _cut(self, ways: dict[int, _Way]) -> tuple[int, dict[int, int]]:
+        clocks_ns = self._others.clocks_ns if self._others is not None and self._far else 0
         for ahead_ns, stand_ns in ATTEMPTS_NS:
-            at_ns = self._now_ns() + ahead_ns
-            answers = await self._ask_all(wires, Cut(at_ns, stand_ns), CUT_TIMEOUT_S)
+            at_ns = self._now_ns() + clocks_ns + ahead_ns
+            answers = await self._ask_all(ways, Cut(at_ns, stand_ns), CUT_TIMEOUT_S)
+            self._look_at_others()
             if self._void:
                 raise ConnectionError(self._void)
-            positions = {shard_id: told.position for shard_id, told in answers.items() if isinstance(told, CutAt)}
+            positions = {one: told.position for one, told in answers.items() if not isinstance(told, FilesHeld)}
             if min(positions.values()) >= 0:
                 return at_ns, positions
         raise ConnectionError("the workers are too busy to stand still at one instant; try again")
 
-    def _wire_of(self, shard_id: int) -> Wire:
+    def _way_to(self, shard_id: int, far: dict[int, int]) -> _Way:
+        if self._others is not None and shard_id in far:
+            return _FarWay(shard_id, self._others)
         worker = self._workers.get(shard_id)
         if worker is None or worker.wire is None or worker.state != "serving":
             state = "not there" if worker is None else worker.state
             raise ConnectionError(f"shard {shard_id} is {state}: a backup takes all shards or none")
-        wire: Wire = worker.wire
-        return wire
+        way: _Way = worker.wire
+        return way
+
+    def _look_at_others(self) -> None:
+        """A shard of another host that has changed its owner held nothing since."""
+        now = {} if self._others is None else self._others.numbers()
+        for shard_id, number in self._far.items():
+            if now.get(shard_id) != number:
+                self._void = f"shard {shard_id} changed its host meanwhile: take the backup again"
+
+    def _tell_far(self, message: HoldFiles) -> None:
+        for shard_id in self._far:
+            with contextlib.suppress(ConnectionError):  # its lease ends there by itself
+                assert self._others is not None
+                _FarWay(shard_id, self._others).send(message)
 
     async def _ask_all(
-        self, wires: dict[int, Wire], message: HoldFiles | Cut, timeout_s: float
+        self, ways: dict[int, _Way], message: HoldFiles | Cut, timeout_s: float
     ) -> dict[int, BackupReport]:
         loop = asyncio.get_running_loop()
-        self._answers = {shard_id: loop.create_future() for shard_id in wires}
-        for wire in wires.values():
-            wire.send(message)
+        self._answers = {shard_id: loop.create_future() for shard_id in ways}
         try:
+            for way in ways.values():
+                way.send(message)
             async with asyncio.timeout(timeout_s):
                 return dict(zip(self._answers, await asyncio.gather(*self._answers.values()), strict=True))
         finally:
             self._answers = {}
 
     def on_message(self, shard_id: int, message: BackupReport) -> None:
-        """A worker's answer."""
+        """A worker's answer. `shard_id`: of the worker that says it, which may have passed another one's answer on."""
+        error = ""
+        if isinstance(message, ShardTold):
+            shard_id, error = message.shard_id, message.error
         answer = self._answers.get(shard_id)
         if answer is not None and not answer.done():
-            answer.set_result(message)
+            if error:
+                answer.set_exception(ConnectionError(f"shard {shard_id}, of another host, cannot be asked: {error}"))
+            else:
+                answer.set_result(message)
 
     def on_down(self, shard_id: int) -> None:
         """A worker has ended: its next life holds nothing."""
@@ -216,7 +365,8 @@ class Backups:
             worker = self._workers.get(shard_id)
             if worker is not None and worker.wire is not None:
                 worker.wire.send(HoldFiles(False))
-        self._held = set()
+        self._tell_far(HoldFiles(False))
+        self._held, self._far = set(), {}
         self._busy = False
 
 

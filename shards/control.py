@@ -5,12 +5,12 @@
                             ReadFigures, ReadObstacle, Examine, Query     questions, each with a number
                             Answer                                        to a worker's Ask
                             MoveOut, MoveIn, MoveAbort, NewOwner          see `shards.moves.move`
-                            HoldFiles, Cut                                see `shards.backup`
+                            HoldFiles, Cut, AskShard                      see `shards.backup`
     worker → supervisor     Waiting, Progress, Recovered, Serving, Failed
                             Figures, Obstacle, Examined, QueryReply       the answers, each with its question's number
                             Ask                                           an operator's wish that came in by a door
                             Payload, Stored, Served, Known, Unmoved, Holdup
-                            FilesHeld, CutAt
+                            FilesHeld, CutAt, ShardTold
 
 A message is an array: its name, then its fields in the order of the class. `Stop()` is `["stop"]`, and
 `MoveAbort(number=7, bucket_id=3)` is `["move_abort", 7, 3]`. Each end decodes with the union of what it may be told,
@@ -194,6 +194,13 @@ class NewOwner(Message, frozen=True):
     generation: int
 
 
+class AskShard(Message, frozen=True):
+    """A step of a backup for a shard of another host, to be passed on over this worker's link to it."""
+
+    shard_id: int
+    step: Command
+
+
 class HoldFiles(Message, frozen=True):
     """No snapshot and no trimming while `held`; the beginning is answered with FilesHeld, once it is so."""
 
@@ -340,15 +347,24 @@ class CutAt(Message, frozen=True):
     position: int  # -1: it came too late
 
 
+class ShardTold(Message, frozen=True):
+    """What a shard of another host answered to a step of a backup."""
+
+    shard_id: int
+    position: int  # as of CutAt; 0 of other steps
+    error: str  # why there is no answer; "": there is
+
+
 # -- unions -----------------------------------------------------------------------------------------------------------
 
 MoveOrder = MoveOut | MoveIn | MoveAbort | NewOwner  # what the supervisor says about a move
 MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # what workers say about one
 QuestionReply = Figures | Obstacle | Examined  # answers to the supervisor's own questions
-BackupReport = FilesHeld | CutAt
+BackupReport = FilesHeld | CutAt | ShardTold
 ToWorker = (
     Begin | Serve | Stop | NewAnchor | ShardsChanged | Configure | Proved
     | ReadFigures | ReadObstacle | Examine | Query | Answer | MoveOrder | HoldFiles | Cut
+    | AskShard
 )  # fmt: skip
 ToSupervisor = (
     Waiting | Progress | Recovered | Serving | Failed | QuestionReply | QueryReply | Ask | MoveReport | BackupReport

@@ -1,7 +1,7 @@
 """What a backup of the daemon is on disk: made from a serving data directory, and made into one again.
 
     DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows
-    DIRECTORY/history             the statements
+    DIRECTORY/history             the statements; of shards that other hosts serve, made from the log
     DIRECTORY/audit               the operators' record of this host, where there is one
     DIRECTORY/backup.json         which instant, up to which positions, and length and digest of every file
 
@@ -25,7 +25,7 @@ from typing import Any
 from billing import __version__
 from billing.audit.trail import DIRECTORY as AUDIT
 from billing.audit.trail import copy_trails
-from billing.history.copying import copy_history
+from billing.history.copying import copy_elsewhere, copy_history
 from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
 from shards.journal.file.copying import copy_until
@@ -68,6 +68,12 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
     private_directory(disk, f"{work}/history")
     for row in cut["shards"]:
         name = f"history/shard-{row['shard_id']}.sqlite"
+        if not row["here"]:
+            with closing(backends.open(cut["log"], REAL).reader(row["shard_id"])) as reader:
+                found = copy_elsewhere(disk, f"{source}/history", f"{work}/history", reader, row, renew)
+            if found:
+                listed(name)
+            continue
         if row["position"]:
             _wait_for(disk, f"{source}/{name}")  # of a daemon that has just been founded
         if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):

@@ -7,6 +7,9 @@
 ["claim", node, host id, number]   which of several hosts serves; says nothing of who owns what
 ["settled", shard, position]   up to which batch nothing is owed outside; another host begins there
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
+["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
+["wish", shard, number, host id] ["drained", node, bool]   which host serves which shard, where several serve at once
+["clock", host id, 48 bytes]   the anchor of that host
 ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
 """
 
@@ -27,6 +30,19 @@ from billing.doctor.snapshot import Snapshot
 HASH: Final = "crc32c-noxor"
 SLEW_PPM_MAX: Final = 500
 _ANCHOR = struct.Struct("<4sI16sqqq")
+_OF_HOSTS: Final = {
+    "host": [str, str, int],
+    "own": [int, int, str, str],
+    "at": [int, int, str, str],
+    "wish": [int, int, str],
+    "drained": [str, bool],
+}
+
+
+def _check_anchor(block: bytes) -> None:
+    magic, slew_ppm, _, boot_ns, billing_ns, _ = _ANCHOR.unpack(block)
+    if magic != b"BCA1" or slew_ppm > SLEW_PPM_MAX or boot_ns < 0 or billing_ns < 0:
+        raise Unreadable(f"an anchor of {slew_ppm} ppm, {boot_ns}, {billing_ns} cannot be")
 
 
 class OwnerMap:
@@ -102,10 +118,18 @@ class OwnerMap:
             node, host_id, number = fields
             if not isinstance(node, str) or not isinstance(host_id, str) or number < 1:
                 raise Unreadable(f"a claim of host {node!r}, {host_id!r}, number {number!r} cannot be")
+        elif kind in _OF_HOSTS:
+            if [type(field) for field in fields] != _OF_HOSTS[kind]:
+                raise Unreadable(f"of hosts that serve at once: {kind} {fields!r} cannot be")
+            if kind in ("own", "at", "wish") and (fields[0] not in self.weights or fields[1] < 1):
+                raise Unreadable(f"{kind} names shard {fields[0]!r}, number {fields[1]!r}")
         elif kind == "anchor":
-            magic, slew_ppm, _, boot_ns, billing_ns, _ = _ANCHOR.unpack(fields[0])
-            if magic != b"BCA1" or slew_ppm > SLEW_PPM_MAX or boot_ns < 0 or billing_ns < 0:
-                raise Unreadable(f"an anchor of {slew_ppm} ppm, {boot_ns}, {billing_ns} cannot be")
+            _check_anchor(fields[0])
+        elif kind == "clock":
+            host_id, block = fields
+            if not isinstance(host_id, str):
+                raise Unreadable(f"a clock of host {host_id!r} cannot be")
+            _check_anchor(block)
         elif kind == "map":
             count, self.hash_name, weights, owner, generation, pinned = msgpack.unpackb(fields[0])
             self.bucket_count = count

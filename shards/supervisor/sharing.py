@@ -16,7 +16,7 @@ A shard that cannot be served here (its worker is held) stays this host's until 
 again before a reload or a restart. What other hosts may do with it is theirs to find out.
 
 Not there: moves of buckets between shards while several hosts serve, which need the word of both owners' epochs in the
-decision, and a backup of shards that other hosts serve. The supervisor and the mover refuse these by name.
+decision. The mover refuses these by name.
 """
 
 from __future__ import annotations

@@ -27,11 +27,12 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
-from shards.backup import Backups
+from shards.backup import Backups, OtherHosts
 from shards.buckets import BucketMap
 from shards.control import (
     Answer,
     Ask,
+    AskShard,
     Begin,
     Configure,
     CutAt,
@@ -53,6 +54,7 @@ from shards.control import (
     Served,
     Serving,
     ShardsChanged,
+    ShardTold,
     Stop,
     Stored,
     ToSupervisor,
@@ -65,7 +67,8 @@ from shards.counting import counted
 from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
 from shards.links.far import Far
-from shards.moves.mover import Caps, Mover, refusal
+from shards.machine import Command
+from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
 from shards.supervisor.clock_watch import ClockUnfit
 from shards.supervisor.operator_api import OperatorApi
@@ -149,7 +152,7 @@ class Supervisor:
         asked_of = self.mover, self.worker_figures, self.elsewhere
         self.operator_api = OperatorApi(self.registry, self.workers, *asked_of)
         where = settings.data_dir, settings.journal
-        self.backups = Backups(self.registry, self.workers, self.mover, *where, self._now_ns)
+        self.backups = Backups(self.registry, self.workers, self.mover, *where, self._now_ns, self._other_hosts(host))
         self.exit_code = 0
         self.clock: BillingClock | None = None
         self.clock_offset_ns = self.clock_steps = 0
@@ -356,6 +359,25 @@ class Supervisor:
         if sharing is None:
             return {}
         return {one: sharing.node_of(one) for one in sorted(self.map.weights) if one not in self.workers}
+
+    def _other_hosts(self, host: Host) -> OtherHosts | None:
+        """What a backup needs of the hosts that serve beside this one."""
+        if self.settings.share is None:
+            return None
+
+        def numbers() -> dict[int, int]:
+            return {shard_id: far.epoch for shard_id, far in self._far().items() if shard_id not in self.workers}
+
+        holder = f"{host.randbits(64):016x}"
+        return OtherHosts(holder, self.settings.clock_error_ns_max, numbers, self._ask_far)
+
+    def _ask_far(self, shard_id: int, step: Command) -> None:
+        """A step of a backup for a shard of another host, over a worker's link."""
+        for worker in self.workers.values():
+            if worker.state == "serving" and worker.wire is not None:
+                worker.wire.send(AskShard(shard_id, step))
+                return
+        raise ConnectionError("this host serves no shard at present, and asks the others over its workers' links")
 
     # -- shards of this host ------------------------------------------------------------------------------------------
 
@@ -629,7 +651,7 @@ class Supervisor:
                 self.worker_figures.told(message)
             case Payload() | Stored() | Served() | Known() | Unmoved() | Holdup():
                 self.spawn(self.mover.on_message(worker.shard_id, message))
-            case FilesHeld() | CutAt():
+            case FilesHeld() | CutAt() | ShardTold():
                 self.backups.on_message(worker.shard_id, message)
             case QueryReply():
                 self.told(message.reply)
@@ -666,12 +688,8 @@ class Supervisor:
         log.info("shard %d serves, %s", worker.shard_id, counted(serving.accounts, "account"))
 
     async def _answer(self, worker: WorkerState, asked: Ask) -> None:
-        reply: object
-        if asked.operation[0] == "backup" and (far := self.elsewhere()):
-            reply = refusal("UNAVAILABLE", f"a backup is one host's, and shard {min(far)} is not served by this one")
-        else:
-            place = self.backups if asked.operation[0] == "backup" else self.operator_api
-            reply = await place.operate(asked.operation)
+        place = self.backups if asked.operation[0] == "backup" else self.operator_api
+        reply = await place.operate(asked.operation)
         if worker.wire is not None:
             worker.wire.send(Answer(asked.number, reply))
 

@@ -349,8 +349,17 @@ class PeerCaller:
             self._staged = []
 
 
-def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, backpressure: Backpressure) -> None:
-    """Hands a request frame of a peer to the shard, in order, or refuses for want of room."""
+def receive_frame(
+    shard: Shard,
+    caller: PeerCaller,
+    frame: Any,
+    now_ns: int,
+    backpressure: Backpressure,
+    on_step: Callable[[PeerCaller, Any, Any], bool],
+) -> None:
+    """Hands a request frame of a peer to the shard, in order, or refuses for want of room. `on_step(caller, token,
+    question)` takes what concerns the shard's files and not its content, and says whether it does.
+    """
     if not frame:
         caller.echo()
         return
@@ -367,7 +376,7 @@ def receive_frame(shard: Shard, caller: PeerCaller, frame: Any, now_ns: int, bac
             backpressure.refuse(caller, token)
         elif kind == READ:
             shard.read(caller, token, bucket_id, payload, now_ns)
-        else:
+        elif not on_step(caller, token, payload):
             shard.survey(caller, token, payload, now_ns)
     if commands:
         shard.receive_all(caller, commands, now_ns)

@@ -21,6 +21,7 @@ from shards import backup
 from shards.control import (
     Answer,
     Ask,
+    AskShard,
     Configure,
     Cut,
     Examine,
@@ -81,6 +82,8 @@ class Serving:
         snapshotter.stored_bytes = journal.stored_bytes
         upward = Upward(self._ask, wire.send, fail)
         self.worker = Worker(recovered, executor, snapshotter, upward, host.alarm(), boot_ns)
+        self._holds = backup.Holds(self.worker)
+        self.worker.on_step = self._holds.on_step
         self.closed = False  # nothing changes the shard any more
         self._asked: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
         self._number = 0
@@ -174,8 +177,8 @@ class Serving:
                     worker.reply(asked[0], asked[1], application.reply_of(message.reply))
             case MoveOut() | MoveIn() | MoveAbort() | NewOwner():
                 worker.handoff.on_message(message)
-            case HoldFiles() | Cut():
-                backup.on_message(worker, message, self._wire.send)
+            case HoldFiles() | Cut() | AskShard():
+                self._holds.on_message(message, self._wire.send)
             case ReadObstacle():
                 self._wire.send(Obstacle(message.number, worker.obstacle() or application.obstacle()))
             case Query():
@@ -245,6 +248,7 @@ class Serving:
         worker.close()
         await worker.quiesce()  # what came in between
         worker.snapshotter.close()
+        self._holds.close()
         if self._wire.is_open:
             await self._snapshot()
         await self.executor.call(journal.close)

@@ -116,6 +116,7 @@ class Worker:
         self._barrier_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
+        self.on_step: Callable[[PeerCaller, Any, Command], bool] = lambda *_: False  # see `shards.backup.Holds`
         self._ride: asyncio.TimerHandle | None = None  # the end of the ride of what nobody awaits
         self._arrived_from_ride = False
         self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
@@ -581,7 +582,7 @@ class Worker:
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
         self._now_ns = 0
         try:
-            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.backpressure)
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.backpressure, self.on_step)
         except BaseException as error:
             self.fail(error)
             raise

@@ -43,6 +43,7 @@ TO_WORKER: list[tuple[Message, list[Any]]] = [
     (control.MoveIn(9, 4, 2, b"b", b"d"), ["move_in", 9, 4, 2, b"b", b"d"]),
     (control.MoveAbort(9, 4), ["move_abort", 9, 4]),
     (control.NewOwner(9, 4, 2, 2), ["new_owner", 9, 4, 2, 2]),
+    (control.AskShard(3, ("cut", 100, 5)), ["ask_shard", 3, ["cut", 100, 5]]),
     (control.HoldFiles(True), ["hold_files", True]),
     (control.Cut(100, 5), ["cut", 100, 5]),
 ]  # fmt: skip
@@ -65,6 +66,7 @@ TO_SUPERVISOR: list[tuple[Message, list[Any]]] = [
     (control.Holdup(9, "why"), ["holdup", 9, "why"]),
     (control.FilesHeld(), ["files_held"]),
     (control.CutAt(-1), ["cut_at", -1]),
+    (control.ShardTold(3, -1, "why"), ["shard_told", 3, -1, "why"]),
 ]
 DIRECTIONS = [
     (control.ToWorker, control.to_worker, TO_WORKER, TO_SUPERVISOR),

@@ -16,7 +16,7 @@ from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.test_feed import Reader, entries_of
-from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, servers
+from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, run, servers
 from tests.system.test_standby import is_refused, ready_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -123,7 +123,7 @@ async def wait_called(receiver: Receiver, due: dict[tuple[str, int], Any]) -> No
 
 
 async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_planned_ends(
-    hosts: list[Daemon], receiver: Receiver
+    hosts: list[Daemon], receiver: Receiver, data_dir: Path
 ) -> None:
     a, b = hosts
     await asyncio.to_thread(a.start, WAIT_S)
@@ -183,15 +183,49 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
     await at_every_door(caller, b, a)
     await read_on(reader, caller, [*USERS, *SPENDERS])
 
+    await restored_elsewhere(b, caller, data_dir)
+    caller.port, caller._rpc = b.rpc_port, None
+    error, _ = await (await _rpc(caller)).call("backup", "begin")
+    assert error is None, error
     due = await spend(caller, 2)
     assert await asyncio.to_thread(a.stop) == 0
     await wait_page(b, 200, "ready")
+    await caller.round()
+    error, _ = await (await _rpc(caller)).call("backup", "end")
+    assert "changed its host meanwhile: take the backup again" in error
     assert await owners(b) == ["b"] * SHARDS
     await at_every_door(caller, b)
     await wait_called(receiver, due)
     await read_on(reader, caller, [*USERS, *SPENDERS])
     assert await asyncio.to_thread(b.stop) == 0
     assert await owners(b) == [None] * SHARDS
+
+
+async def restored_elsewhere(host: Daemon, caller: Caller, directory: Path) -> None:
+    """A backup that is taken at a host which serves half of the shards is whole: a daemon on files made of it has every
+    account, and every row of their histories.
+    """
+    code, said = await asyncio.to_thread(run, "backup", directory / "copy", "--address", host.address)
+    assert code == 0, said
+    assert "no faults" in said
+    keys: dict[str, object] = {"shards.workers": SHARDS, "shards.bucket_count": 32}
+    (directory / "files").mkdir()
+    files = Daemon(directory / "files", **keys)
+    code, said = await asyncio.to_thread(billing, files, "restore", str(directory / "copy"))
+    assert code == 0, said
+    try:
+        await asyncio.to_thread(files.start, WAIT_S)
+        again = Caller(files.rpc_port)
+        again.balances = dict(caller.balances)
+        await again.check()
+        for user in SPENDERS:
+            rows = await again.call("history", user, {"limit": 1000})
+            assert [row["entry_id"] for row in rows] == list(range(len(rows), 0, -1))
+            assert rows[0]["operation"] == "exhaust"
+        assert await asyncio.to_thread(files.stop) == 0
+    finally:
+        if files.process is not None:
+            files.kill()
 
 
 async def _rpc(caller: Caller) -> Any:
