@@ -79,7 +79,7 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
     "billing.cli.cluster_commands": {
         "cluster": "Looks at the servers and hosts of a replicated log, and makes its streams.",
     },
-    "billing.doctor.command": {"doctor": "Proves from the files alone that a stopped daemon's data are right."},
+    "billing.doctor.command": {"doctor": "Proves from what is stored alone that a stopped daemon's data are right."},
 }
 MODULE_OF: Final = {name: module for module, commands in ELSEWHERE.items() for name in commands}
 HELP: Final = {name: text for commands in ELSEWHERE.values() for name, text in commands.items()}

@@ -1,4 +1,4 @@
-"""`billing doctor`: is what stands in a data directory right? Answered from the files alone, while nothing runs.
+"""`billing doctor`: is what stands in a data directory, or in a log on servers, right? Answered while nothing runs.
 
 Theory. The daemon proves itself with its own code: replay is the call that made the entry. A fault in that code, or in
 a codec that writes and reads wrongly alike, would prove itself right. So this room is a second implementation. It

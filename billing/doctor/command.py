@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Container, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import click
 
@@ -21,11 +23,14 @@ from billing.cli.online_check import check_online
 from billing.cli.options import Command
 from billing.doctor import cut
 from billing.doctor.directory import Directory
-from billing.doctor.examine import Absent, DaemonRuns, Progress, examine, hold
+from billing.doctor.examine import Absent, DaemonRuns, Logs, Progress, examine, examine_logs, hold
+from billing.doctor.log import ReadLog
 from billing.doctor.report import Report
 from shards.counting import counted
 from shards.exits import Exit, ending_of, text_of
+from shards.journal import JournalError, backends
 from shards.system.disk import Disk, RealDisk
+from shards.system.host import REAL
 
 STEP_BYTES = 1 << 20  # of progress that are worth being shown
 
@@ -43,31 +48,34 @@ def doctor(
     accept_loss: bool,
     online: bool,
 ) -> None:
-    """Proves from the files alone that a stopped daemon's data are right.
+    """Proves from what is stored alone that a stopped daemon's data are right.
 
     Works every account out anew by code that shares nothing with the daemon's, and holds journals, snapshots, history
     and bucket map against each other. It changes nothing, but with --truncate-at POSITION --accept-loss: that gives up
     the damaged tail of a journal, keeps a copy of what it cut off, and writes an audit record beside it.
     """
-    from billing.config.load import load
+    from billing.config.load import load, log_of, shard_count
 
     if online:
         sys.exit(0 if check_online(target) else Exit.DAMAGED)
     if (truncate_at is None) is not (accept_loss is False):
         raise click.UsageError("--truncate-at and --accept-loss are only taken together")
     config = load(target.file, os.environ).config
-    if config.journal.kind != "file":
-        _end(Exit.CONFIG, f'journal.kind is "{config.journal.kind}": take a backup, whose copy is proved as files are')
     disk = RealDisk()
     report = Report()
-    data_dir = config.daemon.data_dir
+    data_dir, ids_max = config.daemon.data_dir, config.ledger.request_ids_per_bucket
     try:
         with ExitStack() as stack:
-            hold(disk, data_dir, stack)
-            with _progress() as progress:
-                directories = examine(
-                    disk, data_dir, config.ledger.request_ids_per_bucket, report, progress, os.urandom(8)
-                )
+            if config.journal.kind != "file":
+                if truncate_at is not None:
+                    _end(Exit.REFUSED, "--truncate-at cuts files, and this log is none: restore a backup")
+                settings = log_of(config)
+                with _progress() as progress:
+                    examine_servers(settings, shard_count(config), disk, ids_max, report, progress, stack)
+            else:
+                hold(disk, data_dir, stack)
+                with _progress() as progress:
+                    directories = examine(disk, data_dir, ids_max, report, progress, os.urandom(8))
             _tell_of_classes(report, config.cutoff.classes)
             if truncate_at is not None:
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
@@ -76,7 +84,7 @@ def doctor(
         _end(Exit.REFUSED, str(no))
     except Absent as no:
         _end(Exit.CONFIG, str(no))
-    except OSError as error:
+    except (OSError, JournalError) as error:
         _end(ending_of(error).code, text_of(error))
     if target.as_json:
         click.echo(json.dumps(report.as_map(), indent=2))
@@ -85,6 +93,41 @@ def doctor(
             click.echo(line)
     if report.fault_count:
         sys.exit(Exit.DAMAGED)
+
+
+def examine_servers(
+    settings: dict[str, Any],
+    shards: int,
+    disk: Disk,
+    ids_max: int,
+    report: Report,
+    progress: Progress,
+    stack: ExitStack,
+) -> None:
+    """Checks the log on servers that `settings` name, and what this host keeps beside it. Raises DaemonRuns, Absent,
+    the journal's Unavailable and Unknown, OSError.
+    """
+    backend = backends.open(settings, REAL)
+    signs = backend.signs()
+    if any(sign.sequence and not sign.is_given_up for sign in signs.values()):  # it may live, or have been killed
+        threading.Event().wait(backend.grant_ns / 10**9)
+
+    def check_still() -> None:
+        if backend.signs() != signs:
+            raise DaemonRuns("a daemon serves from this log: stop it, or take a backup, whose copy is proved")
+
+    check_still()
+    if not any(sign.sequence for sign in signs.values()):
+        raise Absent("the log holds no data: no shard of it was ever served")
+
+    def opened(number: int) -> ReadLog:
+        reader = stack.enter_context(closing(backend.reader(number)))
+        return ReadLog(reader, f"shard-{number} on the servers" if number else "the map on the servers", number, report)
+
+    logs = Logs(list(range(shards + 1)), opened, True)
+    examine_logs(logs, disk, settings["directory"], ids_max, report, progress, os.urandom(8))
+    report.not_checked("cutoffs", "whether what was due came in time: a log on servers shows no instants of batches")
+    check_still()
 
 
 def _tell_of_classes(report: Report, known: Container[str]) -> None:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import struct
 
-from billing.doctor.directory import Directory
 from billing.doctor.entry import Garbled
-from billing.doctor.files import File
 from billing.doctor.likeness import contradictions, differences, kept_alike
+from billing.doctor.log import Log, Snapshot
 from billing.doctor.part import Head, Part, read_head, read_part
 from billing.doctor.report import Report
-from billing.doctor.snapshot import Snapshot
 from billing.doctor.state import Bucket
 from shards.counting import counted
 
@@ -27,8 +25,8 @@ LEAVING_BATCHES = 8  # a bucket may have left in a batch that was not durable ye
 class Comparison:
     """The snapshots of one shard. `base` is the one that its state begins with, if any."""
 
-    def __init__(self, directory: Directory, base: Snapshot | None, report: Report) -> None:
-        self._directory = directory
+    def __init__(self, log: Log, base: Snapshot | None, report: Report) -> None:
+        self._log = log
         self._base = base
         self._report = report
         self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
@@ -46,35 +44,33 @@ class Comparison:
         untouched: set[int] = set()
         if self._base is not None:
             path = self._path(self._base)
-            with File(self._directory.disk, path) as file:
-                for chunk in self._base.chunks:
-                    part = self._part(path, file.at(chunk.offset, chunk.length))
-                    if part is None:
-                        continue
-                    if part.head.bucket_id in self._loaded_at:
-                        self._fault(path, f"bucket {part.head.bucket_id} has two parts in the snapshot")
-                    self._loaded_at[part.head.bucket_id] = part.head.position
-                    if part.bucket is not None:
-                        held[part.head.bucket_id] = part.bucket
-                    if part.head.is_untouched:
-                        untouched.add(part.head.bucket_id)
+            for index, _ in enumerate(self._log.heads(self._base)):
+                part = self._part(path, self._log.part(self._base, index))
+                if part is None:
+                    continue
+                if part.head.bucket_id in self._loaded_at:
+                    self._fault(path, f"bucket {part.head.bucket_id} has two parts in the snapshot")
+                self._loaded_at[part.head.bucket_id] = part.head.position
+                if part.bucket is not None:
+                    held[part.head.bucket_id] = part.bucket
+                if part.head.is_untouched:
+                    untouched.add(part.head.bucket_id)
         return held, self._loaded_at, untouched
 
     def await_parts(self) -> None:
         """Notes at which position each part of the other snapshots is to be compared."""
-        for number, snapshot in enumerate(self._directory.snapshots):
+        for number, snapshot in enumerate(self._log.snapshots):
             path = self._path(snapshot)
             if self._base is not None and snapshot.position < self._base.position:
                 self._report.note(f"{path} is older than the log: nothing can be held against it")
             elif snapshot is not self._base:
                 here: set[int] = set()
                 self._buckets[snapshot.position] = number, here
-                with File(self._directory.disk, path) as file:
-                    for index, chunk in enumerate(snapshot.chunks):
-                        head = self._head(path, file.at(chunk.offset, min(chunk.length, 64)), snapshot)
-                        if head is not None:
-                            here.add(head.bucket_id)
-                            self._waiting.append((head.position, number, index))
+                for index, first_bytes in enumerate(self._log.heads(snapshot)):
+                    head = self._head(path, first_bytes, snapshot)
+                    if head is not None:
+                        here.add(head.bucket_id)
+                        self._waiting.append((head.position, number, index))
         self._waiting.sort(reverse=True)
 
     def _head(self, path: str, data: bytes, snapshot: Snapshot) -> Head | None:
@@ -97,15 +93,13 @@ class Comparison:
                 self._miss(bucket_id)
         number, here = self._buckets.pop(position, (-1, set()))
         if number >= 0:
-            path = self._path(self._directory.snapshots[number])
+            path = self._path(self._log.snapshots[number])
             self._missing.update((bucket_id, (path, position)) for bucket_id in held.keys() - here)
         while self._waiting and self._waiting[-1][0] <= position:
             _, number, index = self._waiting.pop()
-            snapshot = self._directory.snapshots[number]
-            chunk = snapshot.chunks[index]
+            snapshot = self._log.snapshots[number]
             path = self._path(snapshot)
-            with File(self._directory.disk, path) as file:
-                part = self._part(path, file.at(chunk.offset, chunk.length))
+            part = self._part(path, self._log.part(snapshot, index))
             if part is not None and self._loaded_at.get(part.head.bucket_id, -1) <= part.head.position:
                 self._compare(path, number, part, held.get(part.head.bucket_id), now_ns)
 
@@ -136,7 +130,7 @@ class Comparison:
         for bucket_id in sorted(self._missing):
             self._miss(bucket_id)
         for number, fewer in self._fewer.items():
-            path = self._path(self._directory.snapshots[number])
+            path = self._path(self._log.snapshots[number])
             most = self._most[number]
             for bucket_id, held, kept in fewer:
                 if held < most:
@@ -149,7 +143,7 @@ class Comparison:
                 )
         for position, number, _ in self._waiting:
             text = f"a part stands for position {position}, which the log does not have"
-            self._fault(self._path(self._directory.snapshots[number]), text)
+            self._fault(self._path(self._log.snapshots[number]), text)
 
     def _part(self, path: str, data: bytes) -> Part | None:
         """A part, wholly read, with what contradicts itself in it told; None where it cannot be read."""
@@ -165,7 +159,7 @@ class Comparison:
         return part
 
     def _path(self, snapshot: Snapshot) -> str:
-        return f"{self._directory.path}/{snapshot.name}"
+        return f"{self._log.path}/{snapshot.name}"
 
     def _fault(self, path: str, text: str, user_id: bytes = b"") -> None:
         self._report.fault("snapshots", text, file=path, account=user_id)

@@ -19,8 +19,9 @@ import hashlib
 import json
 from typing import Final
 
-from billing.doctor.directory import MANIFEST, Damage, Directory
+from billing.doctor.directory import MANIFEST, Directory
 from billing.doctor.files import File
+from billing.doctor.log import Damage
 from billing.doctor.segment import write_manifest
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import Disk, write_all, write_file

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from billing.doctor.files import File
+from billing.doctor.log import HEAD_BYTES, Damage
+from billing.doctor.log import Snapshot as AnySnapshot
 from billing.doctor.report import Report
 from billing.doctor.segment import (
     BLOCK_BYTES,
@@ -47,16 +49,6 @@ class Segment(NamedTuple):
     path: str
     size: int
     block: Block | None
-
-
-class Damage(NamedTuple):
-    """Where a log can no longer be followed."""
-
-    path: str
-    offset: int
-    position: int  # the first batch that is not right
-    newest: bool  # it is in the newest segment
-    batches_behind: int  # in the same segment, recognised by their headers
 
 
 class Directory:
@@ -171,15 +163,21 @@ class Directory:
         first = self.segments[0].block if self.segments else None
         return first.first_position if first is not None else 0
 
-    def base(self) -> Snapshot | None:
-        """The oldest snapshot from which the log goes on; None where it goes back to position 1, or where none fits."""
-        if self.first_position <= 1:
-            return None
-        return next((snapshot for snapshot in self.snapshots if snapshot.position >= self.first_position - 1), None)
+    def heads(self, snapshot: AnySnapshot) -> Iterator[bytes]:
+        """As `Log.heads`."""
+        with File(self.disk, f"{self.path}/{snapshot.name}") as file:
+            for chunk in self._chunks(snapshot):
+                yield file.at(chunk.offset, min(chunk.length, HEAD_BYTES))
 
-    def chunk(self, file: File, chunk: Chunk) -> bytes:
-        """The bytes of one chunk of a snapshot that was found right."""
-        return file.at(chunk.offset, chunk.length)
+    def part(self, snapshot: AnySnapshot, index: int) -> bytes:
+        """As `Log.part`."""
+        chunk = self._chunks(snapshot)[index]
+        with File(self.disk, f"{self.path}/{snapshot.name}") as file:
+            return file.at(chunk.offset, chunk.length)
+
+    def _chunks(self, snapshot: AnySnapshot) -> list[Chunk]:
+        assert isinstance(snapshot, Snapshot)
+        return snapshot.chunks
 
     # -- the log ----------------------------------------------------------------------------------------------------
 

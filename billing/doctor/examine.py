@@ -7,12 +7,13 @@ because its files change meanwhile, and nothing can start while it is looked at.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Final
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from billing.doctor.directory import Directory
 from billing.doctor.history import Chains, history_files, open_history, path_of
+from billing.doctor.log import Log
 from billing.doctor.notices import examine_notices
 from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
@@ -26,6 +27,17 @@ SHARD: Final = "shard-"
 HISTORY: Final = "history"
 
 Progress = Callable[[str, int, int], None]  # what is read, bytes of it done, bytes of it in all
+
+
+L = TypeVar("L", bound=Log)
+
+
+class Logs(NamedTuple, Generic[L]):
+    """The journals there are."""
+
+    numbers: list[int]  # of shards, ascending; before them 0, where there is that of the map
+    opened: Callable[[int], L]
+    is_shared: bool  # other hosts may have served shards of it: they have their histories
 
 
 class DaemonRuns(Exception):
@@ -73,10 +85,23 @@ def examine(
     ids_max: request ids kept a bucket, by the configuration. seed: which accounts' statements are proved.
     """
     names = disk.listdir(data_dir)
-    directories: dict[int, Directory] = {}
+
+    def opened(number: int) -> Directory:
+        return Directory(disk, f"{data_dir}/{SHARD}{number}" if number else f"{data_dir}/{MAP}", number, report)
+
+    numbers = [*([0] if MAP in names else []), *shards_in(names)]
+    return examine_logs(Logs(numbers, opened, False), disk, data_dir, ids_max, report, progress, seed)
+
+
+def examine_logs(
+    logs: Logs[L], disk: Disk, data_dir: str, ids_max: int, report: Report, progress: Progress, seed: bytes = b""
+) -> dict[int, L]:
+    """As `examine`, with the journals wherever they are; history and notices are in `data_dir`."""
+    directories: dict[int, L] = {}
     owners: OwnerMap | None = None
-    if MAP in names:
-        directories[0] = Directory(disk, f"{data_dir}/{MAP}", 0, report)
+    shards = [number for number in logs.numbers if number]
+    if 0 in logs.numbers:
+        directories[0] = logs.opened(0)
         report.count("files", "journals")
         owners = examine_map(directories[0], report)
     else:
@@ -88,20 +113,23 @@ def examine(
     statements = Statements(report, seed)
     moves, chains = Moves(), Chains(report, statements)
     has_history = disk.exists(f"{data_dir}/{HISTORY}")
-    if not has_history:
-        report.not_checked("history", "there is no history")
-        report.not_checked("statements", "there is no history")
-    for number in shards_in(names):
-        directory = directories[number] = Directory(disk, f"{data_dir}/{SHARD}{number}", number, report)
+    is_partly = has_history and logs.is_shared and not all(disk.exists(path_of(data_dir, one)) for one in shards)
+    if is_partly or not has_history:
+        has_history = False
+        why = "this host does not have that of every shard" if is_partly else "there is no history"
+        report.not_checked("history", why)
+        report.not_checked("statements", why)
+    for number in shards:
+        directory = directories[number] = logs.opened(number)
         report.count("files", "journals")
         shard = Shard(directory, owners, moves, statements, report, ids_max)
         path = path_of(data_dir, number)
         is_retired = owners is not None and number not in owners.weights
         history = None
-        if disk.exists(path):
+        if has_history and disk.exists(path):
             history = open_history(disk, path, number, chains, report, is_retired=is_retired)
 
-        def told(done: int, directory: Directory = directory) -> None:
+        def told(done: int, directory: Log = directory) -> None:
             progress(directory.path, done, directory.bytes_total)
 
         if shard.examine(history, told):
@@ -115,7 +143,7 @@ def examine(
     examine_notices(disk, data_dir, directories, report)
     if has_history:
         lone_histories(disk, data_dir, directories, report)
-    if has_history and len(held) == len(shards_in(names)):
+    if has_history and len(held) == len(shards):
         if report.faults["history"]:
             report.not_checked("history", "whether the rows of all files add up to the balances")
             report.not_checked("statements", "rows are not what they must be")
@@ -123,7 +151,7 @@ def examine(
             chains.link()
             statements.compare()
     if owners is not None:
-        for shard_id in missing_shards(owners, names, data_dir, report):
+        for shard_id in missing_shards(owners, shards, data_dir, report):
             held[shard_id] = {}
         if directories[0].damage is None:
             compare_owners(owners, held, untouched, report)
@@ -133,23 +161,23 @@ def examine(
     return directories
 
 
-def lone_histories(disk: Disk, data_dir: str, directories: dict[int, Directory], report: Report) -> None:
+def lone_histories(disk: Disk, data_dir: str, directories: Mapping[int, Log], report: Report) -> None:
     """A history is made of a journal: one without it is a fault."""
     for number in history_files(disk.listdir(f"{data_dir}/{HISTORY}")):
         if number not in directories:
             report.fault("history", "its journal is gone", file=path_of(data_dir, number))
 
 
-def missing_shards(owners: OwnerMap, names: list[str], data_dir: str, report: Report) -> list[int]:
+def missing_shards(owners: OwnerMap, numbers: list[int], data_dir: str, report: Report) -> list[int]:
     """Shards of the map without a directory; a fault where one has served before."""
-    gone = [shard_id for shard_id in sorted(owners.weights) if f"{SHARD}{shard_id}" not in names]
+    gone = [shard_id for shard_id in sorted(owners.weights) if shard_id not in numbers]
     for shard_id in gone:
         if shard_id in owners.founded:
             report.fault("owners", f"the directory of shard {shard_id} is missing", file=data_dir)
     return gone
 
 
-def missing(directory: Directory, path: str, chains: Chains, report: Report) -> None:
+def missing(directory: Log, path: str, chains: Chains, report: Report) -> None:
     """A shard with entries has no history file. It is made when the daemon first runs, and the power may go before."""
     if directory.first_position == 1:
         report.note(f"{path} is not there yet; the next start makes it from the journal, which is whole")

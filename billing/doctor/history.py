@@ -42,8 +42,8 @@ from billing.doctor.entry import (
     Garbled,
     read_entry,
 )
+from billing.doctor.log import Batch
 from billing.doctor.report import Report
-from billing.doctor.segment import Batch
 from billing.doctor.state import Bucket
 from billing.doctor.statements import Statements
 from shards.counting import counted

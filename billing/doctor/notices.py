@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
+from collections.abc import Mapping
 from typing import Final
 
 import msgpack
 
-from billing.doctor.directory import Directory
+from billing.doctor.log import Log
 from billing.doctor.report import Report
 from shards.counting import counted
 from shards.system.disk import Disk, read_file
@@ -36,15 +37,15 @@ def notices_of(names: list[str]) -> list[int]:
     return sorted(int(number) for number in found if number.isdecimal())
 
 
-def examine_notices(disk: Disk, data_dir: str, directories: dict[int, Directory], report: Report) -> None:
-    """Checks every file of notices; `directories`: the journals that were walked, by shard. Raises OSError."""
+def examine_notices(disk: Disk, data_dir: str, journals: Mapping[int, Log], report: Report) -> None:
+    """Checks every file of notices; `journals`: those that were walked, by shard. Raises OSError."""
     directory = f"{data_dir}/{NOTICES}"
     if not disk.exists(directory):
         report.not_checked(NOTICES, "there is no file of notices")
         return
     for shard in notices_of(disk.listdir(directory)):
         path, begun = f"{directory}/shard-{shard}.sqlite", f"{directory}/begun-{shard}"
-        journal = directories.get(shard)
+        journal = journals.get(shard)
         if disk.exists(path):
             try:
                 _examine_file(disk, path, shard, journal, report)
@@ -54,7 +55,7 @@ def examine_notices(disk: Disk, data_dir: str, directories: dict[int, Directory]
             _examine_begun(read_file(disk, begun), path, journal, report)
 
 
-def _examine_begun(begun: bytes, path: str, journal: Directory, report: Report) -> None:
+def _examine_begun(begun: bytes, path: str, journal: Log, report: Report) -> None:
     """A file that had begun is gone: is all that it may have owed in the journal still?"""
     position = int(begun) if begun.isdigit() else 0
     if position + 1 < journal.first_position:
@@ -64,7 +65,7 @@ def _examine_begun(begun: bytes, path: str, journal: Directory, report: Report) 
         report.note(f"{path} is gone; the next start makes it anew from batch {position + 1}, which tells again")
 
 
-def _examine_file(disk: Disk, path: str, shard: int, journal: Directory | None, report: Report) -> None:
+def _examine_file(disk: Disk, path: str, shard: int, journal: Log | None, report: Report) -> None:
     # A log beside the file holds rows that are not in it yet: only then SQLite has to make its own index of it.
     log = disk.exists(f"{path}-wal")
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
@@ -116,7 +117,7 @@ def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int
     return owed
 
 
-def _examine_place(path: str, position: int, owed: int, journal: Directory | None, report: Report) -> None:
+def _examine_place(path: str, position: int, owed: int, journal: Log | None, report: Report) -> None:
     """Where a file ends, against where its journal begins and ends."""
     if journal is None:
         if owed:

@@ -21,11 +21,9 @@ from typing import Any, Final
 import msgpack
 from crc32c import crc32c
 
-from billing.doctor.directory import Directory
-from billing.doctor.files import File
+from billing.doctor.log import Log, Snapshot, base_of
 from billing.doctor.report import Report
 from billing.doctor.segment import Unreadable
-from billing.doctor.snapshot import Snapshot
 
 HASH: Final = "crc32c-noxor"
 SLEW_PPM_MAX: Final = 500
@@ -140,48 +138,48 @@ class OwnerMap:
             raise Unreadable(f"a record of the unknown kind {kind!r}")
 
 
-def examine_map(directory: Directory, report: Report) -> OwnerMap | None:
+def examine_map(log: Log, report: Report) -> OwnerMap | None:
     """Reads the map's journal to its end; None where the owners are unknown."""
     owners = OwnerMap()
-    base = directory.base()
-    if base is None and directory.first_position > 1:
-        text = f"positions 1 to {directory.first_position - 1} are missing, and no snapshot stands for them"
-        report.fault("owners", text, file=directory.path)
+    base = base_of(log.first_position, log.snapshots)
+    if base is None and log.first_position > 1:
+        text = f"positions 1 to {log.first_position - 1} are missing, and no snapshot stands for them"
+        report.fault("owners", text, file=log.path)
         return None
     if base is not None:
-        owners = _of_snapshot(directory, base)
+        owners = _of_snapshot(log, base)
     start = base.position if base is not None else 0
-    later = {snapshot.position: snapshot for snapshot in directory.snapshots if snapshot.position > start}
-    for batch in directory.batches():
+    later = {snapshot.position: snapshot for snapshot in log.snapshots if snapshot.position > start}
+    for batch in log.batches():
         if batch.position > start:
             try:
                 report.count("owners", "records of the map", owners.apply_all(batch.payload))
             except Unreadable as reason:
-                report.fault("owners", str(reason), file=directory.path, position=batch.position)
+                report.fault("owners", str(reason), file=log.path, position=batch.position)
                 return None
         snapshot = later.pop(batch.position, None)
         if snapshot is not None:
             report.count("snapshots", "parts")
-            if _of_snapshot(directory, snapshot).facts() != owners.facts():
+            if _of_snapshot(log, snapshot).facts() != owners.facts():
                 text = "the map in the snapshot is not what its journal says"
-                report.fault("snapshots", text, file=f"{directory.path}/{snapshot.name}", position=batch.position)
+                report.fault("snapshots", text, file=f"{log.path}/{snapshot.name}", position=batch.position)
     if not owners.bucket_count:
-        if directory.damage is None:
-            report.fault("owners", "the map's journal does not say how many buckets there are", file=directory.path)
+        if log.damage is None:
+            report.fault("owners", "the map's journal does not say how many buckets there are", file=log.path)
         return None
     if owners.hash_name != HASH:
         text = f"the buckets are hashed with {owners.hash_name!r}, not with {HASH!r}"
-        report.fault("owners", text, file=directory.path)
-    if directory.damage is not None:
+        report.fault("owners", text, file=log.path)
+    if log.damage is not None:
         report.not_checked("owners", "the map's journal is damaged: what it said last is not known")
     report.count("owners", "buckets", owners.bucket_count)
     return owners
 
 
-def _of_snapshot(directory: Directory, snapshot: Snapshot) -> OwnerMap:
+def _of_snapshot(log: Log, snapshot: Snapshot) -> OwnerMap:
     owners = OwnerMap()
-    with File(directory.disk, f"{directory.path}/{snapshot.name}") as file:
-        owners.apply_all(b"".join(file.at(chunk.offset, chunk.length) for chunk in snapshot.chunks))
+    count = sum(1 for _ in log.heads(snapshot))
+    owners.apply_all(b"".join(log.part(snapshot, index) for index in range(count)))
     return owners
 
 

@@ -14,15 +14,14 @@ from typing import Final
 
 from billing.doctor import cutoffs
 from billing.doctor.compare import Comparison
-from billing.doctor.directory import Directory
 from billing.doctor.entry import WORD_MAX, Garbled, coins
 from billing.doctor.history import HistoryFile, rows_of
 from billing.doctor.likeness import contradictions, fingerprint
+from billing.doctor.log import Batch, Log, base_of
 from billing.doctor.owners import OwnerMap
 from billing.doctor.part import read_block
 from billing.doctor.replay import Replay, shown
 from billing.doctor.report import CHECKS, Owed, Report
-from billing.doctor.segment import Batch
 from billing.doctor.state import Account, Bucket
 from billing.doctor.statements import Statements
 
@@ -75,14 +74,14 @@ class Shard:
 
     def __init__(
         self,
-        directory: Directory,
+        log: Log,
         owners: OwnerMap | None,
         moves: Moves,
         statements: Statements,
         report: Report,
         ids_max: int,
     ) -> None:
-        self.directory = directory
+        self.log = log
         self.held: dict[int, Bucket] = {}
         self._owners = owners
         self._moves = moves
@@ -100,35 +99,35 @@ class Shard:
         """Walks the whole log, the history beside it; False where the log cannot be followed to its end. `progress` is
         told the bytes walked over, now and then.
         """
-        directory, report = self.directory, self._report
-        base = directory.base()
-        if base is None and directory.first_position > 1:
-            text = f"positions 1 to {directory.first_position - 1} are missing, and no snapshot stands for them"
-            report.fault("files", text, file=directory.path)
-            for _ in directory.batches():
-                progress(directory.bytes_read)
+        log, report = self.log, self._report
+        base = base_of(log.first_position, log.snapshots)
+        if base is None and log.first_position > 1:
+            text = f"positions 1 to {log.first_position - 1} are missing, and no snapshot stands for them"
+            report.fault("files", text, file=log.path)
+            for _ in log.batches():
+                progress(log.bytes_read)
             self._not_checked("its beginning is missing")
             return False
         start = base.position if base is not None else 0
-        comparison = Comparison(directory, base, report)
+        comparison = Comparison(log, base, report)
         self.held, self._loaded_at, self.untouched = comparison.load_base()
         if base is not None and self._owners is not None:
             self._missed = self._owners.owner.keys() - self._loaded_at.keys()
         comparison.await_parts()
         comparison.reach(start, self.held, 0)
-        for batch in directory.batches():
+        for batch in log.batches():
             if batch.position > start:
                 self._batch(batch)
                 comparison.reach(batch.position, self.held, self._replay.last_ns)
             if history is not None:
                 self._compare_rows(history, batch)
-            progress(directory.bytes_read)
-        if directory.damage is not None:
-            self._not_checked(f"everything from position {directory.damage.position} on")
+            progress(log.bytes_read)
+        if log.damage is not None:
+            self._not_checked(f"everything from position {log.damage.position} on")
             return False
         comparison.end()
         if history is not None:
-            history.end(directory.first_position, directory.head)
+            history.end(log.first_position, log.head)
         self._end()
         return True
 
@@ -139,10 +138,10 @@ class Shard:
     def _not_checked(self, why: str) -> None:
         for check in CHECKS:
             if check != "files":
-                self._report.not_checked(check, f"shard {self.directory.shard}: {why}")
+                self._report.not_checked(check, f"shard {self.log.shard}: {why}")
 
     def _batch(self, batch: Batch) -> None:
-        self._replay.file, self._replay.position = self.directory.path, batch.position
+        self._replay.file, self._replay.position = self.log.path, batch.position
         try:
             for kind, bucket_id, generation, body in records(batch.payload):
                 if batch.position <= self._loaded_at.get(bucket_id, -1):
@@ -210,7 +209,7 @@ class Shard:
         """The buckets here that the map gives to this shard: no leftovers of moves."""
         for bucket in self.held.values():
             if self._owners is None or self._owners.owner.get(bucket.bucket_id) == (
-                self.directory.shard,
+                self.log.shard,
                 bucket.generation,
             ):
                 yield bucket
@@ -228,19 +227,19 @@ class Shard:
             if balances != bucket.expected_balance():
                 off = coins(balances - bucket.expected_balance())
                 text = f"the balances of bucket {bucket.bucket_id} are {off} above what its entries sum up to"
-                report.fault("conservation", text, file=self.directory.path)
+                report.fault("conservation", text, file=self.log.path)
             for name, total in bucket.totals.items():
                 report.add(name, total)
             report.add("balances", balances)
 
     def _end_account(self, bucket: Bucket, account: Account) -> None:
-        report, directory = self._report, self.directory
+        report, log = self._report, self.log
         if account.net != account.balance:
             text = f"its entries sum up to {coins(account.net)}, its balance is {coins(account.balance)}"
-            report.fault("conservation", text, file=directory.path, account=account.user_id)
+            report.fault("conservation", text, file=log.path, account=account.user_id)
         if account.firing:
             text = f"no entry of the {shown(account.firing[0])}, at the end of the log"
-            report.fault("accounts", text, file=directory.path, account=account.user_id)
+            report.fault("accounts", text, file=log.path, account=account.user_id)
         if account.class_name:
             report.classes[account.class_name] = report.classes.get(account.class_name, 0) + 1
         owed = cutoffs.owed(account)
@@ -251,10 +250,10 @@ class Shard:
         if due_ns > WORD_MAX:
             return
         report.count("cutoffs", "instants coming")
-        if due_ns <= directory.last_time_ns:
-            went_on_ns = directory.last_time_ns - max(due_ns, directory.life_began_ns)
-            if directory.life_began_ns and went_on_ns > LATE_NS:
+        if due_ns <= log.last_time_ns:
+            went_on_ns = log.last_time_ns - max(due_ns, log.life_began_ns)
+            if log.life_began_ns and went_on_ns > LATE_NS:
                 text = f"nothing came of what was due at {due_ns}, though the shard went on for {went_on_ns // 10**9} s"
-                report.fault("accounts", text, file=directory.path, account=account.user_id)
+                report.fault("accounts", text, file=log.path, account=account.user_id)
             else:
                 report.count("cutoffs", "due at the next start")

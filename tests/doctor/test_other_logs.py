@@ -1,4 +1,4 @@
-"""The doctor reads files: of another kind of log it names the way, and says nothing of an empty directory."""
+"""The doctor reads a log on servers, too, if they can be reached; `tests/system/test_jetstream.py` has one that is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from billing.cli.main import root
+from shards.exits import Exit
 
 
-def test_a_log_that_is_no_files_is_proved_by_a_backup_of_it(data_dir: Path) -> None:
+def test_a_log_on_servers_that_cannot_be_reached_is_not_proved(data_dir: Path) -> None:
     config = data_dir / "config.toml"
     config.write_text(
         '[journal]\nkind = "jetstream"\n[cluster]\nservers = ["nats://127.0.0.1:1"]\nreplicas = 1\nshards = 2\n'
     )
     told = CliRunner().invoke(root, ["doctor", "--config", str(config)])
-    assert told.exit_code == 78
-    assert "take a backup" in told.output
+    assert told.exit_code == Exit.UNREACHABLE, told.output
+    cut = ["--truncate-at", "5", "--accept-loss"]
+    told = CliRunner().invoke(root, ["doctor", "--config", str(config), *cut])
+    assert told.exit_code == Exit.REFUSED
+    assert "restore a backup" in told.output

@@ -125,7 +125,12 @@ async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_a
     daemon.start()
     caller = Caller(daemon.rpc_port)
     await caller.round()
+    code, said = billing(daemon, "doctor")
+    assert code == 1, said
+    assert "a daemon serves from this log" in said
     daemon.kill()
+    code, said = billing(daemon, "doctor")
+    assert code == 0, said
     daemon.start()
     await caller.check()
     await caller.round()
@@ -146,6 +151,8 @@ async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_a
     daemon.start()
     await caller.check()
     assert daemon.stop() == 0
+    code, said = billing(daemon, "doctor")
+    assert code == 0, said
     code, said = billing(daemon, "journal", "dump", "--shard", "1")
     assert code == 0, said
     assert "entry" in said
