@@ -142,12 +142,6 @@ FAULTS = [
         "        durable, durable_chain, durable_end = head, chain, end\n",
     ),
     Faulty(
-        "chain-not-checked",
-        "shards/journal/file/record.py",
-        "        if crc32c(view[payload_at:payload_end], chain) != next_chain:\n            return\n",
-        "",
-    ),
-    Faulty(
         "failed-sync-tried-again",
         "shards/journal/file/active_segment.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
@@ -393,6 +387,13 @@ BESIDE = {
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is
 # caught belongs above.
 UNSEEN = [
+    # seed 296: replay makes each entry again and sees nearly all of it; so does the test that flips every bit of a file
+    Faulty(
+        "chain-not-checked",
+        "shards/journal/file/record.py",
+        "        if crc32c(view[payload_at:payload_end], chain) != next_chain:\n            return\n",
+        "",
+    ),
     # rot behind a batch that nothing but the barrier proves
     Faulty(
         "damage-passes-for-a-torn-tail",
