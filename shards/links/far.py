@@ -24,7 +24,7 @@ import logging
 import socket
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, cast
 
 from shards.links.hello import NONCE_BYTES, Dialling, End, LinkRefused, Listening, Refused, to_dialer, to_listener
@@ -38,6 +38,8 @@ HELLO_BYTES_MAX = 4096
 GREETED_AT_ONCE_MAX = 256  # connections that have not proved anything yet; more are closed
 TOLD_MAX = 64  # reasons and peers that were named in the log; a new one forgets the oldest
 GONE_S = 3
+CROWDED = "too many connections that have proved nothing yet"
+REST_S = 1.0  # of a door that could not accept a connection
 
 
 class Far(NamedTuple):
@@ -116,6 +118,10 @@ class _Greeting(asyncio.Protocol, ABC):
     def _refuse(self, refused: LinkRefused) -> None:
         self._end(refused)
 
+    def refuse(self, reason: str) -> None:
+        """Ends the connection, for this reason."""
+        self._fail(reason)
+
     def give_up(self) -> None:
         """Ends the connection, unless a wire has it already."""
         self._fail("it was given up")
@@ -170,7 +176,7 @@ class _ListenerGreeting(_Greeting):
         if address := transport.get_extra_info("peername"):
             self.peer = str(address[0])
         if self._door.is_crowded:
-            self._fail("too many connections that have proved nothing yet")
+            self._fail(CROWDED)
 
     def _receive(self, word: Any) -> None:
         self._say(self._listening.receive(word))
@@ -205,6 +211,7 @@ class FarDoor:
         self._greetings: set[_ListenerGreeting] = set()
         self._told: dict[tuple[str, str], None] = {}
         self._server: asyncio.AbstractServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # where links are TLS: who accepts, and handshakes under way
         self.address = ""  # "host:port", once it listens
 
     @property
@@ -218,11 +225,46 @@ class FarDoor:
         listener = bind_tcp(host, port, 128)
         listener.setblocking(False)
         self.address = address_of(listener)
-        loop = asyncio.get_running_loop()
-        handshake_s = HELLO_S if self._tls is not None else None
-        self._server = await loop.create_server(
-            self._greet, sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake_s
-        )
+        if self._tls is None:
+            self._server = await asyncio.get_running_loop().create_server(self._greet, sock=listener)
+        else:
+            self._spawn(self._accept(listener, self._tls))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
+        """Accepts by hand: a server that speaks TLS by itself tells nobody whose handshake failed, and why."""
+        with contextlib.closing(listener):
+            while True:
+                try:
+                    one, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError:  # no descriptors
+                    await asyncio.sleep(REST_S)
+                else:
+                    self._spawn(self._shake_hands(one, tls))
+
+    async def _shake_hands(self, one: socket.socket, tls: ssl.SSLContext) -> None:
+        greeting = self._greet()
+        with contextlib.suppress(OSError):  # it is gone already
+            greeting.peer = str(one.getpeername()[0])
+        if self.is_crowded:
+            greeting.refuse(CROWDED)
+            one.close()
+            return
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: greeting, one, ssl=tls, ssl_handshake_timeout=HELLO_S
+            )
+        except ssl.SSLError as error:
+            greeting.refuse(_of_tls(error))
+        except OSError:  # as where it does not believe this host's certificate, and does not wait to say so
+            greeting.refuse(
+                "cluster.tls_cert, cluster.tls_ca: it left during the handshake of TLS: the two hosts may not believe "
+                "each other's certificates"
+            )
 
     def _greet(self) -> _ListenerGreeting:
         greeting = _ListenerGreeting(self._make_wire, Listening(self._end, _nonce(self._randbits)), self)
@@ -252,6 +294,8 @@ class FarDoor:
         """Lets nobody in any more. Those who were let in stay."""
         if self._server is not None:
             self._server.close()
+        for task in self._tasks:
+            task.cancel()
 
 
 async def dial(

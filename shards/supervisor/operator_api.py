@@ -95,7 +95,10 @@ class OperatorApi:
 
     async def _shards_info(self) -> list[dict[str, Any]]:
         bucket_map, running = self._registry.map, self._mover.running.values()
-        elsewhere = self._elsewhere()
+        elsewhere, asked = self._elsewhere(), await self._from_all(self._worker_figures.of)
+        down: dict[int, str] = {}
+        for _, figures in asked:
+            down |= figures.get("links_down", {})
         rows = [
             {
                 "shard_id": worker.shard_id,
@@ -111,19 +114,23 @@ class OperatorApi:
                 "starts": worker.starts,
                 "alerts": self._alerts(worker, figures),
             }
-            for worker, figures in await self._from_all(self._worker_figures.of)
+            for worker, figures in asked
         ]
-        rows += (self._far_row(shard_id, node) for shard_id, node in elsewhere.items())
+        rows += (self._far_row(shard_id, node, down.get(shard_id, "")) for shard_id, node in elsewhere.items())
         return sorted(rows, key=lambda row: int(row["shard_id"]))
 
-    def _far_row(self, shard_id: int, node: str) -> dict[str, Any]:
-        """A shard that another host serves: what the map says of it."""
+    def _far_row(self, shard_id: int, node: str, down: str) -> dict[str, Any]:
+        """A shard that another host serves: what the map says of it. `down`: why a worker of this host has no link to
+        it; "" where each has one.
+        """
         bucket_map = self._registry.map
+        unasked = f"; no link from this host: {down}" if node and down else ""
+        alert = f"no link from this host: {down}" if node else f"no host serves shard {shard_id}"
         return {
             "shard_id": shard_id,
             "worker_pid": None,
             "state": "elsewhere",
-            "reason": f"served by {node}" if node else "served by no host",
+            "reason": f"served by {node}{unasked}" if node else "served by no host",
             "weight": bucket_map.weights.get(shard_id, 0),
             "buckets": len(bucket_map.buckets_of(shard_id)),
             PINNED: sum(bucket_map.owner[bucket_id] == shard_id for bucket_id in bucket_map.pinned),
@@ -131,7 +138,7 @@ class OperatorApi:
             RECEIVING: 0,
             **dict.fromkeys(SHARD_FIGURES),
             "starts": 0,
-            "alerts": [] if node else [f"UNREACHABLE_SHARD: no host serves shard {shard_id}"],
+            "alerts": [f"UNREACHABLE_SHARD: {alert}"] if unasked or not node else [],
         }
 
     def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:

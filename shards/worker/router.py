@@ -171,6 +171,11 @@ class PeerLink:
         """Whether the peer can be asked now."""
         return self._wire is not None and self._wire.is_open
 
+    @property
+    def why_down(self) -> str:
+        """Why the peer cannot be asked now; "" where it can."""
+        return "" if self.is_open else self.refused or "it cannot be reached"
+
     def pending_of(self, bucket_id: int) -> int:
         """How many requests for this bucket the peer has not answered."""
         return sum(1 for asked in self._pending.values() if asked[3] == bucket_id)

@@ -226,6 +226,7 @@ class Serving:
             "journal_bytes": worker.journal.stored_bytes,
             "garbage": len(worker.shard.chores),
             "passed_on": sum(link.passed_on for link in worker.links.values()),
+            "links_down": worker.links_down(),
             "snapshots": snapshotter.count,
             "snapshot_age_ns": self._host.clocks.boot_ns() - snapshotter.finished_boot_ns if snapshotter.count else -1,
             "snapshot_pause_max_ns": snapshotter.pause_max_ns,

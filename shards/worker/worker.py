@@ -564,6 +564,11 @@ class Worker:
         near = [link for shard_id, link in self.links.items() if isinstance(self._places[shard_id], str)]
         return all(link.is_open for link in near) and len(self._peers) >= len(near)
 
+    def links_down(self) -> dict[int, str]:
+        """The shards of other hosts that cannot be asked over their links now, and why."""
+        far = [shard_id for shard_id, place in self._places.items() if isinstance(place, Far)]
+        return {shard_id: why for shard_id in far if (why := self.links[shard_id].why_down)}
+
     def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
         if self.handoff.redirecting:
             for bucket_id in bucket_ids:

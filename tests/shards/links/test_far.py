@@ -292,10 +292,14 @@ def test_a_host_that_takes_connections_and_says_nothing_is_given_up() -> None:
     run(scene, uvloop.new_event_loop)
 
 
+NOT_BELIEVED = "shard 5 refused a link from 127.0.0.1: cluster.tls_cert, cluster.tls_ca: "
+
+
 @LOOPS
 def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
-    factory: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+    factory: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whoever is not let in is named where it came to, with the reason, whichever end did not believe the other one."""
     files = []
     for name in ("ours", "strange"):
         authority, place = trustme.CA(), tmp_path / name
@@ -307,6 +311,7 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
         files.append(Certificates(*(str(place / one) for one in ("chain.pem", "key.pem", "ca.pem"))))
     dialling, listening = contexts(files[0])
     stranger, _ = contexts(files[1]._replace(authority=files[0].authority))
+    unbelieving, _ = contexts(files[1])
 
     async def scene() -> None:
         async with door(tls=listening) as (one, peer):
@@ -318,9 +323,11 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
             link.flush()
             await until(lambda: caller.heard == [b"reply"])
             link.close()
-            for tls in (stranger, None):
+            for tls in (stranger, unbelieving, None):
+                caplog.clear()
                 with pytest.raises((LinkRefused, OSError)):
                     await dial(Far(one.address, 9), 5, DIALER, peer.wire, tls, secrets.randbits)
+                await until(lambda: NOT_BELIEVED in caplog.text)
             assert len(peer.frames) == 1
 
     run(scene, factory)

@@ -100,6 +100,10 @@ async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_
     assert (second["shard_id"], second["state"], second["reason"]) == (2, "elsewhere", "served by b")
     assert (second["buckets"], second["accounts"], second["alerts"]) == (2, None, [])
     assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
+    scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}
+    _, second = await rows_of(scene, "shards_info")
+    assert second["reason"] == "served by b; no link from this host: it cannot be reached"
+    assert second["alerts"] == ["UNREACHABLE_SHARD: no link from this host: it cannot be reached"]
     scene.elsewhere[2] = ""
     _, second = await rows_of(scene, "shards_info")
     assert second["alerts"] == ["UNREACHABLE_SHARD: no host serves shard 2"]
