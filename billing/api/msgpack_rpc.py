@@ -21,6 +21,7 @@ What it keeps:
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from typing import Final, cast
 
@@ -415,3 +416,10 @@ class Connection(ResponseTransport):
         elif progressed or not self._frame_since_ns:
             self._frame_since_ns = self._door.clock()
             self._door.watch(self)
+
+
+def connection_factory(
+    door: Door, wall_now_ns: Callable[[], int], random_bytes: Callable[[int], bytes]
+) -> Callable[[], Connection]:
+    """See `billing.config.doors`."""
+    return lambda: Connection(door)

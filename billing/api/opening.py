@@ -8,7 +8,7 @@
 
 All doors of a worker share one `Door`, that is their guard, their limits and their counters, and over TCP the same TLS
 and the same count of handshakes under way.
-A further protocol is a package beside `http` and one more kind here and in `billing.service.listeners`.
+`billing.config.doors` has the table of protocols.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from importlib import import_module
 
 from billing.api.door import Door
-from billing.api.msgpack_rpc import Connection
 from billing.api.tls_entrance import TlsEntrance, TlsListener
+from billing.config.doors import door_of
 
-if TYPE_CHECKING:
-    from billing.api.iproto.connection import RandomBytes
-
-HTTP: Final = "http"
-TARANTOOL: Final = "tarantool"
+RandomBytes = Callable[[int], bytes]
+Factory = Callable[[Door, Callable[[], int], RandomBytes], Callable[[], asyncio.BaseProtocol]]
 
 
 class Doors:
@@ -65,16 +62,8 @@ class Doors:
     def _protocol(self, kind: str) -> Callable[[], asyncio.BaseProtocol]:
         """What makes a connection of this kind."""
         # The modules of a protocol are loaded where one of its doors opens: most workers have no use for them.
-        if kind == HTTP:
-            from billing.api.http.server import HttpDoor
-
-            return HttpDoor(self.door, self._wall_now_ns).connection
-        if kind == TARANTOOL:
-            from billing.api.iproto.connection import connection_factory
-
-            return connection_factory(self.door, self._random_bytes)
-        door = self.door
-        return lambda: Connection(door)
+        factory: Factory = import_module(door_of(kind).module).connection_factory
+        return factory(self.door, self._wall_now_ns, self._random_bytes)
 
     def stop_listening(self) -> None:
         """No new connections; those that there are stay."""

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from billing.addresses import parse_listen, shown_url
+from billing.config.doors import listens_of
 from billing.config.schema import (
     CLASS_NAME,
     CLASSES_MAX,
@@ -282,12 +283,7 @@ def _nearest(word: str, words: Mapping[str, object]) -> str:
 def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong though each value alone is right: the keys concerned, the one to blame first, and what would do."""
     rpc = config.rpc
-    listens = [
-        ("rpc.listen", rpc.listen),
-        ("http.listen", config.http.listen),
-        ("tarantool.listen", config.tarantool.listen),
-        ("admin.listen", config.admin.listen),
-    ]
+    listens = [(f"{section}.listen", listen) for section, listen in listens_of(config).items()]
     for path, text in listens:
         if text and not parse_listen(text).loopback and not rpc.tokens_file and not rpc.tls_client_ca:
             guards = ("rpc.tokens_file", "rpc.tls_client_ca")

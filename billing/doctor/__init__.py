@@ -2,7 +2,7 @@
 
 Theory. The daemon proves itself with its own code: replay is the call that made the entry. A fault in that code, or in
 a codec that writes and reads wrongly alike, would prove itself right. So this room is a second implementation. It
-shares neither the ledger nor the journal's reader nor any of their codecs: every layout here was written from the
+shares neither the ledger nor the reader of files nor any of their codecs: every layout here was written from the
 grammar in the docstring of the module that writes it, money and time from the contract, with one plain Python integer
 of internal units for each sum. It is written to be obvious, and is slow where that helps.
 
@@ -11,6 +11,7 @@ something before it is damaged, it lists as not checked.
 
     files   one file by offset, read ahead            report    findings, notes and counts, and how they are told
     segment, snapshot, directory                      the bytes of one journal, judged
+    log     what a journal is to the rest, and one on servers, whose bytes its backend proves
     owners  the map of buckets, from its journal      entry     one entry of the ledger
     state, part, likeness                             accounts, a bucket as a snapshot holds it, both compared
     commands, cutoffs                                 what a command or a report does, again

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from billing import __version__
 from billing.addresses import shown_url
+from billing.config.doors import door_of
 from billing.config.schema import Config
 from shards.system.host import address_of
-
-_NAMES = {"tcp": "MessagePack-RPC", "unix": "MessagePack-RPC", "http": "HTTP/JSON", "tarantool": "Tarantool"}
 
 
 def introduction(file: Path | None, config: Config, pid: int) -> str:
@@ -25,7 +24,7 @@ def introduction(file: Path | None, config: Config, pid: int) -> str:
 
 def doors_of(listeners: list[tuple[str, socket.socket]], admin: socket.socket | None, has_tls: bool) -> str:
     """Where it listens. `has_tls`: of the dashboard."""
-    doors = [f"{_NAMES.get(kind, kind)} at {_shown(listener)}" for kind, listener in listeners]
+    doors = [f"{door_of(kind).protocol} at {_shown(listener)}" for kind, listener in listeners]
     if admin is not None:
         doors.append(f"dashboard http{'s' if has_tls else ''}://{_shown(admin)}/")
     return f"listening: {', '.join(doors)}"

@@ -20,21 +20,16 @@ import stat
 from typing import Final, NamedTuple
 
 from billing.addresses import parse_listen
+from billing.config.doors import ADMIN, DOORS, RPC, listens_of
 from billing.config.load import ConfigError, Fault
 from billing.config.schema import Config
 from shards.system.host import bind_tcp, bound_peers
 
 BACKLOG: Final = 4096
-RPC, HTTP, TARANTOOL, ADMIN, UNIX = "rpc", "http", "tarantool", "admin", "unix"
-KEYS: Final = {
-    RPC: "rpc.listen",
-    HTTP: "http.listen",
-    TARANTOOL: "tarantool.listen",
-    ADMIN: "admin.listen",
-    UNIX: "rpc.unix_socket",
-}
+UNIX: Final = "unix"
+KEYS: Final = {UNIX: "rpc.unix_socket", **{one: f"{one}.listen" for one in (*(door.section for door in DOORS), ADMIN)}}
 # What workers know a listener of this role by.
-KINDS: Final = {RPC: "tcp", HTTP: "http", TARANTOOL: "tarantool", UNIX: "unix"}
+KINDS: Final = {UNIX: "unix", **{door.section: door.kind for door in DOORS}}
 
 Listeners = list[tuple[str, socket.socket]]  # (kind, socket); see billing.api.opening
 
@@ -65,7 +60,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
             admin = one
         else:
             listeners.append((KINDS[role], one))
-    for role, listen in _tcp(config).items():
+    for role, listen in listens_of(config).items():
         if not listen or role in taken:
             continue
         try:
@@ -116,18 +111,8 @@ def role_of(name: str, handed: socket.socket, config: Config) -> str:
     if handed.family == socket.AF_UNIX:
         return UNIX
     port = handed.getsockname()[1]
-    ports = {role: parse_listen(listen).port for role, listen in _tcp(config).items() if listen}
-    return next((role for role in (ADMIN, HTTP, TARANTOOL) if ports.get(role) == port), RPC)
-
-
-def _tcp(config: Config) -> dict[str, str]:
-    """The addresses of the configuration, by role."""
-    return {
-        RPC: config.rpc.listen,
-        HTTP: config.http.listen,
-        TARANTOOL: config.tarantool.listen,
-        ADMIN: config.admin.listen,
-    }
+    ports = {role: parse_listen(listen).port for role, listen in listens_of(config).items() if listen}
+    return next((role for role in reversed(ports) if ports[role] == port), RPC.section)
 
 
 def _fault(role: str, handed: socket.socket, config: Config) -> str:

@@ -24,6 +24,7 @@ import click
 from billing.addresses import parse_listen
 from billing.cli.finding import RULE, config_file
 from billing.cli.output import say
+from billing.config.doors import listens_of
 from billing.config.load import load
 from billing.config.schema import Config
 
@@ -162,7 +163,7 @@ def service_unit(config: Config, file: Path, python: str) -> str:
 
 def socket_unit(config: Config, file: Path) -> str:
     """The .socket unit, for the addresses of the configuration."""
-    listens = [*_tcp_listens(config), config.rpc.unix_socket]
+    listens = [*listens_of(config).values(), config.rpc.unix_socket]
     streams = "\n".join(f"ListenStream={plain(one)}" for one in listens if one)
     return SOCKET.format(config=shlex.quote(str(file)), listens=streams)
 
@@ -180,17 +181,12 @@ def word(text: str) -> str:
     return '"' + escaped.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _tcp_listens(config: Config) -> list[str]:
-    """The TCP addresses of all doors; empty texts where a door is switched off."""
-    return [config.rpc.listen, config.http.listen, config.tarantool.listen, config.admin.listen]
-
-
 def addresses_of(config: Config) -> list[str] | None:
     """What may be spoken with, where all of it is known by number; None where a name is configured, or any address may
     come from outside.
     """
     found = {"localhost"}
-    for listen in _tcp_listens(config):
+    for listen in listens_of(config).values():
         if listen and not parse_listen(listen).loopback:
             return None
     servers = config.cluster.servers if config.journal.kind == "jetstream" else []

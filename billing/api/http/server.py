@@ -330,3 +330,10 @@ def _is_json(kind: str) -> bool:
         return True
     media, *parameters = (part.strip().lower() for part in kind.split(";"))
     return media == JSON and all(part in ("", "charset=utf-8", 'charset="utf-8"') for part in parameters)
+
+
+def connection_factory(
+    door: Door, wall_now_ns: Callable[[], int], random_bytes: Callable[[int], bytes]
+) -> Callable[[], HttpConnection]:
+    """See `billing.config.doors`."""
+    return HttpDoor(door, wall_now_ns).connection

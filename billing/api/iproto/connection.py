@@ -297,6 +297,6 @@ class TarantoolConnection(asyncio.Protocol):
             self._transport.abort()
 
 
-def connection_factory(door: Door, random_bytes: RandomBytes) -> Callable[[], Any]:
+def connection_factory(door: Door, wall_now_ns: Callable[[], int], random_bytes: RandomBytes) -> Callable[[], Any]:
     """What makes a connection for each client of this worker."""
     return lambda: TarantoolConnection(door, random_bytes)

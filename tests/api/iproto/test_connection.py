@@ -62,7 +62,7 @@ class Connector:
 @asynccontextmanager
 async def connector(house: House) -> AsyncIterator[Connector]:
     server = await asyncio.get_running_loop().create_server(
-        connection_factory(house.door, lambda count: bytes(range(count))), "127.0.0.1", 0
+        connection_factory(house.door, lambda: 0, lambda count: bytes(range(count))), "127.0.0.1", 0
     )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     one = Connector(reader, writer)
