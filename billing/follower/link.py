@@ -167,11 +167,11 @@ class FollowerLink:
 
     # -- what the worker calls ---------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Starts the process, and again whenever it ends, until `close`."""
+    def start(self, after_s: float = 0.0) -> None:
+        """Starts the process, so much later, and again whenever it ends, until `close`. Questions wait for it."""
         assert self._task is None
         self._phase = STARTING
-        self._task = self._loop.create_task(self._keep())
+        self._task = self._loop.create_task(self._keep(after_s))
 
     def hand(self, position: int, payload: bytes) -> None:
         """Takes the batch at `position`, which is durable, in the turn of the loop in which it is answered. Every batch
@@ -409,8 +409,11 @@ class FollowerLink:
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
-    async def _keep(self) -> None:
+    async def _keep(self, after_s: float) -> None:
         failures = 0
+        if after_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), after_s)
         while not self._closing.is_set():
             self._phase, self._reason = STARTING, "it is starting"
             code = await self._run_once()

@@ -71,6 +71,7 @@ from shards.worker.hosting import ServedShard
 log = logging.getLogger("billing.worker.application")
 
 DRAIN_DELIVERY_S = 2.0
+FOLLOWERS_AFTER_S = 0.3  # where hosts take shards over: a process that starts takes a core from the first answers
 
 _REPORTS = {
     (CUTOFF, STARTED): ops.CUTOFF_STARTED,
@@ -391,7 +392,7 @@ class Billing:
             self._history.keep_for(self.config.history.keep_days)
         if self._begin.log:
             self._history.share(identity_of_log(self._begin.log))
-        self._history.start()
+        self._history.start(FOLLOWERS_AFTER_S if self._begin.log else 0.0)
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
         settings, journal = self._delivery_settings(), worker.journal
         known = accepts_loss, self._begin.settled, clocks
@@ -519,6 +520,9 @@ class Billing:
             self._door.close()
         if self._audit is not None:
             await self._audit.close()
+
+    async def end_followers(self) -> None:
+        """Lets history and notices write what was committed, and ends them."""
         links = [link for link in (self._history, self._notices) if link is not None]
         await asyncio.gather(*(link.close() for link in links))
 

@@ -5,7 +5,8 @@ The map's log holds who is to serve each shard, and who takes part:
     ["host", host id, node, workers]                 this host takes part, and serves so many shards at most
     ["own", shard, number, node, host id]            this host serves the shard from here on; node "" : nobody does
     ["at", shard, number, links, direct]             where its worker is reached: by workers of other hosts, by clients
-    ["wish", shard, number, host id]                 the owner is asked to hand the shard over to that host
+    ["wish", shard, number, host id]                 the owner is asked to hand the shard over to that host; or it is
+                                                     about to give it back, and that host is to look out for it
     ["drained", node, bool]                          this node is to serve nothing, if others can
 
 `number` rises by one with each `own` of a shard, and every record about an ownership names it: what is said about an
@@ -19,7 +20,7 @@ the shard back or was not heard of for a grant of time.
 A host **takes** a shard that nobody owns, that its own earlier life owned, or whose owner has been heard of since it
 became the owner, and has given the shard back or was not heard of for 1.01 grants. A new owner is on its way to its
 first record, for which it has `GRACE_NS`. Of several hosts that may take a shard, the one that serves least tries
-first; a drained one waits `DRAINED_WAIT_NS` for the others.
+first; a drained one waits `DRAINED_WAIT_NS` for the others. The one that a `wish` names waits for nobody.
 
 A host **wishes** for a shard of another one where that makes the load more even: `served + 1` of `workers` here must be
 less than what the other one serves of its own, or the other one is drained. A wish is made only while no shard is on
@@ -148,13 +149,15 @@ class Placement:
         self._heard: set[int] = set()  # shards whose owner was heard of since it became the owner
         self._free_ns: dict[int, int] = {}  # shard -> since when it may be taken
         self._steady_ns = -1  # since when nothing has disturbed this host's part; −1: not known yet
-        self._wished_ns = -AWAITED_NS  # when this host last made a wish
+        self._promised_ns: dict[tuple[int, int], int] = {}  # (shard, number) that this host is to get -> since when
         self._changed_ns = 0  # when any shard last changed its owner
 
     def hear(self, shares: Shares, signs: Mapping[int, LastSign], now_ns: int) -> None:
         """To be called a few times a second, with the newest map."""
         if self._steady_ns < 0:
             self._steady_ns = now_ns
+        promised = [(shard, own.number) for shard, own in shares.owns.items() if own.wish == self.host_id]
+        self._promised_ns = {one: self._promised_ns.get(one, now_ns) for one in promised}
         for shard, sign in signs.items():
             own = shares.owns.get(shard)
             number = 0 if own is None else own.number
@@ -173,6 +176,21 @@ class Placement:
             else:
                 self._free_ns.pop(shard, None)
 
+    def heirs(self, shares: Shares) -> dict[int, str]:
+        """For each shard that this host owns and is about to give back, the host that is to look out for it: of those
+        that are not drained the one that serves least then. Where that host is gone, another one takes the shard.
+        """
+        loads = {
+            host_id: len(shares.served_by(host_id))
+            for host_id, member in shares.members.items()
+            if host_id != self.host_id and member.node not in shares.drained
+        }
+        found = {}
+        for shard in shares.served_by(self.host_id) if loads else ():
+            found[shard] = min(loads, key=lambda one: (loads[one] / shares.members[one].workers, one))
+            loads[found[shard]] += 1
+        return found
+
     def disturbed(self, now_ns: int) -> None:
         """A shard of this host failed, or was taken from it: it wishes for nothing for a while."""
         self._steady_ns = now_ns
@@ -190,9 +208,8 @@ class Placement:
         """
         if len(served) >= self.workers:
             return False
-        wished = [shard for shard, own in shares.owns.items() if own.wish == self.host_id]
         free = [shard for shard in self._free_ns if shard not in served | failed]
-        since_ns = [*(self._free_ns[shard] for shard in free), *([self._wished_ns] if wished else [])]
+        since_ns = [*(self._free_ns[shard] for shard in free), *self._promised_ns.values()]
         return any(now_ns - one_ns < AWAITED_NS for one_ns in since_ns)
 
     def is_alive(self, shard: int) -> bool:
@@ -235,7 +252,7 @@ class Placement:
                 own = shares.owns.get(shard)
                 if self._known[shard][0] != (0 if own is None else own.number):
                     continue  # it was handed over since the last look
-                is_mine = own is not None and own.host_id == self.host_id
+                is_mine = own is not None and self.host_id in (own.host_id, own.wish)
                 if is_mine or now_ns - self._free_ns[shard] >= wait_ns:
                     return Take(shard)
         is_calm = not free and now_ns - self._changed_ns >= PAUSE_NS and 0 <= self._steady_ns <= now_ns - STEADY_NS
@@ -261,5 +278,4 @@ class Placement:
                 best = max(best or (load, owned[-1]), (load, owned[-1]))
         if best is None:
             return None
-        self._wished_ns = now_ns
         return Wish(best[1])

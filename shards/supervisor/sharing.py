@@ -22,6 +22,7 @@ decision. The mover refuses these by name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
@@ -191,8 +192,18 @@ class Sharing:
         self._failed.clear()
 
     def stop(self) -> None:
-        """Takes nothing more."""
+        """Takes nothing more, and says who is to look out for what this host gives back."""
         self._stopping = True
+        self._hands.spawn(self._promise())
+
+    async def _promise(self) -> None:
+        def records() -> list[list[object]]:
+            shares = self._registry.shares
+            heirs = self._placement.heirs(shares)
+            return [["wish", shard, shares.owns[shard].number, heir] for shard, heir in heirs.items()]
+
+        with contextlib.suppress(JournalError):  # then they look a little later
+            await self._registry.record_if(records)
 
     def _spares_wanted(self) -> int:
         """Processes to keep ready: this host's part of the shards of any one other host."""

@@ -741,13 +741,14 @@ class Supervisor:
 
     async def _stop_workers(self) -> None:
         self.mover.stop()
+        if self.sharing is not None:
+            self.sharing.stop()
         self._tell(Stop())
         for worker in self.workers.values():
             if worker.state == "recovering":
                 terminate(worker)
         givers = []
         if self.sharing is not None:
-            self.sharing.stop()
             givers = [asyncio.ensure_future(self._give_back(worker)) for worker in self.workers.values()]
         if tasks := [worker.task for worker in self.workers.values() if worker.task is not None]:
             _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)

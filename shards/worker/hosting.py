@@ -113,6 +113,9 @@ class Hosted(Application, Protocol):
     async def stop_listening(self) -> None:
         """No new connections, no new requests; what is in flight goes on."""
 
+    async def end_followers(self) -> None:
+        """Lets whoever follows the journal take in what was committed, and ends them; nothing is committed any more."""
+
     async def close(self) -> None:
         """Closes connections after what was answered has left, and stops telling."""
 

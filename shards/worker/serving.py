@@ -4,7 +4,8 @@
              links to the other workers, and the application's doors
     serve    until told to stop, answering what the supervisor says
     close    no new requests; what is in flight is answered; a last snapshot, so that a new version starts from state
-             and not from old commands; then the journal is closed
+             and not from old commands; then the journal is closed, for which another host may be waiting: whoever
+             follows the journal ends beside that
 
 Where the process fails in between, none of `close` is done: it would answer what is not durable.
 """
@@ -250,9 +251,15 @@ class Serving:
         await worker.quiesce()  # what came in between
         worker.snapshotter.close()
         self._holds.close()
-        if self._wire.is_open:
-            await self._snapshot()
-        await self.executor.call(journal.close)
+        followers = self._loop.create_task(application.end_followers())
+        try:
+            if not self._recovered.begin.log:  # nobody waits for the journal: a snapshot may trim all that they have
+                await asyncio.wait({followers})
+            if self._wire.is_open:
+                await self._snapshot()
+            await self.executor.call(journal.close)
+        finally:
+            await followers
         self.executor.close()
         if self._sockets is not None:
             self._sockets.close()

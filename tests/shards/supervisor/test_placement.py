@@ -137,8 +137,34 @@ def test_a_shard_that_does_not_come_is_not_looked_for_without_pause() -> None:
     assert not one.is_awaiting(known, set(), set(), 5 * SECOND)
     assert one.next_step(known, set(), set(), 5 * SECOND) == Wish(2)
     known.apply(["wish", 2, 1, "id-b"])
+    one.hear(known, signs(5, 5), 5 * SECOND)
     assert one.is_awaiting(known, set(), set(), 5 * SECOND + AWAITED_NS - 1)
+    one.hear(known, signs(6, 6), 6 * SECOND)
     assert not one.is_awaiting(known, set(), set(), 5 * SECOND + AWAITED_NS), "its owner does not hear"
+
+
+def test_a_host_that_ends_names_who_looks_out_for_each_of_its_shards() -> None:
+    """The least loaded first, and nobody who is drained; that one takes what is given back before the others do."""
+    one, known = placement(A), shares(s1=A, s2=A, s3=B)
+    assert one.heirs(known) == {1: "id-c", 2: "id-b"}
+    known.apply(["drained", "c", True])
+    assert one.heirs(known) == {1: "id-b", 2: "id-b"}
+    known.apply(["drained", "b", True])
+    assert one.heirs(known) == {}
+    assert placement(C).heirs(known) == {}, "it serves nothing"
+    known.apply(["wish", 1, 1, "id-b"])
+    heir, other = placement(B), placement(C)
+    for taker in (heir, other):
+        taker.hear(known, signs(1, 1, 1), 0)
+        taker.hear(known, signs(2, 2, 2, epoch=2), SECOND)
+    assert heir.is_awaiting(known, {3}, set(), SECOND)
+    assert not other.is_awaiting(known, set(), set(), SECOND)
+    assert heir.next_step(known, {3}, set(), SECOND) is None, "its owner lives"
+    given_up = {1: LastSign(3, True, 2), 2: LastSign(3, False, 2), 3: LastSign(3, False, 2)}
+    for taker in (heir, other):
+        taker.hear(known, given_up, SECOND + 1)
+    assert heir.next_step(known, {3}, set(), SECOND + 1) == Take(1)
+    assert other.next_step(known, {4}, set(), SECOND + 1) is None
 
 
 def test_a_wish_waits_until_this_host_is_steady_and_nothing_is_on_its_way() -> None:

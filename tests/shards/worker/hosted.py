@@ -102,6 +102,9 @@ class CountersApplication:
     async def stop_listening(self) -> None:
         """It has no doors."""
 
+    async def end_followers(self) -> None:
+        pass
+
     async def close(self) -> None:
         """It has no doors."""
 
