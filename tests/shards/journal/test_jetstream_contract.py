@@ -12,7 +12,7 @@ from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.witness import Witness
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
-from tests.shards.journal.contract import JournalContract
+from tests.shards.journal.contract import Backend, JournalContract
 from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
@@ -100,3 +100,7 @@ class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract, Ro
         servers = OnServers(cluster)
         yield servers
         servers.close()
+
+    @pytest.mark.parametrize("seed", range(4))  # each call waits for a majority; the other backends have all seeds
+    def test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(self, backend: Backend, seed: int) -> None:
+        super().test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(backend, seed)
