@@ -506,7 +506,7 @@ class Owner:
 def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: NatsCluster) -> None:
     owner = Owner(streams)
     expected: list[tuple[int, bytes]] = []
-    for turn in range(6):
+    for turn in range(4):
         leader = streams.leader(f"J_{SHARD}")
         streams.kill(leader if turn % 2 else (leader + 1) % 3)
         for _ in range(5):
