@@ -10,9 +10,10 @@ It is taken in four steps; the supervisor does three, and the process that takes
     4 end    all goes on
 
 **Other hosts.** Where several serve at once, the steps for a shard of another host go over a worker's link to it, and
-the copy is made from the log, which this host reads as well as the shard's owner. The cut is an instant of billing
-time, which two hosts reach at moments that differ as their clocks do; so it is chosen further ahead. A shard whose
-host changes meanwhile makes the backup void.
+the copy is made from the log, which this host reads as well as the shard's owner. A worker whose files are held takes
+part in no move, whichever host drives it, and is held once those are over in which it does. The cut is an instant of
+billing time, which two hosts reach at moments that differ as their clocks do; so it is chosen further ahead. A shard
+whose host changes meanwhile makes the backup void.
 
     ("hold_files", holder)   ("let_go", holder)   ("cut", at_ns, stand_ns)     the steps, as they pass over a link
 
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from shards.control import AskShard, BackupReport, Cut, CutAt, FilesHeld, HoldFiles, ShardTold
+from shards.journal import JournalError
 from shards.machine import Command
 from shards.moves.mover import Mover
 from shards.replies import Unavailable
@@ -109,23 +111,23 @@ class Holds:
         return True
 
     def _hold(self, holder: object, lease: asyncio.TimerHandle | None, tell: Callable[[], None]) -> None:
-        """`tell` is called once no snapshot is made and nothing trimmed, until that is taken back."""
+        """`tell` is called once no snapshot is made, nothing trimmed and no bucket moved, until that is taken back."""
         if (before := self._leases.get(holder)) is not None:
             before.cancel()
         self._leases[holder] = lease
-        self._worker.snapshotter.held = True
+        self._worker.snapshotter.held = self._worker.handoff.held = True
         self._tell_when_still(holder, tell)
 
     def _let_go(self, holder: object) -> None:
         lease = self._leases.pop(holder, None)
         if lease is not None:
             lease.cancel()
-        self._worker.snapshotter.held = bool(self._leases)
+        self._worker.snapshotter.held = self._worker.handoff.held = bool(self._leases)
 
     def _tell_when_still(self, holder: object, tell: Callable[[], None]) -> None:
         if holder not in self._leases:
             return
-        if self._worker.snapshotter.is_still():
+        if self._worker.snapshotter.is_still() and self._worker.handoff.is_still():
             tell()
         else:
             asyncio.get_running_loop().call_later(STILL_POLL_S, self._tell_when_still, holder, tell)
@@ -174,7 +176,7 @@ class OtherHosts(NamedTuple):
 
     holder: str  # what this host is called there
     clocks_ns: int  # by how much two hosts' clocks may differ
-    numbers: Callable[[], dict[int, int]]  # the shards that they serve, each with the number of its ownership
+    lives: Callable[[], dict[int, tuple[int, int]]]  # the shards that they serve, each with the life of its worker
     ask: Callable[[int, Command], None]  # a step, for a shard; its answer comes as ShardTold. Raises ConnectionError
 
 
@@ -215,7 +217,7 @@ class Backups:
     ) -> None:
         """`workers`: shard id -> what has `state` and `wire`. `others`: where several hosts serve at once."""
         self._others = others
-        self._far: dict[int, int] = {}  # shards of other hosts that are held -> the number of their ownership
+        self._far: dict[int, tuple[int, int]] = {}  # shards of other hosts that are held -> the life of their worker
         self._registry = registry
         self._workers = workers
         self._moves = moves
@@ -258,12 +260,14 @@ class Backups:
         self._void = ""
         self._registry.held = True
         await asyncio.wait_for(self._moves.hold(), STILL_TIMEOUT_S)
-        far = {} if self._others is None else self._others.numbers()
+        far = {} if self._others is None else self._others.lives()
         ways = {shard_id: self._way_to(shard_id, far) for shard_id in sorted(self._registry.map.weights)}
         self._held = ways.keys() - far.keys()
         self._far = far
         await self._ask_all(ways, HoldFiles(True), STILL_TIMEOUT_S)
         at_ns, positions = await self._cut(ways)
+        if self._others is not None:
+            await self._take_up_moves()
         async with self._registry.deciding:
             head = self._registry.version
         self._renew()
@@ -280,6 +284,13 @@ class Backups:
             "lease_s": LEASE_S,
         }
 
+    async def _take_up_moves(self) -> None:
+        """What other hosts had decided before their shards were held is known here. Raises ConnectionError."""
+        try:
+            await self._registry.catch_up()
+        except JournalError as error:
+            raise ConnectionError(str(error)) from error
+
     async def _cut(self, ways: dict[int, _Way]) -> tuple[int, dict[int, int]]:
         clocks_ns = self._others.clocks_ns if self._others is not None and self._far else 0
         for ahead_ns, stand_ns in ATTEMPTS_NS:
@@ -293,7 +304,7 @@ class Backups:
                 return at_ns, positions
         raise ConnectionError("the workers are too busy to stand still at one instant; try again")
 
-    def _way_to(self, shard_id: int, far: dict[int, int]) -> _Way:
+    def _way_to(self, shard_id: int, far: dict[int, tuple[int, int]]) -> _Way:
         if self._others is not None and shard_id in far:
             return _FarWay(shard_id, self._others)
         worker = self._workers.get(shard_id)
@@ -304,10 +315,10 @@ class Backups:
         return way
 
     def _look_at_others(self) -> None:
-        """A shard of another host that has changed its owner held nothing since."""
-        now = {} if self._others is None else self._others.numbers()
-        for shard_id, number in self._far.items():
-            if now.get(shard_id) != number:
+        """A shard of another host that has changed its owner, or whose worker lives anew, held nothing since."""
+        now = {} if self._others is None else self._others.lives()
+        for shard_id, life in self._far.items():
+            if now.get(shard_id) != life:
                 self._void = f"shard {shard_id} changed its host meanwhile: take the backup again"
 
     def _tell_far(self, message: HoldFiles) -> None:

@@ -5,11 +5,13 @@
                             ReadFigures, ReadObstacle, Examine, Query     questions, each with a number
                             Answer                                        to a worker's Ask
                             MoveOut, MoveIn, MoveAbort, NewOwner          see `shards.moves.move`
+                            PassOn, PassAsk                               for a worker of another host
                             HoldFiles, Cut, AskShard                      see `shards.backup`
     worker → supervisor     Waiting, Progress, Recovered, Serving, Failed
                             Figures, Obstacle, Examined, QueryReply       the answers, each with its question's number
                             Ask                                           an operator's wish that came in by a door
                             Payload, Stored, Served, Known, Unmoved, Holdup
+                            Arriving, FarReport, FarAnswer                of, and by, workers of other hosts
                             FilesHeld, CutAt, ShardTold
 
 A message is an array: its name, then its fields in the order of the class. `Stop()` is `["stop"]`, and
@@ -38,6 +40,7 @@ class LinkSettings(NamedTuple):
     listen: str  # "host:port" to be dialled at; port 0 takes a free one
     cluster: str  # that the log belongs to
     epoch: int  # of the shard's `own` record in the map
+    life: int  # that this process will be recorded with
     secret_file: str  # "": none
     certificates: tuple[str, str, str] | None  # files, see `shards.links.far.Certificates`
 
@@ -176,6 +179,7 @@ class MoveIn(Message, frozen=True):
     generation: int  # that it will have there
     block: bytes
     digest: bytes
+    at_ns: int  # billing instant at the source, behind all that happened to it there
 
 
 class MoveAbort(Message, frozen=True):
@@ -199,6 +203,24 @@ class AskShard(Message, frozen=True):
 
     shard_id: int
     step: Command
+
+
+class PassOn(Message, frozen=True):
+    """An order about a move, for the worker of a shard on another host; what that says to it comes as FarReport."""
+
+    shard_id: int  # whose worker it is for
+    number: int  # of the move
+    source: int  # the shard that the bucket leaves,
+    voice: tuple[int, int]  # and the life of its worker that the move is of, as `own` number and `life`
+    order: bytes  # a MoveOrder, encoded
+
+
+class PassAsk(Message, frozen=True):
+    """An operator's wish that only the supervisor of another shard's host carries out; answered with FarAnswer."""
+
+    shard_id: int
+    number: int
+    operation: Command
 
 
 class HoldFiles(Message, frozen=True):
@@ -302,6 +324,7 @@ class Payload(Message, frozen=True):
     number: int
     block: bytes
     digest: bytes
+    at_ns: int  # billing instant behind all that happened to it
 
 
 class Stored(Message, frozen=True):
@@ -337,6 +360,35 @@ class Holdup(Message, frozen=True):
     reason: str
 
 
+MoveOrder = MoveOut | MoveIn | MoveAbort | NewOwner  # what the supervisor says about a move
+MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # what workers say about one
+
+
+class Arriving(Message, frozen=True):
+    """Another host moves a bucket here; said before it is Stored. What comes of it stands in the map."""
+
+    number: int
+    bucket_id: int
+    generation: int  # that it will have here
+    source: int
+    voice: tuple[int, int]  # of the source's worker
+
+
+class FarReport(Message, frozen=True):
+    """What the worker of a shard on another host says to an order that was passed on to it."""
+
+    shard_id: int
+    voice: tuple[int, int]  # of that worker; (0, 0): it was not reached, and this says so
+    report: MoveReport
+
+
+class FarAnswer(Message, frozen=True):
+    """To the PassAsk of that number."""
+
+    number: int
+    reply: Any
+
+
 class FilesHeld(Message, frozen=True):
     """No snapshot is made any more, and nothing trimmed."""
 
@@ -357,18 +409,19 @@ class ShardTold(Message, frozen=True):
 
 # -- unions -----------------------------------------------------------------------------------------------------------
 
-MoveOrder = MoveOut | MoveIn | MoveAbort | NewOwner  # what the supervisor says about a move
-MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # what workers say about one
 QuestionReply = Figures | Obstacle | Examined  # answers to the supervisor's own questions
 BackupReport = FilesHeld | CutAt | ShardTold
 ToWorker = (
     Begin | Serve | Stop | NewAnchor | ShardsChanged | Configure | Proved
-    | ReadFigures | ReadObstacle | Examine | Query | Answer | MoveOrder | HoldFiles | Cut
+    | ReadFigures | ReadObstacle | Examine | Query | Answer | MoveOrder | PassOn | PassAsk | HoldFiles | Cut
     | AskShard
 )  # fmt: skip
 ToSupervisor = (
-    Waiting | Progress | Recovered | Serving | Failed | QuestionReply | QueryReply | Ask | MoveReport | BackupReport
+    Waiting | Progress | Recovered | Serving | Failed | QuestionReply | QueryReply | Ask | MoveReport
+    | Arriving | FarReport | FarAnswer | BackupReport
 )  # fmt: skip
 
+to_order: Final = msgspec.msgpack.Decoder(MoveOrder).decode  # of PassOn
+to_report: Final = msgspec.msgpack.Decoder(MoveReport).decode
 to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
 to_supervisor: Final = msgspec.msgpack.Decoder(ToSupervisor).decode

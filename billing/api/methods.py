@@ -595,7 +595,6 @@ _ROWS: Final = (
         shapes.one(shapes.REBALANCE),
         (),
         (Field("plan", Flag(), 0),),
-        ("MOVE_REFUSED",),
     ),
     _row(
         QUERY,

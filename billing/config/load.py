@@ -360,7 +360,7 @@ def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     if told.host in EVERYWHERE and any(one.host in EVERYWHERE for one in heard):
         yield ("cluster.advertise", "cluster.listen"), "expected an address of this host by which the others reach it"
     if config.shards.weights:
-        yield ("shards.weights", "cluster.listen"), 'expected "": buckets stay where they are while several hosts serve'
+        yield ("shards.weights", "cluster.listen"), 'expected "": hosts that serve at once have their buckets evenly'
 
 
 def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:

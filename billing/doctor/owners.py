@@ -8,7 +8,8 @@
 ["settled", shard, position]   up to which batch nothing is owed outside; another host begins there
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
-["wish", shard, number, host id] ["drained", node, bool]   which host serves which shard, where several serve at once
+["life", shard, number, life] ["wish", shard, number, host id] ["drained", node, bool]   which host serves which shard,
+where several serve at once, and how often its worker has opened the journal
 ["clock", host id, 48 bytes]   the anchor of that host
 ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
 """
@@ -32,6 +33,7 @@ _OF_HOSTS: Final = {
     "host": [str, str, int],
     "own": [int, int, str, str],
     "at": [int, int, str, str],
+    "life": [int, int, int],
     "wish": [int, int, str],
     "drained": [str, bool],
 }
@@ -119,7 +121,7 @@ class OwnerMap:
         elif kind in _OF_HOSTS:
             if [type(field) for field in fields] != _OF_HOSTS[kind]:
                 raise Unreadable(f"of hosts that serve at once: {kind} {fields!r} cannot be")
-            if kind in ("own", "at", "wish") and (fields[0] not in self.weights or fields[1] < 1):
+            if kind in ("own", "at", "life", "wish") and (fields[0] not in self.weights or fields[1] < 1):
                 raise Unreadable(f"{kind} names shard {fields[0]!r}, number {fields[1]!r}")
         elif kind == "anchor":
             _check_anchor(fields[0])

@@ -37,6 +37,7 @@ PRUNE_EVERY_S: Final = 3_600.0
 PRUNE_AGAIN_S: Final = 30.0  # another shard's file could not be read, as while it is converted
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former owner of the bucket has yet to write
+APART_WAIT_NS: Final = 200_000_000  # and where it may be another host's, which may never write it here
 FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
 NICENESS: Final = 5
 GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make no cycles: collect rarely
@@ -52,6 +53,7 @@ class Projector(Follower):
         self._rows_at_checkpoint = 0
         self._keep_days = 0
         self._log = b""  # what the log is called in cursors, where hosts share it
+        self._is_apart = False  # the files of other shards may be other hosts'
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
 
     @property
@@ -63,7 +65,7 @@ class Projector(Follower):
     def on_open(
         self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
     ) -> tuple[Store, list[str]]:
-        accept_loss, self._keep_days, self._log = options
+        accept_loss, self._keep_days, self._log, self._is_apart = options
         where, is_shared = (directory, shard, first, head, self.disk), bool(self._log)
         self._store, remarks = open_store(*where, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
         self._reader = HistoryReader(directory, shard, self._store.db, self.disk)
@@ -189,7 +191,8 @@ class Projector(Follower):
     ) -> None:
         """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later."""
         now_ns = self.clocks.boot_ns()
-        if not missing or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
+        is_elsewhere = self._is_apart and now_ns - asked_ns > APART_WAIT_NS
+        if not missing or is_elsewhere or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
             self._awaited_ns.pop(bucket_id, None)
             self.answer(number, answer)
         elif now_ns - asked_ns < FORMER_WAIT_NS:

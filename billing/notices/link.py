@@ -33,6 +33,7 @@ def opened(
     accept_loss: bool,
     settled: int,
     clocks: Clocks,
+    apart: bool = False,
     *,
     command: Sequence[str] = COMMAND,
     host: Host = REAL,
@@ -40,7 +41,7 @@ def opened(
     """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
     given up: a URL named later is told of events from then on. `accept_loss`: a file that is ahead of the
     journal is cut back instead of refused. `settled`: the batch up to which any host is known to have told everything;
-    −1: none is.
+    −1: none is. `apart`: the files of other shards may be other hosts', so each shard tells what its own journal holds.
     """
     disk = host.disk
     if not url:
@@ -56,7 +57,7 @@ def opened(
     remark = found(directory, shard_id, first, begin, disk, host.randbits(62), clocks.wall_ns())
     if remark:
         log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
-    options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s)
+    options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s, apart)
     link = FollowerLink("notices", command, directory, shard_id, journal, clocks, options=options, host=host)
     link.start()
     return link

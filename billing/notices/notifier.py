@@ -9,6 +9,8 @@ yields where cores are short (`NICENESS`). However many notices are owed, no cut
 
 **Order across moves.** The notices of a bucket that came wait until what its former shards owe of it was taken over,
 however slow those are (`store.claim`); and what was taken over from here is deleted here once others have proved it.
+Where the files of shards are on several hosts, none of this is done: each shard tells what its own journal holds, also
+of a bucket that has left, and a bucket that came waits for nothing; so no takeover can lose what was taken over.
 A shard that is gone for good, or was restored from an older copy, may never say that it gave the bucket away: after
 `CLAIM_END_NS` the wait ends (`store.give_up`), the operator's log says so, and what comes later is told when it comes.
 """
@@ -72,7 +74,7 @@ class Notifier(Follower):
     def on_open(
         self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
     ) -> tuple[Store, list[str]]:
-        accept_loss, url, secrets_, timeout_s, connect_timeout_s = options
+        accept_loss, url, secrets_, timeout_s, connect_timeout_s, apart = options
         self._store, remarks = open_store(
             directory,
             shard,
@@ -84,6 +86,7 @@ class Notifier(Follower):
             now_ns=self.clocks.wall_ns(),
             accept_loss=accept_loss,
         )
+        self._store.is_apart = apart
         self._owed = self._store.owed()
         settings = DeliverySettings(
             url=url, concurrency=SENDERS, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, warm=0

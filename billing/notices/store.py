@@ -26,6 +26,9 @@ to a file of another shard. The wait ends without a departure at once where a fi
 after the bucket came, since the departure may be lost for good; else when the notifier's patience ends (`give_up`):
 what is on record by then is taken over, and what comes later is taken over when it comes, late rather than never.
 
+**Where these files are on several hosts** (`is_apart`), what is owed of a bucket that left stays its former shard's to
+tell, and a bucket that came waits for nothing.
+
 **On disk** is where a backlog grows, by some 800 bytes a notice, never in memory. The journal is needed from
 `durable` on. Behind its journal the file is fed; ahead of it it is refused (`Ahead`). How a file comes to be,
 and what becomes of one that is gone or damaged, is in `opening`.
@@ -147,6 +150,7 @@ class Store(FollowerStore):
         """Opens the file, which `found` has made. Raises StoreError, Unproved, sqlite3.Error, OSError."""
         self.directory = directory
         super().__init__(file_of(directory, shard), KIND, shard, disk)
+        self.is_apart = False  # the files of other shards may be other hosts'
 
     def read_where(self) -> None:
         db = self.db
@@ -206,19 +210,22 @@ class Store(FollowerStore):
                     user_id, at_ns, name, posted = notice
                     self._rows.append(signed(self.seq, bucket_id, generation, user_id, position, at_ns, name, posted))
             elif kind == RECEIVED:
-                self.here[bucket_id] = self.pending[bucket_id] = generation
+                self.here[bucket_id] = generation
+                if not self.is_apart:
+                    self.pending[bucket_id] = generation
                 self.given_up.pop(bucket_id, None)
                 self.departed.discard((bucket_id, generation))  # a move that had come to nothing is tried again
                 again = "DELETE FROM departures WHERE bucket_id = ? AND generation = ?"
                 self._changes.append((again, (bucket_id, generation)))
-                self._changes.append((ARRIVED, signed(bucket_id, generation, position, 1, now_ns)))
+                self._changes.append((ARRIVED, signed(bucket_id, generation, position, int(not self.is_apart), now_ns)))
             elif kind == LEAVE:
-                left.append(bucket_id)
+                if not self.is_apart:
+                    left.append(bucket_id)
                 self.here.pop(bucket_id, None)
                 pending = bucket_id in self.pending or bucket_id in self.given_up
                 self.pending.pop(bucket_id, None)
                 self.given_up.pop(bucket_id, None)
-                if not body:
+                if not body and not self.is_apart:
                     self.departed.add((bucket_id, generation))
                     self._changes.append((DEPARTED, signed(bucket_id, generation, position, int(pending))))
                 self._changes.append(("DELETE FROM arrivals WHERE bucket_id = ?", (bucket_id,)))

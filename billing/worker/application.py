@@ -83,7 +83,7 @@ _REPORTS = {
 }
 
 
-NoticesOf = Callable[[str, int, Journal, str, DeliverySettings, bool, int, Clocks], FollowerLink | None]
+NoticesOf = Callable[[str, int, Journal, str, DeliverySettings, bool, int, Clocks, bool], FollowerLink | None]
 
 
 class Outside(NamedTuple):
@@ -92,7 +92,7 @@ class Outside(NamedTuple):
     clocks: Clocks
     disk: Disk
     rng: random.Random
-    history: Callable[[str, int, Journal, bool, Clocks], HistoryLink]  # bool: whether it accepts a loss
+    history: Callable[[str, int, Journal, bool, Clocks, bool], HistoryLink]  # accepts a loss; files are apart
     endpoint: EndpointOf
     notices: NoticesOf = notices.opened
     executor: ExecutorOf = SerialExecutor
@@ -387,7 +387,8 @@ class Billing:
         self._worker = worker
         accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
         place, clocks = f"{self._begin.directory}/history", self._outside.clocks
-        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks)
+        apart = self._begin.links is not None  # a bucket may come from a shard whose files another host has
+        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks, apart)
         if self.config.history.keep_days:
             self._history.keep_for(self.config.history.keep_days)
         if self._begin.log:
@@ -395,7 +396,7 @@ class Billing:
         self._history.start(FOLLOWERS_AFTER_S if self._begin.log else 0.0)
         directory, url = f"{self._begin.directory}/notices", self.config.notify.url
         settings, journal = self._delivery_settings(), worker.journal
-        known = accepts_loss, self._begin.settled, clocks
+        known = accepts_loss, self._begin.settled, clocks, apart
         self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, *known)
         self._delivery = self._new_delivery()
         self._startup_hold.take_up(self.machine, self._delivery, worker.fresh_now_ns())

@@ -5,7 +5,8 @@
 When all that was recorded of it is durable, it is dumped and sent. It goes on as if nothing had been when the move is
 aborted, and is left when the map says so.
 
-**Target.** Stores the payload, says so when it is durable, and serves when the map says so.
+**Target.** Waits until its own billing time has reached that of the source, where that is another host's; stores the
+payload, says so when it is durable, and serves when the map says so.
 
 **Everybody else, and order.** `routes` says where requests for a bucket go; it is the map, but for buckets that
 change their owner while requests to the old one are still unanswered: those have route 0, and new requests wait here.
@@ -48,6 +49,7 @@ QUIET_POLL_S = 0.005
 SLICE_NS = 1_000_000  # of a turn of the loop, for dumping, loading, arming or dropping a large bucket
 CALLS_WAIT_NS = 5_000_000_000  # how long a move waits for calls in flight
 STRAY_WAIT_S = 2.0
+AHEAD_NS_MAX = 1_000_000_000  # so far the source's clock may be ahead of the target's: the bucket stands still so long
 BLOCK_BYTES_MAX = FRAME_BYTES_MAX - 4096  # of a bucket that moves: it goes in one frame
 WAITING_MAX = 4096  # requests that wait here for one bucket
 HANDOFF_NS_FIRST = 20_000_000  # how long a handoff is thought to take before one was measured
@@ -110,6 +112,7 @@ class Handoff:
         self.quiet_wait_ns = QUIET_WAIT_NS
         self._held_up = ""  # what the supervisor was told that a move waits for
         self._closed = False
+        self.held = False  # a backup is being made: no bucket leaves or arrives
         self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
         self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
         self._with_old: dict[int, tuple[PeerLink, int]] = {}  # bucket id -> (old owner's link, requests it still has)
@@ -130,7 +133,9 @@ class Handoff:
                 is_over = number <= self._over.get(bucket_id, 0)
                 if is_over or number in (self._leaving.get(bucket_id), self._arriving.get(bucket_id)):
                     return
-                if isinstance(message, MoveOut):
+                if self.held:
+                    self._send(Unmoved(number, "a backup is being made, during which no bucket moves"))
+                elif isinstance(message, MoveOut):
                     self._move_out(number, bucket_id, message.generation)
                 else:
                     self._move_in(message)
@@ -144,6 +149,10 @@ class Handoff:
                 self._send(Served(number) if message.shard_id == self._host.shard.shard_id else Known(number))
             case _:
                 assert_never(message)
+
+    def is_still(self) -> bool:
+        """Whether no bucket is on its way from here or to here."""
+        return not self._leaving and not self._arriving
 
     def _move_out(self, number: int, bucket_id: int, generation: int) -> None:
         shard = self._host.shard
@@ -204,7 +213,7 @@ class Handoff:
         except StopIteration as done:
             size, most = len(done.value), self.block_bytes_max
             if size <= most:
-                self._send(Payload(number, done.value, digest_of(done.value)))
+                self._send(Payload(number, done.value, digest_of(done.value), self._host.fresh_now_ns()))
                 return
             self._abort(number, bucket_id)
             self._send(Unmoved(number, f"its content is {size} bytes, a move carries {most} at most"))
@@ -220,7 +229,21 @@ class Handoff:
             self._send(Unmoved(number, "the target has the bucket already"))
             return
         self._arriving[bucket_id] = number
-        self._load(number, bucket_id, order.generation, block, shard.machine.loading(bucket_id, block))
+        self._await_instant(order)
+
+    def _await_instant(self, order: MoveIn) -> None:
+        """No instant of the bucket may go back: where another host's clock is ahead, it is waited for."""
+        number, bucket_id, block = order.number, order.bucket_id, order.block
+        if self._arriving.get(bucket_id) != number:
+            return  # aborted meanwhile
+        shard, ahead_ns = self._host.shard, order.at_ns - self._host.fresh_now_ns()
+        if ahead_ns > AHEAD_NS_MAX:
+            del self._arriving[bucket_id]
+            self._send(Unmoved(number, f"the clock of the source is {ahead_ns / 1e9:.3f} s ahead of the target's"))
+        elif ahead_ns > 0:
+            asyncio.get_running_loop().call_later(ahead_ns / 1e9, self._await_instant, order)
+        else:
+            self._load(number, bucket_id, order.generation, block, shard.machine.loading(bucket_id, block))
 
     def _load(
         self, number: int, bucket_id: int, generation: int, block: bytes, slices: Generator[None, None, object]

@@ -18,6 +18,11 @@ wait) aborts to the source, which goes on as if nothing had been; after it there
 finds the payload in its own journal, and a source that died finds another owner in the map. Nobody ever concludes
 anything from a peer's silence but the supervisor, and it only before COMMIT.
 
+**Where several hosts serve at once**, the driver is the supervisor of the source's host, and COMMIT is a record in a
+log that others write, too: it is made only while the lives of both workers which gave and stored the bucket are the
+newest that the log knows (`Registry.commit`). So a takeover of either makes it impossible, and a host that takes one
+over after the driver's death, or holds the target, finds in the log what came of it (`shards.supervisor.far_side`).
+
 **What is decided is said until it is known.** `new_owner` goes to every worker, `move_abort` to source and target,
 again and again until each has acknowledged it or has ended (its next life begins with the map). Either may come any
 number of times: whoever knows it already acknowledges it and does nothing.
@@ -141,7 +146,8 @@ class Move:
         if digest_of(payload.block) != payload.digest:
             return self.abort("the payload was damaged on its way from the source", now_ns)
         self.state, self.reason, self._digest = STORING, "the target stores the payload", payload.digest
-        order = MoveIn(self.number, self.bucket_id, self.generation + 1, payload.block, payload.digest)
+        of_bucket = self.bucket_id, self.generation + 1
+        order = MoveIn(self.number, *of_bucket, payload.block, payload.digest, payload.at_ns)
         return [Send(self.target, order)]
 
     def _on_stored(self, stored: Stored, now_ns: int) -> list[Action]:
@@ -160,6 +166,14 @@ class Move:
     def _say(self, word: MoveAbort | NewOwner, shards: list[int], now_ns: int) -> list[Action]:
         self._word, self._untold, self._say_again_ns = word, list(shards), now_ns + SAY_AGAIN_NS
         return [Send(shard_id, word) for shard_id in shards]
+
+    def on_refused(self, reason: str, now_ns: int) -> list[Action]:
+        """The log does not have the COMMIT record, and never will: a life of source or target that gave or stored the
+        bucket is over.
+        """
+        assert self.state == COMMITTING, self.state
+        self.state = STORING
+        return self.abort(reason, now_ns)
 
     def on_down(self, shard_id: int, now_ns: int) -> list[Action]:
         """A worker's process has ended. After COMMIT its next life finds the decision in the map."""

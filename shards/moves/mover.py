@@ -18,15 +18,18 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from shards.control import MoveReport
+from shards.control import FarReport, MoveOrder, MoveReport, Stored, Unmoved
+from shards.machine import Command
 from shards.moves.move import Action, Commit, Ended, Move, Send
 from shards.moves.rebalancer import Step, plan
+from shards.supervisor.placement import Voice
 from shards.supervisor.registry import Registry
 from shards.system.links import Wire
 
 log = logging.getLogger("shards.moves.mover")
 
 SWEEP_S = 0.1
+MOVE_HERE = "move_bucket_here"  # the operation by which one supervisor asks another, as `move_bucket`
 ERRORS_KEPT = 100
 
 
@@ -38,6 +41,28 @@ class WorkerView(Protocol):
     reason: str
     pid: int
     wire: Wire | None
+
+
+class FarSide(Protocol):
+    """What the mover needs where several hosts serve at once; see `shards.supervisor.far_side`."""
+
+    def next_number(self, source: int, /) -> int:
+        """Of a move: no other has it, and it is greater than that of any earlier move of the same bucket."""
+
+    def voice_of(self, shard: int, /) -> Voice:
+        """Whose word counts for a shard, as far as is known here."""
+
+    def is_serving(self, shard: int, /) -> bool:
+        """Whether the map says that the newest life of the shard's worker serves."""
+
+    def why_not(self, shard: int, /) -> str:
+        """Why a shard that is not this host's can take no part in a move; "" where it can."""
+
+    def send(self, shard: int, source: int, voice: Voice, order: MoveOrder, /) -> None:
+        """Passes an order on to the worker of another host."""
+
+    async def ask(self, shard: int, operation: Command, /) -> dict[str, Any]:
+        """What the supervisor of a shard's host answers to an operation, or a refusal."""
 
 
 class Caps(NamedTuple):
@@ -64,6 +89,7 @@ class Running:
         self.source = source
         self.target = target
         self.move: Move | None = None  # None: it waits its turn
+        self.voices: dict[int, Voice] = {}  # of both shards, where several hosts serve at once
         self.sweep: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -90,7 +116,7 @@ class Mover:
         self._workers = workers
         self.caps = caps
         self.locked = locked
-        self.forbidden = ""  # why no bucket may move at all; "": buckets may
+        self.far: FarSide | None = None  # where several hosts serve at once
         self._drained = drained
         self._is_leaving = is_leaving
         self._number = 0
@@ -125,13 +151,19 @@ class Mover:
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
-    async def move(self, bucket_id: int, shard_id: int) -> dict[str, Any]:
-        """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it."""
+    async def move(self, bucket_id: int, shard_id: int, *, pass_on: bool = True) -> dict[str, Any]:
+        """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it. `pass_on`:
+        where the source is another host's, that one is asked to.
+        """
         obstacle = self.obstacle(bucket_id, shard_id)
         if obstacle is not None:
             return refusal(obstacle.name, obstacle.text)
-        bucket_map = self._registry.map
-        running = self.running[bucket_id] = Running(bucket_id, bucket_map.owner[bucket_id], shard_id)
+        source = self._registry.map.owner[bucket_id]
+        if self.far is not None and source not in self._workers:
+            if pass_on:
+                return await self.far.ask(source, (MOVE_HERE, bucket_id, shard_id))
+            return refusal("MOVE_REFUSED", f"shard {source} is not served by the host that was asked")
+        running = self.running[bucket_id] = Running(bucket_id, source, shard_id)
         try:
             while not self._has_room(running):
                 self._room.clear()
@@ -145,7 +177,7 @@ class Mover:
             self._room.set()
             if not self.rebalancing and (self._is_leaving(running.source) or self._is_leaving(shard_id)):
                 self.begin_rebalance()  # it would stay otherwise: whoever drained it is done
-        owner = bucket_map.owner_of(bucket_id)
+        owner = self._registry.map.owner_of(bucket_id)
         if error and owner.shard_id == shard_id:
             return refusal("UNAVAILABLE", f"bucket {bucket_id} is on shard {shard_id} now, but {error}")
         if error:
@@ -161,8 +193,6 @@ class Mover:
             return Obstacle("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
         if self._is_leaving(shard_id) and (running is None or running.move is None):
             return Obstacle("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
-        if self.forbidden:
-            return Obstacle("MOVE_REFUSED", self.forbidden)
         source = bucket_map.owner[bucket_id]
         if source == shard_id:
             return Obstacle("MOVE_REFUSED", f"bucket {bucket_id} is on shard {shard_id} already")
@@ -174,7 +204,10 @@ class Mover:
             return Obstacle("MOVE_REFUSED", f"bucket {bucket_id} is moving to {target} already")
         for one in (source, shard_id):
             worker = self._workers.get(one)
-            if worker is None or worker.state != "serving":
+            if worker is None and self.far is not None:
+                if why := self.far.why_not(one):
+                    return Obstacle("MOVE_REFUSED", f"shard {one}: {why}", shard_down=True)
+            elif worker is None or worker.state != "serving":
                 state = "not there" if worker is None else worker.state
                 return Obstacle("MOVE_REFUSED", f"shard {one} is {state}", shard_down=True)
         return None
@@ -197,6 +230,9 @@ class Mover:
         generation = self._registry.map.generation[running.bucket_id]
         self._number += 1
         number = began_ns // 1000 * 1000 + self._number % 1000  # no two of any life are the same
+        if self.far is not None:
+            number = self.far.next_number(running.source)
+            running.voices = {one: self.far.voice_of(one) for one in (running.source, running.target)}
         move = Move(number, running.bucket_id, running.source, running.target, generation, began_ns)
         running.move = move
         self._by_number[number] = running
@@ -228,7 +264,9 @@ class Mover:
             match action:
                 case Send(shard_id, message):
                     worker = self._workers.get(shard_id)
-                    if worker is not None and worker.wire is not None:
+                    if worker is None and self.far is not None:
+                        self.far.send(shard_id, running.source, running.voices[running.source], message)
+                    elif worker is not None and worker.wire is not None:
                         worker.wire.send(message)
                 case Commit(record):
                     await self._commit(running, record)
@@ -241,15 +279,45 @@ class Mover:
         move = running.move
         assert move is not None
         async with self._registry.deciding:
-            await self._registry.record(record)
-            shards = [worker.shard_id for worker in self._workers.values() if worker.wire is not None]
-            await self._act(running, move.on_committed(shards, self._boot_ns()))
+            if self.far is None:
+                await self._registry.record(record)
+            elif not await self._registry.commit(record, running.voices):
+                reason = "the source or the target began another life before that was decided"
+                await self._act(running, move.on_refused(reason, self._boot_ns()))
+                return
+            shards = {worker.shard_id for worker in self._workers.values() if worker.wire is not None}
+            if self.far is not None and running.target not in self._workers:
+                shards.add(running.target)  # hosts that only pass requests on hear of it by the log
+            await self._act(running, move.on_committed(sorted(shards), self._boot_ns()))
 
     async def on_message(self, shard_id: int, message: MoveReport) -> None:
         """A worker's word about a move."""
         running = self._by_number.get(message.number)
         if running is not None and running.move is not None:
             await self._act(running, running.move.on_message(shard_id, message, self._boot_ns()))
+
+    async def on_far_report(self, message: FarReport) -> None:
+        """The word of another host's worker."""
+        report = message.report
+        running = self._by_number.get(report.number)
+        if running is None:
+            return
+        if isinstance(report, Stored) and running.voices.get(message.shard_id) != message.voice:
+            report = Unmoved(report.number, f"the worker of shard {message.shard_id} is not the one that was meant")
+        await self.on_message(message.shard_id, report)
+
+    async def look_at_map(self) -> None:
+        """The map knows more than before: maybe of another life of a shard's worker, here or elsewhere."""
+        if self.far is None:
+            return
+        for running in list(self._by_number.values()):
+            for shard_id, voice in running.voices.items():
+                move = running.move
+                if move is None or self.far.voice_of(shard_id) == voice:
+                    continue
+                await self._act(running, move.on_down(shard_id, self._boot_ns()))
+                if self.far.is_serving(shard_id):
+                    await self._act(running, move.on_serving(shard_id, self._boot_ns()))
 
     async def on_worker(self, shard_id: int, event: str) -> None:
         """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
@@ -265,7 +333,7 @@ class Mover:
 
     def plan(self) -> list[Step]:
         """The moves that would make the load even."""
-        return [] if self.forbidden else plan(self._registry.map, self.locked)
+        return plan(self._registry.map, self.locked)
 
     @property
     def rebalancing(self) -> bool:
@@ -275,7 +343,7 @@ class Mover:
     def begin_rebalance(self) -> None:
         """Starts to make the load even; where that is going on, by a new plan."""
         self._plans += 1
-        if not self.rebalancing and not self.forbidden:
+        if not self.rebalancing:
             self._rebalancing = asyncio.get_running_loop().create_task(self._rebalance())
 
     async def _rebalance(self) -> None:

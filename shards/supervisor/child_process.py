@@ -46,6 +46,7 @@ class WorkerState:
         self.direct: socket.socket | None = None
         self.task: asyncio.Task[None] | None = None
         self.retired = False
+        self.is_confirmed = False  # where several hosts serve at once: the map says that this life is the newest
         self.again = asyncio.Event()  # one that is held is to be tried now
 
     def goes_on(self) -> bool:

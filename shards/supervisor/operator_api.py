@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
 from shards.counting import counted
 from shards.machine import Command
-from shards.moves.mover import Mover, refusal
+from shards.moves.mover import MOVE_HERE, Mover, refusal
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_figures import WorkerFigures
 
@@ -59,6 +59,8 @@ class OperatorApi:
                 return await self._buckets_info()
             case ("move_bucket", int(bucket_id), int(shard_id)):
                 return await mover.move(bucket_id, shard_id)
+            case (name, int(bucket_id), int(shard_id)) if name == MOVE_HERE:
+                return await mover.move(bucket_id, shard_id, pass_on=False)
             case ("explain_move", int(bucket_id), int(shard_id)):
                 return self._explain_move(bucket_id, shard_id)
             case ("pin_bucket" | "unpin_bucket" as name, int(bucket_id)):
@@ -67,8 +69,6 @@ class OperatorApi:
                 async with self._registry.deciding:
                     await self._registry.record([name.removesuffix("_bucket"), bucket_id])
                 return {"bucket_id": bucket_id, "pinned": bucket_id in bucket_map.pinned}
-            case ("rebalance", _) if mover.forbidden:
-                return refusal("MOVE_REFUSED", mover.forbidden)
             case ("rebalance", int(plan_only)):
                 steps = mover.plan()
                 if not plan_only:

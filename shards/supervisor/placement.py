@@ -7,6 +7,7 @@ The map's log holds who is to serve each shard, and who takes part:
     ["at", shard, number, links, direct]             where its worker is reached: by workers of other hosts, by clients
     ["wish", shard, number, host id]                 the owner is asked to hand the shard over to that host; or it is
                                                      about to give it back, and that host is to look out for it
+    ["life", shard, number, life]                    the owner's worker has opened the journal, and serves from here on
     ["drained", node, bool]                          this node is to serve nothing, if others can
 
 `number` rises by one with each `own` of a shard, and every record about an ownership names it: what is said about an
@@ -47,6 +48,13 @@ AWAITED_NS = 3_000_000_000
 PAUSE_NS = 500_000_000  # between a shard that arrived and the next wish
 
 
+class Voice(NamedTuple):
+    """One life of a shard's worker: what it has said counts as long as the map knows no later one. Later is greater."""
+
+    number: int  # of the `own` record
+    life: int  # of the `life` record; 0: there was none yet
+
+
 class Own(NamedTuple):
     """Who is to serve a shard. `host_id` tells two hosts of one name apart; node "" : nobody."""
 
@@ -56,6 +64,12 @@ class Own(NamedTuple):
     links: str = ""  # "host:port" of its worker for those of other hosts; "": it does not serve yet
     direct: str = ""  # "host:port" of its worker for clients; "": it has none
     wish: str = ""  # the host that it is to be handed over to
+    life: int = 0  # of its worker: rises with each process that opens the journal; 0: none has yet
+
+    @property
+    def voice(self) -> Voice:
+        """Whose word counts in a move of a bucket."""
+        return Voice(self.number, self.life)
 
 
 class Member(NamedTuple):
@@ -89,6 +103,10 @@ class Shares:
                 own = self.owns.get(shard)
                 if own is not None and own.number == number:
                     self.owns[shard] = own._replace(wish=host_id)
+            case ["life", int(shard), int(number), int(life)]:
+                own = self.owns.get(shard)
+                if own is not None and own.number == number:
+                    self.owns[shard] = own._replace(life=life, links="")
             case ["drained", str(node), bool(drained)]:
                 self.drained = self.drained | {node} if drained else self.drained - {node}
             case _:
@@ -101,6 +119,8 @@ class Shares:
         made += [["drained", node, True] for node in sorted(self.drained)]
         for shard, own in self.owns.items():
             made.append(["own", shard, own.number, own.node, own.host_id])
+            if own.life:
+                made.append(["life", shard, own.number, own.life])
             if own.links:
                 made.append(["at", shard, own.number, own.links, own.direct])
             if own.wish:

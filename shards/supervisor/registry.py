@@ -32,10 +32,10 @@ import msgspec
 
 from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
-from shards.journal import Backend, Fenced, LastSign, Overtaken, Unavailable, Unfit, Unknown
+from shards.journal import Backend, Fenced, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.supervisor import lost_map
 from shards.supervisor.clock_watch import ClockWatch
-from shards.supervisor.placement import Placement, Shares
+from shards.supervisor.placement import Placement, Shares, Voice
 from shards.supervisor.standby import Claim, Standby
 from shards.system.clock import Anchor, decode_anchor, encode_anchor, restart
 from shards.system.disk import DirectoryRefused, is_full, private_directory, read_file, write_file
@@ -79,6 +79,16 @@ def shares_of(payloads: list[bytes]) -> Shares:
                 shares = Shares()
             shares.apply(record)
     return shares
+
+
+def may_commit(bucket_map: BucketMap, shares: Shares, record: list[Any], voices: Mapping[int, Voice]) -> bool:
+    """Whether a move may be decided: the bucket is where it was, and the lives of both shards' workers which gave and
+    stored it are the newest that the map knows. record: `assign`; voices: shard id -> whose word it was.
+    """
+    _, bucket_id, _, generation = record
+    owns = shares.owns
+    is_theirs = all(shard in owns and owns[shard].voice == voice for shard, voice in voices.items())
+    return is_theirs and bucket_map.generation[bucket_id] + 1 == generation
 
 
 class StandsBy(Exception):
@@ -126,8 +136,10 @@ class Registry:
         self._owner = f"pid {host.pid()}"
         self._backend = backend
         self._log = backend.map_log(now_ns)
+        self._version = 0  # up to which the log was taken up
         self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides owners, and while a worker is told
+        self.on_assigned: Callable[[list[tuple[int, int, int]]], None] = lambda assigned: None  # see `_reload`
         self.unopened = "the map of the buckets is not open yet"  # why, while it is so; then ""
         self.stands_by = False  # another host serves
         self.held = False  # nothing is compacted: somebody copies the log
@@ -227,6 +239,8 @@ class Registry:
     def _check_shares(self) -> None:
         """Raises Conflict where hosts that serve at once would answer less than one that serves everything."""
         moved = next((one for one, generation in enumerate(self.map.generation) if generation > 1), 0)
+        if self.shares.is_used:
+            moved = 0  # it was moved while several hosts served
         if moved or len(set(self.map.weights.values())) > 1:
             what = f"bucket {moved} was moved from one shard to another" if moved else "a shard was given a weight"
             raise Conflict(
@@ -235,13 +249,20 @@ class Registry:
             )
 
     def _load(self) -> None:
-        _, payloads = self._log.load(self._owner)
+        self._version, payloads = self._log.load(self._owner)
         self._restore(payloads)
 
     async def _reload(self) -> None:
-        """Takes up what others have decided. Raises Fenced where this host serves no more."""
-        _, payloads = await self._called(self._log.load, self._owner)
+        """Takes up what others have decided; `on_assigned` is told of the buckets that changed their shard by that,
+        with shard and generation of each. Raises Fenced where this host serves no more.
+        """
+        self._version, payloads = await self._called(self._log.load, self._owner)
+        known = self.map.generation
         self._restore(payloads)
+        if self.map.generation != known:
+            now = zip(self.map.generation, known, strict=False)
+            changed = [one for one, (generation, before) in enumerate(now) if generation > before]
+            self.on_assigned([(one, *self.map.owner_of(one)) for one in changed])
         self._check_part()
 
     def _check_part(self) -> None:
@@ -271,7 +292,7 @@ class Registry:
             while records := make():
                 payload = msgspec.msgpack.encode(records)
                 try:
-                    await self._called(self._log.decide, self._log.version, payload)
+                    self._version = await self._called(self._log.decide, self._version, payload)
                 except Overtaken:
                     await self._reload()
                     continue
@@ -279,6 +300,25 @@ class Registry:
                 self._since_snapshot += len(records)
                 return True
             return False
+
+    async def commit(self, record: list[Any], voices: Mapping[int, Voice]) -> bool:
+        """Decides a move where several hosts serve at once: True where the log says that it is decided, False where the
+        log says that it is not and can never be. It asks as long as neither is known. Raises Fenced.
+        """
+        _, bucket_id, shard_id, generation = record
+        told = False
+        while True:
+            try:
+                await self.record_if(lambda: [record] if may_commit(self.map, self.shares, record, voices) else [])
+                # What was written without an answer is in the log by now, or something else is in its place there.
+                return self.map.owner_of(bucket_id) == (shard_id, generation)
+            except Fenced:
+                raise
+            except JournalError as error:
+                if not told:
+                    log.error("the move of bucket %d is not decided yet: %s", bucket_id, error)
+                told = True
+            await asyncio.sleep(ROOM_RETRY_S)
 
     async def signs(self) -> Mapping[int, LastSign]:
         """The last sign of every shard's owner. Raises Unavailable, Unknown."""
@@ -384,7 +424,7 @@ class Registry:
 
     def _decide_now(self, records: list[list[Any]]) -> None:
         payload = msgspec.msgpack.encode(records)
-        self._log.decide(self._log.version, payload)
+        self._version = self._log.decide(self._version, payload)
         self._apply_all(payload)
 
     def _restore(self, payloads: list[bytes]) -> None:
@@ -467,9 +507,9 @@ class Registry:
                 for record in records:
                     self.map.check_record(record)
                 payload = msgspec.msgpack.encode(records)
-                version: int = await self._executor.call(self._log.decide, self._log.version, payload)
+                self._version = await self._executor.call(self._log.decide, self._version, payload)
                 self._apply_all(payload)
-                return version
+                return self._version
             except Overtaken:
                 is_behind = True
                 continue
@@ -481,8 +521,8 @@ class Registry:
 
     @property
     def version(self) -> int:
-        """The newest version of the map, as its log counts."""
-        return self._log.version
+        """Of the map as it is known here, as its log counts."""
+        return self._version
 
     def close(self) -> None:
         """Gives the map's log and the data directory back."""

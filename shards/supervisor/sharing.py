@@ -15,8 +15,9 @@ supervisor ends). Where the log is out of reach nothing is decided; workers live
 A shard that cannot be served here (its worker is held) stays this host's until another one takes it, and is not taken
 again before a reload or a restart. What other hosts may do with it is theirs to find out.
 
-Not there: moves of buckets between shards while several hosts serve, which need the word of both owners' epochs in the
-decision. The mover refuses these by name.
+Each life of a worker is recorded in the map (`life`), behind the opening of the journal and before it serves, and is
+told by then what the map says up to there: so a move is decided by the lives that gave and stored the bucket, or not at
+all (`shards.supervisor.far_side`), and what opened a journal when its host owned the shard no more never serves.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import NamedTuple
 from shards.journal import Fenced, JournalError, LastSign
 from shards.links.far import Far
 from shards.supervisor.child_process import WorkerState
-from shards.supervisor.placement import Own, Placement, Take, Wish
+from shards.supervisor.placement import Own, Placement, Take, Voice, Wish
 from shards.supervisor.registry import HANDOVER_POLL_S, ROOM_RETRY_S, STANDBY_POLL_S, Conflict, Registry
 
 HAND_OVER_S = 30.0  # so long a worker may take to give its shard to another host
@@ -69,6 +70,7 @@ class Hands(NamedTuple):
     prepare: Callable[[int], None]  # keeps so many processes ready for the next shards that are taken
     tell: Callable[[], None]  # every worker, where the others are
     spawn: Callable[[Awaitable[None]], None]  # beside
+    looked: Callable[[], None]  # the newest of the map is known
 
 
 class Sharing:
@@ -84,6 +86,7 @@ class Sharing:
         self._hands = hands
         self._boot_ns = boot_ns
         self._numbers: dict[int, int] = {}  # of this host's ownerships
+        self._lives: dict[int, int] = {}  # the newest life of each worker within its ownership
         self._ending: set[int] = set()  # shards whose workers were told to end
         self._failed: set[int] = set()  # shards that could not be served here
         self._told: dict[int, Own] = {}  # the owners that workers know
@@ -93,10 +96,6 @@ class Sharing:
         self.why_idle = ""  # why this host takes no shard; "": it may
 
     # -- what others ask ----------------------------------------------------------------------------------------------
-
-    def number_of(self, shard: int) -> int:
-        """Of this host's ownership of a shard."""
-        return self._numbers[shard]
 
     def far(self) -> dict[int, Far]:
         """Where the shards of other hosts are reached."""
@@ -160,6 +159,7 @@ class Sharing:
         now_ns = self._boot_ns()
         placement.hear(registry.shares, signs, now_ns)
         self._follow_owners(now_ns)
+        self._hands.looked()
         self._hands.prepare(self._spares_wanted())
         if not self._workers and not self._is_clock_fit(signs, looked_ns):
             return STANDBY_POLL_S
@@ -281,6 +281,7 @@ class Sharing:
         if not await self._registry.record_if(records):
             return
         self._numbers[shard] = self._registry.shares.owns[shard].number
+        self._lives.pop(shard, None)
         if self._stopping:
             await self.given_back(shard)
             return
@@ -291,18 +292,47 @@ class Sharing:
 
     async def arrived(self, shard: int, links: str, direct: str) -> None:
         """The worker of this shard serves: others are told where it is reached. Tried until the log takes it."""
-        number = self._numbers.get(shard)
+        number, life = self._numbers.get(shard), self._lives.get(shard)
 
         def records() -> list[list[object]]:
             own = self._registry.shares.owns[shard]
-            return [["at", shard, number, links, direct]] if own.number == number else []
+            return [["at", shard, number, links, direct]] if own.voice == (number, life) else []
 
-        while self._numbers.get(shard) == number:
+        await self._until_recorded(shard, number, records)
+
+    def begin_life(self, shard: int) -> Voice:
+        """A process begins to be the shard's worker: the life that it will have. No two processes have the same."""
+        own = self._registry.shares.owns[shard]
+        self._lives[shard] = max(own.life, self._lives.get(shard, 0)) + 1
+        return Voice(self._numbers[shard], self._lives[shard])
+
+    async def confirm(self, shard: int) -> bool:
+        """Records the life of a worker that has opened its journal, before it serves: what an earlier life said of a
+        move that is not decided by then never counts. False where the shard is not this host's any more.
+        """
+        number, life = self._numbers.get(shard), self._lives.get(shard, 0)
+
+        def records() -> list[list[object]]:
+            own = self._registry.shares.owns[shard]
+            return [["life", shard, number, life]] if own.number == number and own.life < life else []
+
+        await self._until_recorded(shard, number, records)
+        own = self._registry.shares.owns.get(shard)
+        return own is not None and own.voice == (number, life)
+
+    async def _until_recorded(self, shard: int, number: int | None, records: Callable[[], list[list[object]]]) -> None:
+        """Tried until the log takes it, as long as this ownership lasts."""
+        while number is not None and self._numbers.get(shard) == number and not self._stopping:
             try:
                 await self._registry.record_if(records)
                 return
             except JournalError:
                 await asyncio.sleep(ROOM_RETRY_S)
+
+    async def catch_up(self) -> None:
+        """Takes up what others have decided, if the log can be reached."""
+        with contextlib.suppress(JournalError):
+            await self._registry.catch_up()
 
     async def given_back(self, shard: int) -> None:
         """The worker of this shard has ended, and the daemon stops: other hosts need not wait."""

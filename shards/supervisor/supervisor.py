@@ -31,6 +31,7 @@ from shards.backup import Backups, OtherHosts
 from shards.buckets import BucketMap
 from shards.control import (
     Answer,
+    Arriving,
     Ask,
     AskShard,
     Begin,
@@ -38,12 +39,15 @@ from shards.control import (
     CutAt,
     Examined,
     Failed,
+    FarAnswer,
+    FarReport,
     Figures,
     FilesHeld,
     Holdup,
     Known,
     LinkSettings,
     NewAnchor,
+    NewOwner,
     Obstacle,
     Payload,
     Progress,
@@ -71,6 +75,7 @@ from shards.machine import Command
 from shards.moves.mover import Caps, Mover
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
 from shards.supervisor.clock_watch import ClockUnfit
+from shards.supervisor.far_side import Arrivals, FarSide
 from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
 from shards.supervisor.sharing import Hands, ShareSettings, Sharing
@@ -164,6 +169,8 @@ class Supervisor:
         self._spares = Spares(host.spawn)
         self._port = SupervisorPort(self._spares.spawn, self._boot_ns, command, listeners, *tell, self._stopping)
         self._ports: dict[int, socket.socket | None] = {}  # of shards that are not served yet
+        self._arrivals = Arrivals()
+        self._far_side: FarSide | None = None  # as `sharing`
         self.sharing: Sharing | None = None  # where several hosts serve at once, once the registry is open
         self._ready: list[tuple[str, socket.socket | None]] = []  # labels and ports of the next shards' workers there
         self._labels = 0
@@ -276,11 +283,25 @@ class Supervisor:
     # -- several hosts that serve at once -----------------------------------------------------------------------------
 
     def _begin_sharing(self) -> None:
-        hands = Hands(self._start_shared, self._end_shared, self._prepare_shared, self._tell_places, self.spawn)
+        tell = self._tell_places, self.spawn, self._look_at_moves
+        hands = Hands(self._start_shared, self._end_shared, self._prepare_shared, *tell)
         self.sharing = Sharing(self.registry, self.workers, hands, self._boot_ns)
-        self.mover.forbidden = "several hosts serve at once: buckets stay in their shards, and shards change hosts"
+        self.mover.far = self._far_side = FarSide(self.registry, self.workers, self.sharing)
+        self.registry.on_assigned = self._tell_assigned
         self.registry.stands_by = True
         self.spawn(self.sharing.run())
+
+    def _tell_assigned(self, assigned: list[tuple[int, int, int]]) -> None:
+        """Other hosts have moved buckets: as after a move of this one, every worker is told."""
+        for bucket_id, shard_id, generation in assigned:
+            self._tell(NewOwner(0, bucket_id, shard_id, generation))
+
+    def _look_at_moves(self) -> None:
+        for shard_id, abort in self._arrivals.aborted(self.map, self.registry.shares):
+            worker = self.workers.get(shard_id)
+            if worker is not None and worker.wire is not None:
+                worker.wire.send(abort)
+        self.spawn(self.mover.look_at_map())
 
     def _prepare_shared(self, count: int) -> None:
         """Keeps so many processes loaded for the next shards that this host takes."""
@@ -340,15 +361,16 @@ class Supervisor:
 
     def _tell_places(self) -> None:
         self._tell_shards([])
+        for shard_id in self._far():
+            self._tell(Proved(shard_id))
 
     def _link_settings(self, shard_id: int) -> LinkSettings | None:
         share, sharing = self.settings.share, self.sharing
         if share is None or sharing is None:
             return None
-        epoch = sharing.number_of(shard_id)
-        return LinkSettings(
-            share.listen_of(shard_id), self._log_backend.cluster, epoch, share.secret_file, share.certificates
-        )
+        voice = sharing.begin_life(shard_id)
+        cluster = self._log_backend.cluster
+        return LinkSettings(share.listen_of(shard_id), cluster, *voice, share.secret_file, share.certificates)
 
     def _far(self) -> dict[int, Far]:
         return {} if self.sharing is None else self.sharing.far()
@@ -365,11 +387,12 @@ class Supervisor:
         if self.settings.share is None:
             return None
 
-        def numbers() -> dict[int, int]:
-            return {shard_id: far.epoch for shard_id, far in self._far().items() if shard_id not in self.workers}
+        def lives() -> dict[int, tuple[int, int]]:
+            owns = self.registry.shares.owns
+            return {shard_id: owns[shard_id].voice for shard_id in self._far() if shard_id not in self.workers}
 
         holder = f"{host.randbits(64):016x}"
-        return OtherHosts(holder, self.settings.clock_error_ns_max, numbers, self._ask_far)
+        return OtherHosts(holder, self.settings.clock_error_ns_max, lives, self._ask_far)
 
     def _ask_far(self, shard_id: int, step: Command) -> None:
         """A step of a backup for a shard of another host, over a worker's link."""
@@ -551,6 +574,8 @@ class Supervisor:
     def _send_serve(self, worker: WorkerState) -> None:
         if self.clock is None or worker.state != "recovered" or worker.wire is None:
             return
+        if self.sharing is not None and not worker.is_confirmed:
+            return  # `_confirm` sends it
         if self.sharing is not None and (ahead_ns := self._ahead_ns(worker)) > 0:
             log.error(
                 "shard %d was served up to an instant %.3f s ahead of this host's clock: it waits until then",
@@ -571,6 +596,7 @@ class Supervisor:
 
     async def _begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
         self._changed.set()
+        worker.is_confirmed = False
         async with self.registry.deciding:
             if worker.wire is not None:
                 worker.wire.send(self._begin_of(worker, inherited))
@@ -583,6 +609,9 @@ class Supervisor:
             return
         self.backups.on_down(worker.shard_id)
         self.worker_figures.gone(worker.shard_id)
+        self._arrivals.forget(worker.shard_id)
+        if self._far_side is not None:
+            self._far_side.on_down(worker.shard_id)
         self._changed.set()
         await self.mover.on_worker(worker.shard_id, "down")
         if event == "held":
@@ -593,6 +622,7 @@ class Supervisor:
                 self.stop()
 
     def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> Begin:
+        proven = ("recovered", "serving") if self.sharing is None else ("serving",)
         return Begin(
             shard_id=worker.shard_id,
             directory=self.settings.data_dir,
@@ -605,7 +635,10 @@ class Supervisor:
             settings=self.settings.worker,
             configuration=self._configuration,
             settled=self.registry.settled.get(worker.shard_id, -1),
-            proved=[one.shard_id for one in self.workers.values() if one.state in ("recovered", "serving")],
+            proved=[
+                *(one.shard_id for one in self.workers.values() if one.state in proven),
+                *self._far(),  # those that the map says serve have recovered by a map that is new enough
+            ],
             far=self._far(),
             links=self._link_settings(worker.shard_id),
             log=self._log_backend.cluster,
@@ -651,6 +684,13 @@ class Supervisor:
                 self.worker_figures.told(message)
             case Payload() | Stored() | Served() | Known() | Unmoved() | Holdup():
                 self.spawn(self.mover.on_message(worker.shard_id, message))
+            case Arriving():
+                self._arrivals.note(worker.shard_id, message)
+            case FarReport():
+                self.spawn(self.mover.on_far_report(message))
+            case FarAnswer():
+                if self._far_side is not None:
+                    self._far_side.on_answer(message)
             case FilesHeld() | CutAt() | ShardTold():
                 self.backups.on_message(worker.shard_id, message)
             case QueryReply():
@@ -670,8 +710,18 @@ class Supervisor:
             counted(recovered.parts, "part"), counted(recovered.records, "record"),
         )  # fmt: skip
         self._set_state(worker, "recovered")
-        self._tell(Proved(worker.shard_id))
-        self._send_serve(worker)
+        if self.sharing is not None:
+            self.spawn(self._confirm(worker, self.sharing))
+        else:
+            self._tell(Proved(worker.shard_id))
+            self._send_serve(worker)
+
+    async def _confirm(self, worker: WorkerState, sharing: Sharing) -> None:
+        """Lets a worker serve, once the map says that this life of it is the newest one."""
+        starts = worker.starts
+        if await sharing.confirm(worker.shard_id) and worker.starts == starts:
+            worker.is_confirmed = True
+            self._send_serve(worker)
 
     async def _on_serving(self, worker: WorkerState, serving: Serving) -> None:
         if worker.shard_id not in self.registry.founded:
@@ -680,6 +730,7 @@ class Supervisor:
         worker.figures = {"accounts": serving.accounts}
         self._set_state(worker, "serving")
         if self.sharing is not None and self.settings.share is not None:
+            self._tell(Proved(worker.shard_id))  # by now it was compared with the map
             links = self.settings.share.told(serving.links)
             await self.sharing.arrived(worker.shard_id, links, self._direct_of(worker))
         await self.mover.on_worker(worker.shard_id, "serving")

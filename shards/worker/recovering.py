@@ -70,7 +70,8 @@ class Recovering:
         self.beats = Beats(self.journal, self._boot_ns)
         recovered = await recover(self.shard, self.journal, self._on_progress, boot_ns, stopping)
         self.is_new = opened.head == 0 and not begin.founded
-        check_ownership(self.shard, self.map, begin.founded, self.is_new)
+        if begin.links is None:  # else the map that counts is the one with which it is told to serve
+            check_ownership(self.shard, self.map, begin.founded, self.is_new)
         self._last_ns = max(self.journal.last_time_ns, opened.began_ns)
         took_ns = self._boot_ns() - began_ns
         self._send(Recovered(self._last_ns, took_ns, *recovered, list(self.journal.warnings)))

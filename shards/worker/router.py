@@ -8,9 +8,10 @@ the same wire, and B applies a wire's frames in order: the order of a connection
 
     request frame   [(number, kind, msgid, mode, bucket id, payload), …]; empty: a probe
     answer frame    [number, answer, number, answer, …]; empty: to a probe
-    answer          bytes for the client | (WRONG,) | any object (to a SURVEY)
+    answer          bytes for the client | (WRONG,) | any object (to a SURVEY, MOVE or ASK)
 
-`number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers).
+`number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers), and
+between hosts MOVE and ASK, by which one supervisor reaches the worker, or the supervisor, of the other.
 A request is passed on once, never twice: B does not pass on, it says WRONG, and only to a link.
 
 **Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent, or only asks, was not applied;
@@ -37,6 +38,8 @@ from shards.system.links import Wire
 from shards.worker.backpressure import Backpressure
 
 SURVEY = 2
+MOVE = 3  # an order about a move, from the supervisor of another host; see `shards.worker.far_moves`
+ASK = 4  # an operator's wish, for the supervisor of the peer's host
 WRONG = 0
 IN_FLIGHT_MAX = 65_536  # requests passed on over one link and not answered; more are refused
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05)  # then the last, until it works
@@ -265,7 +268,7 @@ class PeerLink:
         number = self._number = (self._number + 1) & 0xFFFFFFFF
         self.passed_on += 1
         self._pending[number] = (caller, token, kind, bucket_id, payload)
-        self._outgoing.append((number, kind, token if kind != SURVEY else 0, caller.mode, bucket_id, payload))
+        self._outgoing.append((number, kind, token if kind < SURVEY else 0, caller.mode, bucket_id, payload))
 
     def flush(self) -> None:
         """Sends what was asked for since the last time, as one frame."""
@@ -288,7 +291,7 @@ class PeerLink:
             caller, token, kind, bucket_id, payload = asked
             buckets.append(bucket_id)
             answer = frame[index + 1]
-            if kind == SURVEY:
+            if kind >= SURVEY:
                 caller.answer(token, answer)
             elif type(answer) is bytes:
                 caller.relay(answer)
@@ -333,7 +336,7 @@ class PeerCaller:
         staged.append(number)
         if type(reply) is WrongBucket:
             staged.append((WRONG,))
-        elif kind == SURVEY:
+        elif kind >= SURVEY:
             staged.append(reply)
         else:
             staged.append(self._encode(msgid, mode, reply))
@@ -342,6 +345,10 @@ class PeerCaller:
         """Sends one answer at once."""
         number, _, msgid, mode = token
         self._wire.send([number, self._encode(msgid, mode, reply)])
+
+    def tell(self, token: Any, answer: object) -> None:
+        """Sends one answer at once, as it is."""
+        self._wire.send([token[0], answer])
 
     def echo(self) -> None:
         """Answers an empty frame: this process's loop turns."""
@@ -361,9 +368,11 @@ def receive_frame(
     now_ns: int,
     backpressure: Backpressure,
     on_step: Callable[[PeerCaller, Any, Any], bool],
+    special: Callable[[PeerCaller, Any, int, Any], None],
 ) -> None:
     """Hands a request frame of a peer to the shard, in order, or refuses for want of room. `on_step(caller, token,
-    question)` takes what concerns the shard's files and not its content, and says whether it does.
+    question)` takes what concerns the shard's files and not its content, and says whether it does. `special(caller,
+    token, kind, payload)` takes what is not the shard's: MOVE and ASK.
     """
     if not frame:
         caller.echo()
@@ -381,6 +390,8 @@ def receive_frame(
             backpressure.refuse(caller, token)
         elif kind == READ:
             shard.read(caller, token, bucket_id, payload, now_ns)
+        elif kind > SURVEY:
+            special(caller, token, kind, payload)
         elif not on_step(caller, token, payload):
             shard.survey(caller, token, payload, now_ns)
     if commands:

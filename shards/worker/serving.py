@@ -34,6 +34,8 @@ from shards.control import (
     NewAnchor,
     NewOwner,
     Obstacle,
+    PassAsk,
+    PassOn,
     Proved,
     Query,
     ReadObstacle,
@@ -49,6 +51,7 @@ from shards.system.serial_executor import SerialExecutor
 from shards.worker.far_links import FarLinks
 from shards.worker.recover import check_ownership
 from shards.worker.recovering import Recovering
+from shards.worker.router import PeerCaller
 from shards.worker.snapshotter import Snapshotter
 from shards.worker.worker import Upward, Worker
 from shards.worker.worker_queries import QueryCaller
@@ -175,7 +178,14 @@ class Serving:
             case Answer():
                 asked = self._asked.pop(message.number, None)
                 if asked is not None:
-                    worker.reply(asked[0], asked[1], application.reply_of(message.reply))
+                    reply = message.reply if isinstance(asked[0], PeerCaller) else application.reply_of(message.reply)
+                    worker.reply(asked[0], asked[1], reply)
+            case PassOn():
+                worker.far_moves.pass_on(message)
+                worker.wake()
+            case PassAsk():
+                worker.far_moves.pass_ask(message)
+                worker.wake()
             case MoveOut() | MoveIn() | MoveAbort() | NewOwner():
                 worker.handoff.on_message(message)
             case HoldFiles() | Cut() | AskShard():

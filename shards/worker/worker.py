@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from shards.buckets import hashed_into
-from shards.control import MoveReport
+from shards.control import MoveOrder, ToSupervisor
 from shards.journal import ALL_TIME_NS, Full, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links.far import Far
@@ -40,6 +40,7 @@ from shards.system.clock import Alarm
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.backpressure import ROOM_RETRY_S, TRIES_MAX, Backpressure
+from shards.worker.far_moves import FarMoves
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
 from shards.worker.recovering import Recovering
@@ -59,7 +60,7 @@ class Upward(NamedTuple):
     """What a worker says to its process, and through it to the supervisor."""
 
     ask: Callable[[Any, Any, Command], None]  # (caller, token, operation); the answer comes to the caller
-    send: Callable[[MoveReport], None]
+    send: Callable[[ToSupervisor], None]
     fail: Callable[[BaseException], None]  # ends the process
 
 
@@ -99,7 +100,10 @@ class Worker:
         self.links: dict[int, PeerLink] = {}
         self._places: dict[int, str | Far | None] = {}  # where these lead to
         self._boot_ns = boot_ns
-        self.handoff = Handoff(self, self.application, upward.send, boot_ns)
+        links = recovered.begin.links
+        voice = (0, 0) if links is None else (links.epoch, links.life)
+        self.far_moves = FarMoves(self.links, voice, self._on_far_order, upward.ask, upward.send)
+        self.handoff = Handoff(self, self.application, self.far_moves.report, boot_ns)
         self._routes = self.handoff.routes
         self._ask_supervisor = upward.ask
         self.fail = upward.fail
@@ -569,6 +573,10 @@ class Worker:
         far = [shard_id for shard_id, place in self._places.items() if isinstance(place, Far)]
         return {shard_id: why for shard_id in far if (why := self.links[shard_id].why_down)}
 
+    def _on_far_order(self, order: MoveOrder) -> None:
+        self.handoff.on_message(order)
+        self._schedule()
+
     def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
         if self.handoff.redirecting:
             for bucket_id in bucket_ids:
@@ -587,7 +595,8 @@ class Worker:
     def _on_peer_frame(self, wire: Wire, frame: Any) -> None:
         self._now_ns = 0
         try:
-            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.backpressure, self.on_step)
+            on_special = self.on_step, self.far_moves.on_request
+            receive_frame(self.shard, self._peers[wire], frame, self.now_ns(), self.backpressure, *on_special)
         except BaseException as error:
             self.fail(error)
             raise

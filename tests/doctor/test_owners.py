@@ -98,6 +98,7 @@ def test_a_bucket_that_did_not_arrive_as_it_left(data_dir: Path) -> None:
         (["own", 1, "1", "a", "id"], "of hosts that serve at once: own [1, '1', 'a', 'id'] cannot be"),
         (["at", 3, 1, "h:1", "h:2"], "at names shard 3, number 1"),
         (["wish", 1, 0, "id"], "wish names shard 1, number 0"),
+        (["life", 9, 1, 1], "life names shard 9, number 1"),
     ],
 )
 def test_a_record_that_contradicts_the_map(data_dir: Path, record: list[Any], text: str) -> None:
@@ -110,7 +111,13 @@ def test_a_record_that_contradicts_the_map(data_dir: Path, record: list[Any], te
 
 def test_what_is_said_of_hosts_that_serve_at_once_contradicts_nothing(data_dir: Path) -> None:
     yard = Yard(data_dir)
-    yard.record(["host", "id", "a", 4], ["own", 1, 1, "a", "id"], ["at", 1, 1, "h:1", "h:2"], ["wish", 1, 1, "other"])
+    yard.record(
+        ["host", "id", "a", 4],
+        ["own", 1, 1, "a", "id"],
+        ["life", 1, 1, 1],
+        ["at", 1, 1, "h:1", "h:2"],
+        ["wish", 1, 1, "other"],
+    )
     yard.record(["own", 1, 2, "", ""], ["drained", "a", True])
     assert not told(yard.close().examine(), "owners")
 

@@ -341,7 +341,7 @@ def packets() -> list[bytes]:
 
 def wires() -> list[bytes]:
     sent: list[Any] = [
-        *(control.MoveIn(1, 2, 3, b"x" * 50, b"y" * 16), control.Query(7, b"u", ("get_account", b"u"))),
+        *(control.MoveIn(1, 2, 3, b"x" * 50, b"y" * 16, 4), control.Query(7, b"u", ("get_account", b"u"))),
         *(control.Recovered(1, 2, 3, 4, ["one"]), control.Ask(1, ("rebalance", 0)), control.Examined(1, [(1, 2)], [])),
         *([(1, 0, 7, 0, 3, ("top_up", b"u", 5))], [1, b"answer", 2, (0,)], ["a", [["b"]] * 3]),
     ]

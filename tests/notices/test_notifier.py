@@ -62,7 +62,7 @@ async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(t
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
     settings = DeliverySettings("http://127.0.0.1:9/")  # nobody listens there
-    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s)
+    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s, False)
     worker.wire.send(say.Open(str(tmp_path), 0, 1, 0, False, options))
     await worker.hears(say.Opened)
     worker.wire.send(say.Batch(1, batch))
@@ -87,7 +87,7 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
     settings = DeliverySettings("http://127.0.0.1:9/")
-    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s)
+    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s, False)
     worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, options))
     await worker.hears(say.Opened)
     worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))

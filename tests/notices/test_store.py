@@ -500,3 +500,25 @@ def test_a_file_of_the_version_without_checksums_is_converted(tmp_path: Path, le
     store = shard.store
     assert (store.position, store.departed, store.pending) == (3, {(1, 1)}, {2: 2})
     assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up"]
+
+
+def test_where_the_files_are_on_several_hosts_each_shard_tells_what_its_own_journal_holds(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    for one in (source, target):
+        one.store.is_apart = True
+    for _ in range(2):
+        top_up(ledger, source)
+    target.take((RECEIVED, 1, 2, b""))
+    top_up(ledger, target)
+    source.take((LEAVE, 1, 1, b""))
+    assert source.names() == [f"{entry}:account-topped_up" for entry in (1, 2)], (
+        "whoever takes this shard over tells it"
+    )
+    assert source.store.settled() == 0
+    assert target.names() == ["3:account-topped_up"]
+    assert target.store.pending == {}
+    assert not source.store.has_departed()
+    assert source.store.delete_claimed() == 0

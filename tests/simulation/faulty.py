@@ -183,8 +183,8 @@ FAULTS = [
     Faulty(
         "generation-not-raised",
         "shards/moves/move.py",
-        "self.generation + 1, payload.block, payload.digest)\n",
-        "self.generation, payload.block, payload.digest)\n",
+        "of_bucket = self.bucket_id, self.generation + 1\n",
+        "of_bucket = self.bucket_id, self.generation\n",
     ),
     Faulty(
         "commit-not-synced",

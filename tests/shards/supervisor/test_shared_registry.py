@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shards.journal import Fenced, LastSign
-from shards.supervisor.placement import GRACE_NS
+from shards.supervisor.placement import GRACE_NS, Voice
 from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, Registry, StandsBy
 from shards.supervisor.standby import GRACE_NS as CLAIM_GRACE_NS
 from shards.system.clock import Anchor, Clocks, encode_anchor
@@ -203,3 +203,39 @@ async def test_what_a_host_records_after_the_others_is_applied_behind_theirs(par
     await a.registry.catch_up()
     await b.registry.catch_up()
     assert a.registry.map.pinned == b.registry.map.pinned == {1, 2, 3, 4}
+
+
+async def moving(part: PartOf) -> tuple[Part, Part, dict[int, Voice]]:
+    """Two hosts that serve a shard each, and whose word counts in a move from the first one's to the second one's."""
+    a, b = part("a").joined(), part("b").joined()
+    for one, shard in ((a, 1), (b, 2)):
+        await one.registry.catch_up()
+        assert await one.take(shard)
+        await one.registry.record(["life", shard, 1, 1])
+    await a.registry.catch_up()
+    return a, b, {1: Voice(1, 1), 2: Voice(1, 1)}
+
+
+async def test_a_move_is_decided_by_the_lives_that_gave_and_stored_the_bucket_and_other_hosts_are_told(
+    part: PartOf,
+) -> None:
+    a, b, voices = await moving(part)
+    told: list[tuple[int, int, int]] = []
+    b.registry.on_assigned = told.extend
+    assert await a.registry.commit(["assign", 1, 2, 2], voices)
+    assert a.registry.map.owner_of(1) == (2, 2)
+    assert await b.registry.catch_up()
+    assert told == [(1, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    "record", [["life", 2, 1, 2], ["own", 2, 2, "c", "c"], ["own", 1, 2, "c", "c"], ["assign", 1, 2, 2]]
+)
+async def test_what_another_host_has_recorded_before_makes_a_decision_impossible(
+    part: PartOf, record: list[object]
+) -> None:
+    a, b, voices = await moving(part)
+    await b.registry.record(record)
+    is_decided = record[0] == "assign"
+    assert await a.registry.commit(["assign", 1, 2, 2], voices) is is_decided, "whoever wrote it: it stands there"
+    assert a.registry.map.owner_of(1) == ((2, 2) if is_decided else (1, 1))

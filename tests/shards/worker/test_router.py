@@ -48,7 +48,7 @@ def scene() -> tuple[Shard, Peer, Backpressure]:
 def pass_on(shard: Shard, peer: Any, backpressure: Backpressure, *asked: tuple[int, int, Any]) -> None:
     """A frame of (kind, bucket id, payload), numbered from 0, and what comes of it."""
     frame = [(number, kind, MSGID, MODE, bucket, payload) for number, (kind, bucket, payload) in enumerate(asked)]
-    receive_frame(shard, peer, frame, 100, backpressure, lambda *_: False)
+    receive_frame(shard, peer, frame, 100, backpressure, lambda *_: False, lambda *_: None)
     ready = shard.take_ready()
     if ready is not None:
         for caller, token, reply in ready.replies:

@@ -1,0 +1,144 @@
+"""What one supervisor has to do with moves in which another host takes part.
+
+**The host of the source drives**: its supervisor freezes, commits and aborts; any other host that is asked for the move
+passes the wish on. What the driver says to a target elsewhere goes over a link of one of its workers (`PassOn`), what
+it decides is in the map's log (`Registry.commit`).
+
+**The host of the target looks into the log.** A bucket that arrives is either decided, which every host is told by the
+log, or can never be, once the log knows a later life of the source than the one that gave it: then the target's copy is
+dropped, whether the driver says so or has died. Until one of the two is in the log, nobody concludes anything.
+
+`Arrivals` is pure. What is asked of another supervisor is answered, or refused where the worker ends that was to pass
+it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from shards.buckets import BucketMap
+from shards.control import Arriving, FarAnswer, MoveAbort, MoveOrder, PassAsk, PassOn
+from shards.machine import Command
+from shards.supervisor.child_process import WorkerState
+from shards.supervisor.placement import Own, Shares, Voice
+from shards.supervisor.registry import Registry
+from shards.supervisor.sharing import Sharing
+
+_COUNT_BITS = _SHARD_BITS = 16  # of the number of a move, behind the version of the map at which it began
+
+
+class Arrivals:
+    """The buckets that other hosts move to shards of this one, until the log says what came of each."""
+
+    def __init__(self) -> None:
+        self._arriving: dict[tuple[int, int], Arriving] = {}  # (shard, number of the move)
+
+    def note(self, shard: int, arriving: Arriving) -> None:
+        """The worker of this shard is about to store a bucket."""
+        self._arriving[shard, arriving.number] = arriving
+
+    def forget(self, shard: int) -> None:
+        """Its worker has ended: the next one knows nothing of what it stored but by the map."""
+        self._arriving = {key: one for key, one in self._arriving.items() if key[0] != shard}
+
+    def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
+        """What can never be decided any more, by shard: the log, as it is here, knows a later life of the source. What
+        was decided is forgotten.
+        """
+        found = []
+        for (shard, number), one in list(self._arriving.items()):
+            if bucket_map.generation[one.bucket_id] >= one.generation:
+                del self._arriving[shard, number]
+                if bucket_map.owner_of(one.bucket_id) != (shard, one.generation):
+                    found.append((shard, MoveAbort(number, one.bucket_id)))  # it was decided for another, or moved on
+            elif is_over(shares.owns.get(one.source), Voice(*one.voice)):
+                del self._arriving[shard, number]
+                found.append((shard, MoveAbort(number, one.bucket_id)))
+        return found
+
+
+def is_over(own: Own | None, voice: Voice) -> bool:
+    """Whether the log, as it is here, knows a later life than this one; it may be behind, and know an earlier one."""
+    return own is not None and own.voice > voice
+
+
+class FarSide:
+    """Of one supervisor, where several hosts serve at once."""
+
+    def __init__(self, registry: Registry, workers: Mapping[int, WorkerState], sharing: Sharing) -> None:
+        self._registry = registry
+        self._workers = workers
+        self._sharing = sharing
+        self._count = 0  # of moves, and of what was asked
+        self._asked: dict[int, tuple[int, asyncio.Future[Any]]] = {}  # number -> the shard whose worker passes it on
+
+    def next_number(self, source: int) -> int:
+        """Of a move: no other has it, and it is greater than that of any earlier move of the same bucket, on whatever
+        host that began.
+        """
+        self._count += 1
+        counted = self._registry.version << _COUNT_BITS | self._count & (1 << _COUNT_BITS) - 1
+        return counted << _SHARD_BITS | source
+
+    def voice_of(self, shard: int) -> Voice:
+        """Whose word counts for a shard, as far as is known here."""
+        own = self._registry.shares.owns.get(shard)
+        return Voice(0, 0) if own is None else own.voice
+
+    def is_serving(self, shard: int) -> bool:
+        """Whether the map says that the newest life of the shard's worker serves."""
+        own = self._registry.shares.owns.get(shard)
+        return own is not None and bool(own.links)
+
+    def why_not(self, shard: int) -> str:
+        """Why a shard that is not this host's can take no part in a move; "" where it can."""
+        return self._sharing.why_unserved(shard)
+
+    def send(self, shard: int, source: int, voice: Voice, order: MoveOrder) -> None:
+        """Passes an order on; silently nothing where no worker here can, as on a wire that is closed."""
+        relay = self._relay(source)
+        if relay is not None and relay.wire is not None:
+            relay.wire.send(PassOn(shard, order.number, source, voice, msgspec.msgpack.encode(order)))
+
+    def _relay(self, preferred: int) -> WorkerState | None:
+        able = [one for one in self._workers.values() if one.state == "serving" and one.wire is not None]
+        return min(able, key=lambda one: one.shard_id != preferred, default=None)
+
+    async def ask(self, shard: int, operation: Command) -> dict[str, Any]:
+        """What the supervisor of a shard's host answers to an operation, or a refusal. What it has decided is known
+        here then, if the log can be reached.
+        """
+        relay = self._relay(shard)
+        if relay is None or relay.wire is None:
+            return _unavailable(shard, "no worker of this host can ask")
+        self._count += 1
+        number, answered = self._count, asyncio.get_running_loop().create_future()
+        self._asked[number] = relay.shard_id, answered
+        relay.wire.send(PassAsk(shard, number, operation))
+        try:
+            reply = await answered
+        finally:
+            del self._asked[number]
+        await self._sharing.catch_up()
+        return dict(reply)
+
+    def on_answer(self, answer: FarAnswer) -> None:
+        """To what was asked."""
+        if answer.number in self._asked and not self._asked[answer.number][1].done():
+            self._asked[answer.number][1].set_result(answer.reply)
+
+    def on_down(self, shard: int) -> None:
+        """The worker of a shard here has ended: what it passed on is not answered any more."""
+        for relay, answered in self._asked.values():
+            if relay == shard and not answered.done():
+                answered.set_result(
+                    _unavailable(shard, "the worker that asked has ended; the map says what came of it")
+                )
+
+
+def _unavailable(shard: int, why: str) -> dict[str, Any]:
+    return {"refused": "UNAVAILABLE", "message": f"shard {shard} is another host's: {why}"}

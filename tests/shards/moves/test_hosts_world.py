@@ -1,0 +1,91 @@
+"""Moves between hosts that die, pause and are taken over at any step: no command is lost; faulty rules are caught."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from shards.buckets import BucketMap
+from shards.control import MoveAbort
+from shards.supervisor.far_side import Arrivals
+from shards.supervisor.placement import Shares, Voice
+from shards.supervisor.registry import may_commit
+from tests.shards.moves.hosts_world import Rules, World, Wrong
+
+SEEDS = 40
+SEEDS_MAX = 1000  # until a faulty rule is caught
+
+
+def test_no_command_is_lost_or_doubled_and_nobody_guesses() -> None:
+    seen: dict[str, int] = {}
+    for seed in range(SEEDS):
+        world = World(seed)
+        try:
+            world.run()
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
+        seen = {key: seen.get(key, 0) + count for key, count in world.seen.items()}
+    assert all(seen[key] for key in ("moved", "aborted", "refused", "dropped")), seen
+
+
+def test_a_host_that_opens_a_journal_too_late_never_serves() -> None:
+    World(1).story_of_a_late_opening()
+    with pytest.raises(Wrong):  # where the life is recorded before the opening
+        World(1, Rules(confirms_life=False)).story_of_a_late_opening()
+
+
+def _without(part: str) -> Rules:
+    def faulty(bucket_map: BucketMap, shares: Shares, record: list[Any], voices: Mapping[int, Voice]) -> bool:
+        target = record[2]
+        if part == "life":
+            asked = {shard: shares.owns[shard].voice for shard in voices}
+            is_same = all(asked[shard].number == voice.number for shard, voice in voices.items())
+            return is_same and may_commit(bucket_map, shares, record, asked)
+        left = {shard: voice for shard, voice in voices.items() if (shard == target) != (part == "target")}
+        return may_commit(bucket_map, shares, record, left)
+
+    return Rules(may_commit=faulty)
+
+
+class Rash(Arrivals):
+    """Drops what arrives at once where the map knows another life of the source: it may know an earlier one."""
+
+    def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
+        found = []
+        for (shard, number), one in list(self._arriving.items()):
+            if bucket_map.generation[one.bucket_id] < one.generation and shares.owns[one.source].voice != one.voice:
+                del self._arriving[shard, number]
+                found.append((shard, MoveAbort(number, one.bucket_id)))
+        return found
+
+
+class Doubting(Arrivals):
+    """Drops what is not decided by what the map says now."""
+
+    def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
+        found = [(shard, MoveAbort(number, one.bucket_id)) for (shard, number), one in self._arriving.items()]
+        self._arriving.clear()
+        return found
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param(_without("source"), id="whatever became of the source"),
+        pytest.param(_without("target"), id="whatever became of the target"),
+        pytest.param(_without("life"), id="whichever life of the worker"),
+        pytest.param(Rules(asks_again=False), id="takes silence of the log for a no"),
+        pytest.param(Rules(awaits_stored=False), id="says stored before it is"),
+        pytest.param(Rules(arrivals=Rash), id="drops by a map that is behind"),
+        pytest.param(Rules(arrivals=Doubting), id="drops what is not decided yet"),
+    ],
+)
+def test_a_faulty_rule_is_caught(rules: Rules) -> None:
+    def hunt() -> None:
+        for seed in range(SEEDS_MAX):
+            World(seed, rules).run()
+
+    with pytest.raises(Wrong):
+        hunt()

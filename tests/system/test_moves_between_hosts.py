@@ -1,0 +1,206 @@
+"""Buckets move between two hosts that serve at once, under load and over deaths: every user's money stays right."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from billing.client import Client
+from tests.shards.journal.nats_cluster import BINARY, MISSING
+from tests.system.daemon import Daemon
+from tests.system.rpc import Lost, Rpc
+from tests.system.test_feed import Reader, entries_of
+from tests.system.test_jetstream import billing, run, servers
+from tests.system.test_several_hosts import COIN, SHARDS, WAIT_S, hosts, owners, receiver, wait_owners, wait_page
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
+__all__ = ["hosts", "receiver", "servers"]
+
+USERS = [f"mover_{number}" for number in range(8)]
+FIRST = 10**12
+
+
+async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
+    """The hosts, each with two of the shards."""
+    a, b = hosts
+    await asyncio.to_thread(a.start, WAIT_S)
+    b.launch()
+    await wait_owners(a, "a", "a", "b", "b")
+    for host in hosts:
+        await wait_page(host, 200, "ready")
+    return a, b
+
+
+def other_shard(where: list[str | None], shard: int) -> int:
+    """A shard of the other host."""
+    return next(one for one in range(1, SHARDS + 1) if where[one - 1] != where[shard - 1])
+
+
+async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order_of_a_connection(
+    hosts: list[Daemon], data_dir: Path
+) -> None:
+    a, b = await both(hosts)
+    where = await owners(a)
+    clients = [await Rpc.connect(host.rpc_port) for host in (a, b, a, b)]
+    called = dict.fromkeys(USERS, 0)
+    buckets = {(await clients[0].ask("top_up", user, FIRST))["bucket_id"] for user in USERS}
+    stop = asyncio.Event()
+
+    async def load(rpc: Rpc, user: str, number: int) -> None:
+        seq = 0
+        while not stop.is_set():
+            calls = []
+            for _ in range(4):  # pipelined: set_rate with a rising rate_seq is refused where the order is lost
+                seq += 1
+                calls.append(rpc.ask("set_rate", user, 0, {"resource": f"r{number}", "rate_seq": seq}))
+                calls.append(rpc.ask("top_up", user, 1))
+                called[user] += 1
+            await asyncio.gather(*calls)
+
+    tasks = [asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in USERS]
+    operators = [await Rpc.connect(host.rpc_port) for host in (a, b)]
+    rng, moved = random.Random(1), 0
+    for turn in range(24):
+        bucket_id = rng.choice(sorted(buckets))
+        shard = (await operators[0].ask("route"))["owners"][bucket_id - 1]
+        error, _ = await operators[turn % 2].call("move_bucket", bucket_id, other_shard(where, shard))
+        assert error is None or "already" in error, error  # a door may know of the last move a moment later
+        moved += error is None
+    moved += await _backup_while_buckets_move(a, operators[1], where, buckets, data_dir)
+    stop.set()
+    await asyncio.gather(*tasks)
+    assert moved >= 12
+    await _all_know(operators, moved, buckets)
+    for rpc in clients:
+        for user in USERS:
+            assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
+    code, said = await asyncio.to_thread(billing, b, "rebalance")
+    assert code == 0, said
+    deadline = time.monotonic() + WAIT_S
+    while len({row["buckets"] for row in await operators[0].ask("shards_info")}) != 1:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    await _history_says_what_is_elsewhere(operators[0])
+    for rpc in operators:
+        reader, entries = Reader(), await entries_of(rpc, USERS)
+        async with asyncio.timeout(WAIT_S):
+            while any(reader.newest().get(user, 0) < entry_id for user, entry_id in entries.items()):
+                await reader.read(rpc, 1000)
+        reader.check()
+
+    assert a.stop() == 0
+    await wait_page(b, 200, "ready")
+    rpc = await Rpc.connect(b.rpc_port)
+    for user in USERS:
+        assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
+    assert (await rpc.ask("check_owners"))["faults"] == []
+
+
+async def _backup_while_buckets_move(
+    host: Daemon, operator: Rpc, where: list[str | None], buckets: set[int], directory: Path
+) -> int:
+    """A backup holds all moves, whichever host drives them, and is whole. How many there were."""
+    bucket_id = min(buckets)
+    shard = (await operator.ask("route"))["owners"][bucket_id - 1]
+    backup = asyncio.create_task(asyncio.to_thread(run, "backup", directory / "copy", "--address", host.address))
+    moved = 0
+    while not backup.done() or moved % 2:
+        target = shard if moved % 2 else other_shard(where, shard)
+        error, _ = await operator.call("move_bucket", bucket_id, target)
+        assert error is None or error.startswith("MOVE_REFUSED"), error
+        moved += error is None
+    code, said = await backup
+    assert code == 0, said
+    assert "no faults" in said
+    return moved
+
+
+async def _history_says_what_is_elsewhere(rpc: Rpc) -> None:
+    """Of an account whose bucket came from another host, what was recorded there is answered as missing, and at once:
+    rows add up to the balance in any case.
+    """
+    missing = 0
+    for user in USERS:
+        total, options = 0, {"limit": 1000}
+        while page := await rpc.ask("history", user, options):
+            total += sum(row["amount_nanos"] for row in page)
+            missing += sum(row["operation"] == "missing" for row in page)
+            options = {"limit": 1000, "before": page[-1]["entry_id"]}
+        assert total == (await rpc.ask("get_account", user))["balance_nanos"]
+    assert missing
+
+
+async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_shard(hosts: list[Daemon]) -> None:
+    a, b = await both(hosts)
+    called = dict.fromkeys(USERS, 0)
+    stop, outcomes = asyncio.Event(), {"moved": 0, "refused": 0}
+
+    async def load(client: Client, user: str) -> None:
+        while not stop.is_set():
+            called[user] += 1
+            await client.top_up(user, "1", request_id=f"{user} {called[user]}")
+
+    async def move() -> None:
+        rng = random.Random(2)
+        rpc: Rpc | None = None
+        while not stop.is_set():
+            try:
+                rpc = rpc or await Rpc.connect(rng.choice((a, b)).rpc_port)
+                bucket_id = (await rpc.ask("get_account", rng.choice(USERS)))["bucket_id"]
+                error, _ = await asyncio.wait_for(rpc.call("move_bucket", bucket_id, rng.randint(1, SHARDS)), 30)
+                assert error is None or error.startswith(("MOVE_REFUSED", "UNAVAILABLE")), error
+                outcomes["refused" if error else "moved"] += 1
+            except (OSError, TimeoutError, Lost, AssertionError):
+                rpc = None
+                await asyncio.sleep(0.05)
+
+    async with Client([a.address, b.address]) as client:
+        tasks = [asyncio.create_task(load(client, user)) for user in USERS]
+        for user in USERS:
+            while not called[user] > 1:
+                await asyncio.sleep(0.01)
+        tasks.append(asyncio.create_task(move()))
+        for victim, other in ((b, a), (a, b)):
+            await _until(outcomes, "moved", 3)
+            for pid in victim.worker_pids():
+                victim.kill(pid)
+                await _until(outcomes, "moved", 2)
+            victim.kill()
+            await wait_page(other, 200, "ready")
+            await _until(outcomes, "moved", 2)
+            victim.launch()
+            await wait_owners(other, "a", "a", "b", "b")
+            await wait_page(victim, 200, "ready")
+        await _until(outcomes, "moved", 3)
+        stop.set()
+        await asyncio.gather(*tasks)
+        for user in USERS:
+            assert (await client.get_account(user)).balance_nanos == called[user] * COIN
+    for host in (a, b):
+        rpc = await Rpc.connect(host.rpc_port)
+        assert (await rpc.ask("check_owners"))["faults"] == []
+        for user in USERS:
+            assert (await rpc.ask("get_account", user))["balance_nanos"] == called[user] * COIN
+
+
+async def _until(outcomes: dict[str, int], what: str, more: int) -> None:
+    """Returns when so many more have come."""
+    wanted, deadline = outcomes[what] + more, time.monotonic() + WAIT_S
+    while outcomes[what] < wanted:
+        assert time.monotonic() < deadline, outcomes
+        await asyncio.sleep(0.02)
+
+
+async def _all_know(doors: list[Rpc], moved: int, buckets: set[int]) -> None:
+    """Returns when every door knows of all moves."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        found = [[row for row in await rpc.ask("buckets_info") if row["bucket_id"] in buckets] for rpc in doors]
+        if all(sum(row["generation"] - 1 for row in rows) == moved for rows in found):
+            return
+        assert time.monotonic() < deadline, (moved, found)
+        await asyncio.sleep(0.05)
