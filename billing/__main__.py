@@ -24,10 +24,10 @@ def main() -> None:
     """Runs the command line of this process, or the worker that the daemon starts with it."""
     if not runs_on(sys.platform):
         sys.exit(refuse(ELSEWHERE.format(sys.platform)))
-    from billing.service.beginning import WORKER, prepare
+    try:  # what is imported takes a while, in which ^C comes as well, and may open files
+        from billing.service.beginning import WORKER, prepare
 
-    prepare(sys.argv)
-    try:  # what either imports takes a while, and may open files
+        prepare(sys.argv)
         if sys.argv[1:2] == [WORKER]:
             from billing.service.working import main as work
 
@@ -39,6 +39,9 @@ def main() -> None:
         if (missing := package_of(error)) is None:
             raise
         sys.exit(refuse(NOT_INSTALLED.format(missing)))
+    except KeyboardInterrupt:
+        print("billing: aborted", file=sys.stderr)
+        sys.exit(1)
 
 
 def runs_on(platform: str) -> bool:

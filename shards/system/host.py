@@ -7,6 +7,7 @@ step. Nothing here decides anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -56,9 +57,23 @@ class Host(NamedTuple):
     randbits: Callable[[int], int]  # so many random bits
 
 
+def in_foreground() -> bool:
+    """Whether the keys of a terminal, on one of descriptors 0 to 2, send signals to this process. Elsewhere, as under
+    systemd, children stay in its session: the kernel weighs processes of one session by their niceness, and sessions
+    alike.
+    """
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):  # it is closed, or no terminal of this session
+            if os.tcgetpgrp(descriptor) == os.getpgrp():
+                return True
+    return False
+
+
 async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
     """Starts a process: `command`, and the number of its end of a control socket, whose other end is returned. It
-    inherits that and the sockets named, nothing else. OSError: it cannot be started.
+    inherits that and the sockets named, nothing else. Where a terminal's ^C reaches this process, it does not reach the
+    child, which is told over its socket: an interpreter that is being loaded would print a trace. OSError: it cannot be
+    started.
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -66,7 +81,11 @@ async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Chi
         descriptors = [theirs.fileno(), *(one.fileno() for one in inherited)]
         try:
             child = await asyncio.create_subprocess_exec(
-                *command, str(theirs.fileno()), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL
+                *command,
+                str(theirs.fileno()),
+                pass_fds=descriptors,
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=in_foreground(),
             )
         except OSError:
             ours.close()

@@ -137,3 +137,25 @@ def test_bash_completes_commands_and_options(daemon: Daemon) -> None:
     assert option.stdout == b"plain,--request-id\n"
     behind = shell(daemon, "billing", **asked, COMP_WORDS="billing --json buckets mo", COMP_CWORD="3")
     assert behind.stdout == b"plain,move\n"
+
+
+INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Interrupts(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from billing.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["billing.service.beginning", "billing.cli.main", "billing.cli.output"])
+def test_a_command_that_is_interrupted_while_it_loads_shows_no_trace(module: str) -> None:
+    line = [sys.executable, "-c", INTERRUPTED, "accounts", module]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "billing: aborted\n")

@@ -26,6 +26,7 @@ import contextlib
 import gc
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -273,7 +274,10 @@ def _progress(wire: Wire, number: int) -> Callable[[int], None]:
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the argument is the number of the wire's descriptor."""
+    """The main function of the process; the argument is the number of the wire's descriptor, with which it ends: ^C is
+    for whoever started it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
