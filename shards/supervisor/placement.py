@@ -14,9 +14,10 @@ The map's log holds who is to serve each shard, and who takes part:
 older one changes nothing. Whoever decides anything has read everything before it (`shards.journal.MapLog`), so of two
 hosts that take a shard at once one learns that it was too late.
 
-**Nothing about money hangs on these records.** Every billing instant of a shard belongs to one epoch of its journal,
+**Who serves a shard is the journal's to say.** Every billing instant of a shard belongs to one epoch of its journal,
 whoever owns what here. An `own` names the host that tries; the journal lets it in once the owner before it has given
-the shard back or was not heard of for a grant of time.
+the shard back or was not heard of for a grant of time. Which shard has a bucket is decided by these records: a move
+counts only while the newest `own` and `life` of both shards are those of the workers that took part.
 
 A host **takes** a shard that nobody owns, that its own earlier life owned, or whose owner has been heard of since it
 became the owner, and has given the shard back or was not heard of for 1.01 grants. A new owner is on its way to its
