@@ -15,17 +15,20 @@ The faults, drawn at random of those named (all by default):
     freeze    SIGSTOP of a nats-server for 1 to 5 s
     wipe      a host that stands by is killed, and comes back with an empty data directory
     two       of three hosts two are killed at once, the one that serves being one of them
+    apart     with `--at-once`: no host reaches another one's links for 3 to 15 s, while all reach the log: each door
+              answers for the shards of its own host, refuses the others with `applied: "no"`, and nobody takes a shard
 
 The second command measures how long a failover and a planned hand-over take. Without `--at-once` one host serves
 everything and the others stand by. With it each host serves some of the shards (`cluster.listen`; four of them, or
 `--shards`): a struck host's shards go to the others, which is waited for until a user of every shard was answered
 there; one that slept or was cut off goes on without them, and after each fault every host is waited for until it has
-its part again.
+its part again: each shard is served by one host by the word of all of them.
 
-`cut` needs a network namespace, where each host reaches the servers at an address of its own, which a blackhole route
-takes away: as root, the program starts itself anew in one. There each host also has a boot id of its own, as another
-machine would, and a wall clock a tenth of a second behind, right, or ahead. Without root there is one boot id and one
-clock, `cut` is left out, and the program says so.
+`cut` and `apart` need a network namespace, where each host reaches the servers, and is reached by the links of others,
+at addresses of its own, which a blackhole route takes away: as root, the program starts itself anew in one. There each
+host also has a boot id of its own, as another machine would, and wall clocks differ by two tenths of a second: one is
+behind, one ahead, a third one right. Without root there is one boot id and one clock, these two are left out, and the
+program says so.
 
 Clients and what is held against the daemon stand in `callers`. At the end every stream is read raw: epochs rise, and no
 instant is stamped in two of them. Prints what it counted, and how long clients waited, as JSON; exit code 1 with the
@@ -63,14 +66,14 @@ from shards.system.clock import MACHINE_CLOCKS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
-from tests.system.rpc import Rpc
+from tests.system.rpc import Lost, Rpc
 from tests.torture.callers import Caller, Prober, settle
 from tests.torture.callers import Hosts as Doors
 from tests.torture.volume import BOOT_ID
 
 SHARDS, SHARDS_AT_ONCE = 2, 4
 CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
-CLOCKS_S = (-0.1, 0.0, 0.1)  # of the hosts, ahead of the receiver's
+CLOCKS_S = (-0.1, 0.1, 0.0)  # of the hosts, ahead of the receiver's
 WAIT_S = 120.0
 POLL_S = 0.02
 PROBE_S, PROBE_AT_ONCE_S = 0.01, 0.1  # it measures how long a failover takes; at once, callers do
@@ -79,7 +82,7 @@ LOADED_IN_FLIGHT = 256
 SNAPSHOT_BYTES = 4 << 20
 INSIDE = "TORTURE_NETWORK_NAMESPACE"
 TAKES_OVER = ("kill", "stop", "term", "cut", "two")
-FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe")
+FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe", "apart")
 
 
 def has_network() -> bool:
@@ -115,12 +118,13 @@ class Host:
         shards, at_once = size.shards, size.at_once
         self.name = f"host-{number}"
         self.address = f"127.0.1.{number}"  # at which it reaches the servers
+        self.links = f"127.0.2.{number}" if has_network() else "127.0.0.1"  # at which others reach it
         keys: dict[str, object] = {
             "journal.kind": "jetstream",
             "cluster.servers": servers.urls_at(self.address) if has_network() else servers.urls,
             "cluster.node": self.name,
             "cluster.shards": shards,
-            "cluster.listen": "127.0.0.1:0" if at_once else "",
+            "cluster.listen": f"{self.links}:0" if at_once else "",
             "shards.workers": shards,
             "shards.bucket_count": 32,
             "cutoff.url": cutoff_url,
@@ -153,8 +157,39 @@ class Host:
 
     def cut(self, is_cut: bool) -> None:
         """Takes the way to the log, or gives it back."""
-        verb = "add" if is_cut else "del"
-        subprocess.run(["ip", "route", verb, "blackhole", f"{self.address}/32", "table", "local"], check=True)
+        _blackhole(self.address, is_cut)
+
+    def part(self, is_apart: bool) -> None:
+        """Takes the way by which others reach it, or gives it back."""
+        _blackhole(self.links, is_apart)
+
+
+def _blackhole(address: str, is_cut: bool) -> None:
+    verb = "add" if is_cut else "del"
+    subprocess.run(["ip", "route", verb, "blackhole", f"{address}/32", "table", "local"], check=True)
+
+
+async def shards_of(host: Host) -> dict[int, tuple[str, str]]:
+    """State and reason of each shard, as a host says them; empty where it does not."""
+    with suppress(Lost, OSError, TimeoutError):
+        async with asyncio.timeout(5):
+            rpc = await Rpc.connect(host.daemon.rpc_port)
+            try:
+                error, rows = await rpc.call("shards_info")
+            finally:
+                rpc.close()
+        if error is None:
+            return {row["shard_id"]: (row["state"], row["reason"]) for row in rows}
+    return {}
+
+
+def each_has_its_part(told: list[dict[int, tuple[str, str]]]) -> bool:
+    """Whether each shard is served by one host by the word of all of them, and each host serves some. A host that has
+    slept, and has not noticed yet that others have its shards, says `serving`, as they do.
+    """
+    served = [[shard for shard, (state, _) in one.items() if state == "serving"] for one in told]
+    every = sorted(shard for of_host in served for shard in of_host)
+    return all(served) and all(every == sorted(one) for one in told)
 
 
 class Campaign:
@@ -244,6 +279,7 @@ class Campaign:
         done: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
             "kill": self._kill, "stop": self._stop_and_go, "term": self._term, "cut": self._cut,
             "server": self._server, "freeze": self._freeze, "wipe": self._wipe, "two": self._two,
+            "apart": self._apart,
         }  # fmt: skip
         await done[fault](serving)
         self.counts[fault] += 1
@@ -277,7 +313,9 @@ class Campaign:
             pages = [await asyncio.to_thread(host.page) for host in self.hosts]
             standing_by = sum("stands by" in page[1] for page in pages)
             serving = sum(page[0] == 200 for page in pages)
-            if (serving, standing_by) == ((len(self.hosts), 0) if self._at_once else (1, len(self.hosts) - 1)):
+            if (serving, standing_by) == ((len(self.hosts), 0) if self._at_once else (1, len(self.hosts) - 1)) and (
+                not self._at_once or each_has_its_part([await shards_of(host) for host in self.hosts])
+            ):
                 return
             assert time.monotonic() < deadline, f"{pages}\n{self._said()}"
             await asyncio.sleep(POLL_S)
@@ -394,6 +432,56 @@ class Campaign:
                 assert error.startswith("UNAVAILABLE"), error
                 self.counts["read refused by a host that was cut off"] += 1
             rpc.close()
+
+    async def _apart(self, _: Host) -> None:
+        assert has_network()
+        for_s, since = self._size.for_s or self.rng.uniform(3, 15), time.monotonic()
+        before = [await shards_of(host) for host in self.hosts]
+        for host in self.hosts:
+            host.part(True)
+        try:
+            for host in self.hosts:
+                await self._until_apart(host)
+            for host, shards in zip(self.hosts, before, strict=True):
+                await self._answers_its_own(host, shards)
+            await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
+            for host, shards in zip(self.hosts, before, strict=True):
+                states = {shard: state for shard, (state, _) in (await shards_of(host)).items()}
+                assert states == {shard: state for shard, (state, _) in shards.items()}, "a shard changed its host"
+        finally:
+            for host in self.hosts:
+                host.part(False)
+        doors = Doors([host.daemon.rpc_port for host in self.hosts], self.rng)
+        for user in self._probed * len(self.hosts):
+            await doors.call("top_up", user, 1, anywhere=True)
+        doors.close()
+
+    async def _until_apart(self, host: Host) -> None:
+        """Returns when the host says of every shard of the others that it has no link to it."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            told = await shards_of(host)
+            elsewhere = [reason for state, reason in told.values() if state == "elsewhere"]
+            if elsewhere and all("no link from this host" in reason for reason in elsewhere):
+                return
+            assert time.monotonic() < deadline, f"{host.name} says {told}"
+            await asyncio.sleep(POLL_S)
+
+    async def _answers_its_own(self, host: Host, shards: dict[int, tuple[str, str]]) -> None:
+        """A change of a user of each shard, by the door of a host that no other one reaches."""
+        rpc = await Rpc.connect(host.daemon.rpc_port)
+        await rpc.ask("hello", {"errors": "map"})
+        for shard, user in enumerate(self._probed, 1):
+            error, _ = await rpc.call("top_up", user, 1)
+            if shards[shard][0] == "serving":
+                assert error is None, f"{host.name}, of its own shard {shard}: {error}"
+                self.counts["answered apart"] += 1
+            else:
+                assert (error["name"], error["applied"]) == ("UNAVAILABLE", "no"), (
+                    f"{host.name}, shard {shard}: {error}"
+                )
+                self.counts["refused apart"] += 1
+        rpc.close()
 
     async def _server(self, _: Host) -> None:
         number = self.rng.randrange(3)
@@ -519,9 +607,11 @@ def main() -> int:
     arguments = parser.parse_args()
     alone()
     faults = arguments.faults
-    if not has_network() and "cut" in faults:
+    if not has_network() and {"cut", "apart"} & set(faults):
         print(f"without partitions: {why_no_network()}", file=sys.stderr)
-        faults = [fault for fault in faults if fault != "cut"]
+        faults = [fault for fault in faults if fault not in ("cut", "apart")]
+    if not arguments.at_once:
+        faults = [fault for fault in faults if fault != "apart"]
     if arguments.hosts == 2:
         faults = [fault for fault in faults if fault != "two"]
     if not faults:

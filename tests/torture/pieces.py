@@ -27,7 +27,16 @@ FUZZ_S = {
     "json": 600, "iproto": 600,
     "wires": 300,  # our own processes speak there, and nobody else
 }  # fmt: skip
-CYCLES_A_PIECE = {"kill": 30, "power": 25, "full": 5, "moves": 50, "hosts": 50, "servers": 100, "writeback": 40}
+CYCLES_A_PIECE = {
+    "kill": 30,
+    "power": 25,
+    "full": 5,
+    "moves": 50,
+    "hosts": 50,
+    "at once": 50,
+    "servers": 100,
+    "writeback": 40,
+}
 CAMPAIGNS = {
     "programs": "random programs on the ledger and on its model",
     "simulation": "seeds in simulation, all invariants",
@@ -45,6 +54,7 @@ CAMPAIGNS = {
     "writeback": "failed write-backs under history and notices",
     "moves": "kill −9 of source, target or supervisor of a move",
     "hosts": "three hosts over one log: killed, stopped, cut off, wiped; servers killed and frozen",
+    "at once": "three hosts that serve at once: the same, and cut off from each other",
     "servers": "servers of the log killed, stopped, cut off, wiped, full, and their leaders changed",
     "both ways": "a backup of each kind of log restored into the other, 100,000 accounts",
     "fuzz": "broken input for every decoder",
@@ -90,6 +100,7 @@ def all_pieces(share: float) -> Iterator[Piece]:
         yield Piece("control", kind, ["tests.torture.power", *control])
     yield from _cycles("full", "full", ["tests.torture.full"], count(20))
     yield from _cycles("hosts", "hosts", ["tests.torture.hosts"], count(400), cores=2)
+    yield from _cycles("at once", "at once", ["tests.torture.hosts", "--at-once"], count(400), cores=2)
     yield from _cycles("servers", "servers", ["tests.torture.servers"], count(1000))
     yield Piece("both ways", "both ways", ["tests.torture.both_ways", "--accounts", str(count(100_000))], cores=2)
     yield from _cycles("writeback", "writeback", ["tests.torture.writeback"], count(80))
