@@ -74,12 +74,25 @@ def test_an_owner_that_is_silent_for_a_grant_is_followed_and_the_other_shards_ar
 @pytest.mark.parametrize("given_up", [False, True])
 def test_a_new_owner_has_time_for_its_first_record_whatever_the_one_before_it_left(given_up: bool) -> None:
     one, known = placement(), shares(s1=A)
+    known.apply(["own", 1, 2, *A])
     left = signs(7, given_up=given_up)
     one.hear(known, left, 0)
     one.hear(known, left, GRACE_NS - 1)
     assert one.next_step(known, set(), set(), GRACE_NS - 1) is None
     one.hear(known, left, GRACE_NS)
     assert one.next_step(known, set(), set(), GRACE_NS) == Take(1)
+
+
+def test_an_owner_that_has_served_is_followed_also_by_a_host_that_has_just_begun_or_woken_up() -> None:
+    """It hears nothing of the owner, and reads in the map that this one had got as far as to say where it serves."""
+    one, known = placement(), shares(s1=A)
+    for tenth in range(40):
+        now_ns = tenth * SECOND // 10
+        one.hear(known, signs(7), now_ns)
+        assert one.next_step(known, set(), set(), now_ns) == (Take(1) if tenth >= 21 else None), tenth
+    one, known = placement(), shares(s1=A)
+    one.hear(known, signs(7, given_up=True), 0)
+    assert one.next_step(known, set(), set(), 0) == Take(1), "it has given the shard back"
 
 
 def test_an_owner_that_was_heard_of_and_gives_its_shard_back_is_followed_at_once() -> None:
