@@ -162,7 +162,7 @@ class SimHistory:
         self._shard_id = shard_id
         self._journal = journal
 
-    def start(self) -> None:
+    def start(self, _: float = 0.0) -> None:
         position = self._archive.positions.get(self._shard_id, 0)
         for at, payload in self._journal.replay(max(position + 1, self._journal.first)):
             self.hand(at, payload)
