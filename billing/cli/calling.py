@@ -30,7 +30,7 @@ from billing.cli.options import CONNECTION_OPTIONS, OUTPUT_OPTIONS, applied
 from billing.cli.output import say
 from billing.cli.values import coins, printable, span
 from billing.client.client import TOKEN, TOKEN_FILE, Client
-from billing.client.connection import parse_address, tls_context
+from billing.client.connection import CLOSES, NO_TLS, parse_address, tls_context
 from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unavailable
 from shards.exits import Exit
 
@@ -131,6 +131,8 @@ def words_of(error: BillingError, target: Target, user: object = None, changes: 
         where = f"{target.address} ({target.told_by})" if target.told_by else target.address
         if untrusted := details.get("untrusted"):
             text = f"UNAVAILABLE: the certificate at {where} is not trusted ({untrusted}); --tls-ca names its authority"
+        elif listens := details.get("listens"):
+            text = f"UNAVAILABLE: something listens at {where}, but {listens}{_about_tls(target, listens)}"
         else:
             text = (
                 f"UNAVAILABLE: no daemon answers at {where}: {reason}; "
@@ -138,6 +140,15 @@ def words_of(error: BillingError, target: Target, user: object = None, changes: 
             )
     is_open = changes and error.applied == "unknown"
     return printable(text) + (" (it may have been carried out)" if is_open else "")
+
+
+def _about_tls(target: Target, listens: str) -> str:
+    """What to try where one side may speak TLS and the other does not."""
+    if target.tls is None and listens == CLOSES:
+        return "; where it speaks TLS, --tls or --tls-ca FILE says so"
+    if listens.startswith(NO_TLS):
+        return "; where it speaks none, leave out --tls, --tls-ca, --tls-cert and BILLING_TLS_CA, BILLING_TLS_CERT"
+    return ""
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:

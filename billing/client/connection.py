@@ -29,6 +29,9 @@ PENDING_MAX: Final = 65_536  # requests not answered; more are refused
 REPLY_BYTES_MAX: Final = 256 * 1024 * 1024
 BACKOFF_FIRST_S: Final = 0.02
 BACKOFF_MAX_S: Final = 2.0
+CLOSES: Final = "closes the connection without an answer"
+LOST: Final = "the connection was lost"
+NO_TLS: Final = "agrees on no TLS"
 DIAL_S: Final = 5.0  # until the next address is tried, or this one again
 
 
@@ -183,7 +186,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         why = self._foreign or self._said or exc
-        reason = "the connection was lost" + (f": {why}" if why else "")
+        reason = LOST + (f": {why}" if why else "")
         pending, self._pending = self._pending, {}
         foreign = self._foreign
         unsent = set(self._unsent)
@@ -278,7 +281,7 @@ class Link:
         pause_s = BACKOFF_FIRST_S
         try:
             while not self.closed:
-                reason = untrusted = ""
+                reason = untrusted = listens = ""
                 for address in self._addresses:
                     self.address = address
                     try:
@@ -292,13 +295,20 @@ class Link:
                         reason = _connect_words(error)
                         if isinstance(error, ssl.SSLCertVerificationError):
                             untrusted = error.verify_message
+                        elif isinstance(error, ssl.SSLError):
+                            listens = f"{NO_TLS} ({reason})"
                     except BillingError as error:
                         self._said = str(error)
                         if not error.retry:  # a token that is not known will not be known in a second either
                             self._refuse(error)
                             return
                         reason = error.details.get("foreign", error.message)
-                self._count_attempt({"unreached": reason, **({"untrusted": untrusted} if untrusted else {})})
+                        if error.message == LOST:
+                            listens = CLOSES
+                        elif "foreign" not in error.details:
+                            listens = f"lets nobody in ({error.message})"
+                more = {"untrusted": untrusted, "listens": listens}
+                self._count_attempt({"unreached": reason, **{name: text for name, text in more.items() if text}})
                 await asyncio.sleep(pause_s * (1 + self._jitter()))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         finally:
@@ -338,7 +348,7 @@ class Link:
     def _take(self, connection: Connection) -> None:
         """Gives the connection to all that wait."""
         if connection.transport is None:
-            raise Unavailable("the connection was lost")  # right after the sign-in: try again
+            raise Unavailable(LOST)  # right after the sign-in: try again
         self.connection = connection
         self.was_connected = True
         self._changed()
@@ -347,8 +357,9 @@ class Link:
                 future.set_result(connection)
 
     def _count_attempt(self, details: dict[str, str]) -> None:
-        """An attempt failed: tells those that wait for no other. `details`: why (`unreached`), and the fault of the
-        certificate that was shown (`untrusted`).
+        """An attempt failed: tells those that wait for no other. `details`: why (`unreached`), the fault of the
+        certificate that was shown (`untrusted`), and what somebody does who listens there and does not let us in
+        (`listens`).
         """
         for future, left in list(self._waiting.items()):
             if left is not None and not future.done():

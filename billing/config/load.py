@@ -373,7 +373,9 @@ def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         try:
             mode = os.stat(name).st_mode
         except (OSError, ValueError) as error:
-            yield (path,), f"expected a file: {error}"
+            makes = path == "rpc.tokens_file" and isinstance(error, FileNotFoundError)
+            hint = "; the first `billing token add` makes it" if makes else ""
+            yield (path,), f"expected a file: {error}{hint}"
             continue
         if not stat.S_ISREG(mode) or not os.access(name, os.R_OK):
             yield (path,), f"expected a file that this user can read, got {name}"

@@ -364,6 +364,37 @@ async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: by
     assert "Traceback" not in result.stderr
 
 
+async def closing(greeting: bytes) -> asyncio.Server:
+    """Takes what comes first, says that, and hangs up."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(greeting)
+        writer.close()
+
+    return await asyncio.start_server(answer, "127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "option", "words"),
+    [
+        (b"", "", "but closes the connection without an answer; where it speaks TLS, --tls or --tls-ca FILE says so\n"),
+        (b"\x94\x01\xc0\xa7BUSY: x\xc0", "", "but lets nobody in (the connection was lost: BUSY: x)\n"),
+        (b"\x94\x01\xc0\xa1x\xc0", "--tls", "; where it speaks none, leave out --tls, --tls-ca, "),
+    ],
+)
+async def test_who_listens_and_lets_nobody_in_is_no_daemon_that_is_not_there(
+    house: House, greeting: bytes, option: str, words: str
+) -> None:
+    async with await closing(greeting) as server:
+        port = server.sockets[0].getsockname()[1]
+        result = await run(house, f"ping {option} --address 127.0.0.1:{port}")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"billing: UNAVAILABLE: something listens at 127.0.0.1:{port}, but ")
+    assert words in result.stderr
+    assert "billing serve" not in result.stderr
+
+
 async def test_a_call_that_makes_no_sense_ends_with_2(house: House) -> None:
     for line in (
         "ping --address nowhere",

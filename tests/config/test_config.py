@@ -171,6 +171,11 @@ def test_all_faults_are_told_at_once(write: Write) -> None:
     ]
 
 
+def test_a_file_of_tokens_that_is_not_there_is_said_to_be_made_by_a_command(write: Write, tmp_path: Path) -> None:
+    [(path, _, text)] = faults_of(write(f'[rpc]\ntokens_file = "{tmp_path}/none"\n'), {})
+    assert (path, text.endswith("; the first `billing token add` makes it")) == ("rpc.tokens_file", True)
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [

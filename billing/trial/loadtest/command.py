@@ -17,6 +17,8 @@ from typing import IO, Any, Final, NamedTuple
 import aiohttp
 import click
 
+from billing.cli.calling import Target as Whom
+from billing.cli.calling import refused
 from billing.cli.output import say
 from billing.client.client import TOKEN
 from billing.client.errors import BillingError
@@ -232,7 +234,7 @@ def wish_of(given: dict[str, Any]) -> Wish:
 
 
 FAILURES = (
-    *(TraceError, ChildError, GeneratorError, BillingError, ReceiverError),
+    *(TraceError, ChildError, GeneratorError, ReceiverError),
     *(aiohttp.ClientError, TimeoutError, ValueError),
 )
 
@@ -241,5 +243,10 @@ def carry_out(wish: Wish) -> int:
     """Runs it until it is over or a signal ends it."""
     try:
         return run_until_signalled(loadtest(wish))
+    except BillingError as error:
+        whom = Whom(
+            wish.address or "its own", "", wish.sign_in.token, f"--token-file or {TOKEN}", tls=wish.sign_in.context()
+        )
+        raise refused(error, whom, changes=False) from error
     except FAILURES as error:
         raise click.ClickException(str(error) or type(error).__name__) from error

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from billing.trial.loadtest.result import Result, Run, histogram_of, whole
 from shards.counting import counted
 
+TOO_FEW: Final = "there were too few answers to tell a 99th percentile"
 HEADROOM: Final = 0.7  # of the sustained rate is planned with
 BUSY: Final = 0.7  # of a core: from there on a command costs what it costs at a full one
 REPORT_EVERY_S: Final = 60
@@ -40,6 +41,14 @@ def sustained(run: Run, limit_ms: float) -> bool:
     return run.valid and run.clean and p99_ns is not None and p99_ns <= limit_ms * 1e6
 
 
+def too_much(run: Run, limit_ms: float) -> bool:
+    """Whether a run shows that its rate is more than the daemon can. A few slow answers, too few to tell a 99th
+    percentile, show nothing.
+    """
+    p99_ns = histogram_of(run.latency).percentile("99")
+    return run.valid and run.clean and p99_ns is not None and p99_ns > limit_ms * 1e6
+
+
 def sustained_per_s(result: Result) -> float | None:
     """The highest rate that is shown to be sustained; None where none is. A closed loop shows none: it asks less where
     the daemon is slow.
@@ -55,11 +64,12 @@ def sustained_per_s(result: Result) -> float | None:
 
 def found_the_limit(result: Result) -> bool:
     """Whether a sweep ended at what the daemon can: some rate above the knee was offered as planned and was too much. A
-    sweep that ended because its generator could not offer more has found no limit of the daemon.
+    sweep that ended because its generator could not offer more, or of which steps were too short to tell, has found no
+    limit of the daemon.
     """
     knee = result.knee_per_s
     above = [step for step in result.steps if knee is not None and step.offered_per_s > knee]
-    return any(step.valid and step.clean and not sustained(step, result.p99_limit_ms) for step in above)
+    return any(too_much(step, result.p99_limit_ms) for step in above)
 
 
 def telling(result: Result) -> list[Run]:
@@ -112,9 +122,9 @@ def in_short(result: Result) -> list[str]:
     if result.kind == "closed":
         first = f"With {workers}, callers who wait for each answer were answered {answered:,.0f} times a second."
     elif result.knee_per_s is not None and not found_the_limit(result):
-        first = (
-            f"With {workers} the daemon keeps up with at least {rate:,.0f} commands a second{within}; the generator "
-            "could not offer more on this machine."
+        late = any(not step.valid for step in result.steps)
+        first = f"With {workers} the daemon keeps up with at least {rate:,.0f} commands a second{within}; " + (
+            "the generator could not offer more on this machine." if late else f"of more {TOO_FEW} (--duration)."
         )
     elif result.knee_per_s is not None:
         first = f"With {workers} the daemon keeps up with {rate:,.0f} commands a second and not with more{within}."
@@ -204,10 +214,7 @@ def _why_unknown(result: Result) -> str:
     if not all(run.valid for run in result.measured):
         return _invalid(result)
     slowest_ns = max(histogram_of(run.latency).greatest for run in result.measured)
-    return (
-        f"there were too few answers to tell a 99th percentile, and the slowest took {_in_ms(slowest_ns)}, above "
-        f"{result.p99_limit_ms:g} ms"
-    )
+    return f"{TOO_FEW}, and the slowest took {_in_ms(slowest_ns)}, above {result.p99_limit_ms:g} ms"
 
 
 def conclusion(result: Result) -> Iterator[str]:
@@ -255,7 +262,7 @@ def _rate(result: Result) -> Iterator[str]:
         elif any(run.answered for run in result.measured):
             yield f"The offered rate was not sustained: {_why_not(result)}."
     else:
-        shown = "Sustained at most" if found_the_limit(result) else "Sustained at least (no higher was tried)"
+        shown = "Sustained at most" if found_the_limit(result) else "Sustained at least (no limit was found)"
         latency = whole(telling(result), "latency")
         p99_ns = latency.percentile("99")
         yield (

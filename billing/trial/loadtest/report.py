@@ -278,7 +278,7 @@ def _knee(result: Result) -> str:
         return "No step was sustained."
     return (
         f"Each point is one step. The knee is at {result.knee_per_s:,.0f} offered commands a second: above it the 99th "
-        f"percentile leaves {result.p99_limit_ms:g} ms, or the measurement is not valid."
+        f"percentile leaves {result.p99_limit_ms:g} ms, or the measurement is not valid or too short to tell."
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from billing.trial.loadtest.conclusion import sustained
+from billing.trial.loadtest.conclusion import TOO_FEW, sustained, too_much
 from billing.trial.loadtest.result import Result, Run, histogram_of
 from billing.trial.loadtest.session import Session
 
@@ -34,7 +34,7 @@ async def sweep(
             step = await session.run(rate)
             result.steps.append(step)
             kept_up = sustained(step, limit_ms)
-            say(_line(step, kept_up))
+            say(_line(step, limit_ms))
             if kept_up or not step.clean:
                 break
         if not result.clean:
@@ -54,10 +54,19 @@ async def sweep(
     result.knee_per_s = good or None
 
 
-def _line(step: Run, kept_up: bool) -> str:
+def _line(step: Run, limit_ms: float) -> str:
     told = histogram_of(step.latency).percentiles()
     latency = ", ".join(f"{'max' if key == 'max' else 'p' + key} {value / 1e6:.2f}" for key, value in told.items())
-    return (
-        f"{step.offered_per_s:.0f} a second offered, {step.per_s:.0f} answered: {latency} ms; "
-        f"{'sustained' if kept_up else 'not sustained'}" + "".join(f"; {reason}" for reason in step.invalid_because)
+    return f"{step.offered_per_s:.0f} a second offered, {step.per_s:.0f} answered: {latency} ms; " + (
+        "sustained" if sustained(step, limit_ms) else f"not sustained; {'; '.join(why_not(step, limit_ms))}"
     )
+
+
+def why_not(step: Run, limit_ms: float) -> list[str]:
+    """Why a step does not count as sustained."""
+    if not step.clean:
+        return ["money or cutoffs were wrong"]
+    slow = too_much(step, limit_ms)
+    return step.invalid_because or [
+        f"its 99th percentile is above {limit_ms:g} ms" if slow else f"{TOO_FEW} (--duration)"
+    ]

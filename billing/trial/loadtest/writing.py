@@ -26,4 +26,7 @@ def write(result: Result, outputs: Mapping[str, Path]) -> None:
 
 def read(path: Path) -> Result:
     """A result that was written as JSON. Raises ValueError and OSError."""
-    return from_json(path.read_bytes())
+    try:
+        return from_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -15,6 +15,7 @@ from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.report import report
 from billing.trial.loadtest.result import Cutoffs, Money, from_json, to_json
 from billing.trial.loadtest.summary import csv_of, summary, verdict_line
+from billing.trial.loadtest.sweep import why_not
 from billing.trial.loadtest.trace_plan import Tracing
 from billing.trial.loadtest.validity import faults
 from billing.trial.loadtest.watch import events_between, series_of
@@ -88,6 +89,18 @@ def test_machines_are_reckoned_from_a_sweep_with_headroom() -> None:
         assert "Capacity is not measured" in " ".join(conclusion(result))
         assert "Not measured" in report(result)
         assert "--sweep" in report(result)
+
+
+def test_a_few_slow_answers_are_no_limit_of_the_daemon() -> None:
+    few = run_of(1, per_s=3000.0, latency=pairs(2 * MS, 5_000, 60 * MS, 9))
+    result = result_of(steps=[run_of(per_s=2000.0), few], knee_per_s=2000.0, kind="sweep")
+    assert needs(result) == []
+    assert "at least 2,000 commands a second" in in_short(result)[0]
+    assert "too few answers to tell a 99th percentile (--duration)" in in_short(result)[0]
+    assert "Sustained at least (no limit was found): 2,000" in " ".join(conclusion(result))
+    assert why_not(few, 50.0) == ["there were too few answers to tell a 99th percentile (--duration)"]
+    assert why_not(run_of(1, p50_ns=60 * MS), 50.0) == ["its 99th percentile is above 50 ms"]
+    assert why_not(run_of(1, money=Money(wrong_balances=1)), 50.0) == ["money or cutoffs were wrong"]
 
 
 def test_a_sweep_that_its_generator_ended_has_found_no_limit() -> None:
