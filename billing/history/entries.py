@@ -13,7 +13,9 @@ bounds and `all_written`: the bounds were made after the missing entries, so wha
 then, and the row goes out. Without a missing row one round is enough.
 
 **A cursor is refused** (`UnknownCursor`) where a file that it names is not here, is another one by now, or has taken
-back or deleted rows behind it: whoever goes on then would lose entries, or have entries that never were.
+back or deleted rows behind it: whoever goes on then would lose entries, or have entries that never were. Whoever begins
+does so behind the newest row that was deleted: an older one that its account keeps is no part of the feed any more,
+since a cursor behind it could not be told from one that has not had what was deleted.
 
 It only reads.
 """
@@ -99,9 +101,10 @@ def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_
     for shard in dbs.keys() | asked.keys():
         with _of(shard, reader.shard):
             place = asked.get(shard)
-            places[shard] = (
-                Place(identity_of(dbs[shard]), 0) if place is None else checked(shard, dbs.get(shard), place)
-            )
+            if place is None:
+                places[shard] = Place(identity_of(dbs[shard]), begin_of(dbs[shard]))
+            else:
+                places[shard] = checked(shard, dbs.get(shard), place)
             ends[shard] = bounds[shard] if shard in bounds else _newest(dbs[shard])
     files = {shard: _File(db, places[shard].sequence, ends[shard]) for shard, db in dbs.items()}
     rows, waits = _merged(reader.shard, dbs, files, places, limit, all_written)
@@ -141,6 +144,7 @@ def _merged(
     return rows, waits
 
 
+_DELETED: Final = "SELECT coalesce(max(seq), 0) FROM cuts"
 NOWHERE: Final = -1  # in the place of a shard: the row is in no file
 
 
@@ -170,6 +174,12 @@ def _newest(db: sqlite3.Connection) -> int:
     return newest
 
 
+def begin_of(db: sqlite3.Connection) -> int:
+    """The row behind which the feed begins: the newest one that `history.keep_days` deleted; 0 where none was."""
+    deleted: int = db.execute(_DELETED).fetchone()[0]
+    return deleted
+
+
 def identity_of(db: sqlite3.Connection) -> bytes:
     """What the file is called in cursors at present."""
     identity: bytes = db.execute("SELECT identity FROM identities WHERE seq_max IS NULL").fetchone()[0]
@@ -190,8 +200,7 @@ def checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
             f"the history of shard {shard} has taken back entries behind row {found[0]}, which the cursor has: "
             "its journal lost them, or it was restored from a backup; begin again"
         )
-    (deleted,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
-    if place.sequence < deleted:
+    if place.sequence < begin_of(db):
         raise UnknownCursor(
             f"entries of shard {shard} behind the cursor are older than history.keep_days, and deleted; begin again"
         )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from billing.history import batches
 from billing.history.cursor import Place
-from billing.history.entries import UnknownCursor, checked, identity_of
+from billing.history.entries import UnknownCursor, begin_of, checked, identity_of
 from billing.history.history_reader import Shown, as_map, rows_of
 from billing.history.page import OPENING_ROW, Row
 from billing.history.store import Pages
@@ -54,7 +54,7 @@ def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, li
     `position`: the last batch that is in the file. Raises UnknownCursor, Damaged, sqlite3.Error.
     """
     places = batches.Places(db, identity_of(db), log)
-    seq = 0 if place is None else _row_behind(db, shard, log, place, position)
+    seq = begin_of(db) if place is None else _row_behind(db, shard, log, place, position)
     rows: list[PartRow] = []
     older = Pages(db)
     for row in Pages(db).following(seq, 1 << 62):

@@ -11,10 +11,11 @@ import pytest
 
 from billing.cli.statement_command import csv_rows, faults_of
 from billing.history.entries import UnknownCursor, page
-from billing.history.history_reader import EVERYWHERE, HistoryReader
+from billing.history.history_reader import EVERYWHERE, HistoryReader, Shown
+from billing.history.page import OPENING_ROW
 from billing.history.period_reader import Chain, balance_at, shown, statement
 from billing.history.retention import Postponed, prune
-from billing.history.store import Store, open_store, rows_are_sound
+from billing.history.store import Pages, Store, open_store, rows_are_sound
 from billing.ledger.money import INT64_MAX
 from shards.batch import ENTRY
 from shards.system.disk import RealDisk
@@ -212,6 +213,18 @@ def test_nothing_is_deleted_while_another_file_cannot_be_read(tmp_path: Path) ->
     assert len(ids_of(file.store)) == 22
 
 
+def kept_below(store: Store, seq: int) -> list[int]:
+    return [row.seq for row in Pages(store.db).following(0, seq - 1) if row.operation != OPENING_ROW]
+
+
+def read_by_ones(reader: HistoryReader) -> list[Shown]:
+    """The feed from its beginning, in pages of one row."""
+    rows: list[Shown] = []
+    while found := page(reader, rows[-1]["cursor"] if rows else "", 1, {}, all_written=True).rows:
+        rows += found
+    return rows
+
+
 def test_batches_come_in_between_and_the_feed_refuses_who_has_not_had_what_went(data_dir: Path) -> None:
     scene = Scene(users=5)
     store = opened(data_dir)
@@ -236,6 +249,12 @@ def test_batches_come_in_between_and_the_feed_refuses_who_has_not_had_what_went(
     assert page(reader, late, 10, {}, all_written=True).rows
     everything = page(reader, "", 10_000, {}, all_written=False)
     assert not everything.waits
+    (deleted,) = store.db.execute("SELECT seq FROM cuts").fetchone()
+    assert kept_below(store, deleted), "an account keeps a row that is older than what another's lost"
+    assert everything.rows == read_by_ones(reader), "who begins again is never refused"
+    assert [row["entry_id"] for row in everything.rows] == [
+        row.entry_id for row in Pages(store.db).following(deleted, INT64_MAX) if row.operation != OPENING_ROW
+    ]
     store.close()
     again = opened(data_dir, head=position)
     assert rows_are_sound(again.db)
