@@ -272,11 +272,21 @@ def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dic
 
 
 def _nearest(word: str, words: Mapping[str, object]) -> str:
-    """What was meant, as far as that can be told: what other programs call a door, or the word that looks alike."""
+    """What was meant, as far as that can be told: what other programs call a door, a word of this section that looks
+    alike, or the key of another section that has this name. So that many wrong keys do not take long, only words that
+    begin or end alike are compared letter by letter.
+    """
     section, point, key = word.rpartition(".")
     if key in _DOORS and (door := f"{section}{point}listen") in words:
         return f"; did you mean {door}?"
-    near = difflib.get_close_matches(word, words, 1)
+    places = [other.rpartition(".") for other in words]
+    if section and section not in (known := dict.fromkeys(place for place, _, _ in places)):
+        alike = difflib.get_close_matches(section, known, 1)
+        section = alike[0] if alike else section
+    beside = [name for place, _, name in places if place == section]
+    alike = difflib.get_close_matches(key, [one for one in beside if one[0] == key[:1] or one[-1] == key[-1:]], 1)
+    near = [f"{section}{point}{name}" for name in alike]
+    near += [f"{place}.{key}" for place, _, name in places if place and name == key]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -110,7 +110,7 @@ def examine_servers(
     backend = backends.open(settings, REAL)
     signs = backend.signs()
     if any(sign.sequence and not sign.is_given_up for sign in signs.values()):  # it may live, or have been killed
-        threading.Event().wait(backend.grant_ns / 10**9)
+        threading.Event().wait(-(-backend.grant_ns // 10**9))
 
     def check_still() -> None:
         if backend.signs() != signs:

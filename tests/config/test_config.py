@@ -171,6 +171,16 @@ def test_all_faults_are_told_at_once(write: Write) -> None:
     ]
 
 
+def test_what_was_meant_is_told_also_of_another_section_and_of_a_section_that_is_none(write: Write) -> None:
+    file = write('[ledger]\ntls_cert = ""\nxyz = 1\n')
+    faults = faults_of(file, {"BILLING_RCP__LISTEN": "x"})
+    assert faults == [
+        ("ledger.tls_cert", "file", "no such key; did you mean rpc.tls_cert?"),
+        ("ledger.xyz", "file", "no such key"),
+        ("rcp.listen", "environment", "BILLING_RCP__LISTEN overrides no key; did you mean rpc.listen?"),
+    ]
+
+
 def test_a_file_of_tokens_that_is_not_there_is_said_to_be_made_by_a_command(write: Write, tmp_path: Path) -> None:
     [(path, _, text)] = faults_of(write(f'[rpc]\ntokens_file = "{tmp_path}/none"\n'), {})
     assert (path, text.endswith("; the first `billing token add` makes it")) == ("rpc.tokens_file", True)
