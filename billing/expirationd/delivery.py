@@ -32,7 +32,7 @@ from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Endpoint, Limits, Verdict
 from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Pace
 from billing.expirationd.line import Line
-from billing.expirationd.outages import Outages, waiting_because
+from billing.expirationd.outages import OfCutoffs, Outages, Words, waiting_because
 from billing.expirationd.outbox import Item, Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
 from billing.expirationd.throughput import Throughput
@@ -124,8 +124,9 @@ class Delivery:
     `now_ns` reads billing time anew at each call; `clocks` are those of the machine; `failed` takes what must end
     the process (a broken invariant).
     `templates` (by kind) make other requests than those of the settings' URLs; the first is where what has no kind
-    yet is expected to go. A cutoff class with URLs of its own has templates of its own, and lanes: what its endpoints
-    do holds up nobody of another class, even where they are on one server.
+    yet is expected to go. `words`: what the log says of endpoints that take no calls. A cutoff class with URLs of its
+    own has templates of its own, and lanes: what its endpoints do holds up nobody of another class, even where they are
+    on one server.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Delivery:
         endpoint_of: EndpointOf = Endpoint,
         templates: dict[str, Template] | None = None,
         may_act: Callable[[], bool] = lambda: True,
+        words: Words = OfCutoffs(),  # noqa: B008
     ) -> None:
         self._owed = owed
         self._may_act = may_act
@@ -183,7 +185,7 @@ class Delivery:
         self._expecting: asyncio.TimerHandle | None = None
         self._running = False
         self._quiet: asyncio.Event = asyncio.Event()
-        self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox))
+        self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox), words)
 
     # -- what the caller tells --------------------------------------------------------------------------------------
 

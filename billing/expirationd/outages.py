@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from billing.expirationd.health import Health
 from billing.expirationd.outbox import FLYING, PARKED, Item
@@ -33,10 +33,50 @@ class Outage:
         self.timer: asyncio.TimerHandle | None = None
 
 
+class Words(Protocol):
+    """What the log says of outages."""
+
+    def began(self, origin: str, error: str, waiting: int) -> None:
+        """It takes no calls; so many users wait."""
+
+    def lasts(self, origin: str, seconds: int, error: str, waiting: int) -> None:
+        """It has taken none for so long."""
+
+    def ended(self, origin: str, seconds: float, waiting: int) -> None:
+        """It takes calls again, after so long."""
+
+    def is_slow(self, origin: str, timeout_s: float, patience_s: float) -> None:
+        """It answered nobody within `timeout_s`."""
+
+
+class OfCutoffs:
+    """Where what is sent are cutoffs and restores."""
+
+    def began(self, origin: str, error: str, waiting: int) -> None:
+        log.warning("%s takes no calls (%s) and is probed; users who wait: %d", origin, error, waiting)
+
+    def lasts(self, origin: str, seconds: int, error: str, waiting: int) -> None:
+        log.warning(
+            "%s has taken no calls for %d s (%s) and is probed; users who wait: %d", origin, seconds, error, waiting
+        )
+
+    def ended(self, origin: str, seconds: float, waiting: int) -> None:
+        log.info("%s takes calls again after %.1f s: sending, %d owed", origin, seconds, waiting)
+
+    def is_slow(self, origin: str, timeout_s: float, patience_s: float) -> None:
+        log.warning(
+            "%s answered nobody in time (cutoff.timeout_s is %g): calls may take %g s now",
+            origin,
+            timeout_s,
+            patience_s,
+        )
+
+
 class Outages:
     """Those of one delivery. `waiting` says for how many users something is owed. To be closed."""
 
-    def __init__(self, timeout_s: float, now_ns: Callable[[], int], waiting: Callable[[], int]) -> None:
+    def __init__(self, timeout_s: float, now_ns: Callable[[], int], waiting: Callable[[], int], words: Words) -> None:
+        self._words = words
         self._timeout_s = timeout_s
         self._now_ns = now_ns
         self._waiting = waiting
@@ -82,40 +122,26 @@ class Outages:
 
     def _begin(self, outage: Outage) -> None:
         self._known[outage.origin] = outage
-        log.warning(
-            "%s takes no calls (%s) and is probed; users who wait: %d", outage.origin, outage.error, self._waiting()
-        )
+        self._words.began(outage.origin, outage.error, self._waiting())
         outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
 
     def _go_on(self, outage: Outage) -> None:
         lasted_s = (self._now_ns() - outage.since_ns) // _SECOND_NS
-        log.warning(
-            "%s has taken no calls for %d s (%s) and is probed; users who wait: %d",
-            outage.origin,
-            lasted_s,
-            outage.error,
-            self._waiting(),
-        )
+        self._words.lasts(outage.origin, lasted_s, outage.error, self._waiting())
         outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
 
     def _end(self, outage: Outage) -> None:
         del self._known[outage.origin]
         if outage.timer is not None:
             outage.timer.cancel()
-        lasted_s = (self._now_ns() - outage.since_ns) / _SECOND_NS
-        log.info("%s takes calls again after %.1f s: sending, %d owed", outage.origin, lasted_s, self._waiting())
+        self._words.ended(outage.origin, (self._now_ns() - outage.since_ns) / _SECOND_NS, self._waiting())
 
     def _tell_patience(self, origin: str, patience_ns: int) -> None:
         now_ns = self._now_ns()
         if now_ns - self._patience_told_ns.get(origin, -LOG_S * _SECOND_NS) < LOG_S * _SECOND_NS:
             return
         self._patience_told_ns[origin] = now_ns
-        log.warning(
-            "%s answered nobody in time (cutoff.timeout_s is %g): calls may take %g s now",
-            origin,
-            self._timeout_s,
-            patience_ns / _SECOND_NS,
-        )
+        self._words.is_slow(origin, self._timeout_s, patience_ns / _SECOND_NS)
 
 
 def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: int, owed: int) -> str:

@@ -106,8 +106,17 @@ class Told(Message, frozen=True, tag=21):
     figures: dict[str, Any]
 
 
+class Logged(Message, frozen=True, tag=23):
+    """A record of the process's own log, which has no other way out."""
+
+    level: int
+    logger: str
+    words: str  # as they stand in the program, by which the operator's advice is found
+    values: tuple[Any, ...]
+
+
 ToFollower = Open | Batch | Ask | Close | Settle
-ToWorker = Opened | Reached | Answer | Refused | Failed | Told | Remark
+ToWorker = Opened | Reached | Answer | Refused | Failed | Told | Remark | Logged
 
 to_follower: Final = msgspec.msgpack.Decoder(ToFollower).decode
 to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode

@@ -1,9 +1,10 @@
 """What the processes of all followers have in common: one wire to the worker, one file, timers, and an end.
 
 The process inherits its wire as a descriptor and ends when that closes; terminal signals are the worker's business,
-not its own. Whatever goes wrong with its file ends it, after it has told why and with which exit code; what goes
-wrong with a question refuses that question alone. After an error the process exits without closing its file: SQLite
-would copy its log into it and remove the log, which may be the only good copy.
+not its own. What it logs goes to the worker, whose log has the form that is configured. Whatever goes wrong with its
+file ends it, after it has told why and with which exit code; what goes wrong with a question refuses that question
+alone. After an error the process exits without closing its file: SQLite would copy its log into it and remove the log,
+which may be the only good copy.
 
 A kind of follower says what it opens, what it does with a batch and with a question, and how long its batches may wait.
 """
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
+import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, assert_never
@@ -30,6 +34,8 @@ from shards.system.links import Wire
 CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RETRY_S: Final = 1.0  # a reader of another process stood in the way
 LAST_WORDS_S: Final = 1.0  # the worker has them, and has closed its end
+
+_PLAIN: Final = logging.Formatter()
 
 
 class Follower(ABC):
@@ -149,6 +155,19 @@ class Follower(ABC):
         """Says something for the operator's log."""
         self._send(say.Remark(text))
 
+    def pass_on(self, record: logging.LogRecord) -> bool:
+        """Hands a record of the log over; False where nobody is there to take it. Values that are neither numbers nor
+        text go as their text, and what was raised as that of the words.
+        """
+        if self._wire is None:
+            return False
+        words, values = "%s", tuple[int | float | str, ...]((_PLAIN.format(record),))
+        if not record.exc_info and isinstance(record.args, tuple):
+            words = str(record.msg)
+            values = tuple(one if isinstance(one, int | float | str) else str(one) for one in record.args)
+        self._send(say.Logged(record.levelno, record.name, words, values))
+        return True
+
     def tell_reached(self) -> None:
         """Tells how far the file is."""
         if (store := self.store) is not None:
@@ -225,6 +244,19 @@ class Follower(ABC):
         self.ended.set()
 
 
+class ToWorker(logging.Handler):
+    """Hands what is logged on the loop to the worker; what nobody there takes goes to standard error as it stands."""
+
+    def __init__(self, follower: Follower) -> None:
+        super().__init__()
+        self._follower = follower
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread != self._thread or not self._follower.pass_on(record):
+            sys.stderr.write(f"{_PLAIN.format(record)}\n")
+
+
 async def serve(connection: socket.socket, make: Callable[[], Follower]) -> int:
     """A follower's life, on a wire to its worker; its exit code."""
     connection.setblocking(False)
@@ -239,7 +271,13 @@ def run(descriptor: int, niceness: int, make: Callable[[], Follower]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
+
+    def logging_to_worker() -> Follower:
+        follower = make()
+        logging.basicConfig(handlers=[ToWorker(follower)], level=logging.INFO)
+        return follower
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(serve(socket.socket(fileno=descriptor), make))
+        code = runner.run(serve(socket.socket(fileno=descriptor), logging_to_worker))
         if code:
             os._exit(code)  # not by way of the interpreter's end, which would close the file

@@ -26,6 +26,7 @@ from billing.expirationd.endpoint import Endpoint
 from billing.follower.process import Follower, run
 from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
+from billing.notices.outages import OfNotices
 from billing.notices.post import NoticeTemplate
 from billing.notices.store import Row, Store
 from billing.notices.window import Window
@@ -102,6 +103,7 @@ class Notifier(Follower):
             self.clocks,
             self._endpoint_of,
             templates={NOTICE: template},
+            words=OfNotices(),
         )
         self._delivery.start()
         self._fill()

@@ -27,6 +27,7 @@ TO_WORKER: list[tuple[say.Message, list[Any]]] = [
     (say.Failed(74, "why"), [20, 74, "why"]),
     (say.Told({"notices_owed": 1}), [21, {"notices_owed": 1}]),
     (say.Remark("what"), [22, "what"]),
+    (say.Logged(30, "billing.notices", "%s waits", ("u",)), [23, 30, "billing.notices", "%s waits", ["u"]]),
 ]
 
 

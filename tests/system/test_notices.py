@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,25 @@ async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir
                 first = list(dict.fromkeys(call.event_id.split(":", 1)[1] for call in receiver.calls))
                 expected = [f"{entry}:account-topped_up" for entry in range(1, 21)] + ["21:account-debited"]
                 assert first == expected
+
+
+async def test_an_endpoint_that_takes_no_notices_is_in_the_log_as_such_from_beginning_to_end(data_dir: Path) -> None:
+    port = free_port()
+    async with receiving() as cutoffs:
+        settings = {"cutoff__url": cutoffs.url, "notify__url": f"http://127.0.0.1:{port}/told", "log__format": "json"}
+        with Daemon(data_dir, shards__workers=1, **settings) as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "told", COIN)
+            await until(lambda: "takes no notices" in daemon.log.read_text())
+            async with receiving(port) as receiver:
+                await until(lambda: bool(receiver.calls))
+                await until(lambda: "takes notices again" in daemon.log.read_text())
+    records = [json.loads(line) for line in daemon.log.read_text().splitlines()]
+    began, ended = (record for record in records if record["logger"] == "billing.notices")
+    assert (began["level"], began["event"]) == ("warning", "notice_endpoint_shut")
+    assert (began["endpoint"], began["waiting"]) == (f"http://127.0.0.1:{port}", "1")
+    assert "No cutoff waits for them" in began["do"]
+    assert ended["level"] == "info"
 
 
 async def test_without_a_url_what_was_still_to_be_told_is_given_up(data_dir: Path) -> None:
