@@ -86,9 +86,12 @@ def _set_thresholds(
     user: str,
     amount: tuple[str, ...],
     runway: tuple[int, ...],
+    never: bool,
     dry_run: bool,
     **given: Any,
 ) -> None:
+    if never is bool(amount or runway):
+        raise click.UsageError("--amount, --runway or both say when, or --never; `billing account` shows what is set")
     thresholds: list[dict[str, Any]] = [{"amount": each} for each in amount]
     thresholds += [{"runway_ns": each} for each in runway]
     change(target, dry_run, "set_thresholds", user, thresholds, **given)
@@ -183,6 +186,7 @@ _BY_HAND = (
         _user,
         option("--amount", multiple=True, type=COINS, metavar="COINS", help="When this little is available."),
         option("--runway", multiple=True, type=DURATION, help="When it lasts no longer than that."),
+        option("--never", is_flag=True, help="Takes all of them away."),
         *_repeatable,
     ),
     _command(

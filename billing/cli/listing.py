@@ -24,7 +24,7 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
         "capture": "Takes AMOUNT coins of a hold of USER and frees the rest.",
         "release": "Gives a hold of USER back.",
         "adjust": "Corrects USER's balance by AMOUNT coins, with a REASON.",
-        "thresholds": "Sets when notices about USER's low balance are sent; without options, never.",
+        "thresholds": "Sets when notices about USER's low balance are sent, in place of what was set.",
         "class": "Puts USER in the cutoff class NAME of the configuration; default takes him out of any.",
         "close": "Closes USER's account and pays out the rest; asks first.",
     },

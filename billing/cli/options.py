@@ -40,6 +40,13 @@ _DURATIONS_NS: Final = {
     "h": 3_600 * 10**9,
     "d": 86_400 * 10**9,
 }
+_OF_THE_SERVICE: Final = {  # words that ask the manager of services, and what does it
+    "reload": "the daemon reloads at SIGHUP to its main process, as a service of systemd by `systemctl reload billing`",
+    "restart": "as a service of systemd by `systemctl restart billing`",
+    "start": "`billing serve` runs it in the foreground, `systemctl start billing` as a service of systemd",
+    "status": "`billing shards` says how the daemon is, `systemctl status billing` how its service is",
+    "stop": "the daemon stops at SIGTERM, as a service of systemd by `systemctl stop billing`",
+}
 _NEGATIVE = re.compile(r"-[0-9][0-9.]*")
 _COINS = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,9})?")
 
@@ -133,6 +140,8 @@ class Group(Listing):
                 ctx.exit()
             args = [*args[1:], "--help"]
         if args and self.get_command(ctx, args[0]) is None:
+            if ctx.parent is None and args[0] in _OF_THE_SERVICE:
+                ctx.fail(f"there is no command {args[0]}; {_OF_THE_SERVICE[args[0]]}")
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 3, 0.6)
             ctx.fail(f"there is no command {args[0]}" + (f"; do you mean {' or '.join(near)}?" if near else ""))
         name, command, words = super().resolve_command(ctx, args)

@@ -94,7 +94,11 @@ def list_tokens(file: str | None, as_json: bool, config_file: str | None) -> Non
         Column("name", TEXT, [row[0] for row in rows]),
         Column("roles", TEXT, [row[1].replace(",", ", ") for row in rows]),
     ]
-    put("\n".join(draw(columns, None).lines) if rows else "there are no tokens")
+    put(
+        "\n".join(draw(columns, None).lines)
+        if rows
+        else f"there are no tokens in {path}" + ("" if path.exists() else ", which is not there")
+    )
 
 
 @token.command()

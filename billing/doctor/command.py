@@ -80,7 +80,9 @@ def doctor(
             if truncate_at is not None:
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return
-    except (DaemonRuns, cut.CutRefused) as no:
+    except DaemonRuns as no:
+        _end(Exit.REFUSED, f"{no}; --online proves what can be proved while it serves")
+    except cut.CutRefused as no:
         _end(Exit.REFUSED, str(no))
     except Absent as no:
         _end(Exit.CONFIG, str(no))

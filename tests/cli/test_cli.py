@@ -196,3 +196,21 @@ def test_an_end_of_credit_is_a_date_or_an_instant(text: str) -> None:
     assert done.returncode == 2
     assert f"--expires: expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}" in done.stderr
     assert "yesterday" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [("reload", "systemctl reload billing"), ("start", "billing serve"), ("status", "billing shards")],
+)
+def test_words_of_a_service_are_answered_with_what_does_it(word: str, instead: str) -> None:
+    result = CliRunner().invoke(root, [word])
+    assert result.exit_code == 2
+    assert f"there is no command {word}; " in result.stderr
+    assert instead in result.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--never", "--amount", "5"), ("--never", "--runway", "1h")])
+def test_a_line_that_only_asks_for_thresholds_takes_none_away(words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(root, ["thresholds", "u", *words, "--address", "127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert "`billing account` shows what is set" in result.stderr

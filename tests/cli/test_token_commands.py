@@ -60,6 +60,13 @@ def test_what_else_is_in_the_file_stays(config: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_is_not_there_is_named_as_such(config: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    assert run(config, "list").stdout == f"there are no tokens in {file}, which is not there\n"
+    file.write_text("# none yet\n")
+    assert run(config, "list").stdout == f"there are no tokens in {file}\n"
+
+
 def test_tokens_are_listed_by_name_and_role(config: Path) -> None:
     run(config, "add", "a", "--role", "read", "--role", "top_up")
     assert run(config, "list").stdout.splitlines() == ["name  roles", "a     read, top_up"]

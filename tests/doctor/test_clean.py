@@ -191,6 +191,7 @@ def test_a_directory_in_use_is_not_looked_at(data_dir: Path, tmp_path: Path) -> 
     ended = command(config_of(yard, tmp_path))
     assert ended.returncode == 1
     assert f"a daemon runs on {yard.path}" in ended.stderr
+    assert "--online proves what can be proved while it serves" in ended.stderr
     for worker in yard.workers.values():
         worker.journal.close()
     with ExitStack() as stack, pytest.raises(DaemonRuns, match="map/lock is locked"):
