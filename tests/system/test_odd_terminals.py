@@ -148,6 +148,7 @@ class Interrupts(MetaPathFinder):
         if name == sys.argv[-1]:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also where the tests run without one
 sys.meta_path.insert(0, Interrupts())
 from billing.__main__ import main
 main()
