@@ -75,7 +75,7 @@ def restore_command(directory: Path, config_file: str | None) -> None:
     """Makes the configured data directory, which must be empty, from the backup in DIRECTORY.
 
     The next start holds every overdue cutoff back until `billing cutoffs release`: money may have come after the
-    backup was taken.
+    backup was taken. Notices begin anew: what was still to be told of what happened before is in no backup.
     """
     from billing.config.load import load, log_of
 
@@ -87,6 +87,8 @@ def restore_command(directory: Path, config_file: str | None) -> None:
         raise click.ClickException(f"nothing was restored: {error}") from None
     click.echo(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
     click.echo("overdue cutoffs will wait for: billing cutoffs release")
+    if config.notify.url and config.journal.kind == "file":
+        click.echo("notices begin with what happens from now on: what was still to be told then is not told")
 
 
 def _prove(disk: Disk, work: str, ids_max: int) -> None:

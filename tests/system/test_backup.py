@@ -15,6 +15,7 @@ import pytest
 
 from shards.system.clock import MACHINE_CLOCKS
 from tests.system.daemon import Daemon
+from tests.system.ports import free_port
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc
 from tests.system.test_cutoffs import receiving, until
@@ -35,13 +36,14 @@ async def backed_up(daemon: Daemon, target: Path) -> dict[str, Any]:
     return told
 
 
-async def put_back(daemon: Daemon, source: Path) -> None:
-    """As after the loss of the host: the data directory is empty."""
+async def put_back(daemon: Daemon, source: Path) -> str:
+    """As after the loss of the host: the data directory is empty. What the command says."""
     data = daemon.directory / "data"
     if data.exists():
         shutil.rmtree(data)
     done = await asyncio.to_thread(billing, "restore", source, "--config", daemon.config)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_a_backup_under_load_holds_exactly_what_was_stamped_up_to_its_instant(data_dir: Path) -> None:
@@ -149,6 +151,27 @@ async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(d
                 assert await rpc.ask("release_cutoffs") == {"released": 5}
             await until(lambda: sorted(call.user_id for call in receiver.calls) == users)
             rpc.close()
+
+
+async def test_notices_begin_anew_after_a_restore_which_says_so(data_dir: Path) -> None:
+    port = free_port()
+    daemon = Daemon(data_dir, shards__workers=1, notify__url=f"http://127.0.0.1:{port}/told")
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "before", COIN)
+        await backed_up(daemon, data_dir / "backup")
+        rpc.close()
+    assert "notices begin with what happens from now on" in await put_back(daemon, data_dir / "backup")
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        assert (await rpc.ask("get_account", "before"))["balance_nanos"] == COIN
+        await rpc.ask("top_up", "after", COIN)
+        async with receiving(port) as receiver:
+            await until(lambda: bool(receiver.calls))
+            assert {call.user_id for call in receiver.calls} == {"after"}
+        rpc.close()
+    silent = Daemon(data_dir, shards__workers=1)
+    assert "notices" not in await put_back(silent, data_dir / "backup")
 
 
 async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_good(data_dir: Path) -> None:
