@@ -259,7 +259,7 @@ async def test_a_rebalance_says_how_much_moves(house: House, moves: int, told: s
     ("words", "told"),
     [
         ("--amount 2 --runway 1h", "2 coins or less are available, and when the money lasts for 01:00:00 or less."),
-        ("", "No notice of a low balance is sent."),
+        ("--never", "No notice of a low balance is sent."),
     ],
 )
 async def test_thresholds_are_said_again(house: House, words: str, told: str) -> None:
