@@ -21,7 +21,8 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -378,14 +379,17 @@ class Key(NamedTuple):
         return f"{what}, {bounds.ge} to {bounds.le}{multiple}"
 
 
-def sections() -> dict[str, type[Section]]:
+@cache
+def sections() -> Mapping[str, type[Section]]:
     """The tables there are, in the order of declaration."""
     return get_type_hints(Config)
 
 
-def keys_of(table: type[Section]) -> dict[str, Key]:
+@cache
+def keys_of(table: type[Section]) -> Mapping[str, Key]:
     """The keys of one table, in the order of declaration; the tables of classes are none."""
-    hints, found = get_type_hints(table, include_extras=True), {}
+    hints = get_type_hints(table, include_extras=True)
+    found: dict[str, Key] = {}
     for field in msgspec.structs.fields(table):
         hint = hints[field.name]
         if get_origin(hint) is not Annotated:
