@@ -4,7 +4,7 @@
 ["assign", bucket, shard, generation]   the commit of a move: one generation more
 ["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
 ["uneven", bool]   whether buckets should still move for the load to be even; says nothing of who owns what
-["claim", node, host id, number]   which of several hosts serves; says nothing of who owns what
+["claim", node, host id, number, epoch]  which of several hosts serves; says nothing of who owns what
 ["settled", shard, position]   up to which batch nothing is owed outside; another host begins there
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
@@ -115,9 +115,9 @@ class OwnerMap:
             if shard < 1 or position < 0:
                 raise Unreadable(f"shard {shard} cannot have settled batch {position}")
         elif kind == "claim":
-            node, host_id, number = fields
-            if not isinstance(node, str) or not isinstance(host_id, str) or number < 1:
-                raise Unreadable(f"a claim of host {node!r}, {host_id!r}, number {number!r} cannot be")
+            node, host_id, number, epoch = fields
+            if not isinstance(node, str) or not isinstance(host_id, str) or number < 1 or epoch < 0:
+                raise Unreadable(f"a claim of host {node!r}, {host_id!r}, {number!r}, {epoch!r} cannot be")
         elif kind in _OF_HOSTS:
             if [type(field) for field in fields] != _OF_HOSTS[kind]:
                 raise Unreadable(f"of hosts that serve at once: {kind} {fields!r} cannot be")

@@ -20,7 +20,7 @@ the shard back or was not heard of for a grant of time. Which shard has a bucket
 counts only while the newest `own` and `life` of both shards are those of the workers that took part.
 
 A host **takes** a shard that nobody owns, that its own earlier life owned, or whose owner has served since it became
-the owner (it was heard of, or said where: `at`), and has given the shard back or was not heard of for 1.01 grants. A
+the owner (it was heard of, or said so: `life`, `at`), and has given the shard back or was not heard of for 1.01 grants. A
 new owner is on its way to its first record, for which it has `GRACE_NS`. Of several hosts that may take a shard, the
 one that serves least tries first; a drained one waits `DRAINED_WAIT_NS` for the others. The one that a `wish` names
 waits for nobody.
@@ -220,7 +220,7 @@ class Placement:
     def _is_free(self, own: Own | None, shard: int, sign: LastSign, now_ns: int) -> bool:
         if own is None or not own.node or own.host_id == self.host_id:
             return True
-        has_served = shard in self._heard or own.links  # it said where after its first record
+        has_served = shard in self._heard or own.links or own.life  # it said so once its journal was open
         if not has_served and now_ns - self._known[shard][1] < GRACE_NS:
             return False
         return sign.is_given_up or now_ns - self._last[shard][1] >= self._still_ns

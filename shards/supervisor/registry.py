@@ -7,7 +7,7 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
     ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
     ["anchor", 48 bytes]                        see `shards.system.clock`
     ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
-    ["claim", node, host id, number]            who serves, where several hosts share the log; see `standby`
+    ["claim", node, host id, number, epoch]     who serves, where several hosts share the log; see `standby`
     ["settled", shard_id, position]             up to this batch the application owes nothing outside; shared logs only
     ["host", …] ["own", …] ["at", …] …          who serves which shard, where several hosts serve at once: `placement`
     ["clock", host id, 48 bytes]                the anchor of that host's billing time, where several serve at once
@@ -420,7 +420,7 @@ class Registry:
         if self._standby is None or self.placement is not None or await self.is_displaced():
             return
         with contextlib.suppress(Unavailable, Unknown, Fenced):
-            await self.record(["claim", "", "", self.claim.number + 1])
+            await self.record(["claim", *Claim(number=self.claim.number + 1)])
 
     def _decide_now(self, records: list[list[Any]]) -> None:
         payload = msgspec.msgpack.encode(records)
@@ -455,8 +455,8 @@ class Registry:
                 self.map = BucketMap.decode(block)
             case ["founded", int(shard_id)]:
                 self.founded.add(shard_id)
-            case ["claim", str(node), str(host_id), int(number)]:
-                self.claim = Claim(node, host_id, number)
+            case ["claim", str(node), str(host_id), int(number), int(epoch)]:
+                self.claim = Claim(node, host_id, number, epoch)
                 self.shares = Shares()
             case ["clock", str(host_id), bytes(block)]:
                 self._anchors[host_id] = decode_anchor(block)

@@ -2,7 +2,9 @@
 
 One host serves all shards; any number of others stand by. The map holds who serves, as a claim:
 
-    ["claim", node, host id, number]    this host serves from here on; node "" gives everything back
+    ["claim", node, host id, number, epoch]    this host serves from here on; node "" gives everything back
+
+`epoch` is the newest of all shards' journals when it was claimed: a newer one is the claimant's.
 
 A claim is decided like every change of the map, at the next version. Of two hosts that claim at once, one hears that it
 was overtaken. Money and cutoffs do not depend on claims: every billing instant of a shard belongs to one epoch of its
@@ -16,9 +18,10 @@ A host may claim where
   not been heard of for 1.01 grants. One shard whose worker is being restarted says nothing of its host: the others go
   on.
 
-A host that has claimed is heard of by the first record of a newer epoch, or by any record 1.01 grants after the claim
-became known: by then an owner from before has noticed that it was displaced. Until it is heard of its workers are on
-their way to their first record, for which they have `GRACE_NS` from when the claim became known.
+A host that has claimed is heard of by a record of a newer epoch than the claim's, also where that was there before this
+host began to listen; or by any new record 1.01 grants after the claim became known: by then an owner from before has
+noticed that it was displaced. Until it is heard of its workers are on their way to their first record, for which they
+have `GRACE_NS` from when the claim became known.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Claim(NamedTuple):
     node: str = ""
     host_id: str = ""
     number: int = 0
+    epoch: int = 0  # the newest of any shard's journal then
 
 
 class Standby:
@@ -48,23 +52,26 @@ class Standby:
         self.host_id = host_id
         self._grant_ns = grant_ns
         self._still_ns = int(STILL_SHARE * grant_ns)
-        self._claim: tuple[Claim, int, int] | None = None  # the boot instant and newest epoch when it became known
+        self._claim: tuple[Claim, int] | None = None  # the boot instant when it became known
+        self._epoch = 0  # the newest that was seen
         self._is_heard = False  # the claimant
         self._last: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since which boot instant
 
     def next_claim(self, current: Claim) -> Claim:
         """What this host writes to claim."""
-        return Claim(self.node, self.host_id, current.number + 1)
+        return Claim(self.node, self.host_id, current.number + 1, self._epoch)
 
     def why_not(self, claim: Claim, signs: Mapping[int, LastSign], now_ns: int) -> str:
         """Why this host may not claim now; empty where it may. To be asked a few times a second. now_ns: boot clock."""
         if self._claim is None or self._claim[0] != claim:
-            self._claim, self._is_heard = (claim, now_ns, _newest_epoch(signs)), False
+            self._claim, self._is_heard = (claim, now_ns), False
+        self._epoch = max((sign.epoch for sign in signs.values()), default=0)
+        self._is_heard |= self._epoch > claim.epoch
         for shard, sign in signs.items():
             known = self._last.get(shard)
             if known is None or known[0] != sign.sequence:
                 self._last[shard] = sign.sequence, now_ns
-                self._is_heard |= sign.epoch > self._claim[2] or now_ns - self._claim[1] > self._still_ns
+                self._is_heard |= now_ns - self._claim[1] > self._still_ns
         if not claim.node or claim.host_id == self.host_id:
             return ""
         named = f"{claim.node} serves"
@@ -85,7 +92,3 @@ class Standby:
         """
         since_ns = self._last[shard][1] if shard in self._last else now_ns
         return sign.until_ns - max(0, self._grant_ns - (now_ns - since_ns)) * (not sign.is_given_up)
-
-
-def _newest_epoch(signs: Mapping[int, LastSign]) -> int:
-    return max((sign.epoch for sign in signs.values()), default=0)

@@ -60,7 +60,7 @@ def test_a_host_that_has_just_claimed_is_given_time_for_its_first_record() -> No
 def test_a_host_that_was_heard_of_since_it_claimed_is_followed_as_any_other() -> None:
     one = standby()
     one.why_not(OTHER, signs(2, 2, epoch=7), 0)
-    newer = OTHER._replace(node="c", host_id="id-c", number=8)
+    newer = Claim("c", "id-c", 8, 7)
     assert one.why_not(newer, signs(2, 3, epoch=7), SECOND) == "c serves", "a word of the older owner"
     assert one.why_not(newer, signs(2, 3, epoch=7), 5 * SECOND) == "c serves"
     assert one.why_not(newer, signs(2, 4, epoch=8), 6 * SECOND) == "c serves"
@@ -69,11 +69,24 @@ def test_a_host_that_was_heard_of_since_it_claimed_is_followed_as_any_other() ->
 
 
 def test_a_host_that_starts_late_need_not_have_seen_the_claim_being_made() -> None:
-    one = standby()
+    one, claim = standby(), OTHER._replace(epoch=7)
     for tenth in range(26):  # a record every half second
-        assert one.why_not(OTHER, signs(1, tenth // 5, epoch=7), tenth * SECOND // 10) == "a serves"
-    assert one.why_not(OTHER, signs(1, 5, epoch=7), 4 * SECOND) == "a serves"
-    assert one.why_not(OTHER, signs(1, 5, epoch=7), 5 * SECOND) == "", "two seconds and a half after its last record"
+        assert one.why_not(claim, signs(1, tenth // 5, epoch=7), tenth * SECOND // 10) == "a serves"
+    assert one.why_not(claim, signs(1, 5, epoch=7), 4 * SECOND) == "a serves"
+    assert one.why_not(claim, signs(1, 5, epoch=7), 5 * SECOND) == "", "two seconds and a half after its last record"
+
+
+def test_a_host_that_dies_as_soon_as_another_one_has_started_is_followed_after_a_grant() -> None:
+    one, claim = standby(), OTHER._replace(epoch=6)
+    assert one.why_not(claim, signs(9, 9, epoch=7), 0) == "a serves", "its record is the newest: it may be alive"
+    assert one.why_not(claim, signs(9, 9, epoch=7), GRANT_NS) == "a serves"
+    assert one.why_not(claim, signs(9, 9, epoch=7), GRANT_NS * 102 // 100) == ""
+
+
+def test_a_claim_names_the_newest_epoch_that_was_there_before_it() -> None:
+    one = standby()
+    one.why_not(OTHER, {1: LastSign(5, False, 12), 2: LastSign(5, False, 3)}, 0)
+    assert one.next_claim(OTHER) == Claim("b", "id-b", 8, 12)
 
 
 def test_of_the_time_that_was_granted_only_so_much_has_passed_as_the_owner_was_not_heard_of() -> None:
