@@ -183,8 +183,8 @@ class Exposition:
         info.add_metric([__version__, *self._info.values()], 1)
         yield info
         yield _gauge("billing_ready", "Whether /readyz says 200.", int(not self._sampler.why_not_ready()))
-        yield _gauge("billing_clock_offset_seconds", "Wall time minus billing time.", supervisor.clock_offset_ns / 1e9)
-        yield _counter("billing_clock_steps_total", "Times the wall clock was stepped.", supervisor.clock_steps)
+        yield _gauge("billing_clock_offset_seconds", "Wall time minus billing time.", supervisor.time.offset_ns / 1e9)
+        yield _counter("billing_clock_steps_total", "Times the wall clock was stepped.", supervisor.time.steps)
         watch = supervisor.registry.clock_watch
         yield _gauge(
             "billing_clock_error_seconds",

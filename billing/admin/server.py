@@ -259,7 +259,7 @@ class Site:
 
     def _now_ns(self) -> int:
         """Billing time, as near as the supervisor knows it; before it is anchored, wall time."""
-        clock = self._supervisor.clock
+        clock = self._supervisor.time.clock
         clocks = self._sampler.clocks
         return clocks.wall_ns() if clock is None else clock.ahead(clocks.boot_ns())
 

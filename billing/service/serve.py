@@ -136,7 +136,7 @@ async def _run(
             audit.record("", "drain", {"shards": added})
 
     async def note_start() -> None:
-        while supervisor.clock is None:
+        while supervisor.time.clock is None:
             await supervisor.wait_changed()
         audit.record("", "start", {"version": __version__, "shards": sorted(supervisor.map.weights)})
         note_drains(set())

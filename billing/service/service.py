@@ -31,7 +31,8 @@ from billing.config.schema import Config
 from billing.service.systemd import ServiceManager
 from shards.counting import counted
 from shards.exits import Exit
-from shards.supervisor.supervisor import Supervisor, Unserved
+from shards.supervisor.supervisor import Supervisor
+from shards.supervisor.unserved import Unserved
 
 if TYPE_CHECKING:
     from billing.admin.server import Site

@@ -9,6 +9,7 @@ The daemon has `cutoff.url = "http://127.0.0.1:8090/cutoff"`, `cutoff.restore_ur
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from flask import Flask, request
@@ -21,9 +22,15 @@ receiver = Receiver(os.environ["CUTOFF_SECRET"])  # with a mapping onto your dat
 client = SyncClient(os.environ.get("BILLING_ADDRESS", "127.0.0.1:3311"))
 
 
+def say(line: str) -> None:
+    """Prints a line whole: `print` writes its end apart, and another thread may come between."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def switch_off(user: str) -> None:
     """Stops the user's machines, then says that they cost nothing any more. Harmless to do twice."""
-    print("off", user, flush=True)  # here the machines are stopped
+    say(f"off {user}")  # here the machines are stopped
     for line in client.get_account(user).rates:
         client.set_rate(user, "0", resource=line)
 
@@ -38,7 +45,7 @@ def take_call() -> tuple[str, int]:
         return "", 401
     if receiver.is_due(call):
         if call.is_restore:
-            print("on", call.user_id, flush=True)  # here the machines are started, and their rates reported
+            say(f"on {call.user_id}")  # here the machines are started, and their rates reported
         else:
             try:
                 switch_off(call.user_id)
@@ -56,7 +63,7 @@ def take_notice() -> tuple[str, int]:
     except NotGenuine:
         return "", 401
     if receiver.is_due(notice):
-        print("notice", notice.type, notice.data["user_id"], flush=True)  # here the user is written to
+        say(f"notice {notice.type} {notice.data['user_id']}")  # here the user is written to
         receiver.done(notice)
     return "", 204
 

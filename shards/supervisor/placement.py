@@ -20,10 +20,10 @@ the shard back or was not heard of for a grant of time. Which shard has a bucket
 counts only while the newest `own` and `life` of both shards are those of the workers that took part.
 
 A host **takes** a shard that nobody owns, that its own earlier life owned, or whose owner has served since it became
-the owner (it was heard of, or said so: `life`, `at`), and has given the shard back or was not heard of for 1.01 grants. A
-new owner is on its way to its first record, for which it has `GRACE_NS`. Of several hosts that may take a shard, the
-one that serves least tries first; a drained one waits `DRAINED_WAIT_NS` for the others. The one that a `wish` names
-waits for nobody.
+the owner (it was heard of, or said so: `life`, `at`), and has given the shard back or was not heard of for 1.01
+grants. A new owner is on its way to its first record, for which it has `GRACE_NS`. Of several hosts that may take a
+shard, the one that serves least tries first; a drained one waits `DRAINED_WAIT_NS` for the others. The one that a
+`wish` names waits for nobody.
 
 A host **wishes** for a shard of another one where that makes the load more even: `served + 1` of `workers` here must be
 less than what the other one serves of its own, or the other one is drained. A wish is made only while no shard is on

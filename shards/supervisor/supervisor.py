@@ -10,9 +10,8 @@ with the supervisor: their control wires close. On a host that stands by they ar
 it; one that is wanted no more gets weight 0, is drained, and its worker ends as soon as the application needs nothing
 of the shard's journal any more (its followers are through).
 
-**Time.** Workers report the last instant in their journals before anything runs; the anchor of this life is made from
-these, recorded, and sent to all. About once a second billing time is compared with wall time and bent towards it.
-Where several hosts share the log, a clock that is too wrong ends the service here (`shards.supervisor.clock_guard`).
+**Time.** Workers report the last instant in their journals before anything runs; billing time of this life begins
+behind these (`shards.supervisor.billing_time`), and its anchors are sent to all.
 
 **Several hosts** that share a log either take turns, each serving everything (`shards.supervisor.standby`), or serve at
 once, each some of the shards (`shards.supervisor.sharing`): then workers come and go with the shards.
@@ -73,6 +72,7 @@ from shards.journal import Fenced, backends
 from shards.links.far import Far
 from shards.machine import Command
 from shards.moves.mover import Caps, Mover
+from shards.supervisor.billing_time import BillingTime
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
 from shards.supervisor.clock_watch import ClockUnfit
 from shards.supervisor.far_side import Arrivals, FarSide
@@ -80,8 +80,9 @@ from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
 from shards.supervisor.sharing import Hands, ShareSettings, Sharing
 from shards.supervisor.spares import Spares
+from shards.supervisor.unserved import Unserved, refusing_of, share_of, unserved_of
 from shards.supervisor.worker_figures import WorkerFigures
-from shards.system.clock import BillingClock, Clocks, Steering, encode_anchor, restart, stepped_while_away
+from shards.system.clock import Clocks
 from shards.system.host import REAL, Host, address_of, listen_on
 from shards.worker.recover import exit_code_of
 
@@ -90,7 +91,6 @@ log = logging.getLogger("shards.supervisor.supervisor")
 STEER_INTERVAL_S = 1.0
 PROGRESS_EVERY_NS = 1_000_000_000
 STOP_TIMEOUT_S = 60.0
-LAPSED = "its grant of time has run out: the log cannot be reached, and another host may serve"
 AHEAD_RETRY_S = 1.0  # how often a shard whose last instant lies ahead is looked at
 RETIRE_POLL_S = 0.2  # how often a drained shard is asked whether it may go
 
@@ -111,27 +111,6 @@ class SupervisorSettings(NamedTuple):
     share: ShareSettings | None = None  # where several hosts serve at once
 
 
-class Unserved(NamedTuple):
-    """A shard that is not served, or not in full, or (0) the whole daemon."""
-
-    shard_id: int
-    # As `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not; "lapsed":
-    # it serves, and its journal grants no time; "elsewhere": it is another host's, or is to be; "idle": none is here;
-    # "full": it serves what is asked and takes no changes.
-    state: str
-    why: str
-
-    @property
-    def text(self) -> str:
-        """For people."""
-        return f"shard {self.shard_id}: {self.why}" if self.shard_id else self.why
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether it is about to be served."""
-        return self.state in ("starting", "waiting", "recovering", "recovered")
-
-
 class Supervisor:
     """One running daemon; `run` returns its exit code."""
 
@@ -148,7 +127,8 @@ class Supervisor:
         self._boot_ns = host.clocks.boot_ns
         self._log_backend = backends.open(settings.journal, host)
         share_workers = settings.share.workers if settings.share is not None else 0
-        of_log = self._log_backend, self._now_ns, settings.clock_error_ns_max, share_workers
+        self.time = BillingTime(host, settings.slew_ppm_max, settings.clock_error_ns_max)
+        of_log = self._log_backend, self.time.now_ns, settings.clock_error_ns_max, share_workers
         self.registry = Registry(settings.data_dir, host, *of_log)
         self.workers: dict[int, WorkerState] = {}
         asked = self._on_drained, self._leaves, self._boot_ns
@@ -157,10 +137,10 @@ class Supervisor:
         asked_of = self.mover, self.worker_figures, self.elsewhere
         self.operator_api = OperatorApi(self.registry, self.workers, *asked_of)
         where = settings.data_dir, settings.journal
-        self.backups = Backups(self.registry, self.workers, self.mover, *where, self._now_ns, self._other_hosts(host))
+        self.backups = Backups(
+            self.registry, self.workers, self.mover, *where, self.time.now_ns, self._other_hosts(host)
+        )
         self.exit_code = 0
-        self.clock: BillingClock | None = None
-        self.clock_offset_ns = self.clock_steps = 0
         self.told: Callable[[bytes], None] = lambda reply: None  # takes answers to `worker_queries`
         self._host = host
         self._configuration = configuration
@@ -188,43 +168,15 @@ class Supervisor:
         """Who owns which bucket."""
         return self.registry.map
 
-    def _now_ns(self) -> int:
-        """Billing time; 0 before it has begun."""
-        return 0 if self.clock is None else self.clock.at(self._boot_ns())
-
     # -- state that others look at ----------------------------------------------------------------------------------
 
     def unserved(self) -> list[Unserved]:
         """What is not served; empty when every bucket is."""
-        if self.registry.unopened:
-            return [Unserved(0, "unopened", self.registry.unopened)]
-        found = []
-        sharing = self.sharing
-        if sharing is not None and not self.workers:
-            found.append(Unserved(0, "idle", sharing.why_idle or "this host serves no shard at present"))
-        for shard_id in sorted(self.map.weights):
-            worker = self.workers.get(shard_id)
-            if worker is None and sharing is not None:
-                if why := sharing.why_unserved(shard_id):
-                    found.append(Unserved(shard_id, "elsewhere", why))
-            elif worker is None:
-                found.append(Unserved(shard_id, "gone", "no worker"))
-            elif worker.state == "recovering":
-                found.append(Unserved(shard_id, "recovering", f"recovering{share_of(worker.progress)}"))
-            elif worker.state != "serving":
-                because = f": {worker.reason}" if worker.reason else ""
-                found.append(Unserved(shard_id, worker.state, f"{worker.state}{because}"))
-            elif worker.figures.get("lapsed"):
-                found.append(Unserved(shard_id, "lapsed", LAPSED))
-        return found
+        return unserved_of(self.registry, self.workers, self.sharing)
 
     def refusing(self) -> list[Unserved]:
         """What is served and refuses changes, for want of room for its journal."""
-        return [
-            Unserved(shard_id, "full", f"changes are refused: {worker.figures['no_room']}")
-            for shard_id, worker in sorted(self.workers.items())
-            if worker.state == "serving" and worker.figures.get("no_room") and not worker.figures.get("lapsed")
-        ]
+        return refusing_of(self.workers)
 
     async def wait_changed(self) -> None:
         """Returns when some worker's state has changed."""
@@ -252,7 +204,7 @@ class Supervisor:
                     self._add(shard_id, self._ports.pop(shard_id, None) or self._direct_port(shard_id))
             for worker in self.workers.values():
                 worker.task = loop.create_task(keep(worker, self._port))
-            self.spawn(self._begin_time())
+            self.spawn(self._keep_time())
             await self._stopping.wait()
             await self._stop_workers()
             await self.registry.give_back()
@@ -511,54 +463,23 @@ class Supervisor:
 
     # -- time -------------------------------------------------------------------------------------------------------
 
-    async def _begin_time(self) -> None:
-        """Waits until every worker knows the last instant of its journal, then anchors billing time and steers it."""
+    async def _keep_time(self) -> None:
+        """Waits until every worker knows the last instant of its journal, then begins billing time and steers it."""
         while self._awaits_recovery():
             await self.wait_changed()
         last_ns = max((worker.last_instant_ns for worker in self.workers.values()), default=0)
         if self.sharing is not None:
             last_ns = 0  # each shard begins behind its own last instant, and that may be another host's
-        boot_ns, wall_ns = self._host.clocks.paired()
-        boot_id = self._host.disk.boot_id()
-        begun = restart(self.registry.newest_anchor, last_ns, boot_id, boot_ns, wall_ns)
-        if begun.alarm:
-            log.error(
-                "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "
-                "check the clock of this host",
-                begun.behind_ns / 1e9,
-            )
-        stepped_ns = stepped_while_away(self.registry.newest_anchor, boot_id, boot_ns, wall_ns)
-        if stepped_ns:
-            log.warning(
-                "the wall clock was stepped by %.3f s while the daemon was down; billing time went by the boot clock",
-                stepped_ns / 1e9,
-            )
-        self._look_at_clock(boot_ns, wall_ns, begun.anchor.at(boot_ns))
-        await self.registry.record(self.registry.anchor_record(encode_anchor(begun.anchor, boot_id)))
-        self.clock = BillingClock(begun.anchor)
+        await self.time.begin(self.registry, last_ns)
         for worker in self.workers.values():
             self._send_serve(worker)
-        steering = Steering(self.clock, self.settings.slew_ppm_max)
-        steering.begin(boot_ns, wall_ns)
         while True:
             await asyncio.sleep(STEER_INTERVAL_S)
             if await self.registry.is_displaced():
                 raise Fenced(f"{self.registry.claim.node or 'another host'} serves now")
             await self.registry.settle({one.shard_id: one.figures.get("settled", -1) for one in self.workers.values()})
-            boot_ns, wall_ns = self._host.clocks.paired()
-            steered = steering.steer(boot_ns, wall_ns)
-            self.clock_offset_ns = steered.offset_ns
-            self._look_at_clock(boot_ns, wall_ns, wall_ns - steered.offset_ns)
-            if steered.step_ns:
-                self.clock_steps += 1
-                log.warning(
-                    "the wall clock was stepped by %.3f s; billing time is bent towards it by at most %d ppm",
-                    steered.step_ns / 1e9,
-                    self.settings.slew_ppm_max,
-                )
-            if steered.anchor is not None:
-                await self.registry.record(self.registry.anchor_record(encode_anchor(steered.anchor, boot_id)))
-                self._tell(NewAnchor(steered.anchor))
+            if (anchor := await self.time.steer(self.registry)) is not None:
+                self._tell(NewAnchor(anchor))
 
     def _awaits_recovery(self) -> bool:
         """Whether billing time cannot begin yet: some last instant is not known, or no shard is here to need it."""
@@ -566,31 +487,20 @@ class Supervisor:
             return not any(worker.state == "recovered" for worker in self.workers.values())
         return any(worker.state != "recovered" and not worker.is_late for worker in self.workers.values())
 
-    def _look_at_clock(self, boot_ns: int, wall_ns: int, billing_ns: int) -> None:
-        """Raises ClockUnfit, so that the shards are given up: another host, whose clock is better, serves them."""
-        if fault := self.registry.clock_watch.look(boot_ns, wall_ns, billing_ns):
-            raise ClockUnfit(fault)
-
     def _send_serve(self, worker: WorkerState) -> None:
-        if self.clock is None or worker.state != "recovered" or worker.wire is None:
+        clock = self.time.clock
+        if clock is None or worker.state != "recovered" or worker.wire is None:
             return
         if self.sharing is not None and not worker.is_confirmed:
             return  # `_confirm` sends it
-        if self.sharing is not None and (ahead_ns := self._ahead_ns(worker)) > 0:
+        if self.sharing is not None and (ahead_ns := self.time.ahead_ns(worker.last_instant_ns)):
             log.error(
                 "shard %d was served up to an instant %.3f s ahead of this host's clock: it waits until then",
                 worker.shard_id, ahead_ns / 1e9,
             )  # fmt: skip
             asyncio.get_running_loop().call_later(min(AHEAD_RETRY_S, ahead_ns / 1e9), self._send_serve, worker)
             return
-        worker.wire.send(Serve(list(self.clock.anchors)))
-
-    def _ahead_ns(self, worker: WorkerState) -> int:
-        """How far the shard's last instant lies ahead of this host's billing time, where that is more than two good
-        clocks can differ by; else 0.
-        """
-        ahead_ns, allowed_ns = worker.last_instant_ns - self._now_ns(), self.settings.clock_error_ns_max
-        return ahead_ns if allowed_ns and ahead_ns > allowed_ns else 0
+        worker.wire.send(Serve(list(clock.anchors)))
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
@@ -815,9 +725,3 @@ class Supervisor:
         if worker.task is not None:
             await asyncio.wait({worker.task})
         await self.sharing.given_back(worker.shard_id)
-
-
-def share_of(progress: tuple[int, int]) -> str:
-    """How far a recovery is, as " 65 %"; empty where it has not said."""
-    done, total = progress
-    return f" {100 * done // total} %" if total else ""

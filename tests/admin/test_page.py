@@ -13,7 +13,7 @@ from billing.admin.page import condition, parts, plots, words
 from billing.admin.processes import Usage
 from billing.admin.server import is_this_host, token_of
 from billing.service.service import doing
-from shards.supervisor.supervisor import Unserved
+from shards.supervisor.unserved import Unserved
 from shards.worker.histogram import EXACT_VALUES, LATENESS_NS, SYNC_NS, ExactHistogram, Histogram
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -148,7 +148,7 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
         are = "is" if classless == 1 else "are"
         text = f"{counted(classless, 'account')} {are} in a cutoff class that the configuration does not have."
         yield Trouble(WARN, "Class gone", text, "BillingClassUnknown", "billing doctor")
-    offset_ns = sampler.supervisor.clock_offset_ns
+    offset_ns = sampler.supervisor.time.offset_ns
     if abs(offset_ns) > CLOCK_OFF_NS:
         side = "behind" if offset_ns > 0 else "ahead of"
         text = f"Billing time is {words.span(abs(offset_ns))} {side} the wall clock."
