@@ -265,11 +265,11 @@ class Backups:
         self._held = ways.keys() - far.keys()
         self._far = far
         await self._ask_all(ways, HoldFiles(True), STILL_TIMEOUT_S)
-        at_ns, positions = await self._cut(ways)
         if self._others is not None:
             await self._take_up_moves()
-        async with self._registry.deciding:
-            head = self._registry.version
+        async with self._registry.deciding:  # the map is cut first: nothing in it may speak of a batch behind the cut
+            head, settled = self._registry.version, dict(self._registry.settled)
+        at_ns, positions = await self._cut(ways)
         self._renew()
         return {
             "data_dir": self._data_dir,
@@ -277,8 +277,14 @@ class Backups:
             "at_ns": at_ns,
             "bucket_count": self._registry.map.bucket_count,
             "map_position": head,
+            "hosts_share": self._others is not None,
             "shards": [
-                {"shard_id": shard_id, "position": position, "here": shard_id in self._held}
+                {
+                    "shard_id": shard_id,
+                    "position": position,
+                    "here": shard_id in self._held,
+                    "settled": settled.get(shard_id, -1),
+                }
                 for shard_id, position in sorted(positions.items())
             ],
             "lease_s": LEASE_S,

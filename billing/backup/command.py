@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from billing.backup.files import NoBackup, check_free, copy, finish, restore
+from billing.backup.files import NOTICES, NoBackup, check_free, copy, finish, restore
 from billing.cli.calling import Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
 from billing.cli.places import DIRECTORY, there
-from billing.follower.store import StoreError
+from billing.follower.proof import Unproved
+from billing.follower.store import UNREADABLE, StoreError, reason_of
 from shards.exits import Exit
 from shards.journal import JournalError
 from shards.system.clock import MACHINE_CLOCKS
@@ -53,17 +56,19 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
             ask(target, "backup", "renew")
 
     try:
-        work = copy(disk, cut, str(directory.absolute()), renew)
-    except (NoBackup, JournalError, StoreError, OSError) as error:
+        work, remarks = copy(disk, cut, str(directory.absolute()), renew)
+    except (NoBackup, JournalError, StoreError, Unproved, *UNREADABLE, OSError) as error:
         ask(target, "backup", "cancel")
-        raise click.ClickException(f"no backup was made: {error}") from None
+        raise click.ClickException(f"no backup was made: {reason_of(error)}") from None
     try:
         ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
     except BaseException:
         discard_tree(work)
         raise
+    for remark in remarks:
+        click.echo(remark)
     if not no_proof:
-        _prove(disk, work, ids_max)
+        _prove(disk, work, str(directory.absolute()), ids_max)
     finish(disk, work, str(directory.absolute()))
     click.echo(f"{directory.absolute()} holds everything up to {_shown(cut['at_ns'])}")
 
@@ -75,7 +80,8 @@ def restore_command(directory: Path, config_file: str | None) -> None:
     """Makes the configured data directory, which must be empty, from the backup in DIRECTORY.
 
     The next start holds every overdue cutoff back until `billing cutoffs release`: money may have come after the
-    backup was taken. Notices begin anew: what was still to be told of what happened before is in no backup.
+    backup was taken. Notices that were still to be told then are told at once, with those that were told since, under
+    the same ids.
     """
     from billing.config.load import load, log_of
 
@@ -87,19 +93,32 @@ def restore_command(directory: Path, config_file: str | None) -> None:
         raise click.ClickException(f"nothing was restored: {error}") from None
     click.echo(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
     click.echo("overdue cutoffs will wait for: billing cutoffs release")
-    if config.notify.url and config.journal.kind == "file":
-        click.echo("notices begin with what happens from now on: what was still to be told then is not told")
+    for line in _said_of_notices(about, config.notify.url):
+        click.echo(line)
 
 
-def _prove(disk: Disk, work: str, ids_max: int) -> None:
-    """The doctor's word on the copy; ends the command where that is no good one."""
+def _said_of_notices(about: dict[str, Any], url: str) -> Iterator[str]:
+    """What becomes of the notices that were owed at the instant of a backup, of which `backup.json` says `about`."""
+    owed = sum(row["owed"] for row in about.get(NOTICES, {}).values())
+    if NOTICES not in about:
+        if url:
+            yield "a version made the backup that left notices out: what was still to be told then may stay untold"
+    elif owed:
+        told = "they are told at the next start, those that were told since once more, under the same ids"
+        given_up = "the next start gives them up, since notify.url is empty"
+        yield f"notices that were still to be told then: {owed:,}; {told if url else given_up}"
+
+
+def _prove(disk: Disk, work: str, target: str, ids_max: int) -> None:
+    """The doctor's word on the copy in `work`, which is to be `target`; ends the command where that is no good one."""
     from billing.doctor.examine import examine
     from billing.doctor.report import Report
 
     report = Report()
     examine(disk, work, ids_max, report, lambda what, done, total: None)
+    named = work if report.fault_count else target  # a good copy has that name right afterwards
     for line in report.lines():
-        click.echo(line)
+        click.echo(line.replace(work, named))
     if report.fault_count:
         click.echo(f"billing: the copy is not good; it is left in {work}", err=True)
         sys.exit(Exit.DAMAGED)

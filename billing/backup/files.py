@@ -2,12 +2,18 @@
 
     DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows
     DIRECTORY/history             the statements; of shards that other hosts serve, made from the log
+    DIRECTORY/notices             what was still to be told then, up to the batch that each shard's journal ends with
     DIRECTORY/audit               the operators' record of this host, where there is one
-    DIRECTORY/backup.json         which instant, up to which positions, and length and digest of every file
+    DIRECTORY/backup.json         which instant, up to which positions, how many notices are owed, and length and digest
+                                  of every file
 
 `backup.json` is written last: a directory without it is no backup. A restored directory has one file more, `restored`:
 while it is there, every start holds what is overdue back until `release_cutoffs`, since top-ups may have come after
 the instant of the backup, and to switch their machines off would be wrong.
+
+What is owed in `notices` is told by the restored daemon as after a restart, under the ids that it had. The daemon that
+went on after the backup may have told it, too: at least once is the promise. Into the log of a cluster goes, with the
+map, up to which batch everything was told, for hosts that have no file.
 
 Either way the target is made under another name and renamed when it is whole, proved and durable. What was begun and
 is refused is removed again: under that name stands what is being made, what was cut off, or a copy that is not good.
@@ -26,18 +32,22 @@ from billing import __version__
 from billing.audit.trail import DIRECTORY as AUDIT
 from billing.audit.trail import copy_trails
 from billing.history.copying import copy_elsewhere, copy_history
+from billing.notices.copying import CutShard, copy_notices
 from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
 from shards.journal.file.copying import copy_until
 from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from shards.journal.jetstream.backend import JetStreamBackend
+from shards.supervisor.registry import settled_records
 from shards.system.disk import Disk, discard_tree, private_directory, read_file, write_all, write_file
 from shards.system.host import REAL
 
 FORMAT = 1
 LIST = "backup.json"
 UNFINISHED = ".unfinished"
+NOTICES = "notices"
+FOLLOWERS = ("history/", f"{NOTICES}/")
 HISTORY_POLL_S, HISTORY_POLLS = 0.1, 100
 
 
@@ -45,17 +55,17 @@ class NoBackup(Exception):
     """What was named is no whole backup, or cannot be put where it was asked to; nothing was changed there."""
 
 
-def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]) -> str:
-    """Copies the files of a `backup("begin")` reply to a directory beside `target`, whose path it returns; `finish`
-    gives it its name. `renew` is called between files. Raises NoBackup, the journal's errors, StoreError, OSError.
+def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]) -> tuple[str, list[str]]:
+    """Copies the files of a `backup("begin")` reply to a directory beside `target`, whose path it returns, with remarks
+    for the operator; `finish` gives it its name. `renew` is called between files. Raises NoBackup, the journal's
+    errors, StoreError, Unproved, sqlite3.Error, OSError.
     """
     work = check_free(disk, target)
     with _begun(disk, work):
-        _copy(disk, cut, work, renew)
-    return work
+        return work, _copy(disk, cut, work, renew)
 
 
-def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None]) -> None:
+def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None]) -> list[str]:
     source = cut["data_dir"]
     journals = {"map": (0, cut["map_position"])}
     journals |= {f"shard-{row['shard_id']}": (row["shard_id"], row["position"]) for row in cut["shards"]}
@@ -79,6 +89,20 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):
             listed(name)
     disk.fsync_dir(f"{work}/history")
+    told = copy_notices(
+        disk,
+        f"{source}/{NOTICES}",
+        f"{work}/{NOTICES}",
+        [CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]],
+        backends.open(cut["log"], REAL).reader,
+        lambda: REAL.randbits(62),
+        cut["at_ns"],
+        renew,
+        is_apart=cut["hosts_share"],
+    )
+    for copied in told:
+        for name in copied.names:
+            listed(f"{NOTICES}/{name}")
     if disk.exists(f"{source}/{AUDIT}"):
         private_directory(disk, f"{work}/{AUDIT}")
         for name in copy_trails(disk, f"{source}/{AUDIT}", f"{work}/{AUDIT}"):
@@ -100,9 +124,11 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         "taken_at_ns": cut["at_ns"],
         "bucket_count": cut["bucket_count"],
         "positions": {directory: position for directory, (_, position) in journals.items()},
+        NOTICES: {f"shard-{one.shard}": {"owed": one.owed, "settled": one.settled} for one in told},
         "files": files,
     }
     write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
+    return [f"the notices of shard {one.shard}: {remark}" for one in told for remark in one.remarks]
 
 
 @contextmanager
@@ -151,7 +177,7 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[s
 
 def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
     into_files = log["kind"] == "file"
-    kept = [name for name in about["files"] if into_files or name.startswith(("history/", f"{AUDIT}/"))]
+    kept = [name for name in about["files"] if into_files or name.startswith((*FOLLOWERS, f"{AUDIT}/"))]
     for directory in sorted({name.rpartition("/")[0] for name in kept} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
     for name, wanted in about["files"].items():
@@ -181,7 +207,12 @@ def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[s
     def reader_of(shard: int) -> FileReader:
         return FileReader(disk, f"{source}/{_journal_name(shard)}", shard)
 
-    backend.fill(len(about["positions"]) - 1, reader_of, about["taken_at_ns"])
+    settled = {
+        int(shard.removeprefix("shard-")): row["settled"]
+        for shard, row in about.get(NOTICES, {}).items()
+        if row["settled"] >= 0
+    }
+    backend.fill(len(about["positions"]) - 1, reader_of, about["taken_at_ns"], settled_records(settled))
 
 
 def _journal_name(shard: int) -> str:

@@ -202,15 +202,17 @@ class Follower(ABC):
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
 
-    def checkpoint(self) -> None:
-        """Commits what was taken, makes it durable and proves it."""
+    def checkpoint(self) -> bool:
+        """Commits what was taken, makes it durable and proves it; False where that has to wait, and comes later."""
         store = self.store
         assert store is not None
         self.cancel("checkpoint")
         self.flush()
-        if not store.checkpoint():
+        is_proved = store.checkpoint()
+        if not is_proved:
             self.later("checkpoint", CHECKPOINT_RETRY_S, self.checkpoint)
         self.tell_reached()
+        return is_proved
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -99,10 +99,11 @@ class Projector(Follower):
         self.cancel("write")
         return self._store is not None and self._store.flush()
 
-    def checkpoint(self) -> None:
-        super().checkpoint()
+    def checkpoint(self) -> bool:
+        is_proved = super().checkpoint()
         assert self._store is not None
         self._rows_at_checkpoint = self._store.seq
+        return is_proved
 
     # -- what is given up --------------------------------------------------------------------------------------------
 

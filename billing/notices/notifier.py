@@ -145,14 +145,15 @@ class Notifier(Follower):
         self.later("fill", 0, self._fill)
         return True
 
-    def checkpoint(self) -> None:
+    def checkpoint(self) -> bool:
         store = self._store
         assert store is not None
         self.flush()
         self._owed = store.owed()
-        super().checkpoint()
-        if store.durable == store.position:
+        is_proved = super().checkpoint()
+        if is_proved:
             store.publish_claims()
+        return is_proved
 
     def owes(self) -> int:
         return self._owed

@@ -3,7 +3,8 @@
     about       one row: shard, position (the last batch that is in it), seq (the highest that was ever given),
                 file_id (no two files ever made have the same), made_ns (wall instant at which it was made anew,
                 because its past was lost; 0: it was not)
-    owed        seq, bucket_id, generation, user_id, position, at_ns, name, body: not acknowledged yet; checksum
+    owed        seq, bucket_id, generation, user_id, position, at_ns, name, body: not acknowledged yet; checksum.
+                position: of the batch that made it; 0 where it was taken over, since this journal does not have it
     departures  (bucket_id, generation, position, pending) that this shard gave away; pending: what the bucket's shards
                 before still owed had not been taken over here
     arrivals    (bucket_id, generation, position, pending, arrived_ns) that this shard was given, and has still;
@@ -93,6 +94,7 @@ KIND: Final = Kind(
             checksum INTEGER NOT NULL, PRIMARY KEY (bucket_id, file_id)) WITHOUT ROWID""",
     ),
 )
+ELSEWHERE: Final = 0  # position of a notice that was taken over: a batch of another shard's journal made it
 LOOKED_AT_ONCE: Final = 1000  # notices of buckets that left, held against their checksums
 INSERT: Final = "INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 FOUND: Final = "INSERT INTO about VALUES (?, ?, ?, ?, ?, ?)"
@@ -183,10 +185,7 @@ class Store(FollowerStore):
             if not accept_loss:
                 raise Ahead(f"{text}: the journal has lost what lies between, or is an older copy")
             kept = keep_copy(db, self.path, "ahead", self._disk)
-            db.execute("BEGIN IMMEDIATE")
-            for table in ("owed", "departures", "arrivals"):
-                db.execute(f"DELETE FROM {table} WHERE position > ?", (head,))
-            self.commit(head)
+            self.cut_back_to(head)
             remarks.append(f"{text}: it was cut back, and {kept} keeps what it was")
         elif missing := lost_batches(self.position, first):
             db.execute("BEGIN IMMEDIATE")
@@ -196,6 +195,16 @@ class Store(FollowerStore):
         self.read_where()
         self.checkpoint()
         return remarks
+
+    def cut_back_to(self, head: int) -> None:
+        """Gives up what batches behind `head` made. What was taken over from other shards stays: no batch made it."""
+        if self.position <= head:
+            return
+        self.begin()
+        for table in ("owed", "departures", "arrivals"):
+            self.db.execute(f"DELETE FROM {table} WHERE position > ?", (head,))
+        self.commit(head)
+        self.read_where()
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -265,7 +274,7 @@ class Store(FollowerStore):
         return int(self.db.execute("SELECT count(*) FROM owed").fetchone()[0])
 
     def settled(self) -> int:
-        """The batch up to which everything was told."""
+        """The batch up to which everything was told; −1 while what was taken over from another shard comes first."""
         oldest = self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()
         return self.position if oldest is None else min(self.position, int(oldest[0]) - 1)
 
@@ -391,7 +400,7 @@ class Store(FollowerStore):
         former = "DELETE FROM owed WHERE bucket_id = ? AND generation = ? AND seq = ?"
         db.executemany(former, [(bucket_id, row[2], row[0]) for row in came if row[1] == bucket_id])
         db.execute("DELETE FROM owed WHERE bucket_id = ? AND generation = ?", (bucket_id, generation))
-        behind = [(*row[:4], self.position, *row[5:]) for row in came]  # they come into this file with this batch
+        behind = [(*row[:4], ELSEWHERE, *row[5:]) for row in came]
         for _, _, _, *rest in [*behind, *own]:  # held against their checksums before, since they get others here
             self.seq += 1
             db.execute(INSERT, signed(self.seq, bucket_id, generation, *rest))

@@ -411,7 +411,7 @@ class Registry:
         """Records up to which batch each shard's application owes nothing, so that another host may begin there."""
         if self._standby is None:
             return
-        news = [["settled", *one] for one in settled.items() if one[1] > self.settled.get(one[0], -1)]
+        news = _settled({one: up_to for one, up_to in settled.items() if up_to > self.settled.get(one, -1)})
         if news:
             await self.record(*news)
 
@@ -486,7 +486,7 @@ class Registry:
                 state.append(["claim", *self.claim])
             state += self.shares.records()
             state += (["clock", host_id, encode_anchor(*anchor)] for host_id, anchor in self._anchors.items())
-            state += (["settled", *settled] for settled in self.settled.items())
+            state += _settled(self.settled)
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
             with contextlib.suppress(Unavailable):  # no room: the next occasion comes
@@ -530,3 +530,12 @@ class Registry:
         if self._lock >= 0:
             self._disk.close(self._lock)
             self._lock = -1
+
+
+def settled_records(settled: dict[int, int]) -> bytes:
+    """The decision that each shard's application owes nothing up to a batch, as the log holds it; empty for none."""
+    return msgspec.msgpack.encode(_settled(settled)) if settled else b""
+
+
+def _settled(settled: dict[int, int]) -> list[list[Any]]:
+    return [["settled", shard_id, position] for shard_id, position in settled.items()]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from billing.expirationd.delivery import DeliverySettings
 from billing.follower import messages as say
 from billing.follower.process import serve
+from billing.follower.store import connect, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notifier import CLAIM_END_NS, Notifier
 from billing.notices.opening import found
-from shards.batch import ENTRY, RECEIVED
+from billing.notices.store import KIND, Store
+from shards.batch import ENTRY, LEAVE, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import RealDisk
 from shards.system.links import Wire
@@ -97,6 +100,60 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     passed_ns = CLAIM_END_NS + 1
     remark = await worker.hears(say.Remark)
     assert remark.text.startswith("what former shards of bucket 7 owed is not on record after 3600 s")
+    worker.wire.send(say.Close())
+    assert await served == 0
+    ours.close()
+
+
+async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_the_file(tmp_path: Path) -> None:
+    """Though the batch that the file ends with was proved before: what a claim says is deleted elsewhere."""
+    tmp_path.chmod(0o700)
+    disk = RealDisk()
+    for shard in (0, 1):
+        found(str(tmp_path), shard, 1, 0, disk, 100 + shard, NOW_NS)
+    former = Store(str(tmp_path), 0, disk)
+    ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
+    ledger.create(7)
+    ledger.wake(7)
+    ledger.apply(7, 1, (ops.TOP_UP, b"u", 10**9, 0, 0, b"", b"", b"", b"", b""))
+    former.take(1, batch_of(*((ENTRY, bucket, 1, body) for bucket, body in ledger.records)), NOW_NS)
+    former.flush()
+    worker = Worker()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    served = asyncio.create_task(serve(theirs, lambda: Notifier(disk, MACHINE_CLOCKS, random.Random(1))))
+    await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
+    assert worker.wire is not None
+    settings = DeliverySettings("http://127.0.0.1:9/")
+    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s, False)
+    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, options))
+    await worker.hears(say.Opened)
+    worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
+    worker.wire.send(say.Settle())
+    await worker.hears(say.Reached, durable=1)
+    reader = connect(file_of(str(tmp_path), 1), KIND)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM about").fetchone()
+    former.take(2, batch_of((LEAVE, 7, 1, b"")), NOW_NS)
+    former.flush()
+    told = await worker.hears(say.Told)
+    while told.figures["notices_awaited_buckets"] or not told.figures["notices_owed"]:
+        told = await worker.hears(say.Told)
+
+    async def proved() -> list[tuple[int]]:
+        assert worker.wire is not None
+        worker.wire.send(say.Settle())
+        worker.wire.send(say.Ask(1, ()))
+        await worker.hears(say.Refused)
+        with closing(connect(file_of(str(tmp_path), 1), KIND)) as db:
+            return db.execute("SELECT proved FROM claims").fetchall()
+
+    assert await proved() == [(0,)]
+    assert former.delete_claimed() == 0
+    reader.close()
+    assert await proved() == [(1,)]
+    assert former.delete_claimed() == 1
+    former.close()
     worker.wire.send(say.Close())
     assert await served == 0
     ours.close()

@@ -20,10 +20,12 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from billing.follower.store import FollowerStore
 from shards.system.disk import RealDisk
+
+T = TypeVar("T")
 
 SECTOR_BYTES: Final = 512  # what the medium writes whole, or not at all
 LOG_HEADER_BYTES: Final = 32  # of a write-ahead log
@@ -87,22 +89,21 @@ class Files:
         log = [self.log_path] if self._rng.random() < 0.5 else []
         self._disk.fail(self.path, *log)
 
-    def checkpoint(self, work: Callable[[], None]) -> None:
-        """Does `work`, which commits and makes durable: well, or with an error of the disk in the middle of it. Raises
-        what `work` raises.
+    def checkpoint(self, work: Callable[[], T]) -> T:
+        """What comes of `work`, which commits and makes durable: well, or with an error of the disk amid it.
+        Raises what `work` raises.
         """
         if not self.fails_aloud:
             try:
-                work()
+                return work()
             finally:
                 self.log_is_synced()
-            return
         self.fails_aloud = False
         before, identity = read(self.path), self._identity()
         size = max(len(read(name) or b"") for name in (self.path, self.log_path))
         try:
             with _writes_refused_from(self._rng.randrange(size + 1)):
-                work()
+                made = work()
         except BaseException:
             after = read(self.path)
             if before is not None and after is not None and after != before and self._identity() == identity:
@@ -110,6 +111,7 @@ class Files:
                 self._disk.kept.setdefault(self.path, _whole_pages(self._torn(before, after)))
             raise
         self.log_is_synced()
+        return made
 
     def _identity(self) -> int:
         """Which file stands under the name; 0: none."""

@@ -178,8 +178,8 @@ class Followers:
         """Notes what a process proves, and an end that no fault explains."""
         on_open, checkpoint, end = follower.on_open, follower.checkpoint, follower.end
 
-        def checkpointed() -> None:
-            files.checkpoint(checkpoint)
+        def checkpointed() -> bool:
+            return files.checkpoint(checkpoint)
 
         def opened(
             directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]

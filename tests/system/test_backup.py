@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
@@ -21,6 +22,7 @@ from tests.system.rpc import Lost, Rpc
 from tests.system.test_cutoffs import receiving, until
 
 COIN = 10**9
+FIRST_NOTICES = ("1:account-topped_up", "2:account-debited", "2:account-exhausted")
 
 
 def billing(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -153,25 +155,50 @@ async def test_more_than_hold_above_that_came_due_while_nobody_served_wait_too(d
             rpc.close()
 
 
-async def test_notices_begin_anew_after_a_restore_which_says_so(data_dir: Path) -> None:
-    port = free_port()
-    daemon = Daemon(data_dir, shards__workers=1, notify__url=f"http://127.0.0.1:{port}/told")
+async def test_notices_that_were_owed_are_told_by_the_restored_daemon_under_their_ids(data_dir: Path) -> None:
+    port, users = free_port(), [f"user_{number}" for number in range(8)]
+    daemon = Daemon(data_dir, shards__workers=2, notify__url=f"http://127.0.0.1:{port}/told")
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
-        await rpc.ask("top_up", "before", COIN)
-        await backed_up(daemon, data_dir / "backup")
-        rpc.close()
-    assert "notices begin with what happens from now on" in await put_back(daemon, data_dir / "backup")
-    with daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        assert (await rpc.ask("get_account", "before"))["balance_nanos"] == COIN
-        await rpc.ask("top_up", "after", COIN)
+        async with receiving(port, Fault("status", 503)) as refusing:
+            for user in users:
+                await rpc.ask("top_up", user, COIN)
+                await rpc.ask("debit", user, COIN)
+            await until(lambda: {call.user_id for call in refusing.calls} == set(users))
+            about = await backed_up(daemon, data_dir / "backup")
+            tried = {call.event_id for call in refusing.calls}
         async with receiving(port) as receiver:
-            await until(lambda: bool(receiver.calls))
-            assert {call.user_id for call in receiver.calls} == {"after"}
+            await rpc.ask("top_up", "later", COIN)  # is not in the backup, and what is in it may be told by now
+            await until(lambda: "later" in {call.user_id for call in receiver.calls})
         rpc.close()
-    silent = Daemon(data_dir, shards__workers=1)
-    assert "notices" not in await put_back(silent, data_dir / "backup")
+    wanted = {f"{user}:{name}" for user in users for name in FIRST_NOTICES}
+    assert tried <= wanted
+    assert sum(row["owed"] for row in about["notices"].values()) == len(wanted)
+    said = await put_back(daemon, data_dir / "backup")
+    assert f"notices that were still to be told then: {len(wanted)}; they are told at the next start" in said
+    async with receiving(port) as receiver:
+        with daemon:
+            await until(lambda: {call.event_id for call in receiver.calls} >= wanted)
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("top_up", "after", COIN)
+            await until(lambda: "after" in {call.user_id for call in receiver.calls})
+            rpc.close()
+        assert {call.event_id for call in receiver.calls} == wanted | {"after:1:account-topped_up"}
+    silent = Daemon(data_dir, shards__workers=2)
+    said = await put_back(silent, data_dir / "backup")
+    assert f"{len(wanted)}; the next start gives them up, since notify.url is empty" in said
+
+
+def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: Path, data_dir: Path) -> None:
+    shutil.copytree(host / "backup", data_dir / "backup")
+    listed = data_dir / "backup" / "backup.json"
+    about = json.loads(listed.read_text())
+    del about["notices"]
+    listed.write_text(json.dumps(about))
+    daemon = Daemon(data_dir, shards__workers=1, notify__url="http://127.0.0.1:9/told")
+    done = billing("restore", data_dir / "backup", "--config", daemon.config)
+    assert done.returncode == 0, done.stderr
+    assert "left notices out: what was still to be told then may stay untold" in done.stdout
 
 
 async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_good(data_dir: Path) -> None:

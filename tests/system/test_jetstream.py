@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
+from tests.system.test_cutoffs import until
 from tests.system.test_notices import kinds_of
 
 USERS = [f"user-{number}" for number in range(24)]
@@ -410,6 +412,51 @@ def test_wrong_credentials_are_named(data_dir: Path) -> None:
         assert "replicas = 1" in said
     finally:
         guarded.close()
+
+
+async def called(receiver: Receiver, ids: set[str]) -> None:
+    """Returns when all of these were called."""
+    await until(lambda: ids <= {call.event_id for call in receiver.calls})
+
+
+async def test_owed_notices_come_along_from_files_to_a_cluster_and_back(servers: NatsCluster, data_dir: Path) -> None:
+    """The endpoint refuses until the last daemon serves, which tells everything that happened at each of the three."""
+    keys: dict[str, object] = {"shards__workers": SHARDS, "shards__bucket_count": 32}
+    receiver = Receiver(fault=Fault("status", 503))
+    await receiver.start()
+    try:
+        keys["notify__url"] = f"{receiver.url}/told"
+        cluster = daemon_on(servers, data_dir / "host", **keys)
+        places = {name: data_dir / name for name in ("files", "back")}
+        for place in places.values():
+            place.mkdir()
+        files, back = (Daemon(place, journal__segment_bytes=1 << 20, **keys) for place in places.values())
+        assert billing(cluster, "cluster", "init")[0] == 0
+        caller, wanted = Caller(files.rpc_port), set[str]()
+        for number, (one, following) in enumerate([(files, cluster), (cluster, back)], 1):
+            try:
+                await asyncio.to_thread(one.start)
+                await called(receiver, wanted)
+                caller.port, caller._rpc = one.rpc_port, None
+                await caller.round()
+                wanted |= {f"{user}:{number}:account-topped_up" for user in USERS}
+                copy = data_dir / f"copy-{number}"
+                code, said = await asyncio.to_thread(run, "backup", copy, "--address", one.address)
+                assert code == 0, said
+                assert one.stop() == 0
+            finally:
+                if one.process is not None:
+                    one.kill()
+            receiver.clear()
+            code, said = billing(following, "restore", str(copy))
+            assert code == 0, said
+            assert f"notices that were still to be told then: {len(wanted)}" in said
+        receiver.fault = None
+        with back:
+            await called(receiver, wanted)
+        assert {call.event_id for call in receiver.calls} == wanted
+    finally:
+        await receiver.close()
 
 
 async def test_a_backup_of_one_kind_is_restored_into_the_other_and_back(

@@ -134,10 +134,11 @@ class JetStreamBackend:
         """Makes the streams that are missing; their names. Raises Unfit, Unavailable."""
         return self._guard().make(f"{self._host.randbits(64):016x}")
 
-    def fill(self, shards: int, reader_of: Callable[[int], Reader], at_ns: int) -> None:
+    def fill(self, shards: int, reader_of: Callable[[int], Reader], at_ns: int, decided: bytes = b"") -> None:
         """Fills the streams, which must hold nothing, from another log: shards 1 to `shards`, and the map as shard 0.
 
-        `at_ns`: the billing instant that everything is stamped with. Raises Unfit, and what the readers raise.
+        `at_ns`: the billing instant that everything is stamped with. `decided`: one more decision, at the end of the
+        map; empty for none. Raises Unfit, and what the readers raise.
         """
         if shards != self._settings["shards"]:
             raise Unfit(f"cluster.shards: the backup has {shards} shards, the cluster {self._settings['shards']}")
@@ -148,7 +149,7 @@ class JetStreamBackend:
             with closing(self._connect("restore")) as connection, closing(reader_of(shard)) as reader:
                 fill_shard(connection, journal, shard, reader, self._boot_ns)
         with closing(self._connect("restore")) as connection, closing(reader_of(0)) as reader:
-            fill_map(connection, reader, self._boot_ns)
+            fill_map(connection, reader, self._boot_ns, decided)
 
     def _guard(self) -> Guard:
         settings = self._settings

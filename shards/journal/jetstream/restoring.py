@@ -8,6 +8,7 @@ need not wait. The map begins with its state. Batches are stamped with the insta
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain as chain_of
 
 from crc32c import crc32c
 
@@ -46,8 +47,8 @@ def fill_shard(
     journal.close()
 
 
-def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int]) -> None:
-    """Fills `M`. Raises Unfit where it is not empty, and what the reader raises."""
+def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int], decided: bytes = b"") -> None:
+    """Fills `M`, with one more decision at its end. Raises Unfit where it is not empty, and what the reader raises."""
     stream = Stream(connection, map_log.NAME, PATIENCE_S, boot_ns)
     if stream.state().last:
         raise Unfit("M is not empty: a backup is restored into streams that were just made only")
@@ -58,6 +59,7 @@ def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int])
         version, chain = kept[-1].position, kept[-1].chain
         state = b"".join(reader.chunks(version))
         publisher.put(map_log.STATE, map_log.pack(map_log.STATE, version, chain, state))
-    for following, payload in reader.replay(version + 1):
-        chain = crc32c(payload, chain)
-        publisher.put(map_log.DECISION, map_log.pack(map_log.DECISION, following, chain, payload))
+    more = [decided] if decided else []
+    for payload in chain_of((payload for _, payload in reader.replay(version + 1)), more):
+        version, chain = version + 1, crc32c(payload, chain)
+        publisher.put(map_log.DECISION, map_log.pack(map_log.DECISION, version, chain, payload))

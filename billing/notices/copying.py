@@ -1,0 +1,154 @@
+"""A copy of what all shards still have to tell, for a backup, made while their notifiers go on.
+
+**As of one instant.** The copy of a shard's file ends with the batch at which the backup cuts its journal: what came
+behind that is taken out again, and what the notifier had not taken yet is read from the journal. So the copy needs
+nothing of the journal beside it. What was told before the copy was made is not owed in it; what is told later is told
+again by a daemon that is restored from it, under the same id.
+
+**All files together.** A notice whose bucket has moved is copied from one shard's file into another's, which proves
+that, and then it is deleted in the first. Files that are read one after the other might hold it in neither. So all are
+held as they are before the first is copied: what is written into a file that a reader holds cannot be proved, and what
+is not proved is deleted nowhere.
+
+**Of a shard that another host serves** there is no file here. Its copy begins behind the batch up to which that host is
+known to have told everything, and takes what the log holds since: some of it was told already.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from typing import Final, NamedTuple
+
+from billing.follower.store import StoreError, connect, file_of
+from billing.notices.opening import begun_of, found, open_store
+from billing.notices.store import KIND, Store
+from shards.journal import Reader
+from shards.system.disk import Disk, private_directory, read_file, write_file
+
+PAGES_A_STEP: Final = 1024
+ROWS_AT_ONCE: Final = 20_000
+
+
+class CutShard(NamedTuple):
+    """A shard whose journal is cut for a backup."""
+
+    shard: int
+    position: int  # its last batch
+    is_here: bool  # this host serves it
+    settled: int  # the batch up to which other hosts are known to have told everything; −1: none is
+
+
+class Copied(NamedTuple):
+    """What became of the notices of a shard."""
+
+    shard: int
+    owed: int
+    settled: int  # as `Store.settled`
+    names: list[str]  # of the files made
+    remarks: list[str]  # for the operator
+
+
+def copy_notices(
+    disk: Disk,
+    source: str,
+    target: str,
+    shards: Sequence[CutShard],
+    reader_of: Callable[[int], Reader],
+    file_id: Callable[[], int],
+    at_ns: int,
+    renew: Callable[[], None],
+    *,
+    is_apart: bool,
+) -> list[Copied]:
+    """Copies the files in `source` to the directory `target`, which is made where there is anything to copy, and syncs
+    them; nothing of a shard that has nobody to tell. No bucket moves meanwhile. `at_ns`: wall time of the backup;
+    `is_apart`: several hosts serve; `renew` is called now and then. Raises StoreError, Unproved, JournalError, OSError.
+    """
+    copied = []
+    try:
+        with ExitStack() as stack:
+            held: dict[int, sqlite3.Connection] = {}
+            for one in shards:
+                if one.is_here and disk.exists(file_of(source, one.shard)):
+                    held[one.shard] = stack.enter_context(closing(_held(file_of(source, one.shard))))
+            wanted = [one for one in shards if one.shard in held or (not one.is_here and one.settled >= 0)]
+            if wanted:
+                private_directory(disk, target)
+            for one in wanted:
+                with closing(reader_of(one.shard)) as reader:
+                    if one.shard in held:
+                        _copy(disk, held[one.shard], source, target, one, renew)
+                    else:
+                        found(target, one.shard, reader.first, min(one.settled, one.position), disk, file_id(), at_ns)
+                    copied.append(_brought_up(disk, target, one, reader, file_id(), at_ns, renew, is_apart=is_apart))
+    except sqlite3.Error as error:
+        raise StoreError(f"the notices in {source} cannot be copied: {error}") from error
+    if copied:
+        disk.fsync_dir(target)
+    return copied
+
+
+def _held(path: str) -> sqlite3.Connection:
+    """A connection that sees the file as it is now, for as long as it is open."""
+    db = connect(path, KIND)
+    try:
+        db.execute("BEGIN")
+        db.execute("SELECT position FROM about").fetchone()  # a transaction begins to see with its first query
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _copy(
+    disk: Disk, db: sqlite3.Connection, source: str, target: str, one: CutShard, renew: Callable[[], None]
+) -> None:
+    """Copies what a connection sees, without what came behind the cut."""
+    if disk.exists(begun_of(source, one.shard)):
+        write_file(disk, begun_of(target, one.shard), read_file(disk, begun_of(source, one.shard)))
+    path = file_of(target, one.shard)
+    disk.close(disk.create(path))  # with this project's mode, before SQLite makes it with another
+    with closing(sqlite3.connect(path)) as copy:
+        db.backup(copy, pages=PAGES_A_STEP, progress=lambda status, remaining, total: renew())
+    store = Store(target, one.shard, disk)
+    store.cut_back_to(one.position)
+    store.close()
+
+
+def _brought_up(
+    disk: Disk,
+    target: str,
+    one: CutShard,
+    reader: Reader,
+    file_id: int,
+    at_ns: int,
+    renew: Callable[[], None],
+    *,
+    is_apart: bool,
+) -> Copied:
+    """Takes the batches up to the cut, and makes the file durable."""
+    store, remarks = open_store(
+        target, one.shard, reader.first, one.position, disk, suspect=False, file_id=file_id, now_ns=at_ns
+    )
+    store.is_apart = is_apart
+    if store.position < one.position:
+        for position, payload in reader.replay(store.position + 1):
+            store.take(position, payload, at_ns)
+            if store.changes >= ROWS_AT_ONCE:
+                store.flush()
+                renew()
+            if position == one.position:
+                break
+        store.flush()
+    owed, settled = store.owed(), store.settled()
+    store.close()
+    path = file_of(target, one.shard)
+    handle = disk.open(path, write=True)
+    try:
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+    paths = (path, begun_of(target, one.shard))
+    return Copied(one.shard, owed, settled, [path.rpartition("/")[2] for path in paths if disk.exists(path)], remarks)
